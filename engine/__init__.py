@@ -1,0 +1,1 @@
+"""Calotype: a compiled inference engine for Stable Diffusion."""

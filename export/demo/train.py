@@ -1,0 +1,166 @@
+"""`python -m calotype.export.demo.train`: makes the demonstration model from nothing, in stages, with a fixed seed.
+
+Stages: `vae` (autoencoder), `text` (tokenizer and text encoder), `unet`. Each one resumes from its last checkpoint
+after a stop, appends its loss to `log.csv` and draws a sample sheet. Every draw is a function of (seed, step), so a
+resumed run sees the data that an unbroken one would have seen.
+"""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from calotype.export.demo import networks, scenes
+
+CHECKPOINT_SECONDS = 90.0
+LOG_EVERY = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stage:
+    """How one network is trained. `lr` falls on a cosine from its value to `lr_end`, after `warmup` steps."""
+
+    name: str
+    steps: int
+    batch: int
+    lr: float
+    lr_end: float = 1e-5
+    warmup: int = 100
+    ema_decay: float = 0.998
+
+
+VAE = Stage(name="vae", steps=2400, batch=12, lr=1.5e-3, ema_decay=0.995)
+
+
+def learning_rate(stage: Stage, step: int) -> float:
+    if step < stage.warmup:
+        return stage.lr * (step + 1) / stage.warmup
+    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
+    return stage.lr_end + (stage.lr - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+
+
+class Run:
+    """One stage under way: the network, its moving average, its optimiser, and where they are kept."""
+
+    def __init__(self, stage: Stage, model: nn.Module, folder: Path, device: torch.device) -> None:
+        self.stage = stage
+        self.model = model.to(device)
+        self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
+        self.optimizer = torch.optim.AdamW(self.model.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=1e-2)
+        self.folder = folder
+        self.step = 0
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.checkpoint.exists():
+            self._restore(torch.load(self.checkpoint, map_location=device, weights_only=True))
+
+    @property
+    def checkpoint(self) -> Path:
+        return self.folder / f"{self.stage.name}.ckpt"
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.model.load_state_dict(state["model"])
+        self.ema.load_state_dict(state["ema"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.step = state["step"]
+
+    def save(self) -> None:
+        state = dict(
+            model=self.model.state_dict(),
+            ema=self.ema.state_dict(),
+            optimizer=self.optimizer.state_dict(),
+            step=self.step,
+        )
+        fresh = self.checkpoint.with_suffix(".part")
+        torch.save(state, fresh)
+        fresh.replace(self.checkpoint)
+
+    def fit(self, loss_at: Callable[[int], Tensor], sheet: Callable[[nn.Module], np.ndarray] | None = None) -> nn.Module:
+        """Minimise `loss_at(step)` to the stage's end; the moving average of the weights is returned."""
+        saved, recent, began = time.monotonic(), [], time.monotonic()
+        while self.step < self.stage.steps:
+            recent.append(self._advance(loss_at))
+            if self.step % LOG_EVERY == 0:
+                self._log(float(np.mean(recent)), (time.monotonic() - began) / len(recent))
+                recent, began = [], time.monotonic()
+            if time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == self.stage.steps:
+                self.save()
+                if sheet is not None:
+                    _save_sheet(sheet(self.ema), self.folder / f"{self.stage.name}.png")
+                saved = began = time.monotonic()
+                recent = []
+        return self.ema
+
+    def _advance(self, loss_at: Callable[[int], Tensor]) -> float:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate(self.stage, self.step)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss = loss_at(self.step)
+        loss.backward()
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.step += 1
+        decay = min(self.stage.ema_decay, (1 + self.step) / (10 + self.step))
+        with torch.no_grad():
+            averages = list(self.ema.parameters())
+            torch._foreach_lerp_(averages, [p.detach() for p in self.model.parameters()], 1 - decay)
+        return float(loss.detach())
+
+    def _log(self, loss: float, seconds: float) -> None:
+        line = f"{self.stage.name},{self.step},{loss:.5f},{learning_rate(self.stage, self.step):.2e},{seconds:.3f}"
+        with (self.folder / "log.csv").open("a") as log:
+            log.write(line + "\n")
+        print(line, flush=True)
+
+
+def _save_sheet(pixels: np.ndarray, path: Path) -> None:
+    from PIL import Image
+
+    Image.fromarray(pixels).save(path)
+
+
+def grid(pictures: Tensor, columns: int = 8) -> np.ndarray:
+    """Pictures in [-1, 1] side by side.  # [N, 3, H, W] -> [rows*H, columns*W, 3] uint8"""
+    u8 = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+    rows = [np.concatenate(list(u8[i : i + columns]), axis=1) for i in range(0, len(u8), columns)]
+    return np.concatenate(rows, axis=0)
+
+
+def pictures_of(seeds: range) -> Tensor:
+    """Rendered scenes in [-1, 1].  # [N, 3, 128, 128]"""
+    pixels = np.stack([scenes.render(scenes.draw_scene(s)) for s in seeds])
+    return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def train_vae(folder: Path, seed: int, device: torch.device, stage: Stage = VAE) -> nn.Module:
+    """On random 64-px crops: five times as many steps an hour as on whole scenes, and as good on those."""
+    torch.manual_seed(seed)
+    run = Run(stage, networks.new_vae(), folder, device)
+    pool, held_out = pictures_of(range(3000)), pictures_of(range(10_000_000, 10_000_008)).to(device)
+
+    def loss_at(step: int) -> Tensor:
+        rng = np.random.default_rng([seed, 1, step])
+        which, y, x = rng.integers(len(pool), size=stage.batch), *rng.integers(0, 65, size=(2, stage.batch))
+        crops = [pool[w, :, b : b + 64, a : a + 64] for w, b, a in zip(which, y, x, strict=True)]
+        real = torch.stack(crops).to(device)
+        posterior = run.model.encode(real).latent_dist
+        made = run.model.decode(posterior.sample(torch.Generator(device).manual_seed(step))).sample
+        error = made - real
+        return error.abs().mean() + error.square().mean() + 1e-6 * posterior.kl().mean()
+
+    @torch.no_grad()
+    def sheet(model: Any) -> np.ndarray:
+        made = model.decode(model.encode(held_out).latent_dist.mode()).sample
+        mse = (made.clamp(-1, 1) - held_out).square().mean(dim=(1, 2, 3)) / 4
+        print(f"vae: {float((-10 * mse.log10()).mean()):.2f} dB on {len(held_out)} held-out scenes", flush=True)
+        return grid(torch.cat([held_out, made]))
+
+    return run.fit(loss_at, sheet)
