@@ -1,1 +1,57 @@
-"""Calotype: a compiled inference engine for Stable Diffusion."""
+"""Calotype: a compiled inference engine for Stable Diffusion.
+
+    import calotype
+    pipe = calotype.load("demo")
+    pipe("a small red ring on a white background", seed=7).images[0].save("ring.png")
+
+Importing this package imports neither torch nor diffusers nor numpy: names are looked up when they are used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from calotype import errors
+from calotype.errors import BackendError, CalotypeError, Cancelled, CheckError, InputError, SamplerError, SourceError
+
+if TYPE_CHECKING:
+    from calotype.loading import load
+    from calotype.pipeline import Event, Pipeline, Result
+    from calotype.report import Report
+    from calotype.scheduler_names import scheduler_names
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "BackendError",
+    "CalotypeError",
+    "Cancelled",
+    "CheckError",
+    "Event",
+    "InputError",
+    "Pipeline",
+    "Report",
+    "Result",
+    "SamplerError",
+    "SourceError",
+    "__version__",
+    "errors",
+    "load",
+    "scheduler_names",
+]
+
+_HOMES = {
+    "Event": "calotype.pipeline",
+    "Pipeline": "calotype.pipeline",
+    "Report": "calotype.report",
+    "Result": "calotype.pipeline",
+    "load": "calotype.loading",
+    "scheduler_names": "calotype.scheduler_names",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'calotype' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -7,12 +7,14 @@ Knows nothing of networks.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
 
 SIZE = 128  # pixels a side
 SUPERSAMPLE = 4

@@ -10,16 +10,19 @@ from __future__ import annotations
 import copy
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
+from calotype.export.demo import networks, scenes
+from calotype.export.demo import train_text as text
+from calotype.export.demo import train_unet as unet
 from torch import Tensor, nn
 
-from calotype.export.demo import networks, scenes
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from pathlib import Path
 
 CHECKPOINT_SECONDS = 90.0
 LOG_EVERY = 20
@@ -27,7 +30,7 @@ LOG_EVERY = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How one network is trained. `lr` falls on a cosine from its value to `lr_end`, after `warmup` steps."""
+    """How one network is trained. `lr` is held for a share `hold` of the steps, then falls on a cosine to `lr_end`."""
 
     name: str
     steps: int
@@ -35,17 +38,24 @@ class Stage:
     lr: float
     lr_end: float = 1e-5
     warmup: int = 100
+    hold: float = 0.0
     ema_decay: float = 0.998
+    sheet_seconds: float = 90.0
 
 
-VAE = Stage(name="vae", steps=2400, batch=12, lr=1.5e-3, ema_decay=0.995)
+VAE = Stage(name="vae", steps=1800, batch=12, lr=1.5e-3, ema_decay=0.995)
+UNET = Stage(name="unet", steps=8000, batch=32, lr=1e-3, hold=0.7, ema_decay=0.9985, sheet_seconds=600.0)
+TEXT = Stage(name="text", steps=500, batch=64, lr=1e-3, ema_decay=0.98)
+SCENES = 20_000
+HELD_OUT = 10_000_000  # seeds from here on are never trained on
 
 
 def learning_rate(stage: Stage, step: int) -> float:
     if step < stage.warmup:
         return stage.lr * (step + 1) / stage.warmup
-    done = (step - stage.warmup) / max(1, stage.steps - stage.warmup)
-    return stage.lr_end + (stage.lr - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * min(1.0, done)))
+    falls_at = max(stage.warmup, int(stage.hold * stage.steps))
+    done = min(1.0, max(0.0, (step - falls_at) / max(1, stage.steps - falls_at)))
+    return stage.lr_end + (stage.lr - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
 class Run:
@@ -73,30 +83,35 @@ class Run:
         self.step = state["step"]
 
     def save(self) -> None:
-        state = dict(
-            model=self.model.state_dict(),
-            ema=self.ema.state_dict(),
-            optimizer=self.optimizer.state_dict(),
-            step=self.step,
-        )
+        state = {
+            "model": self.model.state_dict(),
+            "ema": self.ema.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+        }
         fresh = self.checkpoint.with_suffix(".part")
         torch.save(state, fresh)
         fresh.replace(self.checkpoint)
 
-    def fit(self, loss_at: Callable[[int], Tensor], sheet: Callable[[nn.Module], np.ndarray] | None = None) -> nn.Module:
+    def fit(
+        self, loss_at: Callable[[int], Tensor], sheet: Callable[[nn.Module], np.ndarray] | None = None
+    ) -> nn.Module:
         """Minimise `loss_at(step)` to the stage's end; the moving average of the weights is returned."""
-        saved, recent, began = time.monotonic(), [], time.monotonic()
+        saved = drawn = time.monotonic()
+        recent: list[float] = []
         while self.step < self.stage.steps:
+            began = time.monotonic()
             recent.append(self._advance(loss_at))
-            if self.step % LOG_EVERY == 0:
-                self._log(float(np.mean(recent)), (time.monotonic() - began) / len(recent))
-                recent, began = [], time.monotonic()
-            if time.monotonic() - saved > CHECKPOINT_SECONDS or self.step == self.stage.steps:
-                self.save()
-                if sheet is not None:
-                    _save_sheet(sheet(self.ema), self.folder / f"{self.stage.name}.png")
-                saved = began = time.monotonic()
+            last = self.step == self.stage.steps
+            if self.step % LOG_EVERY == 0 or last:
+                self._log(float(np.mean(recent)), time.monotonic() - began)
                 recent = []
+            if last or time.monotonic() - saved > CHECKPOINT_SECONDS:
+                self.save()
+                saved = time.monotonic()
+            if sheet is not None and (last or time.monotonic() - drawn > self.stage.sheet_seconds):
+                _save_sheet(sheet(self.ema), self.folder / f"{self.stage.name}.png")
+                drawn = time.monotonic()
         return self.ema
 
     def _advance(self, loss_at: Callable[[int], Tensor]) -> float:
@@ -144,7 +159,7 @@ def train_vae(folder: Path, seed: int, device: torch.device, stage: Stage = VAE)
     """On random 64-px crops: five times as many steps an hour as on whole scenes, and as good on those."""
     torch.manual_seed(seed)
     run = Run(stage, networks.new_vae(), folder, device)
-    pool, held_out = pictures_of(range(3000)), pictures_of(range(10_000_000, 10_000_008)).to(device)
+    pool, held_out = pictures_of(range(3000)), pictures_of(range(HELD_OUT, HELD_OUT + 8)).to(device)
 
     def loss_at(step: int) -> Tensor:
         rng = np.random.default_rng([seed, 1, step])
@@ -164,3 +179,41 @@ def train_vae(folder: Path, seed: int, device: torch.device, stage: Stage = VAE)
         return grid(torch.cat([held_out, made]))
 
     return run.fit(loss_at, sheet)
+
+
+def train_text(folder: Path, seed: int, device: torch.device, stage: Stage = TEXT) -> tuple[Any, nn.Module]:
+    """The tokenizer (kept in `folder/tokenizer`) and the text encoder."""
+    where = folder / "tokenizer"
+    if not (where / "vocab.json").exists():
+        networks.train_tokenizer((scenes.caption(scenes.draw_scene(s)) for s in range(4000)), where)
+    tokenizer = text.load_tokenizer(where)
+    torch.manual_seed(seed)
+    run = Run(stage, text.TextTrainer(len(tokenizer)), folder, device)
+
+    def loss_at(step: int) -> Tensor:
+        drawn = [scenes.draw_scene(step * stage.batch + i) for i in range(stage.batch)]
+        ids = text.tokenize(tokenizer, [scenes.caption(s) for s in drawn])
+        truth = torch.from_numpy(np.stack([text.facts(s) for s in drawn]))
+        return run.model(ids.to(device), truth.to(device))
+
+    best = run.fit(loss_at)
+    print(
+        f"text: {100 * text.accuracy(best, tokenizer, range(HELD_OUT, HELD_OUT + 256)):.1f} % told rightly", flush=True
+    )
+    return tokenizer, best.encoder
+
+
+def train_unet(folder: Path, seed: int, device: torch.device, stage: Stage = UNET) -> None:
+    """The U-Net, on latents of the trained autoencoder and states of the trained text encoder."""
+    vae = train_vae(folder, seed, device)
+    tokenizer, text_encoder = train_text(folder, seed, device)
+    latents = unet.Latents(vae, SCENES, folder, device)
+    denoising = unet.Denoising(text_encoder, tokenizer, latents, device)
+    torch.manual_seed(seed)
+    run = Run(stage, networks.new_unet(), folder, device)
+    held_out = [scenes.caption(scenes.draw_scene(s)) for s in range(HELD_OUT, HELD_OUT + 32)]
+
+    def sheet(model: nn.Module) -> np.ndarray:
+        return grid(unet.sample(model, vae, denoising, held_out, guidance=3.0))
+
+    run.fit(lambda step: denoising.loss(run.model, seed, step, stage.batch), sheet)

@@ -1,0 +1,5 @@
+"""`python -m calotype` is the command line."""
+
+from calotype.cli import main
+
+main()

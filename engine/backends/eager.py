@@ -1,0 +1,56 @@
+"""The eager backend: the model's own PyTorch modules, in float32. The reference for all others, and the last resort."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calotype import threads
+from calotype.errors import BackendError, SourceError
+
+if TYPE_CHECKING:
+    from calotype.backends import Arrays
+    from calotype.plan import Artefact, PlannedComponent
+
+FORM = "diffusers"
+
+
+def unavailable() -> str | None:
+    """The eager backend needs torch and diffusers, which the core installs."""
+    lacking = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
+    return f"{', '.join(lacking)} not installed (pip install {' '.join(lacking)})" if lacking else None
+
+
+class EagerRunner:
+    """A PyTorch module run over numpy arrays, on the CPU."""
+
+    backend = "eager"
+    precision = "fp32"
+
+    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
+        import torch
+
+        from calotype.modules import load_module
+
+        torch.set_num_threads(threads.available())
+        try:
+            self._module = load_module(component.name, artefact.path)
+        except SourceError as broken:
+            raise BackendError(str(broken)) from None
+        self._names = [b.name for b in component.outputs]
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name."""
+        import torch
+
+        with torch.inference_mode():
+            given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+            outputs = self._module(**given)
+        return {name: out.numpy() for name, out in zip(self._names, outputs, strict=True)}
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> EagerRunner:
+    """Open a component from its folder of config and safetensors."""
+    return EagerRunner(component, artefact)

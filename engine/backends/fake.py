@@ -1,0 +1,59 @@
+"""The fake backend: no weights, no network, outputs of the right shapes at once. For tests of all that is around it.
+
+Each output is a smooth function of the means of the inputs, one picture at a time, so that a wrong order, a wrong
+seed or a leak between pictures of a batch shows.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calotype.bindings import check_arrays
+
+if TYPE_CHECKING:
+    from calotype.backends import Arrays
+    from calotype.plan import Artefact, PlannedComponent
+
+FORM = "diffusers"
+
+
+def unavailable() -> str | None:
+    """The fake backend always runs."""
+    return None
+
+
+class FakeRunner:
+    """Stands in for a component; `calls` counts how often it ran."""
+
+    backend = "fake"
+    precision = "fp32"
+
+    def __init__(self, component: PlannedComponent) -> None:
+        self._component = component
+        self.calls = 0
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name, from the symbols' sizes and the inputs' means."""
+        self.calls += 1
+        sizes = check_arrays(self._component.name, self._component.inputs, inputs)
+        factor = 8  # where a component changes resolution, pixels and latents are tied by this
+        for pixels, latents in (("height", "latent_height"), ("width", "latent_width")):
+            if latents in sizes:
+                sizes.setdefault(pixels, sizes[latents] * factor)
+            elif pixels in sizes:
+                sizes.setdefault(latents, sizes[pixels] // factor)
+        mean = sum(a.reshape(len(a), -1).mean(axis=1, dtype=np.float64) / 1000 ** (a.dtype.kind == "i") for a in inputs.values())
+        outputs = {}
+        for binding in self._component.outputs:
+            shape = binding.shape(sizes)
+            wave = np.sin(np.arange(np.prod(shape[1:])))[None] * 0.5 + np.tanh(np.asarray(mean))[:, None]
+            outputs[binding.name] = wave.reshape(shape).astype(binding.dtype)
+        return outputs
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> FakeRunner:
+    """Open a stand-in; the artefact is not read."""
+    del artefact
+    return FakeRunner(component)

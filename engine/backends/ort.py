@@ -1,0 +1,60 @@
+"""The onnxruntime backend: ONNX artefacts on ONNX Runtime's CPU provider, in the precision of the artefact."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+from calotype import threads
+from calotype.errors import BackendError
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from calotype.backends import Arrays
+    from calotype.plan import Artefact, PlannedComponent
+
+FORM = "onnx"
+_PROVIDERS = ["CPUExecutionProvider"]
+
+
+def unavailable() -> str | None:
+    """None where onnxruntime is installed, else the line that installs it."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install 'calotype[cpu]')"
+    return None
+
+
+class OrtRunner:
+    """An ONNX Runtime session. Sessions are safe to run from several threads."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
+        import onnxruntime as ort
+
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads.available()  # its own guess ignores container quotas
+        options.log_severity_level = 3
+        try:
+            self._session = ort.InferenceSession(str(artefact.path), options, providers=_PROVIDERS)
+        except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
+            raise BackendError(f"ONNX Runtime cannot open {artefact.path}: {_first_line(failed)}") from None
+        got = self._session.get_providers()
+        if got[: len(_PROVIDERS)] != _PROVIDERS:  # it falls back with no more than a log line
+            raise BackendError(f"ONNX Runtime was asked for {_PROVIDERS} and took {got}")
+        self.precision = artefact.precision
+        self._names = [b.name for b in component.outputs]
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name."""
+        return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> OrtRunner:
+    """Open a session on an ONNX file."""
+    return OrtRunner(component, artefact)

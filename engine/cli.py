@@ -1,0 +1,179 @@
+"""The command line: a thin projection of `Request`, `load` and the doctor. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from calotype import __version__
+from calotype.errors import CalotypeError, InputError
+
+if TYPE_CHECKING:
+    from calotype.pipeline import Pipeline, Result
+
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+    help="Calotype: a compiled inference engine for Stable Diffusion.",
+)
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"calotype {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")] = False,
+) -> None:
+    """Calotype: a compiled inference engine for Stable Diffusion."""
+
+
+@app.command()
+def generate(
+    prompt: Annotated[str | None, typer.Argument(help="What to paint, in words.", show_default=False)] = None,
+    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file; with several, -0, -1, ... is added.")] = Path(
+        "out.png"
+    ),
+    like: Annotated[
+        Path | None, typer.Option(help="A PNG of ours: take all that is not said here from it.", show_default=False)
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option(help="demo, a plan, a folder in diffusers' layout, or a hub id.  [default: demo]")
+    ] = None,
+    backend: Annotated[str, typer.Option(help="auto, or names in order of preference: onnxruntime,eager.")] = "auto",
+    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.", show_default=False)] = None,
+    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler.  [default: 20]")] = None,
+    guidance_scale: Annotated[
+        float | None, typer.Option(help="How strongly the prompt steers; 1 is off.  [default: 5.0]")
+    ] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.  [default: random]")] = None,
+    width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
+    height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
+    num_images: Annotated[int | None, typer.Option(help="Pictures; the i-th has seed + i.  [default: 1]")] = None,
+    scheduler: Annotated[str | None, typer.Option(help="For example dpm++2m-karras or euler.  [default: the model's]")] = None,
+    report: Annotated[bool, typer.Option("--report", help="Print backends, precision and seconds by stage.")] = False,
+) -> None:
+    """Paint pictures from a prompt."""
+    said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value is not None}
+    _check_output(output)
+    arguments, made_with, fingerprint = _like(like)
+    arguments |= said
+    if "prompt" not in arguments:
+        raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
+    pipe = _load(model or made_with or "demo", backend)
+    if fingerprint and model is None and pipe.plan.fingerprint != fingerprint:
+        raise InputError(
+            f"{like} was made by a model of fingerprint {fingerprint[:12]}, and {made_with} now has "
+            f"{pipe.plan.model_id}; name a --model to use it all the same."
+        )
+    result = _with_progress(pipe, arguments)
+    for path, image, used in zip(_names(output, len(result.images)), result.images, result.seeds, strict=True):
+        _write(image, path)
+        typer.echo(f"{path}  seed {used}")
+    if report:
+        typer.echo(str(result.report))
+
+
+_REQUEST_OPTIONS = frozenset(
+    {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
+)
+
+
+def _like(path: Path | None) -> tuple[dict[str, Any], str | None, str | None]:
+    """Arguments, model and fingerprint from the PNG; nothing where there is no PNG."""
+    if path is None:
+        return {}, None, None
+    from calotype.picture import settings_of
+    from calotype.scheduler_names import SchedulerSpec
+
+    told = settings_of(path)
+    kinds: dict[str, Any] = {"prompt": str, "negative_prompt": str, "steps": int, "seed": int, "width": int}
+    kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
+    try:
+        arguments = {name: kind(told[name]) for name, kind in kinds.items()}
+        return arguments, told["model"], told["model_fingerprint"]
+    except (KeyError, ValueError) as broken:
+        raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
+
+
+def _load(model: str, backend: str) -> Pipeline:
+    from calotype.loading import load
+
+    names = [n.strip() for n in backend.split(",") if n.strip()]
+    return load(model, backend=names[0] if len(names) == 1 else names)
+
+
+def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
+    """Run; a bar on a terminal, nothing in a pipe."""
+    stream = pipe.stream(**arguments)
+    if not sys.stderr.isatty():
+        *_, last = stream
+        assert last.result is not None
+        return last.result
+    from rich.console import Console
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True)) as progress:
+        task = progress.add_task("painting", total=None)
+        for event in stream:
+            progress.update(task, completed=event.step, total=event.total)
+    assert event.result is not None
+    return event.result
+
+
+def _check_output(path: Path) -> None:
+    """Find out before the work whether the picture can be written."""
+    if path.suffix.lower() != ".png":
+        raise InputError(f"pictures are written as .png, got {path}.")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name a .png file.")
+    if not path.parent.is_dir():
+        raise InputError(f"there is no folder {path.parent} to write {path.name} into.")
+    import os
+
+    if not os.access(path if path.exists() else path.parent, os.W_OK):
+        raise InputError(f"{path} cannot be written: permission denied.")
+
+
+def _write(image: Any, path: Path) -> None:
+    try:
+        image.save(path)
+    except OSError as failed:
+        raise InputError(f"{path} cannot be written: {failed.strerror or failed}.") from None
+
+
+def _names(path: Path, count: int) -> list[Path]:
+    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(count)]
+
+
+@app.command()
+def doctor() -> None:
+    """Say what this machine can run: versions, threads, backends, the store."""
+    from calotype.doctor import examine
+
+    typer.echo(examine())
+
+
+def main() -> None:
+    """Run the command line: exit code 0, 1 with one plain message on stderr, or 2 for wrong usage."""
+    try:
+        app()
+    except CalotypeError as told:
+        typer.echo(f"calotype: {told}", err=True)
+        sys.exit(1)
+    except BrokenPipeError:
+        sys.stderr.close()
+        sys.exit(1)
+    except KeyboardInterrupt:
+        typer.echo("calotype: stopped.", err=True)
+        sys.exit(130)

@@ -1,0 +1,124 @@
+"""The networks as PyTorch modules whose inputs and outputs are the bindings' tensors, in the bindings' order.
+
+Imports torch: only the eager backend and `calotype.export` import this file, when they are used. Weights are read
+from safetensors alone, and every weight must be there: a library that fills in a missing one with random numbers
+makes noise, not an error.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calotype.errors import SourceError
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text transformer: the last state (normed), the pooled state, and every layer's state."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """# [B, T] int64 -> [B, T, W], [B, W], (layers + 1) x [B, T, W]"""
+        out = self.model(input_ids, output_hidden_states=True)
+        return out.last_hidden_state, out.pooler_output, *out.hidden_states
+
+
+class UNet(nn.Module):
+    """The denoiser of a Stable Diffusion 1.x model."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
+        """# [B, 4, h, w], [B], [B, T, W] -> [B, 4, h, w]"""
+        out: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+        return (out,)
+
+
+class VaeDecoder(nn.Module):
+    """Latents (already divided by the scaling factor) to pixels in about [-1, 1]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.post_quant_conv = model.post_quant_conv
+        self.decoder = model.decoder
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        """# [B, 4, h, w] -> [B, 3, 8h, 8w]"""
+        latents = latent_sample if self.post_quant_conv is None else self.post_quant_conv(latent_sample)
+        return (self.decoder(latents),)
+
+
+class VaeEncoder(nn.Module):
+    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.quant_conv = model.quant_conv
+
+    def forward(self, sample: Tensor) -> tuple[Tensor]:
+        """# [B, 3, H, W] -> [B, 8, h, w]"""
+        moments = self.encoder(sample)
+        return (moments if self.quant_conv is None else self.quant_conv(moments),)
+
+
+def _text_encoder(folder: Path) -> tuple[Any, Any]:
+    from transformers import CLIPTextModel
+
+    return CLIPTextModel.from_pretrained(
+        folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+    )
+
+
+def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
+    def load(folder: Path) -> tuple[Any, Any]:
+        import diffusers
+
+        loaded: tuple[Any, Any] = getattr(diffusers, class_name).from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+        )
+        return loaded
+
+    return load
+
+
+_LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] = {
+    "text_encoder": (_text_encoder, TextEncoder),
+    "unet": (_diffusers("UNet2DConditionModel"), UNet),
+    "vae_decoder": (_diffusers("AutoencoderKL"), VaeDecoder),
+    "vae_encoder": (_diffusers("AutoencoderKL"), VaeEncoder),
+}
+
+
+def load_module(component: str, folder: Path) -> nn.Module:
+    """The component's module in float32 and evaluation mode, from the folder of its config and safetensors.
+
+    Raises `SourceError` where the weights cannot be read, or do not fit the config exactly.
+    """
+    load, wrapper = _LOADERS[component]
+    try:
+        model, info = load(folder)
+    except Exception as broken:  # each library raises its own kinds
+        reason = (str(broken).strip() or type(broken).__name__).splitlines()[0]
+        raise SourceError(f"the weights in {folder} cannot be read: {reason}") from broken
+    wrong = [*info["missing_keys"], *(str(k) for k in info["mismatched_keys"])]
+    if wrong:
+        raise SourceError(
+            f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing or of another "
+            f"shape, such as {wrong[0]}. Take both from the same model."
+        )
+    return wrapper(model).eval().requires_grad_(False)

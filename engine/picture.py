@@ -1,0 +1,60 @@
+"""Pixels to PIL pictures that remember how they were made.
+
+A `Picture` is a PIL image; saved as PNG it carries its settings as text chunks, from which `settings_of` reads
+them back, so that the same picture can be made again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, PngImagePlugin
+
+from calotype.errors import InputError
+
+CHUNK = "calotype"  # the chunk that says the others are ours; its value is the version that wrote them
+
+
+class Picture(Image.Image):
+    """A PIL image with `settings`, the text chunks of its PNG."""
+
+    settings: Mapping[str, str]
+
+    def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
+        """As PIL's `save`; a PNG gets the settings as text chunks, unless `pnginfo` is given."""
+        info = PngImagePlugin.PngInfo()
+        for key, value in self.settings.items():
+            info.add_itxt(key, value)
+        super().save(fp, format, **{"pnginfo": info, **params})
+
+
+def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
+    """The autoencoder's pixels to bytes, rounded as diffusers rounds.  # [B, 3, H, W] in [-1, 1] -> [B, H, W, 3]"""
+    unit = (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
+    return np.rint(unit * 255).astype(np.uint8)
+
+
+def picture_from(pixels: NDArray[np.uint8], settings: Mapping[str, str]) -> Picture:
+    """One picture from its bytes.  # [H, W, 3]"""
+    image = Image.fromarray(np.ascontiguousarray(pixels))
+    image.__class__ = Picture  # PIL makes images by factory functions alone: there is no constructor to call
+    assert isinstance(image, Picture)
+    image.settings = dict(settings)
+    return image
+
+
+def settings_of(path: Path) -> dict[str, str]:
+    """The settings in a PNG that Calotype wrote. Raises `InputError` where there are none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            chunks = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
+    except (OSError, ValueError, SyntaxError) as broken:
+        raise InputError(f"{path} cannot be read as a picture ({broken}).") from None
+    if CHUNK not in chunks:
+        raise InputError(f"{path} does not say how it was made: it is no PNG that Calotype wrote, or lost its text.")
+    return chunks

@@ -1,0 +1,213 @@
+"""From a prompt to pictures: text, noise, steps, pixels. One pipeline for every family and task.
+
+Knows the order of the work; what runs each network is behind `backends`, what a schedule is behind `sampler`.
+"""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype import __version__
+from calotype.backends import Choice, Opened, open_component
+from calotype.errors import CalotypeError
+from calotype.guidance import is_guided
+from calotype.latents import BatchNoise
+from calotype.loop import Conditioning, denoise
+from calotype.picture import CHUNK, Picture, picture_from, to_uint8
+from calotype.plan import Plan
+from calotype.prompt import ClipTokenizer
+from calotype.report import ComponentReport, Report, Stopwatch
+from calotype.request import Job, Request, resolve
+from calotype.sampler import Sampler, SamplerRun
+from calotype.sampler_cache import SchedulerSpec, sampler_for
+
+Floats = NDArray[np.float32]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Result:
+    """What a call gives: the pictures (or arrays, by `output_type`), their seeds, and the report."""
+
+    images: Any  # list[Picture], float32 [N, H, W, 3] in [0, 1], or latents float32 [N, C, h, w]
+    seeds: tuple[int, ...]
+    report: Report
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One step is done. The last event of a stream carries the `result`.
+
+    `preview()` decodes the clean pictures as they look from this step; it costs one run of the VAE decoder, and is to
+    be called before the stream goes on.
+    """
+
+    step: int
+    total: int
+    preview: Callable[[], list[Picture]]
+    result: Result | None = None
+
+
+class Pipeline:
+    """A loaded model. Calls may come from several threads; `cancel` ends those that are under way."""
+
+    def __init__(self, plan: Plan, choice: Choice) -> None:
+        self.plan = plan
+        self._choice = choice
+        self._opened: dict[str, Opened] = {}
+        self._opening = threading.Lock()
+        self._guard = threading.Lock()
+        self._under_way: set[threading.Event] = set()
+        tokens = plan.components["text_encoder"].inputs[0].dims[1]
+        self._tokenizer = ClipTokenizer(plan.tokenizer, int(tokens))
+        for name in ("text_encoder", "unet", "vae_decoder"):  # the encoder is opened by the first picture that needs it
+            self.component(name)
+
+    def __call__(self, prompt: Any, **arguments: Any) -> Result:
+        """Make pictures; the arguments are those of `Request`. Raises `InputError`, `SamplerError`, `Cancelled`."""
+        *_, last = self.stream(prompt, **arguments)
+        assert last.result is not None
+        return last.result
+
+    def stream(self, prompt: Any, **arguments: Any) -> Iterator[Event]:
+        """The same work step by step: one `Event` a step. Closing the stream between two steps abandons the picture.
+
+        The arguments are checked before the first event is asked for.
+        """
+        request = Request(prompt=prompt, **arguments)
+        job = resolve(request, self.plan)
+        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps)
+        return self._run(job, spec, sampler)
+
+    def cancel(self) -> None:
+        """End every call under way at its next step, with `Cancelled`; from any thread."""
+        with self._guard:
+            for stop in self._under_way:
+                stop.set()
+
+    def component(self, name: str) -> Opened:
+        """The component with its runner, opened at first use."""
+        with self._opening:
+            if name not in self._opened:
+                self._opened[name] = open_component(self.plan.components[name], self._choice)
+            return self._opened[name]
+
+    def decode(self, latents: Floats) -> Floats:
+        """Latents of the U-Net to pixels.  # [B, C, h, w] -> [B, 3, 8h, 8w] in about [-1, 1]"""
+        scaled = np.asarray(latents / self.plan.scaling_factor, dtype=np.float32)
+        return self.component("vae_decoder")(latent_sample=scaled)["sample"]
+
+    def _run(self, job: Job, spec: SchedulerSpec, sampler: Sampler) -> Iterator[Event]:
+        stop, watch = threading.Event(), Stopwatch()
+        with self._guard:
+            self._under_way.add(stop)
+        try:
+            with watch.stage("text"):
+                conditioning, notes = self._condition(job)
+            run = self._start(job, sampler)
+            steps = denoise(self._denoiser, sampler, run, conditioning, stop)
+            for i in range(sampler.calls):
+                with watch.stage("steps"):
+                    next(steps)
+                if i + 1 < sampler.calls:
+                    yield self._event(job, spec, sampler, run, i)
+            with watch.stage("decode"):
+                images = self._output(job, spec, run.latents())
+            report = self._report(job, sampler, watch, notes)
+            result = Result(images=images, seeds=job.seeds, report=report)
+            yield self._event(job, spec, sampler, run, sampler.calls - 1, result)
+        finally:
+            with self._guard:
+                self._under_way.discard(stop)
+
+    def _condition(self, job: Job) -> tuple[Conditioning, tuple[str, ...]]:
+        """Run the text encoder once on each different prompt."""
+        guided = is_guided(job.guidance_scale)
+        texts = (*job.negative_prompts, *job.prompts) if guided else job.prompts
+        unique = list(dict.fromkeys(texts))
+        tokens = self._tokenizer(unique)
+        states = self.component("text_encoder")(input_ids=tokens.ids)["last_hidden_state"]
+        notes = [f"the prompt is too long for {tokens.ids.shape[1]} tokens; left out: {d!r}" for d in tokens.dropped if d]
+        if not guided and any(job.negative_prompts):
+            notes.append("the negative prompt has no part in the picture: it needs guidance_scale > 1")
+        rows = states[[unique.index(t) for t in texts]]
+        return Conditioning(states=rows, guidance_scale=job.guidance_scale), tuple(notes)
+
+    def _start(self, job: Job, sampler: Sampler) -> SamplerRun:
+        sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)
+        _, channels, height, width = self.plan.components["vae_decoder"].inputs[0].shape(sizes)
+        draw = BatchNoise(job.seeds, (channels, height, width))
+        return sampler.run(draw(), draw, seeds=job.seeds)
+
+    def _denoiser(self, sample: Floats, timestep: Floats, states: Floats) -> Floats:
+        return self.component("unet")(sample=sample, timestep=timestep, encoder_hidden_states=states)["out_sample"]
+
+    def _event(
+        self, job: Job, spec: SchedulerSpec, sampler: Sampler, run: SamplerRun, i: int, result: Result | None = None
+    ) -> Event:
+        def preview() -> list[Picture]:
+            return self._pictures(job, spec, run.preview(i))
+
+        return Event(step=i + 1, total=sampler.calls, preview=preview, result=result)
+
+    def _output(self, job: Job, spec: SchedulerSpec, latents: Floats) -> Any:
+        if not np.isfinite(latents).all():
+            raise CalotypeError("the sampler gave numbers that are not finite; try another scheduler or more steps.")
+        if job.output_type == "latent":
+            return latents
+        if job.output_type == "np":
+            return (self.decode(latents) * 0.5 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
+        return self._pictures(job, spec, latents)
+
+    def _pictures(self, job: Job, spec: SchedulerSpec, latents: Floats) -> list[Picture]:
+        pixels = to_uint8(self.decode(latents))
+        return [picture_from(p, self._settings(job, spec, i)) for i, p in enumerate(pixels)]
+
+    def _settings(self, job: Job, spec: SchedulerSpec, i: int) -> dict[str, str]:
+        """What picture i's PNG says of itself: enough to make it again."""
+        return {
+            CHUNK: __version__,
+            "prompt": job.prompts[i],
+            "negative_prompt": job.negative_prompts[i],
+            "seed": str(job.seeds[i]),
+            "steps": str(job.steps),
+            "guidance_scale": repr(job.guidance_scale),
+            "sampler": spec.name,
+            "scheduler": spec.to_json(),
+            "width": str(job.width),
+            "height": str(job.height),
+            "model": self.plan.model,
+            "model_fingerprint": self.plan.fingerprint,
+            "backend": json.dumps({n: o.runner.backend for n, o in self._opened.items()}),
+        }
+
+    def _report(self, job: Job, sampler: Sampler, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
+        if sampler.reason:
+            notes = (*notes, f"the scheduler itself runs, not a sampler matrix: {sampler.reason}")
+        return Report(
+            model=self.plan.model,
+            model_id=self.plan.model_id,
+            components=tuple(_component_report(o) for o in self._opened.values()),
+            sampler=sampler.name,
+            steps=job.steps,
+            network_calls=sampler.calls,
+            seconds=dict(watch.seconds),
+            notes=notes,
+        )
+
+
+def _component_report(opened: Opened) -> ComponentReport:
+    used = opened.component.artefact("onnx") if opened.runner.backend == "onnxruntime" else None
+    return ComponentReport(
+        name=opened.component.name,
+        backend=opened.runner.backend,
+        precision=opened.runner.precision,
+        why=opened.why,
+        error=None if used is None else used.check.get("max_relative_error"),
+    )

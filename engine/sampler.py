@@ -1,0 +1,239 @@
+"""The sampler matrix: a whole schedule as one small table of numbers.
+
+A scheduler of latent diffusion is linear in the initial noise, the network's outputs and the noise it draws. Its
+compiled form (`calotype.probe` makes it) says which mix of these is the network's input at every call, and which mix
+is the picture:
+
+    input[i] = sum_j rows[i, j] * history[j]        history = [noise, output_0, output_1, ..., draw_0, draw_1, ...]
+    latents  = sum_j rows[calls, j] * history[j]
+
+This file needs numpy alone. It does not know what a scheduler is, what the network is, or where noise comes from.
+"""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol, TypeAlias
+
+import numpy as np
+from calotype.errors import SamplerError
+from numpy.typing import NDArray
+
+__all__ = ["Draw", "Latents", "MatrixRun", "Sampler", "SamplerMatrix", "SamplerRun"]
+
+Latents: TypeAlias = NDArray[np.float32]  # [B, C, H, W]
+Draw: TypeAlias = Callable[[], Latents]
+"""Hands out standard-normal noise of the latents' shape, the next at every call; picture i's from seed i alone."""
+
+
+class SamplerRun(Protocol):
+    """One batch of pictures on its way through a schedule: `input(i)`, the network, `push(i, output)`, for each i."""
+
+    def input(self, i: int) -> Latents:
+        """What the network is given at call i, which is the next to be pushed. float32 [B, C, H, W], the caller's."""
+
+    def push(self, i: int, output: Latents) -> None:
+        """Take what the network answered to input i, after guidance. [B, C, H, W]."""
+
+    def latents(self) -> Latents:
+        """The final latents, once every call was pushed. float32 [B, C, H, W]."""
+
+    def preview(self, i: int) -> Latents:
+        """The clean latents as they look from call i, the last one pushed. float32 [B, C, H, W]."""
+
+
+class Sampler(Protocol):
+    """A schedule that is ready to run: a `SamplerMatrix`, or a `SchedulerSampler` where there can be no matrix."""
+
+    @property
+    def name(self) -> str:
+        """What reports call it."""
+
+    @property
+    def timesteps(self) -> NDArray[np.float64]:
+        """What the network is told at each call. [calls]."""
+
+    @property
+    def calls(self) -> int:
+        """How often the network is called; some schedulers call it more than once a step."""
+
+    @property
+    def reason(self) -> str | None:
+        """Why there is no matrix, in words for the report; None where there is one."""
+
+    def run(self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None) -> SamplerRun:
+        """Start a batch from standard-normal noise [B, C, H, W].
+
+        `seeds`, one a picture, go to schedulers which draw noise past `draw`; without them they are made from `noise`.
+        """
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SamplerMatrix:
+    """A compiled scheduler. The arrays are copied, checked and made read-only.
+
+    Attributes:
+        name: what reports call it.
+        timesteps: what the network is told at each call. float64 [calls], in training timesteps, maybe fractional.
+        rows: row i mixes the network's input at call i, as it comes out of `scale_model_input`; the last row mixes
+            the final latents. Columns: the initial standard-normal noise, the network's outputs after guidance, the
+            noise draws in the scheduler's order. float64 [calls + 1, 1 + calls + draws].
+        preview: the clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
+
+    Raises:
+        SamplerError: the arrays do not fit together, are not finite, or a row needs an output that is yet to come.
+    """
+
+    name: str
+    timesteps: NDArray[np.float64]
+    rows: NDArray[np.float64]
+    preview: NDArray[np.float64]
+
+    def __post_init__(self) -> None:
+        for field in ("timesteps", "rows", "preview"):
+            array = np.array(getattr(self, field), dtype=np.float64)
+            if not np.isfinite(array).all():
+                raise SamplerError(f"The schedule of {self.name} has numbers in {field} that are not finite.")
+            array.setflags(write=False)
+            object.__setattr__(self, field, array)
+        calls = self.timesteps.size
+        fit = self.timesteps.ndim == 1 and calls > 0 and self.preview.shape == (calls, 2) and self.rows.ndim == 2
+        if not fit or self.rows.shape[0] != calls + 1 or self.rows.shape[1] < 1 + calls:
+            shapes = f"{self.timesteps.shape}, {self.rows.shape}, {self.preview.shape}"
+            raise SamplerError(f"The arrays of {self.name}'s matrix do not fit together: {shapes}.")
+        if np.triu(self.rows[:calls, 1 : 1 + calls]).any():
+            raise SamplerError(f"The matrix of {self.name} needs an output of the network before it is there.")
+
+    @property
+    def calls(self) -> int:
+        """How often the network is called."""
+        return int(self.timesteps.size)
+
+    @property
+    def draws(self) -> int:
+        """How often the scheduler draws noise after the initial one."""
+        return int(self.rows.shape[1]) - 1 - self.calls
+
+    @property
+    def reason(self) -> None:
+        """Always None: nothing stood in the way of a matrix."""
+        return None
+
+    def run(self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None) -> MatrixRun:
+        """Start a batch from standard-normal noise [B, C, H, W]; a matrix has no use for the seeds."""
+        return MatrixRun(self, noise, draw)
+
+    def to_bytes(self) -> bytes:
+        """The matrix as a .npz file."""
+        file = io.BytesIO()
+        np.savez(file, name=self.name, timesteps=self.timesteps, rows=self.rows, preview=self.preview)
+        return file.getvalue()
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> SamplerMatrix:
+        """The matrix that `to_bytes` wrote.
+
+        Raises:
+            SamplerError: the bytes are damaged or something else.
+        """
+        try:
+            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+                fields: dict[str, Any] = {key: arrays[key] for key in ("timesteps", "rows", "preview")}
+                name = str(arrays["name"])
+        except (KeyError, ValueError, OSError, EOFError, zipfile.BadZipFile, AttributeError) as error:
+            raise SamplerError("The stored sampler matrix is damaged; delete it and it is compiled anew.") from error
+        return cls(name=name, **fields)
+
+
+class MatrixRun:
+    """One batch through a `SamplerMatrix`: the reference in numpy for what the backends do on their devices.
+
+    Sums are made in float64: at a high sigma large terms cancel, and float32 would show it in the latents.
+
+    Args:
+        matrix: the compiled scheduler.
+        noise: standard-normal noise, [B, C, H, W].
+        draw: hands out the noise for the scheduler's draws; called in their order, when a row first needs one.
+    """
+
+    def __init__(self, matrix: SamplerMatrix, noise: Latents, draw: Draw) -> None:
+        self._matrix = matrix
+        self._draw = draw
+        self._shape = noise.shape
+        self._history = np.empty((matrix.rows.shape[1], noise.size), dtype=np.float32)  # [1 + calls + draws, B*C*H*W]
+        self._history[0] = noise.ravel()
+        self._term = np.empty(noise.size, dtype=np.float64)
+        self._pushed = 0
+        self._drawn = 0
+
+    def input(self, i: int) -> Latents:
+        """What the network is given at call i. float32 [B, C, H, W].
+
+        Raises:
+            SamplerError: i is not the next call.
+        """
+        check_turn(i == self._pushed < self._matrix.calls, f"input({i})", self._pushed)
+        return self._mix(self._matrix.rows[i])
+
+    def push(self, i: int, output: Latents) -> None:
+        """Take what the network answered to input i, after guidance. [B, C, H, W].
+
+        Raises:
+            SamplerError: i is not the next call, or the shape is not that of the noise.
+        """
+        check_turn(i == self._pushed < self._matrix.calls, f"push({i})", self._pushed)
+        self._keep(1 + i, output, "output of the network")
+        self._pushed += 1
+
+    def latents(self) -> Latents:
+        """The final latents. float32 [B, C, H, W].
+
+        Raises:
+            SamplerError: a call is still missing.
+        """
+        check_turn(self._pushed == self._matrix.calls, "latents()", self._pushed)
+        return self._mix(self._matrix.rows[-1])
+
+    def preview(self, i: int) -> Latents:
+        """The clean latents as they look from call i. float32 [B, C, H, W].
+
+        Raises:
+            SamplerError: i is not the last call pushed.
+        """
+        check_turn(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
+        of_input, of_output = self._matrix.preview[i]
+        row = of_input * self._matrix.rows[i]
+        row[1 + i] += of_output
+        return self._mix(row)
+
+    def _mix(self, row: NDArray[np.float64]) -> Latents:
+        total = np.zeros(self._term.size, dtype=np.float64)
+        for column in np.flatnonzero(row):
+            self._draw_up_to(int(column) - self._matrix.calls)
+            np.multiply(self._history[column], row[column], out=self._term, dtype=np.float64)
+            total += self._term
+        return total.astype(np.float32).reshape(self._shape)
+
+    def _draw_up_to(self, draws: int) -> None:
+        while self._drawn < draws:
+            self._keep(1 + self._matrix.calls + self._drawn, self._draw(), "draw of noise")
+            self._drawn += 1
+
+    def _keep(self, column: int, array: Latents, what: str) -> None:
+        check_shape(what, array.shape, self._shape)
+        self._history[column] = array.ravel()
+
+
+def check_turn(in_turn: bool, verb: str, pushed: int) -> None:
+    """Raise a SamplerError that names the verb unless it is in turn."""
+    if not in_turn:
+        raise SamplerError(f"{verb} is out of turn: {pushed} outputs were pushed so far.")
+
+
+def check_shape(what: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:
+    """Raise a SamplerError unless both shapes are the same."""
+    if got != wanted:
+        raise SamplerError(f"The {what} has shape {list(got)} where {list(wanted)} is wanted.")

@@ -1,0 +1,35 @@
+"""Compiled samplers, remembered: on disk by fingerprint, so that a schedule is compiled once a machine.
+
+With a remembered matrix a picture needs neither torch nor diffusers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from calotype.errors import SamplerError
+from calotype.home import home, write_whole
+from calotype.sampler import Sampler, SamplerMatrix
+from calotype.scheduler_names import SchedulerSpec, spec_from
+
+__all__ = ["SchedulerSpec", "sampler_for"]
+
+
+def sampler_for(scheduler: Any, base_config: Mapping[str, Any], steps: int) -> tuple[SchedulerSpec, Sampler]:
+    """The scheduler that is meant, and its compiled form for so many steps."""
+    spec = spec_from(scheduler, base_config)
+    path = home() / "samplers" / f"{spec.fingerprint(steps)}.npz"
+    try:
+        return spec, SamplerMatrix.from_bytes(path.read_bytes())
+    except (OSError, SamplerError):
+        pass  # never compiled here, or damaged: compile
+    from calotype.probe import compile_sampler
+
+    sampler = compile_sampler(scheduler if spec.by_hand else spec, steps)
+    if isinstance(sampler, SamplerMatrix):
+        try:
+            write_whole(path, sampler.to_bytes())
+        except OSError:
+            pass  # a cache that cannot be written costs the next start a second, no more
+    return spec, sampler

@@ -1,0 +1,102 @@
+"""The U-Net's training: noise is predicted from noised latents and the text encoder's states.
+
+Knows the loss and its weights, the cache of latents, and how to draw a sample sheet; the loop over steps is
+`train.Run`.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from calotype.export.demo import networks, scenes
+from calotype.export.demo.train_text import tokenize
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+
+
+def loss_weights(signal_to_noise: Tensor) -> Tensor:
+    """Weight of the squared error of the noise at each timestep, from its signal-to-noise ratio.
+
+    Min-SNR (Hang et al. 2023, arXiv 2303.09556) with gamma 5 holds down the nearly clean end; at the noisy
+    end the weight is that of v-prediction, (1 + SNR) / SNR, bounded by 16: there the words decide the picture, and
+    a plain epsilon loss hardly listens.
+    """
+    return torch.minimum(signal_to_noise + 1, torch.full_like(signal_to_noise, 5.0)).div(signal_to_noise).clamp(max=16)
+
+
+class Latents:
+    """Latents of the scenes drawn from seeds 0..count-1, encoded once and kept in a file, scaled to unit variance."""
+
+    def __init__(self, vae: Any, count: int, folder: Path, device: torch.device) -> None:
+        path = folder / "latents.npy"
+        if not path.exists():
+            np.save(path, _encode(vae, count, device))
+        self.values = torch.from_numpy(np.load(path)).float()  # [count, 4, 16, 16]
+        self.scaling_factor = float(1 / self.values.std())
+
+
+@torch.no_grad()
+def _encode(vae: Any, count: int, device: torch.device, batch: int = 50) -> np.ndarray:
+    parts = []
+    for start in range(0, count, batch):
+        pixels = np.stack([scenes.render(scenes.draw_scene(s)) for s in range(start, min(count, start + batch))])
+        real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
+        parts.append(vae.encode(real).latent_dist.mode().half().cpu().numpy())
+    return np.concatenate(parts)
+
+
+class Denoising:
+    """The loss of one step, as a function of (seed, step) alone."""
+
+    def __init__(self, text_encoder: nn.Module, tokenizer: Any, latents: Latents, device: torch.device) -> None:
+        from diffusers import DDPMScheduler
+
+        schedule = DDPMScheduler(**dict(networks.SCHEDULER.items()))
+        self.kept = schedule.alphas_cumprod.to(device)  # [1000]
+        self.weights = loss_weights(self.kept / (1 - self.kept))
+        self.text_encoder = text_encoder.eval().requires_grad_(False)
+        self.tokenizer, self.latents, self.device = tokenizer, latents, device
+
+    @torch.no_grad()
+    def states(self, captions: list[str]) -> Tensor:
+        """The text encoder's states.  # [B, 77, TEXT_WIDTH]"""
+        return self.text_encoder(tokenize(self.tokenizer, captions).to(self.device)).last_hidden_state
+
+    def loss(self, unet: Any, seed: int, step: int, batch: int) -> Tensor:
+        rng = np.random.default_rng([seed, 2, step])
+        which = rng.integers(len(self.latents.values), size=batch)
+        captions = ["" if rng.random() < DROPPED else scenes.caption(scenes.draw_scene(int(w))) for w in which]
+        clean = self.latents.values[which].to(self.device) * self.latents.scaling_factor
+        noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(self.device)
+        # One timestep from each of `batch` equal parts of the schedule: less noise in the loss than free draws.
+        spread = (np.arange(batch) + rng.random(batch)) * (len(self.kept) / batch)
+        t = torch.from_numpy(spread.astype(np.int64)).to(self.device)
+        kept = self.kept[t].view(-1, 1, 1, 1)
+        noised = kept.sqrt() * clean + (1 - kept).sqrt() * noise
+        predicted = unet(noised, t, self.states(captions)).sample
+        return ((predicted - noise).square().mean(dim=(1, 2, 3)) * self.weights[t]).mean()
+
+
+@torch.no_grad()
+def sample(
+    unet: Any, vae: Any, denoising: Denoising, captions: list[str], *, guidance: float, steps: int = 20
+) -> Tensor:
+    """Pictures by DPM++ 2M; seeds are the captions' places.  # [N, 3, 128, 128] in [-1, 1]"""
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler = DPMSolverMultistepScheduler(**networks.SCHEDULER)
+    scheduler.set_timesteps(steps, device=denoising.device)
+    size = (4, networks.LATENT_SIZE, networks.LATENT_SIZE)
+    x = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(i)) for i in range(len(captions))])
+    x = x.to(denoising.device)
+    states = denoising.states(["" for _ in captions] + captions)
+    for t in scheduler.timesteps:
+        without, given = unet(torch.cat([x, x]), t, states).sample.chunk(2)
+        x = scheduler.step(without + guidance * (given - without), t, x).prev_sample
+    return vae.decode(x / denoising.latents.scaling_factor).sample
