@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import sys
-from dataclasses import fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -32,7 +31,9 @@ def _version(wanted: bool) -> None:
 
 @app.callback()
 def _options(
-    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")] = False,
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")
+    ] = False,
 ) -> None:
     """Calotype: a compiled inference engine for Stable Diffusion."""
 
@@ -40,9 +41,9 @@ def _options(
 @app.command()
 def generate(
     prompt: Annotated[str | None, typer.Argument(help="What to paint, in words.", show_default=False)] = None,
-    output: Annotated[Path, typer.Option("--output", "-o", help="A .png file; with several, -0, -1, ... is added.")] = Path(
-        "out.png"
-    ),
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="A .png file; with several, -0, -1, ... is added.")
+    ] = Path("out.png"),
     like: Annotated[
         Path | None, typer.Option(help="A PNG of ours: take all that is not said here from it.", show_default=False)
     ] = None,
@@ -59,7 +60,9 @@ def generate(
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
     num_images: Annotated[int | None, typer.Option(help="Pictures; the i-th has seed + i.  [default: 1]")] = None,
-    scheduler: Annotated[str | None, typer.Option(help="For example dpm++2m-karras or euler.  [default: the model's]")] = None,
+    scheduler: Annotated[
+        str | None, typer.Option(help="For example dpm++2m-karras or euler.  [default: the model's]")
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="Print backends, precision and seconds by stage.")] = False,
 ) -> None:
     """Paint pictures from a prompt."""

@@ -103,5 +103,7 @@ def default_profile(configs: Mapping[str, Config]) -> Profile:
     unet, vae = configs["unet"], configs["vae"]
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
     multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    side = Range(low=multiple, usual=int(unet["sample_size"]) * factor, high=max(2048, int(unet["sample_size"]) * factor))
+    side = Range(
+        low=multiple, usual=int(unet["sample_size"]) * factor, high=max(2048, int(unet["sample_size"]) * factor)
+    )
     return Profile(batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=factor)

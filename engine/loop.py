@@ -12,7 +12,7 @@ from threading import Event
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.errors import Cancelled, CalotypeError
+from calotype.errors import CalotypeError, Cancelled
 from calotype.guidance import guide, is_guided
 from calotype.sampler import Sampler, SamplerRun
 

@@ -74,9 +74,10 @@ class VaeEncoder(nn.Module):
 def _text_encoder(folder: Path) -> tuple[Any, Any]:
     from transformers import CLIPTextModel
 
-    return CLIPTextModel.from_pretrained(
+    loaded: tuple[Any, Any] = CLIPTextModel.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )
+    return loaded
 
 
 def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:

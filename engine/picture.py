@@ -35,7 +35,8 @@ class Picture(Image.Image):
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The autoencoder's pixels to bytes, rounded as diffusers rounds.  # [B, 3, H, W] in [-1, 1] -> [B, H, W, 3]"""
     unit = (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
-    return np.rint(unit * 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(unit * 255).astype(np.uint8)
+    return rounded
 
 
 def picture_from(pixels: NDArray[np.uint8], settings: Mapping[str, str]) -> Picture:

@@ -133,7 +133,9 @@ class Pipeline:
         unique = list(dict.fromkeys(texts))
         tokens = self._tokenizer(unique)
         states = self.component("text_encoder")(input_ids=tokens.ids)["last_hidden_state"]
-        notes = [f"the prompt is too long for {tokens.ids.shape[1]} tokens; left out: {d!r}" for d in tokens.dropped if d]
+        notes = [
+            f"the prompt is too long for {tokens.ids.shape[1]} tokens; left out: {d!r}" for d in tokens.dropped if d
+        ]
         if not guided and any(job.negative_prompts):
             notes.append("the negative prompt has no part in the picture: it needs guidance_scale > 1")
         rows = states[[unique.index(t) for t in texts]]

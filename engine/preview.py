@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from calotype.errors import SamplerError
 
 if TYPE_CHECKING:
@@ -42,7 +43,7 @@ def preview_coefficients(scheduler: Any, timesteps: NDArray[np.float64]) -> NDAr
     if scheduler.config.get("timestep_type") == "continuous" and kind == "v_prediction":
         alpha = 1 / (1 + np.exp(8 * timesteps))  # here the network is told log(sigma) / 4
     else:
-        alpha = _alpha_bar(np.array(scheduler.alphas_cumprod, dtype=np.float64), timesteps)
+        alpha = _alpha_bar(scheduler.alphas_cumprod.numpy().astype(np.float64), timesteps)
     signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
     if kind == "epsilon":
         return np.stack([1 / signal, -noise / signal], axis=1)

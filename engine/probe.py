@@ -2,8 +2,8 @@
 
 The scheduler is linear in the initial noise, the network's outputs and the noise it draws. So it is run with the
 first basis vector in place of the noise, the next ones in place of the outputs, the last ones in place of the draws:
-what comes out is a row of coefficients. An earlier run over random numbers counts the draws, and is the proof: where
-the matrix does not give what the scheduler gave, the scheduler is not linear and must be run itself.
+what comes out is a row of coefficients. Random numbers run along, and are the proof: where the matrix does not make
+of them what the scheduler made, the scheduler is not linear and must be run itself.
 
 Nothing is known here of any scheduler's formulas, nor of a network. torch and diffusers are imported only when
 something here is called.
@@ -12,16 +12,19 @@ something here is called.
 from __future__ import annotations
 
 import copy
+import functools
 import inspect
 import itertools
 import re
 import threading
+import traceback
 import warnings
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from calotype.errors import SamplerError
 from calotype.preview import preview_coefficients
 from calotype.sampler import SamplerMatrix
@@ -29,23 +32,21 @@ from calotype.scheduler_names import SchedulerLike, SchedulerSpec, spec_from
 from calotype.scheduler_run import SchedulerSampler, served_draws, stepped
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Mapping
+    from collections.abc import Iterator, Mapping
 
     from numpy.typing import NDArray
 
 __all__ = ["compile_sampler", "resolve_scheduler"]
 
-_LOUD = 10.0  # the random run is this much louder than a picture, so that no clipping stays out of sight
-_TOLERANCE = 1e-5  # of the sum of the terms' magnitudes; float32 inside the schedulers accounts for some 1e-6
-_COMPILING = threading.Lock()
+_WIDTH = 256  # how many random numbers run along
+_LOUD = 10.0  # they are this much louder than a picture, so that no clipping stays out of sight
+_MOST_DRAWS = 2  # of noise in one call; no scheduler of diffusers draws more
+_TOLERANCE = 1e-6  # of the sum of the terms' magnitudes: what float32 itself would show
+_COMPILING = threading.RLock()
 
 
 def compile_sampler(
-    scheduler: SchedulerLike,
-    steps: int,
-    *,
-    base_config: Mapping[str, Any] | None = None,
-    eta: float | None = None,
+    scheduler: SchedulerLike, steps: int, *, base_config: Mapping[str, Any] | None = None, eta: float | None = None
 ) -> SamplerMatrix | SchedulerSampler:
     """Compile a scheduler for a number of steps.
 
@@ -53,8 +54,7 @@ def compile_sampler(
         scheduler: what `spec_from` takes: a name, a class, a scheduler (which is copied), a spec, or None.
         steps: the steps asked for; the network may be called more often.
         base_config: the model's `scheduler_config.json`; see `spec_from`.
-        eta: how much noise DDIM and TCD draw. None leaves it to the scheduler: 0 and 0.3. The pipelines of diffusers
-            pass 0 to both.
+        eta: how much noise DDIM and TCD draw. None is their own default, 0 and 0.3; diffusers' pipelines pass 0.
 
     Returns:
         The matrix; or the scheduler ready to run itself, with the reason, where it is not linear.
@@ -62,8 +62,8 @@ def compile_sampler(
     Raises:
         SamplerError: the scheduler is unknown, or cannot make this schedule.
     """
-    spec = spec_from(scheduler, base_config)
     with _quiet():
+        spec = spec_from(scheduler, base_config)
         made = resolve_scheduler(scheduler, base_config)
         options = _options(spec, made, eta)
         try:
@@ -88,7 +88,8 @@ def resolve_scheduler(scheduler: SchedulerLike, base_config: Mapping[str, Any] |
     try:
         made: Any = scheduler if isinstance(scheduler, type) else _class_of(spec)
         takes = inspect.signature(made).parameters
-        return made(**{key: value for key, value in spec.config.items() if key in takes})
+        with _quiet():
+            return made(**{key: value for key, value in spec.config.items() if key in takes})
     except SamplerError:
         raise
     except ImportError as error:
@@ -133,14 +134,13 @@ def _timed(spec: SchedulerSpec, scheduler: Any, steps: int) -> Any:
 def _compiled(
     spec: SchedulerSpec, scheduler: Any, steps: int, options: dict[str, Any]
 ) -> SamplerMatrix | SchedulerSampler:
-    timesteps = np.array(scheduler.timesteps, dtype=np.float64)
+    timesteps = scheduler.timesteps.numpy().astype(np.float64)
     preview = preview_coefficients(scheduler, timesteps)
-    loud = _random_walk(scheduler, options)
-    if not np.isfinite(loud.rows).all():
+    walk = _walk(scheduler, options)
+    if not np.isfinite(walk.loud_rows).all():
         raise SamplerError(_cannot(spec, steps, "its own numbers are not finite"))
-    basis = _basis_walk(scheduler, options, size=len(loud.history))
-    if basis is not None and _agree(basis, loud):
-        return SamplerMatrix(name=spec.name, timesteps=timesteps, rows=basis.rows, preview=preview)
+    if _is_linear(walk):
+        return SamplerMatrix(name=spec.name, timesteps=timesteps, rows=walk.rows, preview=preview)
     reason = _reason(spec, scheduler)
     return SchedulerSampler(
         name=spec.name, reason=reason, timesteps=timesteps, preview=preview, scheduler=scheduler, options=options
@@ -149,54 +149,65 @@ def _compiled(
 
 @dataclass(frozen=True, kw_only=True)
 class _Walk:
-    """One run of a scheduler: what went in, and what came out."""
+    """One run of a scheduler. A column of history is the noise, an output of the network, or a draw."""
 
-    history: NDArray[np.float64]  # [1 + calls + draws, K]
-    rows: NDArray[np.float64]  # [calls + 1, K]
-
-
-def _random_walk(scheduler: Any, options: dict[str, Any]) -> _Walk:
-    random = np.random.default_rng(0)
-    return _walk(scheduler, options, lambda _: _LOUD * random.standard_normal(256))
+    rows: NDArray[np.float64]  # [calls + 1, columns]: what the basis vectors became
+    loud_history: NDArray[np.float64]  # [columns, _WIDTH]: the random numbers that went in
+    loud_rows: NDArray[np.float64]  # [calls + 1, _WIDTH]: what they became
 
 
-def _basis_walk(scheduler: Any, options: dict[str, Any], size: int) -> _Walk | None:
-    basis = np.eye(size)
-    try:
-        return _walk(scheduler, options, lambda column: basis[column])
-    except IndexError:  # it drew more often than before
-        return None
-
-
-def _walk(scheduler: Any, options: dict[str, Any], vector: Callable[[int], NDArray[np.float64]]) -> _Walk:
-    """Run a copy of the scheduler, with `vector(column)` in place of everything that comes from outside."""
+def _walk(scheduler: Any, options: dict[str, Any]) -> _Walk:
+    """Run a copy of the scheduler over basis vectors and random numbers, side by side in one tensor."""
     import torch
 
-    scheduler = copy.deepcopy(scheduler)
+    scheduler, kind = copy.deepcopy(scheduler), _exact_tensor()
     calls = len(scheduler.timesteps)
+    most = 1 + calls + _MOST_DRAWS * calls
     draws = itertools.count(1 + calls)
-    history: dict[int, NDArray[np.float64]] = {}
 
     def given(column: int) -> Any:
-        history[column] = vector(column)
-        # Four dimensions, as some schedulers look at them; a copy, as some work in place.
-        return torch.from_numpy(history[column].copy()).reshape(1, -1, 1, 1)
+        basis = np.zeros(most)
+        basis[column : column + 1] = 1  # nothing for a draw too many, which the random numbers will betray
+        both = torch.from_numpy(np.concatenate([basis, _loud(column)]))
+        return both.reshape(1, -1, 1, 1).as_subclass(kind)  # some schedulers want four dimensions
 
-    rows = []
+    made = []
     with served_draws(scheduler, lambda _: given(next(draws))), torch.no_grad(), torch.random.fork_rng(devices=[]):
         latents = given(0) * scheduler.init_noise_sigma
         for i, timestep in enumerate(scheduler.timesteps):
-            rows.append(np.array(scheduler.scale_model_input(latents, timestep), dtype=np.float64).ravel())
+            made.append(scheduler.scale_model_input(latents, timestep).flatten())
             latents = stepped(scheduler, i, given(1 + i), latents, options)
-    rows.append(np.array(latents, dtype=np.float64).ravel())
-    return _Walk(history=np.stack([history[column] for column in sorted(history)]), rows=np.stack(rows))
+    made.append(latents.flatten())
+    columns, rows = min(next(draws), most), torch.stack(made).double().numpy()
+    loud = np.stack([_loud(column) for column in range(columns)])
+    return _Walk(rows=rows[:, :columns], loud_history=loud, loud_rows=rows[:, most:])
 
 
-def _agree(basis: _Walk, loud: _Walk) -> bool:
-    if len(basis.history) != len(loud.history) or not np.isfinite(basis.rows).all():
+def _loud(column: int) -> NDArray[np.float64]:
+    return _LOUD * np.random.default_rng(column).standard_normal(_WIDTH)
+
+
+@functools.cache
+def _exact_tensor() -> Any:
+    """A tensor that stays float64. Some schedulers cast to float32, and the matrix would keep their rounding."""
+    import torch
+
+    class Exact(torch.Tensor):
+        @classmethod
+        def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            kwargs = kwargs or {}
+            if func is torch.Tensor.to and any(item is torch.float32 for item in (*args, *kwargs.values())):
+                return args[0]
+            return super().__torch_function__(func, types, args, kwargs)  # type: ignore[no-untyped-call]
+
+    return Exact
+
+
+def _is_linear(walk: _Walk) -> bool:
+    if not np.isfinite(walk.rows).all():
         return False
-    wrong = np.abs(basis.rows @ loud.history - loud.rows)
-    return bool((wrong <= _TOLERANCE * (np.abs(basis.rows) @ np.abs(loud.history))).all())
+    wrong = np.abs(walk.rows @ walk.loud_history - walk.loud_rows)
+    return bool((wrong <= _TOLERANCE * (np.abs(walk.rows) @ np.abs(walk.loud_history))).all())
 
 
 def _reason(spec: SchedulerSpec, scheduler: Any) -> str:
@@ -215,10 +226,14 @@ def _cannot(spec: SchedulerSpec, steps: int, why: str) -> str:
 
 
 def _said(error: Exception) -> str:
-    """What a library said, in at most one sentence; nothing of use is said by an index out of range."""
-    if isinstance(error, (ValueError, NotImplementedError, ImportError)) and str(error):
-        return re.split(r"\.\s|\n", str(error).strip())[0].rstrip(".")[:300]
-    return f"diffusers fails on it with {type(error).__name__}"
+    """What a library said on purpose, in one sentence. An error it ran into by itself says nothing to the user."""
+    text = " ".join(str(error).split())
+    if isinstance(error, ImportError):
+        return text.rstrip(".")
+    raised = traceback.extract_tb(error.__traceback__)[-1].line or ""
+    if raised.startswith("raise") and text:
+        return re.split(r"\.\s", text)[0].rstrip(".")
+    return f"the code of diffusers fails on it ({type(error).__name__})"
 
 
 @contextmanager

@@ -70,7 +70,9 @@ def _read(folder: Path) -> tuple[Any, dict[str, int]]:
         model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=END)
         vocabulary[START], vocabulary[END]
     except FileNotFoundError as missing:
-        raise SourceError(f"the tokenizer lacks {missing.filename}; a CLIP tokenizer has vocab.json and merges.txt.") from None
+        raise SourceError(
+            f"the tokenizer lacks {missing.filename}; a CLIP tokenizer has vocab.json and merges.txt."
+        ) from None
     except Exception as broken:  # the tokenizers library raises bare Exception
         raise SourceError(f"the tokenizer in {folder} cannot be read: {broken}") from None
     bpe = Tokenizer(model)

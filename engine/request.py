@@ -114,5 +114,5 @@ def _seeds(given: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
         if len(given) != count:
             raise InputError(f"give one seed, or one for each of {count} pictures; got {len(given)}.")
         return tuple(_whole("seed", s, 0, MAX_SEED) for s in given)
-    first = _whole("seed", given, 0, MAX_SEED)  # type: ignore[arg-type]
+    first = _whole("seed", given, 0, MAX_SEED)
     return tuple((first + i) % (MAX_SEED + 1) for i in range(count))

@@ -19,8 +19,9 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias
 
 import numpy as np
-from calotype.errors import SamplerError
 from numpy.typing import NDArray
+
+from calotype.errors import SamplerError
 
 __all__ = ["Draw", "Latents", "MatrixRun", "Sampler", "SamplerMatrix", "SamplerRun"]
 

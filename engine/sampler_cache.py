@@ -6,6 +6,7 @@ With a remembered matrix a picture needs neither torch nor diffusers.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from typing import Any
 
 from calotype.errors import SamplerError
@@ -28,8 +29,6 @@ def sampler_for(scheduler: Any, base_config: Mapping[str, Any], steps: int) -> t
 
     sampler = compile_sampler(scheduler if spec.by_hand else spec, steps)
     if isinstance(sampler, SamplerMatrix):
-        try:
+        with suppress(OSError):  # a cache that cannot be written costs the next start a second, no more
             write_whole(path, sampler.to_bytes())
-        except OSError:
-            pass  # a cache that cannot be written costs the next start a second, no more
     return spec, sampler

@@ -13,6 +13,7 @@ import hashlib
 import json
 import re
 import uuid
+import warnings
 from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
@@ -66,6 +67,14 @@ _STABLE_DIFFUSION: Final = {
     "steps_offset": 1,
     "set_alpha_to_one": False,
 }
+_BETAS: Final = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -186,14 +195,16 @@ def _from_object(scheduler: Any) -> SchedulerSpec:
             by_hand = f"its {key} is a {type(value).__name__}"
     if not by_hand and hasattr(scheduler, "alphas_cumprod"):
         # The configuration does not tell of betas that were replaced in the object, as some do for a zero signal.
-        asked = _alphas(made, json.dumps(config, sort_keys=True))
+        asked = _alphas(made, json.dumps({key: config[key] for key in _BETAS if key in config}))
         by_hand = "" if scheduler.alphas_cumprod.tolist() == asked else "its alphas_cumprod was replaced"
     return SchedulerSpec(name=made.__name__, class_name=made.__name__, config=config, by_hand=by_hand)
 
 
 @functools.lru_cache(maxsize=32)  # some schedulers take half a second to be made
-def _alphas(made: Any, config: str) -> list[float]:
-    alphas: list[float] = made.from_config(json.loads(config)).alphas_cumprod.tolist()
+def _alphas(made: Any, betas: str) -> list[float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alphas: list[float] = made(**json.loads(betas)).alphas_cumprod.tolist()
     return alphas
 
 

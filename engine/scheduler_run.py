@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+
 from calotype.errors import SamplerError
 from calotype.sampler import Draw, Latents, check_shape, check_turn
 
@@ -120,7 +121,7 @@ class SchedulerRun:
             SamplerError: a call is still missing.
         """
         check_turn(self._pushed == self._sampler.calls, "latents()", self._pushed)
-        return np.concatenate([np.array(picture.latents, dtype=np.float32) for picture in self._pictures])
+        return np.concatenate([picture.latents.numpy().astype(np.float32) for picture in self._pictures])
 
     def preview(self, i: int) -> Latents:
         """The clean latents as they look from call i. float32 [B, C, H, W].
@@ -159,7 +160,7 @@ class _Picture:
 
     def input(self, i: int) -> Latents:
         latents = self._scheduler.scale_model_input(self.latents, self._scheduler.timesteps[i])
-        return np.array(latents, dtype=np.float32)
+        return np.asarray(latents.numpy(), dtype=np.float32)
 
     def step(self, i: int, output: Latents, draw_at: Callable[[int], Latents]) -> None:
         import torch

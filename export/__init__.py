@@ -4,6 +4,6 @@
 Heavy libraries are imported when something has to be made, not before.
 """
 
-from calotype.export.prepare import prepare, save_plan
+from calotype.export.planning import prepare, save_plan
 
 __all__ = ["prepare", "save_plan"]

@@ -46,7 +46,9 @@ def check_onnx(
         with torch.inference_mode():
             wanted = module(**inputs)
         got = runner({name: tensor.numpy() for name, tensor in inputs.items()})
-        worst = max([worst, *(relative_error(got[b.name], w.numpy()) for b, w in zip(component.outputs, wanted, strict=True))])
+        worst = max(
+            [worst, *(relative_error(got[b.name], w.numpy()) for b, w in zip(component.outputs, wanted, strict=True))]
+        )
     if worst > TOLERANCE:
         raise CheckError(
             f"the traced {component.name} differs from eager float32 by {worst:.1e} of its largest value "

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from contextlib import suppress
 from pathlib import Path
 
 from calotype.home import home, write_whole
@@ -23,10 +24,8 @@ def file_digest(path: Path) -> str:
         return digest
     except (OSError, ValueError):
         digest = _read(path)
-    try:
+    with suppress(OSError):  # a store that cannot be written costs a second reading next time
         write_whole(remembered, json.dumps(digest).encode())
-    except OSError:
-        pass  # a store that cannot be written costs a second reading next time
     return digest
 
 

@@ -57,11 +57,15 @@ def read_source(model: str | Path) -> Source:
     index = _json(folder / "model_index.json", "it is the list of parts that a model in diffusers' layout begins with")
     kind = index.get("_class_name")
     if kind != "StableDiffusionPipeline":
-        raise SourceError(f"{folder} holds a {kind}; this version reads StableDiffusionPipeline (Stable Diffusion 1.x).")
+        raise SourceError(
+            f"{folder} holds a {kind}; this version reads StableDiffusionPipeline (Stable Diffusion 1.x)."
+        )
     configs = {name: _json(folder / path, f"the {name}'s config") for name, path in _CONFIGS.items()}
     for name in ("vocab.json", "merges.txt"):
         if not (folder / "tokenizer" / name).is_file():
-            raise SourceError(f"{folder / 'tokenizer' / name} is missing; a CLIP tokenizer has vocab.json and merges.txt.")
+            raise SourceError(
+                f"{folder / 'tokenizer' / name} is missing; a CLIP tokenizer has vocab.json and merges.txt."
+            )
     digests = {name: _digest(weight_files(folder / name, stem)) for name, stem in _WEIGHTS.items()}
     return Source(model=str(model), folder=folder, configs=configs, digests=digests)
 
@@ -77,7 +81,9 @@ def find(model: str | Path) -> Path:
         raise SourceError(f"{folder} is a file; a model is a folder in diffusers' layout, a plan, a hub id, or demo.")
     if _HUB_ID.fullmatch(str(model)) and not str(model).startswith("."):
         return _download(str(model))
-    raise SourceError(f"there is no folder {folder}; a model is a folder in diffusers' layout, a plan, a hub id, or demo.")
+    raise SourceError(
+        f"there is no folder {folder}; a model is a folder in diffusers' layout, a plan, a hub id, or demo."
+    )
 
 
 def _download(hub_id: str) -> Path:
@@ -148,7 +154,9 @@ def check_safetensors(path: Path) -> None:
         raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.")
     ends = [e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"]
     if size != 8 + length + max(ends, default=0):
-        raise SourceError(f"{path} is {size} bytes long and should be {8 + length + max(ends, default=0)}; fetch it again.")
+        raise SourceError(
+            f"{path} is {size} bytes long and should be {8 + length + max(ends, default=0)}; fetch it again."
+        )
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -44,7 +44,8 @@ def fetch(key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, Ma
             return (folder, notes) if notes is not None else (folder, _make(folder, make))
     except OSError as failed:
         raise SourceError(
-            f"the store {root} cannot be written ({failed.strerror or failed}); set CALOTYPE_HOME to a folder with room."
+            f"the store {root} cannot be written ({failed.strerror or failed}); "
+            "set CALOTYPE_HOME to a folder with room."
         ) from None
 
 

@@ -86,7 +86,7 @@ def unavailable(name: str) -> str | None:
 
 
 def choose(request: str | Sequence[str]) -> Choice:
-    """"auto", a name, or a list of names in order of preference. Raises `BackendError` where none can run."""
+    """ "auto", a name, or a list of names in order of preference. Raises `BackendError` where none can run."""
     wanted = AUTO if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
     for name in wanted:
         if name not in _MODULES:

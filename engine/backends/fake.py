@@ -44,13 +44,20 @@ class FakeRunner:
                 sizes.setdefault(pixels, sizes[latents] * factor)
             elif pixels in sizes:
                 sizes.setdefault(latents, sizes[pixels] // factor)
-        mean = sum(a.reshape(len(a), -1).mean(axis=1, dtype=np.float64) / 1000 ** (a.dtype.kind == "i") for a in inputs.values())
+        mean = np.sum([_mean(a) for a in inputs.values()], axis=0)  # [B]
         outputs = {}
         for binding in self._component.outputs:
             shape = binding.shape(sizes)
-            wave = np.sin(np.arange(np.prod(shape[1:])))[None] * 0.5 + np.tanh(np.asarray(mean))[:, None]
+            wave = np.sin(np.arange(np.prod(shape[1:])))[None] * 0.5 + np.tanh(mean)[:, None]
             outputs[binding.name] = wave.reshape(shape).astype(binding.dtype)
         return outputs
+
+
+def _mean(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """The mean of each picture's part, of the order of 1 for token ids too.  # [B, ...] -> [B]"""
+    scale = 1000 if array.dtype.kind == "i" else 1
+    means: np.ndarray[Any, Any] = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) / scale
+    return means
 
 
 def open_runner(component: PlannedComponent, artefact: Artefact) -> FakeRunner:

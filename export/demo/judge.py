@@ -8,16 +8,18 @@ captions; knows nothing of pixels.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import permutations
-from typing import cast
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import TYPE_CHECKING, cast
 
 from calotype.export.demo import scenes
 from calotype.export.demo.sight import Seen, SeenThing, look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import numpy as np
+    from numpy.typing import NDArray
 
 _EXAMPLE = "an orange ring above a small green square on a white background"
 _NUMBERS = ("nothing", "one thing", "two things", "three things", "four things")

@@ -8,15 +8,14 @@ from its first step, and learns colours hours sooner than with an encoder learne
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from calotype.export.demo import networks, scenes
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from calotype.export.demo import networks, scenes
 
 PARTS = 3  # padding token i tells part i % PARTS: the first thing, the second, the background
 _COLOURS = [*scenes.COLOURS, "absent"]
@@ -30,7 +29,7 @@ _PLACE_OF = {None: ("middle", "absent"), "left of": ("left", "right"), "above": 
 
 def facts(scene: scenes.Scene) -> np.ndarray:
     """What is true of each part, as class numbers.  # [PARTS, len(FACTS)]"""
-    rows = []
+    rows: list[tuple[Any, ...]] = []
     for i, place in enumerate(_PLACE_OF[scene.relation]):
         if i < len(scene.things):
             t = scene.things[i]
@@ -38,7 +37,7 @@ def facts(scene: scenes.Scene) -> np.ndarray:
         else:
             rows.append(("absent", "absent", "absent", "absent"))
     rows.append((scene.background, "absent", "absent", "everywhere"))
-    tables = (_COLOURS, _SHAPES, _SIZES, _PLACES)
+    tables: tuple[list[Any], ...] = (_COLOURS, _SHAPES, _SIZES, _PLACES)
     return np.array([[table.index(fact) for table, fact in zip(tables, row, strict=True)] for row in rows])
 
 
@@ -82,7 +81,7 @@ def tokenize(tokenizer: Any, captions: list[str]) -> Tensor:
 
 def accuracy(model: TextTrainer, tokenizer: Any, seeds: range) -> float:
     """Share of held-out captions of which the padding tells every fact of every part rightly."""
-    drawn = [scenes.draw_scene(s) for s in seeds]
+    drawn = [scenes.draw_scene(s, held_out=True) for s in seeds]
     ids = tokenize(tokenizer, [scenes.caption(s) for s in drawn])
     truth = torch.from_numpy(np.stack([facts(s) for s in drawn]))
     with torch.no_grad():

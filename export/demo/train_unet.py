@@ -6,16 +6,15 @@ Knows the loss and its weights, the cache of latents, and how to draw a sample s
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from calotype.export.demo import networks, scenes
-from calotype.export.demo.train_text import tokenize
 from torch import Tensor, nn
 
-if TYPE_CHECKING:
-    from pathlib import Path
+from calotype.export.demo import networks, scenes
+from calotype.export.demo.train_text import tokenize
 
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 
@@ -45,7 +44,8 @@ class Latents:
 def _encode(vae: Any, count: int, device: torch.device, batch: int = 50) -> np.ndarray:
     parts = []
     for start in range(0, count, batch):
-        pixels = np.stack([scenes.render(scenes.draw_scene(s)) for s in range(start, min(count, start + batch))])
+        seeds = range(start, min(count, start + batch))
+        pixels = np.stack([scenes.render(scenes.draw_scene(s, held_out=False)) for s in seeds])
         real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
         parts.append(vae.encode(real).latent_dist.mode().half().cpu().numpy())
     return np.concatenate(parts)
@@ -66,12 +66,15 @@ class Denoising:
     @torch.no_grad()
     def states(self, captions: list[str]) -> Tensor:
         """The text encoder's states.  # [B, 77, TEXT_WIDTH]"""
-        return self.text_encoder(tokenize(self.tokenizer, captions).to(self.device)).last_hidden_state
+        states: Tensor = self.text_encoder(tokenize(self.tokenizer, captions).to(self.device)).last_hidden_state
+        return states
 
     def loss(self, unet: Any, seed: int, step: int, batch: int) -> Tensor:
         rng = np.random.default_rng([seed, 2, step])
         which = rng.integers(len(self.latents.values), size=batch)
-        captions = ["" if rng.random() < DROPPED else scenes.caption(scenes.draw_scene(int(w))) for w in which]
+        captions = [
+            "" if rng.random() < DROPPED else scenes.caption(scenes.draw_scene(int(w), held_out=False)) for w in which
+        ]
         clean = self.latents.values[which].to(self.device) * self.latents.scaling_factor
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(self.device)
         # One timestep from each of `batch` equal parts of the schedule: less noise in the loss than free draws.
@@ -80,7 +83,8 @@ class Denoising:
         kept = self.kept[t].view(-1, 1, 1, 1)
         noised = kept.sqrt() * clean + (1 - kept).sqrt() * noise
         predicted = unet(noised, t, self.states(captions)).sample
-        return ((predicted - noise).square().mean(dim=(1, 2, 3)) * self.weights[t]).mean()
+        errors: Tensor = (predicted - noise).square().mean(dim=(1, 2, 3))
+        return (errors * self.weights[t]).mean()
 
 
 @torch.no_grad()
@@ -99,4 +103,5 @@ def sample(
     for t in scheduler.timesteps:
         without, given = unet(torch.cat([x, x]), t, states).sample.chunk(2)
         x = scheduler.step(without + guidance * (given - without), t, x).prev_sample
-    return vae.decode(x / denoising.latents.scaling_factor).sample
+    pictures: Tensor = vae.decode(x / denoising.latents.scaling_factor).sample
+    return pictures

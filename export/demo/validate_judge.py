@@ -9,17 +9,20 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
-from scipy import ndimage  # type: ignore[import-untyped]
+from scipy import ndimage
 
 from calotype.export.demo import scenes
 from calotype.export.demo.judge import compare, parse
 from calotype.export.demo.sight import look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
 
 Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
@@ -33,7 +36,7 @@ class Rates:
     """How the judge did on some scenes. All are shares in [0, 1] but the last two."""
 
     right: float  # true captions called right
-    fooled: dict[str, float]  # by what was changed: scenes that could have it for which a changed caption was let through
+    fooled: dict[str, float]  # by the kind of word changed: scenes for which a changed caption was let through
     ms: float  # of processor time a picture
     psnr_db: float  # of the pictures against the clean scenes
 
@@ -62,7 +65,8 @@ def wrong_captions(scene: scenes.Scene) -> Iterator[tuple[str, str]]:
     things = scene.things
     used = {scene.background, *(t.colour for t in things)}
     for i, thing in enumerate(things):
-        changed = [("colour", replace(thing, colour=c)) for c in scenes.COLOURS if c not in (thing.colour, scene.background)]
+        colours = [c for c in scenes.COLOURS if c not in (thing.colour, scene.background)]
+        changed = [("colour", replace(thing, colour=c)) for c in colours]
         changed += [("shape", replace(thing, shape=s)) for s in scenes.SHAPES if s != thing.shape]
         if thing.size is not None:
             changed.append(("size", replace(thing, size="small" if thing.size == "large" else "large")))

@@ -1,0 +1,36 @@
+# One command each; every target makes .venv first if it is not there.
+PYTHON ?= python3
+BIN := .venv/bin
+# An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
+ROOMS := engine engine/backends export export/demo kernels benchmarks
+
+.PHONY: demo test lint format install train-demo clean
+
+demo: install
+	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
+
+test: lint
+	$(BIN)/pytest
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# From nothing, with a fixed seed; it resumes after a stop. Checkpoints, log and sample sheets in .train/.
+train-demo: install
+	$(BIN)/python -m calotype.export.demo.train
+
+install: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt $(ROOMS)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,dev]'
+	touch $@
+
+clean:
+	rm -rf .venv build calotype.egg-info demo.png

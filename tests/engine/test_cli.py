@@ -1,0 +1,191 @@
+"""The command line, run as people run it: a process of its own, its exit code, what it prints where."""
+
+import os
+import pty
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calotype.picture import settings_of
+
+COMMAND = [sys.executable, "-m", "calotype"]
+
+
+def run(*arguments, cwd=None, env=None):
+    return subprocess.run(
+        [*COMMAND, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=cwd,
+        env={**os.environ, **(env or {})},
+        check=False,
+    )
+
+
+def pixels(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory, pipe):
+    """A picture made by the command line."""
+    path = tmp_path_factory.mktemp("made") / "a.png"
+    arguments = ("--seed", 7, "--steps", 6, "--scheduler", "euler-a", "--guidance-scale", 3.5, "-o", path)
+    done = run("generate", "a yellow star left of a purple heart on a black background", *arguments)
+    assert done.returncode == 0, done.stderr
+    return path, done
+
+
+def test_generate_writes_a_picture_and_says_where(made):
+    path, done = made
+    assert pixels(path).shape == (128, 128, 3)
+    assert done.stdout == f"{path}  seed 7\n"
+    assert done.stderr == ""  # no bar in a pipe, no library's chatter
+
+
+def test_the_png_says_how_it_was_made(made):
+    told = settings_of(made[0])
+    assert told["prompt"] == "a yellow star left of a purple heart on a black background"
+    assert (told["seed"], told["steps"], told["guidance_scale"], told["sampler"]) == ("7", "6", "3.5", "euler-a")
+    assert len(told["model_fingerprint"]) == 64
+
+
+def test_like_makes_the_same_again(made, tmp_path):
+    assert run("generate", "--like", made[0], "-o", tmp_path / "b.png").returncode == 0
+    np.testing.assert_array_equal(pixels(made[0]), pixels(tmp_path / "b.png"))
+
+
+def test_what_is_said_beside_like_wins(made, tmp_path):
+    assert run("generate", "--like", made[0], "--seed", 8, "-o", tmp_path / "b.png").returncode == 0
+    told = settings_of(tmp_path / "b.png")
+    assert (told["seed"], told["steps"]) == ("8", "6")
+
+
+def test_several_pictures_get_numbers(pipe, tmp_path):
+    done = run("generate", "a red ring", "--num-images", 2, "--seed", 3, "--steps", 2, "-o", tmp_path / "x.png")
+    assert done.returncode == 0
+    assert [settings_of(tmp_path / f"x-{i}.png")["seed"] for i in (0, 1)] == ["3", "4"]
+
+
+def test_an_empty_prompt_is_a_picture(pipe, tmp_path):
+    assert run("generate", "", "--steps", 2, "-o", tmp_path / "x.png").returncode == 0
+
+
+def test_report_is_printed_when_asked(pipe, tmp_path):
+    done = run("generate", "x", "--steps", 2, "-o", tmp_path / "x.png", "--report")
+    assert "onnxruntime fp32, within" in done.stdout
+
+
+def test_a_terminal_gets_a_progress_bar(pipe, tmp_path):
+    leader, follower = pty.openpty()
+    process = subprocess.Popen(
+        [*COMMAND, "generate", "x", "--steps", "3", "-o", str(tmp_path / "x.png")], stderr=follower, stdout=follower
+    )
+    os.close(follower)
+    shown = b""
+    while True:
+        try:
+            part = os.read(leader, 4096)
+        except OSError:
+            break
+        if not part:
+            break
+        shown += part
+    os.close(leader)
+    assert process.wait() == 0
+    assert b"painting" in shown
+    assert b"3/3" in shown
+
+
+FAULTS = [
+    (["generate", "x", "--steps", "0"], "steps must be"),
+    (["generate", "x", "--width", "100"], "multiple of 16"),
+    (["generate", "x", "--height", "99999968"], "height"),
+    (["generate", "x", "--num-images", "100000"], "num_images"),
+    (["generate", "x", "--seed", "-5"], "seed"),
+    (["generate", "x", "--guidance-scale", "nan"], "guidance_scale"),
+    (["generate", "x", "--scheduler", "eulr"], "euler"),
+    (["generate", "x", "--backend", "cuda9"], "unknown backend"),
+    (["generate", "x", "--backend", ""], "empty"),
+    (["generate", "x", "--model", "nowhere"], "no folder nowhere"),
+    (["generate", "x", "-o", "no/such/folder.png"], "no folder"),
+    (["generate", "x", "-o", "picture.bmp"], ".png"),
+    (["generate", "x", "-o", "."], "."),
+    (["generate", "--like", "nothing.png"], "cannot be read"),
+]
+
+
+@pytest.mark.parametrize(("arguments", "told"), FAULTS, ids=[" ".join(a) for a, _ in FAULTS])
+def test_faults_are_one_plain_message_and_exit_code_1(arguments, told, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("calotype: ")
+    assert told in done.stderr
+    assert done.stderr.count("\n") == 1
+    assert "Traceback" not in done.stderr
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    "arguments", [["generate"], ["generate", "x", "--stepz", "3"], ["generate", "x", "--steps", "a"], ["paint"]]
+)
+def test_wrong_usage_is_exit_code_2(arguments, tmp_path):
+    done = run(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may write anywhere")
+def test_an_unwritable_output_is_told_before_the_work(tmp_path):
+    tmp_path.chmod(0o500)
+    done = run("generate", "x", "-o", tmp_path / "x.png")
+    tmp_path.chmod(0o700)
+    assert done.returncode == 1
+    assert "permission" in done.stderr
+
+
+def test_version_and_doctor():
+    assert run("--version").stdout.startswith("calotype 0.")
+    told = run("doctor").stdout
+    assert "onnxruntime" in told
+    assert "store" in told
+
+
+def test_help_is_quick_and_names_every_option():
+    quickest = 9.0
+    for _ in range(3):
+        began = time.perf_counter()
+        told = run("generate", "--help").stdout
+        quickest = min(quickest, time.perf_counter() - began)
+    assert {"--seed", "--like", "--scheduler", "--negative-prompt"} <= set(told.replace(",", " ").split())
+    assert quickest < 2.0  # a loose ceiling against an import of torch; the benchmarks hold the figure
+
+
+@pytest.mark.parametrize("module", ["calotype", "calotype.cli", "calotype.pipeline", "calotype.loading"])
+def test_importing_is_lean(module):
+    code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
+    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"
+
+
+def test_a_traced_model_needs_neither_torch_nor_diffusers(made, tmp_path):
+    code = (
+        "import sys, calotype\n"
+        "calotype.load('demo', backend='onnxruntime')('x', steps=6, scheduler='euler-a', seed=1)\n"
+        "print([m for m in ('torch', 'diffusers', 'transformers', 'onnx') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+def test_python_m_and_the_script_are_one_command():
+    script = Path(sys.executable).parent / "calotype"
+    assert (
+        subprocess.run([script, "--version"], capture_output=True, text=True, check=True).stdout
+        == run("--version").stdout
+    )

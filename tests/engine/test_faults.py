@@ -1,0 +1,134 @@
+"""Models that are missing, broken or unsafe: one plain sentence, never a library's traceback, never a wrong picture."""
+
+import json
+import pickle
+import struct
+
+import pytest
+from safetensors.numpy import load_file, save_file
+
+import calotype
+from calotype.errors import CalotypeError, SourceError
+
+UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+def garble_header(path):
+    data = bytearray(path.read_bytes())
+    data[8:40] = b"\xff" * 32
+    path.write_bytes(data)
+
+
+def empty(path):
+    path.write_bytes(b"")
+
+
+def huge_header(path):
+    path.write_bytes(struct.pack("<Q", 2**60) + path.read_bytes()[8:])
+
+
+def pickled(path):
+    path.write_bytes(pickle.dumps({"weights": [1.0]}))
+
+
+@pytest.mark.parametrize("damage", [truncate, garble_header, empty, huge_header, pickled])
+@pytest.mark.parametrize("file", [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
+def test_damaged_weights(model_copy, file, damage):
+    damage(model_copy / file)
+    with pytest.raises(SourceError, match="fetch it again"):
+        calotype.load(model_copy, backend="eager")
+
+
+def test_a_pickle_in_place_of_safetensors(model_copy):
+    (model_copy / UNET).unlink()
+    (model_copy / "unet" / "diffusion_pytorch_model.bin").write_bytes(pickle.dumps({}))
+    with pytest.raises(SourceError, match=r"is a pickle, which can run any code.*save_pretrained"):
+        calotype.load(model_copy)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "model_index.json",
+        "unet/config.json",
+        "vae/config.json",
+        "text_encoder/config.json",
+        "scheduler/scheduler_config.json",
+        "tokenizer/vocab.json",
+        "tokenizer/merges.txt",
+        UNET,
+    ],
+)
+def test_missing_files_are_named(model_copy, path):
+    (model_copy / path).unlink()
+    with pytest.raises(SourceError, match=path.split("/")[-1]):
+        calotype.load(model_copy)
+
+
+@pytest.mark.parametrize("text", ["", "{", "[]", "null", "\x00"])
+def test_configs_that_are_no_json_object(model_copy, text):
+    (model_copy / "unet" / "config.json").write_text(text)
+    with pytest.raises(SourceError, match=r"unet.config\.json"):
+        calotype.load(model_copy)
+
+
+@pytest.mark.parametrize(
+    ("config", "field"), [("unet", "cross_attention_dim"), ("vae", "latent_channels"), ("text_encoder", "hidden_size")]
+)
+def test_configs_that_lack_a_field(model_copy, config, field):
+    path = model_copy / config / "config.json"
+    data = json.loads(path.read_text())
+    del data[field]
+    path.write_text(json.dumps(data))
+    with pytest.raises(SourceError, match=field):
+        calotype.load(model_copy)
+
+
+def test_weights_of_another_shape_are_not_filled_in_with_noise(model_copy):
+    weights = load_file(model_copy / UNET)
+    weights.pop(sorted(weights)[0])
+    save_file(weights, model_copy / UNET)
+    with pytest.raises(CalotypeError, match="do not fit its config"):
+        calotype.load(model_copy, backend="eager")
+
+
+def test_weights_that_are_not_finite_are_no_picture(model_copy):
+    weights = load_file(model_copy / UNET)
+    for name in weights:
+        weights[name] = weights[name] * float("nan")
+    save_file(weights, model_copy / UNET)
+    with pytest.raises(CalotypeError, match="not finite"):
+        calotype.load(model_copy, backend="eager")("x", steps=1)
+
+
+def test_other_kinds_of_model_are_told(model_copy):
+    index = json.loads((model_copy / "model_index.json").read_text())
+    (model_copy / "model_index.json").write_text(json.dumps(index | {"_class_name": "FluxPipeline"}))
+    with pytest.raises(SourceError, match="FluxPipeline"):
+        calotype.load(model_copy)
+
+
+def test_no_model_at_all(tmp_path):
+    with pytest.raises(SourceError, match=r"model_index\.json is missing"):
+        calotype.load(tmp_path)
+    with pytest.raises(SourceError, match="there is no folder"):
+        calotype.load(tmp_path / "nowhere")
+    (tmp_path / "file.safetensors").write_bytes(b"x")
+    with pytest.raises(SourceError, match="is a file"):
+        calotype.load(tmp_path / "file.safetensors")
+
+
+def test_a_hub_id_without_a_network(monkeypatch, tmp_path):
+    monkeypatch.setenv("HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SourceError, match="cannot be had from the hub"):
+        calotype.load("nobody/no-such-model")
+
+
+def test_a_broken_plan(tmp_path):
+    (tmp_path / "plan.json").write_text("{}")
+    with pytest.raises(SourceError, match="plan"):
+        calotype.load(tmp_path)

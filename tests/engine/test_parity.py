@@ -1,0 +1,82 @@
+"""The same pictures as diffusers: the demonstration model, the same seeds, float32, on both backends."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from calotype.benchmarks.quality import psnr
+
+PROMPTS = ["a large red circle on a blue background", "a green star left of a pink heart on a white background", ""]
+SCHEDULERS = {
+    "ddim": (diffusers.DDIMScheduler, {}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+}
+LEAST_DB = {"eager": 60, "onnxruntime": 50}
+STEPS = 12
+
+
+@pytest.fixture(scope="module")
+def elder(demo_folder):
+    pipe = diffusers.StableDiffusionPipeline.from_pretrained(
+        demo_folder, torch_dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
+    )
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("batch", [1, 3])
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_pictures_are_those_of_diffusers(elder, pipes, name, guidance_scale, batch):
+    kind, overrides = SCHEDULERS[name]
+    elder.scheduler = kind.from_config(elder.scheduler.config, **{"use_karras_sigmas": False, **overrides})
+    seeds = list(range(40, 40 + batch))
+    wanted = elder(
+        PROMPTS[:batch],
+        negative_prompt=["a blue ring on a red background"] * batch,
+        num_inference_steps=STEPS,
+        guidance_scale=guidance_scale,
+        generator=[torch.Generator().manual_seed(s) for s in seeds],
+        output_type="np",
+    ).images
+    assert wanted.std() > 0.05  # a picture, not a flat grey on which all would agree
+    for backend, pipe in pipes.items():
+        got = pipe(
+            PROMPTS[:batch],
+            negative_prompt="a blue ring on a red background",
+            steps=STEPS,
+            guidance_scale=guidance_scale,
+            seed=seeds,
+            scheduler=name,
+            output_type="np",
+        )
+        assert psnr(got.images, wanted) >= LEAST_DB[backend], backend
+
+
+def test_the_models_own_scheduler_is_the_default(elder, pipes, demo_folder):
+    elder.scheduler = diffusers.DPMSolverMultistepScheduler.from_pretrained(demo_folder, subfolder="scheduler")
+    wanted = elder(
+        PROMPTS[1],
+        num_inference_steps=20,
+        guidance_scale=5.0,
+        generator=torch.Generator().manual_seed(3),
+        output_type="np",
+        width=160,
+        height=96,
+    ).images
+    got = pipes["eager"](PROMPTS[1], seed=3, guidance_scale=5.0, output_type="np", width=160, height=96).images
+    assert psnr(got, wanted) >= 60
+
+
+@pytest.mark.parametrize("backend", LEAST_DB)
+def test_a_picture_of_a_batch_is_the_picture_of_its_seed(pipes, backend):
+    pipe = pipes[backend]
+    batch = pipe(PROMPTS[:2], seed=[7, 8], steps=8, output_type="np").images
+    for i in range(2):
+        alone = pipe(PROMPTS[i], seed=7 + i, steps=8, output_type="np").images
+        # Libraries sum in another order in another batch: the last bits of float32, and no more.
+        np.testing.assert_allclose(batch[i : i + 1], alone, atol=2e-5)

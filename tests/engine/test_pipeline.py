@@ -1,0 +1,178 @@
+"""The pipeline around the networks, with the fake backend: events, seeds, cancelling, arguments, outputs."""
+
+import threading
+
+import numpy as np
+import pytest
+from diffusers import DDIMScheduler, EulerDiscreteScheduler
+
+from calotype.errors import Cancelled, InputError, SamplerError
+
+
+def test_stream_gives_every_step_and_the_result_last(fake):
+    events = list(fake.stream("x", steps=5, seed=1))
+    assert [(e.step, e.total) for e in events] == [(i, 5) for i in range(1, 6)]
+    assert [e.result is not None for e in events] == [False] * 4 + [True]
+
+
+def test_previews_are_pictures_when_asked(fake):
+    for event in fake.stream("x", steps=3, seed=[1, 2], num_images=2):
+        assert [p.size for p in event.preview()] == [(128, 128)] * 2
+
+
+def test_previews_cost_nothing_unless_asked(fake):
+    decoder = fake.component("vae_decoder").runner
+    fake("x", steps=4, seed=1)
+    assert decoder.calls == 1
+
+
+@pytest.mark.parametrize(("guidance_scale", "batch"), [(1.0, 1), (0.0, 1), (1.01, 2), (5.0, 2)])
+def test_guidance_doubles_the_batch_only_above_one(fake, guidance_scale, batch):
+    seen = []
+    unet = fake.component("unet").runner
+    run = type(unet).__call__
+    unet_inputs = []
+
+    class Spy:
+        backend, precision = "fake", "fp32"
+
+        def __call__(self, inputs):
+            unet_inputs.append(inputs)
+            seen.append(len(inputs["sample"]))
+            return run(unet, inputs)
+
+    object.__setattr__(fake.component("unet"), "runner", Spy())
+    fake("x", steps=2, seed=1, guidance_scale=guidance_scale)
+    assert seen == [batch, batch]
+    assert all((i["timestep"] == i["timestep"][0]).all() for i in unet_inputs)
+
+
+@pytest.mark.parametrize("scheduler", ["euler", "euler-a", "ddim"])
+def test_a_picture_of_a_batch_is_the_picture_of_its_seed(fake, scheduler):
+    settings = {"steps": 6, "scheduler": scheduler, "output_type": "latent"}
+    batch = fake(["a", "b"], num_images=2, seed=[5, 6, 7, 8], **settings).images
+    alone = fake("b", seed=7, **settings).images
+    np.testing.assert_allclose(batch[2:3], alone, atol=1e-6)
+
+
+def test_seeds_count_up_and_unsaid_ones_are_told(fake):
+    assert fake("x", steps=1, seed=7, num_images=3).seeds == (7, 8, 9)
+    first, second = (fake("x", steps=1).seeds for _ in range(2))
+    assert first != second
+
+
+def test_the_same_call_gives_the_same_numbers(fake):
+    a, b = (fake("x", steps=3, seed=3, scheduler="euler-a", output_type="np").images for _ in range(2))
+    np.testing.assert_array_equal(a, b)
+
+
+def test_outputs(fake):
+    assert fake("x", steps=1, seed=1).images[0].size == (128, 128)
+    pixels = fake("x", steps=1, seed=1, output_type="np", width=160, height=96).images
+    assert pixels.shape == (1, 96, 160, 3)
+    assert pixels.dtype == np.float32
+    assert fake("x", steps=1, seed=1, output_type="latent").images.shape == (1, 4, 16, 16)
+
+
+def test_cancelling_from_another_thread_leaves_the_pipeline_good(fake):
+    before = fake("x", steps=4, seed=1, output_type="latent").images
+    with pytest.raises(Cancelled, match="of 500 steps"):
+        for event in fake.stream("x", steps=500, seed=1):
+            if event.step == 3:
+                thread = threading.Thread(target=fake.cancel)
+                thread.start()
+                thread.join()
+    np.testing.assert_array_equal(fake("x", steps=4, seed=1, output_type="latent").images, before)
+
+
+def test_leaving_a_stream_leaves_the_pipeline_good(fake):
+    before = fake("x", steps=4, seed=1, output_type="latent").images
+    stream = fake.stream("x", steps=50, seed=2)
+    next(stream)
+    stream.close()
+    fake.cancel()  # nothing is under way: nothing happens
+    np.testing.assert_array_equal(fake("x", steps=4, seed=1, output_type="latent").images, before)
+
+
+def test_threads_do_not_mix(fake):
+    wanted = {s: fake("x", steps=8, seed=s, scheduler="euler-a", output_type="latent").images for s in range(6)}
+    got = {}
+
+    def work(seed):
+        got[seed] = fake("x", steps=8, seed=seed, scheduler="euler-a", output_type="latent").images
+
+    workers = [threading.Thread(target=work, args=(s,)) for s in wanted]
+    for t in workers:
+        t.start()
+    for t in workers:
+        t.join()
+    for seed, latents in wanted.items():
+        np.testing.assert_array_equal(got[seed], latents)
+
+
+def test_schedulers_as_name_object_and_class(fake):
+    settings = {"steps": 4, "seed": 1, "output_type": "latent"}
+    config = dict(fake.plan.scheduler)
+    name = fake("x", scheduler="euler", **settings).images
+    np.testing.assert_array_equal(name, fake("x", scheduler=EulerDiscreteScheduler, **settings).images)
+    made = EulerDiscreteScheduler.from_config(config)
+    np.testing.assert_array_equal(name, fake("x", scheduler=made, **settings).images)
+
+
+def test_a_scheduler_that_is_not_linear_runs_itself_and_the_report_says_so(fake):
+    clipping = DDIMScheduler.from_config(dict(fake.plan.scheduler), clip_sample=True)
+    report = fake("x", steps=4, seed=1, scheduler=clipping).report
+    assert any("the scheduler itself runs" in note for note in report.notes)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "told"),
+    [
+        ({"steps": 0}, "steps must be a whole number from 1"),
+        ({"steps": 2.5}, "steps"),
+        ({"steps": 10**9}, "steps"),
+        ({"width": 100}, "multiple of 16"),
+        ({"height": 1 << 19}, "height must be from"),
+        ({"width": -16}, "width"),
+        ({"num_images": 10**6}, "num_images"),
+        ({"num_images": 0}, "num_images"),
+        ({"seed": -1}, "seed"),
+        ({"seed": [1, 2]}, "one for each of 1"),
+        ({"seed": "seven"}, "seed"),
+        ({"guidance_scale": float("nan")}, "guidance_scale"),
+        ({"guidance_scale": "much"}, "guidance_scale"),
+        ({"output_type": "jpeg"}, "output_type"),
+        ({"negative_prompt": ["a", "b"]}, "negative prompt"),
+        ({"negative_prompt": 3}, "negative_prompt"),
+    ],
+)
+def test_wrong_arguments_are_plain_errors_before_any_work(fake, arguments, told):
+    with pytest.raises(InputError, match=told):
+        fake.stream("x", **arguments)
+    assert fake.component("unet").runner.calls == 0
+
+
+@pytest.mark.parametrize("prompt", [None, 3, [], ["a", 3], {"a": 1}])
+def test_prompts_that_are_no_text(fake, prompt):
+    with pytest.raises(InputError, match="prompt"):
+        fake(prompt)
+
+
+def test_an_unknown_scheduler_is_told_with_the_known(fake):
+    with pytest.raises(SamplerError, match="euler"):
+        fake("x", scheduler="eulr")
+
+
+def test_notes_say_what_was_left_out(fake):
+    notes = fake("red " * 200, steps=1, seed=1, negative_prompt="blue", guidance_scale=1.0).report.notes
+    assert any("too long" in n for n in notes)
+    assert any("negative prompt has no part" in n for n in notes)
+
+
+def test_the_report_says_who_ran_what(fake):
+    report = fake("x", steps=3, seed=1).report
+    assert [c.name for c in report.components] == ["text_encoder", "unet", "vae_decoder"]
+    assert {c.why for c in report.components} == {"asked for"}
+    assert set(report.seconds) == {"text", "steps", "decode"}
+    assert "3 U-Net calls" in str(report)
+    assert report.to_json()["network_calls"] == 3

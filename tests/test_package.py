@@ -1,0 +1,56 @@
+"""The wheel, in an environment that has seen nothing else: it installs what it needs, and the command runs."""
+
+import json
+import os
+import subprocess
+import sys
+import venv
+import zipfile
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    out = tmp_path_factory.mktemp("wheel")
+    subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, ROOT], check=True)
+    return next(out.glob("calotype-*.whl"))
+
+
+def test_the_wheel_holds_the_rooms_under_one_name(wheel):
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {n.split("/")[0] for n in names} <= {"calotype", next(n for n in names if "dist-info" in n).split("/")[0]}
+    for wanted in ("calotype/py.typed", "calotype/export/trace.py", "calotype/demo_model/unet/config.json"):
+        assert wanted in names
+    assert wheel.stat().st_size < 16 << 20
+
+
+def test_a_fresh_environment_makes_a_picture(wheel, pipe, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python = tmp_path / "env" / "bin" / "python"
+    subprocess.run(
+        [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[cpu]"],
+        check=True,
+        cwd=tmp_path,
+    )
+    command = tmp_path / "env" / "bin" / "calotype"
+    assert subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.startswith(
+        "calotype"
+    )
+    done = subprocess.run(
+        [command, "generate", "a red ring on a white background", "--seed", "1", "--steps", "4", "-o", "ring.png"],
+        capture_output=True,
+        text=True,
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONWARNINGS": "error"},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "ring.png").stat().st_size > 500
+    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True).stdout
+    installed = {p["name"].lower() for p in json.loads(listed)}
+    assert "pytest" not in installed
+    assert not {n for n in installed if n.startswith(("nvidia", "triton"))}  # no GPU packages on a CPU machine
