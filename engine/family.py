@@ -1,6 +1,6 @@
 """A family is data: which components a line of models has, and the tensors that each takes and gives.
 
-`components_of` reads a model's configs (diffusers layout) into tables of bindings. Names of tensors are the ones
+`family_of` reads a model's configs (diffusers layout) into tables of bindings. Names of tensors are the ones
 that Optimum's ONNX Runtime pipelines use, so that an export of ours opens there. Nothing here runs anything.
 """
 
@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calotype.bindings import Binding
-from calotype.errors import SourceError
+from calotype.errors import InputError, SourceError
+from calotype.plan import Load
 from calotype.profile import Profile, Range
 
 Config = Mapping[str, Any]
@@ -84,21 +85,31 @@ def _vae(config: Config) -> tuple[Component, Component]:
     return decoder, encoder
 
 
-def components_of(configs: Mapping[str, Config]) -> dict[str, Component]:
-    """The components of a Stable Diffusion 1.x model, from its configs by folder (text_encoder, unet, vae).
+@dataclass(frozen=True, kw_only=True)
+class Family:
+    """What is known of a model before it is opened."""
 
-    Raises `SourceError` where a config lacks a field that its tensors depend on.
+    components: Mapping[str, Component]
+    profile: Profile
+    loads: tuple[Load, ...]
+
+
+def family_of(configs: Mapping[str, Config]) -> Family:
+    """A Stable Diffusion 1.x model, from its configs by folder (text_encoder, unet, vae).
+
+    Raises `SourceError` where a config lacks a field that its tensors depend on, or has nonsense in it.
     """
     try:
         text = _text_encoder(configs["text_encoder"])
         unet = _unet(configs["unet"], configs["text_encoder"]["max_position_embeddings"])
         components = (text, unet, *_vae(configs["vae"]))
-    except KeyError as lacking:
-        raise SourceError(f"the model's configs lack {lacking}; is it a Stable Diffusion 1.x model?") from None
-    return {c.name: c for c in components}
+        return Family(components={c.name: c for c in components}, profile=_profile(configs), loads=_loads(configs))
+    except (KeyError, TypeError, ValueError, InputError) as lacking:
+        told = f"lack {lacking}" if isinstance(lacking, KeyError) else f"do not make sense ({lacking})"
+        raise SourceError(f"the model's configs {told}; is it a Stable Diffusion 1.x model?") from None
 
 
-def default_profile(configs: Mapping[str, Config]) -> Profile:
+def _profile(configs: Mapping[str, Config]) -> Profile:
     """Every size that a traced component serves: the exports are dynamic, and memory is the limit."""
     unet, vae = configs["unet"], configs["vae"]
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
@@ -107,3 +118,18 @@ def default_profile(configs: Mapping[str, Config]) -> Profile:
         low=multiple, usual=int(unet["sample_size"]) * factor, high=max(2048, int(unet["sample_size"]) * factor)
     )
     return Profile(batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=factor)
+
+
+def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
+    """The largest arrays that a picture goes through: attention scores of the U-Net and the decoder, and its pixels."""
+    unet, vae = configs["unet"], configs["vae"]
+    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    loads = [Load(pixels=1, width=vae["block_out_channels"][0], squared=False, guided=False)]
+    if vae.get("mid_block_add_attention", True):
+        loads.append(Load(pixels=factor, width=1, squared=True, guided=False))
+    heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
+    for level, kind in enumerate(unet["down_block_types"]):
+        if "CrossAttn" in kind:
+            count = heads if isinstance(heads, int) else heads[level]
+            loads.append(Load(pixels=factor * 2**level, width=count, squared=True, guided=True))
+    return tuple(loads)

@@ -73,7 +73,9 @@ class VaeEncoder(nn.Module):
 
 def _text_encoder(folder: Path) -> tuple[Any, Any]:
     from transformers import CLIPTextModel
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # of reading weights: it would be drawn into pipes as well
     loaded: tuple[Any, Any] = CLIPTextModel.from_pretrained(
         folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
     )

@@ -20,6 +20,7 @@ from calotype.errors import CalotypeError
 from calotype.guidance import is_guided
 from calotype.latents import BatchNoise
 from calotype.loop import Conditioning, denoise
+from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.picture import CHUNK, Picture, picture_from, to_uint8
 from calotype.plan import Plan
 from calotype.prompt import ClipTokenizer
@@ -82,6 +83,14 @@ class Pipeline:
         """
         request = Request(prompt=prompt, **arguments)
         job = resolve(request, self.plan)
+        need = peak_bytes(
+            self.plan.loads,
+            batch=len(job.seeds),
+            height=job.height,
+            width=job.width,
+            guided=is_guided(job.guidance_scale),
+        )
+        check_memory(need, available_bytes())
         spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps)
         return self._run(job, spec, sampler)
 

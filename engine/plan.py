@@ -52,6 +52,20 @@ class PlannedComponent:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Load:
+    """One of the largest arrays of a run, for the estimate of memory: `width` numbers at every `pixels` x `pixels`.
+
+    `squared` arrays hold a number for every pair of places (attention scores, `width` heads of them); `guided` ones
+    are twice as large where there is guidance.
+    """
+
+    pixels: int
+    width: int
+    squared: bool
+    guided: bool
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A model, ready to be opened."""
 
@@ -63,6 +77,7 @@ class Plan:
     scheduler: Mapping[str, Any]  # diffusers' scheduler config
     tokenizer: Path
     scaling_factor: float  # latents of the U-Net = scaling_factor x latents of the autoencoder
+    loads: tuple[Load, ...]
 
     @property
     def model_id(self) -> str:
@@ -94,6 +109,7 @@ def write_plan(plan: Plan, folder: Path) -> None:
         "scheduler": dict(plan.scheduler),
         "tokenizer": str(plan.tokenizer),
         "scaling_factor": plan.scaling_factor,
+        "loads": [vars(load) for load in plan.loads],
     }
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
@@ -113,6 +129,7 @@ def read_plan(folder: Path) -> Plan:
             scheduler=data["scheduler"],
             tokenizer=folder / data["tokenizer"],
             scaling_factor=data["scaling_factor"],
+            loads=tuple(Load(**load) for load in data["loads"]),
         )
     except (OSError, ValueError, KeyError, TypeError) as broken:
         raise SourceError(f"the plan in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None

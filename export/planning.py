@@ -13,7 +13,7 @@ from calotype.errors import CheckError, SourceError
 from calotype.export.source import Source, read_source
 from calotype.export.store import fetch, key_of
 from calotype.export.versions import versions
-from calotype.family import FOLDERS, Component, components_of, default_profile
+from calotype.family import FOLDERS, Component, family_of
 from calotype.plan import Artefact, Plan, PlannedComponent, write_plan
 from calotype.profile import Profile
 
@@ -27,17 +27,17 @@ def prepare(model: str | Path, *, forms: Collection[str] = ("onnx",)) -> Plan:
     there. Raises `SourceError`.
     """
     source = read_source(model)
-    profile = default_profile(source.configs)
-    components = components_of(source.configs)
+    family = family_of(source.configs)
     return Plan(
         model=source.model,
         family="sd1",
         fingerprint=source.fingerprint,
-        profile=profile,
-        components={c.name: _planned(c, source, profile, forms) for c in components.values()},
+        profile=family.profile,
+        components={c.name: _planned(c, source, family.profile, forms) for c in family.components.values()},
         scheduler=source.configs["scheduler"],
         tokenizer=source.folder / "tokenizer",
         scaling_factor=float(source.configs["vae"].get("scaling_factor", 0.18215)),
+        loads=family.loads,
     )
 
 

@@ -24,6 +24,7 @@ from calotype import threads
 from calotype.export.demo import networks, scenes
 from calotype.export.demo import train_text as text
 from calotype.export.demo import train_unet as unet
+from calotype.export.demo.judge import judge
 
 CHECKPOINT_SECONDS = 90.0
 LOG_EVERY = 20
@@ -45,7 +46,7 @@ class Stage:
 
 
 VAE = Stage(name="vae", steps=1800, batch=12, lr=1.5e-3, ema_decay=0.995)
-UNET = Stage(name="unet", steps=5500, batch=32, lr=1e-3, hold=0.7, ema_decay=0.9985, sheet_seconds=600.0)
+UNET = Stage(name="unet", steps=5500, batch=32, lr=1e-3, hold=0.7, ema_decay=0.9985, sheet_seconds=480.0)
 TEXT = Stage(name="text", steps=300, batch=64, lr=1e-3, ema_decay=0.98)
 SCENES = 20_000
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
@@ -214,7 +215,11 @@ def train_unet(
     held_out = [scenes.caption(scenes.draw_scene(s, held_out=True)) for s in range(32)]
 
     def sheet(model: nn.Module) -> np.ndarray:
-        return grid(unet.sample(model, vae, denoising, held_out, guidance=3.0))
+        pictures = grid(unet.sample(model, vae, denoising, held_out, guidance=5.0))
+        tiles = [p for row in np.split(pictures, 4) for p in np.split(row, 8, axis=1)]
+        right = sum(judge(tile, words).right for tile, words in zip(tiles, held_out, strict=True))
+        print(f"unet: {right} of {len(held_out)} held-out captions painted right at step {run.step}", flush=True)
+        return pictures
 
     return run.fit(lambda step: denoising.loss(run.model, seed, step, stage.batch), sheet), latents
 

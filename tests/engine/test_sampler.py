@@ -172,3 +172,55 @@ def test_a_matrix_gives_what_the_scheduler_gives(case):
             assert distance(got, own_loop(scheduler, steps, without_casts=True)) <= 1e-12, label
         compared += 1
     assert compared >= floor
+
+
+def test_a_matrix_survives_a_file():
+    matrix = compile_sampler("dpm++2m-sde-karras", 4)
+    again = SamplerMatrix.from_bytes(matrix.to_bytes())
+    assert (again.name, again.calls, again.draws) == ("dpm++2m-sde-karras", 4, 4)
+    for field in ("timesteps", "rows", "preview"):
+        np.testing.assert_array_equal(getattr(again, field), getattr(matrix, field))
+        assert not getattr(again, field).flags.writeable
+
+
+@pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:200], lambda data: b"no" + data[300:]])
+def test_a_damaged_file_is_noticed(damage):
+    with pytest.raises(SamplerError, match="damaged"):
+        SamplerMatrix.from_bytes(damage(compile_sampler("euler", 3).to_bytes()))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        ({"rows": np.full((3, 3), np.nan)}, "not finite"),
+        ({"rows": np.ones((3, 3))}, "before it is there"),
+        ({"rows": np.zeros((3, 2))}, "do not fit"),
+        ({"timesteps": np.zeros(3)}, "do not fit"),
+        ({"preview": np.zeros((2, 1))}, "do not fit"),
+        ({"timesteps": np.zeros(0), "preview": np.zeros((0, 2)), "rows": np.zeros((1, 1))}, "do not fit"),
+    ],
+)
+def test_a_matrix_that_cannot_be_is_refused(change, words):
+    sound = {"name": "x", "timesteps": np.zeros(2), "rows": np.zeros((3, 3)), "preview": np.zeros((2, 2))}
+    assert SamplerMatrix(**sound).draws == 0
+    with pytest.raises(SamplerError, match=words):
+        SamplerMatrix(**(sound | change))
+
+
+def test_eta_is_passed_on():
+    assert compile_sampler("ddim", 4).draws == 0
+    assert compile_sampler("ddim", 4, eta=1.0).draws == 4
+    assert compile_sampler("tcd", 4).draws == 3
+    assert compile_sampler("tcd", 4, eta=0).draws == 0
+    for name, eta, words in (("euler", 0.5, "takes no eta"), ("ddim", 2, "between 0 and 1")):
+        with pytest.raises(SamplerError, match=words):
+            compile_sampler(name, 4, eta=eta)
+
+
+def test_a_scheduler_that_is_passed_in_stays_as_it_was():
+    scheduler = diffusers.EulerAncestralDiscreteScheduler()
+    scheduler.set_timesteps(7)
+    before = copy.deepcopy(scheduler.__dict__)
+    compile_sampler(scheduler, 3).run(NOISE.astype(np.float32), lambda: NOISE.astype(np.float32)).input(0)
+    assert scheduler.__dict__.keys() == before.keys()
+    assert all(str(scheduler.__dict__[key]) == str(value) for key, value in before.items())

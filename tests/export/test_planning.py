@@ -4,6 +4,7 @@ import json
 import os
 import shutil
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from calotype.errors import CheckError, SourceError
 from calotype.export import prepare, save_plan
 from calotype.export.check import relative_error
 from calotype.export.store import fetch, key_of
+from calotype.family import family_of
 
 
 @pytest.fixture(scope="module")
@@ -144,16 +146,15 @@ def test_a_store_in_a_place_that_is_no_folder_is_told(tmp_path, monkeypatch):
 def test_an_artefact_that_disagrees_is_refused_and_auto_says_so(model_copy, tmp_path, monkeypatch):
     monkeypatch.setattr("calotype.export.check.TOLERANCE", 0.0)
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("calotype.export.planning.components_of", only_text_encoder)
+    monkeypatch.setattr("calotype.export.planning.family_of", the_text_encoder_alone)
     component = prepare(model_copy).components["text_encoder"]
     assert component.artefact("onnx") is None
     assert "differs from eager float32" in component.refused["onnx"]
 
 
-def only_text_encoder(configs):
-    from calotype.family import components_of
-
-    return {"text_encoder": components_of(configs)["text_encoder"]}
+def the_text_encoder_alone(configs):
+    family = family_of(configs)
+    return replace(family, components={"text_encoder": family.components["text_encoder"]})
 
 
 def test_changed_weights_are_another_artefact(model_copy, plan):
