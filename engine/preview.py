@@ -23,10 +23,9 @@ _LEAST_ALPHA = 2.0**-24  # what diffusers itself takes in place of zero, at a ze
 def preview_coefficients(scheduler: Any, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
     """The pairs (a, b) such that `a * input + b * output` estimates the clean latents. float64 [calls, 2].
 
-    An input is `sqrt(A) * clean + sqrt(1 - A) * noise` with A = alpha-bar (Ho et al., "Denoising Diffusion
+    An input is `sqrt(A) * clean + sqrt(1 - A) * noise`, A being alpha-bar (Ho et al., "Denoising Diffusion
     Probabilistic Models", eq. 4; v: Salimans & Ho, "Progressive Distillation", appendix D). Sigma schedulers scale
-    their inputs to the same form, with A = 1 / (1 + sigma^2). Between two training timesteps log sigma is
-    interpolated, as the sigma schedulers do.
+    their inputs to that form, with A = 1 / (1 + sigma^2); like theirs, log sigma is interpolated between timesteps.
 
     Args:
         scheduler: a diffusers scheduler.
