@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 from calotype.errors import SamplerError
@@ -21,14 +22,14 @@ def sampler_for(scheduler: Any, base_config: Mapping[str, Any], steps: int) -> t
     """The scheduler that is meant, and its compiled form for so many steps."""
     spec = spec_from(scheduler, base_config)
     path = home() / "samplers" / f"{spec.fingerprint(steps)}.npz"
-    try:
-        return spec, SamplerMatrix.from_bytes(path.read_bytes())
-    except (OSError, SamplerError):
-        pass  # never compiled here, or damaged: compile
+    with suppress(OSError, SamplerError):  # never compiled here, or damaged: compile
+        # The key leaves the name out: two names of one schedule share a matrix.
+        return spec, replace(SamplerMatrix.from_bytes(path.read_bytes()), name=spec.name)
     from calotype.probe import compile_sampler
 
     sampler = compile_sampler(scheduler if spec.by_hand else spec, steps)
-    if isinstance(sampler, SamplerMatrix):
+    # A scheduler that was changed by hand has a new key each time: nothing would find it again.
+    if isinstance(sampler, SamplerMatrix) and not spec.by_hand:
         with suppress(OSError):  # a cache that cannot be written costs the next start a second, no more
             write_whole(path, sampler.to_bytes())
     return spec, sampler
