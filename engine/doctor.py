@@ -8,6 +8,7 @@ from importlib.metadata import PackageNotFoundError, version
 
 from calotype import __version__, backends, threads
 from calotype.home import home
+from calotype.memory import available_bytes
 
 _PACKAGES = ("torch", "diffusers", "transformers", "onnx", "onnxscript", "onnxruntime", "onnxruntime-gpu", "numpy")
 
@@ -16,6 +17,8 @@ def examine() -> str:
     """The findings, one a line, for a terminal or a bug report."""
     lines = [f"calotype     {__version__}, Python {platform.python_version()}, {platform.platform()}"]
     lines.append(f"threads      {threads.available()} of {os.cpu_count()} cores, by affinity and quota")
+    free = available_bytes()
+    lines.append(f"memory       {'unknown' if free is None else f'{free / 2**30:.1f} GiB free'}")
     lines.extend(f"{name:<16} {_version(name)}" for name in _PACKAGES)
     lines.extend(f"backend {name:<12} {backends.unavailable(name) or 'ready'}" for name in backends.AUTO)
     lines.append(f"store        {home()}, {_store()}")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import textwrap
 from collections import Counter
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image, ImageDraw
 
 import calotype
 from calotype.export.demo import scenes
@@ -56,6 +59,21 @@ def score(pipe: Any, captions: list[str], *, batch: int = 8, **arguments: Any) -
     return Score(right=right, total=len(captions), wrong=wrong)
 
 
+def sheet(pipe: Any, captions: list[str], *, columns: int = 4, **arguments: Any) -> Image.Image:
+    """The captions' pictures side by side, each over its words."""
+    pictures = pipe(captions, seed=0, **arguments).images
+    size, text_height = pictures[0].width, 44
+    rows = -(-len(captions) // columns)
+    page = Image.new("RGB", (columns * (size + 8) + 8, rows * (size + text_height) + 8), "white")
+    draw = ImageDraw.Draw(page)
+    for i, (picture, words) in enumerate(zip(pictures, captions, strict=True)):
+        corner = (8 + i % columns * (size + 8), 8 + i // columns * (size + text_height))
+        page.paste(picture, corner)
+        lines = textwrap.fill(words, width=24)
+        draw.multiline_text((corner[0], corner[1] + size + 2), lines, fill="black", font_size=11, spacing=1)
+    return page
+
+
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Judge the demonstration model on captions it was not trained on.")
@@ -64,6 +82,7 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="captions of one thing, and as many of two")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
+    parser.add_argument("--sheet", type=Path, help="a .png of eight captions and their pictures, besides")
     said = parser.parse_args()
     pipe = calotype.load(said.model, backend=said.backend)
     told: dict[str, Any] = {"model": pipe.plan.model_id, "steps": said.steps, "guidance_scale": said.guidance_scale}
@@ -73,6 +92,9 @@ def main() -> None:
         )
         print(f"{name}: {result.right} of {result.total} right; wrong: {dict(result.wrong)}")
         told[name] = result.share
+    if said.sheet:
+        words = [*held_out_captions(2, 4, seed=100), *held_out_captions(1, 4, seed=100)]
+        sheet(pipe, words, steps=said.steps, guidance_scale=said.guidance_scale).save(said.sheet)
     print(json.dumps(told))
 
 

@@ -46,7 +46,7 @@ class Stage:
 
 
 VAE = Stage(name="vae", steps=1800, batch=12, lr=1.5e-3, ema_decay=0.995)
-UNET = Stage(name="unet", steps=5500, batch=32, lr=1e-3, hold=0.7, ema_decay=0.9985, sheet_seconds=480.0)
+UNET = Stage(name="unet", steps=4500, batch=32, lr=1e-3, hold=0.7, ema_decay=0.9985, sheet_seconds=480.0)
 TEXT = Stage(name="text", steps=300, batch=64, lr=1e-3, ema_decay=0.98)
 SCENES = 20_000
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
@@ -67,7 +67,9 @@ class Run:
         self.stage = stage
         self.model = model.to(device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = torch.optim.AdamW(self.model.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=1e-2)
+        self.optimizer = torch.optim.AdamW(
+            self.model.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
+        )
         self.folder = folder
         self.step = 0
         folder.mkdir(parents=True, exist_ok=True)
