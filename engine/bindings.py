@@ -6,7 +6,7 @@ these tables and a `Profile`. Knows nothing of networks, of models or of backend
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -42,12 +42,6 @@ class Binding:
     def from_json(cls, data: Mapping[str, Any]) -> Binding:
         """The inverse of `to_json`."""
         return cls(name=data["name"], dtype=data["dtype"], dims=tuple(data["dims"]))
-
-
-def symbols(bindings: Iterable[Binding]) -> tuple[str, ...]:
-    """The symbolic dimensions in these tensors, in order of appearance."""
-    found = (d for b in bindings for d in b.dims if isinstance(d, str))
-    return tuple(dict.fromkeys(found))
 
 
 def check_arrays(where: str, bindings: Sequence[Binding], arrays: Mapping[str, Array]) -> dict[str, int]:

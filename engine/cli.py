@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -50,7 +52,9 @@ def generate(
     model: Annotated[
         str | None, typer.Option(help="demo, a plan, a folder in diffusers' layout, or a hub id.  [default: demo]")
     ] = None,
-    backend: Annotated[str, typer.Option(help="auto, or names in order of preference: onnxruntime,eager.")] = "auto",
+    backend: Annotated[
+        str | None, typer.Option(help="auto, or names in order of preference: onnxruntime,eager.  [default: auto]")
+    ] = None,
     negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.", show_default=False)] = None,
     steps: Annotated[int | None, typer.Option(help="Steps of the scheduler.  [default: 20]")] = None,
     guidance_scale: Annotated[
@@ -68,20 +72,22 @@ def generate(
     """Paint pictures from a prompt."""
     said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value is not None}
     _check_output(output)
-    arguments, made_with, fingerprint = _like(like)
-    arguments |= said
+    made = _made_like(like) if like else _Like()
+    arguments = {**made.arguments, **said}
     if "prompt" not in arguments:
         raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
-    pipe = _load(model or made_with or "demo", backend)
-    if fingerprint and model is None and pipe.plan.fingerprint != fingerprint:
+    pipe = _load(made.model if model is None else model, made.backend if backend is None else backend)
+    if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
-            f"{like} was made by a model of fingerprint {fingerprint[:12]}, and {made_with} now has "
+            f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "
             f"{pipe.plan.model_id}; name a --model to use it all the same."
         )
     result = _with_progress(pipe, arguments)
     for path, image, used in zip(_names(output, len(result.images)), result.images, result.seeds, strict=True):
         _write(image, path)
         typer.echo(f"{path}  seed {used}")
+    for note in result.report.notes:
+        typer.echo(f"calotype: {note}", err=True)
     if report:
         typer.echo(str(result.report))
 
@@ -91,10 +97,17 @@ _REQUEST_OPTIONS = frozenset(
 )
 
 
-def _like(path: Path | None) -> tuple[dict[str, Any], str | None, str | None]:
-    """Arguments, model and fingerprint from the PNG; nothing where there is no PNG."""
-    if path is None:
-        return {}, None, None
+@dataclass(frozen=True, kw_only=True)
+class _Like:
+    """What a PNG says of how it was made; without a PNG, what holds where nothing is said."""
+
+    arguments: Mapping[str, Any] = field(default_factory=dict)
+    model: str = "demo"
+    backend: str = "auto"
+    fingerprint: str | None = None
+
+
+def _made_like(path: Path) -> _Like:
     from calotype.picture import settings_of
     from calotype.scheduler_names import SchedulerSpec
 
@@ -102,8 +115,12 @@ def _like(path: Path | None) -> tuple[dict[str, Any], str | None, str | None]:
     kinds: dict[str, Any] = {"prompt": str, "negative_prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
     try:
-        arguments = {name: kind(told[name]) for name, kind in kinds.items()}
-        return arguments, told["model"], told["model_fingerprint"]
+        return _Like(
+            arguments={name: kind(told[name]) for name, kind in kinds.items()},
+            model=told["model"],
+            backend=told["backend"],
+            fingerprint=told["model_fingerprint"],
+        )
     except (KeyError, ValueError) as broken:
         raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
 
@@ -118,7 +135,7 @@ def _load(model: str, backend: str) -> Pipeline:
 def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
     """Run; a bar on a terminal, nothing in a pipe."""
     stream = pipe.stream(**arguments)
-    if not sys.stderr.isatty():
+    if sys.stderr is None or not sys.stderr.isatty():
         *_, last = stream
         assert last.result is not None
         return last.result
@@ -174,9 +191,6 @@ def main() -> None:
     except CalotypeError as told:
         typer.echo(f"calotype: {told}", err=True)
         sys.exit(1)
-    except BrokenPipeError:
-        sys.stderr.close()
+    except OSError as failed:  # a disk that is full, a path that may not be looked at
+        typer.echo(f"calotype: {failed.filename or 'output'}: {failed.strerror or failed}", err=True)
         sys.exit(1)
-    except KeyboardInterrupt:
-        typer.echo("calotype: stopped.", err=True)
-        sys.exit(130)

@@ -25,6 +25,11 @@ __all__ = [
 ]
 
 
+def first_line(error: BaseException) -> str:
+    """The first line of a library's message, or its kind where it has none."""
+    return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+
+
 class CalotypeError(Exception):
     """The root of the tree: catch it to catch all of ours."""
 

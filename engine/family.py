@@ -6,6 +6,7 @@ that Optimum's ONNX Runtime pipelines use, so that an export of ours opens there
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,7 @@ class Family:
 
     components: Mapping[str, Component]
     profile: Profile
+    scaling_factor: float
     loads: tuple[Load, ...]
 
 
@@ -103,10 +105,23 @@ def family_of(configs: Mapping[str, Config]) -> Family:
         text = _text_encoder(configs["text_encoder"])
         unet = _unet(configs["unet"], configs["text_encoder"]["max_position_embeddings"])
         components = (text, unet, *_vae(configs["vae"]))
-        return Family(components={c.name: c for c in components}, profile=_profile(configs), loads=_loads(configs))
-    except (KeyError, TypeError, ValueError, InputError) as lacking:
+        return Family(
+            components={c.name: c for c in components},
+            profile=_profile(configs),
+            scaling_factor=_scaling_factor(configs),
+            loads=_loads(configs),
+        )
+    except (LookupError, TypeError, ValueError, OverflowError, AttributeError, InputError) as lacking:
         told = f"lack {lacking}" if isinstance(lacking, KeyError) else f"do not make sense ({lacking})"
         raise SourceError(f"the model's configs {told}; is it a Stable Diffusion 1.x model?") from None
+
+
+def _scaling_factor(configs: Mapping[str, Config]) -> float:
+    """Of the latents; configs of the first Stable Diffusion do not say it."""
+    factor = float(configs["vae"].get("scaling_factor", 0.18215))
+    if not 0 < factor < math.inf:
+        raise ValueError(f"a scaling_factor of {factor}")
+    return factor
 
 
 def _profile(configs: Mapping[str, Config]) -> Profile:

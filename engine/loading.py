@@ -7,7 +7,7 @@ from pathlib import Path
 
 from calotype.backends import choose
 from calotype.pipeline import Pipeline
-from calotype.plan import MANIFEST, read_plan
+from calotype.plan import is_plan, read_plan
 
 
 def load(model: str | Path = "demo", *, backend: str | Sequence[str] = "auto") -> Pipeline:
@@ -21,8 +21,8 @@ def load(model: str | Path = "demo", *, backend: str | Sequence[str] = "auto") -
         SourceError: the model cannot be read; BackendError: no backend of those asked for can run.
     """
     choice = choose(backend)
-    if (Path(model) / MANIFEST).is_file():
-        return Pipeline(read_plan(Path(model)), choice)
+    if is_plan(model):
+        return Pipeline(read_plan(Path(model).expanduser()), choice)
     # The one arrow from the runtime to the exporter: a source that is no plan yet becomes one.
     from calotype.export import prepare
 

@@ -31,9 +31,13 @@ def check_memory(need_bytes: int, have_bytes: int | None) -> None:
     """`InputError` where the work needs more than there is."""
     if have_bytes is not None and need_bytes > have_bytes:
         raise InputError(
-            f"this needs about {need_bytes / 2**30:.1f} GiB of memory and {have_bytes / 2**30:.1f} GiB are free; "
+            f"this needs about {_in_words(need_bytes)} of memory and {_in_words(have_bytes)} are free; "
             "ask for smaller pictures, or fewer at once."
         )
+
+
+def _in_words(size: int) -> str:
+    return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 
 def available_bytes(root: Path = Path("/")) -> int | None:
@@ -52,6 +56,8 @@ def _machine(meminfo: Path) -> int | None:
 
 def _cgroup(folder: Path) -> int | None:
     try:
-        return max(0, int((folder / "memory.max").read_text()) - int((folder / "memory.current").read_text()))
-    except (OSError, ValueError):  # "max" is no number: no limit
+        most, used = (int((folder / name).read_text()) for name in ("memory.max", "memory.current"))
+        stat = dict(line.split() for line in (folder / "memory.stat").read_text().splitlines())
+        return max(0, most - used + int(stat["inactive_file"]))  # cached files count as used, and give way
+    except (OSError, ValueError, KeyError):  # "max" is no number: no limit
         return None

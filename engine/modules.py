@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calotype.errors import SourceError
+from calotype.errors import SourceError, first_line
 
 
 class TextEncoder(nn.Module):
@@ -116,12 +116,13 @@ def load_module(component: str, folder: Path) -> nn.Module:
     try:
         model, info = load(folder)
     except Exception as broken:  # each library raises its own kinds
-        reason = (str(broken).strip() or type(broken).__name__).splitlines()[0]
-        raise SourceError(f"the weights in {folder} cannot be read: {reason}") from broken
-    wrong = [*info["missing_keys"], *(str(k) for k in info["mismatched_keys"])]
+        raise SourceError(f"the weights in {folder} cannot be read: {first_line(broken)}") from broken
+    # Old CLIP checkpoints carry the numbers 0 to 76 as a weight.
+    surplus = [k for k in info["unexpected_keys"] if not k.endswith("position_ids")]
+    wrong = [*info["missing_keys"], *(str(k) for k in info["mismatched_keys"]), *surplus]
     if wrong:
         raise SourceError(
-            f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing or of another "
-            f"shape, such as {wrong[0]}. Take both from the same model."
+            f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing, too many, or of "
+            f"another shape, such as {wrong[0]}. Take both from the same model."
         )
     return wrapper(model).eval().requires_grad_(False)

@@ -20,16 +20,15 @@ CHUNK = "calotype"  # the chunk that says the others are ours; its value is the 
 
 
 class Picture(Image.Image):
-    """A PIL image with `settings`, the text chunks of its PNG."""
-
-    settings: Mapping[str, str]
+    """A PIL image whose settings are the texts in its `info`, which copies and pickles keep."""
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
         """As PIL's `save`; a PNG gets the settings as text chunks, unless `pnginfo` is given."""
-        info = PngImagePlugin.PngInfo()
-        for key, value in self.settings.items():
-            info.add_itxt(key, value)
-        super().save(fp, format, **{"pnginfo": info, **params})
+        chunks = PngImagePlugin.PngInfo()
+        for key, value in self.info.items():
+            if isinstance(value, str):
+                chunks.add_itxt(str(key), value)
+        super().save(fp, format, **{"pnginfo": chunks, **params})
 
 
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
@@ -44,7 +43,7 @@ def picture_from(pixels: NDArray[np.uint8], settings: Mapping[str, str]) -> Pict
     image = Image.fromarray(np.ascontiguousarray(pixels))
     image.__class__ = Picture  # PIL makes images by factory functions alone: there is no constructor to call
     assert isinstance(image, Picture)
-    image.settings = dict(settings)
+    image.info.update(settings)
     return image
 
 
@@ -54,7 +53,7 @@ def settings_of(path: Path) -> dict[str, str]:
         with Image.open(path) as image:
             image.load()
             chunks = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
-    except (OSError, ValueError, SyntaxError) as broken:
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as broken:
         raise InputError(f"{path} cannot be read as a picture ({broken}).") from None
     if CHUNK not in chunks:
         raise InputError(f"{path} does not say how it was made: it is no PNG that Calotype wrote, or lost its text.")

@@ -5,8 +5,8 @@ Knows the order of the work; what runs each network is behind `backends`, what a
 
 from __future__ import annotations
 
-import json
 import threading
+import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -55,6 +55,15 @@ class Event:
     result: Result | None = None
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Work:
+    """One call, with nothing left to decide."""
+
+    job: Job
+    spec: SchedulerSpec
+    sampler: Sampler
+
+
 class Pipeline:
     """A loaded model. Calls may come from several threads; `cancel` ends those that are under way."""
 
@@ -64,7 +73,7 @@ class Pipeline:
         self._opened: dict[str, Opened] = {}
         self._opening = threading.Lock()
         self._guard = threading.Lock()
-        self._under_way: set[threading.Event] = set()
+        self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         tokens = plan.components["text_encoder"].inputs[0].dims[1]
         self._tokenizer = ClipTokenizer(plan.tokenizer, int(tokens))
         for name in ("text_encoder", "unet", "vae_decoder"):  # the encoder is opened by the first picture that needs it
@@ -81,21 +90,18 @@ class Pipeline:
 
         The arguments are checked before the first event is asked for.
         """
-        request = Request(prompt=prompt, **arguments)
-        job = resolve(request, self.plan)
-        need = peak_bytes(
-            self.plan.loads,
-            batch=len(job.seeds),
-            height=job.height,
-            width=job.width,
-            guided=is_guided(job.guidance_scale),
-        )
+        stop = threading.Event()
+        with self._guard:
+            self._under_way.add(stop)  # for as long as the stream lives
+        job = resolve(Request(prompt=prompt, **arguments), self.plan)
+        guided = is_guided(job.guidance_scale)
+        need = peak_bytes(self.plan.loads, batch=len(job.seeds), height=job.height, width=job.width, guided=guided)
         check_memory(need, available_bytes())
         spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps)
-        return self._run(job, spec, sampler)
+        return self._run(_Work(job=job, spec=spec, sampler=sampler), stop)
 
     def cancel(self) -> None:
-        """End every call under way at its next step, with `Cancelled`; from any thread."""
+        """End every call and every stream under way at its next step, with `Cancelled`; from any thread."""
         with self._guard:
             for stop in self._under_way:
                 stop.set()
@@ -110,30 +116,23 @@ class Pipeline:
     def decode(self, latents: Floats) -> Floats:
         """Latents of the U-Net to pixels.  # [B, C, h, w] -> [B, 3, 8h, 8w] in about [-1, 1]"""
         scaled = np.asarray(latents / self.plan.scaling_factor, dtype=np.float32)
-        return self.component("vae_decoder")(latent_sample=scaled)["sample"]
+        return _finite("VAE decoder", self.component("vae_decoder")(latent_sample=scaled)["sample"])
 
-    def _run(self, job: Job, spec: SchedulerSpec, sampler: Sampler) -> Iterator[Event]:
-        stop, watch = threading.Event(), Stopwatch()
-        with self._guard:
-            self._under_way.add(stop)
-        try:
-            with watch.stage("text"):
-                conditioning, notes = self._condition(job)
-            run = self._start(job, sampler)
-            steps = denoise(self._denoiser, sampler, run, conditioning, stop)
-            for i in range(sampler.calls):
-                with watch.stage("steps"):
-                    next(steps)
-                if i + 1 < sampler.calls:
-                    yield self._event(job, spec, sampler, run, i)
-            with watch.stage("decode"):
-                images = self._output(job, spec, run.latents())
-            report = self._report(job, sampler, watch, notes)
-            result = Result(images=images, seeds=job.seeds, report=report)
-            yield self._event(job, spec, sampler, run, sampler.calls - 1, result)
-        finally:
-            with self._guard:
-                self._under_way.discard(stop)
+    def _run(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
+        watch, sampler = Stopwatch(), work.sampler
+        with watch.stage("text"):
+            conditioning, notes = self._condition(work.job)
+        run = self._start(work)
+        steps = denoise(self._denoiser, sampler, run, conditioning, stop)
+        for i in range(sampler.calls):
+            with watch.stage("steps"):
+                next(steps)
+            if i + 1 < sampler.calls:
+                yield self._event(work, run, i)
+        with watch.stage("decode"):
+            images = self._output(work, run.latents())
+        report = self._report(work, watch, notes)
+        yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
     def _condition(self, job: Job) -> tuple[Conditioning, tuple[str, ...]]:
         """Run the text encoder once on each different prompt."""
@@ -141,7 +140,7 @@ class Pipeline:
         texts = (*job.negative_prompts, *job.prompts) if guided else job.prompts
         unique = list(dict.fromkeys(texts))
         tokens = self._tokenizer(unique)
-        states = self.component("text_encoder")(input_ids=tokens.ids)["last_hidden_state"]
+        states = _finite("text encoder", self.component("text_encoder")(input_ids=tokens.ids)["last_hidden_state"])
         notes = [
             f"the prompt is too long for {tokens.ids.shape[1]} tokens; left out: {d!r}" for d in tokens.dropped if d
         ]
@@ -150,35 +149,32 @@ class Pipeline:
         rows = states[[unique.index(t) for t in texts]]
         return Conditioning(states=rows, guidance_scale=job.guidance_scale), tuple(notes)
 
-    def _start(self, job: Job, sampler: Sampler) -> SamplerRun:
+    def _start(self, work: _Work) -> SamplerRun:
+        job = work.job
         sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)
         _, channels, height, width = self.plan.components["vae_decoder"].inputs[0].shape(sizes)
         draw = BatchNoise(job.seeds, (channels, height, width))
-        return sampler.run(draw(), draw, seeds=job.seeds)
+        return work.sampler.run(draw(), draw, seeds=job.seeds)
 
     def _denoiser(self, sample: Floats, timestep: Floats, states: Floats) -> Floats:
         return self.component("unet")(sample=sample, timestep=timestep, encoder_hidden_states=states)["out_sample"]
 
-    def _event(
-        self, job: Job, spec: SchedulerSpec, sampler: Sampler, run: SamplerRun, i: int, result: Result | None = None
-    ) -> Event:
+    def _event(self, work: _Work, run: SamplerRun, i: int, result: Result | None = None) -> Event:
         def preview() -> list[Picture]:
-            return self._pictures(job, spec, run.preview(i))
+            return self._pictures(work, run.preview(i))
 
-        return Event(step=i + 1, total=sampler.calls, preview=preview, result=result)
+        return Event(step=i + 1, total=work.sampler.calls, preview=preview, result=result)
 
-    def _output(self, job: Job, spec: SchedulerSpec, latents: Floats) -> Any:
-        if not np.isfinite(latents).all():
-            raise CalotypeError("the sampler gave numbers that are not finite; try another scheduler or more steps.")
-        if job.output_type == "latent":
+    def _output(self, work: _Work, latents: Floats) -> Any:
+        if work.job.output_type == "latent":
             return latents
-        if job.output_type == "np":
+        if work.job.output_type == "np":
             return (self.decode(latents) * 0.5 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
-        return self._pictures(job, spec, latents)
+        return self._pictures(work, latents)
 
-    def _pictures(self, job: Job, spec: SchedulerSpec, latents: Floats) -> list[Picture]:
+    def _pictures(self, work: _Work, latents: Floats) -> list[Picture]:
         pixels = to_uint8(self.decode(latents))
-        return [picture_from(p, self._settings(job, spec, i)) for i, p in enumerate(pixels)]
+        return [picture_from(p, self._settings(work.job, work.spec, i)) for i, p in enumerate(pixels)]
 
     def _settings(self, job: Job, spec: SchedulerSpec, i: int) -> dict[str, str]:
         """What picture i's PNG says of itself: enough to make it again."""
@@ -195,22 +191,30 @@ class Pipeline:
             "height": str(job.height),
             "model": self.plan.model,
             "model_fingerprint": self.plan.fingerprint,
-            "backend": json.dumps({n: o.runner.backend for n, o in self._opened.items()}),
+            "backend": self.component("unet").runner.backend,
         }
 
-    def _report(self, job: Job, sampler: Sampler, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
+    def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
+        sampler = work.sampler
         if sampler.reason:
             notes = (*notes, f"the scheduler itself runs, not a sampler matrix: {sampler.reason}")
         return Report(
             model=self.plan.model,
             model_id=self.plan.model_id,
-            components=tuple(_component_report(o) for o in self._opened.values()),
+            components=tuple(_component_report(o) for o in tuple(self._opened.values())),
             sampler=sampler.name,
-            steps=job.steps,
+            steps=work.job.steps,
             network_calls=sampler.calls,
             seconds=dict(watch.seconds),
             notes=notes,
         )
+
+
+def _finite(what: str, output: Floats) -> Floats:
+    """The output; an error where a number in it is not finite, since such numbers would come out as black."""
+    if not np.isfinite(output).all():
+        raise CalotypeError(f"the {what} gave numbers that are not finite: its weights are damaged.")
+    return output
 
 
 def _component_report(opened: Opened) -> ComponentReport:

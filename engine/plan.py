@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 from calotype.bindings import Binding
-from calotype.errors import SourceError
+from calotype.errors import InputError, SourceError
 from calotype.profile import Profile
 
 MANIFEST = "plan.json"
 VERSION = 1
+COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +70,7 @@ class Load:
 class Plan:
     """A model, ready to be opened."""
 
-    model: str  # what the user called it
+    model: str  # what the user called it; a plan that was read from a folder is called by the folder
     family: str
     fingerprint: str  # SHA-256 over the source's weights and configs
     profile: Profile
@@ -101,7 +102,6 @@ def write_plan(plan: Plan, folder: Path) -> None:
     }
     manifest = {
         "version": VERSION,
-        "model": plan.model,
         "family": plan.family,
         "fingerprint": plan.fingerprint,
         "profile": plan.profile.to_json(),
@@ -114,6 +114,14 @@ def write_plan(plan: Plan, folder: Path) -> None:
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
 
 
+def is_plan(folder: str | Path) -> bool:
+    """Is there a plan in this folder? What cannot be looked at is none."""
+    try:
+        return (Path(folder).expanduser() / MANIFEST).is_file()
+    except (OSError, RuntimeError, ValueError):
+        return False
+
+
 def read_plan(folder: Path) -> Plan:
     """The plan in `folder`. Raises `SourceError` in one sentence where it cannot be read."""
     try:
@@ -121,17 +129,17 @@ def read_plan(folder: Path) -> Plan:
         if data["version"] != VERSION:
             raise SourceError(f"{folder} is a plan of version {data['version']}; this Calotype reads {VERSION}.")
         return Plan(
-            model=data["model"],
+            model=str(folder),
             family=data["family"],
             fingerprint=data["fingerprint"],
             profile=Profile.from_json(data["profile"]),
-            components={name: _component(folder, name, c) for name, c in data["components"].items()},
+            components={name: _component(folder, name, data["components"][name]) for name in COMPONENTS},
             scheduler=data["scheduler"],
             tokenizer=folder / data["tokenizer"],
             scaling_factor=data["scaling_factor"],
             loads=tuple(Load(**load) for load in data["loads"]),
         )
-    except (OSError, ValueError, KeyError, TypeError) as broken:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as broken:
         raise SourceError(f"the plan in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
 
 

@@ -46,7 +46,7 @@ _COMPILING = threading.RLock()
 
 
 def compile_sampler(
-    scheduler: SchedulerLike, steps: int, *, base_config: Mapping[str, Any] | None = None, eta: float | None = None
+    scheduler: SchedulerLike, steps: int, *, base_config: Mapping[str, Any] | None = None
 ) -> SamplerMatrix | SchedulerSampler:
     """Compile a scheduler for a number of steps.
 
@@ -54,7 +54,6 @@ def compile_sampler(
         scheduler: what `spec_from` takes: a name, a class, a scheduler (which is copied), a spec, or None.
         steps: the steps asked for; the network may be called more often.
         base_config: the model's `scheduler_config.json`; see `spec_from`.
-        eta: how much noise DDIM and TCD draw. None is their own default, 0 and 0.3; diffusers' pipelines pass 0.
 
     Returns:
         The matrix; or the scheduler ready to run itself, with the reason, where it is not linear.
@@ -65,9 +64,8 @@ def compile_sampler(
     with _quiet():
         spec = spec_from(scheduler, base_config)
         made = resolve_scheduler(scheduler, base_config)
-        options = _options(spec, made, eta)
         try:
-            return _compiled(spec, _timed(spec, made, steps), steps, options)
+            return _compiled(spec, _timed(spec, made, steps), steps)
         except SamplerError:
             raise
         except Exception as error:
@@ -107,16 +105,6 @@ def _class_of(spec: SchedulerSpec) -> Any:
     return found
 
 
-def _options(spec: SchedulerSpec, scheduler: Any, eta: float | None) -> dict[str, Any]:
-    if eta is None:
-        return {}
-    if "eta" not in inspect.signature(scheduler.step).parameters:
-        raise SamplerError(f"{spec.name} takes no eta; only DDIM and TCD do.")
-    if not 0 <= eta <= 1:
-        raise SamplerError(f"eta is {eta}; it must be between 0 and 1.")
-    return {"eta": eta}
-
-
 def _timed(spec: SchedulerSpec, scheduler: Any, steps: int) -> Any:
     """The same scheduler with its timesteps set, standing before the first."""
     trained = int(scheduler.config.get("num_train_timesteps", 1000))
@@ -131,20 +119,16 @@ def _timed(spec: SchedulerSpec, scheduler: Any, steps: int) -> Any:
     return scheduler
 
 
-def _compiled(
-    spec: SchedulerSpec, scheduler: Any, steps: int, options: dict[str, Any]
-) -> SamplerMatrix | SchedulerSampler:
+def _compiled(spec: SchedulerSpec, scheduler: Any, steps: int) -> SamplerMatrix | SchedulerSampler:
     timesteps = scheduler.timesteps.numpy().astype(np.float64)
     preview = preview_coefficients(scheduler, timesteps)
-    walk = _walk(scheduler, options)
+    walk = _walk(scheduler)
     if not np.isfinite(walk.loud_rows).all():
         raise SamplerError(_cannot(spec, steps, "its own numbers are not finite"))
     if _is_linear(walk):
         return SamplerMatrix(name=spec.name, timesteps=timesteps, rows=walk.rows, preview=preview)
     reason = _reason(spec, scheduler)
-    return SchedulerSampler(
-        name=spec.name, reason=reason, timesteps=timesteps, preview=preview, scheduler=scheduler, options=options
-    )
+    return SchedulerSampler(name=spec.name, reason=reason, timesteps=timesteps, preview=preview, scheduler=scheduler)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -156,7 +140,7 @@ class _Walk:
     loud_rows: NDArray[np.float64]  # [calls + 1, _WIDTH]: what they became
 
 
-def _walk(scheduler: Any, options: dict[str, Any]) -> _Walk:
+def _walk(scheduler: Any) -> _Walk:
     """Run a copy of the scheduler over basis vectors and random numbers, side by side in one tensor."""
     import torch
 
@@ -176,7 +160,7 @@ def _walk(scheduler: Any, options: dict[str, Any]) -> _Walk:
         latents = given(0) * scheduler.init_noise_sigma
         for i, timestep in enumerate(scheduler.timesteps):
             made.append(scheduler.scale_model_input(latents, timestep).flatten())
-            latents = stepped(scheduler, i, given(1 + i), latents, options)
+            latents = stepped(scheduler, i, given(1 + i), latents)
     made.append(latents.flatten())
     columns, rows = min(next(draws), most), torch.stack(made).double().numpy()
     loud = np.stack([_loud(column) for column in range(columns)])

@@ -45,14 +45,14 @@ class Profile:
     def check(self, *, batch: int, height: int, width: int) -> None:
         """`InputError` with what is allowed, where a size is outside."""
         for name, value, allowed in (("height", height, self.height), ("width", width, self.width)):
+            if not allowed.low <= value <= allowed.high:
+                raise InputError(f"{name} must be from {allowed.low} to {allowed.high} pixels, got {value}.")
             if value % self.multiple:
-                below = max(allowed.low, value // self.multiple * self.multiple)
+                below = value // self.multiple * self.multiple
                 raise InputError(
                     f"{name} must be a multiple of {self.multiple} pixels for this model, got {value}; "
                     f"try {below} or {below + self.multiple}."
                 )
-            if not allowed.low <= value <= allowed.high:
-                raise InputError(f"{name} must be from {allowed.low} to {allowed.high} pixels, got {value}.")
         if not self.batch.low <= batch <= self.batch.high:
             raise InputError(
                 f"a batch may hold {self.batch.low} to {self.batch.high} pictures, got {batch}; "

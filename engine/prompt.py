@@ -1,7 +1,7 @@
 """Words to token ids, as CLIP reads them.
 
-A byte-level BPE over lower-cased text (Radford et al. 2021), run by the `tokenizers` library straight from
-`vocab.json` and `merges.txt`: the same ids as transformers' CLIPTokenizer, without importing transformers.
+A byte-level BPE over lower-cased text (Radford et al. 2021), run by the `tokenizers` library straight from the
+vocabulary and its merges: the same ids as transformers' CLIPTokenizer, without importing transformers.
 Knows nothing of the text encoder.
 """
 
@@ -37,9 +37,8 @@ class ClipTokenizer:
     def __init__(self, folder: Path, length: int) -> None:
         """`folder` holds vocab.json and merges.txt; `length` is the text encoder's number of tokens (77)."""
         self.length = length
-        self._bpe, vocabulary = _read(folder)
+        self._bpe, vocabulary, self._pad = _read(folder)
         self._start, self._end = vocabulary[START], vocabulary[END]
-        self._pad = vocabulary.get(_pad_token(folder), self._end)
 
     def __call__(self, prompts: Sequence[str]) -> Tokens:
         """Start, words, end, padding; what goes past `length` is dropped and said in `Tokens.dropped`."""
@@ -47,7 +46,7 @@ class ClipTokenizer:
         for prompt in prompts:
             if not isinstance(prompt, str):
                 raise InputError(f"a prompt is text, got {type(prompt).__name__}: {prompt!r}.")
-            code = self._bpe.encode(_encodable(prompt), add_special_tokens=False)
+            code = self._bpe.encode(prompt, add_special_tokens=False)
             room = self.length - 2
             ids = [self._start, *code.ids[:room], self._end]
             rows.append(ids + [self._pad] * (self.length - len(ids)))
@@ -55,26 +54,41 @@ class ClipTokenizer:
         return Tokens(ids=np.array(rows, dtype=np.int64), dropped=tuple(dropped))
 
 
-def _encodable(prompt: str) -> str:
-    """Lone surrogates (bytes of a terminal that were no UTF-8) cannot be encoded: they become U+FFFD."""
-    return prompt.encode("utf-8", "replace").decode("utf-8") if not prompt.isascii() else prompt
+def tokenizer_files(folder: Path) -> list[Path]:
+    """The files that say a CLIP vocabulary: vocab.json and merges.txt, or tokenizer.json, which newer tools write.
+
+    Raises `SourceError` where neither is there.
+    """
+    for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
+        if all((folder / name).is_file() for name in names):
+            return [folder / name for name in names]
+    raise SourceError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json; a CLIP tokenizer has one.")
 
 
-def _read(folder: Path) -> tuple[Any, dict[str, int]]:
+def _vocabulary(files: list[Path]) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token numbers and merges, in their order."""
+    if len(files) == 1:
+        data = json.loads(files[0].read_text(encoding="utf-8"))
+        added = {token["content"]: token["id"] for token in data["added_tokens"]}
+        pairs = (m.split() if isinstance(m, str) else m for m in data["model"]["merges"])
+        return data["model"]["vocab"] | added, [(a, b) for a, b in pairs]
+    lines = files[1].read_text(encoding="utf-8").splitlines()
+    pairs = (line.split() for line in lines if line and not line.startswith("#version"))
+    return json.loads(files[0].read_text(encoding="utf-8")), [(a, b) for a, b in pairs]
+
+
+def _read(folder: Path) -> tuple[Any, dict[str, int], int]:
+    """The BPE, its vocabulary, and the number of the padding token."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+    files = tokenizer_files(folder)
     try:
-        vocabulary: dict[str, int] = json.loads((folder / "vocab.json").read_text(encoding="utf-8"))
-        lines = (folder / "merges.txt").read_text(encoding="utf-8").splitlines()
-        merges = [(a, b) for a, b in (line.split() for line in lines if line and not line.startswith("#version"))]
+        vocabulary, merges = _vocabulary(files)
         model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=END)
-        vocabulary[START], vocabulary[END]
-    except FileNotFoundError as missing:
-        raise SourceError(
-            f"the tokenizer lacks {missing.filename}; a CLIP tokenizer has vocab.json and merges.txt."
-        ) from None
+        padding = vocabulary.get(_pad_token(folder), vocabulary[END])
+        vocabulary[START]
     except Exception as broken:  # the tokenizers library raises bare Exception
-        raise SourceError(f"the tokenizer in {folder} cannot be read: {broken}") from None
+        raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
     bpe = Tokenizer(model)
     bpe.add_special_tokens([START, END])
     bpe.normalizer = normalizers.Sequence(
@@ -86,7 +100,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, int]]:
             pre_tokenizers.ByteLevel(add_prefix_space=False),
         ]
     )
-    return bpe, vocabulary
+    return bpe, vocabulary, padding
 
 
 def _pad_token(folder: Path) -> str:

@@ -5,6 +5,8 @@ The command line projects its options from `Request`, so that every default is w
 
 from __future__ import annotations
 
+import math
+import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -92,25 +94,35 @@ def _texts(name: str, given: str | Sequence[str]) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else None
     if not texts or not all(isinstance(t, str) for t in texts):
         raise InputError(f"{name} must be text, or a list of texts that is not empty; got {given!r:.80}.")
-    return texts
+    # Bytes of a terminal that were no UTF-8 arrive as lone surrogates, which no file can hold: they become "?".
+    return [t.encode("utf-8", "replace").decode("utf-8") for t in texts]
 
 
 def _whole(name: str, given: int, low: int, high: int) -> int:
-    if isinstance(given, bool) or not hasattr(given, "__index__") or not low <= given <= high:
-        raise InputError(f"{name} must be a whole number from {low} to {high}, got {given!r}.")
-    return int(given)
+    try:
+        number = operator.index(given)
+    except TypeError:
+        number = None
+    if number is None or isinstance(given, bool) or not low <= number <= high:
+        raise InputError(f"{name} must be a whole number from {low} to {high}, got {given!r:.80}.")
+    return number
 
 
 def _guidance_scale(given: float) -> float:
-    if isinstance(given, bool) or not hasattr(given, "__float__") or not 0 <= float(given) <= 100:
-        raise InputError(f"guidance_scale must be a number from 0 to 100 (1 or less: no guidance), got {given!r}.")
-    return float(given)
+    try:
+        scale = math.nan if isinstance(given, (bool, str)) else float(given)
+    except (TypeError, ValueError, OverflowError):
+        scale = math.nan
+    if not 0 <= scale <= 100:
+        raise InputError(f"guidance_scale must be a number from 0 to 100 (1 or less: no guidance), got {given!r:.80}.")
+    return scale
 
 
-def _seeds(given: int | Sequence[int] | None, count: int) -> tuple[int, ...]:
+def _seeds(given: Any, count: int) -> tuple[int, ...]:
+    given = given.tolist() if hasattr(given, "tolist") else given  # an array, or one number of one
     if given is None:
         return tuple(secrets.randbelow(MAX_SEED + 1) for _ in range(count))
-    if isinstance(given, Sequence) and not isinstance(given, str):
+    if isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
         if len(given) != count:
             raise InputError(f"give one seed, or one for each of {count} pictures; got {len(given)}.")
         return tuple(_whole("seed", s, 0, MAX_SEED) for s in given)

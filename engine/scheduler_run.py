@@ -44,7 +44,6 @@ class SchedulerSampler:
         timesteps: what the network is told at each call. float64 [calls].
         preview: the clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
         scheduler: a diffusers scheduler with its timesteps set; it is copied for every picture.
-        options: what `step` is called with besides, such as eta.
     """
 
     name: str
@@ -52,7 +51,6 @@ class SchedulerSampler:
     timesteps: NDArray[np.float64]
     preview: NDArray[np.float64]
     scheduler: Any
-    options: dict[str, Any]
 
     @property
     def calls(self) -> int:
@@ -150,7 +148,7 @@ class _Picture:
         self._scheduler = copy.deepcopy(sampler.scheduler)
         if getattr(self._scheduler, "noise_sampler_seed", 0) is None:
             self._scheduler.noise_sampler_seed = seed
-        self._options = dict(sampler.options)
+        self._options: dict[str, Any] = {}
         generator = torch.Generator().manual_seed(seed)
         if "generator" in inspect.signature(self._scheduler.step).parameters:
             self._options["generator"] = generator
@@ -173,11 +171,11 @@ class _Picture:
 
         with served_draws(self._scheduler, serve), torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
-            self.latents = stepped(self._scheduler, i, torch.from_numpy(output), self.latents, self._options)
+            self.latents = stepped(self._scheduler, i, torch.from_numpy(output), self.latents, **self._options)
             self._random = torch.get_rng_state()
 
 
-def stepped(scheduler: Any, i: int, output: Any, latents: Any, options: dict[str, Any]) -> Any:
+def stepped(scheduler: Any, i: int, output: Any, latents: Any, **options: Any) -> Any:
     """The latents after call i, whether `step` answers with a tuple or with an object."""
     answer = scheduler.step(output, scheduler.timesteps[i], latents, **options)
     return answer.prev_sample if hasattr(answer, "prev_sample") else answer[0]

@@ -7,13 +7,21 @@ import json
 from contextlib import suppress
 from pathlib import Path
 
+from calotype.errors import SourceError
 from calotype.home import home, write_whole
 
 _LARGE_BYTES = 64 << 20
 
 
 def file_digest(path: Path) -> str:
-    """The file's SHA-256 as hexadecimal digits."""
+    """The file's SHA-256 as hexadecimal digits. Raises `SourceError` where it cannot be read."""
+    try:
+        return _digest(path)
+    except OSError as failed:
+        raise SourceError(f"{path} cannot be read ({failed.strerror}).") from None
+
+
+def _digest(path: Path) -> str:
     status = path.stat()
     if status.st_size < _LARGE_BYTES:
         return _read(path)

@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from calotype.errors import CheckError, SourceError
+from calotype.errors import CalotypeError, CheckError, SourceError, first_line
 from calotype.export.source import Source, read_source
 from calotype.export.store import fetch, key_of
 from calotype.export.versions import versions
@@ -36,7 +36,7 @@ def prepare(model: str | Path, *, forms: Collection[str] = ("onnx",)) -> Plan:
         components={c.name: _planned(c, source, family.profile, forms) for c in family.components.values()},
         scheduler=source.configs["scheduler"],
         tokenizer=source.folder / "tokenizer",
-        scaling_factor=float(source.configs["vae"].get("scaling_factor", 0.18215)),
+        scaling_factor=family.scaling_factor,
         loads=family.loads,
     )
 
@@ -86,8 +86,13 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
     from calotype.modules import load_module
 
     module = load_module(component.name, weights)
-    path = trace(component, module, _sizes(profile, 2, 2, 3), folder)
-    return check_onnx(component, module, path, [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5)])
+    try:
+        path = trace(component, module, _sizes(profile, 2, 2, 3), folder)
+        return check_onnx(component, module, path, [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5)])
+    except (CalotypeError, OSError):
+        raise
+    except Exception as failed:  # torch's exporter raises whatever its inside raises
+        raise CheckError(f"the {component.name} cannot be traced to ONNX: {first_line(failed)}") from failed
 
 
 def _sizes(profile: Profile, batch: int, tall: int, wide: int) -> dict[str, int]:

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import calotype
-from calotype.errors import SourceError
+from calotype.errors import SourceError, first_line
 from calotype.export.digest import file_digest
+from calotype.prompt import tokenizer_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _CONFIGS = {
@@ -31,6 +32,7 @@ _WEIGHTS = {
     "unet": "diffusion_pytorch_model",
     "vae": "diffusion_pytorch_model",
 }
+_MODELS = "a model is a folder in diffusers' layout, a plan, a hub id, or demo"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -46,7 +48,7 @@ class Source:
     @property
     def fingerprint(self) -> str:
         """SHA-256 over configs, weights and vocabulary: what the pictures depend on."""
-        vocabulary = [file_digest(self.folder / "tokenizer" / n) for n in ("vocab.json", "merges.txt")]
+        vocabulary = [file_digest(path) for path in tokenizer_files(self.folder / "tokenizer")]
         said = json.dumps([self.configs, self.digests, vocabulary], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -61,11 +63,7 @@ def read_source(model: str | Path) -> Source:
             f"{folder} holds a {kind}; this version reads StableDiffusionPipeline (Stable Diffusion 1.x)."
         )
     configs = {name: _json(folder / path, f"the {name}'s config") for name, path in _CONFIGS.items()}
-    for name in ("vocab.json", "merges.txt"):
-        if not (folder / "tokenizer" / name).is_file():
-            raise SourceError(
-                f"{folder / 'tokenizer' / name} is missing; a CLIP tokenizer has vocab.json and merges.txt."
-            )
+    tokenizer_files(folder / "tokenizer")
     digests = {name: _digest(weight_files(folder / name, stem)) for name, stem in _WEIGHTS.items()}
     return Source(model=str(model), folder=folder, configs=configs, digests=digests)
 
@@ -74,16 +72,17 @@ def find(model: str | Path) -> Path:
     """The model's folder, downloaded first if `model` is a hub id."""
     if model == "demo":
         return Path(calotype.__file__).parent / "demo_model"
-    folder = Path(model).expanduser()
-    if folder.is_dir():
-        return folder.absolute()
-    if folder.is_file():
-        raise SourceError(f"{folder} is a file; a model is a folder in diffusers' layout, a plan, a hub id, or demo.")
-    if _HUB_ID.fullmatch(str(model)) and not str(model).startswith("."):
+    try:
+        folder = Path(model).expanduser()
+        if folder.is_dir():
+            return folder.absolute()
+        if folder.is_file():
+            raise SourceError(f"{folder} is a file; {_MODELS}.")
+    except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home, a NUL
+        raise SourceError(f"{model} cannot be looked at ({failed}); {_MODELS}.") from None
+    if _HUB_ID.fullmatch(str(model)):
         return _download(str(model))
-    raise SourceError(
-        f"there is no folder {folder}; a model is a folder in diffusers' layout, a plan, a hub id, or demo."
-    )
+    raise SourceError(f"there is no folder {folder}; {_MODELS}.")
 
 
 def _download(hub_id: str) -> Path:
@@ -98,8 +97,9 @@ def _download(hub_id: str) -> Path:
             )
         )
     except Exception as failed:  # the hub's client and its HTTP library raise kinds of their own
-        reason = (str(failed).strip() or type(failed).__name__).splitlines()[0]
-        raise SourceError(f"there is no folder {hub_id}, and it cannot be had from the hub: {reason}") from None
+        raise SourceError(
+            f"there is no folder {hub_id}, and it cannot be had from the hub: {first_line(failed)}"
+        ) from None
 
 
 def _json(path: Path, what: str) -> dict[str, Any]:
@@ -120,12 +120,19 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     if whole.is_file():
         files = [whole]
     elif index.is_file():
-        files = [folder / n for n in sorted(set(_json(index, "the list of shards").get("weight_map", {}).values()))]
+        files = _shards(folder, _json(index, "the list of shards"))
     else:
         raise SourceError(_no_weights(folder, whole))
     for file in files:
         check_safetensors(file)
     return files
+
+
+def _shards(folder: Path, index: Mapping[str, Any]) -> list[Path]:
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise SourceError(f"the list of shards in {folder} says no files; fetch it again.")
+    return [folder / name for name in sorted(set(shards.values()))]
 
 
 def _no_weights(folder: Path, wanted: Path) -> str:
@@ -145,18 +152,15 @@ def check_safetensors(path: Path) -> None:
         with path.open("rb") as file:
             start = file.read(8)
             length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            header = json.loads(file.read(length)) if length <= min(size, 100_000_000) else None
+            header: Any = json.loads(file.read(length)) if length <= min(size, 100_000_000) else None
+        ends = [int(e["data_offsets"][1]) for n, e in header.items() if n != "__metadata__"]
     except OSError as broken:
         raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
-    except ValueError:
-        header = None
-    if not isinstance(header, dict):
-        raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.")
-    ends = [e["data_offsets"][1] for n, e in header.items() if n != "__metadata__"]
-    if size != 8 + length + max(ends, default=0):
-        raise SourceError(
-            f"{path} is {size} bytes long and should be {8 + length + max(ends, default=0)}; fetch it again."
-        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.") from None
+    whole = 8 + length + max(ends, default=0)
+    if size != whole:
+        raise SourceError(f"{path} is {size} bytes long and should be {whole}; fetch it again.")
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -9,7 +9,6 @@ import hashlib
 import json
 import os
 import shutil
-import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -50,7 +49,10 @@ def fetch(key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, Ma
 
 
 def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> Mapping[str, Any]:
-    fresh = Path(tempfile.mkdtemp(dir=folder.parent, prefix=".making-"))
+    # One name a key, under its lock: what a killed process left is cleared by the next.
+    fresh = folder.parent / f".making-{folder.name}"
+    shutil.rmtree(fresh, ignore_errors=True)
+    fresh.mkdir()
     try:
         notes = dict(make(fresh))
         files = {str(p.relative_to(fresh)): [p.stat().st_size, file_digest(p)] for p in _files(fresh)}
@@ -73,7 +75,7 @@ def _read(folder: Path) -> Mapping[str, Any] | None:
                 return None
         notes: Mapping[str, Any] = entry["notes"]
         return notes
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, SourceError, ValueError, KeyError, TypeError, AttributeError):
         return None
 
 

@@ -16,7 +16,7 @@ from typing import Any, Protocol
 from numpy.typing import NDArray
 
 from calotype.bindings import check_arrays
-from calotype.errors import BackendError
+from calotype.errors import BackendError, first_line
 from calotype.plan import Artefact, PlannedComponent
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -53,7 +53,13 @@ class Opened:
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Check the inputs against the bindings, then run."""
         check_arrays(self.component.name, self.component.inputs, inputs)
-        return self.runner(inputs)
+        try:
+            outputs = self.runner(inputs)
+        except Exception as failed:  # out of memory, an id beyond the vocabulary: each library has kinds of its own
+            raise BackendError(
+                f"{self.runner.backend} failed on the {self.component.name}: {first_line(failed)}"
+            ) from failed
+        return outputs
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calotype.bindings import check_arrays
+from calotype.profile import Profile
 
 if TYPE_CHECKING:
     from calotype.backends import Arrays
@@ -38,12 +39,11 @@ class FakeRunner:
         """All outputs by name, from the symbols' sizes and the inputs' means."""
         self.calls += 1
         sizes = check_arrays(self._component.name, self._component.inputs, inputs)
-        factor = 8  # where a component changes resolution, pixels and latents are tied by this
         for pixels, latents in (("height", "latent_height"), ("width", "latent_width")):
             if latents in sizes:
-                sizes.setdefault(pixels, sizes[latents] * factor)
+                sizes.setdefault(pixels, sizes[latents] * Profile.factor)
             elif pixels in sizes:
-                sizes.setdefault(latents, sizes[pixels] // factor)
+                sizes.setdefault(latents, sizes[pixels] // Profile.factor)
         mean = np.sum([_mean(a) for a in inputs.values()], axis=0)  # [B]
         outputs = {}
         for binding in self._component.outputs:

@@ -6,7 +6,7 @@ import importlib.util
 from typing import TYPE_CHECKING, Any
 
 from calotype import threads
-from calotype.errors import BackendError
+from calotype.errors import BackendError, first_line
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,15 +31,17 @@ class OrtRunner:
     backend = "onnxruntime"
 
     def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
-        import onnxruntime as ort
-
+        try:
+            import onnxruntime as ort
+        except ImportError as failed:  # installed, and broken
+            raise BackendError(f"onnxruntime cannot be imported: {first_line(failed)}") from None
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads.available()  # its own guess ignores container quotas
         options.log_severity_level = 3
         try:
             self._session = ort.InferenceSession(str(artefact.path), options, providers=_PROVIDERS)
         except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
-            raise BackendError(f"ONNX Runtime cannot open {artefact.path}: {_first_line(failed)}") from None
+            raise BackendError(f"ONNX Runtime cannot open {artefact.path}: {first_line(failed)}") from None
         got = self._session.get_providers()
         if got[: len(_PROVIDERS)] != _PROVIDERS:  # it falls back with no more than a log line
             raise BackendError(f"ONNX Runtime was asked for {_PROVIDERS} and took {got}")
@@ -49,10 +51,6 @@ class OrtRunner:
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name."""
         return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def open_runner(component: PlannedComponent, artefact: Artefact) -> OrtRunner:

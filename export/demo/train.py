@@ -46,7 +46,7 @@ class Stage:
 
 
 VAE = Stage(name="vae", steps=1800, batch=12, lr=1.5e-3, ema_decay=0.995)
-UNET = Stage(name="unet", steps=4500, batch=32, lr=1e-3, hold=0.7, ema_decay=0.9985, sheet_seconds=480.0)
+UNET = Stage(name="unet", steps=4400, batch=32, lr=1e-3, hold=0.5, ema_decay=0.9985, sheet_seconds=480.0)
 TEXT = Stage(name="text", steps=300, batch=64, lr=1e-3, ema_decay=0.98)
 SCENES = 20_000
 HELD_OUT = 10_000_000  # seeds from here on are never trained on

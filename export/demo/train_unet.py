@@ -35,7 +35,9 @@ class Latents:
     def __init__(self, vae: Any, count: int, folder: Path, device: torch.device) -> None:
         path = folder / "latents.npy"
         if not path.exists():
-            np.save(path, _encode(vae, count, device))
+            fresh = path.with_suffix(".part.npy")
+            np.save(fresh, _encode(vae, count, device))
+            fresh.replace(path)
         self.values = torch.from_numpy(np.load(path)).float()  # [count, 4, 16, 16]
         self.scaling_factor = float(1 / self.values.std())
 

@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from calotype.bindings import Binding, check_arrays, symbols
+from calotype.bindings import Binding, check_arrays
 from calotype.errors import InputError
 from calotype.profile import Profile, Range
 
@@ -15,8 +15,7 @@ def arrays(batch=2, channels=4, time=2, dtype=np.float32):
     return {"sample": np.zeros((batch, channels, 8, 6), dtype), "timestep": np.zeros(time, np.float32)}
 
 
-def test_symbols_and_shapes():
-    assert symbols((SAMPLE, TIME)) == ("batch", "h", "w")
+def test_shapes():
     assert SAMPLE.shape({"batch": 2, "h": 8, "w": 6}) == (2, 4, 8, 6)
     assert Binding.from_json(SAMPLE.to_json()) == SAMPLE
 
@@ -50,6 +49,7 @@ PROFILE = Profile(
         ({"height": 100}, "multiple of 16 pixels for this model, got 100; try 96 or 112"),
         ({"width": 512}, "width must be from 64 to 256"),
         ({"height": 16}, "height must be from 64"),
+        ({"height": 5000}, "height must be from 64 to 256"),  # and no advice that would be refused in turn
         ({"batch": 5}, "1 to 4 pictures, got 5"),
     ],
 )

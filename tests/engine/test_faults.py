@@ -8,9 +8,13 @@ import pytest
 from safetensors.numpy import load_file, save_file
 
 import calotype
-from calotype.errors import CalotypeError, SourceError
+from calotype.errors import CalotypeError, SamplerError, SourceError
 
 UNET = "unet/diffusion_pytorch_model.safetensors"
+
+
+def edit(path, **changes):
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes))
 
 
 def truncate(path):
@@ -35,7 +39,20 @@ def pickled(path):
     path.write_bytes(pickle.dumps({"weights": [1.0]}))
 
 
-@pytest.mark.parametrize("damage", [truncate, garble_header, empty, huge_header, pickled])
+def headed(text):
+    """Damage: the header says this."""
+
+    def damage(path):
+        path.write_bytes(struct.pack("<Q", len(text)) + text.encode())
+
+    damage.__name__ = f"headed {text[:20]}"
+    return damage
+
+
+HEADERS = ['{"a":3}', '{"a":{}}', '{"a":{"data_offsets":["x","y"]}}', "[" * 5000, "[]", "3"]
+
+
+@pytest.mark.parametrize("damage", [truncate, garble_header, empty, huge_header, pickled, *map(headed, HEADERS)])
 @pytest.mark.parametrize("file", [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
 def test_damaged_weights(model_copy, file, damage):
     damage(model_copy / file)
@@ -58,8 +75,6 @@ def test_a_pickle_in_place_of_safetensors(model_copy):
         "vae/config.json",
         "text_encoder/config.json",
         "scheduler/scheduler_config.json",
-        "tokenizer/vocab.json",
-        "tokenizer/merges.txt",
         UNET,
     ],
 )
@@ -88,6 +103,59 @@ def test_configs_that_lack_a_field(model_copy, config, field):
         calotype.load(model_copy)
 
 
+@pytest.mark.parametrize(
+    ("path", "changes"),
+    [
+        ("unet/config.json", {"attention_head_dim": [2]}),
+        ("unet/config.json", {"sample_size": float("inf")}),
+        ("unet/config.json", {"sample_size": None}),
+        ("unet/config.json", {"sample_size": 0}),
+        ("unet/config.json", {"down_block_types": 3}),
+        ("vae/config.json", {"block_out_channels": []}),
+        ("vae/config.json", {"scaling_factor": "x"}),
+        ("vae/config.json", {"scaling_factor": None}),
+        ("vae/config.json", {"scaling_factor": 0}),
+        ("text_encoder/config.json", {"num_hidden_layers": "many"}),
+    ],
+)
+def test_configs_that_make_no_sense(model_copy, path, changes):
+    edit(model_copy / path, **changes)
+    with pytest.raises(SourceError, match="do not make sense"):
+        calotype.load(model_copy, backend="fake")
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"_class_name": "NoSuchScheduler"},
+        {"_class_name": 3},
+        {"beta_start": "much"},
+        {"beta_schedule": "straight"},
+        {"num_train_timesteps": -1},
+        {"algorithm_type": "guess"},
+    ],
+)
+def test_scheduler_configs_that_make_no_sense(model_copy, changes):
+    edit(model_copy / "scheduler" / "scheduler_config.json", **changes)
+    with pytest.raises(SamplerError) as told:
+        calotype.load(model_copy, backend="fake")("x", steps=2, seed=1)
+    assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("weight_map", [[], {}, {"a": 3}, None, {"a": "../../nothing.safetensors"}])
+def test_shard_lists_that_say_no_files(model_copy, weight_map):
+    (model_copy / UNET).rename(model_copy / "unet" / "elsewhere")
+    (model_copy / f"{UNET}.index.json").write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(SourceError):
+        calotype.load(model_copy, backend="fake")
+
+
+def test_a_config_smaller_than_its_weights_is_another_network(model_copy):
+    edit(model_copy / "text_encoder" / "config.json", num_hidden_layers=2)
+    with pytest.raises(CalotypeError, match="do not fit its config"):
+        calotype.load(model_copy, backend="eager")
+
+
 def test_weights_of_another_shape_are_not_filled_in_with_noise(model_copy):
     weights = load_file(model_copy / UNET)
     weights.pop(sorted(weights)[0])
@@ -103,6 +171,13 @@ def test_weights_that_are_not_finite_are_no_picture(model_copy):
     save_file(weights, model_copy / UNET)
     with pytest.raises(CalotypeError, match="not finite"):
         calotype.load(model_copy, backend="eager")("x", steps=1)
+
+
+def test_a_tokenizer_of_no_kind(model_copy):
+    (model_copy / "tokenizer" / "merges.txt").unlink()
+    (model_copy / "tokenizer" / "tokenizer.json").unlink()
+    with pytest.raises(SourceError, match=r"neither vocab\.json and merges\.txt nor tokenizer\.json"):
+        calotype.load(model_copy)
 
 
 def test_other_kinds_of_model_are_told(model_copy):
@@ -128,7 +203,17 @@ def test_a_hub_id_without_a_network(monkeypatch, tmp_path):
         calotype.load("nobody/no-such-model")
 
 
-def test_a_broken_plan(tmp_path):
-    (tmp_path / "plan.json").write_text("{}")
+@pytest.mark.parametrize(
+    "text",
+    ["", "{}", "[]", '{"version": 2}', '{"version": 1, "profile": {"batch": 3}}', '{"version": 1, "components": []}'],
+)
+def test_a_broken_plan(tmp_path, text):
+    (tmp_path / "plan.json").write_text(text)
     with pytest.raises(SourceError, match="plan"):
         calotype.load(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["x" * 5000, "~no-such-user/model", "a\0b", "../..//", "org/name/too/many", ""])
+def test_names_that_no_file_can_have(name):
+    with pytest.raises(SourceError):
+        calotype.load(name)

@@ -33,7 +33,8 @@ def test_the_tighter_of_machine_and_cgroup_holds(tmp_path):
     assert available_bytes(tmp_path) == 5000 * 1024
     (tmp_path / "sys/fs/cgroup").mkdir(parents=True)
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("max\n")
-    (tmp_path / "sys/fs/cgroup/memory.current").write_text("1000\n")
+    (tmp_path / "sys/fs/cgroup/memory.current").write_text("3900\n")
+    (tmp_path / "sys/fs/cgroup/memory.stat").write_text("anon 100\ninactive_file 2900\n")
     assert available_bytes(tmp_path) == 5000 * 1024
     (tmp_path / "sys/fs/cgroup/memory.max").write_text("4000\n")
     assert available_bytes(tmp_path) == 3000

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
-from calotype.errors import Cancelled, InputError, SamplerError
+from calotype.errors import BackendError, CalotypeError, Cancelled, InputError, SamplerError
 
 
 def test_stream_gives_every_step_and_the_result_last(fake):
@@ -85,6 +85,51 @@ def test_cancelling_from_another_thread_leaves_the_pipeline_good(fake):
     np.testing.assert_array_equal(fake("x", steps=4, seed=1, output_type="latent").images, before)
 
 
+def test_cancelling_before_the_first_step_counts(fake):
+    stream = fake.stream("x", steps=5, seed=1)
+    fake.cancel()
+    with pytest.raises(Cancelled, match="after 0 of 5"):
+        next(stream)
+
+
+@pytest.mark.parametrize(("component", "name"), [("vae_decoder", "VAE decoder"), ("text_encoder", "text encoder")])
+def test_numbers_that_are_not_finite_are_no_black_picture(fake, component, name):
+    opened = fake.component(component)
+    real = opened.runner
+
+    class Broken:
+        backend, precision = "fake", "fp32"
+
+        def __call__(self, inputs):
+            return {k: v * np.nan for k, v in real(inputs).items()}
+
+    object.__setattr__(opened, "runner", Broken())
+    with pytest.raises(CalotypeError, match=f"the {name} gave numbers that are not finite"):
+        fake("x", steps=2, seed=1)
+
+
+def test_a_librarys_error_is_told_as_ours(fake):
+    class Broken:
+        backend, precision = "fake", "fp32"
+
+        def __call__(self, inputs):
+            raise RuntimeError("out of memory\n  at line 3 of something")
+
+    object.__setattr__(fake.component("unet"), "runner", Broken())
+    with pytest.raises(BackendError, match=r"^fake failed on the unet: out of memory$"):
+        fake("x", steps=2, seed=1)
+
+
+def test_numbers_of_numpy_are_numbers(fake):
+    settings = {"steps": np.int64(3), "guidance_scale": np.float32(2.0), "output_type": "latent"}
+    arrays = fake("x", num_images=np.int32(2), seed=np.array([4, 5]), **settings).images
+    np.testing.assert_array_equal(arrays, fake("x", num_images=2, seed=[4, 5], **settings).images)
+
+
+def test_a_prompt_of_lone_surrogates_is_a_picture(fake, tmp_path):
+    fake("red \udcff circle", steps=1, seed=1).images[0].save(tmp_path / "x.png")
+
+
 def test_leaving_a_stream_leaves_the_pipeline_good(fake):
     before = fake("x", steps=4, seed=1, output_type="latent").images
     stream = fake.stream("x", steps=50, seed=2)
@@ -139,6 +184,9 @@ def test_a_scheduler_that_is_not_linear_runs_itself_and_the_report_says_so(fake)
         ({"seed": -1}, "seed"),
         ({"seed": [1, 2]}, "one for each of 1"),
         ({"seed": "seven"}, "seed"),
+        ({"seed": b"ab"}, "seed"),
+        ({"guidance_scale": 10**400}, "guidance_scale"),
+        ({"guidance_scale": np.zeros(3)}, "guidance_scale"),
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"guidance_scale": "much"}, "guidance_scale"),
         ({"output_type": "jpeg"}, "output_type"),

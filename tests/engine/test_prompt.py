@@ -47,8 +47,12 @@ def test_padding_is_what_the_config_says(folder, tmp_path):
     assert ClipTokenizer(tmp_path, 77)(["red"]).ids[0, -1] == vocabulary["!"]
 
 
-def test_a_lone_surrogate_is_no_crash(folder):
-    assert ClipTokenizer(folder, 77)(["red \udcff circle"]).ids.shape == (1, 77)
+@pytest.mark.parametrize("prompt", PROMPTS)
+def test_tokenizer_json_alone_gives_the_same_ids(folder, tmp_path, prompt):
+    """What transformers 5 writes, and nothing beside it."""
+    CLIPTokenizer.from_pretrained(folder).save_pretrained(tmp_path)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    assert (ClipTokenizer(tmp_path, 77)([prompt]).ids == ClipTokenizer(folder, 77)([prompt]).ids).all()
 
 
 def test_wrong_prompts_and_broken_tokenizers(folder, tmp_path):
@@ -56,7 +60,17 @@ def test_wrong_prompts_and_broken_tokenizers(folder, tmp_path):
         ClipTokenizer(folder, 77)([3])
     with pytest.raises(SourceError, match=r"vocab\.json"):
         ClipTokenizer(tmp_path, 77)
-    (tmp_path / "vocab.json").write_text("{")
-    (tmp_path / "merges.txt").write_text("")
+    for vocabulary, merges in (("{", ""), ("[]", ""), ("{}", "a b"), ('{"a": 1}', "a b c")):
+        (tmp_path / "vocab.json").write_text(vocabulary)
+        (tmp_path / "merges.txt").write_text(merges)
+        with pytest.raises(SourceError, match="cannot be read"):
+            ClipTokenizer(tmp_path, 77)
+
+
+@pytest.mark.parametrize("config", ["{", "[]", '{"pad_token": {"x": 1}}'])
+def test_a_broken_tokenizer_config_is_told(folder, tmp_path, config):
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / name).write_bytes((folder / name).read_bytes())
+    (tmp_path / "tokenizer_config.json").write_text(config)
     with pytest.raises(SourceError, match="cannot be read"):
         ClipTokenizer(tmp_path, 77)

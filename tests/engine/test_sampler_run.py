@@ -132,7 +132,7 @@ def test_a_draw_of_another_shape_is_refused():
 )
 def test_a_preview_is_the_schedulers_own_estimate(class_name, config, tolerance, kind):
     if (class_name, kind) == ("EDMEulerScheduler", "sample"):
-        return  # diffusers knows no such network
+        pytest.skip("diffusers knows no such network")
     scheduler = getattr(diffusers, class_name)(**config, prediction_type=kind)
     sampler = compile_sampler(scheduler, 6)
     scheduler.register_to_config(**({"clip_sample": False} if "clip_sample" in scheduler.config else {}))
