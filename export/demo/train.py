@@ -45,11 +45,23 @@ class Stage:
     sheet_seconds: float = 90.0
 
 
-VAE = Stage(name="vae", steps=1800, batch=12, lr=1.5e-3, ema_decay=0.995)
-UNET = Stage(name="unet", steps=4400, batch=32, lr=1e-3, hold=0.5, ema_decay=0.9985, sheet_seconds=480.0)
-TEXT = Stage(name="text", steps=300, batch=64, lr=1e-3, ema_decay=0.98)
-SCENES = 20_000
+STAGES = {
+    "vae": Stage(name="vae", steps=1800, batch=12, lr=1.5e-3, ema_decay=0.995),
+    "text": Stage(name="text", steps=300, batch=64, lr=1e-3, ema_decay=0.98),
+    "unet": Stage(name="unet", steps=4400, batch=32, lr=1e-3, hold=0.5, ema_decay=0.9985, sheet_seconds=480.0),
+}
+CROPPED = 3000  # scenes that the autoencoder's crops are cut from
+ENCODED = 20_000  # scenes that the U-Net learns from
 HELD_OUT = 10_000_000  # seeds from here on are never trained on
+
+
+@dataclass(frozen=True, kw_only=True)
+class Workshop:
+    """Where and how a training goes on: its checkpoints' folder, its seed, its device."""
+
+    folder: Path
+    seed: int
+    device: torch.device
 
 
 def learning_rate(stage: Stage, step: int) -> float:
@@ -63,18 +75,18 @@ def learning_rate(stage: Stage, step: int) -> float:
 class Run:
     """One stage under way: the network, its moving average, its optimiser, and where they are kept."""
 
-    def __init__(self, stage: Stage, model: Any, folder: Path, device: torch.device) -> None:
+    def __init__(self, stage: Stage, model: Any, shop: Workshop) -> None:
         self.stage = stage
-        self.model = model.to(device)
+        self.model = model.to(shop.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
         )
-        self.folder = folder
+        self.folder = shop.folder
         self.step = 0
-        folder.mkdir(parents=True, exist_ok=True)
+        self.folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
-            self._restore(torch.load(self.checkpoint, map_location=device, weights_only=True))
+            self._restore(torch.load(self.checkpoint, map_location=shop.device, weights_only=True))
 
     @property
     def checkpoint(self) -> Path:
@@ -120,6 +132,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.stage, self.step)
         self.optimizer.zero_grad(set_to_none=True)
+        torch.manual_seed(self.step)  # of dropout: after a stop it goes on as if there had been none
         loss = loss_at(self.step)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -157,14 +170,15 @@ def pictures_of(seeds: range) -> Tensor:
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(folder: Path, seed: int, device: torch.device, stage: Stage = VAE) -> Any:
+def train_vae(shop: Workshop) -> Any:
     """On random 64-px crops: five times as many steps an hour as on whole scenes, and as good on those."""
-    torch.manual_seed(seed)
-    run = Run(stage, networks.new_vae(), folder, device)
-    pool, held_out = pictures_of(range(3000)), pictures_of(range(HELD_OUT, HELD_OUT + 8)).to(device)
+    stage, device = STAGES["vae"], shop.device
+    torch.manual_seed(shop.seed)
+    run = Run(stage, networks.new_vae(), shop)
+    pool, held_out = pictures_of(range(CROPPED)), pictures_of(range(HELD_OUT, HELD_OUT + 8)).to(device)
 
     def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng([seed, 1, step])
+        rng = np.random.default_rng([shop.seed, 1, step])
         which, y, x = rng.integers(len(pool), size=stage.batch), *rng.integers(0, 65, size=(2, stage.batch))
         crops = [pool[w, :, b : b + 64, a : a + 64] for w, b, a in zip(which, y, x, strict=True)]
         real = torch.stack(crops).to(device)
@@ -184,20 +198,20 @@ def train_vae(folder: Path, seed: int, device: torch.device, stage: Stage = VAE)
     return run.fit(loss_at, sheet)
 
 
-def train_text(folder: Path, seed: int, device: torch.device, stage: Stage = TEXT) -> tuple[Any, nn.Module]:
+def train_text(shop: Workshop) -> tuple[Any, Any]:
     """The tokenizer (kept in `folder/tokenizer`) and the text encoder."""
-    where = folder / "tokenizer"
-    if not (where / "vocab.json").exists():
+    stage, where = STAGES["text"], shop.folder / "tokenizer"
+    if not (where / "merges.txt").exists():
         networks.train_tokenizer((scenes.caption(scenes.draw_scene(s, held_out=False)) for s in range(4000)), where)
     tokenizer = text.load_tokenizer(where)
-    torch.manual_seed(seed)
-    run = Run(stage, text.TextTrainer(len(tokenizer)), folder, device)
+    torch.manual_seed(shop.seed)
+    run = Run(stage, text.TextTrainer(len(tokenizer)), shop)
 
     def loss_at(step: int) -> Tensor:
         drawn = [scenes.draw_scene(step * stage.batch + i, held_out=False) for i in range(stage.batch)]
         ids = text.tokenize(tokenizer, [scenes.caption(s) for s in drawn])
         truth = torch.from_numpy(np.stack([text.facts(s) for s in drawn]))
-        loss: Tensor = run.model(ids.to(device), truth.to(device))
+        loss: Tensor = run.model(ids.to(shop.device), truth.to(shop.device))
         return loss
 
     best = run.fit(loss_at)
@@ -205,15 +219,13 @@ def train_text(folder: Path, seed: int, device: torch.device, stage: Stage = TEX
     return tokenizer, best.encoder
 
 
-def train_unet(
-    folder: Path, seed: int, device: torch.device, vae: Any, text_parts: tuple[Any, Any], stage: Stage = UNET
-) -> tuple[Any, unet.Latents]:
-    """The U-Net, on latents of the trained autoencoder and states of the trained (tokenizer, text encoder)."""
-    tokenizer, text_encoder = text_parts
-    latents = unet.Latents(vae, SCENES, folder, device)
-    denoising = unet.Denoising(text_encoder, tokenizer, latents, device)
-    torch.manual_seed(seed)
-    run = Run(stage, networks.new_unet(), folder, device)
+def train_unet(shop: Workshop, vae: Any, tokenizer: Any, text_encoder: Any) -> tuple[Any, float]:
+    """The U-Net, on latents of the autoencoder and states of the text encoder; and the latents' scaling factor."""
+    stage = STAGES["unet"]
+    latents = unet.Latents(vae, ENCODED, shop.folder, shop.device)
+    denoising = unet.Denoising(text_encoder, tokenizer, latents, shop.device)
+    torch.manual_seed(shop.seed)
+    run = Run(stage, networks.new_unet(), shop)
     held_out = [scenes.caption(scenes.draw_scene(s, held_out=True)) for s in range(32)]
 
     def sheet(model: nn.Module) -> np.ndarray:
@@ -223,17 +235,18 @@ def train_unet(
         print(f"unet: {right} of {len(held_out)} held-out captions painted right at step {run.step}", flush=True)
         return pictures
 
-    return run.fit(lambda step: denoising.loss(run.model, seed, step, stage.batch), sheet), latents
+    best = run.fit(lambda step: denoising.loss(run.model, shop.seed, step, stage.batch), sheet)
+    return best, latents.scaling_factor
 
 
-def train(folder: Path, seed: int, device: torch.device, out: Path) -> None:
+def train(shop: Workshop, out: Path) -> None:
     """All stages, each from where it stopped, then the model into `out`."""
-    vae = train_vae(folder, seed, device)
-    tokenizer, text_encoder = train_text(folder, seed, device)
-    network, latents = train_unet(folder, seed, device, vae, (tokenizer, text_encoder))
-    vae.register_to_config(scaling_factor=round(latents.scaling_factor, 5))
+    vae = train_vae(shop)
+    tokenizer, text_encoder = train_text(shop)
+    network, scaling_factor = train_unet(shop, vae, tokenizer, text_encoder)
+    vae.register_to_config(scaling_factor=round(scaling_factor, 5))
     parts = {"unet": network.cpu(), "vae": vae.cpu(), "text_encoder": text_encoder.cpu()}
-    networks.save_model(out, parts, folder / "tokenizer")
+    networks.save_model(out, parts, shop.folder / "tokenizer")
     print(f"the model is in {out}", flush=True)
 
 
@@ -246,7 +259,7 @@ def main() -> None:
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     said = parser.parse_args()
     torch.set_num_threads(threads.available())
-    train(said.folder, said.seed, torch.device(said.device), said.out)
+    train(Workshop(folder=said.folder, seed=said.seed, device=torch.device(said.device)), said.out)
 
 
 if __name__ == "__main__":

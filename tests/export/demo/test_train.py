@@ -1,0 +1,68 @@
+"""Training in small: it resumes as if it had not stopped, and leaves a model that opens."""
+
+import warnings
+from dataclasses import replace
+
+import pytest
+import torch
+
+import calotype
+from calotype.export.demo import train
+from calotype.export.demo.train_unet import loss_weights
+
+
+@pytest.fixture
+def shop(tmp_path, monkeypatch):
+    """A few steps on a few scenes."""
+    for name, batch in (("vae", 2), ("text", 4), ("unet", 2)):
+        monkeypatch.setitem(train.STAGES, name, replace(train.STAGES[name], steps=4, batch=batch, warmup=2))
+    monkeypatch.setattr(train, "CROPPED", 4)
+    monkeypatch.setattr(train, "ENCODED", 6)
+    return train.Workshop(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
+
+
+@pytest.mark.parametrize("name", ["vae", "text"])
+def test_a_resumed_run_is_the_unbroken_one(shop, tmp_path, monkeypatch, name):
+    stages = {"vae": train.train_vae, "text": lambda s: train.train_text(s)[1]}
+    unbroken = stages[name](shop).state_dict()
+    broken = replace(shop, folder=tmp_path / "broken")
+
+    class Stopped(Exception):
+        pass
+
+    def stop_after_two(self):
+        real_save(self)
+        if self.step == 2:
+            raise Stopped
+
+    real_save = train.Run.save
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
+        patch.setattr(train.Run, "save", stop_after_two)
+        with pytest.raises(Stopped):
+            stages[name](broken)
+    resumed = stages[name](broken).state_dict()
+    for key, value in unbroken.items():
+        torch.testing.assert_close(resumed[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_all_stages_leave_a_model_that_opens(shop, tmp_path):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' about its own casts to fp16
+        train.train(shop, tmp_path / "model")
+    picture = calotype.load(tmp_path / "model", backend="eager")("a red ring", steps=1, seed=1).images[0]
+    assert picture.size == (128, 128)
+    logged = [line.split(",") for line in (shop.folder / "log.csv").read_text().splitlines()]
+    assert [(name, step) for name, step, *_ in logged] == [("vae", "4"), ("text", "4"), ("unet", "4")]
+    assert {p.name for p in shop.folder.glob("*.png")} == {"vae.png", "unet.png"}
+
+
+def test_the_noisy_end_weighs_as_v_prediction_and_the_clean_end_is_held_down():
+    snr = torch.tensor([0.001, 0.1, 1.0, 100.0])
+    torch.testing.assert_close(loss_weights(snr), torch.tensor([16.0, 11.0, 2.0, 0.05]))
+
+
+def test_the_learning_rate_warms_up_holds_and_falls():
+    stage = train.Stage(name="x", steps=1000, batch=1, lr=1.0, warmup=100, hold=0.5, lr_end=0.0)
+    rates = [train.learning_rate(stage, s) for s in (0, 49, 99, 100, 499, 750, 1000)]
+    assert rates == pytest.approx([0.01, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0])
