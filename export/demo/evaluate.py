@@ -62,14 +62,14 @@ def score(pipe: Any, captions: list[str], *, batch: int = 8, **arguments: Any) -
 def sheet(pipe: Any, captions: list[str], *, columns: int = 4, **arguments: Any) -> Image.Image:
     """The captions' pictures side by side, each over its words."""
     pictures = pipe(captions, seed=0, **arguments).images
-    size, text_height = pictures[0].width, 44
+    size, text_height = pictures[0].width, 60
     rows = -(-len(captions) // columns)
     page = Image.new("RGB", (columns * (size + 8) + 8, rows * (size + text_height) + 8), "white")
     draw = ImageDraw.Draw(page)
     for i, (picture, words) in enumerate(zip(pictures, captions, strict=True)):
         corner = (8 + i % columns * (size + 8), 8 + i // columns * (size + text_height))
         page.paste(picture, corner)
-        lines = textwrap.fill(words, width=24)
+        lines = textwrap.fill(words, width=22)
         draw.multiline_text((corner[0], corner[1] + size + 2), lines, fill="black", font_size=11, spacing=1)
     return page
 
