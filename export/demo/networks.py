@@ -139,3 +139,7 @@ def save_model(folder: Path, parts: Mapping[str, Any], tokenizer: Path) -> None:
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tokenizer / name, folder / "tokenizer")
+    # As in Stable Diffusion's own config: DDIM and DDPM made from it would clip latents as if they were pixels.
+    config = folder / "scheduler" / "scheduler_config.json"
+    said = json.loads(config.read_text()) | {"clip_sample": False, "set_alpha_to_one": False}
+    config.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")

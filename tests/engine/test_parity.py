@@ -7,6 +7,12 @@ import torch
 
 from calotype.benchmarks.quality import psnr
 
+# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
 PROMPTS = ["a large red circle on a blue background", "a green star left of a pink heart on a white background", ""]
 SCHEDULERS = {
     "ddim": (diffusers.DDIMScheduler, {}),
@@ -22,7 +28,7 @@ STEPS = 12
 @pytest.fixture(scope="module")
 def elder(demo_folder):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(
-        demo_folder, torch_dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
+        demo_folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
     )
     pipe.set_progress_bar_config(disable=True)
     return pipe

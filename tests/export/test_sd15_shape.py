@@ -62,7 +62,9 @@ def folder(tmp_path_factory, demo_folder):
 
 
 def test_it_is_traced_checked_and_the_same_as_diffusers(folder):
-    elder = diffusers.StableDiffusionPipeline.from_pretrained(folder, safety_checker=None, low_cpu_mem_usage=False)
+    elder = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
+    )
     elder.set_progress_bar_config(disable=True)
     settings = {
         "negative_prompt": "a red ring",
