@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -153,16 +154,24 @@ def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
 
 def _check_output(path: Path) -> None:
     """Find out before the work whether the picture can be written."""
-    if path.suffix.lower() != ".png":
-        raise InputError(f"pictures are written as .png, got {path}.")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name a .png file.")
-    if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name} into.")
-    import os
+    try:
+        fault = _output_fault(path)
+    except OSError as failed:  # a folder that may not be looked into, a name that is too long
+        fault = f"{path} cannot be written: {failed.strerror}."
+    if fault:
+        raise InputError(fault)
 
+
+def _output_fault(path: Path) -> str | None:
+    if path.suffix.lower() != ".png":
+        return f"pictures are written as .png, got {path}."
+    if path.is_dir():
+        return f"{path} is a folder; name a .png file."
+    if not path.parent.is_dir():
+        return f"there is no folder {path.parent} to write {path.name} into."
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        raise InputError(f"{path} cannot be written: permission denied.")
+        return f"{path} cannot be written: Permission denied."
+    return None
 
 
 def _write(image: Any, path: Path) -> None:

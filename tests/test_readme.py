@@ -26,7 +26,7 @@ def test_the_commands_it_names_exist():
     told = subprocess.run(
         [sys.executable, "-m", "calotype", "generate", "--help"], capture_output=True, text=True
     ).stdout
-    for option in set(re.findall(r"(?<=[ \[])--[a-z-]+", README)):
+    for option in set(re.findall(r"(?<=[ \[])--[a-z][a-z-]*", README)):
         assert option in told, option
 
 

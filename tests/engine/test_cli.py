@@ -3,7 +3,6 @@
 import json
 import os
 import pty
-import re
 import subprocess
 import sys
 from dataclasses import fields
@@ -144,28 +143,29 @@ def test_wrong_usage_is_exit_code_2(arguments, tmp_path):
     assert "Traceback" not in done.stderr
 
 
-def ordinary_user(code, *arguments):
-    """Run Python as a user who may not do everything, also where the tests run as root."""
-    drop = "import os; os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534))\n"
-    before = "import sys, calotype.cli, calotype.picture, calotype.request, calotype.loading, calotype.export\n"
-    return subprocess.run(
-        [sys.executable, "-c", before + drop + code, *map(str, arguments)], capture_output=True, text=True, check=False
-    )
+AS_AN_ORDINARY_USER = """
+import os, pathlib, sys, calotype.cli
+os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534))  # root may write anywhere
+try:
+    calotype.cli._check_output(pathlib.Path(sys.argv[1]))
+except calotype.InputError as told:
+    print(told)
+"""
 
 
-@pytest.mark.parametrize("where", ["x.png", "locked/x.png", "locked/deeper/x.png"])
-def test_an_unwritable_output_is_told_before_the_work(tmp_path, where):
-    (tmp_path / "locked").mkdir()
-    (tmp_path / "locked" / "deeper").mkdir()
+@pytest.mark.parametrize("where", ["x.png", "locked/x.png", "locked/deeper/x.png", "x" * 300 + ".png"])
+def test_an_output_that_cannot_be_written_is_told_before_the_work(tmp_path, where):
+    (tmp_path / "locked" / "deeper").mkdir(parents=True)
+    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders are closed to others
+        folder.chmod(0o755)
     (tmp_path / "locked").chmod(0o000)
     tmp_path.chmod(0o555)
-    done = ordinary_user("calotype.cli.main()", "generate", "x", "-o", tmp_path / where)
+    command = [sys.executable, "-c", AS_AN_ORDINARY_USER, tmp_path / where]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     tmp_path.chmod(0o755)
     (tmp_path / "locked").chmod(0o755)
-    assert done.returncode == 1
-    assert done.stderr.startswith("calotype: ")
-    assert "ermission denied" in done.stderr
-    assert done.stderr.count("\n") == 1
+    assert done.stderr == ""
+    assert "cannot be written" in done.stdout
 
 
 def test_a_disk_that_is_full_is_told():
@@ -209,7 +209,9 @@ def test_the_help_says_the_defaults_that_hold():
     defaults = {f.name: f.default for f in fields(Request)}
     told = " ".join(run("generate", "--help").stdout.split())
     for name in ("steps", "guidance_scale", "num_images"):
-        assert re.search(rf"--{name.replace('_', '-')} [^-]*\[default: {re.escape(str(defaults[name]))}\]", told), name
+        option = f"--{name.replace('_', '-')} "
+        said = told[told.index(option) :].split(" --")[0]
+        assert f"[default: {defaults[name]}]" in said, name
 
 
 def test_version_and_doctor():
