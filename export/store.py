@@ -1,6 +1,11 @@
 """Folders addressed by what they were made from. A folder appears whole or not at all, and is made by one at a time.
 
-Each entry carries `entry.json` with the size and SHA-256 of its files, so that a damaged one is noticed and made again.
+    store/KEY/             an entry: its files, and `entry.json` with their sizes and SHA-256, the key, and what it is
+    store/KEY.lock         there while the entry is made or removed
+    store/.making-KEY/     the next entry, renamed when it is whole; `.dropped-KEY/` is what it replaced
+
+An entry is believed only if `entry.json` is sealed and speaks of this key, and every file is as it says; else it is
+made again. `entry.json`'s own modification time is when the entry was last used. Who may remove an entry: `locks`.
 """
 
 from __future__ import annotations
@@ -9,16 +14,29 @@ import hashlib
 import json
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+import sys
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
-from calotype.export.digest import file_digest
+from calotype.export import locks
+from calotype.export.folders import clear, files_of, flush, set_aside, size_of
+from calotype.export.store_faults import full_disk, no_room, plainly
 from calotype.home import home
+from calotype.integrity import stamps, stamps_from_json, verify
 
 ENTRY = "entry.json"
+_MEND = "the entry will be made again"
+
+
+def root() -> Path:
+    """The store's folder, which need not exist yet."""
+    return home() / "store"
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -26,71 +44,182 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def fetch(key: str, make: Callable[[Path], Mapping[str, Any]]) -> tuple[Path, Mapping[str, Any]]:
+def fetch(
+    key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping[str, str] | None = None
+) -> tuple[Path, Mapping[str, Any]]:
     """The entry's folder and its notes. `make(folder)` fills an empty folder and returns notes, if there is none.
 
-    Raises whatever `make` raises (nothing is left behind), and `SourceError` where the store cannot be written.
+    `label` says what the entry is (`{"component": "unet", "precision": "fp16", ...}`) to those who look at the store.
+    The entry is in use, and so not removed, until this process ends. Raises whatever `make` raises (nothing is left
+    behind), and `SourceError` where the store has no room or cannot be written.
     """
-    root = home() / "store"
-    folder = root / key
-    notes = _read(folder)
-    if notes is not None:
-        return folder, notes
+    folder = root() / key
+    with suppress(SourceError):  # damaged: told below, by the one who makes it again
+        if (notes := _believed(folder)) is not None:
+            return folder, notes
+    what = title(key, label or {})
+    with plainly(root(), what):
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with locks.exclusive(folder.parent / f"{key}.lock", wait_for=what):
+            try:
+                notes = _believed(folder)  # another process may have made it while we waited
+            except SourceError as damaged:
+                print(f"calotype: {damaged}", file=sys.stderr)
+                notes = None
+            return folder, _make(folder, make, label or {}) if notes is None else notes
+
+
+def has(key: str) -> bool:
+    """Is there an entry of this key? Whether it is whole is found out when it is fetched."""
+    return (root() / key / ENTRY).is_file()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Entry:
+    """One folder of the store, as it lies there."""
+
+    key: str
+    folder: Path
+    label: Mapping[str, str]
+    size_bytes: int
+    made: float  # seconds since 1970
+    used: float
+
+    @cached_property
+    def fault(self) -> str | None:
+        """Why it would not be believed; None for a whole one. Reads what was not read before."""
+        try:
+            _read(self.folder)
+            return None
+        except SourceError as damaged:
+            return str(damaged)
+
+
+def entries() -> list[Entry]:
+    """All there is, the least recently used first. Raises `SourceError` where the store cannot be read."""
+    found = []
     try:
-        root.mkdir(parents=True, exist_ok=True)
-        with _locked(root / f"{key}.lock"):
-            notes = _read(folder)  # another process may have made it while we waited
-            return (folder, notes) if notes is not None else (folder, _make(folder, make))
+        for folder in root().iterdir():
+            if folder.is_dir() and not folder.name.startswith("."):
+                with suppress(FileNotFoundError):  # removed while we looked
+                    found.append(_entry(folder))
+    except FileNotFoundError:
+        return []
     except OSError as failed:
-        raise SourceError(
-            f"the store {root} cannot be written ({failed.strerror or failed}); "
-            "set CALOTYPE_HOME to a folder with room."
-        ) from None
+        raise SourceError(f"the store {root()} cannot be read ({failed.strerror}).") from None
+    return sorted(found, key=lambda entry: entry.used)
 
 
-def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]]) -> Mapping[str, Any]:
-    # One name a key, under its lock: what a killed process left is cleared by the next.
-    fresh = folder.parent / f".making-{folder.name}"
-    shutil.rmtree(fresh, ignore_errors=True)
-    fresh.mkdir()
+def title(key: str, label: Mapping[str, str]) -> str:
+    """What a person calls the entry."""
+    return " ".join(" ".join(map(str, label.values())).split()) or f"entry {key[:12]}"
+
+
+def leftovers(key: str) -> tuple[Path, Path]:
+    """Where an entry is made, and where it goes when it is replaced or removed: for who has its lock to clear."""
+    return root() / f".making-{key}", root() / f".dropped-{key}"
+
+
+def used_at(folder: Path) -> float:
+    """When the entry was last fetched: its `entry.json`'s modification time, or its folder's where that is lost."""
+    with suppress(OSError):
+        return (folder / ENTRY).stat().st_mtime
+    return folder.stat().st_mtime
+
+
+def _entry(folder: Path) -> Entry:
+    label: dict[str, str] = {}
+    made = folder.stat().st_mtime
+    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
+        said = json.loads(_text(folder))
+        made = min(max(0.0, float(said["made"])), made)  # whatever a damaged file says, it is a time
+        label = {str(name): str(value) for name, value in said["label"].items()}
+    return Entry(
+        key=folder.name, folder=folder, label=label, size_bytes=size_of(folder), made=made, used=used_at(folder)
+    )
+
+
+def _believed(folder: Path) -> Mapping[str, Any] | None:
+    """The notes of a whole entry, now in use; None where there is none. Raises `SourceError` for a damaged one."""
     try:
-        notes = dict(make(fresh))
-        files = {str(p.relative_to(fresh)): [p.stat().st_size, file_digest(p)] for p in _files(fresh)}
-        (fresh / ENTRY).write_text(json.dumps({"files": files, "notes": notes}))
-        shutil.rmtree(folder, ignore_errors=True)  # what is there is damaged, or we would not be here
-        fresh.rename(folder)
-    except BaseException:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise
+        if not locks.use(folder / ENTRY):
+            if os.path.lexists(folder):
+                raise SourceError(f"{folder / ENTRY} is missing; {_MEND}.")
+            return None
+    except OSError as failed:
+        raise SourceError(f"{folder / ENTRY} cannot be read ({failed.strerror}); {_MEND}.") from None
+    notes: Mapping[str, Any] = _read(folder)["notes"]
+    with suppress(OSError):  # not in a store that cannot be written
+        os.utime(folder / ENTRY)
     return notes
 
 
-def _read(folder: Path) -> Mapping[str, Any] | None:
-    """The notes of a whole entry; None where there is none, or a damaged one."""
+def _read(folder: Path) -> Mapping[str, Any]:
+    """A whole entry's `entry.json`. Raises `SourceError` for a damaged entry."""
     try:
-        entry = json.loads((folder / ENTRY).read_text())
-        for name, (size, digest) in entry["files"].items():
-            path = folder / name
-            if path.stat().st_size != size or file_digest(path) != digest:
-                return None
-        notes: Mapping[str, Any] = entry["notes"]
-        return notes
-    except (OSError, SourceError, ValueError, KeyError, TypeError, AttributeError):
-        return None
+        entry = json.loads(_text(folder))
+        if entry.pop("seal") != _seal(entry):
+            raise ValueError
+        if entry["key"] != folder.name:
+            raise SourceError(f"{folder / ENTRY} is of another entry; {_MEND}.")
+        files = stamps_from_json(entry["files"])
+    except (FileNotFoundError, NotADirectoryError):
+        raise SourceError(f"{folder / ENTRY} is missing; {_MEND}.") from None
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise SourceError(f"{folder / ENTRY} is damaged; {_MEND}.") from None
+    verify(folder, files, beside=(ENTRY,), mend=_MEND)
+    whole: Mapping[str, Any] = entry
+    return whole
 
 
-def _files(folder: Path) -> list[Path]:
-    return [p for p in sorted(folder.rglob("*")) if p.is_file()]
+def _text(folder: Path) -> str:
+    if not (folder / ENTRY).is_file():  # a pipe would be waited for without end
+        raise FileNotFoundError
+    return (folder / ENTRY).read_text(encoding="utf-8")
 
 
-@contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Hold the lock file; it is released by the system if this process dies."""
-    import fcntl
-
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]], label: Mapping[str, str]) -> Mapping[str, Any]:
+    # One name a key, under its lock: what a killed process left is cleared by the next.
+    fresh, dropped = leftovers(folder.name)
+    clear(fresh)
+    clear(dropped)
+    fresh.mkdir()
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(descriptor)
+        notes = _finish(fresh, {"key": folder.name, "label": dict(label), "notes": dict(make(fresh))})
+        if os.path.lexists(folder):  # damaged, or we would not be here
+            set_aside(folder, dropped, first=ENTRY)
+        fresh.rename(folder)
+    except BaseException as failed:
+        written = size_of(fresh)
+        shutil.rmtree(fresh, ignore_errors=True)
+        if isinstance(failed, Exception) and (told := full_disk(failed)):
+            raise SourceError(no_room(folder.parent, title(folder.name, label), told, written)) from failed
+        raise
+    flush(folder.parent)
+    locks.use(folder / ENTRY)
+    with suppress(OSError):  # `gc` clears what cannot be cleared now
+        clear(dropped)
+    return notes
+
+
+def _finish(fresh: Path, said: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write `entry.json`, and all of the folder to the disk; the notes as they will be read.
+
+    To the disk before it has its name: after a loss of power an entry is whole or absent. Its digests could tell, but a
+    large file's is remembered, and would speak for bytes that never arrived; so the files are flushed before that.
+    Gigabytes take seconds to flush, now or later; making them takes minutes.
+    """
+    for path in files_of(fresh):
+        flush(path)
+    entry = json.loads(json.dumps({**said, "made": time.time(), "files": stamps(fresh)}))
+    (fresh / ENTRY).write_text(json.dumps({**entry, "seal": _seal(entry)}), encoding="utf-8")
+    flush(fresh / ENTRY)
+    for where, _, _ in os.walk(fresh):
+        flush(Path(where))
+    notes: Mapping[str, Any] = entry["notes"]
+    return notes
+
+
+def _seal(entry: Mapping[str, Any]) -> str:
+    """Of `entry.json` itself: a figure in the notes is as little to be believed damaged as a file is."""
+    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
