@@ -8,27 +8,33 @@ its own, imported when it is opened.
 from __future__ import annotations
 
 import importlib
-from collections.abc import Mapping, Sequence
+import threading
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol
 
+import numpy as np
 from numpy.typing import NDArray
 
 from calotype.bindings import check_arrays
-from calotype.errors import BackendError, first_line
+from calotype.errors import BackendError, NotFiniteError, first_line
 from calotype.plan import Artefact, PlannedComponent
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# name -> module. Each module has FORM (the artefacts it opens), `unavailable()` and `open_runner(component, artefact)`.
+# name -> module. Each module has FORM (the artefacts it opens), PRECISIONS (those it runs), `unavailable()` and
+# `open_runner(component, artefact)`.
 _MODULES = {
     "onnxruntime": "calotype.backends.ort",
+    "openvino": "calotype.backends.vino",
     "eager": "calotype.backends.eager",
     "fake": "calotype.backends.fake",
 }
 NAMES = tuple(_MODULES)
 AUTO = ("onnxruntime", "eager")  # the fake backend makes no pictures: only by name
+
+_RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
 
 
 class Runner(Protocol):
@@ -43,37 +49,93 @@ class Runner(Protocol):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
-    """A component with the runner that was chosen for it, and why."""
-
-    component: PlannedComponent
-    runner: Runner
-    why: str
-
-    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Check the inputs against the bindings, then run."""
-        check_arrays(self.component.name, self.component.inputs, inputs)
-        try:
-            outputs = self.runner(inputs)
-        except Exception as failed:  # out of memory, an id beyond the vocabulary: each library has kinds of its own
-            raise BackendError(
-                f"{self.runner.backend} failed on the {self.component.name}: {first_line(failed)}"
-            ) from failed
-        return outputs
-
-
-@dataclass(frozen=True, kw_only=True)
 class Choice:
-    """The backends to try, in order, and what was passed over already: name -> reason."""
+    """The backends to try, in order, and what was passed over already: name -> reason.
+
+    `wanted` is the whole list that was asked for: who stands behind the one that was taken needs no excuse.
+    """
 
     names: tuple[str, ...]
     passed_over: Mapping[str, str]
+    wanted: tuple[str, ...]
     by_name: bool
 
     @property
     def forms(self) -> frozenset[str]:
         """The artefacts that the first choice needs, and no others: making them costs minutes."""
         return frozenset({form_of(self.names[0])})
+
+
+class Opened:
+    """A component with the runner that was chosen for it, and why. Threads may share it.
+
+    Where the numbers that come out are not finite, the next artefact of a higher precision takes over, for good;
+    `retried` then says so.
+    """
+
+    def __init__(self, component: PlannedComponent, choice: Choice) -> None:
+        """Open with the first backend of the choice that can. Raises `BackendError` where none does."""
+        self.component = component
+        self.retried: tuple[str, ...] = ()
+        self._choice = choice
+        self._switching = threading.Lock()
+        self.runner: Runner
+        self._open(_candidates(component, choice), choice.passed_over)
+
+    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+        """Check the inputs against the bindings, then run.
+
+        Raises:
+            BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
+        """
+        check_arrays(self.component.name, self.component.inputs, inputs)
+        while True:
+            runner = self.runner
+            try:
+                outputs = runner(inputs)
+            except Exception as failed:  # out of memory, an id beyond the vocabulary: each library has kinds of its own
+                raise BackendError(
+                    f"{runner.backend} failed on the {self.component.name}: {first_line(failed)}"
+                ) from failed
+            if _finite(outputs):
+                return outputs
+            if not _finite(inputs):
+                raise NotFiniteError(f"the {_called(self.component)} was given numbers that are not finite.")
+            self._raise_precision(runner)
+
+    def _open(self, candidates: Iterator[tuple[str, Artefact | str]], passed_over: Mapping[str, str]) -> None:
+        """Take the first candidate that opens."""
+        told = dict(passed_over)
+        for name, artefact in candidates:
+            if isinstance(artefact, str):  # the reason why there is none
+                told[name] = artefact
+                continue
+            try:
+                runner: Runner = _module(name).open_runner(self.component, artefact)
+            except BackendError as failed:
+                told[f"{name} {artefact.precision}" if name in told else name] = str(failed)
+                continue
+            before = self._choice.wanted[: self._choice.wanted.index(name)]
+            ahead = {n: why for n, why in told.items() if n not in self._choice.passed_over or n in before}
+            self.runner, self.artefact, self.why = runner, artefact, _why(self._choice, ahead)
+            return
+        said = "; ".join(f"{n}: {why_not}" for n, why_not in told.items())
+        raise BackendError(f"no backend could open the {self.component.name}. {said}")
+
+    def _raise_precision(self, failed: Runner) -> None:
+        """Replace the runner whose numbers are not finite. Raises `NotFiniteError` where nothing higher can run."""
+        with self._switching:
+            if self.runner is not failed:  # another thread has done it
+                return
+            called = _called(self.component)
+            try:
+                higher = _candidates(self.component, self._choice, above=failed)
+                self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})
+            except BackendError as none:
+                raise NotFiniteError(_hopeless(called, failed, str(none))) from None
+            now = self.runner.precision
+            now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
+            self.retried += (f"{called}: numbers not finite in {failed.precision}, retried in {now}",)
 
 
 def _module(name: str) -> ModuleType:
@@ -91,43 +153,82 @@ def unavailable(name: str) -> str | None:
     return reason
 
 
-def choose(request: str | Sequence[str]) -> Choice:
-    """ "auto", a name, or a list of names in order of preference. Raises `BackendError` where none can run."""
-    wanted = AUTO if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
+def choose(
+    request: str | Sequence[str], *, first: str | None = None, refused: Mapping[str, str] | None = None
+) -> Choice:
+    """ "auto", a name, or a list of names in order of preference. Raises `BackendError` where none can run.
+
+    `first` is what auto tries before all others: the backend that a plan was built for. `refused` are backends that may
+    not run, with the reason.
+    """
+    auto = tuple(dict.fromkeys([first, *AUTO] if first in NAMES else AUTO))
+    wanted = auto if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
     for name in wanted:
         if name not in _MODULES:
             raise BackendError(f"unknown backend {name!r}; known are auto, {', '.join(NAMES)}.")
-    reasons = {name: unavailable(name) for name in wanted}
+    reasons = {name: (refused or {}).get(name) or unavailable(name) for name in wanted}
     names = tuple(n for n, why_not in reasons.items() if why_not is None)
     passed_over = {n: why_not for n, why_not in reasons.items() if why_not is not None}
     if not names:
         told = "; ".join(f"{n}: {why_not}" for n, why_not in passed_over.items())
         raise BackendError(f"no backend can run here. {told}" if told else "the list of backends is empty.")
-    return Choice(names=names, passed_over=passed_over, by_name=request != "auto")
+    return Choice(names=names, passed_over=passed_over, wanted=tuple(wanted), by_name=request != "auto")
 
 
 def open_component(component: PlannedComponent, choice: Choice) -> Opened:
     """Open with the first backend of the choice that can; the reasons of the others are in `why`."""
-    passed_over = dict(choice.passed_over)
-    for name in choice.names:
-        try:
-            artefact = _artefact_for(component, form_of(name))
-            runner: Runner = _module(name).open_runner(component, artefact)
-        except BackendError as failed:
-            passed_over[name] = str(failed)
-            continue
-        return Opened(component=component, runner=runner, why=_why(name, choice, passed_over))
-    told = "; ".join(f"{n}: {why_not}" for n, why_not in passed_over.items())
-    raise BackendError(f"no backend could open the {component.name}. {told}")
+    return Opened(component, choice)
 
 
-def _artefact_for(component: PlannedComponent, form: str) -> Artefact:
-    artefact = component.artefact(form)
-    if artefact is None:
-        raise BackendError(component.refused.get(form, f"the plan holds no {form} artefact of the {component.name}"))
-    return artefact
+def _candidates(
+    component: PlannedComponent, choice: Choice, *, above: Runner | None = None
+) -> Iterator[tuple[str, Artefact | str]]:
+    """What may be opened, in order: a backend, and an artefact for it or the reason why there is none.
+
+    The order is that of the choice, and for each backend that of the plan. `above` a runner are the artefacts of a
+    higher precision than its own, from its own backend on.
+    """
+    names = choice.names if above is None else choice.names[choice.names.index(above.backend) :]
+    lowest = 0 if above is None else _rank(above.precision) + 1
+    for name in names:
+        of_form = [a for a in component.artefacts if a.form == form_of(name)]
+        fit = [a for a in of_form if a.precision in _module(name).PRECISIONS and _rank(a.precision) >= lowest]
+        yield from ((name, artefact) for artefact in fit)
+        if not fit:
+            yield name, _lacking(component, name, of_form)
 
 
-def _why(name: str, choice: Choice, passed_over: Mapping[str, str]) -> str:
+def _lacking(component: PlannedComponent, name: str, of_form: Sequence[Artefact]) -> str:
+    form, runs = form_of(name), ", ".join(_module(name).PRECISIONS)
+    if of_form:
+        held = ", ".join(a.precision for a in of_form)
+        return f"the plan holds {form} artefacts of the {component.name} in {held}; wanted is another of {runs}"
+    return component.refused.get(form, f"the plan holds no {form} artefact of the {component.name}")
+
+
+def _rank(precision: str) -> int:
+    return _RANKS.get(precision.partition("+")[0], 0)
+
+
+def _finite(arrays: Arrays) -> bool:
+    return all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
+
+
+def _called(component: PlannedComponent) -> str:
+    """As people say it: "U-Net", "VAE decoder", "text encoder"."""
+    return component.name.replace("_", " ").replace("unet", "U-Net").replace("vae", "VAE")
+
+
+def _hopeless(called: str, runner: Runner, why: str) -> str:
+    told = f"the {called} gave numbers that are not finite in {runner.precision} ({runner.backend})"
+    if _rank(runner.precision) == _rank("fp32"):
+        return f"{told}: its weights are damaged."
+    return (
+        f"{told}, and nothing of a higher precision can run ({why}). Make a plan whose {called} is bf16, or that "
+        "keeps a second artefact for this: calotype build MODEL --precision bf16, or with --fallback."
+    )
+
+
+def _why(choice: Choice, passed_over: Mapping[str, str]) -> str:
     asked = "asked for" if choice.by_name else "first of auto's list that runs"
     return "; ".join([asked, *(f"not {n}: {reason}" for n, reason in passed_over.items())])

@@ -15,12 +15,13 @@ if TYPE_CHECKING:
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "diffusers"
+PRECISIONS = ("fp32",)
 
 
 def unavailable() -> str | None:
-    """The eager backend needs torch and diffusers, which the core installs."""
+    """None where torch, diffusers and transformers are installed, else the line that installs them."""
     lacking = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
-    return f"{', '.join(lacking)} not installed (pip install {' '.join(lacking)})" if lacking else None
+    return f"{', '.join(lacking)} not installed (pip install 'calotype[build]')" if lacking else None
 
 
 class EagerRunner:

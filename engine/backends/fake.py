@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "diffusers"
+PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 def unavailable() -> str | None:
@@ -29,10 +30,10 @@ class FakeRunner:
     """Stands in for a component; `calls` counts how often it ran."""
 
     backend = "fake"
-    precision = "fp32"
 
-    def __init__(self, component: PlannedComponent) -> None:
+    def __init__(self, component: PlannedComponent, precision: str) -> None:
         self._component = component
+        self.precision = precision
         self.calls = 0
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -42,6 +43,8 @@ class FakeRunner:
         for pixels, latents in (("height", "latent_height"), ("width", "latent_width")):
             if latents in sizes:
                 sizes.setdefault(pixels, sizes[latents] * Profile.factor)
+                for smaller in (2, 4, 8):  # levels of a U-Net
+                    sizes.setdefault(f"{latents}_{smaller}", sizes[latents] // smaller)
             elif pixels in sizes:
                 sizes.setdefault(latents, sizes[pixels] // Profile.factor)
         mean = np.sum([_mean(a) for a in inputs.values()], axis=0)  # [B]
@@ -61,6 +64,5 @@ def _mean(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
 
 
 def open_runner(component: PlannedComponent, artefact: Artefact) -> FakeRunner:
-    """Open a stand-in; the artefact is not read."""
-    del artefact
-    return FakeRunner(component)
+    """Open a stand-in; of the artefact nothing but the precision's name is read."""
+    return FakeRunner(component, artefact.precision)

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "onnx"
+PRECISIONS = ("fp32", "fp16", "int8")
 _PROVIDERS = ["CPUExecutionProvider"]
 
 

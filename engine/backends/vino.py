@@ -1,0 +1,190 @@
+"""The openvino backend: ONNX artefacts on OpenVINO's CPU device, in float32, bfloat16 or int8 by the artefact's word.
+
+A network is compiled for the exact shapes of its first call, and again for other shapes: with all sizes known OpenVINO
+runs the demonstration U-Net a fifth faster than with dynamic ones, and is ready no later. A few of these are kept;
+`vino_cache` keeps them on disk as well.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import importlib.util
+import os
+import sys
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calotype import threads
+from calotype.backends.vino_cache import CompiledCache
+from calotype.errors import BackendError, first_line
+from calotype.memory import available_bytes
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from calotype.backends import Arrays
+    from calotype.plan import Artefact, PlannedComponent
+
+FORM = "onnx"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16")
+
+# What is computed in, by the artefact's precision: fp16 files are a smaller download, x86 has no arithmetic for them.
+_HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
+_KEPT = 4  # compiled shapes of one network
+
+Shapes = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+def unavailable() -> str | None:
+    """None where openvino is installed, else the line that installs it."""
+    if importlib.util.find_spec("openvino") is None:
+        return "openvino is not installed (pip install 'calotype[cpu]')"
+    return None
+
+
+_CONVERTER = "openvino.tools.ovc"
+_IMPORTING = threading.Lock()
+
+
+def library() -> Any:
+    """The package openvino, imported without its model converter.
+
+    Importing the converter reports the import to its makers over the network, writes an id into the user's home, and
+    takes longer than all the rest. openvino does without it (and without `convert_model`) where it cannot be imported.
+    """
+    with _IMPORTING:
+        blocked = "openvino" not in sys.modules and _CONVERTER not in sys.modules
+        if blocked:
+            sys.modules[_CONVERTER] = None  # type: ignore[assignment]
+        try:
+            return importlib.import_module("openvino")
+        finally:
+            if blocked:
+                sys.modules.pop(_CONVERTER, None)
+
+
+@functools.cache
+def _core() -> Any:
+    """OpenVINO's core: one a process, as it holds the device's thread pool."""
+    try:
+        return library().Core()
+    except Exception as failed:  # installed, and broken: a missing library is an ImportError, a bad plugin is not
+        raise BackendError(f"openvino cannot be imported: {_plain(failed)}") from None
+
+
+def _settings(precision: str) -> dict[str, Any]:
+    """How OpenVINO is to run a network of this precision: one picture at a time, on all threads we may have."""
+    ours = threads.available()
+    return {
+        "INFERENCE_PRECISION_HINT": _HINTS[precision],
+        # For floats: lower nothing of its own accord. It would lower the activations of int8 weights, as it should.
+        "EXECUTION_MODE_HINT": "PERFORMANCE" if "int8" in precision else "ACCURACY",
+        "PERFORMANCE_HINT": "LATENCY",
+        "NUM_STREAMS": 1,
+        "INFERENCE_NUM_THREADS": ours,  # its own guess ignores container quotas
+        # Pinned threads are faster, but containers with a quota would all be pinned to the machine's first cores.
+        "ENABLE_CPU_PINNING": ours == os.cpu_count(),
+    }
+
+
+class VinoRunner:
+    """A network on OpenVINO. Threads may share it: a lock lets one in, as the single stream would anyway."""
+
+    backend = "openvino"
+
+    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
+        if artefact.precision not in PRECISIONS:
+            raise BackendError(f"openvino runs {', '.join(PRECISIONS)}, and the artefact is {artefact.precision}")
+        self.precision = artefact.precision
+        self._settings = _settings(artefact.precision)
+        self._outputs = component.outputs
+        self._bytes = _bytes_of(artefact)
+        self._lock = threading.Lock()
+        self._requests: OrderedDict[Shapes, Any] = OrderedDict()  # the last one used is the last
+        core = _core()
+        if "bf16" in artefact.precision and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+            raise BackendError("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)")
+        try:
+            self._model = core.read_model(artefact.path)
+        except Exception as failed:  # openvino raises RuntimeError, and kinds of its frontends
+            raise BackendError(f"OpenVINO cannot open {artefact.path}: {_plain(failed)}") from None
+        named = {name for port in self._model.outputs for name in port.get_names()}
+        lacking = [b.name for b in component.outputs if b.name not in named]
+        if lacking:
+            raise BackendError(f"{artefact.path} gives no {', '.join(lacking)}; the plan says that it does")
+        self._cache = CompiledCache(core, artefact.path, self._settings, self._bytes)
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name, copied out of OpenVINO's buffers."""
+        given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
+        shapes = tuple((name, array.shape) for name, array in given.items())
+        with self._lock:
+            request = self._request(shapes)
+            try:
+                got = request.infer(given, share_inputs=True)
+            except Exception as failed:
+                raise BackendError(_plain(failed)) from failed
+            return {b.name: np.asarray(got[b.name], dtype=b.dtype) for b in self._outputs}
+
+    def _request(self, shapes: Shapes) -> Any:
+        if shapes not in self._requests:
+            while len(self._requests) >= self._room():
+                self._requests.popitem(last=False)
+            self._requests[shapes] = self._compile(dict(shapes)).create_infer_request()
+        self._requests.move_to_end(shapes)
+        return self._requests[shapes]
+
+    def _room(self) -> int:
+        """How many compiled shapes may stay: each holds the weights again, in the order that its kernels want."""
+        free = available_bytes()
+        return _KEPT if free is None else max(1, min(_KEPT, free // 4 // max(1, self._bytes)))
+
+    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        compiled = self._cache.read(shapes)
+        if compiled is not None:
+            return compiled
+        try:
+            model = self._model.clone()
+            model.reshape({name: list(shape) for name, shape in shapes.items()})
+            compiled = _core().compile_model(model, "CPU", self._settings)
+        except Exception as failed:
+            raise BackendError(f"OpenVINO cannot compile it for {_said(shapes)}: {_plain(failed)}") from failed
+        wanted = self._settings["INFERENCE_PRECISION_HINT"]
+        taken = _short(compiled.get_property("INFERENCE_PRECISION_HINT"))
+        if taken != wanted:  # a hint is no more than that
+            raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
+        self._cache.write(shapes, compiled)
+        return compiled
+
+
+def _short(element_type: Any) -> str:
+    """openvino.Type.f32 as "f32"."""
+    return str(element_type.get_type_name() if hasattr(element_type, "get_type_name") else element_type)
+
+
+def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+
+
+def _bytes_of(artefact: Artefact) -> int:
+    """The ONNX file with its external data, which lies beside it under a name that begins the same."""
+    try:
+        return sum(p.stat().st_size for p in artefact.path.parent.glob(f"{artefact.path.name}*"))
+    except OSError:
+        return 0
+
+
+def _plain(error: BaseException) -> str:
+    """OpenVINO's own words without the places in its source that they went through."""
+    lines = [line.strip() for line in str(error).splitlines()]
+    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return told[0][:300] if told else first_line(error)
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> VinoRunner:
+    """Open an ONNX file; it is compiled when the shapes of the first call are known."""
+    return VinoRunner(component, artefact)

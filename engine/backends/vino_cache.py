@@ -1,0 +1,101 @@
+"""Networks that OpenVINO compiled, kept on disk: the next start reads them in half the time.
+
+OpenVINO's own cache (`CACHE_DIR`) notices a blob that is cut short, and not one whose numbers changed: it would paint
+with them. And it raises where its folder cannot be made. So the blobs are kept here: under a key of all that decides
+them, with a SHA-256 in front. What is missing, damaged or written by another version is compiled again; a folder that
+cannot be written costs time at the next start, no more.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from calotype.errors import SourceError
+from calotype.home import home, write_whole
+
+_LARGEST_BYTES = 512 << 20  # a blob holds all weights again: for large networks the disk is worth more than the seconds
+_MOST_BYTES = 2 << 30  # of all blobs; the ones not used for longest give way
+_DIGEST = hashlib.sha256
+
+
+class CompiledCache:
+    """The compiled forms of one ONNX file under one set of settings."""
+
+    def __init__(self, core: Any, path: Path, settings: Mapping[str, Any], size: int) -> None:
+        """`size` is that of the file with its weights, in bytes."""
+        self._core = core
+        self._version: str = core.get_versions("CPU")["CPU"].build_number.replace("/", "-")
+        self._settings = dict(settings)
+        self._identity = {"settings": self._settings, "machine": _machine(core), "files": _files(path)}
+        self._worth_it = size <= _LARGEST_BYTES
+
+    def read(self, shapes: Mapping[str, tuple[int, ...]]) -> Any | None:
+        """The network compiled for these shapes, or None where there is none, or a damaged one."""
+        if not self._worth_it:
+            return None
+        with suppress(OSError, SourceError):
+            path = self._path(shapes)
+            data = path.read_bytes()
+            digest, blob = data[:32], memoryview(data)[32:]
+            if _DIGEST(blob).digest() != digest:
+                return None
+            try:
+                compiled = self._core.import_model(io.BytesIO(blob), "CPU", self._settings)
+            except Exception:  # another build of the same version, another CPU: compile
+                return None
+            with suppress(OSError):
+                os.utime(path)  # used now
+            return compiled
+        return None
+
+    def write(self, shapes: Mapping[str, tuple[int, ...]], compiled: Any) -> None:
+        """Keep a compiled network."""
+        if not self._worth_it:
+            return
+        with suppress(OSError, SourceError):
+            path = self._path(shapes)
+            path.parent.mkdir(parents=True, exist_ok=True)  # before the export: it is for nothing where this fails
+            stream = io.BytesIO()
+            try:
+                compiled.export_model(stream)
+            except Exception:  # not every network can be exported
+                return
+            blob = stream.getvalue()
+            _make_room(path.parent.parent, len(blob))
+            write_whole(path, _DIGEST(blob).digest() + blob)
+
+    def _path(self, shapes: Mapping[str, tuple[int, ...]]) -> Path:
+        key = json.dumps([self._identity, sorted(shapes.items())], sort_keys=True, default=str)
+        return home() / "openvino" / self._version / f"{hashlib.sha256(key.encode()).hexdigest()}.blob"
+
+
+def _machine(core: Any) -> list[str]:
+    """A store may be shared by machines; OpenVINO itself refuses a blob for another instruction set."""
+    return [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
+
+
+def _files(path: Path) -> list[tuple[str, int, int]]:
+    """What tells that a file is the same without reading it: place, size and time."""
+    try:
+        states = [(str(p.resolve()), p.stat()) for p in sorted(path.parent.glob(f"{path.name}*"))]
+    except OSError:
+        return []
+    return [(name, s.st_size, s.st_mtime_ns) for name, s in states]
+
+
+def _make_room(root: Path, need: int) -> None:
+    """Delete the blobs not used for longest until another `need` bytes fit."""
+    found = sorted(((p.stat(), p) for p in root.rglob("*.blob")), key=lambda entry: entry[0].st_mtime_ns)
+    total = sum(state.st_size for state, _ in found)
+    for state, path in found:
+        if total + need <= _MOST_BYTES:
+            break
+        path.unlink(missing_ok=True)
+        total -= state.st_size
