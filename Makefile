@@ -29,7 +29,7 @@ install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt $(ROOMS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[cpu,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev]'
 	touch $@
 
 clean:

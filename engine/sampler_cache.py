@@ -1,37 +1,63 @@
-"""Compiled samplers, remembered: on disk by fingerprint, so that a schedule is compiled once a machine.
+"""Compiled samplers, found again: in the plan, in the store by fingerprint, or compiled and kept there.
 
-With a remembered matrix a picture needs neither torch nor diffusers.
+With a matrix found a picture needs neither torch nor diffusers.
 """
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
-from calotype.errors import SamplerError
+from calotype.errors import SamplerError, SourceError
 from calotype.home import home, write_whole
 from calotype.probe import compile_sampler
 from calotype.sampler import Sampler, SamplerMatrix
+from calotype.sampler_store import find_matrix, read_index
 from calotype.scheduler_names import SchedulerSpec, spec_from
 
 __all__ = ["SchedulerSpec", "sampler_for"]
 
 
-def sampler_for(scheduler: Any, base_config: Mapping[str, Any], steps: int) -> tuple[SchedulerSpec, Sampler]:
-    """The scheduler that is meant, and its compiled form for so many steps."""
+def sampler_for(
+    scheduler: Any, base_config: Mapping[str, Any], steps: int, folder: Path | None = None
+) -> tuple[SchedulerSpec, Sampler]:
+    """The scheduler that is meant, and its compiled form for so many steps. `folder` holds the plan's own samplers.
+
+    Raises:
+        SamplerError: the scheduler is unknown, cannot make the schedule, or must be compiled where diffusers is not.
+    """
     spec = spec_from(scheduler, base_config)
     if not (scheduler is None or isinstance(scheduler, (str, type, SchedulerSpec))):
         # An object is taken as it is, and may have been changed in ways that its config does not tell.
         return spec, compile_sampler(scheduler, steps)
-    path = home() / "samplers" / f"{spec.fingerprint(steps)}.npz"
-    with suppress(OSError, SamplerError):  # never compiled here, or damaged: compile
+    carried = None if folder is None else find_matrix(folder, spec, steps)
+    if carried is not None:
+        return spec, carried
+    with suppress(OSError, SamplerError, SourceError):  # never compiled here, or damaged, or no place to keep it
+        path = home() / "samplers" / f"{spec.fingerprint(steps)}.npz"
         # The key leaves the name out: two names of one schedule share a matrix.
         return spec, replace(SamplerMatrix.from_bytes(path.read_bytes()), name=spec.name)
+    _check_tools(spec, steps, folder)
     sampler = compile_sampler(scheduler, steps, base_config=base_config)
     # A class from outside diffusers has a new key each time: nothing would find it again.
     if isinstance(sampler, SamplerMatrix) and not spec.by_hand:
-        with suppress(OSError):  # a cache that cannot be written costs the next start a second, no more
-            write_whole(path, sampler.to_bytes())
+        with suppress(OSError, SourceError):  # a cache that cannot be written costs the next start a second, no more
+            write_whole(home() / "samplers" / f"{spec.fingerprint(steps)}.npz", sampler.to_bytes())
     return spec, sampler
+
+
+def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None) -> None:
+    """`SamplerError` with what the plan holds, where a scheduler cannot be compiled here."""
+    lacking = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+    if not lacking:
+        return
+    stored = () if folder is None else read_index(folder)
+    held = f"this plan carries {'; '.join(map(str, stored))}" if stored else "this plan carries none"
+    raise SamplerError(
+        f"{spec.name} in {steps} steps has to be compiled, which takes {' and '.join(lacking)}: {held}. Ask for one "
+        "of these, or pip install 'calotype[build]', or build the plan with it: calotype build MODEL --scheduler NAME."
+    )

@@ -118,13 +118,23 @@ class SchedulerSpec:
         words = all(isinstance(word, str) for word in (self.name, self.class_name, self.by_hand))
         return words and isinstance(self.config, dict) and self.class_name.endswith("Scheduler")
 
+    def key(self) -> str:
+        """What the scheduler is and how it is configured, whatever its name, as 64 hexadecimal digits.
+
+        A plan's matrices are found by it, where diffusers need not be installed and its version says nothing.
+        """
+        return self._digest({"format": FORMAT})
+
     def fingerprint(self, steps: int) -> str:
-        """The key of the compiled matrix: sha256 over all that decides it, as 64 hexadecimal digits.
+        """The key of the compiled matrix in the store: sha256 over all that decides it, as 64 hexadecimal digits.
 
         That is the class, its configuration, the steps, the version of diffusers and of the compiler; the name
         is left out. It imports neither torch nor diffusers.
         """
-        said = asdict(self) | {"steps": steps, "format": FORMAT, "diffusers": _diffusers_version()}
+        return self._digest({"steps": steps, "format": FORMAT, "diffusers": _diffusers_version()})
+
+    def _digest(self, more: Mapping[str, Any]) -> str:
+        said = asdict(self) | dict(more)
         if self.by_hand:
             said["by_hand"] = str(uuid.uuid4())
         del said["name"]

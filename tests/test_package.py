@@ -31,11 +31,26 @@ def test_the_wheel_holds_the_rooms_under_one_name(wheel):
     assert wheel.stat().st_size < 16 << 20
 
 
+def test_a_plan_paints_in_an_environment_without_torch(wheel, saved_plan, tmp_path):
+    venv.create(tmp_path / "env", with_pip=True)
+    python, constraints = tmp_path / "env" / "bin" / "python", ROOT / "constraints.txt"
+    install = [python, "-m", "pip", "install", "-q", "-c", constraints, wheel, "onnxruntime"]
+    subprocess.run(install, check=True, cwd=tmp_path)
+    command = [tmp_path / "env" / "bin" / "calotype", "generate", "x", "--steps", "4", "--model", saved_plan]
+    environment = {**os.environ, "CALOTYPE_HOME": str(tmp_path / "home"), "PYTHONWARNINGS": "error"}
+    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "out.png").stat().st_size > 500
+    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True).stdout
+    installed = {p["name"].lower() for p in json.loads(listed)}
+    assert not installed & {"torch", "diffusers", "transformers", "onnx", "scipy", "safetensors"}
+
+
 def test_a_fresh_environment_makes_a_picture(wheel, pipe, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run(
-        [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[cpu]"],
+        [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[build,cpu]"],
         check=True,
         cwd=tmp_path,
     )

@@ -1,0 +1,126 @@
+"""The sampler matrices that a plan carries, so that it paints without diffusers.
+
+    samplers/index.json     {"version": 1, "schedulers": [{"name", "key", "file", "sha256", "steps", "diffusers"}, ...]}
+    samplers/NAME-KEY.npz   timesteps.N, rows.N and preview.N for every step count N
+
+A scheduler is found by the `key` of its spec: what it is and how it is configured, and not which diffusers compiled
+it, since a machine that only paints has none. How matrices are compiled is not known here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calotype.errors import SamplerError
+from calotype.sampler import SamplerMatrix
+from calotype.scheduler_names import SchedulerSpec
+
+__all__ = ["StoredScheduler", "find_matrix", "read_index", "write_matrices"]
+
+INDEX = "index.json"
+VERSION = 1
+_FIELDS = ("timesteps", "rows", "preview")
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredScheduler:
+    """One scheduler of the index. `diffusers` is the version that it was compiled with."""
+
+    name: str
+    key: str
+    file: str
+    sha256: str
+    steps: tuple[int, ...]
+    diffusers: str
+
+    def __str__(self) -> str:
+        return f"{self.name} in {_ranges(self.steps)} steps"
+
+
+def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
+    """What a plan's `samplers` folder holds; nothing where there is none.
+
+    Raises:
+        SamplerError: the index cannot be read.
+    """
+    try:
+        data = json.loads((folder / INDEX).read_text(encoding="utf-8"))
+        if data["version"] != VERSION:
+            raise SamplerError(f"{folder} is of version {data['version']}; this Calotype reads {VERSION}.")
+        return tuple(StoredScheduler(**{**entry, "steps": tuple(entry["steps"])}) for entry in data["schedulers"])
+    except FileNotFoundError:
+        return ()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as broken:
+        raise SamplerError(
+            f"the plan's list of samplers {folder / INDEX} cannot be read ({type(broken).__name__}: {broken})."
+        ) from None
+
+
+def find_matrix(folder: Path, spec: SchedulerSpec, steps: int) -> SamplerMatrix | None:
+    """The matrix of this scheduler for so many steps; None where the plan does not hold it.
+
+    Raises:
+        SamplerError: it is there and damaged.
+    """
+    if spec.by_hand:
+        return None
+    key = spec.key()
+    entry = next((e for e in read_index(folder) if e.key == key and steps in e.steps), None)
+    if entry is None:
+        return None
+    path = folder / Path(entry.file).name  # a plan may come from a stranger: nothing outside its folder is read
+    try:
+        data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != entry.sha256:
+            raise ValueError("its SHA-256 is another")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            fields: dict[str, Any] = {name: arrays[f"{name}.{steps}"] for name in _FIELDS}
+    except Exception as broken:  # damaged bytes make numpy and zipfile raise all sorts
+        raise SamplerError(f"the plan's samplers {path} are damaged ({broken}); build the plan again.") from None
+    return SamplerMatrix(name=spec.name, **fields)
+
+
+def write_matrices(
+    folder: Path, spec: SchedulerSpec, matrices: Mapping[int, SamplerMatrix], diffusers: str
+) -> StoredScheduler:
+    """Add a scheduler to a `samplers` folder: step count -> matrix. One that is there already is replaced."""
+    if not matrices or spec.by_hand:
+        raise SamplerError(f"there is nothing of {spec.name} to keep.")
+    folder.mkdir(parents=True, exist_ok=True)
+    file = io.BytesIO()
+    arrays = {f"{name}.{steps}": getattr(m, name) for steps, m in sorted(matrices.items()) for name in _FIELDS}
+    np.savez_compressed(file, allow_pickle=False, **arrays)
+    data, key = file.getvalue(), spec.key()
+    entry = StoredScheduler(
+        name=spec.name,
+        key=key,
+        file=f"{re.sub(r'[^A-Za-z0-9+-]', '_', spec.name)}-{key[:8]}.npz",
+        sha256=hashlib.sha256(data).hexdigest(),
+        steps=tuple(sorted(matrices)),
+        diffusers=diffusers,
+    )
+    (folder / entry.file).write_bytes(data)
+    kept = [e for e in read_index(folder) if e.key != key]
+    index = {"version": VERSION, "schedulers": [vars(e) for e in (*kept, entry)]}
+    (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
+    return entry
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """1, 2, 3, 7 as "1-3, 7"."""
+    runs: list[list[int]] = []
+    for number in sorted(numbers):
+        if runs and number == runs[-1][1] + 1:
+            runs[-1][1] = number
+        else:
+            runs.append([number, number])
+    return ", ".join(str(a) if a == b else f"{a}-{b}" for a, b in runs)

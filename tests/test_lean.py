@@ -1,0 +1,114 @@
+"""A plan paints on numpy, tokenizers, pillow and one backend; what needs more says so in one sentence."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import onnxruntime
+import pytest
+from PIL import Image
+
+import calotype
+from calotype.export.quality import psnr
+
+HEAVY = ("torch", "torchgen", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "scipy", "safetensors")
+PROMPT = "a large red circle on a blue background"
+BACKENDS = ("onnxruntime", "openvino")
+
+
+@pytest.fixture(scope="module")
+def lean(tmp_path_factory):
+    """Runs Python, or the command line, where the heavy packages are not installed."""
+    folder = tmp_path_factory.mktemp("lean")
+    for entry in Path(onnxruntime.__file__).parent.parent.iterdir():
+        if entry.name.replace(".", "-").split("-")[0] not in HEAVY and "calotype" not in entry.name:
+            (folder / entry.name).symlink_to(entry)
+    home = tmp_path_factory.mktemp("lean-home")
+    ours = Path(calotype.__file__).parent.parent
+    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ours}", "CALOTYPE_HOME": str(home)}
+
+    def run(*arguments, **more):
+        command = [sys.executable, "-S", "-W", "error", *map(str, arguments)]
+        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **more)
+
+    return run
+
+
+def test_the_lean_environment_is_lean(lean):
+    code = f"import importlib.util as u, calotype; print([n for n in {HEAVY} if u.find_spec(n)], calotype.__file__)"
+    assert lean("-c", code).stdout == f"[] {calotype.__file__}\n"
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_the_picture_is_the_one_that_pytorch_paints(lean, saved_plan, pipes, tmp_path, backend):
+    options = ("--seed", 7, "--model", saved_plan, "--backend", backend, "-o", tmp_path / "x.png")
+    done = lean("-m", "calotype", "generate", PROMPT, *options)
+    assert done.returncode == 0, done.stderr
+    assert done.stderr == ""
+    with Image.open(tmp_path / "x.png") as image:
+        got = np.asarray(image) / 255
+    assert psnr(got, np.asarray(pipes["eager"](PROMPT, seed=7).images[0]) / 255) >= 60
+
+
+NOTHING_HEAVY = """
+import importlib.machinery, sys
+
+class Refusing:
+    "Installed, as far as anyone can see; importing any of it is an error."
+    def find_spec(self, name, path=None, target=None):
+        if name.partition(".")[0] in {heavy}:
+            return importlib.machinery.ModuleSpec(name, self)
+    def create_module(self, spec):
+        raise AssertionError(f"{{spec.name}} was imported")
+    def exec_module(self, module):
+        raise AssertionError
+
+sys.meta_path.insert(0, Refusing())
+import calotype
+pipe = calotype.load(sys.argv[1], backend=sys.argv[2])
+result = pipe("x", steps=3, seed=1, num_images=2, negative_prompt="y")
+pipe.component("vae_encoder")
+print(len(result.images), result.report.components[1].backend)
+"""
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_nothing_heavy_is_imported_where_it_is_installed(saved_plan, tmp_path, backend):
+    code = NOTHING_HEAVY.format(heavy=HEAVY)
+    environment = {**os.environ, "CALOTYPE_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code, saved_plan, backend]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == f"2 {backend}\n"
+
+
+TOLD = {
+    "a model that has to be traced": (
+        ["generate", "x"],
+        ["only a plan can be opened without torch, onnxscript, diffusers, transformers", "'calotype[build]'"],
+    ),
+    "a model that is not there": (["generate", "x", "--model", "nowhere"], ["there is no folder nowhere"]),
+    "the eager backend": (["generate", "x", "--backend", "eager"], ["torch, diffusers, transformers not installed"]),
+    "a number of steps": (
+        ["generate", "x", "--steps", "51", "--model", "PLAN"],
+        ["in 51 steps", "carries DPMSolverMultistepScheduler in 1-50 steps", "'calotype[build]'", "calotype build"],
+    ),
+    "a scheduler": (
+        ["generate", "x", "--scheduler", "euler", "--model", "PLAN"],
+        ["euler in 20 steps", "carries DPMSolverMultistepScheduler in 1-50 steps"],
+    ),
+    "an unknown scheduler": (["generate", "x", "--scheduler", "eulr", "--model", "PLAN"], ["The nearest: euler"]),
+}
+
+
+@pytest.mark.parametrize("case", TOLD)
+def test_what_needs_more_says_so(lean, saved_plan, tmp_path, case):
+    arguments, told = TOLD[case]
+    done = lean("-m", "calotype", *(saved_plan if a == "PLAN" else a for a in arguments), cwd=tmp_path)
+    assert done.returncode == 1
+    assert done.stderr.startswith("calotype: ")
+    assert done.stderr.count("\n") == 1
+    for words in told:
+        assert words in done.stderr
