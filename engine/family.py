@@ -1,119 +1,127 @@
-"""A family is data: which components a line of models has, and the tensors that each takes and gives.
+"""A family is data: which components a line of models has, how text steers it, and the sizes that it serves.
 
-`family_of` reads a model's configs (diffusers layout) into tables of bindings. Names of tensors are the ones
-that Optimum's ONNX Runtime pipelines use, so that an export of ours opens there. Nothing here runs anything.
+`family_of` reads a model's configs (diffusers layout) into tables; those of each network's tensors are `networks`'.
+Nothing here runs anything.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
-from typing import Any
+from dataclasses import dataclass
 
-from calotype.bindings import Binding
+from calotype import networks
 from calotype.errors import InputError, SourceError
-from calotype.plan import Load
+from calotype.networks import Component, Config, controlnets_of, folder_of
+from calotype.plan import Load, Prompting
 from calotype.profile import Profile, Range
 
-Config = Mapping[str, Any]
+__all__ = ["TEXT_ENCODERS", "Component", "Family", "family_of", "folder_of"]
 
-# component -> the folder of its config and weights in a model of diffusers' layout
-FOLDERS = {"text_encoder": "text_encoder", "unet": "unet", "vae_decoder": "vae", "vae_encoder": "vae"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Component:
-    """One network: its tensors, and the config it was made from."""
-
-    name: str
-    inputs: tuple[Binding, ...]
-    outputs: tuple[Binding, ...]
-    config: Config = field(repr=False)
-
-
-def _text_encoder(config: Config) -> Component:
-    width, layers, tokens = config["hidden_size"], config["num_hidden_layers"], config["max_position_embeddings"]
-    state = ("batch", tokens, width)
-    hidden = (Binding(name=f"hidden_states.{i}", dtype="float32", dims=state) for i in range(layers + 1))
-    return Component(
-        name="text_encoder",
-        inputs=(Binding(name="input_ids", dtype="int64", dims=("batch", tokens)),),
-        outputs=(
-            Binding(name="last_hidden_state", dtype="float32", dims=state),
-            Binding(name="pooler_output", dtype="float32", dims=("batch", width)),
-            *hidden,
-        ),
-        config=config,
-    )
-
-
-def _unet(config: Config, tokens: int) -> Component:
-    latents = ("latent_height", "latent_width")
-    return Component(
-        name="unet",
-        inputs=(
-            Binding(name="sample", dtype="float32", dims=("batch", config["in_channels"], *latents)),
-            # One timestep a picture: slots of a batch may stand at different steps.
-            Binding(name="timestep", dtype="float32", dims=("batch",)),
-            Binding(
-                name="encoder_hidden_states",
-                dtype="float32",
-                dims=("batch", tokens, config["cross_attention_dim"]),
-            ),
-        ),
-        outputs=(Binding(name="out_sample", dtype="float32", dims=("batch", config["out_channels"], *latents)),),
-        config=config,
-    )
-
-
-def _vae(config: Config) -> tuple[Component, Component]:
-    pixels = ("batch", 3, "height", "width")
-    channels, latents = config["latent_channels"], ("latent_height", "latent_width")
-    decoder = Component(
-        name="vae_decoder",
-        inputs=(Binding(name="latent_sample", dtype="float32", dims=("batch", channels, *latents)),),
-        outputs=(Binding(name="sample", dtype="float32", dims=pixels),),
-        config=config,
-    )
-    encoder = Component(
-        name="vae_encoder",
-        inputs=(Binding(name="sample", dtype="float32", dims=pixels),),
-        # Mean and log-variance of the posterior, one after the other.
-        outputs=(Binding(name="latent_parameters", dtype="float32", dims=("batch", 2 * channels, *latents)),),
-        config=config,
-    )
-    return decoder, encoder
+# The classes that a model_index.json may name -> the text encoders of such a model -> the folder of its tokenizer.
+TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
+    "StableDiffusionPipeline": {"text_encoder": "tokenizer"},
+    "StableDiffusionXLPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+}
+# Inputs of U-Nets that no pipeline here feeds: guidance embeddings, classes, pictures.
+_UNFED = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Family:
     """What is known of a model before it is opened."""
 
+    name: str  # sd1, sd2 or sdxl
     components: Mapping[str, Component]
     profile: Profile
+    prompting: Prompting
     scaling_factor: float
+    latents_mean: tuple[float, ...]
+    latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
 
 
 def family_of(configs: Mapping[str, Config]) -> Family:
-    """A Stable Diffusion 1.x model, from its configs by folder (text_encoder, unet, vae).
+    """A Stable Diffusion 1.x, 2.x or XL model, from its configs by folder and its `model_index`.
 
     Raises `SourceError` where a config lacks a field that its tensors depend on, or has nonsense in it.
     """
     try:
-        text = _text_encoder(configs["text_encoder"])
-        unet = _unet(configs["unet"], configs["text_encoder"]["max_position_embeddings"])
-        components = (text, unet, *_vae(configs["vae"]))
+        encoders = TEXT_ENCODERS[configs["model_index"]["_class_name"]]
+        texts = [networks.text_encoder(name, configs[name]) for name in encoders]
+        unet = networks.unet(configs)
+        controls = [networks.controlnet(name, configs) for name in controlnets_of(configs)]
+        components = (*texts, unet, *networks.vae(configs["vae"]), *controls)
+        _check_fit(configs, texts)
+        for control in controls:
+            _check_control(control, unet, configs["vae"])
+        mean, std = (tuple(map(float, configs["vae"].get(n) or ())) for n in ("latents_mean", "latents_std"))
         return Family(
+            name=_name(configs),
             components={c.name: c for c in components},
             profile=_profile(configs),
+            prompting=_prompting(configs, texts),
             scaling_factor=_scaling_factor(configs),
+            latents_mean=mean if std else (),
+            latents_std=std if mean else (),
             loads=_loads(configs),
         )
-    except (LookupError, TypeError, ValueError, OverflowError, AttributeError, InputError) as lacking:
+    except (LookupError, TypeError, ValueError, OverflowError, ArithmeticError, AttributeError, InputError) as lacking:
         told = f"lack {lacking}" if isinstance(lacking, KeyError) else f"do not make sense ({lacking})"
-        raise SourceError(f"the model's configs {told}; is it a Stable Diffusion 1.x model?") from None
+        raise SourceError(f"the model's configs {told}; is it a Stable Diffusion 1.x, 2.x or XL model?") from None
+
+
+def _name(configs: Mapping[str, Config]) -> str:
+    if "text_encoder_2" in configs:
+        return "sdxl"
+    # OpenCLIP's text encoder, which came with Stable Diffusion 2, has plain GELUs; OpenAI's has quick ones.
+    return "sd2" if configs["text_encoder"].get("hidden_act", "quick_gelu") == "gelu" else "sd1"
+
+
+def _check_fit(configs: Mapping[str, Config], texts: list[Component]) -> None:
+    """Do the parts belong together, and is all that the U-Net wants fed?"""
+    unet, vae = configs["unet"], configs["vae"]
+    for name in _UNFED:
+        if unet.get(name) is not None:
+            raise SourceError(f"the U-Net's config says {name}, an input that this version does not feed.")
+    if bool(unet.get("addition_embed_type")) != ("text_encoder_2" in configs):
+        raise ValueError(f"{len(texts)} text encoders and addition_embed_type {unet.get('addition_embed_type')}")
+    width = sum(int(c.config["hidden_size"]) for c in texts)
+    if width != unet["cross_attention_dim"]:
+        raise ValueError(f"text states {width} wide for a cross_attention_dim of {unet['cross_attention_dim']}")
+    if unet["in_channels"] != vae["latent_channels"]:
+        raise ValueError(f"in_channels {unet['in_channels']} for latent_channels {vae['latent_channels']}")
+
+
+def _check_control(control: Component, unet: Component, vae: Config) -> None:
+    """`SourceError` unless the ControlNet takes what the U-Net takes, and gives what it adds to."""
+    config = control.config
+    if config.get("global_pool_conditions"):
+        raise SourceError(f"the {control.name} pools its conditions, which this version does not do.")
+    shared = {b.name: b for b in unet.inputs}
+    wanted = [b.dims for b in unet.inputs if "additional_residual" in b.name]
+    same = [b.dims for b in control.outputs] == wanted and all(b == shared.get(b.name, b) for b in control.inputs)
+    took = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
+    if not same or took != {n for n in shared if "additional_residual" not in n}:
+        raise SourceError(
+            f"the {control.name} is not made for this U-Net (widths {config['block_out_channels']}, text "
+            f"{config['cross_attention_dim']} wide; the U-Net has {unet.config['block_out_channels']} and "
+            f"{unet.config['cross_attention_dim']}): take one of the model's own family."
+        )
+    halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
+    if config.get("conditioning_channels", 3) != 3 or halvings != len(vae["block_out_channels"]) - 1:
+        raise SourceError(f"the {control.name} does not take RGB pictures of the size of the model's own.")
+
+
+def _prompting(configs: Mapping[str, Config], texts: list[Component]) -> Prompting:
+    if len(texts) == 1:
+        return Prompting(states=(("text_encoder", "last_hidden_state"),), pooled=None, zero_negative=False)
+    # Of the last state but one, before the final norm, as SDXL was trained (Podell et al. 2023, arXiv 2307.01952).
+    return Prompting(
+        states=tuple((c.name, f"hidden_states.{c.config['num_hidden_layers'] - 1}") for c in texts),
+        pooled=(texts[-1].name, "text_embeds"),
+        zero_negative=bool(configs["model_index"].get("force_zeros_for_empty_prompt", True)),
+    )
 
 
 def _scaling_factor(configs: Mapping[str, Config]) -> float:

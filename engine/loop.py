@@ -1,31 +1,32 @@
 """The loop over the steps of a schedule, as a generator: the caller may look, wait or leave between any two.
 
-Knows a denoiser (a function), a sampler's run and the text's states; knows nothing of backends, families or prompts.
+Knows a denoiser (a function), a sampler's run and the arrays that the denoiser is given at every step; knows nothing
+of backends, families or prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from threading import Event
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.errors import CalotypeError, Cancelled
+from calotype.errors import Cancelled, NotFiniteError
 from calotype.guidance import guide, is_guided
 from calotype.sampler import Sampler, SamplerRun
 
 Floats = NDArray[np.float32]
-# (sample [N, C, h, w], timestep [N], states [N, T, W]) -> [N, C, h, w]
-Denoiser = Callable[[Floats, Floats, Floats], Floats]
+# (sample [N, C, h, w], timestep [N], name -> array [N, ...]) -> [N, C, h, w]
+Denoiser = Callable[[Floats, Floats, Mapping[str, Floats]], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What steers a batch: the text encoder's states, the unconditional half first where there is guidance."""
+    """What steers a batch: inputs of the network by name, the unconditional half first where there is guidance."""
 
-    states: Floats  # [2B, T, W] when guided, else [B, T, W]
+    arrays: Mapping[str, Floats]  # [2B, ...] when guided, else [B, ...]
     guidance_scale: float
 
 
@@ -39,11 +40,9 @@ def denoise(
             raise Cancelled(f"cancelled after {i} of {sampler.calls} steps.")
         x = run.input(i)  # [B, C, h, w]
         x = np.concatenate([x, x]) if guided else x
-        output = denoiser(x, np.full(len(x), timestep, dtype=np.float32), conditioning.states)
-        if not np.isfinite(output).all():
-            raise CalotypeError(
-                f"the U-Net gave numbers that are not finite at step {i + 1} of {sampler.calls}: its weights are "
-                "damaged, or its precision is too low for this model."
-            )
+        try:
+            output = denoiser(x, np.full(len(x), timestep, dtype=np.float32), conditioning.arrays)
+        except NotFiniteError as failed:
+            raise NotFiniteError(f"at step {i + 1} of {sampler.calls} {failed}") from None
         run.push(i, guide(output, conditioning.guidance_scale) if guided else output)
         yield i

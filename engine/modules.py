@@ -16,6 +16,8 @@ from torch import Tensor, nn
 
 from calotype.errors import SourceError, first_line
 
+_ADDED = ("text_embeds", "time_ids")
+
 
 class TextEncoder(nn.Module):
     """CLIP's text transformer: the last state (normed), the pooled state, and every layer's state."""
@@ -30,17 +32,74 @@ class TextEncoder(nn.Module):
         return out.last_hidden_state, out.pooler_output, *out.hidden_states
 
 
-class UNet(nn.Module):
-    """The denoiser of a Stable Diffusion 1.x model."""
+class ProjectedTextEncoder(nn.Module):
+    """SDXL's second text encoder: the pooled state projected, the last state (normed), and every layer's state."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
-        """# [B, 4, h, w], [B], [B, T, W] -> [B, 4, h, w]"""
-        out: Tensor = self.model(sample, timestep, encoder_hidden_states, return_dict=False)[0]
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """# [B, T] int64 -> [B, P], [B, T, W], (layers + 1) x [B, T, W]"""
+        out = self.model(input_ids, output_hidden_states=True)
+        return out.text_embeds, out.last_hidden_state, *out.hidden_states
+
+
+class UNet(nn.Module):
+    """The denoiser. `others` are SDXL's `text_embeds` and `time_ids`, and what ControlNets add, by their names."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor
+    ) -> tuple[Tensor]:
+        """# [B, 4, h, w], [B], [B, T, W], [B, P], [B, 6], many x [B, C, h / level, w / level] -> [B, 4, h, w]"""
+        down = tuple(others[n] for n in sorted(others, key=_place) if n.startswith("down_block"))
+        out: Tensor = self.model(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
+            down_block_additional_residuals=down or None,
+            mid_block_additional_residual=others.get("mid_block_additional_residual"),
+            return_dict=False,
+        )[0]
         return (out,)
+
+
+def _place(name: str) -> int:
+    return int(name.rpartition(".")[2]) if "." in name else -1
+
+
+class ControlNet(nn.Module):
+    """What a control picture adds to the states of the U-Net. `added` are SDXL's `text_embeds` and `time_ids`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: Tensor,
+        **added: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """# [B, 4, h, w], [B], [B, T, W], [B, 3, H, W], [B], [B, P], [B, 6] -> many x [B, C, h / level, w / level]"""
+        down, middle = self.model(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            controlnet_cond=controlnet_cond,
+            conditioning_scale=conditioning_scale[:, None, None, None],
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )
+        return *down, middle
 
 
 class VaeDecoder(nn.Module):
@@ -71,15 +130,18 @@ class VaeEncoder(nn.Module):
         return (moments if self.quant_conv is None else self.quant_conv(moments),)
 
 
-def _text_encoder(folder: Path) -> tuple[Any, Any]:
-    from transformers import CLIPTextModel
-    from transformers.utils import logging
+def _transformers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
+    def load(folder: Path) -> tuple[Any, Any]:
+        import transformers
+        from transformers.utils import logging
 
-    logging.disable_progress_bar()  # of reading weights: it would be drawn into pipes as well
-    loaded: tuple[Any, Any] = CLIPTextModel.from_pretrained(
-        folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
-    )
-    return loaded
+        logging.disable_progress_bar()  # of reading weights: it would be drawn into pipes as well
+        loaded: tuple[Any, Any] = getattr(transformers, class_name).from_pretrained(
+            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+        )
+        return loaded
+
+    return load
 
 
 def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
@@ -100,8 +162,10 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
 
 
 _LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] = {
-    "text_encoder": (_text_encoder, TextEncoder),
+    "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
+    "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
     "unet": (_diffusers("UNet2DConditionModel"), UNet),
+    "controlnet": (_diffusers("ControlNetModel"), ControlNet),
     "vae_decoder": (_diffusers("AutoencoderKL"), VaeDecoder),
     "vae_encoder": (_diffusers("AutoencoderKL"), VaeEncoder),
 }
@@ -112,7 +176,7 @@ def load_module(component: str, folder: Path) -> nn.Module:
 
     Raises `SourceError` where the weights cannot be read, or do not fit the config exactly.
     """
-    load, wrapper = _LOADERS[component]
+    load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
     try:
         model, info = load(folder)
     except Exception as broken:  # each library raises its own kinds

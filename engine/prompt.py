@@ -65,6 +65,11 @@ def tokenizer_files(folder: Path) -> list[Path]:
     raise SourceError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json; a CLIP tokenizer has one.")
 
 
+def vocabulary_of(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Token numbers and merges, in their order. Raises `SourceError` where there are no files of them."""
+    return _vocabulary(tokenizer_files(folder))
+
+
 def _vocabulary(files: list[Path]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token numbers and merges, in their order."""
     if len(files) == 1:

@@ -12,8 +12,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+import numpy as np
+from numpy.typing import NDArray
+
 from calotype.errors import InputError
+from calotype.image import Pixels, fitted, pixels_from
 from calotype.latents import MAX_SEED
+from calotype.networks import controlnets_of
 from calotype.plan import Plan
 
 OutputType = Literal["pil", "np", "latent"]
@@ -30,7 +35,10 @@ class Request:
         steps: how many steps the scheduler makes, 1 to 1000.
         guidance_scale: how strongly the prompt steers; 1 or less turns guidance off and halves the work.
         seed: one number: picture i has seed + i; or one number a picture. 0 to 4294967295.
-        width, height: pixels.
+        width, height: pixels; unsaid, a control image's, else the model's own.
+        control_image: for each ControlNet a picture, or one a prompt: PIL images, or arrays [H, W, 3] of bytes or of
+            floats in [0, 1], resized to the size of the result. None leaves the ControlNets out.
+        controlnet_conditioning_scale: how strongly they steer, 0 to 10; one for all or one for each.
         num_images: pictures for each prompt.
         scheduler: a name ("dpm++2m-karras"), a diffusers scheduler or its class; None is the model's own.
         output_type: "pil" pictures, "np" float32 [N, H, W, 3] in [0, 1], "latent" float32 [N, C, h, w].
@@ -44,6 +52,8 @@ class Request:
     width: int | None = None
     height: int | None = None
     num_images: int = 1
+    control_image: Any = None
+    controlnet_conditioning_scale: float | Sequence[float] = 1.0
     scheduler: Any = None
     output_type: OutputType = "pil"
 
@@ -53,7 +63,7 @@ class Job:
     """A request with every question answered: one prompt, negative prompt and seed for each picture."""
 
     prompts: tuple[str, ...]
-    negative_prompts: tuple[str, ...]
+    negative_prompts: tuple[str | None, ...]  # None: zeros in place of text
     seeds: tuple[int, ...]
     steps: int
     guidance_scale: float
@@ -61,19 +71,25 @@ class Job:
     height: int
     scheduler: Any
     output_type: OutputType
+    control_images: tuple[NDArray[np.float32], ...]  # [B, 3, H, W] in [0, 1] for each ControlNet; or none at all
+    control_scales: tuple[float, ...]
 
 
 def resolve(request: Request, plan: Plan) -> Job:
     """Check everything that can be checked before any work, and fill in what was not said. Raises `InputError`."""
     prompts = _texts("prompt", request.prompt)
-    each = _whole("num_images", request.num_images, 1, plan.profile.batch.high)
-    negatives = _texts("negative_prompt", request.negative_prompt or "")
+    each = _whole("num_images", request.num_images, 1, 2**20)
+    negatives = _negatives(request, plan)
     if len(negatives) not in (1, len(prompts)):
         raise InputError(f"give one negative prompt, or one for each of {len(prompts)} prompts; got {len(negatives)}.")
     negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
     count = each * len(prompts)
-    width = _whole("width", plan.profile.width.usual if request.width is None else request.width, 1, 2**20)
-    height = _whole("height", plan.profile.height.usual if request.height is None else request.height, 1, 2**20)
+    nets = controlnets_of(plan.components)
+    controls = _controls(request.control_image, len(nets), len(prompts))
+    scales = _scales(request.controlnet_conditioning_scale, len(nets))
+    usual = controls[0][0].shape[:2] if controls else (plan.profile.height.usual, plan.profile.width.usual)
+    height = _whole("height", usual[0] if request.height is None else request.height, 1, 2**20)
+    width = _whole("width", usual[1] if request.width is None else request.width, 1, 2**20)
     plan.profile.check(batch=count, height=height, width=width)
     if request.output_type not in get_args(OutputType):
         raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {request.output_type!r}.")
@@ -82,12 +98,20 @@ def resolve(request: Request, plan: Plan) -> Job:
         negative_prompts=tuple(n for n in negatives for _ in range(each)),
         seeds=_seeds(request.seed, count),
         steps=_whole("steps", request.steps, 1, MAX_STEPS),
-        guidance_scale=_guidance_scale(request.guidance_scale),
+        guidance_scale=_number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
         width=width,
         height=height,
         scheduler=request.scheduler,
         output_type=request.output_type,
+        control_images=tuple(_batch(pictures, count, height, width) for pictures in controls),
+        control_scales=scales if controls else (),
     )
+
+
+def _negatives(request: Request, plan: Plan) -> list[str] | list[None]:
+    if request.negative_prompt is None and plan.prompting.zero_negative:
+        return [None]
+    return _texts("negative_prompt", request.negative_prompt or "")
 
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:
@@ -108,14 +132,48 @@ def _whole(name: str, given: int, low: int, high: int) -> int:
     return number
 
 
-def _guidance_scale(given: float) -> float:
+def _number(name: str, given: Any, most: float, hint: str = "") -> float:
     try:
-        scale = math.nan if isinstance(given, (bool, str)) else float(given)
+        number = math.nan if isinstance(given, (bool, str)) else float(given)
     except (TypeError, ValueError, OverflowError):
-        scale = math.nan
-    if not 0 <= scale <= 100:
-        raise InputError(f"guidance_scale must be a number from 0 to 100 (1 or less: no guidance), got {given!r:.80}.")
-    return scale
+        number = math.nan
+    if not 0 <= number <= most:
+        raise InputError(f"{name} must be a number from 0 to {most}{hint}, got {given!r:.80}.")
+    return number
+
+
+def _scales(given: float | Sequence[float], nets: int) -> tuple[float, ...]:
+    scales = list(given) if isinstance(given, (list, tuple)) else [given] * nets
+    if len(scales) != nets:
+        raise InputError(f"give one controlnet_conditioning_scale, or one for each of {nets}; got {len(scales)}.")
+    return tuple(_number("controlnet_conditioning_scale", scale, 10) for scale in scales)
+
+
+def _controls(given: Any, nets: int, prompts: int) -> list[list[Pixels]]:
+    """For each ControlNet its pictures [H, W, 3]: one, or one a prompt. Nothing where none was given."""
+    if given is None:
+        return []
+    if not nets:
+        raise InputError("control_image needs a ControlNet; name one when loading: load(..., controlnet=FOLDER).")
+    per_net = [given] if nets == 1 else _many(given)
+    if len(per_net) != nets:
+        raise InputError(f"give a control_image for each of {nets} ControlNets, in a list; got {len(per_net)}.")
+    controls = [[pixels_from("control_image", picture) for picture in _many(each)] for each in per_net]
+    for pictures in controls:
+        if len(pictures) not in (1, prompts):
+            raise InputError(f"give one control_image, or one for each of {prompts} prompts; got {len(pictures)}.")
+    return controls
+
+
+def _many(given: Any) -> list[Any]:
+    several = isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.ndim == 4)
+    return list(given) if several else [given]
+
+
+def _batch(pictures: list[Pixels], count: int, height: int, width: int) -> NDArray[np.float32]:
+    """A picture for each of the batch, resized.  # n x [H, W, 3] -> [count, 3, height, width]"""
+    planes = np.stack([fitted(p, height, width).transpose(2, 0, 1) for p in pictures])
+    return planes.repeat(count // len(pictures), axis=0)
 
 
 def _seeds(given: Any, count: int) -> tuple[int, ...]:

@@ -8,30 +8,24 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 import struct
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import calotype
+from calotype.digest import file_digest
 from calotype.errors import SourceError, first_line
-from calotype.export.digest import file_digest
+from calotype.family import TEXT_ENCODERS, folder_of
+from calotype.networks import controlnets_of
 from calotype.prompt import tokenizer_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_CONFIGS = {
-    "text_encoder": "text_encoder/config.json",
-    "unet": "unet/config.json",
-    "vae": "vae/config.json",
-    "scheduler": "scheduler/scheduler_config.json",
-}
-_WEIGHTS = {
-    "text_encoder": "model",
-    "unet": "diffusion_pytorch_model",
-    "vae": "diffusion_pytorch_model",
-}
+_DIFFUSERS = "diffusion_pytorch_model"
+_SAID = ("_class_name", "force_zeros_for_empty_prompt")  # what pictures depend on in a model_index.json
 _MODELS = "a model is a folder in diffusers' layout, a plan, a hub id, or demo"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -42,30 +36,71 @@ class Source:
 
     model: str  # what the user called it
     folder: Path
-    configs: Mapping[str, Mapping[str, Any]]  # text_encoder, unet, vae, scheduler
-    digests: Mapping[str, str]  # SHA-256 of each component's weights, by folder
+    configs: Mapping[str, Mapping[str, Any]]  # of each folder of weights; model_index and scheduler
+    folders: Mapping[str, Path]  # where each of them is, by the name it has in diffusers' layout: unet, controlnet, ...
+    digests: Mapping[str, str]  # SHA-256 of the weights in each
+
+    @property
+    def tokenizers(self) -> dict[str, Path]:
+        """Text encoder -> the folder of its vocabulary."""
+        names = TEXT_ENCODERS[self.configs["model_index"]["_class_name"]]
+        return {encoder: self.folder / name for encoder, name in names.items()}
+
+    def weights_folder(self, component: str) -> Path:
+        """Where the component's config and weights lie."""
+        return self.folders[folder_of(component)]
+
+    def weights_digest(self, component: str) -> str:
+        """SHA-256 of the component's weights."""
+        return self.digests[folder_of(component)]
+
+    def weights_count(self, component: str) -> int:
+        """How many numbers the folder of the component's weights holds."""
+        return count_weights(self.weights_folder(component), _stem(folder_of(component)))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over configs, weights and vocabulary: what the pictures depend on."""
-        vocabulary = [file_digest(path) for path in tokenizer_files(self.folder / "tokenizer")]
+        """SHA-256 over configs, weights and vocabularies: what the pictures depend on."""
+        vocabulary = [file_digest(path) for each in self.tokenizers.values() for path in tokenizer_files(each)]
         said = json.dumps([self.configs, self.digests, vocabulary], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
 
-def read_source(model: str | Path) -> Source:
-    """Find a model and check its files. Raises `SourceError` in a sentence that says what is wrong and where."""
+def read_source(model: str | Path, controlnets: Sequence[str | Path] = ()) -> Source:
+    """Find a model and the ControlNets to go with it, and check their files.
+
+    Raises `SourceError` in a sentence that says what is wrong and where.
+    """
     folder = find(model)
     index = _json(folder / "model_index.json", "it is the list of parts that a model in diffusers' layout begins with")
-    kind = index.get("_class_name")
-    if kind != "StableDiffusionPipeline":
-        raise SourceError(
-            f"{folder} holds a {kind}; this version reads StableDiffusionPipeline (Stable Diffusion 1.x)."
-        )
-    configs = {name: _json(folder / path, f"the {name}'s config") for name, path in _CONFIGS.items()}
-    tokenizer_files(folder / "tokenizer")
-    digests = {name: _digest(weight_files(folder / name, stem)) for name, stem in _WEIGHTS.items()}
-    return Source(model=str(model), folder=folder, configs=configs, digests=digests)
+    kind = str(index.get("_class_name"))
+    if kind not in TEXT_ENCODERS:
+        known = "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x) and StableDiffusionXLPipeline (SDXL base)"
+        raise SourceError(f"{folder} holds a {kind}; this version reads {known}.")
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet", "vae")}
+    folders |= {f"controlnet_{i}" if i else "controlnet": find(said) for i, said in enumerate(controlnets)}
+    configs = {name: _json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
+    for name in controlnets_of(configs):
+        if configs[name].get("_class_name") != "ControlNetModel":
+            told = configs[name].get("_class_name")
+            raise SourceError(f"{folders[name]} holds a {told}; a ControlNet is a folder of a ControlNetModel.")
+    scheduler = _json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
+    said = {name: index[name] for name in _SAID if name in index}
+    source = Source(
+        model=str(model),
+        folder=folder,
+        configs={**configs, "scheduler": scheduler, "model_index": said},
+        folders=folders,
+        digests={name: _digest(weight_files(path, _stem(name))) for name, path in folders.items()},
+    )
+    for vocabulary in source.tokenizers.values():
+        tokenizer_files(vocabulary)
+    return source
+
+
+def _stem(name: str) -> str:
+    """The name of a weight file: transformers' for text encoders, else diffusers'."""
+    return "model" if name.startswith("text_encoder") else _DIFFUSERS
 
 
 def find(model: str | Path) -> Path:
@@ -86,13 +121,17 @@ def find(model: str | Path) -> Path:
 
 
 def _download(hub_id: str) -> Path:
-    from huggingface_hub import snapshot_download
-
+    try:
+        from huggingface_hub import snapshot_download
+    except ImportError:
+        raise SourceError(
+            f"there is no folder {hub_id}; to have it from the hub, pip install 'calotype[build]'."
+        ) from None
     try:
         return Path(
             snapshot_download(
                 hub_id,
-                allow_patterns=["*.json", "*/*.json", "*/*.txt", "*/*.safetensors"],
+                allow_patterns=["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", f"{_DIFFUSERS}*.safetensors"],
                 ignore_patterns=["*.fp16.*", "*non_ema*", "safety_checker/*", "feature_extractor/*"],
             )
         )
@@ -161,6 +200,17 @@ def check_safetensors(path: Path) -> None:
     whole = 8 + length + max(ends, default=0)
     if size != whole:
         raise SourceError(f"{path} is {size} bytes long and should be {whole}; fetch it again.")
+
+
+def count_weights(folder: Path, stem: str) -> int:
+    """How many numbers the component's safetensors hold, by their headers."""
+    return sum(_count(file) for file in weight_files(folder, stem))
+
+
+def _count(path: Path) -> int:
+    with path.open("rb") as file:
+        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
+    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -1,0 +1,55 @@
+"""Pictures that come in: PIL images and arrays of any usual kind become arrays [H, W, 3] of one size.
+
+Knows files' habits (rotation by EXIF, sixteen bits, transparency); knows nothing of what the pictures are for.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image, ImageOps
+
+from calotype.errors import InputError
+
+Pixels = NDArray[Any]  # uint8, or float32 in [0, 1]
+
+_KINDS = "a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1"
+
+
+def pixels_from(name: str, given: Any) -> Pixels:
+    """One picture; transparency is left out, as diffusers leaves it. Raises `InputError` naming the argument.
+
+    # [H, W, 3], [H, W, 4] or [H, W] -> uint8, or float32 in [0, 1], [H, W, 3]
+    """
+    if isinstance(given, Image.Image):
+        image = ImageOps.exif_transpose(given)
+        # Modes of more than eight bits would be cut off at 255 by a conversion: they are read as the numbers they are.
+        given = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
+    if not isinstance(given, np.ndarray):
+        raise InputError(f"{name} takes {_KINDS}; got {type(given).__name__}.")
+    if given.ndim == 2:
+        given = given[..., None].repeat(3, axis=-1)
+    if given.ndim != 3 or given.shape[-1] not in (3, 4) or 0 in given.shape:
+        raise InputError(f"{name} takes {_KINDS}; got an array of shape {list(given.shape)}.")
+    pixels: Pixels = given[..., :3]
+    if pixels.dtype.kind in "iu" and pixels.dtype != np.uint8:
+        pixels = pixels / 65535  # sixteen bits, which PIL keeps in wider integers too
+    if pixels.dtype == np.uint8:
+        return pixels
+    if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):  # a NaN is not >= 0
+        raise InputError(f"{name} takes {_KINDS}; got {pixels.dtype} from {pixels.min()} to {pixels.max()}.")
+    return pixels.astype(np.float32)
+
+
+def fitted(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
+    """Resized by Lanczos' filter, as diffusers resizes control pictures: bytes as bytes.
+
+    # uint8, or float32 in [0, 1], [H, W, 3] -> float32 [height, width, 3]
+    """
+    if pixels.shape[:2] != (height, width):
+        planes = [Image.fromarray(np.ascontiguousarray(pixels[..., i])) for i in range(3)]
+        resized = [np.asarray(p.resize((width, height), Image.Resampling.LANCZOS)) for p in planes]
+        pixels = np.stack(resized, axis=-1)
+    return pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels.clip(0, 1)

@@ -1,0 +1,166 @@
+"""The tensors of each network, from its config: the tables of bindings that everything else is computed from.
+
+Names are the ones that Optimum's ONNX Runtime pipelines use; for ControlNets, which it cannot read, they are diffusers'
+names in that style. Knows nothing of which networks make a model (`family`), and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from calotype.bindings import Binding
+
+Config = Mapping[str, Any]
+
+_LATENTS = ("latent_height", "latent_width")
+_TIME_IDS = 6  # of SDXL: original size, crop, target size
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One network: its tensors, and the config it was made from."""
+
+    name: str
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    config: Config = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for a process that works on this component alone."""
+        sides = {side: [b.to_json() for b in getattr(self, side)] for side in ("inputs", "outputs")}
+        return {"name": self.name, "config": dict(self.config), **sides}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Component:
+        """The inverse of `to_json`."""
+        inputs, outputs = (tuple(Binding.from_json(b) for b in data[side]) for side in ("inputs", "outputs"))
+        return cls(name=data["name"], inputs=inputs, outputs=outputs, config=data["config"])
+
+
+def folder_of(component: str) -> str:
+    """The folder of a component's config and weights in a model of diffusers' layout."""
+    return "vae" if component.startswith("vae_") else component
+
+
+def controlnets_of(names: Iterable[str]) -> list[str]:
+    """Those of the names that are ControlNets': controlnet, controlnet_1, ..."""
+    return [n for n in names if n.startswith("controlnet")]
+
+
+def text_encoder(name: str, config: Config) -> Component:
+    """CLIP's, with its pooled state; the second of SDXL gives that projected, and first, as Optimum reads it."""
+    layers, tokens = config["num_hidden_layers"], config["max_position_embeddings"]
+    state = ("batch", tokens, config["hidden_size"])
+    last = _float("last_hidden_state", *state)
+    if name == "text_encoder":
+        pooled = (last, _float("pooler_output", "batch", config["hidden_size"]))
+    else:
+        pooled = (_float("text_embeds", "batch", config["projection_dim"]), last)
+    return Component(
+        name=name,
+        inputs=(Binding(name="input_ids", dtype="int64", dims=("batch", tokens)),),
+        outputs=(*pooled, *(_float(f"hidden_states.{i}", *state) for i in range(layers + 1))),
+        config=config,
+    )
+
+
+def unet(configs: Mapping[str, Config]) -> Component:
+    """The denoiser; where the model has ControlNets, with an input for each state that they add to."""
+    config = configs["unet"]
+    residuals: tuple[Binding, ...] = ()
+    if controlnets_of(configs):
+        *down, middle = _residual_dims(config)
+        residuals = (
+            *(_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down)),
+            _float("mid_block_additional_residual", *middle),
+        )
+    return Component(
+        name="unet",
+        inputs=(*_latents_and_text(config, configs), *_added(config, configs), *residuals),
+        outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
+        config=config,
+    )
+
+
+def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
+    """The U-Net's trainable copy: what it adds to the skip connections (Zhang et al. 2023, arXiv 2302.05543)."""
+    config = configs[name]
+    *down, middle = _residual_dims(config)
+    return Component(
+        name=name,
+        inputs=(
+            *_latents_and_text(config, configs),
+            _float("controlnet_cond", "batch", config.get("conditioning_channels", 3), "height", "width"),
+            _float("conditioning_scale", "batch"),
+            *_added(config, configs),
+        ),
+        outputs=(
+            *(_float(f"down_block_res_sample_{i}", *dims) for i, dims in enumerate(down)),
+            _float("mid_block_res_sample", *middle),
+        ),
+        config=config,
+    )
+
+
+def vae(config: Config) -> tuple[Component, Component]:
+    """The autoencoder's decoder and encoder."""
+    pixels, channels = ("batch", 3, "height", "width"), config["latent_channels"]
+    decoder = Component(
+        name="vae_decoder",
+        inputs=(_float("latent_sample", "batch", channels, *_LATENTS),),
+        outputs=(_float("sample", *pixels),),
+        config=config,
+    )
+    encoder = Component(
+        name="vae_encoder",
+        inputs=(_float("sample", *pixels),),
+        # Mean and log-variance of the posterior, one after the other.
+        outputs=(_float("latent_parameters", "batch", 2 * channels, *_LATENTS),),
+        config=config,
+    )
+    return decoder, encoder
+
+
+def _float(name: str, *dims: int | str) -> Binding:
+    return Binding(name=name, dtype="float32", dims=dims)
+
+
+def _latents_and_text(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
+    width, tokens = config["cross_attention_dim"], configs["text_encoder"]["max_position_embeddings"]
+    if not isinstance(width, int):
+        raise ValueError(f"a cross_attention_dim of {width}")
+    return (
+        _float("sample", "batch", config["in_channels"], *_LATENTS),
+        # One timestep a picture: slots of a batch may stand at different steps.
+        _float("timestep", "batch"),
+        _float("encoder_hidden_states", "batch", tokens, width),
+    )
+
+
+def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
+    """What a network of SDXL takes beside the timestep."""
+    if not config.get("addition_embed_type"):
+        return ()
+    pooled = configs["text_encoder_2"]["projection_dim"]
+    ids = (config["projection_class_embeddings_input_dim"] - pooled) / config["addition_time_embed_dim"]
+    if config["addition_embed_type"] != "text_time" or ids != _TIME_IDS:
+        raise ValueError(f"{config['addition_embed_type']} conditioning of {ids:g} ids beside {pooled} of text")
+    return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", _TIME_IDS))
+
+
+def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:
+    """The states that a ControlNet adds to: of the first convolution, each layer, each halving; of the middle, last."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    dims = [_level_dims(widths[0], 0)]
+    for level, width in enumerate(widths):
+        dims += [_level_dims(width, level)] * (layers if isinstance(layers, int) else layers[level])
+        if level + 1 < len(widths):
+            dims.append(_level_dims(width, level + 1))
+    return [*dims, _level_dims(widths[-1], len(widths) - 1)]
+
+
+def _level_dims(width: int, level: int) -> tuple[int | str, ...]:
+    """Symbols say by how much a level is smaller than the latents: latent_height_2."""
+    return "batch", width, *(f"{side}_{2**level}" if level else side for side in _LATENTS)

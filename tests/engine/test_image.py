@@ -1,0 +1,73 @@
+"""Pictures that come in, of every usual kind, become float32 [H, W, 3] in [0, 1]; others are told."""
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calotype.errors import InputError
+from calotype.image import fitted, pixels_from
+
+BYTES = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
+UNIT = (BYTES / 255).astype(np.float32)
+
+
+def read(given, *size):
+    pixels = pixels_from("image", given)
+    return fitted(pixels, *(size or pixels.shape[:2]))
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        BYTES,
+        UNIT,
+        UNIT.astype(np.float64),
+        BYTES.astype(np.uint16) * 257,
+        Image.fromarray(BYTES),
+        Image.fromarray(np.concatenate([BYTES, np.full((5, 7, 1), 9, np.uint8)], axis=-1)),  # transparency
+    ],
+    ids=["bytes", "float", "double", "sixteen bits", "PIL", "RGBA"],
+)
+def test_usual_kinds(given):
+    np.testing.assert_allclose(read(given), UNIT, atol=1e-6)
+
+
+def test_grey_is_three_times_the_same():
+    grey = BYTES[..., 0]
+    for given in (grey, Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)):
+        np.testing.assert_allclose(read(given), UNIT[..., :1].repeat(3, axis=-1), atol=1e-6)
+
+
+def test_a_picture_that_was_taken_sideways_is_turned():
+    image = Image.fromarray(BYTES)
+    image.getexif()[0x0112] = 6  # to be turned by 90 degrees clockwise
+    np.testing.assert_allclose(read(image), np.rot90(UNIT, -1), atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("edges.png", "got str"),
+        (None, "NoneType"),
+        (np.zeros((4, 4, 5)), r"shape \[4, 4, 5\]"),
+        (np.zeros((0, 4, 3)), r"shape \[0, 4, 3\]"),
+        (np.zeros((2, 4, 4, 3)), "shape"),
+        (np.full((4, 4, 3), np.nan), "from nan"),
+        (np.full((4, 4, 3), 255.0), r"to 255\.0"),
+        (np.full((4, 4, 3), -1), "from -1"),
+        (np.zeros((4, 4, 3), dtype=complex), "complex"),
+    ],
+)
+def test_other_things_are_told(given, told):
+    with pytest.raises(InputError, match=f"control_image takes.*{told}"):
+        pixels_from("control_image", given)
+
+
+@pytest.mark.parametrize("size", [(8, 14), (3, 4), (5, 14)])
+def test_resizing_is_pils(size):
+    wanted = np.asarray(Image.fromarray(BYTES).resize(size[::-1], Image.Resampling.LANCZOS)) / 255
+    np.testing.assert_allclose(read(BYTES, *size), wanted, atol=1e-6)
+    floats = read(UNIT, *size)
+    assert floats.dtype == np.float32
+    assert np.abs(floats - wanted).mean() < 0.02  # PIL rounds bytes, and cuts them off, between rows and columns
+    assert 0 <= floats.min() <= floats.max() <= 1

@@ -1,0 +1,191 @@
+"""Stores of a test's own; and models of other families than the demonstration's, tiny and of random weights.
+
+What need not differ is the demonstration model's, file by file, so that a test session traces it once.
+"""
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+
+
+def text_config(tokenizer, **settings) -> CLIPTextConfig:
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        intermediate_size=64,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        hidden_act="gelu",
+        eos_token_id=tokenizer.eos_token_id,
+        **settings,
+    )
+
+
+def tiny_unet(**settings) -> diffusers.UNet2DConditionModel:
+    return diffusers.UNet2DConditionModel(
+        sample_size=16,
+        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        **settings,
+    )
+
+
+def assembled(folder: Path, demo_folder: Path, kind: str, parts: dict) -> Path:
+    """A model's folder: `parts` by name, and the rest of the demonstration's."""
+    libraries = {"tokenizer": "transformers", "text_encoder": "transformers", "unet": "diffusers"}
+    for name in ("tokenizer", "text_encoder", "vae", "scheduler"):
+        if name not in parts:
+            shutil.copytree(demo_folder / name, folder / name)
+    index = json.loads((demo_folder / "model_index.json").read_text()) | {"_class_name": kind}
+    for name, part in parts.items():
+        part.save_pretrained(folder / name)
+        index[name] = [libraries.get(name.removesuffix("_2"), "diffusers"), type(part).__name__]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def sd21_folder(tmp_path_factory, demo_folder) -> Path:
+    """Stable Diffusion 2.1: v-prediction, OpenCLIP's activation and padding, heads by level, linear projections."""
+    torch.manual_seed(1)
+    tokenizer = CLIPTokenizer.from_pretrained(demo_folder / "tokenizer", pad_token="!")
+    parts = {
+        "tokenizer": tokenizer,
+        "text_encoder": CLIPTextModel(text_config(tokenizer, hidden_size=32)),
+        "unet": tiny_unet(cross_attention_dim=32, attention_head_dim=[2, 4], use_linear_projection=True),
+        "scheduler": diffusers.DDIMScheduler(
+            **SCHEDULE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
+        ),
+    }
+    return assembled(tmp_path_factory.mktemp("sd21") / "model", demo_folder, "StableDiffusionPipeline", parts)
+
+
+@pytest.fixture(scope="session")
+def sdxl_folder(tmp_path_factory, demo_folder) -> Path:
+    """SDXL base: two text encoders of different widths and paddings, pooled text and sizes beside the timestep."""
+    torch.manual_seed(2)
+    second = CLIPTokenizer.from_pretrained(demo_folder / "tokenizer", pad_token="!")
+    parts = {
+        "tokenizer_2": second,
+        "text_encoder_2": CLIPTextModelWithProjection(text_config(second, hidden_size=48, projection_dim=24)),
+        "unet": tiny_unet(
+            cross_attention_dim=128 + 48,
+            attention_head_dim=[2, 4],
+            transformer_layers_per_block=[2, 1],
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+        ),
+        "scheduler": diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
+    }
+    return assembled(tmp_path_factory.mktemp("sdxl") / "model", demo_folder, "StableDiffusionXLPipeline", parts)
+
+
+PRELUDE = """
+import os, signal, sys, time
+from pathlib import Path
+from calotype.errors import CalotypeError
+from calotype.export.store import ENTRY, entries, fetch
+from calotype.export.sweep import gc, remove
+
+HOME = Path(os.environ["CALOTYPE_HOME"])
+
+def maker(folder):  # two files, one in a folder, that say which key they are of
+    (folder / "deep").mkdir()
+    (folder / "model.onnx").write_bytes(folder.name.removeprefix(".making-").encode() * 1000)
+    (folder / "deep" / "w.bin").write_bytes(bytes(2000))
+    return {"figure": 1}
+
+def put(key, make=maker):
+    return fetch(key, make, label={"component": "unet", "precision": "fp16", "model": key})[0]
+
+def right(folder):
+    told = (folder / "model.onnx").read_bytes() == folder.name.encode() * 1000
+    return told and (folder / "deep" / "w.bin").read_bytes() == bytes(2000)
+
+def say(word):
+    print(word, flush=True)
+
+def wait_for(path, seconds=60):
+    end = time.monotonic() + seconds
+    while not path.exists():
+        assert time.monotonic() < end, f"{path} did not come"
+        time.sleep(0.005)
+"""
+
+
+class Store:
+    """The store's home, and Python that runs beside us with `PRELUDE` before it."""
+
+    def __init__(self, home: Path):
+        self.home, self.root, self.started = home, home / "store", []
+
+    def start(self, code: str, **popen) -> subprocess.Popen:
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | popen
+        self.started.append(subprocess.Popen([sys.executable, "-c", PRELUDE + code], text=True, **pipes))
+        return self.started[-1]
+
+    def run(self, code: str) -> str:
+        done = self.start(code)
+        out, err = done.communicate(timeout=120)
+        assert done.returncode == 0, err
+        return out
+
+    def names(self) -> list[str]:
+        return sorted(path.name for path in self.root.iterdir())
+
+    def put(self, *keys: str) -> None:
+        self.run(f"for key in {keys!r}:\n    put(key)\n    time.sleep(0.01)")
+
+
+@pytest.fixture
+def store_at(monkeypatch):
+    """A store in a folder of the test's choice."""
+    stores = []
+
+    def at(home: Path) -> Store:
+        monkeypatch.setenv("CALOTYPE_HOME", str(home))
+        stores.append(Store(home))
+        return stores[-1]
+
+    yield at
+    for process in [process for store in stores for process in store.started]:
+        process.kill()
+        with process:  # closes its pipes and waits
+            pass
+
+
+@pytest.fixture
+def store(store_at, tmp_path) -> Store:
+    return store_at(tmp_path / "home")
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A disk of a megabyte, as a folder, and a function that remounts it; skipped where this user may not mount."""
+    folder = tmp_path / "disk"
+    folder.mkdir()
+
+    def mount(*options: str) -> bool:
+        command = ["mount", "-t", "tmpfs", *options, "tmpfs", folder]
+        try:
+            return subprocess.run(command, capture_output=True, check=False).returncode == 0
+        except OSError:
+            return False
+
+    if os.getuid() or not mount("-o", "size=1m,mode=755"):
+        pytest.skip("this user may not mount a file system")
+    yield folder, mount
+    subprocess.run(["umount", "--lazy", folder], check=True)  # this process may still use what it was handed
