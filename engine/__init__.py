@@ -13,7 +13,16 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 from calotype import errors
-from calotype.errors import BackendError, CalotypeError, Cancelled, CheckError, InputError, SamplerError, SourceError
+from calotype.errors import (
+    BackendError,
+    BuildError,
+    CalotypeError,
+    Cancelled,
+    CheckError,
+    InputError,
+    SamplerError,
+    SourceError,
+)
 
 if TYPE_CHECKING:
     from calotype.loading import load
@@ -25,6 +34,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "BackendError",
+    "BuildError",
     "CalotypeError",
     "Cancelled",
     "CheckError",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 from collections.abc import Mapping
@@ -113,8 +114,12 @@ def _made_like(path: Path) -> _Like:
     from calotype.scheduler_names import SchedulerSpec
 
     told = settings_of(path)
+    if "control_scales" in told:
+        raise InputError(f"{path} was made with control images, which a PNG does not hold; make it from Python.")
     kinds: dict[str, Any] = {"prompt": str, "negative_prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
+    if "negative_prompt" not in told:  # left out where it was not said
+        del kinds["negative_prompt"]
     try:
         return _Like(
             arguments={name: kind(told[name]) for name, kind in kinds.items()},
@@ -186,11 +191,28 @@ def _names(path: Path, count: int) -> list[Path]:
 
 
 @app.command()
-def doctor() -> None:
-    """Say what this machine can run: versions, threads, backends, the store."""
-    from calotype.doctor import examine
+def inspect(
+    plan: Annotated[Path, typer.Argument(help="A plan's folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
+) -> None:
+    """Say what is in a plan: components, tensors, sizes, precision, checks, and what was tried."""
+    from calotype.inspection import describe, told
+    from calotype.plan import is_plan, read_plan
 
-    typer.echo(examine())
+    if not is_plan(plan):
+        raise InputError(f"{plan} is no plan; make one with: calotype build MODEL -o {plan}")
+    opened = read_plan(plan.expanduser())
+    typer.echo(json.dumps(describe(opened), indent=1) if as_json else told(opened))
+
+
+@app.command()
+def doctor(
+    as_json: Annotated[bool, typer.Option("--json", help="Plain data, for a program or a bug report.")] = False,
+) -> None:
+    """Say what this machine can run, why not the rest, and the line that mends it."""
+    from calotype import doctor
+
+    doctor.main(as_json=as_json)
 
 
 def main() -> None:

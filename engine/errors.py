@@ -5,7 +5,9 @@ CalotypeError
 ├── SourceError     the model cannot be read: missing, broken, unsafe, or not one we know
 ├── BackendError    a backend cannot run: not installed, or no such device
 ├── SamplerError    the scheduler is unknown, or cannot make this schedule
+├── BuildError      a plan cannot be built: no room, a builder that died, a precision that misses its gate
 ├── CheckError      an artefact does not agree with the eager float32 reference
+├── NotFiniteError  a network's numbers are not finite, and no higher precision is at hand
 └── Cancelled       the picture was cancelled between two steps
 
 A message says what was wanted, what was got, what is allowed, and the next step. No library's bare error
@@ -16,10 +18,12 @@ from __future__ import annotations
 
 __all__ = [
     "BackendError",
+    "BuildError",
     "CalotypeError",
     "Cancelled",
     "CheckError",
     "InputError",
+    "NotFiniteError",
     "SamplerError",
     "SourceError",
 ]
@@ -50,8 +54,16 @@ class SamplerError(CalotypeError, ValueError):
     """A scheduler is unknown or cannot make the schedule asked for."""
 
 
+class BuildError(CalotypeError):
+    """A plan cannot be built."""
+
+
 class CheckError(CalotypeError):
     """An artefact does not agree with the reference."""
+
+
+class NotFiniteError(CalotypeError):
+    """A network's numbers are not finite: its weights are damaged, or its precision is too low for the model."""
 
 
 class Cancelled(CalotypeError):

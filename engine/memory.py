@@ -8,9 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from calotype.errors import InputError
-from calotype.plan import Load
+
+if TYPE_CHECKING:
+    from calotype.plan import Load
 
 _FLOAT_BYTES = 4
 _COPIES = 3  # of the largest array that are alive at once: an operation's input, its output, and a workspace
@@ -31,12 +34,13 @@ def check_memory(need_bytes: int, have_bytes: int | None) -> None:
     """`InputError` where the work needs more than there is."""
     if have_bytes is not None and need_bytes > have_bytes:
         raise InputError(
-            f"this needs about {_in_words(need_bytes)} of memory and {_in_words(have_bytes)} are free; "
+            f"this needs about {in_words(need_bytes)} of memory and {in_words(have_bytes)} are free; "
             "ask for smaller pictures, or fewer at once."
         )
 
 
-def _in_words(size: int) -> str:
+def in_words(size: int) -> str:
+    """A size as people read it: 512 MiB, 3.4 GiB."""
     return f"{size / 2**30:.1f} GiB" if size >= 2**30 else f"{size / 2**20:.0f} MiB"
 
 

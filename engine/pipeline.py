@@ -5,9 +5,10 @@ Knows the order of the work; what runs each network is behind `backends`, what a
 
 from __future__ import annotations
 
+import json
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,18 +17,19 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.backends import Choice, Opened, open_component
-from calotype.errors import CalotypeError
+from calotype.conditioning import condition, tokenizers_of
+from calotype.control import Control
 from calotype.guidance import is_guided
 from calotype.latents import BatchNoise
-from calotype.loop import Conditioning, denoise
+from calotype.loop import Denoiser, denoise
 from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.picture import CHUNK, Picture, picture_from, to_uint8
 from calotype.plan import Plan
-from calotype.prompt import ClipTokenizer
 from calotype.report import ComponentReport, Report, Stopwatch
 from calotype.request import Job, Request, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
+from calotype.trust import newer
 
 Floats = NDArray[np.float32]
 
@@ -74,9 +76,8 @@ class Pipeline:
         self._opening = threading.Lock()
         self._guard = threading.Lock()
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
-        tokens = plan.components["text_encoder"].inputs[0].dims[1]
-        self._tokenizer = ClipTokenizer(plan.tokenizer, int(tokens))
-        for name in ("text_encoder", "unet", "vae_decoder"):  # the encoder is opened by the first picture that needs it
+        self._tokenizers = tokenizers_of(plan)
+        for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
             self.component(name)
 
     def __call__(self, prompt: Any, **arguments: Any) -> Result:
@@ -97,7 +98,7 @@ class Pipeline:
         guided = is_guided(job.guidance_scale)
         need = peak_bytes(self.plan.loads, batch=len(job.seeds), height=job.height, width=job.width, guided=guided)
         check_memory(need, available_bytes())
-        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps)
+        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers)
         return self._run(_Work(job=job, spec=spec, sampler=sampler), stop)
 
     def cancel(self) -> None:
@@ -116,14 +117,17 @@ class Pipeline:
     def decode(self, latents: Floats) -> Floats:
         """Latents of the U-Net to pixels.  # [B, C, h, w] -> [B, 3, 8h, 8w] in about [-1, 1]"""
         scaled = np.asarray(latents / self.plan.scaling_factor, dtype=np.float32)
-        return _finite("VAE decoder", self.component("vae_decoder")(latent_sample=scaled)["sample"])
+        if self.plan.latents_std:
+            std, mean = np.array([self.plan.latents_std, self.plan.latents_mean], dtype=np.float32)[..., None, None]
+            scaled = scaled * std + mean
+        return self.component("vae_decoder")(latent_sample=scaled)["sample"]
 
     def _run(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
         watch, sampler = Stopwatch(), work.sampler
         with watch.stage("text"):
-            conditioning, notes = self._condition(work.job)
+            conditioning, notes = condition(self.plan, self._tokenizers, self.component, work.job)
         run = self._start(work)
-        steps = denoise(self._denoiser, sampler, run, conditioning, stop)
+        steps = denoise(self._denoiser(work.job), sampler, run, conditioning, stop)
         for i in range(sampler.calls):
             with watch.stage("steps"):
                 next(steps)
@@ -134,21 +138,6 @@ class Pipeline:
         report = self._report(work, watch, notes)
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
-    def _condition(self, job: Job) -> tuple[Conditioning, tuple[str, ...]]:
-        """Run the text encoder once on each different prompt."""
-        guided = is_guided(job.guidance_scale)
-        texts = (*job.negative_prompts, *job.prompts) if guided else job.prompts
-        unique = list(dict.fromkeys(texts))
-        tokens = self._tokenizer(unique)
-        states = _finite("text encoder", self.component("text_encoder")(input_ids=tokens.ids)["last_hidden_state"])
-        notes = [
-            f"the prompt is too long for {tokens.ids.shape[1]} tokens; left out: {d!r}" for d in tokens.dropped if d
-        ]
-        if not guided and any(job.negative_prompts):
-            notes.append("the negative prompt has no part in the picture: it needs guidance_scale > 1")
-        rows = states[[unique.index(t) for t in texts]]
-        return Conditioning(states=rows, guidance_scale=job.guidance_scale), tuple(notes)
-
     def _start(self, work: _Work) -> SamplerRun:
         job = work.job
         sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)
@@ -156,8 +145,14 @@ class Pipeline:
         draw = BatchNoise(job.seeds, (channels, height, width))
         return work.sampler.run(draw(), draw, seeds=job.seeds)
 
-    def _denoiser(self, sample: Floats, timestep: Floats, states: Floats) -> Floats:
-        return self.component("unet")(sample=sample, timestep=timestep, encoder_hidden_states=states)["out_sample"]
+    def _denoiser(self, job: Job) -> Denoiser:
+        unet, control = self.component("unet"), Control(self.plan, job, self.component)
+
+        def run(sample: Floats, timestep: Floats, conditioning: Mapping[str, Floats]) -> Floats:
+            residuals = control(sample, timestep, conditioning)
+            return unet(sample=sample, timestep=timestep, **conditioning, **residuals)["out_sample"]
+
+        return run
 
     def _event(self, work: _Work, run: SamplerRun, i: int, result: Result | None = None) -> Event:
         def preview() -> list[Picture]:
@@ -178,10 +173,11 @@ class Pipeline:
 
     def _settings(self, job: Job, spec: SchedulerSpec, i: int) -> dict[str, str]:
         """What picture i's PNG says of itself: enough to make it again."""
+        negative = job.negative_prompts[i]
         return {
             CHUNK: __version__,
             "prompt": job.prompts[i],
-            "negative_prompt": job.negative_prompts[i],
+            **({} if negative is None else {"negative_prompt": negative}),
             "seed": str(job.seeds[i]),
             "steps": str(job.steps),
             "guidance_scale": repr(job.guidance_scale),
@@ -189,19 +185,23 @@ class Pipeline:
             "scheduler": spec.to_json(),
             "width": str(job.width),
             "height": str(job.height),
+            **({"control_scales": json.dumps(job.control_scales)} if job.control_images else {}),
             "model": self.plan.model,
             "model_fingerprint": self.plan.fingerprint,
             "backend": self.component("unet").runner.backend,
         }
 
     def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
-        sampler = work.sampler
+        sampler, opened = work.sampler, tuple(self._opened.values())
+        notes = (*notes, *(note for o in opened for note in o.retried))
+        if (older := newer(self.plan)) is not None:
+            notes = (*notes, older)
         if sampler.reason:
             notes = (*notes, f"the scheduler itself runs, not a sampler matrix: {sampler.reason}")
         return Report(
             model=self.plan.model,
             model_id=self.plan.model_id,
-            components=tuple(_component_report(o) for o in tuple(self._opened.values())),
+            components=tuple(_component_report(o) for o in opened),
             sampler=sampler.name,
             steps=work.job.steps,
             network_calls=sampler.calls,
@@ -210,19 +210,13 @@ class Pipeline:
         )
 
 
-def _finite(what: str, output: Floats) -> Floats:
-    """The output; an error where a number in it is not finite, since such numbers would come out as black."""
-    if not np.isfinite(output).all():
-        raise CalotypeError(f"the {what} gave numbers that are not finite: its weights are damaged.")
-    return output
-
-
 def _component_report(opened: Opened) -> ComponentReport:
-    used = opened.component.artefact("onnx") if opened.runner.backend == "onnxruntime" else None
+    check, backend = opened.artefact.check, opened.runner.backend
+    checked = check.get("backend", "onnxruntime") == backend  # what another backend made of it says nothing of this one
     return ComponentReport(
         name=opened.component.name,
-        backend=opened.runner.backend,
+        backend=backend,
         precision=opened.runner.precision,
         why=opened.why,
-        error=None if used is None else used.check.get("max_relative_error"),
+        error=check.get("max_relative_error") if checked else None,
     )

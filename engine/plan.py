@@ -1,24 +1,29 @@
 """What can be run: a manifest of components, their tensors, and the artefacts made or found for each.
 
 `plan.json` in a folder says it on disk; paths in it are relative to that folder, or absolute for the weights of a
-source that stay where they are. Knows nothing of how artefacts are made (`calotype.export`) or run (`backends`).
+source that stay where they are. The manifest carries the size and SHA-256 of every file beside it and a digest of
+itself, so that nothing damaged or exchanged is opened. Knows nothing of how artefacts are made (`calotype.export`) or
+run (`backends`).
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import shlex
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from calotype.bindings import Binding
 from calotype.errors import InputError, SourceError
+from calotype.integrity import stamps, stamps_from_json, verify
 from calotype.profile import Profile
 
 MANIFEST = "plan.json"
-VERSION = 1
-COMPONENTS = ("text_encoder", "unet", "vae_decoder", "vae_encoder")
+SAMPLERS = "samplers"
+VERSION = 2
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,6 +52,14 @@ class PlannedComponent:
     artefacts: tuple[Artefact, ...]
     refused: Mapping[str, str]
 
+    def with_artefacts(self, *artefacts: Artefact) -> PlannedComponent:
+        """The same component with these artefacts, the preferred one first."""
+        return replace(self, artefacts=artefacts)
+
+    def with_refusal(self, form: str, why: str) -> PlannedComponent:
+        """The same component with the reason why it has no artefact of this form."""
+        return replace(self, refused={**self.refused, form: why})
+
     def artefact(self, form: str) -> Artefact | None:
         """The artefact of this form, if there is one."""
         return next((a for a in self.artefacts if a.form == form), None)
@@ -67,6 +80,26 @@ class Load:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Prompting:
+    """How text becomes what the U-Net takes: (text encoder, name of one of its outputs) pairs.
+
+    `states` stand side by side along their width; `pooled` is what `text_embeds` gets, where the U-Net has such an
+    input. With `zero_negative` a negative prompt that was not said is zeros, and not the empty text.
+    """
+
+    states: tuple[tuple[str, str], ...]
+    pooled: tuple[str, str] | None
+    zero_negative: bool
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Prompting:
+        """From the plain data that a plan's manifest holds."""
+        states = tuple((str(component), str(output)) for component, output in data["states"])
+        pooled = data["pooled"] and (str(data["pooled"][0]), str(data["pooled"][1]))
+        return cls(states=states, pooled=pooled, zero_negative=bool(data["zero_negative"]))
+
+
+@dataclass(frozen=True, kw_only=True)
 class Plan:
     """A model, ready to be opened."""
 
@@ -76,9 +109,20 @@ class Plan:
     profile: Profile
     components: Mapping[str, PlannedComponent]
     scheduler: Mapping[str, Any]  # diffusers' scheduler config
-    tokenizer: Path
-    scaling_factor: float  # latents of the U-Net = scaling_factor x latents of the autoencoder
+    tokenizers: Mapping[str, Path]  # text encoder -> the folder of its vocabulary
+    prompting: Prompting
+    scaling_factor: float  # latents of the U-Net = scaling_factor x (latents of the autoencoder - mean) / std
+    latents_mean: tuple[float, ...]  # of each channel, as `latents_std`; both empty for all but a few models
+    latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
+    # How `calotype build` made it: command, backend, versions, machine, figures, what was tried. Empty for a source.
+    build: Mapping[str, Any] = field(default_factory=dict)
+    samplers: Path | None = None  # the folder of `sampler_store`, in a plan that was built
+
+    @property
+    def backend(self) -> str | None:
+        """The backend that the plan was built for and proved on."""
+        return self.build.get("backend")
 
     @property
     def model_id(self) -> str:
@@ -86,32 +130,42 @@ class Plan:
         return self.fingerprint[:12]
 
 
-def write_plan(plan: Plan, folder: Path) -> None:
-    """`plan.json` into `folder`."""
-    components = {
-        c.name: {
-            "inputs": [b.to_json() for b in c.inputs],
-            "outputs": [b.to_json() for b in c.outputs],
-            "artefacts": [
-                {"form": a.form, "path": str(a.path), "precision": a.precision, "check": dict(a.check)}
-                for a in c.artefacts
-            ],
-            "refused": dict(c.refused),
-        }
-        for c in plan.components.values()
-    }
+def write_plan(plan: Plan, folder: Path, *, sealed: bool = False) -> None:
+    """`plan.json` into `folder`. `sealed` adds the stamp of every file there: the folder is whole as it stands."""
     manifest = {
         "version": VERSION,
         "family": plan.family,
         "fingerprint": plan.fingerprint,
         "profile": plan.profile.to_json(),
-        "components": components,
+        "components": {c.name: _component_json(c) for c in plan.components.values()},
         "scheduler": dict(plan.scheduler),
-        "tokenizer": str(plan.tokenizer),
+        "tokenizers": {name: str(path) for name, path in plan.tokenizers.items()},
+        "prompting": vars(plan.prompting),
         "scaling_factor": plan.scaling_factor,
+        "latents_mean": plan.latents_mean,
+        "latents_std": plan.latents_std,
         "loads": [vars(load) for load in plan.loads],
+        "build": dict(plan.build),
+        "samplers": None if plan.samplers is None else str(plan.samplers),
+        "files": stamps(folder, beside=(MANIFEST,)) if sealed else {},
     }
-    (folder / MANIFEST).write_text(json.dumps(manifest, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": _digest(manifest)}, indent=1))
+
+
+def _component_json(component: PlannedComponent) -> dict[str, Any]:
+    return {
+        "inputs": [b.to_json() for b in component.inputs],
+        "outputs": [b.to_json() for b in component.outputs],
+        "artefacts": [
+            {"form": a.form, "path": str(a.path), "precision": a.precision, "check": dict(a.check)}
+            for a in component.artefacts
+        ],
+        "refused": dict(component.refused),
+    }
+
+
+def _digest(manifest: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def is_plan(folder: str | Path) -> bool:
@@ -123,24 +177,41 @@ def is_plan(folder: str | Path) -> bool:
 
 
 def read_plan(folder: Path) -> Plan:
-    """The plan in `folder`. Raises `SourceError` in one sentence where it cannot be read."""
+    """The plan in `folder`, every file of it verified. Raises `SourceError` in one sentence where it cannot be read."""
     try:
         data = json.loads((folder / MANIFEST).read_text())
+        mend = f"build it again: {rebuild(data.get('build', {}), folder)}"
         if data["version"] != VERSION:
-            raise SourceError(f"{folder} is a plan of version {data['version']}; this Calotype reads {VERSION}.")
+            raise SourceError(f"{folder} is a plan of version {data['version']}, and {VERSION} is read here; {mend}.")
+        if data.pop("digest") != _digest(data):
+            raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {mend}.")
+        verify(folder, stamps_from_json(data["files"]), mend=mend)
         return Plan(
             model=str(folder),
             family=data["family"],
             fingerprint=data["fingerprint"],
             profile=Profile.from_json(data["profile"]),
-            components={name: _component(folder, name, data["components"][name]) for name in COMPONENTS},
+            components={name: _component(folder, name, told) for name, told in data["components"].items()},
             scheduler=data["scheduler"],
-            tokenizer=folder / data["tokenizer"],
+            tokenizers={name: folder / path for name, path in data["tokenizers"].items()},
+            prompting=Prompting.from_json(data["prompting"]),
             scaling_factor=data["scaling_factor"],
+            latents_mean=tuple(data["latents_mean"]),
+            latents_std=tuple(data["latents_std"]),
             loads=tuple(Load(**load) for load in data["loads"]),
+            build=data["build"],
+            samplers=None if data["samplers"] is None else folder / data["samplers"],
         )
     except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as broken:
-        raise SourceError(f"the plan in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
+        raise SourceError(
+            f"the plan in {folder} cannot be read ({type(broken).__name__}: {broken}); "
+            f"make it again: {rebuild({}, folder)}"
+        ) from None
+
+
+def rebuild(build: Mapping[str, Any], folder: str | Path) -> str:
+    """The command that makes the plan in `folder` anew."""
+    return f"{build.get('command') or 'calotype build MODEL'} -o {shlex.quote(str(folder))}"
 
 
 def _component(folder: Path, name: str, data: Mapping[str, Any]) -> PlannedComponent:
