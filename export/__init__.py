@@ -1,9 +1,26 @@
-"""From a model's files to artefacts: sources, tracing to ONNX, checking, the store.
+"""From a model's files to artefacts: sources, tracing to ONNX, precision, checking, the store, plans.
 
-`prepare` is what `calotype.load` calls for a model that is no plan yet; `save_plan` leaves a plan in a folder.
-Heavy libraries are imported when something has to be made, not before.
+`prepare` is what `calotype.load` calls for a model that is no plan yet; `build` leaves a plan in a folder.
+Names are looked up when they are used, so that the command line starts at once; heavy libraries are imported when
+something has to be made.
 """
 
-from calotype.export.planning import prepare, save_plan
+from __future__ import annotations
 
-__all__ = ["prepare", "save_plan"]
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from calotype.export.building import build
+    from calotype.export.planning import prepare
+    from calotype.export.spec import BuildSpec
+
+__all__ = ["BuildSpec", "build", "prepare"]
+
+_HOMES = {"BuildSpec": "spec", "build": "building", "prepare": "planning"}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'calotype.export' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"calotype.export.{_HOMES[name]}"), name)

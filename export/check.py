@@ -1,22 +1,26 @@
-"""Is an artefact the network it was made from? Held against the eager float32 module before it may be used."""
+"""Is an artefact the network it was made from? Held against recorded answers of the eager float32 module before use.
+
+The reference comes from `trace` (sizes it was not traced at) or from `record` (what real runs give it). Imports no
+torch: the module and the artefact need not be in memory together.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import nn
 
-from calotype.backends.ort import open_runner
+from calotype.backends import choose, open_component
 from calotype.errors import BackendError, CheckError
-from calotype.export.trace import sample_inputs
+from calotype.export.record import Call, evenly, read_calls
 from calotype.family import Component
-from calotype.plan import Artefact, PlannedComponent
+from calotype.plan import Artefact, PlannedComponent, read_plan
 
-TOLERANCE = 1e-4  # of the largest value of each output
+TOLERANCE = 1e-4  # of the largest value of each output, where the artefact computes in float32
+KEPT_CALLS = 8  # of a recording are enough: each is a whole run of the network
 
 
 def relative_error(got: NDArray[Any], wanted: NDArray[Any]) -> float:
@@ -26,32 +30,45 @@ def relative_error(got: NDArray[Any], wanted: NDArray[Any]) -> float:
     return difference / max(scale, 1e-12) if np.isfinite(difference) else float("inf")
 
 
-def check_onnx(
-    component: Component, module: nn.Module, path: Path, several_sizes: Sequence[Mapping[str, int]]
-) -> dict[str, Any]:
-    """Run ONNX Runtime and eager at these sizes; the figures for the plan. Raises `CheckError` past the tolerance."""
-    import torch
+def relative_l2(got: NDArray[Any], wanted: NDArray[Any]) -> float:
+    """Length of the difference over length of the reference; infinite where a number is not finite."""
+    difference = float(np.linalg.norm((got.astype(np.float64) - wanted).ravel()))
+    length = float(np.linalg.norm(wanted.astype(np.float64).ravel()))
+    return difference / max(length, 1e-12) if np.isfinite(difference) else float("inf")
 
-    artefact = Artefact(form="onnx", path=path, precision="fp32", check={})
+
+def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tolerance: float) -> dict[str, float]:
+    """In a child process: ONNX Runtime against eager. The figures; `CheckError` past the tolerance."""
+    described = Component.from_json(component)
+    artefact = Artefact(form="onnx", path=Path(path), precision="fp32", check={})
     planned = PlannedComponent(
-        name=component.name, inputs=component.inputs, outputs=component.outputs, artefacts=(artefact,), refused={}
+        name=described.name, inputs=described.inputs, outputs=described.outputs, artefacts=(artefact,), refused={}
     )
-    try:
-        runner = open_runner(planned, artefact)
-    except BackendError as failed:
-        raise CheckError(f"the traced {component.name} cannot be opened: {failed}") from None
-    worst = 0.0
-    for seed, sizes in enumerate(several_sizes, start=1):
-        inputs = sample_inputs(component, sizes, seed)
-        with torch.inference_mode():
-            wanted = module(**inputs)
-        got = runner({name: tensor.numpy() for name, tensor in inputs.items()})
-        worst = max(
-            [worst, *(relative_error(got[b.name], w.numpy()) for b, w in zip(component.outputs, wanted, strict=True))]
-        )
-    if worst > TOLERANCE:
+    figures = compare(planned, "onnxruntime", read_calls(Path(reference)))
+    if figures["max_relative_error"] > tolerance:
         raise CheckError(
-            f"the traced {component.name} differs from eager float32 by {worst:.1e} of its largest value "
-            f"(allowed: {TOLERANCE:.0e}), so it is not used"
+            f"the traced {described.name} differs from eager float32 by {figures['max_relative_error']:.1e} of its "
+            f"largest value (allowed: {tolerance:.0e}), so it is not used"
         )
-    return {"max_relative_error": worst, "tolerance": TOLERANCE, "sizes": [dict(s) for s in several_sizes]}
+    return {**figures, "tolerance": tolerance}
+
+
+def check_planned(*, plan: str, name: str, backend: str, reference: str) -> dict[str, float]:
+    """In a child process: a component of a plan on its backend, over what real runs gave it. The figures alone."""
+    component = read_plan(Path(plan)).components[name]
+    return compare(component, backend, evenly(read_calls(Path(reference)), KEPT_CALLS))
+
+
+def compare(component: PlannedComponent, backend: str, calls: list[Call]) -> dict[str, float]:
+    """The worst figures of the component on this backend over the calls."""
+    try:
+        opened = open_component(component, choose(backend))
+    except BackendError as failed:
+        raise CheckError(f"the {component.name} cannot be opened: {failed}") from None
+    largest = far = 0.0
+    for call in calls:
+        got = opened(**call.inputs)
+        for name, wanted in call.outputs.items():
+            largest = max(largest, relative_error(got[name], wanted))
+            far = max(far, relative_l2(got[name], wanted))
+    return {"max_relative_error": largest, "relative_l2": far, "calls": len(calls)}

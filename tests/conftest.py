@@ -18,6 +18,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest  # noqa: E402
 
 import calotype  # noqa: E402
+from calotype.export import BuildSpec, build  # noqa: E402
 from calotype.export.source import find  # noqa: E402
 
 
@@ -40,6 +41,14 @@ def pipes() -> dict:
 @pytest.fixture(scope="session")
 def pipe(pipes):
     return pipes["onnxruntime"]
+
+
+@pytest.fixture(scope="session")
+def saved_plan(tmp_path_factory) -> Path:
+    """The demonstration model as a plan in a folder. Nobody may change it."""
+    folder = tmp_path_factory.mktemp("plans") / "demo-plan"
+    build(BuildSpec(model="demo", output=folder))
+    return folder
 
 
 @pytest.fixture

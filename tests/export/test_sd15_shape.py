@@ -7,8 +7,8 @@ import torch
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
 
 import calotype
-from calotype.benchmarks.quality import psnr
 from calotype.errors import InputError
+from calotype.export.quality import psnr
 
 
 @pytest.fixture(scope="module")

@@ -1,0 +1,118 @@
+"""Work in a child process: its memory ends with it, and a crash in a builder is an error, not our end.
+
+`in_child("module:function", ...)` runs a function of plain-data arguments in a fresh interpreter and gives its
+plain-data result. Errors of ours come back as themselves; anything else, a crash included, is a `BuildError`.
+Knows nothing of what the functions do.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calotype import errors
+from calotype.errors import BuildError
+
+
+@dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """What a child gave, and the most memory it held."""
+
+    value: Any
+    peak_bytes: int
+
+
+def in_child(what: str, function: str, **arguments: Any) -> Outcome:
+    """Run `function` ("calotype.export.trace:trace_component") on JSON-able arguments; `what` names it in errors."""
+    with tempfile.TemporaryDirectory(prefix="calotype-") as scratch, tempfile.TemporaryFile() as told:
+        answer = Path(scratch) / "answer.json"
+        job = {"function": function, "arguments": arguments, "answer": str(answer), "parent": os.getpid()}
+        child = subprocess.Popen(
+            [sys.executable, "-c", "from calotype.export.child import main; main()"],
+            stdin=subprocess.PIPE,
+            stdout=told,
+            stderr=told,
+            start_new_session=True,  # Ctrl-C comes to us alone, and we end the child
+        )
+        try:
+            with contextlib.suppress(BrokenPipeError):
+                child.communicate(json.dumps(job, default=str).encode())
+        except BaseException:
+            child.kill()
+            child.wait()
+            raise
+        told.seek(0)
+        return _outcome(what, child.returncode, answer, told.read().decode("utf-8", "replace"))
+
+
+def _outcome(what: str, code: int, answer: Path, told: str) -> Outcome:
+    try:
+        data = json.loads(answer.read_text())
+    except (OSError, ValueError):
+        last = (told.strip().splitlines() or ["it said nothing"])[-1][:300]
+        raise BuildError(f"{what} died ({_death(code)}): {last}") from None
+    if "error" in data:
+        kind = getattr(errors, data["kind"], BuildError)
+        raise kind(data["error"] if kind is not BuildError else f"{what} failed: {data['error']}")
+    return Outcome(value=data["value"], peak_bytes=data["peak_bytes"])
+
+
+def _death(code: int) -> str:
+    if code >= 0:
+        return f"exit code {code}"
+    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
+    return f"{name}, most often for lack of memory" if -code == signal.SIGKILL else name
+
+
+def _die_with(parent: int) -> None:
+    """Linux ends this process with its parent, even one that was killed; elsewhere it goes on to its own end."""
+    import ctypes
+
+    with contextlib.suppress(OSError, AttributeError):
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG
+    if os.getppid() != parent:
+        os._exit(1)
+
+
+def _peak_bytes() -> int:
+    """The most memory that this program held. `ru_maxrss` would count the parent's, from before exec."""
+    try:
+        status = Path("/proc/self/status").read_text()
+        return int(status.split("VmHWM:")[1].split()[0]) * 1024
+    except (OSError, IndexError, ValueError):
+        import resource
+
+        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+
+
+def _run(job: dict[str, Any]) -> dict[str, Any]:
+    import importlib
+
+    module, name = job["function"].split(":")
+    try:
+        value = getattr(importlib.import_module(module), name)(**job["arguments"])
+    except errors.CalotypeError as failed:
+        return {"error": str(failed), "kind": type(failed).__name__}
+    except OSError as failed:  # a full disk, foremost
+        return {"error": f"{failed.filename or 'a file'}: {failed.strerror or failed}", "kind": "BuildError"}
+    except MemoryError:
+        return {"error": "the memory is used up", "kind": "BuildError"}
+    return {"value": value, "peak_bytes": _peak_bytes()}
+
+
+def main() -> None:
+    """The child's side: a job on stdin, the answer into a file."""
+    job = json.loads(sys.stdin.read())
+    _die_with(job["parent"])
+    answer = Path(job["answer"])
+    fresh = answer.with_suffix(".part")
+    fresh.write_text(json.dumps(_run(job), default=str))
+    fresh.rename(answer)

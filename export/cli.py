@@ -1,0 +1,12 @@
+"""The whole command line: the runtime's, and the commands of this room. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from calotype.cli import app, main
+from calotype.export import store_cli
+from calotype.export.build_cli import build_command
+
+__all__ = ["app", "main"]
+
+build_command(app)
+app.add_typer(store_cli.app, name="store")

@@ -1,0 +1,191 @@
+"""Lower precisions of a traced component: made in child processes, found again in the store.
+
+fp16 and bf16 are `lower`'s work, int8 and fp8 `quantize`'s; here is what each depends on, which backend can run what,
+and that openvino takes bf16 as a way to compute and not as a file. Which precision is worth having is `tuning`'s.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from calotype.digest import file_digest
+from calotype.errors import BuildError
+from calotype.export.child import in_child
+from calotype.export.record import evenly, read_calls
+from calotype.export.store import fetch, key_of
+from calotype.export.versions import tool_versions
+from calotype.plan import Artefact
+
+LOWERING = 1  # raised when a lowered graph changes for the same inputs
+_ISLAND_CALLS = 6  # of a recording that islands are looked for in
+_CALIBRATION_CALLS = 256
+_SENSITIVITY_CALLS = 6
+
+# backend -> precision -> why it cannot be built for it
+_REFUSED = {
+    "onnxruntime": {
+        "bf16": "ONNX Runtime computes nothing in bf16 on a CPU; take --backend openvino, or --precision fp16 or int8",
+    },
+    "openvino": {
+        "fp8": "OpenVINO computes nothing in fp8 on a CPU; take --precision bf16 or int8",
+    },
+}
+
+
+def check_precision(backend: str, precision: str) -> None:
+    """`BuildError` where the backend does not run the precision, with what it does."""
+    reason = _REFUSED.get(backend, {}).get(precision)
+    if reason:
+        raise BuildError(f"{reason}.")
+
+
+def tried_by_auto(backend: str) -> tuple[str, ...]:
+    """The precisions that `--precision auto` tries on this backend."""
+    return ("bf16", "int8", "int8+bf16") if backend == "openvino" else ("int8",)
+
+
+def not_tried(backend: str) -> dict[str, str]:
+    """The precisions that `auto` does not try, and why: rows of the plan's table."""
+    halves = {"fp16": "on a CPU fp16 saves disk, not time"}
+    return {
+        **halves,
+        **_REFUSED.get(backend, {}),
+        **({} if backend == "openvino" else {"fp8": "no CPU computes in fp8"}),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Part:
+    """A traced component, and what real runs give it."""
+
+    name: str
+    traced: Artefact
+    recording: Path
+
+    @property
+    def graph(self) -> list[str]:
+        """What the traced graph is, for keys."""
+        folder = self.traced.path.parent
+        return [file_digest(p) for p in sorted(folder.iterdir()) if p.name.startswith(self.traced.path.name)]
+
+
+def half(part: Part, precision: str, backend: str) -> Artefact:
+    """The component in fp16 or bf16. Raises `BuildError` where it cannot be made."""
+    if (backend, precision) == ("openvino", "bf16"):
+        return replace(part.traced, precision="bf16", check={})  # the same file, computed in another type
+    arguments = {"precision": precision, "recording": str(part.recording)}
+    return _made(part, "calotype.export.precision:halve", precision, arguments)
+
+
+def quantised(part: Part, ranges: Path, keep: Collection[str], dtype: str, backend: str) -> Artefact:
+    """The component with Q/DQ pairs in int8 or fp8 at all nodes that can have them but those in `keep`."""
+    arguments = {"ranges": str(ranges), "keep": sorted(keep), "form": form_for(dtype, backend)}
+    return _made(part, "calotype.export.precision:quantise", dtype, arguments)
+
+
+def small_weights(part: Part, weights: str) -> Artefact:
+    """The component with its weights alone in "int8" or "int4"."""
+    artefact = _made(part, "calotype.export.precision:shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])})
+    return replace(artefact, precision="fp32", check={**artefact.check, "weights": weights})
+
+
+def _made(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artefact:
+    files = {k: file_digest(Path(v)) if k in ("recording", "ranges") else v for k, v in arguments.items()}
+    key = key_of({"lowering": LOWERING, "what": function, "graph": part.graph, "tools": tool_versions(), **files})
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        paths = {"source": str(part.traced.path), "out": str(folder / "model.onnx")}
+        done = in_child(f"making the {part.name} {precision}", function, **paths, **arguments)
+        return {**done.value, "peak_bytes": done.peak_bytes}
+
+    label = {"component": part.name, "kind": "artefact", "precision": precision}
+    folder, notes = fetch(key, make, label=label)
+    return Artefact(form="onnx", path=folder / "model.onnx", precision=precision, check={"lowering": notes})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Group:
+    """Nodes that are quantised, or left alone, together. `loss` is the output's relative L2 with this group alone."""
+
+    name: str
+    nodes: tuple[str, ...]
+    loss: float
+
+
+def calibrated(part: Part, dtype: str, backend: str) -> tuple[Path, list[Group]]:
+    """Activation ranges over the recording (a file), and the groups, the most sensitive first."""
+    key = key_of(
+        {
+            "lowering": LOWERING,
+            "what": "calibration",
+            "form": form_for(dtype, backend),
+            "graph": part.graph,
+            "recording": file_digest(part.recording),
+            "tools": tool_versions(),
+        }
+    )
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        paths = {"source": str(part.traced.path), "recording": str(part.recording), "out": str(folder)}
+        function = "calotype.export.precision:calibrate"
+        done = in_child(f"calibrating the {part.name}", function, form=form_for(dtype, backend), **paths)
+        return {"peak_bytes": done.peak_bytes}
+
+    label = {"component": part.name, "kind": "calibration", "precision": dtype}
+    folder, _ = fetch(key, make, label=label)
+    found = json.loads((folder / "groups.json").read_text())
+    return folder / "ranges.json", [Group(name=g["name"], nodes=tuple(g["nodes"]), loss=g["loss"]) for g in found]
+
+
+def halve(*, source: str, out: str, precision: str, recording: str) -> dict[str, Any]:
+    """In a child process: islands found on real inputs, then the graph lowered."""
+    from calotype.export.lower import find_islands, lower
+
+    feeds = [c.inputs for c in evenly(read_calls(Path(recording)), _ISLAND_CALLS)]
+    islands = find_islands(Path(source), feeds, precision=precision)
+    return asdict(lower(Path(source), Path(out), precision=precision, islands=islands))
+
+
+def shrink(*, source: str, out: str, bits: int) -> dict[str, Any]:
+    """In a child process: weights in fewer bits."""
+    from calotype.export.weight_only import weight_only
+
+    return asdict(weight_only(Path(source), Path(out), bits=bits))
+
+
+def form_for(dtype: str, backend: str) -> str:
+    """ONNX Runtime multiplies fast only where activations are unsigned: int8 has a form of its own there."""
+    return "uint8" if (dtype, backend) == ("int8", "onnxruntime") else dtype
+
+
+def calibrate(*, source: str, recording: str, out: str, form: str) -> None:
+    """In a child process: `ranges.json` and `groups.json` into `out`."""
+    from calotype.export import calibrate as calibration
+    from calotype.export.candidates import candidates
+    from calotype.export.sensitivity import sensitivity
+
+    calls = read_calls(Path(recording))
+    feeds = [c.inputs for c in evenly(calls, _CALIBRATION_CALLS)]
+    ranges = calibration.calibrate(Path(source), feeds, form)
+    blocks: dict[str, list[str]] = {}
+    for candidate in candidates(Path(source)):
+        blocks.setdefault(candidate.block, []).append(candidate.node)
+    some = [c.inputs for c in evenly(calls, _SENSITIVITY_CALLS)]
+    losses = sensitivity(Path(source), some, ranges, blocks, dtype=form)
+    groups = [{"name": b, "nodes": nodes, "loss": losses[b]} for b, nodes in blocks.items()]
+    groups.sort(key=lambda g: -losses[str(g["name"])])
+    Path(out, "ranges.json").write_text(json.dumps(ranges))
+    Path(out, "groups.json").write_text(json.dumps(groups))
+
+
+def quantise(*, source: str, out: str, ranges: str, keep: Sequence[str], form: str) -> dict[str, Any]:
+    """In a child process: the Q/DQ graph."""
+    from calotype.export.quantize import quantize
+
+    read = json.loads(Path(ranges).read_text())
+    made = quantize(Path(source), Path(out), ranges=read, keep=keep, dtype=form)
+    return {"quantised": len(made.quantised), "kept": len(made.kept), "bytes": made.size_bytes}
