@@ -19,11 +19,11 @@ def available(cgroup: Path = _CGROUP) -> int:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows
         cores = os.cpu_count() or 1
-    quota = _quota(cgroup)
-    return max(1, cores if quota is None else min(cores, math.ceil(quota)))
+    limit = quota(cgroup)
+    return max(1, cores if limit is None else min(cores, math.ceil(limit)))
 
 
-def _quota(cgroup: Path) -> float | None:
+def quota(cgroup: Path = _CGROUP) -> float | None:
     """Cores' worth of time that the cgroup grants, or None where it sets no limit."""
     try:  # version 2: "max 100000" or "150000 100000"
         limit, period = (cgroup / "cpu.max").read_text().split()

@@ -1,5 +1,6 @@
 """The README's Python runs as it stands, each block in a fresh interpreter in an empty folder."""
 
+import os
 import re
 import subprocess
 import sys
@@ -23,9 +24,20 @@ def test_snippet_runs(code, pipe, tmp_path):
 
 
 def test_the_commands_it_names_exist():
-    told = subprocess.run(
-        [sys.executable, "-m", "calotype", "generate", "--help"], capture_output=True, text=True
-    ).stdout
+    told = ""
+    for command in (
+        ["generate"],
+        ["build"],
+        ["inspect"],
+        ["doctor"],
+        ["store", "ls"],
+        ["store", "rm"],
+        ["store", "gc"],
+    ):
+        line = [sys.executable, "-m", "calotype", *command, "--help"]
+        done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
+        assert done.returncode == 0, done.stderr
+        told += done.stdout
     for option in set(re.findall(r"(?<=[ \[])--[a-z][a-z-]*", README)):
         assert option in told, option
 
