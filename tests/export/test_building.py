@@ -184,7 +184,14 @@ def test_a_stop_leaves_nothing_that_is_taken_for_a_plan(number, saved_plan, tmp_
     """Stopped in the middle of a trace in a store of its own: no plan, no entry; polite ends leave no file."""
     home = tmp_path / "home of ours"
     command = [sys.executable, "-m", "calotype", "build", "demo", "-o", str(tmp_path / "plan")]
-    work = subprocess.Popen(command, env={**os.environ, "CALOTYPE_HOME": str(home)}, stderr=subprocess.PIPE, text=True)
+    work = subprocess.Popen(
+        command,
+        env={**os.environ, "CALOTYPE_HOME": str(home)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and what they start does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
     deadline = time.monotonic() + 60
     while not list(home.glob("store/.making-*")) and time.monotonic() < deadline:
         time.sleep(0.05)
