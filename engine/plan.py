@@ -22,7 +22,6 @@ from calotype.integrity import stamps, stamps_from_json, verify
 from calotype.profile import Profile
 
 MANIFEST = "plan.json"
-SAMPLERS = "samplers"
 VERSION = 2
 
 

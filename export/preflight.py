@@ -61,11 +61,8 @@ def _free(folder: Path) -> int:
     return shutil.disk_usage(folder).free
 
 
-def need_of(
-    spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: tuple[Load, ...], *, height: int, width: int
-) -> Need:
+def need_of(spec: BuildSpec, weights: Mapping[str, int], loads: tuple[Load, ...], *, height: int, width: int) -> Need:
     """An estimate. `weights` are numbers (not bytes) by component; pictures of the proof are `height` x `width`."""
-    del profile
     largest = 4 * max(weights.values())
     working = peak_bytes(loads, batch=1, height=height, width=width, guided=True)
     whole = 4 * sum(weights.values())
@@ -98,7 +95,7 @@ def check_room(
 
 def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: tuple[Load, ...]) -> Need:
     height, width = picture_size(spec, profile)
-    return need_of(spec, profile, weights, loads, height=height, width=width)
+    return need_of(spec, weights, loads, height=height, width=width)
 
 
 def picture_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:

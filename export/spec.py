@@ -197,7 +197,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
 
 
 def read_config(path: Path) -> dict[str, Any]:
-    """The fields of a build from a TOML file; its relative paths are relative to it."""
+    """The fields of a build from a TOML file, with - or _ in their names; paths mean what they mean in the shell."""
     try:
         said = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as failed:

@@ -102,6 +102,12 @@ def test_another_size_traces_nothing_and_is_held_to(saved_plan, children, tmp_pa
         got, wanted = (p("a red ring", **arguments, output_type="np").images for p in (pipe, reference))
         assert got.shape == (batch, 16 * tall, 16 * wide, 3)
         assert relative_error(got, wanted) <= 1e-3  # a whole picture, guidance and all
+        latents = rng.standard_normal((batch, 4, 2 * tall, 2 * wide), dtype=np.float32)
+        states = rng.standard_normal((batch, 77, 128), dtype=np.float32)
+        unet = {"sample": latents, "timestep": np.full(batch, 500, np.float32), "encoder_hidden_states": states}
+        for name, given in (("unet", unet), ("vae_decoder", {"latent_sample": latents})):
+            one, other = (p.component(name)(**given) for p in (pipe, reference))
+            assert all(relative_error(one[key], other[key]) <= 1e-4 for key in other)
 
 
 def test_one_changed_weight_makes_anew_what_it_touches(model_copy, saved_plan, children, tmp_path):
