@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
-ROOMS := engine engine/backends export export/demo kernels benchmarks
+ROOMS := engine engine/backends export export/demo kernels benchmarks benchmarks/peers $(wildcard benchmarks/peers/*)
 
 .PHONY: demo test lint format install train-demo clean
 

@@ -1,1 +1,1 @@
-"""The suite that compares backends and peers. So far it can only say how near two pictures are (`quality`)."""
+"""The suite that compares backends and peers: `calotype bench`."""

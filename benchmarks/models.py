@@ -1,95 +1,90 @@
-"""`python -m calotype.benchmarks.models sd15 FOLDER`: full-size models with seeded random weights, without a download.
+"""`python -m calotype.benchmarks.models sd15`: full-size models with seeded random weights, without a download.
 
 Configs are the published ones; weights are the libraries' own initialisation under a seed, kept in fp16. Pictures of
 such a model mean nothing, but every layer, size and name is the real one: for figures of speed, memory and exactness.
+They are no flat grey: the decoder's last norm makes states of unit size of any latents, and the initial weights of its
+last convolution make of these a contrast of 38 of 255 levels in each channel (SD 1.5 at 256 px, 2 steps; another prompt
+moves pixels by 16 levels, another control picture by 5). So a fault does not drown in the rounding to bytes.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import random
+import shutil
+import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image, ImageDraw
+
+from calotype.benchmarks.published import MODELS, VOCABULARY
+from calotype.errors import InputError
+from calotype.export.child import in_child
+from calotype.export.locks import exclusive
+from calotype.home import home
 from calotype.prompt import END, START
 
-_VOCABULARY = 49408
-_CROSS, _UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
-
-_TEXT = {
-    **{"hidden_size": 768, "intermediate_size": 3072, "num_hidden_layers": 12, "num_attention_heads": 12},
-    **{"hidden_act": "quick_gelu", "projection_dim": 768, "vocab_size": _VOCABULARY, "max_position_embeddings": 77},
-    **{"bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1},
-}
-_TEXT_BIG = {
-    **_TEXT,
-    **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20},
-    **{"hidden_act": "gelu", "projection_dim": 1280},
-}
-_VAE = {
-    **{"block_out_channels": [128, 256, 512, 512], "layers_per_block": 2, "latent_channels": 4, "sample_size": 512},
-    **{"down_block_types": ["DownEncoderBlock2D"] * 4, "up_block_types": ["UpDecoderBlock2D"] * 4},
-    "scaling_factor": 0.18215,
-}
-_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-
-MODELS: Mapping[str, Mapping[str, Any]] = {
-    "sd15": {
-        "pipeline": "StableDiffusionPipeline",
-        "scheduler": ("PNDMScheduler", {**_BETAS, "skip_prk_steps": True, "set_alpha_to_one": False}),
-        "text_encoder": ("CLIPTextModel", _TEXT),
-        "unet": (
-            "UNet2DConditionModel",
-            {
-                **{"sample_size": 64, "cross_attention_dim": 768, "attention_head_dim": 8, "layers_per_block": 2},
-                "block_out_channels": [320, 640, 1280, 1280],
-                "down_block_types": [_CROSS, _CROSS, _CROSS, "DownBlock2D"],
-                "up_block_types": ["UpBlock2D", _UP, _UP, _UP],
-            },
-        ),
-        "vae": ("AutoencoderKL", _VAE),
-    },
-    "sdxl": {
-        "pipeline": "StableDiffusionXLPipeline",
-        "scheduler": ("EulerDiscreteScheduler", {**_BETAS, "timestep_spacing": "leading"}),
-        "text_encoder": ("CLIPTextModel", _TEXT),
-        "text_encoder_2": ("CLIPTextModelWithProjection", _TEXT_BIG),
-        "unet": (
-            "UNet2DConditionModel",
-            {
-                **{"sample_size": 128, "cross_attention_dim": 2048, "attention_head_dim": [5, 10, 20]},
-                **{"layers_per_block": 2, "transformer_layers_per_block": [1, 2, 10], "use_linear_projection": True},
-                "block_out_channels": [320, 640, 1280],
-                "down_block_types": ["DownBlock2D", _CROSS, _CROSS],
-                "up_block_types": [_UP, _UP, "UpBlock2D"],
-                **{"addition_embed_type": "text_time", "addition_time_embed_dim": 256},
-                "projection_class_embeddings_input_dim": 2816,
-            },
-        ),
-        "vae": ("AutoencoderKL", {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}),
-    },
-}
+# What makes what; raised when the same config and seed are made into other weights.
+_VERSIONS = {"make_described": 1, "make_controlnet": 2}
 
 
-def make_model(name: str, folder: Path, *, seed: int = 0) -> None:
-    """Write the model in diffusers' layout. Takes as much memory as its largest network in float32."""
-    described = dict(MODELS[name])
-    kind = described.pop("pipeline")
+def model_folder(name: str, *, seed: int = 0) -> Path:
+    """The model's folder among what Calotype keeps, made at the first call (GBs, and a minute or two)."""
+    if name not in MODELS:
+        raise InputError(f"there is no model {name!r} to make; the full-size models are {', '.join(sorted(MODELS))}.")
+    return _kept(name, f"the model {name}", "make_described", described=MODELS[name], seed=seed)
+
+
+def controlnet_folder(name: str, *, seed: int = 0) -> Path:
+    """A ControlNet for that model, likewise."""
+    model = model_folder(name, seed=seed)
+    return _kept(f"{name}-controlnet", f"a ControlNet for {name}", "make_controlnet", model=str(model), seed=seed)
+
+
+def _kept(name: str, what: str, function: str, **how: Any) -> Path:
+    """What `function` makes of `how`: in a child, whose memory ends with it; under a new name until it is whole."""
+    # Not where a model lies, which is its user's: its folder's name says what it is.
+    told = {**how, "model": Path(how["model"]).name} if "model" in how else how
+    key = hashlib.sha256(json.dumps([_VERSIONS[function], function, told], sort_keys=True).encode()).hexdigest()[:16]
+    folder = home() / "bench" / "models" / f"{name}-{key}"
+    if folder.is_dir():
+        return folder
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with exclusive(folder.with_name(f".{folder.name}.lock"), wait_for=what):
+        if not folder.is_dir():
+            empty = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
+            try:
+                in_child(f"making {what}", f"calotype.benchmarks.models:{function}", folder=str(empty), **how)
+                empty.chmod(0o755)
+                empty.rename(folder)
+            finally:
+                shutil.rmtree(empty, ignore_errors=True)
+    return folder
+
+
+def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: int) -> None:
+    """Write a model of MODELS in diffusers' layout. Takes as much memory as its largest network in float32."""
+    folder, parts = Path(folder), dict(described)
+    kind = parts.pop("pipeline")
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": "0.30.0"}
     if kind == "StableDiffusionXLPipeline":
         index["force_zeros_for_empty_prompt"] = True
-    scheduler, settings = described.pop("scheduler")
+    scheduler, settings = parts.pop("scheduler")
     _write(folder / "scheduler" / "scheduler_config.json", {"_class_name": scheduler, **settings})
     index["scheduler"] = ["diffusers", scheduler]
-    for part, (class_name, config) in described.items():
+    for part, (class_name, config) in parts.items():
         library = "transformers" if class_name.startswith("CLIP") else "diffusers"
         index[part] = [library, class_name]
         _make_network(library, class_name, config, folder / part, seed)
         if part.startswith("text_encoder"):
             tokenizer = part.replace("text_encoder", "tokenizer")
             index[tokenizer] = ["transformers", "CLIPTokenizer"]
-            _make_tokenizer(folder / tokenizer, pad=END if part == "text_encoder" else "!")
+            # OpenAI's encoder was trained on prompts filled up with its end mark, OpenCLIP's (with gelu) on others.
+            _make_tokenizer(folder / tokenizer, pad="!" if config["hidden_act"] == "gelu" else END)
     _write(folder / "model_index.json", index)
 
 
@@ -106,12 +101,46 @@ def _make_network(library: str, class_name: str, config: Mapping[str, Any], fold
     made.to(torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
+def make_controlnet(*, model: str | Path, folder: str | Path, seed: int = 0) -> None:
+    """Write a ControlNet for the model's U-Net: its copy, as training begins with, and steering from the start.
+
+    What training begins with at zero (Zhang et al. 2023, arXiv 2302.05543) gets small random numbers: each output is
+    about a fifth as large as the state of the copy that it is computed from. The picture's embedding, whose first
+    numbers would let hardly anything of a picture through, gets larger ones, and no biases: black stays nothing.
+    """
+    import diffusers
+    import torch
+
+    unet = diffusers.UNet2DConditionModel.from_pretrained(Path(model) / "unet", torch_dtype=torch.float16)
+    torch.manual_seed(seed)
+    made = diffusers.ControlNetModel.from_unet(unet)
+    del unet
+    outputs = [(0.2, layer) for layer in (*made.controlnet_down_blocks, made.controlnet_mid_block)]
+    picture = made.controlnet_cond_embedding  # 2 makes up for a SiLU, whose slope is a half near zero
+    hidden = [(2.0, layer) for layer in (picture.conv_in, *picture.blocks)]
+    for size, layer in (*outputs, *hidden, (1.0, picture.conv_out)):
+        torch.nn.init.normal_(layer.weight, std=size * layer.weight[0].numel() ** -0.5)
+        torch.nn.init.zeros_(layer.bias)
+    made.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+
+
+def control_image(*, height: int, width: int, seed: int = 0) -> Image.Image:
+    """White outlines on black, as an edge detector draws them: what most ControlNets are steered by."""
+    drawn = Image.new("RGB", (width, height))
+    pen, dice = ImageDraw.Draw(drawn), random.Random(seed)
+    for _ in range(12):
+        x, y, size = dice.random() * width, dice.random() * height, (0.1 + 0.3 * dice.random()) * min(height, width)
+        draw = pen.ellipse if dice.random() < 0.5 else pen.rectangle
+        draw((x - size / 2, y - size / 2, x + size / 2, y + size / 2), outline="white", width=max(1, width // 256))
+    return drawn
+
+
 def _make_tokenizer(folder: Path, *, pad: str) -> None:
     """CLIP's alphabet of bytes without merges: every prompt is spelt letter by letter."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in shown] + [chr(256 + i) for i in range(256 - len(shown))]
     words = [*letters, *(letter + "</w>" for letter in letters)]
-    words += [f"<unused-{i}>" for i in range(_VOCABULARY - 2 - len(words))] + [START, END]
+    words += [f"<unused-{i}>" for i in range(VOCABULARY - 2 - len(words))] + [START, END]
     _write(folder / "vocab.json", {word: i for i, word in enumerate(words)})
     (folder / "merges.txt").write_text("#version: 0.2\n")
     _write(
@@ -127,13 +156,15 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Write a full-size model with random weights.")
+    """The command line: makes the model once, and says where it is."""
+    parser = argparse.ArgumentParser(description="Make a full-size model with random weights, once.")
     parser.add_argument("model", choices=sorted(MODELS))
-    parser.add_argument("folder", type=Path)
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--controlnet", action="store_true", help="a ControlNet for it as well")
     said = parser.parse_args()
-    make_model(said.model, said.folder, seed=said.seed)
+    print(model_folder(said.model, seed=said.seed))
+    if said.controlnet:
+        print(controlnet_folder(said.model, seed=said.seed))
 
 
 if __name__ == "__main__":

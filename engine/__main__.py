@@ -19,7 +19,7 @@ def main() -> None:
             sys.exit(f"calotype: output: {failed.strerror or failed}")
         return
     try:
-        from calotype.export import cli  # the exporter's commands and the runtime's
+        from calotype.benchmarks import cli  # the suite's commands, the exporter's and the runtime's
     except (Exception, SystemExit) as broken:  # typer is missing or broken
         told = str(broken) or type(broken).__name__
         sys.exit(f"calotype: the command line cannot start ({told}); calotype doctor says what is broken.")

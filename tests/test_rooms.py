@@ -9,8 +9,8 @@ import calotype
 
 ROOT = Path(__file__).parent.parent
 ORDER = ("benchmarks", "export", "engine", "kernels")  # a room may import those after it
-# The runtime turns a source into a plan through the exporter, and the command line has the exporter's commands.
-EXCEPTIONS = {("engine/loading.py", "export"), ("engine/__main__.py", "export")}
+# The runtime turns a source into a plan through the exporter, and the command line has every room's commands.
+EXCEPTIONS = {("engine/loading.py", "export"), ("engine/__main__.py", "benchmarks")}
 
 
 def room_of(module: str) -> str | None:

@@ -1,0 +1,251 @@
+"""What is run: cases as data, and presets of them. Nothing here runs anything.
+
+A *case* is a piece of work that is the same for every contender: the model, the task, the size, the steps, the sampler.
+`--case "model=sd15 height=512 width=512 steps=4"` writes one by hand.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from calotype.benchmarks.contenders import OURS, PEERS, Contender, contender, contenders
+from calotype.errors import InputError
+
+TASKS = ("text-to-image",)
+DEVICES = ("cpu", "cuda")
+# What a prompt is made of where weights are random and words mean nothing: single letters have the same token ids in
+# every CLIP vocabulary, also in those that peers carry inside.
+_LETTERS = ("a b c d", "e f g h i j", "k l m", "n o p q r s t u", "v w x", "y z a c", "b d f h", "g i k m o")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Case:
+    """One piece of work. `height` and `width` are pixels; a guidance of 1 or less is none.
+
+    Attributes:
+        model: demo, one of `models.MODELS` (full-size, random weights), or a folder in diffusers' layout.
+        sampler: a name of `calotype.scheduler_names()`, or "own" for the model's.
+        controlnets: folders, or "random": one of the model's own shape with random weights.
+        prompts: how many different prompts (and seeds) the rounds go through, over and over.
+        rounds: at most so many; at least six, which an interval takes, whatever `budget_s` says.
+        budget_s: the seconds after which no further round of the race begins.
+    """
+
+    model: str = "demo"
+    task: str = "text-to-image"
+    height: int = 128
+    width: int = 128
+    device: str = "cpu"
+    batch: int = 1
+    steps: int = 20
+    sampler: str = "euler"
+    guidance: float = 5.0
+    controlnets: tuple[str, ...] = ()
+    prompts: int = 4
+    rounds: int = 20
+    budget_s: float = 60.0
+    contenders: tuple[Contender, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.task not in TASKS:
+            raise InputError(f"the suite knows the tasks {', '.join(TASKS)}; got {self.task!r}.")
+        if self.device not in DEVICES:
+            raise InputError(f"a case's device is {' or '.join(DEVICES)}, got {self.device!r}.")
+        for name in ("height", "width", "batch", "steps", "prompts", "rounds"):
+            if getattr(self, name) < 1:
+                raise InputError(f"a case's {name} must be 1 or more, got {getattr(self, name)}.")
+        if self.rounds < 6:
+            raise InputError(f"a case needs 6 rounds or more for an interval, got {self.rounds}.")
+
+    @property
+    def id(self) -> str:
+        """Short and the same for the same work: rows of two runs are matched by it."""
+        model = self.model.rstrip("/").rpartition("/")[2]
+        control = f"-controlnet{len(self.controlnets)}" if self.controlnets else ""
+        size = f"{self.width}" if self.width == self.height else f"{self.width}x{self.height}"
+        guidance = f"g{self.guidance:g}" if self.guided else "unguided"
+        device = "" if self.device == "cpu" else f"-{self.device}"
+        return f"{model}-{size}-{self.steps}x{self.sampler}-{guidance}-b{self.batch}{control}{device}"
+
+    @property
+    def guided(self) -> bool:
+        """Does the U-Net see every picture twice?"""
+        return self.guidance > 1
+
+    @property
+    def judged(self) -> bool:
+        """Can the demonstration model's pixel judge read the prompts?"""
+        return self.model == "demo"
+
+    def to_json(self) -> dict[str, Any]:
+        """The work as plain data; how long it is measured and by whom is not part of it."""
+        left_out = ("prompts", "rounds", "budget_s", "contenders")
+        return {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items() if n not in left_out}
+
+    def words(self) -> str:
+        """As `--case` takes it: what is not the default."""
+        usual = Case()
+        told = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)}
+        told.pop("contenders", None)
+        said = {
+            n: ",".join(v) if isinstance(v, tuple) else f"{v:g}" if isinstance(v, float) else v for n, v in told.items()
+        }
+        return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in said.items()) or "model=demo"
+
+
+def prompts_of(case: Case) -> list[str]:
+    """The fixed prompts of the case: captions that training never saw, or letters where weights are random."""
+    if case.judged:
+        from calotype.export.demo.evaluate import held_out_captions
+
+        singles, pairs = (held_out_captions(things, case.prompts, seed=500) for things in (1, 2))
+        return [(singles if i % 2 else pairs)[i // 2] for i in range(case.prompts)]
+    return [_LETTERS[i % len(_LETTERS)] for i in range(case.prompts)]
+
+
+_QUICK = (
+    "calotype:openvino:bf16",
+    "calotype:openvino:fp32",
+    "calotype:onnxruntime:fp32",
+    "calotype:eager:fp32",
+    "diffusers:fp32",
+    "diffusers:bf16",
+    "optimum:fp32",
+    "openvino-genai:fp32",
+    "openvino-genai:bf16",
+)
+_CPU = (
+    "calotype:openvino:auto",
+    *_QUICK[:2],
+    "calotype:onnxruntime:auto",
+    *_QUICK[2:6],
+    "torch-compile:fp32",
+    "torch-compile:bf16",
+    *_QUICK[6:],
+    "stable-diffusion.cpp:fp32",
+)
+# Full-size networks with random weights: nothing to calibrate int8 on, and no picture to lose.
+_LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
+_GPU = (
+    "calotype:tensorrt:fp16",
+    "calotype:cuda:fp16",
+    "diffusers:fp16",
+    "diffusers:bf16",
+    "torch-compile:fp16",
+    "onnxruntime-cuda:fp32",
+    "tensorrt:fp32",
+)
+
+
+def _by(names: tuple[str, ...]) -> tuple[Contender, ...]:
+    return tuple(map(contender, names))
+
+
+_DEMO = Case(contenders=_by(_CPU))
+_SD15 = Case(
+    model="sd15", height=512, width=512, steps=2, guidance=7.5, prompts=2, rounds=6, budget_s=0, contenders=_by(_LARGE)
+)
+_TURBO = replace(_SD15, model="sd-turbo", steps=1, guidance=0.0)
+_SD15_GPU = Case(model="sd15", height=512, width=512, device="cuda", guidance=7.5, contenders=_by(_GPU))
+_ON_GPU = (
+    _SD15_GPU,
+    replace(_SD15_GPU, batch=8, prompts=16),
+    replace(_SD15_GPU, controlnets=("random",)),
+    replace(_SD15_GPU, model="sd21", height=768, width=768),
+    replace(_SD15_GPU, model="sdxl", height=1024, width=1024, steps=30, guidance=5.0),
+    replace(_SD15_GPU, model="sd-turbo", steps=1, guidance=0.0),
+)
+_ON_CPU = (
+    _DEMO,
+    replace(_DEMO, batch=8, prompts=16, budget_s=90),
+    replace(_SD15, height=256, width=256, budget_s=60),
+)
+
+PRESETS: Mapping[str, tuple[Case, ...]] = {
+    "quick": (replace(_DEMO, rounds=12, budget_s=20, contenders=_by(_QUICK)),),
+    "cpu": _ON_CPU,
+    "gpu": _ON_GPU,
+    "full": (
+        *_ON_CPU,
+        _SD15,
+        _TURBO,
+        replace(_SD15, height=256, width=256, controlnets=("random",)),
+        replace(_SD15, model="sd21", height=256, width=256),
+        replace(_SD15, model="sdxl", height=512, width=512, rounds=6),
+        *_ON_GPU,
+    ),
+}
+
+
+def _whole(text: str) -> int:
+    return int(text)
+
+
+_KINDS: Mapping[str, Callable[[str], Any]] = {
+    **dict.fromkeys(("height", "width", "batch", "steps", "prompts", "rounds"), _whole),
+    **dict.fromkeys(("guidance", "budget_s"), float),
+    **dict.fromkeys(("model", "task", "sampler", "device"), str),
+    "controlnets": lambda text: tuple(t for t in text.split(",") if t),
+}
+
+
+def case_from(words: str) -> Case:
+    """A case from `name=value` words; `size=512` is height and width, `backend=` and `precision=` name who runs it.
+
+    Raises `InputError` with what is allowed.
+    """
+    said: dict[str, str] = {}
+    for word in shlex.split(words):
+        name, equals, value = word.partition("=")
+        if not equals or name not in (*_KINDS, "size", "backend", "precision"):
+            allowed = ", ".join([*_KINDS, "size", "backend", "precision"])
+            raise InputError(f"a case is words like model=demo steps=20; got {word!r}, and the names are {allowed}.")
+        said[name] = value
+    given: dict[str, Any] = {}
+    if "size" in said:
+        given |= dict.fromkeys(("height", "width"), _value("size", said.pop("size"), _whole))
+    who = _asked(said.pop("backend", ""), said.pop("precision", ""))
+    given |= {name: _value(name, value, _KINDS[name]) for name, value in said.items()}
+    return Case(**given, contenders=who)
+
+
+def _value(name: str, text: str, kind: Callable[[str], Any]) -> Any:
+    try:
+        return kind(text)
+    except ValueError:
+        raise InputError(f"a case's {name} is a number, got {text!r}.") from None
+
+
+def _asked(backends: str, precisions: str) -> tuple[Contender, ...]:
+    """The contenders that `backend=openvino,eager precision=bf16` names."""
+    words = [b for b in backends.split(",") if b]
+    if not precisions:
+        return tuple(c for word in words for c in contenders(word))
+    found = {c.name: c for word in words for c in (contender(_name(word, p)) for p in precisions.split(","))}
+    if not words:
+        raise InputError("precision= in a case goes with backend=.")
+    return tuple(found.values())
+
+
+def _name(word: str, precision: str) -> str:
+    return f"{word}:{precision}" if word in PEERS else f"{OURS}:{word}:{precision}"
+
+
+def chosen(cases: tuple[Case, ...], backends: tuple[str, ...], wanted: str) -> tuple[Case, ...]:
+    """The cases with the contenders of `--backend` in place of their own, and those rows alone that `--filter` is in.
+
+    Raises `InputError` where nothing is left.
+    """
+    named = tuple(c for word in backends for c in contenders(word))
+    asked = [replace(case, contenders=named) if named else case for case in cases]
+    kept = [
+        replace(case, contenders=tuple(c for c in case.contenders if wanted in f"{case.id} {c.name}")) for case in asked
+    ]
+    left = tuple(case for case in kept if case.contenders)
+    if not left:
+        rows = ", ".join(f"{case.id} {c.name}" for case in asked for c in case.contenders)[:400]
+        raise InputError(f"--filter {wanted!r} leaves nothing of: {rows or 'no contenders'}.")
+    return left

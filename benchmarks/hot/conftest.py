@@ -1,0 +1,47 @@
+"""What the benchmarks of the hot pieces share. Run them with: pytest benchmarks --benchmark-only"""
+
+import sys
+from pathlib import Path
+
+# The repository's root holds a folder `kernels`, which would shadow Hugging Face's package of that name.
+ROOT = Path(__file__).resolve().parent.parent.parent
+sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+
+import calotype  # noqa: E402
+
+
+@pytest.fixture(scope="session", params=["onnxruntime", "openvino", "eager"])
+def pipe(request) -> calotype.Pipeline:
+    """The demonstration model on each backend that runs here."""
+    try:
+        return calotype.load("demo", backend=request.param)
+    except calotype.BackendError as lacking:
+        pytest.skip(str(lacking))
+
+
+@pytest.fixture(scope="session")
+def fake() -> calotype.Pipeline:
+    """Everything of a pipeline but the networks."""
+    return calotype.load("demo", backend="fake")
+
+
+@pytest.fixture(scope="session")
+def inputs(pipe) -> dict:
+    """Name of a component -> what a guided picture of 128 pixels gives it."""
+    rng = np.random.default_rng(0)
+    profile = pipe.plan.profile
+    made = {}
+    for name, component in pipe.plan.components.items():
+        sizes = profile.sizes(batch=2 if name == "unet" else 1, height=128, width=128)
+        made[name] = {
+            b.name: rng.standard_normal(b.shape(sizes)).astype(np.float32)
+            if b.dtype == "float32"
+            else rng.integers(0, 100, b.shape(sizes))
+            for b in component.inputs
+        }
+        if "timestep" in made[name]:
+            made[name]["timestep"] = np.full(2, 500, np.float32)
+    return made

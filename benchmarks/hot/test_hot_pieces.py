@@ -1,0 +1,87 @@
+"""The pieces that a picture spends its time in, one by one: `pytest benchmarks --benchmark-only`.
+
+Save a run with `--benchmark-autosave`, hold the next against it with `--benchmark-compare`. Whole pictures, peers and
+the proof that pictures are right are `calotype bench`'s.
+"""
+
+import threading
+
+import numpy as np
+import pytest
+
+from calotype.conditioning import tokenizers_of
+from calotype.guidance import guide
+from calotype.loop import Conditioning, denoise
+from calotype.picture import to_uint8
+from calotype.sampler_cache import sampler_for
+
+PROMPTS = ["a large red circle on a blue background", "a small green ring above a white cross on an orange background"]
+STEPS, LATENTS = 20, (1, 4, 16, 16)
+LARGE = (1, 4, 128, 128)  # of a picture of 1024 pixels
+
+
+def normal(*shape):
+    return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
+
+
+@pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
+def test_guidance(benchmark, shape):
+    output = normal(2 * shape[0], *shape[1:])
+    benchmark(guide, output, 5.0)
+
+
+@pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
+@pytest.mark.parametrize("name", ["euler", "dpm++2m-karras", "unipc"])
+def test_sampler_row(benchmark, fake, name, shape):
+    """All rows of a schedule, as a picture goes through them; divide by its steps."""
+    _, sampler = sampler_for(name, fake.plan.scheduler, STEPS)
+    noise, outputs = normal(*shape), [normal(*shape) for _ in range(sampler.calls)]
+
+    def rows():
+        run = sampler.run(noise, lambda: noise, seeds=(0,))
+        for i, output in enumerate(outputs):
+            run.input(i)
+            run.push(i, output)
+        return run.latents()
+
+    benchmark.extra_info["rows"] = sampler.calls
+    benchmark(rows)
+
+
+def test_tokens(benchmark, fake):
+    tokenizer = tokenizers_of(fake.plan)["text_encoder"]
+    benchmark(tokenizer, PROMPTS)
+
+
+@pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
+def test_component(benchmark, pipe, inputs, name):
+    component = pipe.component(name)
+    component(**inputs[name])  # buffers and compiled shapes are made by the first call
+    benchmark.extra_info["precision"] = component.runner.precision
+    benchmark(lambda: component(**inputs[name]))
+
+
+def test_to_uint8(benchmark):
+    benchmark(to_uint8, normal(1, 3, 1024, 1024))
+
+
+def test_loop_overhead(benchmark, fake):
+    """The loop over twenty steps around a network that costs nothing: guidance, rows and bookkeeping."""
+    _, sampler = sampler_for("euler", fake.plan.scheduler, STEPS)
+    noise, answer = normal(*LATENTS), normal(2, *LATENTS[1:])
+    conditioning = Conditioning(arrays={}, guidance_scale=5.0)
+
+    def loop():
+        run = sampler.run(noise, lambda: noise, seeds=(0,))
+        for _ in denoise(lambda *_: answer, sampler, run, conditioning, threading.Event()):
+            pass
+        return run.latents()
+
+    benchmark.extra_info["steps"] = STEPS
+    benchmark(loop)
+
+
+def test_picture_without_networks(benchmark, fake):
+    """A whole call on the fake backend: all that Calotype adds to the networks, the PNG's settings included."""
+    benchmark.extra_info["steps"] = STEPS
+    benchmark(lambda: fake(PROMPTS[0], steps=STEPS, seed=1, scheduler="euler"))

@@ -1,0 +1,86 @@
+"""What a case's work is: the model's files, the job that every worker is given, and the operations of a picture."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from calotype.benchmarks import models, watch
+from calotype.benchmarks.cases import Case
+from calotype.benchmarks.flops import component_flops
+from calotype.benchmarks.published import MODELS
+from calotype.benchmarks.rows import Work
+from calotype.export.source import Source, read_source
+from calotype.family import family_of
+from calotype.home import home, write_whole
+from calotype.memory import peak_bytes
+from calotype.networks import controlnets_of
+from calotype.sampler_cache import sampler_for
+
+_WEIGHT_COPIES = 3  # of float32 weights that a contender may hold while it loads: an estimate until it is measured
+_BASE_BYTES = 1 << 30
+
+
+def source_of(case: Case) -> Source:
+    """The model's files; full-size ones with random weights are made at first use. Raises `SourceError`."""
+    model = str(models.model_folder(case.model)) if case.model in MODELS else case.model
+    nets = [models.controlnet_folder(case.model) if c == "random" else Path(c) for c in case.controlnets]
+    return replace(read_source(model, nets), model=case.model)
+
+
+def job_of(case: Case, source: Source, *, threads: int) -> dict[str, Any]:
+    """What every worker is told (see peers/serve.py); a contender adds its own plan, precision and settings."""
+    spec, _ = sampler_for(_sampler(case), source.configs["scheduler"], case.steps)
+    nets = controlnets_of(source.folders)
+    return {
+        **{"model": str(source.folder), "plan": None, "backend": "eager", "precision": "fp32", "settings": {}},
+        **{name: getattr(case, name) for name in ("height", "width", "batch", "steps", "guidance", "device")},
+        "scheduler": {"name": spec.name, "class": spec.class_name, "config": dict(spec.config)},
+        "controlnets": [str(source.folders[name]) for name in nets],
+        "control_images": [str(_control_image(case, i)) for i in range(len(nets))],
+        "threads": threads,
+        "cache": str(home() / "bench" / "converted"),
+        "cache_bytes": 2 * (watch.cache_bytes() or 0),
+    }
+
+
+def _sampler(case: Case) -> str | None:
+    return None if case.sampler == "own" else case.sampler
+
+
+def _control_image(case: Case, number: int) -> Path:
+    drawn = models.control_image(height=case.height, width=case.width, seed=number)
+    path = home() / "bench" / "control" / f"{case.width}x{case.height}-{number}.npy"
+    buffer = io.BytesIO()
+    np.save(buffer, np.asarray(drawn))
+    write_whole(path, buffer.getvalue())
+    return path
+
+
+def need_bytes(case: Case, source: Source) -> int:
+    """An estimate of what a contender's process may hold."""
+    weights = 4 * sum(source.weights_count(name) for name in source.folders)
+    loads = family_of(source.configs).loads
+    working = peak_bytes(loads, batch=case.batch, height=case.height, width=case.width, guided=case.guided)
+    return _BASE_BYTES + _WEIGHT_COPIES * (weights + working)
+
+
+def work_of(case: Case, source: Source, prompts: Sequence[str]) -> Work:
+    """The operations of one batch: text once, the U-Net at every call of the sampler, the decoder once."""
+    calls = sampler_for(_sampler(case), source.configs["scheduler"], case.steps)[1].calls
+    texts = len(set(prompts)) + case.guided
+    seen = case.batch * (2 if case.guided else 1)
+    encoders = [name for name in source.folders if name.startswith("text_encoder")]
+    batches: Mapping[str, tuple[int, int]] = {  # component -> calls, and what each of them sees
+        **dict.fromkeys(encoders, (1, texts)),
+        **dict.fromkeys(["unet", *controlnets_of(source.folders)], (calls, seen)),
+        "vae_decoder": (1, case.batch),
+    }
+    sizes = {"height": case.height, "width": case.width}
+    counted = {n: times * component_flops(source, n, batch=b, **sizes) for n, (times, b) in batches.items()}
+    return Work(calls=calls, flops=counted)

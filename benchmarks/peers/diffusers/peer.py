@@ -1,0 +1,190 @@
+"""diffusers: eager PyTorch, and with torch.compile of U-Net and VAE decoder (settings: {"compile": true}).
+
+Channels-last, in fp32, bf16, and on a GPU fp16. Stable Diffusion 1, 2 and XL, text to image, ControlNets too. On a GPU
+`parts` are told with settings {"parts": true} alone, as every part has to be waited for. A job and a `Peer` are
+described in `serve.py`; how torch.compile is used, in `compiled.py`.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+_PACKAGES = ("diffusers", "torch", "transformers", "accelerate", "numpy")
+_PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_DTYPES = {"fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
+
+
+class Peer:
+    """One pipeline of diffusers."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = {}
+        self._pipe: Any = None
+        self._job: Mapping[str, Any] = {}
+        self._images: list[Any] = []
+
+    def cannot(self, job: Mapping[str, Any]) -> str | None:
+        kind = json.loads((Path(job["model"]) / "model_index.json").read_text())["_class_name"]
+        precision, device = job["precision"], job["device"]
+        if kind not in _PIPELINES:
+            return f"this suite has diffusers paint with {' and '.join(_PIPELINES)}, not with {kind}"
+        if precision not in _DTYPES:
+            return f"diffusers alone computes in {', '.join(_DTYPES)}; {precision} needs another library"
+        if device == "cpu" and precision == "fp16":
+            return "PyTorch computes fp16 on a CPU in detours, slower than fp32; bf16 is what it has for CPUs"
+        import diffusers
+        import torch
+
+        if device == "cuda" and not torch.cuda.is_available():
+            return "PyTorch sees no NVIDIA GPU here"
+        if not hasattr(diffusers, job["scheduler"]["class"]):
+            return f"diffusers {diffusers.__version__} has no {job['scheduler']['class']}"
+        return None
+
+    def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        import torch
+
+        self._job = job
+        torch.set_num_threads(job["threads"])
+        torch.backends.cudnn.benchmark = True
+        self._pipe = _open(job)
+        _draw_in_float32(self._pipe)
+        self._images = _pictures(job)
+        told: dict[str, Any] = {"build_s": None}
+        if job["settings"].get("compile"):
+            compiled = _sibling("compiled")
+            compiled.apply(self._pipe, job["device"])
+            self._time_parts()
+            told = compiled.build(lambda: self._paint_twice_shortly(), job)
+        else:
+            self._time_parts()
+        return {
+            "threads": torch.get_num_threads(),
+            "artefact_bytes": sum(_weights_bytes(Path(f)) for f in (job["model"], *job["controlnets"])),
+            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            **told,
+        }
+
+    def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
+        self.parts = {}
+        return self._paint(prompts, negative, seeds, self._job["steps"])
+
+    def device_peak_bytes(self) -> int | None:
+        import torch
+
+        return torch.cuda.max_memory_allocated() if self._job["device"] == "cuda" else None
+
+    def _paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int], steps: int) -> Any:
+        import torch
+
+        job, more = self._job, {}
+        if self._images:
+            more["image"] = self._images if len(self._images) > 1 else self._images[0]
+        images = self._pipe(
+            prompt=list(prompts),
+            negative_prompt=None if negative is None else [negative] * len(prompts),
+            generator=[torch.Generator("cpu").manual_seed(seed) for seed in seeds],
+            num_inference_steps=steps,
+            guidance_scale=job["guidance"],
+            height=job["height"],
+            width=job["width"],
+            output_type="pil",
+            **more,
+        ).images
+        return np.stack([np.asarray(image) for image in images])
+
+    def _paint_twice_shortly(self) -> None:
+        """What is compiled at a first call, and captured at a second, is there after this."""
+        for _ in range(2):
+            self._paint(["a"] * self._job["batch"], None, range(self._job["batch"]), 2)
+
+    def _time_parts(self) -> None:
+        waits = self._job["device"] == "cuda"
+        if waits and not self._job["settings"].get("parts"):
+            return
+        pipe = self._pipe
+        for name in ("text_encoder", "text_encoder_2", "unet", "controlnet"):
+            if getattr(pipe, name, None) is not None:
+                module = getattr(pipe, name)
+                module.forward = self._timed(name, module.forward, waits)
+        pipe.vae.decode = self._timed("vae_decoder", pipe.vae.decode, waits)
+
+    def _timed(self, name: str, call: Callable[..., Any], waits: bool) -> Callable[..., Any]:
+        import torch
+
+        def timed(*args: Any, **kwargs: Any) -> Any:
+            if waits:
+                torch.cuda.synchronize()
+            began = time.perf_counter()
+            out = call(*args, **kwargs)
+            if waits:
+                torch.cuda.synchronize()
+            self.parts.setdefault(name, []).append(time.perf_counter() - began)
+            return out
+
+        return timed
+
+
+def _open(job: Mapping[str, Any]) -> Any:
+    """The pipeline, with the job's scheduler, on the job's device."""
+    import diffusers
+    import torch
+
+    dtype, more = getattr(torch, _DTYPES[job["precision"]]), {}
+    kind = json.loads((Path(job["model"]) / "model_index.json").read_text())["_class_name"]
+    if job["controlnets"]:
+        kind = kind.replace("Pipeline", "ControlNetPipeline")
+        nets = [diffusers.ControlNetModel.from_pretrained(f, dtype=dtype) for f in job["controlnets"]]
+        more["controlnet"] = nets if len(nets) > 1 else nets[0]
+    if "XL" in kind:
+        more["add_watermarker"] = False
+    else:
+        more |= {"safety_checker": None, "requires_safety_checker": False}
+    pipe = getattr(diffusers, kind).from_pretrained(job["model"], dtype=dtype, **more)
+    scheduler = job["scheduler"]
+    pipe.scheduler = getattr(diffusers, scheduler["class"]).from_config(scheduler["config"])
+    pipe.set_progress_bar_config(disable=True)
+    for part in (pipe.unet, pipe.vae, *([pipe.controlnet] if job["controlnets"] else [])):
+        part.to(memory_format=torch.channels_last)
+    return pipe.to(job["device"])
+
+
+def _draw_in_float32(pipe: Any) -> None:
+    """torch.randn draws quite other numbers in bf16 and fp16: draw in float32, and round."""
+    import torch
+    from diffusers.utils.torch_utils import randn_tensor
+
+    def draw(shape: Any, generator: Any = None, device: Any = None, dtype: Any = None, layout: Any = None) -> Any:
+        return randn_tensor(shape, generator, device, torch.float32, layout).to(dtype)
+
+    for owner in (type(pipe), type(pipe.scheduler)):
+        sys.modules[owner.__module__].randn_tensor = draw  # type: ignore[attr-defined]
+
+
+def _pictures(job: Mapping[str, Any]) -> list[Any]:
+    from PIL import Image
+
+    return [Image.fromarray(np.load(path)) for path in job["control_images"]]
+
+
+def _weights_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def _sibling(name: str) -> Any:
+    """Another file of this folder, which is on nobody's path."""
+    spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module

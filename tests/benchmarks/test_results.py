@@ -1,0 +1,130 @@
+"""Committed runs, and RESULTS.md, which says what the files say."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from calotype.benchmarks import results
+from calotype.benchmarks.columns import digits
+from calotype.benchmarks.record import read, write
+from calotype.errors import InputError
+
+
+@pytest.fixture
+def a_run(runs):
+    base = runs.samples(0.4, seed=1)
+    rows = [
+        runs.row(runs.BASE, 0.4, 100.0, ratio=replace(runs.ratio(base, base), verdict="base")),
+        runs.row("calotype:openvino:bf16", 0.2, 56.4, ratio=runs.ratio(base, runs.samples(0.2)), disturbed_rounds=3),
+        runs.row("optimum:fp32", None, None, status="cannot", reason="no | such\n`model` <here>"),
+    ]
+    return runs.recorded(*rows)
+
+
+def commit(recorded, into) -> None:
+    """A kept run without its page, which takes a second to make."""
+    write(recorded, into / results.result_name(recorded.run))
+
+
+def test_names_are_short_and_safe_as_files(runs):
+    run = runs.run(device="Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz / with a very long name", preset="cpu")
+    assert results.result_name(run) == "2026-11-24-intel-xeon-platinum-8481c-cpu-2-70ghz-wi-cpu"
+    assert re.fullmatch(
+        r"[a-z0-9-]+", results.result_name(runs.run(device="../../Ü \\ NVIDIA H100 80GB HBM3", preset="a b"))
+    )
+
+
+def test_a_kept_run_has_its_file_and_its_page(a_run, tmp_path):
+    folder = results.keep(a_run, tmp_path / "results")
+    assert folder == tmp_path / "results" / "2026-11-24-a-processor-2-cores-quick"
+    assert sorted(path.name for path in folder.iterdir()) == ["report.html", "run.jsonl"]
+    assert read(folder).rows == a_run.rows
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing half made beside it
+
+
+def test_a_later_run_of_the_day_takes_its_place(a_run, tmp_path):
+    results.keep(a_run, tmp_path)
+    folder = results.keep(replace(a_run, rows=a_run.rows[:1]), tmp_path)
+    assert len(read(folder).rows) == 1
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_what_is_too_large_for_git_is_refused_and_nothing_changes(a_run, tmp_path, monkeypatch):
+    folder = results.keep(a_run, tmp_path)
+    monkeypatch.setattr(results, "LIMIT_BYTES", 1024)
+    with pytest.raises(InputError, match=r"run\.jsonl of 2026-.* is \d+ KiB, and 1 KiB is the limit"):
+        results.keep(replace(a_run, rows=a_run.rows[:1]), tmp_path)
+    assert read(folder).rows == a_run.rows
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_page_that_is_too_large_shows_fewer_pictures(runs, a_run, tmp_path, monkeypatch):
+    noise = np.random.default_rng(0).integers(0, 256, (2, 192, 192, 3)).astype(np.uint8)
+    for name in ("reference", runs.BASE, "calotype:openvino:bf16"):
+        runs.paint(tmp_path / "run", "demo-128", name, noise)
+    painted = replace(a_run, folder=tmp_path / "run")
+    large = (results.keep(painted, tmp_path) / "report.html").read_text()
+    monkeypatch.setattr(results, "LIMIT_BYTES", len(large) - 1)
+    small = (results.keep(painted, tmp_path) / "report.html").read_text()
+    assert (large.count("<img"), small.count("<img")) == (10, 5)
+
+
+def test_results_say_what_the_files_say_and_nothing_else(a_run, tmp_path):
+    into = tmp_path / "results"
+    results.keep(a_run, into)
+    assert not results.check(into)
+    path = results.write(into)
+    assert path == tmp_path / "RESULTS.md"
+    assert results.check(into)
+    text = path.read_text()
+    for said in (
+        "## A Processor (2 cores)",
+        "### 2026-11-24, quick",
+        "    python -m calotype.benchmarks --preset quick",
+    ):
+        assert said in text.splitlines()
+    assert "[page](results/2026-11-24-a-processor-2-cores-quick/report.html)" in text
+    assert "torch 2.13.0" in text
+    assert "memory 8.00 GiB" in text
+    assert "150 GFLOP/s" in text
+    assert "calotype:openvino:bf16 (3)" in text
+    path.write_text(text.replace("56.4", "99.9"))
+    assert not results.check(into)
+
+
+def test_a_table_has_as_many_cells_in_every_line(a_run, tmp_path):
+    commit(a_run, tmp_path / "results")
+    lines = [line for line in results.generate(tmp_path / "results").splitlines() if line.startswith("|")]
+    assert len(lines) == 4
+    assert len({line.replace("\\|", "").count("|") for line in lines}) == 1
+
+
+def test_a_hostile_reason_stays_one_line_of_text(a_run, tmp_path):
+    commit(a_run, tmp_path / "results")
+    text = results.generate(tmp_path / "results")
+    assert "- optimum:fp32, cannot: no \\| such \\`model\\` \\<here\\>" in text.splitlines()
+
+
+def test_wrong_pictures_have_no_speed(runs, tmp_path):
+    seconds = 0.7351
+    wrong = runs.row("openvino-genai:bf16", seconds, 12.3, status="wrong", reason="so it is")
+    commit(runs.recorded(runs.row(runs.BASE, 0.4), wrong), tmp_path / "results")
+    text = results.generate(tmp_path / "results")
+    assert "- openvino-genai:bf16, pictures wrong: PSNR 12.3 dB (worst picture 9.3 dB), SSIM 0.988: so it is" in text
+    for figure in (wrong.speed.median_s, wrong.speed.images_per_s, wrong.speed.it_per_s, wrong.first_s):
+        assert digits(figure) not in text
+
+
+def test_the_newest_comes_first_for_each_device(runs, tmp_path):
+    row = runs.row("a:b:fp32")
+    for date, device in (("2026-11-20", "One"), ("2026-11-22", "Two"), ("2026-11-24", "One"), ("2026-11-23", "Two")):
+        commit(runs.recorded(row, date=f"{date}T10:00:00Z", device=device), tmp_path / "results")
+    heads = [line for line in results.generate(tmp_path / "results").splitlines() if line.startswith("##")]
+    dates = ["## One", "### 2026-11-24, quick", "### 2026-11-20, quick"]
+    assert heads == [*dates, "## Two", "### 2026-11-23, quick", "### 2026-11-22, quick"]
+
+
+def test_no_runs_are_no_tables(tmp_path):
+    assert results.generate(tmp_path).count("\n#") == 0
