@@ -1,4 +1,4 @@
-"""What is run: cases as data, and presets of them. Nothing here runs anything.
+"""What is run: cases as data, and how they are written. Nothing here runs anything.
 
 A *case* is a piece of work that is the same for every contender: the model, the task, the size, the steps, the sampler.
 `--case "model=sd15 height=512 width=512 steps=4"` writes one by hand.
@@ -104,80 +104,6 @@ def prompts_of(case: Case) -> list[str]:
         singles, pairs = (held_out_captions(things, case.prompts, seed=500) for things in (1, 2))
         return [(singles if i % 2 else pairs)[i // 2] for i in range(case.prompts)]
     return [_LETTERS[i % len(_LETTERS)] for i in range(case.prompts)]
-
-
-_QUICK = (
-    "calotype:openvino:bf16",
-    "calotype:openvino:fp32",
-    "calotype:onnxruntime:fp32",
-    "calotype:eager:fp32",
-    "diffusers:fp32",
-    "diffusers:bf16",
-    "optimum:fp32",
-    "openvino-genai:fp32",
-    "openvino-genai:bf16",
-)
-_CPU = (
-    "calotype:openvino:auto",
-    *_QUICK[:2],
-    "calotype:onnxruntime:auto",
-    *_QUICK[2:6],
-    "torch-compile:fp32",
-    "torch-compile:bf16",
-    *_QUICK[6:],
-    "stable-diffusion.cpp:fp32",
-)
-# Full-size networks with random weights: nothing to calibrate int8 on, and no picture to lose.
-_LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
-_GPU = (
-    "calotype:tensorrt:fp16",
-    "calotype:cuda:fp16",
-    "diffusers:fp16",
-    "diffusers:bf16",
-    "torch-compile:fp16",
-    "onnxruntime-cuda:fp32",
-    "tensorrt:fp32",
-)
-
-
-def _by(names: tuple[str, ...]) -> tuple[Contender, ...]:
-    return tuple(map(contender, names))
-
-
-_DEMO = Case(contenders=_by(_CPU))
-_SD15 = Case(
-    model="sd15", height=512, width=512, steps=2, guidance=7.5, prompts=2, rounds=6, budget_s=0, contenders=_by(_LARGE)
-)
-_TURBO = replace(_SD15, model="sd-turbo", steps=1, guidance=0.0)
-_SD15_GPU = Case(model="sd15", height=512, width=512, device="cuda", guidance=7.5, contenders=_by(_GPU))
-_ON_GPU = (
-    _SD15_GPU,
-    replace(_SD15_GPU, batch=8, prompts=16),
-    replace(_SD15_GPU, controlnets=("random",)),
-    replace(_SD15_GPU, model="sd21", height=768, width=768),
-    replace(_SD15_GPU, model="sdxl", height=1024, width=1024, steps=30, guidance=5.0),
-    replace(_SD15_GPU, model="sd-turbo", steps=1, guidance=0.0),
-)
-_ON_CPU = (
-    _DEMO,
-    replace(_DEMO, batch=8, prompts=16, budget_s=90),
-    replace(_SD15, height=256, width=256, budget_s=60),
-)
-
-PRESETS: Mapping[str, tuple[Case, ...]] = {
-    "quick": (replace(_DEMO, rounds=12, budget_s=20, contenders=_by(_QUICK)),),
-    "cpu": _ON_CPU,
-    "gpu": _ON_GPU,
-    "full": (
-        *_ON_CPU,
-        _SD15,
-        _TURBO,
-        replace(_SD15, height=256, width=256, controlnets=("random",)),
-        replace(_SD15, model="sd21", height=256, width=256),
-        replace(_SD15, model="sdxl", height=512, width=512, rounds=6),
-        *_ON_GPU,
-    ),
-}
 
 
 def _whole(text: str) -> int:

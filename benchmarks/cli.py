@@ -8,6 +8,7 @@ import shlex
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -87,11 +88,14 @@ def run_cases(
 
 
 def _cases(preset: str, own: list[str], backends: tuple[str, ...], wanted: str) -> tuple[Case, ...]:
-    from calotype.benchmarks.cases import PRESETS, case_from, chosen
+    from calotype.benchmarks.cases import case_from, chosen
+    from calotype.benchmarks.presets import PRESETS, usual
 
     if not own and preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}.")
-    return chosen(tuple(map(case_from, own)) if own else PRESETS[preset], backends, wanted)
+    written = [case_from(words) for words in own]
+    cases = [replace(case, contenders=case.contenders or usual(case)) for case in written] or PRESETS[preset]
+    return chosen(tuple(cases), backends, wanted)
 
 
 def _command(preset: str, case: list[str] | None, backend: list[str] | None, wanted: str, threads: int | None) -> str:

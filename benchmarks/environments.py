@@ -98,7 +98,7 @@ def remove(name: str) -> None:
 
 def _fill(folder: Path, requirements: Path, show: Callable[[str], None] | None) -> None:
     _run([sys.executable, "-m", "venv", folder], show)
-    pip = "-m pip install --no-input --progress-bar off -r".split()
+    pip = ["-m", "pip", "install", "--no-input", "--progress-bar", "off", "-r"]
     _run([folder / "bin" / "python", *pip, requirements], show)
 
 

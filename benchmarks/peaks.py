@@ -7,8 +7,8 @@ leaves but some of many short repetitions alone, is given longer. Measured in a 
 
 Operations are two for each multiply-add, copies are bytes read plus bytes written. On two cores of an EPYC (AVX-512
 VNNI and BF16) fp32 reached 0.46, bf16 0.86 and int8 1.85 TFLOP/s in three runs, within 4 % of each other though other
-programs wanted the same cores. One thread reached 0.27, 0.52 and 1.06 there: two left alone may reach an eighth more.
-Copies share the memory with everybody, and went at 17 to 40 GB/s. Knows nothing of networks.
+programs wanted the same cores; with less of them, 0.48, 0.97 and 1.96. One thread reached 0.27, 0.52 and 1.06: two left
+alone may reach an eighth more. Copies share the memory, and went at 17 to 67 GB/s. Knows nothing of networks.
 """
 
 from __future__ import annotations

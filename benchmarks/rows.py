@@ -15,7 +15,6 @@ from calotype.benchmarks.lane import Lane, Sample, Shot
 from calotype.benchmarks.record import Part, Quality, Ratio, Row, Speed
 from calotype.benchmarks.verdict import Judging, quality
 
-REST = "rest"  # of a picture: the loop, the sampler, and what a contender does not tell apart
 _OUTSIDE = ("text_encoder", "text_encoder_2", "vae_decoder")  # of the loop over the steps
 
 
@@ -87,7 +86,7 @@ def parts_of(
     peaks: Mapping[str, float | None],
     precisions: Mapping[str, str],
 ) -> dict[str, Part]:
-    """Every component's time in a picture, and what is left; {} where the contender does not tell them apart."""
+    """Every component's time in a picture; {} where the contender does not tell them apart."""
     told = [s for s in samples if s.parts]
     if not told:
         return {}
@@ -97,8 +96,7 @@ def parts_of(
         flops, peak = work.flops.get(name), peak_of(precisions.get(name, ""), peaks)
         share = flops / (median * peak) if flops and peak and median else None
         found[name] = Part(calls=len(told[0].parts[name]), median_s=median, flops=flops, utilisation=share)
-    rest = statistics.median(s.seconds - sum(map(sum, s.parts.values())) for s in told)
-    return {**found, REST: Part(calls=1, median_s=rest, flops=None, utilisation=None)}
+    return found
 
 
 def peak_of(precision: str, peaks: Mapping[str, float | None]) -> float | None:

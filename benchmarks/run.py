@@ -55,13 +55,21 @@ def run(cases: Sequence[Case], settings: Settings) -> Recorded:
     began = time.monotonic()
     device = "cuda" if any(case.device == "cuda" for case in cases) and has_gpu() else "cpu"
     settings.tell("measuring the machine's peaks")
+    seen = watch.Watch()
     found = peaks.measure(threads=settings.threads, device=device)
+    busy = watch.disturbed(seen.stop().share)
     rows: list[Row] = []
     for case in cases:
         settings.tell(f"case {case.id}")
         rows += _CaseRun(case, settings, found).rows()
     return Recorded(
-        run=_described(settings, device, found, time.monotonic() - began), rows=tuple(rows), folder=settings.output
+        run=replace(
+            _described(settings, device, found),
+            seconds=time.monotonic() - began,
+            notes=("other work kept the machine busy while its peaks were measured: they are too low",) if busy else (),
+        ),
+        rows=tuple(rows),
+        folder=settings.output,
     )
 
 
@@ -229,7 +237,7 @@ def _device_name(device: str) -> str:
     return look().processor if card is None else card.name
 
 
-def _described(settings: Settings, device: str, found: Mapping[str, float | None], seconds: float) -> Run:
+def _described(settings: Settings, device: str, found: Mapping[str, float | None]) -> Run:
     return Run(
         preset=settings.preset,
         command=settings.command,
@@ -241,5 +249,4 @@ def _described(settings: Settings, device: str, found: Mapping[str, float | None
         threads=settings.threads,
         peaks=found,
         versions=watch.versions(),
-        seconds=seconds,
     )

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from calotype import InputError
-from calotype.benchmarks.cases import PRESETS, Case, case_from, chosen, prompts_of
+from calotype.benchmarks.cases import Case, case_from, chosen, prompts_of
 from calotype.benchmarks.contenders import PEERS, contender, contenders
+from calotype.benchmarks.presets import PRESETS, usual
 from calotype.export.demo.judge import parse
 from calotype.prompt import ClipTokenizer
 
@@ -32,6 +33,12 @@ def test_a_case_is_what_its_words_say():
 @pytest.mark.parametrize("case", [c for cases in PRESETS.values() for c in cases], ids=lambda c: c.id)
 def test_words_make_the_same_case_again(case):
     assert replace(case_from(case.words()), contenders=case.contenders) == case
+
+
+def test_a_case_that_names_nobody_is_run_by_the_usual_ones():
+    assert {c.maker for c in usual(Case())} > {"calotype", "diffusers"}
+    assert "calotype:openvino:auto" not in {c.name for c in usual(Case(model="sd15"))}  # nothing to calibrate on
+    assert {c.backend for c in usual(Case(device="cuda"))} > {"cuda", "tensorrt"}
 
 
 @pytest.mark.parametrize(
