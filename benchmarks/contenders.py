@@ -92,7 +92,8 @@ def contenders(word: str) -> tuple[Contender, ...]:
         return tuple(contender(f"{OURS}:{b}:{p}") for b, usual in USUAL.items() for p in usual)
     near = difflib.get_close_matches(word, [OURS, *NAMES, *BACKENDS, *PEERS], n=3)
     hint = f" The nearest: {', '.join(near)}." if near else ""
-    raise InputError(f"there is no backend or peer {word!r}; peers are {', '.join(PEERS)}.{hint}")
+    ours, peers = ", ".join(dict.fromkeys([*NAMES, *BACKENDS])), ", ".join(PEERS)
+    raise InputError(f"there is no backend or peer {word!r}; backends are {ours}, peers are {peers}.{hint}")
 
 
 # The precisions of our backends that are worth a row where nothing else is said.

@@ -30,6 +30,9 @@ def test_the_commands_it_names_exist():
         ["build"],
         ["inspect"],
         ["doctor"],
+        ["bench"],
+        ["bench", "peers"],
+        ["bench", "compare"],
         ["store", "ls"],
         ["store", "rm"],
         ["store", "gc"],
@@ -38,6 +41,7 @@ def test_the_commands_it_names_exist():
         done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
         assert done.returncode == 0, done.stderr
         told += done.stdout
+    told += "--benchmark-only"  # pytest-benchmark's
     for option in set(re.findall(r"(?<=[ \[])--[a-z][a-z-]*", README)):
         assert option in told, option
 
