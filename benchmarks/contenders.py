@@ -34,8 +34,8 @@ PEERS: Mapping[str, Peer] = {
         folder="diffusers", precisions=("fp32", "bf16", "fp16"), device="any", settings={"compile": True}
     ),
     "optimum": Peer(folder="optimum", precisions=("fp32",), settings={"provider": "CPUExecutionProvider"}),
-    "openvino-genai": Peer(folder="openvino_genai", precisions=("fp32", "bf16")),
-    "stable-diffusion.cpp": Peer(folder="stable_diffusion_cpp", precisions=("fp32", "fp16")),
+    "openvino-genai": Peer(folder="openvino_genai", precisions=("fp32", "bf16", "int8")),
+    "stable-diffusion.cpp": Peer(folder="stable_diffusion_cpp", precisions=("fp16",)),
     "onnxruntime-cuda": Peer(
         folder="onnxruntime_cuda",
         precisions=("fp32",),
@@ -43,7 +43,10 @@ PEERS: Mapping[str, Peer] = {
         settings={"provider": "CUDAExecutionProvider"},
     ),
     "tensorrt": Peer(
-        folder="tensorrt", precisions=("fp32",), device="cuda", settings={"provider": "TensorrtExecutionProvider"}
+        folder="tensorrt",
+        precisions=("fp32", "fp16"),
+        device="cuda",
+        settings={"provider": "TensorrtExecutionProvider"},
     ),
 }
 

@@ -37,6 +37,8 @@ def job_of(case: Case, source: Source, *, threads: int) -> dict[str, Any]:
     """What every worker is told (see peers/serve.py); a contender adds its own plan, precision and settings."""
     spec, _ = sampler_for(_sampler(case), source.configs["scheduler"], case.steps)
     nets = controlnets_of(source.folders)
+    cache = home() / "bench" / "converted"
+    cache.mkdir(parents=True, exist_ok=True)
     return {
         **{"model": str(source.folder), "plan": None, "backend": "eager", "precision": "fp32", "settings": {}},
         **{name: getattr(case, name) for name in ("height", "width", "batch", "steps", "guidance", "device")},
@@ -44,7 +46,7 @@ def job_of(case: Case, source: Source, *, threads: int) -> dict[str, Any]:
         "controlnets": [str(source.folders[name]) for name in nets],
         "control_images": [str(_control_image(case, i)) for i in range(len(nets))],
         "threads": threads,
-        "cache": str(home() / "bench" / "converted"),
+        "cache": str(cache),
         "cache_bytes": 2 * (watch.cache_bytes() or 0),
     }
 

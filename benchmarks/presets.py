@@ -32,8 +32,10 @@ _CPU = (
     "optimum:fp32",
     "openvino-genai:fp32",
     "openvino-genai:bf16",
-    "stable-diffusion.cpp:fp32",
+    "openvino-genai:int8",
+    "stable-diffusion.cpp:fp16",
 )
+
 # Full-size networks with random weights: nothing to calibrate int8 on, and no picture to lose.
 _LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
 _GPU = (
@@ -43,7 +45,7 @@ _GPU = (
     "diffusers:bf16",
     "torch-compile:fp16",
     "onnxruntime-cuda:fp32",
-    "tensorrt:fp32",
+    "tensorrt:fp16",
 )
 
 

@@ -73,7 +73,7 @@ def test_backend_and_filter_choose_rows():
 
 
 def test_a_name_and_its_contender_agree():
-    for name in ("calotype:openvino:bf16", "torch-compile:bf16", "stable-diffusion.cpp:fp32"):
+    for name in ("calotype:openvino:bf16", "torch-compile:bf16", "stable-diffusion.cpp:fp16"):
         assert contender(name).name == name
     assert contenders("torch-compile")[0].settings == {"compile": True}
     with pytest.raises(InputError, match="The nearest: calotype:openvino:bf16"):
