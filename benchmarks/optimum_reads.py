@@ -1,12 +1,12 @@
 """Plans in Optimum's hands: do its ONNX Runtime pipelines open them unchanged, and paint the same pictures?
 
-    python -m calotype.benchmarks.optimum_reads --make-env FOLDER     # once: a virtual environment with Optimum
-    python -m calotype.benchmarks.optimum_reads --python FOLDER/bin/python
+    python -m calotype.benchmarks.optimum_reads
 
-Builds plans of the demonstration model and of a tiny Stable Diffusion XL of random weights, paints with them here, and
-has `peers/optimum/paint.py` open the same folders with `ORTStableDiffusionPipeline` and `ORTStableDiffusionXLPipeline`
-and paint from the same noise: two prompts at once, not square, with the plan's own scheduler, with DDIM, and with a
-negative prompt. Ends with status 1 where a picture is less than `--least` dB near. The last line is JSON.
+Makes Optimum's environment where it is not there yet. Builds plans of the demonstration model and of a tiny Stable
+Diffusion XL of random weights, paints with them here, and has `peers/optimum/paint.py` open the same folders with
+`ORTStableDiffusionPipeline` and `ORTStableDiffusionXLPipeline` and paint from the same noise: two prompts at once, not
+square, with the plan's own scheduler, with DDIM, and with a negative prompt. Ends with status 1 where a picture is less
+than `--least` dB near. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -17,7 +17,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import venv
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 import calotype
+from calotype.benchmarks import environments
 from calotype.export import BuildSpec, build
 from calotype.export.quality import psnr
 from calotype.export.source import find
@@ -49,12 +49,6 @@ class Compared:
     largest_difference: float
     largest_levels: int  # of 8-bit pixels
     contrast: float  # standard deviation of our picture: a flat one would be equal to anything
-
-
-def make_environment(folder: Path) -> None:
-    venv.create(folder, with_pip=True)
-    install = [folder / "bin" / "python", "-m", "pip", "install", "-q", "-r", PEER / "requirements.txt"]
-    subprocess.run(list(map(str, install)), check=True)
 
 
 def make_tiny_xl(folder: Path) -> Path:
@@ -163,15 +157,10 @@ def compare(name: str, plan: Path, python: Path, work: Path) -> list[Compared]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    what = parser.add_mutually_exclusive_group(required=True)
-    what.add_argument("--make-env", type=Path, metavar="FOLDER", help="make Optimum's environment there, and no more")
-    what.add_argument("--python", type=Path, help="the Python of Optimum's environment")
     parser.add_argument("--work", type=Path, help="keep models, plans and pictures there; without it nothing is kept")
     parser.add_argument("--least", type=float, default=60.0, help="PSNR in dB that every picture must reach")
     options = parser.parse_args()
-    if options.make_env:
-        make_environment(options.make_env)
-        return
+    python = environments.make("optimum")
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).absolute()
         work.mkdir(parents=True, exist_ok=True)
@@ -180,7 +169,7 @@ def main() -> None:
         for name, model in (("demo", "demo"), ("tiny-sdxl", str(make_tiny_xl(work / "model-tiny-sdxl")))):
             build(BuildSpec(model=model, output=work / name))
             try:
-                rows += compare(name, work / name, options.python.absolute(), work / f"{name}-pictures")
+                rows += compare(name, work / name, python, work / f"{name}-pictures")
             except RuntimeError as told:  # the other plans are still worth their rows
                 print(told, file=sys.stderr)
                 failed.append(name)
