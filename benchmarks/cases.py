@@ -6,13 +6,16 @@ A *case* is a piece of work that is the same for every contender: the model, the
 
 from __future__ import annotations
 
+import hashlib
+import math
 import shlex
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
 from calotype.benchmarks.contenders import OURS, PEERS, Contender, contender, contenders
-from calotype.errors import InputError
+from calotype.errors import InputError, SamplerError
+from calotype.scheduler_names import spec_from
 
 TASKS = ("text-to-image",)
 DEVICES = ("cpu", "cuda")
@@ -57,14 +60,20 @@ class Case:
         for name in ("height", "width", "batch", "steps", "prompts", "rounds"):
             if getattr(self, name) < 1:
                 raise InputError(f"a case's {name} must be 1 or more, got {getattr(self, name)}.")
+        for name in ("guidance", "budget_s"):
+            if not math.isfinite(getattr(self, name)):
+                raise InputError(f"a case's {name} must be a number, got {getattr(self, name)}.")
+        if not self.model:
+            raise InputError("a case's model is demo, a full-size model's name, or a folder; got nothing.")
+        if self.sampler != "own":
+            _check_sampler(self.sampler)
         if self.rounds < 6:
             raise InputError(f"a case needs 6 rounds or more for an interval, got {self.rounds}.")
 
     @property
     def id(self) -> str:
         """Short and the same for the same work: rows of two runs are matched by it."""
-        model = self.model.rstrip("/").rpartition("/")[2]
-        control = f"-controlnet{len(self.controlnets)}" if self.controlnets else ""
+        model, control = _short(self.model), "".join(f"-controlnet-{_short(net)}" for net in self.controlnets)
         size = f"{self.width}" if self.width == self.height else f"{self.width}x{self.height}"
         guidance = f"g{self.guidance:g}" if self.guided else "unguided"
         device = "" if self.device == "cpu" else f"-{self.device}"
@@ -96,6 +105,19 @@ class Case:
         return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in said.items()) or "model=demo"
 
 
+def _check_sampler(name: str) -> None:
+    try:
+        spec_from(name, {})
+    except SamplerError as unknown:
+        raise InputError(f"a case's sampler: {unknown}") from None
+
+
+def _short(model: str) -> str:
+    """A model's own name; a folder's last part, and a digest of the whole so that two of one name are told apart."""
+    last = model.rstrip("/").rpartition("/")[2]
+    return last if last == model else f"{last}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"
+
+
 def prompts_of(case: Case) -> list[str]:
     """The fixed prompts of the case: captions that training never saw, or letters where weights are random."""
     if case.judged:
@@ -124,7 +146,11 @@ def case_from(words: str) -> Case:
     Raises `InputError` with what is allowed.
     """
     said: dict[str, str] = {}
-    for word in shlex.split(words):
+    try:
+        parts = shlex.split(words)
+    except ValueError as broken:
+        raise InputError(f"a case is words like model=demo steps=20; got {words!r} ({broken}).") from None
+    for word in parts:
         name, equals, value = word.partition("=")
         if not equals or name not in (*_KINDS, "size", "backend", "precision"):
             allowed = ", ".join([*_KINDS, "size", "backend", "precision"])
@@ -165,12 +191,15 @@ def chosen(cases: tuple[Case, ...], backends: tuple[str, ...], wanted: str) -> t
 
     Raises `InputError` where nothing is left.
     """
-    named = tuple(c for word in backends for c in contenders(word))
+    named = tuple({c.name: c for word in backends for c in contenders(word)}.values())
     asked = [replace(case, contenders=named) if named else case for case in cases]
     kept = [
         replace(case, contenders=tuple(c for c in case.contenders if wanted in f"{case.id} {c.name}")) for case in asked
     ]
     left = tuple(case for case in kept if case.contenders)
+    ids = [case.id for case in left]
+    if len(set(ids)) < len(ids):
+        raise InputError(f"two cases are the same work: {max(ids, key=ids.count)}; name each once.")
     if not left:
         rows = ", ".join(f"{case.id} {c.name}" for case in asked for c in case.contenders)[:400]
         raise InputError(f"--filter {wanted!r} leaves nothing of: {rows or 'no contenders'}.")

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import datetime
+import importlib.util
 import json
 import shlex
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
+import tempfile
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -18,6 +18,7 @@ from calotype.errors import BackendError, InputError
 from calotype.export import cli
 
 if TYPE_CHECKING:
+    from calotype.benchmarks.case_run import Settings
     from calotype.benchmarks.cases import Case
     from calotype.benchmarks.record import Recorded
 
@@ -62,29 +63,51 @@ def run_cases(
             for contender in one.contenders:
                 typer.echo(f"{one.id}  {contender.name}")
         return
+    cores = _cores(threads)
     name = "case" if case else preset
     folder = output or Path(f"bench-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}-{name}")
-    _check_output(folder)
+    _check(folder, clip_model)
+    from calotype.benchmarks.case_run import Settings
+
+    said = {"--case": case or [], "--preset": [] if case else [preset], "--backend": backend or []}
+    said |= {"--filter": [wanted] if wanted else [], "--threads": [] if threads is None else [str(threads)]}
+    said |= {"--clip-model": [] if clip_model is None else [str(clip_model)]}
+    command = shlex.join(
+        ["calotype", "bench", *(word for flag, values in said.items() for v in values for word in (flag, v))]
+    )
+    settings = Settings(
+        preset=name,
+        command=command,
+        output=folder,
+        threads=cores,
+        timeout_s=timeout,
+        clip_model=clip_model,
+        tell=_tell,
+    )
+    _report(_run(cases, settings), folder)
+
+
+def _cores(threads: int | None) -> int:
     from calotype import threads as cores
-    from calotype.benchmarks.run import Settings, run
 
     allowed = cores.available()
     if threads is not None and not 1 <= threads <= allowed:
         raise InputError(f"--threads takes 1 to {allowed}, as many cores as this process may use; got {threads}.")
-    with _polite():
-        recorded = run(
-            cases,
-            Settings(
-                preset=name,
-                command=_command(preset, case, backend, wanted, threads),
-                output=folder,
-                threads=threads or allowed,
-                timeout_s=timeout,
-                clip_model=clip_model,
-                tell=_tell,
-            ),
-        )
-    _report(recorded, folder)
+    return threads or allowed
+
+
+def _run(cases: tuple[Case, ...], settings: Settings) -> Recorded:
+    """What is done is on disk after each case, also where the run is stopped."""
+    from calotype.benchmarks import record
+    from calotype.benchmarks.run import run
+
+    try:
+        return run(cases, settings, written=lambda recorded: record.write(recorded, settings.output))
+    except KeyboardInterrupt:
+        done = settings.output / record.ROWS_FILE
+        told = f"{done} has the cases that were done" if done.exists() else "no case was done yet"
+        typer.echo(f"calotype: stopped; workers were ended, and {told}.", err=True)
+        raise typer.Exit(130) from None
 
 
 def _cases(preset: str, own: list[str], backends: tuple[str, ...], wanted: str) -> tuple[Case, ...]:
@@ -98,44 +121,36 @@ def _cases(preset: str, own: list[str], backends: tuple[str, ...], wanted: str) 
     return chosen(tuple(cases), backends, wanted)
 
 
-def _command(preset: str, case: list[str] | None, backend: list[str] | None, wanted: str, threads: int | None) -> str:
-    words = ["calotype", "bench"]
-    words += [w for c in case or [] for w in ("--case", c)] or ["--preset", preset]
-    words += [w for b in backend or [] for w in ("--backend", b)]
-    words += ["--filter", wanted] if wanted else []
-    return shlex.join(words + (["--threads", str(threads)] if threads else []))
-
-
-def _check_output(folder: Path) -> None:
-    """Found out before the work, not after it."""
+def _check(folder: Path, clip_model: Path | None) -> None:
+    """What a run needs is found out before the work, not after it."""
+    lacking = [
+        name for name in ("torch", "diffusers", "transformers", "scipy") if importlib.util.find_spec(name) is None
+    ]
+    if lacking:
+        raise InputError(f"the suite needs {', '.join(lacking)}: pip install 'calotype[build,cpu,bench]'.")
+    if clip_model is not None and not (clip_model / "config.json").is_file():
+        raise InputError(f"{clip_model} is no CLIP model's folder: it has no config.json.")
     if folder.is_dir() and any(folder.iterdir()):
         raise InputError(f"{folder} is there already and not empty; name another folder with -o.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            pass
     except OSError as failed:
-        raise InputError(f"{folder} cannot be made: {failed.strerror}.") from None
+        raise InputError(f"{folder} cannot be written: {failed.strerror}.") from None
 
 
 def _tell(line: str) -> None:
     typer.echo(f"calotype: {line}", err=True)
 
 
-@contextmanager
-def _polite() -> Iterator[None]:
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.echo("calotype: stopped; workers were ended, and nothing was recorded.", err=True)
-        raise typer.Exit(130) from None
-
-
 def _report(recorded: Recorded, folder: Path) -> None:
     from rich.console import Console
 
     from calotype.benchmarks import table
-    from calotype.benchmarks.record import write
+    from calotype.benchmarks.record import ROWS_FILE
 
-    path = write(recorded, folder)
+    path = folder / ROWS_FILE
     table.show(recorded, Console())
     told: dict[str, Any] = {"benchmark": "calotype", "record": str(path), "page": None}
     try:
@@ -146,6 +161,8 @@ def _report(recorded: Recorded, folder: Path) -> None:
     except (InputError, BackendError) as lacking:
         _tell(str(lacking))
     print(json.dumps({**told, "rows": [_line(row) for row in recorded.rows]}), flush=True)
+    if not any(row.speed for row in recorded.rows):
+        sys.exit(1)
 
 
 def _line(row: Any) -> dict[str, Any]:
@@ -168,11 +185,12 @@ def peers(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the environments named.")] = False,
 ) -> None:
     """Make the peers' environments, each its own, from its pinned requirements; or say which are there."""
-    from calotype.benchmarks import environments
-    from calotype.benchmarks.run import has_gpu
+    from calotype.benchmarks import environments, watch
+    from calotype.benchmarks.contenders import PEERS
 
-    runs_here = [n for n in environments.PEERS if has_gpu() or n not in ("onnxruntime_cuda", "tensorrt")]
-    chosen = list(names or (runs_here if everything else []))
+    runs_here = [n for n in environments.PEERS if watch.has_gpu() or n not in ("onnxruntime_cuda", "tensorrt")]
+    # A peer's name, or that of its environment, which several may share.
+    chosen = [PEERS[n].folder if n in PEERS else n for n in names or (runs_here if everything else [])]
     failed = 0
     for name in chosen:
         if remove:

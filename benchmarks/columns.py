@@ -20,7 +20,7 @@ def honest(row: Row) -> Row:
     """The row without any figure of speed, unless its pictures are right."""
     if row.status == "ok":
         return row
-    return replace(row, speed=None, ratio=None, parts={}, utilisation=None, first_s=None, energy_j=None)
+    return replace(row, speed=None, ratio=None, alike=None, parts={}, utilisation=None, first_s=None, energy_j=None)
 
 
 def by_case(recorded: Recorded) -> list[tuple[str, tuple[Row, ...]]]:
@@ -128,6 +128,13 @@ def _versus(ratio: Ratio) -> float | None:
     return None if ratio.verdict == "base" else ratio.median
 
 
+def _alike(row: Row) -> str | None:
+    """As many times as fast as our fastest of the row's precision, and whether that is sure."""
+    if row.alike is None:
+        return None
+    return "ours" if row.alike.verdict == "base" else f"{row.alike.median:.2f}x {row.alike.verdict}"
+
+
 def _spread(speed: Speed) -> str:
     return f"{digits(speed.p10_s)}–{digits(speed.p90_s)}"
 
@@ -144,7 +151,7 @@ Read = Callable[[Row], float | str | None]
 
 
 def _c(key: str, head: str, value: Read, text: Callable[[Any], str], tells: str) -> Column:
-    words = key in ("contender", "precision", "status", "spread", "interval", "verdict")
+    words = key in ("contender", "precision", "status", "spread", "interval", "verdict", "alike")
     return Column(key=key, head=head, value=value, text=text, tells=tells, words=words)
 
 
@@ -160,6 +167,7 @@ _ALL = (
     _c("its", "it/s", _speed(lambda s: s.it_per_s), digits, "U-Net calls a second inside the loop"),
     _c("ratio", "vs. base", _ratio(_versus), _times, "how many times as fast as the base; more is faster"),
     _c("interval", "interval", _ratio(interval), str, "where the true ratio lies, with 95 % certainty"),
+    _c("alike", "like for like", _alike, str, "against our fastest of the same precision, where that is not the base"),
     _c("verdict", "verdict", _ratio(lambda r: r.verdict), str, "ahead or behind only when the whole interval is"),
     _c(
         "psnr",

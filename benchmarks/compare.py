@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from rich.console import Console
 
 from calotype.benchmarks.columns import honest, rate, title, why
-from calotype.benchmarks.record import Recorded, Row, Run
+from calotype.benchmarks.record import BUSY, Recorded, Row, Run
 
 RESAMPLES, SEED, COVERAGE = 4000, 0, 0.95
 LEAST_SAMPLES = 6  # of either run; fewer give no interval that holds what it promises
@@ -75,7 +75,7 @@ def compare(old: Recorded, new: Recorded, *, threshold: float) -> Comparison:
     """Holds `new` against `old`; `threshold` 0.05 lets a row be 5 % slower."""
     was, now = ({(row.case_id, row.contender): honest(row) for row in one.rows} for one in (old, new))
     machine = _machine(old.run, new.run)
-    factor = _factor(old.run, new.run) if machine else None
+    factor = _factor(old.run, new.run)
     return Comparison(
         threshold=threshold,
         machine=machine,
@@ -212,4 +212,6 @@ def _machine(old: Run, new: Run) -> tuple[str, ...]:
 def _factor(old: Run, new: Run) -> float | None:
     """What a ratio of times is multiplied with to take the machine out of it."""
     was, now = old.peaks.get("fp32"), new.peaks.get("fp32")
-    return now / was if was and now else None
+    if not was or not now or abs(now / was - 1) <= PEAKS_APART or BUSY in (*old.notes, *new.notes):
+        return None  # the same speed of arithmetic, or a figure that was measured beside other work
+    return now / was

@@ -16,6 +16,7 @@ from calotype.errors import InputError
 from calotype.export.spec import BACKENDS, PRECISIONS
 
 OURS = "calotype"
+ON_GPU = ("cuda", "tensorrt", "tensorrt-rtx")  # backends of ours that need an NVIDIA GPU
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calotype.benchmarks import models, watch
-from calotype.benchmarks.cases import Case
-from calotype.benchmarks.flops import component_flops
+from calotype.benchmarks import models
+from calotype.benchmarks.cases import Case, prompts_of
 from calotype.benchmarks.published import MODELS
 from calotype.benchmarks.rows import Work
+from calotype.errors import InputError
 from calotype.export.source import Source, read_source
 from calotype.family import family_of
 from calotype.home import home, write_whole
 from calotype.memory import peak_bytes
 from calotype.networks import controlnets_of
+from calotype.plan import is_plan
 from calotype.sampler_cache import sampler_for
 
 _WEIGHT_COPIES = 3  # of float32 weights that a contender may hold while it loads: an estimate until it is measured
@@ -29,6 +29,10 @@ _BASE_BYTES = 1 << 30
 def source_of(case: Case) -> Source:
     """The model's files; full-size ones with random weights are made at first use. Raises `SourceError`."""
     model = str(models.model_folder(case.model)) if case.model in MODELS else case.model
+    if is_plan(model):
+        raise InputError(
+            f"{model} is a plan, which has no weights to compare with; name the model that it was made of."
+        )
     nets = [models.controlnet_folder(case.model) if c == "random" else Path(c) for c in case.controlnets]
     return replace(read_source(model, nets), model=case.model)
 
@@ -47,7 +51,6 @@ def job_of(case: Case, source: Source, *, threads: int) -> dict[str, Any]:
         "control_images": [str(_control_image(case, i)) for i in range(len(nets))],
         "threads": threads,
         "cache": str(cache),
-        "cache_bytes": 2 * (watch.cache_bytes() or 0),
     }
 
 
@@ -72,17 +75,19 @@ def need_bytes(case: Case, source: Source) -> int:
     return _BASE_BYTES + _WEIGHT_COPIES * (weights + working)
 
 
-def work_of(case: Case, source: Source, prompts: Sequence[str]) -> Work:
-    """The operations of one batch: text once, the U-Net at every call of the sampler, the decoder once."""
+def work_of(case: Case, source: Source) -> Work:
+    """The operations of the first batch: text once, the U-Net at every call of the sampler, the decoder once."""
+    from calotype.benchmarks.flops import component_flops  # imports torch
+
     calls = sampler_for(_sampler(case), source.configs["scheduler"], case.steps)[1].calls
-    texts = len(set(prompts)) + case.guided
+    unsaid = case.guided and not family_of(source.configs).prompting.zero_negative  # the empty text is encoded, too
+    texts = len({*prompts_of(case)[: case.batch]}) + unsaid
     seen = case.batch * (2 if case.guided else 1)
-    encoders = [name for name in source.folders if name.startswith("text_encoder")]
-    batches: Mapping[str, tuple[int, int]] = {  # component -> calls, and what each of them sees
-        **dict.fromkeys(encoders, (1, texts)),
-        **dict.fromkeys(["unet", *controlnets_of(source.folders)], (calls, seen)),
-        "vae_decoder": (1, case.batch),
-    }
     sizes = {"height": case.height, "width": case.width}
-    counted = {n: times * component_flops(source, n, batch=b, **sizes) for n, (times, b) in batches.items()}
-    return Work(calls=calls, flops=counted)
+    found: dict[str, int] = {}
+    for name in source.folders:
+        part = "vae_decoder" if name == "vae" else name
+        times, batch = (1, case.batch) if name == "vae" else (1, texts) if "text" in name else (calls, seen)
+        whole = "controlnet" if name.startswith("controlnet") else part
+        found[whole] = found.get(whole, 0) + times * component_flops(source, part, batch=batch, **sizes)
+    return Work(calls=calls, flops=found)

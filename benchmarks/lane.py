@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from calotype.benchmarks import watch
 from calotype.benchmarks.contenders import Contender
+from calotype.benchmarks.plans import Built
 from calotype.benchmarks.record import Status
 from calotype.benchmarks.verdict import fault
 from calotype.benchmarks.worker import Cannot, Worker, WorkerError
@@ -32,6 +33,7 @@ class Shot:
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
     wanted: Pixels
+    trained: bool = True  # else weights are random, and pictures of little contrast
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,6 +43,7 @@ class Sample:
     seconds: float
     parts: Mapping[str, Sequence[float]]
     energy_j: float | None = None
+    clock_mhz: float | None = None
     disturbed: bool = False
 
 
@@ -63,9 +66,11 @@ class Lane:
     threads: int
     timeout_s: float
     need_bytes: int
+    built: Built | None = None  # the plan, where it is ours to tell of
     opened: Opened | None = None
     warm_s: float | None = None  # the best of the pictures after the first: what the base is chosen by
     out: tuple[Status, str] | None = None
+    waited: Sample | None = None  # a picture whose components were waited for; on a GPU alone
     samples: list[Sample] = field(default_factory=list)
     pictures: dict[int, Pixels] = field(default_factory=dict)  # seed -> [H, W, 3], as first painted
     host_peak_bytes: int | None = None
@@ -98,16 +103,23 @@ class Lane:
         first = self.paint(shot)
         if first is not None:
             self.opened = self.opened or Opened(told=told, first_s=first.seconds)
+            if self.job["device"] == "cuda":
+                self.waited = self.paint(shot, wait=True)
             warm = [sample.seconds for sample in (self.paint(shot) for _ in range(_WARM)) if sample is not None]
             self.warm_s = min(warm, default=self.warm_s)
 
-    def paint(self, shot: Shot) -> Sample | None:
-        """The picture is judged at once: a lane that paints wrongly is out. None where it is."""
+    def paint(self, shot: Shot, *, wait: bool = False) -> Sample | None:
+        """The picture is judged at once: a lane that paints wrongly is out. None where it is.
+
+        To `wait` for every component on a GPU is what its parts take to be told; it is no time of a picture.
+        """
         if self._worker is None or self.out:
             return None
+        _chill()
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             out = Path(scratch) / "pixels.npy"
-            request = {"op": "paint", "prompts": shot.prompts, "negative": None, "seeds": shot.seeds, "out": str(out)}
+            request: dict[str, Any] = {"op": "paint", "prompts": shot.prompts, "negative": None, "seeds": shot.seeds}
+            request |= {"out": str(out), "wait": wait}
             try:
                 told = self._worker.ask(request, self.timeout_s)
                 pixels: Pixels = np.load(out)
@@ -144,11 +156,18 @@ class Lane:
             return
         for seed, got, wanted in zip(shot.seeds, pixels, shot.wanted, strict=True):
             self.pictures.setdefault(seed, got)
-            wrong = fault(got, wanted, self.contender.precision)
+            wrong = fault(got, wanted, self.contender.precision, trained=shot.trained)
             if wrong is not None:
                 self.pictures[seed] = got  # the one that is wrong is the one to show
                 self.leave("wrong", wrong)
                 return
+
+
+def _chill() -> None:
+    """Write over twice the processor's last cache: nothing of the last picture is left in it. Not by the worker, whose
+    memory is measured.
+    """
+    np.full(2 * (watch.cache_bytes() or 0) // 8, 1.0)
 
 
 def make_room(lanes: Sequence[Lane], keep: Sequence[Lane], need_bytes: int, free: Callable[[], int | None]) -> None:

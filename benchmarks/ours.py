@@ -31,6 +31,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
+        self.waits = False
         self._painted = 0
 
     def cannot(self, job: Mapping[str, Any]) -> str | None:

@@ -102,7 +102,8 @@ def headline(rows: tuple[Row, ...]) -> str:
     timed = [(row, row.speed) for row in rows if row.speed]
     if not timed:
         return "No contender has a speed at this case."
-    best, speed = min(timed, key=lambda pair: pair[1].median_s)
+    # By the ratio, where there is one: seconds of races in groups were taken at different times.
+    best, speed = min(timed, key=lambda pair: (-pair[0].ratio.median if pair[0].ratio else 0.0, pair[1].median_s))
     told = f"Fastest with right pictures: {best.contender}, {digits(speed.median_s)} s"
     ratio = best.ratio
     if ratio is None or ratio.verdict == "base":

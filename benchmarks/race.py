@@ -6,10 +6,11 @@ not hold all contenders at once they race in groups, each with the base.
 
 from __future__ import annotations
 
+import random
 import statistics
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from calotype.benchmarks.interval import of_median
 from calotype.benchmarks.lane import Lane, Sample, Shot, make_room
@@ -20,27 +21,22 @@ LEAST_ROUNDS = 6  # an interval of 95 % takes no fewer
 _SETTLE_S = 0.05  # thread pools spin for some milliseconds after their work; the next contender shall not feel it
 _RESERVE_BYTES = 1 << 30  # left free, for this process and the system
 
+Tell = Callable[[str], None]
 Timed = Callable[[Lane, Shot], Sample | None]  # paints, and says whether something disturbed it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Limits:
-    """How long a race goes on: six rounds at least, then until either of these is reached."""
+    """How long a race (of one group) goes on: six rounds at least, then until either of these is reached."""
 
     rounds: int
     budget_s: float
 
 
-@dataclass(frozen=True, kw_only=True)
-class Turn:
-    """A lane's seconds beside the base's of the same round."""
-
-    lane: Lane
-    seconds: float
-    base_seconds: float
+Round = Mapping[str, float]  # contender -> seconds; who painted wrongly or broke is not in it
 
 
-def qualify(lanes: Sequence[Lane], shot: Shot, show: Callable[[str], None]) -> None:
+def qualify(lanes: Sequence[Lane], shot: Shot, show: Tell) -> None:
     """Open every lane once: what it takes to load, to paint a first picture, and in memory; who cannot is out."""
     for lane in lanes:
         show(f"opening {lane.contender.name}")
@@ -51,18 +47,18 @@ def qualify(lanes: Sequence[Lane], shot: Shot, show: Callable[[str], None]) -> N
 
 
 def race(
-    lanes: Sequence[Lane], base: Lane, shots: Sequence[Shot], limits: Limits, timed: Timed, show: Callable[[str], None]
-) -> list[Turn]:
-    """Run all rounds of all groups; the samples are in the lanes, the turns beside the base's are given back."""
+    lanes: Sequence[Lane], base: Lane, shots: Sequence[Shot], *, limits: Limits, timed: Timed, show: Tell
+) -> list[Round]:
+    """Run all rounds of all groups; the samples are in the lanes."""
     rivals = [lane for lane in lanes if lane is not base and not lane.out]
-    turns: list[Turn] = []
+    rounds: list[Round] = []
     for group in groups(base, rivals):
         for lane in group:
             make_room(lanes, group, lane.need_bytes + _RESERVE_BYTES if not lane.alive else 0, available_bytes)
             lane.open(shots[0])
         show(f"racing {', '.join(lane.contender.name for lane in group if not lane.out)}")
-        turns += _rounds(group, base, shots, limits, timed)
-    return turns
+        rounds += _rounds(group, shots, limits, timed)
+    return rounds
 
 
 def groups(base: Lane, rivals: Sequence[Lane]) -> Iterator[list[Lane]]:
@@ -80,50 +76,42 @@ def groups(base: Lane, rivals: Sequence[Lane]) -> Iterator[list[Lane]]:
     yield group
 
 
-def _rounds(group: Sequence[Lane], base: Lane, shots: Sequence[Shot], limits: Limits, timed: Timed) -> list[Turn]:
-    turns: list[Turn] = []
+def _rounds(group: Sequence[Lane], shots: Sequence[Shot], limits: Limits, timed: Timed) -> Iterator[Round]:
     began = time.monotonic()
     for number in range(max(limits.rounds, LEAST_ROUNDS)):
         if number >= LEAST_ROUNDS and time.monotonic() - began > limits.budget_s:
             break
-        taken: dict[int, Sample] = {}
+        taken: dict[str, float] = {}
         for lane in _order(group, number):
             time.sleep(_SETTLE_S)
             sample = timed(lane, shots[number % len(shots)])
             if sample is not None and not lane.out:
-                taken[id(lane)] = sample
+                taken[lane.contender.name] = sample.seconds
                 lane.samples.append(sample)
-        own = taken.get(id(base))
-        if own is not None:
-            turns += [
-                Turn(lane=lane, seconds=taken[id(lane)].seconds, base_seconds=own.seconds)
-                for lane in group
-                if lane is not base and id(lane) in taken
-            ]
-    return turns
+        yield taken
 
 
 def _order(group: Sequence[Lane], number: int) -> list[Lane]:
-    """Another one first in every round, and the order reversed in every other: nobody always follows the same one."""
-    start = number % len(group)
-    turned = [*group[start:], *group[:start]]
-    return turned[::-1] if number % 2 else turned
+    """A shuffled order, and the same backwards in the next round: who goes after whom is left to chance."""
+    shuffled = list(group)
+    random.Random(number // 2).shuffle(shuffled)
+    return shuffled[::-1] if number % 2 else shuffled
 
 
-def ratio_of(lane: Lane, base: Lane, turns: Sequence[Turn]) -> Ratio | None:
-    """How many times as fast as the base; None where the two never met."""
-    if lane is base:
-        own = Ratio(base=base.contender.name, median=1.0, low=1.0, high=1.0, coverage=1.0, rounds=0, verdict="base")
-        return replace(own, rounds=len(base.samples))
-    found = [t.base_seconds / t.seconds for t in turns if t.lane is lane]
-    if not found:
+def ratio_of(lane: Lane, base: Lane, rounds: Sequence[Round]) -> Ratio | None:
+    """How many times as fast as the base; None where the two never met, or the base's pictures are wrong."""
+    name, other = lane.contender.name, base.contender.name
+    found = [taken[other] / taken[name] for taken in rounds if name in taken and other in taken]
+    if not found or base.out:
         return None
+    if lane is base:
+        return Ratio(base=name, median=1.0, low=1.0, high=1.0, coverage=1.0, rounds=len(found), verdict="base")
     interval = of_median(found)
     verdict: Verdict = "unknown" if interval.low is None else "level"
     if interval.excludes(1.0):
-        verdict = "ahead" if statistics.median(found) > 1 else "behind"
+        verdict = "ahead" if interval.median > 1 else "behind"
     return Ratio(
-        base=base.contender.name,
+        base=other,
         median=interval.median,
         low=interval.low,
         high=interval.high,
@@ -131,3 +119,20 @@ def ratio_of(lane: Lane, base: Lane, turns: Sequence[Turn]) -> Ratio | None:
         rounds=len(found),
         verdict=verdict,
     )
+
+
+def base_of(lanes: Sequence[Lane], precision: str | None = None) -> Lane | None:
+    """What others are held against: our fastest (of a precision), or whoever is fastest where none of ours runs."""
+    able = [lane for lane in lanes if not lane.out and lane.warm_s is not None]
+    ours = [
+        lane
+        for lane in able
+        if lane.contender.is_ours and lane.contender.precision == (precision or lane.contender.precision)
+    ]
+    return min(ours or ([] if precision else able), key=_typical_s, default=None)
+
+
+def _typical_s(lane: Lane) -> float:
+    """The median of the rounds; before there are any, the best warm picture."""
+    seconds = [sample.seconds for sample in lane.samples]
+    return statistics.median(seconds) if seconds else lane.warm_s or 0.0

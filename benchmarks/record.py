@@ -14,6 +14,7 @@ from typing import Any, Literal, TypeVar, get_type_hints
 
 from calotype.errors import InputError
 
+BUSY = "other work kept the machine busy while its peaks were measured: they are too low"  # a note of a run
 SCHEMA = 1  # raised when a reader of old files would misread new ones
 ROWS_FILE, PICTURES = "run.jsonl", "pictures"
 
@@ -58,7 +59,10 @@ class Part:
 
 @dataclass(frozen=True, kw_only=True)
 class Quality:
-    """The pictures of the timed rounds against float32 eager's of the same prompts and seeds."""
+    """A contender's pictures of all prompts against float32 eager's of the same prompts and seeds.
+
+    Each as it was first painted; all later ones, timed or not, were held to the same bounds.
+    """
 
     pictures: int
     psnr_db: float  # mean over the pictures, each at most 100
@@ -86,6 +90,7 @@ class Row:
     reason: str = ""  # why not, where the status is not ok
     speed: Speed | None = None
     ratio: Ratio | None = None
+    alike: Ratio | None = None  # against our fastest of the same precision, where that is not the base
     parts: Mapping[str, Part] = field(default_factory=dict)
     flops: int | None = None  # of a whole picture (or batch)
     utilisation: float | None = None  # of the whole picture
@@ -98,6 +103,7 @@ class Row:
     artefact_bytes: int | None = None
     energy_j: float | None = None  # a picture (or batch); GPU only
     quality: Quality | None = None
+    clock_mhz: float | None = None  # the median of the rounds; a virtual machine mostly tells a nominal clock
     disturbed_rounds: int = 0  # rounds in which something else kept the machine busy
     threads: int | None = None
     versions: Mapping[str, str] = field(default_factory=dict)

@@ -1,4 +1,7 @@
-"""What every contender is held against: float32 eager's pictures of a case's prompts and seeds, made once and kept."""
+"""What every contender is held against: float32 eager's pictures of a case's prompts and seeds, made once and kept.
+
+They are diffusers' own, so that a fault of ours makes us wrong and nobody else.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +18,12 @@ from calotype.benchmarks.cases import Case, prompts_of
 from calotype.benchmarks.lane import Shot
 from calotype.benchmarks.worker import Worker, WorkerError
 from calotype.errors import BackendError
+from calotype.export import locks
 from calotype.export.versions import versions
-from calotype.home import home, write_whole
+from calotype.home import home
 
-OURS = Path(__file__).resolve().parent / "ours.py"
+_HERE = Path(__file__).resolve().parent
+OURS, DIFFUSERS = _HERE / "ours.py", _HERE / "peers" / "diffusers" / "peer.py"
 _FIRST_SEED = 100
 
 
@@ -34,38 +39,43 @@ def shots_of(case: Case, job: Mapping[str, Any], fingerprint: str, *, threads: i
     prompts = [tuple(texts[p] for p in some) for some in places]
     seeds = [tuple(_FIRST_SEED + start * case.batch + i for i in range(case.batch)) for start in range(len(places))]
     fake = job["backend"] == "fake"
-    calm = {**job, "plan": None, "backend": "fake" if fake else "eager", "precision": "fp32", "settings": {}}
-    key = _key(calm, fingerprint, prompts, seeds)
+    calm = {**job, "plan": None, "precision": "fp32", "settings": {}}
+    painter = OURS if fake else DIFFUSERS
+    key = _key(painter, calm, fingerprint, [prompts, seeds])
     folder = home() / "bench" / "references" / key
     files = [folder / f"{i}.npy" for i in range(len(prompts))]
-    if not all(file.is_file() for file in files):
-        _paint(calm, list(zip(prompts, seeds, files, strict=True)), threads, timeout_s)
-    return [Shot(prompts=p, seeds=s, wanted=np.load(file)) for p, s, file in zip(prompts, seeds, files, strict=True)]
+    with locks.exclusive(folder.with_suffix(".lock"), wait_for=f"float32 eager's pictures of {case.id}"):
+        if not all(file.is_file() for file in files):
+            calls = list(zip(prompts, seeds, files, strict=True))
+            _paint(painter, calm, calls, threads=threads, timeout_s=timeout_s)
+    return [
+        Shot(prompts=p, seeds=s, wanted=np.load(file), trained=case.judged)
+        for p, s, file in zip(prompts, seeds, files, strict=True)
+    ]
 
 
 def _batches(case: Case, texts: Sequence[str]) -> int:
     return max(1, -(-len(texts) // case.batch))
 
 
-def _key(job: Mapping[str, Any], fingerprint: str, prompts: Any, seeds: Any) -> str:
-    left_out = ("cache", "threads", "cache_bytes", "model", "controlnets", "control_images", "plan")
+def _key(painter: Path, job: Mapping[str, Any], fingerprint: str, pictures: Any) -> str:
+    left_out = ("cache", "threads", "model", "controlnets", "control_images", "plan", "backend")
     said = {name: value for name, value in job.items() if name not in left_out}
-    told = [fingerprint, said, prompts, seeds, versions(), len(job["controlnets"])]
+    told = [painter.read_text(), fingerprint, said, pictures, versions()]
     return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
 
 
-def _paint(job: Mapping[str, Any], calls: Sequence[tuple[Any, Any, Path]], threads: int, timeout_s: float) -> None:
-    python = Path(sys.executable)
+def _paint(
+    peer: Path, job: Mapping[str, Any], calls: Sequence[tuple[Any, Any, Path]], *, threads: int, timeout_s: float
+) -> None:
     try:
-        with Worker(python, OURS, threads=threads) as worker:
+        with Worker(Path(sys.executable), peer, threads=threads) as worker:
             worker.ask({"op": "load", "job": job}, timeout_s)
             for prompts, seeds, file in calls:
                 file.parent.mkdir(parents=True, exist_ok=True)
-                fresh = file.with_name(f".{file.name}")
-                told = {"op": "paint", "prompts": prompts, "negative": None, "seeds": seeds, "out": f"{fresh}.npy"}
+                fresh = file.with_name(f"fresh-{file.name}")
+                told = {"op": "paint", "prompts": prompts, "negative": None, "seeds": seeds, "out": str(fresh)}
                 worker.ask(told, timeout_s)
-                made = Path(f"{fresh}.npy")
-                write_whole(file, made.read_bytes())
-                made.unlink()
+                fresh.replace(file)
     except WorkerError as failed:
-        raise BackendError(f"float32 eager, which pictures are held against, {failed}") from None
+        raise BackendError(f"float32 eager, which pictures are held against: {failed}") from None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import shlex
 import shutil
 import tempfile
 from collections.abc import Sequence
@@ -17,7 +19,7 @@ LIMIT_BYTES = 2 * 2**20  # of each file: a repository keeps what it once had
 RESULTS_FILE = "RESULTS.md"  # beside the folder of results
 AGAIN = "calotype bench results"
 SHOWN = (
-    *("contender", "median", "spread", "rounds", "images", "ratio", "interval", "verdict"),
+    *("contender", "median", "spread", "rounds", "images", "ratio", "interval", "verdict", "alike"),
     *("psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
 )
 OPENING = f"""# Benchmark results
@@ -29,9 +31,15 @@ is; a contender whose pictures are wrong has no speed.
 
 
 def result_name(run: Run) -> str:
-    """Date, device and preset, as a folder's name: 2026-11-24-amd-epyc-quick. A later run of that day replaces it."""
+    """Date, device and preset, as a folder's name: 2026-11-24-amd-epyc-quick. A later run of that day replaces it.
+
+    A run that is no whole preset has a digest of its command there.
+    """
     device = _plain(run.device.replace("(R)", "").replace("(TM)", ""))[:40].strip("-")
-    return "-".join(part for part in (run.date[:10], device, _plain(run.preset)) if part)
+    words = shlex.split(run.command)
+    whole = words[-2:] == ["--preset", run.preset] and sum(word.startswith("--") for word in words) == 1
+    digest = "" if whole else hashlib.sha256(run.command.encode()).hexdigest()[:6]
+    return "-".join(part for part in (run.date[:10], device, _plain(run.preset), digest) if part)
 
 
 def _plain(words: str) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 from calotype.benchmarks.cases import Case
 from calotype.benchmarks.interval import quantile
 from calotype.benchmarks.lane import Lane, Sample, Shot
-from calotype.benchmarks.record import Part, Quality, Ratio, Row, Speed
+from calotype.benchmarks.record import Part, Quality, Row, Speed
 from calotype.benchmarks.verdict import Judging, quality
 
 _OUTSIDE = ("text_encoder", "text_encoder_2", "vae_decoder")  # of the loop over the steps
@@ -26,8 +26,8 @@ class Work:
     flops: Mapping[str, int]  # component -> of all its calls; empty where nothing could be counted
 
 
-def row_of(case: Case, lane: Lane, *, ratio: Ratio | None, work: Work, peaks: Mapping[str, float | None]) -> Row:
-    """The row without its quality. One whose pictures are wrong, or that broke, gets no speed."""
+def row_of(case: Case, lane: Lane, *, work: Work, peaks: Mapping[str, float | None]) -> Row:
+    """The row without ratios and quality. One whose pictures are wrong, or that broke, gets no speed."""
     status, reason = lane.out or ("ok", "")
     right = status == "ok" and bool(lane.samples)
     told: Mapping[str, Any] = lane.opened.told if lane.opened else {}
@@ -42,18 +42,18 @@ def row_of(case: Case, lane: Lane, *, ratio: Ratio | None, work: Work, peaks: Ma
         status=status,
         reason=reason,
         speed=speed_of(case, lane.samples, work) if right else None,
-        ratio=ratio if right else None,
-        parts=parts_of(lane.samples, work, peaks, precisions) if right else {},
+        parts=parts_of([lane.waited] if lane.waited else lane.samples, work, peaks, precisions) if right else {},
         flops=sum(work.flops.values()) or None,
         utilisation=_whole(lane.samples, work, peaks, precisions) if right else None,
         load_s=told.get("load_s"),
-        build_s=told.get("build_s"),
-        build_when=told.get("build_when", ""),
+        build_s=lane.built.seconds if lane.built else told.get("build_s"),
+        build_when=lane.built.when if lane.built else told.get("build_when", ""),
         first_s=lane.opened.first_s if lane.opened and right else None,
         host_peak_bytes=lane.host_peak_bytes,
         device_peak_bytes=lane.device_peak_bytes,
         artefact_bytes=told.get("artefact_bytes"),
-        energy_j=_energy(lane.samples) if right else None,
+        energy_j=_median([s.energy_j for s in lane.samples]) if right else None,
+        clock_mhz=_median([s.clock_mhz for s in lane.samples]),
         disturbed_rounds=sum(s.disturbed for s in lane.samples),
         threads=told.get("threads"),
         versions=told.get("versions", {}),
@@ -91,11 +91,19 @@ def parts_of(
     if not told:
         return {}
     found: dict[str, Part] = {}
-    for name in told[0].parts:
-        median = statistics.median(sum(s.parts.get(name, ())) for s in told)
+    for name, first in _joined(told[0].parts).items():
+        median = statistics.median(sum(_joined(s.parts).get(name, ())) for s in told)
         flops, peak = work.flops.get(name), peak_of(precisions.get(name, ""), peaks)
         share = flops / (median * peak) if flops and peak and median else None
-        found[name] = Part(calls=len(told[0].parts[name]), median_s=median, flops=flops, utilisation=share)
+        found[name] = Part(calls=len(first), median_s=median, flops=flops, utilisation=share)
+    return found
+
+
+def _joined(parts: Mapping[str, Sequence[float]]) -> dict[str, list[float]]:
+    """Several ControlNets as one component: not everybody tells them apart."""
+    found: dict[str, list[float]] = {}
+    for name, calls in parts.items():
+        found.setdefault("controlnet" if name.startswith("controlnet") else name, []).extend(calls)
     return found
 
 
@@ -115,8 +123,8 @@ def _whole(
     return sum(i for i in ideal if i is not None) / statistics.median(s.seconds for s in samples)
 
 
-def _energy(samples: Sequence[Sample]) -> float | None:
-    known = [s.energy_j for s in samples if s.energy_j is not None]
+def _median(values: Sequence[float | None]) -> float | None:
+    known = [value for value in values if value is not None]
     return statistics.median(known) if known else None
 
 

@@ -20,14 +20,14 @@ WIDE = 170  # columns of a terminal from which a row fits on one line
 COLOURS = {"ahead": "green", "behind": "red", "unknown": "yellow", "wrong": "red", "failed": "red", "cannot": "yellow"}
 LINE = (
     *("contender", "precision", "median", "spread", "rounds", "disturbed", "images", "its", "ratio", "interval"),
-    *("verdict", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
+    *("verdict", "alike", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
 )
 # Narrow: the two lines of each column. The precision is the end of the name.
 STACKED = (
     (("contender",), ("disturbed",)),
     (("median", "rounds"), ("spread",)),
     (("images",), ("its",)),
-    (("ratio", "verdict"), ("interval",)),
+    (("ratio", "verdict"), ("interval", "alike")),
     (("psnr",), ("ssim", "judge")),
     (("memory",), ("utilisation",)),
     (("device",), ()),

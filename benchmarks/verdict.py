@@ -22,7 +22,10 @@ Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 # `calotype build` asks of them by default (30), int8 as much again as its calibration may miss on a new prompt.
 LEAST_DB = {"fp32": 45.0, "fp16": 35.0, "bf16": 30.0}
 _LEAST_DB = 25.0  # int8, fp8, and mixes found by "auto"
-_CAP_DB = 100.0  # of equal pictures
+# Of weights that nobody trained, another prompt moves a picture by two fifths of its contrast, and a ControlNet that is
+# left out by a seventh: PSNR alone would not see it. A float32 picture whose bytes are cut off, not rounded, has 0.02.
+MOST_L2 = {"fp32": 0.03, "fp16": 0.06, "bf16": 0.1}
+_MOST_L2 = 0.12
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +43,22 @@ def least_db(precision: str) -> float:
     return LEAST_DB.get(precision, _LEAST_DB)
 
 
-def fault(got: Pixels, wanted: Pixels, precision: str) -> str | None:
-    """What is wrong with one picture, in words; None where it is right.  # [H, W, 3]"""
+def fault(got: Pixels, wanted: Pixels, precision: str, *, trained: bool = True) -> str | None:
+    """What is wrong with one picture, in words; None where it is right.  # [H, W, 3]
+
+    Pictures of weights that nobody `trained` have little contrast, and are held to it as well.
+    """
     if got.shape != wanted.shape or got.dtype != np.uint8:
         return f"a picture of {got.dtype} {list(got.shape)} for one of uint8 {list(wanted.shape)}"
     if wanted.std() >= 1 and got.std() < 0.05 * wanted.std():
         return f"a flat picture (a contrast of {got.std():.1f} levels for {wanted.std():.1f})"
     near, least = psnr(got, wanted, 255.0), least_db(precision)
-    return None if near >= least else f"a wrong picture: {near:.1f} dB from float32 eager's, {least:g} or more wanted"
+    if near < least:
+        return f"a wrong picture: {near:.1f} dB from float32 eager's, {least:g} or more wanted"
+    error, most = relative_l2(got[None], wanted[None]), MOST_L2.get(precision, _MOST_L2)
+    if error > most and not trained:
+        return f"a wrong picture: {error:.2f} of its contrast from float32 eager's, {most:g} or less wanted"
+    return None
 
 
 def quality(got: Pixels, judging: Judging) -> Quality:

@@ -35,7 +35,7 @@ class Load:
     """Between two marks, in cores: one core busy all the time is 1."""
 
     seconds: float
-    own: float  # the watched processes, their descendants and this one
+    own: float  # the watched processes, their descendants, and this one without its own
     others: float  # everything else, the system's own work too
     steal: float  # taken by the host of a virtual machine
 
@@ -63,7 +63,7 @@ class Watch:
     """
 
     def __init__(self, pids: Iterable[int] = (), root: Path = _ROOT) -> None:
-        self._pids, self._root = {*pids, os.getpid()}, root
+        self._pids, self._root = {*pids}, root
         self._mark = self._now()
 
     def start(self) -> None:
@@ -98,7 +98,10 @@ class Watch:
         while grown:  # whoever's parent is ours
             more = {pid for pid, (parent, _, _) in table.items() if parent in ours} - ours
             ours, grown = ours | more, bool(more)
-        return sum(_clock_s(pid, table[pid][1]) + table[pid][2] for pid in ours if pid in table)
+        used = {pid: _clock_s(pid, table[pid][1]) + table[pid][2] for pid in ours if pid in table}
+        # This process alone: its other children may be contenders who should be idle, and are not.
+        me = os.getpid()
+        return sum(used.values()) + (_clock_s(me, table[me][1]) if me in table and me not in used else 0.0)
 
 
 def disturbed(share: float) -> bool:
@@ -145,6 +148,20 @@ def clocks(root: Path = _ROOT) -> dict[str, Any]:
     with suppress(OSError):
         governor = (cores / "cpu0/cpufreq/scaling_governor").read_text().strip()
     return {"mhz": [round(each, 1) for each in mhz] or None, "governor": governor}
+
+
+def clock_mhz(device: str = "cpu", root: Path = _ROOT) -> float | None:
+    """One figure: the mean of the cores, or the GPU's multiprocessors."""
+    if device == "cuda":
+        card = gpu()
+        return None if card is None else card.sm_mhz
+    each = clocks(root)["mhz"]
+    return sum(each) / len(each) if each else None
+
+
+def has_gpu(root: Path = _ROOT) -> bool:
+    """Has the machine an NVIDIA GPU that its driver shows?"""
+    return (root / "dev/nvidiactl").exists()
 
 
 def cache_bytes(level: int = 3, root: Path = _ROOT) -> int | None:

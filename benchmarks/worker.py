@@ -7,6 +7,7 @@ cases or of time; the protocol is described in `peers/serve.py`.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import json
 import os
 import selectors
@@ -21,6 +22,7 @@ from typing import Any
 from calotype.errors import CalotypeError
 
 SERVE = Path(__file__).resolve().parent / "peers" / "serve.py"
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
 _KEPT = 2000  # characters of a dead worker's last words that are looked at
 
 
@@ -133,19 +135,22 @@ def _cores(threads: int) -> Sequence[int]:
 
 
 def _on(cores: Sequence[int]) -> Any:
-    """Libraries that count cores for themselves count only these."""
+    """Libraries that count cores for themselves count only these; and the worker ends when we do, even by a kill."""
 
     def pin() -> None:
         os.sched_setaffinity(0, cores)
+        with contextlib.suppress(OSError, AttributeError):
+            ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
     return pin
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The same for everybody: so many threads, no network, no colours, no telemetry."""
+    """The same for everybody: so many threads, no network, no telemetry, and nobody else's packages."""
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
+    ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {
-        **os.environ,
+        **{name: value for name, value in os.environ.items() if name not in ours},
         **dict.fromkeys(counts, str(threads)),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

@@ -9,10 +9,11 @@ import threading
 import numpy as np
 import pytest
 
-from calotype.conditioning import tokenizers_of
+from calotype.conditioning import condition, tokenizers_of
 from calotype.guidance import guide
 from calotype.loop import Conditioning, denoise
 from calotype.picture import to_uint8
+from calotype.request import Request, resolve
 from calotype.sampler_cache import sampler_for
 
 PROMPTS = ["a large red circle on a blue background", "a small green ring above a white cross on an orange background"]
@@ -46,6 +47,31 @@ def test_sampler_row(benchmark, fake, name, shape):
 
     benchmark.extra_info["rows"] = sampler.calls
     benchmark(rows)
+
+
+@pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
+def test_guided_step(benchmark, fake, shape):
+    """All that stands between two calls of the U-Net: guidance, the sampler's row, the next input for both halves."""
+    _, sampler = sampler_for("euler", fake.plan.scheduler, STEPS)
+    noise, output = normal(*shape), normal(2 * shape[0], *shape[1:])
+
+    def fresh():
+        return (sampler.run(noise, lambda: noise, seeds=(0,)),), {}
+
+    def step(run):
+        run.push(0, guide(output, 5.0))
+        x = run.input(1)
+        return np.concatenate([x, x])
+
+    benchmark.pedantic(step, setup=fresh, rounds=200)
+
+
+def test_prompt_encoding(benchmark, pipe):
+    """Text to what steers the U-Net: tokens, and the text encoder over the prompt and the empty one."""
+    job = resolve(Request(prompt=PROMPTS[0], seed=1), pipe.plan)
+    tokenizers = tokenizers_of(pipe.plan)
+    condition(pipe.plan, tokenizers, pipe.component, job)
+    benchmark(lambda: condition(pipe.plan, tokenizers, pipe.component, job))
 
 
 def test_tokens(benchmark, fake):

@@ -11,8 +11,8 @@ Requests:
                                                      "notes", "build_s" (null: nothing had to be made),
                                                      "build_when" ("" or when it was made, if not now)}
                                                     or {"ok": false, "cannot": "why this peer cannot do the case"}
-    {"op": "paint", "prompts", "negative", "seeds", "out"}  -> {"ok": true, "seconds", "parts", "device_peak_bytes"}
-                                                    with uint8 [B, H, W, 3] in the .npy file `out`
+    {"op": "paint", "prompts", "negative", "seeds", "out", "wait"}
+                                                 -> {"ok": true, "seconds", "parts", "device_peak_bytes"}
     {"op": "quit"}
 Any exception -> {"ok": false, "error": "its last line"}, and its traceback on stderr.
 
@@ -25,7 +25,6 @@ The job, the same for every peer:
     controlnets folders in diffusers' layout; control_images: .npy files, uint8 [H, W, 3], one for each
     threads     how many the peer may use; device: "cpu" or "cuda"
     cache       a folder that is kept between runs, for what the peer converts or compiles
-    cache_bytes how much memory is written over before every picture, so that nobody begins with warm caches
 """
 
 from __future__ import annotations
@@ -48,6 +47,7 @@ class PeerLike(Protocol):
     """What a peer's file defines as `Peer`, a class without arguments."""
 
     parts: Parts  # component -> seconds of each of its calls in the picture just painted; {} where it cannot tell
+    waits: bool  # set before each picture: on a GPU, wait for every component, so that parts can be told
 
     def cannot(self, job: Mapping[str, Any]) -> str | None:
         """Why this peer cannot do the case, in a few plain words; None where it can. Before anything is loaded."""
@@ -71,21 +71,15 @@ def main() -> None:
     os.dup2(2, 1)  # what libraries print on stdout must not be taken for an answer
     sys.path[:] = [p for p in sys.path if os.path.abspath(p or ".") != os.path.dirname(os.path.abspath(__file__))]
     peer: Any = None
-    job: Mapping[str, Any] = {}
     for line in sys.stdin:
         request = json.loads(line)
         if request["op"] == "quit":
             break
-        began = (
-            time.perf_counter()
-        )  # importing the peer's libraries is part of getting ready, wherever they are imported
+        began = time.perf_counter()  # before the peer's libraries are imported, wherever that is done
         try:
             peer = peer or _peer(sys.argv[1])
-            if request["op"] == "load":
-                job = request["job"]
-                answer = _load(peer, job, began)
-            else:
-                answer = _paint(peer, job, request)
+            loads = request["op"] == "load"
+            answer = _load(peer, request["job"], began) if loads else _paint(peer, request)
         except BaseException as failed:  # a library may call sys.exit, or raise what is no Exception
             traceback.print_exc()
             told = (str(failed).strip() or type(failed).__name__).splitlines()
@@ -126,20 +120,14 @@ def _load(peer: PeerLike, job: Mapping[str, Any], began: float) -> dict[str, Any
     }
 
 
-def _paint(peer: PeerLike, job: Mapping[str, Any], request: Mapping[str, Any]) -> dict[str, Any]:
-    _chill(int(job.get("cache_bytes") or 0))
+def _paint(peer: PeerLike, request: Mapping[str, Any]) -> dict[str, Any]:
+    peer.waits = bool(request.get("wait"))
     began = time.perf_counter()
     pixels = peer.paint(request["prompts"], request["negative"], request["seeds"])
     seconds = time.perf_counter() - began
     if request.get("out"):
         np.save(request["out"], pixels)
     return {"ok": True, "seconds": seconds, "parts": peer.parts, "device_peak_bytes": peer.device_peak_bytes()}
-
-
-def _chill(size_bytes: int) -> None:
-    """Write over so much memory: nothing of the last picture is left in the processor's caches."""
-    if size_bytes:
-        np.full(size_bytes // 8, 1.0)
 
 
 if __name__ == "__main__":

@@ -49,6 +49,10 @@ def test_a_case_that_names_nobody_is_run_by_the_usual_ones():
         ("steps=0", "must be 1 or more, got 0"),
         ("task=animation", "the suite knows the tasks text-to-image; got 'animation'"),
         ("device=tpu", "cpu or cuda, got 'tpu'"),
+        ("guidance=nan", "guidance must be a number, got nan"),
+        ("sampler=foo", "foo"),
+        ('model="x', "No closing quotation"),
+        ("model=", "got nothing"),
         ("rounds=3", "needs 6 rounds or more"),
         ("precision=bf16", "goes with backend="),
         ("backend=openvin", "The nearest: openvino"),
@@ -70,6 +74,22 @@ def test_backend_and_filter_choose_rows():
     assert {c.precision for c in case.contenders} == {"bf16"}
     with pytest.raises(InputError, match="leaves nothing of"):
         chosen(PRESETS["quick"], (), "nobody")
+
+
+def test_one_contender_named_twice_runs_once():
+    (case,) = chosen((Case(),), ("diffusers", "diffusers:fp32"), "")
+    assert len(case.contenders) == len({c.name for c in case.contenders}) == 3
+
+
+def test_the_same_work_twice_is_refused():
+    with pytest.raises(InputError, match="two cases are the same work"):
+        chosen((Case(), Case(prompts=8)), ("eager",), "")
+
+
+def test_models_of_one_name_are_told_apart():
+    one, other = (Case(model=f"{place}/model") for place in ("a", "b"))
+    assert one.id != other.id
+    assert one.id.startswith("model-")
 
 
 def test_a_name_and_its_contender_agree():

@@ -7,17 +7,22 @@ label that tells the fakes apart, and says how near its pictures must be.
 import multiprocessing
 import os
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from calotype import CalotypeError
+from calotype.benchmarks import case_run, entry, environments, watch
 from calotype.benchmarks import run as suite
+from calotype.benchmarks.case_run import Settings
 from calotype.benchmarks.cases import Case
 from calotype.benchmarks.contenders import Contender
+from calotype.benchmarks.presets import PRESETS
 from calotype.benchmarks.record import read, write
 from calotype.benchmarks.rows import peak_of
-from calotype.benchmarks.run import Settings, run
+from calotype.benchmarks.run import run
 
 STEPS, UNET_MS, DECODE_MS = 3, 60.0, 90.0  # long beside what a busy machine adds
 PICTURE_S = (STEPS * UNET_MS + DECODE_MS) / 1e3
@@ -168,19 +173,52 @@ def test_other_load_is_noticed(tmp_path, peaks_known):
 
 
 def test_contenders_that_cannot_are_rows_with_a_reason(tmp_path, peaks_known, monkeypatch):
-    monkeypatch.setattr(suite.environments, "python_of", lambda name: None)
-    monkeypatch.setattr(suite.environments, "why_not", lambda name: None)
+    monkeypatch.setattr(environments, "python_of", lambda name: None)
+    monkeypatch.setattr(environments, "why_not", lambda name: None)
     cases = [
         replace(CASE, contenders=(suite_contender("optimum:fp32"), suite_contender("tensorrt:fp32"))),
         replace(CASE, device="cuda", contenders=(suite_contender("diffusers:fp16"),)),
         replace(CASE, model="no-such-model", contenders=(fake("fp32"),)),
     ]
-    monkeypatch.setattr(suite, "has_gpu", lambda: False)
+    monkeypatch.setattr(watch, "has_gpu", lambda: False)
     rows = run(cases, settings(tmp_path)).rows
     assert [row.status for row in rows] == ["cannot"] * 4
     told = "calotype bench peers optimum", "on cuda, and this case on cpu", "NVIDIA GPU", "there is no folder"
     for row, words in zip(rows, told, strict=True):
         assert words in row.reason
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_every_contender_of_every_preset_can_enter_or_says_why_not(preset, monkeypatch):
+    monkeypatch.setattr(entry, "plan_for", lambda *_: None)
+    monkeypatch.setattr(entry, "need_bytes", lambda *_: 1)
+    for case in PRESETS[preset]:
+        entrance = entry.Entrance(case=case, source=None, job={}, threads=1, timeout_s=1)
+        for contender in case.contenders:
+            with suppress(CalotypeError):  # any other error is a fault
+                assert entry.enter(contender, entrance).file.is_file()
+
+
+def test_a_plan_in_place_of_a_model_is_told(saved_plan, tmp_path, peaks_known):
+    (row,) = run([replace(CASE, model=str(saved_plan), contenders=(fake("fp32"),))], settings(tmp_path)).rows
+    assert "is a plan" in row.reason
+
+
+def test_a_fault_of_the_suite_leaves_the_other_cases_their_rows(tmp_path, peaks_known, monkeypatch):
+    real = case_run.source_of
+
+    def broken(case):
+        if case.model == "broken":
+            raise ZeroDivisionError("planted")
+        return real(case)
+
+    monkeypatch.setattr(case_run, "source_of", broken)
+    cases = [replace(CASE, model=m, contenders=(fake("fp32", slower=0.01),)) for m in ("demo", "broken")]
+    written = []
+    rows = run(cases, settings(tmp_path), written=written.append).rows
+    assert [row.status for row in rows] == ["ok", "cannot"]
+    assert rows[1].reason == "the suite itself failed: planted"
+    assert [len(recorded.rows) for recorded in written] == [1, 2]
 
 
 def suite_contender(name):
@@ -190,10 +228,7 @@ def suite_contender(name):
 
 
 def test_nothing_of_a_run_is_left_running(recorded):
-    ours = f"{Path(suite.OURS)}".encode()
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                assert ours not in Path(f"/proc/{entry}/cmdline").read_bytes()
-            except OSError:
-                continue
+    for folder in Path("/proc").iterdir():
+        with suppress(OSError):
+            if folder.name.isdigit() and f"PPid:\t{os.getpid()}\n" in (folder / "status").read_text():
+                assert b"serve.py" not in (folder / "cmdline").read_bytes()

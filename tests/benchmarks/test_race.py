@@ -8,7 +8,7 @@ import pytest
 from calotype.benchmarks import race as racing
 from calotype.benchmarks.contenders import contender
 from calotype.benchmarks.lane import Sample, Shot, make_room
-from calotype.benchmarks.race import Limits, Turn, groups, race, ratio_of
+from calotype.benchmarks.race import Limits, base_of, groups, race, ratio_of
 
 SHOTS = [Shot(prompts=(w,), seeds=(i,), wanted=np.zeros((1, 2, 2, 3), np.uint8)) for i, w in enumerate("ab")]
 
@@ -23,6 +23,7 @@ class Dummy:
     last_used: float = 0.0
     samples: list = field(default_factory=list)
     opened: int = 0
+    warm_s: float | None = None
 
     def open(self, shot):
         self.opened += not self.alive
@@ -51,8 +52,9 @@ def run(entered, limits=None, timed=None):
         log.append((lane.contender.name, shot.prompts[0]))
         return Sample(seconds=lane.seconds, parts={})
 
-    turns = race(entered, entered[0], SHOTS, limits or Limits(rounds=6, budget_s=0), timed or paint, lambda line: None)
-    return turns, log
+    limits = limits or Limits(rounds=6, budget_s=0)
+    rounds = race(entered, entered[0], SHOTS, limits=limits, timed=timed or paint, show=lambda line: None)
+    return rounds, log
 
 
 def test_everybody_paints_the_same_picture_in_a_round_and_all_pictures_come_up():
@@ -64,12 +66,22 @@ def test_everybody_paints_the_same_picture_in_a_round_and_all_pictures_come_up()
         assert {prompt for _, prompt in turn} == {SHOTS[number % 2].prompts[0]}
 
 
-def test_nobody_always_follows_the_same_one():
-    _, log = run(lanes(1, 2, 3))
-    names = [name for name, _ in log]
-    rounds = [tuple(names[i : i + 3]) for i in range(0, len(names), 3)]
-    assert {r[0] for r in rounds} == {r[-1] for r in rounds} == set(names)
-    assert len(set(rounds)) == 6  # all orders of three
+@pytest.mark.parametrize("count", [2, 3, 8])
+def test_nobody_always_goes_first_or_follows_the_same_one(count):
+    group = [Dummy(contender=None) for _ in range(count)]
+    orders = [racing._order(group, number) for number in range(40)]
+    for order in orders:
+        assert sorted(map(id, order)) == sorted(map(id, group))
+    assert {id(order[0]) for order in orders} == {id(order[-1]) for order in orders} == set(map(id, group))
+    for lane in group:
+        before = {id(order[order.index(lane) - 1]) for order in orders if order[0] is not lane}
+        assert len(before) >= min(count - 1, 4)
+
+
+def test_a_pair_takes_turns_evenly():
+    pair = [Dummy(contender=None) for _ in range(2)]
+    firsts = [racing._order(pair, number)[0] for number in range(12)]
+    assert firsts.count(pair[0]) == firsts.count(pair[1])
 
 
 def test_six_rounds_whatever_the_budget_and_no_more_than_asked():
@@ -77,11 +89,14 @@ def test_six_rounds_whatever_the_budget_and_no_more_than_asked():
     assert len(run(lanes(1, 2), Limits(rounds=9, budget_s=60))[1]) == 18
 
 
+def taken(base, rival, seconds):
+    return [{base.contender.name: one, rival.contender.name: other} for one, other in seconds]
+
+
 def test_ratios_are_taken_within_a_round():
     """A machine that slows down to a tenth in the middle changes no ratio."""
     base, rival = lanes(1, 1)
-    turns = [Turn(lane=rival, seconds=2 * drift, base_seconds=drift) for drift in (1, 1, 1, 10, 10, 10)]
-    found = ratio_of(rival, base, turns)
+    found = ratio_of(rival, base, taken(base, rival, [(drift, 2 * drift) for drift in (1, 1, 1, 10, 10, 10)]))
     assert (found.median, found.low, found.high, found.verdict) == (0.5, 0.5, 0.5, "behind")
 
 
@@ -96,7 +111,7 @@ def test_ratios_are_taken_within_a_round():
 )
 def test_ahead_only_when_the_interval_is(ratios, verdict):
     base, rival = lanes(1, 1)
-    assert ratio_of(rival, base, [Turn(lane=rival, seconds=1.0, base_seconds=r) for r in ratios]).verdict == verdict
+    assert ratio_of(rival, base, taken(base, rival, [(r, 1.0) for r in ratios])).verdict == verdict
 
 
 def test_one_that_never_met_the_base_has_no_ratio():
@@ -114,9 +129,29 @@ def test_one_that_drops_out_leaves_the_others_racing():
             lane.out = ("failed", "it died")
         return None if lane.out else Sample(seconds=lane.seconds, parts={})
 
-    turns, _ = run(entered, timed=timed)
+    rounds, _ = run(entered, timed=timed)
     assert [len(lane.samples) for lane in entered] == [6, 2, 6]
-    assert sum(t.lane is entered[2] for t in turns) == 6
+    assert ratio_of(entered[2], entered[0], rounds).rounds == 6
+
+
+def test_a_base_that_turns_out_wrong_makes_nobody_ahead():
+    base, rival, other = lanes(1, 2, 3, alive=True)
+    rounds = [{lane.contender.name: lane.seconds for lane in (base, rival, other)} for _ in range(6)]
+    base.out = ("wrong", "a wrong picture")
+    assert ratio_of(rival, base, rounds) is None
+    for lane in (base, rival, other):
+        lane.warm_s = lane.seconds
+    assert base_of([base, rival, other]) is rival
+    assert ratio_of(other, rival, rounds).median == pytest.approx(2 / 3)
+
+
+def test_like_is_held_against_like():
+    entered = lanes(3, 1, 2)
+    for lane in entered:
+        lane.warm_s = lane.seconds
+    assert base_of(entered) is entered[1]
+    assert base_of(entered, "fp32") is entered[0]
+    assert base_of(entered, "int8") is None
 
 
 def test_what_memory_does_not_hold_races_in_groups_each_with_the_base():
@@ -124,8 +159,8 @@ def test_what_memory_does_not_hold_races_in_groups_each_with_the_base():
     assert [[lane.contender.name for lane in g] for g in groups(entered[0], entered[1:])] == [
         [entered[0].contender.name, lane.contender.name] for lane in entered[1:]
     ]
-    turns, _ = run(entered)
-    assert [sum(t.lane is lane for t in turns) for lane in entered[1:]] == [6, 6, 6]
+    rounds, _ = run(entered)
+    assert [ratio_of(lane, entered[0], rounds).rounds for lane in entered[1:]] == [6, 6, 6]
     assert len(entered[0].samples) == 18
 
 

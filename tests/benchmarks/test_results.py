@@ -29,8 +29,12 @@ def commit(recorded, into) -> None:
 
 
 def test_names_are_short_and_safe_as_files(runs):
-    run = runs.run(device="Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz / with a very long name", preset="cpu")
+    again = "calotype bench --preset cpu"
+    name = "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz / with a very long name"
+    run = runs.run(device=name, preset="cpu", command=again)
     assert results.result_name(run) == "2026-11-24-intel-xeon-platinum-8481c-cpu-2-70ghz-wi-cpu"
+    part = runs.run(device=name, preset="cpu", command=f"{again} --filter sd15")
+    assert results.result_name(part).startswith(results.result_name(run) + "-")
     assert re.fullmatch(
         r"[a-z0-9-]+", results.result_name(runs.run(device="../../Ü \\ NVIDIA H100 80GB HBM3", preset="a b"))
     )

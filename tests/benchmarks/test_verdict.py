@@ -41,6 +41,15 @@ def test_another_picture_is_wrong_in_every_precision():
         assert "a wrong picture" in fault(scene(1)[0], scene(0)[0], precision)
 
 
+def test_of_random_weights_the_error_is_held_against_the_contrast():
+    """Near by PSNR, as everything is where there is little contrast: another prompt would be, too."""
+    wanted = (128 + 0.15 * (scene()[0].astype(float) - 128)).astype(np.uint8)  # a contrast of 11 levels
+    got = spoilt(wanted, 3.0)
+    assert fault(got, wanted, "bf16") is None
+    assert "of its contrast" in fault(got, wanted, "bf16", trained=False)
+    assert fault(spoilt(wanted, 0.7), wanted, "bf16", trained=False) is None
+
+
 def test_a_flat_picture_is_wrong_however_near():
     wanted = np.full((32, 32, 3), 128, np.uint8)
     wanted[::2] += 4  # 42 dB from its mean

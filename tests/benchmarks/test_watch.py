@@ -78,11 +78,11 @@ def test_a_tenth_of_a_core_disturbs():
     assert disturbed(0.1001)
 
 
-def test_children_that_came_and_went_are_ours():
-    seen = Watch()
+def test_children_that_came_and_went_belong_to_the_process_that_is_watched():
+    seen = Watch([os.getpid()])
     subprocess.run([sys.executable, "-c", BURN.format(0.4)], check=True)
     load = seen.stop()
-    assert 0.4 <= load.own * load.seconds < 0.4 + 0.5  # and what Python takes to start
+    assert 0.3 <= load.own * load.seconds < 0.4 + 0.5  # and what Python takes to start
 
 
 def test_a_process_of_someone_else_is_others():
@@ -94,6 +94,21 @@ def test_a_process_of_someone_else_is_others():
     assert load.share > 0.1
     assert disturbed(load.share)
     assert load.own < 0.3
+
+
+def test_a_child_that_is_not_watched_is_others():
+    """A contender that should be idle while another one paints."""
+    burner = subprocess.Popen([sys.executable, "-c", BURN.format(5)])
+    try:
+        time.sleep(0.2)
+        seen = Watch()
+        time.sleep(0.5)
+        load = seen.stop()
+    finally:
+        burner.kill()
+        burner.wait()
+    assert load.own < 0.1
+    assert load.others > 0.1
 
 
 def test_the_most_memory_of_a_process():

@@ -118,3 +118,9 @@ def test_closing_ends_what_it_started(tmp_path):
     while child.exists() and ") Z" not in child.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
     assert not child.exists() or ") Z" in child.read_text()
+
+
+def test_it_sees_nobody_elses_packages(worker, monkeypatch, tmp_path):
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with Worker(Path(sys.executable), tmp_path / "peer.py", threads=1) as other:
+        paint(other, "assert 'PYTHONPATH' not in os.environ")

@@ -1,7 +1,7 @@
 """diffusers: eager PyTorch, and with torch.compile of U-Net and VAE decoder (settings: {"compile": true}).
 
 Channels-last, in fp32, bf16, and on a GPU fp16. Stable Diffusion 1, 2 and XL, text to image, ControlNets too. On a GPU
-`parts` are told with settings {"parts": true} alone, as every part has to be waited for. A job and a `Peer` are
+`parts` are told where `waits` is set alone, as every part has to be waited for. A job and a `Peer` are
 described in `serve.py`; how torch.compile is used, in `compiled.py`.
 """
 
@@ -28,6 +28,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
+        self.waits = False
         self._pipe: Any = None
         self._job: Mapping[str, Any] = {}
         self._images: list[Any] = []
@@ -56,6 +57,7 @@ class Peer:
         self._job = job
         torch.set_num_threads(job["threads"])
         torch.backends.cudnn.benchmark = True
+        torch.backends.cudnn.allow_tf32 = False  # fp32 is to be what it says; products of matrices are so by default
         self._pipe = _open(job)
         _draw_in_float32(self._pipe)
         self._images = _pictures(job)
@@ -108,25 +110,26 @@ class Peer:
             self._paint(["a"] * self._job["batch"], None, range(self._job["batch"]), 2)
 
     def _time_parts(self) -> None:
-        waits = self._job["device"] == "cuda"
-        if waits and not self._job["settings"].get("parts"):
-            return
         pipe = self._pipe
         for name in ("text_encoder", "text_encoder_2", "unet", "controlnet"):
             if getattr(pipe, name, None) is not None:
                 module = getattr(pipe, name)
-                module.forward = self._timed(name, module.forward, waits)
-        pipe.vae.decode = self._timed("vae_decoder", pipe.vae.decode, waits)
+                module.forward = self._timed(name, module.forward)
+        pipe.vae.decode = self._timed("vae_decoder", pipe.vae.decode)
 
-    def _timed(self, name: str, call: Callable[..., Any], waits: bool) -> Callable[..., Any]:
+    def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
         import torch
 
+        on_gpu = self._job["device"] == "cuda"
+
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if waits:
+            if on_gpu and not self.waits:
+                return call(*args, **kwargs)
+            if on_gpu:
                 torch.cuda.synchronize()
             began = time.perf_counter()
             out = call(*args, **kwargs)
-            if waits:
+            if on_gpu:
                 torch.cuda.synchronize()
             self.parts.setdefault(name, []).append(time.perf_counter() - began)
             return out

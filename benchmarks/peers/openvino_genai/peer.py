@@ -23,6 +23,7 @@ import numpy as np
 
 _PACKAGES = ("openvino", "openvino-genai", "openvino-tokenizers", "optimum-intel", "nncf", "diffusers", "torch")
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
+_PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 _HINTS = {"fp32": "f32", "bf16": "bf16", "int8": None}  # int8: whatever OpenVINO thinks best beside 8-bit weights
 _SCHEDULERS = (
     "DDIMScheduler",
@@ -46,6 +47,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
+        self.waits = False
         self._pipe: Any = None
         self._job: Mapping[str, Any] = {}
 
@@ -84,6 +86,8 @@ class Peer:
             "threads": job["threads"],
             "artefact_bytes": sum(path.stat().st_size for path in folder.rglob("openvino_model.*")),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
+            # Beside 8-bit weights OpenVINO computes in bf16, where the processor has it: they are no 8-bit arithmetic.
+            "precisions": dict.fromkeys(_PARTS, "bf16" if job["precision"] == "int8" else job["precision"]),
             "notes": _notes(job),
             **built,
         }

@@ -30,6 +30,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
+        self.waits = False
         self._pipe: Any = None
         self._job: Mapping[str, Any] = {}
 
@@ -140,7 +141,7 @@ def _session_options(threads: int) -> Any:
 def _provider_options(provider: str, job: Mapping[str, Any]) -> dict[str, Any]:
     """TensorRT builds an engine for the sizes of the first picture, which it keeps for the next process."""
     if provider != _TENSORRT:
-        return {}
+        return {} if provider == _CPU else {"use_tf32": "0"}  # fp32 is to be what it says
     import tensorrt  # noqa: F401  its libraries are then in memory, where ONNX Runtime finds them
 
     half = job["precision"] == "fp16"

@@ -37,6 +37,7 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
+        self.waits = False
         self._model: Any = None
         self._sigmas = ""
         self._job: Mapping[str, Any] = {}
