@@ -1,0 +1,39 @@
+"""What needs a GPU is skipped without one; kernels also run where Triton's interpreter stands in for it.
+
+No other conftest is needed here: `pytest --confcutdir=tests/gpu tests/gpu` wants torch, triton and calotype alone.
+"""
+
+import pytest
+import torch
+from triton import knobs
+
+INTERPRETED = knobs.runtime.interpret
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if torch.cuda.is_available() or INTERPRETED:
+        return
+    skip = pytest.mark.skip(reason="no GPU (kernels run in Triton's interpreter in tests/kernels)")
+    for item in items:
+        if "gpu" in item.path.parts:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_zero_by_chance(monkeypatch) -> None:
+    """Memory that a kernel is given to write in holds NaN, or a large whole number: what it leaves out shows."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _filled(getattr(owner, name)))
+
+
+def _filled(make):
+    def made(*args, **kwargs):
+        tensor = make(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
+
+    return made
