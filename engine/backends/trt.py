@@ -16,7 +16,7 @@ import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calotype.backends.trt_device import Gpu
+from calotype.backends.device import Gpu
 from calotype.errors import BackendError, first_line
 
 if TYPE_CHECKING:

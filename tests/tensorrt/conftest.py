@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.backends.trt_device import Arena
+from calotype.backends.device import Arena
 
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
 # What a method makes, where a test does not say.

@@ -1,4 +1,4 @@
-"""The GPU as the tensorrt backend sees it: streams, copies, and the working memory that engines share.
+"""The GPU as backends see it: streams, copies, and the working memory that engines share.
 
 Everything that needs a device is here, so that the rest can be tested without one. Imports torch when it is used.
 """
