@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 if TYPE_CHECKING:
-    from torch import Tensor
+    from torch import Tensor, nn
 
 
 class Arena:
@@ -69,6 +69,16 @@ class Gpu:
         import torch
 
         return torch.empty(shape, dtype=getattr(torch, dtype), device="cuda")
+
+    def hold(self, module: nn.Module) -> nn.Module:
+        """The module with its parameters on the device."""
+        return module.to("cuda")
+
+    def total_bytes(self) -> int:
+        """The device's memory."""
+        import torch
+
+        return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
     def put(self, array: np.ndarray[Any, Any]) -> Tensor:
         """The array on the device, in the order of the current stream."""
