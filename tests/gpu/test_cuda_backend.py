@@ -12,7 +12,6 @@ from calotype.backends import cuda as backend
 from calotype.backends.cuda import CudaRunner
 from calotype.backends.device import Gpu
 from calotype.errors import BackendError
-from calotype.graphs import CudaRecorder, Recorded
 from calotype.modules import load_module
 from calotype.plan import Artefact, PlannedComponent
 
@@ -33,23 +32,6 @@ class Host:
 
     def fetch(self, tensor):
         return tensor.numpy()
-
-
-class Calls:
-    """Stands in for captures: a replay is a call."""
-
-    def __init__(self) -> None:
-        self.made = 0
-
-    def record(self, function, inputs) -> Recorded:
-        self.made += 1
-        outputs = function(inputs)
-
-        def replay() -> None:
-            for name, tensor in function(inputs).items():
-                outputs[name].copy_(tensor)
-
-        return Recorded(inputs=inputs, outputs=outputs, replay=replay, size_bytes=1)
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +62,12 @@ def component(folder):
 
 
 @pytest.fixture
-def open_in(component, folder, device):
-    gpu, recorder = (Host(), Calls()) if device.type == "cpu" else (Gpu(), CudaRecorder())
+def open_in(component, folder, device, recorder):
+    gpu = Host() if device.type == "cpu" else Gpu()
 
     def of(precision):
         artefact = Artefact(form="diffusers", path=folder, precision=precision, check={})
-        return CudaRunner(component, artefact, gpu, recorder, limit_bytes=2**30), recorder
+        return CudaRunner(component, artefact, gpu, recorder, limit_bytes=2**30)
 
     return of
 
@@ -102,8 +84,8 @@ def off(got, wanted) -> float:
 
 
 @pytest.mark.parametrize(("precision", "most", "heights"), [("fp32", 1e-5, (4, 2, 4)), ("bf16", 3e-2, (2,))])
-def test_it_computes_what_eager_computes_at_every_size(precision, most, heights, open_in, folder):
-    runner, recorder = open_in(precision)
+def test_it_computes_what_eager_computes_at_every_size(precision, most, heights, open_in, recorder, folder):
+    runner = open_in(precision)
     module = load_module("unet", folder)
     for seed, height in enumerate(heights):
         given = inputs(height, seed)
@@ -113,11 +95,11 @@ def test_it_computes_what_eager_computes_at_every_size(precision, most, heights,
         assert got.dtype == np.float32
         assert off(got, wanted.numpy()) <= most
     assert runner.precision == precision
-    assert getattr(recorder, "made", len(set(heights))) == len(set(heights))  # one for each size
+    assert recorder.made == len(set(heights))
 
 
 def test_kernels_are_in_it(open_in):
-    assert set(open_in("fp32")[0].replaced) == {"ResnetBlock2D", "BasicTransformerBlock", "GEGLU", "GroupNorm"}
+    assert set(open_in("fp32").replaced) == {"ResnetBlock2D", "BasicTransformerBlock", "GEGLU", "GroupNorm"}
 
 
 def test_a_precision_that_it_does_not_run_is_our_error(open_in):
