@@ -119,13 +119,15 @@ class CudaRecorder:
 
         before = torch.cuda.memory_reserved()
         self._pool = self._pool or torch.cuda.graph_pool_handle()
-        for _ in range(2):  # libraries choose and load kernels at first calls, which a capture forbids
-            function(inputs)
+        side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # nothing can be captured on the default stream
+        torch.cuda.synchronize()
+        with torch.cuda.stream(side):
+            for _ in range(2):  # libraries choose and load kernels at first calls, which a capture forbids
+                function(inputs)
         torch.cuda.synchronize()
         graph = torch.cuda.CUDAGraph()
         # "thread_local": what other threads do on the device meanwhile is no part of it, and allowed.
-        here = torch.cuda.current_stream()
-        with torch.cuda.graph(graph, pool=self._pool, stream=here, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
             outputs = function(inputs)
         size = max(0, torch.cuda.memory_reserved() - before)
         return Recorded(inputs=inputs, outputs=outputs, replay=graph.replay, size_bytes=size)

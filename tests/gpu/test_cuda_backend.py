@@ -83,7 +83,7 @@ def off(got, wanted) -> float:
     return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
 
 
-@pytest.mark.parametrize(("precision", "most", "heights"), [("fp32", 1e-5, (4, 2, 4)), ("bf16", 3e-2, (2,))])
+@pytest.mark.parametrize(("precision", "most", "heights"), [("fp32", 1e-5, (2, 1, 2)), ("bf16", 3e-2, (1,))])
 def test_it_computes_what_eager_computes_at_every_size(precision, most, heights, open_in, recorder, folder):
     runner = open_in(precision)
     module = load_module("unet", folder)
