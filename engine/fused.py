@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
+from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
 from torch import Tensor, nn
 
@@ -90,6 +91,41 @@ class FusedResnet(nn.Module):
         return out
 
 
+class FusedAttention(nn.Module):
+    """Attention whose projections of one input are one product: q, k and v of the picture, or k and v of the text."""
+
+    def __init__(self, attention: Attention) -> None:
+        super().__init__()
+        self._heads, self._scale, crossed = attention.heads, attention.scale, attention.is_cross_attention
+        self.to_q = attention.to_q if crossed else None
+        self.packed = _packed(*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v)
+        self.to_out = attention.to_out[0]
+
+    def forward(
+        self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
+    ) -> Tensor:
+        """# [B, P, C], text [B, T, W] -> [B, P, C]"""
+        assert attention_mask is None
+        if self.to_q is None:
+            parts = self.packed(x).chunk(3, dim=-1)
+        else:
+            parts = (self.to_q(x), *self.packed(encoder_hidden_states).chunk(2, dim=-1))
+        q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
+        mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=self._scale)
+        out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
+        return out
+
+
+def _packed(*layers: nn.Linear) -> nn.Linear:
+    """Layers of one input, as one."""
+    first = layers[0]
+    made = nn.Linear(first.in_features, sum(n.out_features for n in layers), bias=first.bias is not None)
+    made.weight = nn.Parameter(torch.cat([n.weight for n in layers]), requires_grad=False)
+    if first.bias is not None:
+        made.bias = nn.Parameter(torch.cat([n.bias for n in layers]), requires_grad=False)
+    return made
+
+
 class FusedTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward; each norm takes the residual before it along."""
 
@@ -129,6 +165,15 @@ def _transformer(block: BasicTransformerBlock) -> nn.Module | None:
     return FusedTransformerBlock(block) if plain and both and all(_is_affine(n) for n in norms) else None
 
 
+def _attention(attention: Attention) -> nn.Module | None:
+    """Attention as Stable Diffusion's U-Nets have it: over rows, with nothing but projections about it."""
+    about = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
+    plain = type(attention.processor) is AttnProcessor2_0 and all(getattr(attention, n, None) is None for n in about)
+    after = attention.residual_connection or attention.rescale_output_factor != 1
+    same = len({layer.bias is None for layer in (attention.to_k, attention.to_v)}) == 1
+    return FusedAttention(attention) if plain and same and not after else None
+
+
 def _is_affine(norm: nn.Module | None) -> bool:
     return isinstance(norm, nn.LayerNorm) and norm.bias is not None and len(norm.normalized_shape) == 1
 
@@ -136,6 +181,7 @@ def _is_affine(norm: nn.Module | None) -> bool:
 _RULES: Mapping[type[nn.Module], Callable[[Any], nn.Module | None]] = {
     ResnetBlock2D: _resnet,
     BasicTransformerBlock: _transformer,
+    Attention: _attention,
     GEGLU: FusedGeglu,
     nn.LayerNorm: lambda norm: FusedLayerNorm(norm) if _is_affine(norm) else None,
     nn.GroupNorm: lambda norm: FusedGroupNorm(norm, silu=False) if norm.affine else None,

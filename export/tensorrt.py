@@ -18,7 +18,7 @@ import torch
 from calotype.backends.trt import log_of
 from calotype.bindings import Binding
 from calotype.errors import BuildError, InputError, first_line
-from calotype.export.tensorrt_watch import Phase, monitor_of
+from calotype.export.tensorrt_watch import Phase, Watcher, monitor_of
 from calotype.profile import Profile
 
 __all__ = ["Built", "EngineOptions", "Phase", "build_engine", "shapes_of"]
@@ -103,7 +103,7 @@ def build_engine(
     """
     options = options or EngineOptions()
     _check_gpu(trt, options)
-    log, monitor = log_of(trt), monitor_of(trt, watch)
+    log, watcher = log_of(trt), Watcher(watch)
     try:
         builder = trt.Builder(log)
         network, config = builder.create_network(0), builder.create_builder_config()  # no flag: all are strongly typed
@@ -113,15 +113,15 @@ def build_engine(
         for shapes in profiles:
             _add_profile(builder, network, config, shapes)
         cached = _use_cache(trt, config, timing_cache)
-        config.progress_monitor = monitor
+        config.progress_monitor = monitor_of(trt, watcher)
         engine = builder.build_serialized_network(network, config)
         timings = bytes(config.get_timing_cache().serialize()) if cached else b""
     except BuildError:
         raise
     except Exception as failed:  # bindings raise RuntimeError, TypeError and AttributeError
-        monitor.check(graph)
+        watcher.check(graph)
         raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or first_line(failed)}") from failed
-    monitor.check(graph)
+    watcher.check(graph)
     if engine is None:
         raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or 'it says nothing of why'}")
     return Built(engine=bytes(engine), timing_cache=timings)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,46 +28,63 @@ class Phase:
 Watch = Callable[[Phase], bool]
 
 
-def monitor_of(trt: Any, watch: Watch | None) -> Any:
-    """A progress monitor of the library that tells `watch`, which ends the build by returning False.
+class Watcher:
+    """Tells `watch` of every step, until it returns False or raises. Threads may share it."""
 
-    `check(graph)` raises after the build what ended it: `Cancelled`, or what `watch` raised.
-    """
+    def __init__(self, watch: Watch | None) -> None:
+        self._watch = watch
+        self._lock = threading.Lock()
+        self._phases: dict[str, Phase] = {}
+        self._failed: BaseException | None = None
+        self._ended = False
+
+    def start(self, name: str, inside: str | None, steps: int) -> None:
+        """A phase begins."""
+        self._tell(Phase(name=name, inside=inside, done=0, of=steps))
+
+    def step(self, name: str, step: int) -> bool:
+        """A step of it is done; whether the build may go on."""
+        phase = self._phases.get(name, Phase(name=name, inside=None, done=0, of=step + 1))
+        self._tell(replace(phase, done=step + 1))
+        return not self._ended
+
+    def finish(self, name: str) -> None:
+        """It ends, maybe before its last step."""
+        with self._lock:
+            self._phases.pop(name, None)
+
+    def check(self, graph: Path) -> None:
+        """After the build: raise what ended it, `Cancelled` or what `watch` raised."""
+        if self._failed is not None:
+            raise self._failed
+        if self._ended:
+            raise Cancelled(f"the building of {graph} was cancelled.")
+
+    def _tell(self, phase: Phase) -> None:
+        with self._lock:
+            self._phases[phase.name] = phase
+            if self._watch is None or self._ended:
+                return
+            try:
+                self._ended = self._watch(phase) is False
+            except BaseException as failed:  # KeyboardInterrupt too: it would be lost inside the library
+                self._failed, self._ended = failed, True
+
+
+def monitor_of(trt: Any, watcher: Watcher) -> Any:
+    """A progress monitor of the library that tells the watcher."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.IProgressMonitor.__init__(self)
-            self._lock = threading.Lock()
-            self._phases: dict[str, Phase] = {}
-            self._failed: BaseException | None = None
-            self._ended = False
 
         def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
-            self._tell(Phase(name=phase_name, inside=parent_phase, done=0, of=num_steps))
+            watcher.start(phase_name, parent_phase, num_steps)
 
         def step_complete(self, phase_name: str, step: int) -> bool:
-            known = self._phases.get(phase_name, Phase(name=phase_name, inside=None, done=0, of=step + 1))
-            self._tell(Phase(name=phase_name, inside=known.inside, done=step + 1, of=known.of))
-            return not self._ended
+            return watcher.step(phase_name, step)
 
         def phase_finish(self, phase_name: str) -> None:
-            with self._lock:
-                self._phases.pop(phase_name, None)
-
-        def _tell(self, phase: Phase) -> None:
-            with self._lock:
-                self._phases[phase.name] = phase
-                if watch is None or self._ended:
-                    return
-                try:
-                    self._ended = watch(phase) is False
-                except BaseException as failed:  # KeyboardInterrupt too: it would be lost inside the library
-                    self._failed, self._ended = failed, True
-
-        def check(self, graph: Path) -> None:
-            if self._failed is not None:
-                raise self._failed
-            if self._ended:
-                raise Cancelled(f"the building of {graph} was cancelled.")
+            watcher.finish(phase_name)
 
     return Monitor()

@@ -103,6 +103,19 @@ def _guided(output, guidance, slot, slots, here, size, mask, GUIDED: tl.constexp
 
 
 @triton.jit
+def _mixed(past, row, columns, size, fresh, inside, alive, COLUMNS: tl.constexpr):
+    """The row's mix of the history, but for the column `fresh`, at the places of `past`.  # -> [BLOCK] float64"""
+    total = tl.zeros(past.shape, tl.float64)
+    for first in range(0, columns, COLUMNS):
+        column = first + tl.arange(0, COLUMNS)
+        weight = tl.load(row + column, mask=(column < columns) & alive, other=0)
+        wanted = (weight != 0) & (column != fresh)  # what has no weight may not be there yet
+        terms = tl.load(past[None, :] + column[:, None] * size, mask=wanted[:, None] & inside[None, :], other=0)
+        total += tl.sum(tl.where(wanted, weight, 0)[:, None] * terms.to(tl.float64), axis=0)
+    return total
+
+
+@triton.jit
 def _guided_step(
     output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance, clean, mask, keep,
     slots, table, columns, size, pixels,
@@ -121,19 +134,11 @@ def _guided_step(
     tl.store(past + (1 + at) * size, e, mask=answered)
     total = tl.load(row + 1 + at, mask=alive & (at >= 0), other=0) * e.to(tl.float64)
 
-    fresh = tl.where(at >= 0, 1 + at, -1)  # the column that is in `e`
-    for first in range(0, columns, COLUMNS):
-        column = first + tl.arange(0, COLUMNS)
-        weight = tl.load(row + column, mask=(column < columns) & alive, other=0)
-        wanted = (weight != 0) & (column != fresh)  # what has no weight may not be there yet
-        terms = tl.load(past[None, :] + column[:, None] * size, mask=wanted[:, None] & inside[None, :], other=0)
-        total += tl.sum(tl.where(wanted, weight, 0)[:, None] * terms.to(tl.float64), axis=0)
-
+    total += _mixed(past, row, columns, size, tl.where(at >= 0, 1 + at, -1), inside, alive, COLUMNS)
     if mask is not None:
-        of_clean = tl.load(keep + (slot * table + at + 1) * 2, mask=alive, other=0)
-        of_noise = tl.load(keep + (slot * table + at + 1) * 2 + 1, mask=alive, other=0)
-        kept = of_clean * tl.load(clean + slot * size + here, mask=inside, other=0).to(tl.float64)
-        kept += of_noise * tl.load(past, mask=inside, other=0).to(tl.float64)
+        mix = keep + (slot * table + at + 1) * 2  # of the clean latents and the noise
+        kept = tl.load(mix, mask=alive, other=0) * tl.load(clean + slot * size + here, mask=inside, other=0)
+        kept += tl.load(mix + 1, mask=alive, other=0) * tl.load(past, mask=inside, other=0)
         painted = tl.load(mask + slot * pixels + here % pixels, mask=inside, other=0)
         total = tl.where(painted != 0, total, kept)
 

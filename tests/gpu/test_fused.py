@@ -54,8 +54,8 @@ NETWORKS = {
     "text encoder": (text, lambda r: {"input_ids": torch.arange(14).reshape(2, 7)}),
 }
 REPLACED = {
-    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "GEGLU": 4, "GroupNorm": 5},
-    "U-Net of SDXL": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "GEGLU": 4, "GroupNorm": 5},
+    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
+    "U-Net of SDXL": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
     "VAE decoder": {"ResnetBlock2D": 6, "GroupNorm": 2},
     "VAE encoder": {"ResnetBlock2D": 4, "GroupNorm": 2},
     "text encoder": {"LayerNorm": 5},
