@@ -58,7 +58,7 @@ def inputs_of(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], matrix: Sampl
 
 
 class WholePicture(nn.Module):
-    """The function. `modules` are the plan's networks by name, as `load_module` gives them, in one type."""
+    """The function. `modules` are the plan's networks by name, as `load_module` gives them, of any types."""
 
     _scale: Tensor
     _mean: Tensor
@@ -69,14 +69,14 @@ class WholePicture(nn.Module):
             raise BackendError("a whole picture is one graph without ControlNets alone; leave them out.")
         self.networks = nn.ModuleDict(modules)
         self._plan = plan
-        self._dtype = next(modules["unet"].parameters()).dtype
+        self._dtypes = {name: next(module.parameters()).dtype for name, module in modules.items()}
         spread = (plan.latents_std or (1.0,), plan.latents_mean or (0.0,))
         std, mean = (torch.tensor(numbers, dtype=torch.float32)[:, None, None] for numbers in spread)
         self.register_buffer("_scale", std / plan.scaling_factor, persistent=False)
         self.register_buffer("_mean", mean, persistent=False)
 
     def forward(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """`latents` float32 [B, C, h, w] and `pixels` uint8 [B, H, W, 3], from what `inputs_of` names."""
+        """`pixels` uint8 [B, H, W, 3], and whether all numbers that they are made of are `finite`, bool [1]."""
         steering = self.steering(inputs)
         network, slots = self._at_the_start(inputs, guided=len(inputs["said"]) == 2 * len(inputs["noise"]))
         guided_step(network, slots)
@@ -85,8 +85,8 @@ class WholePicture(nn.Module):
             network = replace(network, output=output.contiguous())
             guided_step(network, slots)
         latents = slots.latents * self._scale + self._mean
-        (pixels,) = self.networks["vae_decoder"](latent_sample=latents.to(self._dtype))
-        return {"latents": slots.latents, "pixels": to_uint8(pixels)}
+        (pixels,) = self.networks["vae_decoder"](latent_sample=latents.to(self._dtypes["vae_decoder"]))
+        return {"pixels": to_uint8(pixels), "finite": torch.isfinite(pixels).all()[None]}  # bytes would not show it
 
     def steering(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """What the denoiser is given at every call besides the sample and the timestep."""
@@ -94,12 +94,16 @@ class WholePicture(nn.Module):
         for name in {component for component, _ in prompting.states}:
             names = [b.name for b in self._plan.components[name].outputs]
             outputs[name] = dict(zip(names, self.networks[name](inputs[IDS + name]), strict=True))
-        said = inputs["said"].to(self._dtype)  # 0 makes the zeros of a negative prompt that was not said
-        states = torch.cat([outputs[component][output] for component, output in prompting.states], dim=-1)
+        kind = self._dtypes["unet"]
+        said = inputs["said"].to(kind)  # 0 makes the zeros of a negative prompt that was not said
+        states = torch.cat([outputs[component][output].to(kind) for component, output in prompting.states], dim=-1)
         found = {"encoder_hidden_states": states * said[:, None, None]}
         if prompting.pooled is not None:
             component, output = prompting.pooled
-            found |= {"text_embeds": outputs[component][output] * said[:, None], "time_ids": inputs["time_ids"]}
+            found |= {
+                "text_embeds": outputs[component][output].to(kind) * said[:, None],
+                "time_ids": inputs["time_ids"],
+            }
         return found
 
     def _at_the_start(self, inputs: Mapping[str, Tensor], *, guided: bool) -> tuple[Network, Slots]:
@@ -117,6 +121,6 @@ class WholePicture(nn.Module):
             latents=torch.empty_like(noise),
         )
         halves = count * (1 + guided)
-        sample = noise.new_empty(halves, *noise.shape[1:], dtype=self._dtype)
+        sample = noise.new_empty(halves, *noise.shape[1:], dtype=self._dtypes["unet"])
         network = Network(output=torch.empty_like(sample), sample=sample, timestep=noise.new_empty(halves))
         return network, slots

@@ -26,6 +26,7 @@ def _to_uint8(
     there = (pixel < pixels)[:, None] & (channel < channels)[None, :]
     place = (pixel // width * stride_h + pixel % width * stride_w)[:, None] + channel[None, :] * stride_c  # [P, C]
     v = tl.load(x + image * stride_b + place, mask=there, other=0).to(tl.float32)
+    v = tl.where(v == v, v, -1.0)
     v = tl.minimum(tl.maximum(v * 0.5 + 0.5, 0.0), 1.0) * 255
     # Numbers from 2^23 to 2^24 are whole, so the sum is rounded to one, a half to the even side.
     v = (v + 8388608.0) - 8388608.0
@@ -64,5 +65,5 @@ def launches(x: Tensor) -> Sequence[Launch]:
 
 def reference(x: Tensor) -> Tensor:
     """The same in float32, by torch."""
-    unit = (x.float() * 0.5 + 0.5).clamp(0, 1)
+    unit = (x.float().nan_to_num(nan=-1) * 0.5 + 0.5).clamp(0, 1)
     return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

@@ -87,6 +87,11 @@ class Gpu:
         return torch.from_numpy(np.ascontiguousarray(array)).to("cuda")
 
     def fetch(self, tensor: Tensor) -> np.ndarray[Any, Any]:
-        """The tensor as an array, once the current stream has made it."""
-        found: np.ndarray[Any, Any] = tensor.cpu().numpy()
+        """The tensor as an array, once the current stream has made it: through pinned memory."""
+        import torch
+
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host.copy_(tensor, non_blocking=True)
+        torch.cuda.current_stream().synchronize()
+        found: np.ndarray[Any, Any] = host.numpy()
         return found

@@ -26,11 +26,12 @@ def test_it_is_the_reference_to_the_bit(shape, why, order, dtype, randn):
 
 
 def test_halves_go_to_the_even_side_and_what_is_outside_is_clamped(device):
-    levels = torch.tensor([0.5, 1.5, 2.5, 254.5, 0.49999, 300, -7, float("inf"), float("-inf")], device=device)
+    outside = [300, -7, float("inf"), float("-inf"), float("nan")]
+    levels = torch.tensor([0.5, 1.5, 2.5, 254.5, 0.49999, *outside], device=device)
     x = (levels / 255 * 2 - 1).reshape(1, 1, 1, -1)
     got = to_uint8(x)
     assert torch.equal(got, reference(x))
-    assert got.flatten().tolist()[4:] == [0, 255, 0, 255, 0]
+    assert got.flatten().tolist()[4:] == [0, 255, 0, 255, 0, 0]
 
 
 def test_a_view_of_larger_pictures_is_read_by_its_strides(randn):
