@@ -1,9 +1,9 @@
 """Captured CUDA graphs of one function of tensors: a graph for each set of shapes, kept within a number of bytes.
 
 A graph replays launches over fixed addresses. So inputs are copied into buffers of its own, outputs are copied out
-before the next replay, and one lock lets one caller at a time in between. Graphs of one function share a memory pool:
-their intermediate tensors may lie on top of each other, as no two replay at once. Shapes that were not seen for longest
-give way to new ones.
+before the next replay, and one lock lets one caller at a time in between. Shapes that were not seen for longest give
+way to new ones. A pool of memory is given back as a whole, so each graph has one of its own: what is dropped is free,
+at the price that graphs of different sizes do not lie on top of each other.
 
 What records and replays is a `Recorder`: `CudaRecorder` on a GPU, another in tests. Knows nothing of networks.
 """
@@ -12,9 +12,9 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from calotype.errors import BackendError, first_line
 
@@ -63,12 +63,6 @@ class Graphs:
             graph.replay()
             return {name: tensor.clone() for name, tensor in graph.outputs.items()}
 
-    def warm(self, many: Sequence[Tensors]) -> None:
-        """Capture for these inputs, the largest first: the smaller ones fit into the memory that it leaves."""
-        with self._lock:
-            for inputs in sorted(many, key=lambda i: -sum(t.numel() for t in i.values())):
-                self._graph(inputs)
-
     @property
     def size_bytes(self) -> int:
         """What all graphs hold."""
@@ -99,10 +93,7 @@ class Graphs:
 
 
 class CudaRecorder:
-    """Captures with torch, into one memory pool."""
-
-    def __init__(self) -> None:
-        self._pool: Any = None
+    """Captures with torch."""
 
     def record(self, function: Function, inputs: Tensors) -> Recorded:
         """Raises `MemoryError` where the device is full."""
@@ -117,17 +108,16 @@ class CudaRecorder:
     def _record(self, function: Function, inputs: Tensors) -> Recorded:
         import torch
 
-        before = torch.cuda.memory_reserved()
-        self._pool = self._pool or torch.cuda.graph_pool_handle()
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # nothing can be captured on the default stream
         torch.cuda.synchronize()
         with torch.cuda.stream(side):
             for _ in range(2):  # libraries choose and load kernels at first calls, which a capture forbids
                 function(inputs)
         torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
+        torch.cuda.empty_cache()  # as the capture does: what is held afterwards and not before is the graph's
+        before, graph = torch.cuda.memory_reserved(), torch.cuda.CUDAGraph()
         # "thread_local": what other threads do on the device meanwhile is no part of it, and allowed.
-        with torch.cuda.graph(graph, pool=self._pool, stream=side, capture_error_mode="thread_local"):
+        with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             outputs = function(inputs)
         size = max(0, torch.cuda.memory_reserved() - before)
         return Recorded(inputs=inputs, outputs=outputs, replay=graph.replay, size_bytes=size)
