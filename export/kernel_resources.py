@@ -32,12 +32,19 @@ Table = dict[str, Any]
 def cases() -> Iterator[tuple[str, Launch]]:
     """Every kind of launch that a full-size model makes, by a name that tells it from the others."""
     half = torch.bfloat16
-    x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
-    yield from _named("SD 1.5's first level", group_norm_silu.launches(x, _norm(320), time=_empty(2, 320, dtype=half)))
-    x = _empty(2, 1280, 16, 16, dtype=half).contiguous(memory_format=torch.channels_last)
-    yield from _named("a residual, low", group_norm_silu.launches(x, _norm(1280), residual=x))
-    x = _empty(1, 128, 1024, 1024, dtype=half).contiguous(memory_format=torch.channels_last)
-    yield from _named("the autoencoder's last level", group_norm_silu.launches(x, _norm(128), residual=x))
+    for what, shape, added in (
+        ("SD 1.5's first level", (2, 320, 64, 64), "time"),
+        ("SDXL's second level", (2, 640, 64, 64), "time"),
+        ("the widest skip", (2, 2560, 16, 16), ""),
+        ("a residual, low", (2, 1280, 16, 16), "residual"),
+        ("the autoencoder's middle", (1, 512, 128, 128), ""),
+        ("the autoencoder's last level", (1, 128, 1024, 1024), "residual"),
+    ):
+        x = _empty(*shape, dtype=half).contiguous(memory_format=torch.channels_last)
+        more = {"time": _empty(*shape[:2], dtype=half), "residual": x}
+        yield from _named(
+            what, group_norm_silu.launches(x, _norm(shape[1]), **{n: more[n] for n in more if n == added})
+        )
     for width, rows in ((320, 4096), (1280, 1024)):
         x, scale = _empty(2, rows, width, dtype=half), _empty(width, dtype=half)
         yield from _named(f"{width} wide", layer_norm.launches(x, scale, scale, residual=x))

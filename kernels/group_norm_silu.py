@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from calotype.kernels.launch import Arguments, Launch, blocks, power_of_two, require, wide
 
-_TILE = 4096  # numbers that a program holds at once
+_TILE = 2048  # numbers that a program holds at once
 _SMALL = 16384  # numbers of a group that one program reads alone
 _PARTS = 128  # of a group, at most: every program of the second kernel reads the moments of all
 _WIDE = 64  # channels side by side that make full cache lines

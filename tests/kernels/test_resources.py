@@ -5,6 +5,7 @@ import re
 from pathlib import Path
 
 import pytest
+import triton
 
 from calotype.export import kernel_resources
 from calotype.export.kernel_resources import TARGETS, cases, differences, resources
@@ -12,7 +13,7 @@ from calotype.export.kernel_resources import TARGETS, cases, differences, resour
 KERNELS = Path(__file__).parent.parent.parent / "kernels"
 COMMITTED = json.loads((KERNELS / "resources.json").read_text())
 CASES = dict(cases())
-MOST_REGISTERS = 128  # of a thread: with four warps, at least four programs are on a multiprocessor at once
+MOST_REGISTERS = 80  # of a thread: with four warps, six programs are on a multiprocessor at once
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -28,6 +29,8 @@ def _compiled_here(tmp_path_factory):
 def test_it_compiles_to_what_the_table_says(name, target):
     found = resources(CASES[name], target)
     assert found["spilled_bytes"] == 0
+    if triton.__version__ != COMMITTED["triton"]:
+        pytest.skip(f"the table is of triton {COMMITTED['triton']}, and this is {triton.__version__}")
     assert found == COMMITTED["kernels"][name][f"sm_{target}"]
 
 
