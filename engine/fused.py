@@ -8,7 +8,8 @@ interpreter). Imports torch, diffusers and triton: only the cuda backend imports
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -100,6 +101,12 @@ class FusedAttention(nn.Module):
         self.to_q = attention.to_q if crossed else None
         self.packed = _packed(*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v)
         self.to_out = attention.to_out[0]
+        self.kept: tuple[Tensor, ...] | None = None  # keys and values of a text that does not change, see `remembered`
+
+    def of_text(self, text: Tensor) -> tuple[Tensor, ...]:
+        """Its keys and values.  # [B, T, W] -> 2 x [B, T, C]"""
+        keys, values = self.packed(text).chunk(2, dim=-1)
+        return keys, values
 
     def forward(
         self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
@@ -108,8 +115,11 @@ class FusedAttention(nn.Module):
         assert attention_mask is None
         if self.to_q is None:
             parts = self.packed(x).chunk(3, dim=-1)
+        elif self.kept is not None:
+            parts = (self.to_q(x), *self.kept)
         else:
-            parts = (self.to_q(x), *self.packed(encoder_hidden_states).chunk(2, dim=-1))
+            assert encoder_hidden_states is not None
+            parts = (self.to_q(x), *self.of_text(encoder_hidden_states))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
         mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=self._scale)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
@@ -194,6 +204,22 @@ def fuse(module: nn.Module) -> Counter[str]:
     _fuse_inside(module, done)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return done
+
+
+@contextmanager
+def remembered(module: nn.Module, text: Tensor) -> Iterator[None]:
+    """Inside, every attention in `module` to text has the keys and values of this text, computed once for all calls.
+
+    One thread at a time may be inside. What was not fused computes its own at every call, as it would.
+    """
+    to_text = [m for m in module.modules() if isinstance(m, FusedAttention) and m.to_q is not None]
+    try:
+        for attention in to_text:
+            attention.kept = attention.of_text(text)
+        yield
+    finally:
+        for attention in to_text:
+            attention.kept = None
 
 
 def _fuse_inside(module: nn.Module, done: Counter[str]) -> None:

@@ -5,7 +5,7 @@ stream, and nothing waits for the host: captured by `graphs`, a picture is one l
 inputs (`inputs_of`): prompts, seeds' noise, guidance, the rows of the sampler matrix. Shapes alone decide what is
 launched, so one graph serves every prompt, seed and sampler of one size and number of calls.
 
-Imports torch and triton. Knows nothing of graphs, backends or where modules come from; has no ControlNets yet.
+Imports torch, diffusers and triton. Knows nothing of graphs, backends or where modules come from; has no ControlNets.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from calotype.bindings import Array
 from calotype.conditioning import time_ids_of
 from calotype.errors import BackendError
+from calotype.fused import remembered
 from calotype.guidance import is_guided
 from calotype.kernels.guided_step import Network, Slots, guided_step
 from calotype.kernels.to_uint8 import to_uint8
@@ -80,10 +81,11 @@ class WholePicture(nn.Module):
         steering = self.steering(inputs)
         network, slots = self._at_the_start(inputs, guided=len(inputs["said"]) == 2 * len(inputs["noise"]))
         guided_step(network, slots)
-        for _ in range(inputs["timesteps"].shape[1] - 1):
-            (output,) = self.networks["unet"](sample=network.sample, timestep=network.timestep, **steering)
-            network = replace(network, output=output.contiguous())
-            guided_step(network, slots)
+        with remembered(self.networks["unet"], steering["encoder_hidden_states"]):
+            for _ in range(inputs["timesteps"].shape[1] - 1):
+                (output,) = self.networks["unet"](sample=network.sample, timestep=network.timestep, **steering)
+                network = replace(network, output=output.contiguous())
+                guided_step(network, slots)
         latents = slots.latents * self._scale + self._mean
         (pixels,) = self.networks["vae_decoder"](latent_sample=latents.to(self._dtypes["vae_decoder"]))
         return {"pixels": to_uint8(pixels), "finite": torch.isfinite(pixels).all()[None]}  # bytes would not show it

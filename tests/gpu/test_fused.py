@@ -8,7 +8,7 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from calotype.fused import fuse
+from calotype.fused import FusedAttention, fuse, remembered
 from calotype.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
@@ -110,6 +110,18 @@ def test_it_computes_what_the_network_computes(name, pair, randn, device):
     assert wide <= 2 * max(1e-6, off(run(plain, inputs, torch.float32, device), truth))
     half = off(run(fused, inputs, torch.bfloat16, device), truth)
     assert half <= 2 * off(run(plain, inputs, torch.bfloat16, device), truth)
+
+
+def test_a_text_that_is_remembered_is_the_text(pair, randn, device):
+    """Other texts that are given inside have no part; outside, they have."""
+    _, fused, _ = pair("U-Net")
+    inputs, (text, other) = of_unet(randn), (randn(2, 7, 24), randn(2, 7, 24))
+    wanted = run(fused, inputs | {"encoder_hidden_states": text}, torch.float32, device)
+    with torch.inference_mode(), remembered(fused, text.to(device)):
+        got = run(fused, inputs | {"encoder_hidden_states": other}, torch.float32, device)
+    assert off(got, wanted) == 0
+    kept = [m.kept for m in fused.modules() if isinstance(m, FusedAttention)]
+    assert kept == [None] * 8
 
 
 def test_parameters_are_the_networks_own(pair):
