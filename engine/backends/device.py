@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class Arena:
     """Working memory for engines that run one after another on one stream; it grows to the most that any needs.
 
-    A captured graph holds the buffer's address: whoever captures keeps the tensor that `at_least` gave it.
+    Not for captured runs: a graph would hold the address of a buffer that is let go of when a larger one is wanted.
     """
 
     def __init__(self, allocate: Callable[[int], Tensor]) -> None:
@@ -48,6 +48,12 @@ class Gpu:
         import torch
 
         return int(torch.cuda.current_stream().cuda_stream)
+
+    def capturing(self) -> bool:
+        """Is what is launched now recorded into a graph?"""
+        import torch
+
+        return bool(torch.cuda.is_current_stream_capturing())
 
     @contextmanager
     def side_stream(self) -> Iterator[None]:

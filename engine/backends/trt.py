@@ -103,7 +103,7 @@ class TrtRunner:
         """
         with self._lock:
             stream = self._gpu.current_stream()
-            self._take(inputs, stream)
+            memory = self._take(inputs, stream)
             made = dict(outputs or {})
             for name in self._outputs:
                 shape = tuple(self._context.get_tensor_shape(name))
@@ -112,6 +112,7 @@ class TrtRunner:
                 self._bind(name, made[name], shape)
             if not self._context.execute_async_v3(stream):
                 raise BackendError(f"TensorRT failed: {self._why()}")
+            del memory  # from here on it may serve what comes next on the stream
             return made
 
     def _opened(self, artefact: Artefact) -> Any:
@@ -136,18 +137,22 @@ class TrtRunner:
                 f"the plan says {sorted(self._inputs)} and {sorted(self._outputs)}."
             )
 
-    def _take(self, inputs: Mapping[str, Tensor], stream: int) -> None:
-        """Bind the inputs, after a change of sizes on the profile that fits them and with memory enough."""
+    def _take(self, inputs: Mapping[str, Tensor], stream: int) -> Tensor:
+        """Bind the inputs, after a change of sizes on the profile that fits them; the memory that it works in."""
         shapes = {name: tuple(inputs[name].shape) for name in self._inputs}
         if shapes != self._shapes:
             self._reshape(shapes, stream)
-        memory = self._gpu.arena(stream).at_least(self._need_bytes)
+        if self._gpu.capturing():  # the graph's own: the shared buffer may be let go of while the graph lives on
+            memory = self._gpu.empty((max(1, self._need_bytes),), "uint8")
+        else:
+            memory = self._gpu.arena(stream).at_least(self._need_bytes)
         place = (memory.data_ptr(), memory.numel())
         if place != self._memory:  # another runner made it larger, or it is another stream's
             self._context.set_device_memory(*place)
             self._memory = place
         for name in self._inputs:
             self._bind(name, inputs[name], shapes[name])
+        return memory
 
     def _reshape(self, shapes: Shapes, stream: int) -> None:
         self._shapes = {}  # of a change that fails half-way nothing is relied on

@@ -116,11 +116,14 @@ class CpuGpu:
     """Stands in for `Gpu`: torch's memory of the CPU, and streams that are numbers."""
 
     def __init__(self) -> None:
-        self.stream, self.side = 7, 11
+        self.stream, self.side, self.captures = 7, 11, False
         self.arenas: dict[int, Arena] = {}
 
     def current_stream(self) -> int:
         return self.stream
+
+    def capturing(self) -> bool:
+        return self.captures
 
     @contextmanager
     def side_stream(self):

@@ -82,6 +82,18 @@ def test_runners_share_working_memory_on_a_stream_and_not_across_streams(engine,
     assert set(gpu.arenas) == {7, 11}
 
 
+def test_a_captured_run_has_working_memory_of_its_own(engine, open_with, gpu):
+    fake = engine((1, 2, 8))
+    runner, gpu.captures = open_with(fake), True
+    captured = runner.run({"x": torch.ones(2, 4)})["y"]
+    assert gpu.arenas == {}
+    gpu.captures = False
+    assert (runner.run({"x": torch.ones(2, 4)})["y"] == captured).all()
+    (_, graphs), (place, shared) = fake.called("IExecutionContext.set_device_memory")
+    assert (graphs, shared) == (200, 200)
+    assert place == gpu.arenas[7].at_least(1).data_ptr()
+
+
 def test_the_profile_that_fits_is_taken_and_kept_while_it_does(engine, open_with):
     fake = engine((2, 2, 2), (1, 4, 8), (1, 4, 64))
     runner = open_with(fake)
