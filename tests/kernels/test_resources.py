@@ -6,6 +6,9 @@ from pathlib import Path
 
 import pytest
 import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
 
 from calotype.export import kernel_resources
 from calotype.export.kernel_resources import TARGETS, cases, differences, resources
@@ -32,6 +35,18 @@ def test_it_compiles_to_what_the_table_says(name, target):
     if triton.__version__ != COMMITTED["triton"]:
         pytest.skip(f"the table is of triton {COMMITTED['triton']}, and this is {triton.__version__}")
     assert found == COMMITTED["kernels"][name][f"sm_{target}"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_what_triton_itself_would_compile_at_the_first_launch(name):
+    """Its own binder, which looks at the arguments of a launch, says the same types, constants and alignments."""
+    launch = CASES[name]
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    bound, found, _ = bind(**launch.arguments, **launch.constants, **launch.options)
+    types, _, aligned = launch.signature()
+    assert dict(zip(bound, (kind for kind, _ in found), strict=True)) == types
+    assert {(i,) for i, (_, marks) in enumerate(found) if marks == "D"} == set(aligned)  # constants carry their values
 
 
 def test_the_table_has_every_kernel_and_nothing_else():
