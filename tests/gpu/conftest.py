@@ -10,6 +10,7 @@ from triton import knobs
 from calotype.graphs import CudaRecorder, Recorded
 
 INTERPRETED = knobs.runtime.interpret
+torch.backends.cudnn.allow_tf32 = False  # where float32 is said, it is meant
 
 
 def pytest_collection_modifyitems(items) -> None:

@@ -33,14 +33,15 @@ def _off(got: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:
 def no_worse_than_torch():
     """A check of (kernel's, torch's in the same type, the reference's): at most twice torch's own distance.
 
-    Where torch happens to be nearly exact, two units in float32's last place are the measure.
+    Where torch happens to be nearly exact, two units in float32's last place are the measure; eight on a GPU, whose
+    exponentials, roots and quotients are approximate.
     """
 
     def check(got: torch.Tensor, by_torch: torch.Tensor, wanted: torch.Tensor) -> None:
         assert got.dtype == by_torch.dtype
         assert got.shape == by_torch.shape == wanted.shape
         assert torch.isfinite(got).all()
-        least = 2 * torch.finfo(torch.float32).eps
+        least = (2 if knobs.runtime.interpret else 8) * torch.finfo(torch.float32).eps
         scale = float(wanted.abs().max())
         (l2, most), (torch_l2, torch_most) = _off(got, wanted), _off(by_torch, wanted)
         assert l2 <= 2 * max(torch_l2, least), (l2, torch_l2)
