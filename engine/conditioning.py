@@ -43,7 +43,7 @@ def condition(
     arrays = {"encoder_hidden_states": states}
     if prompting.pooled is not None:
         arrays["text_embeds"] = _rows(outputs, *prompting.pooled, rows)
-        arrays["time_ids"] = np.tile(_time_ids(job), (len(texts), 1))
+        arrays["time_ids"] = np.tile(time_ids_of(job), (len(texts), 1))
     return Conditioning(arrays=arrays, guidance_scale=job.guidance_scale), _notes(job, tokens, guided)
 
 
@@ -56,7 +56,7 @@ def _rows(outputs: Mapping[str, Mapping[str, Floats]], component: str, output: s
     return np.concatenate([array, np.zeros_like(array[:1])])[rows]
 
 
-def _time_ids(job: Job) -> Floats:
+def time_ids_of(job: Job) -> Floats:
     """SDXL's micro-conditioning: the size before scaling, the crop's corner and the size wanted (arXiv 2307.01952).
 
     As diffusers, unless told otherwise: a picture that was neither scaled nor cropped.  # [6]

@@ -100,7 +100,7 @@ def build(spec: BuildSpec, show: Callable[[], AbstractContextManager[Show]] = qu
 
 def check_backend(spec: BuildSpec) -> None:
     """`BuildError` where this machine, or this version, cannot build for the backend in the precision asked for."""
-    if spec.backend not in backends.NAMES:
+    if spec.backend not in backends.NAMES or backends.form_of(spec.backend) != "onnx":
         raise BuildError(
             f"this version builds nothing for {spec.backend} yet, and a plan is proved on the backend it is for; "
             f"build with --backend onnxruntime or openvino."

@@ -1,1 +1,5 @@
-"""Triton kernels, each beside its float32 reference. Empty so far: the GPU path comes later."""
+"""Triton kernels, each in a file of its own with its formula, its float32 reference and its launcher.
+
+A launcher does not launch: it makes `Launch`es, which run where their tensors are, or are compiled ahead of time for a
+GPU that is not there. Imports torch and triton alone, and knows nothing of models, plans or backends.
+"""

@@ -28,11 +28,14 @@ Arrays = Mapping[str, NDArray[Any]]
 _MODULES = {
     "onnxruntime": "calotype.backends.ort",
     "openvino": "calotype.backends.vino",
+    "tensorrt": "calotype.backends.trt",
+    "cuda": "calotype.backends.cuda",
     "eager": "calotype.backends.eager",
     "fake": "calotype.backends.fake",
 }
 NAMES = tuple(_MODULES)
-AUTO = ("onnxruntime", "eager")  # the fake backend makes no pictures: only by name
+# The fake backend makes no pictures; tensorrt and cuda have not been seen on a GPU yet: only by name.
+AUTO = ("onnxruntime", "eager")
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
 

@@ -1,0 +1,229 @@
+"""The tensorrt backend: engines of TensorRT 11 over torch tensors, on torch's current stream.
+
+An engine is a file that `calotype.export.tensorrt` made for a GPU and a range of sizes; of those sizes every call may
+take another. Working memory is not the engines' own: components run one after another, so they share one buffer.
+
+`TrtRunner.run` takes and gives tensors on the device and waits for nothing: kernels launched between two engines land
+on the same stream, and a captured graph holds them all. Nothing here captures. Without a GPU nothing of TensorRT is
+made, as that may end the process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import threading
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from calotype.backends.device import Gpu
+from calotype.errors import BackendError, first_line
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor
+
+    from calotype.backends import Arrays
+    from calotype.plan import Artefact, PlannedComponent
+
+FORM = "tensorrt"
+PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "int8+bf16", "fp8+fp16", "fp8+bf16")
+
+# TensorRT's name of a type -> torch's.
+_TYPES = {
+    **{"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn"},
+    **{"INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"},
+}
+
+Shapes = Mapping[str, tuple[int, ...]]
+
+
+def unavailable() -> str | None:
+    """None where there is a GPU that torch can use and TensorRT is installed, else what is lacking."""
+    if importlib.util.find_spec("torch") is None:
+        return "torch is not installed (pip install 'calotype[build]')"
+    import torch
+
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU that PyTorch can use"
+    if importlib.util.find_spec("tensorrt") is None:
+        return "tensorrt is not installed (pip install 'calotype[tensorrt]')"
+    return None
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
+    """Open an engine. Raises `BackendError` where it cannot run here."""
+    reason = unavailable()
+    if reason is not None:
+        raise BackendError(f"{reason}.")
+    try:
+        trt = importlib.import_module("tensorrt")
+    except ImportError as broken:
+        raise BackendError(f"tensorrt cannot be imported: {first_line(broken)}") from None
+    return TrtRunner(component, artefact, trt, Gpu())
+
+
+class TrtRunner:
+    """An engine with one context. Threads may share it: a lock lets one at a time put its work on the stream."""
+
+    backend = "tensorrt"
+
+    def __init__(self, component: PlannedComponent, artefact: Artefact, trt: Any, gpu: Gpu) -> None:
+        self.precision = artefact.precision
+        self._trt, self._gpu = trt, gpu
+        self._inputs = [b.name for b in component.inputs]
+        self._outputs = [b.name for b in component.outputs]
+        self._lock = threading.Lock()
+        self._log = log_of(trt)
+        self._runtime = trt.Runtime(self._log)  # must outlive the engine, and the engine its context
+        self._engine = self._opened(artefact)
+        self._check_tensors()
+        if self._engine.streamable_weights_size > 0:  # an engine whose weights may stay in host memory
+            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+        strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
+        self._context = self._engine.create_execution_context(strategy)
+        if self._context is None:
+            raise BackendError(f"TensorRT makes no context of {artefact.path}: {self._why()}")
+        self._shapes: Shapes = {}
+        self._profile = 0  # that a fresh context stands on
+        self._need_bytes = 0
+        self._memory: tuple[int, int] | None = None  # address and bytes of what the context was told
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name, through the device and back."""
+        with self._gpu.side_stream():
+            given = {name: self._gpu.put(array) for name, array in inputs.items()}
+            return {name: self._gpu.fetch(tensor) for name, tensor in self.run(given).items()}
+
+    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Put one run on the current stream; all outputs by name, into `outputs` where they are given.
+
+        The tensors lie on the device, contiguous. They must stay alive until the stream has done with them. Raises
+        `BackendError` for sizes that the engine was not built for, for types that are not its own, or where it fails.
+        """
+        with self._lock:
+            stream = self._gpu.current_stream()
+            memory = self._take(inputs, stream)
+            made = dict(outputs or {})
+            for name in self._outputs:
+                shape = tuple(self._context.get_tensor_shape(name))
+                if name not in made:
+                    made[name] = self._gpu.empty(shape, self._type(name))
+                self._bind(name, made[name], shape)
+            if not self._context.execute_async_v3(stream):
+                raise BackendError(f"TensorRT failed: {self._why()}")
+            del memory  # from here on it may serve what comes next on the stream
+            return made
+
+    def _opened(self, artefact: Artefact) -> Any:
+        try:
+            content = artefact.path.read_bytes()
+        except OSError as lacking:
+            raise BackendError(f"{artefact.path} cannot be read ({lacking.strerror}).") from None
+        engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None:  # of another version or another GPU, or damaged
+            raise BackendError(
+                f"TensorRT cannot open {artefact.path}: {self._why()}. "
+                "An engine is made for one version and one kind of GPU: build the plan again here."
+            )
+        return engine
+
+    def _check_tensors(self) -> None:
+        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
+        given = [n for n in names if self._engine.get_tensor_mode(n) == self._trt.TensorIOMode.INPUT]
+        if set(given) != set(self._inputs) or set(names) - set(given) != set(self._outputs):
+            raise BackendError(
+                f"the engine takes {sorted(given)} and gives {sorted(set(names) - set(given))}; "
+                f"the plan says {sorted(self._inputs)} and {sorted(self._outputs)}."
+            )
+
+    def _take(self, inputs: Mapping[str, Tensor], stream: int) -> Tensor:
+        """Bind the inputs, after a change of sizes on the profile that fits them; the memory that it works in."""
+        shapes = {name: tuple(inputs[name].shape) for name in self._inputs}
+        if shapes != self._shapes:
+            self._reshape(shapes, stream)
+        if self._gpu.capturing():  # the graph's own: the shared buffer may be let go of while the graph lives on
+            memory = self._gpu.empty((max(1, self._need_bytes),), "uint8")
+        else:
+            memory = self._gpu.arena(stream).at_least(self._need_bytes)
+        place = (memory.data_ptr(), memory.numel())
+        if place != self._memory:  # another runner made it larger, or it is another stream's
+            self._context.set_device_memory(*place)
+            self._memory = place
+        for name in self._inputs:
+            self._bind(name, inputs[name], shapes[name])
+        return memory
+
+    def _reshape(self, shapes: Shapes, stream: int) -> None:
+        self._shapes = {}  # of a change that fails half-way nothing is relied on
+        profile = self._profile_for(shapes)
+        if profile != self._profile:
+            if not self._context.set_optimization_profile_async(profile, stream):
+                raise BackendError(f"TensorRT cannot change to profile {profile}: {self._why()}")
+            self._profile = profile
+        for name, shape in shapes.items():
+            if not self._context.set_input_shape(name, shape):
+                raise BackendError(f"TensorRT refuses {name} {list(shape)}: {self._why()}")
+        lacking = self._context.infer_shapes()
+        if lacking:
+            raise BackendError(f"TensorRT cannot tell the sizes of {', '.join(lacking)} from the inputs'.")
+        self._need_bytes = self._context.update_device_memory_size_for_shapes()
+        self._memory = None  # the context divides its memory anew
+        self._shapes = shapes
+
+    def _profile_for(self, shapes: Shapes) -> int:
+        """The one in use where it fits, else the first that does."""
+        count = self._engine.num_optimization_profiles
+        for i in sorted(range(count), key=lambda i: i != self._profile):
+            if all(_within(shape, self._ends(name, i)) for name, shape in shapes.items()):
+                return i
+        told = "; or ".join(
+            ", ".join(f"{n} {list(low)} to {list(high)}" for n in shapes for low, _, high in [self._ends(n, i)])
+            for i in range(count)
+        )
+        asked = ", ".join(f"{n} {list(shape)}" for n, shape in shapes.items())
+        raise BackendError(f"the engine was built for {told}, and was given {asked}; build a plan for these sizes.")
+
+    def _ends(self, name: str, profile: int) -> Sequence[tuple[int, ...]]:
+        """The least, the usual and the most of an input."""
+        return [tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, profile)]
+
+    def _bind(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        wanted = self._type(name)
+        kind = str(tensor.dtype).removeprefix("torch.")
+        if kind != wanted or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+            raise BackendError(
+                f"{name} is wanted as {wanted} {list(shape)}, contiguous; got {kind} {list(tensor.shape)}."
+            )
+        if not self._context.set_tensor_address(name, tensor.data_ptr()):
+            raise BackendError(f"TensorRT refuses the address of {name}: {self._why()}")
+
+    def _type(self, name: str) -> str:
+        kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
+        if kind not in _TYPES:
+            raise BackendError(f"the engine's {name} is of type {kind}, which torch has no name for.")
+        return _TYPES[kind]
+
+    def _why(self) -> str:
+        return str(self._log.told or "it says nothing of why")
+
+
+def _within(shape: tuple[int, ...], ends: Sequence[tuple[int, ...]]) -> bool:
+    low, _, high = ends
+    fits = len(shape) == len(low)
+    return fits and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+
+
+def log_of(trt: Any) -> Any:
+    """TensorRT's log, of which the last error is kept: its functions answer None or False, and the reason is here."""
+
+    class Log(trt.ILogger):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.ILogger.__init__(self)
+            self.told = ""
+
+        def log(self, severity: Any, text: str) -> None:
+            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
+                self.told = first_line(RuntimeError(text))
+
+    return Log()

@@ -1,0 +1,224 @@
+"""A graph becomes a TensorRT engine: typed by the graph, for the sizes of a profile, with progress that can be stopped.
+
+The library is an argument: `tensorrt` 11, which builds for the GPU that is here, or `tensorrt_rtx`, which builds for
+GPUs that are named, on any machine. Networks are strongly typed (there is no other kind any more): the precision is the
+graph's own, as `lower` and `quantize` made it. Knows nothing of plans or the store; running an engine is
+`calotype.backends.trt`'s work.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calotype.backends.trt import log_of
+from calotype.bindings import Binding
+from calotype.errors import BuildError, InputError, first_line
+from calotype.export.tensorrt_watch import Phase, Watcher, monitor_of
+from calotype.profile import Profile
+
+__all__ = ["Built", "EngineOptions", "Phase", "build_engine", "shapes_of"]
+
+Shape = tuple[int, ...]
+Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # tensor -> its least, usual and most
+
+# Both halves of guidance go through these in one call; text encoders get the negative prompts with the prompts.
+_DOUBLED = ("unet", "controlnet", "text_encoder")
+_REFITS = {"all": "REFIT", "marked": "REFIT_INDIVIDUAL", "identical": "REFIT_IDENTICAL"}
+_HARDWARE = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
+
+
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions:
+    """How an engine is built. What is not said is the library's own default.
+
+    Attributes:
+        refit: "all" weights can be exchanged later, "identical" ones can be put back, or those "marked" in the network;
+            refittable engines give up some fusions.
+        weight_streaming: weights may stay in host memory, where a GPU is too small for them.
+        version_compatible: later versions of the library can open the engine.
+        hardware: "ampere-plus" or "same-capability" GPUs can run it, not the one that is here alone.
+        targets: compute capabilities such as 89, for `tensorrt_rtx` alone; empty is the GPU that is here.
+        level: 0 to 5, how long to search for the fastest kernels.
+        workspace_bytes: the most that one layer may take for itself.
+    """
+
+    refit: str | None = None
+    weight_streaming: bool = False
+    version_compatible: bool = False
+    hardware: str | None = None
+    targets: tuple[int, ...] = ()
+    level: int | None = None
+    workspace_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        for name, known in (("refit", _REFITS), ("hardware", _HARDWARE)):
+            if getattr(self, name) not in (None, *known):
+                raise InputError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.level is not None and not 0 <= self.level <= 5:
+            raise InputError(f"the level of a TensorRT build is from 0 to 5, got {self.level}.")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Built:
+    """An engine, and what the next build may reuse (empty where the library keeps nothing)."""
+
+    engine: bytes
+    timing_cache: bytes
+
+
+def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile) -> Shapes:
+    """The sizes of every input over a profile.
+
+    A batch of a profile counts pictures; where guidance doubles it, the least is one picture without guidance.
+    """
+    halves = 2 if component.startswith(_DOUBLED) else 1
+
+    def sizes(end: str, times: int) -> dict[str, int]:
+        batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
+        return profile.sizes(batch=batch * times, height=height, width=width)
+
+    low, usual, high = sizes("low", 1), sizes("usual", halves), sizes("high", halves)
+    return {b.name: (b.shape(low), b.shape(usual), b.shape(high)) for b in inputs}
+
+
+def build_engine(
+    trt: Any,
+    graph: Path,
+    profiles: Sequence[Shapes],
+    options: EngineOptions | None = None,
+    *,
+    timing_cache: bytes = b"",
+    watch: Callable[[Phase], bool] | None = None,
+) -> Built:
+    """Build `graph` for `profiles`, the preferred one first. `watch` sees every step, and ends the build with False.
+
+    Raises:
+        BuildError: there is no GPU to build for, or the library refuses the graph, a profile or an option.
+        Cancelled: `watch` ended it.
+    """
+    options = options or EngineOptions()
+    _check_gpu(trt, options)
+    log, watcher = log_of(trt), Watcher(watch)
+    try:
+        builder = trt.Builder(log)
+        network, config = builder.create_network(0), builder.create_builder_config()  # no flag: all are strongly typed
+        parser = trt.OnnxParser(network, log)  # owns weights that the network points to
+        _parse(parser, graph)
+        _configure(trt, config, options)
+        for shapes in profiles:
+            _add_profile(builder, network, config, shapes)
+        cached = _use_cache(trt, config, timing_cache)
+        config.progress_monitor = monitor_of(trt, watcher)
+        engine = builder.build_serialized_network(network, config)
+        timings = bytes(config.get_timing_cache().serialize()) if cached else b""
+    except BuildError:
+        raise
+    except Exception as failed:  # bindings raise RuntimeError, TypeError and AttributeError
+        watcher.check(graph)
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or first_line(failed)}") from failed
+    watcher.check(graph)
+    if engine is None:
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or 'it says nothing of why'}")
+    return Built(engine=bytes(engine), timing_cache=timings)
+
+
+def _check_gpu(trt: Any, options: EngineOptions) -> None:
+    """Before anything of the library is made: without a GPU its objects may end the process."""
+    anywhere = _name(trt) == "tensorrt_rtx"
+    if options.targets and not anywhere:
+        raise BuildError(
+            f"{_name(trt)} builds for the GPU that is here, not for {', '.join(map(str, options.targets))}; "
+            "leave targets out, or build with tensorrt_rtx."
+        )
+    if not (anywhere and options.targets) and not torch.cuda.is_available():
+        raise BuildError(
+            f"{_name(trt)} builds for the GPU that is here, and there is none; "
+            "build on the machine that will run it, or with tensorrt_rtx and targets such as 89."
+        )
+
+
+def _name(trt: Any) -> str:
+    return str(trt.__name__)
+
+
+def _parse(parser: Any, graph: Path) -> None:
+    if not graph.is_file():
+        raise BuildError(f"there is no graph at {graph}; trace the component first.")
+    if parser.parse_from_file(str(graph)):
+        return
+    told = []
+    for i in range(parser.num_errors):
+        error = parser.get_error(i)
+        node, kind = error.node_name(), error.node_operator()
+        told.append(f"{f'node {node} ({kind}): ' if kind else ''}{first_line(RuntimeError(error.desc()))}")
+    raise BuildError(f"TensorRT cannot read {graph}: {'; '.join(dict.fromkeys(told[:3])) or 'no ONNX graph'}")
+
+
+def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
+    flags = {
+        "WEIGHT_STREAMING": options.weight_streaming,
+        "VERSION_COMPATIBLE": options.version_compatible,
+        **{flag: options.refit == name for name, flag in _REFITS.items()},
+    }
+    for name, wanted in flags.items():
+        if wanted:
+            config.set_flag(getattr(trt.BuilderFlag, name))
+    if options.hardware is not None:
+        level = getattr(trt.HardwareCompatibilityLevel, _HARDWARE[options.hardware])
+        config.hardware_compatibility_level = level
+    if options.level is not None:
+        config.builder_optimization_level = options.level
+    if options.workspace_bytes is not None:
+        config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    config.max_aux_streams = 0  # further streams do not go into a captured graph
+    if options.targets:
+        config.num_compute_capabilities = len(options.targets)
+        for i, target in enumerate(options.targets):
+            config.set_compute_capability(_capability(trt, target), i)
+
+
+def _capability(trt: Any, target: int) -> Any:
+    """Raises `BuildError` for a GPU that the library does not know; Hopper (90) is one."""
+    found = getattr(trt.ComputeCapability, f"SM{target}", None)
+    if found is None:
+        known = sorted(n[2:] for n in dir(trt.ComputeCapability) if n.startswith("SM"))
+        raise BuildError(f"{_name(trt)} builds for {', '.join(known)}, not for {target}.")
+    return found
+
+
+def _add_profile(builder: Any, network: Any, config: Any, shapes: Shapes) -> None:
+    optimisation = builder.create_optimization_profile()
+    given = {network.get_input(i).name for i in range(network.num_inputs)}
+    if given != set(shapes):
+        raise BuildError(f"the graph takes {sorted(given)}, and the profile is of {sorted(shapes)}.")
+    for name, ends in shapes.items():
+        try:
+            optimisation.set_shape(name, *ends)
+        except Exception as failed:
+            raise BuildError(_refused(shapes, first_line(failed))) from failed
+    if config.add_optimization_profile(optimisation) < 0:
+        raise BuildError(_refused(shapes, "each size must be from the least to the most, and fit the graph's own"))
+
+
+def _refused(shapes: Shapes, why: str) -> str:
+    told = ", ".join(f"{name} {':'.join(str(list(end)) for end in ends)}" for name, ends in shapes.items())
+    return f"TensorRT refuses the sizes {told} ({why})."
+
+
+def _use_cache(trt: Any, config: Any, cached: bytes) -> bool:
+    """Timings of an earlier build, where they are of this library and GPU; else an empty cache."""
+    if _name(trt) == "tensorrt_rtx":  # it takes no timings
+        return False
+    for content in (cached, b"") if cached else (b"",):
+        try:
+            cache = config.create_timing_cache(content)
+        except Exception:  # damaged, or another version's: timings can be taken again
+            continue
+        if cache is not None and config.set_timing_cache(cache, False):
+            return True
+    return False

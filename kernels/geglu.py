@@ -1,0 +1,61 @@
+"""A gated linear unit whose gate is a GELU, after the projection that makes both (Shazeer 2020, arXiv 2002.05202).
+
+y = a gelu(b)        a, b the halves of x;  gelu(b) = b (1 + erf(b / sqrt 2)) / 2, as diffusers computes it
+"""
+
+from collections.abc import Sequence
+
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+
+from calotype.kernels.launch import Launch, blocks, power_of_two, require, wide
+
+_BLOCK = 1024
+
+
+@triton.jit
+def _geglu(x, out, width, BLOCK: tl.constexpr):
+    row = tl.program_id(0).to(tl.int64)
+    here = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = here < width
+    a = tl.load(x + row * 2 * width + here, mask=there, other=0).to(tl.float32)
+    b = tl.load(x + row * 2 * width + width + here, mask=there, other=0).to(tl.float32)
+    y = a * (0.5 * b * (1 + tl.erf(b * 0.7071067811865476)))
+    tl.store(out + row * width + here, y.to(out.dtype.element_ty), mask=there)
+
+
+def geglu(x: Tensor) -> Tensor:
+    """a gelu(b).  # [..., 2 D] -> [..., D]
+
+    Raises `ValueError` where x is not contiguous, or of odd width.
+    """
+    (launch,) = launches(x)
+    launch()
+    out = launch.arguments["out"]
+    assert isinstance(out, Tensor)
+    return out
+
+
+def launches(x: Tensor) -> Sequence[Launch]:
+    """The launch; its arguments have `out`."""
+    require(x.is_contiguous() and x.shape[-1] % 2 == 0, "x [..., 2 D], contiguous", [x])
+    width = x.shape[-1] // 2
+    block = min(_BLOCK, power_of_two(width))
+    return [
+        Launch(
+            kernel=_geglu,
+            grid=(x.numel() // (2 * width), blocks(width, block)),
+            arguments={"x": x, "out": x.new_empty(*x.shape[:-1], width), "width": width},
+            constants={"BLOCK": block},
+            warps=4,
+        )
+    ]
+
+
+def reference(x: Tensor) -> Tensor:
+    """The same in float32, by torch."""
+    a, b = wide(x).chunk(2, dim=-1)
+    y: Tensor = a * functional.gelu(b)
+    return y

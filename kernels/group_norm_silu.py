@@ -1,0 +1,248 @@
+"""Group normalisation and SiLU over channels-last pictures, with what is added before it (Wu and He 2018, 1803.08494).
+
+    s = x + time + residual
+    y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias       over the pixels and channels of a group
+    y = y sigmoid(y)
+
+Means and variances are merged tile by tile (Chan, Golub and LeVeque 1983), so a mean far from zero costs no digits.
+A group that is small is read twice by one program. A large one is split over the pixels: a first kernel leaves the
+moments of each part, a second merges them and normalises.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.nn import functional
+
+from calotype.kernels.launch import Arguments, Launch, blocks, power_of_two, require, wide
+
+_TILE = 2048  # numbers that a program holds at once
+_SMALL = 16384  # numbers of a group that one program reads alone
+_PARTS = 128  # of a group, at most: every program of the second kernel reads the moments of all
+_WIDE = 64  # channels side by side that make full cache lines
+
+
+@dataclass(frozen=True, kw_only=True)
+class GroupNorm:
+    """The layer: its parameters, and whether SiLU comes after it."""
+
+    weight: Tensor  # [C]
+    bias: Tensor  # [C]
+    groups: int = 32
+    eps: float = 1e-5
+    silu: bool = True
+
+
+@triton.jit
+def _tile(x, time, residual, pixel, image, pixels, group, C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr):
+    """s for some pixels and groups, where it lies, and which of it is there.  # [P], [G] -> [P, G, LANES]"""
+    lane = tl.arange(0, LANES)
+    channel = group[:, None] * WIDTH + lane[None, :]  # [G, LANES]
+    there = (pixel < pixels)[:, None, None] & (lane < WIDTH)[None, None, :] & (group >= 0)[None, :, None]
+    place = (image * pixels + pixel).to(tl.int64)[:, None, None] * C + channel[None, :, :]
+    s = tl.load(x + place, mask=there, other=0).to(tl.float32)
+    if time is not None:
+        added = tl.load(time + image * C + channel, mask=(lane < WIDTH)[None, :], other=0).to(tl.float32)
+        s += tl.where(there, added[None, :, :], 0)
+    if residual is not None:
+        s += tl.load(residual + place, mask=there, other=0).to(tl.float32)
+    return s, place, there
+
+
+@triton.jit
+def _moments(
+    x, time, residual, total, start, stop, image, pixels, group,
+    C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    """The mean, and the sum of squares about it, of each group over the pixels from `start` to `stop`.  # [G], [G]"""
+    count = 0.0
+    mean = tl.zeros([group.shape[0]], tl.float32)
+    squares = tl.zeros([group.shape[0]], tl.float32)
+    for first in range(start, stop, PIXELS):
+        pixel = first + tl.arange(0, PIXELS)
+        pixel = tl.where(pixel < stop, pixel, pixels)
+        s, place, there = _tile(x, time, residual, pixel, image, pixels, group, C, WIDTH, LANES)
+        if total is not None:
+            tl.store(total + place, s.to(total.dtype.element_ty), mask=there)
+        more = ((tl.minimum(first + PIXELS, stop) - first) * WIDTH).to(tl.float32)
+        tile_mean = tl.sum(tl.sum(s, axis=2), axis=0) / more
+        off = tl.where(there, s - tile_mean[None, :, None], 0)
+        tile_squares = tl.sum(tl.sum(off * off, axis=2), axis=0)
+        apart = tile_mean - mean
+        squares += tile_squares + apart * apart * (count * more / (count + more))
+        mean += apart * (more / (count + more))
+        count += more
+    return mean, squares
+
+
+@triton.jit
+def _normalise(
+    x, time, residual, weight, bias, out, mean, scale, start, stop, image, pixels, group,
+    C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
+):  # fmt: skip
+    """y for the pixels from `start` to `stop`, stored.  # mean [G], scale [G]"""
+    lane = tl.arange(0, LANES)
+    channel = group[:, None] * WIDTH + lane[None, :]
+    w = tl.load(weight + channel, mask=(lane < WIDTH)[None, :], other=0).to(tl.float32) * scale[:, None]
+    b = tl.load(bias + channel, mask=(lane < WIDTH)[None, :], other=0).to(tl.float32)
+    for first in range(start, stop, PIXELS):
+        pixel = first + tl.arange(0, PIXELS)
+        pixel = tl.where(pixel < stop, pixel, pixels)
+        s, place, there = _tile(x, time, residual, pixel, image, pixels, group, C, WIDTH, LANES)
+        y = (s - mean[None, :, None]) * w[None, :, :] + b[None, :, :]
+        if SILU:
+            y = y / (1 + tl.exp(-y))
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=there)
+
+
+@triton.jit
+def _group_norm_whole(
+    x, time, residual, weight, bias, out, total, pixels, eps,
+    C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
+    SILU: tl.constexpr,
+):  # fmt: skip
+    group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
+    image = tl.program_id(1)
+    mean, squares = _moments(
+        x, time, residual, total, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS
+    )  # fmt: skip
+    scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + eps)
+    _normalise(
+        x, time, residual, weight, bias, out, mean, scale, 0, pixels, image, pixels, group,
+        C, WIDTH, LANES, PIXELS, SILU,
+    )  # fmt: skip
+
+
+@triton.jit
+def _group_norm_moments(
+    x, time, residual, total, moments, pixels, part_pixels,
+    C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
+):  # fmt: skip
+    part, image = tl.program_id(0), tl.program_id(2)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    start = part * part_pixels
+    stop = tl.minimum(start + part_pixels, pixels)
+    mean, squares = _moments(
+        x, time, residual, total, start, stop, image, pixels, group, C, WIDTH, LANES, PIXELS
+    )  # fmt: skip
+    place = moments + ((image * (C // WIDTH) + group) * tl.num_programs(0) + part) * 2  # [B, G, parts, 2]
+    tl.store(place, mean)
+    tl.store(place + 1, squares)
+
+
+@triton.jit
+def _group_norm_parts(
+    x, time, residual, weight, bias, out, moments, pixels, part_pixels, eps,
+    C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
+    SILU: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    part, image = tl.program_id(0), tl.program_id(2)
+    group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
+    each = tl.arange(0, PARTS)
+    there = (each < tl.num_programs(0))[None, :]
+    place = moments + ((image * (C // WIDTH) + group)[:, None] * tl.num_programs(0) + each[None, :]) * 2
+    means = tl.load(place, mask=there, other=0)  # [G, parts]
+    squares = tl.load(place + 1, mask=there, other=0)
+    share = tl.minimum(tl.maximum(pixels - each * part_pixels, 0), part_pixels).to(tl.float32)[None, :] / pixels
+    mean = tl.sum(means * share, axis=1)
+    off = means - mean[:, None]
+    variance = tl.sum(squares, axis=1) / (pixels * WIDTH) + tl.sum(off * off * share, axis=1)
+    start = part * part_pixels
+    stop = tl.minimum(start + part_pixels, pixels)
+    _normalise(
+        x, time, residual, weight, bias, out, mean, 1 / tl.sqrt(variance + eps), start, stop, image, pixels, group,
+        C, WIDTH, LANES, PIXELS, SILU,
+    )  # fmt: skip
+
+
+def group_norm_silu(
+    x: Tensor, norm: GroupNorm, *, time: Tensor | None = None, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """y, and s where there is a residual (the next one needs it).  # [B, C, H, W] channels last -> the same
+
+    `time` [B, C] is added at every pixel, `residual` has x's shape. Raises `ValueError` for tensors that do not fit.
+    """
+    made = launches(x, norm, time=time, residual=residual)
+    for launch in made:
+        launch()
+    out, total = made[-1].arguments["out"], made[0].arguments["total"]
+    assert isinstance(out, Tensor)
+    assert total is None or isinstance(total, Tensor)
+    return out, total
+
+
+def launches(
+    x: Tensor, norm: GroupNorm, *, time: Tensor | None = None, residual: Tensor | None = None
+) -> Sequence[Launch]:
+    """One launch where a group is small, two where it is split. The last has `out`, the first `total`."""
+    _check(x, norm, time, residual)
+    total = None if residual is None else torch.empty_like(x)
+    read: Arguments = {"x": x, "time": time, "residual": residual, "pixels": x.shape[2] * x.shape[3]}
+    scaled: Arguments = {"weight": norm.weight, "bias": norm.bias, "out": torch.empty_like(x), "eps": norm.eps}
+    width = x.shape[1] // norm.groups
+    if x.shape[2] * x.shape[3] * width > _SMALL:
+        return _split(x, norm, {**read, "total": total}, {**read, **scaled})
+    return [
+        Launch(
+            kernel=_group_norm_whole,
+            grid=(norm.groups, len(x)),
+            arguments={**read, **scaled, "total": total},
+            constants={**_shape(x, width, 1), "SILU": norm.silu},
+            warps=4,
+        )
+    ]
+
+
+def _split(x: Tensor, norm: GroupNorm, first: Arguments, second: Arguments) -> Sequence[Launch]:
+    """Moments of parts, then all parts' moments merged and used; `first` and `second` are the kernels' arguments."""
+    width, pixels = x.shape[1] // norm.groups, x.shape[2] * x.shape[3]
+    side = 1  # groups of a program: narrow ones alone would leave most of a cache line unread
+    while side * width < _WIDE and norm.groups % (2 * side) == 0:
+        side *= 2
+    shape = _shape(x, width, side)
+    part = power_of_two(max(4 * shape["PIXELS"], blocks(pixels, _PARTS)))
+    grid = (blocks(pixels, part), norm.groups // side, len(x))
+    moments = torch.empty(len(x), norm.groups, grid[0], 2, dtype=torch.float32, device=x.device)
+    split: Arguments = {"moments": moments, "part_pixels": part}
+    return [
+        Launch(kernel=_group_norm_moments, grid=grid, arguments={**first, **split}, constants=shape, warps=4),
+        Launch(
+            kernel=_group_norm_parts,
+            grid=grid,
+            arguments={**second, **split},
+            constants={**shape, "SILU": norm.silu, "PARTS": power_of_two(grid[0])},
+            warps=4,
+        ),
+    ]
+
+
+def _shape(x: Tensor, width: int, side: int) -> dict[str, int]:
+    lanes = power_of_two(width)
+    tile = max(1, min(power_of_two(x.shape[2] * x.shape[3]), _TILE // (lanes * side)))
+    return {"C": x.shape[1], "WIDTH": width, "LANES": lanes, "GROUPS": side, "PIXELS": tile}
+
+
+def _check(x: Tensor, norm: GroupNorm, time: Tensor | None, residual: Tensor | None) -> None:
+    given = [x, norm.weight, norm.bias, time, residual]
+    require(x.ndim == 4 and x.shape[1] % norm.groups == 0, f"x [B, C, H, W] with C a multiple of {norm.groups}", given)
+    for tensor in (x, residual):
+        last = tensor is None or tensor.is_contiguous(memory_format=torch.channels_last)
+        require(last and (tensor is None or tensor.shape == x.shape), "pictures that lie channels last", given)
+    require(norm.weight.shape == norm.bias.shape == x.shape[1:2], "a weight and a bias for each channel", given)
+    fits = time is None or (time.shape == x.shape[:2] and time.is_contiguous())
+    require(fits, "time [B, C], contiguous", given)
+
+
+def reference(
+    x: Tensor, norm: GroupNorm, *, time: Tensor | None = None, residual: Tensor | None = None
+) -> tuple[Tensor, Tensor | None]:
+    """The same in float32, by torch."""
+    s = wide(x)
+    s = s if time is None else s + wide(time)[:, :, None, None]
+    s = s if residual is None else s + wide(residual)
+    y = functional.group_norm(s, norm.groups, wide(norm.weight), wide(norm.bias), norm.eps)
+    return functional.silu(y) if norm.silu else y, None if residual is None else s

@@ -1,0 +1,76 @@
+"""What needs a GPU is skipped without one; kernels also run where Triton's interpreter stands in for it.
+
+No other conftest is needed here: `pytest --confcutdir=tests/gpu tests/gpu` wants torch, triton and calotype alone.
+"""
+
+import pytest
+import torch
+from triton import knobs
+
+from calotype.graphs import CudaRecorder, Recorded
+
+INTERPRETED = knobs.runtime.interpret
+torch.backends.cudnn.allow_tf32 = False  # where float32 is said, it is meant
+
+
+def pytest_collection_modifyitems(items) -> None:
+    if torch.cuda.is_available() or INTERPRETED:
+        return
+    skip = pytest.mark.skip(reason="no GPU (kernels run in Triton's interpreter in tests/kernels)")
+    for item in items:
+        if "gpu" in item.path.parts:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def device() -> torch.device:
+    return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+class Calls:
+    """Stands in for captures in the interpreter: a replay is a call. `made` counts the captures."""
+
+    def __init__(self) -> None:
+        self.made = 0
+
+    def record(self, function, inputs) -> Recorded:
+        self.made += 1
+        outputs = function(inputs)
+
+        def replay() -> None:
+            for name, tensor in function(inputs).items():
+                outputs[name].copy_(tensor)
+
+        return Recorded(inputs=inputs, outputs=outputs, replay=replay, size_bytes=1)
+
+
+class Captures(CudaRecorder):
+    """The real one, counting."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.made = 0
+
+    def record(self, function, inputs) -> Recorded:
+        self.made += 1
+        return super().record(function, inputs)
+
+
+@pytest.fixture
+def recorder():
+    return Calls() if INTERPRETED else Captures()
+
+
+@pytest.fixture(autouse=True)
+def _nothing_is_zero_by_chance(monkeypatch) -> None:
+    """Memory that a kernel is given to write in holds NaN, or a large whole number: what it leaves out shows."""
+    for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
+        monkeypatch.setattr(owner, name, _filled(getattr(owner, name)))
+
+
+def _filled(make):
+    def made(*args, **kwargs):
+        tensor = make(*args, **kwargs)
+        return tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
+
+    return made

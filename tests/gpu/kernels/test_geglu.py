@@ -1,0 +1,30 @@
+"""GEGLU against torch's."""
+
+import pytest
+import torch
+
+from calotype.kernels.geglu import geglu, reference
+
+# [..., 2 D], why
+SHAPES = [
+    ((1, 2), "one number of each half"),
+    ((2, 3, 86), "forty-three: the second half begins at an odd address"),
+    ((5, 2 * 1280), "a block and a quarter"),
+]
+
+
+@pytest.mark.parametrize(("shape", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
+def test_it_is_torchs(shape, why, dtype, randn, widened, no_worse_than_torch):
+    x = randn(*shape, dtype=dtype) * 2
+    a, b = x.chunk(2, dim=-1)
+    no_worse_than_torch(geglu(x), a * torch.nn.functional.gelu(b), reference(*widened(x)))
+
+
+def test_gates_that_are_shut_or_wide_open_are_exact(device):
+    x = torch.tensor([[3.0, 3.0, 0.0, -20.0, 20.0, 20.0]], device=device)
+    assert geglu(x).tolist() == [[-0.0, 60.0, 0.0]]
+
+
+def test_what_does_not_fit_is_refused(randn):
+    with pytest.raises(ValueError, match=r"\[..., 2 D\], contiguous"):
+        geglu(randn(2, 5))

@@ -1,0 +1,174 @@
+"""The step of a batch against the engine's own sampler in numpy, slot by slot, and against its float32 reference."""
+
+import copy
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+import torch
+
+from calotype.guidance import guide
+from calotype.kernels.guided_step import Inpainting, Network, Slots, guided_step, reference
+from calotype.probe import compile_sampler
+from calotype.sampler import SamplerMatrix
+
+SHAPE = (4, 5, 7)  # 140 latents: less than a block, and 35 pixels, so that a mask is no whole part of it
+WIDE = (4, 9, 13)  # 468: a block and a remainder
+
+
+TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
+# A long memory, draws of noise, two calls a step, and a schedule that is over first.
+SAMPLERS = {"dpm++2m": 5, "euler-a": 3, "heun": 4, "ddim": 1}
+
+
+@pytest.fixture(scope="module")
+def matrices() -> list[SamplerMatrix]:
+    made = [compile_sampler(name, steps, base_config=TRAINED) for name, steps in SAMPLERS.items()]
+    assert all(isinstance(m, SamplerMatrix) for m in made)
+    return made
+
+
+@dataclass
+class Batch:
+    slots: Slots
+    network: Network
+    draws: np.ndarray  # [S, draws, C, H, W]
+
+
+def batch_of(matrices, randn, shape, *, guided=True, dtype=torch.float32, scales=None) -> Batch:
+    """Slots that stand before their first call; of the history only noise and draws are there."""
+    count, table = len(matrices), max(m.calls for m in matrices) + 1
+    columns = max(m.rows.shape[1] for m in matrices)
+    noise, draws = randn(count, *shape), randn(count, 8, *shape)
+    device = noise.device
+    history = torch.full((count, columns, *shape), float("nan"), device=device)
+    rows = torch.zeros(count, table, columns, dtype=torch.float64)
+    timesteps = torch.full((count, table), float("nan"))
+    for s, m in enumerate(matrices):
+        rows[s, : m.calls + 1, : m.rows.shape[1]] = torch.tensor(m.rows)
+        timesteps[s, : m.calls] = torch.tensor(m.timesteps)
+        history[s, 0] = noise[s]
+        history[s, 1 + m.calls : 1 + m.calls + m.draws] = draws[s, : m.draws]
+    halves = count * (1 + guided)
+    scales = torch.tensor(scales or [[7.5 - s, 0.0] for s in range(count)])
+    slots = Slots(
+        call=torch.full((count,), -1, dtype=torch.int32, device=device),
+        calls=torch.tensor([m.calls for m in matrices], dtype=torch.int32, device=device),
+        rows=rows.to(device),
+        timesteps=timesteps.to(device),
+        guidance=scales.to(device),
+        history=history,
+        latents=torch.empty(count, *shape, device=device),
+    )
+    network = Network(
+        output=torch.empty(halves, *shape, dtype=dtype, device=device),
+        sample=torch.empty(halves, *shape, dtype=dtype, device=device),
+        timestep=torch.empty(halves, device=device),
+    )
+    return Batch(slots=slots, network=network, draws=draws.cpu().numpy())
+
+
+def answer(sample, timestep):
+    """A network that is not linear, and tells halves, slots and timesteps apart.  # [N, C, H, W], [N] -> the same"""
+    apart = torch.arange(len(sample), device=sample.device)[:, None, None, None]
+    return torch.tanh(sample.float() * 0.7 + timestep[:, None, None, None] * 1e-3 + apart * 0.1)
+
+
+def by_numpy(m: SamplerMatrix, s: int, batch: Batch, count: int, guided: bool) -> np.ndarray:
+    """Slot s alone, by the engine."""
+    draws = iter(batch.draws[s][:, None])
+    run = m.run(batch.slots.history[s, :1].cpu().numpy(), lambda: next(draws))
+    for i, timestep in enumerate(m.timesteps):
+        x = torch.from_numpy(run.input(i))
+        halves = (s, count + s) if guided else (s,)
+        apart = torch.tensor(halves)[:, None, None, None]
+        out = torch.tanh(x * 0.7 + np.float32(timestep) * 1e-3 + apart * 0.1).numpy()
+        run.push(i, guide(out, float(batch.slots.guidance[s, 0])) if guided else out)
+    return run.latents()[0]
+
+
+@pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
+@pytest.mark.parametrize("shape", [SHAPE, WIDE], ids=["part of a block", "a block and more"])
+def test_slots_with_samplers_of_their_own_paint_what_the_engine_paints(shape, guided, matrices, randn):
+    batch = batch_of(matrices, randn, shape, guided=guided)
+    for _ in range(max(m.calls for m in matrices) + 1):
+        guided_step(batch.network, batch.slots)
+        batch.network.output.copy_(answer(batch.network.sample, batch.network.timestep))
+    for s, m in enumerate(matrices):
+        wanted = torch.from_numpy(by_numpy(m, s, batch, len(matrices), guided))
+        torch.testing.assert_close(batch.slots.latents[s].cpu(), wanted, rtol=2e-5, atol=2e-5)
+
+
+def test_a_slot_starts_while_the_others_are_under_way(matrices, randn):
+    together, late = (batch_of(matrices, randn, SHAPE) for _ in range(2))
+    late.slots.history.copy_(together.slots.history)
+    late.slots.call[0] = int(late.slots.calls[0])  # no work in it yet
+    for i in range(10):
+        if i == 2:
+            late.slots.call[0] = -1
+        for batch in (together, late):
+            guided_step(batch.network, batch.slots)
+            batch.network.output.copy_(answer(batch.network.sample.nan_to_num(), batch.network.timestep.nan_to_num()))
+    torch.testing.assert_close(late.slots.latents, together.slots.latents, rtol=0, atol=0)
+
+
+def test_a_slot_that_is_through_is_left_as_it_is(matrices, randn):
+    batch = batch_of(matrices, randn, SHAPE)
+    batch.slots.call.copy_(batch.slots.calls)
+    batch.slots.latents.fill_(3)
+    batch.network.output.fill_(5)
+    before = batch.slots.history.clone()
+    guided_step(batch.network, batch.slots)
+    assert (batch.slots.latents == 3).all()
+    assert torch.isnan(batch.network.sample).all()
+    assert torch.isnan(batch.network.timestep).all()
+    assert torch.equal(batch.slots.history.isnan(), before.isnan())
+
+
+def inpainted(batch: Batch, randn) -> Batch:
+    table = batch.slots.rows.shape[1]
+    mask = (randn(len(batch.slots.latents), *batch.slots.latents.shape[2:]) > 0).to(torch.uint8)
+    keep = randn(len(mask), table, 2).double()
+    kept = Inpainting(clean=randn(*batch.slots.latents.shape), mask=mask, keep=keep)
+    return replace(batch, slots=replace(batch.slots, inpainting=kept))
+
+
+@pytest.mark.parametrize("rescaled", [False, True], ids=["plain", "rescaled"])
+@pytest.mark.parametrize("painted", [False, True], ids=["whole", "inpainting"])
+def test_every_tensor_is_the_references(rescaled, painted, dtype, matrices, randn):
+    scales = [[7.5, 0.7], [3.0, 0.0], [1.0, 1.0], [5.0, 0.3]] if rescaled else None
+    ours = batch_of(matrices, randn, WIDE, dtype=dtype, scales=scales)
+    ours = inpainted(ours, randn) if painted else ours
+    theirs = copy.deepcopy(ours)
+    for _ in range(4):
+        guided_step(ours.network, ours.slots, rescaled=rescaled)
+        reference(theirs.network, theirs.slots)
+        for side in ("network", "slots"):
+            for name in vars(getattr(ours, side)):
+                got, wanted = (getattr(getattr(b, side), name) for b in (ours, theirs))
+                if isinstance(got, torch.Tensor):
+                    close = {"rtol": 2e-5, "atol": 2e-5} if got.dtype == torch.float32 else {}  # half: torch's own
+                    torch.testing.assert_close(got, wanted, equal_nan=True, **close)
+        for batch in (ours, theirs):  # both from the reference's, so that differences do not add up
+            batch.network.output.copy_(answer(theirs.network.sample, theirs.network.timestep))
+            batch.slots.history.copy_(theirs.slots.history)
+
+
+def test_rescaling_is_diffusers(matrices, randn):
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    batch = batch_of(matrices[:1], randn, WIDE, scales=[[7.5, 0.7]])
+    guided_step(batch.network, batch.slots, rescaled=True)
+    batch.network.output.copy_(randn(*batch.network.output.shape))
+    without, given = batch.network.output.chunk(2)
+    wanted = rescale_noise_cfg(without + 7.5 * (given - without), given, guidance_rescale=0.7)
+    guided_step(batch.network, batch.slots, rescaled=True)
+    torch.testing.assert_close(batch.slots.history[:, 1], wanted, rtol=1e-5, atol=1e-5)
+
+
+def test_what_does_not_fit_is_refused(matrices, randn):
+    batch = batch_of(matrices, randn, SHAPE)
+    with pytest.raises(ValueError, match=r"guidance \[4, 2\], contiguous"):
+        guided_step(batch.network, replace(batch.slots, guidance=batch.slots.guidance[:2]))
+    with pytest.raises(ValueError, match="sample"):
+        guided_step(replace(batch.network, sample=batch.network.sample[1:]), batch.slots)

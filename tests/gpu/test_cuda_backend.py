@@ -1,0 +1,119 @@
+"""The cuda backend against the eager one; in the interpreter with a stand-in for the device and for captures."""
+
+from contextlib import nullcontext
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+from calotype import networks
+from calotype.backends import cuda as backend
+from calotype.backends.cuda import CudaRunner
+from calotype.backends.device import Gpu
+from calotype.errors import BackendError
+from calotype.modules import load_module
+from calotype.plan import Artefact, PlannedComponent
+
+CONFIGS = {"text_encoder": {"max_position_embeddings": 7}}
+
+
+class Host:
+    """Stands in for `Gpu` in the interpreter."""
+
+    def side_stream(self):
+        return nullcontext()
+
+    def hold(self, module):
+        return module
+
+    def put(self, array):
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+    def fetch(self, tensor):
+        return tensor.numpy()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    torch.manual_seed(4)
+    unet = diffusers.UNet2DConditionModel(
+        sample_size=8,
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(32,),
+        layers_per_block=1,
+        norm_num_groups=4,
+        attention_head_dim=4,
+        cross_attention_dim=24,
+    )
+    unet.save_pretrained(tmp_path_factory.mktemp("unet") / "model")
+    return next(tmp_path_factory.getbasetemp().glob("unet*/model"))
+
+
+@pytest.fixture
+def component(folder):
+    config = diffusers.UNet2DConditionModel.load_config(folder)
+    tensors = networks.unet({"unet": config, **CONFIGS})
+    artefact = Artefact(form="diffusers", path=folder, precision="fp32", check={})
+    return PlannedComponent(
+        name="unet", inputs=tensors.inputs, outputs=tensors.outputs, artefacts=(artefact,), refused={}
+    )
+
+
+@pytest.fixture
+def open_in(component, folder, device, recorder):
+    gpu = Host() if device.type == "cpu" else Gpu()
+
+    def of(precision):
+        artefact = Artefact(form="diffusers", path=folder, precision=precision, check={})
+        return CudaRunner(component, artefact, gpu, recorder, limit_bytes=2**30)
+
+    return of
+
+
+def inputs(height, seed, batch=2):
+    draw = np.random.default_rng(seed)
+    sizes = {"sample": (batch, 4, height, 4), "encoder_hidden_states": (batch, 7, 24)}
+    arrays = {n: draw.standard_normal(s, dtype=np.float32) for n, s in sizes.items()}
+    return arrays | {"timestep": np.array([999.0, 3.0][:batch], dtype=np.float32)}
+
+
+def off(got, wanted) -> float:
+    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+
+
+@pytest.mark.parametrize(("precision", "most", "heights"), [("fp32", 1e-5, (2, 1)), ("bf16", 3e-2, (1,))])
+def test_it_computes_what_eager_computes_at_every_size(precision, most, heights, open_in, recorder, folder):
+    runner = open_in(precision)
+    module = load_module("unet", folder)
+    for seed, height in enumerate(heights):
+        given = inputs(height, seed)
+        with torch.inference_mode():
+            (wanted,) = module(**{n: torch.from_numpy(a) for n, a in given.items()})
+        got = runner(given)["out_sample"]
+        assert got.dtype == np.float32
+        assert off(got, wanted.numpy()) <= most
+    assert runner.precision == precision
+    assert recorder.made == len(set(heights))
+
+
+def test_kernels_are_in_it(open_in):
+    assert set(open_in("fp32").replaced) == {
+        "ResnetBlock2D",
+        "BasicTransformerBlock",
+        "Attention",
+        "GEGLU",
+        "GroupNorm",
+    }
+
+
+def test_a_precision_that_it_does_not_run_is_our_error(open_in):
+    with pytest.raises(BackendError, match="cuda runs fp32, fp16, bf16, and the artefact is int8"):
+        open_in("int8")
+
+
+def test_without_a_gpu_it_says_so(component, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BackendError, match="no NVIDIA GPU"):
+        backend.open_runner(component, component.artefacts[0])

@@ -1,0 +1,148 @@
+"""Networks with our kernels in them against the same networks without, tiny and of random weights."""
+
+import copy
+
+import diffusers
+import pytest
+import torch
+from torch import nn
+from transformers import CLIPTextConfig, CLIPTextModel
+
+from calotype.fused import FusedAttention, fuse, remembered
+from calotype.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
+
+COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
+BLOCKS = {
+    "down_block_types": ("CrossAttnDownBlock2D", "DownBlock2D"),
+    "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D"),
+}
+XL = {
+    "use_linear_projection": True,
+    "addition_embed_type": "text_time",
+    "addition_time_embed_dim": 8,
+    "projection_class_embeddings_input_dim": 6 * 8 + 24,
+}
+
+
+def unet(**settings) -> nn.Module:
+    """Norms that do something: fresh ones multiply by one and add nothing."""
+    return UNet(
+        diffusers.UNet2DConditionModel(cross_attention_dim=24, attention_head_dim=4, **COMMON, **BLOCKS, **settings)
+    )
+
+
+def vae() -> diffusers.AutoencoderKL:
+    blocks = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+    return diffusers.AutoencoderKL(latent_channels=4, **COMMON, **blocks)
+
+
+def text() -> nn.Module:
+    sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    return TextEncoder(CLIPTextModel(CLIPTextConfig(vocab_size=99, max_position_embeddings=7, **sizes)))
+
+
+def of_unet(randn, **more):
+    times = torch.tensor([1.0, 999.0])
+    return {"sample": randn(2, 4, 4, 6), "timestep": times, "encoder_hidden_states": randn(2, 7, 24), **more}
+
+
+NETWORKS = {
+    "U-Net": (unet, of_unet),
+    "U-Net of SDXL": (lambda: unet(**XL), lambda r: of_unet(r, text_embeds=r(2, 24), time_ids=r(2, 6).abs() * 99)),
+    "VAE decoder": (lambda: VaeDecoder(vae()), lambda r: {"latent_sample": r(1, 4, 4, 6)}),
+    "VAE encoder": (lambda: VaeEncoder(vae()), lambda r: {"sample": r(1, 3, 8, 12)}),
+    "text encoder": (text, lambda r: {"input_ids": torch.arange(14).reshape(2, 7)}),
+}
+REPLACED = {
+    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
+    "U-Net of SDXL": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
+    "VAE decoder": {"ResnetBlock2D": 6, "GroupNorm": 2},
+    "VAE encoder": {"ResnetBlock2D": 4, "GroupNorm": 2},
+    "text encoder": {"LayerNorm": 5},
+}
+KEPT_WIDE = ("timestep", "time_ids")
+
+
+@pytest.fixture
+def pair(request, device):
+    """A network, and the same one fused; norms that scale and shift, as trained ones do."""
+
+    def of(name):
+        torch.manual_seed(3)
+        plain = NETWORKS[name][0]().eval().requires_grad_(False)
+        for module in plain.modules():
+            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+                nn.init.normal_(module.weight, 1, 0.3)
+                nn.init.normal_(module.bias, 0, 0.3)
+        fused = copy.deepcopy(plain)
+        replaced = fuse(fused)
+        return plain.to(device), fused.to(device), replaced
+
+    return of
+
+
+@pytest.fixture
+def randn(device):
+    generator = torch.Generator().manual_seed(0)
+    return lambda *shape: torch.randn(*shape, generator=generator)
+
+
+def run(network, inputs, dtype, device):
+    cast = {
+        n: t.to(device, dtype) if t.is_floating_point() and n not in KEPT_WIDE else t.to(device)
+        for n, t in inputs.items()
+    }
+    with torch.inference_mode():
+        return [t.double().cpu() for t in network.to(dtype)(**cast)]
+
+
+def off(got, wanted) -> float:
+    return max(float((g - w).norm() / w.norm()) for g, w in zip(got, wanted, strict=True))
+
+
+@pytest.mark.parametrize("name", NETWORKS)
+def test_it_computes_what_the_network_computes(name, pair, randn, device):
+    plain, fused, replaced = pair(name)
+    assert dict(replaced) == REPLACED[name]
+    inputs = NETWORKS[name][1](randn)
+    truth = run(plain, inputs, torch.float64, device)
+    wide = off(run(fused, inputs, torch.float32, device), truth)
+    assert wide <= 2 * max(1e-6, off(run(plain, inputs, torch.float32, device), truth))
+    half = off(run(fused, inputs, torch.bfloat16, device), truth)
+    assert half <= 2 * off(run(plain, inputs, torch.bfloat16, device), truth)
+
+
+def test_a_text_that_is_remembered_is_the_text(pair, randn, device):
+    """Other texts that are given inside have no part; outside, they have."""
+    _, fused, _ = pair("U-Net")
+    inputs, (text, other) = of_unet(randn), (randn(2, 7, 24), randn(2, 7, 24))
+    wanted = run(fused, inputs | {"encoder_hidden_states": text}, torch.float32, device)
+    with torch.inference_mode(), remembered(fused, text.to(device)):
+        got = run(fused, inputs | {"encoder_hidden_states": other}, torch.float32, device)
+    assert off(got, wanted) == 0
+    kept = [m.kept for m in fused.modules() if isinstance(m, FusedAttention)]
+    assert kept == [None] * 8
+
+
+def test_parameters_are_the_networks_own(pair):
+    _, fused, _ = pair("U-Net")
+    plain = NETWORKS["U-Net"][0]()
+    assert sum(p.numel() for p in fused.parameters()) == sum(p.numel() for p in plain.parameters())
+
+
+def test_what_a_rule_does_not_know_in_every_respect_is_left_alone():
+    settings = {"in_channels": 8, "temb_channels": 4, "groups": 2}
+    known = diffusers.models.resnet.ResnetBlock2D(**settings)
+    others = [
+        diffusers.models.resnet.ResnetBlock2D(**settings, **other)
+        for other in ({"time_embedding_norm": "scale_shift"}, {"up": True}, {"non_linearity": "gelu"})
+    ]
+
+    class Own(nn.LayerNorm):
+        pass
+
+    holder = nn.ModuleList([known, *others, Own(8), nn.LayerNorm((2, 8)), nn.LayerNorm(8, bias=False)])
+    replaced = fuse(holder)
+    assert replaced["ResnetBlock2D"] == 1
+    assert replaced["LayerNorm"] == 0
+    assert [type(m) for m in holder[1:]] == [diffusers.models.resnet.ResnetBlock2D] * 3 + [Own] + [nn.LayerNorm] * 2

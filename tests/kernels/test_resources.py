@@ -1,0 +1,78 @@
+"""Every kernel compiles for GPUs that are not here, spills nothing, and takes what the committed table says."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import triton
+from triton.backends.compiler import GPUTarget
+from triton.compiler.compiler import make_backend
+from triton.runtime.jit import create_function_from_signature
+
+from calotype.export import kernel_resources
+from calotype.export.kernel_resources import TARGETS, cases, differences, resources
+
+KERNELS = Path(__file__).parent.parent.parent / "kernels"
+COMMITTED = json.loads((KERNELS / "resources.json").read_text())
+CASES = dict(cases())
+MOST_REGISTERS = 80  # of a thread: with four warps, six programs are on a multiprocessor at once
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_here(tmp_path_factory):
+    """Not taken from the user's cache: what was compiled there may be of another version's making."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
+        yield
+
+
+@pytest.mark.parametrize("target", TARGETS)
+@pytest.mark.parametrize("name", CASES)
+def test_it_compiles_to_what_the_table_says(name, target):
+    found = resources(CASES[name], target)
+    assert found["spilled_bytes"] == 0
+    if triton.__version__ != COMMITTED["triton"]:
+        pytest.skip(f"the table is of triton {COMMITTED['triton']}, and this is {triton.__version__}")
+    assert found == COMMITTED["kernels"][name][f"sm_{target}"]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_what_triton_itself_would_compile_at_the_first_launch(name):
+    """Its own binder, which looks at the arguments of a launch, says the same types, constants and alignments."""
+    launch = CASES[name]
+    backend = make_backend(GPUTarget("cuda", 90, 32))
+    bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
+    bound, found, _ = bind(**launch.arguments, **launch.constants, **launch.options)
+    types, _, aligned = launch.signature()
+    assert dict(zip(bound, (kind for kind, _ in found), strict=True)) == types
+    assert {(i,) for i, (_, marks) in enumerate(found) if marks == "D"} == set(aligned)  # constants carry their values
+
+
+def test_the_table_has_every_kernel_and_nothing_else():
+    assert set(COMMITTED["kernels"]) == set(CASES)
+    sources = "".join(path.read_text() for path in KERNELS.glob("*.py"))
+    written = set(re.findall(r"^@triton.jit\ndef (\w+)", sources, flags=re.MULTILINE))
+    parts = {"_deviations", "_guided", "_mixed", "_moments", "_normalise", "_tile"}  # of kernels
+    assert written - parts == {launch.name for launch in CASES.values()}
+
+
+def test_no_kernel_crowds_the_others_out():
+    kernels = COMMITTED["kernels"].values()
+    assert max(entry["registers"] for of in kernels for entry in of.values()) <= MOST_REGISTERS
+
+
+def test_the_command_tells_what_changed(tmp_path, monkeypatch, capsys):
+    now = json.loads(json.dumps(COMMITTED))
+    name = next(iter(CASES))
+    now["kernels"][name]["sm_90"]["registers"] += 1
+    (line,) = differences(now, COMMITTED)
+    assert line.startswith(f"{name}: ")
+    (tmp_path / "kernels").mkdir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(kernel_resources, "table", lambda: now)
+    assert kernel_resources.main(["--write"]) == 0
+    assert json.loads((tmp_path / "kernels" / "resources.json").read_text()) == now
+    monkeypatch.setattr(kernel_resources, "table", lambda: COMMITTED)
+    assert kernel_resources.main([]) == 1
+    assert name in capsys.readouterr().out

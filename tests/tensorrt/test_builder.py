@@ -1,0 +1,172 @@
+"""The builder against a TensorRT that is not there: what it is told, and what becomes of its refusals."""
+
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from calotype.bindings import Binding
+from calotype.errors import BuildError, Cancelled, InputError
+from calotype.export.tensorrt import EngineOptions, build_engine, shapes_of
+from calotype.profile import Profile, Range
+
+SHAPES = {"x": ((1, 4), (2, 4), (8, 4))}
+
+
+@pytest.fixture
+def graph(tmp_path):
+    (tmp_path / "model.onnx").write_bytes(b"graph")
+    return tmp_path / "model.onnx"
+
+
+@pytest.fixture
+def trt(fake, monkeypatch):
+    """A library that reads any graph, whose one input is x, and builds it; and a GPU."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    fake.answers |= {
+        "INetworkDefinition.num_inputs": 1,
+        "INetworkDefinition.get_input": lambda i: SimpleNamespace(name="x"),
+        "IBuilderConfig.add_optimization_profile": lambda profile: 0,
+        "IBuilderConfig.get_timing_cache": lambda: SimpleNamespace(serialize=lambda: b"timings"),
+        "Builder.build_serialized_network": lambda network, config: b"engine",
+    }
+    return fake
+
+
+def test_a_build_is_strongly_typed_and_for_its_profiles(trt, graph):
+    wide = {"x": ((1, 4), (8, 4), (32, 4))}
+    built = build_engine(trt, graph, [SHAPES, wide])
+    assert (built.engine, built.timing_cache) == (b"engine", b"timings")
+    assert trt.called("Builder.create_network") == [(0,)]
+    assert trt.called("IOptimizationProfile.set_shape") == [("x", *SHAPES["x"]), ("x", *wide["x"])]
+    assert len(trt.called("IBuilderConfig.add_optimization_profile")) == 2
+    assert trt.called("IBuilderConfig.max_aux_streams =") == [(0,)]  # all on the one stream that is captured
+    assert trt.called("IBuilderConfig.set_flag") == []
+
+
+@pytest.mark.parametrize(
+    ("options", "call"),
+    [
+        ({"refit": "all"}, ("IBuilderConfig.set_flag", "BuilderFlag.REFIT")),
+        ({"refit": "marked"}, ("IBuilderConfig.set_flag", "BuilderFlag.REFIT_INDIVIDUAL")),
+        ({"refit": "identical"}, ("IBuilderConfig.set_flag", "BuilderFlag.REFIT_IDENTICAL")),
+        ({"weight_streaming": True}, ("IBuilderConfig.set_flag", "BuilderFlag.WEIGHT_STREAMING")),
+        ({"version_compatible": True}, ("IBuilderConfig.set_flag", "BuilderFlag.VERSION_COMPATIBLE")),
+        (
+            {"hardware": "ampere-plus"},
+            ("IBuilderConfig.hardware_compatibility_level =", "HardwareCompatibilityLevel.AMPERE_PLUS"),
+        ),
+        ({"level": 3}, ("IBuilderConfig.builder_optimization_level =", 3)),
+        ({"workspace_bytes": 9}, ("IBuilderConfig.set_memory_pool_limit", "MemoryPoolType.WORKSPACE", 9)),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_options_become_the_librarys(options, call, trt, graph):
+    build_engine(trt, graph, [SHAPES], EngineOptions(**options))
+    assert call in trt.calls
+
+
+def test_options_that_it_does_not_know_are_refused():
+    for wrong in ({"refit": "some"}, {"hardware": "all"}, {"level": 6}):
+        with pytest.raises(InputError, match=next(iter(wrong))):
+            EngineOptions(**wrong)
+
+
+def test_timings_of_the_last_build_are_used_and_others_are_not(trt, graph):
+    build_engine(trt, graph, [SHAPES], timing_cache=b"before")
+    assert trt.called("IBuilderConfig.create_timing_cache") == [(b"before",)]
+    taken = iter([False, True])
+    trt.answers["IBuilderConfig.set_timing_cache"] = lambda cache, ignore: next(taken)
+    assert build_engine(trt, graph, [SHAPES], timing_cache=b"of another GPU").timing_cache == b"timings"
+    assert trt.called("IBuilderConfig.create_timing_cache")[1:] == [(b"of another GPU",), (b"",)]
+    assert all(not ignore for _, ignore in trt.called("IBuilderConfig.set_timing_cache"))
+
+
+def test_without_a_gpu_nothing_of_the_library_is_made(trt, graph, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(BuildError, match="there is none"):
+        build_engine(trt, graph, [SHAPES])
+    with pytest.raises(BuildError, match=r"not for 89; leave targets out"):
+        build_engine(trt, graph, [SHAPES], EngineOptions(targets=(89,)))
+    assert trt.calls == []
+
+
+def test_what_it_says_of_a_build_that_failed_is_told(trt, graph):
+    def fails(network, config):
+        trt.say("[autotuner.cpp] no implementation for node conv_in\nmore")
+
+    trt.answers["Builder.build_serialized_network"] = fails
+    with pytest.raises(
+        BuildError, match=r"tensorrt cannot build .*: \[autotuner.cpp\] no implementation for node conv_in$"
+    ):
+        build_engine(trt, graph, [SHAPES])
+
+
+def test_what_it_raises_is_told(trt, graph):
+    def fails(*given):
+        raise TypeError("incompatible function arguments\n  1. ...")
+
+    trt.answers["Builder.build_serialized_network"] = fails
+    with pytest.raises(BuildError, match=r"incompatible function arguments$"):
+        build_engine(trt, graph, [SHAPES])
+
+
+def test_a_graph_that_it_cannot_read_is_told_by_its_node(trt, graph):
+    def error(i):
+        told = {"node_name": f"node_{i}", "node_operator": "Conv", "desc": "unsupported type"}
+        return SimpleNamespace(**{n: (lambda v=v: v) for n, v in told.items()})
+
+    trt.answers |= {
+        "OnnxParser.parse_from_file": lambda path: False,
+        "OnnxParser.num_errors": 2,
+        "OnnxParser.get_error": error,
+    }
+    with pytest.raises(BuildError, match=r"node node_0 \(Conv\): unsupported type; node node_1 \(Conv\)"):
+        build_engine(trt, graph, [SHAPES])
+
+
+def test_a_refused_profile_is_told_by_its_sizes(trt, graph):
+    trt.answers["IBuilderConfig.add_optimization_profile"] = lambda profile: -1
+    with pytest.raises(BuildError, match=r"refuses the sizes x \[1, 4\]:\[2, 4\]:\[8, 4\]"):
+        build_engine(trt, graph, [SHAPES])
+
+
+def test_progress_is_told_and_can_end_it(trt, graph):
+    def builds(network, config):
+        monitor = config.progress_monitor
+        monitor.phase_start("Building", None, 2)
+        monitor.phase_start("Timing", "Building", 3)
+        goes_on = monitor.step_complete("Timing", 0) and monitor.step_complete("Timing", 1)
+        monitor.phase_finish("Timing")
+        monitor.phase_finish("Building")
+        return b"engine" if goes_on else None
+
+    trt.answers["Builder.build_serialized_network"] = builds
+    seen = []
+    build_engine(trt, graph, [SHAPES], watch=lambda p: seen.append(p) or True)
+    assert [(p.name, p.inside, p.done, p.of) for p in seen] == [
+        ("Building", None, 0, 2),
+        ("Timing", "Building", 0, 3),
+        ("Timing", "Building", 1, 3),
+        ("Timing", "Building", 2, 3),
+    ]
+    with pytest.raises(Cancelled, match="was cancelled"):
+        build_engine(trt, graph, [SHAPES], watch=lambda p: p.done < 1)
+    with pytest.raises(ZeroDivisionError):
+        build_engine(trt, graph, [SHAPES], watch=lambda p: 1 / 0)
+
+
+def test_sizes_are_those_of_the_bindings_over_the_profile():
+    profile = Profile(
+        batch=Range(low=1, usual=2, high=4),
+        height=Range(low=64, usual=512, high=1024),
+        width=Range(low=128, usual=512, high=768),
+        multiple=64,
+    )
+    sample = Binding(name="sample", dtype="float32", dims=("batch", 4, "latent_height", "latent_width"))
+    timestep = Binding(name="timestep", dtype="float32", dims=("batch",))
+    assert shapes_of("unet", [sample, timestep], profile) == {
+        "sample": ((1, 4, 8, 16), (4, 4, 64, 64), (8, 4, 128, 96)),  # both halves of guidance; one picture without
+        "timestep": ((1,), (4,), (8,)),
+    }
+    assert shapes_of("vae_decoder", [sample], profile)["sample"][1:] == ((2, 4, 64, 64), (4, 4, 128, 96))
