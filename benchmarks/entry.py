@@ -61,6 +61,8 @@ def _ours(contender: Contender, case: Case) -> tuple[Path, Path]:
         raise InputError(f"the backend {backend} does not run on {case.device}, which this case is for")
     if (why_not := unavailable(backend)) is not None:
         raise InputError(why_not)
+    if backend in ("eager", "cuda") and contender.precision != "fp32":
+        raise InputError(f"the backend {backend} runs a model's own weights in fp32, not in {contender.precision}")
     return Path(sys.executable), OURS
 
 

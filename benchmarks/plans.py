@@ -19,7 +19,7 @@ from calotype.profile import Range
 
 # Nothing is searched or calibrated for these, and the suite judges every picture itself: a short proof is enough.
 _PLAIN = ("fp32", "fp16", "bf16")
-PLANLESS = ("eager", "fake")  # backends that run a model's own weights, or none
+PLANLESS = ("eager", "cuda", "fake")  # backends that run a model's own weights, in float32, or none
 
 
 @dataclass(frozen=True, kw_only=True)

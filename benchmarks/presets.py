@@ -40,7 +40,7 @@ _CPU = (
 _LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
 _GPU = (
     "calotype:tensorrt:fp16",
-    "calotype:cuda:fp16",
+    "calotype:cuda:fp32",
     "diffusers:fp16",
     "diffusers:bf16",
     "torch-compile:fp16",
