@@ -69,16 +69,36 @@ def generate(
     scheduler: Annotated[
         str | None, typer.Option(help="For example dpm++2m-karras or euler.  [default: the model's]")
     ] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to set out from.", show_default=False)] = None,
+    mask_image: Annotated[
+        Path | None, typer.Option(help="Where it is painted over: white; the rest stays.", show_default=False)
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far to go from it, 0 to 1.  [default: 0.8; with a mask 1]")
+    ] = None,
+    controlnet: Annotated[
+        list[str] | None, typer.Option(help="A ControlNet's folder or hub id; may be repeated.", show_default=False)
+    ] = None,
+    control_image: Annotated[
+        list[Path] | None, typer.Option(help="A picture for each of them.", show_default=False)
+    ] = None,
+    controlnet_conditioning_scale: Annotated[
+        list[float] | None, typer.Option(help="How strongly each steers; one for all will do.  [default: 1.0]")
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8; may be repeated.", show_default=False)
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="Print backends, precision and seconds by stage.")] = False,
 ) -> None:
-    """Paint pictures from a prompt."""
-    said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value is not None}
+    """Paint pictures from a prompt, and from pictures."""
+    said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value not in (None, [])}
     _check_output(output)
-    made = _made_like(like) if like else _Like()
-    arguments = {**made.arguments, **said}
+    made = _made_like(like, said) if like else _Like()
+    arguments = {**made.arguments, **said, **_pictures(said)}
     if "prompt" not in arguments:
         raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
-    pipe = _load(made.model if model is None else model, made.backend if backend is None else backend)
+    which = made.model if model is None else model, made.backend if backend is None else backend
+    pipe = _load(*which, controlnet or [], lora or [])
     if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
             f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "
@@ -94,9 +114,25 @@ def generate(
         typer.echo(str(result.report))
 
 
+_CALLED = {"control_scales": "controlnet_conditioning_scale"}  # in a PNG, and in a call
+_PICTURES = ("image", "mask_image", "control_image")
 _REQUEST_OPTIONS = frozenset(
     {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
+    | {*_PICTURES, "strength", "controlnet_conditioning_scale"}
 )
+
+
+def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The files that were named, read; and what is said once for all ControlNets."""
+    from calotype.image import read_picture
+
+    read: dict[str, Any] = {n: read_picture(said[n]) for n in ("image", "mask_image") if n in said}
+    if "control_image" in said:
+        pictures = [read_picture(path) for path in said["control_image"]]
+        read["control_image"] = pictures if len(pictures) > 1 else pictures[0]
+    if len(scales := said.get("controlnet_conditioning_scale", ())) == 1:
+        read["controlnet_conditioning_scale"] = scales[0]
+    return read
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +145,24 @@ class _Like:
     fingerprint: str | None = None
 
 
-def _made_like(path: Path) -> _Like:
+def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
     from calotype.picture import settings_of
     from calotype.scheduler_names import SchedulerSpec
 
     told = settings_of(path)
-    if "control_scales" in told:
-        raise InputError(f"{path} was made with control images, which a PNG does not hold; make it from Python.")
+    for mark, option in (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image")):
+        if mark in told and option not in said:
+            name = option.replace("_", "-")
+            raise InputError(f"{path} was made with a picture, which a PNG does not hold; name it: --{name} FILE.")
     kinds: dict[str, Any] = {"prompt": str, "negative_prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
-    if "negative_prompt" not in told:  # left out where it was not said
-        del kinds["negative_prompt"]
+    kinds |= {"strength": float, "control_scales": json.loads}
+    for name in ("negative_prompt", "strength", "control_scales"):
+        if name not in told:  # left out where it was not said
+            del kinds[name]
     try:
         return _Like(
-            arguments={name: kind(told[name]) for name, kind in kinds.items()},
+            arguments={_CALLED.get(name, name): kind(told[name]) for name, kind in kinds.items()},
             model=told["model"],
             backend=told["backend"],
             fingerprint=told["model_fingerprint"],
@@ -131,11 +171,11 @@ def _made_like(path: Path) -> _Like:
         raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
 
 
-def _load(model: str, backend: str) -> Pipeline:
+def _load(model: str, backend: str, controlnet: list[str], lora: list[str]) -> Pipeline:
     from calotype.loading import load
 
     names = [n.strip() for n in backend.split(",") if n.strip()]
-    return load(model, backend=names[0] if len(names) == 1 else names)
+    return load(model, backend=names[0] if len(names) == 1 else names, controlnet=controlnet, lora=lora)
 
 
 def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:

@@ -11,7 +11,6 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.errors import CalotypeError
-from calotype.guidance import is_guided
 from calotype.loop import Conditioning
 from calotype.plan import Plan
 from calotype.prompt import ClipTokenizer, Tokens
@@ -31,7 +30,7 @@ def condition(
     plan: Plan, tokenizers: Mapping[str, ClipTokenizer], encoder: Callable[[str], Encoder], job: Job
 ) -> tuple[Conditioning, tuple[str, ...]]:
     """Run every text encoder once on each different prompt; what steers the job's batch, and notes for its report."""
-    guided = is_guided(job.guidance_scale)
+    guided = job.guided
     texts = (*job.negative_prompts, *job.prompts) if guided else job.prompts
     unique = list(dict.fromkeys(t for t in texts if t is not None))
     tokens = {name: tokenizer(unique) for name, tokenizer in tokenizers.items()}

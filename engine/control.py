@@ -11,7 +11,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.guidance import is_guided
 from calotype.networks import controlnets_of
 from calotype.plan import Plan
 from calotype.request import Job
@@ -28,7 +27,7 @@ class Control:
         self._takes = [b for b in plan.components["unet"].inputs if "additional_residual" in b.name]
         self._components = plan.components
         self._network = network
-        halves = 2 if is_guided(job.guidance_scale) else 1
+        halves = 2 if job.guided else 1
         names = controlnets_of(plan.components) if job.control_images else []
         self._nets = [
             (name, np.concatenate([image] * halves), np.full(len(image) * halves, scale, dtype=np.float32))

@@ -21,7 +21,9 @@ __all__ = ["TEXT_ENCODERS", "Component", "Family", "family_of", "folder_of"]
 # The classes that a model_index.json may name -> the text encoders of such a model -> the folder of its tokenizer.
 TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "StableDiffusionPipeline": {"text_encoder": "tokenizer"},
+    "StableDiffusionInpaintPipeline": {"text_encoder": "tokenizer"},
     "StableDiffusionXLPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    "StableDiffusionXLInpaintPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
 }
 # Inputs of U-Nets that no pipeline here feeds: guidance embeddings, classes, pictures.
 _UNFED = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
@@ -39,6 +41,11 @@ class Family:
     latents_mean: tuple[float, ...]
     latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
+
+    @property
+    def inpaints(self) -> bool:
+        """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
+        return self.components["unet"].inputs[0].dims != self.components["vae_decoder"].inputs[0].dims
 
 
 def family_of(configs: Mapping[str, Config]) -> Family:
@@ -89,7 +96,8 @@ def _check_fit(configs: Mapping[str, Config], texts: list[Component]) -> None:
     width = sum(int(c.config["hidden_size"]) for c in texts)
     if width != unet["cross_attention_dim"]:
         raise ValueError(f"text states {width} wide for a cross_attention_dim of {unet['cross_attention_dim']}")
-    if unet["in_channels"] != vae["latent_channels"]:
+    # Latents; beside them, of an inpainting model, the mask and the latents of the masked picture.
+    if unet["in_channels"] not in (vae["latent_channels"], 2 * vae["latent_channels"] + 1):
         raise ValueError(f"in_channels {unet['in_channels']} for latent_channels {vae['latent_channels']}")
 
 
@@ -100,7 +108,10 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
         raise SourceError(f"the {control.name} pools its conditions, which this version does not do.")
     shared = {b.name: b for b in unet.inputs}
     wanted = [b.dims for b in unet.inputs if "additional_residual" in b.name]
-    same = [b.dims for b in control.outputs] == wanted and all(b == shared.get(b.name, b) for b in control.inputs)
+    same = [b.dims for b in control.outputs] == wanted and all(
+        b == shared.get(b.name, b) for b in control.inputs if b.name != "sample"
+    )
+    same = same and config.get("in_channels", 4) == vae["latent_channels"]  # it sees no mask
     took = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
     if not same or took != {n for n in shared if "additional_residual" not in n}:
         raise SourceError(

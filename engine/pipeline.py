@@ -9,6 +9,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,9 +18,10 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.backends import Choice, Opened, open_component
+from calotype.codec import Codec
 from calotype.conditioning import condition, tokenizers_of
 from calotype.control import Control
-from calotype.guidance import is_guided
+from calotype.image import pixels_from
 from calotype.latents import BatchNoise
 from calotype.loop import Denoiser, denoise
 from calotype.memory import available_bytes, check_memory, peak_bytes
@@ -29,6 +31,8 @@ from calotype.report import ComponentReport, Report, Stopwatch
 from calotype.request import Job, Request, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
+from calotype.setting_out import set_out
+from calotype.task import batch, many
 from calotype.trust import newer
 
 Floats = NDArray[np.float32]
@@ -77,6 +81,7 @@ class Pipeline:
         self._guard = threading.Lock()
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
+        self._codec = Codec(plan, self.component)
         for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
             self.component(name)
 
@@ -95,10 +100,9 @@ class Pipeline:
         with self._guard:
             self._under_way.add(stop)  # for as long as the stream lives
         job = resolve(Request(prompt=prompt, **arguments), self.plan)
-        guided = is_guided(job.guidance_scale)
-        need = peak_bytes(self.plan.loads, batch=len(job.seeds), height=job.height, width=job.width, guided=guided)
+        need = peak_bytes(self.plan.loads, batch=len(job.seeds), height=job.height, width=job.width, guided=job.guided)
         check_memory(need, available_bytes())
-        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers)
+        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
         return self._run(_Work(job=job, spec=spec, sampler=sampler), stop)
 
     def cancel(self) -> None:
@@ -114,20 +118,30 @@ class Pipeline:
                 self._opened[name] = open_component(self.plan.components[name], self._choice)
             return self._opened[name]
 
+    def encode(self, image: Any) -> Floats:
+        """A picture, or several of one size, to latents of the U-Net.  # -> float32 [B, C, h, w]
+
+        Pictures are what `Request.image` takes, resized to sizes that the model divides.
+        """
+        pictures = [pixels_from("image", picture) for picture in many(image)]
+        multiple = self.plan.profile.factor
+        height, width = (max(side // multiple, 1) * multiple for side in pictures[0].shape[:2])
+        return self._codec.encode(batch(pictures, len(pictures), height, width))
+
     def decode(self, latents: Floats) -> Floats:
         """Latents of the U-Net to pixels.  # [B, C, h, w] -> [B, 3, 8h, 8w] in about [-1, 1]"""
-        scaled = np.asarray(latents / self.plan.scaling_factor, dtype=np.float32)
-        if self.plan.latents_std:
-            std, mean = np.array([self.plan.latents_std, self.plan.latents_mean], dtype=np.float32)[..., None, None]
-            scaled = scaled * std + mean
-        return self.component("vae_decoder")(latent_sample=scaled)["sample"]
+        return self._codec.decode(latents)
 
     def _run(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
         watch, sampler = Stopwatch(), work.sampler
         with watch.stage("text"):
             conditioning, notes = condition(self.plan, self._tokenizers, self.component, work.job)
-        run = self._start(work)
-        steps = denoise(self._denoiser(work.job), sampler, run, conditioning, stop)
+        job = work.job
+        draw = self._noise(job)
+        with watch.stage("encode") if job.task.image is not None else nullcontext():
+            ready = set_out(self.plan, job, self._codec, draw)
+        run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
+        steps = denoise(self._denoiser(job, ready.beside), sampler, run, conditioning, stop)
         for i in range(sampler.calls):
             with watch.stage("steps"):
                 next(steps)
@@ -138,19 +152,19 @@ class Pipeline:
         report = self._report(work, watch, notes)
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
-    def _start(self, work: _Work) -> SamplerRun:
-        job = work.job
+    def _noise(self, job: Job) -> BatchNoise:
         sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)
-        _, channels, height, width = self.plan.components["vae_decoder"].inputs[0].shape(sizes)
-        draw = BatchNoise(job.seeds, (channels, height, width))
-        return work.sampler.run(draw(), draw, seeds=job.seeds)
+        _, *shape = self.plan.components["vae_decoder"].inputs[0].shape(sizes)
+        return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
-    def _denoiser(self, job: Job) -> Denoiser:
+    def _denoiser(self, job: Job, beside: Floats | None) -> Denoiser:
         unet, control = self.component("unet"), Control(self.plan, job, self.component)
+        doubled = beside if beside is None or not job.guided else np.concatenate([beside, beside])
 
         def run(sample: Floats, timestep: Floats, conditioning: Mapping[str, Floats]) -> Floats:
             residuals = control(sample, timestep, conditioning)
-            return unet(sample=sample, timestep=timestep, **conditioning, **residuals)["out_sample"]
+            whole = sample if doubled is None else np.concatenate([sample, doubled], axis=1)
+            return unet(sample=whole, timestep=timestep, **conditioning, **residuals)["out_sample"]
 
         return run
 
@@ -185,6 +199,8 @@ class Pipeline:
             "scheduler": spec.to_json(),
             "width": str(job.width),
             "height": str(job.height),
+            **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
+            **({"masked": "yes"} if job.task.repaint is not None else {}),
             **({"control_scales": json.dumps(job.control_scales)} if job.control_images else {}),
             "model": self.plan.model,
             "model_fingerprint": self.plan.fingerprint,
@@ -193,7 +209,7 @@ class Pipeline:
 
     def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
         sampler, opened = work.sampler, tuple(self._opened.values())
-        notes = (*notes, *(note for o in opened for note in o.retried))
+        notes = (*work.job.notes, *notes, *(note for o in opened for note in o.retried))
         if (older := newer(self.plan)) is not None:
             notes = (*notes, older)
         if sampler.reason:

@@ -16,10 +16,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.errors import InputError
-from calotype.image import Pixels, fitted, pixels_from
+from calotype.guidance import is_guided
+from calotype.image import Pixels, pixels_from
 from calotype.latents import MAX_SEED
 from calotype.networks import controlnets_of
 from calotype.plan import Plan
+from calotype.profile import Profile
+from calotype.task import Task, batch, given_from, many, notes_of, task_of
 
 OutputType = Literal["pil", "np", "latent"]
 MAX_STEPS = 1000
@@ -35,7 +38,14 @@ class Request:
         steps: how many steps the scheduler makes, 1 to 1000.
         guidance_scale: how strongly the prompt steers; 1 or less turns guidance off and halves the work.
         seed: one number: picture i has seed + i; or one number a picture. 0 to 4294967295.
-        width, height: pixels; unsaid, a control image's, else the model's own.
+        width, height: pixels; unsaid, those of `image` or else of `control_image`, down to what the model divides;
+            else the model's own.
+        image: a picture to set out from, or one a prompt: PIL images, arrays [H, W, 3] of bytes or of floats in [0, 1],
+            resized to the size of the result; or latents [N, C, h, w], as output_type="latent" gives them.
+        mask_image: where that picture is painted over (white) and where it stays (black); one, or one a prompt.
+        strength: how far to go from the picture, 0 to 1: that share of the steps is made. Unsaid, 0.8; with a mask 1.
+        denoising_start, denoising_end: the share of the schedule at which latents of another model are taken up, and at
+            which they are to be handed on, 0 to 1.
         control_image: for each ControlNet a picture, or one a prompt: PIL images, or arrays [H, W, 3] of bytes or of
             floats in [0, 1], resized to the size of the result. None leaves the ControlNets out.
         controlnet_conditioning_scale: how strongly they steer, 0 to 10; one for all or one for each.
@@ -52,6 +62,11 @@ class Request:
     width: int | None = None
     height: int | None = None
     num_images: int = 1
+    image: Any = None
+    mask_image: Any = None
+    strength: float | None = None
+    denoising_start: float | None = None
+    denoising_end: float | None = None
     control_image: Any = None
     controlnet_conditioning_scale: float | Sequence[float] = 1.0
     scheduler: Any = None
@@ -73,45 +88,68 @@ class Job:
     output_type: OutputType
     control_images: tuple[NDArray[np.float32], ...]  # [B, 3, H, W] in [0, 1] for each ControlNet; or none at all
     control_scales: tuple[float, ...]
+    task: Task
+    notes: tuple[str, ...]  # what was done to the pictures given
+
+    @property
+    def guided(self) -> bool:
+        """Is the network asked without the prompt as well?"""
+        return is_guided(self.guidance_scale)
 
 
 def resolve(request: Request, plan: Plan) -> Job:
     """Check everything that can be checked before any work, and fill in what was not said. Raises `InputError`."""
     prompts = _texts("prompt", request.prompt)
     each = _whole("num_images", request.num_images, 1, 2**20)
-    negatives = _negatives(request, plan)
-    if len(negatives) not in (1, len(prompts)):
-        raise InputError(f"give one negative prompt, or one for each of {len(prompts)} prompts; got {len(negatives)}.")
-    negatives = negatives * len(prompts) if len(negatives) == 1 else negatives
     count = each * len(prompts)
     nets = controlnets_of(plan.components)
     controls = _controls(request.control_image, len(nets), len(prompts))
     scales = _scales(request.controlnet_conditioning_scale, len(nets))
-    usual = controls[0][0].shape[:2] if controls else (plan.profile.height.usual, plan.profile.width.usual)
-    height = _whole("height", usual[0] if request.height is None else request.height, 1, 2**20)
-    width = _whole("width", usual[1] if request.width is None else request.width, 1, 2**20)
+    given = given_from(request, plan, len(prompts))
+    of_picture = given.size(plan.profile.factor) or (controls[0][0].shape[:2] if controls else None)
+    height, width = _size(request, of_picture, plan.profile)
     plan.profile.check(batch=count, height=height, width=width)
     if request.output_type not in get_args(OutputType):
         raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {request.output_type!r}.")
+    steps = _whole("steps", request.steps, 1, MAX_STEPS)
+    task = task_of(given, plan, steps=steps, count=count, height=height, width=width)
     return Job(
         prompts=tuple(p for p in prompts for _ in range(each)),
-        negative_prompts=tuple(n for n in negatives for _ in range(each)),
+        negative_prompts=tuple(n for n in _negatives(request, plan, len(prompts)) for _ in range(each)),
         seeds=_seeds(request.seed, count),
-        steps=_whole("steps", request.steps, 1, MAX_STEPS),
+        steps=steps,
         guidance_scale=_number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
         width=width,
         height=height,
         scheduler=request.scheduler,
         output_type=request.output_type,
-        control_images=tuple(_batch(pictures, count, height, width) for pictures in controls),
+        control_images=tuple(batch(pictures, count, height, width) for pictures in controls),
         control_scales=scales if controls else (),
+        task=task,
+        notes=tuple(notes_of(given, [p for each in controls for p in each], task, height, width)),
     )
 
 
-def _negatives(request: Request, plan: Plan) -> list[str] | list[None]:
+def _size(request: Request, of_picture: tuple[int, ...] | None, profile: Profile) -> tuple[int, int]:
+    """Height and width of the result: what was said, a picture's down to what the model divides, or the model's own."""
+
+    def side(name: str, place: int) -> int:
+        said = getattr(request, name)
+        if said is None and of_picture is not None:
+            return max(of_picture[place] // profile.multiple, 1) * profile.multiple
+        return _whole(name, getattr(profile, name).usual if said is None else said, 1, 2**20)
+
+    return side("height", 0), side("width", 1)
+
+
+def _negatives(request: Request, plan: Plan, prompts: int) -> Sequence[str | None]:
+    """One for each prompt."""
     if request.negative_prompt is None and plan.prompting.zero_negative:
-        return [None]
-    return _texts("negative_prompt", request.negative_prompt or "")
+        return [None] * prompts
+    texts = _texts("negative_prompt", request.negative_prompt or "")
+    if len(texts) not in (1, prompts):
+        raise InputError(f"give one negative prompt, or one for each of {prompts} prompts; got {len(texts)}.")
+    return texts * prompts if len(texts) == 1 else texts
 
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:
@@ -155,25 +193,14 @@ def _controls(given: Any, nets: int, prompts: int) -> list[list[Pixels]]:
         return []
     if not nets:
         raise InputError("control_image needs a ControlNet; name one when loading: load(..., controlnet=FOLDER).")
-    per_net = [given] if nets == 1 else _many(given)
+    per_net = [given] if nets == 1 else many(given)
     if len(per_net) != nets:
         raise InputError(f"give a control_image for each of {nets} ControlNets, in a list; got {len(per_net)}.")
-    controls = [[pixels_from("control_image", picture) for picture in _many(each)] for each in per_net]
+    controls = [[pixels_from("control_image", picture) for picture in many(each)] for each in per_net]
     for pictures in controls:
         if len(pictures) not in (1, prompts):
             raise InputError(f"give one control_image, or one for each of {prompts} prompts; got {len(pictures)}.")
     return controls
-
-
-def _many(given: Any) -> list[Any]:
-    several = isinstance(given, (list, tuple)) or (isinstance(given, np.ndarray) and given.ndim == 4)
-    return list(given) if several else [given]
-
-
-def _batch(pictures: list[Pixels], count: int, height: int, width: int) -> NDArray[np.float32]:
-    """A picture for each of the batch, resized.  # n x [H, W, 3] -> [count, 3, height, width]"""
-    planes = np.stack([fitted(p, height, width).transpose(2, 0, 1) for p in pictures])
-    return planes.repeat(count // len(pictures), axis=0)
 
 
 def _seeds(given: Any, count: int) -> tuple[int, ...]:

@@ -116,6 +116,11 @@ def check_backend(spec: BuildSpec) -> None:
 def _prepared(spec: BuildSpec) -> Work:
     source = fuse(read_source(spec.model, spec.controlnet), spec.lora)
     family = family_of(source.configs)
+    if family.inpaints:
+        raise BuildError(
+            f"{spec.model} paints in masks alone, and builds are proved on pictures from text: no plan can be made of "
+            "it in this version. Load it as it is: its networks are traced and checked at first use."
+        )
     profile = family.profile.narrowed(batch=spec.batch, height=spec.height, width=spec.width)
     for name in spec.scheduler:
         spec_from(name, source.configs["scheduler"])  # an unknown name is told now, not after the work
