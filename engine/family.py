@@ -158,7 +158,8 @@ def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
     """The largest arrays that a picture goes through: attention scores of the U-Net and the decoder, and its pixels."""
     unet, vae = configs["unet"], configs["vae"]
     factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    loads = [Load(pixels=1, width=vae["block_out_channels"][0], squared=False, guided=False)]
+    widest = max(vae["block_out_channels"][:2])  # the last doubling of the decoder is of the second level's channels
+    loads = [Load(pixels=1, width=widest, squared=False, guided=False)]
     if vae.get("mid_block_add_attention", True):
         loads.append(Load(pixels=factor, width=1, squared=True, guided=False))
     heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers

@@ -18,14 +18,15 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.backends import Choice, Opened, open_component
-from calotype.codec import Codec
+from calotype.codec import Codec, Portions
 from calotype.conditioning import condition, tokenizers_of
 from calotype.control import Control
+from calotype.errors import InputError
 from calotype.image import pixels_from
 from calotype.latents import BatchNoise
 from calotype.loop import Denoiser, denoise
 from calotype.memory import available_bytes, check_memory, peak_bytes
-from calotype.picture import CHUNK, Picture, picture_from, to_uint8
+from calotype.picture import CHUNK, Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
 from calotype.report import ComponentReport, Report, Stopwatch
 from calotype.request import Job, Request, resolve
@@ -68,6 +69,7 @@ class _Work:
     job: Job
     spec: SchedulerSpec
     sampler: Sampler
+    portions: Portions
 
 
 class Pipeline:
@@ -100,10 +102,12 @@ class Pipeline:
         with self._guard:
             self._under_way.add(stop)  # for as long as the stream lives
         job = resolve(Request(prompt=prompt, **arguments), self.plan)
-        need = peak_bytes(self.plan.loads, batch=len(job.seeds), height=job.height, width=job.width, guided=job.guided)
-        check_memory(need, available_bytes())
+        size = {"height": job.height, "width": job.width}
+        loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
+        check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
         spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
-        return self._run(_Work(job=job, spec=spec, sampler=sampler), stop)
+        portions = self._codec.portions(len(job.seeds), job.height, job.width)
+        return self._run(_Work(job=job, spec=spec, sampler=sampler, portions=portions), stop)
 
     def cancel(self) -> None:
         """End every call and every stream under way at its next step, with `Cancelled`; from any thread."""
@@ -118,19 +122,40 @@ class Pipeline:
                 self._opened[name] = open_component(self.plan.components[name], self._choice)
             return self._opened[name]
 
-    def encode(self, image: Any) -> Floats:
+    def encode(self, image: Any, *, tile: int | None = None, sliced: bool = False) -> Floats:
         """A picture, or several of one size, to latents of the U-Net.  # -> float32 [B, C, h, w]
 
-        Pictures are what `Request.image` takes, resized to sizes that the model divides.
+        Args:
+            image: what `Request.image` takes, resized down to sizes that the autoencoder divides (8 pixels).
+            tile: work in tiles of so many pixels a side; unsaid, as much at once as fits into the memory that is free.
+            sliced: picture by picture.
+
+        Raises:
+            InputError: the picture or the tile is none.
         """
         pictures = [pixels_from("image", picture) for picture in many(image)]
-        multiple = self.plan.profile.factor
-        height, width = (max(side // multiple, 1) * multiple for side in pictures[0].shape[:2])
-        return self._codec.encode(batch(pictures, len(pictures), height, width))
+        if not pictures:
+            raise InputError("image must be a picture, or a list of pictures that is not empty.")
+        factor = self.plan.profile.factor
+        height, width = (max(side // factor, 1) * factor for side in pictures[0].shape[:2])
+        pixels = batch(pictures, len(pictures), height, width)
+        return self._codec.encode(pixels, portions=self._codec.asked(sliced, tile))
 
-    def decode(self, latents: Floats) -> Floats:
-        """Latents of the U-Net to pixels.  # [B, C, h, w] -> [B, 3, 8h, 8w] in about [-1, 1]"""
-        return self._codec.decode(latents)
+    def decode(
+        self, latents: Floats, *, output_type: str = "pil", tile: int | None = None, sliced: bool = False
+    ) -> Any:
+        """Latents of the U-Net to pictures: PIL's, or "np": float32 [B, H, W, 3] in [0, 1].  # [B, C, h, w]
+
+        `tile` and `sliced` are as in `encode`. Raises `InputError`.
+        """
+        portions = self._codec.asked(sliced, tile)
+        if output_type not in ("pil", "np"):
+            raise InputError(f"output_type must be pil or np, got {output_type!r}.")
+        if not isinstance(latents, np.ndarray) or latents.ndim != 4 or latents.shape[1] != self._codec.channels:
+            shape = list(latents.shape) if isinstance(latents, np.ndarray) else type(latents).__name__
+            raise InputError(f"latents are an array [B, {self._codec.channels}, h, w]; got {shape}.")
+        pixels = self._codec.decode(latents, portions)
+        return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
 
     def _run(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
         watch, sampler = Stopwatch(), work.sampler
@@ -139,7 +164,7 @@ class Pipeline:
         job = work.job
         draw = self._noise(job)
         with watch.stage("encode") if job.task.image is not None else nullcontext():
-            ready = set_out(self.plan, job, self._codec, draw)
+            ready = set_out(self.plan, job, self._codec, draw, work.portions)
         run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
         steps = denoise(self._denoiser(job, ready.beside), sampler, run, conditioning, stop)
         for i in range(sampler.calls):
@@ -178,11 +203,11 @@ class Pipeline:
         if work.job.output_type == "latent":
             return latents
         if work.job.output_type == "np":
-            return (self.decode(latents) * 0.5 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
+            return unit(self._codec.decode(latents, work.portions))
         return self._pictures(work, latents)
 
     def _pictures(self, work: _Work, latents: Floats) -> list[Picture]:
-        pixels = to_uint8(self.decode(latents))
+        pixels = to_uint8(self._codec.decode(latents, work.portions))
         return [picture_from(p, self._settings(work.job, work.spec, i)) for i, p in enumerate(pixels)]
 
     def _settings(self, job: Job, spec: SchedulerSpec, i: int) -> dict[str, str]:
@@ -209,7 +234,8 @@ class Pipeline:
 
     def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
         sampler, opened = work.sampler, tuple(self._opened.values())
-        notes = (*work.job.notes, *notes, *(note for o in opened for note in o.retried))
+        portioned = (work.portions.note,) if work.portions.note else ()
+        notes = (*work.job.notes, *portioned, *notes, *(note for o in opened for note in o.retried))
         if (older := newer(self.plan)) is not None:
             notes = (*notes, older)
         if sampler.reason:

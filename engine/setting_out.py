@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.codec import Codec
+from calotype.codec import Codec, Portions
 from calotype.plan import Plan
 from calotype.request import Job
 from calotype.sampler import Draw, Original
@@ -28,12 +28,12 @@ class SettingOut:
     beside: Floats | None  # [B, 1 + C, h, w]: the mask, and the latents of the picture without what is painted over
 
 
-def set_out(plan: Plan, job: Job, codec: Codec, draw: Draw) -> SettingOut:
+def set_out(plan: Plan, job: Job, codec: Codec, draw: Draw, portions: Portions) -> SettingOut:
     """Encode what was given, and draw the noise."""
     task, told = job.task, inpaints(plan)
     latents = task.latents
     if task.image is not None and task.course.takes_latents:
-        latents = codec.encode(task.image, draw)
+        latents = codec.encode(task.image, draw, portions)
     noise = draw()
     if task.repaint is None:
         return SettingOut(noise=noise, original=None if latents is None else Original(latents=latents), beside=None)
@@ -43,7 +43,7 @@ def set_out(plan: Plan, job: Job, codec: Codec, draw: Draw) -> SettingOut:
     if task.image is not None and (told or task.course.takes_latents):
         # Grey, the middle of the range, where it is painted over. Other U-Nets have no use for it, but it takes a draw.
         hidden = np.where(task.repaint, np.float32(0.5), task.image)
-        masked = codec.encode(hidden, draw) if told else draw()
+        masked = codec.encode(hidden, draw, portions) if told else draw()
         beside = np.concatenate([repaint.astype(np.float32), masked], axis=1) if told else None
     if not task.course.takes_latents or latents is None:
         return SettingOut(noise=noise, original=None, beside=beside)
