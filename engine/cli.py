@@ -62,6 +62,12 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How strongly the prompt steers; 1 is off.  [default: 5.0]")
     ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How far its spread is taken back, 0 to 1.  [default: 0.0]")
+    ] = None,
+    clip_skip: Annotated[
+        int | None, typer.Option(help="Layers of the text encoders left out before their end.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.  [default: random]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
@@ -118,7 +124,7 @@ _CALLED = {"control_scales": "controlnet_conditioning_scale"}  # in a PNG, and i
 _PICTURES = ("image", "mask_image", "control_image")
 _REQUEST_OPTIONS = frozenset(
     {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
-    | {*_PICTURES, "strength", "controlnet_conditioning_scale"}
+    | {*_PICTURES, "strength", "guidance_rescale", "clip_skip", "controlnet_conditioning_scale"}
 )
 
 
@@ -154,12 +160,11 @@ def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
         if mark in told and option not in said:
             name = option.replace("_", "-")
             raise InputError(f"{path} was made with a picture, which a PNG does not hold; name it: --{name} FILE.")
-    kinds: dict[str, Any] = {"prompt": str, "negative_prompt": str, "steps": int, "seed": int, "width": int}
+    kinds: dict[str, Any] = {"prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
-    kinds |= {"strength": float, "control_scales": json.loads}
-    for name in ("negative_prompt", "strength", "control_scales"):
-        if name not in told:  # left out where it was not said
-            del kinds[name]
+    unsaid = {"negative_prompt": str, "strength": float, "control_scales": json.loads}
+    unsaid |= {"guidance_rescale": float, "clip_skip": int}
+    kinds |= {name: kind for name, kind in unsaid.items() if name in told}  # left out where it was not said
     try:
         return _Like(
             arguments={_CALLED.get(name, name): kind(told[name]) for name, kind in kinds.items()},

@@ -151,7 +151,9 @@ def _profile(configs: Mapping[str, Config]) -> Profile:
     side = Range(
         low=multiple, usual=int(unet["sample_size"]) * factor, high=max(2048, int(unet["sample_size"]) * factor)
     )
-    return Profile(batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=factor)
+    tokens = int(configs["text_encoder"]["max_position_embeddings"])
+    batch = Range(low=1, usual=1, high=32)
+    return Profile(batch=batch, height=side, width=side, multiple=multiple, factor=factor, tokens=tokens)
 
 
 def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:

@@ -20,16 +20,18 @@ _ADDED = ("text_embeds", "time_ids")
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer: the last state (normed), the pooled state, and every layer's state."""
+    """CLIP's text transformer: the last state (normed), the pooled state, every layer's state, and those normed."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """# [B, T] int64 -> [B, T, W], [B, W], (layers + 1) x [B, T, W]"""
+        """# [B, T] int64 -> [B, T, W], [B, W], (layers + 1) x [B, T, W], layers x [B, T, W]"""
         out = self.model(input_ids, output_hidden_states=True)
-        return out.last_hidden_state, out.pooler_output, *out.hidden_states
+        inner = getattr(self.model, "text_model", self.model)
+        skipped = (inner.final_layer_norm(state) for state in out.hidden_states[-2::-1])
+        return out.last_hidden_state, out.pooler_output, *out.hidden_states, *skipped
 
 
 class ProjectedTextEncoder(nn.Module):

@@ -54,14 +54,17 @@ def text_encoder(name: str, config: Config) -> Component:
     layers, tokens = config["num_hidden_layers"], config["max_position_embeddings"]
     state = ("batch", tokens, config["hidden_size"])
     last = _float("last_hidden_state", *state)
+    skipped: tuple[Binding, ...] = ()
     if name == "text_encoder":
         pooled = (last, _float("pooler_output", "batch", config["hidden_size"]))
+        # The state before the last `i` layers, through the final norm: what clip_skip=i takes.
+        skipped = tuple(_float(f"skipped_states.{i}", *state) for i in range(1, layers + 1))
     else:
         pooled = (_float("text_embeds", "batch", config["projection_dim"]), last)
     return Component(
         name=name,
         inputs=(Binding(name="input_ids", dtype="int64", dims=("batch", tokens)),),
-        outputs=(*pooled, *(_float(f"hidden_states.{i}", *state) for i in range(layers + 1))),
+        outputs=(*pooled, *(_float(f"hidden_states.{i}", *state) for i in range(layers + 1)), *skipped),
         config=config,
     )
 
@@ -78,7 +81,7 @@ def unet(configs: Mapping[str, Config]) -> Component:
         )
     return Component(
         name="unet",
-        inputs=(*_latents_and_text(config, configs), *_added(config, configs), *residuals),
+        inputs=(*_latents_and_text(config), *_added(config, configs), *residuals),
         outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
         config=config,
     )
@@ -91,7 +94,7 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
     return Component(
         name=name,
         inputs=(
-            *_latents_and_text(config, configs),
+            *_latents_and_text(config),
             _float("controlnet_cond", "batch", config.get("conditioning_channels", 3), "height", "width"),
             _float("conditioning_scale", "batch"),
             *_added(config, configs),
@@ -127,15 +130,15 @@ def _float(name: str, *dims: int | str) -> Binding:
     return Binding(name=name, dtype="float32", dims=dims)
 
 
-def _latents_and_text(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
-    width, tokens = config["cross_attention_dim"], configs["text_encoder"]["max_position_embeddings"]
+def _latents_and_text(config: Config) -> tuple[Binding, ...]:
+    width = config["cross_attention_dim"]
     if not isinstance(width, int):
         raise ValueError(f"a cross_attention_dim of {width}")
     return (
         _float("sample", "batch", config["in_channels"], *_LATENTS),
         # One timestep a picture: slots of a batch may stand at different steps.
         _float("timestep", "batch"),
-        _float("encoder_hidden_states", "batch", tokens, width),
+        _float("encoder_hidden_states", "batch", "tokens", width),  # long prompts are several of the encoder's lengths
     )
 
 

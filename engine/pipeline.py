@@ -220,6 +220,8 @@ class Pipeline:
             "seed": str(job.seeds[i]),
             "steps": str(job.steps),
             "guidance_scale": repr(job.guidance_scale),
+            **({"guidance_rescale": repr(job.guidance_rescale)} if job.guidance_rescale else {}),
+            **({"clip_skip": str(job.clip_skip)} if job.clip_skip else {}),
             "sampler": spec.name,
             "scheduler": spec.to_json(),
             "width": str(job.width),

@@ -22,7 +22,7 @@ from calotype.integrity import stamps, stamps_from_json, verify
 from calotype.profile import Profile
 
 MANIFEST = "plan.json"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,6 +96,15 @@ class Prompting:
         states = tuple((str(component), str(output)) for component, output in data["states"])
         pooled = data["pooled"] and (str(data["pooled"][0]), str(data["pooled"][1]))
         return cls(states=states, pooled=pooled, zero_negative=bool(data["zero_negative"]))
+
+
+def skipping(output: str, clip_skip: int | None) -> str:
+    """The name of the text encoder's output so many layers before the one that the model was trained with."""
+    if not clip_skip:
+        return output
+    if output == "last_hidden_state":
+        return f"skipped_states.{clip_skip}"
+    return f"hidden_states.{int(output.rpartition('.')[2]) - clip_skip}"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,12 +15,13 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.emphasis import pieces_of
 from calotype.errors import InputError
 from calotype.guidance import is_guided
 from calotype.image import Pixels, pixels_from
 from calotype.latents import MAX_SEED
 from calotype.networks import controlnets_of
-from calotype.plan import Plan
+from calotype.plan import Plan, skipping
 from calotype.profile import Profile
 from calotype.task import Task, batch, given_from, many, notes_of, task_of
 
@@ -33,10 +34,14 @@ class Request:
     """One call's arguments. None means "not said": the model's own size and scheduler, random seeds.
 
     Attributes:
-        prompt: one prompt, or one a picture. The empty prompt is allowed: the model paints what it likes.
+        prompt: one prompt, or one a picture. The empty prompt is allowed: the model paints what it likes. `(words:1.3)`
+            count 1.3 times, 0 to 10. Long ones go through the text encoder in chunks of its length (75 tokens).
         negative_prompt: what to steer away from, one for all or one a prompt; needs guidance_scale > 1.
         steps: how many steps the scheduler makes, 1 to 1000.
         guidance_scale: how strongly the prompt steers; 1 or less turns guidance off and halves the work.
+        guidance_rescale: how far the spread that guidance adds is taken back, 0 to 1; for models of a zero terminal
+            signal, which overexpose without (0.7 there).
+        clip_skip: how many layers of the text encoders are left out before their end, 1 or more; None is none.
         seed: one number: picture i has seed + i; or one number a picture. 0 to 4294967295.
         width, height: pixels; unsaid, those of `image` or else of `control_image`, down to what the model divides;
             else the model's own.
@@ -58,6 +63,8 @@ class Request:
     negative_prompt: str | Sequence[str] | None = None
     steps: int = 20
     guidance_scale: float = 5.0
+    guidance_rescale: float = 0.0
+    clip_skip: int | None = None
     seed: int | Sequence[int] | None = None
     width: int | None = None
     height: int | None = None
@@ -82,6 +89,8 @@ class Job:
     seeds: tuple[int, ...]
     steps: int
     guidance_scale: float
+    guidance_rescale: float
+    clip_skip: int | None
     width: int
     height: int
     scheduler: Any
@@ -119,6 +128,8 @@ def resolve(request: Request, plan: Plan) -> Job:
         seeds=_seeds(request.seed, count),
         steps=steps,
         guidance_scale=_number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
+        guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 1),
+        clip_skip=_clip_skip(request.clip_skip, plan),
         width=width,
         height=height,
         scheduler=request.scheduler,
@@ -152,12 +163,25 @@ def _negatives(request: Request, plan: Plan, prompts: int) -> Sequence[str | Non
     return texts * prompts if len(texts) == 1 else texts
 
 
+def _clip_skip(said: Any, plan: Plan) -> int | None:
+    if said is None:
+        return None
+    outputs = {name: {b.name for b in plan.components[name].outputs} for name, _ in plan.prompting.states}
+    most = 0
+    while all(skipping(output, most + 1) in outputs[name] for name, output in plan.prompting.states):
+        most += 1
+    return _whole("clip_skip", said, 0, most) or None
+
+
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:
     texts = [given] if isinstance(given, str) else list(given) if isinstance(given, Sequence) else None
     if not texts or not all(isinstance(t, str) for t in texts):
         raise InputError(f"{name} must be text, or a list of texts that is not empty; got {given!r:.80}.")
     # Bytes of a terminal that were no UTF-8 arrive as lone surrogates, which no file can hold: they become "?".
-    return [t.encode("utf-8", "replace").decode("utf-8") for t in texts]
+    texts = [t.encode("utf-8", "replace").decode("utf-8") for t in texts]
+    for text in texts:
+        pieces_of(text)  # a wrong weight is told now, not after the work has begun
+    return texts
 
 
 def _whole(name: str, given: int, low: int, high: int) -> int:

@@ -187,7 +187,7 @@ def test_a_closed_stderr_costs_no_picture(pipe, tmp_path):
 
 
 def test_notes_are_told(pipe, tmp_path):
-    done = run("generate", "red " * 100, "--steps", 2, "-o", tmp_path / "x.png")
+    done = run("generate", "red " * 3000, "--steps", 2, "-o", tmp_path / "x.png")
     assert done.returncode == 0
     assert "left out: 'red red" in done.stderr
 
