@@ -50,9 +50,15 @@ class Codec:
         self._factor = plan.profile.factor
         self.channels = int(plan.components["vae_decoder"].inputs[0].dims[1])
         self._loads = [load for load in plan.loads if not load.guided]  # the autoencoder's own
+        self._posterior = plan.components["vae_encoder"].outputs[0].dims[1] != self.channels
         self._scale = np.float32(plan.scaling_factor)
         mean_and_std = [plan.latents_mean or (0,), plan.latents_std or (1,)]
         self._mean, self._std = (np.array(each, dtype=np.float32)[:, None, None] for each in mean_and_std)
+
+    @property
+    def draws(self) -> bool:
+        """Does the encoder give a distribution, of which one is drawn?"""
+        return self._posterior
 
     def portions(self, count: int, height: int, width: int) -> Portions:
         """What fits into the memory that is free, for so many pictures of this size in pixels."""
@@ -80,7 +86,7 @@ class Codec:
         portions = portions or self.portions(count, height, width)
         found = self._run("vae_encoder", "sample", pixels * np.float32(2) - np.float32(1), portions, 1 / self._factor)
         latents: NDArray[Any] = found[:, : self.channels]
-        if draw is not None and found.shape[1] > latents.shape[1]:  # the second half is the posterior's log-variance
+        if draw is not None and self.draws:  # the second half is the posterior's log-variance
             latents = latents + np.exp(np.float32(0.5) * found[:, self.channels :].clip(-30, 20)) * draw()
         return np.asarray((latents - self._mean) / self._std * self._scale, dtype=np.float32)
 

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.errors import CalotypeError
+from calotype.guidance import guidance_embedding
 from calotype.loop import Conditioning
 from calotype.plan import Plan, skipping
 from calotype.prompt import ClipTokenizer, Tokens
@@ -19,6 +20,7 @@ from calotype.request import Job
 Floats = NDArray[np.float32]
 Encoder = Callable[..., Mapping[str, Floats]]  # takes input_ids, gives its outputs by name
 
+AESTHETIC = (6.0, 2.5)  # scores out of ten, as diffusers has them: with the prompt, and without
 MAX_CHUNKS = 32  # of a prompt: 2400 tokens. Attention over more would take gigabytes
 
 
@@ -45,7 +47,11 @@ def condition(
     if plan.prompting.pooled is not None:
         name, output = plan.prompting.pooled
         arrays["text_embeds"] = _rows(outputs[name][output][:, 0], rows)
-        arrays["time_ids"] = np.tile(_time_ids(job), (len(texts), 1))
+        arrays["time_ids"] = _time_ids(plan, job)
+    for binding in plan.components["unet"].inputs:
+        if binding.name == "timestep_cond":
+            embedding = guidance_embedding(job.guidance_scale, int(binding.dims[1]))
+            arrays[binding.name] = np.tile(embedding, (len(texts), 1))
     conditioning = Conditioning(
         arrays=arrays, guidance_scale=job.guidance_scale, guided=job.guided, guidance_rescale=job.guidance_rescale
     )
@@ -92,12 +98,17 @@ def _rows(array: Floats, rows: list[int]) -> Floats:
     return np.concatenate([array, np.zeros_like(array[:1])])[rows]
 
 
-def _time_ids(job: Job) -> Floats:
+def _time_ids(plan: Plan, job: Job) -> Floats:
     """SDXL's micro-conditioning: the size before scaling, the crop's corner and the size wanted (arXiv 2307.01952).
 
-    As diffusers, unless told otherwise: a picture that was neither scaled nor cropped.  # [6]
+    As diffusers, unless told otherwise: a picture that was neither scaled nor cropped. The refiner is told how much
+    people would like it in place of the size wanted, less of what to steer away from.  # [2B, 6] or [2B, 5]
     """
-    return np.array([job.height, job.width, 0, 0, job.height, job.width], dtype=np.float32)
+    count = len(job.prompts)
+    wide = next(b.dims[1] for b in plan.components["unet"].inputs if b.name == "time_ids")
+    ends = ((AESTHETIC[0],), (AESTHETIC[1],)) if wide == 5 else ((job.height, job.width),) * 2
+    given, without = ([job.height, job.width, 0, 0, *end] for end in ends)
+    return np.array([*([without] * count if job.guided else []), *[given] * count], dtype=np.float32)
 
 
 def _notes(job: Job, tokens: Mapping[str, Tokens]) -> tuple[str, ...]:

@@ -49,5 +49,6 @@ class Control:
 
     def _outputs(self, given: Mapping[str, Floats]) -> Iterator[list[Floats]]:
         for name, image, scale in self._nets:
-            outputs: Any = self._network(name)(controlnet_cond=image, conditioning_scale=scale, **given)
+            taken = {b.name: given[b.name] for b in self._components[name].inputs if b.name in given}
+            outputs: Any = self._network(name)(controlnet_cond=image, conditioning_scale=scale, **taken)
             yield [outputs[b.name] for b in self._components[name].outputs]

@@ -24,9 +24,11 @@ TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "StableDiffusionInpaintPipeline": {"text_encoder": "tokenizer"},
     "StableDiffusionXLPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     "StableDiffusionXLInpaintPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    "StableDiffusionXLImg2ImgPipeline": {"text_encoder_2": "tokenizer_2"},  # the refiner
+    "LatentConsistencyModelPipeline": {"text_encoder": "tokenizer"},
 }
-# Inputs of U-Nets that no pipeline here feeds: guidance embeddings, classes, pictures.
-_UNFED = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+# Inputs of U-Nets that no pipeline here feeds: classes, pictures.
+_UNFED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,19 +115,19 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     )
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # it sees no mask
     took = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
-    if not same or took != {n for n in shared if "additional_residual" not in n}:
+    if not same or took != {n for n in shared if "additional_residual" not in n} - {"timestep_cond"}:
         raise SourceError(
             f"the {control.name} is not made for this U-Net (widths {config['block_out_channels']}, text "
             f"{config['cross_attention_dim']} wide; the U-Net has {unet.config['block_out_channels']} and "
             f"{unet.config['cross_attention_dim']}): take one of the model's own family."
         )
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
-    if config.get("conditioning_channels", 3) != 3 or halvings != len(vae["block_out_channels"]) - 1:
+    if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:
         raise SourceError(f"the {control.name} does not take RGB pictures of the size of the model's own.")
 
 
 def _prompting(configs: Mapping[str, Config], texts: list[Component]) -> Prompting:
-    if len(texts) == 1:
+    if texts[-1].name == "text_encoder":
         return Prompting(states=(("text_encoder", "last_hidden_state"),), pooled=None, zero_negative=False)
     # Of the last state but one, before the final norm, as SDXL was trained (Podell et al. 2023, arXiv 2307.01952).
     return Prompting(
@@ -137,7 +139,7 @@ def _prompting(configs: Mapping[str, Config], texts: list[Component]) -> Prompti
 
 def _scaling_factor(configs: Mapping[str, Config]) -> float:
     """Of the latents; configs of the first Stable Diffusion do not say it."""
-    factor = float(configs["vae"].get("scaling_factor", 0.18215))
+    factor = float(configs["vae"].get("scaling_factor", 1.0 if networks.is_tiny(configs["vae"]) else 0.18215))
     if not 0 < factor < math.inf:
         raise ValueError(f"a scaling_factor of {factor}")
     return factor
@@ -146,12 +148,12 @@ def _scaling_factor(configs: Mapping[str, Config]) -> float:
 def _profile(configs: Mapping[str, Config]) -> Profile:
     """Every size that a traced component serves: the exports are dynamic, and memory is the limit."""
     unet, vae = configs["unet"], configs["vae"]
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = 2 ** (len(networks.vae_widths(vae)) - 1)
     multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     side = Range(
         low=multiple, usual=int(unet["sample_size"]) * factor, high=max(2048, int(unet["sample_size"]) * factor)
     )
-    tokens = int(configs["text_encoder"]["max_position_embeddings"])
+    tokens = int(configs[next(n for n in configs if n.startswith("text_encoder"))]["max_position_embeddings"])
     batch = Range(low=1, usual=1, high=32)
     return Profile(batch=batch, height=side, width=side, multiple=multiple, factor=factor, tokens=tokens)
 
@@ -159,10 +161,10 @@ def _profile(configs: Mapping[str, Config]) -> Profile:
 def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
     """The largest arrays that a picture goes through: attention scores of the U-Net and the decoder, and its pixels."""
     unet, vae = configs["unet"], configs["vae"]
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    widest = max(vae["block_out_channels"][:2])  # the last doubling of the decoder is of the second level's channels
+    factor = 2 ** (len(networks.vae_widths(vae)) - 1)
+    widest = max(networks.vae_widths(vae)[:2])  # the last doubling of the decoder is of the second level's channels
     loads = [Load(pixels=1, width=widest, squared=False, guided=False)]
-    if vae.get("mid_block_add_attention", True):
+    if not networks.is_tiny(vae) and vae.get("mid_block_add_attention", True):
         loads.append(Load(pixels=factor, width=1, squared=True, guided=False))
     heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
     for level, kind in enumerate(unet["down_block_types"]):

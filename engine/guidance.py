@@ -13,6 +13,17 @@ def is_guided(guidance_scale: float) -> bool:
     return guidance_scale > 1
 
 
+def guidance_embedding(guidance_scale: float, width: int) -> Floats:
+    """What a network that was distilled with its guidance is told of it: sines of (scale - 1) * 1000.  # [width]
+
+    Those of a timestep, as in https://github.com/google-research/vdm, model_vdm.py, where diffusers has them from.
+    """
+    half = width // 2
+    rates = np.exp(np.arange(half) * -(np.log(1e4) / (half - 1))).astype(np.float32)
+    angles = np.float32((guidance_scale - 1) * 1000) * rates
+    return np.pad(np.concatenate([np.sin(angles), np.cos(angles)]), (0, width % 2)).astype(np.float32)
+
+
 def guide(output: Floats, guidance_scale: float, rescale: float = 0.0) -> Floats:
     """without + scale * (with - without).  # [2B, C, H, W], unconditional half first -> [B, C, H, W]
 

@@ -7,6 +7,7 @@ makes noise, not an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -48,7 +49,8 @@ class ProjectedTextEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoiser. `others` are SDXL's `text_embeds` and `time_ids`, and what ControlNets add, by their names."""
+    """The denoiser. `others` by their names: SDXL's `text_embeds` and `time_ids`, a latent consistency model's
+    `timestep_cond`, and what ControlNets add."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -63,6 +65,7 @@ class UNet(nn.Module):
             sample,
             timestep,
             encoder_hidden_states,
+            timestep_cond=others.get("timestep_cond"),
             added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
             down_block_additional_residuals=down or None,
             mid_block_additional_residual=others.get("mid_block_additional_residual"),
@@ -109,7 +112,7 @@ class VaeDecoder(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.post_quant_conv = model.post_quant_conv
+        self.post_quant_conv = getattr(model, "post_quant_conv", None)
         self.decoder = model.decoder
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
@@ -119,12 +122,12 @@ class VaeDecoder(nn.Module):
 
 
 class VaeEncoder(nn.Module):
-    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior."""
+    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior, or of a tiny autoencoder to latents."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.encoder = model.encoder
-        self.quant_conv = model.quant_conv
+        self.quant_conv = getattr(model, "quant_conv", None)
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
         """# [B, 3, H, W] -> [B, 8, h, w]"""
@@ -163,13 +166,18 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
     return load
 
 
+def _autoencoder(folder: Path) -> tuple[Any, Any]:
+    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
+    return _diffusers("AutoencoderTiny" if kind == "AutoencoderTiny" else "AutoencoderKL")(folder)
+
+
 _LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
     "unet": (_diffusers("UNet2DConditionModel"), UNet),
     "controlnet": (_diffusers("ControlNetModel"), ControlNet),
-    "vae_decoder": (_diffusers("AutoencoderKL"), VaeDecoder),
-    "vae_encoder": (_diffusers("AutoencoderKL"), VaeEncoder),
+    "vae_decoder": (_autoencoder, VaeDecoder),
+    "vae_encoder": (_autoencoder, VaeEncoder),
 }
 
 

@@ -89,6 +89,7 @@ class Job:
     seeds: tuple[int, ...]
     steps: int
     guidance_scale: float
+    guided: bool  # is the network asked without the prompt as well?
     guidance_rescale: float
     clip_skip: int | None
     width: int
@@ -99,11 +100,6 @@ class Job:
     control_scales: tuple[float, ...]
     task: Task
     notes: tuple[str, ...]  # what was done to the pictures given
-
-    @property
-    def guided(self) -> bool:
-        """Is the network asked without the prompt as well?"""
-        return is_guided(self.guidance_scale)
 
 
 def resolve(request: Request, plan: Plan) -> Job:
@@ -121,13 +117,15 @@ def resolve(request: Request, plan: Plan) -> Job:
     if request.output_type not in get_args(OutputType):
         raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {request.output_type!r}.")
     steps = _whole("steps", request.steps, 1, MAX_STEPS)
+    guidance_scale = _number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
     task = task_of(given, plan, steps=steps, count=count, height=height, width=width)
     return Job(
         prompts=tuple(p for p in prompts for _ in range(each)),
         negative_prompts=tuple(n for n in _negatives(request, plan, len(prompts)) for _ in range(each)),
         seeds=_seeds(request.seed, count),
         steps=steps,
-        guidance_scale=_number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
+        guidance_scale=guidance_scale,
+        guided=is_guided(guidance_scale) and not any(b.name == "timestep_cond" for b in plan.components["unet"].inputs),
         guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 1),
         clip_skip=_clip_skip(request.clip_skip, plan),
         width=width,

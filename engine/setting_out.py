@@ -43,8 +43,11 @@ def set_out(plan: Plan, job: Job, codec: Codec, draw: Draw, portions: Portions) 
     if task.image is not None and (told or task.course.takes_latents):
         # Grey, the middle of the range, where it is painted over. Other U-Nets have no use for it, but it takes a draw.
         hidden = np.where(task.repaint, np.float32(0.5), task.image)
-        masked = codec.encode(hidden, draw, portions) if told else draw()
-        beside = np.concatenate([repaint.astype(np.float32), masked], axis=1) if told else None
+        if told:
+            masked = codec.encode(hidden, draw, portions)
+            beside = np.concatenate([repaint.astype(np.float32), masked], axis=1)
+        elif codec.draws:
+            draw()
     if not task.course.takes_latents or latents is None:
         return SettingOut(noise=noise, original=None, beside=beside)
     kept = repaint if task.course.keeps else None

@@ -74,6 +74,12 @@ def made():
 
 
 @pytest.fixture(scope="session")
+def text():
+    """`text_config`, for tests that want one."""
+    return text_config
+
+
+@pytest.fixture(scope="session")
 def tiny():
     """`tiny_unet`, for tests that want one."""
     return tiny_unet

@@ -160,14 +160,14 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("path", "changes", "told"),
     [
-        ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim, an input that this version does not"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type, an input that this version does not"),
         ("unet/config.json", {"addition_embed_type": None}, "2 text encoders and addition_embed_type None"),
         ("unet/config.json", {"addition_time_embed_dim": 9}, "text_time conditioning of"),
         ("unet/config.json", {"cross_attention_dim": 177}, "text states 176 wide for a cross_attention_dim of 177"),
         ("unet/config.json", {"in_channels": 8}, "in_channels 8 for latent_channels 4"),
         ("text_encoder_2/config.json", {"projection_dim": 25}, "text_time conditioning of"),
         ("vae/config.json", {"latents_mean": ["x"]}, "do not make sense"),
-        ("model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "this version reads"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "this version reads"),
         ("model_index.json", {"_class_name": ["StableDiffusionXLPipeline"]}, "this version reads"),
     ],
 )
