@@ -48,9 +48,10 @@ class Codec:
         """`network` gives a component by its name; the encoder is opened at its first use."""
         self._network = network
         self._factor = plan.profile.factor
-        self.channels = int(plan.components["vae_decoder"].inputs[0].dims[1])
+        self.channels = int(plan.latents.dims[1])
+        self._coded = "vae_decoder" in plan.components  # pixels themselves are denoised where there is no autoencoder
         self._loads = [load for load in plan.loads if not load.guided]  # the autoencoder's own
-        self._posterior = plan.components["vae_encoder"].outputs[0].dims[1] != self.channels
+        self._posterior = self._coded and plan.components["vae_encoder"].outputs[0].dims[1] != self.channels
         self._scale = np.float32(plan.scaling_factor)
         mean_and_std = [plan.latents_mean or (0,), plan.latents_std or (1,)]
         self._mean, self._std = (np.array(each, dtype=np.float32)[:, None, None] for each in mean_and_std)
@@ -98,6 +99,8 @@ class Codec:
         return self._run("vae_decoder", "latent_sample", scaled, portions, self._factor)
 
     def _run(self, name: str, takes: str, given: Floats, portions: Portions, ratio: float) -> Floats:
+        if not self._coded:
+            return given
         network = self._network(name)
 
         def run(part: Floats) -> Floats:

@@ -34,6 +34,9 @@ def condition(
     plan: Plan, tokenizers: Mapping[str, ClipTokenizer], encoder: Callable[[str], Encoder], job: Job
 ) -> tuple[Conditioning, tuple[str, ...]]:
     """Run every text encoder once on each different prompt; what steers the job's batch, and notes for its report."""
+    if not plan.prompting.states:
+        nothing = Conditioning(arrays={}, guidance_scale=job.guidance_scale, guided=False)
+        return nothing, ()
     texts = (*job.negative_prompts, *job.prompts) if job.guided else job.prompts
     unique = list(dict.fromkeys(t for t in texts if t is not None))
     tokens = _tokens(plan, tokenizers, unique)

@@ -26,6 +26,8 @@ TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "StableDiffusionXLInpaintPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
     "StableDiffusionXLImg2ImgPipeline": {"text_encoder_2": "tokenizer_2"},  # the refiner
     "LatentConsistencyModelPipeline": {"text_encoder": "tokenizer"},
+    "DDPMPipeline": {},  # pixels from noise, without text and without an autoencoder
+    "DDIMPipeline": {},
 }
 # Inputs of U-Nets that no pipeline here feeds: classes, pictures.
 _UNFED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
@@ -45,18 +47,21 @@ class Family:
     loads: tuple[Load, ...]
 
     @property
-    def inpaints(self) -> bool:
-        """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
-        return self.components["unet"].inputs[0].dims != self.components["vae_decoder"].inputs[0].dims
+    def from_text(self) -> bool:
+        """Does it paint from text and nothing else?"""
+        coded = self.components.get("vae_decoder")
+        return coded is not None and coded.inputs[0].dims == self.components["unet"].inputs[0].dims
 
 
 def family_of(configs: Mapping[str, Config]) -> Family:
-    """A Stable Diffusion 1.x, 2.x or XL model, from its configs by folder and its `model_index`.
+    """A model of pixels without text, or a Stable Diffusion 1.x, 2.x or XL model: from its configs by folder.
 
     Raises `SourceError` where a config lacks a field that its tensors depend on, or has nonsense in it.
     """
     try:
         encoders = TEXT_ENCODERS[configs["model_index"]["_class_name"]]
+        if not encoders:
+            return _of_pixels(configs)
         texts = [networks.text_encoder(name, configs[name]) for name in encoders]
         unet = networks.unet(configs)
         controls = [networks.controlnet(name, configs) for name in controlnets_of(configs)]
@@ -171,4 +176,40 @@ def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
         if "CrossAttn" in kind:
             count = heads if isinstance(heads, int) else heads[level]
             loads.append(Load(pixels=factor * 2**level, width=count, squared=True, guided=True))
+    return tuple(loads)
+
+
+def _of_pixels(configs: Mapping[str, Config]) -> Family:
+    """A `UNet2DModel` (Ho et al. 2020, arXiv 2006.11239), from its config. Raises as `family_of`, and `SourceError`."""
+    config = configs["unet"]
+    for name in ("class_embed_type", "num_class_embeds"):
+        if config.get(name) is not None:
+            raise SourceError(f"the U-Net's config says {name}, an input that this version does not feed.")
+    if config["in_channels"] != 3 or config["out_channels"] != 3:
+        raise SourceError(
+            f"the U-Net paints {config['out_channels']} channels from {config['in_channels']}; this version paints RGB "
+            "pictures without an autoencoder."
+        )
+    unet = networks.unconditional(config)
+    multiple, size = 2 ** (len(config["block_out_channels"]) - 1), int(config["sample_size"])
+    side = Range(low=multiple, usual=size, high=max(1024, size))
+    return Family(
+        name="pixels",
+        components={unet.name: unet},
+        profile=Profile(batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=1),
+        prompting=Prompting(states=(), pooled=None, zero_negative=False),
+        scaling_factor=1.0,
+        latents_mean=(),
+        latents_std=(),
+        loads=_loads_of_pixels(config),
+    )
+
+
+def _loads_of_pixels(config: Config) -> tuple[Load, ...]:
+    """The largest arrays of the U-Net: its states at full size, and its attention scores."""
+    loads = [Load(pixels=1, width=config["block_out_channels"][0], squared=False, guided=True)]
+    for level, (kind, width) in enumerate(zip(config["down_block_types"], config["block_out_channels"], strict=True)):
+        if "Attn" in kind:
+            heads = max(1, width // (config.get("attention_head_dim") or width))
+            loads.append(Load(pixels=2**level, width=heads, squared=True, guided=True))
     return tuple(loads)

@@ -74,6 +74,19 @@ class UNet(nn.Module):
         return (out,)
 
 
+class UnconditionalUNet(nn.Module):
+    """A denoiser that is told nothing but the timestep."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor]:
+        """# [B, 3, H, W], [B] -> [B, 3, H, W]"""
+        out: Tensor = self.model(sample, timestep, return_dict=False)[0]
+        return (out,)
+
+
 def _place(name: str) -> int:
     return int(name.rpartition(".")[2]) if "." in name else -1
 
@@ -166,15 +179,22 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
     return load
 
 
+def _class_of(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name"))
+
+
 def _autoencoder(folder: Path) -> tuple[Any, Any]:
-    kind = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name")
-    return _diffusers("AutoencoderTiny" if kind == "AutoencoderTiny" else "AutoencoderKL")(folder)
+    return _diffusers("AutoencoderTiny" if _class_of(folder) == "AutoencoderTiny" else "AutoencoderKL")(folder)
+
+
+def _unet(folder: Path) -> tuple[Any, Any]:
+    return _diffusers("UNet2DModel" if _class_of(folder) == "UNet2DModel" else "UNet2DConditionModel")(folder)
 
 
 _LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
-    "unet": (_diffusers("UNet2DConditionModel"), UNet),
+    "unet": (_unet, UNet),
     "controlnet": (_diffusers("ControlNetModel"), ControlNet),
     "vae_decoder": (_autoencoder, VaeDecoder),
     "vae_encoder": (_autoencoder, VaeEncoder),
@@ -199,4 +219,6 @@ def load_module(component: str, folder: Path) -> nn.Module:
             f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing, too many, or of "
             f"another shape, such as {wrong[0]}. Take both from the same model."
         )
+    if type(model).__name__ == "UNet2DModel":
+        wrapper = UnconditionalUNet
     return wrapper(model).eval().requires_grad_(False)

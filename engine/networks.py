@@ -87,6 +87,16 @@ def unet(configs: Mapping[str, Config]) -> Component:
     )
 
 
+def unconditional(config: Config) -> Component:
+    """A denoiser of pixels that is told nothing but the timestep."""
+    return Component(
+        name="unet",
+        inputs=(_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")),
+        outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
+        config=config,
+    )
+
+
 def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
     """The U-Net's trainable copy: what it adds to the skip connections (Zhang et al. 2023, arXiv 2302.05543)."""
     config = configs[name]

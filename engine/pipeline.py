@@ -85,15 +85,18 @@ class Pipeline:
         self._tokenizers = tokenizers_of(plan)
         self._codec = Codec(plan, self.component)
         for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
-            self.component(name)
+            if name in plan.components:
+                self.component(name)
 
-    def __call__(self, prompt: Any, **arguments: Any) -> Result:
-        """Make pictures; the arguments are those of `Request`. Raises `InputError`, `SamplerError`, `Cancelled`."""
+    def __call__(self, prompt: Any = None, **arguments: Any) -> Result:
+        """Make pictures; the arguments are those of `Request`, and only a model without text goes without a prompt.
+
+        Raises `InputError`, `SamplerError`, `Cancelled`."""
         *_, last = self.stream(prompt, **arguments)
         assert last.result is not None
         return last.result
 
-    def stream(self, prompt: Any, **arguments: Any) -> Iterator[Event]:
+    def stream(self, prompt: Any = None, **arguments: Any) -> Iterator[Event]:
         """The same work step by step: one `Event` a step. Closing the stream between two steps abandons the picture.
 
         The arguments are checked before the first event is asked for.
@@ -179,7 +182,7 @@ class Pipeline:
 
     def _noise(self, job: Job) -> BatchNoise:
         sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)
-        _, *shape = self.plan.components["vae_decoder"].inputs[0].shape(sizes)
+        _, *shape = self.plan.latents.shape(sizes)
         return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
     def _denoiser(self, job: Job, beside: Floats | None) -> Denoiser:

@@ -128,6 +128,17 @@ class Plan:
     samplers: Path | None = None  # the folder of `sampler_store`, in a plan that was built
 
     @property
+    def latents(self) -> Binding:
+        """What is denoised: latents of the autoencoder, or pixels where the model has none."""
+        coded = self.components.get("vae_decoder")
+        return (coded or self.components["unet"]).inputs[0]
+
+    @property
+    def inpaints(self) -> bool:
+        """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
+        return self.components["unet"].inputs[0].dims[1] != self.latents.dims[1]
+
+    @property
     def backend(self) -> str | None:
         """The backend that the plan was built for and proved on."""
         return self.build.get("backend")

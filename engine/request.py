@@ -104,7 +104,7 @@ class Job:
 
 def resolve(request: Request, plan: Plan) -> Job:
     """Check everything that can be checked before any work, and fill in what was not said. Raises `InputError`."""
-    prompts = _texts("prompt", request.prompt)
+    prompts = _prompts(request, plan)
     each = _whole("num_images", request.num_images, 1, 2**20)
     count = each * len(prompts)
     nets = controlnets_of(plan.components)
@@ -125,7 +125,7 @@ def resolve(request: Request, plan: Plan) -> Job:
         seeds=_seeds(request.seed, count),
         steps=steps,
         guidance_scale=guidance_scale,
-        guided=is_guided(guidance_scale) and not any(b.name == "timestep_cond" for b in plan.components["unet"].inputs),
+        guided=is_guided(guidance_scale) and _takes_guidance(plan),
         guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 1),
         clip_skip=_clip_skip(request.clip_skip, plan),
         width=width,
@@ -161,9 +161,24 @@ def _negatives(request: Request, plan: Plan, prompts: int) -> Sequence[str | Non
     return texts * prompts if len(texts) == 1 else texts
 
 
+def _prompts(request: Request, plan: Plan) -> list[str]:
+    if plan.prompting.states:
+        return _texts("prompt", request.prompt)
+    if request.prompt not in (None, "") or request.negative_prompt not in (None, ""):
+        raise InputError("this model paints without text; give it no prompt, and num_images= for several pictures.")
+    return [""]
+
+
+def _takes_guidance(plan: Plan) -> bool:
+    """Can the U-Net be asked with a prompt and without? One that was distilled with its guidance is told how much."""
+    return bool(plan.prompting.states) and not any(b.name == "timestep_cond" for b in plan.components["unet"].inputs)
+
+
 def _clip_skip(said: Any, plan: Plan) -> int | None:
     if said is None:
         return None
+    if not plan.prompting.states:
+        raise InputError("clip_skip is of text encoders, which this model does not have.")
     outputs = {name: {b.name for b in plan.components[name].outputs} for name, _ in plan.prompting.states}
     most = 0
     while all(skipping(output, most + 1) in outputs[name] for name, output in plan.prompting.states):

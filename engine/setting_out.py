@@ -14,7 +14,6 @@ from calotype.codec import Codec, Portions
 from calotype.plan import Plan
 from calotype.request import Job
 from calotype.sampler import Draw, Original
-from calotype.task import inpaints
 
 Floats = NDArray[np.float32]
 
@@ -30,7 +29,7 @@ class SettingOut:
 
 def set_out(plan: Plan, job: Job, codec: Codec, draw: Draw, portions: Portions) -> SettingOut:
     """Encode what was given, and draw the noise."""
-    task, told = job.task, inpaints(plan)
+    task, told = job.task, plan.inpaints
     latents = task.latents
     if task.image is not None and task.course.takes_latents:
         latents = codec.encode(task.image, draw, portions)

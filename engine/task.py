@@ -53,8 +53,7 @@ class Given:
 
 def given_from(request: Any, plan: Plan, prompts: int) -> Given:
     """Read what a `Request` says. Raises `InputError`."""
-    channels = plan.components["vae_decoder"].inputs[0].dims[1]
-    latents = _latents(request.image, int(channels), prompts)
+    latents = _latents(request.image, int(plan.latents.dims[1]), prompts)
     images = [] if request.image is None or latents is not None else many(request.image)
     masks = [] if request.mask_image is None else many(request.mask_image)
     for name, pictures in (("image", images), ("mask_image", masks)):
@@ -70,13 +69,8 @@ def given_from(request: Any, plan: Plan, prompts: int) -> Given:
         begin=_fraction("denoising_start", request.denoising_start),
         end=_fraction("denoising_end", request.denoising_end),
     )
-    _check(given, inpaints(plan))
+    _check(given, plan.inpaints)
     return given
-
-
-def inpaints(plan: Plan) -> bool:
-    """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
-    return plan.components["unet"].inputs[0].dims[1] != plan.components["vae_decoder"].inputs[0].dims[1]
 
 
 def task_of(given: Given, plan: Plan, *, steps: int, count: int, height: int, width: int) -> Task:
@@ -100,7 +94,7 @@ def task_of(given: Given, plan: Plan, *, steps: int, count: int, height: int, wi
         skipped=steps - taken if given.begin is None else 0,
         begin=given.begin,
         end=given.end,
-        keeps=bool(given.masks) and not inpaints(plan),
+        keeps=bool(given.masks) and not plan.inpaints,
     )
     masks = [fitted(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in given.masks]
     return Task(

@@ -116,10 +116,10 @@ def check_backend(spec: BuildSpec) -> None:
 def _prepared(spec: BuildSpec) -> Work:
     source = fuse(read_source(spec.model, spec.controlnet), spec.lora)
     family = family_of(source.configs)
-    if family.inpaints:
+    if not family.from_text:
         raise BuildError(
-            f"{spec.model} paints in masks alone, and builds are proved on pictures from text: no plan can be made of "
-            "it in this version. Load it as it is: its networks are traced and checked at first use."
+            f"{spec.model} paints in masks alone or without text, and builds are proved on pictures from text: no plan "
+            "can be made of it in this version. Load it as it is: its networks are traced and checked at first use."
         )
     profile = family.profile.narrowed(batch=spec.batch, height=spec.height, width=spec.width)
     for name in spec.scheduler:

@@ -69,6 +69,8 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
     loras = [lora_from(each) for each in said]
     if not loras:
         return source
+    if not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
+        raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
     if importlib.util.find_spec("peft") is None:
         raise SourceError("LoRAs need peft, which is not installed (pip install peft)")
     names = [*TEXT_ENCODERS[source.configs["model_index"]["_class_name"]], "unet"]

@@ -43,7 +43,8 @@ def plan_of(source: Source, family: Family, components: dict[str, PlannedCompone
         fingerprint=source.fingerprint,
         profile=family.profile,
         components=components,
-        scheduler=source.configs["scheduler"],
+        # Where pixels are denoised, what their scheduler does not say is clipped, as its class has it.
+        scheduler={**({} if family.prompting.states else {"clip_sample": True}), **source.configs["scheduler"]},
         tokenizers=source.tokenizers,
         prompting=family.prompting,
         scaling_factor=family.scaling_factor,

@@ -77,7 +77,10 @@ def read_source(model: str | Path, controlnets: Sequence[str | Path] = (), vae: 
     kind = str(index.get("_class_name"))
     if kind not in TEXT_ENCODERS:
         raise SourceError(f"{folder} holds a {kind}; this version reads {', '.join(TEXT_ENCODERS)}.")
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet", "vae")}
+    coded = ("vae",) if TEXT_ENCODERS[kind] else ()  # without text, pixels themselves are denoised
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet", *coded)}
+    if not coded and (controlnets or vae is not None):
+        raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
     folders |= {f"controlnet_{i}" if i else "controlnet": find(said) for i, said in enumerate(controlnets)}
     if vae is not None:
         folders["vae"] = find(vae)
