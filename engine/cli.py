@@ -91,6 +91,15 @@ def generate(
     controlnet_conditioning_scale: Annotated[
         list[float] | None, typer.Option(help="How strongly each steers; one for all will do.  [default: 1.0]")
     ] = None,
+    control_guidance_start: Annotated[
+        list[float] | None, typer.Option(help="From which fraction of the steps they steer.  [default: 0.0]")
+    ] = None,
+    control_guidance_end: Annotated[
+        list[float] | None, typer.Option(help="Up to which.  [default: 1.0]", show_default=False)
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="An autoencoder in place of the model's, such as TAESD.", show_default=False)
+    ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8; may be repeated.", show_default=False)
     ] = None,
@@ -104,7 +113,7 @@ def generate(
     if "prompt" not in arguments:
         raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
     which = made.model if model is None else model, made.backend if backend is None else backend
-    pipe = _load(*which, controlnet or [], lora or [])
+    pipe = _load(*which, {"controlnet": controlnet or [], "lora": lora or [], "vae": vae})
     if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
             f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "
@@ -120,11 +129,16 @@ def generate(
         typer.echo(str(result.report))
 
 
-_CALLED = {"control_scales": "controlnet_conditioning_scale"}  # in a PNG, and in a call
+_CALLED = {  # in a PNG, and in a call
+    "control_scales": "controlnet_conditioning_scale",
+    "control_starts": "control_guidance_start",
+    "control_ends": "control_guidance_end",
+}
+_PER_CONTROLNET = tuple(_CALLED.values())
 _PICTURES = ("image", "mask_image", "control_image")
 _REQUEST_OPTIONS = frozenset(
     {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
-    | {*_PICTURES, "strength", "guidance_rescale", "clip_skip", "controlnet_conditioning_scale"}
+    | {*_PICTURES, *_PER_CONTROLNET, "strength", "guidance_rescale", "clip_skip"}
 )
 
 
@@ -136,9 +150,7 @@ def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
     if "control_image" in said:
         pictures = [read_picture(path) for path in said["control_image"]]
         read["control_image"] = pictures if len(pictures) > 1 else pictures[0]
-    if len(scales := said.get("controlnet_conditioning_scale", ())) == 1:
-        read["controlnet_conditioning_scale"] = scales[0]
-    return read
+    return read | {n: said[n][0] for n in _PER_CONTROLNET if len(said.get(n, ())) == 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -162,7 +174,7 @@ def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
             raise InputError(f"{path} was made with a picture, which a PNG does not hold; name it: --{name} FILE.")
     kinds: dict[str, Any] = {"prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
-    unsaid = {"negative_prompt": str, "strength": float, "control_scales": json.loads}
+    unsaid: dict[str, Any] = {"negative_prompt": str, "strength": float, **dict.fromkeys(_CALLED, json.loads)}
     unsaid |= {"guidance_rescale": float, "clip_skip": int}
     kinds |= {name: kind for name, kind in unsaid.items() if name in told}  # left out where it was not said
     try:
@@ -176,11 +188,11 @@ def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
         raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
 
 
-def _load(model: str, backend: str, controlnet: list[str], lora: list[str]) -> Pipeline:
+def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
     from calotype.loading import load
 
     names = [n.strip() for n in backend.split(",") if n.strip()]
-    return load(model, backend=names[0] if len(names) == 1 else names, controlnet=controlnet, lora=lora)
+    return load(model, backend=names[0] if len(names) == 1 else names, **parts)
 
 
 def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:

@@ -169,7 +169,7 @@ class Pipeline:
         with watch.stage("encode") if job.task.image is not None else nullcontext():
             ready = set_out(self.plan, job, self._codec, draw, work.portions)
         run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
-        steps = denoise(self._denoiser(job, ready.beside), sampler, run, conditioning, stop)
+        steps = denoise(self._denoiser(job, ready.beside, sampler.calls), sampler, run, conditioning, stop)
         for i in range(sampler.calls):
             with watch.stage("steps"):
                 next(steps)
@@ -185,8 +185,8 @@ class Pipeline:
         _, *shape = self.plan.latents.shape(sizes)
         return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
-    def _denoiser(self, job: Job, beside: Floats | None) -> Denoiser:
-        unet, control = self.component("unet"), Control(self.plan, job, self.component)
+    def _denoiser(self, job: Job, beside: Floats | None, calls: int) -> Denoiser:
+        unet, control = self.component("unet"), Control(self.plan, job, self.component, calls)
         doubled = beside if beside is None or not job.guided else np.concatenate([beside, beside])
 
         def run(sample: Floats, timestep: Floats, conditioning: Mapping[str, Floats]) -> Floats:
@@ -231,7 +231,7 @@ class Pipeline:
             "height": str(job.height),
             **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
             **({"masked": "yes"} if job.task.repaint is not None else {}),
-            **({"control_scales": json.dumps(job.control_scales)} if job.control_images else {}),
+            **_of_controls(job),
             "model": self.plan.model,
             "model_fingerprint": self.plan.fingerprint,
             "backend": self.component("unet").runner.backend,
@@ -255,6 +255,15 @@ class Pipeline:
             seconds=dict(watch.seconds),
             notes=notes,
         )
+
+
+def _of_controls(job: Job) -> dict[str, str]:
+    """What a PNG says of its ControlNets; nothing where none had a part."""
+    if not job.control_images:
+        return {}
+    said = {"control_scales": job.control_scales}
+    said |= {f"control_{end}s": tuple(span[i] for span in job.control_spans) for i, end in enumerate(("start", "end"))}
+    return {name: json.dumps(values) for name, values in said.items()}
 
 
 def _component_report(opened: Opened) -> ComponentReport:

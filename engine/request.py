@@ -54,6 +54,8 @@ class Request:
         control_image: for each ControlNet a picture, or one a prompt: PIL images, or arrays [H, W, 3] of bytes or of
             floats in [0, 1], resized to the size of the result. None leaves the ControlNets out.
         controlnet_conditioning_scale: how strongly they steer, 0 to 10; one for all or one for each.
+        control_guidance_start, control_guidance_end: the fractions of the steps between which they steer, 0 to 1; one
+            for all or one for each.
         num_images: pictures for each prompt.
         scheduler: a name ("dpm++2m-karras"), a diffusers scheduler or its class; None is the model's own.
         output_type: "pil" pictures, "np" float32 [N, H, W, 3] in [0, 1], "latent" float32 [N, C, h, w].
@@ -76,6 +78,8 @@ class Request:
     denoising_end: float | None = None
     control_image: Any = None
     controlnet_conditioning_scale: float | Sequence[float] = 1.0
+    control_guidance_start: float | Sequence[float] = 0.0
+    control_guidance_end: float | Sequence[float] = 1.0
     scheduler: Any = None
     output_type: OutputType = "pil"
 
@@ -98,6 +102,7 @@ class Job:
     output_type: OutputType
     control_images: tuple[NDArray[np.float32], ...]  # [B, 3, H, W] in [0, 1] for each ControlNet; or none at all
     control_scales: tuple[float, ...]
+    control_spans: tuple[tuple[float, float], ...]  # fractions of the steps at which each begins and ends
     task: Task
     notes: tuple[str, ...]  # what was done to the pictures given
 
@@ -109,7 +114,7 @@ def resolve(request: Request, plan: Plan) -> Job:
     count = each * len(prompts)
     nets = controlnets_of(plan.components)
     controls = _controls(request.control_image, len(nets), len(prompts))
-    scales = _scales(request.controlnet_conditioning_scale, len(nets))
+    scales = _per_net("controlnet_conditioning_scale", request, len(nets), 10)
     given = given_from(request, plan, len(prompts))
     of_picture = given.size(plan.profile.factor) or (controls[0][0].shape[:2] if controls else None)
     height, width = _size(request, of_picture, plan.profile)
@@ -134,6 +139,7 @@ def resolve(request: Request, plan: Plan) -> Job:
         output_type=request.output_type,
         control_images=tuple(batch(pictures, count, height, width) for pictures in controls),
         control_scales=scales if controls else (),
+        control_spans=_spans(request, len(nets)) if controls else (),
         task=task,
         notes=tuple(notes_of(given, [p for each in controls for p in each], task, height, width)),
     )
@@ -217,11 +223,21 @@ def _number(name: str, given: Any, most: float, hint: str = "") -> float:
     return number
 
 
-def _scales(given: float | Sequence[float], nets: int) -> tuple[float, ...]:
-    scales = list(given) if isinstance(given, (list, tuple)) else [given] * nets
-    if len(scales) != nets:
-        raise InputError(f"give one controlnet_conditioning_scale, or one for each of {nets}; got {len(scales)}.")
-    return tuple(_number("controlnet_conditioning_scale", scale, 10) for scale in scales)
+def _per_net(name: str, request: Request, nets: int, most: float) -> tuple[float, ...]:
+    """A number for each ControlNet, of one for all or one for each."""
+    given = getattr(request, name)
+    numbers = list(given) if isinstance(given, (list, tuple)) else [given] * nets
+    if len(numbers) != nets:
+        raise InputError(f"give one {name}, or one for each of {nets}; got {len(numbers)}.")
+    return tuple(_number(name, number, most) for number in numbers)
+
+
+def _spans(request: Request, nets: int) -> tuple[tuple[float, float], ...]:
+    starts, ends = (_per_net(f"control_guidance_{end}", request, nets, 1) for end in ("start", "end"))
+    for start, end in zip(starts, ends, strict=True):
+        if start >= end:
+            raise InputError(f"control_guidance_start {start:g} must come before control_guidance_end {end:g}.")
+    return tuple(zip(starts, ends, strict=True))
 
 
 def _controls(given: Any, nets: int, prompts: int) -> list[list[Pixels]]:

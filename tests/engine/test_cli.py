@@ -226,14 +226,14 @@ def test_pictures_to_set_out_from(made, pipe, tmp_path):
     np.testing.assert_array_equal(pixels(tmp_path / "b.png"), pixels(tmp_path / "c.png"))
 
 
-def test_a_controlnet_and_a_lora_are_named_where_they_are_loaded(monkeypatch, fake, tmp_path):
+def test_parts_are_named_where_they_are_loaded(monkeypatch, fake, tmp_path):
     from calotype import cli
 
     asked = []
     monkeypatch.setattr("calotype.loading.load", lambda model, **more: asked.append((model, more)) or fake)
-    more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--steps", "1"]
-    cli.app(["generate", "x", *more, "-o", str(tmp_path / "x.png")], standalone_mode=False)
-    said = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"]}
+    more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--vae", "tiny"]
+    cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
+    said = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
     assert asked == [("demo", said)]
 
 

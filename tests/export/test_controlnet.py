@@ -69,6 +69,15 @@ def test_two_controlnets_each_with_its_scale(demo_folder, nets):
     assert psnr(one.images, wanted) < 40
 
 
+@pytest.mark.parametrize("span", [(0.0, 0.5), (0.3, 1.0), (0.4, 0.6), (0.45, 0.55)])
+def test_between_fractions_of_the_steps(demo_folder, nets, span):
+    elder = elder_of(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets)
+    settings = SETTINGS | {"control_guidance_start": [span[0], 0.0], "control_guidance_end": [span[1], 0.7]}
+    wanted = elder(PROMPTS[0], image=EDGES, num_inference_steps=5, **seeds(3), **settings).images
+    pipe = calotype.load(demo_folder, controlnet=nets, backend="eager")
+    assert psnr(pipe(PROMPTS[0], control_image=EDGES, steps=5, seed=3, **settings).images, wanted) >= 60
+
+
 def test_a_controlnet_of_stable_diffusion_xl(sdxl_folder, made, tmp_path):
     net = made(sdxl_folder / "unet", tmp_path / "net", 5)
     elder = elder_of(diffusers.StableDiffusionXLControlNetPipeline, sdxl_folder, [net])
@@ -126,6 +135,9 @@ def fakes(demo_folder, nets):
         (1, {"control_image": EDGES[0], "width": 90}, "width must be a multiple of 16.*got 90"),
         (1, {"control_image": EDGES[0], "controlnet_conditioning_scale": float("nan")}, "from 0 to 10"),
         (2, {"control_image": EDGES, "controlnet_conditioning_scale": [1.0]}, "or one for each of 2; got 1"),
+        (1, {"control_image": EDGES[0], "control_guidance_start": 1.0}, "must come before control_guidance_end 1"),
+        (2, {"control_image": EDGES, "control_guidance_end": [1.0]}, "or one for each of 2; got 1"),
+        (1, {"control_image": EDGES[0], "control_guidance_end": 1.5}, "control_guidance_end must be a number from 0"),
     ],
 )
 def test_wrong_arguments_are_told(fakes, count, arguments, told):
@@ -155,6 +167,7 @@ def test_a_picture_says_that_it_was_controlled(fakes, tmp_path):
         _made_like(tmp_path / "a.png", {})
     like = _made_like(tmp_path / "a.png", {"control_image": ["edges.png"]})
     assert like.arguments["controlnet_conditioning_scale"] == [1.0]
+    assert (like.arguments["control_guidance_start"], like.arguments["control_guidance_end"]) == ([0.0], [1.0])
 
 
 def edit(path, **changes):
