@@ -28,7 +28,7 @@ def sampler_for(
 ) -> tuple[SchedulerSpec, Sampler]:
     """The scheduler that is meant, and its compiled form for so many steps, or what `course` walks of them.
 
-    `folder` holds the plan's own samplers, which are of whole schedules from noise.
+    `folder` holds the plan's own samplers.
 
     Raises:
         SamplerError: the scheduler is unknown, cannot make the schedule, or must be compiled where diffusers is not.
@@ -37,7 +37,7 @@ def sampler_for(
     if not (scheduler is None or isinstance(scheduler, (str, type, SchedulerSpec))):
         # An object is taken as it is, and may have been changed in ways that its config does not tell.
         return spec, compile_sampler(scheduler, steps, course=course)
-    carried = None if folder is None or course != WHOLE else find_matrix(folder, spec, steps)
+    carried = None if folder is None else find_matrix(folder, spec, steps, course)
     if carried is not None:
         return spec, carried
     with suppress(OSError, SamplerError, SourceError):  # never compiled here, or damaged, or no place to keep it
@@ -58,15 +58,16 @@ def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, course: C
     lacking = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if not lacking:
         return
-    if course != WHOLE:
-        raise SamplerError(
-            f"{spec.name} in part of {steps} steps, as a picture to set out from wants it, has to be compiled, which "
-            f"takes {' and '.join(lacking)}: plans carry whole schedules. Make the same call once on this machine "
-            "after pip install 'calotype[build]': what it compiles is kept."
-        )
     stored = () if folder is None else read_index(folder)
     held = f"this plan carries {'; '.join(map(str, stored))}" if stored else "this plan carries none"
     raise SamplerError(
-        f"{spec.name} in {steps} steps has to be compiled, which takes {' and '.join(lacking)}: {held}. Ask for one "
-        "of these, or pip install 'calotype[build]', or build the plan with it: calotype build MODEL --scheduler NAME."
+        f"{spec.name} in {steps} steps{_part(course)} has to be compiled, which takes {' and '.join(lacking)}: {held}. "
+        "Ask for one of these, or pip install 'calotype[build]', or build the plan with it: calotype build MODEL "
+        "--scheduler NAME."
     )
+
+
+def _part(course: Course) -> str:
+    if course.begin is not None or course.end is not None:
+        return ", cut where it is handed over,"
+    return " from a picture" if course.takes_latents else ""

@@ -44,7 +44,7 @@ from calotype.home import home
 from calotype.plan import Plan, is_plan, read_plan, write_plan
 from calotype.scheduler_names import spec_from
 
-BUILDER = 1  # raised when the same spec would make another plan
+BUILDER = 2  # raised when the same spec would make another plan
 TUNED_PRECISIONS = ("int8", "fp8", "auto")
 
 
