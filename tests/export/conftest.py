@@ -132,6 +132,22 @@ def inpainting_folder(tmp_path_factory, demo_folder) -> Path:
     return assembled(folder, demo_folder, "StableDiffusionInpaintPipeline", {"unet": unet})
 
 
+@pytest.fixture(scope="session")
+def lcm_folder(tmp_path_factory, demo_folder) -> Path:
+    """A latent consistency model: it is told its guidance, and has a scheduler of its own."""
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("lcm") / "model"
+    shutil.copytree(demo_folder, folder, ignore=shutil.ignore_patterns("unet", "scheduler"))
+    tiny_unet(cross_attention_dim=128, time_cond_proj_dim=16).save_pretrained(folder / "unet")
+    config = diffusers.DDIMScheduler.load_config(demo_folder / "scheduler")
+    scheduler = diffusers.LCMScheduler.from_config(config, clip_sample=False, timestep_spacing="leading")
+    scheduler.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "LatentConsistencyModelPipeline"}
+    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
 PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path

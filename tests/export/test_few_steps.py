@@ -81,22 +81,6 @@ def test_xl_turbo_from_a_picture(turbo_folder):
         assert made.report.network_calls == 1
 
 
-@pytest.fixture(scope="module")
-def lcm_folder(demo_folder, tiny, tmp_path_factory):
-    """A latent consistency model: it is told its guidance, and has a scheduler of its own."""
-    torch.manual_seed(4)
-    folder = tmp_path_factory.mktemp("lcm") / "model"
-    shutil.copytree(demo_folder, folder, ignore=shutil.ignore_patterns("unet", "scheduler"))
-    tiny(cross_attention_dim=128, time_cond_proj_dim=16).save_pretrained(folder / "unet")
-    config = diffusers.DDIMScheduler.load_config(demo_folder / "scheduler")
-    scheduler = diffusers.LCMScheduler.from_config(config, clip_sample=False, timestep_spacing="leading")
-    scheduler.save_pretrained(folder / "scheduler")
-    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "LatentConsistencyModelPipeline"}
-    index["scheduler"] = ["diffusers", "LCMScheduler"]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
-
-
 @pytest.mark.parametrize("guidance_scale", [1.0, 8.5])
 def test_a_latent_consistency_model(lcm_folder, guidance_scale):
     said = {"guidance_scale": guidance_scale, **SIZE}
