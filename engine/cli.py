@@ -172,6 +172,8 @@ def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
         if mark in told and option not in said:
             name = option.replace("_", "-")
             raise InputError(f"{path} was made with a picture, which a PNG does not hold; name it: --{name} FILE.")
+    if "denoising_start" in told or "denoising_end" in told:
+        raise InputError(f"{path} is one part of a hand-over between models, whose latents a PNG does not hold.")
     kinds: dict[str, Any] = {"prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
     unsaid: dict[str, Any] = {"negative_prompt": str, "strength": float, **dict.fromkeys(_CALLED, json.loads)}

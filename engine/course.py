@@ -35,6 +35,12 @@ class Course:
         """Are there clean latents in it?"""
         return self.keeps or self.origin != "noise"
 
+    @property
+    def handing(self) -> dict[str, float]:
+        """Where it is taken up ("start") and handed on ("end"), where it is."""
+        said = {"start": self.begin, "end": self.end}
+        return {name: at for name, at in said.items() if at is not None}
+
     def key(self) -> dict[str, Any]:
         """What makes it another one than the whole schedule, for a key."""
         return {name: value for name, value in asdict(self).items() if value != getattr(WHOLE, name)}

@@ -231,6 +231,7 @@ class Pipeline:
             "height": str(job.height),
             **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
             **({"masked": "yes"} if job.task.repaint is not None else {}),
+            **{f"denoising_{n}": repr(at) for n, at in job.task.course.handing.items()},
             **_of_controls(job),
             "model": self.plan.model,
             "model_fingerprint": self.plan.fingerprint,

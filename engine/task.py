@@ -76,7 +76,7 @@ def given_from(request: Any, plan: Plan, prompts: int) -> Given:
 def task_of(given: Given, plan: Plan, *, steps: int, count: int, height: int, width: int) -> Task:
     """What is to be done, for a batch of `count` pictures. Raises `InputError`."""
     if given.images == [] and given.latents is None:
-        return Task(course=Course(end=given.end))
+        return Task(course=Course(end=_inside(given.end)))
     size = given.size(plan.profile.factor)
     if given.latents is not None and size != (height, width):
         raise InputError(f"the latents given are of {size} pixels (height, width), and {height, width} was asked for.")
@@ -93,7 +93,7 @@ def task_of(given: Given, plan: Plan, *, steps: int, count: int, height: int, wi
         origin=origin,
         skipped=steps - taken if given.begin is None else 0,
         begin=given.begin,
-        end=given.end,
+        end=_inside(given.end),
         keeps=bool(given.masks) and not plan.inpaints,
     )
     masks = [fitted(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in given.masks]
@@ -102,8 +102,13 @@ def task_of(given: Given, plan: Plan, *, steps: int, count: int, height: int, wi
         image=batch(given.images, count, height, width) if given.images else None,
         latents=None if given.latents is None else given.latents.repeat(count // len(given.latents), axis=0),
         repaint=np.stack(masks)[:, None].repeat(count // len(masks), axis=0) if masks else None,
-        strength=strength,
+        strength=strength if given.begin is None else None,
     )
+
+
+def _inside(end: float | None) -> float | None:
+    """Where the schedule is handed on; at its end it is not."""
+    return None if end == 1 else end
 
 
 def notes_of(given: Given, controls: Sequence[Pixels], task: Task, height: int, width: int) -> list[str]:
@@ -170,5 +175,7 @@ def _check(given: Given, inpainting: bool) -> None:
         raise InputError("strength and denoising_start both say where the schedule is entered; give one of them.")
     if given.begin is not None and given.end is not None and given.begin >= given.end:
         raise InputError(f"denoising_start {given.begin:g} must come before denoising_end {given.end:g}.")
+    if inpainting and given.latents is not None:
+        raise InputError("this model is told the picture without what is painted over; give it a picture, no latents.")
     if inpainting and not given.masks:
         raise InputError("this model paints in masks alone; give it image= and mask_image= (white is painted over).")

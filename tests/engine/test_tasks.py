@@ -165,6 +165,19 @@ def test_wrong_arguments_are_plain_errors_before_any_work(fake, image, mask, arg
     assert fake.component("unet").runner.calls == 0
 
 
+def test_a_picture_that_was_handed_over_says_so(fake, image, tmp_path):
+    from calotype.cli import _made_like
+
+    for i, more in enumerate(({"denoising_end": 0.5}, {"image": image, "denoising_start": 0.5})):
+        made = fake("x", steps=4, seed=1, **more).images[0]
+        assert "strength" not in made.info
+        made.save(tmp_path / f"{i}.png")
+        with pytest.raises(InputError, match="one part of a hand-over"):
+            _made_like(tmp_path / f"{i}.png", {"image": "a.png"})
+    whole = {"steps": 4, "seed": 1, "output_type": "latent"}
+    np.testing.assert_array_equal(fake("x", denoising_end=1, **whole).images, fake("x", **whole).images)
+
+
 def test_two_pictures_for_one_prompt_are_told(fake, image, mask):
     with pytest.raises(InputError, match="give one image, or one for each of 1 prompts; got 2"):
         fake.stream("x", image=[image, image])

@@ -75,6 +75,12 @@ def test_a_model_for_inpainting_wants_a_mask(inpainting_folder, arguments):
     assert prepare(inpainting_folder, forms=()).family == "sd1"
 
 
+def test_a_model_for_inpainting_wants_no_latents(inpainting_folder):
+    fake = calotype.load(inpainting_folder, backend="fake")
+    with pytest.raises(InputError, match="give it a picture, no latents"):
+        fake.stream("x", image=np.zeros((1, 4, 8, 12), np.float32), mask_image=MASK)
+
+
 def test_a_plan_of_it_is_refused(inpainting_folder, tmp_path):
     with pytest.raises(BuildError, match="no plan can be made of it"):
         build(BuildSpec(model=str(inpainting_folder), output=tmp_path / "plan"))
