@@ -47,10 +47,10 @@ class Family:
     loads: tuple[Load, ...]
 
     @property
-    def from_text(self) -> bool:
-        """Does it paint from text and nothing else?"""
+    def inpaints(self) -> bool:
+        """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
         coded = self.components.get("vae_decoder")
-        return coded is not None and coded.inputs[0].dims == self.components["unet"].inputs[0].dims
+        return coded is not None and coded.inputs[0].dims != self.components["unet"].inputs[0].dims
 
 
 def family_of(configs: Mapping[str, Config]) -> Family:

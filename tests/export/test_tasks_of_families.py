@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 
 import calotype
-from calotype.errors import BuildError, InputError
+from calotype.errors import InputError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality import psnr
 
@@ -81,9 +81,12 @@ def test_a_model_for_inpainting_wants_no_latents(inpainting_folder):
         fake.stream("x", image=np.zeros((1, 4, 8, 12), np.float32), mask_image=MASK)
 
 
-def test_a_plan_of_it_is_refused(inpainting_folder, tmp_path):
-    with pytest.raises(BuildError, match="no plan can be made of it"):
-        build(BuildSpec(model=str(inpainting_folder), output=tmp_path / "plan"))
+def test_a_plan_of_it_is_proved_on_pictures_with_masks(inpainting_folder, tmp_path):
+    built = build(BuildSpec(model=str(inpainting_folder), output=tmp_path / "plan"))
+    assert built.plan.build["proof"]["psnr"] >= 60
+    said = {"image": IMAGE, "mask_image": MASK, "steps": 3, "seed": 5, "output_type": "np"}
+    opened, straight = (calotype.load(m, backend="onnxruntime") for m in (tmp_path / "plan", inpainting_folder))
+    assert psnr(opened(PROMPT, **said).images, straight(PROMPT, **said).images) >= 90
 
 
 def control_of(made, unet_folder, folder):
