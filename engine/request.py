@@ -5,8 +5,6 @@ The command line projects its options from `Request`, so that every default is w
 
 from __future__ import annotations
 
-import math
-import operator
 import secrets
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,15 +13,16 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.arguments import number, whole
 from calotype.emphasis import pieces_of
 from calotype.errors import InputError
 from calotype.guidance import is_guided
-from calotype.image import Pixels, pixels_from
+from calotype.hints import hints_from
 from calotype.latents import MAX_SEED
 from calotype.networks import controlnets_of
 from calotype.plan import Plan, skipping
 from calotype.profile import Profile
-from calotype.task import Task, batch, given_from, many, notes_of, task_of
+from calotype.task import Task, given_from, notes_of, task_of
 
 OutputType = Literal["pil", "np", "latent"]
 MAX_STEPS = 1000
@@ -110,39 +109,38 @@ class Job:
 def resolve(request: Request, plan: Plan) -> Job:
     """Check everything that can be checked before any work, and fill in what was not said. Raises `InputError`."""
     prompts = _prompts(request, plan)
-    each = _whole("num_images", request.num_images, 1, 2**20)
-    count = each * len(prompts)
-    nets = controlnets_of(plan.components)
-    controls = _controls(request.control_image, len(nets), len(prompts))
-    scales = _per_net("controlnet_conditioning_scale", request, len(nets), 10)
+    each = whole("num_images", request.num_images, 1, 2**20)
+    steps, count = whole("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
+    hints = hints_from(request, len(controlnets_of(plan.components)), len(prompts))
     given = given_from(request, plan, len(prompts))
-    of_picture = given.size(plan.profile.factor) or (controls[0][0].shape[:2] if controls else None)
-    height, width = _size(request, of_picture, plan.profile)
+    height, width = _size(request, given.size(plan.profile.factor) or hints.size, plan.profile)
     plan.profile.check(batch=count, height=height, width=width)
-    if request.output_type not in get_args(OutputType):
-        raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {request.output_type!r}.")
-    steps = _whole("steps", request.steps, 1, MAX_STEPS)
-    guidance_scale = _number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
     task = task_of(given, plan, steps=steps, count=count, height=height, width=width)
     return Job(
         prompts=tuple(p for p in prompts for _ in range(each)),
         negative_prompts=tuple(n for n in _negatives(request, plan, len(prompts)) for _ in range(each)),
         seeds=_seeds(request.seed, count),
         steps=steps,
-        guidance_scale=guidance_scale,
-        guided=is_guided(guidance_scale) and _takes_guidance(plan),
-        guidance_rescale=_number("guidance_rescale", request.guidance_rescale, 1),
+        guidance_scale=number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
+        guided=_takes_guidance(plan) and bool(is_guided(request.guidance_scale)),
+        guidance_rescale=number("guidance_rescale", request.guidance_rescale, 1),
         clip_skip=_clip_skip(request.clip_skip, plan),
         width=width,
         height=height,
         scheduler=request.scheduler,
-        output_type=request.output_type,
-        control_images=tuple(batch(pictures, count, height, width) for pictures in controls),
-        control_scales=scales if controls else (),
-        control_spans=_spans(request, len(nets)) if controls else (),
+        output_type=_output_type(request.output_type),
+        control_images=hints.batches(count, height, width),
+        control_scales=hints.scales,
+        control_spans=hints.spans,
         task=task,
-        notes=tuple(notes_of(given, [p for each in controls for p in each], task, height, width)),
+        notes=tuple(notes_of(given, hints.all_pictures, task, height, width)),
     )
+
+
+def _output_type(said: OutputType) -> OutputType:
+    if said not in get_args(OutputType):
+        raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}, got {said!r}.")
+    return said
 
 
 def _size(request: Request, of_picture: tuple[int, ...] | None, profile: Profile) -> tuple[int, int]:
@@ -152,7 +150,7 @@ def _size(request: Request, of_picture: tuple[int, ...] | None, profile: Profile
         said = getattr(request, name)
         if said is None and of_picture is not None:
             return max(of_picture[place] // profile.multiple, 1) * profile.multiple
-        return _whole(name, getattr(profile, name).usual if said is None else said, 1, 2**20)
+        return whole(name, getattr(profile, name).usual if said is None else said, 1, 2**20)
 
     return side("height", 0), side("width", 1)
 
@@ -189,7 +187,7 @@ def _clip_skip(said: Any, plan: Plan) -> int | None:
     most = 0
     while all(skipping(output, most + 1) in outputs[name] for name, output in plan.prompting.states):
         most += 1
-    return _whole("clip_skip", said, 0, most) or None
+    return whole("clip_skip", said, 0, most) or None
 
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:
@@ -203,59 +201,6 @@ def _texts(name: str, given: str | Sequence[str]) -> list[str]:
     return texts
 
 
-def _whole(name: str, given: int, low: int, high: int) -> int:
-    try:
-        number = operator.index(given)
-    except TypeError:
-        number = None
-    if number is None or isinstance(given, bool) or not low <= number <= high:
-        raise InputError(f"{name} must be a whole number from {low} to {high}, got {given!r:.80}.")
-    return number
-
-
-def _number(name: str, given: Any, most: float, hint: str = "") -> float:
-    try:
-        number = math.nan if isinstance(given, (bool, str)) else float(given)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number <= most:
-        raise InputError(f"{name} must be a number from 0 to {most}{hint}, got {given!r:.80}.")
-    return number
-
-
-def _per_net(name: str, request: Request, nets: int, most: float) -> tuple[float, ...]:
-    """A number for each ControlNet, of one for all or one for each."""
-    given = getattr(request, name)
-    numbers = list(given) if isinstance(given, (list, tuple)) else [given] * nets
-    if len(numbers) != nets:
-        raise InputError(f"give one {name}, or one for each of {nets}; got {len(numbers)}.")
-    return tuple(_number(name, number, most) for number in numbers)
-
-
-def _spans(request: Request, nets: int) -> tuple[tuple[float, float], ...]:
-    starts, ends = (_per_net(f"control_guidance_{end}", request, nets, 1) for end in ("start", "end"))
-    for start, end in zip(starts, ends, strict=True):
-        if start >= end:
-            raise InputError(f"control_guidance_start {start:g} must come before control_guidance_end {end:g}.")
-    return tuple(zip(starts, ends, strict=True))
-
-
-def _controls(given: Any, nets: int, prompts: int) -> list[list[Pixels]]:
-    """For each ControlNet its pictures [H, W, 3]: one, or one a prompt. Nothing where none was given."""
-    if given is None:
-        return []
-    if not nets:
-        raise InputError("control_image needs a ControlNet; name one when loading: load(..., controlnet=FOLDER).")
-    per_net = [given] if nets == 1 else many(given)
-    if len(per_net) != nets:
-        raise InputError(f"give a control_image for each of {nets} ControlNets, in a list; got {len(per_net)}.")
-    controls = [[pixels_from("control_image", picture) for picture in many(each)] for each in per_net]
-    for pictures in controls:
-        if len(pictures) not in (1, prompts):
-            raise InputError(f"give one control_image, or one for each of {prompts} prompts; got {len(pictures)}.")
-    return controls
-
-
 def _seeds(given: Any, count: int) -> tuple[int, ...]:
     given = given.tolist() if hasattr(given, "tolist") else given  # an array, or one number of one
     if given is None:
@@ -263,6 +208,6 @@ def _seeds(given: Any, count: int) -> tuple[int, ...]:
     if isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
         if len(given) != count:
             raise InputError(f"give one seed, or one for each of {count} pictures; got {len(given)}.")
-        return tuple(_whole("seed", s, 0, MAX_SEED) for s in given)
-    first = _whole("seed", given, 0, MAX_SEED)
+        return tuple(whole("seed", s, 0, MAX_SEED) for s in given)
+    first = whole("seed", given, 0, MAX_SEED)
     return tuple((first + i) % (MAX_SEED + 1) for i in range(count))

@@ -6,7 +6,6 @@ schedule. Knows nothing of networks.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -14,6 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.arguments import number
 from calotype.course import Course
 from calotype.errors import InputError
 from calotype.image import Pixels, fitted, mask_from, pixels_from
@@ -150,15 +150,7 @@ def _latents(given: Any, channels: int, prompts: int) -> Floats | None:
 
 
 def _fraction(name: str, said: Any) -> float | None:
-    if said is None:
-        return None
-    try:
-        number = math.nan if isinstance(said, (bool, str)) else float(said)
-    except (TypeError, ValueError, OverflowError):
-        number = math.nan
-    if not 0 <= number <= 1:
-        raise InputError(f"{name} must be a number from 0 to 1, got {said!r:.80}.")
-    return number
+    return None if said is None else number(name, said, 1)
 
 
 def _check(given: Given, inpainting: bool) -> None:
