@@ -62,6 +62,12 @@ def generate(
     guidance_scale: Annotated[
         float | None, typer.Option(help="How strongly the prompt steers; 1 is off.  [default: 5.0]")
     ] = None,
+    guidance_rescale: Annotated[
+        float | None, typer.Option(help="How far its spread is taken back, 0 to 1.  [default: 0.0]")
+    ] = None,
+    clip_skip: Annotated[
+        int | None, typer.Option(help="Layers of the text encoders left out before their end.", show_default=False)
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.  [default: random]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
@@ -69,16 +75,45 @@ def generate(
     scheduler: Annotated[
         str | None, typer.Option(help="For example dpm++2m-karras or euler.  [default: the model's]")
     ] = None,
+    image: Annotated[Path | None, typer.Option(help="A picture to set out from.", show_default=False)] = None,
+    mask_image: Annotated[
+        Path | None, typer.Option(help="Where it is painted over: white; the rest stays.", show_default=False)
+    ] = None,
+    strength: Annotated[
+        float | None, typer.Option(help="How far to go from it, 0 to 1.  [default: 0.8; with a mask 1]")
+    ] = None,
+    controlnet: Annotated[
+        list[str] | None, typer.Option(help="A ControlNet's folder or hub id; may be repeated.", show_default=False)
+    ] = None,
+    control_image: Annotated[
+        list[Path] | None, typer.Option(help="A picture for each of them.", show_default=False)
+    ] = None,
+    controlnet_conditioning_scale: Annotated[
+        list[float] | None, typer.Option(help="How strongly each steers; one for all will do.  [default: 1.0]")
+    ] = None,
+    control_guidance_start: Annotated[
+        list[float] | None, typer.Option(help="From which fraction of the steps they steer.  [default: 0.0]")
+    ] = None,
+    control_guidance_end: Annotated[
+        list[float] | None, typer.Option(help="Up to which.  [default: 1.0]", show_default=False)
+    ] = None,
+    vae: Annotated[
+        str | None, typer.Option(help="An autoencoder in place of the model's, such as TAESD.", show_default=False)
+    ] = None,
+    lora: Annotated[
+        list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8; may be repeated.", show_default=False)
+    ] = None,
     report: Annotated[bool, typer.Option("--report", help="Print backends, precision and seconds by stage.")] = False,
 ) -> None:
-    """Paint pictures from a prompt."""
-    said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value is not None}
+    """Paint pictures from a prompt, and from pictures."""
+    said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value not in (None, [])}
     _check_output(output)
-    made = _made_like(like) if like else _Like()
-    arguments = {**made.arguments, **said}
+    made = _made_like(like, said) if like else _Like()
+    arguments = {**made.arguments, **said, **_pictures(said)}
     if "prompt" not in arguments:
         raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
-    pipe = _load(made.model if model is None else model, made.backend if backend is None else backend)
+    which = made.model if model is None else model, made.backend if backend is None else backend
+    pipe = _load(*which, {"controlnet": controlnet or [], "lora": lora or [], "vae": vae})
     if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
             f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "
@@ -94,9 +129,28 @@ def generate(
         typer.echo(str(result.report))
 
 
+_CALLED = {  # in a PNG, and in a call
+    "control_scales": "controlnet_conditioning_scale",
+    "control_starts": "control_guidance_start",
+    "control_ends": "control_guidance_end",
+}
+_PER_CONTROLNET = tuple(_CALLED.values())
+_PICTURES = ("image", "mask_image", "control_image")
 _REQUEST_OPTIONS = frozenset(
     {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
+    | {*_PICTURES, *_PER_CONTROLNET, "strength", "guidance_rescale", "clip_skip"}
 )
+
+
+def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
+    """The files that were named, read; and what is said once for all ControlNets."""
+    from calotype.image import read_picture
+
+    read: dict[str, Any] = {n: read_picture(said[n]) for n in ("image", "mask_image") if n in said}
+    if "control_image" in said:
+        pictures = [read_picture(path) for path in said["control_image"]]
+        read["control_image"] = pictures if len(pictures) > 1 else pictures[0]
+    return read | {n: said[n][0] for n in _PER_CONTROLNET if len(said.get(n, ())) == 1}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,20 +163,25 @@ class _Like:
     fingerprint: str | None = None
 
 
-def _made_like(path: Path) -> _Like:
+def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
     from calotype.picture import settings_of
     from calotype.scheduler_names import SchedulerSpec
 
     told = settings_of(path)
-    if "control_scales" in told:
-        raise InputError(f"{path} was made with control images, which a PNG does not hold; make it from Python.")
-    kinds: dict[str, Any] = {"prompt": str, "negative_prompt": str, "steps": int, "seed": int, "width": int}
+    for mark, option in (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image")):
+        if mark in told and option not in said:
+            name = option.replace("_", "-")
+            raise InputError(f"{path} was made with a picture, which a PNG does not hold; name it: --{name} FILE.")
+    if "denoising_start" in told or "denoising_end" in told:
+        raise InputError(f"{path} is one part of a hand-over between models, whose latents a PNG does not hold.")
+    kinds: dict[str, Any] = {"prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
-    if "negative_prompt" not in told:  # left out where it was not said
-        del kinds["negative_prompt"]
+    unsaid: dict[str, Any] = {"negative_prompt": str, "strength": float, **dict.fromkeys(_CALLED, json.loads)}
+    unsaid |= {"guidance_rescale": float, "clip_skip": int}
+    kinds |= {name: kind for name, kind in unsaid.items() if name in told}  # left out where it was not said
     try:
         return _Like(
-            arguments={name: kind(told[name]) for name, kind in kinds.items()},
+            arguments={_CALLED.get(name, name): kind(told[name]) for name, kind in kinds.items()},
             model=told["model"],
             backend=told["backend"],
             fingerprint=told["model_fingerprint"],
@@ -131,11 +190,11 @@ def _made_like(path: Path) -> _Like:
         raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
 
 
-def _load(model: str, backend: str) -> Pipeline:
+def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
     from calotype.loading import load
 
     names = [n.strip() for n in backend.split(",") if n.strip()]
-    return load(model, backend=names[0] if len(names) == 1 else names)
+    return load(model, backend=names[0] if len(names) == 1 else names, **parts)
 
 
 def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:

@@ -11,14 +11,17 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.errors import CalotypeError
-from calotype.guidance import is_guided
+from calotype.guidance import guidance_embedding
 from calotype.loop import Conditioning
-from calotype.plan import Plan
+from calotype.plan import Plan, skipping
 from calotype.prompt import ClipTokenizer, Tokens
 from calotype.request import Job
 
 Floats = NDArray[np.float32]
 Encoder = Callable[..., Mapping[str, Floats]]  # takes input_ids, gives its outputs by name
+
+AESTHETIC = (6.0, 2.5)  # scores out of ten, as diffusers has them: with the prompt, and without
+MAX_CHUNKS = 32  # of a prompt: 2400 tokens. Attention over more would take gigabytes
 
 
 def tokenizers_of(plan: Plan) -> dict[str, ClipTokenizer]:
@@ -31,42 +34,95 @@ def condition(
     plan: Plan, tokenizers: Mapping[str, ClipTokenizer], encoder: Callable[[str], Encoder], job: Job
 ) -> tuple[Conditioning, tuple[str, ...]]:
     """Run every text encoder once on each different prompt; what steers the job's batch, and notes for its report."""
-    guided = is_guided(job.guidance_scale)
-    texts = (*job.negative_prompts, *job.prompts) if guided else job.prompts
+    if not plan.prompting.states:
+        nothing = Conditioning(arrays={}, guidance_scale=job.guidance_scale, guided=False)
+        return nothing, ()
+    texts = (*job.negative_prompts, *job.prompts) if job.guided else job.prompts
     unique = list(dict.fromkeys(t for t in texts if t is not None))
-    tokens = {name: tokenizer(unique) for name, tokenizer in tokenizers.items()}
-    outputs = {name: encoder(name)(input_ids=t.ids) for name, t in tokens.items()}
+    tokens = _tokens(plan, tokenizers, unique)
+    outputs = {name: _encoded(name, encoder(name), t) for name, t in tokens.items()}
     # The row past the prompts is zeros: a negative prompt that was not said, where the model was trained so.
     rows = [len(unique) if t is None else unique.index(t) for t in texts]
-    prompting = plan.prompting
-    states = np.concatenate([_rows(outputs, *pair, rows) for pair in prompting.states], axis=-1)
-    arrays = {"encoder_hidden_states": states}
-    if prompting.pooled is not None:
-        arrays["text_embeds"] = _rows(outputs, *prompting.pooled, rows)
-        arrays["time_ids"] = np.tile(time_ids_of(job), (len(texts), 1))
-    return Conditioning(arrays=arrays, guidance_scale=job.guidance_scale), _notes(job, tokens, guided)
+    states = [
+        _weighed(outputs[name][skipping(output, job.clip_skip)], tokens[name]) for name, output in plan.prompting.states
+    ]
+    arrays = {"encoder_hidden_states": _rows(np.concatenate(states, axis=-1), rows)}
+    if plan.prompting.pooled is not None:
+        name, output = plan.prompting.pooled
+        arrays["text_embeds"] = _rows(outputs[name][output][:, 0], rows)
+        arrays["time_ids"] = time_ids_of(plan, job)
+    for binding in plan.components["unet"].inputs:
+        if binding.name == "timestep_cond":
+            embedding = guidance_embedding(job.guidance_scale, int(binding.dims[1]))
+            arrays[binding.name] = np.tile(embedding, (len(texts), 1))
+    conditioning = Conditioning(
+        arrays=arrays, guidance_scale=job.guidance_scale, guided=job.guided, guidance_rescale=job.guidance_rescale
+    )
+    return conditioning, _notes(job, tokens)
 
 
-def _rows(outputs: Mapping[str, Mapping[str, Floats]], component: str, output: str, rows: list[int]) -> Floats:
-    """The output of each text of the batch; zeros for the row past the last.  # [B, ...]"""
-    array = outputs[component][output]
-    if not np.isfinite(array).all():
-        told = component.replace("_", " ")
-        raise CalotypeError(f"the {told} gave numbers that are not finite: its weights are damaged.")
+def _tokens(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], prompts: list[str]) -> dict[str, Tokens]:
+    """Of every text encoder, in chunks of its length; as many chunks for each, as their states stand side by side."""
+    states = next(b for b in plan.components["unet"].inputs if b.name == "encoder_hidden_states")
+    most = 1 if isinstance(states.dims[1], int) else MAX_CHUNKS  # a network may have been made for one chunk alone
+    tokens = {name: tokenizer(prompts, most) for name, tokenizer in tokenizers.items()}
+    chunks = max(t.ids.shape[1] for t in tokens.values())
+    return {name: t.with_chunks(chunks, tokenizers[name].empty) for name, t in tokens.items()}
+
+
+def _encoded(name: str, encoder: Encoder, tokens: Tokens) -> dict[str, Floats]:
+    """Every output for every chunk.  # [B, chunks, ...]"""
+    count, chunks, length = tokens.ids.shape
+    outputs = encoder(input_ids=tokens.ids.reshape(count * chunks, length))
+    for array in outputs.values():
+        if not np.isfinite(array).all():
+            told = name.replace("_", " ")
+            raise CalotypeError(f"the {told} gave numbers that are not finite: its weights are damaged.")
+    return {output: array.reshape(count, chunks, *array.shape[1:]) for output, array in outputs.items()}
+
+
+def _weighed(states: Floats, tokens: Tokens) -> Floats:
+    """Each token's state as often as it counts, each prompt's mean as it was; chunks one after the other.
+
+    As AUTOMATIC1111's web UI does, and diffusers' community pipeline lpw_stable_diffusion after it.
+    # [B, chunks, T, W] -> [B, chunks * T, W]
+    """
+    count, chunks, length, width = states.shape
+    if (tokens.weights != 1).any():
+        heavier = states * tokens.weights[..., None]
+        before, after = (each.mean(axis=(1, 2, 3), keepdims=True, dtype=np.float64) for each in (states, heavier))
+        some = (tokens.weights != 1).any(axis=(1, 2))[:, None, None, None]
+        states = np.where(some, heavier * (before / after), states).astype(np.float32)
+    return states.reshape(count, chunks * length, width)
+
+
+def _rows(array: Floats, rows: list[int]) -> Floats:
+    """That of each text of the batch; zeros for the row past the last.  # [B, ...]"""
     return np.concatenate([array, np.zeros_like(array[:1])])[rows]
 
 
-def time_ids_of(job: Job) -> Floats:
+def time_ids_of(plan: Plan, job: Job) -> Floats:
     """SDXL's micro-conditioning: the size before scaling, the crop's corner and the size wanted (arXiv 2307.01952).
 
-    As diffusers, unless told otherwise: a picture that was neither scaled nor cropped.  # [6]
+    As diffusers, unless told otherwise: a picture that was neither scaled nor cropped. The refiner is told how much
+    people would like it in place of the size wanted, less of what to steer away from.  # [2B, 6] or [2B, 5]
     """
-    return np.array([job.height, job.width, 0, 0, job.height, job.width], dtype=np.float32)
+    count = len(job.prompts)
+    wide = next(b.dims[1] for b in plan.components["unet"].inputs if b.name == "time_ids")
+    ends = ((AESTHETIC[0],), (AESTHETIC[1],)) if wide == 5 else ((job.height, job.width),) * 2
+    given, without = ([job.height, job.width, 0, 0, *end] for end in ends)
+    return np.array([*([without] * count if job.guided else []), *[given] * count], dtype=np.float32)
 
 
-def _notes(job: Job, tokens: Mapping[str, Tokens], guided: bool) -> tuple[str, ...]:
-    left_out = dict.fromkeys((t.ids.shape[1], d) for t in tokens.values() for d in t.dropped if d)
-    notes = [f"the prompt is too long for {length} tokens; left out: {dropped!r}" for length, dropped in left_out]
-    if not guided and any(job.negative_prompts):
+def _notes(job: Job, tokens: Mapping[str, Tokens]) -> tuple[str, ...]:
+    left_out = dict.fromkeys(
+        (t.ids.shape[1] * (t.ids.shape[2] - 2), d) for t in tokens.values() for d in t.dropped if d
+    )
+    notes = [f"the prompt is too long for {length} tokens; left out: {_short(text)}" for length, text in left_out]
+    if not job.guided and any(job.negative_prompts):
         notes.append("the negative prompt has no part in the picture: it needs guidance_scale > 1")
     return tuple(notes)
+
+
+def _short(text: str) -> str:
+    return repr(text) if len(text) <= 200 else f"{text[:150]!r} ... {text[-30:]!r} ({len(text.split())} words)"

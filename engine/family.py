@@ -21,10 +21,16 @@ __all__ = ["TEXT_ENCODERS", "Component", "Family", "family_of", "folder_of"]
 # The classes that a model_index.json may name -> the text encoders of such a model -> the folder of its tokenizer.
 TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "StableDiffusionPipeline": {"text_encoder": "tokenizer"},
+    "StableDiffusionInpaintPipeline": {"text_encoder": "tokenizer"},
     "StableDiffusionXLPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    "StableDiffusionXLInpaintPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
+    "StableDiffusionXLImg2ImgPipeline": {"text_encoder_2": "tokenizer_2"},  # the refiner
+    "LatentConsistencyModelPipeline": {"text_encoder": "tokenizer"},
+    "DDPMPipeline": {},  # pixels from noise, without text and without an autoencoder
+    "DDIMPipeline": {},
 }
-# Inputs of U-Nets that no pipeline here feeds: guidance embeddings, classes, pictures.
-_UNFED = ("time_cond_proj_dim", "class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
+# Inputs of U-Nets that no pipeline here feeds: classes, pictures.
+_UNFED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,14 +46,22 @@ class Family:
     latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
 
+    @property
+    def inpaints(self) -> bool:
+        """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
+        coded = self.components.get("vae_decoder")
+        return coded is not None and coded.inputs[0].dims != self.components["unet"].inputs[0].dims
+
 
 def family_of(configs: Mapping[str, Config]) -> Family:
-    """A Stable Diffusion 1.x, 2.x or XL model, from its configs by folder and its `model_index`.
+    """A model of pixels without text, or a Stable Diffusion 1.x, 2.x or XL model: from its configs by folder.
 
     Raises `SourceError` where a config lacks a field that its tensors depend on, or has nonsense in it.
     """
     try:
         encoders = TEXT_ENCODERS[configs["model_index"]["_class_name"]]
+        if not encoders:
+            return _of_pixels(configs)
         texts = [networks.text_encoder(name, configs[name]) for name in encoders]
         unet = networks.unet(configs)
         controls = [networks.controlnet(name, configs) for name in controlnets_of(configs)]
@@ -89,7 +103,8 @@ def _check_fit(configs: Mapping[str, Config], texts: list[Component]) -> None:
     width = sum(int(c.config["hidden_size"]) for c in texts)
     if width != unet["cross_attention_dim"]:
         raise ValueError(f"text states {width} wide for a cross_attention_dim of {unet['cross_attention_dim']}")
-    if unet["in_channels"] != vae["latent_channels"]:
+    # Latents; beside them, of an inpainting model, the mask and the latents of the masked picture.
+    if unet["in_channels"] not in (vae["latent_channels"], 2 * vae["latent_channels"] + 1):
         raise ValueError(f"in_channels {unet['in_channels']} for latent_channels {vae['latent_channels']}")
 
 
@@ -100,21 +115,24 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
         raise SourceError(f"the {control.name} pools its conditions, which this version does not do.")
     shared = {b.name: b for b in unet.inputs}
     wanted = [b.dims for b in unet.inputs if "additional_residual" in b.name]
-    same = [b.dims for b in control.outputs] == wanted and all(b == shared.get(b.name, b) for b in control.inputs)
+    same = [b.dims for b in control.outputs] == wanted and all(
+        b == shared.get(b.name, b) for b in control.inputs if b.name != "sample"
+    )
+    same = same and config.get("in_channels", 4) == vae["latent_channels"]  # it sees no mask
     took = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
-    if not same or took != {n for n in shared if "additional_residual" not in n}:
+    if not same or took != {n for n in shared if "additional_residual" not in n} - {"timestep_cond"}:
         raise SourceError(
             f"the {control.name} is not made for this U-Net (widths {config['block_out_channels']}, text "
             f"{config['cross_attention_dim']} wide; the U-Net has {unet.config['block_out_channels']} and "
             f"{unet.config['cross_attention_dim']}): take one of the model's own family."
         )
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
-    if config.get("conditioning_channels", 3) != 3 or halvings != len(vae["block_out_channels"]) - 1:
+    if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:
         raise SourceError(f"the {control.name} does not take RGB pictures of the size of the model's own.")
 
 
 def _prompting(configs: Mapping[str, Config], texts: list[Component]) -> Prompting:
-    if len(texts) == 1:
+    if texts[-1].name == "text_encoder":
         return Prompting(states=(("text_encoder", "last_hidden_state"),), pooled=None, zero_negative=False)
     # Of the last state but one, before the final norm, as SDXL was trained (Podell et al. 2023, arXiv 2307.01952).
     return Prompting(
@@ -126,7 +144,7 @@ def _prompting(configs: Mapping[str, Config], texts: list[Component]) -> Prompti
 
 def _scaling_factor(configs: Mapping[str, Config]) -> float:
     """Of the latents; configs of the first Stable Diffusion do not say it."""
-    factor = float(configs["vae"].get("scaling_factor", 0.18215))
+    factor = float(configs["vae"].get("scaling_factor", 1.0 if networks.is_tiny(configs["vae"]) else 0.18215))
     if not 0 < factor < math.inf:
         raise ValueError(f"a scaling_factor of {factor}")
     return factor
@@ -135,24 +153,63 @@ def _scaling_factor(configs: Mapping[str, Config]) -> float:
 def _profile(configs: Mapping[str, Config]) -> Profile:
     """Every size that a traced component serves: the exports are dynamic, and memory is the limit."""
     unet, vae = configs["unet"], configs["vae"]
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
+    factor = 2 ** (len(networks.vae_widths(vae)) - 1)
     multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
     side = Range(
         low=multiple, usual=int(unet["sample_size"]) * factor, high=max(2048, int(unet["sample_size"]) * factor)
     )
-    return Profile(batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=factor)
+    tokens = int(configs[next(n for n in configs if n.startswith("text_encoder"))]["max_position_embeddings"])
+    batch = Range(low=1, usual=1, high=32)
+    return Profile(batch=batch, height=side, width=side, multiple=multiple, factor=factor, tokens=tokens)
 
 
 def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
     """The largest arrays that a picture goes through: attention scores of the U-Net and the decoder, and its pixels."""
     unet, vae = configs["unet"], configs["vae"]
-    factor = 2 ** (len(vae["block_out_channels"]) - 1)
-    loads = [Load(pixels=1, width=vae["block_out_channels"][0], squared=False, guided=False)]
-    if vae.get("mid_block_add_attention", True):
+    factor = 2 ** (len(networks.vae_widths(vae)) - 1)
+    widest = max(networks.vae_widths(vae)[:2])  # the last doubling of the decoder is of the second level's channels
+    loads = [Load(pixels=1, width=widest, squared=False, guided=False)]
+    if not networks.is_tiny(vae) and vae.get("mid_block_add_attention", True):
         loads.append(Load(pixels=factor, width=1, squared=True, guided=False))
     heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
     for level, kind in enumerate(unet["down_block_types"]):
         if "CrossAttn" in kind:
             count = heads if isinstance(heads, int) else heads[level]
             loads.append(Load(pixels=factor * 2**level, width=count, squared=True, guided=True))
+    return tuple(loads)
+
+
+def _of_pixels(configs: Mapping[str, Config]) -> Family:
+    """A `UNet2DModel` (Ho et al. 2020, arXiv 2006.11239), from its config. Raises as `family_of`, and `SourceError`."""
+    config = configs["unet"]
+    for name in ("class_embed_type", "num_class_embeds"):
+        if config.get(name) is not None:
+            raise SourceError(f"the U-Net's config says {name}, an input that this version does not feed.")
+    if config["in_channels"] != 3 or config["out_channels"] != 3:
+        raise SourceError(
+            f"the U-Net paints {config['out_channels']} channels from {config['in_channels']}; this version paints RGB "
+            "pictures without an autoencoder."
+        )
+    unet = networks.unconditional(config)
+    multiple, size = 2 ** (len(config["block_out_channels"]) - 1), int(config["sample_size"])
+    side = Range(low=multiple, usual=size, high=max(1024, size))
+    return Family(
+        name="pixels",
+        components={unet.name: unet},
+        profile=Profile(batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=1),
+        prompting=Prompting(states=(), pooled=None, zero_negative=False),
+        scaling_factor=1.0,
+        latents_mean=(),
+        latents_std=(),
+        loads=_loads_of_pixels(config),
+    )
+
+
+def _loads_of_pixels(config: Config) -> tuple[Load, ...]:
+    """The largest arrays of the U-Net: its states at full size, and its attention scores."""
+    loads = [Load(pixels=1, width=config["block_out_channels"][0], squared=False, guided=True)]
+    for level, (kind, width) in enumerate(zip(config["down_block_types"], config["block_out_channels"], strict=True)):
+        if "Attn" in kind:
+            heads = max(1, width // (config.get("attention_head_dim") or width))
+            loads.append(Load(pixels=2**level, width=heads, squared=True, guided=True))
     return tuple(loads)

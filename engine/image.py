@@ -5,6 +5,7 @@ Knows files' habits (rotation by EXIF, sixteen bits, transparency); knows nothin
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,32 @@ def pixels_from(name: str, given: Any) -> Pixels:
     if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):  # a NaN is not >= 0
         raise InputError(f"{name} takes {_KINDS}; got {pixels.dtype} from {pixels.min()} to {pixels.max()}.")
     return pixels.astype(np.float32)
+
+
+def read_picture(path: Path) -> Image.Image:
+    """A picture from a file. Raises `InputError` where it is none."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+            return image
+    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as broken:
+        raise InputError(f"{path} cannot be read as a picture ({broken}).") from None
+
+
+def mask_from(given: Any) -> Pixels:
+    """One mask, as `pixels_from` reads pictures; arrays of truth values as well. Weighed to grey by luminance.
+
+    # -> [H, W, 3], the same three times
+    """
+    if isinstance(given, np.ndarray) and given.dtype == np.bool_:
+        given = given.astype(np.uint8) * np.uint8(255)
+    pixels: Pixels = pixels_from("mask_image", given)
+    if (pixels[..., :1] == pixels).all():
+        return pixels
+    weighed = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL's
+    whole = pixels.dtype == np.uint8
+    grey: Pixels = np.rint(weighed).astype(np.uint8) if whole else weighed.clip(0, 1).astype(np.float32)
+    return grey[..., None].repeat(3, axis=-1)
 
 
 def fitted(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:

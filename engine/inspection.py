@@ -79,7 +79,7 @@ def told(plan: Plan) -> str:
 
 
 def _outputs(component: PlannedComponent) -> list[str]:
-    shown = [b for b in component.outputs if not b.name.startswith("hidden_states.")]
+    shown = [b for b in component.outputs if not b.name.startswith(("hidden_states.", "skipped_states."))]
     more = len(component.outputs) - len(shown)
     return [*(f"  out  {b}" for b in shown), *([f"  out  and {more} hidden_states"] if more else [])]
 

@@ -18,6 +18,7 @@ def load(
     backend: str | Sequence[str] = "auto",
     controlnet: str | Path | Sequence[str | Path] = (),
     lora: str | Path | Sequence[str | Path] = (),
+    vae: str | Path | None = None,
 ) -> Pipeline:
     """Open a model.
 
@@ -27,6 +28,8 @@ def load(
         controlnet: a ControlNet's folder or hub id, or several, for calls with `control_image`. A plan has its own.
         lora: a LoRA's file, "FILE:0.8" for a scale other than 1, or several: fused into the weights. A plan has its
             own.
+        vae: the folder or hub id of an autoencoder to take in place of the model's: an AutoencoderKL, or TAESD's
+            AutoencoderTiny, which decodes many times as fast. A plan has its own.
 
     Raises:
         SourceError: the model cannot be read; BackendError: no backend of those asked for can run;
@@ -36,6 +39,8 @@ def load(
     if is_plan(model):
         if controlnets or loras:
             raise InputError(f"{model} is a plan, which has ControlNets and LoRAs inside; name them when it is built.")
+        if vae is not None:
+            raise InputError(f"{model} is a plan, which has its autoencoder inside; load the model that it is made of.")
         plan = read_plan(Path(model).expanduser())
         reason = distrust(plan)
         refused = {plan.backend: reason} if plan.backend and reason else {}
@@ -44,7 +49,7 @@ def load(
     # The one arrow from the runtime to the exporter: a source that is no plan yet becomes one.
     from calotype.export import prepare
 
-    return Pipeline(prepare(model, controlnets=controlnets, loras=loras, forms=choice.forms), choice)
+    return Pipeline(prepare(model, controlnets=controlnets, loras=loras, vae=vae, forms=choice.forms), choice)
 
 
 def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:

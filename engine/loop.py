@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.errors import Cancelled, NotFiniteError
-from calotype.guidance import guide, is_guided
+from calotype.guidance import guide
 from calotype.sampler import Sampler, SamplerRun
 
 Floats = NDArray[np.float32]
@@ -28,13 +28,15 @@ class Conditioning:
 
     arrays: Mapping[str, Floats]  # [2B, ...] when guided, else [B, ...]
     guidance_scale: float
+    guided: bool
+    guidance_rescale: float = 0.0
 
 
 def denoise(
     denoiser: Denoiser, sampler: Sampler, run: SamplerRun, conditioning: Conditioning, stop: Event
 ) -> Iterator[int]:
     """Yield i after call i of the network. Raises `Cancelled` at the first step after `stop` was set."""
-    guided = is_guided(conditioning.guidance_scale)
+    guided, strengths = conditioning.guided, (conditioning.guidance_scale, conditioning.guidance_rescale)
     for i, timestep in enumerate(sampler.timesteps):
         if stop.is_set():
             raise Cancelled(f"cancelled after {i} of {sampler.calls} steps.")
@@ -44,5 +46,5 @@ def denoise(
             output = denoiser(x, np.full(len(x), timestep, dtype=np.float32), conditioning.arrays)
         except NotFiniteError as failed:
             raise NotFiniteError(f"at step {i + 1} of {sampler.calls} {failed}") from None
-        run.push(i, guide(output, conditioning.guidance_scale) if guided else output)
+        run.push(i, guide(output, *strengths) if guided else output)
         yield i

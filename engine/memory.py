@@ -21,7 +21,8 @@ _COPIES = 3  # of the largest array that are alive at once: an operation's input
 
 def peak_bytes(loads: Sequence[Load], *, batch: int, height: int, width: int, guided: bool) -> int:
     """The most that any of `loads` needs for a batch of pictures of this size in pixels."""
-    return max(_bytes(load, batch * (2 if guided and load.guided else 1), height, width) for load in loads)
+    each = (_bytes(load, batch * (2 if guided and load.guided else 1), height, width) for load in loads)
+    return max(each, default=0)
 
 
 def _bytes(load: Load, batch: int, height: int, width: int) -> int:

@@ -7,6 +7,7 @@ makes noise, not an error.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -20,16 +21,18 @@ _ADDED = ("text_embeds", "time_ids")
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer: the last state (normed), the pooled state, and every layer's state."""
+    """CLIP's text transformer: the last state (normed), the pooled state, every layer's state, and those normed."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
-        """# [B, T] int64 -> [B, T, W], [B, W], (layers + 1) x [B, T, W]"""
+        """# [B, T] int64 -> [B, T, W], [B, W], (layers + 1) x [B, T, W], layers x [B, T, W]"""
         out = self.model(input_ids, output_hidden_states=True)
-        return out.last_hidden_state, out.pooler_output, *out.hidden_states
+        inner = getattr(self.model, "text_model", self.model)
+        skipped = (inner.final_layer_norm(state) for state in out.hidden_states[-2::-1])
+        return out.last_hidden_state, out.pooler_output, *out.hidden_states, *skipped
 
 
 class ProjectedTextEncoder(nn.Module):
@@ -46,7 +49,8 @@ class ProjectedTextEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoiser. `others` are SDXL's `text_embeds` and `time_ids`, and what ControlNets add, by their names."""
+    """The denoiser. `others` by their names: SDXL's `text_embeds` and `time_ids`, a latent consistency model's
+    `timestep_cond`, and what ControlNets add."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -61,11 +65,25 @@ class UNet(nn.Module):
             sample,
             timestep,
             encoder_hidden_states,
+            timestep_cond=others.get("timestep_cond"),
             added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
             down_block_additional_residuals=down or None,
             mid_block_additional_residual=others.get("mid_block_additional_residual"),
             return_dict=False,
         )[0]
+        return (out,)
+
+
+class UnconditionalUNet(nn.Module):
+    """A denoiser that is told nothing but the timestep."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor]:
+        """# [B, 3, H, W], [B] -> [B, 3, H, W]"""
+        out: Tensor = self.model(sample, timestep, return_dict=False)[0]
         return (out,)
 
 
@@ -107,7 +125,7 @@ class VaeDecoder(nn.Module):
 
     def __init__(self, model: Any) -> None:
         super().__init__()
-        self.post_quant_conv = model.post_quant_conv
+        self.post_quant_conv = getattr(model, "post_quant_conv", None)
         self.decoder = model.decoder
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
@@ -117,12 +135,12 @@ class VaeDecoder(nn.Module):
 
 
 class VaeEncoder(nn.Module):
-    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior."""
+    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior, or of a tiny autoencoder to latents."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.encoder = model.encoder
-        self.quant_conv = model.quant_conv
+        self.quant_conv = getattr(model, "quant_conv", None)
 
     def forward(self, sample: Tensor) -> tuple[Tensor]:
         """# [B, 3, H, W] -> [B, 8, h, w]"""
@@ -161,13 +179,25 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
     return load
 
 
+def _class_of(folder: Path) -> str:
+    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name"))
+
+
+def _autoencoder(folder: Path) -> tuple[Any, Any]:
+    return _diffusers("AutoencoderTiny" if _class_of(folder) == "AutoencoderTiny" else "AutoencoderKL")(folder)
+
+
+def _unet(folder: Path) -> tuple[Any, Any]:
+    return _diffusers("UNet2DModel" if _class_of(folder) == "UNet2DModel" else "UNet2DConditionModel")(folder)
+
+
 _LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
-    "unet": (_diffusers("UNet2DConditionModel"), UNet),
+    "unet": (_unet, UNet),
     "controlnet": (_diffusers("ControlNetModel"), ControlNet),
-    "vae_decoder": (_diffusers("AutoencoderKL"), VaeDecoder),
-    "vae_encoder": (_diffusers("AutoencoderKL"), VaeEncoder),
+    "vae_decoder": (_autoencoder, VaeDecoder),
+    "vae_encoder": (_autoencoder, VaeEncoder),
 }
 
 
@@ -189,4 +219,6 @@ def load_module(component: str, folder: Path) -> nn.Module:
             f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing, too many, or of "
             f"another shape, such as {wrong[0]}. Take both from the same model."
         )
+    if type(model).__name__ == "UNet2DModel":
+        wrapper = UnconditionalUNet
     return wrapper(model).eval().requires_grad_(False)

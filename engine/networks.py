@@ -6,7 +6,7 @@ names in that style. Knows nothing of which networks make a model (`family`), an
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,7 +15,7 @@ from calotype.bindings import Binding
 Config = Mapping[str, Any]
 
 _LATENTS = ("latent_height", "latent_width")
-_TIME_IDS = 6  # of SDXL: original size, crop, target size
+_TIME_IDS = (6, 5)  # of SDXL: original size, crop, target size; of its refiner the last is one aesthetic score
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,14 +54,17 @@ def text_encoder(name: str, config: Config) -> Component:
     layers, tokens = config["num_hidden_layers"], config["max_position_embeddings"]
     state = ("batch", tokens, config["hidden_size"])
     last = _float("last_hidden_state", *state)
+    skipped: tuple[Binding, ...] = ()
     if name == "text_encoder":
         pooled = (last, _float("pooler_output", "batch", config["hidden_size"]))
+        # The state before the last `i` layers, through the final norm: what clip_skip=i takes.
+        skipped = tuple(_float(f"skipped_states.{i}", *state) for i in range(1, layers + 1))
     else:
         pooled = (_float("text_embeds", "batch", config["projection_dim"]), last)
     return Component(
         name=name,
         inputs=(Binding(name="input_ids", dtype="int64", dims=("batch", tokens)),),
-        outputs=(*pooled, *(_float(f"hidden_states.{i}", *state) for i in range(layers + 1))),
+        outputs=(*pooled, *(_float(f"hidden_states.{i}", *state) for i in range(layers + 1)), *skipped),
         config=config,
     )
 
@@ -78,7 +81,17 @@ def unet(configs: Mapping[str, Config]) -> Component:
         )
     return Component(
         name="unet",
-        inputs=(*_latents_and_text(config, configs), *_added(config, configs), *residuals),
+        inputs=(*_latents_and_text(config), *_guidance(config), *_added(config, configs), *residuals),
+        outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
+        config=config,
+    )
+
+
+def unconditional(config: Config) -> Component:
+    """A denoiser of pixels that is told nothing but the timestep."""
+    return Component(
+        name="unet",
+        inputs=(_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")),
         outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
         config=config,
     )
@@ -91,7 +104,7 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
     return Component(
         name=name,
         inputs=(
-            *_latents_and_text(config, configs),
+            *_latents_and_text(config),
             _float("controlnet_cond", "batch", config.get("conditioning_channels", 3), "height", "width"),
             _float("conditioning_scale", "batch"),
             *_added(config, configs),
@@ -105,7 +118,7 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
 
 
 def vae(config: Config) -> tuple[Component, Component]:
-    """The autoencoder's decoder and encoder."""
+    """The autoencoder's decoder and encoder; the tiny one's latents are no distribution."""
     pixels, channels = ("batch", 3, "height", "width"), config["latent_channels"]
     decoder = Component(
         name="vae_decoder",
@@ -113,30 +126,48 @@ def vae(config: Config) -> tuple[Component, Component]:
         outputs=(_float("sample", *pixels),),
         config=config,
     )
+    # Mean and log-variance of the posterior, one after the other.
+    posterior = _float("latent_parameters", "batch", 2 * channels, *_LATENTS)
     encoder = Component(
         name="vae_encoder",
         inputs=(_float("sample", *pixels),),
-        # Mean and log-variance of the posterior, one after the other.
-        outputs=(_float("latent_parameters", "batch", 2 * channels, *_LATENTS),),
+        outputs=(_float("latents", "batch", channels, *_LATENTS) if is_tiny(config) else posterior,),
         config=config,
     )
     return decoder, encoder
+
+
+def is_tiny(config: Config) -> bool:
+    """Is it TAESD's autoencoder (https://github.com/madebyollin/taesd)?"""
+    return config.get("_class_name") == "AutoencoderTiny"
+
+
+def vae_widths(config: Config) -> Sequence[int]:
+    """The channels of an autoencoder's levels, one for each halving and one more."""
+    widths: Sequence[int] = config["decoder_block_out_channels" if is_tiny(config) else "block_out_channels"]
+    return widths
 
 
 def _float(name: str, *dims: int | str) -> Binding:
     return Binding(name=name, dtype="float32", dims=dims)
 
 
-def _latents_and_text(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
-    width, tokens = config["cross_attention_dim"], configs["text_encoder"]["max_position_embeddings"]
+def _latents_and_text(config: Config) -> tuple[Binding, ...]:
+    width = config["cross_attention_dim"]
     if not isinstance(width, int):
         raise ValueError(f"a cross_attention_dim of {width}")
     return (
         _float("sample", "batch", config["in_channels"], *_LATENTS),
         # One timestep a picture: slots of a batch may stand at different steps.
         _float("timestep", "batch"),
-        _float("encoder_hidden_states", "batch", tokens, width),
+        _float("encoder_hidden_states", "batch", "tokens", width),  # long prompts are several of the encoder's lengths
     )
+
+
+def _guidance(config: Config) -> tuple[Binding, ...]:
+    """Of a latent consistency model, which was distilled with its guidance (Luo et al. 2023, arXiv 2310.04378)."""
+    width = config.get("time_cond_proj_dim")
+    return () if width is None else (_float("timestep_cond", "batch", int(width)),)
 
 
 def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
@@ -145,9 +176,9 @@ def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]
         return ()
     pooled = configs["text_encoder_2"]["projection_dim"]
     ids = (config["projection_class_embeddings_input_dim"] - pooled) / config["addition_time_embed_dim"]
-    if config["addition_embed_type"] != "text_time" or ids != _TIME_IDS:
+    if config["addition_embed_type"] != "text_time" or ids not in _TIME_IDS:
         raise ValueError(f"{config['addition_embed_type']} conditioning of {ids:g} ids beside {pooled} of text")
-    return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", _TIME_IDS))
+    return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", int(ids)))
 
 
 def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:

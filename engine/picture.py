@@ -31,10 +31,14 @@ class Picture(Image.Image):
         super().save(fp, format, **{"pnginfo": chunks, **params})
 
 
+def unit(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+    """The autoencoder's pixels to the range of 0 to 1.  # [B, 3, H, W] in about [-1, 1] -> [B, H, W, 3]"""
+    return (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
+
+
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The autoencoder's pixels to bytes, rounded as diffusers rounds.  # [B, 3, H, W] in [-1, 1] -> [B, H, W, 3]"""
-    unit = (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
-    rounded: NDArray[np.uint8] = np.rint(unit * 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(unit(pixels) * 255).astype(np.uint8)
     return rounded
 
 

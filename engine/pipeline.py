@@ -9,6 +9,7 @@ import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,18 +18,22 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.backends import Choice, Opened, open_component
+from calotype.codec import Codec, Portions
 from calotype.conditioning import condition, tokenizers_of
 from calotype.control import Control
-from calotype.guidance import is_guided
+from calotype.errors import InputError
+from calotype.image import pixels_from
 from calotype.latents import BatchNoise
 from calotype.loop import Denoiser, denoise
 from calotype.memory import available_bytes, check_memory, peak_bytes
-from calotype.picture import CHUNK, Picture, picture_from, to_uint8
+from calotype.picture import CHUNK, Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
 from calotype.report import ComponentReport, Report, Stopwatch
 from calotype.request import Job, Request, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
+from calotype.setting_out import set_out
+from calotype.task import batch, many
 from calotype.trust import newer
 
 Floats = NDArray[np.float32]
@@ -64,6 +69,7 @@ class _Work:
     job: Job
     spec: SchedulerSpec
     sampler: Sampler
+    portions: Portions
 
 
 class Pipeline:
@@ -77,16 +83,20 @@ class Pipeline:
         self._guard = threading.Lock()
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
+        self._codec = Codec(plan, self.component)
         for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
-            self.component(name)
+            if name in plan.components:
+                self.component(name)
 
-    def __call__(self, prompt: Any, **arguments: Any) -> Result:
-        """Make pictures; the arguments are those of `Request`. Raises `InputError`, `SamplerError`, `Cancelled`."""
+    def __call__(self, prompt: Any = None, **arguments: Any) -> Result:
+        """Make pictures; the arguments are those of `Request`, and only a model without text goes without a prompt.
+
+        Raises `InputError`, `SamplerError`, `Cancelled`."""
         *_, last = self.stream(prompt, **arguments)
         assert last.result is not None
         return last.result
 
-    def stream(self, prompt: Any, **arguments: Any) -> Iterator[Event]:
+    def stream(self, prompt: Any = None, **arguments: Any) -> Iterator[Event]:
         """The same work step by step: one `Event` a step. Closing the stream between two steps abandons the picture.
 
         The arguments are checked before the first event is asked for.
@@ -95,11 +105,12 @@ class Pipeline:
         with self._guard:
             self._under_way.add(stop)  # for as long as the stream lives
         job = resolve(Request(prompt=prompt, **arguments), self.plan)
-        guided = is_guided(job.guidance_scale)
-        need = peak_bytes(self.plan.loads, batch=len(job.seeds), height=job.height, width=job.width, guided=guided)
-        check_memory(need, available_bytes())
-        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers)
-        return self._run(_Work(job=job, spec=spec, sampler=sampler), stop)
+        size = {"height": job.height, "width": job.width}
+        loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
+        check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
+        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
+        portions = self._codec.portions(len(job.seeds), job.height, job.width)
+        return self._run(_Work(job=job, spec=spec, sampler=sampler, portions=portions), stop)
 
     def cancel(self) -> None:
         """End every call and every stream under way at its next step, with `Cancelled`; from any thread."""
@@ -114,20 +125,51 @@ class Pipeline:
                 self._opened[name] = open_component(self.plan.components[name], self._choice)
             return self._opened[name]
 
-    def decode(self, latents: Floats) -> Floats:
-        """Latents of the U-Net to pixels.  # [B, C, h, w] -> [B, 3, 8h, 8w] in about [-1, 1]"""
-        scaled = np.asarray(latents / self.plan.scaling_factor, dtype=np.float32)
-        if self.plan.latents_std:
-            std, mean = np.array([self.plan.latents_std, self.plan.latents_mean], dtype=np.float32)[..., None, None]
-            scaled = scaled * std + mean
-        return self.component("vae_decoder")(latent_sample=scaled)["sample"]
+    def encode(self, image: Any, *, tile: int | None = None, sliced: bool = False) -> Floats:
+        """A picture, or several of one size, to latents of the U-Net.  # -> float32 [B, C, h, w]
+
+        Args:
+            image: what `Request.image` takes, resized down to sizes that the autoencoder divides (8 pixels).
+            tile: work in tiles of so many pixels a side; unsaid, as much at once as fits into the memory that is free.
+            sliced: picture by picture.
+
+        Raises:
+            InputError: the picture or the tile is none.
+        """
+        pictures = [pixels_from("image", picture) for picture in many(image)]
+        if not pictures:
+            raise InputError("image must be a picture, or a list of pictures that is not empty.")
+        factor = self.plan.profile.factor
+        height, width = (max(side // factor, 1) * factor for side in pictures[0].shape[:2])
+        pixels = batch(pictures, len(pictures), height, width)
+        return self._codec.encode(pixels, portions=self._codec.asked(sliced, tile))
+
+    def decode(
+        self, latents: Floats, *, output_type: str = "pil", tile: int | None = None, sliced: bool = False
+    ) -> Any:
+        """Latents of the U-Net to pictures: PIL's, or "np": float32 [B, H, W, 3] in [0, 1].  # [B, C, h, w]
+
+        `tile` and `sliced` are as in `encode`. Raises `InputError`.
+        """
+        portions = self._codec.asked(sliced, tile)
+        if output_type not in ("pil", "np"):
+            raise InputError(f"output_type must be pil or np, got {output_type!r}.")
+        if not isinstance(latents, np.ndarray) or latents.ndim != 4 or latents.shape[1] != self._codec.channels:
+            shape = list(latents.shape) if isinstance(latents, np.ndarray) else type(latents).__name__
+            raise InputError(f"latents are an array [B, {self._codec.channels}, h, w]; got {shape}.")
+        pixels = self._codec.decode(latents, portions)
+        return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
 
     def _run(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
         watch, sampler = Stopwatch(), work.sampler
         with watch.stage("text"):
             conditioning, notes = condition(self.plan, self._tokenizers, self.component, work.job)
-        run = self._start(work)
-        steps = denoise(self._denoiser(work.job), sampler, run, conditioning, stop)
+        job = work.job
+        draw = self._noise(job)
+        with watch.stage("encode") if job.task.image is not None else nullcontext():
+            ready = set_out(self.plan, job, self._codec, draw, work.portions)
+        run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
+        steps = denoise(self._denoiser(job, ready.beside, sampler.calls), sampler, run, conditioning, stop)
         for i in range(sampler.calls):
             with watch.stage("steps"):
                 next(steps)
@@ -138,19 +180,19 @@ class Pipeline:
         report = self._report(work, watch, notes)
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
-    def _start(self, work: _Work) -> SamplerRun:
-        job = work.job
+    def _noise(self, job: Job) -> BatchNoise:
         sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)
-        _, channels, height, width = self.plan.components["vae_decoder"].inputs[0].shape(sizes)
-        draw = BatchNoise(job.seeds, (channels, height, width))
-        return work.sampler.run(draw(), draw, seeds=job.seeds)
+        _, *shape = self.plan.latents.shape(sizes)
+        return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
-    def _denoiser(self, job: Job) -> Denoiser:
-        unet, control = self.component("unet"), Control(self.plan, job, self.component)
+    def _denoiser(self, job: Job, beside: Floats | None, calls: int) -> Denoiser:
+        unet, control = self.component("unet"), Control(self.plan, job, self.component, calls)
+        doubled = beside if beside is None or not job.guided else np.concatenate([beside, beside])
 
         def run(sample: Floats, timestep: Floats, conditioning: Mapping[str, Floats]) -> Floats:
             residuals = control(sample, timestep, conditioning)
-            return unet(sample=sample, timestep=timestep, **conditioning, **residuals)["out_sample"]
+            whole = sample if doubled is None else np.concatenate([sample, doubled], axis=1)
+            return unet(sample=whole, timestep=timestep, **conditioning, **residuals)["out_sample"]
 
         return run
 
@@ -164,11 +206,11 @@ class Pipeline:
         if work.job.output_type == "latent":
             return latents
         if work.job.output_type == "np":
-            return (self.decode(latents) * 0.5 + 0.5).clip(0, 1).transpose(0, 2, 3, 1)
+            return unit(self._codec.decode(latents, work.portions))
         return self._pictures(work, latents)
 
     def _pictures(self, work: _Work, latents: Floats) -> list[Picture]:
-        pixels = to_uint8(self.decode(latents))
+        pixels = to_uint8(self._codec.decode(latents, work.portions))
         return [picture_from(p, self._settings(work.job, work.spec, i)) for i, p in enumerate(pixels)]
 
     def _settings(self, job: Job, spec: SchedulerSpec, i: int) -> dict[str, str]:
@@ -181,11 +223,16 @@ class Pipeline:
             "seed": str(job.seeds[i]),
             "steps": str(job.steps),
             "guidance_scale": repr(job.guidance_scale),
+            **({"guidance_rescale": repr(job.guidance_rescale)} if job.guidance_rescale else {}),
+            **({"clip_skip": str(job.clip_skip)} if job.clip_skip else {}),
             "sampler": spec.name,
             "scheduler": spec.to_json(),
             "width": str(job.width),
             "height": str(job.height),
-            **({"control_scales": json.dumps(job.control_scales)} if job.control_images else {}),
+            **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
+            **({"masked": "yes"} if job.task.repaint is not None else {}),
+            **{f"denoising_{n}": repr(at) for n, at in job.task.course.handing.items()},
+            **_of_controls(job),
             "model": self.plan.model,
             "model_fingerprint": self.plan.fingerprint,
             "backend": self.component("unet").runner.backend,
@@ -193,7 +240,8 @@ class Pipeline:
 
     def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
         sampler, opened = work.sampler, tuple(self._opened.values())
-        notes = (*notes, *(note for o in opened for note in o.retried))
+        portioned = (work.portions.note,) if work.portions.note else ()
+        notes = (*work.job.notes, *portioned, *notes, *(note for o in opened for note in o.retried))
         if (older := newer(self.plan)) is not None:
             notes = (*notes, older)
         if sampler.reason:
@@ -208,6 +256,15 @@ class Pipeline:
             seconds=dict(watch.seconds),
             notes=notes,
         )
+
+
+def _of_controls(job: Job) -> dict[str, str]:
+    """What a PNG says of its ControlNets; nothing where none had a part."""
+    if not job.control_images:
+        return {}
+    said = {"control_scales": job.control_scales}
+    said |= {f"control_{end}s": tuple(span[i] for span in job.control_spans) for i, end in enumerate(("start", "end"))}
+    return {name: json.dumps(values) for name, values in said.items()}
 
 
 def _component_report(opened: Opened) -> ComponentReport:

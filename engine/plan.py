@@ -22,7 +22,7 @@ from calotype.integrity import stamps, stamps_from_json, verify
 from calotype.profile import Profile
 
 MANIFEST = "plan.json"
-VERSION = 2
+VERSION = 3
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,6 +98,15 @@ class Prompting:
         return cls(states=states, pooled=pooled, zero_negative=bool(data["zero_negative"]))
 
 
+def skipping(output: str, clip_skip: int | None) -> str:
+    """The name of the text encoder's output so many layers before the one that the model was trained with."""
+    if not clip_skip:
+        return output
+    if output == "last_hidden_state":
+        return f"skipped_states.{clip_skip}"
+    return f"hidden_states.{int(output.rpartition('.')[2]) - clip_skip}"
+
+
 @dataclass(frozen=True, kw_only=True)
 class Plan:
     """A model, ready to be opened."""
@@ -117,6 +126,17 @@ class Plan:
     # How `calotype build` made it: command, backend, versions, machine, figures, what was tried. Empty for a source.
     build: Mapping[str, Any] = field(default_factory=dict)
     samplers: Path | None = None  # the folder of `sampler_store`, in a plan that was built
+
+    @property
+    def latents(self) -> Binding:
+        """What is denoised: latents of the autoencoder, or pixels where the model has none."""
+        coded = self.components.get("vae_decoder")
+        return (coded or self.components["unet"]).inputs[0]
+
+    @property
+    def inpaints(self) -> bool:
+        """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
+        return self.components["unet"].inputs[0].dims[1] != self.latents.dims[1]
 
     @property
     def backend(self) -> str | None:

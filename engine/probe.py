@@ -25,11 +25,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError
 from calotype.preview import preview_coefficients
 from calotype.sampler import SamplerMatrix
 from calotype.scheduler_names import SchedulerLike, SchedulerSpec, spec_from
-from calotype.scheduler_run import SchedulerSampler, served_draws, stepped
+from calotype.scheduler_run import SchedulerSampler, Stretch, served_draws, set_out, stepped, with_noise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
@@ -46,7 +47,11 @@ _COMPILING = threading.RLock()
 
 
 def compile_sampler(
-    scheduler: SchedulerLike, steps: int, *, base_config: Mapping[str, Any] | None = None
+    scheduler: SchedulerLike,
+    steps: int,
+    *,
+    base_config: Mapping[str, Any] | None = None,
+    course: Course = WHOLE,
 ) -> SamplerMatrix | SchedulerSampler:
     """Compile a scheduler for a number of steps.
 
@@ -54,6 +59,7 @@ def compile_sampler(
         scheduler: what `spec_from` takes: a name, a class, a scheduler (which is copied), a spec, or None.
         steps: the steps asked for; the network may be called more often.
         base_config: the model's `scheduler_config.json`; see `spec_from`.
+        course: which part of the schedule is walked, and from what.
 
     Returns:
         The matrix; or the scheduler ready to run itself, with the reason, where it is not linear.
@@ -65,7 +71,8 @@ def compile_sampler(
         spec = spec_from(scheduler, base_config)
         made = resolve_scheduler(scheduler, base_config)
         try:
-            return _compiled(spec, _timed(spec, made, steps), steps)
+            timed = _timed(spec, made, steps)
+            return _compiled(spec, timed, steps, _stretch(spec, timed, steps, course))
         except SamplerError:
             raise
         except Exception as error:
@@ -111,24 +118,49 @@ def _timed(spec: SchedulerSpec, scheduler: Any, steps: int) -> Any:
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= trained:
         raise SamplerError(f"steps is {steps!r}; it must be a whole number from 1 to {trained}.")
     scheduler.set_timesteps(steps)
-    if hasattr(scheduler, "set_begin_index"):
-        # Rounded timesteps may repeat, and the search for the first by its value would find the second.
-        scheduler.set_begin_index(0)
     if len(scheduler.timesteps) == 0:
         raise SamplerError(_cannot(spec, steps, "it has no timesteps for them"))
     return scheduler
 
 
-def _compiled(spec: SchedulerSpec, scheduler: Any, steps: int) -> SamplerMatrix | SchedulerSampler:
-    timesteps = scheduler.timesteps.numpy().astype(np.float64)
+def _stretch(spec: SchedulerSpec, scheduler: Any, steps: int, course: Course) -> Stretch:
+    """The calls that the course comes to, counted as diffusers' pipelines count them; the scheduler stands before it.
+
+    Raises `SamplerError` where there are none.
+    """
+    times, trained = scheduler.timesteps, int(scheduler.config.get("num_train_timesteps", 1000))
+    first, last = course.skipped * scheduler.order, len(times)
+    if course.begin is not None:
+        after = int((times < round(trained - course.begin * trained)).sum())
+        first = len(times) - after - (1 if scheduler.order == 2 and after % 2 == 0 else 0)
+    if course.end is not None:
+        last = int((times >= round(trained - course.end * trained)).sum())
+    if not 0 <= first < last:
+        raise SamplerError(_cannot(spec, steps, "none of them is left between where it is to begin and to end"))
+    if hasattr(scheduler, "set_begin_index"):
+        # Rounded timesteps may repeat, and the search for the first by its value would find the second.
+        scheduler.set_begin_index(first)
+    return Stretch(course=course, first=first, calls=last - first)
+
+
+def _compiled(spec: SchedulerSpec, scheduler: Any, steps: int, stretch: Stretch) -> SamplerMatrix | SchedulerSampler:
+    timesteps = scheduler.timesteps.numpy().astype(np.float64)[stretch.first :][: stretch.calls]
     preview = preview_coefficients(scheduler, timesteps)
-    walk = _walk(scheduler)
+    walk = _walk(scheduler, stretch)
     if not np.isfinite(walk.loud_rows).all():
         raise SamplerError(_cannot(spec, steps, "its own numbers are not finite"))
     if _is_linear(walk):
-        return SamplerMatrix(name=spec.name, timesteps=timesteps, rows=walk.rows, preview=preview)
-    reason = _reason(spec, scheduler)
-    return SchedulerSampler(name=spec.name, reason=reason, timesteps=timesteps, preview=preview, scheduler=scheduler)
+        own = {"clean": walk.clean} if stretch.course.takes_latents else {}
+        own |= {"kept": walk.kept} if stretch.course.keeps else {}
+        return SamplerMatrix(name=spec.name, timesteps=timesteps, rows=walk.rows, preview=preview, **own)
+    return SchedulerSampler(
+        name=spec.name,
+        reason=_reason(spec, scheduler),
+        timesteps=timesteps,
+        preview=preview,
+        scheduler=scheduler,
+        stretch=stretch,
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,35 +168,52 @@ class _Walk:
     """One run of a scheduler. A column of history is the noise, an output of the network, or a draw."""
 
     rows: NDArray[np.float64]  # [calls + 1, columns]: what the basis vectors became
+    clean: NDArray[np.float64]  # [calls + 1]: and the one in place of a picture's latents
+    kept: NDArray[np.float64]  # [calls + 1, 2]: of noise and clean latents, where a mask keeps the picture
     loud_history: NDArray[np.float64]  # [columns, _WIDTH]: the random numbers that went in
+    loud_clean: NDArray[np.float64]  # [_WIDTH]
     loud_rows: NDArray[np.float64]  # [calls + 1, _WIDTH]: what they became
 
 
-def _walk(scheduler: Any) -> _Walk:
+def _walk(scheduler: Any, stretch: Stretch) -> _Walk:
     """Run a copy of the scheduler over basis vectors and random numbers, side by side in one tensor."""
     import torch
 
-    scheduler, kind = copy.deepcopy(scheduler), _exact_tensor()
-    calls = len(scheduler.timesteps)
-    most = 1 + calls + _MOST_DRAWS * calls
+    scheduler, kind, calls = copy.deepcopy(scheduler), _exact_tensor(), stretch.calls
+    most = 1 + calls + _MOST_DRAWS * calls  # after which the clean latents stand
     draws = itertools.count(1 + calls)
 
     def given(column: int) -> Any:
-        basis = np.zeros(most)
+        basis = np.zeros(most + 1)
         basis[column : column + 1] = 1  # nothing for a draw too many, which the random numbers will betray
         both = torch.from_numpy(np.concatenate([basis, _loud(column)]))
         return both.reshape(1, -1, 1, 1).as_subclass(kind)  # some schedulers want four dimensions
 
-    made = []
-    with served_draws(scheduler, lambda _: given(next(draws))), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        latents = given(0) * scheduler.init_noise_sigma
-        for i, timestep in enumerate(scheduler.timesteps):
+    def drawn(_: Any) -> Any:
+        column = next(draws)
+        return given(column if column < most else most + 1)
+
+    noise, clean, made, kept = given(0), given(most), [], []
+    with served_draws(scheduler, drawn), torch.no_grad(), torch.random.fork_rng(devices=[]):
+        latents = set_out(scheduler, stretch, noise, clean)
+        for i in range(calls):
+            timestep = scheduler.timesteps[stretch.first + i]
+            stays = with_noise(scheduler, stretch, i, noise, clean) if i and stretch.course.keeps else latents
+            kept.append(scheduler.scale_model_input(stays, timestep).flatten())
             made.append(scheduler.scale_model_input(latents, timestep).flatten())
-            latents = stepped(scheduler, i, given(1 + i), latents)
+            latents = stepped(scheduler, stretch.first + i, given(1 + i), latents)
     made.append(latents.flatten())
-    columns, rows = min(next(draws), most), torch.stack(made).double().numpy()
-    loud = np.stack([_loud(column) for column in range(columns)])
-    return _Walk(rows=rows[:, :columns], loud_history=loud, loud_rows=rows[:, most:])
+    kept.append(clean.flatten())
+    columns = min(next(draws), most)
+    rows, stays = (torch.stack(each).double().numpy() for each in (made, kept))
+    return _Walk(
+        rows=rows[:, :columns],
+        clean=rows[:, most],
+        kept=stays[:, [0, most]],
+        loud_history=np.stack([_loud(column) for column in range(columns)]),
+        loud_clean=_loud(most),
+        loud_rows=rows[:, most + 1 :],
+    )
 
 
 def _loud(column: int) -> NDArray[np.float64]:
@@ -190,8 +239,9 @@ def _exact_tensor() -> Any:
 def _is_linear(walk: _Walk) -> bool:
     if not np.isfinite(walk.rows).all():
         return False
-    wrong = np.abs(walk.rows @ walk.loud_history - walk.loud_rows)
-    return bool((wrong <= _TOLERANCE * (np.abs(walk.rows) @ np.abs(walk.loud_history))).all())
+    wrong = np.abs(walk.rows @ walk.loud_history + np.outer(walk.clean, walk.loud_clean) - walk.loud_rows)
+    terms = np.abs(walk.rows) @ np.abs(walk.loud_history) + np.abs(np.outer(walk.clean, walk.loud_clean))
+    return bool((wrong <= _TOLERANCE * terms).all())
 
 
 def _reason(spec: SchedulerSpec, scheduler: Any) -> str:

@@ -33,7 +33,8 @@ class Range:
 class Profile:
     """The sizes that a plan serves. `multiple` is what height and width must divide by, in pixels.
 
-    `factor` is how many pixels one latent is wide (8 for every Stable Diffusion autoencoder).
+    `factor` is how many pixels one latent is wide (8 for every Stable Diffusion autoencoder); `tokens` how many the
+    text encoders take at a time.
     """
 
     batch: Range
@@ -41,6 +42,7 @@ class Profile:
     width: Range
     multiple: int
     factor: int = 8
+    tokens: int = 77
 
     def check(self, *, batch: int, height: int, width: int) -> None:
         """`InputError` with what is allowed, where a size is outside."""
@@ -77,12 +79,12 @@ class Profile:
                 raise InputError(f"{name} {said}: this model's sizes are multiples of {self.multiple} pixels.")
         return replace(self, batch=batch or self.batch, height=height or self.height, width=width or self.width)
 
-    def sizes(self, *, batch: int, height: int, width: int) -> dict[str, int]:
-        """The values of every symbol that the bindings of `networks` use, for one call.
+    def sizes(self, *, batch: int, height: int, width: int, chunks: int = 1) -> dict[str, int]:
+        """The values of every symbol that the bindings of `networks` use, for one call with so many chunks of text.
 
         Beside the latents' own there is one for each level of the U-Net: latent_height_2 is half of latent_height.
         """
-        sizes = {"batch": batch, "height": height, "width": width}
+        sizes = {"batch": batch, "height": height, "width": width, "tokens": self.tokens * chunks}
         smaller = 1
         while smaller * self.factor <= self.multiple:
             suffix = f"_{smaller}" if smaller > 1 else ""
@@ -94,13 +96,13 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """As plain data, for a plan's manifest."""
         ranges = {n: str(getattr(self, n)) for n in ("batch", "height", "width")}
-        return {**ranges, "multiple": self.multiple, "factor": self.factor}
+        return {**ranges, "multiple": self.multiple, "factor": self.factor, "tokens": self.tokens}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
         """The inverse of `to_json`."""
         ranges = {n: range_from_text(data[n]) for n in ("batch", "height", "width")}
-        return cls(**ranges, multiple=data["multiple"], factor=data["factor"])
+        return cls(**ranges, multiple=data["multiple"], factor=data["factor"], tokens=data["tokens"])
 
 
 def range_from_text(text: str) -> Range:

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.emphasis import pieces_of
 from calotype.errors import InputError, SourceError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
@@ -25,10 +26,21 @@ _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Padded token ids of several prompts, and what did not fit: one string a prompt, empty where all did."""
+    """Padded token ids of several prompts, in as many chunks as the longest needs, and how much each token counts.
 
-    ids: NDArray[np.int64]  # [B, length]
+    `dropped` is what did not fit: one string a prompt, empty where all did.
+    """
+
+    ids: NDArray[np.int64]  # [B, chunks, length]
+    weights: NDArray[np.float32]  # [B, chunks, length]
     dropped: tuple[str, ...]
+
+    def with_chunks(self, chunks: int, padding: NDArray[np.int64]) -> Tokens:
+        """The same with chunks of `padding` [length] added, up to so many."""
+        more = ((0, 0), (0, chunks - self.ids.shape[1]), (0, 0))
+        ids = np.pad(self.ids, more)
+        ids[:, self.ids.shape[1] :] = padding
+        return Tokens(ids=ids, weights=np.pad(self.weights, more, constant_values=1), dropped=self.dropped)
 
 
 class ClipTokenizer:
@@ -40,18 +52,48 @@ class ClipTokenizer:
         self._bpe, vocabulary, self._pad = _read(folder)
         self._start, self._end = vocabulary[START], vocabulary[END]
 
-    def __call__(self, prompts: Sequence[str]) -> Tokens:
-        """Start, words, end, padding; what goes past `length` is dropped and said in `Tokens.dropped`."""
-        rows, dropped = [], []
-        for prompt in prompts:
-            if not isinstance(prompt, str):
-                raise InputError(f"a prompt is text, got {type(prompt).__name__}: {prompt!r}.")
-            code = self._bpe.encode(prompt, add_special_tokens=False)
-            room = self.length - 2
-            ids = [self._start, *code.ids[:room], self._end]
-            rows.append(ids + [self._pad] * (self.length - len(ids)))
-            dropped.append(prompt[code.offsets[room][0] :] if len(code.ids) > room else "")
-        return Tokens(ids=np.array(rows, dtype=np.int64), dropped=tuple(dropped))
+    @property
+    def empty(self) -> NDArray[np.int64]:
+        """The chunk of the empty prompt.  # [length]"""
+        return np.array(self._chunk([]), dtype=np.int64)
+
+    def __call__(self, prompts: Sequence[str], most: int = 1) -> Tokens:
+        """Chunks of start, words, end and padding; what goes past `most` of them is dropped and said.
+
+        Raises `InputError` where a prompt is no text, or says a weight that is none.
+        """
+        room = self.length - 2
+        read = [self._words(prompt, room * most) for prompt in prompts]
+        chunks = max(1, *(-(-len(ids) // room) for ids, _, _ in read))
+        ids = [[self._chunk(ids[i * room : (i + 1) * room]) for i in range(chunks)] for ids, _, _ in read]
+        weights = np.ones((len(read), chunks, self.length), dtype=np.float32)
+        for row, (_, counts, _) in zip(weights, read, strict=True):
+            for i in range(chunks):
+                part = counts[i * room : (i + 1) * room]
+                row[i, 1 : 1 + len(part)] = part
+        return Tokens(ids=np.array(ids, dtype=np.int64), weights=weights, dropped=tuple(left for _, _, left in read))
+
+    def _chunk(self, ids: list[int]) -> list[int]:
+        whole = [self._start, *ids, self._end]
+        return whole + [self._pad] * (self.length - len(whole))
+
+    def _words(self, prompt: str, most: int) -> tuple[list[int], list[float], str]:
+        """At most so many tokens of the words, their weights, and the text that is left."""
+        if not isinstance(prompt, str):
+            raise InputError(f"a prompt is text, got {type(prompt).__name__}: {prompt!r}.")
+        ids: list[int] = []
+        weights: list[float] = []
+        left = ""
+        for piece in pieces_of(prompt):
+            code = self._bpe.encode(piece.text, add_special_tokens=False)
+            room = most - len(ids)
+            if left or len(code.ids) > room:
+                left += piece.text if left else piece.text[code.offsets[room][0] :]
+            else:
+                room = len(code.ids)
+            ids += code.ids[:room]
+            weights += [piece.weight] * len(code.ids[:room])
+        return ids, weights, left
 
 
 def tokenizer_files(folder: Path) -> list[Path]:

@@ -7,6 +7,9 @@ is the picture:
     input[i] = sum_j rows[i, j] * history[j]        history = [noise, output_0, output_1, ..., draw_0, draw_1, ...]
     latents  = sum_j rows[calls, j] * history[j]
 
+Where it sets out from a picture, each row has a coefficient for the picture's clean latents as well; where a mask keeps
+part of them, a second row says what stands there: the clean latents with the noise of that call.
+
 This file needs numpy alone. It does not know what a scheduler is, what the network is, or where noise comes from.
 """
 
@@ -22,11 +25,24 @@ from numpy.typing import NDArray
 
 from calotype.errors import SamplerError
 
-__all__ = ["Draw", "Latents", "MatrixRun", "Sampler", "SamplerMatrix", "SamplerRun"]
+__all__ = ["Draw", "Latents", "MatrixRun", "Original", "Sampler", "SamplerMatrix", "SamplerRun"]
 
 Latents: TypeAlias = NDArray[np.float32]  # [B, C, H, W]
 Draw: TypeAlias = Callable[[], Latents]
 """Hands out standard-normal noise of the latents' shape, the next at every call; picture i's from seed i alone."""
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Original:
+    """The picture that a run sets out from.
+
+    Attributes:
+        latents: its clean latents. [B, C, H, W].
+        repaint: where it is painted over; None is everywhere. bool [B, 1, H, W].
+    """
+
+    latents: Latents
+    repaint: NDArray[np.bool_] | None = None
 
 
 class SamplerRun(Protocol):
@@ -64,11 +80,17 @@ class Sampler(Protocol):
     def reason(self) -> str | None:
         """Why there is no matrix, in words for the report; None where there is one."""
 
-    def run(self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None) -> SamplerRun:
-        """Start a batch from standard-normal noise [B, C, H, W].
+    def run(
+        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: Original | None = None
+    ) -> SamplerRun:
+        """Start a batch from standard-normal noise [B, C, H, W], and from a picture where it was compiled for one.
 
         `seeds`, one a picture, go to schedulers which draw noise past `draw`; without them they are made from `noise`.
         """
+
+
+_OF_PICTURES = ("clean", "kept")
+_FIELDS = ("timesteps", "rows", "preview", *_OF_PICTURES)
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -82,6 +104,10 @@ class SamplerMatrix:
             the final latents. Columns: the initial standard-normal noise, the network's outputs after guidance, the
             noise draws in the scheduler's order. float64 [calls + 1, 1 + calls + draws].
         preview: the clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
+        clean: for each row, how much of a picture's clean latents is in it; None where it sets out from noise alone.
+            float64 [calls + 1].
+        kept: what stands where a mask keeps the picture, in place of each row: `a * noise + b * clean`; None where it
+            was not compiled for masks. float64 [calls + 1, 2].
 
     Raises:
         SamplerError: the arrays do not fit together, are not finite, or a row needs an output that is yet to come.
@@ -91,9 +117,13 @@ class SamplerMatrix:
     timesteps: NDArray[np.float64]
     rows: NDArray[np.float64]
     preview: NDArray[np.float64]
+    clean: NDArray[np.float64] | None = None
+    kept: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        for field in ("timesteps", "rows", "preview"):
+        for field in _FIELDS:
+            if field in _OF_PICTURES and getattr(self, field) is None:
+                continue
             array = np.array(getattr(self, field), dtype=np.float64)
             if not np.isfinite(array).all():
                 raise SamplerError(f"The schedule of {self.name} has numbers in {field} that are not finite.")
@@ -101,6 +131,8 @@ class SamplerMatrix:
             object.__setattr__(self, field, array)
         calls = self.timesteps.size
         fit = self.timesteps.ndim == 1 and calls > 0 and self.preview.shape == (calls, 2) and self.rows.ndim == 2
+        fit = fit and (self.clean is None or self.clean.shape == (calls + 1,))
+        fit = fit and (self.kept is None or (self.kept.shape == (calls + 1, 2) and self.clean is not None))
         if not fit or self.rows.shape[0] != calls + 1 or self.rows.shape[1] < 1 + calls:
             shapes = f"{self.timesteps.shape}, {self.rows.shape}, {self.preview.shape}"
             raise SamplerError(f"The arrays of {self.name}'s matrix do not fit together: {shapes}.")
@@ -122,14 +154,22 @@ class SamplerMatrix:
         """Always None: nothing stood in the way of a matrix."""
         return None
 
-    def run(self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None) -> MatrixRun:
-        """Start a batch from standard-normal noise [B, C, H, W]; a matrix has no use for the seeds."""
-        return MatrixRun(self, noise, draw)
+    def run(
+        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: Original | None = None
+    ) -> MatrixRun:
+        """Start a batch from standard-normal noise [B, C, H, W]; a matrix has no use for the seeds.
+
+        Raises:
+            SamplerError: it sets out from a picture, and there is none, or the other way round.
+        """
+        check_original(original, takes=self.clean is not None, masked=self.kept is not None, shape=noise.shape)
+        return MatrixRun(self, noise, draw, original)
 
     def to_bytes(self) -> bytes:
         """The matrix as a .npz file."""
         file = io.BytesIO()
-        np.savez(file, name=self.name, timesteps=self.timesteps, rows=self.rows, preview=self.preview)
+        arrays = {field: getattr(self, field) for field in _FIELDS if getattr(self, field) is not None}
+        np.savez(file, name=self.name, **arrays)
         return file.getvalue()
 
     @classmethod
@@ -141,7 +181,9 @@ class SamplerMatrix:
         """
         try:
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                fields: dict[str, Any] = {key: arrays[key] for key in ("timesteps", "rows", "preview")}
+                fields: dict[str, Any] = {
+                    field: arrays[field] for field in _FIELDS if field in arrays or field not in _OF_PICTURES
+                }
                 name = str(arrays["name"])
         except Exception as error:  # damaged bytes make numpy and zipfile raise all sorts
             raise SamplerError("The stored sampler matrix is damaged; delete it and it is compiled anew.") from error
@@ -157,11 +199,13 @@ class MatrixRun:
         matrix: the compiled scheduler.
         noise: standard-normal noise, [B, C, H, W].
         draw: hands out the noise for the scheduler's draws; called in their order, when a row first needs one.
+        original: the picture that it sets out from, where the matrix was compiled for one.
     """
 
-    def __init__(self, matrix: SamplerMatrix, noise: Latents, draw: Draw) -> None:
+    def __init__(self, matrix: SamplerMatrix, noise: Latents, draw: Draw, original: Original | None = None) -> None:
         self._matrix = matrix
         self._draw = draw
+        self._original = original
         self._shape = noise.shape
         self._history = np.empty((matrix.rows.shape[1], noise.size), dtype=np.float32)  # [1 + calls + draws, B*C*H*W]
         self._history[0] = noise.ravel()
@@ -176,7 +220,7 @@ class MatrixRun:
             SamplerError: i is not the next call.
         """
         check_turn(i == self._pushed < self._matrix.calls, f"input({i})", self._pushed)
-        return self._mix(self._matrix.rows[i])
+        return self._masked(i, self._mix(self._matrix.rows[i], self._clean(i)))
 
     def push(self, i: int, output: Latents) -> None:
         """Take what the network answered to input i, after guidance. [B, C, H, W].
@@ -195,7 +239,7 @@ class MatrixRun:
             SamplerError: a call is still missing.
         """
         check_turn(self._pushed == self._matrix.calls, "latents()", self._pushed)
-        return self._mix(self._matrix.rows[-1])
+        return self._masked(-1, self._mix(self._matrix.rows[-1], self._clean(-1)))
 
     def preview(self, i: int) -> Latents:
         """The clean latents as they look from call i. float32 [B, C, H, W].
@@ -207,10 +251,25 @@ class MatrixRun:
         of_input, of_output = self._matrix.preview[i]
         row = of_input * self._matrix.rows[i]
         row[1 + i] += of_output
-        return self._mix(row)
+        return self._masked(-1, self._mix(row, of_input * self._clean(i)))
 
-    def _mix(self, row: NDArray[np.float64]) -> Latents:
+    def _clean(self, i: int) -> float:
+        return 0.0 if self._matrix.clean is None else float(self._matrix.clean[i])
+
+    def _masked(self, i: int, mixed: Latents) -> Latents:
+        """Where the mask keeps the picture, the picture with the noise of call i.  # [B, C, H, W]"""
+        original = self._original
+        if original is None or original.repaint is None or self._matrix.kept is None:
+            return mixed
+        of_noise, of_clean = self._matrix.kept[i]
+        noise = self._history[0].reshape(self._shape)
+        kept = of_noise * noise.astype(np.float64) + of_clean * original.latents.astype(np.float64)
+        return np.where(original.repaint, mixed, kept).astype(np.float32)
+
+    def _mix(self, row: NDArray[np.float64], clean: float) -> Latents:
         total = np.zeros(self._term.size, dtype=np.float64)
+        if clean and self._original is not None:
+            total += clean * self._original.latents.ravel().astype(np.float64)
         for column in np.flatnonzero(row):
             self._draw_up_to(int(column) - self._matrix.calls)
             np.multiply(self._history[column], row[column], out=self._term, dtype=np.float64)
@@ -231,6 +290,16 @@ def check_turn(in_turn: bool, verb: str, pushed: int) -> None:
     """Raise a SamplerError that names the verb unless it is in turn."""
     if not in_turn:
         raise SamplerError(f"{verb} is out of turn: {pushed} outputs were pushed so far.")
+
+
+def check_original(original: Original | None, *, takes: bool, masked: bool, shape: tuple[int, ...]) -> None:
+    """Raise a SamplerError unless there is a picture where the schedule was compiled for one, of the noise's shape."""
+    if (original is not None) != takes:
+        raise SamplerError(f"This schedule {'sets out from a picture, and there is none' if takes else 'takes none'}.")
+    if original is not None:
+        check_shape("picture's latents", original.latents.shape, shape)
+        if original.repaint is not None and not masked:
+            raise SamplerError("This schedule was not compiled for a mask.")
 
 
 def check_shape(what: str, got: tuple[int, ...], wanted: tuple[int, ...]) -> None:

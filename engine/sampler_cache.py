@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError, SourceError
 from calotype.home import home, write_whole
 from calotype.probe import compile_sampler
@@ -23,9 +24,11 @@ __all__ = ["SchedulerSpec", "sampler_for"]
 
 
 def sampler_for(
-    scheduler: Any, base_config: Mapping[str, Any], steps: int, folder: Path | None = None
+    scheduler: Any, base_config: Mapping[str, Any], steps: int, folder: Path | None = None, course: Course = WHOLE
 ) -> tuple[SchedulerSpec, Sampler]:
-    """The scheduler that is meant, and its compiled form for so many steps. `folder` holds the plan's own samplers.
+    """The scheduler that is meant, and its compiled form for so many steps, or what `course` walks of them.
+
+    `folder` holds the plan's own samplers.
 
     Raises:
         SamplerError: the scheduler is unknown, cannot make the schedule, or must be compiled where diffusers is not.
@@ -33,24 +36,24 @@ def sampler_for(
     spec = spec_from(scheduler, base_config)
     if not (scheduler is None or isinstance(scheduler, (str, type, SchedulerSpec))):
         # An object is taken as it is, and may have been changed in ways that its config does not tell.
-        return spec, compile_sampler(scheduler, steps)
-    carried = None if folder is None else find_matrix(folder, spec, steps)
+        return spec, compile_sampler(scheduler, steps, course=course)
+    carried = None if folder is None else find_matrix(folder, spec, steps, course)
     if carried is not None:
         return spec, carried
     with suppress(OSError, SamplerError, SourceError):  # never compiled here, or damaged, or no place to keep it
-        path = home() / "samplers" / f"{spec.fingerprint(steps)}.npz"
+        path = home() / "samplers" / f"{spec.fingerprint(steps, course)}.npz"
         # The key leaves the name out: two names of one schedule share a matrix.
         return spec, replace(SamplerMatrix.from_bytes(path.read_bytes()), name=spec.name)
-    _check_tools(spec, steps, folder)
-    sampler = compile_sampler(scheduler, steps, base_config=base_config)
+    _check_tools(spec, steps, folder, course)
+    sampler = compile_sampler(scheduler, steps, base_config=base_config, course=course)
     # A class from outside diffusers has a new key each time: nothing would find it again.
     if isinstance(sampler, SamplerMatrix) and not spec.by_hand:
         with suppress(OSError, SourceError):  # a cache that cannot be written costs the next start a second, no more
-            write_whole(home() / "samplers" / f"{spec.fingerprint(steps)}.npz", sampler.to_bytes())
+            write_whole(home() / "samplers" / f"{spec.fingerprint(steps, course)}.npz", sampler.to_bytes())
     return spec, sampler
 
 
-def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None) -> None:
+def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, course: Course) -> None:
     """`SamplerError` with what the plan holds, where a scheduler cannot be compiled here."""
     lacking = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if not lacking:
@@ -58,6 +61,13 @@ def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None) -> None:
     stored = () if folder is None else read_index(folder)
     held = f"this plan carries {'; '.join(map(str, stored))}" if stored else "this plan carries none"
     raise SamplerError(
-        f"{spec.name} in {steps} steps has to be compiled, which takes {' and '.join(lacking)}: {held}. Ask for one "
-        "of these, or pip install 'calotype[build]', or build the plan with it: calotype build MODEL --scheduler NAME."
+        f"{spec.name} in {steps} steps{_part(course)} has to be compiled, which takes {' and '.join(lacking)}: {held}. "
+        "Ask for one of these, or pip install 'calotype[build]', or build the plan with it: calotype build MODEL "
+        "--scheduler NAME."
     )
+
+
+def _part(course: Course) -> str:
+    if course.begin is not None or course.end is not None:
+        return ", cut where it is handed over,"
+    return " from a picture" if course.takes_latents else ""

@@ -1,7 +1,9 @@
 """The sampler matrices that a plan carries, so that it paints without diffusers.
 
     samplers/index.json     {"version": 1, "schedulers": [{"name", "key", "file", "sha256", "steps", "diffusers"}, ...]}
-    samplers/NAME-KEY.npz   timesteps.N, rows.N and preview.N for every step count N
+    samplers/NAME-KEY.npz   timesteps.N, rows.N and preview.N for every step count N; for some of them as well what
+                            sets out from pictures: rows.N.S, clean.N.S, kept.N.S, ... with the first S steps left out,
+                            and rows.N.noise, ... for a mask that is painted over from noise alone
 
 A scheduler is found by the `key` of its spec: what it is and how it is configured, and not which diffusers compiled
 it, since a machine that only paints has none. How matrices are compiled is not known here.
@@ -20,15 +22,17 @@ from typing import Any
 
 import numpy as np
 
+from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError
 from calotype.sampler import SamplerMatrix
 from calotype.scheduler_names import SchedulerSpec
 
-__all__ = ["StoredScheduler", "find_matrix", "read_index", "write_matrices"]
+__all__ = ["StoredScheduler", "courses", "find_matrix", "read_index", "write_matrices"]
 
 INDEX = "index.json"
 VERSION = 1
 _FIELDS = ("timesteps", "rows", "preview")
+_OF_PICTURES = ("clean", "kept")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,9 +45,11 @@ class StoredScheduler:
     sha256: str
     steps: tuple[int, ...]
     diffusers: str
+    pictures: tuple[int, ...] = ()  # the step counts in which it sets out from pictures
 
     def __str__(self) -> str:
-        return f"{self.name} in {_ranges(self.steps)} steps"
+        from_pictures = f" (from pictures {_ranges(self.pictures)})" if self.pictures else ""
+        return f"{self.name} in {_ranges(self.steps)} steps{from_pictures}"
 
 
 def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
@@ -56,7 +62,7 @@ def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
         data = json.loads((folder / INDEX).read_text(encoding="utf-8"))
         if data["version"] != VERSION:
             raise SamplerError(f"{folder} is of version {data['version']}; this Calotype reads {VERSION}.")
-        return tuple(StoredScheduler(**{**entry, "steps": tuple(entry["steps"])}) for entry in data["schedulers"])
+        return tuple(_entry(**entry) for entry in data["schedulers"])
     except FileNotFoundError:
         return ()
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as broken:
@@ -65,17 +71,36 @@ def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
         ) from None
 
 
-def find_matrix(folder: Path, spec: SchedulerSpec, steps: int) -> SamplerMatrix | None:
-    """The matrix of this scheduler for so many steps; None where the plan does not hold it.
+def _entry(*, steps: Sequence[int], pictures: Sequence[int] = (), **rest: str) -> StoredScheduler:
+    return StoredScheduler(steps=tuple(steps), pictures=tuple(pictures), **rest)
+
+
+def _suffix(steps: int, course: Course) -> str | None:
+    """Of the arrays' names; None for a course that is in no plan."""
+    if course.begin is not None or course.end is not None:
+        return None
+    if course.origin == "image":
+        return f"{steps}.{course.skipped}"
+    return f"{steps}.noise" if course.keeps else str(steps)
+
+
+def courses(steps: int) -> tuple[Course, ...]:
+    """Every way of setting out from a picture in so many steps. What is made for masks serves without one too."""
+    kept = (Course(origin="image", skipped=skipped, keeps=True) for skipped in range(steps))
+    return (*kept, Course(origin="noise", keeps=True))
+
+
+def find_matrix(folder: Path, spec: SchedulerSpec, steps: int, course: Course = WHOLE) -> SamplerMatrix | None:
+    """The matrix of this scheduler for so many steps and this course; None where the plan does not hold it.
 
     Raises:
         SamplerError: it is there and damaged.
     """
     if spec.by_hand:
         return None
-    key = spec.key()
-    entry = next((e for e in read_index(folder) if e.key == key and steps in e.steps), None)
-    if entry is None:
+    key, suffix = spec.key(), _suffix(steps, course)
+    entry = next((e for e in read_index(folder) if e.key == key), None)
+    if entry is None or suffix is None or steps not in (entry.pictures if course.takes_latents else entry.steps):
         return None
     path = folder / Path(entry.file).name  # a plan may come from a stranger: nothing outside its folder is read
     try:
@@ -83,21 +108,34 @@ def find_matrix(folder: Path, spec: SchedulerSpec, steps: int) -> SamplerMatrix 
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise ValueError("its SHA-256 is another")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            fields: dict[str, Any] = {name: arrays[f"{name}.{steps}"] for name in _FIELDS}
+            fields: dict[str, Any] = {
+                name: arrays[f"{name}.{suffix}"] for name in (*_FIELDS, *(_OF_PICTURES if course.takes_latents else ()))
+            }
     except Exception as broken:  # damaged bytes make numpy and zipfile raise all sorts
         raise SamplerError(f"the plan's samplers {path} are damaged ({broken}); build the plan again.") from None
     return SamplerMatrix(name=spec.name, **fields)
 
 
 def write_matrices(
-    folder: Path, spec: SchedulerSpec, matrices: Mapping[int, SamplerMatrix], diffusers: str
+    folder: Path,
+    spec: SchedulerSpec,
+    matrices: Mapping[int, SamplerMatrix],
+    diffusers: str,
+    pictures: Mapping[int, Mapping[Course, SamplerMatrix]] | None = None,
 ) -> StoredScheduler:
-    """Add a scheduler to a `samplers` folder: step count -> matrix. One that is there already is replaced."""
+    """Add a scheduler to a `samplers` folder: step count -> matrix; and -> its `courses` -> their matrices.
+
+    One that is there already is replaced.
+    """
     if not matrices or spec.by_hand:
         raise SamplerError(f"there is nothing of {spec.name} to keep.")
     folder.mkdir(parents=True, exist_ok=True)
     file = io.BytesIO()
     arrays = {f"{name}.{steps}": getattr(m, name) for steps, m in sorted(matrices.items()) for name in _FIELDS}
+    for steps, made in sorted((pictures or {}).items()):
+        for course, matrix in made.items():
+            named = {name: getattr(matrix, name) for name in (*_FIELDS, *_OF_PICTURES)}
+            arrays |= {f"{name}.{_suffix(steps, course)}": array for name, array in named.items()}
     np.savez_compressed(file, allow_pickle=False, **arrays)
     data, key = file.getvalue(), spec.key()
     entry = StoredScheduler(
@@ -107,6 +145,7 @@ def write_matrices(
         sha256=hashlib.sha256(data).hexdigest(),
         steps=tuple(sorted(matrices)),
         diffusers=diffusers,
+        pictures=tuple(sorted(pictures or ())),
     )
     (folder / entry.file).write_bytes(data)
     kept = [e for e in read_index(folder) if e.key != key]

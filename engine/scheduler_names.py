@@ -18,6 +18,7 @@ from dataclasses import asdict, dataclass, field
 from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
+from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError
 
 if TYPE_CHECKING:
@@ -125,13 +126,13 @@ class SchedulerSpec:
         """
         return self._digest({"format": FORMAT})
 
-    def fingerprint(self, steps: int) -> str:
+    def fingerprint(self, steps: int, course: Course = WHOLE) -> str:
         """The key of the compiled matrix in the store: sha256 over all that decides it, as 64 hexadecimal digits.
 
-        That is the class, its configuration, the steps, the version of diffusers and of the compiler; the name
-        is left out. It imports neither torch nor diffusers.
+        That is the class, its configuration, the steps and what is walked of them, the version of diffusers and of the
+        compiler; the name is left out. It imports neither torch nor diffusers.
         """
-        return self._digest({"steps": steps, "format": FORMAT, "diffusers": _diffusers_version()})
+        return self._digest({"steps": steps, "format": FORMAT, "diffusers": _diffusers_version(), **course.key()})
 
     def _digest(self, more: Mapping[str, Any]) -> str:
         said = asdict(self) | dict(more)

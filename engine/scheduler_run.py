@@ -21,17 +21,27 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calotype.course import Course
 from calotype.errors import SamplerError
-from calotype.sampler import Draw, Latents, check_shape, check_turn
+from calotype.sampler import Draw, Latents, Original, check_original, check_shape, check_turn
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["SchedulerRun", "SchedulerSampler", "served_draws"]
+__all__ = ["SchedulerRun", "SchedulerSampler", "Stretch", "served_draws"]
 
 _PATCHING = threading.RLock()
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stretch:
+    """The part of a scheduler's timesteps that a course comes to: `calls` of them from `first` on."""
+
+    course: Course
+    first: int
+    calls: int
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,7 +53,9 @@ class SchedulerSampler:
         reason: why it is no matrix, in words for the report.
         timesteps: what the network is told at each call. float64 [calls].
         preview: the clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
-        scheduler: a diffusers scheduler with its timesteps set; it is copied for every picture.
+        scheduler: a diffusers scheduler with its timesteps set, standing before the first call; it is copied for every
+            picture.
+        stretch: which of the scheduler's timesteps these are.
     """
 
     name: str
@@ -51,15 +63,20 @@ class SchedulerSampler:
     timesteps: NDArray[np.float64]
     preview: NDArray[np.float64]
     scheduler: Any
+    stretch: Stretch
 
     @property
     def calls(self) -> int:
         """How often the network is called."""
         return int(self.timesteps.size)
 
-    def run(self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None) -> SchedulerRun:
+    def run(
+        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: Original | None = None
+    ) -> SchedulerRun:
         """Start a batch from standard-normal noise [B, C, H, W]; see `SchedulerRun`."""
-        return SchedulerRun(self, noise, draw, seeds=seeds)
+        course = self.stretch.course
+        check_original(original, takes=course.takes_latents, masked=course.keeps, shape=noise.shape)
+        return SchedulerRun(self, noise, draw, seeds=seeds, original=original)
 
 
 class SchedulerRun:
@@ -71,18 +88,26 @@ class SchedulerRun:
         draw: hands out the noise that the scheduler asks of `randn_tensor`, of the same shape.
         seeds: one for each picture, for noise that the scheduler draws by other means. Without them they are made
             from the noise of each picture, so that the same noise still gives the same picture.
+        original: the picture that it sets out from, where the course has one.
     """
 
     def __init__(
-        self, sampler: SchedulerSampler, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None
+        self,
+        sampler: SchedulerSampler,
+        noise: Latents,
+        draw: Draw,
+        *,
+        seeds: Sequence[int] | None = None,
+        original: Original | None = None,
     ) -> None:
         if seeds is not None and len(seeds) != len(noise):
             raise SamplerError(f"There are {len(seeds)} seeds for {len(noise)} pictures.")
         self._sampler = sampler
         self._draw = draw
+        self._original = original
         self._draws: list[Latents] = []
         own = [_seed_of(picture) for picture in noise] if seeds is None else seeds
-        self._pictures = [_Picture(sampler, i, noise[i : i + 1], seed) for i, seed in enumerate(own)]
+        self._pictures = [_Picture(sampler, i, noise[i : i + 1], seed, original) for i, seed in enumerate(own)]
         self._input: Latents | None = None  # of the next call, once it was asked for
         self._last: tuple[Latents, Latents] | None = None  # input and output of the last call
         self._pushed = 0
@@ -130,7 +155,10 @@ class SchedulerRun:
         check_turn(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
         assert self._last is not None
         of_input, of_output = self._sampler.preview[i]
-        return np.asarray(of_input * self._last[0] + of_output * self._last[1], dtype=np.float32)
+        seen = np.asarray(of_input * self._last[0] + of_output * self._last[1], dtype=np.float32)
+        if self._original is None or self._original.repaint is None:
+            return seen
+        return np.where(self._original.repaint, seen, self._original.latents)
 
     def _draw_at(self, number: int) -> Latents:
         while len(self._draws) <= number:
@@ -141,10 +169,17 @@ class SchedulerRun:
 class _Picture:
     """One picture of the batch: its own scheduler, its own latents, its own random state."""
 
-    def __init__(self, sampler: SchedulerSampler, index: int, noise: Latents, seed: int) -> None:
+    def __init__(
+        self, sampler: SchedulerSampler, index: int, noise: Latents, seed: int, original: Original | None
+    ) -> None:
         import torch
 
         self._index = index
+        self._stretch = sampler.stretch
+        self._noise = torch.from_numpy(noise.copy())  # [1, C, H, W]
+        self._clean = None if original is None else torch.from_numpy(original.latents[index : index + 1].copy())
+        repaint = None if original is None else original.repaint
+        self._repaint = None if repaint is None else torch.from_numpy(repaint[index : index + 1].copy())
         self._scheduler = copy.deepcopy(sampler.scheduler)
         if getattr(self._scheduler, "noise_sampler_seed", 0) is None:
             self._scheduler.noise_sampler_seed = seed
@@ -154,10 +189,10 @@ class _Picture:
             self._options["generator"] = generator
         self._random = generator.get_state()
         self._drawn = 0
-        self.latents = torch.from_numpy(noise.copy()) * self._scheduler.init_noise_sigma  # [1, C, H, W]
+        self.latents = set_out(self._scheduler, self._stretch, self._noise, self._clean)  # [1, C, H, W]
 
     def input(self, i: int) -> Latents:
-        latents = self._scheduler.scale_model_input(self.latents, self._scheduler.timesteps[i])
+        latents = self._scheduler.scale_model_input(self.latents, self._scheduler.timesteps[self._stretch.first + i])
         return np.asarray(latents.numpy(), dtype=np.float32)
 
     def step(self, i: int, output: Latents, draw_at: Callable[[int], Latents]) -> None:
@@ -171,8 +206,26 @@ class _Picture:
 
         with served_draws(self._scheduler, serve), torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
-            self.latents = stepped(self._scheduler, i, torch.from_numpy(output), self.latents, **self._options)
+            given = torch.from_numpy(output)
+            self.latents = stepped(self._scheduler, self._stretch.first + i, given, self.latents, **self._options)
             self._random = torch.get_rng_state()
+        if self._repaint is not None and self._clean is not None:
+            stays = self._clean
+            if i + 1 < self._stretch.calls:
+                stays = with_noise(self._scheduler, self._stretch, i + 1, self._noise, self._clean)
+            self.latents = torch.where(self._repaint, self.latents, stays)
+
+
+def set_out(scheduler: Any, stretch: Stretch, noise: Any, clean: Any) -> Any:
+    """The latents before the first call, as diffusers' pipelines make them."""
+    if stretch.course.origin == "noise":
+        return noise * scheduler.init_noise_sigma
+    return clean if stretch.course.origin == "latents" else with_noise(scheduler, stretch, 0, noise, clean)
+
+
+def with_noise(scheduler: Any, stretch: Stretch, i: int, noise: Any, clean: Any) -> Any:
+    """The clean latents with the noise of call i, which the scheduler stands before."""
+    return scheduler.add_noise(clean, noise, scheduler.timesteps[stretch.first + i].reshape(1))
 
 
 def stepped(scheduler: Any, i: int, output: Any, latents: Any, **options: Any) -> Any:

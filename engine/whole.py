@@ -19,15 +19,15 @@ from torch import Tensor, nn
 
 from calotype.bindings import Array
 from calotype.conditioning import time_ids_of
+from calotype.course import WHOLE
 from calotype.errors import BackendError
 from calotype.fused import remembered
-from calotype.guidance import is_guided
 from calotype.kernels.guided_step import Network, Slots, guided_step
 from calotype.kernels.to_uint8 import to_uint8
 from calotype.latents import BatchNoise
 from calotype.networks import controlnets_of
 from calotype.plan import Plan
-from calotype.prompt import ClipTokenizer
+from calotype.prompt import ClipTokenizer, Tokens
 from calotype.request import Job
 from calotype.sampler import SamplerMatrix
 
@@ -36,26 +36,47 @@ IDS = "ids."  # and a text encoder's name
 
 def inputs_of(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], matrix: SamplerMatrix, job: Job) -> dict[str, Array]:
     """What `WholePicture` takes for this job. N is 2B with guidance, the unconditional half first; else B."""
-    guided = is_guided(job.guidance_scale)
-    texts = (*job.negative_prompts, *job.prompts) if guided else job.prompts
+    texts = (*job.negative_prompts, *job.prompts) if job.guided else job.prompts
+    ids = {IDS + name: _ids(tokenizer([t or "" for t in texts])) for name, tokenizer in tokenizers.items()}
+    _check(plan, job)
     count = len(job.seeds)
     sizes = plan.profile.sizes(batch=count, height=job.height, width=job.width)
-    _, *shape = plan.components["vae_decoder"].inputs[0].shape(sizes)
+    _, *shape = plan.latents.shape(sizes)
     draw = BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
     drawn = np.stack([draw() for _ in range(1 + matrix.draws)], axis=1)  # [B, 1 + draws, C, h, w]
     timesteps = np.append(matrix.timesteps, 0).astype(np.float32)
     arrays: dict[str, Array] = {
-        **{IDS + name: tokenizer([t or "" for t in texts]).ids for name, tokenizer in tokenizers.items()},
+        **ids,
         "said": np.array([t is not None for t in texts], dtype=np.float32),
         "noise": drawn[:, 0],
         "draws": drawn[:, 1:],
         "rows": np.tile(matrix.rows, (count, 1, 1)),
         "timesteps": np.tile(timesteps, (count, 1)),
-        "guidance": np.tile(np.array([job.guidance_scale, 0], dtype=np.float32), (count, 1)),
+        "guidance": np.tile(np.array([job.guidance_scale, job.guidance_rescale], dtype=np.float32), (count, 1)),
     }
     if plan.prompting.pooled is not None:
-        arrays["time_ids"] = np.tile(time_ids_of(job), (len(texts), 1))
+        arrays["time_ids"] = time_ids_of(plan, job)
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
+
+
+def _ids(tokens: Tokens) -> Array:
+    """Of prompts that are one chunk of words without weights; `BackendError` for others.  # [B, 1, T] -> [B, T]"""
+    if tokens.ids.shape[1] != 1 or (tokens.weights != 1).any():
+        raise BackendError("a whole picture is one graph for prompts of one chunk of tokens, without weights, alone.")
+    return np.asarray(tokens.ids[:, 0])
+
+
+def _check(plan: Plan, job: Job) -> None:
+    """`BackendError` for what this function has no part for: the pipeline's loop does all of these."""
+    asked = {
+        "a picture to set out from": job.task.course != WHOLE or job.task.image is not None,
+        "clip_skip": job.clip_skip is not None,
+        "a guidance embedding": any(b.name == "timestep_cond" for b in plan.components["unet"].inputs),
+        "a U-Net that paints in masks": plan.inpaints,
+    }
+    for what, there in asked.items():
+        if there:
+            raise BackendError(f"a whole picture is one graph without {what} alone; take the pipeline's loop.")
 
 
 class WholePicture(nn.Module):

@@ -44,7 +44,7 @@ from calotype.home import home
 from calotype.plan import Plan, is_plan, read_plan, write_plan
 from calotype.scheduler_names import spec_from
 
-BUILDER = 1  # raised when the same spec would make another plan
+BUILDER = 2  # raised when the same spec would make another plan
 TUNED_PRECISIONS = ("int8", "fp8", "auto")
 
 
@@ -70,7 +70,8 @@ class Work:
         """The pictures of the "proof" (held-out prompts) or the "calibration"."""
         height, width = picture_size(self.spec, self.family.profile)
         count, steps = self.spec.proof_counts
-        common = {"height": height, "width": width, "controls": len(self.spec.controlnet)}
+        common: dict[str, Any] = {"height": height, "width": width, "controls": len(self.spec.controlnet)}
+        common["masked"] = self.family.inpaints
         if what == "proof":
             return Pictures(prompts=self.prompts.held_out[:count], steps=steps, **common)
         return Pictures(prompts=self.prompts.calibration, steps=20, first_seed=1_000_000, **common)
@@ -116,6 +117,11 @@ def check_backend(spec: BuildSpec) -> None:
 def _prepared(spec: BuildSpec) -> Work:
     source = fuse(read_source(spec.model, spec.controlnet), spec.lora)
     family = family_of(source.configs)
+    if not family.prompting.states:
+        raise BuildError(
+            f"{spec.model} paints without text, and builds are proved on pictures from text: no plan can be made of it "
+            "in this version. Load it as it is: its networks are traced and checked at first use."
+        )
     profile = family.profile.narrowed(batch=spec.batch, height=spec.height, width=spec.width)
     for name in spec.scheduler:
         spec_from(name, source.configs["scheduler"])  # an unknown name is told now, not after the work
@@ -187,7 +193,7 @@ def _stages(work: Work) -> list[Stage]:
 
 def _recordings(work: Work, what: str, weights: Mapping[str, float]) -> list[Stage]:
     pictures, found = work.pictures(what), []
-    for names in groups(tuple(weights)):
+    for names in groups(tuple(weights), masked=pictures.masked):
         calls = len(pictures.prompts) * (pictures.steps if "unet" in names else 1)
         each = 0.02 + sum(weights[n] for n in names) * pictures.height * pictures.width / 2**18 * 2.5
         found.append(Stage(name=f"record {', '.join(names)} ({what})", guess_s=4 + calls * each))

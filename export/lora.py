@@ -30,7 +30,7 @@ FUSER = 1  # raised when the way weights are fused changes what comes out
 _NAME = "fused"  # of the one adapter that is in the networks at a time
 _PARTNERS = (("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora.down", "lora.up"))
 # Parts of diffusers' pipelines that its loaders do without.
-_PARTS = {"vae", "scheduler", "tokenizer", "tokenizer_2", "safety_checker", "feature_extractor"}
+_PARTS = {"text_encoder", "vae", "scheduler", "tokenizer", "tokenizer_2", "safety_checker", "feature_extractor"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,6 +69,8 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
     loras = [lora_from(each) for each in said]
     if not loras:
         return source
+    if not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
+        raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
     if importlib.util.find_spec("peft") is None:
         raise SourceError("LoRAs need peft, which is not installed (pip install peft)")
     names = [*TEXT_ENCODERS[source.configs["model_index"]["_class_name"]], "unet"]
@@ -122,7 +124,7 @@ def _pipeline(source: Source, networks: Mapping[str, Any]) -> Any:
     import diffusers
 
     kind = getattr(diffusers, source.configs["model_index"]["_class_name"])
-    lacking = dict.fromkeys(set(inspect.signature(kind.__init__).parameters) & _PARTS)
+    lacking = dict.fromkeys(set(inspect.signature(kind.__init__).parameters) & _PARTS - set(networks))
     return kind(**networks, **lacking)
 
 

@@ -21,14 +21,15 @@ def prepare(
     *,
     controlnets: Sequence[str | Path] = (),
     loras: Sequence[str | Path] = (),
+    vae: str | Path | None = None,
     forms: Collection[str] = ("onnx",),
 ) -> Plan:
-    """The plan of a model, its ControlNets and LoRAs, with the eager reference and the other forms asked for.
+    """The plan of a model, its ControlNets, LoRAs and autoencoder, with the eager reference and other forms asked for.
 
     The first use of a model traces it into the store (tens of seconds for the demonstration model); the next finds it
     there. Raises `SourceError`.
     """
-    source = fuse(read_source(model, controlnets), loras)
+    source = fuse(read_source(model, controlnets, vae), loras)
     family = family_of(source.configs)
     components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
@@ -42,7 +43,8 @@ def plan_of(source: Source, family: Family, components: dict[str, PlannedCompone
         fingerprint=source.fingerprint,
         profile=family.profile,
         components=components,
-        scheduler=source.configs["scheduler"],
+        # Where pixels are denoised, what their scheduler does not say is clipped, as its class has it.
+        scheduler={**({} if family.prompting.states else {"clip_sample": True}), **source.configs["scheduler"]},
         tokenizers=source.tokenizers,
         prompting=family.prompting,
         scaling_factor=family.scaling_factor,

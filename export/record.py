@@ -43,12 +43,32 @@ class Pictures:
     width: int
     first_seed: int = 0
     controls: int = 0  # ControlNets, each of which is given an outline
+    masked: bool = False  # an inpainting model is given a picture and a mask too
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Of the pipeline's call for picture i."""
         sizes = {"height": self.height, "width": self.width}
         outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
-        return {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps, **sizes, **outlines}
+        masked = dict(zip(("image", "mask_image"), self._masked(i), strict=True)) if self.masked else {}
+        told = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
+        return {**told, **sizes, **outlines, **masked}
+
+    def _masked(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+        """Boxes of flat colours, and a box to be painted over.  # uint8 [H, W, 3], bool [H, W]"""
+        rng = np.random.default_rng([self.first_seed + i, 2**16])
+        drawn = np.full((self.height, self.width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+        for _ in range(4):
+            drawn[self._box(rng)] = rng.integers(0, 256, 3)
+        mask = np.zeros((self.height, self.width), dtype=np.bool_)
+        mask[self._box(rng)] = True
+        return drawn, mask
+
+    def _box(self, rng: np.random.Generator) -> tuple[slice, slice]:
+        """A quarter to three quarters of the picture each way."""
+        sides = [(side, int(rng.integers(side // 4, 3 * side // 4))) for side in (self.height, self.width)]
+        starts = [int(rng.integers(0, side - length + 1)) for side, length in sides]
+        rows, columns = (slice(a, a + length) for a, (_, length) in zip(starts, sides, strict=True))
+        return rows, columns
 
     def _outline(self, i: int, control: int) -> NDArray[np.uint8]:
         """White lines on black, as an edge detector draws them.  # uint8 [H, W, 3]"""
@@ -77,12 +97,15 @@ def read_calls(path: Path) -> list[Call]:
     return [Call(inputs=found[i]["in"], outputs=found[i]["out"]) for i in sorted(found)]
 
 
-def groups(names: Sequence[str]) -> list[tuple[str, ...]]:
-    """Components in the order of a run; those that take turns at every step are recorded together."""
+def groups(names: Sequence[str], *, masked: bool) -> list[tuple[str, ...]]:
+    """Components in the order of a run; those that take turns at every step are recorded together.
+
+    Where pictures come in, the autoencoder's encoder is before the steps; else it is after, on what was decoded.
+    """
     turns = tuple(n for n in names if n.startswith(("controlnet", "unet")))
     text = [(n,) for n in names if n.startswith("text_encoder")]
-    vae = [(n,) for n in ("vae_decoder", "vae_encoder") if n in names]
-    return [*text, turns, *vae]
+    decoder, encoder = ([(n,)] if n in names else [] for n in ("vae_decoder", "vae_encoder"))
+    return [*text, *encoder, turns, *decoder] if masked else [*text, turns, *decoder, *encoder]
 
 
 class _Enough(Exception):
@@ -142,7 +165,7 @@ def record(
     """
     asked = Pictures(**{**pictures, "prompts": tuple(pictures["prompts"])})
     opened, folder = read_plan(Path(plan)), Path(out)
-    if names == ["vae_decoder"] or names == ["vae_encoder"]:
+    if names == ["vae_decoder"] or (names == ["vae_encoder"] and not asked.masked):
         calls = _record_one(opened.components[names[0]], Path(earlier[names[0]]))
         write_calls(folder / f"{names[0]}.npz", calls)
         return

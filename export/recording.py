@@ -22,7 +22,7 @@ from calotype.export.versions import versions
 from calotype.plan import Plan, write_plan
 from calotype.prompt import tokenizer_files
 
-RECORDER = 1  # raised when what is recorded changes
+RECORDER = 2  # raised when what is recorded changes
 
 # The stage's block, and what the child held at most.
 Stage = Callable[[str], AbstractContextManager[None]]
@@ -35,7 +35,7 @@ def record_all(plan: Plan, source: Source, pictures: Pictures, what: str, stage:
     """
     found: dict[str, Path] = {}
     before: list[str] = []
-    for names in groups(tuple(plan.components)):
+    for names in groups(tuple(plan.components), masked=pictures.masked):
         before += names
         key = _key(plan, source, pictures, tuple(before))
         with stage(f"record {', '.join(names)} ({what})"):
@@ -44,7 +44,7 @@ def record_all(plan: Plan, source: Source, pictures: Pictures, what: str, stage:
         pending = folder / "vae_decoder.pending.npz"
         if pending.is_file():
             found["vae_decoder"] = pending
-        if "vae_decoder" in names:
+        if "vae_decoder" in names and not pictures.masked:
             found["vae_encoder"] = found["vae_decoder"]
     return found
 

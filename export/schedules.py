@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.export.child import in_child
+from calotype.export.samplers import PICTURE_STEPS
 from calotype.export.store import ENTRY, fetch, key_of
 from calotype.export.versions import installed
 from calotype.profile import Range
@@ -17,7 +18,7 @@ from calotype.scheduler_names import FORMAT
 def schedules(folder: Path, config: Mapping[str, Any], names: Sequence[str], steps: Range) -> dict[str, Any]:
     """Fill `folder` with the model's scheduler and the named ones, in all step counts; what was left out, and why."""
     arguments = {"config": dict(config), "names": list(names), "steps": [steps.low, steps.high]}
-    key = key_of({**arguments, "format": FORMAT, "diffusers": installed("diffusers")})
+    key = key_of({**arguments, "pictures": list(PICTURE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")})
 
     def make(made: Path) -> Mapping[str, Any]:
         done = in_child("compiling the schedules", "calotype.export.schedules:compile_all", out=str(made), **arguments)

@@ -25,7 +25,8 @@ from calotype.prompt import tokenizer_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 _DIFFUSERS = "diffusion_pytorch_model"
-_SAID = ("_class_name", "force_zeros_for_empty_prompt")  # what pictures depend on in a model_index.json
+# What pictures depend on in a model_index.json.
+_SAID = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
 _MODELS = "a model is a folder in diffusers' layout, a plan, a hub id, or demo"
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
@@ -66,8 +67,8 @@ class Source:
         return hashlib.sha256(said.encode()).hexdigest()
 
 
-def read_source(model: str | Path, controlnets: Sequence[str | Path] = ()) -> Source:
-    """Find a model and the ControlNets to go with it, and check their files.
+def read_source(model: str | Path, controlnets: Sequence[str | Path] = (), vae: str | Path | None = None) -> Source:
+    """Find a model, the ControlNets to go with it and an autoencoder in place of its own, and check their files.
 
     Raises `SourceError` in a sentence that says what is wrong and where.
     """
@@ -75,15 +76,22 @@ def read_source(model: str | Path, controlnets: Sequence[str | Path] = ()) -> So
     index = _json(folder / "model_index.json", "it is the list of parts that a model in diffusers' layout begins with")
     kind = str(index.get("_class_name"))
     if kind not in TEXT_ENCODERS:
-        known = "StableDiffusionPipeline (Stable Diffusion 1.x and 2.x) and StableDiffusionXLPipeline (SDXL base)"
-        raise SourceError(f"{folder} holds a {kind}; this version reads {known}.")
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet", "vae")}
+        raise SourceError(f"{folder} holds a {kind}; this version reads {', '.join(TEXT_ENCODERS)}.")
+    coded = ("vae",) if TEXT_ENCODERS[kind] else ()  # without text, pixels themselves are denoised
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet", *coded)}
+    if not coded and (controlnets or vae is not None):
+        raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
     folders |= {f"controlnet_{i}" if i else "controlnet": find(said) for i, said in enumerate(controlnets)}
+    if vae is not None:
+        folders["vae"] = find(vae)
     configs = {name: _json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     for name in controlnets_of(configs):
         if configs[name].get("_class_name") != "ControlNetModel":
             told = configs[name].get("_class_name")
             raise SourceError(f"{folders[name]} holds a {told}; a ControlNet is a folder of a ControlNetModel.")
+    if vae is not None and configs["vae"].get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
+        told = configs["vae"].get("_class_name")
+        raise SourceError(f"{folders['vae']} holds a {told}; an autoencoder is an AutoencoderKL or an AutoencoderTiny.")
     scheduler = _json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
     said = {name: index[name] for name in _SAID if name in index}
     source = Source(

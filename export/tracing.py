@@ -45,7 +45,7 @@ def traced(component: Component, source: Source, profile: Profile) -> Artefact:
 
 def _trace_and_check(component: Component, weights: Path, profile: Profile, folder: Path) -> Mapping[str, Any]:
     began, reference = time.monotonic(), folder / "reference.npz"
-    others = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5)]
+    others = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2)]
     tracing = in_child(
         f"tracing the {component.name}",
         "calotype.export.trace:trace_component",
@@ -72,6 +72,6 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
     }
 
 
-def _sizes(profile: Profile, batch: int, tall: int, wide: int) -> dict[str, int]:
+def _sizes(profile: Profile, batch: int, tall: int, wide: int, chunks: int = 1) -> dict[str, int]:
     """Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations."""
-    return profile.sizes(batch=batch, height=tall * profile.multiple, width=wide * profile.multiple)
+    return profile.sizes(batch=batch, height=tall * profile.multiple, width=wide * profile.multiple, chunks=chunks)

@@ -69,7 +69,10 @@ sys.meta_path.insert(0, Refusing())
 import calotype
 pipe = calotype.load(sys.argv[1], backend=sys.argv[2])
 result = pipe("x", steps=3, seed=1, num_images=2, negative_prompt="y")
-pipe.component("vae_encoder")
+mask = result.images[0].convert("L")
+pipe("x", image=result.images[0], strength=0.7, steps=4, seed=1)
+pipe("x", image=result.images[0], mask_image=mask, steps=4, seed=1)
+pipe.decode(pipe.encode(result.images[0]))
 print(len(result.images), result.report.components[1].backend)
 """
 
@@ -93,11 +96,20 @@ TOLD = {
     "the eager backend": (["generate", "x", "--backend", "eager"], ["torch, diffusers, transformers not installed"]),
     "a number of steps": (
         ["generate", "x", "--steps", "51", "--model", "PLAN"],
-        ["in 51 steps", "carries DPMSolverMultistepScheduler in 1-50 steps", "'calotype[build]'", "calotype build"],
+        [
+            "in 51 steps",
+            "carries DPMSolverMultistepScheduler in 1-50 steps (from pictures 1-6, 8",
+            "'calotype[build]'",
+            "calotype build",
+        ],
     ),
     "a scheduler": (
         ["generate", "x", "--scheduler", "euler", "--model", "PLAN"],
         ["euler in 20 steps", "carries DPMSolverMultistepScheduler in 1-50 steps"],
+    ),
+    "a number of steps from a picture": (
+        ["generate", "x", "--image", "IMAGE", "--steps", "7", "--model", "PLAN"],
+        ["in 7 steps from a picture has to be compiled", "(from pictures 1-6, 8, 10"],
     ),
     "an unknown scheduler": (["generate", "x", "--scheduler", "eulr", "--model", "PLAN"], ["The nearest: euler"]),
 }
@@ -106,7 +118,9 @@ TOLD = {
 @pytest.mark.parametrize("case", TOLD)
 def test_what_needs_more_says_so(lean, saved_plan, tmp_path, case):
     arguments, told = TOLD[case]
-    done = lean("-m", "calotype", *(saved_plan if a == "PLAN" else a for a in arguments), cwd=tmp_path)
+    image = Path(__file__).parent.parent / "engine" / "demo_model" / "samples.png"
+    named = {"PLAN": saved_plan, "IMAGE": image}
+    done = lean("-m", "calotype", *(named.get(a, a) for a in arguments), cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("calotype: ")
     assert done.stderr.count("\n") == 1

@@ -95,7 +95,7 @@ def test_loop_overhead(benchmark, fake):
     """The loop over twenty steps around a network that costs nothing: guidance, rows and bookkeeping."""
     _, sampler = sampler_for("euler", fake.plan.scheduler, STEPS)
     noise, answer = normal(*LATENTS), normal(2, *LATENTS[1:])
-    conditioning = Conditioning(arrays={}, guidance_scale=5.0)
+    conditioning = Conditioning(arrays={}, guidance_scale=5.0, guided=True)
 
     def loop():
         run = sampler.run(noise, lambda: noise, seeds=(0,))

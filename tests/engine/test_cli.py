@@ -120,6 +120,11 @@ FAULTS = [
     (["generate", "x", "-o", "picture.bmp"], ".png"),
     (["generate", "x", "-o", "."], "."),
     (["generate", "--like", "nothing.png"], "cannot be read"),
+    (["generate", "x", "--image", "nothing.png"], "cannot be read as a picture"),
+    (["generate", "x", "--image", __file__], "cannot be read as a picture"),
+    (["generate", "x", "--strength", "0.5"], "strength needs a picture"),
+    (["generate", "x", "--controlnet", "nowhere"], "there is no folder nowhere"),
+    (["generate", "x", "--lora", "nothing.safetensors:0.8"], "there is no LoRA file"),
 ]
 
 
@@ -182,7 +187,7 @@ def test_a_closed_stderr_costs_no_picture(pipe, tmp_path):
 
 
 def test_notes_are_told(pipe, tmp_path):
-    done = run("generate", "red " * 100, "--steps", 2, "-o", tmp_path / "x.png")
+    done = run("generate", "red " * 3000, "--steps", 2, "-o", tmp_path / "x.png")
     assert done.returncode == 0
     assert "left out: 'red red" in done.stderr
 
@@ -205,6 +210,33 @@ def test_like_refuses_what_a_stranger_wrote(made, tmp_path):
         assert "not a scheduler written by calotype" in done.stderr
 
 
+def test_pictures_to_set_out_from(made, pipe, tmp_path):
+    source, mask = made[0], tmp_path / "mask.png"
+    Image.fromarray(np.eye(128, dtype=bool)).save(mask)
+    options = ("--image", source, "--mask-image", mask, "--steps", 4, "--seed", 3)
+    done = run("generate", "a red ring", *options, "-o", tmp_path / "b.png")
+    assert (done.returncode, done.stderr) == (0, "")
+    with Image.open(source) as image, Image.open(mask) as drawn:
+        wanted = pipe("a red ring", image=image, mask_image=drawn, steps=4, seed=3).images[0]
+    np.testing.assert_array_equal(pixels(tmp_path / "b.png"), np.asarray(wanted))
+    again = run("generate", "--like", tmp_path / "b.png", "-o", tmp_path / "c.png")
+    assert "made with a picture, which a PNG does not hold; name it: --image FILE" in again.stderr
+    more = ("--image", source, "--mask-image", mask)
+    assert run("generate", "--like", tmp_path / "b.png", *more, "-o", tmp_path / "c.png").returncode == 0
+    np.testing.assert_array_equal(pixels(tmp_path / "b.png"), pixels(tmp_path / "c.png"))
+
+
+def test_parts_are_named_where_they_are_loaded(monkeypatch, fake, tmp_path):
+    from calotype import cli
+
+    asked = []
+    monkeypatch.setattr("calotype.loading.load", lambda model, **more: asked.append((model, more)) or fake)
+    more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--vae", "tiny"]
+    cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
+    said = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
+    assert asked == [("demo", said)]
+
+
 def test_the_help_says_the_defaults_that_hold():
     defaults = {f.name: f.default for f in fields(Request)}
     told = " ".join(run("generate", "--help").stdout.split())
@@ -223,9 +255,9 @@ def test_version_and_doctor():
 
 def test_help_names_every_option():
     told = set(run("generate", "--help").stdout.replace(",", " ").split())
-    from_python = {"--prompt", "--output-type", "--control-image", "--controlnet-conditioning-scale"}
+    from_python = {"--prompt", "--output-type", "--denoising-start", "--denoising-end"}
     assert {f"--{f.name.replace('_', '-')}" for f in fields(Request)} - told == from_python
-    assert {"--like", "--model", "--backend", "--report", "-o"} <= told
+    assert {"--like", "--model", "--backend", "--controlnet", "--lora", "--report", "-o"} <= told
 
 
 @pytest.mark.parametrize("module", ["calotype", "calotype.export.cli", "calotype.pipeline", "calotype.loading"])

@@ -37,7 +37,7 @@ def elder(demo_folder):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_pictures_are_those_of_diffusers(elder, pipes, name, guidance_scale, batch):
+def test_pictures_are_those_of_diffusers(elder, pipes, figures, name, guidance_scale, batch):
     kind, overrides = SCHEDULERS[name]
     elder.scheduler = kind.from_config(elder.scheduler.config, **{"use_karras_sigmas": False, **overrides})
     seeds = list(range(40, 40 + batch))
@@ -60,7 +60,7 @@ def test_pictures_are_those_of_diffusers(elder, pipes, name, guidance_scale, bat
             scheduler=name,
             output_type="np",
         )
-        assert psnr(got.images, wanted) >= LEAST_DB[backend], backend
+        figures.hold(("demonstration", "text to image", name), backend, got.images, wanted)
 
 
 def test_the_models_own_scheduler_is_the_default(elder, pipes, demo_folder):

@@ -190,6 +190,10 @@ def test_a_scheduler_that_is_not_linear_runs_itself_and_the_report_says_so(fake)
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"guidance_scale": "much"}, "guidance_scale"),
         ({"output_type": "jpeg"}, "output_type"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale must be a number from 0 to 1"),
+        ({"clip_skip": 99}, "clip_skip must be a whole number from 0 to"),
+        ({"clip_skip": -1}, "clip_skip"),
+        ({"negative_prompt": "(red:11)"}, "a weight in a prompt is a number from 0 to 10"),
         ({"negative_prompt": ["a", "b"]}, "negative prompt"),
         ({"negative_prompt": 3}, "negative_prompt"),
     ],
@@ -212,8 +216,9 @@ def test_an_unknown_scheduler_is_told_with_the_known(fake):
 
 
 def test_notes_say_what_was_left_out(fake):
-    notes = fake("red " * 200, steps=1, seed=1, negative_prompt="blue", guidance_scale=1.0).report.notes
-    assert any("too long" in n for n in notes)
+    notes = fake("red " * 10_000, steps=1, seed=1, negative_prompt="blue", guidance_scale=1.0).report.notes
+    assert any("too long for 2400 tokens; left out: 'red red " in n and "(7600 words)" in n for n in notes)
+    assert not any("too long" in n for n in fake("red " * 2400, steps=1, seed=1).report.notes)
     assert any("negative prompt has no part" in n for n in notes)
 
 

@@ -2,9 +2,11 @@
 
 import json
 
+import numpy as np
 import pytest
 from transformers import CLIPTokenizer
 
+from calotype.emphasis import pieces_of
 from calotype.errors import InputError, SourceError
 from calotype.prompt import ClipTokenizer
 
@@ -31,12 +33,65 @@ def folder(demo_folder):
 def test_ids_equal_transformers(folder, prompt):
     elder = CLIPTokenizer.from_pretrained(folder)
     wanted = elder([prompt], padding="max_length", max_length=77, truncation=True)["input_ids"]
-    assert ClipTokenizer(folder, 77)([prompt]).ids.tolist() == wanted
+    tokens = ClipTokenizer(folder, 77)([prompt])
+    assert tokens.ids[:, 0].tolist() == wanted
+    assert (tokens.weights == 1).all()
 
 
 def test_what_does_not_fit_is_told(folder):
     tokens = ClipTokenizer(folder, 77)(["red " * 75 + "and then some", "short"])
     assert tokens.dropped == ("and then some", "")
+    weighed = ClipTokenizer(folder, 77)(["(red:1.5) " * 74 + "(red red:0.5) and (then:2) some"])
+    assert weighed.dropped == ("red and then some",)
+
+
+def test_long_prompts_are_chunks(folder):
+    """Each with its own start and end; shorter prompts have the empty prompt's in their place."""
+    tokenizer = ClipTokenizer(folder, 77)
+    tokens = tokenizer(["red " * 160, "blue"], most=4)
+    assert tokens.ids.shape == (2, 3, 77)
+    assert tokens.dropped == ("", "")
+    for i, count in enumerate((75, 75, 10)):
+        np.testing.assert_array_equal(tokens.ids[0, i], tokenizer(["red " * count]).ids[0, 0])
+    np.testing.assert_array_equal(tokens.ids[1], np.concatenate([tokenizer([t]).ids[0] for t in ("blue", "", "")]))
+    assert tokenizer(["red " * 160], most=2).dropped == ("red " * 10,)
+    more = tokens.with_chunks(4, tokenizer.empty)
+    np.testing.assert_array_equal(more.ids[:, 3], [tokenizer.empty] * 2)
+    np.testing.assert_array_equal(more.ids[:, :3], tokens.ids)
+
+
+PIECES = {
+    "": [("", 1)],
+    "a red ring": [("a red ring", 1)],
+    "a (red:1.3) ring": [("a ", 1), ("red", 1.3), (" ring", 1)],
+    "(a (red:2) ring:0.5)": [("a ", 0.5), ("red", 1), (" ring", 0.5)],
+    "(a:1.5)(b:1.5)": [("ab", 1.5)],
+    "a (photo) of ((rings))": [("a (photo) of ((rings))", 1)],
+    "a ) ( b :1.3) c": [("a ) ", 1), (" b ", 1.3), (" c", 1)],
+    "(unclosed (red:1.2)": [("(unclosed ", 1), ("red", 1.2)],
+    r"\(red:1.3\) \x": [(r"(red:1.3) \x", 1)],
+    "(:1.3)": [("", 1.3)],
+    "(red:0)": [("red", 0)],
+    "(red:.5) (red: 2 )": [("red", 0.5), (" ", 1), ("red", 2)],
+    "(x:-1) (x:1e3) (x)": [("(x:-1) (x:1e3) (x)", 1)],
+}
+
+
+@pytest.mark.parametrize("prompt", PIECES)
+def test_weights_are_read(prompt):
+    assert [(p.text, pytest.approx(p.weight)) for p in pieces_of(prompt)] == PIECES[prompt]
+
+
+def test_a_weight_that_is_none_is_told():
+    with pytest.raises(InputError, match=r"from 0 to 10, as in \(word:1\.3\); got 30"):
+        pieces_of("(at 12:30)")
+
+
+def test_weights_stand_at_their_tokens(folder):
+    tokens = ClipTokenizer(folder, 77)(["a (red:1.5) ring", "a red ring"])
+    np.testing.assert_array_equal(tokens.ids[0], tokens.ids[1])
+    assert tokens.weights[0, 0, :5].tolist() == [1, 1, 1.5, 1, 1]
+    assert (tokens.weights[1] == 1).all()
 
 
 def test_padding_is_what_the_config_says(folder, tmp_path):
@@ -44,7 +99,7 @@ def test_padding_is_what_the_config_says(folder, tmp_path):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(json.dumps({"pad_token": "!"}))  # Stable Diffusion 2's
     vocabulary = json.loads((folder / "vocab.json").read_text())
-    assert ClipTokenizer(tmp_path, 77)(["red"]).ids[0, -1] == vocabulary["!"]
+    assert ClipTokenizer(tmp_path, 77)(["red"]).ids[0, 0, -1] == vocabulary["!"]
 
 
 @pytest.mark.parametrize("prompt", PROMPTS)

@@ -5,6 +5,7 @@ import json
 import numpy as np
 import pytest
 
+from calotype.course import Course
 from calotype.errors import SamplerError
 from calotype.export.samplers import store_samplers
 from calotype.probe import compile_sampler
@@ -27,7 +28,8 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def folder(tmp_path):
-    store_samplers(tmp_path / "samplers", CONFIG, schedulers=[None, "euler-a"], steps=[3, 4, 5, 8])
+    schedulers = [None, "euler-a"]
+    store_samplers(tmp_path / "samplers", CONFIG, schedulers=schedulers, steps=[3, 4, 5, 8], pictures=[4, 6])
     return tmp_path / "samplers"
 
 
@@ -42,11 +44,25 @@ def test_what_is_stored_is_what_is_compiled(folder):
 
 def test_the_index_says_what_there_is(folder):
     assert [str(entry) for entry in read_index(folder)] == [
-        "EulerDiscreteScheduler in 3-5, 8 steps",
-        "euler-a in 3-5, 8 steps",
+        "EulerDiscreteScheduler in 3-5, 8 steps (from pictures 4)",
+        "euler-a in 3-5, 8 steps (from pictures 4)",
     ]
     assert find_matrix(folder, spec_from(None, CONFIG), 6) is None
     assert find_matrix(folder, spec_from("ddim", CONFIG), 4) is None
+
+
+@pytest.mark.parametrize("skipped", range(4))
+@pytest.mark.parametrize("keeps", [True, False])
+def test_setting_out_from_pictures_is_stored_too(folder, skipped, keeps):
+    for course in (Course(origin="image", skipped=skipped, keeps=keeps), Course(keeps=True)):
+        got, wanted = (
+            find_matrix(folder, spec_from("euler-a", CONFIG), 4, course),
+            compile_sampler(spec_from("euler-a", CONFIG), 4, course=course),
+        )
+        for field in ("timesteps", "rows", "preview", "clean", *(["kept"] if course.keeps else [])):
+            np.testing.assert_array_equal(getattr(got, field), getattr(wanted, field))
+    for steps, course in ((5, Course(keeps=True)), (4, Course(end=0.5)), (4, Course(origin="latents", begin=0.5))):
+        assert find_matrix(folder, spec_from("euler-a", CONFIG), steps, course) is None
 
 
 def test_a_name_of_the_same_schedule_finds_it_and_another_config_does_not(folder):
@@ -62,8 +78,9 @@ def test_two_names_of_one_schedule_are_one_file(tmp_path):
 
 
 def test_storing_again_replaces(folder):
-    store_samplers(folder, CONFIG, schedulers=["euler"], steps=[2])
-    assert [str(entry) for entry in read_index(folder)] == ["euler-a in 3-5, 8 steps", "euler in 2 steps"]
+    store_samplers(folder, CONFIG, schedulers=["euler"], steps=[2], pictures=[])
+    told = ["euler-a in 3-5, 8 steps (from pictures 4)", "euler in 2 steps"]
+    assert [str(entry) for entry in read_index(folder)] == told
 
 
 def test_the_plan_comes_before_the_store_and_the_compiler(folder, monkeypatch):

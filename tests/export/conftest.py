@@ -41,6 +41,18 @@ def tiny_unet(**settings) -> diffusers.UNet2DConditionModel:
     )
 
 
+def made_controlnet(unet_folder: Path, folder: Path, seed: int) -> Path:
+    """A ControlNet whose zero convolutions are not zero: else it would add nothing, and all would agree."""
+    torch.manual_seed(seed)
+    unet = diffusers.UNet2DConditionModel.from_pretrained(unet_folder, low_cpu_mem_usage=False)
+    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 16))
+    for weight in net.parameters():
+        if not weight.detach().any():
+            torch.nn.init.normal_(weight, std=0.2)
+    net.save_pretrained(folder)
+    return folder
+
+
 def assembled(folder: Path, demo_folder: Path, kind: str, parts: dict) -> Path:
     """A model's folder: `parts` by name, and the rest of the demonstration's."""
     libraries = {"tokenizer": "transformers", "text_encoder": "transformers", "unet": "diffusers"}
@@ -53,6 +65,24 @@ def assembled(folder: Path, demo_folder: Path, kind: str, parts: dict) -> Path:
         index[name] = [libraries.get(name.removesuffix("_2"), "diffusers"), type(part).__name__]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+@pytest.fixture(scope="session")
+def made():
+    """`made_controlnet`, for tests that want one."""
+    return made_controlnet
+
+
+@pytest.fixture(scope="session")
+def text():
+    """`text_config`, for tests that want one."""
+    return text_config
+
+
+@pytest.fixture(scope="session")
+def tiny():
+    """`tiny_unet`, for tests that want one."""
+    return tiny_unet
 
 
 @pytest.fixture(scope="session")
@@ -91,6 +121,31 @@ def sdxl_folder(tmp_path_factory, demo_folder) -> Path:
         "scheduler": diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
     }
     return assembled(tmp_path_factory.mktemp("sdxl") / "model", demo_folder, "StableDiffusionXLPipeline", parts)
+
+
+@pytest.fixture(scope="session")
+def inpainting_folder(tmp_path_factory, demo_folder) -> Path:
+    """Stable Diffusion 1.5's inpainting model: a U-Net of nine channels, latents, mask, and masked picture."""
+    torch.manual_seed(3)
+    unet = tiny_unet(cross_attention_dim=128, in_channels=9)
+    folder = tmp_path_factory.mktemp("inpainting") / "model"
+    return assembled(folder, demo_folder, "StableDiffusionInpaintPipeline", {"unet": unet})
+
+
+@pytest.fixture(scope="session")
+def lcm_folder(tmp_path_factory, demo_folder) -> Path:
+    """A latent consistency model: it is told its guidance, and has a scheduler of its own."""
+    torch.manual_seed(4)
+    folder = tmp_path_factory.mktemp("lcm") / "model"
+    shutil.copytree(demo_folder, folder, ignore=shutil.ignore_patterns("unet", "scheduler"))
+    tiny_unet(cross_attention_dim=128, time_cond_proj_dim=16).save_pretrained(folder / "unet")
+    config = diffusers.DDIMScheduler.load_config(demo_folder / "scheduler")
+    scheduler = diffusers.LCMScheduler.from_config(config, clip_sample=False, timestep_spacing="leading")
+    scheduler.save_pretrained(folder / "scheduler")
+    index = json.loads((folder / "model_index.json").read_text()) | {"_class_name": "LatentConsistencyModelPipeline"}
+    index["scheduler"] = ["diffusers", "LCMScheduler"]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
 
 
 PRELUDE = """

@@ -27,20 +27,8 @@ NEGATIVE = "a blue ring"
 EDGES = [Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)]
 
 
-def made(unet_folder, folder, seed):
-    """A ControlNet whose zero convolutions are not zero: else it would add nothing, and all would agree."""
-    torch.manual_seed(seed)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(unet_folder, low_cpu_mem_usage=False)
-    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 16))
-    for weight in net.parameters():
-        if not weight.detach().any():
-            torch.nn.init.normal_(weight, std=0.2)
-    net.save_pretrained(folder)
-    return folder
-
-
 @pytest.fixture(scope="module")
-def nets(demo_folder, tmp_path_factory):
+def nets(demo_folder, made, tmp_path_factory):
     return [made(demo_folder / "unet", tmp_path_factory.mktemp("nets") / str(seed), seed) for seed in range(2)]
 
 
@@ -81,7 +69,16 @@ def test_two_controlnets_each_with_its_scale(demo_folder, nets):
     assert psnr(one.images, wanted) < 40
 
 
-def test_a_controlnet_of_stable_diffusion_xl(sdxl_folder, tmp_path):
+@pytest.mark.parametrize("span", [(0.0, 0.5), (0.3, 1.0), (0.4, 0.6), (0.45, 0.55)])
+def test_between_fractions_of_the_steps(demo_folder, nets, span):
+    elder = elder_of(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets)
+    settings = SETTINGS | {"control_guidance_start": [span[0], 0.0], "control_guidance_end": [span[1], 0.7]}
+    wanted = elder(PROMPTS[0], image=EDGES, num_inference_steps=5, **seeds(3), **settings).images
+    pipe = calotype.load(demo_folder, controlnet=nets, backend="eager")
+    assert psnr(pipe(PROMPTS[0], control_image=EDGES, steps=5, seed=3, **settings).images, wanted) >= 60
+
+
+def test_a_controlnet_of_stable_diffusion_xl(sdxl_folder, made, tmp_path):
     net = made(sdxl_folder / "unet", tmp_path / "net", 5)
     elder = elder_of(diffusers.StableDiffusionXLControlNetPipeline, sdxl_folder, [net])
     wanted = elder(PROMPTS[0], image=EDGES[0], num_inference_steps=3, **seeds(3), **SETTINGS).images
@@ -135,9 +132,12 @@ def fakes(demo_folder, nets):
         (1, {"control_image": "edges.png"}, "control_image takes a PIL image"),
         (1, {"control_image": EDGES}, "one for each of 1 prompts; got 2"),
         (2, {"control_image": EDGES[0]}, "each of 2 ControlNets, in a list; got 1"),
-        (1, {"control_image": EDGES[0].crop((0, 0, 90, 64))}, "width must be a multiple of 16.*got 90"),
+        (1, {"control_image": EDGES[0], "width": 90}, "width must be a multiple of 16.*got 90"),
         (1, {"control_image": EDGES[0], "controlnet_conditioning_scale": float("nan")}, "from 0 to 10"),
         (2, {"control_image": EDGES, "controlnet_conditioning_scale": [1.0]}, "or one for each of 2; got 1"),
+        (1, {"control_image": EDGES[0], "control_guidance_start": 1.0}, "must come before control_guidance_end 1"),
+        (2, {"control_image": EDGES, "control_guidance_end": [1.0]}, "or one for each of 2; got 1"),
+        (1, {"control_image": EDGES[0], "control_guidance_end": 1.5}, "control_guidance_end must be a number from 0"),
     ],
 )
 def test_wrong_arguments_are_told(fakes, count, arguments, told):
@@ -163,8 +163,11 @@ def test_a_picture_says_that_it_was_controlled(fakes, tmp_path):
     from calotype.cli import _made_like
 
     fakes[1]("x", control_image=EDGES[0], steps=1, seed=1).images[0].save(tmp_path / "a.png")
-    with pytest.raises(InputError, match="made with control images"):
-        _made_like(tmp_path / "a.png")
+    with pytest.raises(InputError, match=r"made with a picture.*name it: --control-image FILE"):
+        _made_like(tmp_path / "a.png", {})
+    like = _made_like(tmp_path / "a.png", {"control_image": ["edges.png"]})
+    assert like.arguments["controlnet_conditioning_scale"] == [1.0]
+    assert (like.arguments["control_guidance_start"], like.arguments["control_guidance_end"]) == ([0.0], [1.0])
 
 
 def edit(path, **changes):

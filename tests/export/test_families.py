@@ -80,6 +80,29 @@ def test_stable_diffusion_xl_without_guidance_at_its_own_size(sdxl_folder):
     held_to(wanted, sdxl_folder, PROMPTS[0], steps=3, **said)
 
 
+def test_skipped_layers_and_rescaled_guidance_of_xl(sdxl_folder):
+    elder = elder_of(sdxl_folder, diffusers.StableDiffusionXLPipeline)
+    said = SETTINGS | {"clip_skip": 1, "guidance_rescale": 0.7}
+    wanted = elder(PROMPTS, num_inference_steps=4, **seeds(11, 12), **said).images
+    held_to(wanted, sdxl_folder, PROMPTS, steps=4, **said)
+
+
+def test_a_long_prompt_of_xl(sdxl_folder):
+    """The pooled text is the first chunk's."""
+    elder = elder_of(sdxl_folder, diffusers.StableDiffusionXLPipeline)
+    long = ["red ring"] * 50  # 100 tokens
+    chunks = [" ".join(long[:37]) + " red", "ring " + " ".join(long[38:])]
+    whole, pooled = [], []
+    for chunk in chunks:
+        states, _, text, _ = elder.encode_prompt(chunk, do_classifier_free_guidance=False)
+        whole.append(states)
+        pooled.append(text)
+    embeds = {"prompt_embeds": torch.cat(whole, dim=1), "pooled_prompt_embeds": pooled[0]}
+    said = SETTINGS | {"guidance_scale": 1.0}
+    wanted = elder(num_inference_steps=3, **embeds, **seeds(11), **said).images
+    held_to(wanted, sdxl_folder, " ".join(long), LEAST_DB, steps=3, **said)
+
+
 def test_an_xl_model_may_want_its_empty_prompt_encoded(sdxl_folder, tmp_path):
     folder = copied(sdxl_folder, tmp_path)
     edit(folder / "model_index.json", force_zeros_for_empty_prompt=False)
@@ -103,7 +126,8 @@ def test_an_xl_export_has_the_names_that_optimum_reads(sdxl_folder):
     assert all(c.artefact("onnx").check["max_relative_error"] <= 1e-4 for c in components.values())
     named = {name: session_names(c.artefact("onnx").path) for name, c in components.items()}
     states = [f"hidden_states.{i}" for i in range(3)]
-    assert named["text_encoder"] == (["input_ids"], ["last_hidden_state", "pooler_output", *states, "hidden_states.3"])
+    more = ["hidden_states.3", *(f"skipped_states.{i}" for i in range(1, 4))]
+    assert named["text_encoder"] == (["input_ids"], ["last_hidden_state", "pooler_output", *states, *more])
     assert named["text_encoder_2"] == (["input_ids"], ["text_embeds", "last_hidden_state", *states])
     wanted = ["sample", "timestep", "encoder_hidden_states", "text_embeds", "time_ids"]
     assert named["unet"] == (wanted, ["out_sample"])
@@ -136,14 +160,14 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("path", "changes", "told"),
     [
-        ("unet/config.json", {"time_cond_proj_dim": 256}, "time_cond_proj_dim, an input that this version does not"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type, an input that this version does not"),
         ("unet/config.json", {"addition_embed_type": None}, "2 text encoders and addition_embed_type None"),
         ("unet/config.json", {"addition_time_embed_dim": 9}, "text_time conditioning of"),
         ("unet/config.json", {"cross_attention_dim": 177}, "text states 176 wide for a cross_attention_dim of 177"),
-        ("unet/config.json", {"in_channels": 9}, "in_channels 9 for latent_channels 4"),
+        ("unet/config.json", {"in_channels": 8}, "in_channels 8 for latent_channels 4"),
         ("text_encoder_2/config.json", {"projection_dim": 25}, "text_time conditioning of"),
         ("vae/config.json", {"latents_mean": ["x"]}, "do not make sense"),
-        ("model_index.json", {"_class_name": "StableDiffusionXLImg2ImgPipeline"}, "this version reads"),
+        ("model_index.json", {"_class_name": "StableDiffusion3Pipeline"}, "this version reads"),
         ("model_index.json", {"_class_name": ["StableDiffusionXLPipeline"]}, "this version reads"),
     ],
 )
