@@ -24,6 +24,7 @@ def pixels_from(name: str, given: Any) -> Pixels:
 
     # [H, W, 3], [H, W, 4] or [H, W] -> uint8, or float32 in [0, 1], [H, W, 3]
     """
+    wide = isinstance(given, Image.Image) and given.mode[0] == "I"
     if isinstance(given, Image.Image):
         image = ImageOps.exif_transpose(given)
         # Modes of more than eight bits would be cut off at 255 by a conversion: they are read as the numbers they are.
@@ -35,8 +36,10 @@ def pixels_from(name: str, given: Any) -> Pixels:
     if given.ndim != 3 or given.shape[-1] not in (3, 4) or 0 in given.shape:
         raise InputError(f"{name} takes {_KINDS}; got an array of shape {list(given.shape)}.")
     pixels: Pixels = given[..., :3]
-    if pixels.dtype.kind in "iu" and pixels.dtype != np.uint8:
+    if pixels.dtype == np.uint16 or wide:
         pixels = pixels / 65535  # sixteen bits, which PIL keeps in wider integers too
+    elif pixels.dtype.kind in "iu" and pixels.min() >= 0 and pixels.max() <= 255:
+        pixels = pixels.astype(np.uint8)  # bytes in numpy's usual integers
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):  # a NaN is not >= 0

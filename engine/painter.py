@@ -41,6 +41,8 @@ class Painter:
         Raises `BackendError` for a plan with ControlNets, without folders of weights, or for another precision.
         """
         names = (*plan.tokenizers, "unet", "vae_decoder")
+        if not plan.tokenizers or not set(names) <= set(plan.components):
+            raise BackendError("a whole picture is one graph for models with text and an autoencoder alone.")
         kinds = dict.fromkeys(names, precision) if isinstance(precision, str) else dict(precision)
         self._plan, self._gpu = plan, gpu
         self._whole = gpu.hold(WholePicture(plan, {name: _opened(plan, name, kinds.get(name)) for name in names}))

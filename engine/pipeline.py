@@ -154,7 +154,12 @@ class Pipeline:
         portions = self._codec.asked(sliced, tile)
         if output_type not in ("pil", "np"):
             raise InputError(f"output_type must be pil or np, got {output_type!r}.")
-        if not isinstance(latents, np.ndarray) or latents.ndim != 4 or latents.shape[1] != self._codec.channels:
+        if (
+            not isinstance(latents, np.ndarray)
+            or latents.ndim != 4
+            or latents.shape[1] != self._codec.channels
+            or 0 in latents.shape
+        ):
             shape = list(latents.shape) if isinstance(latents, np.ndarray) else type(latents).__name__
             raise InputError(f"latents are an array [B, {self._codec.channels}, h, w]; got {shape}.")
         pixels = self._codec.decode(latents, portions)

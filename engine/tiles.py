@@ -19,13 +19,14 @@ OVERLAP = 0.25  # of a tile's side, as diffusers has it
 def tiled(run: Callable[[Floats], Floats], given: Floats, side: int, ratio: float) -> Floats:
     """What `run` makes of `given`, tile by tile and picture by picture.
 
-    `side` is a tile's, in places of `given`; what comes out is `ratio` times as large.  # [B, C, h, w] -> [B, D, H, W]
+    `side` is a tile's, in places of `given`, which a ratio below 1 divides; what comes out is `ratio` times as large.
+    # [B, C, h, w] -> [B, D, H, W]
     """
     batch, _, height, width = given.shape
     whole: Floats | None = None
     weights: Floats | None = None
-    for top in _starts(height, side):
-        for left in _starts(width, side):
+    for top in _starts(height, side, ratio):
+        for left in _starts(width, side, ratio):
             part = np.ascontiguousarray(given[:, :, top : top + side, left : left + side])
             made = np.concatenate([run(part[i : i + 1]) for i in range(batch)])
             if whole is None or weights is None:
@@ -43,11 +44,15 @@ def tiled(run: Callable[[Floats], Floats], given: Floats, side: int, ratio: floa
     return whole
 
 
-def _starts(length: int, side: int) -> list[int]:
-    """Where tiles begin: all of one size, the last one moved back to the end."""
+def _starts(length: int, side: int, ratio: float) -> list[int]:
+    """Where tiles begin: all of one size, the last one moved back to the end.
+
+    Between two places of what comes out, a tile would be laid down beside where it belongs.
+    """
     if length <= side:
         return [0]
-    step = max(1, round(side * (1 - OVERLAP)))
+    grain = max(1, round(1 / ratio))
+    step = max(grain, int(side * (1 - OVERLAP)) // grain * grain)
     return [*range(0, length - side, step), length - side]
 
 

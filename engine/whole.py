@@ -52,7 +52,7 @@ def inputs_of(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], matrix: Sampl
         "draws": drawn[:, 1:],
         "rows": np.tile(matrix.rows, (count, 1, 1)),
         "timesteps": np.tile(timesteps, (count, 1)),
-        "guidance": np.tile(np.array([job.guidance_scale, job.guidance_rescale], dtype=np.float32), (count, 1)),
+        "guidance": np.tile(np.array([job.guidance_scale, 0], dtype=np.float32), (count, 1)),
     }
     if plan.prompting.pooled is not None:
         arrays["time_ids"] = time_ids_of(plan, job)
@@ -61,7 +61,7 @@ def inputs_of(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], matrix: Sampl
 
 def _ids(tokens: Tokens) -> Array:
     """Of prompts that are one chunk of words without weights; `BackendError` for others.  # [B, 1, T] -> [B, T]"""
-    if tokens.ids.shape[1] != 1 or (tokens.weights != 1).any():
+    if any(tokens.dropped) or (tokens.weights != 1).any():
         raise BackendError("a whole picture is one graph for prompts of one chunk of tokens, without weights, alone.")
     return np.asarray(tokens.ids[:, 0])
 
@@ -71,6 +71,7 @@ def _check(plan: Plan, job: Job) -> None:
     asked = {
         "a picture to set out from": job.task.course != WHOLE or job.task.image is not None,
         "clip_skip": job.clip_skip is not None,
+        "guidance_rescale": job.guided and job.guidance_rescale != 0,
         "a guidance embedding": any(b.name == "timestep_cond" for b in plan.components["unet"].inputs),
         "a U-Net that paints in masks": plan.inpaints,
     }

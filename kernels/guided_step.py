@@ -13,6 +13,9 @@ differs between slots and steps (i, rows, timesteps, g, r) is read from device m
 sampler and step, and slots may stand at different ones. i = -1 makes the first input, of which no network has answered
 anything; a slot that is through its calls is left as it is.
 
+The runtime does not call it for pictures that are set out from yet: its matrix (`SamplerMatrix.clean`, `.kept`) has a
+column for the clean latents that this one lacks, and `keep` in the order (noise, clean).
+
 Sums are made in float64, as the reference in numpy makes them: at a high sigma large terms cancel.
 """
 

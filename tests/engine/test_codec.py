@@ -121,3 +121,20 @@ def test_latents_and_pictures_that_are_none(fake):
         fake.encode([])
     with pytest.raises(CalotypeError, match="not finite"):
         fake.decode(np.full((1, 4, 16, 16), np.nan, np.float32))
+
+
+@pytest.mark.parametrize("side", [64, 72, 200])
+def test_tiles_that_come_out_smaller_lie_where_they_belong(side):
+    """A ramp, pooled by eights: what a tile laid half a place aside would show."""
+    given = np.broadcast_to(np.arange(512, dtype=np.float32), (1, 3, 512, 512))
+
+    def pooled(part):
+        return part.reshape(1, 3, part.shape[2] // 8, 8, part.shape[3] // 8, 8).mean(axis=(3, 5))
+
+    np.testing.assert_allclose(tiled(pooled, given, side, 1 / 8), pooled(given), atol=1e-3)
+
+
+def test_no_latents_at_all_are_told(pipe):
+    for how in ({}, {"sliced": True}, {"tile": 128}):
+        with pytest.raises(InputError, match="latents are an array"):
+            pipe.decode(np.zeros((0, 4, 16, 16), np.float32), **how)

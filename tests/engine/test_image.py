@@ -71,3 +71,11 @@ def test_resizing_is_pils(size):
     assert floats.dtype == np.float32
     assert np.abs(floats - wanted).mean() < 0.02  # PIL rounds bytes, and cuts them off, between rows and columns
     assert 0 <= floats.min() <= floats.max() <= 1
+
+
+def test_bytes_in_wider_integers_are_bytes():
+    """numpy's own integers: what arithmetic on a picture, or `np.where(mask, 255, 0)`, gives."""
+    for kind in (np.int64, np.int32, np.uint32):
+        np.testing.assert_array_equal(pixels_from("image", BYTES.astype(kind)), BYTES)
+    with pytest.raises(InputError, match="from 0 to 1000"):
+        pixels_from("image", np.array([[[0, 5, 1000]]]))

@@ -42,3 +42,22 @@ def test_control_nets_are_refused(fake):
     plan = replace(fake.plan, components={**fake.plan.components, "controlnet": fake.plan.components["unet"]})
     with pytest.raises(BackendError, match="without ControlNets"):
         WholePicture(plan, {})
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"prompt": "a red circle " * 60}, "one chunk of tokens"),
+        ({"prompt": "a (red:1.3) circle"}, "without weights"),
+        ({"prompt": "x", "guidance_rescale": 0.7}, "without guidance_rescale"),
+        ({"prompt": "x", "clip_skip": 1}, "without clip_skip"),
+        ({"prompt": "x", "image": np.zeros((128, 128, 3), np.uint8)}, "without a picture to set out from"),
+    ],
+)
+def test_what_it_has_no_part_for_is_refused(fake, said, told):
+    """Rather that than another picture than the pipeline's."""
+    plan = fake.plan
+    job = resolve(Request(steps=2, **said), plan)
+    _, matrix = sampler_for(None, plan.scheduler, 2, plan.samplers)
+    with pytest.raises(BackendError, match=told):
+        inputs_of(plan, tokenizers_of(plan), matrix, job)
