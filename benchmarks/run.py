@@ -29,10 +29,11 @@ def run(
     notes = (BUSY,) if watch.disturbed(seen.stop().share) else ()
     described = _described(settings, device, found, notes)
     rows: list[Row] = []
-    for case in cases:
+    for done, case in enumerate(cases, start=1):
         settings.tell(f"case {case.id}")
         rows += rows_of(case, settings, found)
-        told = replace(described, seconds=time.monotonic() - began)
+        early = () if done == len(cases) else (f"stopped after {done} of {len(cases)} cases",)  # if nothing follows
+        told = replace(described, seconds=time.monotonic() - began, notes=(*notes, *early))
         recorded = Recorded(run=told, rows=tuple(rows), folder=settings.output)
         written(recorded)
     return recorded

@@ -219,6 +219,7 @@ def test_a_fault_of_the_suite_leaves_the_other_cases_their_rows(tmp_path, peaks_
     assert [row.status for row in rows] == ["ok", "cannot"]
     assert rows[1].reason == "the suite itself failed: planted"
     assert [len(recorded.rows) for recorded in written] == [1, 2]
+    assert [recorded.run.notes for recorded in written] == [("stopped after 1 of 2 cases",), ()]
 
 
 def suite_contender(name):

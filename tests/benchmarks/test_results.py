@@ -2,6 +2,7 @@
 
 import re
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -132,3 +133,9 @@ def test_the_newest_comes_first_for_each_device(runs, tmp_path):
 
 def test_no_runs_are_no_tables(tmp_path):
     assert results.generate(tmp_path).count("\n#") == 0
+
+
+def test_the_committed_results_are_what_their_files_say():
+    folder = Path(__file__).resolve().parent.parent.parent / "benchmarks" / "results"
+    assert results.check(folder)
+    assert len(list(folder.glob("*/run.jsonl"))) == len(list(folder.glob("*/report.html"))) >= 1
