@@ -44,6 +44,7 @@ def shots_of(case: Case, job: Mapping[str, Any], fingerprint: str, *, threads: i
     key = _key(painter, calm, fingerprint, [prompts, seeds])
     folder = home() / "bench" / "references" / key
     files = [folder / f"{i}.npy" for i in range(len(prompts))]
+    folder.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(folder.with_suffix(".lock"), wait_for=f"float32 eager's pictures of {case.id}"):
         if not all(file.is_file() for file in files):
             calls = list(zip(prompts, seeds, files, strict=True))
