@@ -96,7 +96,9 @@ class Adapters:
 
     def _small_input(self, name: str) -> Arrays:
         profile = self._plan.profile
-        sizes = profile.sizes(batch=profile.batch.low, height=profile.height.low, width=profile.width.low)
+        # Twice the multiple: in the least of all, a level of the U-Net may be a single place, which torch refuses.
+        height, width = (min(max(r.low, 2 * profile.multiple), r.high) for r in (profile.height, profile.width))
+        sizes = profile.sizes(batch=profile.batch.low, height=height, width=width)
         draw = np.random.default_rng(0)
         arrays: dict[str, Any] = {}
         for binding in self._plan.components[name].inputs:

@@ -38,7 +38,7 @@ class Lora:
     digest: str
 
     def __str__(self) -> str:
-        return f"{self.path}:{self.weight:g}"
+        return f"{self.path}:{self.weight!r}"
 
 
 def loras_from(given: Given) -> tuple[Lora, ...]:
@@ -51,7 +51,7 @@ def loras_from(given: Given) -> tuple[Lora, ...]:
 
 
 def _is_pair(given: Any) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], (str, Path, tuple))
+    return isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], (str, Path, tuple, type(None)))
 
 
 def _lora_from(given: Any) -> Lora:

@@ -24,10 +24,11 @@ def patch_model(openvino: Any, model: Any, changed: Iterable[tuple[Stored, NDArr
         if old is None or not readers or tuple(old.shape) != value.shape:
             raise BackendError(f"OpenVINO has no constant {stored.initialiser} of shape {list(value.shape)}.")
         kind = old.get_element_type()
-        bits = value.dtype == np.uint16  # numpy knows no bfloat16
-        new = openvino.op.Constant(openvino.Tensor(value, list(value.shape), kind) if bits else openvino.Tensor(value))
+        tensor = openvino.Tensor(kind, openvino.Shape(value.shape))
+        tensor.data.view(value.dtype)[...] = value  # bfloat16, which numpy does not know, by its bits
+        new = openvino.op.Constant(tensor)
         new.set_friendly_name(stored.initialiser)
-        if new.get_element_type() != kind or np.asarray(new.data).tobytes() != value.tobytes():
+        if np.asarray(new.data).tobytes() != value.tobytes():
             raise BackendError(f"OpenVINO did not take the new value of {stored.initialiser}.")
         for reader in readers:
             reader.replace_source_output(new.output(0))
