@@ -1,6 +1,6 @@
 """The LoRAs in force: set, changed and removed while a model is loaded, between pictures.
 
-Knows the order: read and fit all files, wait for the pictures under way, change network by network, try each. How a
+Knows the order: read and fit all files, wait for the pictures under way, change network by network, try each one. How a
 backend changes weights is behind `backends`; where a change fails, all networks are put back.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,15 @@ _IDS = 64  # token ids below this are in every vocabulary
 _SEEN = 1e-3  # what is added to a weight moves what comes out, in any precision, if it is as large as this
 
 
+@dataclass(frozen=True, kw_only=True)
+class _Own:
+    """What a network gave when its weights were its own."""
+
+    runner: Runner
+    given: Arrays
+    got: Arrays
+
+
 class Adapters:
     """What is added to a pipeline's networks. Threads may share it."""
 
@@ -31,7 +41,7 @@ class Adapters:
         self._gate = Gate()
         self._loras: tuple[Lora, ...] = ()
         self._patches: Mapping[str, Patches] = {}
-        self._own: dict[str, tuple[Runner, Arrays]] = {}  # what a network gave when its weights were its own
+        self._own: dict[str, _Own] = {}
 
     @property
     def loras(self) -> tuple[Lora, ...]:
@@ -74,35 +84,39 @@ class Adapters:
             raise
 
     def _adapt(self, name: str, wanted: Patches, there: Patches) -> None:
-        """Change one network and try it on a small input: with LoRAs it computes something else, without what it did.
+        """Change one network and try it: with LoRAs it computes something else, and without them what it did before.
 
         Raises `BackendError` where the backend says that it changed the weights, and it did not.
         """
-        opened, given = self._component(name), self._small_input(name)
+        opened = self._component(name)
         if not there:
-            self._own[name] = opened.runner, opened(**given)
+            given = self._try_on(name, opened)
+            got = opened(**given)
+            self._own[name] = _Own(runner=opened.runner, given=given, got=got)
         opened.adapt(wanted)
-        got = opened(**given)
-        runner, own = self._own[name]
-        if opened.runner is not runner:  # another artefact has taken over: there is nothing to hold it against
+        own = self._own[name]
+        got = opened(**own.given)
+        if opened.runner is not own.runner:  # another artefact has taken over: there is nothing to hold it against
             return
-        same = all(np.array_equal(got[output], array) for output, array in own.items())
+        told = opened.runner.backend
+        same = all(np.array_equal(got[output], array) for output, array in own.got.items())
         if same and wanted and max(patch.largest() for patch in wanted.patches.values()) > _SEEN:
-            raise BackendError(f"{runner.backend} took the LoRAs, and the {name} computes what it did without them.")
+            raise BackendError(f"{told} took the LoRAs, and the {name} computes what it did without them.")
         if not same and not wanted:
-            raise BackendError(
-                f"{runner.backend} took the LoRAs away, and the {name} is not what it was; load it anew."
-            )
+            raise BackendError(f"{told} took the LoRAs away, and the {name} is not what it was; load it anew.")
 
-    def _small_input(self, name: str) -> Arrays:
-        profile = self._plan.profile
-        # Twice the multiple: in the least of all, a level of the U-Net may be a single place, which torch refuses.
-        height, width = (min(max(r.low, 2 * profile.multiple), r.high) for r in (profile.height, profile.width))
-        sizes = profile.sizes(batch=profile.batch.low, height=height, width=width)
+    def _try_on(self, name: str, opened: Opened) -> Arrays:
+        """Inputs of the shapes of the last call, for which backends have compiled, and will again; else small ones."""
         draw = np.random.default_rng(0)
         arrays: dict[str, Any] = {}
         for binding in self._plan.components[name].inputs:
-            shape = binding.shape(sizes)
+            shape = opened.shapes_given.get(binding.name) or binding.shape(self._small())
             whole = binding.dtype == "int64"
             arrays[binding.name] = draw.integers(0, _IDS, shape) if whole else draw.standard_normal(shape, np.float32)
         return arrays
+
+    def _small(self) -> dict[str, int]:
+        """Twice the multiple: in less, a level of the U-Net may be a single place, which torch refuses."""
+        profile = self._plan.profile
+        height, width = (min(max(r.low, 2 * profile.multiple), r.high) for r in (profile.height, profile.width))
+        return profile.sizes(batch=profile.batch.low, height=height, width=width)

@@ -97,6 +97,7 @@ class Opened:
         """Open with the first backend of the choice that can. Raises `BackendError` where none does."""
         self.component = component
         self.retried: tuple[str, ...] = ()
+        self.shapes_given: Mapping[str, tuple[int, ...]] = {}  # the inputs' of the last call
         self._choice = choice
         self._patches = NONE
         self._switching = threading.Lock()
@@ -110,6 +111,7 @@ class Opened:
             BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
         """
         check_arrays(self.component.name, self.component.inputs, inputs)
+        self.shapes_given = {name: array.shape for name, array in inputs.items()}
         while True:
             runner = self.runner
             try:

@@ -260,6 +260,7 @@ def test_files_that_do_not_fit_are_told(eager, sd21_folder, tmp_path, case):
     assert eager.loras == ()
 
 
+@pytest.mark.usefixtures("here")
 def test_one_of_another_family_is_told(eager, sdxl_folder, tmp_path, lora_file):
     path = lora_file(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
     with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
