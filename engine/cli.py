@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -108,12 +108,12 @@ def generate(
     """Paint pictures from a prompt, and from pictures."""
     said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value not in (None, [])}
     _check_output(output)
-    made = _made_like(like, said) if like else _Like()
+    made = _made_like(like, said, loras_said=bool(lora)) if like else _Like()
     arguments = {**made.arguments, **said, **_pictures(said)}
     if "prompt" not in arguments:
         raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
     which = made.model if model is None else model, made.backend if backend is None else backend
-    pipe = _load(*which, {"controlnet": controlnet or [], "lora": lora or [], "vae": vae})
+    pipe = _load(*which, {"controlnet": controlnet or [], "lora": lora or made.loras, "vae": vae})
     if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
             f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "
@@ -161,9 +161,10 @@ class _Like:
     model: str = "demo"
     backend: str = "auto"
     fingerprint: str | None = None
+    loras: Sequence[str] = ()
 
 
-def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
+def _made_like(path: Path, said: Mapping[str, Any], *, loras_said: bool) -> _Like:
     from calotype.picture import settings_of
     from calotype.scheduler_names import SchedulerSpec
 
@@ -185,9 +186,22 @@ def _made_like(path: Path, said: Mapping[str, Any]) -> _Like:
             model=told["model"],
             backend=told["backend"],
             fingerprint=told["model_fingerprint"],
+            loras=() if loras_said else _loras_of(path, told),
         )
     except (KeyError, ValueError) as broken:
         raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
+
+
+def _loras_of(path: Path, told: Mapping[str, str]) -> list[str]:
+    """The files that the picture was made with, where they are what they were."""
+    from calotype.lora import loras_from
+
+    said = json.loads(told.get("loras", "[]"))
+    loras = loras_from([(file, weight) for file, weight, _ in said])
+    for lora, (file, _, digest) in zip(loras, said, strict=True):
+        if lora.digest != digest:
+            raise InputError(f"{file} is another file than the picture was made with; name those to use: --lora FILE.")
+    return [str(lora) for lora in loras]
 
 
 def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:

@@ -10,13 +10,14 @@ import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calotype import __version__
+from calotype.adapters import Adapters
 from calotype.backends import Choice, Opened, open_component
 from calotype.codec import Codec, Portions
 from calotype.conditioning import condition, tokenizers_of
@@ -25,6 +26,7 @@ from calotype.errors import InputError
 from calotype.image import pixels_from
 from calotype.latents import BatchNoise
 from calotype.loop import Denoiser, denoise
+from calotype.lora import Given, Lora
 from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.picture import CHUNK, Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
@@ -70,6 +72,7 @@ class _Work:
     spec: SchedulerSpec
     sampler: Sampler
     portions: Portions
+    loras: tuple[Lora, ...] = ()
 
 
 class Pipeline:
@@ -84,6 +87,7 @@ class Pipeline:
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
         self._codec = Codec(plan, self.component)
+        self._adapters = Adapters(plan, self.component)
         for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
             if name in plan.components:
                 self.component(name)
@@ -124,6 +128,28 @@ class Pipeline:
             if name not in self._opened:
                 self._opened[name] = open_component(self.plan.components[name], self._choice)
             return self._opened[name]
+
+    def set_lora(self, lora: Given = None) -> None:
+        """Paint with these LoRAs from now on, in place of those before; with None, with the model's own weights.
+
+        What diffusers does in `load_lora_weights`, `set_adapters` and `unload_lora_weights`. Nothing is built or
+        exported anew. It waits for the pictures under way (`cancel` ends them), and those asked for meanwhile wait for
+        it. Where it fails, all is as it was.
+
+        Args:
+            lora: a .safetensors file of diffusers, peft or kohya; "FILE:0.8" or (FILE, 0.8) for a weight other than
+                1; or a list of these, whose sums are added. A weight of 0 leaves a file out.
+
+        Raises:
+            SourceError: a file is missing, is no LoRA, or has a tensor without a place in the model, which is named;
+            BackendError: the backend cannot change these weights; InputError: a stream of this thread is under way.
+        """
+        self._adapters.set(lora)
+
+    @property
+    def loras(self) -> tuple[tuple[str, float], ...]:
+        """The LoRAs in force, as (file, weight)."""
+        return tuple((str(lora.path), lora.weight) for lora in self._adapters.loras)
 
     def encode(self, image: Any, *, tile: int | None = None, sliced: bool = False) -> Floats:
         """A picture, or several of one size, to latents of the U-Net.  # -> float32 [B, C, h, w]
@@ -166,6 +192,10 @@ class Pipeline:
         return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
 
     def _run(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
+        with self._adapters.held() as loras:
+            yield from self._painting(replace(work, loras=loras), stop)
+
+    def _painting(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
         watch, sampler = Stopwatch(), work.sampler
         with watch.stage("text"):
             conditioning, notes = condition(self.plan, self._tokenizers, self.component, work.job)
@@ -216,10 +246,11 @@ class Pipeline:
 
     def _pictures(self, work: _Work, latents: Floats) -> list[Picture]:
         pixels = to_uint8(self._codec.decode(latents, work.portions))
-        return [picture_from(p, self._settings(work.job, work.spec, i)) for i, p in enumerate(pixels)]
+        return [picture_from(p, self._settings(work, i)) for i, p in enumerate(pixels)]
 
-    def _settings(self, job: Job, spec: SchedulerSpec, i: int) -> dict[str, str]:
+    def _settings(self, work: _Work, i: int) -> dict[str, str]:
         """What picture i's PNG says of itself: enough to make it again."""
+        job, spec = work.job, work.spec
         negative = job.negative_prompts[i]
         return {
             CHUNK: __version__,
@@ -238,6 +269,7 @@ class Pipeline:
             **({"masked": "yes"} if job.task.repaint is not None else {}),
             **{f"denoising_{n}": repr(at) for n, at in job.task.course.handing.items()},
             **_of_controls(job),
+            **({"loras": json.dumps([[str(x.path), x.weight, x.digest] for x in work.loras])} if work.loras else {}),
             "model": self.plan.model,
             "model_fingerprint": self.plan.fingerprint,
             "backend": self.component("unet").runner.backend,
@@ -259,6 +291,7 @@ class Pipeline:
             steps=work.job.steps,
             network_calls=sampler.calls,
             seconds=dict(watch.seconds),
+            loras=tuple((str(lora.path), lora.weight) for lora in work.loras),
             notes=notes,
         )
 

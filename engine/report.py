@@ -31,6 +31,7 @@ class Report:
     steps: int
     network_calls: int
     seconds: dict[str, float]
+    loras: tuple[tuple[str, float], ...] = ()  # (file, weight), in the order in which they were added
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -43,6 +44,7 @@ class Report:
             "steps": self.steps,
             "network_calls": self.network_calls,
             "seconds": self.seconds,
+            "loras": [{"file": file, "weight": weight} for file, weight in self.loras],
             "notes": list(self.notes),
         }
 
@@ -53,6 +55,7 @@ class Report:
         for c in self.components:
             checked = "" if c.error is None else f", within {c.error:.0e} of eager"
             lines.append(f"{c.name:<{width}}  {c.backend} {c.precision}{checked} ({c.why})")
+        lines.extend(f"lora     {file} x {weight:g}" for file, weight in self.loras)
         total = sum(self.seconds.values())
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
         lines.append(f"time     {total:.2f} s: {stages}")

@@ -7,7 +7,6 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from calotype.errors import CheckError
-from calotype.export.lora import fuse
 from calotype.export.source import Source, read_source
 from calotype.export.store import has
 from calotype.export.tracing import trace_key, traced
@@ -20,16 +19,15 @@ def prepare(
     model: str | Path,
     *,
     controlnets: Sequence[str | Path] = (),
-    loras: Sequence[str | Path] = (),
     vae: str | Path | None = None,
     forms: Collection[str] = ("onnx",),
 ) -> Plan:
-    """The plan of a model, its ControlNets, LoRAs and autoencoder, with the eager reference and other forms asked for.
+    """The plan of a model, its ControlNets and autoencoder, with the eager reference and other forms asked for.
 
     The first use of a model traces it into the store (tens of seconds for the demonstration model); the next finds it
     there. Raises `SourceError`.
     """
-    source = fuse(read_source(model, controlnets, vae), loras)
+    source = read_source(model, controlnets, vae)
     family = family_of(source.configs)
     components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)

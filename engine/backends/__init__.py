@@ -12,13 +12,14 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from calotype.bindings import check_arrays
 from calotype.errors import BackendError, NotFiniteError, first_line
+from calotype.patches import NONE, Patches
 from calotype.plan import Artefact, PlannedComponent
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -51,6 +52,22 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
+class Adaptable(Protocol):
+    """A runner whose weights can be changed: by new initialisers, new constants, a refit, or in place."""
+
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Layer, as the model calls it -> its weight's shape: of every linear layer and convolution."""
+        ...
+
+    def adapt(self, patches: Patches) -> None:
+        """From now on each weight is its own with its patch added, and every other its own, bit for bit.
+
+        Nobody runs it meanwhile. Raises `BackendError`; the runner may then be used no more until `adapt` succeeds.
+        """
+        ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class Choice:
     """The backends to try, in order, and what was passed over already: name -> reason.
@@ -80,7 +97,9 @@ class Opened:
         """Open with the first backend of the choice that can. Raises `BackendError` where none does."""
         self.component = component
         self.retried: tuple[str, ...] = ()
+        self.shapes_given: Mapping[str, tuple[int, ...]] = {}  # the inputs' of the last call
         self._choice = choice
+        self._patches = NONE
         self._switching = threading.Lock()
         self.runner: Runner
         self._open(_candidates(component, choice), choice.passed_over)
@@ -92,6 +111,7 @@ class Opened:
             BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
         """
         check_arrays(self.component.name, self.component.inputs, inputs)
+        self.shapes_given = {name: array.shape for name, array in inputs.items()}
         while True:
             runner = self.runner
             try:
@@ -106,6 +126,16 @@ class Opened:
                 raise NotFiniteError(f"the {_called(self.component)} was given numbers that are not finite.")
             self._raise_precision(runner)
 
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Layer -> its weight's shape, of those that `adapt` changes. Raises `BackendError` where none can be."""
+        return _adaptable(self.runner, self.component).shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """Change the weights, as `Adaptable.adapt`; another artefact that takes over is changed in the same way."""
+        with self._switching:
+            _adaptable(self.runner, self.component).adapt(patches)
+            self._patches = patches
+
     def _open(self, candidates: Iterator[tuple[str, Artefact | str]], passed_over: Mapping[str, str]) -> None:
         """Take the first candidate that opens."""
         told = dict(passed_over)
@@ -115,6 +145,8 @@ class Opened:
                 continue
             try:
                 runner: Runner = _module(name).open_runner(self.component, artefact)
+                if self._patches:
+                    _adaptable(runner, self.component).adapt(self._patches)
             except BackendError as failed:
                 told[f"{name} {artefact.precision}" if name in told else name] = str(failed)
                 continue
@@ -139,6 +171,15 @@ class Opened:
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
             self.retried += (f"{called}: numbers not finite in {failed.precision}, retried in {now}",)
+
+
+def _adaptable(runner: Runner, component: PlannedComponent) -> Adaptable:
+    if isinstance(runner, Adaptable):
+        return runner
+    raise BackendError(
+        f"{runner.backend} cannot change the weights of the {_called(component)} in this version; build a plan with "
+        "the LoRA in it (calotype build MODEL --lora FILE), or take onnxruntime, openvino or eager."
+    )
 
 
 def _module(name: str) -> ModuleType:

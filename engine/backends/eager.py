@@ -12,6 +12,7 @@ from calotype.errors import BackendError, SourceError
 
 if TYPE_CHECKING:
     from calotype.backends import Arrays
+    from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "diffusers"
@@ -33,6 +34,7 @@ class EagerRunner:
     def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
         import torch
 
+        from calotype.backends.weights_torch import ModuleWeights
         from calotype.modules import load_module
 
         torch.set_num_threads(threads.available())
@@ -40,7 +42,16 @@ class EagerRunner:
             self._module = load_module(component.name, artefact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
+        self._weights = ModuleWeights(self._module)
         self._names = [b.name for b in component.outputs]
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """Change these weights in place; every other is the model's own again."""
+        self._weights.adapt(patches)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name."""

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from calotype import threads
+from calotype.backends.weights_onnx import OnnxWeights
 from calotype.errors import BackendError, first_line
+from calotype.patches import NONE
 
 if TYPE_CHECKING:
     import numpy as np
 
     from calotype.backends import Arrays
+    from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "onnx"
@@ -32,6 +36,26 @@ class OrtRunner:
     backend = "onnxruntime"
 
     def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
+        self.precision = artefact.precision
+        self._path = artefact.path
+        self._names = [b.name for b in component.outputs]
+        self._session: Any = self._open(NONE)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """A session anew, with these weights changed. The one before is closed first: never two in memory."""
+        self._weights.check(patches)
+        self._session = None
+        self._session = self._open(patches)
+
+    @cached_property
+    def _weights(self) -> OnnxWeights:
+        return OnnxWeights(self._path)
+
+    def _open(self, patches: Patches) -> Any:
         try:
             import onnxruntime as ort
         except ImportError as failed:  # installed, and broken
@@ -39,15 +63,18 @@ class OrtRunner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads.available()  # its own guess ignores container quotas
         options.log_severity_level = 3
+        if patches:
+            changed = list(self._weights.changed(patches))
+            values = [ort.OrtValue.ortvalue_from_numpy(value) for _, value in changed]
+            options.add_external_initializers([stored.initialiser for stored, _ in changed], values)
         try:
-            self._session = ort.InferenceSession(str(artefact.path), options, providers=_PROVIDERS)
+            session = ort.InferenceSession(str(self._path), options, providers=_PROVIDERS)
         except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
-            raise BackendError(f"ONNX Runtime cannot open {artefact.path}: {first_line(failed)}") from None
-        got = self._session.get_providers()
+            raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
+        got = session.get_providers()
         if got[: len(_PROVIDERS)] != _PROVIDERS:  # it falls back with no more than a log line
             raise BackendError(f"ONNX Runtime was asked for {_PROVIDERS} and took {got}")
-        self.precision = artefact.precision
-        self._names = [b.name for b in component.outputs]
+        return session
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name."""

@@ -20,13 +20,17 @@ import numpy as np
 
 from calotype import threads
 from calotype.backends.vino_cache import CompiledCache
+from calotype.backends.weights_onnx import OnnxWeights
+from calotype.backends.weights_vino import patch_model
 from calotype.errors import BackendError, first_line
 from calotype.memory import available_bytes
+from calotype.patches import NONE
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from calotype.backends import Arrays
+    from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "onnx"
@@ -105,18 +109,39 @@ class VinoRunner:
         self._bytes = _bytes_of(artefact)
         self._lock = threading.Lock()
         self._requests: OrderedDict[Shapes, Any] = OrderedDict()  # the last one used is the last
-        core = _core()
-        if "bf16" in artefact.precision and "BF16" not in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        self._path = artefact.path
+        if "bf16" in artefact.precision and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)")
+        self._read(NONE)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """The network read anew, with these weights changed; what is compiled is let go of first."""
+        self._weights.check(patches)
+        with self._lock:
+            self._requests.clear()
+            self._read(patches)
+
+    @functools.cached_property
+    def _weights(self) -> OnnxWeights:
+        return OnnxWeights(self._path)
+
+    def _read(self, patches: Patches) -> None:
+        core, path = _core(), self._path
         try:
-            self._model = core.read_model(artefact.path)
+            self._model = core.read_model(path)
         except Exception as failed:  # openvino raises RuntimeError, and kinds of its frontends
-            raise BackendError(f"OpenVINO cannot open {artefact.path}: {_plain(failed)}") from None
+            raise BackendError(f"OpenVINO cannot open {path}: {_plain(failed)}") from None
+        if patches:
+            patch_model(library(), self._model, self._weights.changed(patches))
         named = {name for port in self._model.outputs for name in port.get_names()}
-        lacking = [b.name for b in component.outputs if b.name not in named]
+        lacking = [b.name for b in self._outputs if b.name not in named]
         if lacking:
-            raise BackendError(f"{artefact.path} gives no {', '.join(lacking)}; the plan says that it does")
-        self._cache = CompiledCache(core, artefact.path, self._settings, self._bytes)
+            raise BackendError(f"{path} gives no {', '.join(lacking)}; the plan says that it does")
+        self._cache = CompiledCache(core, path, self._settings, self._bytes, patches=patches.key)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, copied out of OpenVINO's buffers."""

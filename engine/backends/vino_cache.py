@@ -28,12 +28,13 @@ _DIGEST = hashlib.sha256
 class CompiledCache:
     """The compiled forms of one ONNX file under one set of settings."""
 
-    def __init__(self, core: Any, path: Path, settings: Mapping[str, Any], size: int) -> None:
-        """`size` is that of the file with its weights, in bytes."""
+    def __init__(self, core: Any, path: Path, settings: Mapping[str, Any], size: int, *, patches: str = "") -> None:
+        """`size` is that of the file with its weights, in bytes; `patches` the key of what is added to them."""
         self._core = core
         self._version: str = core.get_versions("CPU")["CPU"].build_number.replace("/", "-")
         self._settings = dict(settings)
         self._identity = {"settings": self._settings, "machine": _machine(core), "files": _files(path)}
+        self._identity |= {"patches": patches} if patches else {}
         self._worth_it = size <= _LARGEST_BYTES
 
     def read(self, shapes: Mapping[str, tuple[int, ...]]) -> Any | None:

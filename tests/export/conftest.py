@@ -13,6 +13,7 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
@@ -65,6 +66,52 @@ def assembled(folder: Path, demo_folder: Path, kind: str, parts: dict) -> Path:
         index[name] = [libraries.get(name.removesuffix("_2"), "diffusers"), type(part).__name__]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
+
+
+RANK = 3
+# Attention and more of the U-Net; of a text encoder what kohya trains, all of it: diffusers knows it by that.
+TRAINED = ("to_q", "to_k", "to_out.0", "ff.net.0.proj", "conv1", "proj_in")
+TRAINED += ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
+IN_KOHYAS = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
+
+
+def trained_layers(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Layer -> the shape of its weight, of those that a LoRA of ours changes."""
+    shapes = {n: tuple(t.shape) for n, t in load_file(next(folder.glob("*.safetensors"))).items()}
+    return {n.removesuffix(".weight"): s for n, s in shapes.items() if n.removesuffix(".weight").endswith(TRAINED)}
+
+
+def lora_tensors(layout: str, component: str, layer: str, down: torch.Tensor, up: torch.Tensor) -> dict:
+    """One layer's pair in one of the layouts."""
+    if layout == "diffusers":
+        stem, named = f"{component}.{layer}", ("lora_A", "lora_B")
+    elif layout == "older":
+        stem, named = f"{component}.{layer}", ("lora.down", "lora.up")
+        if component != "unet":
+            named = ("lora_linear_layer.down", "lora_linear_layer.up")
+    else:  # kohya's are the names of older transformers, whose text models lay one level deeper
+        deeper = "text_model." if component == "text_encoder" and not layer.startswith("text_model.") else ""
+        stem, named = f"{IN_KOHYAS[component]}_{(deeper + layer).replace('.', '_')}", ("lora_down", "lora_up")
+    pair = {f"{stem}.{named[0]}.weight": down, f"{stem}.{named[1]}.weight": up}
+    return pair | ({f"{stem}.alpha": torch.tensor(2.0)} if layout == "kohya" else {})
+
+
+def made_lora(folder: Path, path: Path, components=("unet",), layout="diffusers", seed=0, strength=0.3) -> Path:
+    """A LoRA file of random numbers for a model; kohya's with an alpha, which scales by alpha / rank."""
+    generator, tensors = torch.Generator().manual_seed(seed), {}
+    for component in components:
+        for layer, (out, into, *kernel) in trained_layers(folder / component).items():
+            down = torch.randn(RANK, into, *kernel, generator=generator) / into**0.5
+            up = torch.randn(out, RANK, *(1 for _ in kernel), generator=generator) * strength
+            tensors |= lora_tensors(layout, component, layer, down, up)
+    save_file(tensors, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def lora_file():
+    """`made_lora`, for tests that want one."""
+    return made_lora
 
 
 @pytest.fixture(scope="session")

@@ -1,147 +1,178 @@
-"""LoRA files of random weights, in both layouts, fused into tiny models: the networks that diffusers fuses."""
+"""LoRA files of random weights, in every layout, fused into tiny models: the networks that diffusers fuses."""
+
+import json
+import os
+from types import SimpleNamespace
 
 import diffusers
 import numpy as np
 import pytest
 import torch
+from diffusers.loaders.lora_conversion_utils import _maybe_map_sgm_blocks_to_diffusers
 from safetensors.torch import load_file, save_file
+from torch import nn
 
 import calotype
-from calotype.errors import InputError, SourceError
-from calotype.export import prepare
-from calotype.export.lora import fuse, lora_from
+from calotype.errors import SourceError
+from calotype.export.lora import fuse, fuse_into
 from calotype.export.source import read_source
+from calotype.lora import loras_from, patches_of
+from calotype.lora_layouts import layers_by_name, place_of
 from calotype.modules import load_module
+from calotype.tensor_file import TensorFile
 
-RANK = 3
 # Of diffusers, where it holds two adapters at once.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 
 
-def pairs(weight_names, shapes, seed):
-    """A down and an up matrix for each, of the size of what they are added to."""
-    generator = torch.Generator().manual_seed(seed)
-    for name in weight_names:
-        out, into = shapes[name][:2]
-        kernel = shapes[name][2:]  # of a convolution
-        down = torch.randn(RANK, into, *kernel, generator=generator) / into**0.5
-        up = torch.randn(out, RANK, *(1 for _ in kernel), generator=generator) * 0.3
-        yield name.removesuffix(".weight"), down, up
-
-
-def shapes_in(folder):
-    return {name: tuple(t.shape) for name, t in load_file(next(folder.glob("*.safetensors"))).items()}
-
-
-def targets(shapes):
-    """Attention and more of the U-Net; of a text encoder what kohya trains, all of it: diffusers knows it by that."""
-    kinds = ("to_q", "to_out.0", "ff.net.0.proj", "conv1", "q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-    return [n for n in shapes if n.removesuffix(".weight").endswith(kinds) and n.endswith(".weight")]
-
-
-def in_diffusers_layout(model, components, path, seed=0):
-    tensors = {}
-    for component in components:
-        shapes = shapes_in(model / component)
-        for name, down, up in pairs(targets(shapes), shapes, seed):
-            tensors |= {f"{component}.{name}.lora_A.weight": down, f"{component}.{name}.lora_B.weight": up}
-    save_file(tensors, path)
-    return path
-
-
-def in_kohyas_layout(model, components, path, seed=0):
-    """With an alpha, which scales what it is said of by alpha / rank."""
-    prefixes = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-    tensors = {}
-    for component in components:
-        shapes = shapes_in(model / component)
-        for name, down, up in pairs(targets(shapes), shapes, seed):
-            # kohya's are the names of older transformers, whose text models lay one level deeper.
-            deeper = "text_model." if component == "text_encoder" and not name.startswith("text_model.") else ""
-            stem = f"{prefixes[component]}_{(deeper + name).replace('.', '_')}"
-            tensors |= {f"{stem}.lora_down.weight": down, f"{stem}.lora_up.weight": up}
-            tensors[f"{stem}.alpha"] = torch.tensor(2.0)
-    save_file(tensors, path)
-    return path
-
-
-LAYOUTS = {"diffusers": in_diffusers_layout, "kohya": in_kohyas_layout}
-
-
 def elder_of(folder, loras, components):
-    """diffusers with the same files, each fused with its scale."""
+    """diffusers with the same files, each fused with its weight."""
     kind = diffusers.StableDiffusionXLPipeline if "text_encoder_2" in components else diffusers.StableDiffusionPipeline
     settings = {} if "text_encoder_2" in components else {"safety_checker": None}
     pipe = kind.from_pretrained(folder, dtype=torch.float32, low_cpu_mem_usage=False, **settings)
     for i, (path, _) in enumerate(loras):
         pipe.load_lora_weights(path.parent, weight_name=path.name, adapter_name=f"a{i}")
-    pipe.set_adapters([f"a{i}" for i in range(len(loras))], [scale for _, scale in loras])
+    pipe.set_adapters([f"a{i}" for i in range(len(loras))], [weight for _, weight in loras])
     pipe.fuse_lora(components=components)
+    pipe.unload_lora_weights()
     return pipe
 
 
-def outputs_of(network, component, config):
-    generator = torch.Generator().manual_seed(9)
-    with torch.inference_mode():
-        if component != "unet":
-            return network(torch.randint(0, 600, (2, 77), generator=generator)).last_hidden_state
-        added = None
-        if config.get("addition_embed_type"):
-            added = {"text_embeds": torch.randn(2, 24, generator=generator), "time_ids": torch.ones(2, 6)}
-        text = torch.randn(2, 77, config["cross_attention_dim"], generator=generator)
-        sample = torch.randn(2, 4, 8, 8, generator=generator)
-        return network(sample, torch.tensor([7.0, 500.0]), text, added_cond_kwargs=added).sample
+@pytest.fixture
+def here(monkeypatch):
+    """Fusing in this process: a child imports torch anew, which takes seconds."""
+
+    def run(what, function, **arguments):
+        assert function == "calotype.export.lora:fuse_into"
+        return SimpleNamespace(value=fuse_into(**arguments), peak_bytes=0)
+
+    monkeypatch.setattr("calotype.export.lora.in_child", run)
 
 
-def differences(source, fused, elder, components):
-    """For each network: fused against diffusers', and against the network without LoRA."""
-    for name in components:
-        got, plain = (
-            outputs_of(load_module(name, s.folders[name]).model, name, s.configs[name]) for s in (fused, source)
-        )
-        wanted = outputs_of(getattr(elder, name), name, source.configs[name])
-        scale = float(wanted.abs().max())
-        yield name, float((got - wanted).abs().max()) / scale, float((plain - wanted).abs().max()) / scale
-
-
-@pytest.mark.parametrize("layout", LAYOUTS)
+@pytest.mark.usefixtures("here")
+@pytest.mark.parametrize("layout", ["diffusers", "kohya", "older"])
 @pytest.mark.parametrize(
     ("fixture", "components"),
     [("sd21_folder", ["unet", "text_encoder"]), ("sdxl_folder", ["unet", "text_encoder", "text_encoder_2"])],
 )
-def test_fused_networks_are_those_of_diffusers(request, tmp_path, layout, fixture, components):
+def test_fused_weights_are_those_of_diffusers(request, tmp_path, lora_file, layout, fixture, components):
     folder = request.getfixturevalue(fixture)
-    loras = [(LAYOUTS[layout](folder, components, tmp_path / f"{s}.safetensors", s), 0.8 - s) for s in range(2)]
+    loras = [(lora_file(folder, tmp_path / f"{s}.safetensors", components, layout, s), 0.8 - s) for s in range(2)]
     source = read_source(folder)
-    fused = fuse(source, [f"{path}:{scale}" for path, scale in loras])
-    for name, difference, effect in differences(source, fused, elder_of(folder, loras, components), components):
-        assert difference <= 1e-5, name
-        assert effect > 1e-2, name  # it changes something
+    fused = fuse(source, [f"{path}:{weight}" for path, weight in loras])
+    elder = elder_of(folder, loras, components)
+    for name in components:
+        plain, got = (load_module(name, s.folders[name]).model.state_dict() for s in (source, fused))
+        wanted = getattr(elder, name).state_dict()
+        assert got.keys() == wanted.keys()
+        largest = max(float(t.abs().max()) for t in wanted.values())
+        assert max(float((got[n] - wanted[n]).abs().max()) for n in wanted) <= 1e-6 * largest, name
+        assert sum(not torch.equal(plain[n], wanted[n]) for n in wanted) >= 10, name  # it changes something
 
 
-def test_the_picture_and_the_fingerprint_are_others(sd21_folder, tmp_path):
-    path = in_diffusers_layout(sd21_folder, ["unet"], tmp_path / "a:b.safetensors")
-    settings = {"steps": 2, "seed": 1, "output_type": "latent", "width": 64, "height": 64}
-    plain = calotype.load(sd21_folder, backend="eager")
-    with_lora = calotype.load(sd21_folder, lora=path, backend="eager")
-    assert np.abs(plain("x", **settings).images - with_lora("x", **settings).images).max() > 0.01
-    fingerprints = [
-        prepare(sd21_folder, loras=loras, forms=()).fingerprint
-        for loras in ([], [path], [f"{path}:1.0"], [f"{path}:0.5"], [path, path])
-    ]
-    assert fingerprints[1] == fingerprints[2] == with_lora.plan.fingerprint
-    assert len(set(fingerprints)) == 4
-
-
-def test_what_it_does_not_change_stays_where_it_is(sd21_folder, tmp_path, monkeypatch):
-    path = in_kohyas_layout(sd21_folder, ["unet"], tmp_path / "x.safetensors")
+@pytest.mark.usefixtures("here")
+def test_pefts_alphas_are_read_from_the_metadata(sd21_folder, tmp_path, lora_file):
+    """What diffusers saves with `save_lora_adapter`'s metadata: one alpha, and others by layer."""
+    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+    other = next(key for key in load_file(path) if "attn1.to_q" in key).removeprefix("unet.").partition(".lora_A")[0]
+    layers = sorted({key.removeprefix("unet.").partition(".lora_")[0] for key in load_file(path)})
+    settings = {"r": 3, "lora_alpha": 6, "alpha_pattern": {other: 1.5}, "target_modules": layers}
+    told = {f"unet.{name}": value for name, value in settings.items()}
+    save_file(load_file(path), path, {"lora_adapter_metadata": json.dumps(told)})
+    wanted = elder_of(sd21_folder, [(path, 1.0)], ["unet"]).unet.state_dict()
     source = read_source(sd21_folder)
-    fused = fuse(source, [path])
+    own, got = (load_module("unet", s.folders["unet"]).model.state_dict() for s in (source, fuse(source, [path])))
+    assert max(float((got[n] - wanted[n]).abs().max()) for n in wanted) <= 1e-6
+    key, untold = f"{other}.weight", tmp_path / "untold.safetensors"
+    save_file(load_file(path), untold)
+    plain = load_module("unet", fuse(source, [untold]).folders["unet"]).model.state_dict()
+    torch.testing.assert_close(got[key] - own[key], (plain[key] - own[key]) / 2, atol=1e-6, rtol=1e-4)
+
+
+def test_stability_ais_names_are_those_that_diffusers_maps():
+    """Of every block of SDXL's U-Net, without its weights."""
+    from calotype.lora_layouts import _stability
+
+    config = {"layers_per_block": 2, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048}
+    kinds = {"down_block_types": ("DownBlock2D", *["CrossAttnDownBlock2D"] * 2)}
+    kinds |= {"up_block_types": (*["CrossAttnUpBlock2D"] * 2, "UpBlock2D"), "use_linear_projection": True}
+    with torch.device("meta"):
+        unet = diffusers.UNet2DConditionModel(**config, **kinds, transformer_layers_per_block=(1, 2, 10))
+    layers = [n for n, m in unet.named_modules() if isinstance(m, (nn.Linear, nn.Conv2d))]
+    names = layers_by_name(layers, "unet")
+    blocks = [layer for layer in layers if "block" in layer.split(".")[0]]
+    flat = {layer: _stability(layer, 2, layers).replace(".", "_") for layer in blocks}
+    keys = {f"lora_unet_{name}.lora_down.weight": layer for layer, name in flat.items()}
+    assert {key: names[place_of(key).layer] for key in keys} == keys
+    theirs = _maybe_map_sgm_blocks_to_diffusers(dict(keys), unet.config)
+    assert len(blocks) > 700
+    spelt = {
+        "input_blocks": "down_blocks",
+        "middle_block": "mid_block",
+        "output_blocks": "up_blocks",
+        "in_layers_2": "conv1",
+        "emb_layers_1": "time_emb_proj",
+        "out_layers_3": "conv2",
+        "skip_connection": "conv_shortcut",
+        "_op": "_conv",
+    }
+    for key, layer in theirs.items():  # what it leaves to a second step, `_convert_unet_lora_key`
+        name = key.removeprefix("lora_unet_").removesuffix(".lora_down.weight")
+        for old, new in spelt.items():
+            name = name.replace(old, new)
+        assert name == layer.replace(".", "_")
+
+
+def test_a_middle_kernel_is_the_three_convolutions_one_after_the_other(tmp_path):
+    draw = torch.Generator().manual_seed(0)
+    down, up = torch.randn(4, 8, 1, 1, generator=draw), torch.randn(6, 4, 1, 1, generator=draw)
+    middle = torch.randn(4, 4, 3, 3, generator=draw)
+    tensors = {"lora_down": down, "lora_up": up, "lora_mid": middle}
+    path = tmp_path / "x.safetensors"
+    save_file(
+        {f"lora_unet_conv_in.{part}.weight": tensor for part, tensor in tensors.items()}
+        | {"lora_unet_conv_in.alpha": torch.tensor(2.0)},
+        path,
+    )
+    patches = patches_of(loras_from((path, 0.5)), {"unet": {"conv_in": (6, 8, 3, 3)}})
+    added = torch.from_numpy(patches["unet"].patches["conv_in.weight"](np.zeros((6, 8, 3, 3), np.float32)))
+    x = torch.randn(2, 8, 5, 5, generator=draw)
+    wanted = nn.functional.conv2d(nn.functional.conv2d(nn.functional.conv2d(x, down), middle, padding=1), up)
+    torch.testing.assert_close(nn.functional.conv2d(x, added, padding=1), wanted * 0.5 * 2 / 4, atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("key", "component", "layer", "part"),
+    [
+        ("unet.a.b.lora_A.default.weight", "unet", "a.b", "down"),
+        ("base_model.model.a.b.lora_B.weight", "unet", "a.b", "up"),
+        ("a.attn1.processor.to_q_lora.down.weight", "unet", "a.attn1.to_q", "down"),
+        ("unet.a.attn1.processor.to_out_lora.up.weight", "unet", "a.attn1.to_out.0", "up"),
+        ("text_encoder.text_model.a.self_attn.to_out_lora.up.weight", "text_encoder", "a.self_attn.out_proj", "up"),
+        ("lora_te_text_model_a_fc1.alpha", "text_encoder", "a_fc1", "alpha"),
+        ("lora_te2_text_model_a_fc1.lora_mid.weight", "text_encoder_2", "a_fc1", "mid"),
+    ],
+)
+def test_names_of_older_layouts(key, component, layer, part):
+    place = place_of(key)
+    assert (place.component, place.layer, place.part) == (component, layer, part)
+
+
+@pytest.mark.usefixtures("here")
+def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lora_file, monkeypatch):
+    path = lora_file(sd21_folder, tmp_path / "a:b.safetensors")
+    source = read_source(sd21_folder)
+    given = ([], [path], [f"{path}:1.0"], [f"{path}:0.5"], [path, path], [f"{path}:0"])
+    fused = [fuse(source, loras) for loras in given]
+    prints = [each.fingerprint for each in fused]
+    assert prints[0] == prints[5]
+    assert prints[1] == prints[2]
+    assert len(set(prints)) == 4
     for each in ("folders", "digests"):
-        before, after = getattr(source, each), getattr(fused, each)
+        before, after = getattr(source, each), getattr(fused[1], each)
         assert {name for name in before if before[name] != after[name]} == {"unet"}
     monkeypatch.setattr("calotype.export.lora.in_child", lambda *_, **__: pytest.fail("fused again"))
-    assert fuse(source, [path]) == fused
+    assert fuse(source, [path]) == fused[1]
     assert fuse(source, []) is source
 
 
@@ -154,56 +185,120 @@ def test_what_it_does_not_change_stays_where_it_is(sd21_folder, tmp_path, monkey
         ("{}:nan", "from -10 to 10"),
         ("{}:99", "from -10 to 10"),
         ("{}.bin", "is no .safetensors file"),
-        ("{}.cut.safetensors", "fetch it again"),
+        (("{}", None), "is named as FILE"),
+        (3, "is named as FILE"),
     ],
 )
-def test_files_that_cannot_be_read_are_told(tmp_path, said, told):
+def test_files_that_cannot_be_named_are_told(tmp_path, said, told):
     path = tmp_path / "x.safetensors"
     save_file({"unet.a.lora_A.weight": torch.zeros(3, 4)}, path)
     (tmp_path / "x.safetensors.bin").write_bytes(b"x")
-    (tmp_path / "x.safetensors.cut.safetensors").write_bytes(path.read_bytes()[:-5])
     with pytest.raises(SourceError, match=told):
-        lora_from(said.format(path))
+        loras_from([said.format(path) if isinstance(said, str) else said])
 
 
-def attention(folder, *, rank=2, wide=None, name="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"):
-    out, into = shapes_in(folder / "unet")["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"]
+def test_what_may_be_said(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"unet.a.lora_A.weight": torch.zeros(3, 4)}, path)
+    assert loras_from(None) == loras_from([]) == ()
+    said = [path, str(path), f"{path}:0.5", (path, 0.5), (str(path), np.float32(0.5))]
+    assert [lora.weight for lora in loras_from(said)] == [1.0, 1.0, 0.5, 0.5, 0.5]
+    assert loras_from((path, 0.5)) == loras_from([(path, 0.5)]) == loras_from(f"{path}:0.5")
+
+
+def layer_of(folder, *, rank=2, wide=None, name="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"):
+    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
+    out, into = weights["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"].shape
     a, b = torch.ones(rank, wide or into), torch.ones(out, rank)
     return {f"unet.{name}.lora_A.weight": a, f"unet.{name}.lora_B.weight": b}
 
 
-@pytest.mark.parametrize(
-    ("made", "told"),
-    [
-        (lambda f: attention(f, wide=77), "does not fit the model, or is no LoRA: .*mismatch"),
-        (lambda f: attention(f) | attention(f, name="down_blocks.9.to_q"), "such as unet.down_blocks.9.to_q"),
-        (lambda f: dict(list(attention(f).items())[:1]), "to_q.lora_A.weight has no partner"),
-        (lambda f: attention(f) | {f"x.{k}": t for k, t in attention(f).items()}, "such as x.unet"),
-        (lambda f: {"conv_in.weight": torch.ones(2, 2)}, "such as conv_in.weight"),
-        (lambda f: {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "lora_unet_x.lora_down.weight has no partner"),
-        (lambda f: attention(f) | {"unet.x.dora_scale": torch.ones(2)}, "DoRA"),
-    ],
-)
-def test_files_that_do_not_fit_are_told(sd21_folder, tmp_path, made, told):
+MISFITS = {
+    "a shape": (lambda f: layer_of(f, wide=77), r"to_q.lora_A.weight is of shape \[2, 77\].* of \[64, 64\]"),
+    "a rank": (
+        lambda f: layer_of(f) | dict([list(layer_of(f, rank=3).items())[1]]),
+        "lora_A.weight is of shape",
+    ),
+    "a layer": (
+        lambda f: layer_of(f) | layer_of(f, name="down_blocks.9.to_q"),
+        "no place for unet.down_blocks.9.to_q.lora_A",
+    ),
+    "no partner": (lambda f: dict([next(iter(layer_of(f).items()))]), "to_q.lora_A.weight has no partner"),
+    "a prefix": (
+        lambda f: layer_of(f) | {f"x.{k}": t for k, t in layer_of(f).items()},
+        "no place for x.unet",
+    ),
+    "no LoRA": (lambda f: {"conv_in.weight": torch.ones(2, 2)}, "conv_in.weight is a name of no LoRA layout"),
+    "kohya's": (lambda f: {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "no place for lora_unet_x.lora_down"),
+    "a second encoder": (
+        lambda f: {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)},
+        "no place for lora_te2_text_model",
+    ),
+    "DoRA": (lambda f: layer_of(f) | {"unet.x.dora_scale": torch.ones(2)}, r"is a DoRA \(unet.x.dora_scale\)"),
+    "LoHa": (lambda f: {"lora_unet_x.hada_w1_a": torch.ones(2)}, "is a LoHa"),
+    "biases": (lambda f: layer_of(f) | {"unet.x.lora_B.bias": torch.ones(2)}, "is a LoRA with biases"),
+    "nothing": (lambda f: {}, "it is empty"),
+    "SDXL": (
+        lambda f: layer_of(f, wide=2048, name="down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
+        "it looks like one for Stable Diffusion XL. Take a LoRA of the model's own family",
+    ),
+}
+
+
+@pytest.fixture(scope="module")
+def eager(sd21_folder):
+    return calotype.load(sd21_folder, backend="eager")
+
+
+@pytest.mark.parametrize("case", MISFITS)
+def test_files_that_do_not_fit_are_told(eager, sd21_folder, tmp_path, case):
+    made, told = MISFITS[case]
     save_file(made(sd21_folder), tmp_path / "x.safetensors")
-    with pytest.raises(SourceError, match=told):
-        calotype.load(sd21_folder, lora=tmp_path / "x.safetensors", backend="eager")
+    for weight in (1, 0):  # one that is left out has to fit as well
+        with pytest.raises(SourceError, match=told):
+            eager.set_lora((tmp_path / "x.safetensors", weight))
+    assert eager.loras == ()
 
 
-def test_one_of_another_family_is_told(sd21_folder, sdxl_folder, tmp_path):
-    path = in_kohyas_layout(sdxl_folder, ["text_encoder_2"], tmp_path / "x.safetensors")
-    with pytest.raises(SourceError, match="does not fit the model"):
-        calotype.load(sd21_folder, lora=path, backend="eager")
+@pytest.mark.usefixtures("here")
+def test_one_of_another_family_is_told(eager, sdxl_folder, tmp_path, lora_file):
+    path = lora_file(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
+    with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
+        eager.set_lora(path)
+    with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
+        fuse(read_source(eager.plan.model), [path])
 
 
-def test_without_peft_the_line_that_installs_it_is_told(sd21_folder, tmp_path, monkeypatch):
-    path = in_diffusers_layout(sd21_folder, ["unet"], tmp_path / "x.safetensors")
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    with pytest.raises(SourceError, match="pip install peft"):
-        fuse(read_source(sd21_folder), [path])
+def test_peft_settings_that_cannot_be_added_are_told(eager, sd21_folder, tmp_path, lora_file):
+    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+    tensors = load_file(path)
+    save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})})
+    with pytest.raises(SourceError, match="trained with use_rslora"):
+        eager.set_lora(path)
+    save_file(tensors, path, {"lora_adapter_metadata": "["})
+    with pytest.raises(SourceError, match="no JSON object"):
+        eager.set_lora(path)
 
 
-def test_a_plan_takes_no_lora(tmp_path):
-    (tmp_path / "plan.json").write_text("{}")
-    with pytest.raises(InputError, match="is a plan, which has ControlNets and LoRAs inside"):
-        calotype.load(tmp_path, lora="x.safetensors")
+@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
+def test_tensors_are_read_as_float32(tmp_path, kind):
+    tensors = {"a": torch.randn(3, 5).to(getattr(torch, kind)), "b": torch.randn(2, 1, 4).to(getattr(torch, kind))}
+    save_file(tensors | {"empty": torch.zeros(0, 2)}, tmp_path / "x.safetensors", {"said": "so"})
+    file = TensorFile(tmp_path / "x.safetensors")
+    assert file.metadata == {"said": "so"}
+    assert set(file) == {"a", "b", "empty"}
+    for name, tensor in tensors.items():
+        assert file.shape(name) == tuple(tensor.shape)
+        np.testing.assert_array_equal(file[name], tensor.float().numpy())
+
+
+def test_damaged_files_are_told(tmp_path):
+    whole = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(3, 5), "whole": torch.ones(3, dtype=torch.int64)}, whole)
+    with pytest.raises(SourceError, match="whole is of type I64"):
+        _ = TensorFile(whole)["whole"]
+    data = whole.read_bytes()
+    for cut in (b"", data[:5], data[:40], data[:-3], data + b"x", data.replace(b"[3,5]", b"[3,6]"), os.urandom(99)):
+        whole.write_bytes(cut)
+        with pytest.raises(SourceError, match="fetch it again"):
+            TensorFile(whole)

@@ -1,0 +1,43 @@
+"""New values for the initialisers of an ONNX file: what its weights are with patches added to them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.errors import BackendError
+from calotype.onnx_weights import Stored, weights_of
+from calotype.patches import Patches
+
+
+class OnnxWeights:
+    """Of every linear layer and convolution, by the layer's name in the model."""
+
+    def __init__(self, path: Path) -> None:
+        self._stored = weights_of(path)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return {name: stored.shape for name, stored in self._stored.items()}
+
+    def check(self, patches: Patches) -> None:
+        """`BackendError` where one of these weights cannot be changed, with what to do."""
+        for parameter in patches.patches:
+            stored = self._of(parameter)
+            if stored.refused:
+                raise BackendError(
+                    f"{parameter} cannot be changed, for {stored.refused}: build the plan with the LoRA in it "
+                    "(calotype build MODEL --lora FILE), or in fp32, fp16 or bf16."
+                )
+
+    def changed(self, patches: Patches) -> Iterator[tuple[Stored, NDArray[np.generic]]]:
+        """Each changed weight, as the file would have it; one at a time. Every other is the file's own."""
+        for parameter, patch in patches.patches.items():
+            stored = self._of(parameter)
+            yield stored, stored.put(patch(stored.read()))
+
+    def _of(self, parameter: str) -> Stored:
+        return self._stored[parameter.removesuffix(".weight")]

@@ -1,0 +1,229 @@
+"""LoRA files: what a user names, read and given to the layers that they were trained for.
+
+Every tensor of a file must find its layer, and fit. Knows the sums' parts (`patches`) and the layouts' names
+(`lora_layouts`); which networks there are, and how their weights are changed, is said by the caller.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from calotype.digest import file_digest
+from calotype.errors import SourceError
+from calotype.lora_layouts import Place, kind_of, layers_by_name, place_of
+from calotype.patches import Patch, Patches, Term
+from calotype.tensor_file import TensorFile
+
+READER = 1  # raised when the same file would change weights in another way
+_METADATA = "lora_adapter_metadata"  # in which diffusers keeps peft's settings
+_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of text
+
+Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+Named: TypeAlias = str | Path
+Given: TypeAlias = Named | tuple[Named, float] | Sequence[Named | tuple[Named, float]] | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """A file, how strongly it counts, and its SHA-256."""
+
+    path: Path
+    weight: float
+    digest: str
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.weight!r}"
+
+
+def loras_from(given: Given) -> tuple[Lora, ...]:
+    """None, FILE or "FILE:0.8", a pair (FILE, 0.8), or a list of these. Raises `SourceError`."""
+    if given is None:
+        return ()
+    if isinstance(given, (str, Path)) or _is_pair(given):
+        return (_lora_from(given),)
+    return tuple(_lora_from(each) for each in given)
+
+
+def _is_pair(given: Any) -> bool:
+    return isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], (str, Path, tuple, type(None)))
+
+
+def _lora_from(given: Any) -> Lora:
+    """One of them: there is such a file, and it is whole."""
+    said, number = given if _is_pair(given) else (given, None)
+    if not isinstance(said, (str, Path)):
+        raise SourceError(f"a LoRA is named as FILE, 'FILE:0.8' or (FILE, 0.8); got {given!r:.80}.")
+    path = Path(said).expanduser()
+    if number is None and not path.is_file() and ":" in str(said):
+        name, _, number = str(said).rpartition(":")
+        path = Path(name).expanduser()
+    weight = 1.0 if number is None else _number(number)
+    if not -10 <= weight <= 10:
+        raise SourceError(f"{path}: a LoRA's weight is a number from -10 to 10, as in FILE:0.8; got {number!r:.80}.")
+    if not path.is_file():
+        raise SourceError(f"there is no LoRA file {path}; name a .safetensors file, as in FILE or FILE:0.8.")
+    if path.suffix != ".safetensors":
+        raise SourceError(f"{path} is no .safetensors file; a LoRA is read from nothing else, since pickles run code.")
+    return Lora(path=path, weight=weight, digest=file_digest(path))
+
+
+def _number(given: Any) -> float:
+    try:
+        return math.nan if isinstance(given, bool) else float(given)
+    except (TypeError, ValueError):
+        return math.nan
+
+
+def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[str, Patches]:
+    """What the LoRAs add to each network, of all that are named: the shapes of its layers' weights, layer by layer.
+
+    A LoRA of weight 0 must fit as well, and adds nothing. Raises `SourceError` naming a tensor without a place.
+    """
+    terms: dict[str, dict[str, list[Term]]] = {name: {} for name in networks}
+    said: dict[str, list[Lora]] = {name: [] for name in networks}
+    for lora in loras:
+        read = _terms(lora, networks)
+        if not lora.weight:
+            continue
+        for (component, layer), term in read.items():
+            terms[component].setdefault(f"{layer}.weight", []).append(term)
+        for component in {component for component, _ in read}:
+            said[component].append(lora)
+    return {
+        name: Patches(
+            patches={parameter: Patch(terms=tuple(each)) for parameter, each in found.items()}, key=_key(said[name])
+        )
+        for name, found in terms.items()
+        if found
+    }
+
+
+def _key(loras: Sequence[Lora]) -> str:
+    told = json.dumps([READER, [[lora.digest, lora.weight] for lora in loras]])
+    return hashlib.sha256(told.encode()).hexdigest()
+
+
+def components_in(lora: Lora) -> set[str]:
+    """The networks that the file has tensors for, by its own word."""
+    return {place.component for place in map(place_of, TensorFile(lora.path)) if place is not None}
+
+
+def _terms(lora: Lora, networks: Mapping[str, Shapes]) -> dict[tuple[str, str], Term]:
+    """(component, layer) -> what this file adds to it."""
+    file = TensorFile(lora.path)
+    settings = _settings(file)
+    names = {component: layers_by_name(shapes, component) for component, shapes in networks.items()}
+    parts: dict[tuple[str, str], dict[str, str]] = {}
+    for key in file:
+        place = _placed(lora, key)
+        layer = names.get(place.component, {}).get(place.layer)
+        if layer is None:
+            raise SourceError(_misfit(lora, key, file, networks))
+        parts.setdefault((place.component, layer), {})[place.part] = key
+    if not parts:
+        raise SourceError(f"{lora.path} does not fit the model: it is empty.")
+    found = {}
+    for (component, layer), keys in parts.items():
+        lone = {"down", "up"} - set(keys)
+        if lone:
+            raise SourceError(f"{lora.path} is no whole LoRA: {min(keys.values())} has no partner; fetch it again.")
+        shape = networks[component][layer]
+        if not _fits(keys, file, shape):
+            raise SourceError(_misfit(lora, keys["down"], file, networks, shape))
+        found[component, layer] = _term(keys, file, lora.weight, settings.alpha(component, layer))
+    return found
+
+
+def _placed(lora: Lora, key: str) -> Place:
+    place, other = place_of(key), kind_of(key)
+    if other is not None:
+        raise SourceError(f"{lora.path} is {other} ({key}), which this version cannot add; take an ordinary LoRA.")
+    if place is None:
+        raise SourceError(
+            f"{lora.path} does not fit the model: {key} is a name of no LoRA layout; read are those of diffusers, "
+            "peft and kohya."
+        )
+    return place
+
+
+def _fits(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> bool:
+    """Do the matrices multiply to the weight's shape?"""
+    up, down = file.shape(keys["up"]), file.shape(keys["down"])
+    if len(up) < 2 or len(down) < 2 or math.prod(up[2:]) != 1:
+        return False
+    if "mid" not in keys:
+        inner = len(down) == 2 or len(shape) == 2 or down[2:] == shape[2:]
+        return inner and up[:2] == (shape[0], down[0]) and math.prod(down[1:]) == math.prod(shape[1:])
+    middle = file.shape(keys["mid"])
+    return math.prod(down[2:]) == 1 and middle == (up[1], down[0], *shape[2:]) and (up[0], down[1]) == shape[:2]
+
+
+def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float | None) -> Term:
+    """The rank divides alpha, which is the rank where nobody says it: diffusers' and kohya's convention."""
+    up, down = file[keys["up"]], file[keys["down"]]
+    rank = len(down)
+    alpha = float(file[keys["alpha"]].reshape(-1)[0]) if "alpha" in keys else rank if told is None else told
+    return Term(
+        up=up.reshape(up.shape[:2]),
+        down=down.reshape(rank, -1),
+        middle=file[keys["mid"]] if "mid" in keys else None,
+        scale=weight * alpha / rank,
+    )
+
+
+class _Settings:
+    """peft's settings in a file's metadata, as diffusers writes them: alpha by component, and by layer."""
+
+    def __init__(self, told: Mapping[str, Any]) -> None:
+        self._told = told
+
+    def alpha(self, component: str, layer: str) -> float | None:
+        """None where nothing is said."""
+        pattern = self._told.get(f"{component}.alpha_pattern") or {}
+        bare = {name.removeprefix("text_model."): value for name, value in pattern.items()}
+        alpha = bare.get(layer, self._told.get(f"{component}.lora_alpha"))
+        return None if alpha is None else float(alpha)
+
+
+def _settings(file: TensorFile) -> _Settings:
+    try:
+        told = json.loads(file.metadata.get(_METADATA, "{}"))
+    except ValueError:
+        told = None
+    if not isinstance(told, dict):
+        raise SourceError(f"{file.path}: its {_METADATA} is no JSON object; fetch it again.")
+    for setting in ("use_rslora", "use_dora", "lora_bias"):
+        if any(value for name, value in told.items() if name.endswith(f".{setting}")):
+            raise SourceError(f"{file.path} was trained with {setting}, which this version cannot add.")
+    return _Settings(told)
+
+
+def _misfit(
+    lora: Lora, key: str, file: TensorFile, networks: Mapping[str, Shapes], shape: tuple[int, ...] | None = None
+) -> str:
+    """What was wanted, what was got, and of which family the file seems to be."""
+    if shape is None:
+        told = f"there is no place for {key}"
+    else:
+        told = f"{key} is of shape {list(file.shape(key))}, and the weight that it is for of {list(shape)}"
+    theirs = _text_width({_layer(k): file.shape(k) for k in file if (p := place_of(k)) and p.part == "down"})
+    ours = _text_width(networks.get("unet", {}))
+    family = f"; it looks like one for {_WIDTHS[theirs]}" if theirs in _WIDTHS and theirs != ours else ""
+    return f"{lora.path} does not fit the model: {told}{family}. Take a LoRA of the model's own family."
+
+
+def _layer(key: str) -> str:
+    place = place_of(key)
+    return "" if place is None else place.layer
+
+
+def _text_width(shapes: Shapes) -> int | None:
+    """How wide the text is that the U-Net attends to."""
+    found = (shape[1] for name, shape in shapes.items() if name.endswith(("attn2.to_k", "attn2_to_k")))
+    return next(found, None)

@@ -1,0 +1,82 @@
+"""Safetensors files read with numpy alone: names and shapes from the header, a tensor when it is asked for.
+
+The format: https://github.com/huggingface/safetensors. Knows nothing of what the tensors are for.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from calotype.errors import SourceError
+
+Floats = NDArray[np.float32]
+
+_HEADER_BYTES = 100_000_000  # no header is longer
+_TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+
+
+class TensorFile(Mapping[str, Floats]):
+    """The tensors of one file by name, each as float32, whatever it is stored in."""
+
+    def __init__(self, path: Path) -> None:
+        """Read the header. Raises `SourceError` where the file is no safetensors, or is not whole."""
+        self.path = path
+        self.metadata: Mapping[str, str] = {}
+        try:
+            size = path.stat().st_size
+            with path.open("rb") as file:
+                start = file.read(8)
+                length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+                header: Any = json.loads(file.read(length)) if length <= min(size, _HEADER_BYTES) else None
+            self.metadata = header.pop("__metadata__", {})
+            self._entries = {name: _Entry(told) for name, told in header.items()}
+        except OSError as broken:
+            raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+            raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.") from None
+        self._start = 8 + length
+        whole = self._start + max((entry.end for entry in self._entries.values()), default=0)
+        if size != whole:
+            raise SourceError(f"{path} is {size} bytes long and should be {whole}; fetch it again.")
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape, from the header."""
+        return self._entries[name].shape
+
+    def __getitem__(self, name: str) -> Floats:
+        """Raises `KeyError`; `SourceError` for a type that no weights are stored in."""
+        entry = self._entries[name]
+        if entry.kind not in _TYPES:
+            raise SourceError(f"{self.path}: {name} is of type {entry.kind}; read are {', '.join(_TYPES)}.")
+        count = math.prod(entry.shape)
+        with self.path.open("rb") as file:
+            stored = np.fromfile(file, _TYPES[entry.kind], count, offset=self._start + entry.begin)
+        if entry.kind == "BF16":  # the upper half of a float32
+            stored = (stored.astype(np.uint32) << 16).view(np.float32)
+        return stored.astype(np.float32, copy=False).reshape(entry.shape)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._entries)
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+
+class _Entry:
+    """One line of the header. Raises whatever a wrong one makes Python raise."""
+
+    def __init__(self, told: Any) -> None:
+        self.kind = str(told["dtype"])
+        self.shape = tuple(int(size) for size in told["shape"])
+        self.begin, self.end = (int(at) for at in told["data_offsets"])
+        held = math.prod(self.shape) * np.dtype(_TYPES.get(self.kind, "u1")).itemsize
+        if self.begin < 0 or min(self.shape, default=0) < 0 or (self.kind in _TYPES and self.end - self.begin != held):
+            raise ValueError(self.kind)
