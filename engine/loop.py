@@ -18,8 +18,8 @@ from calotype.guidance import guide
 from calotype.sampler import Sampler, SamplerRun
 
 Floats = NDArray[np.float32]
-# (sample [N, C, h, w], timestep [N], name -> array [N, ...]) -> [N, C, h, w]
-Denoiser = Callable[[Floats, Floats, Mapping[str, Floats]], Floats]
+# (call, sample [B, C, h, w]) -> [B, C, h, w], or [2B, C, h, w] under guidance, the unconditional half first
+Denoiser = Callable[[int, Floats], Floats]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,15 +36,14 @@ def denoise(
     denoiser: Denoiser, sampler: Sampler, run: SamplerRun, conditioning: Conditioning, stop: Event
 ) -> Iterator[int]:
     """Yield i after call i of the network. Raises `Cancelled` at the first step after `stop` was set."""
-    guided, strengths = conditioning.guided, (conditioning.guidance_scale, conditioning.guidance_rescale)
-    for i, timestep in enumerate(sampler.timesteps):
+    strengths = conditioning.guidance_scale, conditioning.guidance_rescale
+    for i in range(sampler.calls):
         if stop.is_set():
             raise Cancelled(f"cancelled after {i} of {sampler.calls} steps.")
         x = run.input(i)  # [B, C, h, w]
-        x = np.concatenate([x, x]) if guided else x
         try:
-            output = denoiser(x, np.full(len(x), timestep, dtype=np.float32), conditioning.arrays)
+            output = denoiser(i, x)
         except NotFiniteError as failed:
             raise NotFiniteError(f"at step {i + 1} of {sampler.calls} {failed}") from None
-        run.push(i, guide(output, *strengths) if guided else output)
+        run.push(i, guide(output, *strengths) if len(output) > len(x) else output)
         yield i

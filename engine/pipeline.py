@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -25,7 +25,7 @@ from calotype.control import Control
 from calotype.errors import InputError
 from calotype.image import pixels_from
 from calotype.latents import BatchNoise
-from calotype.loop import Denoiser, denoise
+from calotype.loop import Conditioning, Denoiser, denoise
 from calotype.lora import Given, Lora
 from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.picture import CHUNK, Picture, picture_from, to_uint8, unit
@@ -34,6 +34,7 @@ from calotype.report import ComponentReport, Report, Stopwatch
 from calotype.request import Job, Request, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
+from calotype.series import Series
 from calotype.setting_out import set_out
 from calotype.task import batch, many
 from calotype.trust import newer
@@ -204,7 +205,7 @@ class Pipeline:
         with watch.stage("encode") if job.task.image is not None else nullcontext():
             ready = set_out(self.plan, job, self._codec, draw, work.portions)
         run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
-        steps = denoise(self._denoiser(job, ready.beside, sampler.calls), sampler, run, conditioning, stop)
+        steps = denoise(self._denoiser(job, ready.beside, conditioning, sampler), sampler, run, conditioning, stop)
         for i in range(sampler.calls):
             with watch.stage("steps"):
                 next(steps)
@@ -220,14 +221,15 @@ class Pipeline:
         _, *shape = self.plan.latents.shape(sizes)
         return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
-    def _denoiser(self, job: Job, beside: Floats | None, calls: int) -> Denoiser:
-        unet, control = self.component("unet"), Control(self.plan, job, self.component, calls)
-        doubled = beside if beside is None or not job.guided else np.concatenate([beside, beside])
+    def _denoiser(self, job: Job, beside: Floats | None, conditioning: Conditioning, sampler: Sampler) -> Denoiser:
+        steering = conditioning.arrays
+        control = Control(self.plan, job, self.component, steering, sampler.timesteps)
+        series = Series(self.component("unet"), steering, sampler.timesteps, twice=conditioning.guided)
 
-        def run(sample: Floats, timestep: Floats, conditioning: Mapping[str, Floats]) -> Floats:
-            residuals = control(sample, timestep, conditioning)
-            whole = sample if doubled is None else np.concatenate([sample, doubled], axis=1)
-            return unet(sample=whole, timestep=timestep, **conditioning, **residuals)["out_sample"]
+        def run(call: int, sample: Floats) -> Floats:
+            residuals = control(call, sample)
+            whole = sample if beside is None else np.concatenate([sample, beside], axis=1)
+            return series(call, whole, residuals)["out_sample"]
 
         return run
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import importlib
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 from typing import Any, Protocol, runtime_checkable
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.bindings import check_arrays
-from calotype.errors import BackendError, NotFiniteError, first_line
+from calotype.errors import BackendError, InputError, NotFiniteError, first_line
 from calotype.patches import NONE, Patches
 from calotype.plan import Artefact, PlannedComponent
 
@@ -36,7 +36,7 @@ _MODULES = {
 }
 NAMES = tuple(_MODULES)
 # The fake backend makes no pictures; tensorrt and cuda have not been seen on a GPU yet: only by name.
-AUTO = ("onnxruntime", "eager")
+AUTO = ("openvino", "onnxruntime", "eager")
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
 
@@ -110,19 +110,35 @@ class Opened:
         Raises:
             BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
         """
-        check_arrays(self.component.name, self.component.inputs, inputs)
+        self.check(inputs)
         self.shapes_given = {name: array.shape for name, array in inputs.items()}
+        return self.tried(lambda runner: runner(inputs), lambda: inputs)
+
+    def check(self, inputs: Arrays) -> None:
+        """Raise `InputError` unless these are the component's inputs."""
+        check_arrays(self.component.name, self.component.inputs, inputs)
+
+    def tried(
+        self, run: Callable[[Runner], dict[str, NDArray[Any]]], inputs: Callable[[], Arrays]
+    ) -> dict[str, NDArray[Any]]:
+        """What `run` makes of the runner, with every failure as ours; `inputs` says what it was given.
+
+        Raises:
+            BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
+        """
         while True:
             runner = self.runner
             try:
-                outputs = runner(inputs)
+                outputs = run(runner)
+            except InputError:
+                raise
             except Exception as failed:  # out of memory, an id beyond the vocabulary: each library has kinds of its own
                 raise BackendError(
                     f"{runner.backend} failed on the {self.component.name}: {first_line(failed)}"
                 ) from failed
             if _finite(outputs):
                 return outputs
-            if not _finite(inputs):
+            if not _finite(inputs()):
                 raise NotFiniteError(f"the {_called(self.component)} was given numbers that are not finite.")
             self._raise_precision(runner)
 

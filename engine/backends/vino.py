@@ -1,8 +1,9 @@
 """The openvino backend: ONNX artefacts on OpenVINO's CPU device, in float32, bfloat16 or int8 by the artefact's word.
 
 A network is compiled for the exact shapes of its first call, and again for other shapes: with all sizes known OpenVINO
-runs the demonstration U-Net a fifth faster than with dynamic ones, and is ready no later. A few of these are kept;
-`vino_cache` keeps them on disk as well.
+runs the demonstration U-Net a fifth faster than with dynamic ones, and is ready no later, and `vino_rewrites` can give
+it less to do. A few of these are kept; `vino_cache` keeps them on disk as well. Many pictures go through in as many
+streams as there are threads for; the calls of a denoiser for one picture are a `series`.
 """
 
 from __future__ import annotations
@@ -20,14 +21,18 @@ import numpy as np
 
 from calotype import threads
 from calotype.backends.vino_cache import CompiledCache
+from calotype.backends.vino_graph import sized
+from calotype.backends.vino_request import plain, run, streams_for
+from calotype.backends.vino_rewrites import chosen, rewritten
+from calotype.backends.vino_series import VinoSeries
 from calotype.backends.weights_onnx import OnnxWeights
 from calotype.backends.weights_vino import patch_model
-from calotype.errors import BackendError, first_line
+from calotype.errors import BackendError
 from calotype.memory import available_bytes
 from calotype.patches import NONE
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     from calotype.backends import Arrays
     from calotype.patches import Patches
@@ -39,8 +44,6 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16")
 # What is computed in, by the artefact's precision: fp16 files are a smaller download, x86 has no arithmetic for them.
 _HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
 _KEPT = 4  # compiled shapes of one network
-
-Shapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 def unavailable() -> str | None:
@@ -77,18 +80,18 @@ def _core() -> Any:
     try:
         return library().Core()
     except Exception as failed:  # installed, and broken: a missing library is an ImportError, a bad plugin is not
-        raise BackendError(f"openvino cannot be imported: {_plain(failed)}") from None
+        raise BackendError(f"openvino cannot be imported: {plain(failed)}") from None
 
 
-def _settings(precision: str) -> dict[str, Any]:
-    """How OpenVINO is to run a network of this precision: one picture at a time, on all threads we may have."""
+def _settings(precision: str, streams: int = 1) -> dict[str, Any]:
+    """How OpenVINO is to run a network: in so many streams, on all threads that we may have."""
     ours = threads.available()
     return {
         "INFERENCE_PRECISION_HINT": _HINTS[precision],
         # For floats: lower nothing of its own accord. It would lower the activations of int8 weights, as it should.
         "EXECUTION_MODE_HINT": "PERFORMANCE" if "int8" in precision else "ACCURACY",
-        "PERFORMANCE_HINT": "LATENCY",
-        "NUM_STREAMS": 1,
+        "PERFORMANCE_HINT": "LATENCY" if streams == 1 else "THROUGHPUT",
+        "NUM_STREAMS": streams,
         "INFERENCE_NUM_THREADS": ours,  # its own guess ignores container quotas
         # Pinned threads are faster, but containers with a quota would all be pinned to the machine's first cores.
         "ENABLE_CPU_PINNING": ours == os.cpu_count(),
@@ -104,11 +107,11 @@ class VinoRunner:
         if artefact.precision not in PRECISIONS:
             raise BackendError(f"openvino runs {', '.join(PRECISIONS)}, and the artefact is {artefact.precision}")
         self.precision = artefact.precision
-        self._settings = _settings(artefact.precision)
         self._outputs = component.outputs
+        self.output_names = [b.name for b in component.outputs]
         self._bytes = _bytes_of(artefact)
-        self._lock = threading.Lock()
-        self._requests: OrderedDict[Shapes, Any] = OrderedDict()  # the last one used is the last
+        self.lock = threading.Lock()
+        self._kept: OrderedDict[str, Any] = OrderedDict()  # requests or stages; the last one used is the last
         self._path = artefact.path
         if "bf16" in artefact.precision and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)")
@@ -121,8 +124,8 @@ class VinoRunner:
     def adapt(self, patches: Patches) -> None:
         """The network read anew, with these weights changed; what is compiled is let go of first."""
         self._weights.check(patches)
-        with self._lock:
-            self._requests.clear()
+        with self.lock:
+            self._kept.clear()
             self._read(patches)
 
     @functools.cached_property
@@ -134,56 +137,74 @@ class VinoRunner:
         try:
             self._model = core.read_model(path)
         except Exception as failed:  # openvino raises RuntimeError, and kinds of its frontends
-            raise BackendError(f"OpenVINO cannot open {path}: {_plain(failed)}") from None
+            raise BackendError(f"OpenVINO cannot open {path}: {plain(failed)}") from None
         if patches:
             patch_model(library(), self._model, self._weights.changed(patches))
         named = {name for port in self._model.outputs for name in port.get_names()}
         lacking = [b.name for b in self._outputs if b.name not in named]
         if lacking:
             raise BackendError(f"{path} gives no {', '.join(lacking)}; the plan says that it does")
-        self._cache = CompiledCache(core, path, self._settings, self._bytes, patches=patches.key)
+        self._cache = CompiledCache(core, path, self._bytes, {"patches": patches.key, "rewrites": chosen()})
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, copied out of OpenVINO's buffers."""
         given = {name: np.ascontiguousarray(array) for name, array in inputs.items()}
-        shapes = tuple((name, array.shape) for name, array in given.items())
-        with self._lock:
-            request = self._request(shapes)
-            try:
-                got = request.infer(given, share_inputs=True)
-            except Exception as failed:
-                raise BackendError(_plain(failed)) from failed
-            return {b.name: np.asarray(got[b.name], dtype=b.dtype) for b in self._outputs}
+        rows = {array.shape[0] if array.ndim else 0 for array in given.values()}
+        streams = streams_for(rows.pop()) if len(rows) == 1 and min(rows) > 0 else 1
+        groups = [{name: np.split(array, streams)[i] for name, array in given.items()} for i in range(streams)]
+        shapes = {name: array.shape for name, array in groups[0].items()}
+        with self.lock:
+            requests = self.kept(
+                f"{streams} {shapes}",
+                lambda: self.compiled({"shapes": shapes}, lambda: self.sized(shapes), streams=streams),
+            )
+            got = run(requests, groups, self.output_names)
+        return {b.name: np.asarray(got[b.name], dtype=b.dtype) for b in self._outputs}
 
-    def _request(self, shapes: Shapes) -> Any:
-        if shapes not in self._requests:
-            while len(self._requests) >= self._room():
-                self._requests.popitem(last=False)
-            self._requests[shapes] = self._compile(dict(shapes)).create_infer_request()
-        self._requests.move_to_end(shapes)
-        return self._requests[shapes]
+    def series(self, given: Arrays, timesteps: np.ndarray[Any, Any], *, twice: bool) -> VinoSeries:
+        """The calls of a denoiser for one batch; see `calotype.series`."""
+        return VinoSeries(self, given, timesteps, twice=twice)
+
+    def kept(self, key: str, make: Callable[[], Any]) -> Any:
+        """What was made for this key, or is made now; those not used for longest are let go of. Under the lock."""
+        if key not in self._kept:
+            while len(self._kept) >= self._room():
+                self._kept.popitem(last=False)
+            self._kept[key] = make()
+        self._kept.move_to_end(key)
+        return self._kept[key]
 
     def _room(self) -> int:
         """How many compiled shapes may stay: each holds the weights again, in the order that its kernels want."""
         free = available_bytes()
         return _KEPT if free is None else max(1, min(_KEPT, free // 4 // max(1, self._bytes)))
 
-    def _compile(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        compiled = self._cache.read(shapes)
-        if compiled is not None:
-            return compiled
-        try:
-            model = self._model.clone()
-            model.reshape({name: list(shape) for name, shape in shapes.items()})
-            compiled = _core().compile_model(model, "CPU", self._settings)
-        except Exception as failed:
-            raise BackendError(f"OpenVINO cannot compile it for {_said(shapes)}: {_plain(failed)}") from failed
-        wanted = self._settings["INFERENCE_PRECISION_HINT"]
-        taken = _short(compiled.get_property("INFERENCE_PRECISION_HINT"))
-        if taken != wanted:  # a hint is no more than that
-            raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
-        self._cache.write(shapes, compiled)
-        return compiled
+    def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """The graph for these shapes."""
+        return sized(self._model, shapes)
+
+    def compiled(
+        self, key: Mapping[str, Any], graph: Callable[[], Any], *, streams: int = 1, precise: bool = False
+    ) -> list[Any]:
+        """A request for each stream of a graph, which is made only where it was not compiled before.
+
+        `key` says all that decides the graph, beside this network; `precise` is for float32, whatever the artefact is.
+        """
+        settings = _settings("fp32" if precise else self.precision, streams)
+        compiled = self._cache.read(key, settings)
+        if compiled is None:
+            try:
+                model = graph()
+                rewritten(model)
+                compiled = _core().compile_model(model, "CPU", settings)
+            except Exception as failed:
+                raise BackendError(f"OpenVINO cannot compile it for {_said(key)}: {plain(failed)}") from failed
+            wanted = settings["INFERENCE_PRECISION_HINT"]
+            taken = _short(compiled.get_property("INFERENCE_PRECISION_HINT"))
+            if taken != wanted:  # a hint is no more than that
+                raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
+            self._cache.write(key, settings, compiled)
+        return [compiled.create_infer_request() for _ in range(streams)]
 
 
 def _short(element_type: Any) -> str:
@@ -191,8 +212,8 @@ def _short(element_type: Any) -> str:
     return str(element_type.get_type_name() if hasattr(element_type, "get_type_name") else element_type)
 
 
-def _said(shapes: Mapping[str, tuple[int, ...]]) -> str:
-    return ", ".join(f"{name} {list(shape)}" for name, shape in shapes.items())
+def _said(key: Mapping[str, Any]) -> str:
+    return ", ".join(f"{name} {list(shape)}" for name, shape in key["shapes"].items())
 
 
 def _bytes_of(artefact: Artefact) -> int:
@@ -201,13 +222,6 @@ def _bytes_of(artefact: Artefact) -> int:
         return sum(p.stat().st_size for p in artefact.path.parent.glob(f"{artefact.path.name}*"))
     except OSError:
         return 0
-
-
-def _plain(error: BaseException) -> str:
-    """OpenVINO's own words without the places in its source that they went through."""
-    lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return told[0][:300] if told else first_line(error)
 
 
 def open_runner(component: PlannedComponent, artefact: Artefact) -> VinoRunner:

@@ -23,32 +23,31 @@ from calotype.home import home, write_whole
 _LARGEST_BYTES = 512 << 20  # a blob holds all weights again: for large networks the disk is worth more than the seconds
 _MOST_BYTES = 2 << 30  # of all blobs; the ones not used for longest give way
 _DIGEST = hashlib.sha256
+_GRAPHS = 1  # counts up when a file of one version is taken apart or rewritten otherwise than before
 
 
 class CompiledCache:
-    """The compiled forms of one ONNX file under one set of settings."""
+    """The compiled forms of one ONNX file and of its parts."""
 
-    def __init__(self, core: Any, path: Path, settings: Mapping[str, Any], size: int, *, patches: str = "") -> None:
-        """`size` is that of the file with its weights, in bytes; `patches` the key of what is added to them."""
+    def __init__(self, core: Any, path: Path, size: int, identity: Mapping[str, Any]) -> None:
+        """`size` is that of the file with its weights, in bytes; `identity` what else decides the graphs."""
         self._core = core
         self._version: str = core.get_versions("CPU")["CPU"].build_number.replace("/", "-")
-        self._settings = dict(settings)
-        self._identity = {"settings": self._settings, "machine": _machine(core), "files": _files(path)}
-        self._identity |= {"patches": patches} if patches else {}
+        self._identity = {"machine": _machine(core), "files": _files(path), "graphs": _GRAPHS, **identity}
         self._worth_it = size <= _LARGEST_BYTES
 
-    def read(self, shapes: Mapping[str, tuple[int, ...]]) -> Any | None:
-        """The network compiled for these shapes, or None where there is none, or a damaged one."""
+    def read(self, key: Mapping[str, Any], settings: Mapping[str, Any]) -> Any | None:
+        """The graph of this key as it was compiled, or None where it was not, or the file is damaged."""
         if not self._worth_it:
             return None
         with suppress(OSError, SourceError):
-            path = self._path(shapes)
+            path = self._path(key, settings)
             data = path.read_bytes()
             digest, blob = data[:32], memoryview(data)[32:]
             if _DIGEST(blob).digest() != digest:
                 return None
             try:
-                compiled = self._core.import_model(io.BytesIO(blob), "CPU", self._settings)
+                compiled = self._core.import_model(io.BytesIO(blob), "CPU", dict(settings))
             except Exception:  # another build of the same version, another CPU: compile
                 return None
             with suppress(OSError):
@@ -56,12 +55,12 @@ class CompiledCache:
             return compiled
         return None
 
-    def write(self, shapes: Mapping[str, tuple[int, ...]], compiled: Any) -> None:
-        """Keep a compiled network."""
+    def write(self, key: Mapping[str, Any], settings: Mapping[str, Any], compiled: Any) -> None:
+        """Keep a compiled graph."""
         if not self._worth_it:
             return
         with suppress(OSError, SourceError):
-            path = self._path(shapes)
+            path = self._path(key, settings)
             path.parent.mkdir(parents=True, exist_ok=True)  # before the export: it is for nothing where this fails
             stream = io.BytesIO()
             try:
@@ -72,9 +71,9 @@ class CompiledCache:
             _make_room(path.parent.parent, len(blob))
             write_whole(path, _DIGEST(blob).digest() + blob)
 
-    def _path(self, shapes: Mapping[str, tuple[int, ...]]) -> Path:
-        key = json.dumps([self._identity, sorted(shapes.items())], sort_keys=True, default=str)
-        return home() / "openvino" / self._version / f"{hashlib.sha256(key.encode()).hexdigest()}.blob"
+    def _path(self, key: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
+        named = json.dumps([self._identity, dict(settings), dict(key)], sort_keys=True, default=str)
+        return home() / "openvino" / self._version / f"{hashlib.sha256(named.encode()).hexdigest()}.blob"
 
 
 def _machine(core: Any) -> list[str]:

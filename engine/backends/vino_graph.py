@@ -1,0 +1,129 @@
+"""Networks as OpenVINO's graphs: given their sizes, and taken apart along what depends on which input.
+
+Knows graphs alone: nothing of diffusion, of backends or of how a graph is run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from enum import IntFlag
+from typing import Any
+
+
+class Hangs(IntFlag):
+    """What an output's numbers depend on."""
+
+    NOTHING = 0  # weights alone
+    GIVEN = 1  # inputs that stay as they are for a whole picture
+    TIME = 2  # the timestep
+    SAMPLE = 4  # what changes at every call
+
+
+@dataclass(frozen=True, kw_only=True)
+class Edge:
+    """An output on which the rest of a graph hangs: which it is of which node, its shape, and what it hangs on."""
+
+    node: str
+    port: int
+    shape: tuple[int, ...]
+    hangs: Hangs
+    element: str  # "f32", "i64"
+
+    @property
+    def name(self) -> str:
+        """What the tensor is called where it goes in and out of parts."""
+        return f"{self.node}:{self.port}"
+
+
+def sized(model: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
+    """A copy for exact shapes, in which everything that the shapes decide is a constant."""
+    from openvino.passes import ConstantFolding, Manager
+
+    copy = model.clone()
+    copy.reshape({name: list(shape) for name, shape in shapes.items()})
+    manager = Manager()
+    manager.register_pass(ConstantFolding())
+    manager.run_passes(copy)
+    return copy
+
+
+def dependence(model: Any, inputs: Mapping[str, Hangs]) -> dict[str, Hangs]:
+    """What each node hangs on, by its name; `inputs` says what each input is."""
+    found: dict[str, Hangs] = {}
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Parameter":
+            hangs = Hangs(0)
+            for name in node.output(0).get_names():
+                hangs |= inputs.get(name, Hangs.NOTHING)
+        else:
+            hangs = Hangs(0)
+            for place in node.inputs():
+                hangs |= found[place.get_source_output().get_node().get_friendly_name()]
+        found[node.get_friendly_name()] = hangs
+    return found
+
+
+def border(model: Any, found: Mapping[str, Hangs], beyond: Hangs) -> list[Edge]:
+    """The outputs of nodes that do not hang on `beyond`, and are taken by nodes that do; constants are none of them."""
+    edges = []
+    for node in model.get_ordered_ops():
+        hangs = found[node.get_friendly_name()]
+        if hangs & beyond or not hangs:
+            continue
+        for port, output in enumerate(node.outputs()):
+            takers = (place.get_node() for place in output.get_target_inputs())
+            if any(found[taker.get_friendly_name()] & beyond for taker in takers):
+                shape = tuple(output.get_shape())
+                element = output.get_element_type().get_type_name()
+                edges.append(Edge(node=node.get_friendly_name(), port=port, shape=shape, hangs=hangs, element=element))
+    return edges
+
+
+def output_of(model: Any, edge: Edge) -> Any:
+    """The edge's output in a copy of the model that it was found in."""
+    return nodes_of(model)[edge.node].output(edge.port)
+
+
+def nodes_of(model: Any) -> dict[str, Any]:
+    """Nodes by name. Graphs that were read from ONNX have every name once."""
+    return {node.get_friendly_name(): node for node in model.get_ordered_ops()}
+
+
+def part(model: Any, edges: Iterable[Edge], name: str) -> Any:
+    """Of a copy of its own: the graph that computes the edges and nothing else."""
+    import openvino as ov
+
+    nodes = nodes_of(model)
+    results = []
+    for edge in edges:
+        output = nodes[edge.node].output(edge.port)
+        output.set_names({edge.name})
+        results.append(ov.opset13.result(output))
+    return _model(model, results, name)
+
+
+def taken_in(output: Any, source: Any) -> None:
+    """Let those that take an output take another in its place."""
+    for place in list(output.get_target_inputs()):
+        place.replace_source_output(source)
+
+
+def rebuilt(model: Any, name: str, more: Iterable[Any] = (), results: Iterable[Any] = ()) -> Any:
+    """The model with the parameters that its results need, among its own and `more`."""
+    return _model(model, [*model.get_results(), *results], name, more)
+
+
+def _model(model: Any, results: list[Any], name: str, more: Iterable[Any] = ()) -> Any:
+    """With those parameters alone that the results hang on."""
+    import openvino as ov
+
+    needed, waiting = set(), [result.input(0).get_source_output().get_node() for result in results]
+    while waiting:
+        node = waiting.pop()
+        key = node.get_name()
+        if key not in needed:
+            needed.add(key)
+            waiting += [place.get_source_output().get_node() for place in node.inputs()]
+    parameters = [p for p in (*model.get_parameters(), *more) if p.get_name() in needed]
+    return ov.Model(results, parameters, name)

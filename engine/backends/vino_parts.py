@@ -1,0 +1,162 @@
+"""A denoiser's graph in three parts: what a picture needs once, what each timestep needs, and what each call needs.
+
+Cut along what hangs on which input, so that it holds for every family: the keys and values of cross-attention and a
+control picture's embedding are computed once a picture, the timesteps' embeddings and their projections once a
+schedule, in float32. Under guidance both halves of a batch are the same until the text comes in: that much is
+computed for one of them.
+
+Knows graphs; compiles and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from calotype.backends.vino_graph import Edge, Hangs, border, dependence, nodes_of, output_of, part, rebuilt, taken_in
+
+TIMES = "times"  # the input of the part for each call that holds all that hangs on its timestep
+
+Sizing = Callable[[int], Any]  # rows of a batch -> a graph of that size, of our own
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The three graphs, and what goes from one into the other.
+
+    Attributes:
+        once: from the inputs that stay to `kept`; None where nothing is to be kept.
+        kept: what the part for each call takes of it, by name.
+        times: from timesteps, one a row, to `timed`; None where nothing hangs on them alone.
+        timed: its outputs, in the order in which `TIMES` has them side by side.
+        each: from the sample, `kept` and `TIMES` to the network's own outputs.
+        alike: one row of `TIMES` does for the whole batch.
+    """
+
+    once: Any | None
+    kept: tuple[Edge, ...]
+    times: Callable[[int], Any] | None
+    timed: tuple[Edge, ...]
+    each: Any
+    alike: bool
+
+
+def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: Sequence[str] | None) -> Parts:
+    """Take apart the graph of a network.
+
+    Args:
+        sizing: makes the graph for a number of rows.
+        rows: of the whole batch.
+        inputs: which of them stay for a whole picture, which is the timestep, and which are others at every call.
+        different: the inputs whose two halves are not the same; None where the batch is not made of two halves with
+            the same sample. The part for each call then takes one half of the sample.
+    """
+    whole = sizing(rows)
+    edges = border(whole, dependence(whole, inputs), Hangs.SAMPLE)
+    kept = tuple(edge for edge in edges if not edge.hangs & Hangs.TIME)
+    timed = tuple(edge for edge in edges if edge.hangs & Hangs.TIME)
+    alike = all(edge.hangs == Hangs.TIME and _is_added(whole, edge) for edge in timed)
+    nodes = nodes_of(whole)
+    computed = tuple(e for e in kept if nodes[e.node].get_type_name() != "Parameter")
+    each, taken = _for_each_call(whole.clone(), edges, timed, 1 if alike else rows)
+    if different is not None:
+        # Of what is cut off, that which hangs on nothing but equal halves is equal too.
+        unequal = dependence(whole, dict.fromkeys(different, Hangs.SAMPLE))
+        unlike = {edge.name for edge in edges if unequal[edge.node]} | set(different)
+        each = _shared(each, taken, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
+    return Parts(
+        once=part(whole.clone(), computed, "once") if computed else None,
+        kept=kept,
+        times=(lambda count: part(sizing(count), timed, "times")) if timed else None,
+        timed=timed,
+        each=each,
+        alike=alike,
+    )
+
+
+def _is_added(model: Any, edge: Edge) -> bool:
+    """Do all who take it add it to something larger, so that one row does for all?"""
+    takers = [place.get_node().get_type_name() for place in output_of(model, edge).get_target_inputs()]
+    return len(edge.shape) == 4 and edge.shape[2:] == (1, 1) and set(takers) <= {"Add", "Multiply"}
+
+
+def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int) -> tuple[Any, dict[str, Any]]:
+    """The graph with its edges as inputs; those inputs, by name. `rows` is how many of `TIMES` there are."""
+    import openvino as ov
+
+    ops, taken, nodes = ov.opset13, {}, nodes_of(model)
+    for edge in edges:
+        if edge in timed:
+            continue
+        node = nodes[edge.node]
+        if node.get_type_name() == "Parameter":
+            taken[edge.name] = node
+            continue
+        taken[edge.name] = _input(edge.name, edge.shape, edge.element)
+        taken_in(node.output(edge.port), taken[edge.name].output(0))
+    if timed:
+        sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
+        taken[TIMES] = _input(TIMES, (rows, sum(sizes)), "f32")
+        cut = ops.variadic_split(taken[TIMES], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
+        for i, edge in enumerate(timed):
+            shape = ops.constant(np.array((rows, *edge.shape[1:]), dtype=np.int64))
+            taken_in(nodes[edge.node].output(edge.port), ops.reshape(cut.output(i), shape, False).output(0))
+    return rebuilt(model, "each", taken.values()), taken
+
+
+def _shared(
+    each: Any,
+    taken: Mapping[str, Any],
+    small: Any,
+    edges: Sequence[Edge],
+    timed: Sequence[Edge],
+    *,
+    alike: bool,
+    half: int,
+    unlike: set[str],
+) -> Any:
+    """The part for each call, with what its two halves have in common computed for one of them.
+
+    `small` is the whole graph for one half. `unlike` names the inputs whose halves differ.
+    """
+    import openvino as ov
+
+    ops = ov.opset13
+    inputs = {}
+    for parameter in each.get_parameters():
+        name = next(iter(parameter.output(0).get_names()))
+        differs = name in unlike or (name == TIMES and not alike)
+        inputs[name] = Hangs.SAMPLE if differs else Hangs.GIVEN
+    common = border(each, dependence(each, inputs), Hangs.SAMPLE)
+    common = [edge for edge in common if edge.hangs and edge.shape and edge.shape[0] == 2 * half]
+    if not common:
+        return each
+    small, own = _for_each_call(small, edges, timed, 1 if alike else half)
+    for name, parameter in own.items():  # its inputs are the first halves of the whole's
+        whole = taken[name].output(0)
+        taken_in(parameter.output(0), whole if name == TIMES and alike else _rows(whole, half))
+    found, nodes = nodes_of(small), nodes_of(each)
+    for edge in common:
+        node, output = nodes[edge.node], found[edge.node].output(edge.port)
+        twice = ops.concat([output, output], 0)
+        taken_in(node.output(edge.port), twice.output(0))
+    return rebuilt(each, "each", [*small.get_parameters()])
+
+
+def _rows(output: Any, count: int) -> Any:
+    import openvino as ov
+
+    ops = ov.opset13
+    ends = [ops.constant(np.array([n], dtype=np.int64)) for n in (0, count, 1, 0)]
+    return ops.slice(output, *ends).output(0)
+
+
+def _input(name: str, shape: Sequence[int], element: str) -> Any:
+    import openvino as ov
+
+    made = ov.opset13.parameter(list(shape), getattr(ov.Type, element), name=name)
+    made.output(0).set_names({name})
+    return made

@@ -1,0 +1,197 @@
+"""Rewrites of OpenVINO's graphs of known sizes: the same numbers from less work, or work that its kernels do better.
+
+Each is a function of a model that changes it in place and says in how many places. All are equalities in real
+arithmetic; what they leave is rounding (`tests/engine/test_vino_rewrites.py` has the figures). What they gain is
+measured by `calotype bench --ablation`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from typing import Any
+
+import numpy as np
+
+_LARGE = 1 << 20  # elements: from here on, putting a tensor into another layout costs more than a few small kernels
+
+
+def upsampled_convolutions(model: Any) -> int:
+    """A 3x3 convolution over pixels that were doubled is a transposed 4x4 one over the pixels themselves.
+
+    Of the nine products at each place some have the same pixel: their weights are added beforehand, and four are left.
+    """
+    import openvino as ov
+
+    changed = 0
+    for node in _of_type(model, "Convolution"):
+        doubled, weights = (_source(node, i) for i in (0, 1))
+        if doubled.get_type_name() != "Interpolate" or weights.get_type_name() != "Constant":
+            continue
+        if not _doubles(doubled) or not _is_plain(node) or tuple(weights.get_shape())[2:] != (3, 3):
+            continue
+        kernel = np.asarray(weights.data, dtype=np.float32)[:, :, ::-1, ::-1]  # [K, C, 3, 3]
+        wide = np.zeros((kernel.shape[1], kernel.shape[0], 4, 4), dtype=np.float32)
+        for dy in (0, 1):
+            for dx in (0, 1):
+                wide[:, :, dy : dy + 3, dx : dx + 3] += kernel.transpose(1, 0, 2, 3)
+        made = ov.opset13.convolution_backprop_data(
+            doubled.input_value(0), ov.opset13.constant(wide), [2, 2], None, [1, 1], [1, 1], [1, 1]
+        )
+        _replace(node, made)
+        changed += 1
+    return changed
+
+
+def gated_linears(model: Any) -> int:
+    """A linear layer whose output is cut in two (GEGLU's) is two layers: the cut is a copy of what was just written."""
+    import openvino as ov
+
+    ops, changed = ov.opset13, 0
+    for node in _of_type(model, "Split", "VariadicSplit"):
+        outputs = node.outputs()
+        added = _source(node, 0)
+        if len(outputs) != 2 or added.get_type_name() != "Add" or _takers(added.output(0)) != 1:
+            continue
+        product, bias = _with_constant(added)
+        if bias is None or product.get_type_name() != "MatMul" or _takers(product.output(0)) != 1:
+            continue
+        weights = _source(product, 1)
+        axis = int(np.asarray(_source(node, 1).data)) % len(outputs[0].get_shape())
+        if weights.get_type_name() != "Constant" or axis != len(outputs[0].get_shape()) - 1:
+            continue
+        turned = bool(product.get_attributes()["transpose_b"])
+        whole, offset, start = np.asarray(weights.data), np.asarray(bias.data), 0
+        for output in outputs:
+            width = output.get_shape()[-1]
+            span = slice(start, start + width)
+            rows = whole[span] if turned else whole[:, span]
+            layer = ops.matmul(product.input_value(0), ops.constant(np.ascontiguousarray(rows)), False, turned)
+            made = ops.add(layer, ops.constant(np.ascontiguousarray(offset[..., span])))
+            for place in list(output.get_target_inputs()):
+                place.replace_source_output(made.output(0))
+            start += width
+        changed += 1
+    return changed
+
+
+def group_norms(model: Any) -> int:
+    """Group normalisation from the means of channels, which OpenVINO takes in the layout that convolutions leave.
+
+    Its own kernel puts every tensor into another layout and back. Two passes, mean and then variance, as the squares of
+    bfloat16 numbers cancel.
+    """
+    changed = 0
+    for node in _of_type(model, "GroupNormalization"):
+        shape = tuple(node.get_output_shape(0))
+        if len(shape) == 4 and int(np.prod(shape)) >= _LARGE:
+            _replace(node, _normed(node, shape))
+            changed += 1
+    return changed
+
+
+def _normed(node: Any, shape: tuple[int, ...]) -> Any:
+    import openvino as ov
+
+    ops, attributes, (batch, channels) = ov.opset13, node.get_attributes(), shape[:2]
+    groups = int(attributes["num_groups"])
+
+    def integers(*numbers: int) -> Any:
+        return ops.constant(np.array(numbers, dtype=np.int64))
+
+    def of_groups(values: Any) -> Any:
+        """Each channel's share of its group's mean.  # [B, C, H, W] -> [B, C, 1, 1]"""
+        parted = integers(batch, groups, channels // groups, 1)
+        means = ops.reshape(ops.reduce_mean(values, integers(2, 3), True), parted, False)
+        return ops.reshape(
+            ops.broadcast(ops.reduce_mean(means, integers(2), True), parted), integers(batch, channels, 1, 1), False
+        )
+
+    x = node.input_value(0)
+    mean = of_groups(x)
+    centred = ops.subtract(x, mean)
+    spread = ops.sqrt(
+        ops.add(of_groups(ops.multiply(centred, centred)), ops.constant(np.float32(attributes["epsilon"])))
+    )
+    scale, shift = (ops.reshape(node.input_value(i), integers(1, channels, 1, 1), False) for i in (1, 2))
+    slope = ops.divide(scale, spread)
+    return ops.add(ops.multiply(x, slope), ops.subtract(shift, ops.multiply(mean, slope)))
+
+
+REWRITES: dict[str, Callable[[Any], int]] = {
+    "upsampled_convolutions": upsampled_convolutions,
+    "gated_linears": gated_linears,
+    "group_norms": group_norms,
+}
+
+
+WITHOUT = "CALOTYPE_WITHOUT"  # names of what to leave undone, with commas between: for finding out what each gains
+
+
+def chosen() -> list[str]:
+    """The names of the rewrites that are in force."""
+    return [name for name in REWRITES if name not in without()]
+
+
+def without() -> frozenset[str]:
+    """What the environment says is to be left undone."""
+    return frozenset(filter(None, os.environ.get(WITHOUT, "").split(",")))
+
+
+def rewritten(model: Any, names: Iterable[str] | None = None) -> dict[str, int]:
+    """Apply the rewrites of these names, or those in force; in how many places each was."""
+    done = {name: REWRITES[name](model) for name in (chosen() if names is None else names)}
+    model.validate_nodes_and_infer_types()
+    return done
+
+
+def _of_type(model: Any, *types: str) -> list[Any]:
+    return [node for node in model.get_ordered_ops() if node.get_type_name() in types]
+
+
+def _source(node: Any, i: int) -> Any:
+    return node.input_value(i).get_node()
+
+
+def _takers(output: Any) -> int:
+    return len(output.get_target_inputs())
+
+
+def _replace(node: Any, made: Any) -> None:
+    made.set_friendly_name(node.get_friendly_name())
+    for place in list(node.output(0).get_target_inputs()):
+        place.replace_source_output(made.output(0))
+
+
+def _with_constant(added: Any) -> tuple[Any, Any]:
+    """The summands of an addition, the constant one last; None where none is constant."""
+    first, second = _source(added, 0), _source(added, 1)
+    if second.get_type_name() == "Constant":
+        return first, second
+    return (second, first) if first.get_type_name() == "Constant" else (first, None)
+
+
+def _doubles(interpolate: Any) -> bool:
+    """Does it put each pixel four times, and nothing else?"""
+    attributes = interpolate.get_attributes()
+    before, after = (tuple(output.get_shape()) for output in (interpolate.input_value(0), interpolate.output(0)))
+    twice = (*before[:2], *(2 * side for side in before[2:]))
+    # Where the factor is two, all ways of rounding down or to the nearer, from corners or from middles, are the same.
+    return len(before) == 4 and after == twice and attributes["mode"] == "nearest" and _rounds_down(attributes)
+
+
+def _rounds_down(attributes: Any) -> bool:
+    coordinates, nearest = attributes["coordinate_transformation_mode"], attributes["nearest_mode"]
+    return (coordinates, nearest) in {
+        ("asymmetric", "floor"),
+        ("half_pixel", "round_prefer_floor"),
+        ("half_pixel", "round_prefer_ceil"),
+        ("half_pixel", "simple"),
+        ("asymmetric", "simple"),
+    }
+
+
+def _is_plain(convolution: Any) -> bool:
+    attributes = convolution.get_attributes()
+    ones = all(list(attributes[name]) == [1, 1] for name in ("strides", "dilations", "pads_begin", "pads_end"))
+    return ones and attributes["auto_pad"] == "explicit"

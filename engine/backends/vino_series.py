@@ -1,0 +1,191 @@
+"""The calls of a denoiser for one batch on OpenVINO: what stays is computed once, and every call does the rest.
+
+The graph is taken apart by `vino_parts`. Of many pictures, each stream has its share. What `CALOTYPE_WITHOUT` names
+(`kept_inputs`, `time_table`, `shared_guidance`) is left undone, so that each can be measured.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calotype.backends.vino_graph import Hangs
+from calotype.backends.vino_parts import TIMES, Parts, parts_of
+from calotype.backends.vino_request import run, streams_for
+from calotype.backends.vino_rewrites import without
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from calotype.backends import Arrays
+    from calotype.backends.vino import VinoRunner
+
+Array = np.ndarray[Any, Any]
+
+_BLOCKS = (1, 4, 8, 16, 32)  # timesteps that go through their part at once: one compilation for many step counts
+
+
+@dataclass(kw_only=True)
+class Stages:
+    """The compiled parts for one kind of series.
+
+    Attributes:
+        each: a request for each stream.
+        parts: takes the graph apart; nothing is done where all that is asked of it was compiled before.
+        once: the request for what stays, where it was needed.
+        times: the requests for timesteps, by how many rows they take.
+        owner: the series whose numbers the inputs of `each` hold.
+    """
+
+    each: list[Any]
+    parts: Callable[[], Parts]
+    once: Any | None = None
+    times: dict[int, Any] = field(default_factory=dict)
+    owner: object = None
+
+
+class VinoSeries:
+    """Calls with the same inputs but for the sample, its timestep, and what ControlNets add."""
+
+    def __init__(self, runner: VinoRunner, given: Arrays, timesteps: Array, *, twice: bool) -> None:
+        """`given` has a row for each row of the batch; `twice` says that its two halves have the same sample."""
+        left = without()
+        self._runner = runner
+        self._given = {name: np.ascontiguousarray(array) for name, array in given.items()}
+        self._timesteps = np.asarray(timesteps, dtype=np.float32)
+        self._twice = twice
+        self._shares = twice and "shared_guidance" not in left
+        self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
+        self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
+
+    def __call__(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
+        """The network's outputs at this call, counted from 0: its timestep is that of the schedule.
+
+        Args:
+            call: which.
+            sample: [B, ...], whether under guidance or not.
+            changing: further inputs that are others at every call, of all rows: [B, ...], or [2B, ...].
+        """
+        groups = self._groups(len(sample))
+        varying = {**changing}
+        if not self._keeps:
+            varying |= self._given
+        if not self._tabled:
+            rows = len(sample) * (2 if self._twice else 1)
+            varying["timestep"] = np.full(rows, self._timesteps[call])
+        with self._runner.lock:
+            stages = self._stages(sample, varying, groups)
+            if stages.owner is not self:
+                self._begin(stages, groups)
+                stages.owner = self
+            wanted = {port.get_any_name() for port in stages.each[0].model_inputs}
+            inputs = []
+            for pictures, places in groups:
+                mine = {name: array[places] for name, array in varying.items() if name in wanted}
+                mine["sample"] = sample[pictures] if self._shares else sample[places % len(sample)]
+                if TIMES in wanted:
+                    mine[TIMES] = self._row(stages, call, places)
+                inputs.append(mine)
+            got = run(stages.each, inputs, self._runner.output_names)
+        if len(groups) == 1:
+            return got
+        order = np.argsort(np.concatenate([rows for _, rows in groups]))
+        return {name: array[order] for name, array in got.items()}
+
+    def _groups(self, count: int) -> list[tuple[Array, Array]]:
+        """For each stream its pictures, and their rows of the whole batch: the unconditional half first."""
+        parts = np.split(np.arange(count), streams_for(count))
+        return [
+            (pictures, np.concatenate([pictures, pictures + count]) if self._twice else pictures) for pictures in parts
+        ]
+
+    def _stages(self, sample: Array, varying: Arrays, groups: Sequence[tuple[Array, Array]]) -> Stages:
+        """The compiled parts for these shapes."""
+        rows = len(groups[0][1])
+        arrays = {**self._given, **varying, "sample": sample}
+        shapes = {name: (rows, *array.shape[1:]) for name, array in arrays.items()} | {"timestep": (rows,)}
+        different = sorted(self._different(varying)) if self._shares else None
+        key = {"part": "each", "shapes": shapes, "varying": sorted(varying), "different": different}
+        made = self._runner.kept(f"{len(groups)} {key}", lambda: self._made(key, shapes, different, len(groups)))
+        assert isinstance(made, Stages)
+        return made
+
+    def _made(
+        self, key: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], different: list[str] | None, streams: int
+    ) -> Stages:
+        found: list[Parts] = []
+
+        def parts() -> Parts:
+            if not found:
+                hangs = dict.fromkeys(self._given, Hangs.GIVEN) | {"timestep": Hangs.TIME}
+                hangs |= dict.fromkeys(("sample", *key["varying"]), Hangs.SAMPLE)
+                rows = shapes["timestep"][0]
+                found.append(parts_of(lambda n: self._runner.sized(_with_rows(shapes, n)), rows, hangs, different))
+            return found[0]
+
+        each = self._runner.compiled(key, lambda: parts().each, streams=streams)
+        return Stages(each=each, parts=parts)
+
+    def _different(self, varying: Arrays) -> set[str]:
+        """The inputs whose halves are not the same."""
+        half = len(next(iter(self._given.values()))) // 2
+        unlike = {name for name, array in self._given.items() if not np.array_equal(array[:half], array[half:])}
+        return unlike | {name for name in varying if name != "timestep"}
+
+    def _begin(self, stages: Stages, groups: Sequence[tuple[Array, Array]]) -> None:
+        """Compute what stays, and put it where the requests for each call find it."""
+        wanted = {port.get_any_name() for port in stages.each[0].model_inputs}
+        computed = wanted - {"sample", TIMES, *self._given}
+        computed = {name for name in computed if ":" in name}
+        for request, (_, rows) in zip(stages.each, groups, strict=True):
+            mine = {name: array[rows] for name, array in self._given.items()}
+            if computed:
+                if stages.once is None:
+                    shapes = {name: array.shape for name, array in mine.items()}
+                    key = {"part": "once", "shapes": shapes, "outputs": sorted(computed)}
+                    (stages.once,) = self._runner.compiled(key, lambda: stages.parts().once)
+                takes = {port.get_any_name() for port in stages.once.model_inputs}
+                found = run([stages.once], [{n: a for n, a in mine.items() if n in takes}], sorted(computed))
+                for name, array in found.items():
+                    request.get_tensor(name).data[...] = array
+            for name in wanted & set(mine):
+                request.get_tensor(name).data[...] = mine[name]
+
+    def _row(self, stages: Stages, call: int, rows: Array) -> Array:
+        """What hangs on this call's timestep, for these rows of the batch."""
+        taken = stages.each[0].get_tensor(TIMES).data.shape
+        alike = taken[0] == 1
+        length = next((n for n in _BLOCKS if n >= len(self._timesteps)), _BLOCKS[-1])
+        first = call - call % length
+        if first not in self._table:
+            self._table[first] = self._timed(stages, first, length, alike)
+        row: Array = self._table[first][call - first]
+        return row[None] if alike else row[rows]
+
+    def _timed(self, stages: Stages, first: int, length: int, alike: bool) -> Array:
+        """Of a block of calls.  # [length, width], or [length, rows of the batch, width]"""
+        timesteps = np.resize(self._timesteps[first : first + length], length)  # what is over repeats, unused
+        count = 1 if alike else len(next(iter(self._given.values())))
+        given = {} if alike else {name: np.concatenate([array] * length) for name, array in self._given.items()}
+        inputs = {"timestep": np.repeat(timesteps, count), **given}
+        if (rows := length * count) not in stages.times:
+            shapes = {name: array.shape for name, array in inputs.items()}
+            key = {"part": "times", "shapes": shapes, "width": stages.each[0].get_tensor(TIMES).data.shape[1]}
+            (stages.times[rows],) = self._runner.compiled(key, lambda: _times(stages.parts(), rows), precise=True)
+        request = stages.times[rows]
+        takes = {port.get_any_name() for port in request.model_inputs}
+        names = [port.get_any_name() for port in request.model_outputs]
+        got = run([request], [{n: a for n, a in inputs.items() if n in takes}], names)
+        table = np.concatenate([got[name].reshape(rows, -1) for name in names], axis=1)
+        return table if alike else table.reshape(length, count, -1)
+
+
+def _times(parts: Parts, rows: int) -> Any:
+    assert parts.times is not None
+    return parts.times(rows)
+
+
+def _with_rows(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, tuple[int, ...]]:
+    return {name: (rows, *shape[1:]) for name, shape in shapes.items()}
