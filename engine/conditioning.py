@@ -6,6 +6,7 @@ Knows which outputs of which encoders are meant from the plan's `Prompting`; kno
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -15,6 +16,7 @@ from calotype.guidance import guidance_embedding
 from calotype.loop import Conditioning
 from calotype.plan import Plan, skipping
 from calotype.prompt import ClipTokenizer, Tokens
+from calotype.remembered import Remembered
 from calotype.request import Job
 
 Floats = NDArray[np.float32]
@@ -30,26 +32,38 @@ def tokenizers_of(plan: Plan) -> dict[str, ClipTokenizer]:
     return {name: ClipTokenizer(folder, lengths[name]) for name, folder in plan.tokenizers.items()}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Encoded:
+    """What the text encoders make of one prompt: states [chunks * T, W], and the pooled one [P] where it is used."""
+
+    states: Floats
+    pooled: Floats | None
+
+
 def condition(
-    plan: Plan, tokenizers: Mapping[str, ClipTokenizer], encoder: Callable[[str], Encoder], job: Job
+    plan: Plan,
+    tokenizers: Mapping[str, ClipTokenizer],
+    encoder: Callable[[str], Encoder],
+    job: Job,
+    memory: Remembered[Encoded] | None = None,
 ) -> tuple[Conditioning, tuple[str, ...]]:
-    """Run every text encoder once on each different prompt; what steers the job's batch, and notes for its report."""
+    """Run every text encoder once on each different prompt; what steers the job's batch, and notes for its report.
+
+    `memory` holds what they made of prompts before: of the same weights.
+    """
     if not plan.prompting.states:
         nothing = Conditioning(arrays={}, guidance_scale=job.guidance_scale, guided=False)
         return nothing, ()
     texts = (*job.negative_prompts, *job.prompts) if job.guided else job.prompts
     unique = list(dict.fromkeys(t for t in texts if t is not None))
     tokens = _tokens(plan, tokenizers, unique)
-    outputs = {name: _encoded(name, encoder(name), t) for name, t in tokens.items()}
+    encoded = _remembered(plan, encoder, tokens, job.clip_skip, Remembered(len(unique)) if memory is None else memory)
     # The row past the prompts is zeros: a negative prompt that was not said, where the model was trained so.
     rows = [len(unique) if t is None else unique.index(t) for t in texts]
-    states = [
-        _weighed(outputs[name][skipping(output, job.clip_skip)], tokens[name]) for name, output in plan.prompting.states
-    ]
-    arrays = {"encoder_hidden_states": _rows(np.concatenate(states, axis=-1), rows)}
-    if plan.prompting.pooled is not None:
-        name, output = plan.prompting.pooled
-        arrays["text_embeds"] = _rows(outputs[name][output][:, 0], rows)
+    arrays = {"encoder_hidden_states": _rows(np.stack([e.states for e in encoded]), rows)}
+    pooled = [e.pooled for e in encoded if e.pooled is not None]
+    if pooled:
+        arrays["text_embeds"] = _rows(np.stack(pooled), rows)
         arrays["time_ids"] = time_ids_of(plan, job)
     for binding in plan.components["unet"].inputs:
         if binding.name == "timestep_cond":
@@ -59,6 +73,41 @@ def condition(
         arrays=arrays, guidance_scale=job.guidance_scale, guided=job.guided, guidance_rescale=job.guidance_rescale
     )
     return conditioning, _notes(job, tokens)
+
+
+def _remembered(
+    plan: Plan,
+    encoder: Callable[[str], Encoder],
+    tokens: Mapping[str, Tokens],
+    clip_skip: int | None,
+    memory: Remembered[Encoded],
+) -> list[Encoded]:
+    """Each prompt's, encoding those alone that the memory does not hold."""
+    count = len(next(iter(tokens.values())).ids)
+    keys = [
+        (clip_skip, *((n, t.ids[i].tobytes(), t.weights[i].tobytes()) for n, t in tokens.items())) for i in range(count)
+    ]
+    found = [memory.get(key) for key in keys]
+    missing = [i for i, each in enumerate(found) if each is None]
+    if missing:
+        lacking = {name: t.of(missing) for name, t in tokens.items()}
+        outputs = {name: _encoded(name, encoder(name), t) for name, t in lacking.items()}
+        states = np.concatenate(
+            [
+                _weighed(outputs[name][skipping(output, clip_skip)], lacking[name])
+                for name, output in plan.prompting.states
+            ],
+            axis=-1,
+        )
+        for place, i in enumerate(missing):
+            pooled = None
+            if plan.prompting.pooled is not None:
+                name, output = plan.prompting.pooled
+                pooled = outputs[name][output][place, 0]
+            made = Encoded(states=states[place], pooled=pooled)
+            memory.put(keys[i], made)
+            found[i] = made
+    return [each for each in found if each is not None]
 
 
 def _tokens(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], prompts: list[str]) -> dict[str, Tokens]:

@@ -20,7 +20,7 @@ from calotype import __version__
 from calotype.adapters import Adapters
 from calotype.backends import Choice, Opened, open_component
 from calotype.codec import Codec, Portions
-from calotype.conditioning import condition, tokenizers_of
+from calotype.conditioning import Encoded, condition, tokenizers_of
 from calotype.control import Control
 from calotype.errors import InputError
 from calotype.image import pixels_from
@@ -30,6 +30,7 @@ from calotype.lora import Given, Lora
 from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.picture import CHUNK, Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
+from calotype.remembered import Remembered
 from calotype.report import ComponentReport, Report, Stopwatch
 from calotype.request import Job, Request, resolve
 from calotype.sampler import Sampler, SamplerRun
@@ -40,6 +41,9 @@ from calotype.task import batch, many
 from calotype.trust import newer
 
 Floats = NDArray[np.float32]
+
+_PROMPTS = 64  # whose encoding is remembered: some 0.3 MB each
+_SCHEDULES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +93,9 @@ class Pipeline:
         self._tokenizers = tokenizers_of(plan)
         self._codec = Codec(plan, self.component)
         self._adapters = Adapters(plan, self.component)
+        self._texts: Remembered[Encoded] = Remembered(_PROMPTS)
+        self._texts_of: tuple[Lora, ...] = ()  # the LoRAs that were in force when they were encoded
+        self._samplers: Remembered[tuple[SchedulerSpec, Sampler]] = Remembered(_SCHEDULES)
         for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
             if name in plan.components:
                 self.component(name)
@@ -113,7 +120,7 @@ class Pipeline:
         size = {"height": job.height, "width": job.width}
         loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
         check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
-        spec, sampler = sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
+        spec, sampler = self._sampler(job)
         portions = self._codec.portions(len(job.seeds), job.height, job.width)
         return self._run(_Work(job=job, spec=spec, sampler=sampler, portions=portions), stop)
 
@@ -199,7 +206,9 @@ class Pipeline:
     def _painting(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
         watch, sampler = Stopwatch(), work.sampler
         with watch.stage("text"):
-            conditioning, notes = condition(self.plan, self._tokenizers, self.component, work.job)
+            conditioning, notes = condition(
+                self.plan, self._tokenizers, self.component, work.job, self._memory(work.loras)
+            )
         job = work.job
         draw = self._noise(job)
         with watch.stage("encode") if job.task.image is not None else nullcontext():
@@ -215,6 +224,22 @@ class Pipeline:
             images = self._output(work, run.latents())
         report = self._report(work, watch, notes)
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
+
+    def _memory(self, loras: tuple[Lora, ...]) -> Remembered[Encoded]:
+        """Of prompts, as these weights encode them: all pictures that are painted at one time have the same."""
+        with self._guard:
+            if loras is not self._texts_of:
+                self._texts.clear()
+                self._texts_of = loras
+        return self._texts
+
+    def _sampler(self, job: Job) -> tuple[SchedulerSpec, Sampler]:
+        def find() -> tuple[SchedulerSpec, Sampler]:
+            return sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
+
+        if job.scheduler is None or isinstance(job.scheduler, str):
+            return self._samplers((job.scheduler, job.steps, job.task.course), find)
+        return find()  # an object may have changed since
 
     def _noise(self, job: Job) -> BatchNoise:
         sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)

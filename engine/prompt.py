@@ -35,6 +35,11 @@ class Tokens:
     weights: NDArray[np.float32]  # [B, chunks, length]
     dropped: tuple[str, ...]
 
+    def of(self, rows: Sequence[int]) -> Tokens:
+        """Those of some of the prompts."""
+        at = list(rows)
+        return Tokens(ids=self.ids[at], weights=self.weights[at], dropped=tuple(self.dropped[i] for i in at))
+
     def with_chunks(self, chunks: int, padding: NDArray[np.int64]) -> Tokens:
         """The same with chunks of `padding` [length] added, up to so many."""
         more = ((0, 0), (0, chunks - self.ids.shape[1]), (0, 0))

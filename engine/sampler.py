@@ -267,11 +267,13 @@ class MatrixRun:
         return np.where(original.repaint, mixed, kept).astype(np.float32)
 
     def _mix(self, row: NDArray[np.float64], clean: float) -> Latents:
+        columns = np.flatnonzero(row)
+        if columns.size:
+            self._draw_up_to(int(columns[-1]) - self._matrix.calls)
         total = np.zeros(self._term.size, dtype=np.float64)
         if clean and self._original is not None:
             total += clean * self._original.latents.ravel().astype(np.float64)
-        for column in np.flatnonzero(row):
-            self._draw_up_to(int(column) - self._matrix.calls)
+        for column in columns:
             np.multiply(self._history[column], row[column], out=self._term, dtype=np.float64)
             total += self._term
         return total.astype(np.float32).reshape(self._shape)

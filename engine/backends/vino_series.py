@@ -33,6 +33,7 @@ class Stages:
 
     Attributes:
         each: a request for each stream.
+        takes: the names of its inputs.
         parts: takes the graph apart; nothing is done where all that is asked of it was compiled before.
         once: the request for what stays, where it was needed.
         times: the requests for timesteps, by how many rows they take.
@@ -40,6 +41,7 @@ class Stages:
     """
 
     each: list[Any]
+    takes: frozenset[str]
     parts: Callable[[], Parts]
     once: Any | None = None
     times: dict[int, Any] = field(default_factory=dict)
@@ -59,6 +61,8 @@ class VinoSeries:
         self._shares = twice and "shared_guidance" not in left
         self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
         self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
+        self._shares_of: list[tuple[Array, Array]] = []  # of the streams
+        self._known: tuple[str, Callable[[], Stages]] | None = None  # of which stages; the shapes stay
 
     def __call__(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
         """The network's outputs at this call, counted from 0: its timestep is that of the schedule.
@@ -68,7 +72,7 @@ class VinoSeries:
             sample: [B, ...], whether under guidance or not.
             changing: further inputs that are others at every call, of all rows: [B, ...], or [2B, ...].
         """
-        groups = self._groups(len(sample))
+        groups = self._shares_of = self._shares_of or self._groups(len(sample))
         varying = {**changing}
         if not self._keeps:
             varying |= self._given
@@ -80,12 +84,11 @@ class VinoSeries:
             if stages.owner is not self:
                 self._begin(stages, groups)
                 stages.owner = self
-            wanted = {port.get_any_name() for port in stages.each[0].model_inputs}
             inputs = []
             for pictures, places in groups:
-                mine = {name: array[places] for name, array in varying.items() if name in wanted}
+                mine = {name: array[places] for name, array in varying.items() if name in stages.takes}
                 mine["sample"] = sample[pictures] if self._shares else sample[places % len(sample)]
-                if TIMES in wanted:
+                if TIMES in stages.takes:
                     mine[TIMES] = self._row(stages, call, places)
                 inputs.append(mine)
             got = run(stages.each, inputs, self._runner.output_names)
@@ -102,13 +105,15 @@ class VinoSeries:
         ]
 
     def _stages(self, sample: Array, varying: Arrays, groups: Sequence[tuple[Array, Array]]) -> Stages:
-        """The compiled parts for these shapes."""
-        rows = len(groups[0][1])
-        arrays = {**self._given, **varying, "sample": sample}
-        shapes = {name: (rows, *array.shape[1:]) for name, array in arrays.items()} | {"timestep": (rows,)}
-        different = sorted(self._different(varying)) if self._shares else None
-        key = {"part": "each", "shapes": shapes, "varying": sorted(varying), "different": different}
-        made = self._runner.kept(f"{len(groups)} {key}", lambda: self._made(key, shapes, different, len(groups)))
+        """The compiled parts for these shapes, which are those of every call."""
+        if self._known is None:
+            rows = len(groups[0][1])
+            arrays = {**self._given, **varying, "sample": sample}
+            shapes = {name: (rows, *array.shape[1:]) for name, array in arrays.items()} | {"timestep": (rows,)}
+            different = sorted(self._different(varying)) if self._shares else None
+            key = {"part": "each", "shapes": shapes, "varying": sorted(varying), "different": different}
+            self._known = f"{len(groups)} {key}", lambda: self._made(key, shapes, different, len(groups))
+        made = self._runner.kept(*self._known)
         assert isinstance(made, Stages)
         return made
 
@@ -126,7 +131,7 @@ class VinoSeries:
             return found[0]
 
         each = self._runner.compiled(key, lambda: parts().each, streams=streams)
-        return Stages(each=each, parts=parts)
+        return Stages(each=each, takes=_inputs_of(each[0]), parts=parts)
 
     def _different(self, varying: Arrays) -> set[str]:
         """The inputs whose halves are not the same."""
@@ -136,9 +141,7 @@ class VinoSeries:
 
     def _begin(self, stages: Stages, groups: Sequence[tuple[Array, Array]]) -> None:
         """Compute what stays, and put it where the requests for each call find it."""
-        wanted = {port.get_any_name() for port in stages.each[0].model_inputs}
-        computed = wanted - {"sample", TIMES, *self._given}
-        computed = {name for name in computed if ":" in name}
+        computed = {name for name in stages.takes if ":" in name}  # as `Edge.name` has it; inputs of the network do not
         for request, (_, rows) in zip(stages.each, groups, strict=True):
             mine = {name: array[rows] for name, array in self._given.items()}
             if computed:
@@ -146,11 +149,11 @@ class VinoSeries:
                     shapes = {name: array.shape for name, array in mine.items()}
                     key = {"part": "once", "shapes": shapes, "outputs": sorted(computed)}
                     (stages.once,) = self._runner.compiled(key, lambda: stages.parts().once)
-                takes = {port.get_any_name() for port in stages.once.model_inputs}
+                takes = _inputs_of(stages.once)
                 found = run([stages.once], [{n: a for n, a in mine.items() if n in takes}], sorted(computed))
                 for name, array in found.items():
                     request.get_tensor(name).data[...] = array
-            for name in wanted & set(mine):
+            for name in stages.takes & set(mine):
                 request.get_tensor(name).data[...] = mine[name]
 
     def _row(self, stages: Stages, call: int, rows: Array) -> Array:
@@ -175,11 +178,15 @@ class VinoSeries:
             key = {"part": "times", "shapes": shapes, "width": stages.each[0].get_tensor(TIMES).data.shape[1]}
             (stages.times[rows],) = self._runner.compiled(key, lambda: _times(stages.parts(), rows), precise=True)
         request = stages.times[rows]
-        takes = {port.get_any_name() for port in request.model_inputs}
+        takes = _inputs_of(request)
         names = [port.get_any_name() for port in request.model_outputs]
         got = run([request], [{n: a for n, a in inputs.items() if n in takes}], names)
         table = np.concatenate([got[name].reshape(rows, -1) for name in names], axis=1)
         return table if alike else table.reshape(length, count, -1)
+
+
+def _inputs_of(request: Any) -> frozenset[str]:
+    return frozenset(port.get_any_name() for port in request.model_inputs)
 
 
 def _times(parts: Parts, rows: int) -> Any:
