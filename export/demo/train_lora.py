@@ -2,7 +2,7 @@
 
 The U-Net learns the same captions with other pictures: scenes whose things are hollow. Of its weights nothing moves
 but two small matrices beside each (Hu et al. 2021, arXiv 2106.09685), convolutions included; they are written in
-diffusers' layout. Five minutes on one core, with a fixed seed.
+diffusers' layout. Two minutes of one core, with a fixed seed.
 """
 
 from __future__ import annotations
