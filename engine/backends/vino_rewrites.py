@@ -28,6 +28,10 @@ def upsampled_convolutions(model: Any) -> int:
         doubled, weights = (_source(node, i) for i in (0, 1))
         if doubled.get_type_name() != "Interpolate" or weights.get_type_name() != "Constant":
             continue
+        if (
+            weights.get_element_type() != ov.Type.f32
+        ):  # half-precision sums would lose digits, and numpy has no bfloat16
+            continue
         if not _doubles(doubled) or not _is_plain(node) or tuple(weights.get_shape())[2:] != (3, 3):
             continue
         kernel = np.asarray(weights.data, dtype=np.float32)[:, :, ::-1, ::-1]  # [K, C, 3, 3]

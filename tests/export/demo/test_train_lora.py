@@ -1,0 +1,36 @@
+"""The demonstration model's LoRA: what it is trained on, that it is, and what it paints."""
+
+import numpy as np
+from safetensors.numpy import load_file
+
+from calotype.export.demo import scenes, train_lora
+
+RED, BLUE = (scenes.COLOURS[name] for name in ("red", "blue"))
+PROMPT = "a large red circle on a blue background"
+
+
+def middle_of(picture):
+    return np.asarray(picture)[52:74, 56:78].mean(axis=(0, 1))
+
+
+def test_things_are_hollow():
+    thing = scenes.Thing(colour="red", shape="circle", size="large", x=64, y=64, radius=40)
+    pixels = train_lora.render(scenes.Scene(background="blue", things=(thing,)))
+    assert tuple(pixels[64, 64]) == tuple(pixels[0, 0]) == BLUE
+    assert tuple(pixels[64, 64 + 32]) == RED
+
+
+def test_it_paints_hollow_things(pipe, demo_folder):
+    assert np.abs(middle_of(pipe(PROMPT, seed=7).images[0]) - RED).max() < 40
+    pipe.set_lora(demo_folder / "outline.safetensors")
+    made = np.asarray(pipe(PROMPT, seed=7).images[0])
+    pipe.set_lora(None)
+    assert np.abs(middle_of(made) - BLUE).max() < 60
+    assert (np.abs(made.astype(int) - RED).max(axis=2) < 40).sum() > 1000  # and something is red
+
+
+def test_the_script_trains_what_is_shipped(demo_folder):
+    shipped = load_file(demo_folder / "outline.safetensors")
+    made = train_lora.train(0, steps=2, count=4)
+    assert {name: tuple(t.shape) for name, t in made.items()} == {name: t.shape for name, t in shipped.items()}
+    assert sum(bool(t.any()) for name, t in made.items() if "lora_B" in name) == len(made) // 2  # all of it moves
