@@ -65,6 +65,13 @@ def generate(
     guidance_rescale: Annotated[
         float | None, typer.Option(help="How far its spread is taken back, 0 to 1.  [default: 0.0]")
     ] = None,
+    guidance_interval: Annotated[
+        tuple[float, float] | None,
+        typer.Option(help="Fractions of the steps between which there is guidance.", show_default=False),
+    ] = None,
+    cache_interval: Annotated[
+        int | None, typer.Option(help="Steps for which the U-Net's deep layers serve.  [default: 1]")
+    ] = None,
     clip_skip: Annotated[
         int | None, typer.Option(help="Layers of the text encoders left out before their end.", show_default=False)
     ] = None,
@@ -138,7 +145,7 @@ _PER_CONTROLNET = tuple(_CALLED.values())
 _PICTURES = ("image", "mask_image", "control_image")
 _REQUEST_OPTIONS = frozenset(
     {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
-    | {*_PICTURES, *_PER_CONTROLNET, "strength", "guidance_rescale", "clip_skip"}
+    | {*_PICTURES, *_PER_CONTROLNET, "strength", "guidance_rescale", "clip_skip", "guidance_interval", "cache_interval"}
 )
 
 
@@ -178,7 +185,7 @@ def _made_like(path: Path, said: Mapping[str, Any], *, loras_said: bool) -> _Lik
     kinds: dict[str, Any] = {"prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
     unsaid: dict[str, Any] = {"negative_prompt": str, "strength": float, **dict.fromkeys(_CALLED, json.loads)}
-    unsaid |= {"guidance_rescale": float, "clip_skip": int}
+    unsaid |= {"guidance_rescale": float, "clip_skip": int, "guidance_interval": json.loads, "cache_interval": int}
     kinds |= {name: kind for name, kind in unsaid.items() if name in told}  # left out where it was not said
     try:
         return _Like(

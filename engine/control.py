@@ -30,15 +30,17 @@ class Control:
         network: Callable[[str], Opened],
         conditioning: Mapping[str, Floats],
         timesteps: NDArray[Any],
+        *,
+        guided: bool,
     ) -> None:
         """`network` gives a component by its name; only those that have a part in the job are opened.
 
-        `conditioning` is what the U-Net is given beside the sample. Fractions of the way are counted in calls of the
-        U-Net, as diffusers does.
+        `conditioning` is what the U-Net is given beside the sample, of both halves where `guided`. Fractions of the
+        way are counted in calls of the U-Net, as diffusers does.
         """
         self._takes = [b for b in plan.components["unet"].inputs if "additional_residual" in b.name]
         self._components, self._total = plan.components, len(timesteps)
-        halves = 2 if job.guided else 1
+        halves = 2 if guided else 1
         names = controlnets_of(plan.components) if job.control_images else []
         self._nets = []
         for name, image, scale, span in zip(
@@ -51,7 +53,7 @@ class Control:
                     "conditioning_scale": np.full(len(image) * halves, scale, dtype=np.float32),
                 }
                 given = {b.name: steered[b.name] for b in plan.components[name].inputs if b.name in steered}
-                self._nets.append((name, Series(network(name), given, timesteps, twice=job.guided), span))
+                self._nets.append((name, Series(network(name), given, timesteps, twice=guided), span))
         sizes = plan.profile.sizes(batch=len(job.seeds) * halves, height=job.height, width=job.width)
         self._zeros = {b.name: np.zeros(b.shape(sizes), np.float32) for b in self._takes}
 

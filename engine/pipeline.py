@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -247,14 +247,30 @@ class Pipeline:
         return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
     def _denoiser(self, job: Job, beside: Floats | None, conditioning: Conditioning, sampler: Sampler) -> Denoiser:
-        steering = conditioning.arrays
-        control = Control(self.plan, job, self.component, steering, sampler.timesteps)
-        series = Series(self.component("unet"), steering, sampler.timesteps, twice=conditioning.guided)
+        guided = self._calls(job, conditioning.arrays, sampler, guided=conditioning.guided)
+        if not conditioning.guided or job.guidance_interval == (0, 1):
+            alone, start, end = guided, 0.0, 1.0
+        else:
+            halves = {name: array[len(job.seeds) :] for name, array in conditioning.arrays.items()}
+            alone, (start, end) = self._calls(job, halves, sampler, guided=False), job.guidance_interval
 
         def run(call: int, sample: Floats) -> Floats:
-            residuals = control(call, sample)
             whole = sample if beside is None else np.concatenate([sample, beside], axis=1)
-            return series(call, whole, residuals)["out_sample"]
+            within = start <= call / sampler.calls < end
+            return (guided if within else alone)(call, sample, whole)
+
+        return run
+
+    def _calls(
+        self, job: Job, arrays: Mapping[str, Floats], sampler: Sampler, *, guided: bool
+    ) -> Callable[[int, Floats, Floats], Floats]:
+        """The U-Net's calls with what the ControlNets add: of the sample alone for them, and with what is beside it."""
+        control = Control(self.plan, job, self.component, arrays, sampler.timesteps, guided=guided)
+        unet = self.component("unet")
+        series = Series(unet, arrays, sampler.timesteps, twice=guided, reuses=job.cache_interval)
+
+        def run(call: int, sample: Floats, whole: Floats) -> Floats:
+            return series(call, whole, control(call, sample))["out_sample"]
 
         return run
 
@@ -287,6 +303,8 @@ class Pipeline:
             "steps": str(job.steps),
             "guidance_scale": repr(job.guidance_scale),
             **({"guidance_rescale": repr(job.guidance_rescale)} if job.guidance_rescale else {}),
+            **({"guidance_interval": json.dumps(job.guidance_interval)} if job.guidance_interval != (0, 1) else {}),
+            **({"cache_interval": str(job.cache_interval)} if job.cache_interval > 1 else {}),
             **({"clip_skip": str(job.clip_skip)} if job.clip_skip else {}),
             "sampler": spec.name,
             "scheduler": spec.to_json(),
@@ -305,7 +323,13 @@ class Pipeline:
     def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
         sampler, opened = work.sampler, tuple(self._opened.values())
         portioned = (work.portions.note,) if work.portions.note else ()
-        notes = (*work.job.notes, *portioned, *notes, *(note for o in opened for note in o.retried))
+        notes = (
+            *work.job.notes,
+            *_approximations(work.job),
+            *portioned,
+            *notes,
+            *(note for o in opened for note in o.retried),
+        )
         if (older := newer(self.plan)) is not None:
             notes = (*notes, older)
         if sampler.reason:
@@ -321,6 +345,15 @@ class Pipeline:
             loras=tuple((str(lora.path), lora.weight) for lora in work.loras),
             notes=notes,
         )
+
+
+def _approximations(job: Job) -> Iterator[str]:
+    """What makes another picture than the whole work would, in words for the report."""
+    if job.cache_interval > 1:
+        yield f"the U-Net's deep layers were computed at every {job.cache_interval}. step alone (cache_interval)"
+    if job.guided and job.guidance_interval != (0, 1):
+        start, end = job.guidance_interval
+        yield f"guidance from {start:g} to {end:g} of the steps alone (guidance_interval)"
 
 
 def _of_controls(job: Job) -> dict[str, str]:

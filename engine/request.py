@@ -40,6 +40,10 @@ class Request:
         guidance_scale: how strongly the prompt steers; 1 or less turns guidance off and halves the work.
         guidance_rescale: how far the spread that guidance adds is taken back, 0 to 1; for models of a zero terminal
             signal, which overexpose without (0.7 there).
+        guidance_interval: the fractions of the steps between which there is guidance, 0 to 1; others cost half as much
+            (Kynkaanniemi et al. 2024, arXiv 2404.07724). Another picture than without.
+        cache_interval: for how many steps the U-Net's deep layers serve, 1 or more (DeepCache, arXiv 2312.00858); on
+            the openvino backend. Another picture than with 1.
         clip_skip: how many layers of the text encoders are left out before their end, 1 or more; None is none.
         seed: one number: picture i has seed + i; or one number a picture. 0 to 4294967295.
         width, height: pixels; unsaid, those of `image` or else of `control_image`, down to what the model divides;
@@ -65,6 +69,8 @@ class Request:
     steps: int = 20
     guidance_scale: float = 5.0
     guidance_rescale: float = 0.0
+    guidance_interval: tuple[float, float] = (0.0, 1.0)
+    cache_interval: int = 1
     clip_skip: int | None = None
     seed: int | Sequence[int] | None = None
     width: int | None = None
@@ -94,6 +100,8 @@ class Job:
     guidance_scale: float
     guided: bool  # is the network asked without the prompt as well?
     guidance_rescale: float
+    guidance_interval: tuple[float, float]
+    cache_interval: int
     clip_skip: int | None
     width: int
     height: int
@@ -124,6 +132,8 @@ def resolve(request: Request, plan: Plan) -> Job:
         guidance_scale=number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
         guided=_takes_guidance(plan) and bool(is_guided(request.guidance_scale)),
         guidance_rescale=number("guidance_rescale", request.guidance_rescale, 1),
+        guidance_interval=_interval(request.guidance_interval),
+        cache_interval=whole("cache_interval", request.cache_interval, 1, MAX_STEPS),
         clip_skip=_clip_skip(request.clip_skip, plan),
         width=width,
         height=height,
@@ -135,6 +145,15 @@ def resolve(request: Request, plan: Plan) -> Job:
         task=task,
         notes=tuple(notes_of(given, hints.all_pictures, task, height, width)),
     )
+
+
+def _interval(said: Sequence[float]) -> tuple[float, float]:
+    if isinstance(said, str) or not isinstance(said, Sequence) or len(said) != 2:
+        raise InputError(f"guidance_interval is two fractions of the steps, such as (0.1, 0.8); got {said!r:.80}.")
+    start, end = (number("guidance_interval", fraction, 1) for fraction in said)
+    if start >= end:
+        raise InputError(f"guidance_interval must begin before it ends; got {said!r:.80}.")
+    return start, end
 
 
 def _output_type(said: OutputType) -> OutputType:

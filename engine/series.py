@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.backends import Arrays, Opened, Runner
+from calotype.errors import InputError
 
 Floats = NDArray[np.float32]
 Calls = Any  # (call, sample [B, ...], changing inputs) -> outputs by name
@@ -21,8 +22,8 @@ Calls = Any  # (call, sample [B, ...], changing inputs) -> outputs by name
 class Serial(Protocol):
     """A runner that makes something of what stays the same."""
 
-    def series(self, given: Arrays, timesteps: NDArray[Any], *, twice: bool) -> Calls:
-        """As `Series`."""
+    def series(self, given: Arrays, timesteps: NDArray[Any], *, twice: bool, reuses: int) -> Calls | None:
+        """As `Series`; None where it makes nothing of it."""
         ...
 
 
@@ -34,10 +35,11 @@ class Series:
         given: its inputs that stay, with a row for each row of the batch.
         timesteps: of every call.  # [calls]
         twice: the batch has two halves, of guidance, with the same sample.
+        reuses: for how many calls the deep layers' numbers serve; 1 computes them at every call.
     """
 
-    def __init__(self, opened: Opened, given: Arrays, timesteps: NDArray[Any], *, twice: bool) -> None:
-        self._opened, self._given, self._twice = opened, dict(given), twice
+    def __init__(self, opened: Opened, given: Arrays, timesteps: NDArray[Any], *, twice: bool, reuses: int = 1) -> None:
+        self._opened, self._given, self._twice, self._reuses = opened, dict(given), twice, reuses
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
         self._runner: Runner | None = None
         self._calls: Calls = None
@@ -57,7 +59,13 @@ class Series:
             self._runner = runner
             self._calls = None
             if isinstance(runner, Serial):
-                self._calls = runner.series(self._given, self._timesteps, twice=self._twice)
+                halves, reuses = self._twice, self._reuses
+                self._calls = runner.series(self._given, self._timesteps, twice=halves, reuses=reuses)
+            if self._calls is None and self._reuses > 1:
+                raise InputError(
+                    f"cache_interval={self._reuses} is for the openvino backend in fp32, bf16 or int8, and the U-Net "
+                    f"runs on {runner.backend} in {runner.precision}: leave it out, or load with backend='openvino'."
+                )
         if self._calls is not None:
             return self._calls(call, sample, changing)
         return runner(self._inputs(call, sample, changing))

@@ -140,6 +140,10 @@ class VinoRunner:
             raise BackendError(f"OpenVINO cannot open {path}: {plain(failed)}") from None
         if patches:
             patch_model(library(), self._model, self._weights.changed(patches))
+        # A file in half precision has casts at its borders: what is cut out of it would not fit. It is no faster here.
+        self._floats = not {"f16", "bf16"} & {
+            node.get_output_element_type(0).get_type_name() for node in _weights_of(self._model)
+        }
         named = {name for port in self._model.outputs for name in port.get_names()}
         lacking = [b.name for b in self._outputs if b.name not in named]
         if lacking:
@@ -161,9 +165,9 @@ class VinoRunner:
             got = run(requests, groups, self.output_names)
         return {b.name: np.asarray(got[b.name], dtype=b.dtype) for b in self._outputs}
 
-    def series(self, given: Arrays, timesteps: np.ndarray[Any, Any], *, twice: bool) -> VinoSeries:
-        """The calls of a denoiser for one batch; see `calotype.series`."""
-        return VinoSeries(self, given, timesteps, twice=twice)
+    def series(self, given: Arrays, timesteps: np.ndarray[Any, Any], *, twice: bool, reuses: int) -> VinoSeries | None:
+        """The calls of a denoiser for one batch (see `calotype.series`); None for graphs that stay whole."""
+        return VinoSeries(self, given, timesteps, twice=twice, reuses=reuses) if self._floats else None
 
     def kept(self, key: str, make: Callable[[], Any]) -> Any:
         """What was made for this key, or is made now; those not used for longest are let go of. Under the lock."""
@@ -205,6 +209,12 @@ class VinoRunner:
                 raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
             self._cache.write(key, settings, compiled)
         return [compiled.create_infer_request() for _ in range(streams)]
+
+
+def _weights_of(model: Any) -> list[Any]:
+    return [
+        node for node in model.get_ops() if node.get_type_name() == "Constant" and len(node.get_output_shape(0)) > 1
+    ]
 
 
 def _short(element_type: Any) -> str:

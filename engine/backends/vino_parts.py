@@ -17,7 +17,9 @@ from typing import Any
 import numpy as np
 
 from calotype.backends.vino_graph import Edge, Hangs, border, dependence, nodes_of, output_of, part, rebuilt, taken_in
+from calotype.errors import BackendError
 
+DEEP = "deep"  # what the deep layers made, where it is used for several calls
 TIMES = "times"  # the input of the part for each call that holds all that hangs on its timestep
 
 Sizing = Callable[[int], Any]  # rows of a batch -> a graph of that size, of our own
@@ -74,6 +76,37 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
         timed=timed,
         each=each,
         alike=alike,
+    )
+
+
+def deep_and_shallow(each: Any) -> tuple[Any, Any]:
+    """The part for each call with `DEEP` as one more output, and what is left of it where that is an input.
+
+    Cut before the last skip connection comes in, as DeepCache does (Ma et al. 2023, arXiv 2312.00858): only the first
+    convolution and the last block depend on the new sample then. `BackendError` for a network without such a place.
+    """
+    import openvino as ov
+
+    def place(model: Any) -> Any:
+        joined = [n for n in model.get_ordered_ops() if n.get_type_name() == "Concat" and _of_channels(n)]
+        if not joined:
+            raise BackendError("cache_interval needs a U-Net with skip connections, and this network has none.")
+        return joined[-1].input(0)
+
+    deep, shallow = each.clone(), each.clone()
+    output = place(deep).get_source_output()
+    output.set_names({DEEP})
+    deep = rebuilt(deep, DEEP, results=[ov.opset13.result(output)])
+    taken = place(shallow)
+    given = _input(DEEP, tuple(taken.get_shape()), "f32")
+    taken.replace_source_output(given.output(0))
+    return deep, rebuilt(shallow, "shallow", [given])
+
+
+def _of_channels(concat: Any) -> bool:
+    """Does it join two pictures' channels?"""
+    return (
+        concat.get_input_size() == 2 and len(concat.get_output_shape(0)) == 4 and concat.get_attributes()["axis"] == 1
     )
 
 

@@ -28,9 +28,7 @@ def upsampled_convolutions(model: Any) -> int:
         doubled, weights = (_source(node, i) for i in (0, 1))
         if doubled.get_type_name() != "Interpolate" or weights.get_type_name() != "Constant":
             continue
-        if (
-            weights.get_element_type() != ov.Type.f32
-        ):  # half-precision sums would lose digits, and numpy has no bfloat16
+        if not _is_float(weights):
             continue
         if not _doubles(doubled) or not _is_plain(node) or tuple(weights.get_shape())[2:] != (3, 3):
             continue
@@ -62,7 +60,7 @@ def gated_linears(model: Any) -> int:
             continue
         weights = _source(product, 1)
         axis = int(np.asarray(_source(node, 1).data)) % len(outputs[0].get_shape())
-        if weights.get_type_name() != "Constant" or axis != len(outputs[0].get_shape()) - 1:
+        if weights.get_type_name() != "Constant" or axis != len(outputs[0].get_shape()) - 1 or not _is_float(node):
             continue
         turned = bool(product.get_attributes()["transpose_b"])
         whole, offset, start = np.asarray(weights.data), np.asarray(bias.data), 0
@@ -88,7 +86,7 @@ def group_norms(model: Any) -> int:
     changed = 0
     for node in _of_type(model, "GroupNormalization"):
         shape = tuple(node.get_output_shape(0))
-        if len(shape) == 4 and int(np.prod(shape)) >= _LARGE:
+        if len(shape) == 4 and int(np.prod(shape)) >= _LARGE and _is_float(node):
             _replace(node, _normed(node, shape))
             changed += 1
     return changed
@@ -173,6 +171,11 @@ def _with_constant(added: Any) -> tuple[Any, Any]:
     if second.get_type_name() == "Constant":
         return first, second
     return (second, first) if first.get_type_name() == "Constant" else (first, None)
+
+
+def _is_float(node: Any) -> bool:
+    """In float32: sums of halves would lose digits, and OpenVINO computes half files in float32 anyway."""
+    return bool(node.get_output_element_type(0).get_type_name() == "f32")
 
 
 def _doubles(interpolate: Any) -> bool:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calotype.backends.vino_graph import Hangs
-from calotype.backends.vino_parts import TIMES, Parts, parts_of
+from calotype.backends.vino_parts import DEEP, TIMES, Parts, deep_and_shallow, parts_of
 from calotype.backends.vino_request import run, streams_for
 from calotype.backends.vino_rewrites import without
 
@@ -34,7 +34,9 @@ class Stages:
     Attributes:
         each: a request for each stream.
         takes: the names of its inputs.
+        shallow: the requests for calls between, where the deep layers' numbers are used again.
         parts: takes the graph apart; nothing is done where all that is asked of it was compiled before.
+        forget: lets go of the graphs, which hold weights of their own.
         once: the request for what stays, where it was needed.
         times: the requests for timesteps, by how many rows they take.
         owner: the series whose numbers the inputs of `each` hold.
@@ -42,7 +44,9 @@ class Stages:
 
     each: list[Any]
     takes: frozenset[str]
+    shallow: list[Any]
     parts: Callable[[], Parts]
+    forget: Callable[[], None]
     once: Any | None = None
     times: dict[int, Any] = field(default_factory=dict)
     owner: object = None
@@ -51,13 +55,14 @@ class Stages:
 class VinoSeries:
     """Calls with the same inputs but for the sample, its timestep, and what ControlNets add."""
 
-    def __init__(self, runner: VinoRunner, given: Arrays, timesteps: Array, *, twice: bool) -> None:
-        """`given` has a row for each row of the batch; `twice` says that its two halves have the same sample."""
+    def __init__(self, runner: VinoRunner, given: Arrays, timesteps: Array, *, twice: bool, reuses: int) -> None:
+        """As `calotype.series.Series`."""
         left = without()
         self._runner = runner
         self._given = {name: np.ascontiguousarray(array) for name, array in given.items()}
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
-        self._twice = twice
+        self._twice, self._reuses = twice, reuses
+        self._since, self._deep = -1, list[Array]()  # calls since the deep layers were computed, and what they made
         self._shares = twice and "shared_guidance" not in left
         self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
         self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
@@ -86,16 +91,30 @@ class VinoSeries:
                 stages.owner = self
             inputs = []
             for pictures, places in groups:
-                mine = {name: array[places] for name, array in varying.items() if name in stages.takes}
+                mine = {name: array[places] for name, array in varying.items()}
                 mine["sample"] = sample[pictures] if self._shares else sample[places % len(sample)]
                 if TIMES in stages.takes:
                     mine[TIMES] = self._row(stages, call, places)
                 inputs.append(mine)
-            got = run(stages.each, inputs, self._runner.output_names)
+            got = self._each(stages, inputs)
+            stages.forget()
         if len(groups) == 1:
             return got
         order = np.argsort(np.concatenate([rows for _, rows in groups]))
         return {name: array[order] for name, array in got.items()}
+
+    def _each(self, stages: Stages, inputs: list[dict[str, Array]]) -> dict[str, Array]:
+        """One call: of the whole part, or of its shallow layers alone where the deep ones' numbers are used again."""
+        names = self._runner.output_names
+        if self._reuses == 1:
+            return run(stages.each, _of(inputs, stages.takes), names)
+        self._since = (self._since + 1) % self._reuses
+        if self._since == 0:
+            got = run(stages.each, _of(inputs, stages.takes), [*names, DEEP])
+            self._deep = np.split(got.pop(DEEP), len(inputs))
+            return got
+        inputs = [{**mine, DEEP: deep} for mine, deep in zip(inputs, self._deep, strict=True)]
+        return run(stages.shallow, _of(inputs, _inputs_of(stages.shallow[0])), names)
 
     def _groups(self, count: int) -> list[tuple[Array, Array]]:
         """For each stream its pictures, and their rows of the whole batch: the unconditional half first."""
@@ -111,7 +130,13 @@ class VinoSeries:
             arrays = {**self._given, **varying, "sample": sample}
             shapes = {name: (rows, *array.shape[1:]) for name, array in arrays.items()} | {"timestep": (rows,)}
             different = sorted(self._different(varying)) if self._shares else None
-            key = {"part": "each", "shapes": shapes, "varying": sorted(varying), "different": different}
+            key = {
+                "part": "each",
+                "reuses": self._reuses > 1,
+                "shapes": shapes,
+                "varying": sorted(varying),
+                "different": different,
+            }
             self._known = f"{len(groups)} {key}", lambda: self._made(key, shapes, different, len(groups))
         made = self._runner.kept(*self._known)
         assert isinstance(made, Stages)
@@ -130,8 +155,25 @@ class VinoSeries:
                 found.append(parts_of(lambda n: self._runner.sized(_with_rows(shapes, n)), rows, hangs, different))
             return found[0]
 
-        each = self._runner.compiled(key, lambda: parts().each, streams=streams)
-        return Stages(each=each, takes=_inputs_of(each[0]), parts=parts)
+        both: list[Any] = []
+
+        def cut() -> list[Any]:
+            both[:] = both or deep_and_shallow(parts().each)
+            return both
+
+        if self._reuses == 1:
+            each, shallow = self._runner.compiled(key, lambda: parts().each, streams=streams), []
+        else:
+            each, shallow = (
+                self._runner.compiled({**key, "part": name}, lambda i=i: cut()[i], streams=streams)  # type: ignore[misc]
+                for i, name in enumerate((DEEP, "shallow"))
+            )
+
+        def forget() -> None:
+            found.clear()
+            both.clear()
+
+        return Stages(each=each, shallow=shallow, takes=_inputs_of(each[0]), parts=parts, forget=forget)
 
     def _different(self, varying: Arrays) -> set[str]:
         """The inputs whose halves are not the same."""
@@ -142,7 +184,7 @@ class VinoSeries:
     def _begin(self, stages: Stages, groups: Sequence[tuple[Array, Array]]) -> None:
         """Compute what stays, and put it where the requests for each call find it."""
         computed = {name for name in stages.takes if ":" in name}  # as `Edge.name` has it; inputs of the network do not
-        for request, (_, rows) in zip(stages.each, groups, strict=True):
+        for i, (_, rows) in enumerate(groups):
             mine = {name: array[rows] for name, array in self._given.items()}
             if computed:
                 if stages.once is None:
@@ -151,10 +193,10 @@ class VinoSeries:
                     (stages.once,) = self._runner.compiled(key, lambda: stages.parts().once)
                 takes = _inputs_of(stages.once)
                 found = run([stages.once], [{n: a for n, a in mine.items() if n in takes}], sorted(computed))
-                for name, array in found.items():
-                    request.get_tensor(name).data[...] = array
-            for name in stages.takes & set(mine):
-                request.get_tensor(name).data[...] = mine[name]
+                mine |= found
+            for request in (stages.each[i], *stages.shallow[i : i + 1]):
+                for name in _inputs_of(request) & set(mine):
+                    request.get_tensor(name).data[...] = mine[name]
 
     def _row(self, stages: Stages, call: int, rows: Array) -> Array:
         """What hangs on this call's timestep, for these rows of the batch."""
@@ -183,6 +225,10 @@ class VinoSeries:
         got = run([request], [{n: a for n, a in inputs.items() if n in takes}], names)
         table = np.concatenate([got[name].reshape(rows, -1) for name in names], axis=1)
         return table if alike else table.reshape(length, count, -1)
+
+
+def _of(inputs: Sequence[Mapping[str, Array]], names: frozenset[str]) -> list[dict[str, Array]]:
+    return [{name: array for name, array in mine.items() if name in names} for mine in inputs]
 
 
 def _inputs_of(request: Any) -> frozenset[str]:

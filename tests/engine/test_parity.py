@@ -21,7 +21,7 @@ SCHEDULERS = {
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
-LEAST_DB = {"eager": 60, "onnxruntime": 50}
+LEAST_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
 STEPS = 12
 
 

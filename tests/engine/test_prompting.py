@@ -13,7 +13,7 @@ pytestmark = [
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
 ]
 
-LEAST_DB = {"eager": 60, "onnxruntime": 50}
+LEAST_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
 PROMPT = "a large red circle on a blue background"
 LONG = ", ".join(["a large green star above a small red ring on a white background"] * 14)  # 182 tokens
 

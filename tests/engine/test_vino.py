@@ -102,10 +102,10 @@ def test_compiled_shapes_are_bounded(open_model, monkeypatch):
     runner = open_model()
     for length in range(1, 9):
         runner({"x": batch(1, length, 64)})
-    assert len(runner._requests) == vino._KEPT
+    assert len(runner._kept) == vino._KEPT
     monkeypatch.setattr(vino, "available_bytes", lambda: 1)  # a large network on a small machine
     runner({"x": batch(2, 1, 64)})
-    assert len(runner._requests) == 1
+    assert len(runner._kept) == 1
 
 
 def test_threads_may_share_a_runner(open_model):

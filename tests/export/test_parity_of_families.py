@@ -34,7 +34,7 @@ SIZE = {"height": 64, "width": 96}
 
 SD, XL = "StableDiffusion", "StableDiffusionXL"
 TASKS = {"text to image": "", "image to image": "Img2Img", "inpainting": "Inpaint"}
-BOTH = ("eager", "onnxruntime")
+BOTH = ("eager", "onnxruntime", "openvino")
 # name: fixture of its folder, the kind of diffusers' pipelines, tasks, schedulers, backends, ControlNet
 MODELS = {
     "Stable Diffusion 2": ("sd21_folder", SD, tuple(TASKS), FIVE, BOTH, False),

@@ -1,0 +1,113 @@
+"""Rewritten graphs give the numbers of the graphs that they were made from, and leave alone what is something else."""
+
+import numpy as np
+import pytest
+
+from calotype.backends import vino, vino_rewrites
+from calotype.backends.vino_rewrites import REWRITES, WITHOUT, rewritten
+
+ov = vino.library()
+ops = ov.opset13
+RNG = np.random.default_rng(0)
+
+
+def numbers(*shape):
+    return (RNG.standard_normal(shape) / np.sqrt(np.prod(shape[1:]))).astype(np.float32)
+
+
+def parameter(*shape):
+    made = ops.parameter(list(shape), np.float32, name="x")
+    made.output(0).set_names({"x"})
+    return made
+
+
+def integers(*values):
+    return ops.constant(np.array(values, dtype=np.int64))
+
+
+def model(output, x):
+    return ov.Model([ops.result(output)], [x], "m")
+
+
+def doubled(x, scale=2.0, mode="nearest", rounding="floor"):
+    return ops.interpolate(
+        x, ops.constant(np.array([scale] * 2, np.float32)), mode, "scales", axes=integers(2, 3),
+        coordinate_transformation_mode="asymmetric", nearest_mode=rounding,
+    )  # fmt: skip
+
+
+def convolved(x, out, into, side=3, stride=1, padding=1):
+    return ops.convolution(
+        x, ops.constant(numbers(out, into, side, side)), [stride] * 2, [padding] * 2, [padding] * 2, [1, 1]
+    )
+
+
+def upsampled(height, width, **said):
+    x = parameter(2, 5, height, width)
+    return model(convolved(doubled(x), 7, 5, **said), x)
+
+
+def gated(axis=-1):
+    x = parameter(2, 9, 6)
+    added = ops.add(ops.matmul(x, ops.constant(numbers(6, 16)), False, False), ops.constant(numbers(1, 1, 16)))
+    first, second = ops.split(added, ops.constant(np.int64(axis)), 2).outputs()
+    return model(ops.multiply(first, ops.gelu(second, "erf")), x)
+
+
+def normed(channels=12, groups=3, offset=0.0):
+    x = parameter(2, channels, 5, 7)
+    shifted = ops.add(x, ops.constant(np.float32(offset)))
+    scale, shift = (ops.constant(numbers(channels)) for _ in range(2))
+    return model(ops.group_normalization(shifted, scale, shift, groups, 1e-5), x)
+
+
+def computed(graph):
+    compiled = vino._core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    shape = tuple(compiled.input(0).shape)
+    x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
+    return compiled({"x": x})[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "graph"),
+    [
+        ("upsampled_convolutions", upsampled(5, 7)),  # odd sides: every border is another case
+        ("upsampled_convolutions", upsampled(1, 1)),  # nothing but borders
+        ("gated_linears", gated()),
+        ("group_norms", normed()),
+        ("group_norms", normed(channels=8, groups=8)),  # one channel a group
+        ("group_norms", normed(channels=8, groups=1)),
+        ("group_norms", normed(offset=30.0)),  # a mean far from zero: squares would cancel
+    ],
+)
+def test_the_numbers_stay(name, graph, monkeypatch):
+    monkeypatch.setattr(vino_rewrites, "_LARGE", 1)
+    wanted = computed(graph.clone())
+    assert rewritten(graph, [name]) == {name: 1}
+    np.testing.assert_allclose(computed(graph), wanted, atol=2e-5)
+
+
+@pytest.mark.parametrize(
+    "graph",
+    [
+        upsampled(4, 4, stride=2),
+        upsampled(4, 4, side=1, padding=0),
+        upsampled(4, 4, padding=0),
+        normed(),  # small: its own kernel is faster
+    ],
+)
+def test_what_is_something_else_stays_as_it_is(graph):
+    assert set(rewritten(graph).values()) == {0}
+
+
+def test_other_ways_of_making_larger_stay():
+    for said in ({"scale": 3.0}, {"mode": "linear"}, {"rounding": "ceil"}):
+        x = parameter(1, 4, 6, 6)
+        graph = model(convolved(doubled(x, **said), 4, 4), x)
+        assert rewritten(graph)["upsampled_convolutions"] == 0
+
+
+def test_what_the_environment_leaves_out(monkeypatch):
+    monkeypatch.setenv(WITHOUT, "gated_linears,upsampled_convolutions")
+    assert rewritten(upsampled(4, 4)) == {"group_norms": 0}
+    assert set(REWRITES) == {"upsampled_convolutions", "gated_linears", "group_norms"}
