@@ -21,10 +21,10 @@ from typing import Any
 
 from PIL import Image, ImageDraw
 
-from calotype.benchmarks.published import MODELS, VOCABULARY
 from calotype.errors import InputError
 from calotype.export.child import in_child
 from calotype.export.locks import exclusive
+from calotype.export.published import MODELS, VOCABULARY
 from calotype.home import home
 from calotype.prompt import END, START
 

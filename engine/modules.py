@@ -155,7 +155,12 @@ def _transformers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
 
         logging.disable_progress_bar()  # of reading weights: it would be drawn into pipes as well
         loaded: tuple[Any, Any] = getattr(transformers, class_name).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            variant=_variant(folder, "model"),
         )
         return loaded
 
@@ -173,10 +178,17 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             output_loading_info=True,
+            variant=_variant(folder, "diffusion_pytorch_model"),
         )
         return loaded
 
     return load
+
+
+def _variant(folder: Path, stem: str) -> str | None:
+    """ "fp16" where the folder has its weights in fp16 alone, as many repositories of the hub do."""
+    plain = any((folder / f"{stem}.safetensors{index}").is_file() for index in ("", ".index.json"))
+    return None if plain else "fp16"
 
 
 def _class_of(folder: Path) -> str:

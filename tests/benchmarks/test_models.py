@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from calotype.benchmarks import models
 from calotype.benchmarks.flops import component_flops, module_of
-from calotype.benchmarks.published import MODELS
 from calotype.errors import BuildError, InputError
+from calotype.export.published import MODELS
 from calotype.export.source import read_source
 from calotype.family import family_of
 
