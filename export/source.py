@@ -21,7 +21,6 @@ from calotype.export.hub import from_hub
 from calotype.export.originals import opened
 from calotype.export.weights import (
     PICKLES,
-    check_safetensors,
     count_weights,
     pickles_in,
     read_json,
@@ -31,8 +30,6 @@ from calotype.export.weights import (
 from calotype.family import TEXT_ENCODERS, folder_of
 from calotype.networks import controlnets_of
 from calotype.prompt import tokenizer_files
-
-__all__ = ["Source", "check_safetensors", "find", "read_source", "stem_of"]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What pictures depend on in a model_index.json.

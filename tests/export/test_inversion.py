@@ -8,11 +8,13 @@ from safetensors.torch import load_file, save_file
 
 import calotype
 from calotype.errors import InputError, SourceError
-from calotype.export import BuildSpec, build
+from calotype.export import BuildSpec, build, prepare
+from calotype.export.assembly import assemble
 from calotype.export.child import Outcome
 from calotype.export.inversion import learn, learn_into
 from calotype.export.quality import psnr
 from calotype.export.source import read_source
+from calotype.plan import write_plan
 from calotype.prompt import ClipTokenizer
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
@@ -88,19 +90,35 @@ def test_without_the_words_the_picture_is_the_same(taught, pipes):
         np.testing.assert_array_equal(got, wanted)
 
 
-def test_a_plan_has_the_words_inside(words, taught, demo_folder, tmp_path):
-    """With an autoencoder named beside them, and no network: the command line's options are the same fields."""
-    said = (str(words[0]), f"{words[1]}:<Thing2>")
-    spec = BuildSpec(
-        model="demo", output=tmp_path / "plan", textual_inversion=said, vae=str(demo_folder / "vae"), offline=True
-    )
-    plan = build(spec).plan
-    assert f"--vae {demo_folder / 'vae'} --textual-inversion {words[0]}" in plan.build["command"]
-    pipe = calotype.load(tmp_path / "plan", backend="onnxruntime")
+def test_a_plan_has_the_words_inside(words, taught, tmp_path):
+    said = [words[0], f"{words[1]}:<Thing2>"]
+    plan = assemble(prepare("demo", words=said), learn(read_source("demo"), said), tmp_path)
+    write_plan(plan, tmp_path, sealed=True)
+    pipe = calotype.load(tmp_path, backend="onnxruntime")
     asked = {"steps": 2, "seed": 1, "output_type": "np", "height": 64, "width": 64}
     np.testing.assert_array_equal(pipe(PROMPT, **asked).images, taught["onnxruntime"](PROMPT, **asked).images)
     with pytest.raises(InputError, match="is a plan, which has its learned words inside"):
-        calotype.load(tmp_path / "plan", textual_inversion=words[0])
+        calotype.load(tmp_path, textual_inversion=words[0])
+
+
+def test_a_build_takes_them_with_an_autoencoder_and_no_network(words, demo_folder, monkeypatch, tmp_path):
+    vae = str(demo_folder / "vae")
+    spec = BuildSpec(model="demo", output=tmp_path / "x", textual_inversion=(f"{words[0]}:<x>",), vae=vae, offline=True)
+    assert spec.command() == f"calotype build demo --vae {vae} --textual-inversion '{words[0]}:<x>' --offline"
+    given = {}
+
+    def read(model, nets, autoencoder, *, offline):
+        given.update(vae=autoencoder, offline=offline)
+        return read_source(model)
+
+    def learned(source, said):
+        raise SourceError(f"learning {said[0]}")
+
+    monkeypatch.setattr("calotype.export.building.read_source", read)
+    monkeypatch.setattr("calotype.export.building.learn", learned)
+    with pytest.raises(SourceError, match="learning .*:<x>"):
+        build(spec)
+    assert given == {"vae": vae, "offline": True}
 
 
 def test_words_in_prompts(words):
