@@ -116,7 +116,7 @@ def test_a_build_takes_them_with_an_autoencoder_and_no_network(words, demo_folde
 
     monkeypatch.setattr("calotype.export.building.read_source", read)
     monkeypatch.setattr("calotype.export.building.learn", learned)
-    with pytest.raises(SourceError, match="learning .*:<x>"):
+    with pytest.raises(SourceError, match=r"learning .*:<x>"):
         build(spec)
     assert given == {"vae": vae, "offline": True}
 
