@@ -27,7 +27,7 @@ from calotype.export.weights import (
     refusal_of_pickle,
     weight_files,
 )
-from calotype.family import TEXT_ENCODERS, folder_of
+from calotype.family import TEXT_ENCODERS, autoencoder_of, folder_of
 from calotype.networks import controlnets_of
 from calotype.prompt import tokenizer_files
 
@@ -84,9 +84,10 @@ def read_source(
     kind = str(index.get("_class_name"))
     if kind not in TEXT_ENCODERS:
         raise SourceError(f"{folder} holds a {kind}; this version reads {', '.join(TEXT_ENCODERS)}.")
-    coded = ("vae",) if TEXT_ENCODERS[kind] else ()  # without text, pixels themselves are denoised
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet", *coded)}
-    if not coded and (controlnets or vae is not None):
+    coded = autoencoder_of(kind)
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
+    folders |= {"vae": folder / coded} if coded else {}
+    if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
     nets = [find(said, offline=offline) for said in controlnets]
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
