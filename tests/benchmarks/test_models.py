@@ -142,6 +142,13 @@ def broken(*_, **__):
     raise BuildError("the disk is full")
 
 
+def test_what_one_step_takes_is_said(demo_folder):
+    lines = list(models.once(demo_folder))
+    assert [line.partition(":")[0] for line in lines[:4]] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    assert all("traced and checked in" in line and " 0.0 GiB" not in line for line in lines[:4])
+    assert lines[4].startswith("one step at 128 x 128 px: ")
+
+
 def test_an_unknown_model_is_named_with_the_known_ones():
     with pytest.raises(InputError, match="no model 'sd3' to make; the full-size models are sd-turbo, sd15, sd21"):
         models.model_folder("sd3")
