@@ -143,10 +143,10 @@ def added_numbers(folder: Path) -> dict[str, int]:
             added = {str(text): int(n) for text, n in json.loads(file.read_text(encoding="utf-8")).items()}
         elif whole.is_file():
             data = json.loads(whole.read_text(encoding="utf-8"))
-            added = {token["content"]: token["id"] for token in data["added_tokens"]}
+            added = {token["content"]: token["id"] for token in data["added_tokens"] if not token["special"]}
         else:
-            return {}
-        vocabulary, _ = vocabulary_of(folder)
+            added = {}
+        vocabulary = vocabulary_of(folder)[0] if added else {}
     except (OSError, ValueError, TypeError, LookupError, AttributeError) as broken:
         raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
     return {text: n for text, n in sorted(added.items(), key=lambda pair: pair[1]) if text not in vocabulary}

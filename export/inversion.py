@@ -22,11 +22,11 @@ from calotype.export.child import in_child
 from calotype.export.source import Source, stem_of
 from calotype.export.store import fetch, key_of
 from calotype.export.weights import PICKLES, check_safetensors, refusal_of_pickle, weight_files
-from calotype.prompt import ADDED, added_numbers, added_words, vocabulary_of
+from calotype.prompt import ADDED, END, START, added_numbers, added_words, vocabulary_of
 
 TEACHER = 1  # raised when the way words are added changes what comes out
 _OF_SDXL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
-_UNNAMED = ("emb_params", "*")
+_UNNAMED = ("emb_params", "*", *_OF_SDXL.values())
 _TABLE = "embeddings.token_embedding.weight"
 
 
@@ -59,7 +59,7 @@ def learn(source: Source, said: Sequence[str | Path]) -> Source:
 
 def word_from(said: str | Path, source: Source) -> Word:
     """FILE or FILE:<word>, as a user writes it, for this model. Raises `SourceError`."""
-    path, _, called = _split(str(said))
+    path, called = _split(str(said))
     if not path.is_file():
         raise SourceError(f"there is no file {path}; learned words are .safetensors files, as FILE or FILE:<word>.")
     if path.suffix in PICKLES:
@@ -78,8 +78,8 @@ def word_from(said: str | Path, source: Source) -> Word:
             "one has a single tensor, or clip_l and clip_g."
         )
     fits = [len(shapes[t]) in (1, 2) and shapes[t][-1] == wide[encoder] for encoder, t in tensors.items()]
-    counts = {1 if len(shapes[t]) == 1 else shapes[t][0] for t in tensors.values()}
-    if not all(fits) or len(counts) != 1 or 0 in counts:
+    counts = {[1, *shapes[t]][-2] for t in tensors.values()} if all(fits) else set()
+    if len(counts) != 1 or 0 in counts:
         told = " and ".join(str(list(shapes[t])) for t in dict.fromkeys(tensors.values()))
         raise SourceError(
             f"{path} does not fit the model: its vectors are {told}, and the model's words are "
@@ -88,12 +88,12 @@ def word_from(said: str | Path, source: Source) -> Word:
     return Word(path=path, text=_word(called or text, path), tensors=tensors, count=counts.pop())
 
 
-def _split(said: str) -> tuple[Path, str, str]:
+def _split(said: str) -> tuple[Path, str]:
     path = Path(said).expanduser()
     if path.is_file() or ":" not in said:
-        return path, "", ""
-    name, colon, called = said.rpartition(":")
-    return Path(name).expanduser(), colon, called
+        return path, ""
+    name, _, called = said.rpartition(":")
+    return Path(name).expanduser(), called
 
 
 def _word(text: str, path: Path) -> str:
@@ -105,7 +105,7 @@ def _word(text: str, path: Path) -> str:
 
 def _check_new(words: Sequence[Word], source: Source) -> None:
     """`SourceError` where a word is there already: it would be two things at once."""
-    known: set[str] = set()
+    known = {START, END}
     for folder in source.tokenizers.values():
         vocabulary, _ = vocabulary_of(folder)
         known |= {token.removesuffix("</w>") for token in vocabulary if token.endswith("</w>")}

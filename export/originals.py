@@ -27,13 +27,11 @@ _FIRST = f"{UNET}input_blocks.0.0.weight"  # its second dimension: the channels 
 _SECOND_TEXT = f"{UNET}label_emb.0.0.weight"  # of SDXL: where the pooled text enters
 _NOT_READ = {  # a tensor that only such files have -> what they are
     "lora": "a LoRA (name it as lora=)",
-    "lora_unet": "a LoRA (name it as lora=)",
-    "lora_te": "a LoRA (name it as lora=)",
     "control_model": "a ControlNet in the original layout",
     "emb_params": "a textual inversion (name it as textual_inversion=)",
     "clip_l": "a textual inversion (name it as textual_inversion=)",
-    "joint_blocks": "a Stable Diffusion 3",
-    "double_blocks": "a Flux",
+    "joint_blocks": "a diffusion transformer",
+    "double_blocks": "a diffusion transformer",
 }
 
 
@@ -66,27 +64,23 @@ _XL = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
 _SINGLE = "conditioner.embedders.0.model."  # of the refiner; and of Stable Diffusion 2 as Stability's later code has it
 
 
-def original_of(path: Path, header: Header, published: Mapping[str, Any] | None = None) -> Original:
-    """What the checkpoint is, by its tensors. Raises `SourceError` that says what was found where it is none we know.
-
-    `published` stands for `published.MODELS` and "refiner", in tests of smaller models.
-    """
-    known = {**MODELS, "refiner": REFINER} if published is None else published
+def original_of(path: Path, header: Header) -> Original:
+    """What the checkpoint is, by its tensors. Raises `SourceError` that says what was found where it is another."""
     names = header.shapes
     starts = [p for p in (OPENAI, OPENCLIP, *_XL, _SINGLE) if any(name.startswith(p) for name in names)]
     if _FIRST not in names or not starts or not any(name.startswith(VAE) for name in names):
         raise SourceError(_unknown(path, header))
     pooled = _SECOND_TEXT in names
     if starts == [OPENAI] and not pooled:
-        found = Original(name="Stable Diffusion 1.x", texts={"text_encoder": OPENAI}, described=known["sd15"])
+        found = Original(name="Stable Diffusion 1.x", texts={"text_encoder": OPENAI}, described=MODELS["sd15"])
     elif starts in ([OPENCLIP], [_SINGLE]) and not pooled:
-        found = Original(name="Stable Diffusion 2.x", texts={"text_encoder": starts[0]}, described=known["sd21"])
+        found = Original(name="Stable Diffusion 2.x", texts={"text_encoder": starts[0]}, described=MODELS["sd21"])
     elif starts == list(_XL) and pooled:
         texts = dict(zip(("text_encoder", "text_encoder_2"), _XL, strict=True))
-        found = Original(name="Stable Diffusion XL", texts=texts, described=known["sdxl"])
+        found = Original(name="Stable Diffusion XL", texts=texts, described=MODELS["sdxl"])
     elif starts == [_SINGLE] and pooled:
         texts = {"text_encoder_2": _SINGLE}
-        found = Original(name="the refiner of Stable Diffusion XL", texts=texts, described=known["refiner"])
+        found = Original(name="the refiner of Stable Diffusion XL", texts=texts, described=REFINER)
     else:
         raise SourceError(_unknown(path, header))
     channels = names[_FIRST][1]
@@ -97,10 +91,10 @@ def original_of(path: Path, header: Header, published: Mapping[str, Any] | None 
     return found.with_channels(channels)
 
 
-def opened(path: Path, published: Mapping[str, Any] | None = None) -> Path:
+def opened(path: Path) -> Path:
     """The checkpoint as a folder in diffusers' layout, made at its first use. Raises `SourceError`."""
     header = check_safetensors(path)
-    found = original_of(path, header, published)
+    found = original_of(path, header)
     key = key_of(
         {
             "checkpoint": file_digest(path),
@@ -135,9 +129,8 @@ def opened(path: Path, published: Mapping[str, Any] | None = None) -> Path:
 
 def _unknown(path: Path, header: Header) -> str:
     firsts = list(dict.fromkeys(name.split(".")[0] for name in header.shapes))
-    told = next((what for mark, what in _NOT_READ.items() if any(f.startswith(mark) for f in firsts)), None)
-    if told is None and any(".joint_blocks." in n or ".double_blocks." in n for n in header.shapes):
-        told = "a diffusion transformer"
+    bare = [*firsts, *(name.removeprefix(UNET) for name in header.shapes)]
+    told = next((what for mark, what in _NOT_READ.items() if any(name.startswith(mark) for name in bare)), None)
     parts = {"a U-Net": (UNET,), "an autoencoder": (VAE,), "a text encoder": ("cond_stage_model.", "conditioner.")}
     has_parts = [what for what, start in parts.items() if any(name.startswith(start) for name in header.shapes)]
     if told is None and has_parts:

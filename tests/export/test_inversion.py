@@ -169,6 +169,7 @@ WRONG = {
     "no one word": ({"x": vectors(1, 128, 0)}, ":two words", "a word has no spaces, got 'two words'"),
     "many tensors": ({"a": vectors(1, 128, 0), "b": vectors(1, 128, 0)}, "", "it holds 2 tensors, such as a; one has"),
     "not finite": ({"<x>": vectors(1, 128, 0) * torch.inf}, "", "numbers that are not finite"),
+    "a number": ({"<x>": torch.tensor(1.0)}, "", "does not fit the model"),
     "no vectors": ({"<x>": torch.zeros(0, 128)}, "", "does not fit the model"),
 }
 
