@@ -11,9 +11,9 @@ import numpy as np
 
 from calotype.benchmarks import models
 from calotype.benchmarks.cases import Case, prompts_of
-from calotype.benchmarks.published import MODELS
 from calotype.benchmarks.rows import Work
 from calotype.errors import InputError
+from calotype.export.published import MODELS
 from calotype.export.source import Source, read_source
 from calotype.family import family_of
 from calotype.home import home, write_whole

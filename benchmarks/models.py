@@ -1,4 +1,4 @@
-"""`python -m calotype.benchmarks.models sd15`: full-size models with seeded random weights, without a download.
+"""`python -m calotype.benchmarks.models sd15 [--once]`: full-size models of seeded random weights, without a download.
 
 Configs are the published ones; weights are the libraries' own initialisation under a seed, kept in fp16. Pictures of
 such a model mean nothing, but every layer, size and name is the real one: for figures of speed, memory and exactness.
@@ -13,18 +13,20 @@ import argparse
 import hashlib
 import json
 import random
+import resource
 import shutil
 import tempfile
-from collections.abc import Mapping
+import time
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from PIL import Image, ImageDraw
 
-from calotype.benchmarks.published import MODELS, VOCABULARY
 from calotype.errors import InputError
 from calotype.export.child import in_child
 from calotype.export.locks import exclusive
+from calotype.export.published import MODELS, VOCABULARY
 from calotype.home import home
 from calotype.prompt import END, START
 
@@ -150,6 +152,22 @@ def _make_tokenizer(folder: Path, *, pad: str) -> None:
     _write(folder / "tokenizer_config.json", {**said, "bos_token": START, "eos_token": END, "unk_token": END})
 
 
+def once(folder: Path, backend: str = "onnxruntime") -> Iterator[str]:
+    """Trace every component, paint one step at the model's own size, and say what that took: a line each."""
+    from calotype.loading import load
+
+    pipe = load(folder, backend=backend)
+    for name, component in pipe.plan.components.items():
+        made = component.artefacts[0].check
+        yield f"{name}: traced and checked in {made['seconds']:.0f} s, {made['peak_bytes'] / 2**30:.1f} GiB at most"
+    began = time.monotonic()
+    report = pipe("a house by a lake", steps=1, seed=0).report
+    seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    usual = f"{pipe.plan.profile.width.usual} x {pipe.plan.profile.height.usual}"
+    yield f"one step at {usual} px: {seconds:.0f} s with all that is opened, {peak / 2**30:.1f} GiB at most"
+    yield str(report)
+
+
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
@@ -161,10 +179,14 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controlnet", action="store_true", help="a ControlNet for it as well")
+    parser.add_argument("--once", action="store_true", help="trace it, paint one step, and say memory and seconds")
     said = parser.parse_args()
     print(model_folder(said.model, seed=said.seed))
     if said.controlnet:
         print(controlnet_folder(said.model, seed=said.seed))
+    if said.once:
+        for line in once(model_folder(said.model, seed=said.seed)):
+            print(line, flush=True)
 
 
 if __name__ == "__main__":

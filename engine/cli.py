@@ -52,7 +52,8 @@ def generate(
         Path | None, typer.Option(help="A PNG of ours: take all that is not said here from it.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Option(help="demo, a plan, a folder in diffusers' layout, or a hub id.  [default: demo]")
+        str | None,
+        typer.Option(help="demo, a plan, a model's folder, a checkpoint, or a hub id.  [default: demo]"),
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="auto, or names in order of preference: onnxruntime,eager.  [default: auto]")
@@ -110,6 +111,11 @@ def generate(
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8; may be repeated.", show_default=False)
     ] = None,
+    textual_inversion: Annotated[
+        list[str] | None,
+        typer.Option(help="Learned words: FILE or FILE:<word>; may be repeated.", show_default=False),
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Look for hub ids in the cache alone.")] = False,
     report: Annotated[bool, typer.Option("--report", help="Print backends, precision and seconds by stage.")] = False,
 ) -> None:
     """Paint pictures from a prompt, and from pictures."""
@@ -120,7 +126,8 @@ def generate(
     if "prompt" not in arguments:
         raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
     which = made.model if model is None else model, made.backend if backend is None else backend
-    pipe = _load(*which, {"controlnet": controlnet or [], "lora": lora or made.loras, "vae": vae})
+    parts = {"controlnet": controlnet or [], "lora": lora or made.loras, "vae": vae, "offline": offline}
+    pipe = _load(*which, {**parts, "textual_inversion": textual_inversion or []})
     if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
             f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "

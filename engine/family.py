@@ -16,7 +16,7 @@ from calotype.networks import Component, Config, controlnets_of, folder_of
 from calotype.plan import Load, Prompting
 from calotype.profile import Profile, Range
 
-__all__ = ["TEXT_ENCODERS", "Component", "Family", "family_of", "folder_of"]
+__all__ = ["TEXT_ENCODERS", "Component", "Family", "autoencoder_of", "family_of", "folder_of"]
 
 # The classes that a model_index.json may name -> the text encoders of such a model -> the folder of its tokenizer.
 TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
@@ -28,7 +28,15 @@ TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
     "LatentConsistencyModelPipeline": {"text_encoder": "tokenizer"},
     "DDPMPipeline": {},  # pixels from noise, without text and without an autoencoder
     "DDIMPipeline": {},
+    "LDMPipeline": {},  # latents from noise, without text
 }
+
+
+def autoencoder_of(kind: str) -> str | None:
+    """The folder of the autoencoder of such a model; None where pixels themselves are denoised."""
+    return "vae" if TEXT_ENCODERS[kind] else {"LDMPipeline": "vqvae"}.get(kind)
+
+
 # Inputs of U-Nets that no pipeline here feeds: classes, pictures.
 _UNFED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 
@@ -37,7 +45,7 @@ _UNFED = ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type")
 class Family:
     """What is known of a model before it is opened."""
 
-    name: str  # sd1, sd2 or sdxl
+    name: str  # sd1, sd2, sdxl; without text pixels or latents
     components: Mapping[str, Component]
     profile: Profile
     prompting: Prompting
@@ -54,14 +62,14 @@ class Family:
 
 
 def family_of(configs: Mapping[str, Config]) -> Family:
-    """A model of pixels without text, or a Stable Diffusion 1.x, 2.x or XL model: from its configs by folder.
+    """A model without text, or a Stable Diffusion 1.x, 2.x or XL model: from its configs by folder.
 
     Raises `SourceError` where a config lacks a field that its tensors depend on, or has nonsense in it.
     """
     try:
         encoders = TEXT_ENCODERS[configs["model_index"]["_class_name"]]
         if not encoders:
-            return _of_pixels(configs)
+            return _without_text(configs)
         texts = [networks.text_encoder(name, configs[name]) for name in encoders]
         unet = networks.unet(configs)
         controls = [networks.controlnet(name, configs) for name in controlnets_of(configs)]
@@ -165,12 +173,8 @@ def _profile(configs: Mapping[str, Config]) -> Profile:
 
 def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
     """The largest arrays that a picture goes through: attention scores of the U-Net and the decoder, and its pixels."""
-    unet, vae = configs["unet"], configs["vae"]
-    factor = 2 ** (len(networks.vae_widths(vae)) - 1)
-    widest = max(networks.vae_widths(vae)[:2])  # the last doubling of the decoder is of the second level's channels
-    loads = [Load(pixels=1, width=widest, squared=False, guided=False)]
-    if not networks.is_tiny(vae) and vae.get("mid_block_add_attention", True):
-        loads.append(Load(pixels=factor, width=1, squared=True, guided=False))
+    unet, loads = configs["unet"], _loads_of_vae(configs["vae"])
+    factor = 2 ** (len(networks.vae_widths(configs["vae"])) - 1)
     heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
     for level, kind in enumerate(unet["down_block_types"]):
         if "CrossAttn" in kind:
@@ -179,37 +183,50 @@ def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
     return tuple(loads)
 
 
-def _of_pixels(configs: Mapping[str, Config]) -> Family:
-    """A `UNet2DModel` (Ho et al. 2020, arXiv 2006.11239), from its config. Raises as `family_of`, and `SourceError`."""
-    config = configs["unet"]
+def _loads_of_vae(vae: Config) -> list[Load]:
+    factor = 2 ** (len(networks.vae_widths(vae)) - 1)
+    widest = max(networks.vae_widths(vae)[:2])  # the last doubling of the decoder is of the second level's channels
+    loads = [Load(pixels=1, width=widest, squared=False, guided=False)]
+    if not networks.is_tiny(vae) and vae.get("mid_block_add_attention", True):
+        loads.append(Load(pixels=factor, width=1, squared=True, guided=False))
+    return loads
+
+
+def _without_text(configs: Mapping[str, Config]) -> Family:
+    """A `UNet2DModel` over pixels (Ho et al. 2020, arXiv 2006.11239), or over an autoencoder's latents (Rombach et al.
+    2021, arXiv 2112.10752). Raises as `family_of`, and `SourceError`."""
+    config, vae = configs["unet"], configs.get("vae")
     for name in ("class_embed_type", "num_class_embeds"):
         if config.get(name) is not None:
             raise SourceError(f"the U-Net's config says {name}, an input that this version does not feed.")
-    if config["in_channels"] != 3 or config["out_channels"] != 3:
-        raise SourceError(
-            f"the U-Net paints {config['out_channels']} channels from {config['in_channels']}; this version paints RGB "
-            "pictures without an autoencoder."
-        )
-    unet = networks.unconditional(config)
-    multiple, size = 2 ** (len(config["block_out_channels"]) - 1), int(config["sample_size"])
-    side = Range(low=multiple, usual=size, high=max(1024, size))
+    channels = 3 if vae is None else networks.latent_channels(vae)
+    if config["in_channels"] != channels or config["out_channels"] != channels:
+        wanted = "RGB pictures without an autoencoder" if vae is None else f"the autoencoder's {channels} channels"
+        told = f"the U-Net paints {config['out_channels']} channels from {config['in_channels']}"
+        raise SourceError(f"{told}; this version paints {wanted}.")
+    coded = () if vae is None else networks.vae(vae)
+    factor = 1 if vae is None else 2 ** (len(networks.vae_widths(vae)) - 1)
+    multiple, size = factor * 2 ** (len(config["block_out_channels"]) - 1), factor * int(config["sample_size"])
+    side = Range(low=multiple, usual=size, high=max(1024 if vae is None else 2048, size))
     return Family(
-        name="pixels",
-        components={unet.name: unet},
-        profile=Profile(batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=1),
+        name="pixels" if vae is None else "latents",
+        components={c.name: c for c in (networks.unconditional(config), *coded)},
+        profile=Profile(
+            batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=factor
+        ),
         prompting=Prompting(states=(), pooled=None, zero_negative=False),
-        scaling_factor=1.0,
+        scaling_factor=1.0 if vae is None else _scaling_factor(configs),
         latents_mean=(),
         latents_std=(),
-        loads=_loads_of_pixels(config),
+        loads=(*_loads_without_text(config, factor), *(() if vae is None else _loads_of_vae(vae))),
     )
 
 
-def _loads_of_pixels(config: Config) -> tuple[Load, ...]:
+def _loads_without_text(config: Config, factor: int) -> list[Load]:
     """The largest arrays of the U-Net: its states at full size, and its attention scores."""
-    loads = [Load(pixels=1, width=config["block_out_channels"][0], squared=False, guided=True)]
+    loads = [Load(pixels=factor, width=config["block_out_channels"][0], squared=False, guided=True)]
     for level, (kind, width) in enumerate(zip(config["down_block_types"], config["block_out_channels"], strict=True)):
         if "Attn" in kind:
             heads = max(1, width // (config.get("attention_head_dim") or width))
-            loads.append(Load(pixels=2**level, width=heads, squared=True, guided=True))
-    return tuple(loads)
+            loads.append(Load(pixels=factor * 2**level, width=heads, squared=True, guided=True))
+    return loads

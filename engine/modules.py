@@ -82,7 +82,7 @@ class UnconditionalUNet(nn.Module):
         self.model = model
 
     def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor]:
-        """# [B, 3, H, W], [B] -> [B, 3, H, W]"""
+        """# [B, C, H, W], [B] -> [B, C, H, W]"""
         out: Tensor = self.model(sample, timestep, return_dict=False)[0]
         return (out,)
 
@@ -134,8 +134,22 @@ class VaeDecoder(nn.Module):
         return (self.decoder(latents),)
 
 
+class QuantisingDecoder(nn.Module):
+    """Latents (already divided by the scaling factor), each for the nearest of the codebook, to pixels."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        """# [B, C, h, w] -> [B, 3, H, W]"""
+        pixels: Tensor = self.model.decode(latent_sample, return_dict=False)[0]
+        return (pixels,)
+
+
 class VaeEncoder(nn.Module):
-    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior, or of a tiny autoencoder to latents."""
+    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior; of a tiny or a quantising autoencoder
+    to latents."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -155,7 +169,12 @@ def _transformers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
 
         logging.disable_progress_bar()  # of reading weights: it would be drawn into pipes as well
         loaded: tuple[Any, Any] = getattr(transformers, class_name).from_pretrained(
-            folder, use_safetensors=True, local_files_only=True, dtype=torch.float32, output_loading_info=True
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            variant=_variant(folder, "model"),
         )
         return loaded
 
@@ -173,10 +192,17 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
             torch_dtype=torch.float32,
             low_cpu_mem_usage=False,
             output_loading_info=True,
+            variant=_variant(folder, "diffusion_pytorch_model"),
         )
         return loaded
 
     return load
+
+
+def _variant(folder: Path, stem: str) -> str | None:
+    """ "fp16" where the folder has its weights in fp16 alone, as many repositories of the hub do."""
+    plain = any((folder / f"{stem}.safetensors{index}").is_file() for index in ("", ".index.json"))
+    return None if plain else "fp16"
 
 
 def _class_of(folder: Path) -> str:
@@ -184,7 +210,8 @@ def _class_of(folder: Path) -> str:
 
 
 def _autoencoder(folder: Path) -> tuple[Any, Any]:
-    return _diffusers("AutoencoderTiny" if _class_of(folder) == "AutoencoderTiny" else "AutoencoderKL")(folder)
+    told = _class_of(folder)
+    return _diffusers(told if told in ("AutoencoderTiny", "VQModel") else "AutoencoderKL")(folder)
 
 
 def _unet(folder: Path) -> tuple[Any, Any]:
@@ -221,4 +248,6 @@ def load_module(component: str, folder: Path) -> nn.Module:
         )
     if type(model).__name__ == "UNet2DModel":
         wrapper = UnconditionalUNet
+    if type(model).__name__ == "VQModel" and component == "vae_decoder":
+        wrapper = QuantisingDecoder
     return wrapper(model).eval().requires_grad_(False)

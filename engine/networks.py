@@ -88,7 +88,7 @@ def unet(configs: Mapping[str, Config]) -> Component:
 
 
 def unconditional(config: Config) -> Component:
-    """A denoiser of pixels that is told nothing but the timestep."""
+    """A denoiser of pixels or latents that is told nothing but the timestep."""
     return Component(
         name="unet",
         inputs=(_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")),
@@ -118,8 +118,8 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
 
 
 def vae(config: Config) -> tuple[Component, Component]:
-    """The autoencoder's decoder and encoder; the tiny one's latents are no distribution."""
-    pixels, channels = ("batch", 3, "height", "width"), config["latent_channels"]
+    """The autoencoder's decoder and encoder; latents of a tiny or a quantising one are no distribution."""
+    pixels, channels = ("batch", 3, "height", "width"), latent_channels(config)
     decoder = Component(
         name="vae_decoder",
         inputs=(_float("latent_sample", "batch", channels, *_LATENTS),),
@@ -128,10 +128,11 @@ def vae(config: Config) -> tuple[Component, Component]:
     )
     # Mean and log-variance of the posterior, one after the other.
     posterior = _float("latent_parameters", "batch", 2 * channels, *_LATENTS)
+    plain = is_tiny(config) or is_quantising(config)
     encoder = Component(
         name="vae_encoder",
         inputs=(_float("sample", *pixels),),
-        outputs=(_float("latents", "batch", channels, *_LATENTS) if is_tiny(config) else posterior,),
+        outputs=(_float("latents", "batch", channels, *_LATENTS) if plain else posterior,),
         config=config,
     )
     return decoder, encoder
@@ -140,6 +141,16 @@ def vae(config: Config) -> tuple[Component, Component]:
 def is_tiny(config: Config) -> bool:
     """Is it TAESD's autoencoder (https://github.com/madebyollin/taesd)?"""
     return config.get("_class_name") == "AutoencoderTiny"
+
+
+def is_quantising(config: Config) -> bool:
+    """Does it take each latent for the nearest of its codebook (van den Oord et al. 2017, arXiv 1711.00937)?"""
+    return config.get("_class_name") == "VQModel"
+
+
+def latent_channels(config: Config) -> int:
+    """Of an autoencoder's latents as a U-Net sees them."""
+    return int((is_quantising(config) and config.get("vq_embed_dim")) or config["latent_channels"])
 
 
 def vae_widths(config: Config) -> Sequence[int]:

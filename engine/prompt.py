@@ -8,6 +8,7 @@ Knows nothing of the text encoder.
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +21,7 @@ from calotype.emphasis import pieces_of
 from calotype.errors import InputError, SourceError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+ADDED = "added_tokens.json"  # what was learned beside the vocabulary: a word's number, as transformers keeps it
 # CLIP's own splitting rule: contractions, letters, single digits, and runs of anything else.
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
@@ -56,6 +58,9 @@ class ClipTokenizer:
         self.length = length
         self._bpe, vocabulary, self._pad = _read(folder)
         self._start, self._end = vocabulary[START], vocabulary[END]
+        self._words = added_words(folder)
+        longest = sorted(self._words, key=len, reverse=True)
+        self._word = re.compile("|".join(map(re.escape, longest)), re.IGNORECASE) if longest else None
 
     @property
     def empty(self) -> NDArray[np.int64]:
@@ -68,7 +73,7 @@ class ClipTokenizer:
         Raises `InputError` where a prompt is no text, or says a weight that is none.
         """
         room = self.length - 2
-        read = [self._words(prompt, room * most) for prompt in prompts]
+        read = [self._read(prompt, room * most) for prompt in prompts]
         chunks = max(1, *(-(-len(ids) // room) for ids, _, _ in read))
         ids = [[self._chunk(ids[i * room : (i + 1) * room]) for i in range(chunks)] for ids, _, _ in read]
         weights = np.ones((len(read), chunks, self.length), dtype=np.float32)
@@ -82,7 +87,7 @@ class ClipTokenizer:
         whole = [self._start, *ids, self._end]
         return whole + [self._pad] * (self.length - len(whole))
 
-    def _words(self, prompt: str, most: int) -> tuple[list[int], list[float], str]:
+    def _read(self, prompt: str, most: int) -> tuple[list[int], list[float], str]:
         """At most so many tokens of the words, their weights, and the text that is left."""
         if not isinstance(prompt, str):
             raise InputError(f"a prompt is text, got {type(prompt).__name__}: {prompt!r}.")
@@ -90,25 +95,38 @@ class ClipTokenizer:
         weights: list[float] = []
         left = ""
         for piece in pieces_of(prompt):
-            code = self._bpe.encode(piece.text, add_special_tokens=False)
+            found = self._encoded(piece.text)
             room = most - len(ids)
-            if left or len(code.ids) > room:
-                left += piece.text if left else piece.text[code.offsets[room][0] :]
+            if left or len(found) > room:
+                left += piece.text if left else piece.text[found[room][1] :]
             else:
-                room = len(code.ids)
-            ids += code.ids[:room]
-            weights += [piece.weight] * len(code.ids[:room])
+                room = len(found)
+            ids += [number for number, _ in found[:room]]
+            weights += [piece.weight] * len(found[:room])
         return ids, weights, left
+
+    def _encoded(self, text: str) -> list[tuple[int, int]]:
+        """Token numbers, and where in the text each begins; a word that was learned is all of its numbers."""
+        found: list[tuple[int, int]] = []
+        matches = [*self._word.finditer(text)] if self._word else []
+        ends = [0, *(match.end() for match in matches)]
+        for begin, match in zip(ends, [*matches, None], strict=True):
+            code = self._bpe.encode(text[begin : match.start() if match else None], add_special_tokens=False)
+            found += [(number, begin + at) for number, (at, _) in zip(code.ids, code.offsets, strict=True)]
+            if match:
+                found += [(number, match.start()) for number in self._words[match[0].lower()]]
+        return found
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that say a CLIP vocabulary: vocab.json and merges.txt, or tokenizer.json, which newer tools write.
+    """The files that say a CLIP vocabulary: vocab.json and merges.txt, or tokenizer.json, which newer tools write; and
+    what was learned beside it.
 
     Raises `SourceError` where neither is there.
     """
     for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
         if all((folder / name).is_file() for name in names):
-            return [folder / name for name in names]
+            return [folder / name for name in (*names, ADDED) if (folder / name).is_file()]
     raise SourceError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json; a CLIP tokenizer has one.")
 
 
@@ -117,13 +135,45 @@ def vocabulary_of(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
     return _vocabulary(tokenizer_files(folder))
 
 
+def added_numbers(folder: Path) -> dict[str, int]:
+    """What a tokenizer knows beside its vocabulary, in the order of its numbers. Raises `SourceError`."""
+    file, whole = folder / ADDED, folder / "tokenizer.json"
+    try:
+        if file.is_file():
+            added = {str(text): int(n) for text, n in json.loads(file.read_text(encoding="utf-8")).items()}
+        elif whole.is_file():
+            data = json.loads(whole.read_text(encoding="utf-8"))
+            added = {token["content"]: token["id"] for token in data["added_tokens"] if not token["special"]}
+        else:
+            added = {}
+        vocabulary = vocabulary_of(folder)[0] if added else {}
+    except (OSError, ValueError, TypeError, LookupError, AttributeError) as broken:
+        raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
+    return {text: n for text, n in sorted(added.items(), key=lambda pair: pair[1]) if text not in vocabulary}
+
+
+def added_words(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Words that were learned, in small letters -> their numbers: those of "word", "word_1", "word_2", ...
+
+    As diffusers reads textual inversions of several vectors; "word_1" in a prompt is the second vector alone.
+    """
+    numbers = {text.lower(): n for text, n in added_numbers(folder).items()}
+    found = {}
+    for text in numbers:
+        more = [text]
+        while f"{text}_{len(more)}" in numbers:
+            more.append(f"{text}_{len(more)}")
+        found[text] = tuple(numbers[each] for each in more)
+    return found
+
+
 def _vocabulary(files: list[Path]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token numbers and merges, in their order."""
-    if len(files) == 1:
+    if files[0].name == "tokenizer.json":
         data = json.loads(files[0].read_text(encoding="utf-8"))
-        added = {token["content"]: token["id"] for token in data["added_tokens"]}
+        marks = {t["content"]: t["id"] for t in data["added_tokens"] if t["content"] in (START, END)}
         pairs = (m.split() if isinstance(m, str) else m for m in data["model"]["merges"])
-        return data["model"]["vocab"] | added, [(a, b) for a, b in pairs]
+        return data["model"]["vocab"] | marks, [(a, b) for a, b in pairs]
     lines = files[1].read_text(encoding="utf-8").splitlines()
     pairs = (line.split() for line in lines if line and not line.startswith("#version"))
     return json.loads(files[0].read_text(encoding="utf-8")), [(a, b) for a, b in pairs]

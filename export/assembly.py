@@ -19,7 +19,7 @@ from calotype.errors import BuildError
 from calotype.export.source import Source
 from calotype.export.store import ENTRY
 from calotype.plan import Artefact, Plan, PlannedComponent, is_plan
-from calotype.prompt import vocabulary_of
+from calotype.prompt import ADDED, added_numbers, vocabulary_of
 
 _EXCHANGE = 2  # RENAME_EXCHANGE of Linux's renameat2
 _HERE = -100  # AT_FDCWD
@@ -89,6 +89,8 @@ def _spell_out(tokenizer: Path) -> None:
     (tokenizer / "vocab.json").write_text(json.dumps(words, ensure_ascii=False), encoding="utf-8")
     lines = ["#version: 0.2", *(" ".join(pair) for pair in merges), ""]
     (tokenizer / "merges.txt").write_text("\n".join(lines), encoding="utf-8")
+    if learned := added_numbers(tokenizer):
+        (tokenizer / ADDED).write_text(json.dumps(learned, ensure_ascii=False), encoding="utf-8")
 
 
 def _copied(component: PlannedComponent, source: Source, folder: Path) -> PlannedComponent:

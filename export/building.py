@@ -22,6 +22,7 @@ from calotype.errors import BuildError, CheckError, SourceError
 from calotype.export import check, locks
 from calotype.export.assembly import assemble, check_output, staging
 from calotype.export.child import in_child
+from calotype.export.inversion import learn
 from calotype.export.lora import fuse
 from calotype.export.loss import failed
 from calotype.export.planning import plan_of, reference
@@ -115,7 +116,8 @@ def check_backend(spec: BuildSpec) -> None:
 
 
 def _prepared(spec: BuildSpec) -> Work:
-    source = fuse(read_source(spec.model, spec.controlnet), spec.lora)
+    source = read_source(spec.model, spec.controlnet, spec.vae, offline=spec.offline)
+    source = learn(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
     if not family.prompting.states:
         raise BuildError(
@@ -133,7 +135,7 @@ def _prepared(spec: BuildSpec) -> Work:
     key = key_of(
         {
             "builder": BUILDER,
-            "spec": {k: v for k, v in spec.to_json().items() if k not in ("output", "model")},
+            "spec": {k: v for k, v in spec.to_json().items() if k not in ("output", "model", "offline")},
             "source": source.fingerprint,
             "prompts": asdict(prompts),
             "tools": tool_versions(spec.backend),

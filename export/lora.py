@@ -45,9 +45,8 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
 
     def make(empty: Path) -> Mapping[str, Any]:
         files = [[str(lora.path), lora.weight] for lora in loras]
-        done = in_child(
-            "fusing the LoRAs", "calotype.export.lora:fuse_into", out=str(empty), model=source.model, loras=files
-        )
+        model = str(source.folder)  # not the name, which may be the hub's, or a checkpoint's
+        done = in_child("fusing the LoRAs", "calotype.export.lora:fuse_into", out=str(empty), model=model, loras=files)
         return {"changed": done.value, "peak_bytes": done.peak_bytes}
 
     folder, notes = fetch(

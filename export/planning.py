@@ -7,6 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 
 from calotype.errors import CheckError
+from calotype.export.inversion import learn
 from calotype.export.source import Source, read_source
 from calotype.export.store import has
 from calotype.export.tracing import trace_key, traced
@@ -20,14 +21,16 @@ def prepare(
     *,
     controlnets: Sequence[str | Path] = (),
     vae: str | Path | None = None,
+    words: Sequence[str | Path] = (),
+    offline: bool = False,
     forms: Collection[str] = ("onnx",),
 ) -> Plan:
-    """The plan of a model, its ControlNets and autoencoder, with the eager reference and other forms asked for.
+    """The plan of a model with its ControlNets, autoencoder and learned words, in the forms asked for and eager.
 
     The first use of a model traces it into the store (tens of seconds for the demonstration model); the next finds it
     there. Raises `SourceError`.
     """
-    source = read_source(model, controlnets, vae)
+    source = learn(read_source(model, controlnets, vae, offline=offline), words)
     family = family_of(source.configs)
     components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)

@@ -1,16 +1,14 @@
-"""Models as they are found: a folder in diffusers' layout, "demo", or a hub id. Read, checked, never changed.
+"""Models as they are found: a folder in diffusers' layout, a checkpoint in the original one, "demo", or a hub id.
 
 Everything that can be wrong with a model's files is found here, before any library opens them: a missing folder, a
-config that is no JSON, a pickle, a truncated weight file. Imports no torch.
+config that is no JSON, a pickle, a truncated weight file. Nothing of the user's is changed. Imports no torch.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import math
 import re
-import struct
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,17 +16,25 @@ from typing import Any
 
 import calotype
 from calotype.digest import file_digest
-from calotype.errors import SourceError, first_line
-from calotype.family import TEXT_ENCODERS, folder_of
+from calotype.errors import SourceError
+from calotype.export.hub import from_hub
+from calotype.export.originals import opened
+from calotype.export.weights import (
+    PICKLES,
+    count_weights,
+    pickles_in,
+    read_json,
+    refusal_of_pickle,
+    weight_files,
+)
+from calotype.family import TEXT_ENCODERS, autoencoder_of, folder_of
 from calotype.networks import controlnets_of
 from calotype.prompt import tokenizer_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_DIFFUSERS = "diffusion_pytorch_model"
 # What pictures depend on in a model_index.json.
 _SAID = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
-_MODELS = "a model is a folder in diffusers' layout, a plan, a hub id, or demo"
-_PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_MODELS = "a model is a folder in diffusers' layout, a .safetensors checkpoint, a plan, a hub id, or demo"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,12 +46,7 @@ class Source:
     configs: Mapping[str, Mapping[str, Any]]  # of each folder of weights; model_index and scheduler
     folders: Mapping[str, Path]  # where each of them is, by the name it has in diffusers' layout: unet, controlnet, ...
     digests: Mapping[str, str]  # SHA-256 of the weights in each
-
-    @property
-    def tokenizers(self) -> dict[str, Path]:
-        """Text encoder -> the folder of its vocabulary."""
-        names = TEXT_ENCODERS[self.configs["model_index"]["_class_name"]]
-        return {encoder: self.folder / name for encoder, name in names.items()}
+    tokenizers: Mapping[str, Path]  # text encoder -> the folder of its vocabulary
 
     def weights_folder(self, component: str) -> Path:
         """Where the component's config and weights lie."""
@@ -57,7 +58,7 @@ class Source:
 
     def weights_count(self, component: str) -> int:
         """How many numbers the folder of the component's weights holds."""
-        return count_weights(self.weights_folder(component), _stem(folder_of(component)))
+        return count_weights(self.weights_folder(component), stem_of(folder_of(component)))
 
     @property
     def fingerprint(self) -> str:
@@ -67,24 +68,50 @@ class Source:
         return hashlib.sha256(said.encode()).hexdigest()
 
 
-def read_source(model: str | Path, controlnets: Sequence[str | Path] = (), vae: str | Path | None = None) -> Source:
+def read_source(
+    model: str | Path,
+    controlnets: Sequence[str | Path] = (),
+    vae: str | Path | None = None,
+    *,
+    offline: bool = False,
+) -> Source:
     """Find a model, the ControlNets to go with it and an autoencoder in place of its own, and check their files.
 
-    Raises `SourceError` in a sentence that says what is wrong and where.
+    `offline` makes no connection for hub ids. Raises `SourceError` in a sentence that says what is wrong and where.
     """
-    folder = find(model)
-    index = _json(folder / "model_index.json", "it is the list of parts that a model in diffusers' layout begins with")
+    folder = find(model, offline=offline)
+    index = _index(folder)
     kind = str(index.get("_class_name"))
     if kind not in TEXT_ENCODERS:
         raise SourceError(f"{folder} holds a {kind}; this version reads {', '.join(TEXT_ENCODERS)}.")
-    coded = ("vae",) if TEXT_ENCODERS[kind] else ()  # without text, pixels themselves are denoised
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet", *coded)}
-    if not coded and (controlnets or vae is not None):
+    coded = autoencoder_of(kind)
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
+    folders |= {"vae": folder / coded} if coded else {}
+    if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
-    folders |= {f"controlnet_{i}" if i else "controlnet": find(said) for i, said in enumerate(controlnets)}
+    nets = [find(said, offline=offline) for said in controlnets]
+    folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
     if vae is not None:
-        folders["vae"] = find(vae)
-    configs = {name: _json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
+        folders["vae"] = find(vae, offline=offline)
+    configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
+    _check_classes(configs, folders, vae)
+    scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
+    said = {name: index[name] for name in _SAID if name in index}
+    source = Source(
+        model=str(model),
+        folder=folder,
+        configs={**configs, "scheduler": scheduler, "model_index": said},
+        folders=folders,
+        digests={name: _digest(weight_files(path, stem_of(name))) for name, path in folders.items()},
+        tokenizers={encoder: folder / name for encoder, name in TEXT_ENCODERS[kind].items()},
+    )
+    for vocabulary in source.tokenizers.values():
+        tokenizer_files(vocabulary)
+    return source
+
+
+def _check_classes(configs: Mapping[str, Any], folders: Mapping[str, Path], vae: str | Path | None) -> None:
+    """`SourceError` unless the parts that were named are what they were named as."""
     for name in controlnets_of(configs):
         if configs[name].get("_class_name") != "ControlNetModel":
             told = configs[name].get("_class_name")
@@ -92,133 +119,47 @@ def read_source(model: str | Path, controlnets: Sequence[str | Path] = (), vae: 
     if vae is not None and configs["vae"].get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
         told = configs["vae"].get("_class_name")
         raise SourceError(f"{folders['vae']} holds a {told}; an autoencoder is an AutoencoderKL or an AutoencoderTiny.")
-    scheduler = _json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
-    said = {name: index[name] for name in _SAID if name in index}
-    source = Source(
-        model=str(model),
-        folder=folder,
-        configs={**configs, "scheduler": scheduler, "model_index": said},
-        folders=folders,
-        digests={name: _digest(weight_files(path, _stem(name))) for name, path in folders.items()},
-    )
-    for vocabulary in source.tokenizers.values():
-        tokenizer_files(vocabulary)
-    return source
 
 
-def _stem(name: str) -> str:
-    """The name of a weight file: transformers' for text encoders, else diffusers'."""
-    return "model" if name.startswith("text_encoder") else _DIFFUSERS
+def stem_of(name: str) -> str:
+    """How a folder's file of weights is called: as transformers does for text encoders, else as diffusers."""
+    return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
-def find(model: str | Path) -> Path:
-    """The model's folder, downloaded first if `model` is a hub id."""
+def find(model: str | Path, *, offline: bool = False) -> Path:
+    """The model's folder: fetched first if `model` is a hub id, rewritten if it is a checkpoint in one file."""
     if model == "demo":
         return Path(calotype.__file__).parent / "demo_model"
     try:
-        folder = Path(model).expanduser()
-        if folder.is_dir():
-            return folder.absolute()
-        if folder.is_file():
-            raise SourceError(f"{folder} is a file; {_MODELS}.")
+        path = Path(model).expanduser()
+        if path.is_dir():
+            return path.absolute()
+        is_file = path.is_file()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home, a NUL
         raise SourceError(f"{model} cannot be looked at ({failed}); {_MODELS}.") from None
-    if _HUB_ID.fullmatch(str(model)):
-        return _download(str(model))
-    raise SourceError(f"there is no folder {folder}; {_MODELS}.")
+    if is_file:
+        return _of_file(path)
+    if _HUB_ID.fullmatch(str(model)) and path.suffix not in (".safetensors", *PICKLES):
+        return from_hub(str(model), offline=offline)
+    raise SourceError(f"there is no folder {path}; {_MODELS}.")
 
 
-def _download(hub_id: str) -> Path:
-    try:
-        from huggingface_hub import snapshot_download
-    except ImportError:
-        raise SourceError(
-            f"there is no folder {hub_id}; to have it from the hub, pip install 'calotype[build]'."
-        ) from None
-    try:
-        return Path(
-            snapshot_download(
-                hub_id,
-                allow_patterns=["*.json", "*/*.json", "*/*.txt", "*/*.safetensors", f"{_DIFFUSERS}*.safetensors"],
-                ignore_patterns=["*.fp16.*", "*non_ema*", "safety_checker/*", "feature_extractor/*"],
-            )
-        )
-    except Exception as failed:  # the hub's client and its HTTP library raise kinds of their own
-        raise SourceError(
-            f"there is no folder {hub_id}, and it cannot be had from the hub: {first_line(failed)}"
-        ) from None
+def _of_file(path: Path) -> Path:
+    if path.suffix == ".safetensors":
+        return opened(path.absolute())
+    raise SourceError(refusal_of_pickle(path) if path.suffix in PICKLES else f"{path} is a file; {_MODELS}.")
 
 
-def _json(path: Path, what: str) -> dict[str, Any]:
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {what}.") from None
-    except (OSError, ValueError) as broken:
-        raise SourceError(f"{path} cannot be read ({broken}); {what}.") from None
-    if not isinstance(data, dict):
-        raise SourceError(f"{path} is JSON, but no object; {what}.")
-    return data
-
-
-def weight_files(folder: Path, stem: str) -> list[Path]:
-    """The safetensors of one component, each checked to be whole: one file, or the shards of an index."""
-    whole, index = folder / f"{stem}.safetensors", folder / f"{stem}.safetensors.index.json"
-    if whole.is_file():
-        files = [whole]
-    elif index.is_file():
-        files = _shards(folder, _json(index, "the list of shards"))
-    else:
-        raise SourceError(_no_weights(folder, whole))
-    for file in files:
-        check_safetensors(file)
-    return files
-
-
-def _shards(folder: Path, index: Mapping[str, Any]) -> list[Path]:
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise SourceError(f"the list of shards in {folder} says no files; fetch it again.")
-    return [folder / name for name in sorted(set(shards.values()))]
-
-
-def _no_weights(folder: Path, wanted: Path) -> str:
-    pickles = [p.name for p in sorted(folder.glob("*")) if p.suffix in _PICKLES]
-    if pickles:
-        return (
-            f"{folder / pickles[0]} is a pickle, which can run any code when it is opened, so it is not read. Convert "
-            "it: load the model with diffusers and save it with save_pretrained(..., safe_serialization=True)."
-        )
-    return f"{wanted} is missing; weights are read from safetensors."
-
-
-def check_safetensors(path: Path) -> None:
-    """`SourceError` unless the file is as long as its header says (https://github.com/huggingface/safetensors)."""
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            header: Any = json.loads(file.read(length)) if length <= min(size, 100_000_000) else None
-        ends = [int(e["data_offsets"][1]) for n, e in header.items() if n != "__metadata__"]
-    except OSError as broken:
-        raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.") from None
-    whole = 8 + length + max(ends, default=0)
-    if size != whole:
-        raise SourceError(f"{path} is {size} bytes long and should be {whole}; fetch it again.")
-
-
-def count_weights(folder: Path, stem: str) -> int:
-    """How many numbers the component's safetensors hold, by their headers."""
-    return sum(_count(file) for file in weight_files(folder, stem))
-
-
-def _count(path: Path) -> int:
-    with path.open("rb") as file:
-        header = json.loads(file.read(struct.unpack("<Q", file.read(8))[0]))
-    return sum(math.prod(entry["shape"]) for name, entry in header.items() if name != "__metadata__")
+def _index(folder: Path) -> dict[str, Any]:
+    """What the folder's `model_index.json` says. Raises `SourceError` that knows what may lie there in its place."""
+    path = folder / "model_index.json"
+    if not path.is_file():
+        single, pickled = [p.name for p in sorted(folder.glob("*.safetensors"))], pickles_in(folder)
+        if single:
+            raise SourceError(f"{path} is missing; a checkpoint in one file is named itself: {folder / single[0]}")
+        if pickled:
+            raise SourceError(refusal_of_pickle(folder / pickled[0]))
+    return read_json(path, "it is the list of parts that a model in diffusers' layout begins with")
 
 
 def _digest(files: Iterable[Path]) -> str:

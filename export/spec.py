@@ -30,7 +30,7 @@ def _said(help_text: str, short: str = "") -> dict[str, str]:
 class BuildSpec:
     """One build. Sizes are ranges of pixels or pictures; None is what the model itself allows."""
 
-    model: str = field(metadata=_said("demo, a folder in diffusers' layout, or a hub id."))
+    model: str = field(metadata=_said("demo, a folder in diffusers' layout, a .safetensors checkpoint, or a hub id."))
     output: Path = field(metadata=_said("The plan's folder.", "-o"))
     backend: str = field(default="onnxruntime", metadata=_said(f"One of {', '.join(BACKENDS)}."))
     precision: str = field(default="fp32", metadata=_said(f"One of {', '.join(PRECISIONS)}."))
@@ -42,6 +42,11 @@ class BuildSpec:
     batch: Range | None = field(default=None, metadata=_said("Pictures at once: one number, or least:usual:most."))
     controlnet: tuple[str, ...] = field(default=(), metadata=_said("A ControlNet's folder; may be repeated."))
     lora: tuple[str, ...] = field(default=(), metadata=_said("FILE or FILE:SCALE, fused into the weights; repeatable."))
+    vae: str | None = field(default=None, metadata=_said("An autoencoder in place of the model's, such as TAESD."))
+    textual_inversion: tuple[str, ...] = field(
+        default=(), metadata=_said("A file of learned words, as FILE or FILE:<word>; may be repeated.")
+    )
+    offline: bool = field(default=False, metadata=_said("Make no connection: hub ids are looked for in the cache."))
     max_loss: tuple[Bound, ...] = field(
         default=(Bound(metric="psnr", limit=30.0),),
         metadata=_said("The gate of a lower precision: psnr>=30, ssim>=0.95, lpips<=0.1, clip_drop<=, judge_drop<=."),
@@ -185,11 +190,13 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
         "backend": _text,
         "precision": _text,
         "weights": _optional,
+        "vae": _optional,
+        "offline": _bool,
         "steps": _range,
         "fallback": _bool,
     },
     **dict.fromkeys(("height", "width", "batch"), _range),
-    **dict.fromkeys(("controlnet", "lora", "scheduler"), _texts),
+    **dict.fromkeys(("controlnet", "lora", "scheduler", "textual_inversion"), _texts),
     **dict.fromkeys(("calibration", "proof", "proof_steps"), _whole),
     **dict.fromkeys(("prompts", "clip_model"), _path),
     "max_loss": _bounds,

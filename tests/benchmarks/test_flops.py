@@ -6,8 +6,8 @@ from diffusers.models.attention_processor import Attention
 from torch import nn
 
 from calotype.benchmarks.flops import component_flops, count, module_of
-from calotype.benchmarks.published import MODELS
 from calotype.errors import InputError
+from calotype.export.published import MODELS
 from calotype.export.source import read_source
 
 

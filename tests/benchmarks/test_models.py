@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 
 from calotype.benchmarks import models
 from calotype.benchmarks.flops import component_flops, module_of
-from calotype.benchmarks.published import MODELS
 from calotype.errors import BuildError, InputError
+from calotype.export.published import MODELS
 from calotype.export.source import read_source
 from calotype.family import family_of
 
@@ -140,6 +140,13 @@ def test_a_model_is_made_once_and_kept(monkeypatch, tmp_path):
 
 def broken(*_, **__):
     raise BuildError("the disk is full")
+
+
+def test_what_one_step_takes_is_said(demo_folder):
+    lines = list(models.once(demo_folder))
+    assert [line.partition(":")[0] for line in lines[:4]] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
+    assert all("traced and checked in" in line and " 0.0 GiB" not in line for line in lines[:4])
+    assert lines[4].startswith("one step at 128 x 128 px: ")
 
 
 def test_an_unknown_model_is_named_with_the_known_ones():

@@ -125,6 +125,8 @@ FAULTS = [
     (["generate", "x", "--strength", "0.5"], "strength needs a picture"),
     (["generate", "x", "--controlnet", "nowhere"], "there is no folder nowhere"),
     (["generate", "x", "--lora", "nothing.safetensors:0.8"], "there is no LoRA file"),
+    (["generate", "x", "--textual-inversion", "nothing.safetensors"], "there is no file nothing.safetensors"),
+    (["generate", "x", "--model", "some-one/nothing", "--offline"], "and offline nothing is fetched"),
 ]
 
 
@@ -232,8 +234,10 @@ def test_parts_are_named_where_they_are_loaded(monkeypatch, fake, tmp_path):
     asked = []
     monkeypatch.setattr("calotype.loading.load", lambda model, **more: asked.append((model, more)) or fake)
     more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--vae", "tiny"]
+    more += ["--textual-inversion", "b.safetensors:<b>", "--offline"]
     cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
     said = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
+    said |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True}
     assert asked == [("demo", said)]
 
 
@@ -258,6 +262,7 @@ def test_help_names_every_option():
     from_python = {"--prompt", "--output-type", "--denoising-start", "--denoising-end"}
     assert {f"--{f.name.replace('_', '-')}" for f in fields(Request)} - told == from_python
     assert {"--like", "--model", "--backend", "--controlnet", "--lora", "--report", "-o"} <= told
+    assert {"--vae", "--textual-inversion", "--offline"} <= told
 
 
 @pytest.mark.parametrize("module", ["calotype", "calotype.export.cli", "calotype.pipeline", "calotype.loading"])

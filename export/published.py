@@ -1,6 +1,7 @@
 """The published configs of the models that people run, as data: what a network is made of, without its weights.
 
-Knows nothing of how a model is made of them (`models`).
+What a checkpoint in the original layout is read into (`originals`), and what the benchmarks' models are made of. Knows
+nothing of either.
 """
 
 from __future__ import annotations
@@ -52,6 +53,15 @@ _UNET_XL = {
     **{"addition_embed_type": "text_time", "addition_time_embed_dim": 256},
     "projection_class_embeddings_input_dim": 2816,
 }
+_UNET_REFINER = {
+    **{"cross_attention_dim": 1280, "attention_head_dim": [6, 12, 24, 24], "layers_per_block": 2},
+    **{"transformer_layers_per_block": 4, "use_linear_projection": True},
+    "block_out_channels": [384, 768, 1536, 1536],
+    "down_block_types": ["DownBlock2D", _CROSS, _CROSS, "DownBlock2D"],
+    "up_block_types": ["UpBlock2D", _UP, _UP, "UpBlock2D"],
+    **{"addition_embed_type": "text_time", "addition_time_embed_dim": 256},
+    "projection_class_embeddings_input_dim": 2560,
+}
 _VAE_XL = {**_VAE, "sample_size": 1024, "scaling_factor": 0.13025, "force_upcast": True}
 _XL = {
     "pipeline": "StableDiffusionXLPipeline",
@@ -66,6 +76,14 @@ _OPEN = {
 }
 _V = {"clip_sample": False, "set_alpha_to_one": False, "prediction_type": "v_prediction"}
 _TURBO = {"timestep_spacing": "trailing", "prediction_type": "epsilon"}  # 1 to 4 steps, without guidance
+
+REFINER: Mapping[str, Any] = {  # stabilityai/stable-diffusion-xl-refiner-1.0
+    "pipeline": "StableDiffusionXLImg2ImgPipeline",
+    "scheduler": ("EulerDiscreteScheduler", {**_BETAS, "timestep_spacing": "leading"}),
+    "text_encoder_2": ("CLIPTextModelWithProjection", _TEXT_BIG),
+    "unet": ("UNet2DConditionModel", {**_UNET_REFINER, "sample_size": 128}),
+    "vae": ("AutoencoderKL", _VAE_XL),
+}
 
 # After runwayml/stable-diffusion-v1-5 and stabilityai/{stable-diffusion-2-1, sd-turbo, stable-diffusion-xl-base-1.0,
 # sdxl-turbo}, each part under its folder's name: the class, and its config's fields that are not the class's defaults.

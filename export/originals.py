@@ -1,0 +1,142 @@
+"""Checkpoints in the original layout: a model's weights in one `.safetensors`, as CompVis and Stability wrote them.
+
+What such a file is, is found from the names and shapes of its tensors. It is rewritten once into a folder of diffusers'
+layout, an entry of the store, with the configs and the vocabulary that we carry: nothing is fetched. Imports no torch;
+what renames the tensors is `converting`.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calotype.digest import file_digest
+from calotype.errors import SourceError
+from calotype.export.child import in_child
+from calotype.export.published import MODELS, REFINER
+from calotype.export.store import fetch, has, key_of
+from calotype.export.versions import versions
+from calotype.export.weights import Header, check_safetensors
+
+CONVERTER = 1  # raised when the way checkpoints are rewritten changes what comes out
+UNET, VAE = "model.diffusion_model.", "first_stage_model."
+_FIRST = f"{UNET}input_blocks.0.0.weight"  # its second dimension: the channels that the U-Net takes
+_SECOND_TEXT = f"{UNET}label_emb.0.0.weight"  # of SDXL: where the pooled text enters
+_NOT_READ = {  # a tensor that only such files have -> what they are
+    "lora": "a LoRA (name it as lora=)",
+    "control_model": "a ControlNet in the original layout",
+    "emb_params": "a textual inversion (name it as textual_inversion=)",
+    "clip_l": "a textual inversion (name it as textual_inversion=)",
+    "joint_blocks": "a diffusion transformer",
+    "double_blocks": "a diffusion transformer",
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Original:
+    """What a checkpoint in the original layout holds.
+
+    Attributes:
+        name: as people call it.
+        texts: for each text encoder, what the names of its tensors begin with.
+        described: its parts as `published` has them.
+    """
+
+    name: str
+    texts: Mapping[str, str]
+    described: Mapping[str, Any]
+
+    def with_channels(self, channels: int) -> Original:
+        """The same with a U-Net that takes so many channels: with 9 it is an inpainting model."""
+        class_name, config = self.described["unet"]
+        parts = {**self.described, "unet": (class_name, {**config, "in_channels": channels})}
+        if channels == 4:
+            return Original(name=self.name, texts=self.texts, described=parts)
+        parts["pipeline"] = self.described["pipeline"].replace("Pipeline", "InpaintPipeline")
+        return Original(name=f"{self.name}, inpainting", texts=self.texts, described=parts)
+
+
+OPENAI, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
+_XL = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+_SINGLE = "conditioner.embedders.0.model."  # of the refiner; and of Stable Diffusion 2 as Stability's later code has it
+
+
+def original_of(path: Path, header: Header) -> Original:
+    """What the checkpoint is, by its tensors. Raises `SourceError` that says what was found where it is another."""
+    names = header.shapes
+    starts = [p for p in (OPENAI, OPENCLIP, *_XL, _SINGLE) if any(name.startswith(p) for name in names)]
+    if _FIRST not in names or not starts or not any(name.startswith(VAE) for name in names):
+        raise SourceError(_unknown(path, header))
+    pooled = _SECOND_TEXT in names
+    if starts == [OPENAI] and not pooled:
+        found = Original(name="Stable Diffusion 1.x", texts={"text_encoder": OPENAI}, described=MODELS["sd15"])
+    elif starts in ([OPENCLIP], [_SINGLE]) and not pooled:
+        found = Original(name="Stable Diffusion 2.x", texts={"text_encoder": starts[0]}, described=MODELS["sd21"])
+    elif starts == list(_XL) and pooled:
+        texts = dict(zip(("text_encoder", "text_encoder_2"), _XL, strict=True))
+        found = Original(name="Stable Diffusion XL", texts=texts, described=MODELS["sdxl"])
+    elif starts == [_SINGLE] and pooled:
+        texts = {"text_encoder_2": _SINGLE}
+        found = Original(name="the refiner of Stable Diffusion XL", texts=texts, described=REFINER)
+    else:
+        raise SourceError(_unknown(path, header))
+    channels = names[_FIRST][1]
+    if channels not in (4, 9) or (channels == 9 and "text_encoder" not in found.texts):
+        raise SourceError(
+            f"{path} is {found.name} with a U-Net of {channels} channels; read are those of 4, and of 9 for inpainting."
+        )
+    return found.with_channels(channels)
+
+
+def opened(path: Path) -> Path:
+    """The checkpoint as a folder in diffusers' layout, made at its first use. Raises `SourceError`."""
+    header = check_safetensors(path)
+    found = original_of(path, header)
+    key = key_of(
+        {
+            "checkpoint": file_digest(path),
+            "described": found.described,
+            "tools": versions(),
+            "converter": CONVERTER,
+        }
+    )
+    fresh = not has(key)
+    if fresh:
+        print(f"calotype: {path.name} is {found.name} in the original layout; rewriting it (once)", file=sys.stderr)
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        done = in_child(
+            f"rewriting {path.name}",
+            "calotype.export.converting:convert_into",
+            out=str(folder),
+            file=str(path),
+            name=found.name,
+            texts=found.texts,
+            described=found.described,
+            metadata=header.metadata,
+        )
+        return {**done.value, "peak_bytes": done.peak_bytes}
+
+    label = {"component": "model", "kind": "rewritten checkpoint", "model": path.name}
+    folder, notes = fetch(key, make, label=label)
+    if fresh:
+        print(f"calotype: it predicts {notes['predicts']}: {notes['because']}", file=sys.stderr)
+    return folder
+
+
+def _unknown(path: Path, header: Header) -> str:
+    firsts = list(dict.fromkeys(name.split(".")[0] for name in header.shapes))
+    bare = [*firsts, *(name.removeprefix(UNET) for name in header.shapes)]
+    told = next((what for mark, what in _NOT_READ.items() if any(name.startswith(mark) for name in bare)), None)
+    parts = {"a U-Net": (UNET,), "an autoencoder": (VAE,), "a text encoder": ("cond_stage_model.", "conditioner.")}
+    has_parts = [what for what, start in parts.items() if any(name.startswith(start) for name in header.shapes)]
+    if told is None and has_parts:
+        told = f"{' and '.join(has_parts)} alone" if len(has_parts) < 3 else "a model of another kind"
+    found = f"{len(header.shapes)} tensors, under {', '.join(firsts[:4]) or 'no names'}"
+    return (
+        f"{path} holds {told + ' (' + found + ')' if told else found}; a checkpoint that can be read holds all of "
+        "Stable Diffusion 1.x, 2.x, XL or XL's refiner in the original layout: U-Net, text encoders and autoencoder."
+    )

@@ -1,0 +1,113 @@
+"""Files of weights, checked before any library opens them: whole safetensors, and no pickles. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calotype.errors import SourceError
+
+PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+_PICKLED = "a pickle, which can run any code when it is opened, so it is not read. Convert it where you trust it"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Header:
+    """What a safetensors file says of itself."""
+
+    shapes: Mapping[str, Sequence[int]]
+    metadata: Mapping[str, str]
+
+
+def read_json(path: Path, what: str) -> dict[str, Any]:
+    """The object in a JSON file. Raises `SourceError` that says what the file is for."""
+    try:
+        data = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing; {what}.") from None
+    except (OSError, ValueError) as broken:
+        raise SourceError(f"{path} cannot be read ({broken}); {what}.") from None
+    if not isinstance(data, dict):
+        raise SourceError(f"{path} is JSON, but no object; {what}.")
+    return data
+
+
+def weight_files(folder: Path, stem: str) -> list[Path]:
+    """The safetensors of one component, each checked to be whole: one file, or the shards of an index.
+
+    Where a folder has the weights in fp16 alone, it is these.
+    """
+    for variant in ("", ".fp16"):
+        whole, index = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
+        if whole.is_file() or index.is_file():
+            files = [whole] if whole.is_file() else _shards(folder, read_json(index, "the list of shards"))
+            for file in files:
+                check_safetensors(file)
+            return files
+    raise SourceError(_no_weights(folder, folder / f"{stem}.safetensors"))
+
+
+def _shards(folder: Path, index: Mapping[str, Any]) -> list[Path]:
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
+        raise SourceError(f"the list of shards in {folder} says no files; fetch it again.")
+    return [folder / name for name in sorted(set(shards.values()))]
+
+
+def _no_weights(folder: Path, wanted: Path) -> str:
+    pickled = pickles_in(folder)
+    if pickled:
+        return (
+            f"{folder / pickled[0]} is {_PICKLED}: load the model with diffusers and save it with "
+            "save_pretrained(..., safe_serialization=True)."
+        )
+    return f"{wanted} is missing; weights are read from safetensors."
+
+
+def pickles_in(folder: Path) -> list[str]:
+    """The names of the pickles that lie in a folder."""
+    return [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
+
+
+def refusal_of_pickle(path: Path) -> str:
+    """Why a checkpoint that is a pickle is not read, and what to do."""
+    line = f"StableDiffusionPipeline.from_single_file({path.name!r}).save_pretrained({path.stem!r})"
+    return f"{path} is {_PICKLED}: diffusers' {line} writes a folder of safetensors, to be named in its place."
+
+
+def check_safetensors(path: Path) -> Header:
+    """What the file says of itself. `SourceError` unless it is as long as its header says.
+
+    The format: https://github.com/huggingface/safetensors.
+    """
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(8)
+            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
+            header: Any = json.loads(file.read(length)) if length <= min(size, 100_000_000) else None
+        said = header.pop("__metadata__", None) or {}
+        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
+        found = Header(
+            shapes={name: [int(n) for n in entry["shape"]] for name, entry in header.items()},
+            metadata={str(name): str(value) for name, value in said.items()},
+        )
+    except OSError as broken:
+        raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.") from None
+    whole = 8 + length + max(ends, default=0)
+    if size != whole:
+        raise SourceError(f"{path} is {size} bytes long and should be {whole}; fetch it again.")
+    return found
+
+
+def count_weights(folder: Path, stem: str) -> int:
+    """How many numbers the component's safetensors hold, by their headers."""
+    files = weight_files(folder, stem)
+    return sum(math.prod(shape) for file in files for shape in check_safetensors(file).shapes.values())
