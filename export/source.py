@@ -1,4 +1,4 @@
-"""Models as they are found: a folder in diffusers' layout, "demo", or a hub id. Read, checked, never changed.
+"""Models as they are found: a folder in diffusers' layout, one that ships, or a hub id. Read, checked, never changed.
 
 Everything that can be wrong with a model's files is found here, before any library opens them: a missing folder, a
 config that is no JSON, a pickle, a truncated weight file. Imports no torch.
@@ -28,6 +28,7 @@ _DIFFUSERS = "diffusion_pytorch_model"
 # What pictures depend on in a model_index.json.
 _SAID = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
 _MODELS = "a model is a folder in diffusers' layout, a plan, a hub id, or demo"
+_SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # what comes with Calotype, and its folder
 _PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 
 
@@ -113,8 +114,8 @@ def _stem(name: str) -> str:
 
 def find(model: str | Path) -> Path:
     """The model's folder, downloaded first if `model` is a hub id."""
-    if model == "demo":
-        return Path(calotype.__file__).parent / "demo_model"
+    if model in _SHIPPED:
+        return Path(calotype.__file__).parent / _SHIPPED[str(model)]
     try:
         folder = Path(model).expanduser()
         if folder.is_dir():
