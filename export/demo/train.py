@@ -229,13 +229,13 @@ def train_unet(shop: Workshop, vae: Any, tokenizer: Any, text_encoder: Any) -> t
     held_out = [scenes.caption(scenes.draw_scene(s, held_out=True)) for s in range(32)]
 
     def sheet(model: nn.Module) -> np.ndarray:
-        pictures = grid(unet.sample(unet.by(model), vae, denoising, held_out, guidance=5.0))
+        pictures = grid(unet.sample(model, vae, denoising, held_out, guidance=5.0))
         tiles = [p for row in np.split(pictures, 4) for p in np.split(row, 8, axis=1)]
         right = sum(judge(tile, words).right for tile, words in zip(tiles, held_out, strict=True))
         print(f"unet: {right} of {len(held_out)} held-out captions painted right at step {run.step}", flush=True)
         return pictures
 
-    best = run.fit(lambda step: denoising.loss(unet.by(run.model), shop.seed, step, stage.batch), sheet)
+    best = run.fit(lambda step: denoising.loss(run.model, shop.seed, step, stage.batch), sheet)
     return best, latents.scaling_factor
 
 

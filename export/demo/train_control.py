@@ -8,6 +8,7 @@ U-Net by convolutions that begin as zeros, and trained by the U-Net's own loss. 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -53,32 +54,31 @@ def hints(edges: np.ndarray) -> Tensor:
     return torch.from_numpy(edges.astype(np.float32))[:, None].repeat(1, 3, 1, 1)
 
 
-class Remembering(unet.Denoising):
-    """Keeps the states of every caption it has met: here the same few thousand come again and again."""
+class Steering(unet.Denoising):
+    """The U-Net's loss, of a ControlNet beside the frozen U-Net: what is trained is the ControlNet."""
 
-    def __init__(self, *parts: Any) -> None:
+    dropped = DROPPED
+
+    def __init__(self, parts: tuple[Any, ...], network: Any, control_images: Callable[[np.ndarray], Tensor]) -> None:
+        """`parts` are those of `Denoising`; `control_images`: of some scenes.  # [B] -> [B, 3, SIZE, SIZE]"""
         super().__init__(*parts)
+        self.network, self.control_images = network, control_images
         self._known: dict[str, Tensor] = {}
 
     def states(self, captions: list[str]) -> Tensor:
+        """Those of every caption are kept: here the same few thousand come again and again."""
         fresh = [c for c in dict.fromkeys(captions) if c not in self._known]
         if fresh:
             self._known |= dict(zip(fresh, super().states(fresh).half(), strict=True))
         return torch.stack([self._known[c] for c in captions]).float()
 
-
-def steered(network: Any, controlnet: Any, control_images: Tensor | Edges) -> unet.Predict:
-    """What the U-Net says with the ControlNet beside it."""
-
-    def predict(noised: Tensor, t: Tensor, states: Tensor, which: np.ndarray) -> Tensor:
-        images = control_images(which) if isinstance(control_images, Edges) else control_images[which]
-        down, middle = controlnet(noised, t, states, images.to(noised.device), return_dict=False)
-        made: Tensor = network(
+    def predict(self, network: Any, noised: Tensor, t: Tensor, states: Tensor, which: np.ndarray) -> Tensor:
+        images = self.control_images(which).to(noised.device)
+        down, middle = network(noised, t, states, images, return_dict=False)
+        predicted: Tensor = self.network(
             noised, t, states, down_block_additional_residuals=down, mid_block_additional_residual=middle
         ).sample
-        return made
-
-    return predict
+        return predicted
 
 
 def new_controlnet(network: Any) -> Any:
@@ -112,22 +112,21 @@ def train_control(shop: train.Workshop, model: Path) -> Any:
     edges = Edges(SCENES, shop.folder)
     latents = unet.Latents(vae, SCENES, shop.folder, shop.device)
     latents.scaling_factor = float(vae.config.scaling_factor)
-    denoising = Remembering(text_encoder, load_tokenizer(model / "tokenizer"), latents, shop.device)
+    parts = (text_encoder, load_tokenizer(model / "tokenizer"), latents, shop.device)
+    steering = Steering(parts, network, edges)
 
     drawn = [scenes.draw_scene(s, held_out=True) for s in range(train.HELD_OUT, train.HELD_OUT + SHOWN)]
     wanted = np.stack([edges_of(scenes.render(s)) for s in drawn])
+    shown = Steering(parts, network, lambda which: hints(wanted[which]))
 
     def sheet(controlnet: nn.Module) -> np.ndarray:
-        predict = steered(network, controlnet, hints(wanted))
-        made = unet.sample(predict, vae, denoising, [scenes.caption(s) for s in drawn], guidance=5.0, steps=10)
-        pictures = train.grid(made)
+        made = unet.sample(controlnet, vae, shown, [scenes.caption(s) for s in drawn], guidance=5.0, steps=10)
         tiles = [train.grid(made[i : i + 1]) for i in range(len(made))]
         reached = np.mean([f1(edges_of(tile), edges) for tile, edges in zip(tiles, wanted, strict=True)])
         print(f"control: F1 {reached:.3f} of edges on {len(drawn)} held-out scenes at step {run.step}", flush=True)
-        return np.concatenate([train.grid(hints(wanted) * 2 - 1), pictures])
+        return train.grid(torch.cat([hints(wanted) * 2 - 1, made]))
 
-    predict = steered(network, run.model, edges)
-    return run.fit(lambda step: denoising.loss(predict, shop.seed, step, STAGE.batch, DROPPED), sheet)
+    return run.fit(lambda step: steering.loss(run.model, shop.seed, step, STAGE.batch), sheet)
 
 
 def main() -> None:

@@ -1,12 +1,11 @@
 """The U-Net's training: noise is predicted from noised latents and the text encoder's states.
 
 Knows the loss and its weights, the cache of latents, and how to draw a sample sheet; the loop over steps is
-`train.Run`. What predicts the noise is a function, so that a ControlNet beside the U-Net is trained by the same loss.
+`train.Run`. A ControlNet is trained by the same loss, with `Denoising.predict` in its own way.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,14 +17,6 @@ from calotype.export.demo import networks, scenes
 from calotype.export.demo.train_text import tokenize
 
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
-
-# (noised latents [B, 4, 16, 16], timesteps, text states [B, 77, TEXT_WIDTH], which scene each is of [B]) -> the noise.
-Predict = Callable[[Tensor, Tensor, Tensor, np.ndarray], Tensor]
-
-
-def by(unet: Any) -> Predict:
-    """What a U-Net says by itself."""
-    return lambda noised, t, states, _: unet(noised, t, states).sample
 
 
 def loss_weights(signal_to_noise: Tensor) -> Tensor:
@@ -65,6 +56,8 @@ def _encode(vae: Any, count: int, device: torch.device, batch: int = 50) -> np.n
 class Denoising:
     """The loss of one step, as a function of (seed, step) alone."""
 
+    dropped = DROPPED
+
     def __init__(self, text_encoder: nn.Module, tokenizer: Any, latents: Latents, device: torch.device) -> None:
         from diffusers import DDPMScheduler
 
@@ -80,11 +73,17 @@ class Denoising:
         states: Tensor = self.text_encoder(tokenize(self.tokenizer, captions).to(self.device)).last_hidden_state
         return states
 
-    def loss(self, predict: Predict, seed: int, step: int, batch: int, dropped: float = DROPPED) -> Tensor:
+    def predict(self, network: Any, noised: Tensor, t: Tensor, states: Tensor, which: np.ndarray) -> Tensor:
+        """The noise, by the network that is trained, in latents of the scenes `which`.  # [B, 4, 16, 16] -> the same"""
+        predicted: Tensor = network(noised, t, states).sample
+        return predicted
+
+    def loss(self, network: Any, seed: int, step: int, batch: int) -> Tensor:
         rng = np.random.default_rng([seed, 2, step])
         which = rng.integers(len(self.latents.values), size=batch)
         captions = [
-            "" if rng.random() < dropped else scenes.caption(scenes.draw_scene(int(w), held_out=False)) for w in which
+            "" if rng.random() < self.dropped else scenes.caption(scenes.draw_scene(int(w), held_out=False))
+            for w in which
         ]
         clean = self.latents.values[which].to(self.device) * self.latents.scaling_factor
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(self.device)
@@ -93,14 +92,14 @@ class Denoising:
         t = torch.from_numpy(spread.astype(np.int64)).to(self.device)
         kept = self.kept[t].view(-1, 1, 1, 1)
         noised = kept.sqrt() * clean + (1 - kept).sqrt() * noise
-        predicted = predict(noised, t, self.states(captions), which)
+        predicted = self.predict(network, noised, t, self.states(captions), which)
         errors: Tensor = (predicted - noise).square().mean(dim=(1, 2, 3))
         return (errors * self.weights[t]).mean()
 
 
 @torch.no_grad()
 def sample(
-    predict: Predict, vae: Any, denoising: Denoising, captions: list[str], *, guidance: float, steps: int = 20
+    network: Any, vae: Any, denoising: Denoising, captions: list[str], *, guidance: float, steps: int = 20
 ) -> Tensor:
     """Pictures by DPM++ 2M; seeds are the captions' places.  # [N, 3, 128, 128] in [-1, 1]"""
     from diffusers import DPMSolverMultistepScheduler
@@ -113,7 +112,7 @@ def sample(
     states = denoising.states(["" for _ in captions] + captions)
     which = np.tile(np.arange(len(captions)), 2)
     for t in scheduler.timesteps:
-        without, given = predict(torch.cat([x, x]), t, states, which).chunk(2)
+        without, given = denoising.predict(network, torch.cat([x, x]), t, states, which).chunk(2)
         x = scheduler.step(without + guidance * (given - without), t, x).prev_sample
     pictures: Tensor = vae.decode(x / denoising.latents.scaling_factor).sample
     return pictures
