@@ -29,36 +29,47 @@ RECOLOURED = (
 
 
 def rows_of(pipe: Any, steered: Any) -> list[Row]:
-    """Text to image, image to image at rising strengths, inpainting, and steering by edges: words and their pictures.
-
-    `steered` is the same model with the ControlNet for edges beside it.
-    """
+    """Each task's row of words and pictures; `steered` is the same model with the ControlNet for edges beside it."""
     circle, star, small, beside = (pipe(words, seed=seed).images[0] for words, seed in FIRST.items())
-    painted = []
-    for strength in (0.2, 0.3, 0.4, 0.8):
-        made = pipe(STAR, image=circle, strength=strength, seed=5).images[0]
-        painted.append((f"image to image, strength {strength:g}: {STAR}", made))
+    return [
+        list(zip(FIRST, (circle, star, small, beside), strict=True)),
+        _painted(pipe, circle),
+        _inpainted(pipe, circle, small),
+        _followed(steered, beside),
+        *_outlined(pipe),
+    ]
+
+
+def _painted(pipe: Any, circle: Image.Image) -> Row:
+    """Image to image, at rising strengths."""
+    return [
+        (
+            f"image to image, strength {strength:g}: {STAR}",
+            pipe(STAR, image=circle, strength=strength, seed=5).images[0],
+        )
+        for strength in (0.2, 0.3, 0.4, 0.8)
+    ]
+
+
+def _inpainted(pipe: Any, circle: Image.Image, small: Image.Image) -> Row:
+    """Two masks, each with what is painted into it."""
     mask = Image.new("L", circle.size, 0)
     mask.paste(255, (24, 16, 112, 112))
     upper = Image.new("L", circle.size, 0)
     upper.paste(255, (0, 0, 128, 64))
-    inpainted = [
+    return [
         ("white is painted over", mask.convert("RGB")),
         (f"inpainting: {STAR}", pipe(STAR, image=circle, mask_image=mask, seed=5).images[0]),
         ("white is painted over", upper.convert("RGB")),
         (f"inpainting: {PAIR}", pipe(PAIR, image=small, mask_image=upper, seed=3).images[0]),
     ]
+
+
+def _followed(steered: Any, beside: Image.Image) -> Row:
+    """The edges of a picture, and what other prompts make of them."""
     edges = canny(beside)
-    followed = [
-        (f"by the edges: {words}", steered(words, control_image=edges, seed=11).images[0]) for words in RECOLOURED
-    ]
-    return [
-        list(zip(FIRST, (circle, star, small, beside), strict=True)),
-        painted,
-        inpainted,
-        [("edges of the last of the first row", edges), *followed],
-        *_outlined(pipe),
-    ]
+    made = [(f"by the edges: {w}", steered(w, control_image=edges, seed=11).images[0]) for w in RECOLOURED]
+    return [("edges of the last of the first row", edges), *made]
 
 
 def _outlined(pipe: Any) -> list[Row]:
