@@ -84,7 +84,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="Measure how well the demonstration's ControlNet steers.")
     parser.add_argument("--controlnet", default="demo-canny")
     parser.add_argument("--backend", default="auto")
-    parser.add_argument("--count", type=int, default=100, help="held-out scenes")
+    parser.add_argument("--count", type=int, default=60, help="held-out scenes")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--scale", type=float, default=1.0, help="the ControlNet's conditioning scale")
     parser.add_argument("--sheet", type=Path, help="a .png of six scenes besides")
