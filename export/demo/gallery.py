@@ -87,8 +87,10 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description="Paint the gallery of tasks with the demonstration model.")
     parser.add_argument("--output", type=Path, default=Path("docs/gallery.png"))
+    parser.add_argument("--backend", default="auto")
     said = parser.parse_args()
-    rows = rows_of(calotype.load("demo"), calotype.load("demo", controlnet="demo-canny"))
+    parts: tuple[dict[str, Any], ...] = ({}, {"controlnet": "demo-canny"})
+    rows = rows_of(*(calotype.load("demo", backend=said.backend, **part) for part in parts))
     sheet(rows).save(said.output)
 
 

@@ -73,8 +73,8 @@ def page(made: Steered) -> Image.Image:
     for i, (reached, chance) in enumerate(figures):
         cells += [
             (made.captions[i], made.edges[i]),
-            (f"F1 {reached:.2f} with the edges", made.given[i]),
-            (f"F1 {chance:.2f} without", made.without[i]),
+            (f"F1 = {reached:.2f} with edges", made.given[i]),
+            (f"F1 = {chance:.2f} without", made.without[i]),
         ]
     return sheet([cells[i : i + 6] for i in range(0, len(cells), 6)])
 
