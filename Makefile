@@ -24,6 +24,8 @@ format: install
 # From nothing, with a fixed seed; it resumes after a stop. Checkpoints, log and sample sheets in .train/.
 train-demo: install
 	$(BIN)/python -m calotype.export.demo.train
+	$(BIN)/python -m calotype.export.demo.train_control
+	$(BIN)/python -m calotype.export.demo.train_clip
 
 install: .venv/.installed
 

@@ -25,6 +25,8 @@ from calotype.errors import (
 )
 
 if TYPE_CHECKING:
+    from calotype import preprocess
+    from calotype.clip import Clip, clip_score
     from calotype.loading import load
     from calotype.pipeline import Event, Pipeline, Result
     from calotype.report import Report
@@ -38,6 +40,7 @@ __all__ = [
     "CalotypeError",
     "Cancelled",
     "CheckError",
+    "Clip",
     "Event",
     "InputError",
     "Pipeline",
@@ -46,22 +49,28 @@ __all__ = [
     "SamplerError",
     "SourceError",
     "__version__",
+    "clip_score",
     "errors",
     "load",
+    "preprocess",
     "scheduler_names",
 ]
 
 _HOMES = {
+    "Clip": "calotype.clip",
     "Event": "calotype.pipeline",
     "Pipeline": "calotype.pipeline",
     "Report": "calotype.report",
     "Result": "calotype.pipeline",
+    "clip_score": "calotype.clip",
     "load": "calotype.loading",
     "scheduler_names": "calotype.scheduler_names",
 }
 
 
 def __getattr__(name: str) -> Any:
+    if name == "preprocess":
+        return importlib.import_module("calotype.preprocess")
     if name not in _HOMES:
         raise AttributeError(f"module 'calotype' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

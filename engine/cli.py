@@ -91,7 +91,8 @@ def generate(
         float | None, typer.Option(help="How far to go from it, 0 to 1.  [default: 0.8; with a mask 1]")
     ] = None,
     controlnet: Annotated[
-        list[str] | None, typer.Option(help="A ControlNet's folder or hub id; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(help="demo-canny, a ControlNet's folder or hub id; may be repeated.", show_default=False),
     ] = None,
     control_image: Annotated[
         list[Path] | None, typer.Option(help="A picture for each of them.", show_default=False)

@@ -22,6 +22,8 @@ _KINDS = "a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats fro
 def pixels_from(name: str, given: Any) -> Pixels:
     """One picture; transparency is left out, as diffusers leaves it. Raises `InputError` naming the argument.
 
+    Truth values, which edges and masks often are, become black and white.
+
     # [H, W, 3], [H, W, 4] or [H, W] -> uint8, or float32 in [0, 1], [H, W, 3]
     """
     wide = isinstance(given, Image.Image) and given.mode[0] == "I"
@@ -31,10 +33,13 @@ def pixels_from(name: str, given: Any) -> Pixels:
         given = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
     if not isinstance(given, np.ndarray):
         raise InputError(f"{name} takes {_KINDS}; got {type(given).__name__}.")
-    if given.ndim == 2:
-        given = given[..., None].repeat(3, axis=-1)
+    if given.ndim == 2 or (given.ndim == 3 and given.shape[-1] == 1):
+        given = given.reshape(*given.shape[:2], 1).repeat(3, axis=-1)
     if given.ndim != 3 or given.shape[-1] not in (3, 4) or 0 in given.shape:
-        raise InputError(f"{name} takes {_KINDS}; got an array of shape {list(given.shape)}.")
+        turn = "; put its channels last" if given.ndim == 3 and given.shape[0] in (1, 3, 4) else ""
+        raise InputError(f"{name} takes {_KINDS}; got an array of shape {list(given.shape)}{turn}.")
+    if given.dtype == np.bool_:
+        given = given.astype(np.uint8) * np.uint8(255)
     pixels: Pixels = given[..., :3]
     if pixels.dtype == np.uint16 or wide:
         pixels = pixels / 65535  # sixteen bits, which PIL keeps in wider integers too
@@ -43,7 +48,9 @@ def pixels_from(name: str, given: Any) -> Pixels:
     if pixels.dtype == np.uint8:
         return pixels
     if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):  # a NaN is not >= 0
-        raise InputError(f"{name} takes {_KINDS}; got {pixels.dtype} from {pixels.min()} to {pixels.max()}.")
+        low, high = pixels.min(), pixels.max()
+        scale = "; bring them to 0 to 1 first" if pixels.dtype.kind in "iuf" and np.isfinite([low, high]).all() else ""
+        raise InputError(f"{name} takes {_KINDS}; got {pixels.dtype} from {low} to {high}{scale}.")
     return pixels.astype(np.float32)
 
 
@@ -58,12 +65,10 @@ def read_picture(path: Path) -> Image.Image:
 
 
 def mask_from(given: Any) -> Pixels:
-    """One mask, as `pixels_from` reads pictures; arrays of truth values as well. Weighed to grey by luminance.
+    """One mask, as `pixels_from` reads pictures. Weighed to grey by luminance.
 
     # -> [H, W, 3], the same three times
     """
-    if isinstance(given, np.ndarray) and given.dtype == np.bool_:
-        given = given.astype(np.uint8) * np.uint8(255)
     pixels: Pixels = pixels_from("mask_image", given)
     if (pixels[..., :1] == pixels).all():
         return pixels

@@ -30,7 +30,8 @@ def load(
         model: "demo" (the model that ships with Calotype), a plan's folder, a folder in diffusers' layout, a checkpoint
             in the original layout (one .safetensors file), or a hub id.
         backend: "auto", a name, or a list of names in order of preference. A backend asked for by name works or raises.
-        controlnet: a ControlNet's folder or hub id, or several, for calls with `control_image`. A plan has its own.
+        controlnet: "demo-canny", a ControlNet's folder or hub id, or several, for calls with `control_image`. A
+            plan has its own.
         lora: a LoRA's file, "FILE:0.8" or (FILE, 0.8) for a weight other than 1, or several: what `set_lora` takes,
             which changes them later.
         vae: the folder or hub id of an autoencoder to take in place of the model's: an AutoencoderKL, or TAESD's

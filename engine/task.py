@@ -119,6 +119,8 @@ def notes_of(given: Given, controls: Sequence[Pixels], task: Task, height: int, 
     for name, old in dict.fromkeys((name, p.shape[:2]) for name, p in named):
         if old != (height, width):
             notes.append(f"the {name} of {old[1]} x {old[0]} pixels was resized to {width} x {height}")
+    if any((picture == picture[0, 0]).all() for picture in controls):
+        notes.append("a control image is of one colour everywhere: there is nothing in it to steer by")
     if task.repaint is not None and not task.repaint.any(axis=(1, 2, 3)).all():
         notes.append("a mask is black everywhere: nothing of its picture is painted over")
     return notes

@@ -96,13 +96,6 @@ def _lpips(got: Pixels, wanted: Pixels) -> float:
 
 def clip_score(pictures: Pixels, prompts: Sequence[str], folder: Path | None) -> float:
     """Mean cosine similarity of pictures and prompts, -1 to 1, by the CLIP model in `folder` (Radford et al. 2021)."""
-    import torch
-    from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
+    from calotype import clip
 
-    model = CLIPModel.from_pretrained(folder, local_files_only=True).eval()
-    pixels = CLIPImageProcessorPil.from_pretrained(folder, local_files_only=True)(list(pictures), return_tensors="pt")
-    words = CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    ids = words(list(prompts), return_tensors="pt", padding="max_length", truncation=True)
-    with torch.inference_mode():
-        out = model(**pixels, **ids)
-    return float((out.image_embeds * out.text_embeds).sum(-1).mean())
+    return float(clip.clip_score(pictures, prompts, model=folder).mean()) / 100

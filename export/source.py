@@ -35,6 +35,7 @@ _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What pictures depend on in a model_index.json.
 _SAID = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
 _MODELS = "a model is a folder in diffusers' layout, a .safetensors checkpoint, a plan, a hub id, or demo"
+_SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # what comes with Calotype, and its folder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -128,8 +129,8 @@ def stem_of(name: str) -> str:
 
 def find(model: str | Path, *, offline: bool = False) -> Path:
     """The model's folder: fetched first if `model` is a hub id, rewritten if it is a checkpoint in one file."""
-    if model == "demo":
-        return Path(calotype.__file__).parent / "demo_model"
+    if model in _SHIPPED:
+        return Path(calotype.__file__).parent / _SHIPPED[str(model)]
     try:
         path = Path(model).expanduser()
         if path.is_dir():

@@ -26,9 +26,16 @@ def wheel(tmp_path_factory) -> Path:
 def test_the_wheel_holds_the_rooms_under_one_name(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names} <= {"calotype", next(n for n in names if "dist-info" in n).split("/")[0]}
-    for wanted in ("calotype/py.typed", "calotype/export/trace.py", "calotype/demo_model/unet/config.json"):
-        assert wanted in names
-    assert wheel.stat().st_size < 16 << 20
+    for wanted in (
+        "py.typed",
+        "export/trace.py",
+        "demo_model/unet/config.json",
+        "demo_canny/diffusion_pytorch_model.safetensors",
+        "demo_clip/model.safetensors",
+        "demo_clip/preprocessor_config.json",
+    ):
+        assert f"calotype/{wanted}" in names
+    assert wheel.stat().st_size < 22 << 20
 
 
 def test_a_plan_paints_in_an_environment_without_torch(wheel, saved_plan, tmp_path):

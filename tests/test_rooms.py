@@ -54,6 +54,7 @@ def test_public_names():
         "CalotypeError",
         "Cancelled",
         "CheckError",
+        "Clip",
         "Event",
         "InputError",
         "Pipeline",
@@ -62,8 +63,10 @@ def test_public_names():
         "SamplerError",
         "SourceError",
         "__version__",
+        "clip_score",
         "errors",
         "load",
+        "preprocess",
         "scheduler_names",
     ]
     for name in calotype.__all__:

@@ -164,9 +164,9 @@ def _shared(
         differs = name in unlike or (name == TIMES and not alike)
         inputs[name] = Hangs.SAMPLE if differs else Hangs.GIVEN
     common = border(each, dependence(each, inputs), Hangs.SAMPLE)
-    common = [edge for edge in common if edge.hangs and edge.shape and edge.shape[0] == 2 * half]
-    if not common:
-        return each
+    # Inputs that have all rows stay as they are; of the sample there is one half to be had.
+    whole_inputs = {p.get_friendly_name() for p in each.get_parameters()} - {_named(each, "sample")}
+    common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in whole_inputs]
     small, own = _for_each_call(small, edges, timed, 1 if alike else half)
     for name, parameter in own.items():  # its inputs are the first halves of the whole's
         whole = taken[name].output(0)
@@ -177,6 +177,11 @@ def _shared(
         twice = ops.concat([output, output], 0)
         taken_in(node.output(edge.port), twice.output(0))
     return rebuilt(each, "each", [*small.get_parameters()])
+
+
+def _named(model: Any, name: str) -> str:
+    """How the node of an input is called."""
+    return str(model.input(name).get_node().get_friendly_name())
 
 
 def _rows(output: Any, count: int) -> Any:

@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import textwrap
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw
+from PIL import Image
 
 import calotype
 from calotype.export.demo import scenes
 from calotype.export.demo.judge import judge
+from calotype.export.demo.pages import sheet
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,19 +59,10 @@ def score(pipe: Any, captions: list[str], *, batch: int = 8, **arguments: Any) -
     return Score(right=right, total=len(captions), wrong=wrong)
 
 
-def sheet(pipe: Any, captions: list[str], *, columns: int = 4, **arguments: Any) -> Image.Image:
+def samples(pipe: Any, captions: list[str], *, columns: int = 4, **arguments: Any) -> Image.Image:
     """The captions' pictures side by side, each over its words."""
-    pictures = pipe(captions, seed=0, **arguments).images
-    size, text_height = pictures[0].width, 60
-    rows = -(-len(captions) // columns)
-    page = Image.new("RGB", (columns * (size + 8) + 8, rows * (size + text_height) + 8), "white")
-    draw = ImageDraw.Draw(page)
-    for i, (picture, words) in enumerate(zip(pictures, captions, strict=True)):
-        corner = (8 + i % columns * (size + 8), 8 + i // columns * (size + text_height))
-        page.paste(picture, corner)
-        lines = textwrap.fill(words, width=22)
-        draw.multiline_text((corner[0], corner[1] + size + 2), lines, fill="black", font_size=11, spacing=1)
-    return page
+    cells = list(zip(captions, pipe(captions, seed=0, **arguments).images, strict=True))
+    return sheet([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
 def main() -> None:
@@ -94,7 +85,7 @@ def main() -> None:
         told[name] = result.share
     if said.sheet:
         words = [*held_out_captions(2, 4, seed=100), *held_out_captions(1, 4, seed=100)]
-        sheet(pipe, words, steps=said.steps, guidance_scale=said.guidance_scale).save(said.sheet)
+        samples(pipe, words, steps=said.steps, guidance_scale=said.guidance_scale).save(said.sheet)
     print(json.dumps(told))
 
 

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from diffusers import AutoencoderKL, UNet2DConditionModel
-    from transformers import CLIPTextModel
+    from transformers import CLIPModel, CLIPTextModel
 
 TEXT_WIDTH = 128
 MAX_TOKENS = 77
@@ -88,6 +88,31 @@ def new_text_encoder(vocabulary: int) -> CLIPTextModel:
             pad_token_id=vocabulary - 1,
         )
     )
+
+
+# The eyes of the demonstration's CLIP see half of a picture's pixels each way, in 8 x 8 patches of 8.
+SIGHT = 64
+VISION: dict[str, Any] = {
+    "image_size": SIGHT,
+    "patch_size": 8,
+    "hidden_size": 128,
+    "intermediate_size": 384,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "hidden_act": "quick_gelu",
+}
+CLIP_WIDTH = 128  # of the space that words and pictures share
+
+
+def new_clip(text_encoder: CLIPTextModel) -> CLIPModel:
+    """Untrained but for its text encoder, which begins as a copy of the one given."""
+    from transformers import CLIPConfig, CLIPModel
+
+    text = text_encoder.config.to_dict() | {"projection_dim": CLIP_WIDTH}
+    vision = VISION | {"projection_dim": CLIP_WIDTH}
+    model = CLIPModel(CLIPConfig(text_config=text, vision_config=vision, projection_dim=CLIP_WIDTH))
+    model.text_model.load_state_dict(text_encoder.state_dict())
+    return model
 
 
 def train_tokenizer(captions: Iterable[str], folder: Path) -> None:

@@ -1,7 +1,7 @@
 """The U-Net's training: noise is predicted from noised latents and the text encoder's states.
 
 Knows the loss and its weights, the cache of latents, and how to draw a sample sheet; the loop over steps is
-`train.Run`.
+`train.Run`. A ControlNet is trained by the same loss, with `Denoising.predict` in its own way.
 """
 
 from __future__ import annotations
@@ -56,6 +56,8 @@ def _encode(vae: Any, count: int, device: torch.device, batch: int = 50) -> np.n
 class Denoising:
     """The loss of one step, as a function of (seed, step) alone."""
 
+    dropped = DROPPED
+
     def __init__(self, text_encoder: nn.Module, tokenizer: Any, latents: Latents, device: torch.device) -> None:
         from diffusers import DDPMScheduler
 
@@ -71,11 +73,17 @@ class Denoising:
         states: Tensor = self.text_encoder(tokenize(self.tokenizer, captions).to(self.device)).last_hidden_state
         return states
 
-    def loss(self, unet: Any, seed: int, step: int, batch: int) -> Tensor:
+    def predict(self, network: Any, noised: Tensor, t: Tensor, states: Tensor, which: np.ndarray) -> Tensor:
+        """The noise, by the network that is trained, in latents of the scenes `which`.  # [B, 4, 16, 16] -> the same"""
+        predicted: Tensor = network(noised, t, states).sample
+        return predicted
+
+    def loss(self, network: Any, seed: int, step: int, batch: int) -> Tensor:
         rng = np.random.default_rng([seed, 2, step])
         which = rng.integers(len(self.latents.values), size=batch)
         captions = [
-            "" if rng.random() < DROPPED else scenes.caption(scenes.draw_scene(int(w), held_out=False)) for w in which
+            "" if rng.random() < self.dropped else scenes.caption(scenes.draw_scene(int(w), held_out=False))
+            for w in which
         ]
         clean = self.latents.values[which].to(self.device) * self.latents.scaling_factor
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(self.device)
@@ -84,14 +92,14 @@ class Denoising:
         t = torch.from_numpy(spread.astype(np.int64)).to(self.device)
         kept = self.kept[t].view(-1, 1, 1, 1)
         noised = kept.sqrt() * clean + (1 - kept).sqrt() * noise
-        predicted = unet(noised, t, self.states(captions)).sample
+        predicted = self.predict(network, noised, t, self.states(captions), which)
         errors: Tensor = (predicted - noise).square().mean(dim=(1, 2, 3))
         return (errors * self.weights[t]).mean()
 
 
 @torch.no_grad()
 def sample(
-    unet: Any, vae: Any, denoising: Denoising, captions: list[str], *, guidance: float, steps: int = 20
+    network: Any, vae: Any, denoising: Denoising, captions: list[str], *, guidance: float, steps: int = 20
 ) -> Tensor:
     """Pictures by DPM++ 2M; seeds are the captions' places.  # [N, 3, 128, 128] in [-1, 1]"""
     from diffusers import DPMSolverMultistepScheduler
@@ -102,8 +110,9 @@ def sample(
     x = torch.stack([torch.randn(size, generator=torch.Generator().manual_seed(i)) for i in range(len(captions))])
     x = x.to(denoising.device)
     states = denoising.states(["" for _ in captions] + captions)
+    which = np.tile(np.arange(len(captions)), 2)
     for t in scheduler.timesteps:
-        without, given = unet(torch.cat([x, x]), t, states).sample.chunk(2)
+        without, given = denoising.predict(network, torch.cat([x, x]), t, states, which).chunk(2)
         x = scheduler.step(without + guidance * (given - without), t, x).prev_sample
     pictures: Tensor = vae.decode(x / denoising.latents.scaling_factor).sample
     return pictures

@@ -34,8 +34,13 @@ def test_usual_kinds(given):
 
 def test_grey_is_three_times_the_same():
     grey = BYTES[..., 0]
-    for given in (grey, Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)):
+    for given in (grey, grey[..., None], Image.fromarray(grey), Image.fromarray(grey.astype(np.uint16) * 257)):
         np.testing.assert_allclose(read(given), UNIT[..., :1].repeat(3, axis=-1), atol=1e-6)
+
+
+def test_truth_values_are_black_and_white():
+    edges = BYTES[..., 0] > 128
+    np.testing.assert_array_equal(read(edges), edges[..., None].repeat(3, axis=-1).astype(np.float32))
 
 
 def test_a_picture_that_was_taken_sideways_is_turned():
@@ -53,7 +58,9 @@ def test_a_picture_that_was_taken_sideways_is_turned():
         (np.zeros((0, 4, 3)), r"shape \[0, 4, 3\]"),
         (np.zeros((2, 4, 4, 3)), "shape"),
         (np.full((4, 4, 3), np.nan), "from nan"),
-        (np.full((4, 4, 3), 255.0), r"to 255\.0"),
+        (np.full((4, 4, 3), 255.0), r"to 255\.0; bring them to 0 to 1 first"),
+        (np.full((9, 9), 3.2), r"from 3\.2 to 3\.2; bring them to 0 to 1 first"),  # a depth in metres
+        (np.zeros((3, 9, 9)), r"shape \[3, 9, 9\]; put its channels last"),
         (np.full((4, 4, 3), -1), "from -1"),
         (np.zeros((4, 4, 3), dtype=complex), "complex"),
     ],

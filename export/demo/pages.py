@@ -1,0 +1,24 @@
+"""Pictures on a white page, each over its words: what the gallery and the figures' pictures are laid out by."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Sequence
+
+from PIL import Image, ImageDraw
+
+Row = Sequence[tuple[str, Image.Image]]  # words and their picture
+
+
+def sheet(rows: Sequence[Row], size: int = 128) -> Image.Image:
+    """The rows on a white page, each picture of `size` pixels over its words."""
+    across, tall = max(len(row) for row in rows), size + 60
+    page = Image.new("RGB", (8 + across * (size + 8), 8 + len(rows) * tall), "white")
+    draw = ImageDraw.Draw(page)
+    for y, row in enumerate(rows):
+        for x, (words, picture) in enumerate(row):
+            corner = (8 + x * (size + 8), 8 + y * tall)
+            page.paste(picture, corner)
+            lines = textwrap.fill(words, width=22)
+            draw.multiline_text((corner[0], corner[1] + size + 2), lines, fill="black", font_size=11, spacing=1)
+    return page

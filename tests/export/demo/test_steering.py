@@ -1,0 +1,140 @@
+"""The ControlNet that ships: it steers, it is diffusers', and it is trained as the demonstration model is."""
+
+import subprocess
+import sys
+import warnings
+from dataclasses import replace
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+import calotype
+from calotype.export.demo import steering, train, train_clip, train_control
+from calotype.export.demo.edges import f1
+from calotype.export.quality import psnr
+from calotype.export.source import find
+
+# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
+
+@pytest.fixture(scope="module")
+def steered():
+    return calotype.load("demo", controlnet="demo-canny", backend="onnxruntime")
+
+
+def test_f1_of_edges():
+    line = np.zeros((20, 20), bool)
+    line[10] = True
+    assert f1(line, line) == 1
+    assert f1(np.roll(line, 2, axis=0), line) == 1
+    assert f1(np.roll(line, 3, axis=0), line) == 0
+    assert f1(line | np.roll(line, 5, axis=0), line) == pytest.approx(2 / 3)  # half of it is wrong, all is found
+    assert (f1(~line & line, line), f1(~line & line, ~line & line)) == (0, 1)
+
+
+def test_edges_steer(steered):
+    """A sample of the sixty that `export.demo.steering` measures; the floors leave room for so small a sample."""
+    made = steering.paint(steered, steering.held_out_scenes(8, 10_003_000), steps=14)
+    given, without = (np.mean(steering.f1_of(p, made.edges)) for p in (made.given, made.without))
+    assert given >= 0.75
+    assert given >= without + 0.25
+    assert steering.page(made).size == (8 + 6 * 136, 8 + 4 * 188)
+
+
+def test_it_is_small_and_a_copy_of_the_unets_first_half():
+    folder = find("demo-canny")
+    assert sum(p.stat().st_size for p in folder.iterdir()) <= 4_100_000
+    with safe_open(folder / "diffusion_pytorch_model.safetensors", "numpy") as opened:
+        assert {opened.get_slice(k).get_dtype() for k in opened.keys()} == {"F16"}  # noqa: SIM118
+
+
+def test_its_pictures_are_diffusers(steered, demo_folder, figures):
+    elder = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+        demo_folder,
+        controlnet=diffusers.ControlNetModel.from_pretrained(
+            find("demo-canny"), torch_dtype=torch.float32, low_cpu_mem_usage=False
+        ),
+        dtype=torch.float32,
+        low_cpu_mem_usage=False,
+        safety_checker=None,
+    )
+    elder.set_progress_bar_config(disable=True)
+    elder.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(elder.scheduler.config, use_karras_sigmas=True)
+    scene = steering.held_out_scenes(1)[0]
+    words, edges = steering.scenes.caption(scene), calotype.preprocess.canny(steering.scenes.render(scene))
+    settings = {"guidance_scale": 5.0, "output_type": "np"}
+    noise = torch.Generator().manual_seed(3)
+    wanted = elder(words, image=edges, num_inference_steps=8, generator=noise, **settings).images
+    for pipe in (steered, calotype.load("demo", controlnet="demo-canny", backend="eager")):
+        got = pipe(words, control_image=edges, steps=8, seed=3, scheduler="dpm++2m-karras", **settings)
+        backend = got.report.components[1].backend
+        figures.hold(("demonstration with demo-canny", "text to image", "dpm++2m-karras"), backend, got.images, wanted)
+
+
+def test_by_the_command_line(steered, tmp_path):
+    scene = steering.held_out_scenes(1)[0]
+    edges = calotype.preprocess.canny(steering.scenes.render(scene))
+    edges.save(tmp_path / "edges.png")
+    words = steering.scenes.caption(scene)
+    command = [sys.executable, "-m", "calotype", "generate", words, "--controlnet", "demo-canny", "--steps", "4"]
+    more = ["--control-image", "edges.png", "--seed", "3", "--backend", "onnxruntime", "-o", "out.png"]
+    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    wanted = steered(words, control_image=edges, steps=4, seed=3).images[0]
+    with steering.Image.open(tmp_path / "out.png") as image:
+        assert psnr(np.asarray(image), np.asarray(wanted), 255.0) >= 60
+
+
+class Stopped(Exception):
+    """In place of a machine that goes down."""
+
+
+@pytest.fixture
+def few(monkeypatch):
+    """A few steps on a few scenes."""
+    for room in (train_control, train_clip):
+        monkeypatch.setattr(room, "STAGE", replace(room.STAGE, steps=4, batch=3, warmup=2))
+        monkeypatch.setattr(room, "SCENES", 6)
+    monkeypatch.setattr(train_control, "SHOWN", 2)
+
+
+@pytest.mark.parametrize("room", [train_control, train_clip], ids=["control", "clip"])
+def test_a_resumed_training_is_the_unbroken_one(few, demo_folder, tmp_path, monkeypatch, room):
+    run = {train_control: train_control.train_control, train_clip: train_clip.train_clip}[room]
+
+    def stop_after_two(self):
+        real_save(self)
+        if self.step == 2:
+            raise Stopped
+
+    shops = [train.Workshop(folder=tmp_path / name, seed=0, device=torch.device("cpu")) for name in ("one", "two")]
+    unbroken = run(shops[0], demo_folder).state_dict()
+    real_save = train.Run.save
+    with monkeypatch.context() as patch:
+        patch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
+        patch.setattr(train.Run, "save", stop_after_two)
+        with pytest.raises(Stopped):
+            run(shops[1], demo_folder)
+    resumed = run(shops[1], demo_folder).state_dict()
+    for key, value in unbroken.items():
+        torch.testing.assert_close(resumed[key], value, atol=1e-6, rtol=1e-5)
+
+
+def test_what_is_trained_opens(few, demo_folder, tmp_path):
+    shop = train.Workshop(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # diffusers' about its own casts to fp16
+        train_control.train_control(shop, demo_folder).half().save_pretrained(tmp_path / "net")
+        clip = train_clip.train_clip(shop, demo_folder)
+        train_clip.save_clip(clip, demo_folder / "tokenizer", tmp_path / "clip")
+    pipe = calotype.load("demo", controlnet=tmp_path / "net", backend="eager")
+    picture = pipe("a red ring", control_image=np.zeros((128, 128, 3), np.uint8), steps=1, seed=1).images[0]
+    assert np.isfinite(calotype.clip_score(picture, "a red ring", model=tmp_path / "clip")).all()
+    assert (shop.folder / "control.png").is_file()
