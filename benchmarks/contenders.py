@@ -1,7 +1,9 @@
 """Who runs a case: a backend of ours in some precision, or a peer. Data, and the words that name them.
 
 A contender's name is MAKER[:BACKEND]:PRECISION: "calotype:openvino:bf16", "diffusers:fp32". Backends and precisions of
-ours need no list here: what a plan can be built for is known to `calotype.export`.
+ours need no list here: what a plan can be built for is known to `calotype.export`. One of ours may have a variant
+behind: "calotype:openvino:bf16:without=kept_inputs" leaves a piece of work undone (`vino_rewrites.WITHOUT`), and
+"...:cache_interval=3" or "...:guidance_interval=0.2-0.8" paints with less work than the whole.
 """
 
 from __future__ import annotations
@@ -12,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calotype.backends import NAMES
+from calotype.backends.vino_rewrites import PIECES
 from calotype.errors import InputError
 from calotype.export.spec import BACKENDS, PRECISIONS
 
@@ -60,11 +63,13 @@ class Contender:
     backend: str  # ours: the backend; a peer's: its own name
     precision: str
     settings: Mapping[str, Any] = field(default_factory=dict)
+    variant: str = ""  # of ours: "without=kept_inputs", "cache_interval=3"
 
     @property
     def name(self) -> str:
         """As people write it, and as rows are matched."""
-        return ":".join([self.maker, self.backend, self.precision] if self.is_ours else [self.maker, self.precision])
+        words = [self.maker, self.backend, self.precision] if self.is_ours else [self.maker, self.precision]
+        return ":".join([*words, self.variant] if self.variant else words)
 
     @property
     def is_ours(self) -> bool:
@@ -75,13 +80,39 @@ class Contender:
 def contender(name: str) -> Contender:
     """From its name. Raises `InputError` with the nearest known ones."""
     maker, *rest = name.strip().split(":")
-    if maker == OURS and len(rest) == 2 and rest[0] in {*NAMES, *BACKENDS} and _known(rest[1]):
-        return Contender(maker=maker, backend=rest[0], precision=rest[1])
+    if maker == OURS and len(rest) in (2, 3) and rest[0] in {*NAMES, *BACKENDS} and _known(rest[1]):
+        variant = "".join(rest[2:])
+        return Contender(
+            maker=maker,
+            backend=rest[0],
+            precision=rest[1],
+            variant=variant,
+            settings=_varied(variant) if variant else {},
+        )
     if maker in PEERS and len(rest) == 1 and rest[0] in PEERS[maker].precisions:
         return Contender(maker=maker, backend=maker, precision=rest[0], settings=PEERS[maker].settings)
     near = difflib.get_close_matches(name, known_names(), n=3)
     hint = f" The nearest: {', '.join(near)}." if near else ""
     raise InputError(f"there is no contender {name!r}; write calotype:BACKEND:PRECISION or PEER:PRECISION.{hint}")
+
+
+def _varied(variant: str) -> dict[str, Any]:
+    """What a worker of ours is told of a variant. Raises `InputError`."""
+    name, _, value = variant.partition("=")
+    try:
+        if name == "without" and set(value.split("+")) <= set(PIECES):
+            return {"without": value.split("+")}
+        if name == "cache_interval":
+            return {"arguments": {name: int(value)}}
+        if name == "guidance_interval":
+            start, end = map(float, value.split("-"))
+            return {"arguments": {name: [start, end]}}
+    except ValueError:
+        pass
+    raise InputError(
+        f"there is no variant {variant!r}; write without=PIECE+PIECE of {', '.join(PIECES)}, cache_interval=3 or "
+        "guidance_interval=0.2-0.8."
+    )
 
 
 def contenders(word: str) -> tuple[Contender, ...]:

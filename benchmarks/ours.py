@@ -21,7 +21,9 @@ from numpy.typing import NDArray
 import calotype
 from calotype import threads
 from calotype.backends import Opened
+from calotype.backends.vino_rewrites import WITHOUT
 from calotype.image import pixels_from
+from calotype.series import Serial
 
 Arrays = Mapping[str, NDArray[Any]]
 _TOLD = ("calotype", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
@@ -41,10 +43,12 @@ class Peer:
 
     def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Open the plan, or the model; the U-Net, the decoder and the text encoders are ready after it."""
+        self._settings = job["settings"]
+        os.environ[WITHOUT] = ",".join(self._settings.get("without", ()))
         source = job["plan"] or job["model"]
         controlnets = () if job["plan"] else job["controlnets"]
         self._pipe = calotype.load(source, backend=job["backend"], controlnet=controlnets)
-        self._arguments, self._settings = _arguments(job), job["settings"]
+        self._arguments = _arguments(job) | self._settings.get("arguments", {})
         self._held = np.ones(self._settings.get("hold_mib", 0) << 17)
         opened = {n: self._pipe.component(n) for n in self._pipe.plan.components if n != "vae_encoder"}
         for name, component in opened.items():
@@ -79,6 +83,20 @@ class _Timed:
         self._sleep_s = settings.get("sleep_ms", {}).get(name, 0) / 1e3
         self._error = settings.get("error", 0.0) if name == "vae_decoder" else 0.0
         self.backend, self.precision = runner.backend, runner.precision
+
+    def series(self, given: Arrays, timesteps: NDArray[Any], **said: Any) -> Any:
+        """The runner's own series with the watch on each call; None where it has none."""
+        if not isinstance(self._runner, Serial):
+            return None
+        calls: Any = self._runner.series(given, timesteps, **said)
+
+        def timed(call: int, sample: NDArray[Any], changing: Arrays) -> Any:
+            began = time.perf_counter()
+            outputs = calls(call, sample, changing)
+            self._parts.setdefault(self._name, []).append(time.perf_counter() - began)
+            return outputs
+
+        return None if calls is None else timed
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         began = time.perf_counter()

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 
+from calotype.backends.vino_rewrites import PIECES
 from calotype.benchmarks.cases import Case
 from calotype.benchmarks.contenders import Contender, contender
 
@@ -34,6 +35,17 @@ _CPU = (
     "openvino-genai:bf16",
     "openvino-genai:int8",
     "stable-diffusion.cpp:fp16",
+)
+
+_BF16 = "calotype:openvino:bf16"
+# What each piece of work that is not done gains: all of them, all but one, none.
+_ABLATION = (_BF16, *(f"{_BF16}:without={piece}" for piece in PIECES), f"{_BF16}:without={'+'.join(PIECES)}")
+_APPROXIMATE = (
+    _BF16,
+    "calotype:openvino:auto",
+    *(f"{_BF16}:cache_interval={n}" for n in (2, 3, 5)),
+    *(f"{_BF16}:guidance_interval={span}" for span in ("0-0.5", "0.2-0.8")),
+    "calotype:openvino:auto:cache_interval=2",
 )
 
 # Full-size networks with random weights: nothing to calibrate int8 on, and no picture to lose.
@@ -82,6 +94,11 @@ _ON_CPU = (
 PRESETS: Mapping[str, tuple[Case, ...]] = {
     "quick": (replace(_DEMO, rounds=12, budget_s=20, contenders=_by(_QUICK)),),
     "cpu": _ON_CPU,
+    "ablation": (
+        replace(_DEMO, contenders=_by(_ABLATION)),
+        replace(_SD15, steps=1, prompts=1, contenders=_by(_ABLATION)),
+    ),
+    "approximate": (replace(_DEMO, contenders=_by(_APPROXIMATE)),),
     "gpu": _ON_GPU,
     "full": (
         *_ON_CPU,

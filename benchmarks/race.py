@@ -127,7 +127,9 @@ def base_of(lanes: Sequence[Lane], precision: str | None = None) -> Lane | None:
     ours = [
         lane
         for lane in able
-        if lane.contender.is_ours and lane.contender.precision == (precision or lane.contender.precision)
+        if lane.contender.is_ours
+        and not lane.contender.variant  # which does another work, or leaves it out
+        and lane.contender.precision == (precision or lane.contender.precision)
     ]
     return min(ours or ([] if precision else able), key=_typical_s, default=None)
 

@@ -237,8 +237,9 @@ class Pipeline:
         def find() -> tuple[SchedulerSpec, Sampler]:
             return sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
 
-        if job.scheduler is None or isinstance(job.scheduler, str):
-            return self._samplers((job.scheduler, job.steps, job.task.course), find)
+        said = job.scheduler.to_json() if isinstance(job.scheduler, SchedulerSpec) else job.scheduler
+        if said is None or isinstance(said, str):
+            return self._samplers((type(job.scheduler), said, job.steps, job.task.course), find)
         return find()  # an object may have changed since
 
     def _noise(self, job: Job) -> BatchNoise:

@@ -20,7 +20,8 @@ from calotype.backends.vino_graph import Edge, Hangs, border, dependence, nodes_
 from calotype.errors import BackendError
 
 DEEP = "deep"  # what the deep layers made, where it is used for several calls
-TIMES = "times"  # the input of the part for each call that holds all that hangs on its timestep
+TIMES = "times"  # the input of the part for each call that holds all that hangs on its timestep, one row for all
+OWN_TIMES = "own times"  # the same, where each row of the batch has its own
 
 Sizing = Callable[[int], Any]  # rows of a batch -> a graph of that size, of our own
 
@@ -33,9 +34,8 @@ class Parts:
         once: from the inputs that stay to `kept`; None where nothing is to be kept.
         kept: what the part for each call takes of it, by name.
         times: from timesteps, one a row, to `timed`; None where nothing hangs on them alone.
-        timed: its outputs, in the order in which `TIMES` has them side by side.
-        each: from the sample, `kept` and `TIMES` to the network's own outputs.
-        alike: one row of `TIMES` does for the whole batch.
+        timed: its outputs, in the order in which `TIMES` or `OWN_TIMES` has them side by side.
+        each: from the sample, `kept` and the times to the network's own outputs.
     """
 
     once: Any | None
@@ -43,7 +43,6 @@ class Parts:
     times: Callable[[int], Any] | None
     timed: tuple[Edge, ...]
     each: Any
-    alike: bool
 
 
 def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: Sequence[str] | None) -> Parts:
@@ -63,7 +62,7 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
     alike = all(edge.hangs == Hangs.TIME and _is_added(whole, edge) for edge in timed)
     nodes = nodes_of(whole)
     computed = tuple(e for e in kept if nodes[e.node].get_type_name() != "Parameter")
-    each, taken = _for_each_call(whole.clone(), edges, timed, 1 if alike else rows)
+    each, taken = _for_each_call(whole.clone(), edges, timed, None if alike else rows)
     if different is not None:
         # Of what is cut off, that which hangs on nothing but equal halves is equal too.
         unequal = dependence(whole, dict.fromkeys(different, Hangs.SAMPLE))
@@ -75,7 +74,6 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
         times=(lambda count: part(sizing(count), timed, "times")) if timed else None,
         timed=timed,
         each=each,
-        alike=alike,
     )
 
 
@@ -116,8 +114,10 @@ def _is_added(model: Any, edge: Edge) -> bool:
     return len(edge.shape) == 4 and edge.shape[2:] == (1, 1) and set(takers) <= {"Add", "Multiply"}
 
 
-def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int) -> tuple[Any, dict[str, Any]]:
-    """The graph with its edges as inputs; those inputs, by name. `rows` is how many of `TIMES` there are."""
+def _for_each_call(
+    model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int | None
+) -> tuple[Any, dict[str, Any]]:
+    """The graph with its edges as inputs, and those by name. `rows` is how many times there are; None: one for all."""
     import openvino as ov
 
     ops, taken, nodes = ov.opset13, {}, nodes_of(model)
@@ -132,10 +132,11 @@ def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], row
         taken_in(node.output(edge.port), taken[edge.name].output(0))
     if timed:
         sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
-        taken[TIMES] = _input(TIMES, (rows, sum(sizes)), "f32")
-        cut = ops.variadic_split(taken[TIMES], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
+        name = TIMES if rows is None else OWN_TIMES
+        taken[name] = _input(name, (rows or 1, sum(sizes)), "f32")
+        cut = ops.variadic_split(taken[name], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
         for i, edge in enumerate(timed):
-            shape = ops.constant(np.array((rows, *edge.shape[1:]), dtype=np.int64))
+            shape = ops.constant(np.array((rows or 1, *edge.shape[1:]), dtype=np.int64))
             taken_in(nodes[edge.node].output(edge.port), ops.reshape(cut.output(i), shape, False).output(0))
     return rebuilt(model, "each", taken.values()), taken
 
@@ -161,16 +162,16 @@ def _shared(
     inputs = {}
     for parameter in each.get_parameters():
         name = next(iter(parameter.output(0).get_names()))
-        differs = name in unlike or (name == TIMES and not alike)
+        differs = name in unlike or name == OWN_TIMES
         inputs[name] = Hangs.SAMPLE if differs else Hangs.GIVEN
     common = border(each, dependence(each, inputs), Hangs.SAMPLE)
     # Inputs that have all rows stay as they are; of the sample there is one half to be had.
     whole_inputs = {p.get_friendly_name() for p in each.get_parameters()} - {_named(each, "sample")}
     common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in whole_inputs]
-    small, own = _for_each_call(small, edges, timed, 1 if alike else half)
+    small, own = _for_each_call(small, edges, timed, None if alike else half)
     for name, parameter in own.items():  # its inputs are the first halves of the whole's
         whole = taken[name].output(0)
-        taken_in(parameter.output(0), whole if name == TIMES and alike else _rows(whole, half))
+        taken_in(parameter.output(0), whole if name == TIMES else _rows(whole, half))
     found, nodes = nodes_of(small), nodes_of(each)
     for edge in common:
         node, output = nodes[edge.node], found[edge.node].output(edge.port)

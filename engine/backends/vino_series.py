@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calotype.backends.vino_graph import Hangs
-from calotype.backends.vino_parts import DEEP, TIMES, Parts, deep_and_shallow, parts_of
+from calotype.backends.vino_parts import DEEP, OWN_TIMES, TIMES, Parts, deep_and_shallow, parts_of
 from calotype.backends.vino_request import run, streams_for
 from calotype.backends.vino_rewrites import without
 
@@ -93,8 +93,8 @@ class VinoSeries:
             for pictures, places in groups:
                 mine = {name: array[places] for name, array in varying.items()}
                 mine["sample"] = sample[pictures] if self._shares else sample[places % len(sample)]
-                if TIMES in stages.takes:
-                    mine[TIMES] = self._row(stages, call, places)
+                for name in {TIMES, OWN_TIMES} & stages.takes:
+                    mine[name] = self._row(stages, name, call, places)
                 inputs.append(mine)
             got = self._each(stages, inputs)
             stages.forget()
@@ -198,32 +198,31 @@ class VinoSeries:
                 for name in _inputs_of(request) & set(mine):
                     request.get_tensor(name).data[...] = mine[name]
 
-    def _row(self, stages: Stages, call: int, rows: Array) -> Array:
+    def _row(self, stages: Stages, name: str, call: int, rows: Array) -> Array:
         """What hangs on this call's timestep, for these rows of the batch."""
-        taken = stages.each[0].get_tensor(TIMES).data.shape
-        alike = taken[0] == 1
         length = next((n for n in _BLOCKS if n >= len(self._timesteps)), _BLOCKS[-1])
         first = call - call % length
         if first not in self._table:
-            self._table[first] = self._timed(stages, first, length, alike)
+            self._table[first] = self._timed(stages, name, first, length)
         row: Array = self._table[first][call - first]
-        return row[None] if alike else row[rows]
+        return row[None] if name == TIMES else row[rows]
 
-    def _timed(self, stages: Stages, first: int, length: int, alike: bool) -> Array:
+    def _timed(self, stages: Stages, name: str, first: int, length: int) -> Array:
         """Of a block of calls.  # [length, width], or [length, rows of the batch, width]"""
         timesteps = np.resize(self._timesteps[first : first + length], length)  # what is over repeats, unused
+        alike = name == TIMES
         count = 1 if alike else len(next(iter(self._given.values())))
         given = {} if alike else {name: np.concatenate([array] * length) for name, array in self._given.items()}
         inputs = {"timestep": np.repeat(timesteps, count), **given}
         if (rows := length * count) not in stages.times:
             shapes = {name: array.shape for name, array in inputs.items()}
-            key = {"part": "times", "shapes": shapes, "width": stages.each[0].get_tensor(TIMES).data.shape[1]}
+            key = {"part": "times", "shapes": shapes, "width": stages.each[0].get_tensor(name).data.shape[1]}
             (stages.times[rows],) = self._runner.compiled(key, lambda: _times(stages.parts(), rows), precise=True)
         request = stages.times[rows]
         takes = _inputs_of(request)
         names = [port.get_any_name() for port in request.model_outputs]
         got = run([request], [{n: a for n, a in inputs.items() if n in takes}], names)
-        table = np.concatenate([got[name].reshape(rows, -1) for name in names], axis=1)
+        table = np.concatenate([got[each].reshape(rows, -1) for each in names], axis=1)
         return table if alike else table.reshape(length, count, -1)
 
 
