@@ -65,7 +65,10 @@ def dependence(model: Any, inputs: Mapping[str, Hangs]) -> dict[str, Hangs]:
 
 
 def border(model: Any, found: Mapping[str, Hangs], beyond: Hangs) -> list[Edge]:
-    """The outputs of nodes that do not hang on `beyond`, and are taken by nodes that do; constants are none of them."""
+    """The outputs of nodes that do not hang on `beyond`, and are taken by nodes that do or are results.
+
+    Constants are none of them.
+    """
     edges = []
     for node in model.get_ordered_ops():
         hangs = found[node.get_friendly_name()]
@@ -73,7 +76,7 @@ def border(model: Any, found: Mapping[str, Hangs], beyond: Hangs) -> list[Edge]:
             continue
         for port, output in enumerate(node.outputs()):
             takers = (place.get_node() for place in output.get_target_inputs())
-            if any(found[taker.get_friendly_name()] & beyond for taker in takers):
+            if any(found[t.get_friendly_name()] & beyond or t.get_type_name() == "Result" for t in takers):
                 shape = tuple(output.get_shape())
                 element = output.get_element_type().get_type_name()
                 edges.append(Edge(node=node.get_friendly_name(), port=port, shape=shape, hangs=hangs, element=element))
