@@ -62,12 +62,12 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
     alike = all(edge.hangs == Hangs.TIME and _is_added(whole, edge) for edge in timed)
     nodes = nodes_of(whole)
     computed = tuple(e for e in kept if nodes[e.node].get_type_name() != "Parameter")
-    each, taken = _for_each_call(whole.clone(), edges, timed, None if alike else rows)
+    each = _for_each_call(whole.clone(), edges, timed, None if alike else rows)
     if different is not None:
         # Of what is cut off, that which hangs on nothing but equal halves is equal too.
         unequal = dependence(whole, dict.fromkeys(different, Hangs.SAMPLE))
         unlike = {edge.name for edge in edges if unequal[edge.node]} | set(different)
-        each = _shared(each, taken, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
+        each = _shared(each, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
     return Parts(
         once=part(whole.clone(), computed, "once") if computed else None,
         kept=kept,
@@ -114,36 +114,30 @@ def _is_added(model: Any, edge: Edge) -> bool:
     return len(edge.shape) == 4 and edge.shape[2:] == (1, 1) and set(takers) <= {"Add", "Multiply"}
 
 
-def _for_each_call(
-    model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int | None
-) -> tuple[Any, dict[str, Any]]:
-    """The graph with its edges as inputs, and those by name. `rows` is how many times there are; None: one for all."""
+def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int | None) -> Any:
+    """The graph with its edges as inputs. `rows` is how many times there are; None: one for all."""
     import openvino as ov
 
-    ops, taken, nodes = ov.opset13, {}, nodes_of(model)
+    ops, inputs, nodes = ov.opset13, [], nodes_of(model)
     for edge in edges:
-        if edge in timed:
-            continue
         node = nodes[edge.node]
-        if node.get_type_name() == "Parameter":
-            taken[edge.name] = node
+        if edge in timed or node.get_type_name() == "Parameter":
             continue
-        taken[edge.name] = _input(edge.name, edge.shape, edge.element)
-        taken_in(node.output(edge.port), taken[edge.name].output(0))
+        inputs.append(_input(edge.name, tuple(node.get_output_shape(edge.port)), edge.element))
+        taken_in(node.output(edge.port), inputs[-1].output(0))
     if timed:
         sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
         name = TIMES if rows is None else OWN_TIMES
-        taken[name] = _input(name, (rows or 1, sum(sizes)), "f32")
-        cut = ops.variadic_split(taken[name], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
+        inputs.append(_input(name, (rows or 1, sum(sizes)), "f32"))
+        cut = ops.variadic_split(inputs[-1], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
         for i, edge in enumerate(timed):
             shape = ops.constant(np.array((rows or 1, *edge.shape[1:]), dtype=np.int64))
             taken_in(nodes[edge.node].output(edge.port), ops.reshape(cut.output(i), shape, False).output(0))
-    return rebuilt(model, "each", taken.values()), taken
+    return rebuilt(model, "each", inputs)
 
 
 def _shared(
     each: Any,
-    taken: Mapping[str, Any],
     small: Any,
     edges: Sequence[Edge],
     timed: Sequence[Edge],
@@ -168,10 +162,13 @@ def _shared(
     # Inputs that have all rows stay as they are; of the sample there is one half to be had.
     whole_inputs = {p.get_friendly_name() for p in each.get_parameters()} - {_named(each, "sample")}
     common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in whole_inputs]
-    small, own = _for_each_call(small, edges, timed, None if alike else half)
-    for name, parameter in own.items():  # its inputs are the first halves of the whole's
-        whole = taken[name].output(0)
-        taken_in(parameter.output(0), whole if name == TIMES else _rows(whole, half))
+    small = _for_each_call(small, edges, timed, None if alike else half)
+    inputs_of_whole = {name: p.output(0) for p in each.get_parameters() for name in p.output(0).get_names()}
+    for parameter in small.get_parameters():  # its inputs are the first halves of the whole's
+        (name,) = parameter.output(0).get_names()
+        if name != "sample" and name in inputs_of_whole:
+            whole = inputs_of_whole[name]
+            taken_in(parameter.output(0), whole if name == TIMES else _rows(whole, half))
     found, nodes = nodes_of(small), nodes_of(each)
     for edge in common:
         node, output = nodes[edge.node], found[edge.node].output(edge.port)
