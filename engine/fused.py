@@ -17,6 +17,7 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from calotype.kernels.geglu import geglu
@@ -81,15 +82,63 @@ class FusedResnet(nn.Module):
         self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
         self.time_emb_proj = block.time_emb_proj
         self._scale = block.output_scale_factor
+        self.kept: Tensor | None = None  # the projection of the call that is next, see `hoisted`
 
     def forward(self, x: Tensor, temb: Tensor | None) -> Tensor:
         """# [B, C, H, W], [B, E] -> [B, D, H, W]"""
         assert (self.time_emb_proj is None) == (temb is None)
-        time = None if temb is None else self.time_emb_proj(nn.functional.silu(temb))
+        time = self.projected(temb) if self.kept is None and temb is not None else self.kept
         h = self.conv2(self.norm2(self.conv1(self.norm1(x)), time))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         out: Tensor = h if self._scale == 1 else h / self._scale
         return out
+
+    def projected(self, temb: Tensor) -> Tensor:
+        """What is added between the convolutions.  # [..., E] -> [..., D]"""
+        added: Tensor = self.time_emb_proj(nn.functional.silu(temb))
+        return added
+
+
+class FusedTimes(nn.Module):
+    """A U-Net's embedding of the timestep and of what SDXL adds to it, of one call or of a whole schedule."""
+
+    def __init__(self, unet: UNet2DConditionModel) -> None:
+        super().__init__()
+        self.proj, self.embedding = unet.time_proj, unet.time_embedding
+        self.add_proj, self.add_embedding = (getattr(unet, n, None) for n in ("add_time_proj", "add_embedding"))
+        self.kept: Tensor | None = None  # [N, E] of the call that is next, all in it; see `hoisted`
+
+    def forward(self, sines: Tensor, condition: Tensor | None = None) -> Tensor:
+        """In place of the U-Net's `time_embedding`.  # [N, S], [N, G] -> [N, E]"""
+        out: Tensor = self.embedding(sines, condition) if self.kept is None else self.kept
+        return out
+
+    def table(self, timesteps: Tensor, steering: Mapping[str, Tensor]) -> Tensor:
+        """The embeddings of every call, with what is added to them.  # [calls, N] -> [calls, N, E]"""
+        calls, condition = len(timesteps), steering.get("timestep_cond")
+        dtype = steering["encoder_hidden_states"].dtype
+        sines = self.proj(timesteps.flatten()).to(dtype)
+        condition = None if condition is None else condition.repeat(calls, 1)
+        found: Tensor = self.embedding(sines, condition).unflatten(0, (calls, -1))
+        if self.add_embedding is None:
+            return found
+        assert self.add_proj is not None
+        ids = self.add_proj(steering["time_ids"].flatten()).unflatten(0, (len(steering["time_ids"]), -1)).flatten(1)
+        added: Tensor = self.add_embedding(torch.cat([steering["text_embeds"], ids], dim=-1).to(dtype))
+        return found + added
+
+
+class _Spared(nn.Module):
+    """A module that has no work while `times` has what it is for."""
+
+    def __init__(self, module: nn.Module, times: FusedTimes, instead: Callable[[Tensor], Any]) -> None:
+        super().__init__()
+        self.module, self._instead = module, instead
+        self._times = [times]  # in a list, so that it is no part of this module
+
+    def forward(self, x: Tensor) -> Any:
+        """As the module, or as `instead`."""
+        return self.module(x) if self._times[0].kept is None else self._instead(x)
 
 
 class FusedAttention(nn.Module):
@@ -222,7 +271,23 @@ def remembered(module: nn.Module, text: Tensor) -> Iterator[None]:
             attention.kept = None
 
 
+def _fuse_times(unet: UNet2DConditionModel) -> bool:
+    """Of Stable Diffusion's U-Nets: the timestep, alone or with SDXL's sizes and pooled text."""
+    other = unet.class_embedding is not None or unet.time_embed_act is not None
+    if other or unet.config.addition_embed_type not in (None, "text_time"):
+        return False
+    times = FusedTimes(unet)
+    unet.time_embedding = times
+    unet.time_proj = _Spared(unet.time_proj, times, lambda timesteps: timesteps)
+    if times.add_embedding is not None:
+        unet.add_time_proj = _Spared(unet.add_time_proj, times, lambda ids: ids)
+        unet.add_embedding = _Spared(unet.add_embedding, times, lambda _: 0.0)
+    return True
+
+
 def _fuse_inside(module: nn.Module, done: Counter[str]) -> None:
+    if type(module) is UNet2DConditionModel and _fuse_times(module):
+        done["times"] += 1
     norm = getattr(module, "conv_norm_out", None)
     if type(norm) is nn.GroupNorm and isinstance(getattr(module, "conv_act", None), nn.SiLU):
         module.conv_norm_out, module.conv_act = FusedGroupNorm(norm, silu=True), nn.Identity()

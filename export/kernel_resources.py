@@ -76,10 +76,11 @@ def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.
     shape, rows, columns = (4, 128, 128), calls + 1, 2 * calls + 1
     half = _empty(2 * slots, *shape, dtype=torch.bfloat16)
     network = guided_step.Network(output=half, sample=half, timestep=_empty(2 * slots))
-    kept = guided_step.Inpainting(
-        clean=_empty(slots, *shape),
-        mask=_empty(slots, *shape[1:], dtype=torch.uint8),
-        keep=_empty(slots, rows, 2, dtype=torch.float64),
+    original = guided_step.Original(
+        latents=_empty(slots, *shape),
+        clean=_empty(slots, rows, dtype=torch.float64),
+        repaint=_empty(slots, *shape[1:], dtype=torch.uint8),
+        kept=_empty(slots, rows, 2, dtype=torch.float64),
     )
     return network, guided_step.Slots(
         call=_empty(slots, dtype=torch.int32),
@@ -89,7 +90,7 @@ def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.
         guidance=_empty(slots, 2),
         history=_empty(slots, columns, *shape),
         latents=_empty(slots, *shape),
-        inpainting=kept,
+        original=original,
     )
 
 

@@ -9,6 +9,7 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from calotype.fused import FusedAttention, fuse, remembered
+from calotype.hoisted import hoisted
 from calotype.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
@@ -54,8 +55,15 @@ NETWORKS = {
     "text encoder": (text, lambda r: {"input_ids": torch.arange(14).reshape(2, 7)}),
 }
 REPLACED = {
-    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
-    "U-Net of SDXL": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
+    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5, "times": 1},
+    "U-Net of SDXL": {
+        "ResnetBlock2D": 8,
+        "BasicTransformerBlock": 4,
+        "Attention": 8,
+        "GEGLU": 4,
+        "GroupNorm": 5,
+        "times": 1,
+    },
     "VAE decoder": {"ResnetBlock2D": 6, "GroupNorm": 2},
     "VAE encoder": {"ResnetBlock2D": 4, "GroupNorm": 2},
     "text encoder": {"LayerNorm": 5},
@@ -122,6 +130,21 @@ def test_a_text_that_is_remembered_is_the_text(pair, randn, device):
     assert off(got, wanted) == 0
     kept = [m.kept for m in fused.modules() if isinstance(m, FusedAttention)]
     assert kept == [None] * 8
+
+
+@pytest.mark.parametrize("name", ["U-Net", "U-Net of SDXL"])
+def test_a_schedule_that_is_hoisted_is_the_calls_one_by_one(name, pair, randn, device):
+    """Inside, the timestep that a call is given has no part: its place in the schedule has."""
+    _, fused, _ = pair(name)
+    inputs = NETWORKS[name][1](randn)
+    steering = {n: t.to(device) for n, t in inputs.items() if n not in ("sample", "timestep")}
+    times = torch.tensor([[999.0, 500.5], [500.5, 20.0]])  # slots of a batch at steps of their own
+    wanted = [run(fused, inputs | {"timestep": t}, torch.float32, device) for t in times]
+    with torch.inference_mode(), hoisted(fused, times.to(device), steering, torch.float32) as at:
+        for i, call in enumerate(wanted):
+            at(i)
+            assert off(run(fused, inputs, torch.float32, device), call) <= 1e-6
+    assert off(run(fused, inputs | {"timestep": times[0]}, torch.float32, device), wanted[0]) == 0
 
 
 def test_parameters_are_the_networks_own(pair):
