@@ -8,10 +8,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calotype.backends import NAMES, unavailable
+from calotype.backends import NAMES, ON_GPU, unavailable
 from calotype.benchmarks import environments
 from calotype.benchmarks.cases import Case
-from calotype.benchmarks.contenders import ON_GPU, PEERS, Contender
+from calotype.benchmarks.contenders import PEERS, Contender
 from calotype.benchmarks.jobs import need_bytes
 from calotype.benchmarks.lane import Lane
 from calotype.benchmarks.plans import Built, needs_plan, plan_for
@@ -61,7 +61,7 @@ def _ours(contender: Contender, case: Case) -> tuple[Path, Path]:
         raise InputError(f"the backend {backend} does not run on {case.device}, which this case is for")
     if (why_not := unavailable(backend)) is not None:
         raise InputError(why_not)
-    if backend in ("eager", "cuda") and contender.precision != "fp32":
+    if backend == "eager" and contender.precision != "fp32":
         raise InputError(f"the backend {backend} runs a model's own weights in fp32, not in {contender.precision}")
     return Path(sys.executable), OURS
 

@@ -20,6 +20,7 @@ from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from calotype.attention import attend
 from calotype.kernels.geglu import geglu
 from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
@@ -170,7 +171,7 @@ class FusedAttention(nn.Module):
             assert encoder_hidden_states is not None
             parts = (self.to_q(x), *self.of_text(encoder_hidden_states))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=self._scale)
+        mixed = attend(q, k, v, scale=self._scale)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
         return out
 

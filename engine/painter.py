@@ -89,7 +89,7 @@ class Whole:
     @property
     def on_device(self) -> bool:
         """Can any picture be one graph: does every one of its networks lie on a GPU that captures?"""
-        return all(hasattr(self._opened(name).runner, "network") for name in self.names)
+        return all(hasattr(getattr(self._opened(name), "runner", None), "network") for name in self.names)
 
     def paint(
         self, job: Job, sampler: Sampler, asked: Callable[[], Asked], watch: Stopwatch, *, whole: bool

@@ -141,7 +141,7 @@ class Pipeline:
 
     @property
     def _on_gpu(self) -> bool:
-        return self.component("unet").runner.backend in ON_GPU
+        return "unet" in self._opened and self._opened["unet"].runner.backend in ON_GPU
 
     def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[_Work, threading.Event]:
         """All questions answered, and what `cancel` sets."""

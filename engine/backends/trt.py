@@ -64,7 +64,12 @@ def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
-    return TrtRunner(component, artefact, imported("tensorrt"), Gpu())
+    return opened_with("tensorrt", component, artefact)
+
+
+def opened_with(library: str, component: PlannedComponent, artefact: Artefact) -> TrtRunner:
+    """The same with either library, where it is known to run here."""
+    return TrtRunner(component, artefact, imported(library), Gpu())
 
 
 def imported(library: str) -> Any:
@@ -108,6 +113,21 @@ class TrtRunner:
     def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         given = {name: self._gpu.put(array) for name, array in inputs.items()}
         return {name: self._gpu.fetch(tensor) for name, tensor in self.run(given).items()}
+
+    @property
+    def library(self) -> Any:
+        """The module that it was opened with."""
+        return self._trt
+
+    @property
+    def engine(self) -> Any:
+        """The library's own object."""
+        return self._engine
+
+    @property
+    def log(self) -> Any:
+        """What the library says into; `told` is its last error."""
+        return self._log
 
     @property
     def network(self) -> Engine:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calotype.backends.device import Gpu
-from calotype.backends.trt import PRECISIONS, TrtRunner, imported, lacking
+from calotype.backends.trt import PRECISIONS, TrtRunner, lacking, opened_with
 from calotype.errors import BackendError
 
 if TYPE_CHECKING:
@@ -26,4 +25,4 @@ def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
-    return TrtRunner(component, artefact, imported("tensorrt_rtx"), Gpu())
+    return opened_with("tensorrt_rtx", component, artefact)
