@@ -47,6 +47,9 @@ def cases() -> Iterator[tuple[str, Launch]]:
         yield from _named(
             what, group_norm_silu.launches(x, _norm(shape[1]), **{n: more[n] for n in more if n == added})
         )
+    small = _empty(2, 1280, 16, 16, dtype=half).contiguous(memory_format=torch.channels_last)
+    plugin = replace(_norm(1280), weight=_empty(1280, dtype=half), bias=_empty(1280, dtype=half))
+    yield from _named("TensorRT's plugin", [group_norm_silu.plugin_launch(small, plugin)])
     for width, rows in ((320, 4096), (1280, 1024)):
         x, scale = _empty(2, rows, width, dtype=half), _empty(width, dtype=half)
         yield from _named(f"{width} wide", layer_norm.launches(x, scale, scale, residual=x))

@@ -120,6 +120,23 @@ def _group_norm_whole(
 
 
 @triton.jit
+def _group_norm_plugin(
+    x, weight, bias, pixels, out,
+    C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
+    SILU: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    """`_group_norm_whole` as TensorRT calls a plugin: tensors given, whole numbers, tensors made, and nothing else."""
+    group = tl.program_id(0) + tl.arange(0, 1)
+    image = tl.program_id(1)
+    mean, squares = _moments(x, None, None, None, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS)
+    scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + EPS)
+    _normalise(
+        x, None, None, weight, bias, out, None, mean, scale, 0, pixels, image, pixels, group,
+        C, WIDTH, LANES, PIXELS, SILU,
+    )  # fmt: skip
+
+
+@triton.jit
 def _group_norm_moments(
     x, time, residual, total, moments, pixels, part_pixels,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
@@ -201,6 +218,23 @@ def launches(
             warps=4,
         )
     ]
+
+
+def plugin_launch(x: Tensor, norm: GroupNorm) -> Launch:
+    """The single launch that TensorRT makes of this layer where it is a plugin; its arguments have `out`."""
+    _check(x, norm, None, None)
+    shape = _shape(x, x.shape[1] // norm.groups, 1)
+    del shape["GROUPS"]
+    return Launch(
+        kernel=_group_norm_plugin,
+        grid=(norm.groups, len(x)),
+        arguments={
+            **{"x": x, "weight": norm.weight, "bias": norm.bias, "pixels": x.shape[2] * x.shape[3]},
+            "out": torch.empty_like(x),
+        },
+        constants={**shape, "SILU": norm.silu, "EPS": norm.eps},
+        warps=4,
+    )
 
 
 def _split(x: Tensor, norm: GroupNorm, first: Arguments, second: Arguments) -> Sequence[Launch]:

@@ -37,14 +37,13 @@ class Scale:
 @triton.jit
 def stored(y, scale, kind: tl.constexpr):  # noqa: ANN201 - Triton's language
     """y as it is written to a tensor of this type; `scale` is None where it is not quantised."""
-    if scale is None:
-        return y.to(kind)
-    most: tl.constexpr = 127.0 if kind == tl.int8 else 448.0
-    scaled = tl.minimum(tl.maximum(y / tl.load(scale), -most), most)
-    if kind == tl.int8:
-        # Numbers about 1.5 * 2^23 are whole, so the sum is rounded to one, a half to the even side.
-        return ((scaled + 12582912.0) - 12582912.0).to(kind)
-    return scaled.to(kind)
+    if scale is not None:
+        most: tl.constexpr = 127.0 if kind == tl.int8 else 448.0
+        y = tl.minimum(tl.maximum(y / tl.load(scale), -most), most)
+        if kind == tl.int8:
+            # Numbers about 1.5 * 2^23 are whole, so the sum is rounded to one, a half to the even side.
+            y = (y + 12582912.0) - 12582912.0
+    return y.to(kind)
 
 
 def empty_for(like: Tensor, quantised: Scale | None) -> Tensor:
