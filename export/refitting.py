@@ -20,10 +20,14 @@ from calotype.plan import Artefact, PlannedComponent
 
 
 def structure_of(graph: Path) -> str:
-    """A digest of all of a graph but the numbers in its weights."""
+    """A digest of all of a graph but the numbers in its weights, and what the exporter says of where it ran."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
+    inside = model.graph
+    for told in (model, inside, *inside.node, *inside.value_info, *inside.input, *inside.output):
+        told.ClearField("metadata_props")
+        told.ClearField("doc_string")
     for tensor in model.graph.initializer:
         shape, kind, name = list(tensor.dims), tensor.data_type, tensor.name
         tensor.Clear()

@@ -88,7 +88,7 @@ def launches(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Sequence[Launc
                 **strides,
             },
             constants={"WIDTH": width, "LANES": lanes, "QUERIES": rows, "KEYS": _KEYS},
-            warps=4,
+            warps=4 if lanes <= _KEYS else 8,
         )
     ]
 

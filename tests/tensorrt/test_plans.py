@@ -5,22 +5,25 @@ TensorRT's part is `standin.py`'s, whose engines compute; kernels are their refe
 
 import importlib
 import importlib.util
-import shutil
 import sys
 import types
-from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
+from onnx import TensorProto, helper
 
 import calotype
 from calotype import backends, fused, painter, trust, whole
 from calotype.backends import cuda, ort_cuda, trt
+from calotype.bindings import Binding
 from calotype.errors import BackendError, BuildError
 from calotype.export import BuildSpec, build, engines
 from calotype.export.child import in_child
+from calotype.export.engine_options import EngineOptions
 from calotype.graphs import Recorded
 from calotype.kernels import guided_step, to_uint8
 from calotype.loading import load
@@ -94,10 +97,15 @@ def levels(got, wanted) -> int:
 
 @pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
 def test_a_plan_is_built_proved_and_painted_from_as_one_graph(backend, on_a_gpu, pipes, tmp_path):
-    plan = build(spec(backend, tmp_path / "plan")).plan
+    more = {"engine": ("chunks=2",)} if backend == "tensorrt" else {}
+    plan = build(spec(backend, tmp_path / "plan", **more)).plan
     assert (tmp_path / "plan" / "unet" / ("model.engine" if backend == "tensorrt" else "config.json")).is_file()
     assert plan.build["proof"]["psnr"] > 60
-    assert not build(spec(backend, tmp_path / "plan")).fresh
+    assert not build(spec(backend, tmp_path / "plan", **more)).fresh
+    if backend == "tensorrt":
+        assert plan.build["engine"] == ["chunks=2"]
+        states = plan.components["unet"].artefacts[0].check["engine"]["shapes"]["encoder_hidden_states"]
+        assert [size[1] for size in states] == [77, 77, 2 * 77]
     assert {a.form for c in plan.components.values() for a in c.artefacts} == {backends.form_of(backend)}
     bound = {"tensorrt": "NVIDIA STAND-IN, driver 1", "cuda": None}
     assert plan.build["machine"]["gpu"] == bound[backend]
@@ -110,29 +118,39 @@ def test_a_plan_is_built_proved_and_painted_from_as_one_graph(backend, on_a_gpu,
     assert "painted as one graph" in long.report.notes
 
 
-def test_options_become_engines_and_weights_are_exchanged_where_that_is_exact(on_a_gpu, standin, demo_folder, tmp_path):
-    """Another decoder: of the same structure, with other weights, as a LoRA makes them."""
-    other = shutil.copytree(demo_folder, tmp_path / "other")
-    weights = load_file(other / "vae" / "diffusion_pytorch_model.safetensors")
-    weights["decoder.conv_in.bias"] = weights["decoder.conv_in.bias"] + 0.01
-    save_file(weights, other / "vae" / "diffusion_pytorch_model.safetensors")
-    asked = spec("tensorrt", tmp_path / "plan", engine=("refit=all", "chunks=2"))
-    plan = build(asked).plan
-    assert plan.build["engine"] == ["refit=all", "chunks=2"]
-    states = plan.components["unet"].artefacts[0].check["engine"]["shapes"]["encoder_hidden_states"]
-    assert [size[1] for size in states] == [77, 77, 2 * 77]
-    told = engine_of(build(replace(asked, model=str(other), output=tmp_path / "refitted")).plan)
-    assert told["refitted"].endswith("model.engine")
-    weights["decoder.conv_in.bias"] = weights["decoder.conv_in.bias"] + 0.01
-    save_file(weights, other / "vae" / "diffusion_pytorch_model.safetensors")
+def convolution(folder, draw) -> Path:
+    """y = conv(x) of random weights, traced somewhere."""
+    folder.mkdir()
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 4, "h", "w"]) for n in "xy")
+    weight = onnx.numpy_helper.from_array(draw.standard_normal((4, 4, 3, 3), dtype=np.float32), "weight")
+    node = helper.make_node("Conv", ["x", "weight"], ["y"], pads=[1, 1, 1, 1], doc_string=f"{folder}, line 3")
+    graph = helper.make_graph([node], "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "g.onnx")
+    return folder / "g.onnx"
+
+
+def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_a_gpu, standin, tmp_path):
+    draw, sizes = np.random.default_rng(0), Range(low=8, usual=8, high=16)
+    x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
+    profile = Profile(batch=Range(low=1, usual=1, high=2), height=sizes, width=sizes, multiple=8)
+    making = engines.Engines(backend="tensorrt", profile=profile, options=EngineOptions(refit="all"))
+
+    def engine(name):
+        graph = Artefact(form="onnx", path=convolution(tmp_path / name, draw), precision="fp32", check={})
+        component = PlannedComponent(name="vae_decoder", inputs=(x,), outputs=(y,), artefacts=(graph,), refused={})
+        made = making.of(component, graph)
+        given = draw.standard_normal((2, 4, 8, 16), dtype=np.float32)
+        runner = trt.opened_with("tensorrt", component, made)
+        (wanted,) = onnxruntime.InferenceSession(graph.path, providers=["CPUExecutionProvider"]).run(None, {"x": given})
+        np.testing.assert_array_equal(runner({"x": given})["y"], wanted)
+        return made.check["engine"]
+
+    assert "refitted" not in engine("first")
+    assert engine("lora")["refitted"].endswith("model.engine")
     standin.Refitter._residue = True  # what it was given last stays
-    told = engine_of(build(replace(asked, model=str(other), output=tmp_path / "built")).plan)
-    assert "refitted to other weights and back, the engine's sample is not what it was" in told["built because"]
+    told = engine("another lora")
+    assert "refitted to other weights and back, the engine's y is not what it was" in told["built because"]
     assert "refitted" not in told
-
-
-def engine_of(plan):
-    return plan.components["vae_decoder"].artefacts[0].check["engine"]
 
 
 def test_a_model_is_loaded_by_name_and_auto_says_whom_it_passed_over(on_a_gpu, pipes, monkeypatch):
