@@ -8,7 +8,7 @@ interpreter). Imports torch, diffusers and triton: only the cuda backend imports
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -149,7 +149,11 @@ class FusedAttention(nn.Module):
         super().__init__()
         self._heads, self._scale, crossed = attention.heads, attention.scale, attention.is_cross_attention
         self.to_q = attention.to_q if crossed else None
-        self.packed = _packed(*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v)
+        layers = [*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v]
+        self.packed = _packed(*layers)
+        self.rows = list(_rows(layers))  # where each layer's weight lies in it
+        for layer in layers:
+            layer.weight = layer.bias = None  # it is in the other one now
         self.to_out = attention.to_out[0]
         self.kept: tuple[Tensor, ...] | None = None  # keys and values of a text that does not change, see `remembered`
 
@@ -184,6 +188,13 @@ def _packed(*layers: nn.Linear) -> nn.Linear:
     if first.bias is not None:
         made.bias = nn.Parameter(torch.cat([n.bias for n in layers]), requires_grad=False)
     return made
+
+
+def _rows(layers: Sequence[nn.Linear]) -> Iterator[tuple[nn.Linear, int, int]]:
+    start = 0
+    for layer in layers:
+        yield layer, start, start + layer.out_features
+        start += layer.out_features
 
 
 class FusedTransformerBlock(nn.Module):

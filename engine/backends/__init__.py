@@ -203,7 +203,7 @@ def _adaptable(runner: Runner, component: PlannedComponent) -> Adaptable:
         return runner
     raise BackendError(
         f"{runner.backend} cannot change the weights of the {_called(component)} in this version; build a plan with "
-        "the LoRA in it (calotype build MODEL --lora FILE), or take onnxruntime, openvino or eager."
+        "the LoRA in it (calotype build MODEL --lora FILE), or take cuda, onnxruntime, openvino or eager."
     )
 
 

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from calotype.backends import Arrays
+    from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 
     Exactness = Callable[[], AbstractContextManager[None]]
@@ -69,6 +70,7 @@ class CudaRunner:
     ) -> None:
         import torch
 
+        from calotype.backends.weights_cuda import FusedWeights, layers_of
         from calotype.fused import fuse
         from calotype.modules import load_module
 
@@ -80,11 +82,13 @@ class CudaRunner:
             raise BackendError(str(broken)) from None
         self.precision = artefact.precision
         self._dtype: torch.dtype = getattr(torch, _TYPES[artefact.precision])
+        layers = layers_of(module)
         self.replaced = fuse(module)
         size = sum(p.numel() * self._dtype.itemsize for p in module.parameters())
         what = f"the weights of the {component.name} ({in_words(size)} in {artefact.precision})"
         mend = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
         self._module = fitted(lambda: gpu.hold(module.to(self._dtype)), what, mend)
+        self._weights = FusedWeights(layers, self._module)
         self._name, self._outputs = component.name, [b.name for b in component.outputs]
         self._gpu, self._lock = gpu, threading.Lock()
         captured = component.name.startswith(_CAPTURED)
@@ -97,6 +101,15 @@ class CudaRunner:
         mend = "ask for smaller pictures, or fewer at once"
         with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named(self._name), self._exact():
             return fitted(lambda: self._carried(inputs), "a run of this size", mend)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """Change these weights where they lie, which captured graphs read; every other is the model's own again."""
+        with self._lock, self._gpu.side_stream():
+            self._weights.adapt(patches)
 
     @property
     def network(self) -> Module:

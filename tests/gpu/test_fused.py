@@ -8,9 +8,11 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
+from calotype.backends.weights_cuda import FusedWeights, layers_of
 from calotype.fused import FusedAttention, FusedResnet, FusedTimes, fuse, remembered
 from calotype.hoisted import hoisted
 from calotype.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
+from calotype.patches import Patch, Patches, Term
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
 BLOCKS = {
@@ -144,6 +146,31 @@ def test_a_schedule_that_is_hoisted_is_its_calls(pair, randn, device):
         assert off(run(fused, inputs, torch.float32, device), wanted) <= 2e-6
     kept = [m.kept for m in fused.modules() if isinstance(m, (FusedTimes, FusedResnet, FusedAttention))]
     assert kept == [None] * len(kept)
+
+
+def test_weights_have_the_names_of_before_and_are_changed_where_they_lie(pair, randn, device):
+    """Every layer's, those that are rows of a packed one too; put back bit for bit."""
+    plain, _, _ = pair("U-Net")
+    torch.manual_seed(3)
+    fused = copy.deepcopy(plain)
+    layers = layers_of(fused)
+    fuse(fused)
+    weights = FusedWeights(layers, fused)
+    assert weights.shapes() == {name: tuple(layer.weight.shape) for name, layer in layers_of(plain).items()}
+    before = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
+    names = [n for n in weights.shapes() if n.endswith(("to_k", "conv1", "ff.net.0.proj"))][:6]
+    terms = {}
+    for name in names:
+        out, *into = weights.shapes()[name]
+        term = Term(up=randn(out, 2).numpy(), down=randn(2, *into).flatten(1).numpy(), middle=None, scale=0.5)
+        terms[f"{name}.weight"] = Patch(terms=(term,))
+        layer = plain.get_submodule(f"model.{name}")
+        layer.weight.data += torch.from_numpy(term.delta()).reshape(layer.weight.shape).to(device)
+    weights.adapt(Patches(patches=terms, key="some"))
+    inputs = of_unet(randn)
+    assert off(run(fused, inputs, torch.float32, device), run(plain, inputs, torch.float32, device)) <= 1e-5
+    weights.adapt(Patches())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
 
 
 def test_parameters_are_the_networks_own(pair):

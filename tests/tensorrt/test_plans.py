@@ -27,7 +27,8 @@ from calotype.export.engine_options import EngineOptions
 from calotype.graphs import Recorded
 from calotype.kernels import guided_step, to_uint8
 from calotype.loading import load
-from calotype.profile import Range
+from calotype.plan import Artefact, PlannedComponent
+from calotype.profile import Profile, Range
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
