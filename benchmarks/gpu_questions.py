@@ -25,7 +25,7 @@ _RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 
 def rtx(*, target: int) -> dict[str, Any]:
     """In a child: an engine of one node for `target`, and what the runtime says of it on the GPU that is here."""
-    from calotype.backends.trt import imported, log_of
+    from calotype.backends.trt_library import imported, log_of
     from calotype.export.engine_options import EngineOptions
     from calotype.export.tensorrt import build_engine
 

@@ -8,19 +8,19 @@ interpreter). Imports torch, diffusers and triton: only the cuda backend imports
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from calotype.attention import attend
+from calotype.fused_attention import fused_attention
+from calotype.fused_times import fuse_times
 from calotype.kernels.geglu import geglu
 from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
@@ -100,103 +100,6 @@ class FusedResnet(nn.Module):
         return added
 
 
-class FusedTimes(nn.Module):
-    """A U-Net's embedding of the timestep and of what SDXL adds to it, of one call or of a whole schedule."""
-
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.proj, self.embedding = unet.time_proj, unet.time_embedding
-        self.add_proj, self.add_embedding = (getattr(unet, n, None) for n in ("add_time_proj", "add_embedding"))
-        self.kept: Tensor | None = None  # [N, E] of the call that is next, all in it; see `hoisted`
-
-    def forward(self, sines: Tensor, condition: Tensor | None = None) -> Tensor:
-        """In place of the U-Net's `time_embedding`.  # [N, S], [N, G] -> [N, E]"""
-        out: Tensor = self.embedding(sines, condition) if self.kept is None else self.kept
-        return out
-
-    def table(self, timesteps: Tensor, steering: Mapping[str, Tensor]) -> Tensor:
-        """The embeddings of every call, with what is added to them.  # [calls, N] -> [calls, N, E]"""
-        calls, condition = len(timesteps), steering.get("timestep_cond")
-        dtype = steering["encoder_hidden_states"].dtype
-        sines = self.proj(timesteps.flatten()).to(dtype)
-        condition = None if condition is None else condition.repeat(calls, 1)
-        found: Tensor = self.embedding(sines, condition).unflatten(0, (calls, -1))
-        if self.add_embedding is None:
-            return found
-        assert self.add_proj is not None
-        ids = self.add_proj(steering["time_ids"].flatten()).unflatten(0, (len(steering["time_ids"]), -1)).flatten(1)
-        added: Tensor = self.add_embedding(torch.cat([steering["text_embeds"], ids], dim=-1).to(dtype))
-        return found + added
-
-
-class _Spared(nn.Module):
-    """A module that has no work while `times` has what it is for."""
-
-    def __init__(self, module: nn.Module, times: FusedTimes, instead: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.module, self._instead = module, instead
-        self._times = [times]  # in a list, so that it is no part of this module
-
-    def forward(self, x: Tensor) -> Any:
-        """As the module, or as `instead`."""
-        return self.module(x) if self._times[0].kept is None else self._instead(x)
-
-
-class FusedAttention(nn.Module):
-    """Attention whose projections of one input are one product: q, k and v of the picture, or k and v of the text."""
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self._heads, self._scale, crossed = attention.heads, attention.scale, attention.is_cross_attention
-        self.to_q = attention.to_q if crossed else None
-        layers = [*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v]
-        self.packed = _packed(*layers)
-        self.rows = list(_rows(layers))  # where each layer's weight lies in it
-        for layer in layers:
-            layer.weight = layer.bias = None  # it is in the other one now
-        self.to_out = attention.to_out[0]
-        self.kept: tuple[Tensor, ...] | None = None  # keys and values of a text that does not change, see `remembered`
-
-    def of_text(self, text: Tensor) -> tuple[Tensor, ...]:
-        """Its keys and values.  # [B, T, W] -> 2 x [B, T, C]"""
-        keys, values = self.packed(text).chunk(2, dim=-1)
-        return keys, values
-
-    def forward(
-        self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        """# [B, P, C], text [B, T, W] -> [B, P, C]"""
-        assert attention_mask is None
-        if self.to_q is None:
-            parts = self.packed(x).chunk(3, dim=-1)
-        elif self.kept is not None:
-            parts = (self.to_q(x), *self.kept)
-        else:
-            assert encoder_hidden_states is not None
-            parts = (self.to_q(x), *self.of_text(encoder_hidden_states))
-        q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
-        mixed = attend(q, k, v, scale=self._scale)
-        out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-def _packed(*layers: nn.Linear) -> nn.Linear:
-    """Layers of one input, as one."""
-    first = layers[0]
-    made = nn.Linear(first.in_features, sum(n.out_features for n in layers), bias=first.bias is not None)
-    made.weight = nn.Parameter(torch.cat([n.weight for n in layers]), requires_grad=False)
-    if first.bias is not None:
-        made.bias = nn.Parameter(torch.cat([n.bias for n in layers]), requires_grad=False)
-    return made
-
-
-def _rows(layers: Sequence[nn.Linear]) -> Iterator[tuple[nn.Linear, int, int]]:
-    start = 0
-    for layer in layers:
-        yield layer, start, start + layer.out_features
-        start += layer.out_features
-
-
 class FusedTransformerBlock(nn.Module):
     """Self-attention, cross-attention and feed-forward; each norm takes the residual before it along."""
 
@@ -236,15 +139,6 @@ def _transformer(block: BasicTransformerBlock) -> nn.Module | None:
     return FusedTransformerBlock(block) if plain and both and all(_is_affine(n) for n in norms) else None
 
 
-def _attention(attention: Attention) -> nn.Module | None:
-    """Attention as Stable Diffusion's U-Nets have it: over rows, with nothing but projections about it."""
-    about = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
-    plain = type(attention.processor) is AttnProcessor2_0 and all(getattr(attention, n, None) is None for n in about)
-    after = attention.residual_connection or attention.rescale_output_factor != 1
-    same = len({layer.bias is None for layer in (attention.to_k, attention.to_v)}) == 1
-    return FusedAttention(attention) if plain and same and not after else None
-
-
 def _is_affine(norm: nn.Module | None) -> bool:
     return isinstance(norm, nn.LayerNorm) and norm.bias is not None and len(norm.normalized_shape) == 1
 
@@ -252,7 +146,7 @@ def _is_affine(norm: nn.Module | None) -> bool:
 _RULES: Mapping[type[nn.Module], Callable[[Any], nn.Module | None]] = {
     ResnetBlock2D: _resnet,
     BasicTransformerBlock: _transformer,
-    Attention: _attention,
+    Attention: fused_attention,
     GEGLU: FusedGeglu,
     nn.LayerNorm: lambda norm: FusedLayerNorm(norm) if _is_affine(norm) else None,
     nn.GroupNorm: lambda norm: FusedGroupNorm(norm, silu=False) if norm.affine else None,
@@ -267,38 +161,8 @@ def fuse(module: nn.Module) -> Counter[str]:
     return done
 
 
-@contextmanager
-def remembered(module: nn.Module, text: Tensor) -> Iterator[None]:
-    """Inside, every attention in `module` to text has the keys and values of this text, computed once for all calls.
-
-    One thread at a time may be inside. What was not fused computes its own at every call, as it would.
-    """
-    to_text = [m for m in module.modules() if isinstance(m, FusedAttention) and m.to_q is not None]
-    try:
-        for attention in to_text:
-            attention.kept = attention.of_text(text)
-        yield
-    finally:
-        for attention in to_text:
-            attention.kept = None
-
-
-def _fuse_times(unet: UNet2DConditionModel) -> bool:
-    """Of Stable Diffusion's U-Nets: the timestep, alone or with SDXL's sizes and pooled text."""
-    other = unet.class_embedding is not None or unet.time_embed_act is not None
-    if other or unet.config.addition_embed_type not in (None, "text_time"):
-        return False
-    times = FusedTimes(unet)
-    unet.time_embedding = times
-    unet.time_proj = _Spared(unet.time_proj, times, lambda timesteps: timesteps)
-    if times.add_embedding is not None:
-        unet.add_time_proj = _Spared(unet.add_time_proj, times, lambda ids: ids)
-        unet.add_embedding = _Spared(unet.add_embedding, times, lambda _: 0.0)
-    return True
-
-
 def _fuse_inside(module: nn.Module, done: Counter[str]) -> None:
-    if type(module) is UNet2DConditionModel and _fuse_times(module):
+    if type(module) is UNet2DConditionModel and fuse_times(module):
         done["times"] += 1
     norm = getattr(module, "conv_norm_out", None)
     if type(norm) is nn.GroupNorm and isinstance(getattr(module, "conv_act", None), nn.SiLU):

@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calotype.fused import FusedResnet, FusedTimes, remembered
+from calotype.fused import FusedResnet
+from calotype.fused_attention import remembered
+from calotype.fused_times import FusedTimes
 
 
 @contextmanager

@@ -47,6 +47,7 @@ from calotype.trust import newer
 from calotype.whole_inputs import Asked
 
 Floats = NDArray[np.float32]
+_OF_TORCH = ("eager", "cuda", "tensorrt", "tensorrt-rtx")  # backends whose work PyTorch's profiler sees
 
 _PROMPTS = 64  # whose encoding is remembered: some 0.3 MB each
 _SCHEDULES = 32
@@ -135,7 +136,7 @@ class Pipeline:
         Where PyTorch has a part, its operators and a GPU's kernels are in it too. Raises what a call raises, and
         `InputError` where the file cannot be written.
         """
-        by_torch = any(o.runner.backend in ("eager", *ON_GPU) for o in self._opened.values())
+        by_torch = any(o.runner.backend in _OF_TORCH for o in self._opened.values())
         with traced(Path(path), by_torch=by_torch):
             return self(prompt, **arguments)
 

@@ -143,7 +143,7 @@ def build_here(
     out: str,
 ) -> dict[str, Any]:
     """In a child process: the engine into `out`, and what was timed on the way beside the store."""
-    from calotype.backends.trt import imported
+    from calotype.backends.trt_library import imported
     from calotype.export.tensorrt import build_engine
 
     began, cache = time.monotonic(), Path(timings)

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calotype.backends.trt import log_of
+from calotype.backends.trt_library import log_of
 from calotype.bindings import Binding
 from calotype.errors import BuildError, first_line
 from calotype.export.engine_options import HARDWARE, REFITS, EngineOptions

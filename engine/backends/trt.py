@@ -11,14 +11,13 @@ made, as that may end the process.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from calotype.backends.device import Gpu, fitted, is_full, no_room
-from calotype.errors import BackendError, DeviceFullError, first_line
+from calotype.backends.trt_library import imported, lacking, log_of
+from calotype.errors import BackendError, DeviceFullError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -46,19 +45,6 @@ def unavailable() -> str | None:
     return lacking("tensorrt", "tensorrt")
 
 
-def lacking(library: str, extra: str) -> str | None:
-    """The same for either library; `extra` is what installs it."""
-    if importlib.util.find_spec("torch") is None:
-        return "torch is not installed (pip install 'calotype[build]')"
-    import torch
-
-    if not torch.cuda.is_available():
-        return "there is no NVIDIA GPU that PyTorch can use"
-    if importlib.util.find_spec(library) is None:
-        return f"{library} is not installed (pip install 'calotype[{extra}]')"
-    return None
-
-
 def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
     """Open an engine. Raises `BackendError` where it cannot run here."""
     reason = unavailable()
@@ -70,14 +56,6 @@ def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
 def opened_with(library: str, component: PlannedComponent, artefact: Artefact) -> TrtRunner:
     """The same with either library, where it is known to run here."""
     return TrtRunner(component, artefact, imported(library), Gpu())
-
-
-def imported(library: str) -> Any:
-    """`tensorrt` or `tensorrt_rtx`. Raises `BackendError` where it is installed and broken."""
-    try:
-        return importlib.import_module(library)
-    except ImportError as broken:
-        raise BackendError(f"{library} cannot be imported: {first_line(broken)}") from None
 
 
 class TrtRunner:
@@ -280,18 +258,3 @@ def _within(shape: tuple[int, ...], ends: Sequence[tuple[int, ...]]) -> bool:
     low, _, high = ends
     fits = len(shape) == len(low)
     return fits and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
-
-
-def log_of(trt: Any) -> Any:
-    """TensorRT's log, of which the last error is kept: its functions answer None or False, and the reason is here."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.told = ""
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.told = first_line(RuntimeError(text))
-
-    return Log()

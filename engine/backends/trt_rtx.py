@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calotype.backends.trt import PRECISIONS, TrtRunner, lacking, opened_with
+from calotype.backends.trt import PRECISIONS, TrtRunner, opened_with
+from calotype.backends.trt_library import lacking
 from calotype.errors import BackendError
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calotype.fused import FusedAttention
+from calotype.fused_attention import FusedAttention
 from calotype.onnx_weights import plain
 from calotype.patches import Patches
 

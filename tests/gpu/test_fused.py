@@ -9,7 +9,9 @@ from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
 from calotype.backends.weights_cuda import FusedWeights, layers_of
-from calotype.fused import FusedAttention, FusedResnet, FusedTimes, fuse, remembered
+from calotype.fused import FusedResnet, fuse
+from calotype.fused_attention import FusedAttention, remembered
+from calotype.fused_times import FusedTimes
 from calotype.hoisted import hoisted
 from calotype.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
 from calotype.patches import Patch, Patches, Term

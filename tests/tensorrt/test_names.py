@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
-FILES = ("export/tensorrt.py", "export/tensorrt_watch.py", "engine/backends/trt.py", "engine/backends/trt_refit.py")
+RUNNERS = ("trt", "trt_library", "trt_refit")
+FILES = ("export/tensorrt.py", "export/tensorrt_watch.py", *(f"engine/backends/{name}.py" for name in RUNNERS))
 # TensorRT-RTX's alone: the code comes to them only where targets are named, which TensorRT itself refuses.
 OF_RTX = {"ComputeCapability", "set_compute_capability", "num_compute_capabilities"}
 # Objects of the library by what the code calls them.
