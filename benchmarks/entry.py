@@ -20,6 +20,9 @@ from calotype.errors import InputError
 from calotype.export.source import Source
 
 
+OWN_PEER = "diffusers"  # whose packages are among ours
+
+
 @dataclass(frozen=True, kw_only=True)
 class Entrance:
     """A case as all its contenders find it."""
@@ -71,6 +74,8 @@ def _peer(contender: Contender, case: Case) -> tuple[Path, Path]:
     if peer.device not in ("any", case.device):
         raise InputError(f"{contender.maker} runs on {peer.device}, and this case on {case.device}")
     python = environments.python_of(peer.folder)
+    if python is None and case.device == "cuda" and peer.folder == OWN_PEER:
+        python = Path(sys.executable)  # a GPU is lent with packages of its own, and nothing can be fetched there
     if python is None:
         failed = environments.why_not(peer.folder)
         raise InputError(failed or f"its environment is not made yet: calotype bench peers {contender.maker}")

@@ -1,11 +1,14 @@
 """The GPU's benchmarks as far as a CPU goes: targets on runs that are written by hand, the commands on what is here."""
 
 import json
+import sys
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from calotype.benchmarks import gpu_close, gpu_questions, targets
+from calotype.benchmarks import entry, gpu_close, gpu_questions, targets
+from calotype.benchmarks.contenders import contender
 from calotype.benchmarks.presets import PRESETS
 from calotype.benchmarks.record import Row, Speed
 from calotype.errors import InputError
@@ -98,3 +101,15 @@ def test_cheap_questions_are_answered_or_say_why_not(tmp_path, monkeypatch):
     assert "falls back to CPUExecutionProvider" in str(found["ONNX Runtime's CUDA provider"])
     assert found["peaks"] == found["TensorRT's builder"] == "there is no NVIDIA GPU to ask about"
     assert found["TensorRT-RTX"].startswith("not installed")
+
+
+def test_on_a_gpu_diffusers_may_run_among_our_own_packages(monkeypatch):
+    """Nothing can be fetched where a GPU is lent; on a CPU its environment is its own."""
+    monkeypatch.setattr(entry.environments, "python_of", lambda folder: None)
+    monkeypatch.setattr(entry.environments, "why_not", lambda folder: None)
+    on_gpu = PRESETS["gpu"][0]
+    assert entry._peer(contender("diffusers:fp16"), on_gpu)[0] == Path(sys.executable)
+    with pytest.raises(InputError, match=r"runs on cpu, and this case on cuda"):
+        entry._peer(contender("optimum:fp32"), on_gpu)
+    with pytest.raises(InputError, match=r"its environment is not made yet: calotype bench peers diffusers"):
+        entry._peer(contender("diffusers:fp32"), PRESETS["quick"][0])

@@ -166,17 +166,17 @@ class ICudaEngine:
 
 
 class Refitter:
-    """`_residue` is what tests set for an engine that cannot go back."""
+    """`_lost` is what tests set: the how manieth exchange from now is said to be done, and is not."""
 
-    _residue = False
+    _lost = 0
 
     def __init__(self, engine, log) -> None:
         self._engine, self._graph = engine, None
 
     def refit_cuda_engine(self) -> bool:
-        if Refitter._residue and self._engine._graph != self._graph:
-            Refitter._residue = False
-            return True  # says so, and keeps what it had
+        Refitter._lost -= 1
+        if Refitter._lost == 0:
+            return True
         self._engine._graph = self._graph
         self._engine._session = onnxruntime.InferenceSession(self._graph, providers=["CPUExecutionProvider"])
         return True

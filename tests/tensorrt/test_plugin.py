@@ -60,7 +60,7 @@ def test_it_is_registered_with_its_tensors_layouts_and_kernel():
     assert extra == [16 * 24]
 
 
-@pytest.mark.parametrize("capability", [80, 90, 120])
+@pytest.mark.parametrize("capability", [80, 90])  # newer ones have an assembler of their own
 def test_its_ptx_takes_what_tensorrt_gives_and_assembles(capability, tmp_path):
     made = compiled(channels=1280, groups=32, eps=1e-6, dtype=torch.bfloat16, capability=capability)
     entry = made.ptx[made.ptx.index(".entry") : made.ptx.index(".reqntid")]
