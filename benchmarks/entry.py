@@ -19,7 +19,6 @@ from calotype.benchmarks.reference import OURS
 from calotype.errors import InputError
 from calotype.export.source import Source
 
-
 OWN_PEER = "diffusers"  # whose packages are among ours
 
 
