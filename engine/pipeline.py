@@ -98,7 +98,7 @@ class Pipeline:
         self._guard = threading.Lock()
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
-        self._codec = Codec(plan, self.component, lambda: free_bytes() if self._on_gpu else available_bytes())
+        self._codec = Codec(plan, self.component, lambda: free_bytes() if self._on_gpu else None)
         self._whole = Whole(plan, self._tokenizers, self.component)
         self._adapters = Adapters(plan, self.component)
         self._texts: Remembered[Encoded] = Remembered(_PROMPTS)

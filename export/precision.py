@@ -129,8 +129,7 @@ def quantised(part: Part, ranges: Path, keep: Collection[str], precision: str, b
     if rest and backend in ENGINE_BACKENDS:
         part = replace(part, traced=_halved(part, rest))
         arguments["half"] = rest
-    made = _made(part, "calotype.export.precision:quantise", dtype, arguments)
-    return replace(_finished(part, made), precision=precision)
+    return _finished(part, _made(part, "calotype.export.precision:quantise", dtype, arguments))
 
 
 def _finished(part: Part, graph: Artefact) -> Artefact:

@@ -145,7 +145,9 @@ class Tuning:
         while low < high:
             kept = (low + high) // 2 if found else 0
             nodes = [node for g in groups[:kept] for node in g.nodes]
-            artefact = quantised(part, ranges, nodes, precision, self._judging.spec.backend)
+            artefact = replace(
+                quantised(part, ranges, nodes, precision, self._judging.spec.backend), precision=precision
+            )
             row = Tried(component=part.name, precision=precision, kept=kept, groups=len(groups))
             candidate = self._candidate(part.name, artefact, row)
             found.append(candidate)
