@@ -56,7 +56,6 @@ def cases() -> Iterator[tuple[str, Launch]]:
     yield from _named("SD 1.5's first level", geglu.launches(_empty(2, 4096, 2560, dtype=half)))
     for what, heads, pixels, width, keys in (
         ("SD 1.5's first level", 8, 4096, 40, 4096),
-        ("SDXL's second level, to its text", 10, 4096, 64, 77),
         ("SD 1.5's second level", 8, 1024, 80, 1024),
     ):
         q, k = (_empty(2, n, heads, width, dtype=half).transpose(1, 2) for n in (pixels, keys))
@@ -76,7 +75,8 @@ def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
     for dtype in (torch.int8, torch.float8_e4m3fn):
         quantised, told = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
         x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
-        yield from _named(f"to {told}", group_norm_silu.launches(x, replace(_norm(320), quantised=quantised)))
+        last = group_norm_silu.launches(x, replace(_norm(320), quantised=quantised))[-1]  # moments are moments
+        yield from _named(f"to {told}", [last])
         rows, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
         yield from _named(f"to {told}", layer_norm.launches(rows, scale, scale, residual=rows, quantised=quantised))
         yield from _named(f"to {told}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantised=quantised))

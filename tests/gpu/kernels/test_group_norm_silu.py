@@ -13,7 +13,7 @@ SHAPES = [
     ((2, 40, 7, 5), 4, 1, "ten channels a group, as in SD 1.5: no power of two; 35 pixels: no multiple of a tile"),
     ((3, 24, 9, 3), 8, 1, "three channels a group, three pictures"),
     ((1, 80, 47, 43), 8, 2, "split, with groups side by side, and a last part that is shorter"),
-    ((2, 160, 32, 33), 2, 2, "split, eighty channels a group, as in SDXL's widest: one group alone is a full line"),
+    ((2, 160, 9, 33), 2, 2, "split, eighty channels a group, as in SDXL's widest: one group alone is a full line"),
     ((1, 16, 130, 127), 16, 2, "split, one channel a group"),
 ]
 
