@@ -130,7 +130,8 @@ def convolution(folder, draw) -> Path:
     return folder / "g.onnx"
 
 
-def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_a_gpu, standin, tmp_path):
+def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_a_gpu, standin, monkeypatch, tmp_path):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))  # with no engine of an earlier run
     draw, sizes = np.random.default_rng(0), Range(low=8, usual=8, high=16)
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
     profile = Profile(batch=Range(low=1, usual=1, high=2), height=sizes, width=sizes, multiple=8)
