@@ -43,6 +43,8 @@ def why_not(plan: Plan, job: Job, sampler: Sampler) -> str | None:
         return f"{sampler.name} is no sampler matrix ({sampler.reason})"
     if controlnets_of(plan.components):
         return "the model has ControlNets"
+    if job.cache_interval > 1 or (job.guided and job.guidance_interval != (0, 1)):
+        return "calls of the U-Net differ from step to step (cache_interval, guidance_interval)"
     return None if job.output_type == "pil" else f"a graph makes bytes, and output_type is {job.output_type}"
 
 

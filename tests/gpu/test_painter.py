@@ -56,9 +56,10 @@ def test_pictures_are_one_graph_and_the_loops(load, eager, device, recorder):
     ("said", "told"),
     [
         ({"scheduler": diffusers.DDIMScheduler(clip_sample=True)}, r"is no sampler matrix \("),
+        ({"guidance_interval": (0.0, 0.5)}, "differ from step to step"),
         ({"output_type": "np"}, "a graph makes bytes, and output_type is np"),
     ],
-    ids=["no matrix", "floats"],
+    ids=["no matrix", "guidance now and then", "floats"],
 )
 def test_what_cannot_be_one_graph_goes_the_loops_way_and_is_told(said, told, load, eager, device):
     pipe, said = load(), {"prompt": RED, "seed": 3, **SMALL, **said}
