@@ -232,6 +232,16 @@ def compare(
 
 
 @bench.command()
+def targets(folder: Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")]) -> None:
+    """Say which of the targets for one H200 a run of the preset gpu met."""
+    from calotype.benchmarks.record import read
+    from calotype.benchmarks.targets import told
+
+    for line in told(read(folder).rows):
+        typer.echo(line)
+
+
+@bench.command()
 def page(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
     output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: report.html in it]")] = None,

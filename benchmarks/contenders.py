@@ -19,7 +19,6 @@ from calotype.errors import InputError
 from calotype.export.spec import BACKENDS, PRECISIONS
 
 OURS = "calotype"
-ON_GPU = ("cuda", "tensorrt", "tensorrt-rtx")  # backends of ours that need an NVIDIA GPU
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -136,6 +135,9 @@ USUAL: Mapping[str, tuple[str, ...]] = {
     "openvino": ("fp32", "bf16", "auto"),
     "onnxruntime": ("fp32", "auto"),
     "eager": ("fp32",),
+    "tensorrt": ("fp16", "fp8"),
+    "cuda": ("fp16", "bf16"),
+    "onnxruntime-cuda": ("fp16",),
 }
 
 

@@ -8,16 +8,18 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calotype.backends import NAMES, unavailable
+from calotype.backends import NAMES, ON_GPU, unavailable
 from calotype.benchmarks import environments
 from calotype.benchmarks.cases import Case
-from calotype.benchmarks.contenders import ON_GPU, PEERS, Contender
+from calotype.benchmarks.contenders import PEERS, Contender
 from calotype.benchmarks.jobs import need_bytes
 from calotype.benchmarks.lane import Lane
 from calotype.benchmarks.plans import Built, needs_plan, plan_for
 from calotype.benchmarks.reference import OURS
 from calotype.errors import InputError
 from calotype.export.source import Source
+
+OWN_PEER = "diffusers"  # whose packages are among ours
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +63,7 @@ def _ours(contender: Contender, case: Case) -> tuple[Path, Path]:
         raise InputError(f"the backend {backend} does not run on {case.device}, which this case is for")
     if (why_not := unavailable(backend)) is not None:
         raise InputError(why_not)
-    if backend in ("eager", "cuda") and contender.precision != "fp32":
+    if backend == "eager" and contender.precision != "fp32":
         raise InputError(f"the backend {backend} runs a model's own weights in fp32, not in {contender.precision}")
     return Path(sys.executable), OURS
 
@@ -71,6 +73,8 @@ def _peer(contender: Contender, case: Case) -> tuple[Path, Path]:
     if peer.device not in ("any", case.device):
         raise InputError(f"{contender.maker} runs on {peer.device}, and this case on {case.device}")
     python = environments.python_of(peer.folder)
+    if python is None and case.device == "cuda" and peer.folder == OWN_PEER:
+        python = Path(sys.executable)  # a GPU is lent with packages of its own, and nothing can be fetched there
     if python is None:
         failed = environments.why_not(peer.folder)
         raise InputError(failed or f"its environment is not made yet: calotype bench peers {contender.maker}")

@@ -70,5 +70,6 @@ def module_of(name: str, config: Mapping[str, Any]) -> nn.Module:
         if name.startswith("text_encoder"):
             model = getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
         else:
-            model = getattr(diffusers, class_name).from_config(dict(config))
+            kind = config.get("_class_name") if name.startswith("vae") else None  # TAESD's is another class
+            model = getattr(diffusers, str(kind or class_name)).from_config(dict(config))
         return wrapper(model).eval()

@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import calotype
 from calotype import threads
-from calotype.backends import Opened
+from calotype.backends import ON_GPU, Opened
 from calotype.backends.vino_rewrites import WITHOUT
 from calotype.image import pixels_from
 from calotype.series import Serial
@@ -51,9 +51,13 @@ class Peer:
         self._arguments = _arguments(job) | self._settings.get("arguments", {})
         self._held = np.ones(self._settings.get("hold_mib", 0) << 17)
         opened = {n: self._pipe.component(n) for n in self._pipe.plan.components if n != "vae_encoder"}
-        for name, component in opened.items():
-            component.runner = _Timed(component.runner, name, self.parts, job["settings"])
+        self._runners = {
+            component: (component.runner, _Timed(component.runner, name, self.parts, job["settings"]))
+            for name, component in opened.items()
+        }
+        self._whole = job["backend"] in ON_GPU  # where a picture may be one graph, which has no parts to time
         return {
+            "notes": list(dict.fromkeys(n for c in opened.values() for n in getattr(c.runner, "notes", ()))),
             "threads": threads.available(),
             "artefact_bytes": sum(p.stat().st_size for p in _files(opened.values())),
             "versions": _versions(),
@@ -63,6 +67,8 @@ class Peer:
     def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> NDArray[np.uint8]:
         """uint8 [B, H, W, 3]."""
         self.parts.clear()
+        for component, (bare, timed) in self._runners.items():
+            component.runner = bare if self._whole and not self.waits else timed
         self._painted += 1
         if self._painted == self._settings.get("die_at"):
             os.kill(os.getpid(), signal.SIGSEGV)

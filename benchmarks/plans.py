@@ -9,6 +9,7 @@ import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
 
+from calotype.backends import COMPILED
 from calotype.benchmarks.cases import Case
 from calotype.benchmarks.contenders import Contender
 from calotype.export import BuildSpec, build
@@ -19,7 +20,7 @@ from calotype.profile import Range
 
 # Nothing is searched or calibrated for these, and the suite judges every picture itself: a short proof is enough.
 _PLAIN = ("fp32", "fp16", "bf16")
-PLANLESS = ("eager", "cuda", "fake")  # backends that run a model's own weights, in float32, or none
+PLANLESS = ("eager", "fake")  # backends that run a model's own weights, in float32, or none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +34,8 @@ class Built:
 
 def needs_plan(contender: Contender) -> bool:
     """Is the contender ours, and on a backend that opens what was built?"""
-    return contender.is_ours and contender.backend not in PLANLESS
+    exact = contender.backend == "cuda" and contender.precision == "fp32"  # the model as it is
+    return contender.is_ours and contender.backend not in PLANLESS and not exact
 
 
 def plan_for(case: Case, source: Source, contender: Contender) -> Built:
@@ -69,4 +71,8 @@ def _untrained(spec: BuildSpec, case: Case) -> BuildSpec:
     """For weights that nobody trained one short picture of the case's size shows whether the arithmetic holds."""
     height, width = (Range(low=size, usual=size, high=size) for size in (case.height, case.width))
     gate = (Bound(metric="psnr", limit=25.0),)
-    return replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=gate)
+    spec = replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=gate)
+    if spec.backend not in COMPILED:
+        return spec
+    # An engine is best where it is for one size alone; the proof is of one picture.
+    return replace(spec, batch=Range(low=1, usual=case.batch, high=case.batch), engine=("chunks=1",))

@@ -228,11 +228,9 @@ def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
 
 def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
     """Run; a bar on a terminal, nothing in a pipe."""
-    stream = pipe.stream(**arguments)
     if sys.stderr is None or not sys.stderr.isatty():
-        *_, last = stream
-        assert last.result is not None
-        return last.result
+        return pipe(**arguments)
+    stream = pipe.stream(**arguments)
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 

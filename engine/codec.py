@@ -44,9 +44,13 @@ class Portions:
 class Codec:
     """A plan's autoencoder. Threads may share it."""
 
-    def __init__(self, plan: Plan, network: Callable[[str], Network]) -> None:
-        """`network` gives a component by its name; the encoder is opened at its first use."""
-        self._network = network
+    def __init__(
+        self, plan: Plan, network: Callable[[str], Network], device_bytes: Callable[[], int | None] = lambda: None
+    ) -> None:
+        """`network` gives a component by its name; the encoder is opened at its first use. `device_bytes` tells what is
+        free on the device where the networks run; None is the host.
+        """
+        self._network, self._device_bytes = network, device_bytes
         self._factor = plan.profile.factor
         self.channels = int(plan.latents.dims[1])
         self._coded = "vae_decoder" in plan.components  # pixels themselves are denoised where there is no autoencoder
@@ -63,7 +67,8 @@ class Codec:
 
     def portions(self, count: int, height: int, width: int) -> Portions:
         """What fits into the memory that is free, for so many pictures of this size in pixels."""
-        have = available_bytes()
+        on_device = self._device_bytes()
+        have = available_bytes() if on_device is None else on_device
 
         def fits(batch: int, tall: int, wide: int) -> bool:
             need = peak_bytes(self._loads, batch=batch, height=tall, width=wide, guided=False)

@@ -56,7 +56,7 @@ def condition(
         return nothing, ()
     texts = (*job.negative_prompts, *job.prompts) if job.guided else job.prompts
     unique = list(dict.fromkeys(t for t in texts if t is not None))
-    tokens = _tokens(plan, tokenizers, unique)
+    tokens = tokens_of(plan, tokenizers, unique)
     encoded = _remembered(plan, encoder, tokens, job.clip_skip, Remembered(len(unique)) if memory is None else memory)
     # The row past the prompts is zeros: a negative prompt that was not said, where the model was trained so.
     rows = [len(unique) if t is None else unique.index(t) for t in texts]
@@ -72,7 +72,7 @@ def condition(
     conditioning = Conditioning(
         arrays=arrays, guidance_scale=job.guidance_scale, guided=job.guided, guidance_rescale=job.guidance_rescale
     )
-    return conditioning, _notes(job, tokens)
+    return conditioning, notes_of(job, tokens)
 
 
 def _remembered(
@@ -110,7 +110,7 @@ def _remembered(
     return [each for each in found if each is not None]
 
 
-def _tokens(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], prompts: list[str]) -> dict[str, Tokens]:
+def tokens_of(plan: Plan, tokenizers: Mapping[str, ClipTokenizer], prompts: list[str]) -> dict[str, Tokens]:
     """Of every text encoder, in chunks of its length; as many chunks for each, as their states stand side by side."""
     states = next(b for b in plan.components["unet"].inputs if b.name == "encoder_hidden_states")
     most = 1 if isinstance(states.dims[1], int) else MAX_CHUNKS  # a network may have been made for one chunk alone
@@ -163,7 +163,8 @@ def time_ids_of(plan: Plan, job: Job) -> Floats:
     return np.array([*([without] * count if job.guided else []), *[given] * count], dtype=np.float32)
 
 
-def _notes(job: Job, tokens: Mapping[str, Tokens]) -> tuple[str, ...]:
+def notes_of(job: Job, tokens: Mapping[str, Tokens]) -> tuple[str, ...]:
+    """What a report says of the prompts: what was left out, and what has no part."""
     left_out = dict.fromkeys(
         (t.ids.shape[1] * (t.ids.shape[2] - 2), d) for t in tokens.values() for d in t.dropped if d
     )

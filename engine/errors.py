@@ -4,6 +4,7 @@ CalotypeError
 ├── InputError      an argument of a call is wrong: a prompt, a size, a step count
 ├── SourceError     the model cannot be read: missing, broken, unsafe, or not one we know
 ├── BackendError    a backend cannot run: not installed, or no such device
+│   └── DeviceFullError  a GPU has no room for the weights, or for a picture of this size
 ├── SamplerError    the scheduler is unknown, or cannot make this schedule
 ├── BuildError      a plan cannot be built: no room, a builder that died, a precision that misses its gate
 ├── CheckError      an artefact does not agree with the eager float32 reference
@@ -22,6 +23,7 @@ __all__ = [
     "CalotypeError",
     "Cancelled",
     "CheckError",
+    "DeviceFullError",
     "InputError",
     "NotFiniteError",
     "SamplerError",
@@ -48,6 +50,10 @@ class SourceError(CalotypeError):
 
 class BackendError(CalotypeError):
     """A backend cannot run here."""
+
+
+class DeviceFullError(BackendError):
+    """A GPU has no room. What did not fit is let go of; the next, smaller request works."""
 
 
 class SamplerError(CalotypeError, ValueError):

@@ -8,17 +8,19 @@ interpreter). Imports torch, diffusers and triton: only the cuda backend imports
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
-from diffusers.models.attention_processor import Attention, AttnProcessor2_0
+from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
+from calotype.fused_attention import fused_attention
+from calotype.fused_times import fuse_times
 from calotype.kernels.geglu import geglu
 from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
@@ -81,59 +83,21 @@ class FusedResnet(nn.Module):
         self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
         self.time_emb_proj = block.time_emb_proj
         self._scale = block.output_scale_factor
+        self.kept: Tensor | None = None  # the projection of the call that is next, see `hoisted`
 
     def forward(self, x: Tensor, temb: Tensor | None) -> Tensor:
         """# [B, C, H, W], [B, E] -> [B, D, H, W]"""
         assert (self.time_emb_proj is None) == (temb is None)
-        time = None if temb is None else self.time_emb_proj(nn.functional.silu(temb))
+        time = self.projected(temb) if self.kept is None and temb is not None else self.kept
         h = self.conv2(self.norm2(self.conv1(self.norm1(x)), time))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         out: Tensor = h if self._scale == 1 else h / self._scale
         return out
 
-
-class FusedAttention(nn.Module):
-    """Attention whose projections of one input are one product: q, k and v of the picture, or k and v of the text."""
-
-    def __init__(self, attention: Attention) -> None:
-        super().__init__()
-        self._heads, self._scale, crossed = attention.heads, attention.scale, attention.is_cross_attention
-        self.to_q = attention.to_q if crossed else None
-        self.packed = _packed(*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v)
-        self.to_out = attention.to_out[0]
-        self.kept: tuple[Tensor, ...] | None = None  # keys and values of a text that does not change, see `remembered`
-
-    def of_text(self, text: Tensor) -> tuple[Tensor, ...]:
-        """Its keys and values.  # [B, T, W] -> 2 x [B, T, C]"""
-        keys, values = self.packed(text).chunk(2, dim=-1)
-        return keys, values
-
-    def forward(
-        self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
-    ) -> Tensor:
-        """# [B, P, C], text [B, T, W] -> [B, P, C]"""
-        assert attention_mask is None
-        if self.to_q is None:
-            parts = self.packed(x).chunk(3, dim=-1)
-        elif self.kept is not None:
-            parts = (self.to_q(x), *self.kept)
-        else:
-            assert encoder_hidden_states is not None
-            parts = (self.to_q(x), *self.of_text(encoder_hidden_states))
-        q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
-        mixed = nn.functional.scaled_dot_product_attention(q, k, v, scale=self._scale)
-        out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
-        return out
-
-
-def _packed(*layers: nn.Linear) -> nn.Linear:
-    """Layers of one input, as one."""
-    first = layers[0]
-    made = nn.Linear(first.in_features, sum(n.out_features for n in layers), bias=first.bias is not None)
-    made.weight = nn.Parameter(torch.cat([n.weight for n in layers]), requires_grad=False)
-    if first.bias is not None:
-        made.bias = nn.Parameter(torch.cat([n.bias for n in layers]), requires_grad=False)
-    return made
+    def projected(self, temb: Tensor) -> Tensor:
+        """What is added between the convolutions.  # [..., E] -> [..., D]"""
+        added: Tensor = self.time_emb_proj(nn.functional.silu(temb))
+        return added
 
 
 class FusedTransformerBlock(nn.Module):
@@ -175,15 +139,6 @@ def _transformer(block: BasicTransformerBlock) -> nn.Module | None:
     return FusedTransformerBlock(block) if plain and both and all(_is_affine(n) for n in norms) else None
 
 
-def _attention(attention: Attention) -> nn.Module | None:
-    """Attention as Stable Diffusion's U-Nets have it: over rows, with nothing but projections about it."""
-    about = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
-    plain = type(attention.processor) is AttnProcessor2_0 and all(getattr(attention, n, None) is None for n in about)
-    after = attention.residual_connection or attention.rescale_output_factor != 1
-    same = len({layer.bias is None for layer in (attention.to_k, attention.to_v)}) == 1
-    return FusedAttention(attention) if plain and same and not after else None
-
-
 def _is_affine(norm: nn.Module | None) -> bool:
     return isinstance(norm, nn.LayerNorm) and norm.bias is not None and len(norm.normalized_shape) == 1
 
@@ -191,7 +146,7 @@ def _is_affine(norm: nn.Module | None) -> bool:
 _RULES: Mapping[type[nn.Module], Callable[[Any], nn.Module | None]] = {
     ResnetBlock2D: _resnet,
     BasicTransformerBlock: _transformer,
-    Attention: _attention,
+    Attention: fused_attention,
     GEGLU: FusedGeglu,
     nn.LayerNorm: lambda norm: FusedLayerNorm(norm) if _is_affine(norm) else None,
     nn.GroupNorm: lambda norm: FusedGroupNorm(norm, silu=False) if norm.affine else None,
@@ -206,23 +161,9 @@ def fuse(module: nn.Module) -> Counter[str]:
     return done
 
 
-@contextmanager
-def remembered(module: nn.Module, text: Tensor) -> Iterator[None]:
-    """Inside, every attention in `module` to text has the keys and values of this text, computed once for all calls.
-
-    One thread at a time may be inside. What was not fused computes its own at every call, as it would.
-    """
-    to_text = [m for m in module.modules() if isinstance(m, FusedAttention) and m.to_q is not None]
-    try:
-        for attention in to_text:
-            attention.kept = attention.of_text(text)
-        yield
-    finally:
-        for attention in to_text:
-            attention.kept = None
-
-
 def _fuse_inside(module: nn.Module, done: Counter[str]) -> None:
+    if type(module) is UNet2DConditionModel and fuse_times(module):
+        done["times"] += 1
     norm = getattr(module, "conv_norm_out", None)
     if type(norm) is nn.GroupNorm and isinstance(getattr(module, "conv_act", None), nn.SiLU):
         module.conv_norm_out, module.conv_act = FusedGroupNorm(norm, silu=True), nn.Identity()

@@ -16,7 +16,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
-from calotype.errors import BackendError, first_line
+from calotype.backends.device import given_room, let_go, no_room
+from calotype.errors import DeviceFullError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -40,7 +41,7 @@ class Recorder(Protocol):
     """Makes graphs on a device."""
 
     def record(self, function: Function, inputs: Tensors) -> Recorded:
-        """Capture the function over these inputs, which become the graph's own."""
+        """Capture the function over these inputs, which become the graph's own. `MemoryError` where there's no room."""
 
 
 class Graphs:
@@ -54,14 +55,25 @@ class Graphs:
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """The function's outputs, in tensors that are the caller's.
 
-        Raises `BackendError` where a new graph does not fit into the device's memory, alone among them.
+        Raises `DeviceFullError` where it does not fit into the device's memory, alone among the graphs; the next call
+        with smaller inputs works.
         """
         with self._lock:
-            graph = self._graph(inputs)
-            for name, tensor in inputs.items():
-                graph.inputs[name].copy_(tensor)
-            graph.replay()
-            return {name: tensor.clone() for name, tensor in graph.outputs.items()}
+            for _ in range(2):
+                try:
+                    return given_room(lambda: self._replayed(inputs))
+                except MemoryError as full:
+                    told = first_line(full)
+                self._kept.clear()  # all others give way, and what failed half-way is not kept
+                let_go()
+        raise DeviceFullError(no_room("a run of this size", told, "ask for smaller pictures, or fewer at once"))
+
+    def _replayed(self, inputs: Tensors) -> dict[str, Tensor]:
+        graph = self._graph(inputs)
+        for name, tensor in inputs.items():
+            graph.inputs[name].copy_(tensor)
+        graph.replay()
+        return {name: tensor.clone() for name, tensor in graph.outputs.items()}
 
     @property
     def size_bytes(self) -> int:
@@ -71,41 +83,19 @@ class Graphs:
     def _graph(self, inputs: Tensors) -> Recorded:
         key = tuple((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))
         if key not in self._kept:
-            self._kept[key] = self._record(inputs)
+            buffers = {name: tensor.clone() for name, tensor in inputs.items()}
+            self._kept[key] = self._recorder.record(self._function, buffers)
             while self.size_bytes > self._limit and len(self._kept) > 1:  # one alone may be larger
                 self._kept.popitem(last=False)
         self._kept.move_to_end(key)
         return self._kept[key]
-
-    def _record(self, inputs: Tensors) -> Recorded:
-        buffers = {name: tensor.clone() for name, tensor in inputs.items()}
-        try:
-            return self._recorder.record(self._function, buffers)
-        except MemoryError:
-            self._kept.clear()
-        try:
-            return self._recorder.record(self._function, buffers)
-        except MemoryError as full:
-            raise BackendError(
-                f"the GPU has no room for a run of this size ({first_line(full)}); "
-                "ask for smaller pictures, or fewer at once."
-            ) from full
 
 
 class CudaRecorder:
     """Captures with torch."""
 
     def record(self, function: Function, inputs: Tensors) -> Recorded:
-        """Raises `MemoryError` where the device is full."""
-        import torch
-
-        try:
-            return self._record(function, inputs)
-        except torch.cuda.OutOfMemoryError as full:
-            torch.cuda.empty_cache()
-            raise MemoryError(first_line(full)) from full
-
-    def _record(self, function: Function, inputs: Tensors) -> Recorded:
+        """What torch raises where the device is full is for `Graphs` to see to."""
         import torch
 
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # nothing can be captured on the default stream

@@ -1,80 +1,124 @@
 """Whole pictures on an NVIDIA GPU: a job in, bytes out, one graph launch between.
 
-Opens a plan's networks from their folders, puts our kernels in, and keeps graphs of `whole` by size, batch and number
-of calls. What cannot be one graph is refused with its reason, and is for the pipeline's loop to do: ControlNets, and
-schedulers that are no matrix. Not yet behind `calotype.load`, and not yet run on a GPU.
+Takes the networks of runners that are open on the device (`cuda`, `tensorrt`), and keeps graphs of `whole` by size,
+batch and number of calls. What cannot be one graph is told with its reason, and is for the pipeline's loop to do.
 """
 
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from calotype.backends.device import Gpu
-from calotype.conditioning import tokenizers_of
-from calotype.errors import BackendError, NotFiniteError
-from calotype.fused import fuse
-from calotype.graphs import Graphs, Recorder
-from calotype.modules import load_module
+from calotype.backends.device import Gpu, fitted
+from calotype.errors import DeviceFullError, NotFiniteError, first_line
+from calotype.graphs import CudaRecorder, Graphs, Recorder
 from calotype.plan import Plan
+from calotype.prompt import ClipTokenizer
+from calotype.report import Stopwatch
 from calotype.request import Job
-from calotype.sampler import SamplerMatrix
-from calotype.sampler_cache import sampler_for
-from calotype.whole import WholePicture, inputs_of
+from calotype.sampler import Sampler
+from calotype.whole_inputs import Asked, inputs_of, why_not
 
-_TYPES = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}
+if TYPE_CHECKING:
+    from calotype.backends import Opened
+    from calotype.whole import OnDevice
+
+_GRAPHS_SHARE = 2  # half of the device's memory may be graphs of whole pictures
 
 
 class Painter:
     """Pictures of one plan. Threads may share it: one at a time is painted."""
 
     def __init__(
-        self, plan: Plan, gpu: Gpu, recorder: Recorder, *, precision: str | Mapping[str, str], limit_bytes: int
+        self,
+        plan: Plan,
+        tokenizers: Mapping[str, ClipTokenizer],
+        networks: Mapping[str, OnDevice],
+        gpu: Gpu,
+        recorder: Recorder,
+        *,
+        limit_bytes: int,
     ) -> None:
-        """`precision` is fp32, fp16 or bf16, for all networks or by name; `limit_bytes` is what graphs may hold.
+        """`networks` are the text encoders, the unet and the vae_decoder; graphs may hold `limit_bytes`."""
+        from calotype.whole import WholePicture
 
-        Raises `BackendError` for a plan with ControlNets, without folders of weights, or for another precision.
-        """
-        names = (*plan.tokenizers, "unet", "vae_decoder")
-        if not plan.tokenizers or not set(names) <= set(plan.components):
-            raise BackendError("a whole picture is one graph for models with text and an autoencoder alone.")
-        kinds = dict.fromkeys(names, precision) if isinstance(precision, str) else dict(precision)
-        self._plan, self._gpu = plan, gpu
-        self._whole = gpu.hold(WholePicture(plan, {name: _opened(plan, name, kinds.get(name)) for name in names}))
-        self._tokenizers = tokenizers_of(plan)
+        self._plan, self._gpu, self._tokenizers = plan, gpu, tokenizers
+        self._whole = gpu.hold(WholePicture(plan, networks))
         self._graphs = Graphs(self._whole, recorder, limit_bytes=limit_bytes)
         self._lock = threading.Lock()
 
-    def paint(self, job: Job) -> NDArray[np.uint8]:
-        """The job's pictures.  # [B, H, W, 3]
+    def paint(self, asked: Asked) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """The pictures, and notes for the report.  # [B, H, W, 3]
 
-        Raises `BackendError` where the scheduler is no matrix or the device is full, `NotFiniteError` where numbers
-        are not finite.
+        Raises `DeviceFullError`, and `NotFiniteError` where numbers are not finite.
         """
-        _, matrix = sampler_for(job.scheduler, self._plan.scheduler, job.steps, self._plan.samplers)
-        if not isinstance(matrix, SamplerMatrix):
-            raise BackendError(f"{matrix.name} is no sampler matrix ({matrix.reason}): no graph can hold its steps.")
-        arrays = inputs_of(self._plan, self._tokenizers, matrix, job)
-        with self._lock, self._gpu.side_stream(), torch.inference_mode():
+        import torch
+
+        arrays, notes = inputs_of(self._plan, self._tokenizers, asked)
+
+        def painted() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
             made = self._graphs({name: self._gpu.put(array) for name, array in arrays.items()})
-            pixels, finite = self._gpu.fetch(made["pixels"]), self._gpu.fetch(made["finite"])
+            return self._gpu.fetch(made["pixels"]), self._gpu.fetch(made["finite"])
+
+        mend = "ask for smaller pictures, or fewer at once"
+        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named("picture"):
+            pixels, finite = fitted(painted, "a whole picture of this size", mend)
         if not finite.all():
-            raise NotFiniteError("the picture's numbers are not finite: take bf16, or fp32 for the vae_decoder.")
-        return pixels
+            raise NotFiniteError("the picture's numbers are not finite")
+        return pixels, notes
 
 
-def _opened(plan: Plan, name: str, precision: str | None) -> Any:
-    """The network with our kernels in it, in the precision."""
-    if precision not in _TYPES:
-        raise BackendError(f"the {name} can be painted with in {', '.join(_TYPES)}, and {precision} was asked for.")
-    artefact = plan.components[name].artefact("diffusers")
-    if artefact is None:
-        raise BackendError(f"the plan holds no weights of the {name} in diffusers' layout; load the model itself.")
-    module = load_module(name, artefact.path)
-    fuse(module)
-    return module.to(_TYPES[precision])
+class Whole:
+    """A pipeline's painter, made when a first job can be one graph; and why others are not painted so."""
+
+    def __init__(self, plan: Plan, tokenizers: Mapping[str, ClipTokenizer], opened: Callable[[str], Opened]) -> None:
+        self._plan, self._tokenizers, self._opened = plan, tokenizers, opened
+        self._lock = threading.Lock()
+        self._made: tuple[tuple[Any, ...], Painter] | None = None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The components that a whole picture is made of."""
+        wanted = (*self._plan.tokenizers, "unet", "vae_decoder")
+        return tuple(name for name in wanted if name in self._plan.components)
+
+    @property
+    def on_device(self) -> bool:
+        """Can any picture be one graph: does every one of its networks lie on a GPU that captures?"""
+        return all(hasattr(getattr(self._opened(name), "runner", None), "network") for name in self.names)
+
+    def paint(
+        self, job: Job, sampler: Sampler, asked: Callable[[], Asked], watch: Stopwatch, *, whole: bool
+    ) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
+        """The pictures and notes; or None, and the note that says why the loop has to make them.
+
+        `asked` is called for a job that can be one graph. `whole`: the autoencoder takes all at once.
+        """
+        reason = why_not(self._plan, job, sampler) if whole else "the autoencoder works in portions"
+        if reason is None:
+            try:
+                given, painter = asked(), self._painter()
+                with watch.stage("picture"):
+                    pixels, notes = painter.paint(given)
+                return pixels, (*notes, "painted as one graph")
+            except (DeviceFullError, NotFiniteError) as failed:  # the loop takes less room, and may raise the precision
+                reason = first_line(failed).rstrip(".")
+        return None, (f"painted step by step: {reason}",)
+
+    def _painter(self) -> Painter:
+        """Made of the runners that are open now: one that was replaced, for its precision, has another network."""
+        with self._lock:
+            runners: Mapping[str, Any] = {name: self._opened(name).runner for name in self.names}
+            if self._made is None or self._made[0] != tuple(runners.values()):
+                networks = {name: runner.network for name, runner in runners.items()}
+                self._made = tuple(runners.values()), self._new(networks)
+            return self._made[1]
+
+    def _new(self, networks: Mapping[str, OnDevice]) -> Painter:
+        gpu = Gpu()
+        limit_bytes = gpu.total_bytes() // _GRAPHS_SHARE
+        return Painter(self._plan, self._tokenizers, networks, gpu, CudaRecorder(), limit_bytes=limit_bytes)

@@ -11,6 +11,7 @@ import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,16 +19,19 @@ from numpy.typing import NDArray
 
 from calotype import __version__
 from calotype.adapters import Adapters
-from calotype.backends import Choice, Opened, open_component
+from calotype.backends import ON_GPU, Choice, Opened, open_component
+from calotype.backends.device import free_bytes
 from calotype.codec import Codec, Portions
 from calotype.conditioning import Encoded, condition, tokenizers_of
 from calotype.control import Control
-from calotype.errors import InputError
+from calotype.errors import Cancelled, InputError
+from calotype.fit import telling_what_fits
 from calotype.image import pixels_from
 from calotype.latents import BatchNoise
 from calotype.loop import Conditioning, Denoiser, denoise
 from calotype.lora import Given, Lora
 from calotype.memory import available_bytes, check_memory, peak_bytes
+from calotype.painter import Whole
 from calotype.picture import CHUNK, Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
 from calotype.remembered import Remembered
@@ -38,9 +42,12 @@ from calotype.sampler_cache import SchedulerSpec, sampler_for
 from calotype.series import Series
 from calotype.setting_out import set_out
 from calotype.task import batch, many
+from calotype.timeline import traced
 from calotype.trust import newer
+from calotype.whole_inputs import Asked
 
 Floats = NDArray[np.float32]
+_OF_TORCH = ("eager", "cuda", "tensorrt", "tensorrt-rtx")  # backends whose work PyTorch's profiler sees
 
 _PROMPTS = 64  # whose encoding is remembered: some 0.3 MB each
 _SCHEDULES = 32
@@ -91,7 +98,8 @@ class Pipeline:
         self._guard = threading.Lock()
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
-        self._codec = Codec(plan, self.component)
+        self._codec = Codec(plan, self.component, lambda: free_bytes() if self._on_gpu else None)
+        self._whole = Whole(plan, self._tokenizers, self.component)
         self._adapters = Adapters(plan, self.component)
         self._texts: Remembered[Encoded] = Remembered(_PROMPTS)
         self._texts_of: tuple[Lora, ...] = ()  # the LoRAs that were in force when they were encoded
@@ -104,7 +112,14 @@ class Pipeline:
         """Make pictures; the arguments are those of `Request`, and only a model without text goes without a prompt.
 
         Raises `InputError`, `SamplerError`, `Cancelled`."""
-        *_, last = self.stream(prompt, **arguments)
+        work, stop = self._begun(prompt, arguments)
+        notes: tuple[str, ...] = ()
+        if self._whole.on_device:
+            with self._adapters.held() as loras:
+                result, notes = self._at_once(replace(work, loras=loras), stop)
+            if result is not None:
+                return result
+        *_, last = self._run(work, stop, notes)
         assert last.result is not None
         return last.result
 
@@ -113,16 +128,35 @@ class Pipeline:
 
         The arguments are checked before the first event is asked for.
         """
+        return self._run(*self._begun(prompt, arguments))
+
+    def profile(self, path: str | Path, prompt: Any = None, **arguments: Any) -> Result:
+        """Make pictures as a call does, and write when what was done to `path`: a Chrome trace, in JSON.
+
+        Where PyTorch has a part, its operators and a GPU's kernels are in it too. Raises what a call raises, and
+        `InputError` where the file cannot be written.
+        """
+        by_torch = any(o.runner.backend in _OF_TORCH for o in self._opened.values())
+        with traced(Path(path), by_torch=by_torch):
+            return self(prompt, **arguments)
+
+    @property
+    def _on_gpu(self) -> bool:
+        return "unet" in self._opened and self._opened["unet"].runner.backend in ON_GPU
+
+    def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[_Work, threading.Event]:
+        """All questions answered, and what `cancel` sets."""
         stop = threading.Event()
         with self._guard:
-            self._under_way.add(stop)  # for as long as the stream lives
+            self._under_way.add(stop)  # for as long as the work lives
         job = resolve(Request(prompt=prompt, **arguments), self.plan)
         size = {"height": job.height, "width": job.width}
         loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
-        check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
+        if not self._on_gpu:  # which keeps no attention scores, and tells when it is full
+            check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
         spec, sampler = self._sampler(job)
         portions = self._codec.portions(len(job.seeds), job.height, job.width)
-        return self._run(_Work(job=job, spec=spec, sampler=sampler, portions=portions), stop)
+        return _Work(job=job, spec=spec, sampler=sampler, portions=portions), stop
 
     def cancel(self) -> None:
         """End every call and every stream under way at its next step, with `Cancelled`; from any thread."""
@@ -199,30 +233,47 @@ class Pipeline:
         pixels = self._codec.decode(latents, portions)
         return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
 
-    def _run(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
-        with self._adapters.held() as loras:
-            yield from self._painting(replace(work, loras=loras), stop)
+    def _at_once(self, work: _Work, stop: threading.Event) -> tuple[Result | None, tuple[str, ...]]:
+        """The result as one graph; or None, and the note that says why it is painted step by step."""
+        if stop.is_set():
+            raise Cancelled(f"cancelled after 0 of {work.sampler.calls} steps.")
+        watch, draw = Stopwatch(), self._noise(work.job)
 
-    def _painting(self, work: _Work, stop: threading.Event) -> Iterator[Event]:
-        watch, sampler = Stopwatch(), work.sampler
-        with watch.stage("text"):
-            conditioning, notes = condition(
-                self.plan, self._tokenizers, self.component, work.job, self._memory(work.loras)
-            )
-        job = work.job
-        draw = self._noise(job)
-        with watch.stage("encode") if job.task.image is not None else nullcontext():
-            ready = set_out(self.plan, job, self._codec, draw, work.portions)
-        run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
-        steps = denoise(self._denoiser(job, ready.beside, conditioning, sampler), sampler, run, conditioning, stop)
-        for i in range(sampler.calls):
-            with watch.stage("steps"):
-                next(steps)
-            if i + 1 < sampler.calls:
-                yield self._event(work, run, i)
-        with watch.stage("decode"):
-            images = self._output(work, run.latents())
-        report = self._report(work, watch, notes)
+        def asked() -> Asked:
+            with watch.stage("encode") if work.job.task.image is not None else nullcontext():
+                ready = set_out(self.plan, work.job, self._codec, draw, work.portions)
+            return Asked(job=work.job, sampler=work.sampler, ready=ready, draw=draw)
+
+        whole = work.portions == Portions()
+        pixels, notes = self._whole.paint(work.job, work.sampler, asked, watch, whole=whole)
+        if pixels is None:
+            return None, notes
+        images = [picture_from(p, self._settings(work, i)) for i, p in enumerate(pixels)]
+        return Result(images=images, seeds=work.job.seeds, report=self._report(work, watch, notes)), notes
+
+    def _run(self, work: _Work, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
+        with self._adapters.held() as loras:
+            yield from self._painting(replace(work, loras=loras), stop, before)
+
+    def _painting(self, work: _Work, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
+        watch, sampler, job = Stopwatch(), work.sampler, work.job
+        with telling_what_fits(self.plan, job):
+            with watch.stage("text"):
+                memory = self._memory(work.loras)
+                conditioning, notes = condition(self.plan, self._tokenizers, self.component, job, memory)
+            draw = self._noise(job)
+            with watch.stage("encode") if job.task.image is not None else nullcontext():
+                ready = set_out(self.plan, job, self._codec, draw, work.portions)
+            run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
+            steps = denoise(self._denoiser(job, ready.beside, conditioning, sampler), sampler, run, conditioning, stop)
+            for i in range(sampler.calls):
+                with watch.stage("steps"):
+                    next(steps)
+                if i + 1 < sampler.calls:
+                    yield self._event(work, run, i)
+            with watch.stage("decode"):
+                images = self._output(work, run.latents())
+        report = self._report(work, watch, (*notes, *before))
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
     def _memory(self, loras: tuple[Lora, ...]) -> Remembered[Encoded]:
@@ -324,13 +375,8 @@ class Pipeline:
     def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
         sampler, opened = work.sampler, tuple(self._opened.values())
         portioned = (work.portions.note,) if work.portions.note else ()
-        notes = (
-            *work.job.notes,
-            *_approximations(work.job),
-            *portioned,
-            *notes,
-            *(note for o in opened for note in o.retried),
-        )
+        told = (note for o in opened for note in (*o.retried, *getattr(o.runner, "notes", ())))
+        notes = (*work.job.notes, *_approximations(work.job), *portioned, *notes, *told)
         if (older := newer(self.plan)) is not None:
             notes = (*notes, older)
         if sampler.reason:

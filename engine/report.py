@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from calotype.timeline import span
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentReport:
@@ -74,6 +76,7 @@ class Stopwatch:
         """Count the time inside the block towards `name`."""
         began = time.perf_counter()
         try:
-            yield
+            with span(name):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

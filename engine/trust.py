@@ -15,6 +15,8 @@ from calotype.plan import Plan, rebuild
 
 _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
+    "onnxruntime-cuda": ("onnxruntime-gpu", "onnxruntime"),
+    "cuda": ("torch",),
     "openvino": ("openvino",),
     "tensorrt": ("tensorrt-cu13", "tensorrt"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
@@ -35,7 +37,7 @@ def distrust(plan: Plan) -> str | None:
     wanted, got = build["needs"][name], _installed(name)
     if got is None or wanted == got:
         return None  # what is not installed is told by the backend itself
-    if name in _COMPILED:
+    if name in _COMPILED and "version-compatible" not in build.get("engine", ()):
         return f"the plan was compiled by {name} {wanted}, and here is {got}; {again}"
     if _numbers(got) < _numbers(wanted):
         return (
@@ -65,6 +67,11 @@ def gpu_name() -> str | None:
         return None
     lines = [line for line in told.splitlines() if line.strip()]
     return ", driver ".join(part.strip() for part in lines[0].split(",")) if lines else None
+
+
+def installed(backend: str) -> str | None:
+    """The version of what a backend runs on; None where it is not installed."""
+    return _installed(backend)
 
 
 def _installed(name: str) -> str | None:

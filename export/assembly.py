@@ -99,15 +99,15 @@ def _copied(component: PlannedComponent, source: Source, folder: Path) -> Planne
     shutil.copy(source.weights_folder(component.name) / "config.json", place)
     there: dict[Path, Path] = {}
     kept: list[Artefact] = []
+    own = component.artefacts[0].form == "diffusers"  # a backend that opens the model's own weights
     for artefact in component.artefacts:
-        if artefact.form == "diffusers":
+        if artefact.form == "diffusers" and not own:
             continue
         if artefact.path not in there:
             # The others are what a run falls back to, of a higher precision each.
             inside = Path(component.name) if not there else Path(component.name) / artefact.precision
-            shutil.copytree(
-                artefact.path.parent, folder / inside, ignore=shutil.ignore_patterns(ENTRY), dirs_exist_ok=True
-            )
-            there[artefact.path] = inside / artefact.path.name
+            holder = artefact.path if own else artefact.path.parent
+            shutil.copytree(holder, folder / inside, ignore=shutil.ignore_patterns(ENTRY), dirs_exist_ok=True)
+            there[artefact.path] = inside / artefact.path.relative_to(holder)
         kept.append(replace(artefact, path=there[artefact.path]))
     return component.with_artefacts(*kept)

@@ -22,11 +22,12 @@ from calotype.errors import BuildError, CheckError, SourceError
 from calotype.export import check, locks
 from calotype.export.assembly import assemble, check_output, staging
 from calotype.export.child import in_child
+from calotype.export.engines import check_words, engines_for, modest
 from calotype.export.inversion import learn
 from calotype.export.lora import fuse
 from calotype.export.loss import failed
 from calotype.export.planning import plan_of, reference
-from calotype.export.precision import Part, check_precision, half, small_weights
+from calotype.export.precision import check_precision, half, small_weights
 from calotype.export.preflight import Need, check_room, picture_size
 from calotype.export.progress import Progress, Show, Stage, quietly
 from calotype.export.prompts import Prompts, prompts_for
@@ -38,12 +39,13 @@ from calotype.export.source import Source, read_source
 from calotype.export.spec import BuildSpec
 from calotype.export.store import has, key_of
 from calotype.export.tracing import trace_key, traced
-from calotype.export.tuning import TUNED, Judging, tuned
+from calotype.export.tuning import TUNED, Judging, part_of, tuned
 from calotype.export.versions import tool_versions
 from calotype.family import Family, family_of
 from calotype.home import home
 from calotype.plan import Plan, is_plan, read_plan, write_plan
 from calotype.scheduler_names import spec_from
+from calotype.trust import gpu_name
 
 BUILDER = 2  # raised when the same spec would make another plan
 TUNED_PRECISIONS = ("int8", "fp8", "auto")
@@ -102,11 +104,9 @@ def build(spec: BuildSpec, show: Callable[[], AbstractContextManager[Show]] = qu
 
 def check_backend(spec: BuildSpec) -> None:
     """`BuildError` where this machine, or this version, cannot build for the backend in the precision asked for."""
-    if spec.backend not in backends.NAMES or backends.form_of(spec.backend) != "onnx":
-        raise BuildError(
-            f"this version builds nothing for {spec.backend} yet, and a plan is proved on the backend it is for; "
-            f"build with --backend onnxruntime or openvino."
-        )
+    check_words(spec.backend, spec.engine)
+    if spec.weights and backends.form_of(spec.backend) == "diffusers":
+        raise BuildError(f"--weights {spec.weights} is of graphs, which {spec.backend} does not open.")
     reason = backends.unavailable(spec.backend)
     if reason:
         raise BuildError(
@@ -124,7 +124,9 @@ def _prepared(spec: BuildSpec) -> Work:
             f"{spec.model} paints without text, and builds are proved on pictures from text: no plan can be made of it "
             "in this version. Load it as it is: its networks are traced and checked at first use."
         )
-    profile = family.profile.narrowed(batch=spec.batch, height=spec.height, width=spec.width)
+    usual = modest(family.profile) if spec.backend in backends.COMPILED else family.profile
+    said = {name: getattr(spec, name) or getattr(usual, name) for name in ("batch", "height", "width")}
+    profile = family.profile.narrowed(**said)
     for name in spec.scheduler:
         spec_from(name, source.configs["scheduler"])  # an unknown name is told now, not after the work
     count, _ = spec.proof_counts
@@ -173,7 +175,9 @@ def _weights(work: Work) -> dict[str, int]:
 def _stages(work: Work) -> list[Stage]:
     """All that will be done, with a guess at each: what the demonstration model took, more by the gigabyte."""
     weights = {name: 4 * n / 1e9 for name, n in _weights(work).items()}
-    traces = [Stage(name=f"trace {n}", guess_s=14 + 25 * gb) for n, gb in weights.items()]
+    traces = [Stage(name=f"trace {n}", guess_s=14 + 25 * gb) for n, gb in weights.items() if _of_graphs(work.spec)]
+    if work.spec.backend in backends.COMPILED:
+        traces += [Stage(name=f"engine {n}", guess_s=20 + 60 * gb) for n, gb in weights.items()]
     records = [s for what in ("proof", "calibration")[: 1 + work.spec.gated] for s in _recordings(work, what, weights)]
     picture_s = records[1].guess_s / len(work.pictures("proof").prompts)
     lowering = []
@@ -229,13 +233,20 @@ class _Build:
         return list(self._work.family.components.values())
 
     def _traced(self, bare: Plan) -> Plan:
-        """The plan with every component's float32 ONNX first."""
+        """The plan with every component's float32 first, as the backend opens it; an ONNX graph behind an engine."""
         work, components = self._work, {}
+        if not _of_graphs(work.spec):
+            return bare
+        engines = engines_for(work.spec.backend, work.family.profile, work.spec.engine)
         for component in self._components():
             with self._progress.stage(f"trace {component.name}", found=has(trace_key(component, work.source))):
                 planned = bare.components[component.name]
                 artefact = traced(component, work.source, work.family.profile)
-                components[component.name] = planned.with_artefacts(artefact)
+            made = [artefact]
+            if engines is not None:
+                with self._progress.stage(f"engine {component.name}"):
+                    made = [engines.of(planned, artefact), artefact]
+            components[component.name] = planned.with_artefacts(*made)
         return replace(bare, components=components)
 
     def _record(self, bare: Plan, what: str) -> dict[str, Path]:
@@ -251,7 +262,7 @@ class _Build:
         components = {}
         for name, component in plan.components.items():
             with self._progress.stage(f"lower {name}"):
-                part = Part(name=name, traced=component.artefacts[0], recording=recorded["calibration"][name])
+                part = part_of(spec, plan, name, recorded["calibration"][name])
                 made = small_weights(part, spec.weights) if spec.weights else half(part, spec.precision, spec.backend)
                 components[name] = component.with_artefacts(made, *component.artefacts)
         return replace(plan, components=components), []
@@ -320,10 +331,22 @@ class _Build:
             "max_loss": [str(b) for b in spec.max_loss],
             "needs": {spec.backend: tools[spec.backend]},
             "tools": tools,
-            "machine": {"platform": platform.platform(), "threads": threads.available(), "gpu": None},
+            "machine": {"platform": platform.platform(), "threads": threads.available(), "gpu": _bound_to(spec)},
+            **({"engine": list(spec.engine)} if spec.engine else {}),
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._began, 1),
             "estimate": asdict(self._need),
             "proof": {**proof, "pictures": count, "steps": steps, "height": height, "width": width},
             "table": table,
         }
+
+
+def _of_graphs(spec: BuildSpec) -> bool:
+    """Are the backend's artefacts made from traced graphs, or the model's own weights?"""
+    return backends.form_of(spec.backend) != "diffusers"
+
+
+def _bound_to(spec: BuildSpec) -> str | None:
+    """The GPU that alone can open what was compiled; None where others can as well."""
+    portable = any(word.startswith("hardware=") for word in spec.engine)
+    return gpu_name() if spec.backend in backends.COMPILED and not portable else None

@@ -15,13 +15,15 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from calotype.kernels import geglu, group_norm_silu, guided_step, layer_norm, to_uint8
+from calotype.kernels import attention, geglu, group_norm_silu, guided_step, int8_matmul, layer_norm, to_uint8
 from calotype.kernels.launch import Launch
+from calotype.kernels.quantise import Scale
 
 TARGETS = (80, 90, 100, 120)  # compute capabilities: A100, H100 and H200, B200, RTX 50
 _USED = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -45,10 +47,20 @@ def cases() -> Iterator[tuple[str, Launch]]:
         yield from _named(
             what, group_norm_silu.launches(x, _norm(shape[1]), **{n: more[n] for n in more if n == added})
         )
+    small = _empty(2, 1280, 16, 16, dtype=half).contiguous(memory_format=torch.channels_last)
+    plugin = replace(_norm(1280), weight=_empty(1280, dtype=half), bias=_empty(1280, dtype=half))
+    yield from _named("TensorRT's plugin", [group_norm_silu.plugin_launch(small, plugin)])
     for width, rows in ((320, 4096), (1280, 1024)):
         x, scale = _empty(2, rows, width, dtype=half), _empty(width, dtype=half)
         yield from _named(f"{width} wide", layer_norm.launches(x, scale, scale, residual=x))
     yield from _named("SD 1.5's first level", geglu.launches(_empty(2, 4096, 2560, dtype=half)))
+    for what, heads, pixels, width, keys in (
+        ("SD 1.5's first level", 8, 4096, 40, 4096),
+        ("SD 1.5's second level", 8, 1024, 80, 1024),
+    ):
+        q, k = (_empty(2, n, heads, width, dtype=half).transpose(1, 2) for n in (pixels, keys))
+        yield from _named(what, attention.launches(q, k, k, scale=width**-0.5))
+    yield from _eight_bits(half)
     for order in (torch.contiguous_format, torch.channels_last):
         x = _empty(1, 3, 1024, 1024, dtype=half).contiguous(memory_format=order)
         yield from _named(str(order)[6:], to_uint8.launches(x))
@@ -56,6 +68,28 @@ def cases() -> Iterator[tuple[str, Launch]]:
         network, slots = _batch(slots=4, calls=50)
         name = "rescaled" if rescaled else "plain"
         yield from _named(f"{name}, 50 calls", guided_step.launches(network, slots, rescaled=rescaled))
+
+
+def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """The kernels that end in eight bits, and the product that begins with them."""
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        quantised, told = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
+        x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
+        last = group_norm_silu.launches(x, replace(_norm(320), quantised=quantised))[-1]  # moments are moments
+        yield from _named(f"to {told}", [last])
+        rows, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
+        yield from _named(f"to {told}", layer_norm.launches(rows, scale, scale, residual=rows, quantised=quantised))
+        yield from _named(f"to {told}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantised=quantised))
+    weights = int8_matmul.Weights(
+        values=_empty(10240, 1280, dtype=torch.int8), scale=_empty(10240), bias=_empty(10240, dtype=half)
+    )
+    a = _empty(8192, 1280, dtype=torch.int8)
+    yield from _named("SDXL's feed-forward", int8_matmul.launches(a, _empty(1), weights, dtype=half))
+
+
+def targets_of(launch: Launch) -> list[int]:
+    """The compute capabilities that it is compiled for."""
+    return [target for target in TARGETS if target >= launch.least]
 
 
 def _named(what: str, launches: Sequence[Launch]) -> Iterator[tuple[str, Launch]]:
@@ -76,10 +110,11 @@ def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.
     shape, rows, columns = (4, 128, 128), calls + 1, 2 * calls + 1
     half = _empty(2 * slots, *shape, dtype=torch.bfloat16)
     network = guided_step.Network(output=half, sample=half, timestep=_empty(2 * slots))
-    kept = guided_step.Inpainting(
-        clean=_empty(slots, *shape),
-        mask=_empty(slots, *shape[1:], dtype=torch.uint8),
-        keep=_empty(slots, rows, 2, dtype=torch.float64),
+    original = guided_step.Original(
+        latents=_empty(slots, *shape),
+        clean=_empty(slots, rows, dtype=torch.float64),
+        repaint=_empty(slots, *shape[1:], dtype=torch.uint8),
+        kept=_empty(slots, rows, 2, dtype=torch.float64),
     )
     return network, guided_step.Slots(
         call=_empty(slots, dtype=torch.int32),
@@ -89,7 +124,7 @@ def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.
         guidance=_empty(slots, 2),
         history=_empty(slots, columns, *shape),
         latents=_empty(slots, *shape),
-        inpainting=kept,
+        original=original,
     )
 
 
@@ -126,7 +161,7 @@ def table() -> Table:
     """case -> "sm_90" -> resources, with the version of Triton that compiled them."""
     import triton
 
-    found = {name: {f"sm_{t}": resources(launch, t) for t in TARGETS} for name, launch in cases()}
+    found = {name: {f"sm_{t}": resources(launch, t) for t in targets_of(launch)} for name, launch in cases()}
     return {"triton": triton.__version__, "kernels": found}
 
 

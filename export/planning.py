@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from calotype.errors import CheckError
+from calotype.errors import BuildError, CheckError
+from calotype.export.engines import LIBRARIES, engines_for, modest
 from calotype.export.inversion import learn
 from calotype.export.source import Source, read_source
 from calotype.export.store import has
@@ -32,6 +34,8 @@ def prepare(
     """
     source = learn(read_source(model, controlnets, vae, offline=offline), words)
     family = family_of(source.configs)
+    if set(forms) & set(LIBRARIES):
+        family = replace(family, profile=modest(family.profile))
     components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
 
@@ -69,11 +73,18 @@ def reference(component: Component, source: Source) -> PlannedComponent:
 
 def _planned(component: Component, source: Source, profile: Profile, forms: Collection[str]) -> PlannedComponent:
     eager = reference(component, source)
-    if "onnx" not in forms:
+    engines = next((engines_for(form, profile) for form in forms if form in LIBRARIES), None)
+    if "onnx" not in forms and engines is None:
         return eager
     if not has(trace_key(component, source)):
         print(f"calotype: tracing the {component.name} of {source.model} (once)", file=sys.stderr)
     try:
-        return eager.with_artefacts(traced(component, source, profile), *eager.artefacts)
+        graph = traced(component, source, profile)
+        if engines is None:
+            return eager.with_artefacts(graph, *eager.artefacts)
+        print(f"calotype: building the engine of the {component.name} for {engines.backend}", file=sys.stderr)
+        return eager.with_artefacts(engines.of(eager, graph), *eager.artefacts)
     except CheckError as failed:
         return eager.with_refusal("onnx", str(failed))
+    except BuildError as failed:
+        return eager.with_refusal(engines.backend if engines is not None else "onnx", str(failed))

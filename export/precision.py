@@ -12,21 +12,28 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from calotype.backends import ON_GPU
 from calotype.digest import file_digest
 from calotype.errors import BuildError
 from calotype.export.child import in_child
+from calotype.export.engines import LIBRARIES, Engines
 from calotype.export.record import evenly, read_calls
 from calotype.export.store import fetch, key_of
 from calotype.export.versions import tool_versions
-from calotype.plan import Artefact
+from calotype.plan import Artefact, PlannedComponent
 
+ENGINE_BACKENDS = tuple(LIBRARIES)
 LOWERING = 1  # raised when a lowered graph changes for the same inputs
 _ISLAND_CALLS = 6  # of a recording that islands are looked for in
 _CALIBRATION_CALLS = 256
 _SENSITIVITY_CALLS = 6
 
 # backend -> precision -> why it cannot be built for it
+_OWN = "the cuda backend runs a model's own networks in fp32, fp16 or bf16; take one of these, or --backend tensorrt"
+_ORT = "ONNX Runtime is given fp32 and fp16 on a GPU; take one of these, or --backend tensorrt"
 _REFUSED = {
+    "cuda": dict.fromkeys(("int8", "fp8"), _OWN),
+    "onnxruntime-cuda": dict.fromkeys(("bf16", "int8", "fp8"), _ORT),
     "onnxruntime": {
         "bf16": "ONNX Runtime computes nothing in bf16 on a CPU; take --backend openvino, or --precision fp16 or int8",
     },
@@ -43,13 +50,31 @@ def check_precision(backend: str, precision: str) -> None:
         raise BuildError(f"{reason}.")
 
 
+# What `--precision auto` tries: on a GPU what is not int8 or fp8 is in half precision.
+_TRIED = {
+    "openvino": ("bf16", "int8", "int8+bf16"),
+    "cuda": ("fp16", "bf16"),
+    "onnxruntime-cuda": ("fp16",),
+    **dict.fromkeys(("tensorrt", "tensorrt-rtx"), ("fp16", "bf16", "int8+fp16", "fp8+fp16")),
+}
+
+
 def tried_by_auto(backend: str) -> tuple[str, ...]:
     """The precisions that `--precision auto` tries on this backend."""
-    return ("bf16", "int8", "int8+bf16") if backend == "openvino" else ("int8",)
+    return _TRIED.get(backend, ("int8",))
+
+
+def tuned_as(precision: str, backend: str) -> tuple[str, ...]:
+    """The precisions that are tuned for what was asked for: TensorRT has int8 and fp8 among halves, not float32."""
+    if precision == "auto":
+        return tried_by_auto(backend)
+    return (f"{precision}+fp16",) if backend in ENGINE_BACKENDS else (precision,)
 
 
 def not_tried(backend: str) -> dict[str, str]:
     """The precisions that `auto` does not try, and why: rows of the plan's table."""
+    if backend in ON_GPU:
+        return dict(_REFUSED.get(backend, {}))
     halves = {"fp16": "on a CPU fp16 saves disk, not time"}
     return {
         **halves,
@@ -60,11 +85,20 @@ def not_tried(backend: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A traced component, and what real runs give it."""
+    """A component as its backend's artefacts are made from it, and what real runs give it.
 
-    name: str
+    `engines` makes of a graph what the backend opens; None where it opens graphs.
+    """
+
+    component: PlannedComponent
     traced: Artefact
     recording: Path
+    engines: Engines | None = None
+
+    @property
+    def name(self) -> str:
+        """The component's."""
+        return self.component.name
 
     @property
     def graph(self) -> list[str]:
@@ -75,22 +109,39 @@ class Part:
 
 def half(part: Part, precision: str, backend: str) -> Artefact:
     """The component in fp16 or bf16. Raises `BuildError` where it cannot be made."""
-    if (backend, precision) == ("openvino", "bf16"):
-        return replace(part.traced, precision="bf16", check={})  # the same file, computed in another type
+    if (backend, precision) == ("openvino", "bf16") or backend == "cuda":
+        return replace(part.traced, precision=precision, check={})  # the same file, computed in another type
+    return _finished(part, _halved(part, precision))
+
+
+def _halved(part: Part, precision: str) -> Artefact:
     arguments = {"precision": precision, "recording": str(part.recording)}
     return _made(part, "calotype.export.precision:halve", precision, arguments)
 
 
-def quantised(part: Part, ranges: Path, keep: Collection[str], dtype: str, backend: str) -> Artefact:
-    """The component with Q/DQ pairs in int8 or fp8 at all nodes that can have them but those in `keep`."""
+def quantised(part: Part, ranges: Path, keep: Collection[str], precision: str, backend: str) -> Artefact:
+    """The component with Q/DQ pairs in int8 or fp8 at all nodes that can have them but those in `keep`.
+
+    "int8+fp16": the rest in half precision, where the backend takes that from the graph; else by its own means.
+    """
+    dtype, _, rest = precision.partition("+")
     arguments = {"ranges": str(ranges), "keep": sorted(keep), "form": form_for(dtype, backend)}
-    return _made(part, "calotype.export.precision:quantise", dtype, arguments)
+    if rest and backend in ENGINE_BACKENDS:
+        part = replace(part, traced=_halved(part, rest))
+        arguments["half"] = rest
+    return _finished(part, _made(part, "calotype.export.precision:quantise", dtype, arguments))
+
+
+def _finished(part: Part, graph: Artefact) -> Artefact:
+    """What the backend opens."""
+    return graph if part.engines is None else part.engines.of(part.component, graph)
 
 
 def small_weights(part: Part, weights: str) -> Artefact:
     """The component with its weights alone in "int8" or "int4"."""
     artefact = _made(part, "calotype.export.precision:shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])})
-    return replace(artefact, precision="fp32", check={**artefact.check, "weights": weights})
+    artefact = replace(artefact, precision="fp32", check={**artefact.check, "weights": weights})
+    return _finished(part, artefact)
 
 
 def _made(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artefact:
@@ -182,10 +233,14 @@ def calibrate(*, source: str, recording: str, out: str, form: str) -> None:
     Path(out, "groups.json").write_text(json.dumps(groups))
 
 
-def quantise(*, source: str, out: str, ranges: str, keep: Sequence[str], form: str) -> dict[str, Any]:
-    """In a child process: the Q/DQ graph."""
+def quantise(
+    *, source: str, out: str, ranges: str, keep: Sequence[str], form: str, half: str | None = None
+) -> dict[str, Any]:
+    """In a child process: the Q/DQ graph, of a graph in float32 or in the `half` precision that `lower` made."""
     from calotype.export.quantize import quantize
 
     read = json.loads(Path(ranges).read_text())
+    if half is not None:  # the ranges are of float32's tensors, some of which go by other names there
+        read |= {f"{name}.{half}": most for name, most in read.items()}
     made = quantize(Path(source), Path(out), ranges=read, keep=keep, dtype=form)
     return {"quantised": len(made.quantised), "kept": len(made.kept), "bytes": made.size_bytes}

@@ -59,8 +59,8 @@ def _painted(pipe: Pipeline, asked: Pictures) -> tuple[Pixels, tuple[str, ...]]:
     made: list[NDArray[np.uint8]] = []
     notes: tuple[str, ...] = ()
     for i in range(len(asked.prompts)):
-        result = pipe(**asked.arguments(i), output_type="np")
-        made.append(np.rint(result.images * 255).astype(np.uint8))
+        result = pipe(**asked.arguments(i))
+        made.append(np.stack([np.asarray(image) for image in result.images]))
         notes = result.report.notes
     return np.concatenate(made), notes
 

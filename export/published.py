@@ -105,6 +105,12 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "scheduler": ("EulerDiscreteScheduler", {**_BETAS, **_TURBO}),
         "unet": ("UNet2DConditionModel", {**_UNET_2, "sample_size": 64}),
     },
+    "sd-turbo-taesd": {
+        **_OPEN,
+        "scheduler": ("EulerDiscreteScheduler", {**_BETAS, **_TURBO}),
+        "unet": ("UNet2DConditionModel", {**_UNET_2, "sample_size": 64}),
+        "vae": ("AutoencoderTiny", {}),  # madebyollin/taesd: the class's defaults are its sizes
+    },
     "sdxl": {
         **_XL,
         "scheduler": ("EulerDiscreteScheduler", {**_BETAS, "timestep_spacing": "leading"}),

@@ -8,7 +8,7 @@ been given. Recordings are folders of .npz files; knows nothing of precision.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -136,6 +136,10 @@ class _Tape:
         outputs = self._runner(given)
         self.calls.append(Call(inputs=given, outputs=outputs))
         return dict(outputs)
+
+    def tried(self, run: Any, inputs: Callable[[], Arrays]) -> Arrays:
+        """As `Opened.tried`: a series of calls is recorded by what each of them is given."""
+        return self(**inputs())
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:

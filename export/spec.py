@@ -17,7 +17,7 @@ from calotype.errors import InputError
 from calotype.export.loss import Bound, parse_bounds
 from calotype.profile import Range, range_from_text
 
-BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "cuda")
+BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "cuda", "onnxruntime-cuda")
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "auto")
 WEIGHTS = ("int8", "int4")
 
@@ -47,6 +47,9 @@ class BuildSpec:
         default=(), metadata=_said("A file of learned words, as FILE or FILE:<word>; may be repeated.")
     )
     offline: bool = field(default=False, metadata=_said("Make no connection: hub ids are looked for in the cache."))
+    engine: tuple[str, ...] = field(
+        default=(), metadata=_said("Of TensorRT: refit=all, weight-streaming, hardware=, level=, chunks=; repeatable.")
+    )
     max_loss: tuple[Bound, ...] = field(
         default=(Bound(metric="psnr", limit=30.0),),
         metadata=_said("The gate of a lower precision: psnr>=30, ssim>=0.95, lpips<=0.1, clip_drop<=, judge_drop<=."),
@@ -196,7 +199,7 @@ _KINDS: dict[str, Callable[[Any], Any]] = {
         "fallback": _bool,
     },
     **dict.fromkeys(("height", "width", "batch"), _range),
-    **dict.fromkeys(("controlnet", "lora", "scheduler", "textual_inversion"), _texts),
+    **dict.fromkeys(("controlnet", "lora", "scheduler", "textual_inversion", "engine"), _texts),
     **dict.fromkeys(("calibration", "proof", "proof_steps"), _whole),
     **dict.fromkeys(("prompts", "clip_model"), _path),
     "max_loss": _bounds,

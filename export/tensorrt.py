@@ -13,11 +13,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from calotype.backends.trt import log_of
+from calotype.backends.trt_library import log_of
 from calotype.bindings import Binding
-from calotype.errors import BuildError, InputError, first_line
+from calotype.errors import BuildError, first_line
+from calotype.export.engine_options import HARDWARE, REFITS, EngineOptions
 from calotype.export.tensorrt_watch import Phase, Watcher, monitor_of
 from calotype.profile import Profile
 
@@ -28,39 +27,6 @@ Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # tensor -> its least, usual 
 
 # Both halves of guidance go through these in one call; text encoders get the negative prompts with the prompts.
 _DOUBLED = ("unet", "controlnet", "text_encoder")
-_REFITS = {"all": "REFIT", "marked": "REFIT_INDIVIDUAL", "identical": "REFIT_IDENTICAL"}
-_HARDWARE = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class EngineOptions:
-    """How an engine is built. What is not said is the library's own default.
-
-    Attributes:
-        refit: "all" weights can be exchanged later, "identical" ones can be put back, or those "marked" in the network;
-            refittable engines give up some fusions.
-        weight_streaming: weights may stay in host memory, where a GPU is too small for them.
-        version_compatible: later versions of the library can open the engine.
-        hardware: "ampere-plus" or "same-capability" GPUs can run it, not the one that is here alone.
-        targets: compute capabilities such as 89, for `tensorrt_rtx` alone; empty is the GPU that is here.
-        level: 0 to 5, how long to search for the fastest kernels.
-        workspace_bytes: the most that one layer may take for itself.
-    """
-
-    refit: str | None = None
-    weight_streaming: bool = False
-    version_compatible: bool = False
-    hardware: str | None = None
-    targets: tuple[int, ...] = ()
-    level: int | None = None
-    workspace_bytes: int | None = None
-
-    def __post_init__(self) -> None:
-        for name, known in (("refit", _REFITS), ("hardware", _HARDWARE)):
-            if getattr(self, name) not in (None, *known):
-                raise InputError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
-        if self.level is not None and not 0 <= self.level <= 5:
-            raise InputError(f"the level of a TensorRT build is from 0 to 5, got {self.level}.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,18 +37,21 @@ class Built:
     timing_cache: bytes
 
 
-def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile) -> Shapes:
-    """The sizes of every input over a profile.
+def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, chunks: int = 1) -> Shapes:
+    """The sizes of every input over a profile, for prompts of one to so many chunks of text.
 
-    A batch of a profile counts pictures; where guidance doubles it, the least is one picture without guidance.
+    A batch of a profile counts pictures; where guidance doubles it, the least is one picture without guidance. A text
+    encoder gets each chunk as a row of its batch, a denoiser all of them one after the other.
     """
     halves = 2 if component.startswith(_DOUBLED) else 1
 
-    def sizes(end: str, times: int) -> dict[str, int]:
-        batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
-        return profile.sizes(batch=batch * times, height=height, width=width)
+    rows = chunks if component.startswith("text_encoder") else 1
 
-    low, usual, high = sizes("low", 1), sizes("usual", halves), sizes("high", halves)
+    def sizes(end: str, times: int, parts: int = 1) -> dict[str, int]:
+        batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
+        return profile.sizes(batch=batch * times, height=height, width=width, chunks=parts)
+
+    low, usual, high = sizes("low", 1), sizes("usual", halves), sizes("high", halves * rows, chunks)
     return {b.name: (b.shape(low), b.shape(usual), b.shape(high)) for b in inputs}
 
 
@@ -135,6 +104,8 @@ def _check_gpu(trt: Any, options: EngineOptions) -> None:
             f"{_name(trt)} builds for the GPU that is here, not for {', '.join(map(str, options.targets))}; "
             "leave targets out, or build with tensorrt_rtx."
         )
+    import torch
+
     if not (anywhere and options.targets) and not torch.cuda.is_available():
         raise BuildError(
             f"{_name(trt)} builds for the GPU that is here, and there is none; "
@@ -163,18 +134,19 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
     flags = {
         "WEIGHT_STREAMING": options.weight_streaming,
         "VERSION_COMPATIBLE": options.version_compatible,
-        **{flag: options.refit == name for name, flag in _REFITS.items()},
+        **{flag: options.refit == name for name, flag in REFITS.items()},
     }
     for name, wanted in flags.items():
         if wanted:
             config.set_flag(getattr(trt.BuilderFlag, name))
     if options.hardware is not None:
-        level = getattr(trt.HardwareCompatibilityLevel, _HARDWARE[options.hardware])
+        level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware])
         config.hardware_compatibility_level = level
     if options.level is not None:
         config.builder_optimization_level = options.level
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
+    config.clear_flag(trt.BuilderFlag.TF32)  # what is float32 in the graph is meant to be
     config.max_aux_streams = 0  # further streams do not go into a captured graph
     if options.targets:
         config.num_compute_capabilities = len(options.targets)

@@ -13,9 +13,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from calotype import backends
 from calotype.export.child import in_child
+from calotype.export.engines import engines_for
 from calotype.export.loss import failed
-from calotype.export.precision import Part, calibrated, half, not_tried, quantised, tried_by_auto
+from calotype.export.precision import Part, calibrated, half, not_tried, quantised, tuned_as
 from calotype.export.progress import Progress
 from calotype.export.record import Pictures
 from calotype.export.spec import BuildSpec
@@ -132,8 +134,7 @@ class Tuning:
         return self._quantised(part, precision)
 
     def _part(self, name: str) -> Part:
-        traced = self._plan.components[name].artefacts[0]
-        return Part(name=name, traced=traced, recording=self._recorded[name])
+        return part_of(self._judging.spec, self._plan, name, self._recorded[name])
 
     def _quantised(self, part: Part, precision: str) -> list[Candidate]:
         """The fewest groups left alone that pass, by halving; every trial is a row."""
@@ -144,7 +145,9 @@ class Tuning:
         while low < high:
             kept = (low + high) // 2 if found else 0
             nodes = [node for g in groups[:kept] for node in g.nodes]
-            artefact = replace(quantised(part, ranges, nodes, dtype, self._judging.spec.backend), precision=precision)
+            artefact = replace(
+                quantised(part, ranges, nodes, precision, self._judging.spec.backend), precision=precision
+            )
             row = Tried(component=part.name, precision=precision, kept=kept, groups=len(groups))
             candidate = self._candidate(part.name, artefact, row)
             found.append(candidate)
@@ -183,6 +186,15 @@ class Tuning:
         return value["speed"]
 
 
+def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path) -> Part:
+    """What the artefacts of a component are made from: its graph, or its own weights."""
+    component = plan.components[name]
+    form = "diffusers" if backends.form_of(spec.backend) == "diffusers" else "onnx"
+    source = next(a for a in component.artefacts if a.form == form)
+    engines = engines_for(spec.backend, plan.profile, spec.engine)
+    return Part(component=component, traced=source, recording=recording, engines=engines)
+
+
 def _with(plan: Plan, name: str, artefact: Artefact) -> Plan:
     """The plan with this artefact first for the component, and its others after it."""
     component = plan.components[name]
@@ -199,7 +211,7 @@ def tuned(
     """The plan for `--precision int8`, `fp8` or `auto`, and the table: where nothing passes, float32 and why."""
     spec = judging.spec
     tuning = Tuning(plan, recorded, judging, progress)
-    best = tuning.run(tried_by_auto(spec.backend) if spec.precision == "auto" else (spec.precision,))
+    best = tuning.run(tuned_as(spec.precision, spec.backend))
     if spec.precision == "auto":
         tuning.explain(not_tried(spec.backend))
     return best, [asdict(row) for row in tuning.table]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
+from calotype import trust
 from calotype.errors import SourceError
 
 OPSET = 21  # has GroupNormalization and Gelu; 23's Attention pays only in fp16 with TensorRT
@@ -26,14 +27,12 @@ def versions() -> dict[str, str]:
 def tool_versions(backend: str | None = None) -> dict[str, str]:
     """Part of the key of what is made from a traced graph; with the backend's own, of what is proved on it."""
     tools = {name: installed(name) for name in ("onnx", "onnx-ir", "numpy")}
-    return {**versions(), **tools, **({} if backend is None else {backend: installed(backend)})}
+    return {**versions(), **tools, **({} if backend is None else {backend: trust.installed(backend) or _LACKING})}
 
 
 def installed(package: str) -> str:
-    """The version of a package, "none" where it is not installed. onnxruntime has a second name for GPUs."""
-    for name in (package, f"{package}-gpu"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return _LACKING
+    """The version of a package, "none" where it is not installed."""
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return _LACKING

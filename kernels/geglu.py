@@ -11,43 +11,48 @@ from torch import Tensor
 from torch.nn import functional
 
 from calotype.kernels.launch import Launch, blocks, power_of_two, require, wide
+from calotype.kernels.quantise import Scale, stored
 
 _BLOCK = 1024
 
 
 @triton.jit
-def _geglu(x, out, width, BLOCK: tl.constexpr):
+def _geglu(x, out, scale, width, BLOCK: tl.constexpr):
     row = tl.program_id(0).to(tl.int64)
     here = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
     there = here < width
     a = tl.load(x + row * 2 * width + here, mask=there, other=0).to(tl.float32)
     b = tl.load(x + row * 2 * width + width + here, mask=there, other=0).to(tl.float32)
     y = a * (0.5 * b * (1 + tl.erf(b * 0.7071067811865476)))
-    tl.store(out + row * width + here, y.to(out.dtype.element_ty), mask=there)
+    tl.store(out + row * width + here, stored(y, scale, out.dtype.element_ty), mask=there)
 
 
-def geglu(x: Tensor) -> Tensor:
-    """a gelu(b).  # [..., 2 D] -> [..., D]
+def geglu(x: Tensor, *, quantised: Scale | None = None) -> Tensor:
+    """a gelu(b), in eight bits where a scale is given.  # [..., 2 D] -> [..., D]
 
     Raises `ValueError` where x is not contiguous, or of odd width.
     """
-    (launch,) = launches(x)
+    (launch,) = launches(x, quantised=quantised)
     launch()
     out = launch.arguments["out"]
     assert isinstance(out, Tensor)
     return out
 
 
-def launches(x: Tensor) -> Sequence[Launch]:
+def launches(x: Tensor, *, quantised: Scale | None = None) -> Sequence[Launch]:
     """The launch; its arguments have `out`."""
     require(x.is_contiguous() and x.shape[-1] % 2 == 0, "x [..., 2 D], contiguous", [x])
     width = x.shape[-1] // 2
     block = min(_BLOCK, power_of_two(width))
+    kind = x.dtype if quantised is None else quantised.dtype
     return [
         Launch(
             kernel=_geglu,
             grid=(x.numel() // (2 * width), blocks(width, block)),
-            arguments={"x": x, "out": x.new_empty(*x.shape[:-1], width), "width": width},
+            arguments={
+                **{"x": x, "out": x.new_empty(*x.shape[:-1], width, dtype=kind), "width": width},
+                "scale": None if quantised is None else quantised.scale,
+            },
             constants={"BLOCK": block},
             warps=4,
         )

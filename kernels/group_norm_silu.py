@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from calotype.kernels.launch import Arguments, Launch, blocks, power_of_two, require, wide
+from calotype.kernels.quantise import Scale, empty_for, stored
 
 _TILE = 2048  # numbers that a program holds at once
 _SMALL = 16384  # numbers of a group that one program reads alone
@@ -35,6 +36,7 @@ class GroupNorm:
     groups: int = 32
     eps: float = 1e-5
     silu: bool = True
+    quantised: Scale | None = None  # y in eight bits, for the convolution that comes next
 
 
 @triton.jit
@@ -81,7 +83,7 @@ def _moments(
 
 @triton.jit
 def _normalise(
-    x, time, residual, weight, bias, out, mean, scale, start, stop, image, pixels, group,
+    x, time, residual, weight, bias, out, quantised, mean, scale, start, stop, image, pixels, group,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """y for the pixels from `start` to `stop`, stored.  # mean [G], scale [G]"""
@@ -96,12 +98,12 @@ def _normalise(
         y = (s - mean[None, :, None]) * w[None, :, :] + b[None, :, :]
         if SILU:
             y = y / (1 + tl.exp(-y))
-        tl.store(out + place, y.to(out.dtype.element_ty), mask=there)
+        tl.store(out + place, stored(y, quantised, out.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _group_norm_whole(
-    x, time, residual, weight, bias, out, total, pixels, eps,
+    x, time, residual, weight, bias, out, quantised, total, pixels, eps,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr,
 ):  # fmt: skip
@@ -112,7 +114,24 @@ def _group_norm_whole(
     )  # fmt: skip
     scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + eps)
     _normalise(
-        x, time, residual, weight, bias, out, mean, scale, 0, pixels, image, pixels, group,
+        x, time, residual, weight, bias, out, quantised, mean, scale, 0, pixels, image, pixels, group,
+        C, WIDTH, LANES, PIXELS, SILU,
+    )  # fmt: skip
+
+
+@triton.jit
+def _group_norm_plugin(
+    x, weight, bias, pixels, out,
+    C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
+    SILU: tl.constexpr, EPS: tl.constexpr,
+):  # fmt: skip
+    """`_group_norm_whole` as TensorRT calls a plugin: tensors given, whole numbers, tensors made, and nothing else."""
+    group = tl.program_id(0) + tl.arange(0, 1)
+    image = tl.program_id(1)
+    mean, squares = _moments(x, None, None, None, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS)
+    scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + EPS)
+    _normalise(
+        x, None, None, weight, bias, out, None, mean, scale, 0, pixels, image, pixels, group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
 
@@ -136,7 +155,7 @@ def _group_norm_moments(
 
 @triton.jit
 def _group_norm_parts(
-    x, time, residual, weight, bias, out, moments, pixels, part_pixels, eps,
+    x, time, residual, weight, bias, out, quantised, moments, pixels, part_pixels, eps,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -154,7 +173,8 @@ def _group_norm_parts(
     start = part * part_pixels
     stop = tl.minimum(start + part_pixels, pixels)
     _normalise(
-        x, time, residual, weight, bias, out, mean, 1 / tl.sqrt(variance + eps), start, stop, image, pixels, group,
+        x, time, residual, weight, bias, out, quantised, mean, 1 / tl.sqrt(variance + eps), start, stop, image, pixels,
+        group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
 
@@ -182,7 +202,10 @@ def launches(
     _check(x, norm, time, residual)
     total = None if residual is None else torch.empty_like(x)
     read: Arguments = {"x": x, "time": time, "residual": residual, "pixels": x.shape[2] * x.shape[3]}
-    scaled: Arguments = {"weight": norm.weight, "bias": norm.bias, "out": torch.empty_like(x), "eps": norm.eps}
+    scaled: Arguments = {
+        **{"weight": norm.weight, "bias": norm.bias, "out": empty_for(x, norm.quantised), "eps": norm.eps},
+        "quantised": None if norm.quantised is None else norm.quantised.scale,
+    }
     width = x.shape[1] // norm.groups
     if x.shape[2] * x.shape[3] * width > _SMALL:
         return _split(x, norm, {**read, "total": total}, {**read, **scaled})
@@ -195,6 +218,23 @@ def launches(
             warps=4,
         )
     ]
+
+
+def plugin_launch(x: Tensor, norm: GroupNorm) -> Launch:
+    """The single launch that TensorRT makes of this layer where it is a plugin; its arguments have `out`."""
+    _check(x, norm, None, None)
+    shape = _shape(x, x.shape[1] // norm.groups, 1)
+    del shape["GROUPS"]
+    return Launch(
+        kernel=_group_norm_plugin,
+        grid=(norm.groups, len(x)),
+        arguments={
+            **{"x": x, "weight": norm.weight, "bias": norm.bias, "pixels": x.shape[2] * x.shape[3]},
+            "out": torch.empty_like(x),
+        },
+        constants={**shape, "SILU": norm.silu, "EPS": norm.eps},
+        warps=4,
+    )
 
 
 def _split(x: Tensor, norm: GroupNorm, first: Arguments, second: Arguments) -> Sequence[Launch]:

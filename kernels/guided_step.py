@@ -6,15 +6,15 @@ For slot s, whose network has just answered call i:
     e = e (r std(c) / std(e) + 1 - r)                   its rescaling (Lin et al. 2023, arXiv 2305.08891)
     history[1 + i] = e
     x = sum_j rows[i + 1, j] history[j]                 the sampler matrix (`calotype.sampler`)
-    x = m x + (1 - m) (keep[i + 1] . (clean, noise))    inpainting, m 0 or 1
+      + clean[i + 1] original                           of a picture that is set out from
+    x = m x + (1 - m) (kept[i + 1] . (noise, original)) inpainting, m 0 or 1
 
 x, cast, is the input of call i + 1 for both halves of guidance; after the last call it is the final latents. All that
 differs between slots and steps (i, rows, timesteps, g, r) is read from device memory: one captured graph serves every
 sampler and step, and slots may stand at different ones. i = -1 makes the first input, of which no network has answered
 anything; a slot that is through its calls is left as it is.
 
-The runtime does not call it for pictures that are set out from yet: its matrix (`SamplerMatrix.clean`, `.kept`) has a
-column for the clean latents that this one lacks, and `keep` in the order (noise, clean).
+Names and orders are those of `SamplerMatrix`.
 
 Sums are made in float64, as the reference in numpy makes them: at a high sigma large terms cancel.
 """
@@ -34,12 +34,13 @@ _COLUMNS = 8  # of the history that are under way at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Inpainting:
-    """What stays of a picture. `keep` says of every row which mix of `clean` and the initial noise stands outside."""
+class Original:
+    """The pictures that slots set out from, and what a mask keeps of them."""
 
-    clean: Tensor  # float32 [S, C, H, W]
-    mask: Tensor  # uint8 [S, H, W], 1 where the picture is painted anew
-    keep: Tensor  # float64 [S, R, 2]
+    latents: Tensor  # float32 [S, C, H, W], clean
+    clean: Tensor  # float64 [S, R], how much of them is in each row
+    repaint: Tensor | None = None  # uint8 [S, H, W], 1 where the picture is painted anew; None is everywhere
+    kept: Tensor | None = None  # float64 [S, R, 2], of the noise and of the clean latents: what stands elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,7 @@ class Slots:
     guidance: Tensor  # float32 [S, 2], the scale and the share that is rescaled
     history: Tensor  # float32 [S, K, C, H, W]
     latents: Tensor  # float32 [S, C, H, W], written: the mix before it is cast
-    inpainting: Inpainting | None = None
+    original: Original | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -120,7 +121,7 @@ def _mixed(past, row, columns, size, fresh, inside, alive, COLUMNS: tl.constexpr
 
 @triton.jit
 def _guided_step(
-    output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance, clean, mask, keep,
+    output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance, original, clean, repaint, kept,
     slots, table, columns, size, pixels,
     GUIDED: tl.constexpr, RESCALED: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
@@ -138,12 +139,15 @@ def _guided_step(
     total = tl.load(row + 1 + at, mask=alive & (at >= 0), other=0) * e.to(tl.float64)
 
     total += _mixed(past, row, columns, size, tl.where(at >= 0, 1 + at, -1), inside, alive, COLUMNS)
-    if mask is not None:
-        mix = keep + (slot * table + at + 1) * 2  # of the clean latents and the noise
-        kept = tl.load(mix, mask=alive, other=0) * tl.load(clean + slot * size + here, mask=inside, other=0)
-        kept += tl.load(mix + 1, mask=alive, other=0) * tl.load(past, mask=inside, other=0)
-        painted = tl.load(mask + slot * pixels + here % pixels, mask=inside, other=0)
-        total = tl.where(painted != 0, total, kept)
+    if original is not None:
+        picture = tl.load(original + slot * size + here, mask=inside, other=0).to(tl.float64)
+        total += tl.load(clean + slot * table + at + 1, mask=alive, other=0) * picture
+        if repaint is not None:
+            mix = kept + (slot * table + at + 1) * 2
+            stands = tl.load(mix, mask=alive, other=0) * tl.load(past, mask=inside, other=0).to(tl.float64)
+            stands += tl.load(mix + 1, mask=alive, other=0) * picture
+            painted = tl.load(repaint + slot * pixels + here % pixels, mask=inside, other=0)
+            total = tl.where(painted != 0, total, stands)
 
     x = total.to(tl.float32)
     tl.store(latents + slot * size + here, x, mask=inside)
@@ -171,7 +175,7 @@ def launches(network: Network, slots: Slots, *, rescaled: bool = False) -> Seque
     guided = _check(network, slots)
     count, table, columns = slots.rows.shape
     size = slots.latents[0].numel()
-    kept = slots.inpainting
+    original = slots.original
     return [
         Launch(
             kernel=_guided_step,
@@ -180,7 +184,8 @@ def launches(network: Network, slots: Slots, *, rescaled: bool = False) -> Seque
                 **{n: getattr(network, n) for n in ("output", "sample", "timestep")},
                 **{n: getattr(slots, n) for n in ("latents", "history", "rows", "timesteps")},
                 **{n: getattr(slots, n) for n in ("call", "calls", "guidance")},
-                **{n: None if kept is None else getattr(kept, n) for n in ("clean", "mask", "keep")},
+                "original": None if original is None else original.latents,
+                **{n: None if original is None else getattr(original, n) for n in ("clean", "repaint", "kept")},
                 **{"slots": count, "table": table, "columns": columns},
                 **{"size": size, "pixels": slots.latents[0, 0].numel()},
             },
@@ -202,7 +207,7 @@ def _check(network: Network, slots: Slots) -> bool:
         "history": (slots.history, [count, rows[-1], *shape]),
         "timesteps": (slots.timesteps, rows[:2]),
         "guidance": (slots.guidance, [count, 2]),
-        **({} if slots.inpainting is None else _wanted(slots.inpainting, shape, rows)),
+        **({} if slots.original is None else _wanted(slots.original, shape, rows)),
     }
     for name, (tensor, dims) in wanted.items():
         fits = list(tensor.shape) == dims and tensor.is_contiguous()
@@ -210,12 +215,14 @@ def _check(network: Network, slots: Slots) -> bool:
     return guided
 
 
-def _wanted(kept: Inpainting, shape: list[int], rows: list[int]) -> dict[str, tuple[Tensor, list[int]]]:
-    return {
-        "clean": (kept.clean, [rows[0], *shape]),
-        "mask": (kept.mask, [rows[0], *shape[1:]]),
-        "keep": (kept.keep, [*rows[:2], 2]),
-    }
+def _wanted(original: Original, shape: list[int], rows: list[int]) -> dict[str, tuple[Tensor, list[int]]]:
+    wanted = {"original": (original.latents, [rows[0], *shape]), "clean": (original.clean, rows[:2])}
+    given = [t for t in (original.repaint, original.kept) if t is not None]
+    require(len(given) != 1, "repaint and kept, or neither", given)
+    if original.repaint is not None and original.kept is not None:
+        wanted["repaint"] = (original.repaint, [rows[0], *shape[1:]])
+        wanted["kept"] = (original.kept, [*rows[:2], 2])
+    return wanted
 
 
 def reference(network: Network, slots: Slots) -> None:
@@ -231,10 +238,13 @@ def reference(network: Network, slots: Slots) -> None:
         row = slots.rows[s, i + 1]
         terms = slots.history[s, row != 0].double()  # the others may not be there yet
         x = (row[row != 0][:, None, None, None] * terms).sum(0)
-        if slots.inpainting is not None:
-            kept = slots.inpainting
-            outside = kept.keep[s, i + 1, 0] * kept.clean[s] + kept.keep[s, i + 1, 1] * slots.history[s, 0].double()
-            x = torch.where(kept.mask[s].bool(), x, outside)
+        original = slots.original
+        if original is not None:
+            x = x + original.clean[s, i + 1] * original.latents[s]
+            if original.repaint is not None and original.kept is not None:
+                of_noise, of_clean = original.kept[s, i + 1]
+                stands = of_noise * slots.history[s, 0].double() + of_clean * original.latents[s]
+                x = torch.where(original.repaint[s].bool(), x, stands)
         slots.latents[s] = x.float()
         network.sample.view(-1, *slots.latents.shape)[:, s] = slots.latents[s].to(network.sample.dtype)
         last = i + 1 == int(slots.calls[s])

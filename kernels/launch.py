@@ -18,6 +18,8 @@ _TYPES = {
     torch.float32: "fp32",
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
+    torch.float8_e4m3fn: "fp8e4nv",
+    torch.int8: "i8",
     torch.uint8: "u8",
     torch.bool: "i1",
     torch.int32: "i32",
@@ -39,6 +41,12 @@ class Launch:
     constants: Mapping[str, Any]
     warps: int
     exact: bool = False
+
+    @property
+    def least(self) -> int:
+        """The compute capability from which on GPUs, and so the compiler, know all of its types."""
+        kinds = [a.dtype for a in self.arguments.values() if isinstance(a, Tensor)]
+        return 89 if torch.float8_e4m3fn in kinds else 80
 
     @property
     def name(self) -> str:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from calotype.kernels.launch import Launch, blocks, power_of_two, require, wide
+from calotype.kernels.quantise import Scale, empty_for, stored
 
 _TILE = 4096  # numbers that a program holds
 _WIDEST = 16384  # a row that still fits into registers
@@ -22,7 +23,7 @@ _WIDEST = 16384  # a row that still fits into registers
 
 @triton.jit
 def _layer_norm(
-    x, residual, weight, bias, out, total, rows, eps,
+    x, residual, weight, bias, out, total, quantised, rows, eps,
     C: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -39,17 +40,23 @@ def _layer_norm(
     w = tl.load(weight + lane, mask=wide, other=0).to(tl.float32)
     b = tl.load(bias + lane, mask=wide, other=0).to(tl.float32)
     y = off * scale[:, None] * w[None, :] + b[None, :]
-    tl.store(out + place, y.to(out.dtype.element_ty), mask=there)
+    tl.store(out + place, stored(y, quantised, out.dtype.element_ty), mask=there)
 
 
 def layer_norm(
-    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    quantised: Scale | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y, and s where there is a residual (the next one needs it).  # [..., C], [C], [C] -> [..., C]
 
-    Raises `ValueError` for tensors that do not fit.
+    y is in eight bits where a scale is given. Raises `ValueError` for tensors that do not fit.
     """
-    (launch,) = launches(x, weight, bias, eps=eps, residual=residual)
+    (launch,) = launches(x, weight, bias, eps=eps, residual=residual, quantised=quantised)
     launch()
     out, total = launch.arguments["out"], launch.arguments["total"]
     assert isinstance(out, Tensor)
@@ -58,7 +65,13 @@ def layer_norm(
 
 
 def launches(
-    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    quantised: Scale | None = None,
 ) -> Sequence[Launch]:
     """The launch; its arguments have `out` and `total`."""
     given = [x, weight, bias, residual]
@@ -76,8 +89,8 @@ def launches(
             grid=(blocks(count, rows),),
             arguments={
                 **{"x": x, "residual": residual, "weight": weight, "bias": bias},
-                **{"out": torch.empty_like(x), "total": None if residual is None else torch.empty_like(x)},
-                **{"rows": count, "eps": eps},
+                **{"out": empty_for(x, quantised), "total": None if residual is None else torch.empty_like(x)},
+                **{"quantised": None if quantised is None else quantised.scale, "rows": count, "eps": eps},
             },
             constants={"C": width, "LANES": lanes, "ROWS": rows},
             warps=4 if lanes <= _TILE else 16,

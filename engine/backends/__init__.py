@@ -18,9 +18,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.bindings import check_arrays
-from calotype.errors import BackendError, InputError, NotFiniteError, first_line
+from calotype.errors import BackendError, DeviceFullError, InputError, NotFiniteError, first_line
+from calotype.nvidia import has_gpu
 from calotype.patches import NONE, Patches
 from calotype.plan import Artefact, PlannedComponent
+from calotype.timeline import span
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -30,13 +32,18 @@ _MODULES = {
     "onnxruntime": "calotype.backends.ort",
     "openvino": "calotype.backends.vino",
     "tensorrt": "calotype.backends.trt",
+    "tensorrt-rtx": "calotype.backends.trt_rtx",
     "cuda": "calotype.backends.cuda",
+    "onnxruntime-cuda": "calotype.backends.ort_cuda",
     "eager": "calotype.backends.eager",
     "fake": "calotype.backends.fake",
 }
 NAMES = tuple(_MODULES)
-# The fake backend makes no pictures; tensorrt and cuda have not been seen on a GPU yet: only by name.
+# The fake backend makes no pictures: by name alone.
 AUTO = ("openvino", "onnxruntime", "eager")
+ON_GPU = ("tensorrt", "tensorrt-rtx", "cuda", "onnxruntime-cuda")
+AUTO_ON_GPU = ("tensorrt", "cuda", "onnxruntime-cuda")  # before the others, where there is an NVIDIA GPU
+COMPILED = ("tensorrt", "tensorrt-rtx")  # forms that take minutes to make: auto opens them, and does not make them
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
 
@@ -83,7 +90,8 @@ class Choice:
     @property
     def forms(self) -> frozenset[str]:
         """The artefacts that the first choice needs, and no others: making them costs minutes."""
-        return frozenset({form_of(self.names[0])})
+        forms = [form_of(name) for name in self.names]
+        return frozenset([form for form in forms if self.by_name or form not in COMPILED][:1])
 
 
 class Opened:
@@ -129,8 +137,9 @@ class Opened:
         while True:
             runner = self.runner
             try:
-                outputs = run(runner)
-            except InputError:
+                with span(self.component.name):
+                    outputs = run(runner)
+            except (InputError, DeviceFullError):
                 raise
             except Exception as failed:  # out of memory, an id beyond the vocabulary: each library has kinds of its own
                 raise BackendError(
@@ -194,7 +203,7 @@ def _adaptable(runner: Runner, component: PlannedComponent) -> Adaptable:
         return runner
     raise BackendError(
         f"{runner.backend} cannot change the weights of the {_called(component)} in this version; build a plan with "
-        "the LoRA in it (calotype build MODEL --lora FILE), or take onnxruntime, openvino or eager."
+        "the LoRA in it (calotype build MODEL --lora FILE), or take cuda, onnxruntime, openvino or eager."
     )
 
 
@@ -219,9 +228,10 @@ def choose(
     """ "auto", a name, or a list of names in order of preference. Raises `BackendError` where none can run.
 
     `first` is what auto tries before all others: the backend that a plan was built for. `refused` are backends that may
-    not run, with the reason.
+    not run, with the reason. Where there is no NVIDIA GPU, auto asks for none.
     """
-    auto = tuple(dict.fromkeys([first, *AUTO] if first in NAMES else AUTO))
+    listed = (*(AUTO_ON_GPU if has_gpu() else ()), *AUTO)
+    auto = tuple(dict.fromkeys([first, *listed] if first in NAMES else listed))
     wanted = auto if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
     for name in wanted:
         if name not in _MODULES:

@@ -8,19 +8,25 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from calotype.backends.device import Gpu
+from calotype.backends.device import Gpu, fitted
 from calotype.errors import BackendError, SourceError
 from calotype.graphs import CudaRecorder, Function, Graphs, Recorder
+from calotype.memory import in_words
 
 if TYPE_CHECKING:
     import numpy as np
-    from torch import Tensor
+    import torch
+    from torch import Tensor, nn
 
     from calotype.backends import Arrays
+    from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
+
+    Exactness = Callable[[], AbstractContextManager[None]]
 
 FORM = "diffusers"
 PRECISIONS = ("fp32", "fp16", "bf16")
@@ -64,6 +70,7 @@ class CudaRunner:
     ) -> None:
         import torch
 
+        from calotype.backends.weights_cuda import FusedWeights, layers_of
         from calotype.fused import fuse
         from calotype.modules import load_module
 
@@ -75,9 +82,14 @@ class CudaRunner:
             raise BackendError(str(broken)) from None
         self.precision = artefact.precision
         self._dtype: torch.dtype = getattr(torch, _TYPES[artefact.precision])
+        layers = layers_of(module)
         self.replaced = fuse(module)
-        self._module = gpu.hold(module.to(self._dtype))
-        self._outputs = [b.name for b in component.outputs]
+        size = sum(p.numel() * self._dtype.itemsize for p in module.parameters())
+        what = f"the weights of the {component.name} ({in_words(size)} in {artefact.precision})"
+        mend = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
+        self._module = fitted(lambda: gpu.hold(module.to(self._dtype)), what, mend)
+        self._weights = FusedWeights(layers, self._module)
+        self._name, self._outputs = component.name, [b.name for b in component.outputs]
         self._gpu, self._lock = gpu, threading.Lock()
         captured = component.name.startswith(_CAPTURED)
         self._run: Function = Graphs(self._eager, recorder, limit_bytes=limit_bytes) if captured else self._eager
@@ -86,11 +98,65 @@ class CudaRunner:
         """All outputs by name, through the device and back."""
         import torch
 
-        with self._lock, self._gpu.side_stream(), torch.inference_mode():
-            outputs = self._run({name: self._gpu.put(array) for name, array in inputs.items()})
-            return {name: self._gpu.fetch(tensor) for name, tensor in outputs.items()}
+        mend = "ask for smaller pictures, or fewer at once"
+        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named(self._name), self._exact():
+            return fitted(lambda: self._carried(inputs), "a run of this size", mend)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """Change these weights where they lie, which captured graphs read; every other is the model's own again."""
+        with self._lock, self._gpu.side_stream():
+            self._weights.adapt(patches)
+
+    @property
+    def network(self) -> Module:
+        """The module as a whole picture calls it."""
+        return Module(self._module, self._dtype, self._exact)
+
+    def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        outputs = self._run({name: self._gpu.put(array) for name, array in inputs.items()})
+        return {name: self._gpu.fetch(tensor) for name, tensor in outputs.items()}
+
+    def _exact(self) -> AbstractContextManager[None]:
+        """Inside, float32 is meant: cuDNN rounds the inputs of its convolutions to ten bits unless it is told."""
+        import torch
+
+        return _without_tf32() if self._dtype == torch.float32 else nullcontext()
 
     def _eager(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One run; float32 at both ends, casts included, so that a graph holds them as well."""
         cast = {n: t.to(self._dtype) if t.is_floating_point() and n not in _WIDE else t for n, t in inputs.items()}
         return {n: t.float() for n, t in zip(self._outputs, self._module(**cast), strict=True)}
+
+
+class Module:
+    """A module as a function of tensors on the device: a whole picture is made of these."""
+
+    def __init__(
+        self, module: nn.Module, dtype: torch.dtype, exact: Callable[[], AbstractContextManager[None]]
+    ) -> None:
+        self.module, self.dtype = module, dtype
+        self._exact = exact
+
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """All outputs in their order."""
+        cast = {n: t.to(self.dtype) if t.is_floating_point() and n not in _WIDE else t for n, t in inputs.items()}
+        with self._exact():
+            made: tuple[Tensor, ...] = self.module(**cast)
+        return made
+
+
+@contextmanager
+def _without_tf32() -> Iterator[None]:
+    import torch
+
+    convolutions: Any = torch.backends.cudnn
+    before = convolutions.allow_tf32
+    convolutions.allow_tf32 = False
+    try:
+        yield
+    finally:
+        convolutions.allow_tf32 = before

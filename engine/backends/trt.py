@@ -1,4 +1,5 @@
-"""The tensorrt backend: engines of TensorRT 11 over torch tensors, on torch's current stream.
+"""The tensorrt backend: engines of TensorRT 11 (or, as tensorrt-rtx, of TensorRT-RTX) over torch tensors, on torch's
+current stream.
 
 An engine is a file that `calotype.export.tensorrt` made for a GPU and a range of sizes; of those sizes every call may
 take another. Working memory is not the engines' own: components run one after another, so they share one buffer.
@@ -10,14 +11,13 @@ made, as that may end the process.
 
 from __future__ import annotations
 
-import importlib
-import importlib.util
 import threading
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from calotype.backends.device import Gpu
-from calotype.errors import BackendError, first_line
+from calotype.backends.device import Gpu, fitted, is_full, no_room
+from calotype.backends.trt_library import imported, lacking, log_of
+from calotype.errors import BackendError, DeviceFullError
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,20 +35,14 @@ _TYPES = {
     **{"INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"},
 }
 
+_TOO_LARGE = ("a run of this size", "ask for smaller pictures, or fewer at once")
+
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def unavailable() -> str | None:
     """None where there is a GPU that torch can use and TensorRT is installed, else what is lacking."""
-    if importlib.util.find_spec("torch") is None:
-        return "torch is not installed (pip install 'calotype[build]')"
-    import torch
-
-    if not torch.cuda.is_available():
-        return "there is no NVIDIA GPU that PyTorch can use"
-    if importlib.util.find_spec("tensorrt") is None:
-        return "tensorrt is not installed (pip install 'calotype[tensorrt]')"
-    return None
+    return lacking("tensorrt", "tensorrt")
 
 
 def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
@@ -56,20 +50,21 @@ def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
-    try:
-        trt = importlib.import_module("tensorrt")
-    except ImportError as broken:
-        raise BackendError(f"tensorrt cannot be imported: {first_line(broken)}") from None
-    return TrtRunner(component, artefact, trt, Gpu())
+    return opened_with("tensorrt", component, artefact)
+
+
+def opened_with(library: str, component: PlannedComponent, artefact: Artefact) -> TrtRunner:
+    """The same with either library, where it is known to run here."""
+    return TrtRunner(component, artefact, imported(library), Gpu())
 
 
 class TrtRunner:
     """An engine with one context. Threads may share it: a lock lets one at a time put its work on the stream."""
 
-    backend = "tensorrt"
-
     def __init__(self, component: PlannedComponent, artefact: Artefact, trt: Any, gpu: Gpu) -> None:
+        self.backend = str(trt.__name__).replace("_", "-")
         self.precision = artefact.precision
+        self._name = component.name
         self._trt, self._gpu = trt, gpu
         self._inputs = [b.name for b in component.inputs]
         self._outputs = [b.name for b in component.outputs]
@@ -78,12 +73,11 @@ class TrtRunner:
         self._runtime = trt.Runtime(self._log)  # must outlive the engine, and the engine its context
         self._engine = self._opened(artefact)
         self._check_tensors()
-        if self._engine.streamable_weights_size > 0:  # an engine whose weights may stay in host memory
-            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+        self._stream_weights()
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = self._engine.create_execution_context(strategy)
         if self._context is None:
-            raise BackendError(f"TensorRT makes no context of {artefact.path}: {self._why()}")
+            raise self._failed(f"TensorRT makes no context of {artefact.path}")
         self._shapes: Shapes = {}
         self._profile = 0  # that a fresh context stands on
         self._need_bytes = 0
@@ -91,9 +85,32 @@ class TrtRunner:
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, through the device and back."""
-        with self._gpu.side_stream():
-            given = {name: self._gpu.put(array) for name, array in inputs.items()}
-            return {name: self._gpu.fetch(tensor) for name, tensor in self.run(given).items()}
+        with self._gpu.side_stream(), self._gpu.named(self._name):
+            return fitted(lambda: self._carried(inputs), *_TOO_LARGE)
+
+    def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        given = {name: self._gpu.put(array) for name, array in inputs.items()}
+        return {name: self._gpu.fetch(tensor) for name, tensor in self.run(given).items()}
+
+    @property
+    def library(self) -> Any:
+        """The module that it was opened with."""
+        return self._trt
+
+    @property
+    def engine(self) -> Any:
+        """The library's own object."""
+        return self._engine
+
+    @property
+    def log(self) -> Any:
+        """What the library says into; `told` is its last error."""
+        return self._log
+
+    @property
+    def network(self) -> Engine:
+        """The engine as a whole picture calls it."""
+        return Engine(self, self._outputs, {n: self._type(n) for n in self._inputs})
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """Put one run on the current stream; all outputs by name, into `outputs` where they are given.
@@ -111,7 +128,7 @@ class TrtRunner:
                     made[name] = self._gpu.empty(shape, self._type(name))
                 self._bind(name, made[name], shape)
             if not self._context.execute_async_v3(stream):
-                raise BackendError(f"TensorRT failed: {self._why()}")
+                raise self._failed("TensorRT failed")
             del memory  # from here on it may serve what comes next on the stream
             return made
 
@@ -121,12 +138,20 @@ class TrtRunner:
         except OSError as lacking:
             raise BackendError(f"{artefact.path} cannot be read ({lacking.strerror}).") from None
         engine = self._runtime.deserialize_cuda_engine(content)
+        if engine is None and is_full(self._why()):
+            mend = "build the plan in a lower precision, or with --engine weight-streaming"
+            raise DeviceFullError(no_room(f"the weights of the {self._name}", self._why(), mend))
         if engine is None:  # of another version or another GPU, or damaged
             raise BackendError(
                 f"TensorRT cannot open {artefact.path}: {self._why()}. "
                 "An engine is made for one version and one kind of GPU: build the plan again here."
             )
         return engine
+
+    def _stream_weights(self) -> None:
+        """Of an engine whose weights may stay in host memory, as many as the device has no room for."""
+        if self._engine.streamable_weights_size > 0:
+            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
 
     def _check_tensors(self) -> None:
         names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
@@ -207,23 +232,29 @@ class TrtRunner:
     def _why(self) -> str:
         return str(self._log.told or "it says nothing of why")
 
+    def _failed(self, what: str) -> BackendError:
+        """The error of a call that failed: a device that is full has a kind of its own."""
+        told = f"{what}: {self._why()}"
+        return DeviceFullError(no_room(_TOO_LARGE[0], told, _TOO_LARGE[1])) if is_full(told) else BackendError(told)
+
+
+class Engine:
+    """An engine as a function of tensors on the device: a whole picture is made of these. Waits for nothing."""
+
+    def __init__(self, runner: TrtRunner, outputs: Sequence[str], types: Mapping[str, str]) -> None:
+        import torch
+
+        self._runner, self._outputs = runner, outputs
+        self._types = {name: getattr(torch, kind) for name, kind in types.items()}
+        self.dtype = next((t for t in self._types.values() if t.is_floating_point), torch.float32)
+
+    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
+        """All outputs in their order; inputs are cast to the engine's types."""
+        made = self._runner.run({n: inputs[n].to(kind).contiguous() for n, kind in self._types.items()})
+        return tuple(made[name] for name in self._outputs)
+
 
 def _within(shape: tuple[int, ...], ends: Sequence[tuple[int, ...]]) -> bool:
     low, _, high = ends
     fits = len(shape) == len(low)
     return fits and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
-
-
-def log_of(trt: Any) -> Any:
-    """TensorRT's log, of which the last error is kept: its functions answer None or False, and the reason is here."""
-
-    class Log(trt.ILogger):  # type: ignore[misc]
-        def __init__(self) -> None:
-            trt.ILogger.__init__(self)
-            self.told = ""
-
-        def log(self, severity: Any, text: str) -> None:
-            if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.told = first_line(RuntimeError(text))
-
-    return Log()

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from calotype.errors import BackendError
+from calotype.errors import DeviceFullError
 from calotype.graphs import Graphs, Recorded
 
 
@@ -106,9 +106,50 @@ def test_a_full_device_lets_go_of_the_others_first(graphs, calls):
 def test_a_run_that_does_not_fit_alone_is_our_error_and_the_next_works(graphs, calls):
     run = graphs()
     calls.full = 2
-    with pytest.raises(BackendError, match=r"no room .*\(tried to allocate 20 GiB\); ask for smaller pictures"):
+    with pytest.raises(DeviceFullError, match=r"no room .*\(tried to allocate 20 GiB\); ask for smaller pictures"):
         run(given(4))
     assert right(run(given(3)), 3)
+
+
+def test_a_full_device_outside_of_a_capture_is_the_same_error(graphs, calls, monkeypatch):
+    """Buffers of inputs before it, and copies of outputs after it."""
+    run, real = graphs(), torch.Tensor.clone
+    run(given(3))
+    left = [2]
+
+    def clone(tensor):
+        if left[0]:
+            left[0] -= 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 3.00 GiB")
+        return real(tensor)
+
+    monkeypatch.setattr(torch.Tensor, "clone", clone)
+    with pytest.raises(DeviceFullError, match=r"no room for a run of this size \(CUDA out of memory. Tried"):
+        run(given(4))
+    assert right(run(given(4)), 4)
+    left[0] = 1  # once: the others give way, and it fits
+    assert right(run(given(4)), 4)
+    assert calls.shapes == [(3, 2), (4, 2), (4, 2)]
+
+
+def test_a_capture_that_fails_for_room_says_what_it_came_of(graphs, calls, monkeypatch):
+    def record(function, inputs):
+        try:
+            raise torch.OutOfMemoryError("CUDA out of memory")
+        finally:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    run = graphs()
+    monkeypatch.setattr(calls, "record", record)
+    with pytest.raises(DeviceFullError, match="CUDA out of memory"):
+        run(given(4))
+
+    def broken(function, inputs):
+        raise RuntimeError("an illegal memory access was encountered")
+
+    monkeypatch.setattr(calls, "record", broken)
+    with pytest.raises(RuntimeError, match="illegal"):
+        run(given(4))
 
 
 def test_a_thousand_requests_hold_no_more_than_the_limit(graphs):

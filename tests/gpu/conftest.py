@@ -3,10 +3,14 @@
 No other conftest is needed here: `pytest --confcutdir=tests/gpu tests/gpu` wants torch, triton and calotype alone.
 """
 
+from contextlib import nullcontext
+
+import numpy as np
 import pytest
 import torch
 from triton import knobs
 
+from calotype.backends.device import Gpu
 from calotype.graphs import CudaRecorder, Recorded
 
 INTERPRETED = knobs.runtime.interpret
@@ -25,6 +29,33 @@ def pytest_collection_modifyitems(items) -> None:
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cpu" if INTERPRETED else "cuda")
+
+
+class Host(Gpu):
+    """Stands in for the device in the interpreter."""
+
+    def side_stream(self):
+        return nullcontext()
+
+    def named(self, name):
+        return nullcontext()
+
+    def hold(self, module):
+        return module
+
+    def total_bytes(self):
+        return 2**34
+
+    def put(self, array):
+        return torch.from_numpy(np.ascontiguousarray(array))
+
+    def fetch(self, tensor):
+        return tensor.numpy()
+
+
+@pytest.fixture
+def gpu(device) -> Gpu:
+    return Host() if device.type == "cpu" else Gpu()
 
 
 class Calls:

@@ -8,8 +8,13 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from calotype.fused import FusedAttention, fuse, remembered
+from calotype.backends.weights_cuda import FusedWeights, layers_of
+from calotype.fused import FusedResnet, fuse
+from calotype.fused_attention import FusedAttention
+from calotype.fused_times import FusedTimes
+from calotype.hoisted import hoisted
 from calotype.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
+from calotype.patches import Patch, Patches, Term
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
 BLOCKS = {
@@ -54,8 +59,15 @@ NETWORKS = {
     "text encoder": (text, lambda r: {"input_ids": torch.arange(14).reshape(2, 7)}),
 }
 REPLACED = {
-    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
-    "U-Net of SDXL": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
+    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5, "times": 1},
+    "U-Net of SDXL": {
+        "ResnetBlock2D": 8,
+        "BasicTransformerBlock": 4,
+        "Attention": 8,
+        "GEGLU": 4,
+        "GroupNorm": 5,
+        "times": 1,
+    },
     "VAE decoder": {"ResnetBlock2D": 6, "GroupNorm": 2},
     "VAE encoder": {"ResnetBlock2D": 4, "GroupNorm": 2},
     "text encoder": {"LayerNorm": 5},
@@ -112,16 +124,46 @@ def test_it_computes_what_the_network_computes(name, pair, randn, device):
     assert half <= 2 * off(run(plain, inputs, torch.bfloat16, device), truth)
 
 
-def test_a_text_that_is_remembered_is_the_text(pair, randn, device):
-    """Other texts that are given inside have no part; outside, they have."""
-    _, fused, _ = pair("U-Net")
-    inputs, (text, other) = of_unet(randn), (randn(2, 7, 24), randn(2, 7, 24))
-    wanted = run(fused, inputs | {"encoder_hidden_states": text}, torch.float32, device)
-    with torch.inference_mode(), remembered(fused, text.to(device)):
-        got = run(fused, inputs | {"encoder_hidden_states": other}, torch.float32, device)
-    assert off(got, wanted) == 0
-    kept = [m.kept for m in fused.modules() if isinstance(m, FusedAttention)]
-    assert kept == [None] * 8
+def test_a_schedule_that_is_hoisted_is_its_calls(pair, randn, device):
+    """Inside, the timestep and the text that a call is given have no part: the schedule's and its own have."""
+    plain, fused, _ = pair("U-Net of SDXL")
+    inputs = NETWORKS["U-Net of SDXL"][1](randn)
+    steering = {n: t.to(device) for n, t in inputs.items() if n not in ("sample", "timestep")}
+    times = torch.tensor([[999.0, 500.5], [500.5, 20.0]])  # slots of a batch at steps of their own
+    wanted = run(plain, inputs | {"timestep": times[1]}, torch.float32, device)
+    with torch.inference_mode(), hoisted(fused, times.to(device), steering, torch.float32) as at:
+        at(1)
+        other = inputs | {"encoder_hidden_states": randn(2, 7, 24)}
+        assert off(run(fused, other, torch.float32, device), wanted) <= 2e-6
+    kept = [m.kept for m in fused.modules() if isinstance(m, (FusedTimes, FusedResnet, FusedAttention))]
+    assert kept == [None] * len(kept)
+
+
+def test_weights_have_the_names_of_before_and_are_changed_where_they_lie(pair, randn, device):
+    """Every layer's, those that are rows of a packed one too; put back bit for bit."""
+    plain, _, _ = pair("U-Net")
+    torch.manual_seed(3)
+    fused = copy.deepcopy(plain)
+    layers = layers_of(fused)
+    fuse(fused)
+    weights = FusedWeights(layers, fused)
+    assert weights.shapes() == {name: tuple(layer.weight.shape) for name, layer in layers_of(plain).items()}
+    before = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
+    names = [n for n in weights.shapes() if n.endswith(("to_k", "conv1", "ff.net.0.proj"))][:6]
+    terms = {}
+    for name in names:
+        out, *into = weights.shapes()[name]
+        term = Term(up=randn(out, 2).numpy(), down=randn(2, *into).flatten(1).numpy(), middle=None, scale=0.5)
+        terms[f"{name}.weight"] = Patch(terms=(term,))
+        layer = plain.get_submodule(f"model.{name}")
+        layer.weight.data += torch.from_numpy(term.delta()).reshape(layer.weight.shape).to(device)
+    weights.adapt(Patches(patches=terms, key="some"))
+    fuse(plain)
+    changed = fused.state_dict()
+    assert all(torch.equal(tensor, changed[name]) for name, tensor in plain.state_dict().items())
+    assert not all(torch.equal(tensor, before[name]) for name, tensor in changed.items())
+    weights.adapt(Patches())
+    assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
 
 
 def test_parameters_are_the_networks_own(pair):

@@ -1,97 +1,111 @@
-"""From a job to bytes: the pipeline's pictures, and what cannot be one graph told."""
+"""`calotype.load(..., backend="cuda")`: pictures as one graph, the loop for the others, and the report says which."""
 
-from contextlib import nullcontext
+import re
 from dataclasses import replace
 
 import diffusers
 import numpy as np
 import pytest
-import torch
 
 import calotype
-from calotype import painter as module
-from calotype.backends.device import Gpu
-from calotype.errors import BackendError, NotFiniteError
-from calotype.painter import Painter
-from calotype.request import Request, resolve
+from calotype import fused, painter
+from calotype.backends import cuda
+from calotype.errors import Cancelled
+from calotype.graphs import Graphs
 
 SMALL = {"steps": 2, "width": 64, "height": 64}
-
-
-class Host(Gpu):
-    """Stands in for the device in the interpreter."""
-
-    def side_stream(self):
-        return nullcontext()
-
-    def hold(self, network):
-        return network
-
-    def put(self, array):
-        return torch.from_numpy(array)
-
-    def fetch(self, tensor):
-        return tensor.numpy()
+RED = "a red star"
 
 
 @pytest.fixture(scope="module")
-def pipe():
+def eager():
     return calotype.load("demo", backend="eager")
 
 
 @pytest.fixture
-def painter(pipe, device, recorder, monkeypatch):
+def load(device, gpu, recorder, monkeypatch):
     """In the interpreter the networks are left as they are: with kernels in them a picture would take minutes."""
     if device.type == "cpu":
-        monkeypatch.setattr(module, "fuse", lambda network: None)
-    gpu = Host() if device.type == "cpu" else Gpu()
+        monkeypatch.setattr(fused, "fuse", lambda network: None)
+        monkeypatch.setattr(cuda, "unavailable", lambda: None)
+        monkeypatch.setattr(cuda, "Gpu", lambda: gpu)
+        monkeypatch.setattr(painter, "Gpu", lambda: gpu)
+    monkeypatch.setattr(cuda, "CudaRecorder", lambda: recorder)
+    monkeypatch.setattr(painter, "CudaRecorder", lambda: recorder)
+    return lambda model="demo": calotype.load(model, backend="cuda")
 
-    def of(plan=pipe.plan, precision="fp32"):
-        return Painter(plan, gpu, recorder, precision=precision, limit_bytes=2**34)
 
-    return of
+def near(got, wanted, device) -> bool:
+    pairs = [(np.asarray(a).astype(int), np.asarray(b)) for a, b in zip(got.images, wanted.images, strict=True)]
+    return max(int(np.abs(a - b).max()) for a, b in pairs) <= (1 if device.type == "cpu" else 8)
 
 
-def test_jobs_become_the_pipelines_pictures(pipe, painter, device, recorder):
-    paint = painter().paint
-    for seed, prompt in enumerate(["a red star", ["a blue ring on a white background", "a green cross"]]):
+def test_pictures_are_one_graph_and_the_loops(load, eager, device, recorder):
+    pipe = load()
+    for seed, prompt in enumerate([RED, "a green cross", ["a blue ring on a white background", "a green cross"]]):
         said = {"prompt": prompt, "seed": seed, "guidance_scale": 4.0, **SMALL}
-        got = paint(resolve(Request(**said), pipe.plan))
-        wanted = np.stack([np.asarray(image) for image in pipe(**said).images])
-        assert got.shape == wanted.shape
-        assert np.abs(got.astype(int) - wanted).max() <= (1 if device.type == "cpu" else 8)
-    assert recorder.made == 2
+        got = pipe(**said)
+        assert near(got, eager(**said), device)
+        assert "painted as one graph" in got.report.notes
+        assert set(got.report.seconds) == {"picture"}
+    assert recorder.made == 2  # of one picture, and of two
+    assert got.images[0].info["backend"] == "cuda"
 
 
-def test_networks_may_have_precisions_of_their_own(pipe, painter):
-    kinds = {"text_encoder": "fp32", "unet": "bf16", "vae_decoder": "fp32"}
-    said = {"prompt": "a red star", "seed": 3, **SMALL}
-    got = painter(precision=kinds).paint(resolve(Request(**said), pipe.plan))
-    wanted = np.asarray(pipe(**said).images[0])
-    assert 0 < np.abs(got[0].astype(int) - wanted).mean() < 4  # levels of 255
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"scheduler": diffusers.DDIMScheduler(clip_sample=True)}, r"is no sampler matrix \("),
+        ({"guidance_interval": (0.0, 0.5)}, "differ from step to step"),
+        ({"output_type": "np"}, "a graph makes bytes, and output_type is np"),
+    ],
+    ids=["no matrix", "guidance now and then", "floats"],
+)
+def test_what_cannot_be_one_graph_goes_the_loops_way_and_is_told(said, told, load, eager, device):
+    pipe, said = load(), {"prompt": RED, "seed": 3, **SMALL, **said}
+    got, wanted = pipe(**said), eager(**said)
+    (note,) = [n for n in got.report.notes if n.startswith("painted step by step: ")]
+    assert re.search(told, note)
+    assert "steps" in got.report.seconds
+    if said.get("output_type") == "np":
+        assert np.abs(got.images - wanted.images).max() <= (1e-3 if device.type == "cpu" else 0.03)
+    else:
+        assert near(got, wanted, device)
 
 
-def test_what_cannot_be_one_graph_is_told(pipe, painter):
-    plan = pipe.plan
-    with pytest.raises(BackendError, match="fp32, fp16, bf16, and int8 was asked for"):
-        painter(precision="int8")
-    with pytest.raises(BackendError, match=r"vae_decoder .* None was asked for"):
-        painter(precision={"text_encoder": "fp32", "unet": "fp32"})
-    bare = replace(plan.components["unet"], artefacts=())
-    with pytest.raises(BackendError, match="no weights of the unet"):
-        painter(replace(plan, components={**plan.components, "unet": bare}))
-    with pytest.raises(BackendError, match="without ControlNets"):
-        painter(replace(plan, components={**plan.components, "controlnet": plan.components["unet"]}))
+def test_a_stream_goes_step_by_step(load, eager, device):
+    *_, last = load().stream(RED, seed=1, **SMALL)
+    assert last.step == 2
+    assert near(last.result, eager(RED, seed=1, **SMALL), device)
+    assert not [n for n in last.result.report.notes if n.startswith("painted")]
 
 
-def test_numbers_that_are_not_finite_are_told(pipe, painter):
-    broken = painter(replace(pipe.plan, scaling_factor=1e-38))
-    with pytest.raises(NotFiniteError, match="not finite: take bf16"):
-        broken.paint(resolve(Request(prompt="a red star", **SMALL), pipe.plan))
+def test_a_picture_that_has_no_room_as_one_graph_is_painted_step_by_step(load, eager, device, monkeypatch):
+    def full(self, inputs):
+        raise RuntimeError("CUDA out of memory. Tried to allocate 3.00 GiB")
+
+    pipe = load()
+    real = Graphs._replayed
+    monkeypatch.setattr(Graphs, "_replayed", lambda self, given: (full if "said" in given else real)(self, given))
+    got = pipe(RED, seed=2, **SMALL)
+    assert near(got, eager(RED, seed=2, **SMALL), device)
+    (note,) = [n for n in got.report.notes if n.startswith("painted step by step: ")]
+    assert "the GPU has no room for a run of this size" in note
+    monkeypatch.setattr(Graphs, "_replayed", real)
+    assert "painted as one graph" in pipe(RED, seed=2, **SMALL).report.notes
 
 
-def test_a_scheduler_that_is_no_matrix_is_told(pipe, painter):
-    scheduler = diffusers.DDIMScheduler(clip_sample=True)
-    job = resolve(Request(prompt="a red star", scheduler=scheduler, **SMALL), pipe.plan)
-    with pytest.raises(BackendError, match=r"is no sampler matrix .*: no graph can hold its steps"):
-        painter().paint(job)
+def test_numbers_that_are_not_finite_are_told_by_the_loop(load):
+    pipe = load()
+    pipe.plan = replace(pipe.plan, scaling_factor=1e-38)
+    broken = calotype.Pipeline(pipe.plan, pipe._choice)
+    with pytest.raises(calotype.CalotypeError, match="not finite"):
+        broken(RED, **SMALL)
+
+
+def test_what_was_cancelled_is_not_begun(load):
+    pipe = load()
+    work, stop = pipe._begun(RED, SMALL)
+    pipe.cancel()
+    with pytest.raises(Cancelled):
+        pipe._at_once(work, stop)

@@ -3,18 +3,25 @@
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 import calotype
+from calotype.backends.cuda import Module
+from calotype.codec import Codec, Portions
 from calotype.conditioning import tokenizers_of
 from calotype.graphs import Graphs
+from calotype.latents import BatchNoise
 from calotype.modules import load_module
 from calotype.request import Request, resolve
 from calotype.sampler_cache import sampler_for
-from calotype.whole import WholePicture, inputs_of
+from calotype.setting_out import set_out
+from calotype.whole import WholePicture
+from calotype.whole_inputs import Asked, inputs_of
 
 PROMPTS = ["a large red circle on a blue background", "a green star on a white background"]
 LEVELS = 1  # of 255: the last digits of sums may round a pixel to the next one
 ON_A_GPU = 8  # its convolutions round otherwise
+SMALL = {"width": 64, "height": 64}
 
 
 @pytest.fixture(scope="module")
@@ -26,8 +33,10 @@ def pipe():
 def whole(pipe, device):
     """The networks as they are: that kernels inside them change nothing is test_fused's."""
     folders = {name: c.artefact("diffusers").path for name, c in pipe.plan.components.items()}
-    names = ("text_encoder", "unet", "vae_decoder")
-    return WholePicture(pipe.plan, {name: load_module(name, folders[name]) for name in names}).to(device)
+    modules = {n: load_module(n, folders[n]).to(device) for n in ("text_encoder", "unet", "vae_decoder")}
+    exact = torch.no_grad  # any context: tests are in float32 as it is
+    networks = {name: Module(module, torch.float32, exact) for name, module in modules.items()}
+    return WholePicture(pipe.plan, networks).to(device)
 
 
 @pytest.fixture
@@ -36,11 +45,22 @@ def inputs(pipe, device):
 
     def of(prompt, **said):
         job = resolve(Request(prompt=prompt, **said), pipe.plan)
-        _, matrix = sampler_for(job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers)
-        arrays = inputs_of(pipe.plan, tokenizers, matrix, job)
+        _, matrix = sampler_for(job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers, job.task.course)
+        draw = BatchNoise(job.seeds, (4, job.height // 8, job.width // 8))
+        ready = set_out(pipe.plan, job, Codec(pipe.plan, pipe.component), draw, Portions())
+        arrays, _ = inputs_of(pipe.plan, tokenizers, Asked(job=job, sampler=matrix, ready=ready, draw=draw))
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
     return of
+
+
+def picture() -> Image.Image:
+    side = np.linspace(0, 255, 64, dtype=np.uint8)
+    return Image.fromarray(np.stack(np.broadcast_arrays(side[:, None], side[None], side[::-1, None]), axis=-1))
+
+
+def left_half() -> Image.Image:
+    return Image.fromarray(np.repeat(np.repeat(np.array([[255, 0]], np.uint8), 64, 0), 32, 1))
 
 
 def apart(pixels, images) -> int:
@@ -49,20 +69,36 @@ def apart(pixels, images) -> int:
     return int(np.abs(pixels.cpu().numpy().astype(int) - wanted).max())
 
 
-@pytest.mark.parametrize(
-    ("prompt", "said"),
-    [
-        (PROMPTS[0], {"scheduler": "dpm++2m-karras", "guidance_scale": 5.0, "negative_prompt": "a blue ring"}),
-        (PROMPTS, {"scheduler": "euler-a", "guidance_scale": 3.0, "width": 96, "height": 64}),
-        (PROMPTS[0], {"scheduler": "heun", "guidance_scale": 1.0, "width": 64, "height": 64}),
-    ],
-    ids=["guided", "a batch with draws", "unguided, two calls a step"],
-)
-def test_it_is_the_pipelines_picture(prompt, said, pipe, whole, inputs, device):
-    said = {"steps": 3, "seed": 5, **said}
+LONG = f"{PROMPTS[0]}, and {'very ' * 80}large"
+CASES = {  # what is asked, and the inputs that it has besides
+    "guided": (PROMPTS[0], {"scheduler": "dpm++2m-karras", "negative_prompt": "a blue ring"}, set()),
+    "a batch with draws": (PROMPTS, {"scheduler": "euler-a", "guidance_scale": 3.0, "width": 96}, set()),
+    "unguided, two calls a step": (PROMPTS[0], {"scheduler": "heun", "guidance_scale": 1.0}, set()),
+    "rescaled, of an earlier layer": (
+        PROMPTS[0],
+        {"guidance_rescale": 0.7, "clip_skip": 1},
+        {"rescaled", "clip_skip.1"},
+    ),
+    "of two chunks, some words heavier": ([LONG, "a (green:1.3) star"], {}, {"weights.text_encoder"}),
+    "from a picture": (PROMPTS[0], {"image": picture(), "strength": 0.7}, {"original", "clean"}),
+    "into a mask": (
+        PROMPTS[0],
+        {"image": picture(), "mask_image": left_half(), "strength": 0.7},
+        {"original", "clean", "repaint", "kept"},
+    ),
+}
+ALWAYS = {"ids.text_encoder", "said", "noise", "draws", "rows", "timesteps", "guidance"}
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_it_is_the_pipelines_picture(name, pipe, whole, inputs, device):
+    prompt, said, more = CASES[name]
+    said = {"steps": 3, "seed": 5, "guidance_scale": 5.0, **SMALL, **said}
     wanted = pipe(prompt, **said).images
+    given = inputs(prompt, **said)
+    assert set(given) == ALWAYS | more
     with torch.inference_mode():
-        pixels = whole(inputs(prompt, **said))["pixels"]
+        pixels = whole(given)["pixels"]
     assert apart(pixels, wanted) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
 
 
@@ -70,8 +106,7 @@ def test_one_graph_serves_every_prompt_seed_scale_and_sampler_of_its_shapes(pipe
     with torch.inference_mode():
         graph = Graphs(whole, recorder, limit_bytes=2**34)
         for i, scheduler in enumerate(["dpm++2m-karras", "ddim", "unipc"]):
-            small = {"steps": 2, "width": 64, "height": 64}
-            said = {"seed": i, "scheduler": scheduler, "guidance_scale": 2.0 + i, **small}
+            said = {"seed": i, "steps": 2, "scheduler": scheduler, "guidance_scale": 2.0 + i, **SMALL}
             pixels = graph(inputs(PROMPTS[i % 2], **said))["pixels"]
             assert apart(pixels, pipe(PROMPTS[i % 2], **said).images) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
     assert recorder.made == 1

@@ -5,8 +5,10 @@ is not fails the test, even where our code would have made an error of it.
 """
 
 import ctypes
+import importlib.util
+import sys
 from collections.abc import Callable
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import numpy as np
@@ -122,6 +124,15 @@ class CpuGpu:
     def current_stream(self) -> int:
         return self.stream
 
+    def named(self, name: str):
+        return nullcontext()
+
+    def hold(self, module: torch.nn.Module) -> torch.nn.Module:
+        return module
+
+    def total_bytes(self) -> int:
+        return 2**34
+
     def capturing(self) -> bool:
         return self.captures
 
@@ -149,6 +160,17 @@ def fake():
     made = FakeTrt()
     yield made
     assert made.unknown == [], "names that TensorRT 11.4 does not have"
+
+
+@pytest.fixture(scope="session")
+def standin():
+    """A TensorRT that computes, see standin.py."""
+    place = importlib.util.spec_from_file_location("standin", Path(__file__).with_name("standin.py"))
+    module = importlib.util.module_from_spec(place)
+    sys.modules["standin"] = module  # where engines are pickled
+    place.loader.exec_module(module)
+    yield module
+    del sys.modules["standin"]
 
 
 @pytest.fixture

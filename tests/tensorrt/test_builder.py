@@ -42,6 +42,7 @@ def test_a_build_is_strongly_typed_and_for_its_profiles(trt, graph):
     assert len(trt.called("IBuilderConfig.add_optimization_profile")) == 2
     assert trt.called("IBuilderConfig.max_aux_streams =") == [(0,)]  # all on the one stream that is captured
     assert trt.called("IBuilderConfig.set_flag") == []
+    assert trt.called("IBuilderConfig.clear_flag") == [("BuilderFlag.TF32",)]  # float32 is what it says
 
 
 @pytest.mark.parametrize(
@@ -169,4 +170,12 @@ def test_sizes_are_those_of_the_bindings_over_the_profile():
         "sample": ((1, 4, 8, 16), (4, 4, 64, 64), (8, 4, 128, 96)),  # both halves of guidance; one picture without
         "timestep": ((1,), (4,), (8,)),
     }
+    states = Binding(name="encoder_hidden_states", dtype="float32", dims=("batch", "tokens", 768))
+    ids = Binding(name="input_ids", dtype="int64", dims=("batch", 77))
+    assert shapes_of("unet", [states], profile, chunks=3)["encoder_hidden_states"] == (
+        (1, 77, 768),
+        (4, 77, 768),
+        (8, 3 * 77, 768),
+    )
+    assert shapes_of("text_encoder", [ids], profile, chunks=3)["input_ids"] == ((1, 77), (4, 77), (24, 77))
     assert shapes_of("vae_decoder", [sample], profile)["sample"][1:] == ((2, 4, 64, 64), (4, 4, 128, 96))

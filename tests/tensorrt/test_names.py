@@ -7,7 +7,8 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
-FILES = ("export/tensorrt.py", "export/tensorrt_watch.py", "engine/backends/trt.py")
+RUNNERS = ("trt", "trt_library", "trt_refit")
+FILES = ("export/tensorrt.py", "export/tensorrt_watch.py", *(f"engine/backends/{name}.py" for name in RUNNERS))
 # TensorRT-RTX's alone: the code comes to them only where targets are named, which TensorRT itself refuses.
 OF_RTX = {"ComputeCapability", "set_compute_capability", "num_compute_capabilities"}
 # Objects of the library by what the code calls them.
@@ -18,6 +19,9 @@ KINDS = {
     "parser": "OnnxParser",
     "error": "ParserError",
     "optimisation": "IOptimizationProfile",
+    "refitter": "Refitter",
+    "reader": "OnnxParserRefitter",
+    "runner.engine": "ICudaEngine",
     "_runtime": "Runtime",
     "_engine": "ICudaEngine",
     "_context": "IExecutionContext",
@@ -51,10 +55,17 @@ def test_it_looks_where_names_are():
         assert name in everything
 
 
+def test_the_stand_in_has_the_bindings_names_alone(standin):
+    kinds = [kind for kind in vars(standin).values() if isinstance(kind, type) and kind.__module__ == "tensorrt"]
+    own = {f"{kind.__name__}.{name}" for kind in kinds for name in vars(kind) if not name.startswith("_")}
+    assert own
+    assert own <= NAMES
+
+
 def test_words_in_tables_are_the_bindings():
     from calotype.backends.trt import _TYPES
-    from calotype.export.tensorrt import _HARDWARE, _REFITS
+    from calotype.export.engine_options import HARDWARE, REFITS
 
-    words = {f"BuilderFlag.{n}" for n in (*_REFITS.values(), "WEIGHT_STREAMING", "VERSION_COMPATIBLE")}
-    words |= {f"HardwareCompatibilityLevel.{n}" for n in _HARDWARE.values()} | {f"DataType.{n}" for n in _TYPES}
+    words = {f"BuilderFlag.{n}" for n in (*REFITS.values(), "WEIGHT_STREAMING", "VERSION_COMPATIBLE")}
+    words |= {f"HardwareCompatibilityLevel.{n}" for n in HARDWARE.values()} | {f"DataType.{n}" for n in _TYPES}
     assert words <= NAMES

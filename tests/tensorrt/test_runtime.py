@@ -11,7 +11,7 @@ from calotype import backends
 from calotype.backends import trt as backend
 from calotype.backends.trt import TrtRunner
 from calotype.bindings import Binding
-from calotype.errors import BackendError
+from calotype.errors import BackendError, DeviceFullError
 from calotype.plan import Artefact, PlannedComponent
 
 X = Binding(name="x", dtype="float32", dims=("batch", 4))
@@ -148,6 +148,24 @@ def test_a_run_that_fails_is_our_error_and_the_next_one_works(name, engine, open
     with pytest.raises(BackendError, match="out of memory"):
         runner({"x": numbers(2)})
     fake.answers[f"IExecutionContext.{name}"] = works
+    assert (runner({"x": numbers(2)})["y"] == 2 * numbers(2)).all()
+
+
+def test_a_full_device_is_an_error_of_its_own_wherever_it_is_found(engine, component, open_with, gpu, monkeypatch):
+    fake = engine((1, 2, 8))
+    fake.answers["Runtime.deserialize_cuda_engine"] = lambda content: fake.say("CUDA error 2: out of memory")
+    with pytest.raises(DeviceFullError, match=r"no room for the weights of the unet .*--engine weight-streaming\.$"):
+        open_with(fake)
+    del fake.answers["Runtime.deserialize_cuda_engine"]
+    runner, real = open_with(fake), gpu.empty
+
+    def full(shape, dtype):
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+
+    monkeypatch.setattr(gpu, "empty", full)  # of outputs, and of the working memory
+    with pytest.raises(DeviceFullError, match=r"no room for a run of this size \(CUDA out of memory"):
+        runner({"x": numbers(2)})
+    monkeypatch.setattr(gpu, "empty", real)
     assert (runner({"x": numbers(2)})["y"] == 2 * numbers(2)).all()
 
 

@@ -11,7 +11,7 @@ import importlib.util
 import json
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,7 @@ class Peer:
         return {
             "threads": torch.get_num_threads(),
             "artefact_bytes": sum(_weights_bytes(Path(f)) for f in (job["model"], *job["controlnets"])),
-            "versions": {name: metadata.version(name) for name in _PACKAGES},
+            "versions": dict(_versions()),
             **told,
         }
 
@@ -135,6 +135,15 @@ class Peer:
             return out
 
         return timed
+
+
+def _versions() -> Iterator[tuple[str, str]]:
+    """Of what is installed: a machine with a GPU may have less than the requirements."""
+    for name in _PACKAGES:
+        try:
+            yield name, metadata.version(name)
+        except metadata.PackageNotFoundError:
+            continue
 
 
 def _open(job: Mapping[str, Any]) -> Any:

@@ -20,7 +20,28 @@ if knobs.runtime.interpret:
         found = np.where(np.isnan(source.data), 0x7FC0, nearest).astype(np.uint16)
         return interpreter.TensorHandle(found, kind.scalar)
 
+    _CONVERT, _DOT = interpreter._convert_float, interpreter.InterpreterBuilder.create_dot
+
+    def _to_fp8(data, source, kind, mode):
+        """To float8_e4m3fn as GPUs and torch do, to the nearest; the interpreter cuts off."""
+        if source != tl.float32 or kind != tl.float8e4nv:
+            return _CONVERT(data, source, kind, mode)
+        eight = torch.from_numpy(np.ascontiguousarray(data)).to(torch.float8_e4m3fn)
+        return eight.view(torch.uint8).numpy()
+
+    def _dot(self, a, b, *rest):
+        """Of bfloat16 too, which the interpreter would multiply by its bits."""
+        wide = [
+            interpreter.TensorHandle((h.data.astype(np.uint32) << 16).view(np.float32), tl.float32)
+            if h.dtype.scalar == tl.bfloat16
+            else h
+            for h in (a, b)
+        ]
+        return _DOT(self, *wide, *rest)
+
     interpreter.InterpreterBuilder.cast_impl = _rounded
+    interpreter.InterpreterBuilder.create_dot = _dot
+    interpreter._convert_float = _to_fp8
 
 
 def _off(got: torch.Tensor, wanted: torch.Tensor) -> tuple[float, float]:

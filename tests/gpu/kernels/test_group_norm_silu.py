@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu, launches, reference
+from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu, launches, plugin_launch, reference
 
 # [B, C, H, W], groups, launches, why
 SHAPES = [
@@ -13,7 +13,7 @@ SHAPES = [
     ((2, 40, 7, 5), 4, 1, "ten channels a group, as in SD 1.5: no power of two; 35 pixels: no multiple of a tile"),
     ((3, 24, 9, 3), 8, 1, "three channels a group, three pictures"),
     ((1, 80, 47, 43), 8, 2, "split, with groups side by side, and a last part that is shorter"),
-    ((2, 160, 32, 33), 2, 2, "split, eighty channels a group, as in SDXL's widest: one group alone is a full line"),
+    ((2, 160, 9, 33), 2, 2, "split, eighty channels a group, as in SDXL's widest: one group alone is a full line"),
     ((1, 16, 130, 127), 16, 2, "split, one channel a group"),
 ]
 
@@ -80,3 +80,13 @@ def test_what_does_not_fit_is_refused(randn):
         group_norm_silu(pictures(randn, 1, 8, 2, 2, dtype=torch.float32), replace(norm, groups=3))
     with pytest.raises(ValueError, match=r"time \[B, C\]"):
         group_norm_silu(pictures(randn, 1, 8, 2, 2, dtype=torch.float32), norm, time=randn(2, 8))
+
+
+def test_as_tensorrt_launches_it(dtype, randn):
+    """Five arguments in TensorRT's order, the same numbers."""
+    x = (randn(2, 24, 5, 7) + 3).to(dtype).contiguous(memory_format=torch.channels_last)
+    norm = GroupNorm(weight=randn(24, dtype=dtype), bias=randn(24, dtype=dtype), groups=4)
+    launch = plugin_launch(x, norm)
+    launch()
+    assert list(launch.arguments) == ["x", "weight", "bias", "pixels", "out"]
+    assert torch.equal(launch.arguments["out"], group_norm_silu(x, norm)[0])

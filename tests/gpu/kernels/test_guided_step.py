@@ -7,8 +7,10 @@ import numpy as np
 import pytest
 import torch
 
+from calotype import sampler
+from calotype.course import Course
 from calotype.guidance import guide
-from calotype.kernels.guided_step import Inpainting, Network, Slots, guided_step, reference
+from calotype.kernels.guided_step import Network, Original, Slots, guided_step, reference
 from calotype.probe import compile_sampler
 from calotype.sampler import SamplerMatrix
 
@@ -74,10 +76,10 @@ def answer(sample, timestep):
     return torch.tanh(sample.float() * 0.7 + timestep[:, None, None, None] * 1e-3 + apart * 0.1)
 
 
-def by_numpy(m: SamplerMatrix, s: int, batch: Batch, count: int, guided: bool) -> np.ndarray:
+def by_numpy(m: SamplerMatrix, s: int, batch: Batch, count: int, guided: bool, original=None) -> np.ndarray:
     """Slot s alone, by the engine."""
     draws = iter(batch.draws[s][:, None])
-    run = m.run(batch.slots.history[s, :1].cpu().numpy(), lambda: next(draws))
+    run = m.run(batch.slots.history[s, :1].cpu().numpy(), lambda: next(draws), original=original)
     for i, timestep in enumerate(m.timesteps):
         x = torch.from_numpy(run.input(i))
         halves = (s, count + s) if guided else (s,)
@@ -125,20 +127,22 @@ def test_a_slot_that_is_through_is_left_as_it_is(matrices, randn):
     assert torch.equal(batch.slots.history.isnan(), before.isnan())
 
 
-def inpainted(batch: Batch, randn) -> Batch:
-    table = batch.slots.rows.shape[1]
-    mask = (randn(len(batch.slots.latents), *batch.slots.latents.shape[2:]) > 0).to(torch.uint8)
-    keep = randn(len(mask), table, 2).double()
-    kept = Inpainting(clean=randn(*batch.slots.latents.shape), mask=mask, keep=keep)
-    return replace(batch, slots=replace(batch.slots, inpainting=kept))
+def set_out(batch: Batch, randn, *, masked: bool) -> Batch:
+    """The same slots, from pictures of random latents; with masks, what stands elsewhere is random too."""
+    count, table = batch.slots.rows.shape[:2]
+    shape = batch.slots.latents.shape
+    mask = (randn(count, *shape[2:]) > 0).to(torch.uint8) if masked else None
+    kept = randn(count, table, 2).double() if masked else None
+    original = Original(latents=randn(*shape), clean=randn(count, table).double(), repaint=mask, kept=kept)
+    return replace(batch, slots=replace(batch.slots, original=original))
 
 
 @pytest.mark.parametrize("rescaled", [False, True], ids=["plain", "rescaled"])
-@pytest.mark.parametrize("painted", [False, True], ids=["whole", "inpainting"])
-def test_every_tensor_is_the_references(rescaled, painted, dtype, matrices, randn):
+@pytest.mark.parametrize("origin", ["noise", "mask"])
+def test_every_tensor_is_the_references(rescaled, origin, dtype, matrices, randn):
     scales = [[7.5, 0.7], [3.0, 0.0], [1.0, 1.0], [5.0, 0.3]] if rescaled else None
     ours = batch_of(matrices, randn, WIDE, dtype=dtype, scales=scales)
-    ours = inpainted(ours, randn) if painted else ours
+    ours = ours if origin == "noise" else set_out(ours, randn, masked=origin == "mask")
     theirs = copy.deepcopy(ours)
     for _ in range(4):
         guided_step(ours.network, ours.slots, rescaled=rescaled)
@@ -152,6 +156,35 @@ def test_every_tensor_is_the_references(rescaled, painted, dtype, matrices, rand
         for batch in (ours, theirs):  # both from the reference's, so that differences do not add up
             batch.network.output.copy_(answer(theirs.network.sample, theirs.network.timestep))
             batch.slots.history.copy_(theirs.slots.history)
+
+
+COURSES = {
+    "from a picture": Course(origin="image", skipped=1),
+    "into a mask": Course(origin="image", skipped=1, keeps=True),
+}
+
+
+@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
+def test_pictures_that_are_set_out_from_are_the_engines(course, randn):
+    """Samplers of other numbers of calls side by side, each against its own run in numpy."""
+    names = {"dpm++2m": 4, "euler-a": 3}
+    matrices = [compile_sampler(n, steps, base_config=TRAINED, course=course) for n, steps in names.items()]
+    batch = batch_of(matrices, randn, SHAPE)
+    table = batch.slots.rows.shape[1]
+    batch = set_out(batch, randn, masked=course.keeps)
+    original = batch.slots.original
+    for s, m in enumerate(matrices):
+        original.clean[s, : m.calls + 1] = torch.tensor(m.clean)
+        if course.keeps:
+            original.kept[s, : m.calls + 1] = torch.tensor(m.kept)
+    for _ in range(table):
+        guided_step(batch.network, batch.slots)
+        batch.network.output.copy_(answer(batch.network.sample, batch.network.timestep))
+    for s, m in enumerate(matrices):
+        mask = original.repaint[s : s + 1, None].bool().cpu().numpy() if course.keeps else None
+        told = sampler.Original(latents=original.latents[s : s + 1].cpu().numpy(), repaint=mask)
+        wanted = torch.from_numpy(by_numpy(m, s, batch, len(matrices), True, told))
+        torch.testing.assert_close(batch.slots.latents[s].cpu(), wanted, rtol=2e-5, atol=2e-5)
 
 
 def test_rescaling_is_diffusers(matrices, randn):

@@ -1,0 +1,167 @@
+"""The onnxruntime-cuda backend: ONNX artefacts on ONNX Runtime's CUDA provider, bound to buffers on the device.
+
+Inputs are copied into buffers that stay where they are for each set of shapes, which is what ONNX Runtime's own CUDA
+graph needs: a run of shapes seen before is one launch. A graph wants every node on the GPU; where the provider leaves
+some to the CPU, the session is opened without, and `notes` say so. Needs no torch.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import threading
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calotype.backends.device import is_full
+from calotype.errors import BackendError, DeviceFullError, first_line
+
+if TYPE_CHECKING:
+    from calotype.backends import Arrays
+    from calotype.plan import Artefact, PlannedComponent
+
+FORM = "onnx"
+PRECISIONS = ("fp32", "fp16")
+
+_KEPT = 8  # sets of shapes whose buffers and graphs are kept; the one not seen for longest gives way
+_MEND = "ask for smaller pictures, or fewer at once"
+Key = tuple[tuple[str, tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Provider:
+    """Where a session runs: ONNX Runtime's name of the provider, its options, and the device of the buffers."""
+
+    name: str
+    device: str
+    options: Mapping[str, str] = field(default_factory=dict)
+    graphs: bool = False
+
+
+# TF32 is off, so that float32 is what it says; half graphs have their own types.
+CUDA = Provider(name="CUDAExecutionProvider", device="cuda", options={"use_tf32": "0"}, graphs=True)
+
+
+def unavailable() -> str | None:
+    """None where ONNX Runtime is installed with its CUDA provider, else the line that installs it."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install 'calotype[gpu]')"
+    try:
+        import onnxruntime as ort
+    except ImportError as broken:
+        return f"onnxruntime cannot be imported: {first_line(broken)}"
+    if CUDA.name not in ort.get_available_providers():
+        return "this ONNX Runtime has no CUDA provider (pip uninstall onnxruntime, and pip install 'calotype[gpu]')"
+    return None
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> OrtCudaRunner:
+    """Open a session. Raises `BackendError` where the CUDA provider cannot run it."""
+    reason = unavailable()
+    if reason is not None:
+        raise BackendError(f"{reason}.")
+    import onnxruntime as ort
+
+    return OrtCudaRunner(component, artefact, ort, CUDA)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Bound:
+    """The buffers of one set of shapes. `graph` is ONNX Runtime's number for what it captured of it."""
+
+    inputs: Mapping[str, Any]
+    binding: Any
+    graph: int
+
+
+class OrtCudaRunner:
+    """A session with its buffers. Threads may share it: one at a time runs."""
+
+    backend = "onnxruntime-cuda"
+
+    def __init__(self, component: PlannedComponent, artefact: Artefact, ort: Any, provider: Provider) -> None:
+        self.precision = artefact.precision
+        self.notes: tuple[str, ...] = ()
+        self._ort, self._provider, self._name = ort, provider, component.name
+        self._outputs = [b.name for b in component.outputs]
+        self._lock = threading.Lock()
+        self._kept: OrderedDict[Key, _Bound] = OrderedDict()
+        self._numbered = 0
+        self._graphs = provider.graphs
+        try:
+            self._session = self._opened(artefact, graphs=self._graphs)
+        except BackendError as failed:
+            if not self._graphs:
+                raise
+            self._graphs = False
+            self._session = self._opened(artefact, graphs=False)
+            self.notes = (f"the {component.name} runs without a CUDA graph on ONNX Runtime: {failed}",)
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name, through buffers on the device."""
+        with self._lock:
+            try:
+                bound = self._bound(inputs)
+                for name, array in inputs.items():
+                    bound.inputs[name].update_inplace(np.ascontiguousarray(array))
+                self._session.run_with_iobinding(bound.binding, self._run_options(bound.graph))
+                return dict(zip(self._outputs, bound.binding.copy_outputs_to_cpu(), strict=True))
+            except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
+                told = first_line(failed)
+                if not is_full(told):
+                    raise
+            self._kept.clear()  # their buffers go with them
+        raise DeviceFullError(f"the GPU has no room for a run of this size ({told}); {_MEND}.")
+
+    def _opened(self, artefact: Artefact, *, graphs: bool) -> Any:
+        ort, provider = self._ort, self._provider
+        options = ort.SessionOptions()
+        options.log_severity_level = 3
+        told = {**provider.options, **({"enable_cuda_graph": "1"} if graphs else {})}
+        try:
+            session = ort.InferenceSession(str(artefact.path), options, providers=[(provider.name, told)])
+        except Exception as failed:
+            raise BackendError(f"ONNX Runtime cannot open {artefact.path}: {first_line(failed)}") from None
+        got = session.get_providers()
+        if got[:1] != [provider.name]:  # it falls back with no more than a log line
+            raise BackendError(f"ONNX Runtime was asked for {provider.name} and took {', '.join(got)}")
+        return session
+
+    def _bound(self, inputs: Arrays) -> _Bound:
+        """The buffers for these shapes: kept ones, or new ones once a first run has told the outputs' shapes."""
+        key = tuple((n, tuple(a.shape)) for n, a in sorted(inputs.items()))
+        if key not in self._kept:
+            while len(self._kept) >= _KEPT:
+                self._kept.popitem(last=False)
+            self._kept[key] = self._new(inputs)
+        self._kept.move_to_end(key)
+        return self._kept[key]
+
+    def _new(self, inputs: Arrays) -> _Bound:
+        given = {name: self._on_device(np.ascontiguousarray(array)) for name, array in inputs.items()}
+        loose = self._session.io_binding()
+        for name, value in given.items():
+            loose.bind_ortvalue_input(name, value)
+        for name in self._outputs:
+            loose.bind_output(name, self._provider.device)
+        self._session.run_with_iobinding(loose, self._run_options(-1))
+        fixed = self._session.io_binding()
+        for name, value in given.items():
+            fixed.bind_ortvalue_input(name, value)
+        for name, value in zip(self._outputs, loose.get_outputs(), strict=True):
+            fixed.bind_ortvalue_output(name, value)
+        self._numbered += 1
+        return _Bound(inputs=given, binding=fixed, graph=self._numbered)
+
+    def _on_device(self, array: np.ndarray[Any, Any]) -> Any:
+        return self._ort.OrtValue.ortvalue_from_numpy(array, self._provider.device, 0)
+
+    def _run_options(self, graph: int) -> Any:
+        """`graph` is what is captured at its second run and replayed from its third; -1 is not to be captured."""
+        options = self._ort.RunOptions()
+        if self._graphs:
+            options.add_run_config_entry("gpu_graph_id", str(graph))
+        return options

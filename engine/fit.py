@@ -1,0 +1,54 @@
+"""What would fit on a device that was too full for a picture: fewer at once, or smaller ones, by an estimate.
+
+The estimate is the largest array of a run that grows with the picture (`Load`), without attention scores, which no
+backend of a GPU keeps. It is only held against itself: a request that failed says how far it is to be believed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from calotype.backends.device import free_bytes
+from calotype.errors import DeviceFullError
+from calotype.memory import peak_bytes
+from calotype.plan import Plan
+from calotype.request import Job
+
+_LESS = 0.75  # of what did not fit, at the most: libraries want room of their own
+_SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # of a side
+
+
+def what_fits(plan: Plan, *, batch: int, height: int, width: int, guided: bool, free_bytes: int | None) -> str:
+    """In words, what of this model fits where `batch` pictures of this size in pixels did not."""
+    loads = [load for load in plan.loads if not load.squared]
+
+    def need(count: int, tall: int, wide: int) -> int:
+        return peak_bytes(loads, batch=count, height=tall, width=wide, guided=guided)
+
+    asked = need(batch, height, width)
+    most = asked * _LESS if free_bytes is None else min(asked * _LESS, free_bytes)
+    for count in range(batch - 1, 0, -1):
+        if need(count, height, width) <= most:
+            return f"{count} of {width}x{height} pixels at once would fit"
+    for share in _SHARES:
+        tall, wide = (_smaller(side, share, plan.profile.multiple) for side in (height, width))
+        inside = plan.profile.height.low <= tall and plan.profile.width.low <= wide
+        if inside and need(1, tall, wide) <= most:
+            return f"one of {wide}x{tall} pixels would fit"
+    return "a plan in a lower precision takes less: calotype build MODEL --precision fp16"
+
+
+def _smaller(side: int, share: float, multiple: int) -> int:
+    return int(side * share) // multiple * multiple
+
+
+@contextmanager
+def telling_what_fits(plan: Plan, job: Job) -> Iterator[None]:
+    """Inside, a device that is full is told with what would fit."""
+    try:
+        yield
+    except DeviceFullError as full:
+        size = {"batch": len(job.seeds), "height": job.height, "width": job.width}
+        told = what_fits(plan, **size, guided=job.guided, free_bytes=free_bytes())
+        raise DeviceFullError(f"{str(full).rstrip('.')}; by an estimate {told}.") from None

@@ -1,0 +1,172 @@
+"""TensorRT's engines of graphs, in the store: found there, or built in a child process for the GPU that is here.
+
+An engine depends on the graph, its sizes, the options, the library's version and the GPU. Timings of layers are kept
+beside the store, one file for a library's version and a GPU, so that a second build measures what is new alone.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from calotype.digest import file_digest
+from calotype.errors import BuildError
+from calotype.export.child import in_child
+from calotype.export.engine_options import EngineOptions
+from calotype.export.refitting import structure_of
+from calotype.export.store import fetch, key_of
+from calotype.home import home, write_whole
+from calotype.plan import Artefact, PlannedComponent
+from calotype.profile import Profile, Range
+from calotype.trust import gpu_name, installed
+
+ENGINES = 1  # raised when the same graph would become another engine
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend -> its module
+
+
+@dataclass(frozen=True, kw_only=True)
+class Engines:
+    """How the engines of one plan are built."""
+
+    backend: str
+    profile: Profile
+    options: EngineOptions
+
+    def of(self, component: PlannedComponent, graph: Artefact) -> Artefact:
+        """The engine of a component's graph, in the graph's precision. Raises `BuildError`."""
+        shapes = self._shapes(component)
+        about = {"library": self.backend, "version": installed(self.backend), "gpu": gpu_name()}
+        told = {"graph": str(graph.path), "shapes": shapes, "options": asdict(self.options)}
+        key = key_of({"engines": ENGINES, **about, **told, "graph": _digests(graph.path)})
+
+        def make(folder: Path) -> Mapping[str, Any]:
+            out = str(folder / "model.engine")
+            notes = self._refitted(component, graph, sibling, shapes, out)
+            if "refitted" in notes:
+                return notes
+            done = in_child(
+                f"building the engine of the {component.name}",
+                "calotype.export.engines:build_here",
+                library=LIBRARIES[self.backend],
+                **told,
+                timings=str(_timings(about)),
+                out=out,
+            )
+            return {**notes, **done.value, "peak_bytes": done.peak_bytes}
+
+        label = {"component": component.name, "kind": self.backend, "precision": graph.precision}
+        sibling = None
+        if self.options.refit == "all":
+            sibling = home() / "refittable" / f"{key_of({**about, **told, 'graph': structure_of(graph.path)})}.json"
+        folder, notes = fetch(key, make, label=label)
+        if sibling is not None:
+            sibling.parent.mkdir(parents=True, exist_ok=True)
+            made = {"engine": str(folder / "model.engine"), "graph": str(graph.path)}
+            write_whole(sibling, json.dumps(made).encode())
+        check = {**graph.check, "engine": {**notes, "shapes": shapes}}
+        return Artefact(form=self.backend, path=folder / "model.engine", precision=graph.precision, check=check)
+
+    def _refitted(
+        self, component: PlannedComponent, graph: Artefact, sibling: Path | None, shapes: Mapping[str, Any], out: str
+    ) -> dict[str, Any]:
+        """Other weights for an engine of the same structure, in seconds: a LoRA's. Else why it has to be built."""
+        try:
+            ours = json.loads(sibling.read_text()) if sibling is not None else {}
+        except (OSError, ValueError):
+            ours = {}
+        if not all(Path(path).is_file() for path in ours.values()) or not ours:
+            return {}
+        sides = {"inputs": component.inputs, "outputs": component.outputs}
+        try:
+            done = in_child(
+                f"refitting the engine of the {component.name}",
+                "calotype.export.refitting:refit_here",
+                backend=self.backend,
+                component={"name": component.name, **{n: [b.to_json() for b in v] for n, v in sides.items()}},
+                **ours,
+                theirs=str(graph.path),
+                usual={name: ends[1] for name, ends in shapes.items()},
+                out=out,
+            )
+        except BuildError as failed:
+            return {"built because": str(failed)}
+        return {**done.value, "refitted": ours["engine"], "peak_bytes": done.peak_bytes}
+
+    def _shapes(self, component: PlannedComponent) -> dict[str, list[list[int]]]:
+        from calotype.export.tensorrt import shapes_of
+
+        ends = shapes_of(component.name, component.inputs, self.profile, chunks=self.options.chunks)
+        return {name: [list(end) for end in found] for name, found in ends.items()}
+
+
+def engines_for(backend: str, profile: Profile, words: Sequence[str] = ()) -> Engines | None:
+    """None for a backend that opens graphs as they are. Raises as `check_words`."""
+    check_words(backend, words)
+    if backend not in LIBRARIES:
+        return None
+    return Engines(backend=backend, profile=profile, options=EngineOptions.from_words(words))
+
+
+def modest(profile: Profile) -> Profile:
+    """What an engine is built for where nobody said: every size more costs it speed and memory at all of them.
+
+    One to four pictures, half to one and a half of the model's own size.
+    """
+
+    def about(side: Range) -> Range:
+        low, high = (max(1, side.usual * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
+        return Range(low=max(side.low, low), usual=side.usual, high=min(side.high, max(high, side.usual)))
+
+    batch = Range(low=1, usual=1, high=min(4, profile.batch.high))
+    return replace(profile, batch=batch, height=about(profile.height), width=about(profile.width))
+
+
+def check_words(backend: str, words: Sequence[str]) -> None:
+    """`InputError` for words of `--engine` that say no option, `BuildError` for a backend that has no engines."""
+    EngineOptions.from_words(words)
+    if words and backend not in LIBRARIES:
+        raise BuildError(f"--engine is for {' and '.join(LIBRARIES)}, and this build is for {backend}.")
+
+
+def build_here(
+    *,
+    library: str,
+    graph: str,
+    shapes: Mapping[str, Sequence[Sequence[int]]],
+    options: Mapping[str, Any],
+    timings: str,
+    out: str,
+) -> dict[str, Any]:
+    """In a child process: the engine into `out`, and what was timed on the way beside the store."""
+    from calotype.backends.trt_library import imported
+    from calotype.export.tensorrt import build_engine
+
+    began, cache = time.monotonic(), Path(timings)
+    least, usual, most = ({n: tuple(ends[i]) for n, ends in shapes.items()} for i in range(3))
+    built = build_engine(
+        imported(library),
+        Path(graph),
+        [{n: (least[n], usual[n], most[n]) for n in shapes}],
+        EngineOptions(**{**options, "targets": tuple(options["targets"])}),
+        timing_cache=cache.read_bytes() if cache.is_file() else b"",
+    )
+    Path(out).write_bytes(built.engine)
+    if built.timing_cache:
+        cache.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(cache, built.timing_cache)
+    return {"bytes": len(built.engine), "seconds": round(time.monotonic() - began, 1)}
+
+
+def _digests(graph: Path) -> list[str]:
+    """Of the graph and its weights beside it."""
+    return [file_digest(p) for p in sorted(graph.parent.glob(f"{graph.name}*"))]
+
+
+def _timings(about: Mapping[str, Any]) -> Path:
+    name = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()[:16]
+    return home() / "timings" / f"{about['library']}-{name}.cache"

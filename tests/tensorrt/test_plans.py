@@ -1,0 +1,204 @@
+"""`calotype build` and `calotype.load` for the backends of a GPU, on stand-ins: a CPU's memory is the device's.
+
+TensorRT's part is `standin.py`'s, whose engines compute; kernels are their references in torch, captures are calls.
+"""
+
+import importlib
+import importlib.util
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import onnx
+import onnxruntime
+import pytest
+import torch
+from onnx import TensorProto, helper
+
+import calotype
+from calotype import backends, fused, painter, trust, whole
+from calotype.backends import cuda, ort_cuda, trt
+from calotype.bindings import Binding
+from calotype.errors import BackendError, BuildError
+from calotype.export import BuildSpec, build, engines
+from calotype.export.child import in_child
+from calotype.export.engine_options import EngineOptions
+from calotype.graphs import Recorded
+from calotype.kernels import guided_step, to_uint8
+from calotype.loading import load
+from calotype.plan import Artefact, PlannedComponent
+from calotype.profile import Profile, Range
+
+PROMPT = "a large red circle on a blue background"
+SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
+SIDE = Range(low=64, usual=64, high=128)
+
+
+class Calls:
+    """A replay is a call."""
+
+    def record(self, function, inputs) -> Recorded:
+        outputs = function(inputs)
+
+        def replay() -> None:
+            for name, tensor in function(inputs).items():
+                outputs[name].copy_(tensor)
+
+        return Recorded(inputs=inputs, outputs=outputs, replay=replay, size_bytes=1)
+
+
+@pytest.fixture
+def on_a_gpu(gpu, standin, monkeypatch):
+    """A machine with a GPU and TensorRT, as far as anyone can see."""
+    real_spec, real_import = importlib.util.find_spec, importlib.import_module
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: real_spec("onnx") if n == "tensorrt" else real_spec(n, *a)
+    )
+    monkeypatch.setattr(importlib, "import_module", lambda n, *a: standin if n == "tensorrt" else real_import(n, *a))
+    monkeypatch.setattr(backends, "has_gpu", lambda: True)
+    monkeypatch.setattr(trust, "_installed", lambda name: "11.4.0")
+    for module in (trust, engines):
+        monkeypatch.setattr(module, "gpu_name", lambda: "NVIDIA STAND-IN, driver 1")
+    monkeypatch.setattr("calotype.export.building.gpu_name", lambda: "NVIDIA STAND-IN, driver 1")
+    for module in (cuda, trt, painter):
+        monkeypatch.setattr(module, "Gpu", lambda: gpu)
+    for module in (cuda, painter):
+        monkeypatch.setattr(module, "CudaRecorder", Calls)
+    monkeypatch.setattr(fused, "fuse", lambda module: None)
+    monkeypatch.setattr(whole, "guided_step", lambda n, s, rescaled: guided_step.reference(n, s))
+    monkeypatch.setattr(whole, "to_uint8", to_uint8.reference)
+    for name in [n for n in sys.modules if n.startswith("calotype.export.")]:
+        if hasattr(sys.modules[name], "in_child"):
+            monkeypatch.setattr(sys.modules[name], "in_child", here)
+
+
+# What needs the device. All else is done in children, as it is: tracing would look for a GPU that is not there.
+ON_THE_DEVICE = ("check:check_planned", "proving:prove", "engines:build_here", "refitting:refit_here")
+
+
+def here(what, function, **arguments):
+    """In this process, which has the stand-ins."""
+    module, name = function.split(":")
+    if not function.endswith(ON_THE_DEVICE):
+        return in_child(what, function, **arguments)
+    value = getattr(importlib.import_module(module), name)(**arguments)
+    return types.SimpleNamespace(value=value, peak_bytes=0)
+
+
+def spec(backend, folder, **more):
+    quick = {"height": SIDE, "width": SIDE, "batch": Range(low=1, usual=1, high=2), "proof": 1, "proof_steps": 2}
+    return BuildSpec(model="demo", output=folder, backend=backend, steps=Range(low=2, usual=2, high=2), **quick, **more)
+
+
+def levels(got, wanted) -> int:
+    return int(np.abs(np.asarray(got.images[0]).astype(int) - np.asarray(wanted.images[0])).max())
+
+
+@pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
+def test_a_plan_is_built_proved_and_painted_from_as_one_graph(backend, on_a_gpu, pipes, tmp_path):
+    more = {"engine": ("chunks=2",)} if backend == "tensorrt" else {}
+    plan = build(spec(backend, tmp_path / "plan", **more)).plan
+    assert (tmp_path / "plan" / "unet" / ("model.engine" if backend == "tensorrt" else "config.json")).is_file()
+    assert plan.build["proof"]["psnr"] > 60
+    assert not build(spec(backend, tmp_path / "plan", **more)).fresh
+    if backend == "tensorrt":
+        assert plan.build["engine"] == ["chunks=2"]
+        states = plan.components["unet"].artefacts[0].check["engine"]["shapes"]["encoder_hidden_states"]
+        assert [size[1] for size in states] == [77, 77, 2 * 77]
+    assert {a.form for c in plan.components.values() for a in c.artefacts} == {backends.form_of(backend)}
+    bound = {"tensorrt": "NVIDIA STAND-IN, driver 1", "cuda": None}
+    assert plan.build["machine"]["gpu"] == bound[backend]
+    pipe = load(tmp_path / "plan")  # auto: what it was built for goes first
+    result = pipe(PROMPT, **SMALL)
+    assert {c.backend for c in result.report.components} == {backend}
+    assert "painted as one graph" in result.report.notes
+    assert levels(result, pipes["eager"](PROMPT, **SMALL)) <= 1
+    long = pipe(f"{PROMPT}, and {'very ' * 18}large", **SMALL)  # two chunks of text
+    assert "painted as one graph" in long.report.notes
+
+
+def convolution(folder, draw) -> Path:
+    """y = conv(x) of random weights, traced somewhere."""
+    folder.mkdir()
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 4, "h", "w"]) for n in "xy")
+    weight = onnx.numpy_helper.from_array(draw.standard_normal((4, 4, 3, 3), dtype=np.float32), "weight")
+    node = helper.make_node("Conv", ["x", "weight"], ["y"], pads=[1, 1, 1, 1], doc_string=f"{folder}, line 3")
+    graph = helper.make_graph([node], "g", [x], [y], [weight])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "g.onnx")
+    return folder / "g.onnx"
+
+
+def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_a_gpu, standin, monkeypatch, tmp_path):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))  # with no engine of an earlier run
+    draw, sizes = np.random.default_rng(0), Range(low=8, usual=8, high=16)
+    x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
+    profile = Profile(batch=Range(low=1, usual=1, high=2), height=sizes, width=sizes, multiple=8)
+    making = engines.Engines(backend="tensorrt", profile=profile, options=EngineOptions(refit="all"))
+
+    def engine(name):
+        graph = Artefact(form="onnx", path=convolution(tmp_path / name, draw), precision="fp32", check={})
+        component = PlannedComponent(name="vae_decoder", inputs=(x,), outputs=(y,), artefacts=(graph,), refused={})
+        made = making.of(component, graph)
+        given = draw.standard_normal((2, 4, 8, 16), dtype=np.float32)
+        runner = trt.opened_with("tensorrt", component, made)
+        (wanted,) = onnxruntime.InferenceSession(graph.path, providers=["CPUExecutionProvider"]).run(None, {"x": given})
+        np.testing.assert_array_equal(runner({"x": given})["y"], wanted)
+        return made.check["engine"]
+
+    assert "refitted" not in engine("first")
+    assert engine("lora")["refitted"].endswith("model.engine")
+    for lost, why in ((1, "it computes what it did without them"), (2, "and back, the engine's y is not what it was")):
+        standin.Refitter._lost = lost
+        told = engine(f"a lora that is lost at {lost}")
+        assert why in told["built because"]
+        assert "refitted" not in told
+
+
+def test_a_model_is_loaded_by_name_and_auto_says_whom_it_passed_over(on_a_gpu, pipes, monkeypatch):
+    pipe = load("demo", backend="tensorrt")
+    assert pipe.plan.profile.height == Range(low=64, usual=128, high=192)
+    assert levels(pipe(PROMPT, **SMALL), pipes["eager"](PROMPT, **SMALL)) <= 1
+    auto = load("demo").component("unet")
+    assert auto.runner.backend == "cuda"
+    assert auto.why == "first of auto's list that runs; not tensorrt: the plan holds no tensorrt artefact of the unet"
+    monkeypatch.setattr(cuda, "unavailable", lambda: "triton is not installed")
+    why = load("demo").component("unet").why
+    assert "not cuda: triton is not installed; not onnxruntime-cuda: this ONNX Runtime has no CUDA provider" in why
+
+
+def test_without_a_gpu_auto_asks_for_none(monkeypatch):
+    for name in backends.ON_GPU:
+        monkeypatch.setattr(backends._module(name), "unavailable", lambda: pytest.fail("it was asked"))
+    assert not set(backends.choose("auto").wanted) & set(backends.ON_GPU)
+
+
+def test_a_gpu_is_seen_by_its_driver_and_may_be_hidden(tmp_path, monkeypatch):
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert not backends.has_gpu(tmp_path)
+    (tmp_path / "dev").mkdir()
+    (tmp_path / "dev" / "nvidiactl").touch()
+    assert backends.has_gpu(tmp_path)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
+    assert not backends.has_gpu(tmp_path)
+
+
+def test_what_a_gpus_backend_does_not_build_is_told(on_a_gpu, monkeypatch, tmp_path):
+    for backend, more, told in (
+        ("cuda", {"precision": "int8"}, "runs a model's own networks in fp32, fp16 or bf16"),
+        ("cuda", {"weights": "int8"}, "is of graphs, which cuda does not open"),
+    ):
+        with pytest.raises(BuildError, match=told):
+            build(spec(backend, tmp_path / "plan", **more))
+    monkeypatch.setattr(ort_cuda, "unavailable", lambda: None)
+    with pytest.raises(BuildError, match="ONNX Runtime is given fp32 and fp16 on a GPU"):
+        build(spec("onnxruntime-cuda", tmp_path / "plan", precision="int8"))
+
+
+def test_sizes_outside_of_an_engine_are_told(on_a_gpu):
+    pipe = load("demo", backend="tensorrt")
+    with pytest.raises(calotype.InputError, match="height must be from 64 to 192 pixels"):
+        pipe(PROMPT, height=256)
+    with pytest.raises(BackendError, match="was built for"):
+        pipe.component("vae_decoder")(latent_sample=np.zeros((1, 4, 64, 64), np.float32))
