@@ -106,7 +106,7 @@ class Adapters:
             raise BackendError(f"{told} took the LoRAs away, and the {name} is not what it was; load it anew.")
 
     def _try_on(self, name: str, opened: Opened) -> Arrays:
-        """Inputs of the shapes of the last call, for which backends have compiled, and will again; else small ones."""
+        """Inputs of the shapes of the last whole call, for which backends have compiled; else small ones."""
         draw = np.random.default_rng(0)
         arrays: dict[str, Any] = {}
         for binding in self._plan.components[name].inputs:

@@ -89,8 +89,8 @@ def _remembered(
     ]
     found = [memory.get(key) for key in keys]
     missing = [i for i, each in enumerate(found) if each is None]
-    if missing:
-        lacking = {name: t.of(missing) for name, t in tokens.items()}
+    for i in missing:  # one by one: a backend that compiles for exact sizes then has one size to compile for
+        lacking = {name: t.of([i]) for name, t in tokens.items()}
         outputs = {name: _encoded(name, encoder(name), t) for name, t in lacking.items()}
         states = np.concatenate(
             [
@@ -99,14 +99,12 @@ def _remembered(
             ],
             axis=-1,
         )
-        for place, i in enumerate(missing):
-            pooled = None
-            if plan.prompting.pooled is not None:
-                name, output = plan.prompting.pooled
-                pooled = outputs[name][output][place, 0]
-            made = Encoded(states=states[place], pooled=pooled)
-            memory.put(keys[i], made)
-            found[i] = made
+        pooled = None
+        if plan.prompting.pooled is not None:
+            name, output = plan.prompting.pooled
+            pooled = outputs[name][output][0, 0].copy()
+        found[i] = made = Encoded(states=states[0].copy(), pooled=pooled)
+        memory.put(keys[i], made)
     return [each for each in found if each is not None]
 
 

@@ -397,10 +397,10 @@ class Pipeline:
 def _approximations(job: Job) -> Iterator[str]:
     """What makes another picture than the whole work would, in words for the report."""
     if job.cache_interval > 1:
-        yield f"the U-Net's deep layers were computed at every {job.cache_interval}. step alone (cache_interval)"
+        yield f"the U-Net's deep layers were computed at every {job.cache_interval}. call alone (cache_interval)"
     if job.guided and job.guidance_interval != (0, 1):
         start, end = job.guidance_interval
-        yield f"guidance from {start:g} to {end:g} of the steps alone (guidance_interval)"
+        yield f"guidance from {start:g} to {end:g} of the U-Net's calls alone (guidance_interval)"
 
 
 def _of_controls(job: Job) -> dict[str, str]:

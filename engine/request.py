@@ -40,9 +40,9 @@ class Request:
         guidance_scale: how strongly the prompt steers; 1 or less turns guidance off and halves the work.
         guidance_rescale: how far the spread that guidance adds is taken back, 0 to 1; for models of a zero terminal
             signal, which overexpose without (0.7 there).
-        guidance_interval: the fractions of the steps between which there is guidance, 0 to 1; others cost half as much
+        guidance_interval: the fractions of the U-Net's calls between which there is guidance, 0 to 1; others cost half
             (Kynkaanniemi et al. 2024, arXiv 2404.07724). Another picture than without.
-        cache_interval: for how many steps the U-Net's deep layers serve, 1 or more (DeepCache, arXiv 2312.00858); on
+        cache_interval: for how many calls the U-Net's deep layers serve, 1 or more (DeepCache, arXiv 2312.00858); on
             the openvino backend. Another picture than with 1.
         clip_skip: how many layers of the text encoders are left out before their end, 1 or more; None is none.
         seed: one number: picture i has seed + i; or one number a picture. 0 to 4294967295.
@@ -149,7 +149,7 @@ def resolve(request: Request, plan: Plan) -> Job:
 
 def _interval(said: Sequence[float]) -> tuple[float, float]:
     if isinstance(said, str) or not isinstance(said, Sequence) or len(said) != 2:
-        raise InputError(f"guidance_interval is two fractions of the steps, such as (0.1, 0.8); got {said!r:.80}.")
+        raise InputError(f"guidance_interval is two fractions of the calls, such as (0.1, 0.8); got {said!r:.80}.")
     start, end = (number("guidance_interval", fraction, 1) for fraction in said)
     if start >= end:
         raise InputError(f"guidance_interval must begin before it ends; got {said!r:.80}.")

@@ -13,8 +13,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.backends import choose, open_component
-from calotype.errors import BackendError, CheckError
+from calotype.backends import choose, open_component, unavailable
+from calotype.errors import BackendError, CalotypeError, CheckError
 from calotype.export.record import Call, evenly, read_calls
 from calotype.family import Component
 from calotype.plan import Artefact, PlannedComponent, read_plan
@@ -37,8 +37,8 @@ def relative_l2(got: NDArray[Any], wanted: NDArray[Any]) -> float:
     return difference / max(length, 1e-12) if np.isfinite(difference) else float("inf")
 
 
-def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tolerance: float) -> dict[str, float]:
-    """In a child process: ONNX Runtime against eager. The figures; `CheckError` past the tolerance."""
+def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tolerance: float) -> dict[str, Any]:
+    """In a child process: ONNX Runtime against eager, and what else runs it; `CheckError` past the tolerance."""
     described = Component.from_json(component)
     artefact = Artefact(form="onnx", path=Path(path), precision="fp32", check={})
     planned = PlannedComponent(
@@ -50,7 +50,23 @@ def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tol
             f"the traced {described.name} differs from eager float32 by {figures['max_relative_error']:.1e} of its "
             f"largest value (allowed: {tolerance:.0e}), so it is not used"
         )
-    return {**figures, "tolerance": tolerance}
+    return {**figures, "tolerance": tolerance, "others": _others(planned, reference, tolerance)}
+
+
+def _others(component: PlannedComponent, reference: str, tolerance: float) -> dict[str, Any]:
+    """What `auto` would take first and is installed: the same figures, or why it is to be passed over."""
+    found: dict[str, Any] = {}
+    if unavailable("openvino") is None:
+        try:
+            found["openvino"] = compare(component, "openvino", read_calls(Path(reference)))
+            error = found["openvino"]["max_relative_error"]
+            if error > tolerance:
+                found["openvino"]["refused"] = (
+                    f"it differs from eager float32 by {error:.1e} (allowed: {tolerance:.0e})"
+                )
+        except CalotypeError as failed:
+            found["openvino"] = {"refused": str(failed)}
+    return found
 
 
 def check_planned(*, plan: str, name: str, backend: str, reference: str) -> dict[str, float]:

@@ -263,9 +263,15 @@ def _candidates(
     for name in names:
         of_form = [a for a in component.artefacts if a.form == form_of(name)]
         fit = [a for a in of_form if a.precision in _module(name).PRECISIONS and _rank(a.precision) >= lowest]
-        yield from ((name, artefact) for artefact in fit)
+        yield from ((name, _unless_refused(choice, name, artefact)) for artefact in fit)
         if not fit:
             yield name, _lacking(component, name, of_form)
+
+
+def _unless_refused(choice: Choice, name: str, artefact: Artefact) -> Artefact | str:
+    """The artefact; or why auto passes it over: on this backend its numbers were not those of the network."""
+    refused = artefact.check.get("others", {}).get(name, {}).get("refused")
+    return artefact if choice.by_name or not refused else str(refused)
 
 
 def _lacking(component: PlannedComponent, name: str, of_form: Sequence[Artefact]) -> str:

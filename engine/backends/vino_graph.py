@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
+_QUANTISED = ("i8", "u8", "i4", "u4")
+
 
 class Hangs(IntFlag):
     """What an output's numbers depend on."""
@@ -42,10 +44,30 @@ def sized(model: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
 
     copy = model.clone()
     copy.reshape({name: list(shape) for name, shape in shapes.items()})
+    integers = _hidden_integers(copy)  # folding would turn them into floats, and nothing would be left in eight bits
     manager = Manager()
     manager.register_pass(ConstantFolding())
     manager.run_passes(copy)
+    for stand_in, weights in integers:
+        taken_in(stand_in.output(0), weights.output(0))
+        copy.remove_parameter(stand_in)
+    copy.validate_nodes_and_infer_types()
     return copy
+
+
+def _hidden_integers(model: Any) -> list[tuple[Any, Any]]:
+    """Inputs put in the place of quantised weights, and the weights."""
+    import openvino as ov
+
+    found = []
+    for node in model.get_ordered_ops():
+        kind = node.get_output_element_type(0) if node.get_type_name() == "Constant" else None
+        if kind is not None and kind.get_type_name() in _QUANTISED and len(node.get_output_shape(0)):
+            stand_in = ov.opset13.parameter(list(node.get_output_shape(0)), kind)
+            taken_in(node.output(0), stand_in.output(0))
+            found.append((stand_in, node))
+    model.add_parameters([stand_in for stand_in, _ in found])
+    return found
 
 
 def dependence(model: Any, inputs: Mapping[str, Hangs]) -> dict[str, Hangs]:

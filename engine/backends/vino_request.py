@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -23,16 +24,23 @@ def run(requests: Sequence[Any], groups: Sequence[Mapping[str, Array]], names: S
 
     An input that is not in its group stays as it was. Raises `BackendError`.
     """
+    started = []
     try:
         for request, group in zip(requests, groups, strict=True):
             for name, array in group.items():
                 request.get_tensor(name).data[...] = array
             request.start_async()
-        for request in requests:
-            request.wait()
+            started.append(request)
+        while started:
+            started.pop().wait()
+        outputs = {name: [request.get_tensor(name).data for request in requests] for name in names}
     except Exception as failed:
         raise BackendError(plain(failed)) from failed
-    outputs = {name: [request.get_tensor(name).data for request in requests] for name in names}
+    finally:
+        for request in started:  # one failed, or was interrupted: whoever is next must find the others free
+            with suppress(Exception):
+                request.cancel()
+                request.wait()
     return {name: np.concatenate(found) if len(found) > 1 else found[0].copy() for name, found in outputs.items()}
 
 

@@ -15,6 +15,7 @@ from calotype.backends.vino_graph import Hangs
 from calotype.backends.vino_parts import DEEP, OWN_TIMES, TIMES, Parts, deep_and_shallow, parts_of
 from calotype.backends.vino_request import run, streams_for
 from calotype.backends.vino_rewrites import without
+from calotype.errors import BackendError
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +34,7 @@ class Stages:
 
     Attributes:
         each: a request for each stream.
-        takes: the names of its inputs.
+        takes, shallow_takes: the names of their inputs.
         shallow: the requests for calls between, where the deep layers' numbers are used again.
         parts: takes the graph apart; nothing is done where all that is asked of it was compiled before.
         forget: lets go of the graphs, which hold weights of their own.
@@ -44,6 +45,7 @@ class Stages:
 
     each: list[Any]
     takes: frozenset[str]
+    shallow_takes: frozenset[str]
     shallow: list[Any]
     parts: Callable[[], Parts]
     forget: Callable[[], None]
@@ -62,7 +64,11 @@ class VinoSeries:
         self._given = {name: np.ascontiguousarray(array) for name, array in given.items()}
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
         self._twice, self._reuses = twice, reuses
-        self._since, self._deep = -1, list[Array]()  # calls since the deep layers were computed, and what they made
+        self._deepened, self._deep = (
+            0,
+            list[Array](),
+        )  # the call at which the deep layers were computed, and what they made
+        self._token = object()  # by which stages know whose numbers they hold, without holding the series
         self._shares = twice and "shared_guidance" not in left
         self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
         self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
@@ -86,9 +92,10 @@ class VinoSeries:
             varying["timestep"] = np.full(rows, self._timesteps[call])
         with self._runner.lock:
             stages = self._stages(sample, varying, groups)
-            if stages.owner is not self:
+            if stages.owner is not self._token:
+                stages.owner = None  # until all is there: who owned it must not go on with half of it
                 self._begin(stages, groups)
-                stages.owner = self
+                stages.owner = self._token
             inputs = []
             for pictures, places in groups:
                 mine = {name: array[places] for name, array in varying.items()}
@@ -96,25 +103,25 @@ class VinoSeries:
                 for name in {TIMES, OWN_TIMES} & stages.takes:
                     mine[name] = self._row(stages, name, call, places)
                 inputs.append(mine)
-            got = self._each(stages, inputs)
+            got = self._each(stages, call, inputs)
             stages.forget()
         if len(groups) == 1:
             return got
         order = np.argsort(np.concatenate([rows for _, rows in groups]))
         return {name: array[order] for name, array in got.items()}
 
-    def _each(self, stages: Stages, inputs: list[dict[str, Array]]) -> dict[str, Array]:
+    def _each(self, stages: Stages, call: int, inputs: list[dict[str, Array]]) -> dict[str, Array]:
         """One call: of the whole part, or of its shallow layers alone where the deep ones' numbers are used again."""
         names = self._runner.output_names
         if self._reuses == 1:
             return run(stages.each, _of(inputs, stages.takes), names)
-        self._since = (self._since + 1) % self._reuses
-        if self._since == 0:
+        if not self._deep or call - self._deepened >= self._reuses:
+            self._deepened = call
             got = run(stages.each, _of(inputs, stages.takes), [*names, DEEP])
             self._deep = np.split(got.pop(DEEP), len(inputs))
             return got
         inputs = [{**mine, DEEP: deep} for mine, deep in zip(inputs, self._deep, strict=True)]
-        return run(stages.shallow, _of(inputs, _inputs_of(stages.shallow[0])), names)
+        return run(stages.shallow, _of(inputs, stages.shallow_takes), names)
 
     def _groups(self, count: int) -> list[tuple[Array, Array]]:
         """For each stream its pictures, and their rows of the whole batch: the unconditional half first."""
@@ -137,43 +144,11 @@ class VinoSeries:
                 "varying": sorted(varying),
                 "different": different,
             }
-            self._known = f"{len(groups)} {key}", lambda: self._made(key, shapes, different, len(groups))
+            runner, given, streams = self._runner, tuple(self._given), len(groups)
+            self._known = f"{streams} {key}", lambda: _made(runner, given, key, streams)
         made = self._runner.kept(*self._known)
         assert isinstance(made, Stages)
         return made
-
-    def _made(
-        self, key: Mapping[str, Any], shapes: Mapping[str, tuple[int, ...]], different: list[str] | None, streams: int
-    ) -> Stages:
-        found: list[Parts] = []
-
-        def parts() -> Parts:
-            if not found:
-                hangs = dict.fromkeys(self._given, Hangs.GIVEN) | {"timestep": Hangs.TIME}
-                hangs |= dict.fromkeys(("sample", *key["varying"]), Hangs.SAMPLE)
-                rows = shapes["timestep"][0]
-                found.append(parts_of(lambda n: self._runner.sized(_with_rows(shapes, n)), rows, hangs, different))
-            return found[0]
-
-        both: list[Any] = []
-
-        def cut() -> list[Any]:
-            both[:] = both or deep_and_shallow(parts().each)
-            return both
-
-        if self._reuses == 1:
-            each, shallow = self._runner.compiled(key, lambda: parts().each, streams=streams), []
-        else:
-            each, shallow = (
-                self._runner.compiled({**key, "part": name}, lambda i=i: cut()[i], streams=streams)  # type: ignore[misc]
-                for i, name in enumerate((DEEP, "shallow"))
-            )
-
-        def forget() -> None:
-            found.clear()
-            both.clear()
-
-        return Stages(each=each, shallow=shallow, takes=_inputs_of(each[0]), parts=parts, forget=forget)
 
     def _different(self, varying: Arrays) -> set[str]:
         """The inputs whose halves are not the same."""
@@ -211,15 +186,23 @@ class VinoSeries:
         """Of a block of calls.  # [length, width], or [length, rows of the batch, width]"""
         timesteps = np.resize(self._timesteps[first : first + length], length)  # what is over repeats, unused
         alike = name == TIMES
+        # What a timestep's numbers may hang on besides: text and sizes as vectors, never what is as large as a picture.
+        beside = {} if alike else {n: a for n, a in self._given.items() if a.ndim == 2}
         count = 1 if alike else len(next(iter(self._given.values())))
-        given = {} if alike else {name: np.concatenate([array] * length) for name, array in self._given.items()}
-        inputs = {"timestep": np.repeat(timesteps, count), **given}
-        if (rows := length * count) not in stages.times:
-            shapes = {name: array.shape for name, array in inputs.items()}
+        inputs = {"timestep": np.repeat(timesteps, count)} | {
+            n: np.concatenate([a] * length) for n, a in beside.items()
+        }
+        rows = length * count
+        if rows not in stages.times:
+            shapes = {n: array.shape for n, array in inputs.items()}
             key = {"part": "times", "shapes": shapes, "width": stages.each[0].get_tensor(name).data.shape[1]}
             (stages.times[rows],) = self._runner.compiled(key, lambda: _times(stages.parts(), rows), precise=True)
         request = stages.times[rows]
         takes = _inputs_of(request)
+        if lacking := takes - set(inputs):
+            raise BackendError(
+                f"the timesteps' part takes {', '.join(sorted(lacking))}, which has a row for each place"
+            )
         names = [port.get_any_name() for port in request.model_outputs]
         got = run([request], [{n: a for n, a in inputs.items() if n in takes}], names)
         table = np.concatenate([got[each].reshape(rows, -1) for each in names], axis=1)
@@ -232,6 +215,47 @@ def _of(inputs: Sequence[Mapping[str, Array]], names: frozenset[str]) -> list[di
 
 def _inputs_of(request: Any) -> frozenset[str]:
     return frozenset(port.get_any_name() for port in request.model_inputs)
+
+
+def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
+    """Compile what `key` says. Holds nothing of the series that asked."""
+    graphs: list[Parts] = []
+    cuts: list[Any] = []
+
+    def parts() -> Parts:
+        if not graphs:
+            shapes = key["shapes"]
+            hangs = dict.fromkeys(given, Hangs.GIVEN) | {"timestep": Hangs.TIME}
+            hangs |= dict.fromkeys(("sample", *key["varying"]), Hangs.SAMPLE)
+            rows = shapes["timestep"][0]
+            graphs.append(parts_of(lambda n: runner.sized(_with_rows(shapes, n)), rows, hangs, key["different"]))
+        return graphs[0]
+
+    def cut() -> list[Any]:
+        cuts[:] = cuts or deep_and_shallow(parts().each)
+        return cuts
+
+    def forget() -> None:
+        graphs.clear()
+        cuts.clear()
+
+    try:
+        if not key["reuses"]:
+            each, shallow = runner.compiled(key, lambda: parts().each, streams=streams), []
+        else:
+            each = runner.compiled({**key, "part": DEEP}, lambda: cut()[0], streams=streams)
+            shallow = runner.compiled({**key, "part": "shallow"}, lambda: cut()[1], streams=streams)
+    except BaseException:
+        forget()
+        raise
+    return Stages(
+        each=each,
+        shallow=shallow,
+        takes=_inputs_of(each[0]),
+        shallow_takes=_inputs_of(shallow[0]) if shallow else frozenset(),
+        parts=parts,
+        forget=forget,
+    )
 
 
 def _times(parts: Parts, rows: int) -> Any:
