@@ -15,7 +15,7 @@ from typing import Any
 
 from calotype.benchmarks.contenders import OURS, PEERS, Contender, contender, contenders
 from calotype.errors import InputError, SamplerError
-from calotype.scheduler_names import spec_from
+from calotype.schedulers import spec_from
 
 TASKS = ("text-to-image",)
 DEVICES = ("cpu", "cuda")

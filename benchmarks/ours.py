@@ -117,7 +117,7 @@ class _Timed:
 
 
 def _arguments(job: Mapping[str, Any]) -> dict[str, Any]:
-    from calotype.scheduler_names import SchedulerSpec
+    from calotype.schedulers import SchedulerSpec
 
     scheduler = job["scheduler"]
     spec = SchedulerSpec(name=scheduler["name"], class_name=scheduler["class"], config=scheduler["config"])

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from calotype.loading import load
     from calotype.pipeline import Event, Pipeline, Result
     from calotype.report import Report
-    from calotype.scheduler_names import scheduler_names
+    from calotype.schedulers import scheduler_names
 
 __version__ = "0.1.0"
 
@@ -64,7 +64,7 @@ _HOMES = {
     "Result": "calotype.pipeline",
     "clip_score": "calotype.clip",
     "load": "calotype.loading",
-    "scheduler_names": "calotype.scheduler_names",
+    "scheduler_names": "calotype.schedulers",
 }
 
 

@@ -181,7 +181,7 @@ class _Like:
 
 def _made_like(path: Path, said: Mapping[str, Any], *, loras_said: bool) -> _Like:
     from calotype.picture import settings_of
-    from calotype.scheduler_names import SchedulerSpec
+    from calotype.schedulers import SchedulerSpec
 
     told = settings_of(path)
     for mark, option in (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image")):

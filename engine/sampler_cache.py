@@ -18,7 +18,7 @@ from calotype.home import home, write_whole
 from calotype.probe import compile_sampler
 from calotype.sampler import Sampler, SamplerMatrix
 from calotype.sampler_store import find_matrix, read_index
-from calotype.scheduler_names import SchedulerSpec, spec_from
+from calotype.schedulers import SchedulerSpec, spec_from
 
 __all__ = ["SchedulerSpec", "sampler_for"]
 

@@ -25,7 +25,7 @@ import numpy as np
 from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError
 from calotype.sampler import SamplerMatrix
-from calotype.scheduler_names import SchedulerSpec
+from calotype.schedulers import SchedulerSpec
 
 __all__ = ["StoredScheduler", "courses", "find_matrix", "read_index", "write_matrices"]
 

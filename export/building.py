@@ -44,7 +44,7 @@ from calotype.export.versions import tool_versions
 from calotype.family import Family, family_of
 from calotype.home import home
 from calotype.plan import Plan, is_plan, read_plan, write_plan
-from calotype.scheduler_names import spec_from
+from calotype.schedulers import spec_from
 from calotype.trust import gpu_name
 
 BUILDER = 2  # raised when the same spec would make another plan

@@ -13,7 +13,7 @@ from calotype.errors import SamplerError
 from calotype.probe import compile_sampler
 from calotype.sampler import SamplerMatrix
 from calotype.sampler_store import StoredScheduler, courses, write_matrices
-from calotype.scheduler_names import SchedulerSpec, spec_from
+from calotype.schedulers import SchedulerSpec, spec_from
 
 __all__ = ["PICTURE_STEPS", "STEPS", "SamplersReport", "store_samplers"]
 

@@ -12,7 +12,7 @@ from calotype.export.samplers import PICTURE_STEPS
 from calotype.export.store import ENTRY, fetch, key_of
 from calotype.export.versions import installed
 from calotype.profile import Range
-from calotype.scheduler_names import FORMAT
+from calotype.schedulers import FORMAT
 
 
 def schedules(folder: Path, config: Mapping[str, Any], names: Sequence[str], steps: Range) -> dict[str, Any]:

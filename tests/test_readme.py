@@ -41,7 +41,11 @@ def test_the_commands_it_names_exist():
         done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
         assert done.returncode == 0, done.stderr
         told += done.stdout
-    told += "--benchmark-only"  # pytest-benchmark's
+    line = [sys.executable, "-m", "calotype.benchmarks.gpu_close", "--help"]
+    told += subprocess.run(
+        line, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
+    ).stdout
+    told += "--benchmark-only --confcutdir"  # pytest-benchmark's, and pytest's
     for option in set(re.findall(r"(?<=[ \[])--[a-z][a-z-]*", README)):
         assert option in told, option
 

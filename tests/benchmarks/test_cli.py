@@ -87,7 +87,7 @@ def test_rows_are_listed_without_running():
 @pytest.mark.parametrize(
     ("words", "said"),
     [
-        (["--preset", "quik"], "unknown preset 'quik'; known are quick, cpu, gpu, full"),
+        (["--preset", "quik"], "unknown preset 'quik'; known are quick, cpu, ablation, approximate, gpu, full"),
         (["--case", "steps=none"], "a case's steps is a number"),
         (["--backend", "openvin"], "The nearest: openvino"),
         (["--threads", "4096"], "--threads takes 1 to"),

@@ -16,7 +16,7 @@ import pytest
 from calotype.benchmarks import environments
 from calotype.errors import BackendError, InputError
 from calotype.export.quality import psnr
-from calotype.scheduler_names import spec_from
+from calotype.schedulers import spec_from
 
 SERVE = environments.FOLDER / "serve.py"
 PROMPTS, SEEDS = ["a large red circle on a blue background", "a small green star on a yellow background"], [7, 8]

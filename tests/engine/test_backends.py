@@ -2,11 +2,13 @@
 
 import importlib.util
 import os
+from dataclasses import replace
 
 import pytest
 
 import calotype
 from calotype import backends, threads
+from calotype.backends import choose, open_component
 from calotype.errors import BackendError
 
 
@@ -16,16 +18,30 @@ def no_onnxruntime(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "onnxruntime" else real(n, *a))
 
 
-def test_auto_takes_onnxruntime_and_says_why(pipe):
+def test_auto_takes_openvino_and_says_why(pipe):
     auto = calotype.load("demo")
-    assert {o.runner.backend for o in map(auto.component, auto.plan.components)} == {"onnxruntime"}
+    assert {o.runner.backend for o in map(auto.component, auto.plan.components)} == {"openvino"}
     assert auto.component("unet").why == "first of auto's list that runs"
 
 
-def test_auto_falls_back_aloud(no_onnxruntime):
+def test_auto_passes_over_a_network_that_its_backend_computed_otherwise(pipe):
+    auto = calotype.load("demo")
+    unet = auto.plan.components["unet"]
+    (artefact,) = (a for a in unet.artefacts if a.form == "onnx")
+    assert artefact.check["others"]["openvino"]["max_relative_error"] < 1e-4
+    told = {**artefact.check, "others": {"openvino": {"refused": "it differs from eager float32 by 1.0e-01"}}}
+    doubtful = replace(unet, artefacts=(replace(artefact, check=told),))
+    opened = open_component(doubtful, choose("auto"))
+    assert opened.runner.backend == "onnxruntime"
+    assert "not openvino: it differs from eager float32" in opened.why
+    assert open_component(doubtful, choose("openvino")).runner.backend == "openvino"  # who names it knows
+
+
+def test_auto_falls_back_aloud(no_onnxruntime, monkeypatch):
+    monkeypatch.setattr("calotype.backends.vino.unavailable", lambda: "openvino is not installed")
     opened = calotype.load("demo").component("unet")
     assert opened.runner.backend == "eager"
-    assert "not onnxruntime: onnxruntime is not installed (pip install 'calotype[cpu]')" in opened.why
+    assert "not openvino: openvino is not installed; not onnxruntime: onnxruntime is not installed" in opened.why
 
 
 def test_a_backend_asked_for_by_name_raises(no_onnxruntime):

@@ -11,7 +11,7 @@ from calotype.export.samplers import store_samplers
 from calotype.probe import compile_sampler
 from calotype.sampler_cache import sampler_for
 from calotype.sampler_store import find_matrix, read_index
-from calotype.scheduler_names import spec_from
+from calotype.schedulers import spec_from
 
 CONFIG = {
     "_class_name": "EulerDiscreteScheduler",
@@ -94,7 +94,7 @@ def test_the_plan_comes_before_the_store_and_the_compiler(folder, monkeypatch):
 
 
 def test_the_version_of_diffusers_has_no_part_in_it(folder, monkeypatch):
-    monkeypatch.setattr("calotype.scheduler_names._diffusers_version", lambda: "none")
+    monkeypatch.setattr("calotype.schedulers._diffusers_version", lambda: "none")
     assert find_matrix(folder, spec_from("euler", CONFIG), 4) is not None
 
 

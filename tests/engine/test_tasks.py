@@ -173,7 +173,7 @@ def test_a_picture_that_was_handed_over_says_so(fake, image, tmp_path):
         assert "strength" not in made.info
         made.save(tmp_path / f"{i}.png")
         with pytest.raises(InputError, match="one part of a hand-over"):
-            _made_like(tmp_path / f"{i}.png", {"image": "a.png"})
+            _made_like(tmp_path / f"{i}.png", {"image": "a.png"}, loras_said=False)
     whole = {"steps": 4, "seed": 1, "output_type": "latent"}
     np.testing.assert_array_equal(fake("x", denoising_end=1, **whole).images, fake("x", **whole).images)
 

@@ -164,8 +164,8 @@ def test_a_picture_says_that_it_was_controlled(fakes, tmp_path):
 
     fakes[1]("x", control_image=EDGES[0], steps=1, seed=1).images[0].save(tmp_path / "a.png")
     with pytest.raises(InputError, match=r"made with a picture.*name it: --control-image FILE"):
-        _made_like(tmp_path / "a.png", {})
-    like = _made_like(tmp_path / "a.png", {"control_image": ["edges.png"]})
+        _made_like(tmp_path / "a.png", {}, loras_said=False)
+    like = _made_like(tmp_path / "a.png", {"control_image": ["edges.png"]}, loras_said=False)
     assert like.arguments["controlnet_conditioning_scale"] == [1.0]
     assert (like.arguments["control_guidance_start"], like.arguments["control_guidance_end"]) == ([0.0], [1.0])
 

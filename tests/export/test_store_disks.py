@@ -155,7 +155,7 @@ for work in (lambda: put("k"), lambda: gc(0)):
 
 def test_anothers_store_serves_what_it_has_and_refuses_the_rest(store, tmp_path):
     store.put("good")
-    for folder in (tmp_path, *tmp_path.parents[:2]):  # pytest's own folders are closed to others
+    for folder in (tmp_path, *tmp_path.parents[:3]):  # pytest's own folders are closed to others
         folder.chmod(0o755)
     for folder in (store.home, store.root):
         folder.chmod(0o555)

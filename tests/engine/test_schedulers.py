@@ -11,7 +11,7 @@ import pytest
 from calotype.errors import SamplerError
 from calotype.probe import compile_sampler, resolve_scheduler
 from calotype.sampler import SamplerMatrix
-from calotype.scheduler_names import SchedulerSpec, scheduler_names, spec_from
+from calotype.schedulers import SchedulerSpec, scheduler_names, spec_from
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -174,7 +174,7 @@ def test_what_cannot_be_is_said_in_one_sentence(scheduler, steps, words):
 
 def test_names_and_matrices_need_neither_torch_nor_diffusers():
     code = (
-        "import sys, calotype.sampler; from calotype.scheduler_names import spec_from;"
+        "import sys, calotype.sampler; from calotype.schedulers import spec_from;"
         "spec_from('dpm++2m-karras', {'beta_end': 0.012}).fingerprint(20);"
         "print([name for name in ('torch', 'diffusers', 'scipy') if name in sys.modules])"
     )
