@@ -29,8 +29,8 @@ from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError
 from calotype.preview import preview_coefficients
 from calotype.sampler import SamplerMatrix
-from calotype.schedulers import SchedulerLike, SchedulerSpec, spec_from
 from calotype.scheduler_run import SchedulerSampler, Stretch, served_draws, set_out, stepped, with_noise
+from calotype.schedulers import SchedulerLike, SchedulerSpec, spec_from
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping

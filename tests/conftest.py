@@ -11,8 +11,10 @@ ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
 # Before anything reads it: tests neither use nor fill the user's store. CALOTYPE_TEST_HOME keeps traces between runs.
-_HOME = os.environ.get("CALOTYPE_TEST_HOME") or tempfile.mkdtemp(prefix="calotype-tests-")
-os.environ["CALOTYPE_HOME"] = _HOME
+# Workers of one run share what its first process made.
+_GIVEN = os.environ.get("CALOTYPE_TEST_HOME") or os.environ.get("CALOTYPE_TESTS_OF_ONE_RUN")
+_HOME = _GIVEN or tempfile.mkdtemp(prefix="calotype-tests-")
+os.environ["CALOTYPE_HOME"] = os.environ["CALOTYPE_TESTS_OF_ONE_RUN"] = _HOME
 os.environ["HF_HUB_OFFLINE"] = "1"
 
 import pytest  # noqa: E402
@@ -24,7 +26,7 @@ from calotype.export.source import find  # noqa: E402
 
 
 def pytest_sessionfinish() -> None:
-    if "CALOTYPE_TEST_HOME" not in os.environ:
+    if _GIVEN is None:
         shutil.rmtree(_HOME, ignore_errors=True)
 
 
