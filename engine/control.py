@@ -1,4 +1,4 @@
-"""What ControlNets add to the U-Net: one call of each a step, their outputs summed, zeros where none is asked for.
+"""What ControlNets add to the U-Net: one call of each a step, their outputs summed, zeros where none acts.
 
 Knows the plan's components by their bindings; knows nothing of steps, prompts or backends.
 """
@@ -57,8 +57,15 @@ class Control:
         sizes = plan.profile.sizes(batch=len(job.seeds) * halves, height=job.height, width=job.width)
         self._zeros = {b.name: np.zeros(b.shape(sizes), np.float32) for b in self._takes}
 
+    @property
+    def stays(self) -> dict[str, Floats]:
+        """What the U-Net is given in their place at every call, where none has a part in the job."""
+        return {} if self._nets else self._zeros
+
     def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
-        """The U-Net's residual inputs by name; none where the plan has no ControlNets.  # [B, C, h, w]"""
+        """The U-Net's residual inputs by name, unless they stay.  # [B, C, h, w]"""
+        if not self._nets:
+            return {}
         sums: list[Floats] = []
         for outputs in self._outputs(call, sample):
             sums = [a + b for a, b in zip(sums, outputs, strict=True)] if sums else list(outputs)

@@ -5,7 +5,6 @@ Knows the order of the work; what runs each network is behind `backends`, what a
 
 from __future__ import annotations
 
-import json
 import threading
 import weakref
 from collections.abc import Callable, Iterator, Mapping
@@ -17,39 +16,37 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype import __version__
 from calotype.adapters import Adapters
 from calotype.backends import ON_GPU, Choice, Opened, open_component
 from calotype.backends.device import free_bytes
 from calotype.codec import Codec, Portions
 from calotype.conditioning import Encoded, condition, tokenizers_of
-from calotype.control import Control
+from calotype.denoiser import Denoisers
 from calotype.errors import Cancelled, InputError
 from calotype.fit import telling_what_fits
 from calotype.image import pixels_from
 from calotype.latents import BatchNoise
-from calotype.loop import Conditioning, Denoiser, denoise
+from calotype.loop import denoise
 from calotype.lora import Given, Lora
 from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.painter import Whole
-from calotype.picture import CHUNK, Picture, picture_from, to_uint8, unit
+from calotype.picture import Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
 from calotype.remembered import Remembered
-from calotype.report import ComponentReport, Report, Stopwatch
+from calotype.report import Report, Stopwatch
 from calotype.request import Job, Request, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
-from calotype.series import Series
 from calotype.setting_out import set_out
 from calotype.task import batch, many
 from calotype.timeline import traced
-from calotype.trust import newer
+from calotype.told import Work, report_of, settings_for
 from calotype.whole_inputs import Asked
 
 Floats = NDArray[np.float32]
 _OF_TORCH = ("eager", "cuda", "tensorrt", "tensorrt-rtx")  # backends whose work PyTorch's profiler sees
 
-_PROMPTS = 64  # whose encoding is remembered: some 0.3 MB each
+_PROMPTS = 64  # whose encoding is remembered: 0.2 MB for each chunk of Stable Diffusion 1, 0.6 MB of XL
 _SCHEDULES = 32
 
 
@@ -76,17 +73,6 @@ class Event:
     result: Result | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Work:
-    """One call, with nothing left to decide."""
-
-    job: Job
-    spec: SchedulerSpec
-    sampler: Sampler
-    portions: Portions
-    loras: tuple[Lora, ...] = ()
-
-
 class Pipeline:
     """A loaded model. Calls may come from several threads; `cancel` ends those that are under way."""
 
@@ -99,6 +85,7 @@ class Pipeline:
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
         self._codec = Codec(plan, self.component, lambda: free_bytes() if self._on_gpu else None)
+        self._denoiser = Denoisers(plan, self.component)
         self._whole = Whole(plan, self._tokenizers, self.component)
         self._adapters = Adapters(plan, self.component)
         self._texts: Remembered[Encoded] = Remembered(_PROMPTS)
@@ -144,7 +131,7 @@ class Pipeline:
     def _on_gpu(self) -> bool:
         return "unet" in self._opened and self._opened["unet"].runner.backend in ON_GPU
 
-    def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[_Work, threading.Event]:
+    def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[Work, threading.Event]:
         """All questions answered, and what `cancel` sets."""
         stop = threading.Event()
         with self._guard:
@@ -156,7 +143,7 @@ class Pipeline:
             check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
         spec, sampler = self._sampler(job)
         portions = self._codec.portions(len(job.seeds), job.height, job.width)
-        return _Work(job=job, spec=spec, sampler=sampler, portions=portions), stop
+        return Work(job=job, spec=spec, sampler=sampler, portions=portions), stop
 
     def cancel(self) -> None:
         """End every call and every stream under way at its next step, with `Cancelled`; from any thread."""
@@ -233,7 +220,7 @@ class Pipeline:
         pixels = self._codec.decode(latents, portions)
         return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
 
-    def _at_once(self, work: _Work, stop: threading.Event) -> tuple[Result | None, tuple[str, ...]]:
+    def _at_once(self, work: Work, stop: threading.Event) -> tuple[Result | None, tuple[str, ...]]:
         """The result as one graph; or None, and the note that says why it is painted step by step."""
         if stop.is_set():
             raise Cancelled(f"cancelled after 0 of {work.sampler.calls} steps.")
@@ -248,14 +235,15 @@ class Pipeline:
         pixels, notes = self._whole.paint(work.job, work.sampler, asked, watch, whole=whole)
         if pixels is None:
             return None, notes
-        images = [picture_from(p, self._settings(work, i)) for i, p in enumerate(pixels)]
-        return Result(images=images, seeds=work.job.seeds, report=self._report(work, watch, notes)), notes
+        return Result(
+            images=self._drawn(work, pixels), seeds=work.job.seeds, report=self._report(work, watch, notes)
+        ), notes
 
-    def _run(self, work: _Work, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
+    def _run(self, work: Work, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
         with self._adapters.held() as loras:
             yield from self._painting(replace(work, loras=loras), stop, before)
 
-    def _painting(self, work: _Work, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
+    def _painting(self, work: Work, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
         watch, sampler, job = Stopwatch(), work.sampler, work.job
         with telling_what_fits(self.plan, job):
             with watch.stage("text"):
@@ -265,7 +253,7 @@ class Pipeline:
             with watch.stage("encode") if job.task.image is not None else nullcontext():
                 ready = set_out(self.plan, job, self._codec, draw, work.portions)
             run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
-            steps = denoise(self._denoiser(job, ready.beside, conditioning, sampler), sampler, run, conditioning, stop)
+            steps = denoise(self._denoiser(job, sampler, conditioning, ready.beside), sampler, run, conditioning, stop)
             for i in range(sampler.calls):
                 with watch.stage("steps"):
                     next(steps)
@@ -298,127 +286,25 @@ class Pipeline:
         _, *shape = self.plan.latents.shape(sizes)
         return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
-    def _denoiser(self, job: Job, beside: Floats | None, conditioning: Conditioning, sampler: Sampler) -> Denoiser:
-        guided = self._calls(job, conditioning.arrays, sampler, guided=conditioning.guided)
-        if not conditioning.guided or job.guidance_interval == (0, 1):
-            alone, start, end = guided, 0.0, 1.0
-        else:
-            halves = {name: array[len(job.seeds) :] for name, array in conditioning.arrays.items()}
-            alone, (start, end) = self._calls(job, halves, sampler, guided=False), job.guidance_interval
-
-        def run(call: int, sample: Floats) -> Floats:
-            whole = sample if beside is None else np.concatenate([sample, beside], axis=1)
-            within = start <= call / sampler.calls < end
-            return (guided if within else alone)(call, sample, whole)
-
-        return run
-
-    def _calls(
-        self, job: Job, arrays: Mapping[str, Floats], sampler: Sampler, *, guided: bool
-    ) -> Callable[[int, Floats, Floats], Floats]:
-        """The U-Net's calls with what the ControlNets add: of the sample alone for them, and with what is beside it."""
-        control = Control(self.plan, job, self.component, arrays, sampler.timesteps, guided=guided)
-        unet = self.component("unet")
-        series = Series(unet, arrays, sampler.timesteps, twice=guided, reuses=job.cache_interval)
-
-        def run(call: int, sample: Floats, whole: Floats) -> Floats:
-            return series(call, whole, control(call, sample))["out_sample"]
-
-        return run
-
-    def _event(self, work: _Work, run: SamplerRun, i: int, result: Result | None = None) -> Event:
+    def _event(self, work: Work, run: SamplerRun, i: int, result: Result | None = None) -> Event:
         def preview() -> list[Picture]:
             return self._pictures(work, run.preview(i))
 
         return Event(step=i + 1, total=work.sampler.calls, preview=preview, result=result)
 
-    def _output(self, work: _Work, latents: Floats) -> Any:
+    def _output(self, work: Work, latents: Floats) -> Any:
         if work.job.output_type == "latent":
             return latents
         if work.job.output_type == "np":
             return unit(self._codec.decode(latents, work.portions))
         return self._pictures(work, latents)
 
-    def _pictures(self, work: _Work, latents: Floats) -> list[Picture]:
-        pixels = to_uint8(self._codec.decode(latents, work.portions))
-        return [picture_from(p, self._settings(work, i)) for i, p in enumerate(pixels)]
+    def _pictures(self, work: Work, latents: Floats) -> list[Picture]:
+        return self._drawn(work, to_uint8(self._codec.decode(latents, work.portions)))
 
-    def _settings(self, work: _Work, i: int) -> dict[str, str]:
-        """What picture i's PNG says of itself: enough to make it again."""
-        job, spec = work.job, work.spec
-        negative = job.negative_prompts[i]
-        return {
-            CHUNK: __version__,
-            "prompt": job.prompts[i],
-            **({} if negative is None else {"negative_prompt": negative}),
-            "seed": str(job.seeds[i]),
-            "steps": str(job.steps),
-            "guidance_scale": repr(job.guidance_scale),
-            **({"guidance_rescale": repr(job.guidance_rescale)} if job.guidance_rescale else {}),
-            **({"guidance_interval": json.dumps(job.guidance_interval)} if job.guidance_interval != (0, 1) else {}),
-            **({"cache_interval": str(job.cache_interval)} if job.cache_interval > 1 else {}),
-            **({"clip_skip": str(job.clip_skip)} if job.clip_skip else {}),
-            "sampler": spec.name,
-            "scheduler": spec.to_json(),
-            "width": str(job.width),
-            "height": str(job.height),
-            **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
-            **({"masked": "yes"} if job.task.repaint is not None else {}),
-            **{f"denoising_{n}": repr(at) for n, at in job.task.course.handing.items()},
-            **_of_controls(job),
-            **({"loras": json.dumps([[str(x.path), x.weight, x.digest] for x in work.loras])} if work.loras else {}),
-            "model": self.plan.model,
-            "model_fingerprint": self.plan.fingerprint,
-            "backend": self.component("unet").runner.backend,
-        }
+    def _drawn(self, work: Work, pixels: NDArray[np.uint8]) -> list[Picture]:
+        backend = self.component("unet").runner.backend
+        return [picture_from(p, settings_for(self.plan, work, i, backend)) for i, p in enumerate(pixels)]
 
-    def _report(self, work: _Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
-        sampler, opened = work.sampler, tuple(self._opened.values())
-        portioned = (work.portions.note,) if work.portions.note else ()
-        told = (note for o in opened for note in (*o.retried, *getattr(o.runner, "notes", ())))
-        notes = (*work.job.notes, *_approximations(work.job), *portioned, *notes, *told)
-        if (older := newer(self.plan)) is not None:
-            notes = (*notes, older)
-        if sampler.reason:
-            notes = (*notes, f"the scheduler itself runs, not a sampler matrix: {sampler.reason}")
-        return Report(
-            model=self.plan.model,
-            model_id=self.plan.model_id,
-            components=tuple(_component_report(o) for o in opened),
-            sampler=sampler.name,
-            steps=work.job.steps,
-            network_calls=sampler.calls,
-            seconds=dict(watch.seconds),
-            loras=tuple((str(lora.path), lora.weight) for lora in work.loras),
-            notes=notes,
-        )
-
-
-def _approximations(job: Job) -> Iterator[str]:
-    """What makes another picture than the whole work would, in words for the report."""
-    if job.cache_interval > 1:
-        yield f"the U-Net's deep layers were computed at every {job.cache_interval}. call alone (cache_interval)"
-    if job.guided and job.guidance_interval != (0, 1):
-        start, end = job.guidance_interval
-        yield f"guidance from {start:g} to {end:g} of the U-Net's calls alone (guidance_interval)"
-
-
-def _of_controls(job: Job) -> dict[str, str]:
-    """What a PNG says of its ControlNets; nothing where none had a part."""
-    if not job.control_images:
-        return {}
-    said = {"control_scales": job.control_scales}
-    said |= {f"control_{end}s": tuple(span[i] for span in job.control_spans) for i, end in enumerate(("start", "end"))}
-    return {name: json.dumps(values) for name, values in said.items()}
-
-
-def _component_report(opened: Opened) -> ComponentReport:
-    check, backend = opened.artefact.check, opened.runner.backend
-    checked = check.get("backend", "onnxruntime") == backend  # what another backend made of it says nothing of this one
-    return ComponentReport(
-        name=opened.component.name,
-        backend=backend,
-        precision=opened.runner.precision,
-        why=opened.why,
-        error=check.get("max_relative_error") if checked else None,
-    )
+    def _report(self, work: Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
+        return report_of(self.plan, work, self._opened.values(), watch.seconds, notes)

@@ -21,7 +21,7 @@ import numpy as np
 
 from calotype import threads
 from calotype.backends.vino_cache import CompiledCache
-from calotype.backends.vino_graph import sized
+from calotype.backends.vino_graph import element_types, sized
 from calotype.backends.vino_request import plain, run, streams_for
 from calotype.backends.vino_rewrites import chosen, rewritten
 from calotype.backends.vino_series import VinoSeries
@@ -141,14 +141,13 @@ class VinoRunner:
         if patches:
             patch_model(library(), self._model, self._weights.changed(patches))
         # A file in half precision has casts at its borders: what is cut out of it would not fit. It is no faster here.
-        self._floats = not {"f16", "bf16"} & {
-            node.get_output_element_type(0).get_type_name() for node in _weights_of(self._model)
-        }
+        self._floats = not {"f16", "bf16"} & element_types(self._model)
         named = {name for port in self._model.outputs for name in port.get_names()}
         lacking = [b.name for b in self._outputs if b.name not in named]
         if lacking:
             raise BackendError(f"{path} gives no {', '.join(lacking)}; the plan says that it does")
-        self._cache = CompiledCache(core, path, self._bytes, {"patches": patches.key, "rewrites": chosen()})
+        self._rewrites = chosen()
+        self._cache = CompiledCache(core, path, self._bytes, {"patches": patches.key, "rewrites": self._rewrites})
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, copied out of OpenVINO's buffers."""
@@ -199,7 +198,7 @@ class VinoRunner:
         if compiled is None:
             try:
                 model = graph()
-                rewritten(model)
+                rewritten(model, self._rewrites)
                 compiled = _core().compile_model(model, "CPU", settings)
             except Exception as failed:
                 raise BackendError(f"OpenVINO cannot compile it for {_said(key)}: {plain(failed)}") from failed
@@ -209,12 +208,6 @@ class VinoRunner:
                 raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
             self._cache.write(key, settings, compiled)
         return [compiled.create_infer_request() for _ in range(streams)]
-
-
-def _weights_of(model: Any) -> list[Any]:
-    return [
-        node for node in model.get_ops() if node.get_type_name() == "Constant" and len(node.get_output_shape(0)) > 1
-    ]
 
 
 def _short(element_type: Any) -> str:

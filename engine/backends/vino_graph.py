@@ -70,6 +70,12 @@ def _hidden_integers(model: Any) -> list[tuple[Any, Any]]:
     return found
 
 
+def element_types(model: Any) -> set[str]:
+    """Of the weights, and of no numbers that stand alone: "f32", "f16", "i8"."""
+    constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
+    return {n.get_output_element_type(0).get_type_name() for n in constants if len(n.get_output_shape(0)) > 1}
+
+
 def dependence(model: Any, inputs: Mapping[str, Hangs]) -> dict[str, Hangs]:
     """What each node hangs on, by its name; `inputs` says what each input is."""
     found: dict[str, Hangs] = {}

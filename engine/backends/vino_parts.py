@@ -28,20 +28,17 @@ Sizing = Callable[[int], Any]  # rows of a batch -> a graph of that size, of our
 
 @dataclass(frozen=True, kw_only=True)
 class Parts:
-    """The three graphs, and what goes from one into the other.
+    """The three graphs.
 
     Attributes:
-        once: from the inputs that stay to `kept`; None where nothing is to be kept.
-        kept: what the part for each call takes of it, by name.
-        times: from timesteps, one a row, to `timed`; None where nothing hangs on them alone.
-        timed: its outputs, in the order in which `TIMES` or `OWN_TIMES` has them side by side.
-        each: from the sample, `kept` and the times to the network's own outputs.
+        once: from the inputs that stay to what `each` takes of them, by `Edge.name`; None where it takes them as they
+            are.
+        times: makes, for so many rows, the graph from timesteps to what `TIMES` or `OWN_TIMES` has side by side.
+        each: from the sample, what stays and the times to the network's own outputs.
     """
 
     once: Any | None
-    kept: tuple[Edge, ...]
-    times: Callable[[int], Any] | None
-    timed: tuple[Edge, ...]
+    times: Sizing
     each: Any
 
 
@@ -57,11 +54,10 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
     """
     whole = sizing(rows)
     edges = border(whole, dependence(whole, inputs), Hangs.SAMPLE)
-    kept = tuple(edge for edge in edges if not edge.hangs & Hangs.TIME)
     timed = tuple(edge for edge in edges if edge.hangs & Hangs.TIME)
     alike = all(edge.hangs == Hangs.TIME and _is_added(whole, edge) for edge in timed)
     nodes = nodes_of(whole)
-    computed = tuple(e for e in kept if nodes[e.node].get_type_name() != "Parameter")
+    computed = [e for e in edges if e not in timed and nodes[e.node].get_type_name() != "Parameter"]
     each = _for_each_call(whole.clone(), edges, timed, None if alike else rows)
     if different is not None:
         # Of what is cut off, that which hangs on nothing but equal halves is equal too.
@@ -70,9 +66,7 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
         each = _shared(each, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
     return Parts(
         once=part(whole.clone(), computed, "once") if computed else None,
-        kept=kept,
-        times=(lambda count: part(sizing(count), timed, "times")) if timed else None,
-        timed=timed,
+        times=lambda count: part(sizing(count), timed, "times"),
         each=each,
     )
 

@@ -142,9 +142,9 @@ def without() -> frozenset[str]:
     return frozenset(filter(None, os.environ.get(WITHOUT, "").split(",")))
 
 
-def rewritten(model: Any, names: Iterable[str] | None = None) -> dict[str, int]:
-    """Apply the rewrites of these names, or those in force; in how many places each was."""
-    done = {name: REWRITES[name](model) for name in (chosen() if names is None else names)}
+def rewritten(model: Any, names: Iterable[str]) -> dict[str, int]:
+    """Apply the rewrites of these names; in how many places each was."""
+    done = {name: REWRITES[name](model) for name in names}
     model.validate_nodes_and_infer_types()
     return done
 

@@ -40,7 +40,8 @@ class Stages:
         forget: lets go of the graphs, which hold weights of their own.
         once: the request for what stays, where it was needed.
         times: the requests for timesteps, by how many rows they take.
-        owner: the series whose numbers the inputs of `each` hold.
+        varying: the inputs that are others at every call, beside the sample.
+        owner: the token of the series whose numbers the inputs of `each` hold.
     """
 
     each: list[Any]
@@ -49,6 +50,7 @@ class Stages:
     shallow: list[Any]
     parts: Callable[[], Parts]
     forget: Callable[[], None]
+    varying: list[str]
     once: Any | None = None
     times: dict[int, Any] = field(default_factory=dict)
     owner: object = None
@@ -64,15 +66,13 @@ class VinoSeries:
         self._given = {name: np.ascontiguousarray(array) for name, array in given.items()}
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
         self._twice, self._reuses = twice, reuses
-        self._deepened, self._deep = (
-            0,
-            list[Array](),
-        )  # the call at which the deep layers were computed, and what they made
+        self._deepened = 0  # the call at which the deep layers were computed
+        self._deep: list[Array] = []  # and what they made, for each stream
         self._token = object()  # by which stages know whose numbers they hold, without holding the series
         self._shares = twice and "shared_guidance" not in left
         self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
         self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
-        self._shares_of: list[tuple[Array, Array]] = []  # of the streams
+        self._groups: list[tuple[Array, Array]] = []  # for each stream its pictures, and their rows of the batch
         self._known: tuple[str, Callable[[], Stages]] | None = None  # of which stages; the shapes stay
 
     def __call__(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
@@ -83,7 +83,7 @@ class VinoSeries:
             sample: [B, ...], whether under guidance or not.
             changing: further inputs that are others at every call, of all rows: [B, ...], or [2B, ...].
         """
-        groups = self._shares_of = self._shares_of or self._groups(len(sample))
+        groups = self._groups = self._groups or _groups(len(sample), twice=self._twice)
         varying = {**changing}
         if not self._keeps:
             varying |= self._given
@@ -91,10 +91,10 @@ class VinoSeries:
             rows = len(sample) * (2 if self._twice else 1)
             varying["timestep"] = np.full(rows, self._timesteps[call])
         with self._runner.lock:
-            stages = self._stages(sample, varying, groups)
+            stages = self._stages(sample, varying)
             if stages.owner is not self._token:
                 stages.owner = None  # until all is there: who owned it must not go on with half of it
-                self._begin(stages, groups)
+                self._begin(stages)
                 stages.owner = self._token
             inputs = []
             for pictures, places in groups:
@@ -123,17 +123,10 @@ class VinoSeries:
         inputs = [{**mine, DEEP: deep} for mine, deep in zip(inputs, self._deep, strict=True)]
         return run(stages.shallow, _of(inputs, stages.shallow_takes), names)
 
-    def _groups(self, count: int) -> list[tuple[Array, Array]]:
-        """For each stream its pictures, and their rows of the whole batch: the unconditional half first."""
-        parts = np.split(np.arange(count), streams_for(count))
-        return [
-            (pictures, np.concatenate([pictures, pictures + count]) if self._twice else pictures) for pictures in parts
-        ]
-
-    def _stages(self, sample: Array, varying: Arrays, groups: Sequence[tuple[Array, Array]]) -> Stages:
+    def _stages(self, sample: Array, varying: Arrays) -> Stages:
         """The compiled parts for these shapes, which are those of every call."""
         if self._known is None:
-            rows = len(groups[0][1])
+            rows = len(self._groups[0][1])
             arrays = {**self._given, **varying, "sample": sample}
             shapes = {name: (rows, *array.shape[1:]) for name, array in arrays.items()} | {"timestep": (rows,)}
             different = sorted(self._different(varying)) if self._shares else None
@@ -144,7 +137,7 @@ class VinoSeries:
                 "varying": sorted(varying),
                 "different": different,
             }
-            runner, given, streams = self._runner, tuple(self._given), len(groups)
+            runner, given, streams = self._runner, tuple(self._given), len(self._groups)
             self._known = f"{streams} {key}", lambda: _made(runner, given, key, streams)
         made = self._runner.kept(*self._known)
         assert isinstance(made, Stages)
@@ -156,10 +149,10 @@ class VinoSeries:
         unlike = {name for name, array in self._given.items() if not np.array_equal(array[:half], array[half:])}
         return unlike | {name for name in varying if name != "timestep"}
 
-    def _begin(self, stages: Stages, groups: Sequence[tuple[Array, Array]]) -> None:
+    def _begin(self, stages: Stages) -> None:
         """Compute what stays, and put it where the requests for each call find it."""
         computed = {name for name in stages.takes if ":" in name}  # as `Edge.name` has it; inputs of the network do not
-        for i, (_, rows) in enumerate(groups):
+        for i, (_, rows) in enumerate(self._groups):
             mine = {name: array[rows] for name, array in self._given.items()}
             if computed:
                 if stages.once is None:
@@ -195,8 +188,9 @@ class VinoSeries:
         rows = length * count
         if rows not in stages.times:
             shapes = {n: array.shape for n, array in inputs.items()}
-            key = {"part": "times", "shapes": shapes, "width": stages.each[0].get_tensor(name).data.shape[1]}
-            (stages.times[rows],) = self._runner.compiled(key, lambda: _times(stages.parts(), rows), precise=True)
+            # What varies is no part of it, and so decides which of the timesteps' numbers are.
+            key = {"part": "times", "shapes": shapes, "varying": stages.varying}
+            (stages.times[rows],) = self._runner.compiled(key, lambda: stages.parts().times(rows), precise=True)
         request = stages.times[rows]
         takes = _inputs_of(request)
         if lacking := takes - set(inputs):
@@ -207,6 +201,12 @@ class VinoSeries:
         got = run([request], [{n: a for n, a in inputs.items() if n in takes}], names)
         table = np.concatenate([got[each].reshape(rows, -1) for each in names], axis=1)
         return table if alike else table.reshape(length, count, -1)
+
+
+def _groups(count: int, *, twice: bool) -> list[tuple[Array, Array]]:
+    """For each stream its pictures, and their rows of the whole batch: the unconditional half first."""
+    parts = np.split(np.arange(count), streams_for(count))
+    return [(pictures, np.concatenate([pictures, pictures + count]) if twice else pictures) for pictures in parts]
 
 
 def _of(inputs: Sequence[Mapping[str, Array]], names: frozenset[str]) -> list[dict[str, Array]]:
@@ -255,12 +255,8 @@ def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], stre
         shallow_takes=_inputs_of(shallow[0]) if shallow else frozenset(),
         parts=parts,
         forget=forget,
+        varying=key["varying"],
     )
-
-
-def _times(parts: Parts, rows: int) -> Any:
-    assert parts.times is not None
-    return parts.times(rows)
 
 
 def _with_rows(shapes: Mapping[str, tuple[int, ...]], rows: int) -> dict[str, tuple[int, ...]]:

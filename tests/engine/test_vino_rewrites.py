@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from calotype.backends import vino, vino_rewrites
-from calotype.backends.vino_rewrites import REWRITES, WITHOUT, rewritten
+from calotype.backends.vino_graph import element_types, sized
+from calotype.backends.vino_rewrites import REWRITES, WITHOUT, chosen, rewritten
 
 ov = vino.library()
 ops = ov.opset13
@@ -97,17 +98,30 @@ def test_the_numbers_stay(name, graph, monkeypatch):
     ],
 )
 def test_what_is_something_else_stays_as_it_is(graph):
-    assert set(rewritten(graph).values()) == {0}
+    assert set(rewritten(graph, REWRITES).values()) == {0}
 
 
 def test_other_ways_of_making_larger_stay():
     for said in ({"scale": 3.0}, {"mode": "linear"}, {"rounding": "ceil"}):
         x = parameter(1, 4, 6, 6)
         graph = model(convolved(doubled(x, **said), 4, 4), x)
-        assert rewritten(graph)["upsampled_convolutions"] == 0
+        assert rewritten(graph, REWRITES)["upsampled_convolutions"] == 0
 
 
 def test_what_the_environment_leaves_out(monkeypatch):
     monkeypatch.setenv(WITHOUT, "gated_linears,upsampled_convolutions")
-    assert rewritten(upsampled(4, 4)) == {"group_norms": 0}
-    assert set(REWRITES) == {"upsampled_convolutions", "gated_linears", "group_norms"}
+    assert chosen() == ["group_norms"]
+
+
+def test_quantised_weights_stay_quantised_where_sizes_are_folded():
+    """In float they would cost what floats cost, and have lost what integers lose."""
+    x = parameter(-1, 6)
+    weights = RNG.integers(-127, 128, (6, 16)).astype(np.int8)
+    scaled = ops.multiply(ops.convert(ops.constant(weights), np.float32), ops.constant(np.float32(0.02)))
+    graph = model(ops.matmul(x, scaled, False, False), x)
+    small = sized(graph, {"x": (3, 6)})
+    assert "i8" in element_types(small)
+    (kept,) = (n for n in small.get_ops() if n.get_type_name() == "Constant" and len(n.get_output_shape(0)) == 2)
+    np.testing.assert_array_equal(kept.data, weights)
+    wanted = np.random.default_rng(1).standard_normal((3, 6)) @ (weights * 0.02)
+    np.testing.assert_allclose(computed(small), wanted, rtol=1e-4, atol=1e-5)

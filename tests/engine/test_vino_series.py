@@ -5,6 +5,7 @@ import pytest
 
 import calotype
 from calotype.backends.vino_rewrites import PIECES, WITHOUT
+from calotype.backends.vino_series import VinoSeries
 from calotype.errors import InputError
 from calotype.export.quality import psnr
 from calotype.picture import settings_of
@@ -56,6 +57,38 @@ def test_two_pictures_that_take_turns(pipe, whole):
         last = pair
     np.testing.assert_array_equal(last[0].result.images, whole)
     np.testing.assert_array_equal(last[1].result.images, other)
+
+
+def test_a_picture_that_ends_while_it_begins_leaves_others_alone(pipe, whole, monkeypatch):
+    stream = pipe.stream(PROMPT, **SAID)
+    next(stream)
+    begin = VinoSeries._begin
+
+    def interrupted(self, stages):
+        begin(self, stages)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(VinoSeries, "_begin", interrupted)
+        pipe("a small green star", **SAID)
+    *_, last = stream
+    np.testing.assert_array_equal(last.result.images, whole)
+
+
+def test_deep_layers_are_never_older_than_was_asked_for(pipe, monkeypatch):
+    """Also where guidance begins and ends between: each of the two series has its own."""
+    ages = []
+    each = VinoSeries._each
+
+    def noted(self, stages, call, inputs):
+        got = each(self, stages, call, inputs)
+        ages.append(call - self._deepened)
+        return got
+
+    monkeypatch.setattr(VinoSeries, "_each", noted)
+    pipe(PROMPT, **SAID | {"steps": 12}, cache_interval=3, guidance_interval=(0.1, 0.8))
+    assert len(ages) == 12
+    assert max(ages) == 2
 
 
 def test_a_repeated_prompt_is_not_encoded_again(pipe, monkeypatch):

@@ -9,7 +9,7 @@ from calotype.export import prepare
 from calotype.export.lower import lower
 
 TARGET = "SM89"
-SIZES = {"batch": (1, 2, 4), "latent_height": (8, 16, 32), "latent_width": (8, 16, 32)}
+SIZES = {"tokens": (77, 77, 154), "batch": (1, 2, 4), "latent_height": (8, 16, 32), "latent_width": (8, 16, 32)}
 ISLANDS = {"text_encoder": "Softmax", "unet": "Sin", "vae_decoder": "GroupNormalization"}
 
 
