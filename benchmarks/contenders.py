@@ -99,8 +99,8 @@ def _varied(variant: str) -> dict[str, Any]:
     """What a worker of ours is told of a variant. Raises `InputError`."""
     name, _, value = variant.partition("=")
     try:
-        if name == "without" and set(value.split("+")) <= set(PIECES):
-            return {"without": value.split("+")}
+        if name == "without" and (value == "all" or set(value.split("+")) <= set(PIECES)):
+            return {"without": list(PIECES) if value == "all" else value.split("+")}
         if name == "cache_interval":
             return {"arguments": {name: int(value)}}
         if name == "guidance_interval":
@@ -109,8 +109,8 @@ def _varied(variant: str) -> dict[str, Any]:
     except ValueError:
         pass
     raise InputError(
-        f"there is no variant {variant!r}; write without=PIECE+PIECE of {', '.join(PIECES)}, cache_interval=3 or "
-        "guidance_interval=0.2-0.8."
+        f"there is no variant {variant!r}; write without=all, without=PIECE+PIECE of {', '.join(PIECES)}, "
+        "cache_interval=3 or guidance_interval=0.2-0.8."
     )
 
 

@@ -39,7 +39,7 @@ _CPU = (
 
 _BF16 = "calotype:openvino:bf16"
 # What each piece of work that is not done gains: all of them, all but one, none.
-_ABLATION = (_BF16, *(f"{_BF16}:without={piece}" for piece in PIECES), f"{_BF16}:without={'+'.join(PIECES)}")
+_ABLATION = (_BF16, *(f"{_BF16}:without={piece}" for piece in PIECES), f"{_BF16}:without=all")
 _APPROXIMATE = (
     _BF16,
     "calotype:openvino:auto",

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from calotype import InputError
+from calotype.backends.vino_rewrites import PIECES
 from calotype.benchmarks.cases import Case, case_from, chosen, prompts_of
 from calotype.benchmarks.contenders import PEERS, contender, contenders
 from calotype.benchmarks.presets import PRESETS, usual
@@ -98,6 +99,28 @@ def test_a_name_and_its_contender_agree():
     assert contenders("torch-compile")[0].settings == {"compile": True}
     with pytest.raises(InputError, match="The nearest: calotype:openvino:bf16"):
         contender("calotype:openvin:bf16")
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ("without=time_table+kept_inputs", {"without": ["time_table", "kept_inputs"]}),
+        ("without=all", {"without": list(PIECES)}),
+        ("cache_interval=3", {"arguments": {"cache_interval": 3}}),
+        ("guidance_interval=0.2-0.8", {"arguments": {"guidance_interval": [0.2, 0.8]}}),
+    ],
+)
+def test_a_variant_of_ours_is_told_to_its_worker(variant, settings):
+    found = contender(f"calotype:openvino:bf16:{variant}")
+    assert (found.name, found.settings) == (f"calotype:openvino:bf16:{variant}", settings)
+
+
+@pytest.mark.parametrize(
+    "variant", ["without=luck", "cache_interval=x", "guidance_interval=0.2", "steps=3", "without="]
+)
+def test_a_variant_that_is_none(variant):
+    with pytest.raises(InputError, match="there is no variant"):
+        contender(f"calotype:openvino:bf16:{variant}")
 
 
 def test_the_demonstration_models_prompts_are_captions_it_can_be_judged_by():

@@ -154,6 +154,14 @@ def test_like_is_held_against_like():
     assert base_of(entered, "int8") is None
 
 
+def test_a_variant_is_never_what_others_are_held_against():
+    entered = lanes(3, 1)
+    entered[1].contender = contender("calotype:openvino:bf16:cache_interval=2")
+    for lane in entered:
+        lane.warm_s = lane.seconds
+    assert base_of(entered) is entered[0]
+
+
 def test_what_memory_does_not_hold_races_in_groups_each_with_the_base():
     entered = lanes(1, 1, 1, 1, need_bytes=400)
     assert [[lane.contender.name for lane in g] for g in groups(entered[0], entered[1:])] == [
