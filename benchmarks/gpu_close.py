@@ -1,8 +1,8 @@
 """`python -m calotype.benchmarks.gpu_close`: one pipeline on a GPU by the GPU's own clock, beside the host's.
 
-How long a captured picture takes, how much of that the GPU works, and so what the host adds between launches; and each
-network alone. Needs torch, triton and diffusers, and a GPU for its figures; `--device cpu` goes the same way with the
-host's clock in place of events, to see that it runs.
+How long a picture takes on the host, how long the GPU works on each network alone, and how much of one picture's time
+on the GPU is work. Needs torch, triton and diffusers, and a GPU for its figures; `--device cpu` goes the same way with
+the host's clock in place of the GPU's, to see that it runs.
 """
 
 from __future__ import annotations
@@ -17,22 +17,39 @@ from typing import Any
 
 import calotype
 from calotype.backends import ON_GPU
+from calotype.bindings import random_inputs
 from calotype.errors import InputError
 
 Clock = Callable[[Callable[[], Any]], float]  # seconds that the device works on what the function launches
+Span = tuple[float, float]  # when one piece of work on the GPU began and ended, in microseconds
 
 
-def by_events(run: Callable[[], Any]) -> float:
-    """By the GPU's own clock."""
+def spans_of(run: Callable[[], Any]) -> list[Span]:
+    """What the GPU does for a function, in order, by PyTorch's profile of its activities; [] where that shows none."""
     import torch
 
-    event: Any = torch.cuda.Event  # which torch leaves untyped
-    begin, end = event(enable_timing=True), event(enable_timing=True)
-    begin.record()
-    run()
-    end.record()
-    end.synchronize()
-    return float(begin.elapsed_time(end)) / 1000
+    profiler = torch.profiler
+    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as looked:
+        run()
+    found = (e for e in looked.events() if str(e.device_type).endswith("CUDA"))
+    return sorted((e.time_range.start, e.time_range.end) for e in found)
+
+
+def busy_and_gaps(spans: Sequence[Span]) -> tuple[float, list[float]]:
+    """How long at least one of the spans lasts, and the pauses between, in microseconds. They are in order."""
+    busy, until, gaps = 0.0, spans[0][0], []
+    for start, end in spans:
+        if start > until:
+            gaps.append(start - until)
+        busy += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return busy, gaps
+
+
+def by_gpu(run: Callable[[], Any]) -> float:
+    """By what the GPU did: the host's part, with copies that it waits for, is not in it."""
+    spans = spans_of(run)
+    return busy_and_gaps(spans)[0] / 1e6 if spans else float("nan")
 
 
 def by_host(run: Callable[[], Any]) -> float:
@@ -69,49 +86,23 @@ def close(pipe: calotype.Pipeline, *, clock: Clock, rounds: int, request: Mappin
     }
 
 
-def host_share(pipe: calotype.Pipeline, *, rounds: int, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Of a captured picture: the time between its first and last work on the GPU, and how much of that is idle.
-
-    From PyTorch's own profile of the GPU's activities; {} where it shows none.
-    """
-    import torch
-
-    profiler = torch.profiler
-    pipe(**request)
-    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as looked:
-        for _ in range(rounds):
-            pipe(**request)
-    spans = sorted(
-        (e.time_range.start, e.time_range.end) for e in looked.events() if str(e.device_type).endswith("CUDA")
-    )
+def host_share(spans: Sequence[Span]) -> dict[str, Any]:
+    """Of one picture's work on the GPU: how much of the time from its beginning to its end is work."""
     if not spans:
         return {}
-    busy, until, gaps = 0.0, spans[0][0], []
-    for start, end in spans:
-        if start > until:
-            gaps.append(start - until)
-        busy += max(0.0, end - max(start, until))
-        until = max(until, end)
-    whole = until - spans[0][0]
-    return {"busy_share": busy / whole, "launches": len(spans), "median_gap_us": statistics.median(gaps or [0.0])}
+    busy, gaps = busy_and_gaps(spans)
+    whole = max(end for _, end in spans) - spans[0][0]
+    return {"busy_share": busy / whole, "activities": len(spans), "median_gap_us": statistics.median(gaps or [0.0])}
 
 
 def _inputs(pipe: calotype.Pipeline, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
     """Random inputs of the request's size, both halves of guidance where there are such."""
-    import numpy as np
-
     component, profile = pipe.plan.components[name], pipe.plan.profile
     halves = 2 if name != "vae_decoder" and request["guidance_scale"] > 1 else 1
     sizes = profile.sizes(
         batch=halves * request["num_images"], height=request["height"], width=request["width"], chunks=1
     )
-    draw = np.random.default_rng(0)
-    found: dict[str, Any] = {}
-    for binding in component.inputs:
-        shape = binding.shape(sizes)
-        ints = binding.dtype.startswith("int")
-        found[binding.name] = draw.integers(0, 9, shape) if ints else draw.standard_normal(shape, dtype=np.float32)
-    return found
+    return random_inputs(component.inputs, {b.name: b.shape(sizes) for b in component.inputs}, ids=9)
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -132,10 +123,10 @@ def main(arguments: Sequence[str]) -> int:
         **{"prompt": "a large red circle on a blue background", "seed": 1, "steps": said.steps, "height": side},
         **{"width": side, "guidance_scale": said.guidance, "num_images": said.batch},
     }
-    clock = by_events if said.device == "cuda" else by_host
+    clock = by_gpu if said.device == "cuda" else by_host
     found = close(pipe, clock=clock, rounds=said.rounds, request=request)
     if said.device == "cuda":
-        found |= host_share(pipe, rounds=said.rounds, request=request)
+        found |= host_share(spans_of(lambda: pipe(**request)))
     print(json.dumps({"model": said.model, "backend": said.backend, "size": side, "steps": said.steps, **found}))
     return 0
 

@@ -9,11 +9,11 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
 from calotype.backends import Arrays, Opened, Runner
+from calotype.bindings import random_inputs
 from calotype.errors import BackendError, SourceError
 from calotype.gate import Gate
 from calotype.lora import Given, Lora, Shapes, components_in, loras_from, patches_of
@@ -107,13 +107,8 @@ class Adapters:
 
     def _try_on(self, name: str, opened: Opened) -> Arrays:
         """Inputs of the shapes of the last whole call, for which backends have compiled; else small ones."""
-        draw = np.random.default_rng(0)
-        arrays: dict[str, Any] = {}
-        for binding in self._plan.components[name].inputs:
-            shape = opened.shapes_given.get(binding.name) or binding.shape(self._small())
-            whole = binding.dtype == "int64"
-            arrays[binding.name] = draw.integers(0, _IDS, shape) if whole else draw.standard_normal(shape, np.float32)
-        return arrays
+        bindings, small = self._plan.components[name].inputs, self._small()
+        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(opened.shapes_given), _IDS)
 
     def _small(self) -> dict[str, int]:
         """Twice the multiple: in less, a level of the U-Net may be a single place, which torch refuses."""

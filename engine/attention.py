@@ -1,7 +1,8 @@
 """Which attention? cuDNN's, flash attention, torch's memory-efficient one or our own: what is fastest for a shape here.
 
 Measured once for each shape and type, on the GPU that is here, before anything is captured; what nobody could measure
-(no GPU, or a capture that is under way) is torch's own choice, so that the same machine does the same. Imports torch.
+(no GPU, or a capture that is under way) is torch's own choice. Another process may find another one fastest, whose sums
+are rounded otherwise. Imports torch and triton.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
+from triton.errors import TritonError
+from triton.testing import do_bench
 
 from calotype.kernels import attention as ours
 
@@ -25,7 +28,7 @@ TORCHS = {
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 OWN = "triton"
-_REPEATS = 20
+_LOOK_MS = 20  # for how long each is tried
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
@@ -39,7 +42,6 @@ class Choices:
     def __init__(self, seconds: Callable[[Run], float | None]) -> None:
         self._seconds, self._lock = seconds, threading.Lock()
         self.found: dict[Key, str | None] = {}  # None: torch's own choice
-        self.took_ms: dict[Key, Mapping[str, float]] = {}
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """By what is fastest for these shapes."""
@@ -55,7 +57,6 @@ class Choices:
                 if not _measurable():
                     return None
                 took = {name: seconds for name, run in runs.items() if (seconds := self._seconds(run)) is not None}
-                self.took_ms[key] = {name: 1000 * seconds for name, seconds in took.items()}
                 self.found[key] = min(took, key=lambda name: took[name]) if took else None
             return self.found[key]
 
@@ -74,16 +75,11 @@ def _measurable() -> bool:
 def _on_gpu(run: Run) -> float | None:
     """Seconds of a run, the median of several; None for what this GPU, shape or type does not have."""
     try:
-        run()
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        begin.record()
-        for _ in range(_REPEATS):
-            run()
-        end.record()
-        end.synchronize()
-    except RuntimeError:  # how torch says that a kernel is not for these, or the device full
+        return float(do_bench(run, warmup=5, rep=_LOOK_MS, return_mode="median")) / 1000
+    except torch.OutOfMemoryError:  # which says nothing of the kernel, and is not to be remembered as if it did
+        raise
+    except (RuntimeError, TritonError):  # how torch and triton say that a kernel is not for these
         return None
-    return float(begin.elapsed_time(end)) / 1000 / _REPEATS
 
 
 CHOICES = Choices(_on_gpu)

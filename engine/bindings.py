@@ -44,6 +44,20 @@ class Binding:
         return cls(name=data["name"], dtype=data["dtype"], dims=tuple(data["dims"]))
 
 
+def random_inputs(bindings: Sequence[Binding], shapes: Mapping[str, Sequence[int]], ids: int) -> dict[str, Array]:
+    """An array for each binding: normal numbers, or token ids below `ids`; the same each time.
+
+    `shapes` are by the bindings' names.
+    """
+    draw = np.random.default_rng(0)
+    return {
+        b.name: draw.integers(0, ids, shapes[b.name])
+        if b.dtype == "int64"
+        else draw.standard_normal(shapes[b.name], dtype=np.float32)
+        for b in bindings
+    }
+
+
 def check_arrays(where: str, bindings: Sequence[Binding], arrays: Mapping[str, Array]) -> dict[str, int]:
     """The sizes that `arrays` give to the symbols; `InputError` where names, types or shapes do not fit."""
     wanted, got = {b.name for b in bindings}, set(arrays)

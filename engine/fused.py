@@ -1,8 +1,9 @@
 """A network's own modules with our kernels in their place: by a rule for each type, not by a copy of the network.
 
 A rule takes a module that it knows in every respect, and leaves all others as they are; what was replaced is counted.
-The replacements hold the very parameters of what they replace. They want pictures channels last, and a GPU (or Triton's
-interpreter). Imports torch, diffusers and triton: only the cuda backend imports this file, when it is opened.
+The replacements hold the very parameters of what they replace, or rows of one that is packed from them. They want
+pictures channels last, and a GPU (or Triton's interpreter). Imports torch, diffusers and triton: only the cuda backend
+imports this file, when it is opened.
 """
 
 from __future__ import annotations

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -38,14 +38,17 @@ def span(name: str) -> Iterator[None]:
     if timeline is None:
         yield
         return
-    with nullcontext() if timeline.torch is None else timeline.torch.profiler.record_function(name):
-        began = time.perf_counter_ns()
-        try:
+    if timeline.torch is not None:  # which keeps its own
+        with timeline.torch.profiler.record_function(name):
             yield
-        finally:
-            took = time.perf_counter_ns() - began
-            place = {"pid": os.getpid(), "tid": threading.get_ident()}
-            timeline.events.append({"name": name, "ph": "X", "ts": began / 1e3, "dur": took / 1e3, **place})
+        return
+    began = time.perf_counter_ns()
+    try:
+        yield
+    finally:
+        took = time.perf_counter_ns() - began
+        place = {"pid": os.getpid(), "tid": threading.get_ident()}
+        timeline.events.append({"name": name, "ph": "X", "ts": began / 1e3, "dur": took / 1e3, **place})
 
 
 @contextmanager

@@ -176,7 +176,7 @@ def _stages(work: Work) -> list[Stage]:
     """All that will be done, with a guess at each: what the demonstration model took, more by the gigabyte."""
     weights = {name: 4 * n / 1e9 for name, n in _weights(work).items()}
     traces = [Stage(name=f"trace {n}", guess_s=14 + 25 * gb) for n, gb in weights.items() if _of_graphs(work.spec)]
-    if work.spec.backend in backends.COMPILED:
+    if work.spec.backend in backends.COMPILED and _opens_float32(work.spec):
         traces += [Stage(name=f"engine {n}", guess_s=20 + 60 * gb) for n, gb in weights.items()]
     records = [s for what in ("proof", "calibration")[: 1 + work.spec.gated] for s in _recordings(work, what, weights)]
     picture_s = records[1].guess_s / len(work.pictures("proof").prompts)
@@ -233,7 +233,7 @@ class _Build:
         return list(self._work.family.components.values())
 
     def _traced(self, bare: Plan) -> Plan:
-        """The plan with every component's float32 first, as the backend opens it; an ONNX graph behind an engine."""
+        """The plan with every component's float32: an ONNX graph, before it an engine where the backend opens it so."""
         work, components = self._work, {}
         if not _of_graphs(work.spec):
             return bare
@@ -243,7 +243,7 @@ class _Build:
                 planned = bare.components[component.name]
                 artefact = traced(component, work.source, work.family.profile)
             made = [artefact]
-            if engines is not None:
+            if engines is not None and _opens_float32(work.spec):
                 with self._progress.stage(f"engine {component.name}"):
                     made = [engines.of(planned, artefact), artefact]
             components[component.name] = planned.with_artefacts(*made)
@@ -344,6 +344,11 @@ class _Build:
 def _of_graphs(spec: BuildSpec) -> bool:
     """Are the backend's artefacts made from traced graphs, or the model's own weights?"""
     return backends.form_of(spec.backend) != "diffusers"
+
+
+def _opens_float32(spec: BuildSpec) -> bool:
+    """Is the float32 form opened on the backend: as the plan's own, to be tuned against, or to fall back on?"""
+    return not spec.gated or spec.precision in TUNED_PRECISIONS or spec.fallback
 
 
 def _bound_to(spec: BuildSpec) -> str | None:

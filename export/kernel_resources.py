@@ -32,7 +32,7 @@ Table = dict[str, Any]
 
 
 def cases() -> Iterator[tuple[str, Launch]]:
-    """Every kind of launch that a full-size model makes, by a name that tells it from the others."""
+    """Launches of full-size models and of kernels that wait for one, by names that tell them apart; not all shapes."""
     half = torch.bfloat16
     for what, shape, added in (
         ("SD 1.5's first level", (2, 320, 64, 64), "time"),

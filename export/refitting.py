@@ -12,9 +12,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from calotype.bindings import Binding
+from calotype.bindings import Binding, random_inputs
 from calotype.errors import BackendError, BuildError
 from calotype.plan import Artefact, PlannedComponent
 
@@ -60,12 +58,7 @@ def refit_here(
     planned = PlannedComponent(
         name=component["name"], inputs=inputs, outputs=outputs, artefacts=(artefact,), refused={}
     )
-    draw = np.random.default_rng(0)
-    shapes = {b.name: (b.dtype, tuple(usual[b.name])) for b in inputs}
-    probe: dict[str, np.ndarray[Any, Any]] = {
-        name: draw.integers(0, 9, shape) if kind.startswith("int") else draw.standard_normal(shape, dtype=np.float32)
-        for name, (kind, shape) in shapes.items()
-    }
+    probe = random_inputs(inputs, usual, ids=9)
     try:
         runner = opened_with(backend.replace("-", "_"), planned, artefact)
         made = exchanged(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)

@@ -1,4 +1,4 @@
-"""A graph becomes a TensorRT engine: typed by the graph, for the sizes of a profile, with progress that can be stopped.
+"""A graph becomes a TensorRT engine: typed by the graph, for the sizes of a profile; whoever watches may stop it.
 
 The library is an argument: `tensorrt` 11, which builds for the GPU that is here, or `tensorrt_rtx`, which builds for
 GPUs that are named, on any machine. Networks are strongly typed (there is no other kind any more): the precision is the

@@ -3,7 +3,7 @@
     graph   GroupNormalization -> Sigmoid, Mul      becomes      calotype::group_norm_silu
 
 The kernel is compiled to PTX when an engine is built and lies in it: running one needs no Python. `tensorrt.plugin` is
-an argument. Whether it beats TensorRT's own fusion is a question for a GPU; nothing takes it unless it is asked for.
+an argument. Whether it beats TensorRT's own fusion is a question for a GPU: until that is answered no build takes it.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@
 
 Sums are whole numbers, and exact. torch has such a product without the scales and the bias (`torch._int_mm`), whose
 int32 result is four times y's bytes, written and read once more. Activations have one scale, weights one for each row.
+No network of the `cuda` backend is quantised yet: nothing but the tests calls it.
 """
 
 from collections.abc import Sequence

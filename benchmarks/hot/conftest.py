@@ -11,6 +11,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import calotype  # noqa: E402
+from calotype.bindings import random_inputs  # noqa: E402
 
 
 @pytest.fixture(scope="session", params=["onnxruntime", "openvino", "eager"])
@@ -31,17 +32,11 @@ def fake() -> calotype.Pipeline:
 @pytest.fixture(scope="session")
 def inputs(pipe) -> dict:
     """Name of a component -> what a guided picture of 128 pixels gives it."""
-    rng = np.random.default_rng(0)
     profile = pipe.plan.profile
     made = {}
     for name, component in pipe.plan.components.items():
         sizes = profile.sizes(batch=2 if name == "unet" else 1, height=128, width=128)
-        made[name] = {
-            b.name: rng.standard_normal(b.shape(sizes)).astype(np.float32)
-            if b.dtype == "float32"
-            else rng.integers(0, 100, b.shape(sizes))
-            for b in component.inputs
-        }
+        made[name] = random_inputs(component.inputs, {b.name: b.shape(sizes) for b in component.inputs}, ids=100)
         if "timestep" in made[name]:
             made[name]["timestep"] = np.full(2, 500, np.float32)
     return made

@@ -89,6 +89,7 @@ class CudaRunner:
         mend = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
         self._module = fitted(lambda: gpu.hold(module.to(self._dtype)), what, mend)
         self._weights = FusedWeights(layers, self._module)
+        self.network = Module(self._module, self._dtype)  # as a whole picture calls it
         self._name, self._outputs = component.name, [b.name for b in component.outputs]
         self._gpu, self._lock = gpu, threading.Lock()
         captured = component.name.startswith(_CAPTURED)
@@ -99,7 +100,7 @@ class CudaRunner:
         import torch
 
         mend = "ask for smaller pictures, or fewer at once"
-        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named(self._name), self._exact():
+        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named(self._name):
             return fitted(lambda: self._carried(inputs), "a run of this size", mend)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -111,46 +112,34 @@ class CudaRunner:
         with self._lock, self._gpu.side_stream():
             self._weights.adapt(patches)
 
-    @property
-    def network(self) -> Module:
-        """The module as a whole picture calls it."""
-        return Module(self._module, self._dtype, self._exact)
-
     def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         outputs = self._run({name: self._gpu.put(array) for name, array in inputs.items()})
         return {name: self._gpu.fetch(tensor) for name, tensor in outputs.items()}
 
-    def _exact(self) -> AbstractContextManager[None]:
-        """Inside, float32 is meant: cuDNN rounds the inputs of its convolutions to ten bits unless it is told."""
-        import torch
-
-        return _without_tf32() if self._dtype == torch.float32 else nullcontext()
-
     def _eager(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """One run; float32 at both ends, casts included, so that a graph holds them as well."""
-        cast = {n: t.to(self._dtype) if t.is_floating_point() and n not in _WIDE else t for n, t in inputs.items()}
-        return {n: t.float() for n, t in zip(self._outputs, self._module(**cast), strict=True)}
+        return {n: t.float() for n, t in zip(self._outputs, self.network(**inputs), strict=True)}
 
 
 class Module:
     """A module as a function of tensors on the device: a whole picture is made of these."""
 
-    def __init__(
-        self, module: nn.Module, dtype: torch.dtype, exact: Callable[[], AbstractContextManager[None]]
-    ) -> None:
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module, self.dtype = module, dtype
-        self._exact = exact
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
         """All outputs in their order."""
+        import torch
+
         cast = {n: t.to(self.dtype) if t.is_floating_point() and n not in _WIDE else t for n, t in inputs.items()}
-        with self._exact():
+        with _without_tf32() if self.dtype == torch.float32 else nullcontext():
             made: tuple[Tensor, ...] = self.module(**cast)
         return made
 
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
+    """Inside, float32 is meant: cuDNN rounds the inputs of its convolutions to ten bits unless it is told."""
     import torch
 
     convolutions: Any = torch.backends.cudnn

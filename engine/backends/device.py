@@ -73,7 +73,7 @@ def free_bytes() -> int | None:
         return None
     free, total = torch.cuda.mem_get_info()
     reserved, allocated = torch.cuda.memory_reserved(), torch.cuda.memory_allocated()
-    share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda: 1.0)()
+    share = torch.cuda.get_per_process_memory_fraction()
     return int(min(free, max(0, share * total - reserved)) + reserved - allocated)
 
 

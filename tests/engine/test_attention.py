@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from triton.runtime.errors import OutOfResources
 
 from calotype import attention
 from calotype.attention import Choices
@@ -39,8 +40,21 @@ def test_the_fastest_that_works_is_taken_and_kept(qkv, monkeypatch):
         assert torch.equal(choices.attend(*qkv, 0.3), wanted(*qkv))
     (key,) = choices.found
     assert choices.found[key] == "efficient"
-    assert choices.took_ms[key] == {"flash": 2000.0, "efficient": 1000.0, "triton": 3000.0}
     assert asked == [attention.TORCHS["efficient"]] * 2
+
+
+def test_a_kernel_that_does_not_fit_loses_and_a_full_device_is_told(monkeypatch):
+    def failing(error):
+        def bench(run, **said):
+            raise error
+
+        monkeypatch.setattr(attention, "do_bench", bench)
+        return attention._on_gpu(lambda: None)
+
+    assert failing(OutOfResources(300_000, 200_000, "shared memory")) is None
+    assert failing(RuntimeError("no kernel for these")) is None
+    with pytest.raises(torch.OutOfMemoryError):
+        failing(torch.OutOfMemoryError("full"))
 
 
 def test_where_none_works_it_is_torchs_own_choice(qkv, monkeypatch):

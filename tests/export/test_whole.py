@@ -39,7 +39,7 @@ def test_it_is_steered_as_the_pipeline_is(said, sdxl_folder):
         )
 
     wanted, _ = condition(plan, tokenizers, encoder, job)
-    networks = {name: Module(module, torch.float32, torch.no_grad) for name, module in modules.items()}
+    networks = {name: Module(module, torch.float32) for name, module in modules.items()}
     with torch.inference_mode():
         got = WholePicture(plan, networks).steering(inputs)
     assert set(got) == set(wanted.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}

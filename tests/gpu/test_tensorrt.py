@@ -100,7 +100,7 @@ def test_weights_are_exchanged_and_an_engine_that_keeps_a_trace_is_refused(tmp_p
     except BackendError as told:  # the residue that NVIDIA/TensorRT 3628 tells of: it is built anew then
         if "is not what it was" not in str(told):
             raise
-        return
+        pytest.xfail(str(told))
     (tmp_path / "theirs" / "g.engine").write_bytes(made)
     got = opened(tmp_path / "theirs" / "g.engine")({"x": x})["y"]
     np.testing.assert_allclose(got, wanted(x, other), rtol=1e-2, atol=1e-2)

@@ -34,8 +34,7 @@ def whole(pipe, device):
     """The networks as they are: that kernels inside them change nothing is test_fused's."""
     folders = {name: c.artefact("diffusers").path for name, c in pipe.plan.components.items()}
     modules = {n: load_module(n, folders[n]).to(device) for n in ("text_encoder", "unet", "vae_decoder")}
-    exact = torch.no_grad  # any context: tests are in float32 as it is
-    networks = {name: Module(module, torch.float32, exact) for name, module in modules.items()}
+    networks = {name: Module(module, torch.float32) for name, module in modules.items()}
     return WholePicture(pipe.plan, networks).to(device)
 
 
