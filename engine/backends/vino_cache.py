@@ -23,7 +23,7 @@ from calotype.home import home, write_whole
 _LARGEST_BYTES = 512 << 20  # a blob holds all weights again: for large networks the disk is worth more than the seconds
 _MOST_BYTES = 2 << 30  # of all blobs; the ones not used for longest give way
 _DIGEST = hashlib.sha256
-_GRAPHS = 4  # counts up when a file of one version is taken apart or rewritten otherwise than before
+_GRAPHS = 5  # counts up when a file of one version is taken apart or rewritten otherwise than before
 
 
 class CompiledCache:

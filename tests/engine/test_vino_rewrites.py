@@ -125,3 +125,32 @@ def test_quantised_weights_stay_quantised_where_sizes_are_folded():
     np.testing.assert_array_equal(kept.data, weights)
     wanted = np.random.default_rng(1).standard_normal((3, 6)) @ (weights * 0.02)
     np.testing.assert_allclose(computed(small), wanted, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    "BF16" not in ov.Core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"),
+    reason="this CPU has no bfloat16 arithmetic",
+)
+@pytest.mark.parametrize(("heads", "tokens", "keys"), [(4, 4, 4), (4, 4, 77), (8, 8, 8), (20, 20, 20), (4, 9, 4)])
+@pytest.mark.parametrize("batch", [1, 2])
+def test_attention_of_as_many_tokens_as_heads(batch, heads, tokens, keys):
+    """OpenVINO alone is wrong here by as much as the numbers themselves."""
+    width = 32
+    places = [ops.parameter([batch, n, heads * width], np.float32) for n in (tokens, keys, keys)]
+    parted = [
+        ops.transpose(ops.reshape(x, integers(batch, -1, heads, width), False), integers(0, 2, 1, 3)) for x in places
+    ]
+    scores = ops.matmul(ops.multiply(parted[0], ops.constant(np.float32(width**-0.5))), parted[1], False, True)
+    mixed = ops.matmul(ops.softmax(scores, -1), parted[2], False, False)
+    joined = ops.reshape(ops.transpose(mixed, integers(0, 2, 1, 3)), integers(batch, tokens, -1), False)
+    graph = ov.Model([ops.result(joined)], places, "attention")
+    given = [RNG.standard_normal(tuple(x.get_shape())).astype(np.float32) for x in places]
+
+    q, k, v = (x.reshape(batch, -1, heads, width).transpose(0, 2, 1, 3).astype(np.float64) for x in given)
+    weights = np.exp(q @ k.swapaxes(2, 3) * width**-0.5)
+    wanted = (weights / weights.sum(-1, keepdims=True)) @ v
+    rewritten(graph, [])
+    request = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}).create_infer_request()
+    for _ in range(5):
+        got = next(iter(request.infer(given).values()))
+        np.testing.assert_allclose(got, wanted.transpose(0, 2, 1, 3).reshape(got.shape), atol=0.03)
