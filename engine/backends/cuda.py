@@ -70,7 +70,8 @@ class CudaRunner:
     ) -> None:
         import torch
 
-        from calotype.backends.weights_cuda import FusedWeights, layers_of
+        from calotype.backends.weights_cuda import fused_weights
+        from calotype.backends.weights_torch import layers_of
         from calotype.fused import fuse
         from calotype.modules import load_module
 
@@ -88,7 +89,7 @@ class CudaRunner:
         what = f"the weights of the {component.name} ({in_words(size)} in {artefact.precision})"
         mend = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
         self._module = fitted(lambda: gpu.hold(module.to(self._dtype)), what, mend)
-        self._weights = FusedWeights(layers, self._module)
+        self._weights = fused_weights(layers, self._module)
         self.network = Module(self._module, self._dtype)  # as a whole picture calls it
         self._name, self._outputs = component.name, [b.name for b in component.outputs]
         self._gpu, self._lock = gpu, threading.Lock()

@@ -42,7 +42,7 @@ class EagerRunner:
             self._module = load_module(component.name, artefact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
-        self._weights = ModuleWeights(self._module)
+        self._weights = ModuleWeights.of(self._module)
         self._names = [b.name for b in component.outputs]
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

@@ -2,21 +2,35 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from calotype.onnx_weights import plain
 from calotype.patches import Patches
 
+Layers = Mapping[str, Any]  # name -> nn.Linear or nn.Conv2d
+
+
+def layers_of(module: nn.Module) -> Layers:
+    """Linear layers and convolutions, by the layer's name in the model."""
+    kinds = (nn.Linear, nn.Conv2d)
+    return {plain(name): layer for name, layer in module.named_modules() if isinstance(layer, kinds)}
+
 
 class ModuleWeights:
-    """Of every linear layer and convolution, by the layer's name in the model."""
+    """Weights by their layers' names, on any device and in any type: `Adaptable`'s part of a runner."""
 
-    def __init__(self, module: nn.Module) -> None:
-        layers = {plain(name): layer for name, layer in module.named_modules()}
-        kinds = (nn.Linear, nn.Conv2d)
-        self._weights: dict[str, Tensor] = {n: m.weight.data for n, m in layers.items() if isinstance(m, kinds)}
+    def __init__(self, weights: Mapping[str, Tensor]) -> None:
+        self._weights = dict(weights)
         self._own: dict[str, Tensor] = {}  # of those that are changed
+
+    @classmethod
+    def of(cls, module: nn.Module) -> ModuleWeights:
+        """Those of every linear layer and convolution."""
+        return cls({name: layer.weight.data for name, layer in layers_of(module).items()})
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Layer -> its weight's shape."""
@@ -30,4 +44,4 @@ class ModuleWeights:
         for parameter, patch in patches.patches.items():
             weight = self._weights[name := parameter.removesuffix(".weight")]
             self._own[name] = weight.clone()
-            weight.copy_(torch.from_numpy(patch(weight.numpy())))
+            weight.copy_(torch.from_numpy(patch(weight.float().cpu().numpy())))

@@ -250,16 +250,24 @@ def train(shop: Workshop, out: Path) -> None:
     print(f"the model is in {out}", flush=True)
 
 
-def main() -> None:
-    """The command line of `make train-demo`."""
-    parser = argparse.ArgumentParser(description="Train the demonstration model from nothing; resumes after a stop.")
-    parser.add_argument("--folder", type=Path, default=Path(".train"), help="checkpoints, log and sample sheets")
-    parser.add_argument("--out", type=Path, default=Path("engine/demo_model"), help="where the model goes")
+def asked(what: str, *, folder: str, out: str, **more: str) -> tuple[Workshop, argparse.Namespace]:
+    """What the command line of a training says: where and on what it works; `more` are further options' defaults."""
+    parser = argparse.ArgumentParser(description=f"Train {what}; resumes after a stop.")
+    parser.add_argument("--folder", type=Path, default=Path(folder), help="checkpoints, log and sample sheets")
+    parser.add_argument("--out", type=Path, default=Path(out), help="where what was trained goes")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    for name, usual in more.items():
+        parser.add_argument(f"--{name}", default=usual)
     said = parser.parse_args()
     torch.set_num_threads(threads.available())
-    train(Workshop(folder=said.folder, seed=said.seed, device=torch.device(said.device)), said.out)
+    return Workshop(folder=said.folder, seed=said.seed, device=torch.device(said.device)), said
+
+
+def main() -> None:
+    """The command line of `make train-demo`."""
+    shop, said = asked("the demonstration model from nothing", folder=".train", out="engine/demo_model")
+    train(shop, said.out)
 
 
 if __name__ == "__main__":

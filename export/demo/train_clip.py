@@ -7,7 +7,6 @@ and against captions with one wrong word, without which a CLIP reads a caption a
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from pathlib import Path
 from typing import Any
@@ -17,7 +16,6 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from calotype import threads
 from calotype.export.demo import networks, scenes, train
 from calotype.export.demo.train_text import FACTS, PARTS, facts, load_tokenizer
 from calotype.export.demo.validate_judge import wrong_captions
@@ -132,6 +130,7 @@ def save_clip(clip: Any, tokenizer: Path, folder: Path) -> None:
     """In transformers' layout, in fp16, with the image processor and the tokenizer that go with it."""
     from transformers import CLIPImageProcessorPil
 
+    clip.config.text_config._name_or_path = ""  # whose text encoder it began with, as a folder of this machine
     clip.cpu().half().save_pretrained(folder, safe_serialization=True)
     side, half = networks.SIGHT, [0.5, 0.5, 0.5]
     CLIPImageProcessorPil(
@@ -143,15 +142,7 @@ def save_clip(clip: Any, tokenizer: Path, folder: Path) -> None:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the demonstration's CLIP; resumes after a stop.")
-    parser.add_argument("--folder", type=Path, default=Path(".train/clip"), help="checkpoint and log")
-    parser.add_argument("--model", default="demo", help="whose text encoder it begins with, in diffusers' layout")
-    parser.add_argument("--out", type=Path, default=Path("engine/demo_clip"), help="where the CLIP goes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    said = parser.parse_args()
-    torch.set_num_threads(threads.available())
-    shop = train.Workshop(folder=said.folder, seed=said.seed, device=torch.device(said.device))
+    shop, said = train.asked("the demonstration's CLIP", folder=".train/clip", out="engine/demo_clip", model="demo")
     model = find(said.model)
     save_clip(train_clip(shop, model), model / "tokenizer", said.out)
     print(f"the CLIP is in {said.out}", flush=True)

@@ -7,7 +7,6 @@ U-Net by convolutions that begin as zeros, and trained by the U-Net's own loss. 
 
 from __future__ import annotations
 
-import argparse
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype import threads
 from calotype.export.demo import scenes, train
 from calotype.export.demo import train_unet as unet
 from calotype.export.demo.edges import edges_of, f1
@@ -131,15 +129,8 @@ def train_control(shop: train.Workshop, model: Path) -> Any:
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Train the demonstration model's ControlNet; resumes after a stop.")
-    parser.add_argument("--folder", type=Path, default=Path(".train/control"), help="checkpoint, log and sample sheet")
-    parser.add_argument("--model", default="demo", help="the model to be steered, in diffusers' layout")
-    parser.add_argument("--out", type=Path, default=Path("engine/demo_canny"), help="where the ControlNet goes")
-    parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    said = parser.parse_args()
-    torch.set_num_threads(threads.available())
-    shop = train.Workshop(folder=said.folder, seed=said.seed, device=torch.device(said.device))
+    what = "the demonstration model's ControlNet"
+    shop, said = train.asked(what, folder=".train/control", out="engine/demo_canny", model="demo")
     best = train_control(shop, find(said.model))
     best.cpu().half().save_pretrained(said.out, safe_serialization=True)
     print(f"the ControlNet is in {said.out}", flush=True)

@@ -130,7 +130,7 @@ def test_every_layer_of_an_onnx_file_is_found(request, fixture):
     plan = calotype.load(request.getfixturevalue(fixture), backend="onnxruntime").plan
     for name, component in plan.components.items():
         module = load_module(name, component.artefact("diffusers").path)
-        weights, stored = ModuleWeights(module), weights_of(component.artefact("onnx").path)
+        weights, stored = ModuleWeights.of(module), weights_of(component.artefact("onnx").path)
         assert {layer: s.shape for layer, s in stored.items()} == weights.shapes(), name
         for layer, tensor in weights._weights.items():
             if stored[layer].refused is None:

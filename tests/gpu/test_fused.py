@@ -8,7 +8,8 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from calotype.backends.weights_cuda import FusedWeights, layers_of
+from calotype.backends.weights_cuda import fused_weights
+from calotype.backends.weights_torch import layers_of
 from calotype.fused import FusedResnet, fuse
 from calotype.fused_attention import FusedAttention
 from calotype.fused_times import FusedTimes
@@ -146,7 +147,7 @@ def test_weights_have_the_names_of_before_and_are_changed_where_they_lie(pair, r
     fused = copy.deepcopy(plain)
     layers = layers_of(fused)
     fuse(fused)
-    weights = FusedWeights(layers, fused)
+    weights = fused_weights(layers, fused)
     assert weights.shapes() == {name: tuple(layer.weight.shape) for name, layer in layers_of(plain).items()}
     before = {name: tensor.clone() for name, tensor in fused.state_dict().items()}
     names = [n for n in weights.shapes() if n.endswith(("to_k", "conv1", "ff.net.0.proj"))][:6]

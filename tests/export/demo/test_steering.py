@@ -134,6 +134,7 @@ def test_what_is_trained_opens(few, demo_folder, tmp_path):
         train_control.train_control(shop, demo_folder).half().save_pretrained(tmp_path / "net")
         clip = train_clip.train_clip(shop, demo_folder)
         train_clip.save_clip(clip, demo_folder / "tokenizer", tmp_path / "clip")
+        assert str(demo_folder) not in (tmp_path / "clip" / "config.json").read_text()
     pipe = calotype.load("demo", controlnet=tmp_path / "net", backend="eager")
     picture = pipe("a red ring", control_image=np.zeros((128, 128, 3), np.uint8), steps=1, seed=1).images[0]
     assert np.isfinite(calotype.clip_score(picture, "a red ring", model=tmp_path / "clip")).all()
