@@ -36,7 +36,7 @@ cli.app.add_typer(bench, name="bench")
 @bench.callback(invoke_without_command=True)
 def run_cases(
     context: typer.Context,
-    preset: Annotated[str, typer.Option(help="quick (two minutes), cpu, gpu or full.")] = "quick",
+    preset: Annotated[str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu, full.")] = "quick",
     case: Annotated[
         list[str] | None,
         typer.Option(help='Instead of a preset: "model=sd15 size=512 steps=4 backend=openvino precision=bf16".'),

@@ -30,7 +30,8 @@ def guide(output: Floats, guidance_scale: float, rescale: float = 0.0) -> Floats
     `rescale`, 0 to 1, is how far the result is brought back to the spread of the half with the prompt (Lin et al. 2023,
     arXiv 2305.08891, section 3.4).
     """
-    without, given = np.split(output, 2)
+    half = len(output) // 2
+    without, given = output[:half], output[half:]
     guided = without + np.float32(guidance_scale) * (given - without)
     if rescale == 0:
         return guided

@@ -209,7 +209,6 @@ class MatrixRun:
         self._shape = noise.shape
         self._history = np.empty((matrix.rows.shape[1], noise.size), dtype=np.float32)  # [1 + calls + draws, B*C*H*W]
         self._history[0] = noise.ravel()
-        self._term = np.empty(noise.size, dtype=np.float64)
         self._pushed = 0
         self._drawn = 0
 
@@ -268,14 +267,15 @@ class MatrixRun:
 
     def _mix(self, row: NDArray[np.float64], clean: float) -> Latents:
         columns = np.flatnonzero(row)
+        total = np.zeros(self._history.shape[1], dtype=np.float64)
         if columns.size:
-            self._draw_up_to(int(columns[-1]) - self._matrix.calls)
-        total = np.zeros(self._term.size, dtype=np.float64)
+            first, last = int(columns[0]), int(columns[-1])
+            self._draw_up_to(last - self._matrix.calls)
+            taken = slice(first, last + 1) if columns.size == last + 1 - first else columns  # a slice is no copy
+            # One after the other for every number alike: a picture is the same alone and among others.
+            np.einsum("j,jn->n", row[taken], self._history[taken], out=total, dtype=np.float64)
         if clean and self._original is not None:
             total += clean * self._original.latents.ravel().astype(np.float64)
-        for column in columns:
-            np.multiply(self._history[column], row[column], out=self._term, dtype=np.float64)
-            total += self._term
         return total.astype(np.float32).reshape(self._shape)
 
     def _draw_up_to(self, draws: int) -> None:

@@ -7,6 +7,7 @@ version that compiled it.
 
 from __future__ import annotations
 
+import functools
 import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
@@ -74,6 +75,7 @@ def installed(backend: str) -> str | None:
     return _installed(backend)
 
 
+@functools.cache  # every picture's report asks, and it is read from files
 def _installed(name: str) -> str | None:
     for package in _PACKAGES[name]:
         try:

@@ -69,7 +69,7 @@ def fuse_into(*, out: str, model: str, loras: Sequence[tuple[str, float]]) -> li
     source, read = read_source(model), loras_from([(path, weight) for path, weight in loras])
     wanted = {"unet"}.union(*map(components_in, read))  # the U-Net tells families apart
     modules: dict[str, Any] = {n: load_module(n, source.folders[n]) for n in _networks(source) if n in wanted}
-    weights = {name: ModuleWeights(module) for name, module in modules.items()}
+    weights = {name: ModuleWeights.of(module) for name, module in modules.items()}
     patches = patches_of(read, {name: each.shapes() for name, each in weights.items()})
     for name, added in patches.items():
         weights[name].adapt(added)

@@ -287,7 +287,11 @@ def _rank(precision: str) -> int:
 
 
 def _finite(arrays: Arrays) -> bool:
-    return all(np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f")
+    """A finite sum has finite terms; where it is none, the terms may still be: they are looked at one by one."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        return all(
+            np.isfinite(np.add.reduce(a, None)) or np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"
+        )
 
 
 def _called(component: PlannedComponent) -> str:

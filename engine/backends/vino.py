@@ -22,7 +22,7 @@ import numpy as np
 from calotype import threads
 from calotype.backends.vino_cache import CompiledCache
 from calotype.backends.vino_graph import element_types, sized
-from calotype.backends.vino_request import plain, run, streams_for
+from calotype.backends.vino_request import Request, plain, run, streams_for
 from calotype.backends.vino_rewrites import chosen, rewritten
 from calotype.backends.vino_series import VinoSeries
 from calotype.backends.weights_onnx import OnnxWeights
@@ -188,7 +188,7 @@ class VinoRunner:
 
     def compiled(
         self, key: Mapping[str, Any], graph: Callable[[], Any], *, streams: int = 1, precise: bool = False
-    ) -> list[Any]:
+    ) -> list[Request]:
         """A request for each stream of a graph, which is made only where it was not compiled before.
 
         `key` says all that decides the graph, beside this network; `precise` is for float32, whatever the artefact is.
@@ -207,7 +207,7 @@ class VinoRunner:
             if taken != wanted:  # a hint is no more than that
                 raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
             self._cache.write(key, settings, compiled)
-        return [compiled.create_infer_request() for _ in range(streams)]
+        return [Request(compiled) for _ in range(streams)]
 
 
 def _short(element_type: Any) -> str:

@@ -13,7 +13,7 @@ import numpy as np
 
 from calotype.backends.vino_graph import Hangs
 from calotype.backends.vino_parts import DEEP, OWN_TIMES, TIMES, Parts, deep_and_shallow, parts_of
-from calotype.backends.vino_request import run, streams_for
+from calotype.backends.vino_request import Request, run, streams_for
 from calotype.backends.vino_rewrites import without
 from calotype.errors import BackendError
 
@@ -34,7 +34,6 @@ class Stages:
 
     Attributes:
         each: a request for each stream.
-        takes, shallow_takes: the names of their inputs.
         shallow: the requests for calls between, where the deep layers' numbers are used again.
         parts: takes the graph apart; nothing is done where all that is asked of it was compiled before.
         forget: lets go of the graphs, which hold weights of their own.
@@ -44,15 +43,13 @@ class Stages:
         owner: the token of the series whose numbers the inputs of `each` hold.
     """
 
-    each: list[Any]
-    takes: frozenset[str]
-    shallow_takes: frozenset[str]
-    shallow: list[Any]
+    each: list[Request]
+    shallow: list[Request]
     parts: Callable[[], Parts]
     forget: Callable[[], None]
     varying: list[str]
-    once: Any | None = None
-    times: dict[int, Any] = field(default_factory=dict)
+    once: Request | None = None
+    times: dict[int, Request] = field(default_factory=dict)
     owner: object = None
 
 
@@ -100,7 +97,7 @@ class VinoSeries:
             for pictures, places in groups:
                 mine = {name: array[places] for name, array in varying.items()}
                 mine["sample"] = sample[pictures] if self._shares else sample[places % len(sample)]
-                for name in {TIMES, OWN_TIMES} & stages.takes:
+                for name in {TIMES, OWN_TIMES} & set(stages.each[0].takes):
                     mine[name] = self._row(stages, name, call, places)
                 inputs.append(mine)
             got = self._each(stages, call, inputs)
@@ -114,14 +111,14 @@ class VinoSeries:
         """One call: of the whole part, or of its shallow layers alone where the deep ones' numbers are used again."""
         names = self._runner.output_names
         if self._reuses == 1:
-            return run(stages.each, _of(inputs, stages.takes), names)
+            return run(stages.each, inputs, names)
         if not self._deep or call - self._deepened >= self._reuses:
             self._deepened = call
-            got = run(stages.each, _of(inputs, stages.takes), [*names, DEEP])
+            got = run(stages.each, inputs, [*names, DEEP])
             self._deep = np.split(got.pop(DEEP), len(inputs))
             return got
         inputs = [{**mine, DEEP: deep} for mine, deep in zip(inputs, self._deep, strict=True)]
-        return run(stages.shallow, _of(inputs, stages.shallow_takes), names)
+        return run(stages.shallow, inputs, names)
 
     def _stages(self, sample: Array, varying: Arrays) -> Stages:
         """The compiled parts for these shapes, which are those of every call."""
@@ -151,7 +148,7 @@ class VinoSeries:
 
     def _begin(self, stages: Stages) -> None:
         """Compute what stays, and put it where the requests for each call find it."""
-        computed = {name for name in stages.takes if ":" in name}  # as `Edge.name` has it; inputs of the network do not
+        computed = {name for name in stages.each[0].takes if ":" in name}  # as `Edge.name`; the network's have none
         for i, (_, rows) in enumerate(self._groups):
             mine = {name: array[rows] for name, array in self._given.items()}
             if computed:
@@ -159,12 +156,10 @@ class VinoSeries:
                     shapes = {name: array.shape for name, array in mine.items()}
                     key = {"part": "once", "shapes": shapes, "outputs": sorted(computed)}
                     (stages.once,) = self._runner.compiled(key, lambda: stages.parts().once)
-                takes = _inputs_of(stages.once)
-                found = run([stages.once], [{n: a for n, a in mine.items() if n in takes}], sorted(computed))
-                mine |= found
+                mine |= run([stages.once], [mine], sorted(computed))
             for request in (stages.each[i], *stages.shallow[i : i + 1]):
-                for name in _inputs_of(request) & set(mine):
-                    request.get_tensor(name).data[...] = mine[name]
+                for name in request.inputs.keys() & mine.keys():
+                    request.inputs[name][...] = mine[name]
 
     def _row(self, stages: Stages, name: str, call: int, rows: Array) -> Array:
         """What hangs on this call's timestep, for these rows of the batch."""
@@ -192,14 +187,10 @@ class VinoSeries:
             key = {"part": "times", "shapes": shapes, "varying": stages.varying}
             (stages.times[rows],) = self._runner.compiled(key, lambda: stages.parts().times(rows), precise=True)
         request = stages.times[rows]
-        takes = _inputs_of(request)
-        if lacking := takes - set(inputs):
-            raise BackendError(
-                f"the timesteps' part takes {', '.join(sorted(lacking))}, which has a row for each place"
-            )
-        names = [port.get_any_name() for port in request.model_outputs]
-        got = run([request], [{n: a for n, a in inputs.items() if n in takes}], names)
-        table = np.concatenate([got[each].reshape(rows, -1) for each in names], axis=1)
+        if lacking := set(request.takes) - inputs.keys():
+            raise BackendError(f"the timesteps' part takes {', '.join(sorted(lacking))}, of each place a row")
+        got = run([request], [inputs], request.made)
+        table = np.concatenate([got[each].reshape(rows, -1) for each in request.made], axis=1)
         return table if alike else table.reshape(length, count, -1)
 
 
@@ -207,14 +198,6 @@ def _groups(count: int, *, twice: bool) -> list[tuple[Array, Array]]:
     """For each stream its pictures, and their rows of the whole batch: the unconditional half first."""
     parts = np.split(np.arange(count), streams_for(count))
     return [(pictures, np.concatenate([pictures, pictures + count]) if twice else pictures) for pictures in parts]
-
-
-def _of(inputs: Sequence[Mapping[str, Array]], names: frozenset[str]) -> list[dict[str, Array]]:
-    return [{name: array for name, array in mine.items() if name in names} for mine in inputs]
-
-
-def _inputs_of(request: Any) -> frozenset[str]:
-    return frozenset(port.get_any_name() for port in request.model_inputs)
 
 
 def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
@@ -251,8 +234,6 @@ def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], stre
     return Stages(
         each=each,
         shallow=shallow,
-        takes=_inputs_of(each[0]),
-        shallow_takes=_inputs_of(shallow[0]) if shallow else frozenset(),
         parts=parts,
         forget=forget,
         varying=key["varying"],
