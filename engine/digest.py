@@ -15,6 +15,7 @@ import time
 from collections.abc import Iterable
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 from calotype.errors import SourceError
 from calotype.home import home, write_whole
@@ -29,6 +30,11 @@ def file_digest(path: Path) -> str:
         return _digest(path)
     except OSError as failed:
         raise SourceError(f"{path} cannot be read ({failed.strerror}).") from None
+
+
+def digest_of(data: Any) -> str:
+    """SHA-256 of plain data, whatever the order of its names."""
+    return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
 
 def forget_others(alive: Iterable[Path]) -> None:

@@ -8,7 +8,6 @@ run (`backends`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shlex
 from collections.abc import Mapping
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.bindings import Binding
+from calotype.digest import digest_of
 from calotype.errors import InputError, SourceError
 from calotype.integrity import stamps, stamps_from_json, verify
 from calotype.profile import Profile
@@ -168,7 +168,7 @@ def write_plan(plan: Plan, folder: Path, *, sealed: bool = False) -> None:
         "samplers": None if plan.samplers is None else str(plan.samplers),
         "files": stamps(folder, beside=(MANIFEST,)) if sealed else {},
     }
-    (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": _digest(manifest)}, indent=1))
+    (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": digest_of(manifest)}, indent=1))
 
 
 def _component_json(component: PlannedComponent) -> dict[str, Any]:
@@ -181,10 +181,6 @@ def _component_json(component: PlannedComponent) -> dict[str, Any]:
         ],
         "refused": dict(component.refused),
     }
-
-
-def _digest(manifest: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(manifest, sort_keys=True).encode()).hexdigest()
 
 
 def is_plan(folder: str | Path) -> bool:
@@ -202,7 +198,7 @@ def read_plan(folder: Path) -> Plan:
         mend = f"build it again: {rebuild(data.get('build', {}), folder)}"
         if data["version"] != VERSION:
             raise SourceError(f"{folder} is a plan of version {data['version']}, and {VERSION} is read here; {mend}.")
-        if data.pop("digest") != _digest(data):
+        if data.pop("digest") != digest_of(data):
             raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {mend}.")
         verify(folder, stamps_from_json(data["files"]), mend=mend)
         return Plan(

@@ -9,6 +9,8 @@ from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
+from calotype.digest import file_digest
+
 
 def files_of(folder: Path) -> Iterator[Path]:
     """All files below, as far as they stay there while we look."""
@@ -55,3 +57,13 @@ def set_aside(folder: Path, aside: Path, *, first: str) -> None:
             raise
         clear(folder / first)
         clear(folder)
+
+
+def files_of_graph(graph: Path) -> list[Path]:
+    """An ONNX file, and its weights beside it."""
+    return sorted(graph.parent.glob(f"{graph.name}*"))
+
+
+def digests_of(graph: Path) -> list[str]:
+    """What a graph and its weights are, for keys."""
+    return [file_digest(file) for file in files_of_graph(graph)]

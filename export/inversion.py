@@ -8,7 +8,6 @@ word), and of SDXL both encoders' (`clip_l` and `clip_g`).
 
 from __future__ import annotations
 
-import hashlib
 import json
 import shutil
 from collections.abc import Mapping, Sequence
@@ -151,7 +150,7 @@ def _learned(source: Source, encoder: str, words: Sequence[Word]) -> Source:
         source,
         configs={**source.configs, encoder: config},
         folders={**source.folders, encoder: made / encoder},
-        digests={**source.digests, encoder: hashlib.sha256(f"{key} {encoder}".encode()).hexdigest()},
+        digests={**source.digests, encoder: key_of({key: encoder})},
         tokenizers={**source.tokenizers, encoder: made / tokenizer.name},
     )
 

@@ -6,7 +6,6 @@ here is that fused weights are found again by what they were made from.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,7 +52,7 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
         key, make, label={"component": ", ".join(names), "kind": "fused LoRAs", "model": source.model}
     )
     changed = {name: folder / name for name in notes["changed"]}
-    digests = {name: hashlib.sha256(f"{key} {name}".encode()).hexdigest() for name in changed}
+    digests = {name: key_of({key: name}) for name in changed}
     return replace(source, folders={**source.folders, **changed}, digests={**source.digests, **digests})
 
 

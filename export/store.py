@@ -10,7 +10,6 @@ made again. `entry.json`'s own modification time is when the entry was last used
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import shutil
@@ -23,6 +22,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from calotype.digest import digest_of
 from calotype.errors import SourceError
 from calotype.export import locks
 from calotype.export.folders import clear, files_of, flush, set_aside, size_of
@@ -41,7 +41,7 @@ def root() -> Path:
 
 def key_of(parts: Mapping[str, Any]) -> str:
     """SHA-256 over plain data: everything that the artefact depends on."""
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+    return digest_of(parts)
 
 
 def fetch(
@@ -222,4 +222,4 @@ def _finish(fresh: Path, said: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _seal(entry: Mapping[str, Any]) -> str:
     """Of `entry.json` itself: a figure in the notes is as little to be believed damaged as a file is."""
-    return hashlib.sha256(json.dumps(entry, sort_keys=True).encode()).hexdigest()
+    return digest_of(entry)
