@@ -16,6 +16,10 @@ from calotype.plan import Plan
 from calotype.request import Job
 
 _LESS = 0.75  # of what did not fit, at the most: libraries want room of their own
+_HALF = "a plan in a lower precision takes less: calotype build MODEL --precision fp16"
+_EIGHT = "a plan in int8 takes less: calotype build MODEL --backend tensorrt --precision int8"
+_NOTHING = "no picture of this model fits beside what the GPU holds"
+_LOWER = {"fp32": _HALF, "fp16": _EIGHT, "bf16": _EIGHT}  # the U-Net's precision -> what takes less
 _SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # of a side
 
 
@@ -36,7 +40,7 @@ def what_fits(plan: Plan, *, batch: int, height: int, width: int, guided: bool, 
         inside = plan.profile.height.low <= tall and plan.profile.width.low <= wide
         if inside and need(1, tall, wide) <= most:
             return f"one of {wide}x{tall} pixels would fit"
-    return "a plan in a lower precision takes less: calotype build MODEL --precision fp16"
+    return _LOWER.get(plan.components["unet"].artefacts[0].precision, _NOTHING)
 
 
 def _smaller(side: int, share: float, multiple: int) -> int:

@@ -1,5 +1,7 @@
 """What is said to fit where something did not."""
 
+from dataclasses import replace
+
 import pytest
 
 from calotype.errors import DeviceFullError
@@ -21,6 +23,20 @@ GIB = 2**30
 )
 def test_fewer_then_smaller_then_in_fewer_bits(batch, side, free, told, fake):
     assert what_fits(fake.plan, batch=batch, height=side, width=side, guided=True, free_bytes=free) == told
+
+
+@pytest.mark.parametrize(
+    ("precision", "told"),
+    [
+        ("fp16", "a plan in int8 takes less: calotype build MODEL --backend tensorrt --precision int8"),
+        ("int8+fp16", "no picture of this model fits beside what the GPU holds"),
+    ],
+)
+def test_fewer_bits_than_the_plan_has(precision, told, fake):
+    unet = fake.plan.components["unet"]
+    lower = unet.with_artefacts(replace(unet.artefacts[0], precision=precision))
+    plan = replace(fake.plan, components={**fake.plan.components, "unet": lower})
+    assert what_fits(plan, batch=1, height=512, width=512, guided=True, free_bytes=0) == told
 
 
 def test_it_is_one_sentence_with_the_error(fake):
