@@ -72,7 +72,7 @@ def _build(**said: Any) -> None:
 def _show(as_json: bool) -> Callable[[], AbstractContextManager[Show]]:
     if as_json:
         return lambda: _always(json_lines)
-    return bars if sys.stderr is not None and sys.stderr.isatty() else lambda: _always(plain_lines)
+    return bars if sys.stderr is not None and sys.stderr.isatty() else plain_lines
 
 
 @contextmanager

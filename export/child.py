@@ -1,8 +1,8 @@
 """Work in a child process: its memory ends with it, and a crash in a builder is an error, not our end.
 
 `in_child("module:function", ...)` runs a function of plain-data arguments in a fresh interpreter and gives its
-plain-data result. Errors of ours come back as themselves; anything else, a crash included, is a `BuildError`.
-Knows nothing of what the functions do.
+plain-data result. Errors of ours come back as themselves; anything else, a crash included, is a `BuildError`. What the
+function says on the way (`say`) is heard while it works. Knows nothing of what the functions do.
 """
 
 from __future__ import annotations
@@ -14,12 +14,28 @@ import signal
 import subprocess
 import sys
 import tempfile
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from calotype import errors
 from calotype.errors import BuildError
+
+Tell = Callable[[str], None]
+
+_POLITE_S = 5.0  # that a child has to end by itself, once nobody listens: a builder has temporary files of its own
+_tell: Tell | None = None  # in a child
+
+
+def say(text: str) -> bool:
+    """From inside a child, a line to the parent. False where it listens no more: the work is to end."""
+    try:
+        if _tell is not None:
+            _tell(text)
+    except BrokenPipeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,27 +46,45 @@ class Outcome:
     peak_bytes: int
 
 
-def in_child(what: str, function: str, **arguments: Any) -> Outcome:
-    """Run `function` ("calotype.export.trace:trace_component") on JSON-able arguments; `what` names it in errors."""
+def in_child(what: str, function: str, tell: Tell | None = None, /, **arguments: Any) -> Outcome:
+    """Run `function` ("calotype.export.trace:trace_component") on JSON-able arguments; `what` names it in errors.
+
+    `tell` hears what it says. Whatever ends the waiting (Ctrl-C, or `tell` raises) ends the child as well.
+    """
     with tempfile.TemporaryDirectory(prefix="calotype-") as scratch, tempfile.TemporaryFile() as told:
         answer = Path(scratch) / "answer.json"
+        heard, saying = os.pipe()
         job = {"function": function, "arguments": arguments, "answer": str(answer), "parent": os.getpid()}
         child = subprocess.Popen(
             [sys.executable, "-c", "from calotype.export.child import main; main()"],
             stdin=subprocess.PIPE,
             stdout=told,
             stderr=told,
+            pass_fds=(saying,),
             start_new_session=True,  # Ctrl-C comes to us alone, and we end the child
         )
+        os.close(saying)
         try:
-            with contextlib.suppress(BrokenPipeError):
-                child.communicate(json.dumps(job, default=str).encode())
+            with os.fdopen(heard, encoding="utf-8") as lines:
+                _give(child, {**job, "saying": saying})
+                for line in lines:  # until the child ends
+                    if tell:
+                        tell(line.rstrip("\n"))
+            child.wait()
         except BaseException:
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                child.wait(_POLITE_S if tell else 0)
             child.kill()
             child.wait()
             raise
         told.seek(0)
         return _outcome(what, child.returncode, answer, told.read().decode("utf-8", "replace"))
+
+
+def _give(child: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
+    assert child.stdin is not None
+    with contextlib.suppress(BrokenPipeError), child.stdin as there:
+        there.write(json.dumps(job, default=str).encode())
 
 
 def _outcome(what: str, code: int, answer: Path, told: str) -> Outcome:
@@ -108,10 +142,16 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     return {"value": value, "peak_bytes": _peak_bytes()}
 
 
+def _write(pipe: int, text: str) -> None:
+    os.write(pipe, f"{text}\n".encode())  # a line at once, from whichever thread
+
+
 def main() -> None:
     """The child's side: a job on stdin, the answer into a file."""
+    global _tell
     job = json.loads(sys.stdin.read())
     _die_with(job["parent"])
+    _tell = lambda text: _write(job["saying"], text)  # noqa: E731
     answer = Path(job["answer"])
     fresh = answer.with_suffix(".part")
     fresh.write_text(json.dumps(_run(job), default=str))

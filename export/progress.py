@@ -15,6 +15,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+_STEP_S = 1.0  # between two steps that are told
+_LINE_S = 10.0  # between two lines of them
+
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
@@ -28,7 +31,7 @@ class Stage:
 class State:
     """Where the build stands. `eta_s` is None until something has been timed."""
 
-    event: str  # "start", "done", "found" (in the store), "note"
+    event: str  # "start", "done", "found" (in the store), "note", "step" (within a stage, about once a second)
     stage: str
     done: int
     of: int
@@ -51,6 +54,7 @@ class Progress:
         self._stages, self._show = list(stages), show
         self._began = time.monotonic()
         self._done = 0
+        self._stepped = self._began
         self._timed: list[tuple[float, float]] = []  # guess, taken
         self._current = ""
 
@@ -71,6 +75,12 @@ class Progress:
     def note(self, text: str) -> None:
         """Something worth saying inside a stage."""
         self._tell("note", text)
+
+    def step(self, text: str) -> None:
+        """How far a long stage has come. Call it as often as you like."""
+        if time.monotonic() - self._stepped >= _STEP_S:
+            self._stepped = time.monotonic()
+            self._tell("step", text)
 
     def _tell(self, event: str, text: str = "") -> None:
         elapsed = time.monotonic() - self._began
@@ -103,14 +113,23 @@ def json_lines(state: State) -> None:
     print(json.dumps(vars(state)), flush=True)
 
 
-def plain_lines(state: State) -> None:
-    """A line for each stage, on stderr: for pipes and logs."""
-    if state.event == "start":
-        return
-    left = "" if state.eta_s is None or state.done == state.of else f", about {clock(state.eta_s)} left"
-    what = {"found": "in the store", "note": state.text, "done": "done"}[state.event]
-    head = f"[{state.done}/{state.of}]" if state.event != "note" else " " * len(f"[{state.done}/{state.of}]")
-    print(f"{head} {state.stage}: {what}  ({clock(state.elapsed_s)}{left})", file=sys.stderr, flush=True)
+@contextmanager
+def plain_lines() -> Iterator[Show]:
+    """A line for each stage, and now and then for a step of a long one, on stderr: for pipes and logs."""
+    last_s = 0.0
+
+    def show(state: State) -> None:
+        nonlocal last_s
+        if state.event == "start" or (state.event == "step" and state.elapsed_s - last_s < _LINE_S):
+            return
+        last_s = state.elapsed_s
+        left = "" if state.eta_s is None or state.done == state.of else f", about {clock(state.eta_s)} left"
+        what = {"found": "in the store", "done": "done"}.get(state.event, state.text)
+        head = f"[{state.done}/{state.of}]"
+        head = " " * len(head) if state.event in ("note", "step") else head
+        print(f"{head} {state.stage}: {what}  ({clock(state.elapsed_s)}{left})", file=sys.stderr, flush=True)
+
+    yield show
 
 
 def clock(seconds: float) -> str:
@@ -137,8 +156,9 @@ def bars() -> Iterator[Show]:
 
         def show(state: State) -> None:
             left = "" if state.eta_s is None else f"about {clock(state.eta_s)} left"
-            live.update(task, description=state.stage, completed=state.done, total=state.of, left=left)
-            if state.event != "start":
+            at = f"{state.stage}: {state.text}" if state.event == "step" else state.stage
+            live.update(task, description=at, completed=state.done, total=state.of, left=left)
+            if state.event not in ("start", "step"):
                 mark = {"done": "[green]✓[/]", "found": "[dim]=[/]", "note": " "}[state.event]
                 told = {"done": "", "found": " [dim](in the store)[/]", "note": f": {state.text}"}[state.event]
                 live.console.print(f"{mark} {state.stage}{told}", highlight=False)

@@ -31,10 +31,11 @@ def test_what_is_left_follows_the_pace(monkeypatch):
 
 
 def test_json_lines_are_json_and_plain_lines_are_plain(capsys):
-    for show in (json_lines, plain_lines):
-        progress = Progress(STAGES[:1], show)
-        with progress.stage("a"):
-            progress.note("some words")
+    with plain_lines() as plainly:
+        for show in (json_lines, plainly):
+            progress = Progress(STAGES[:1], show)
+            with progress.stage("a"):
+                progress.note("some words")
     out, err = capsys.readouterr()
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["start", "note", "done"]
     assert err.splitlines() == ["      a: some words  (0 s)", "[1/1] a: done  (0 s)"]
