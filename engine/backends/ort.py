@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+from contextlib import nullcontext
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -63,12 +64,10 @@ class OrtRunner:
         options = ort.SessionOptions()
         options.intra_op_num_threads = threads.available()  # its own guess ignores container quotas
         options.log_severity_level = 3
-        if patches:
-            changed = list(self._weights.changed(patches))
-            values = [ort.OrtValue.ortvalue_from_numpy(value) for _, value in changed]
-            options.add_external_initializers([stored.initialiser for stored, _ in changed], values)
+        weights = self._weights.given(ort, options, patches) if patches else nullcontext()
         try:
-            session = ort.InferenceSession(str(self._path), options, providers=_PROVIDERS)
+            with weights:
+                session = ort.InferenceSession(str(self._path), options, providers=_PROVIDERS)
         except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
             raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
         got = session.get_providers()

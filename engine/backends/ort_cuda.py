@@ -11,16 +11,21 @@ import importlib.util
 import threading
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from calotype.backends.device import is_full
+from calotype.backends.weights_onnx import OnnxWeights
 from calotype.errors import BackendError, DeviceFullError, first_line
+from calotype.patches import NONE
 
 if TYPE_CHECKING:
     from calotype.backends import Arrays
+    from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "onnx"
@@ -85,19 +90,20 @@ class OrtCudaRunner:
     def __init__(self, component: PlannedComponent, artefact: Artefact, ort: Any, provider: Provider) -> None:
         self.precision = artefact.precision
         self.notes: tuple[str, ...] = ()
-        self._ort, self._provider, self._name = ort, provider, component.name
+        self._ort, self._provider = ort, provider
+        self._path = artefact.path
         self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
         self._kept: OrderedDict[Key, _Bound] = OrderedDict()
         self._numbered = 0
         self._graphs = provider.graphs
         try:
-            self._session = self._opened(artefact, graphs=self._graphs)
+            self._session = self._open(NONE)
         except BackendError as failed:
             if not self._graphs:
                 raise
             self._graphs = False
-            self._session = self._opened(artefact, graphs=False)
+            self._session = self._open(NONE)
             self.notes = (f"the {component.name} runs without a CUDA graph on ONNX Runtime: {failed}",)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -116,22 +122,40 @@ class OrtCudaRunner:
             self._kept.clear()  # their buffers go with them
         raise DeviceFullError(f"the GPU has no room for a run of this size ({told}); {_MEND}.")
 
-    def _opened(self, artefact: Artefact, *, graphs: bool) -> Any:
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """A session anew, with these weights changed. The one before goes first, with its graphs."""
+        self._weights.check(patches)
+        with self._lock:
+            self._kept.clear()
+            self._session = None
+            self._session = self._open(patches)
+
+    @cached_property
+    def _weights(self) -> OnnxWeights:
+        return OnnxWeights(self._path)
+
+    def _open(self, patches: Patches) -> Any:
         ort, provider = self._ort, self._provider
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        told = {**provider.options, **({"enable_cuda_graph": "1"} if graphs else {})}
+        weights = self._weights.given(ort, options, patches) if patches else nullcontext()
+        told = {**provider.options, **({"enable_cuda_graph": "1"} if self._graphs else {})}
         try:
-            session = ort.InferenceSession(str(artefact.path), options, providers=[(provider.name, told)])
+            with weights:
+                session = ort.InferenceSession(str(self._path), options, providers=[(provider.name, told)])
         except Exception as failed:
-            raise BackendError(f"ONNX Runtime cannot open {artefact.path}: {first_line(failed)}") from None
+            raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
         got = session.get_providers()
         if got[:1] != [provider.name]:  # it falls back with no more than a log line
             raise BackendError(f"ONNX Runtime was asked for {provider.name} and took {', '.join(got)}")
         return session
 
     def _bound(self, inputs: Arrays) -> _Bound:
-        """The buffers for these shapes: kept ones, or new ones once a first run has told the outputs' shapes."""
+        """The buffers for these shapes: kept ones, or new ones."""
         key = tuple((n, tuple(a.shape)) for n, a in sorted(inputs.items()))
         if key not in self._kept:
             while len(self._kept) >= _KEPT:
@@ -147,6 +171,9 @@ class OrtCudaRunner:
             loose.bind_ortvalue_input(name, value)
         for name in self._outputs:
             loose.bind_output(name, self._provider.device)
+        if not self._graphs:  # its first run makes the outputs' buffers, and keeps them
+            return _Bound(inputs=given, binding=loose, graph=-1)
+        # A graph wants its outputs where they stay: a run outside of it tells their shapes.
         self._session.run_with_iobinding(loose, self._run_options(-1))
         fixed = self._session.io_binding()
         for name, value in given.items():

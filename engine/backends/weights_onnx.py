@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +19,7 @@ class OnnxWeights:
     """Of every linear layer and convolution, by the layer's name in the model."""
 
     def __init__(self, path: Path) -> None:
+        self.path = path
         self._stored = weights_of(path)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -38,6 +41,15 @@ class OnnxWeights:
         for parameter, patch in patches.patches.items():
             stored = self._of(parameter)
             yield stored, stored.put(patch(stored.read()))
+
+    @contextmanager
+    def given(self, ort: Any, options: Any, patches: Patches) -> Iterator[None]:
+        """Inside, a session of ONNX Runtime made with these options has the changed weights, and copies them."""
+        changed = list(self.changed(patches))
+        values = [ort.OrtValue.ortvalue_from_numpy(value) for _, value in changed]  # of memory that is numpy's
+        if changed:
+            options.add_external_initializers([stored.initialiser for stored, _ in changed], values)
+        yield
 
     def _of(self, parameter: str) -> Stored:
         return self._stored[parameter.removesuffix(".weight")]
