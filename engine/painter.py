@@ -110,12 +110,12 @@ class Whole:
         return None, (f"painted step by step: {reason}",)
 
     def _painter(self) -> Painter:
-        """Made of the runners that are open now: one that was replaced, for its precision, has another network."""
+        """Made of the networks of now: a runner that was replaced, for its precision, or refitted, has another."""
         with self._lock:
             runners: Mapping[str, Any] = {name: self._opened(name).runner for name in self.names}
-            if self._made is None or self._made[0] != tuple(runners.values()):
-                networks = {name: runner.network for name, runner in runners.items()}
-                self._made = tuple(runners.values()), self._new(networks)
+            networks = {name: runner.network for name, runner in runners.items()}
+            if self._made is None or self._made[0] != tuple(networks.values()):
+                self._made = tuple(networks.values()), self._new(networks)
             return self._made[1]
 
     def _new(self, networks: Mapping[str, OnDevice]) -> Painter:

@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.adapters import Adapters
-from calotype.backends import ON_GPU, Choice, Opened, open_component
+from calotype.backends import COMPILED, ON_GPU, Choice, Opened, open_component
 from calotype.backends.device import free_bytes
 from calotype.codec import Codec, Portions
 from calotype.conditioning import Encoded, condition, tokenizers_of
@@ -44,7 +44,7 @@ from calotype.told import Work, report_of, settings_for
 from calotype.whole_inputs import Asked
 
 Floats = NDArray[np.float32]
-_OF_TORCH = ("eager", "cuda", "tensorrt", "tensorrt-rtx")  # backends whose work PyTorch's profiler sees
+_OF_TORCH = ("eager", "cuda", *COMPILED)  # backends whose work PyTorch's profiler sees
 
 _PROMPTS = 64  # whose encoding is remembered: 0.2 MB for each chunk of Stable Diffusion 1, 0.6 MB of XL
 _SCHEDULES = 32

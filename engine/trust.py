@@ -12,6 +12,7 @@ import re
 import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
+from calotype.backends import COMPILED
 from calotype.plan import Plan, rebuild
 
 _PACKAGES = {
@@ -22,7 +23,6 @@ _PACKAGES = {
     "tensorrt": ("tensorrt-cu13", "tensorrt"),
     "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
 }
-_COMPILED = ("tensorrt", "tensorrt-rtx")
 
 
 def distrust(plan: Plan) -> str | None:
@@ -38,7 +38,7 @@ def distrust(plan: Plan) -> str | None:
     wanted, got = build["needs"][name], _installed(name)
     if got is None or wanted == got:
         return None  # what is not installed is told by the backend itself
-    if name in _COMPILED and "version-compatible" not in build.get("engine", ()):
+    if name in COMPILED and "version-compatible" not in build.get("engine", ()):
         return f"the plan was compiled by {name} {wanted}, and here is {got}; {again}"
     if _numbers(got) < _numbers(wanted):
         return (

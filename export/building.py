@@ -22,6 +22,7 @@ from calotype.errors import BuildError, CheckError, SourceError
 from calotype.export import check, locks
 from calotype.export.assembly import assemble, check_output, staging
 from calotype.export.child import in_child
+from calotype.export.engine_options import EngineOptions
 from calotype.export.engines import check_words, engines_for, modest
 from calotype.export.inversion import learn
 from calotype.export.lora import fuse
@@ -237,7 +238,7 @@ class _Build:
         work, components = self._work, {}
         if not _of_graphs(work.spec):
             return bare
-        engines = engines_for(work.spec.backend, work.family.profile, work.spec.engine)
+        engines = engines_for(work.spec.backend, work.family.profile, work.spec.engine, self._progress.step)
         for component in self._components():
             with self._progress.stage(f"trace {component.name}", found=has(trace_key(component, work.source))):
                 planned = bare.components[component.name]
@@ -262,7 +263,7 @@ class _Build:
         components = {}
         for name, component in plan.components.items():
             with self._progress.stage(f"lower {name}"):
-                part = part_of(spec, plan, name, recorded["calibration"][name])
+                part = part_of(spec, plan, name, recorded["calibration"][name], self._progress.step)
                 made = small_weights(part, spec.weights) if spec.weights else half(part, spec.precision, spec.backend)
                 components[name] = component.with_artefacts(made, *component.artefacts)
         return replace(plan, components=components), []
@@ -353,5 +354,5 @@ def _opens_float32(spec: BuildSpec) -> bool:
 
 def _bound_to(spec: BuildSpec) -> str | None:
     """The GPU that alone can open what was compiled; None where others can as well."""
-    portable = any(word.startswith("hardware=") for word in spec.engine)
+    portable = EngineOptions.from_words(spec.engine).portable
     return gpu_name() if spec.backend in backends.COMPILED and not portable else None

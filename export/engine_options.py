@@ -8,7 +8,6 @@ from typing import Any
 
 from calotype.errors import InputError
 
-REFITS = {"all": "REFIT", "marked": "REFIT_INDIVIDUAL", "identical": "REFIT_IDENTICAL"}
 HARDWARE = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
 _MOST_CHUNKS = 32  # that the engine's prompts have
 
@@ -18,8 +17,9 @@ class EngineOptions:
     """What is not said is the library's own default.
 
     Attributes:
-        refit: "all" weights can be exchanged later, "identical" ones can be put back, or those "marked" in the network;
-            refittable engines give up some fusions.
+        refit: weights can be exchanged later, for LoRAs; refittable engines give up some fusions.
+        exact: beside the range of sizes a profile for the usual ones alone, for which kernels need not be general.
+        plugin: group normalisation with SiLU by our own kernel; not with `refit`. Unmeasured.
         weight_streaming: weights may stay in host memory, where a GPU is too small for them.
         version_compatible: later versions of the library can open the engine.
         hardware: "ampere-plus" or "same-capability" GPUs can run it, not the one that is here alone.
@@ -29,7 +29,9 @@ class EngineOptions:
         chunks: how many of the text encoder's lengths (75 tokens) a prompt may have, 1 to 32.
     """
 
-    refit: str | None = None
+    refit: bool = False
+    exact: bool = False
+    plugin: bool = False
     weight_streaming: bool = False
     version_compatible: bool = False
     hardware: str | None = None
@@ -39,17 +41,23 @@ class EngineOptions:
     chunks: int = 4
 
     def __post_init__(self) -> None:
-        for name, known in (("refit", REFITS), ("hardware", HARDWARE)):
-            if getattr(self, name) not in (None, *known):
-                raise InputError(f"{name} is one of {', '.join(known)}, got {getattr(self, name)!r}.")
+        if self.hardware not in (None, *HARDWARE):
+            raise InputError(f"hardware is one of {', '.join(HARDWARE)}, got {self.hardware!r}.")
         if self.level is not None and not 0 <= self.level <= 5:
             raise InputError(f"the level of a TensorRT build is from 0 to 5, got {self.level}.")
         if not 1 <= self.chunks <= _MOST_CHUNKS:
             raise InputError(f"the chunks of a prompt are from 1 to {_MOST_CHUNKS}, got {self.chunks}.")
+        if self.refit and self.plugin:
+            raise InputError("an engine with the plugin cannot be refitted; leave out refit or plugin.")
+
+    @property
+    def portable(self) -> bool:
+        """Can GPUs other than the one that is here run it?"""
+        return self.hardware is not None or bool(self.targets)
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> EngineOptions:
-        """From "weight-streaming", "refit=all", "level=5" and the like. Raises `InputError` with what is known."""
+        """From "weight-streaming", "level=5" and the like. Raises `InputError` with what is known."""
         said: dict[str, Any] = {}
         for word in words:
             name, equals, value = word.partition("=")
@@ -60,11 +68,18 @@ class EngineOptions:
             try:
                 said[field] = _WORDS[field](value) if equals else True
             except ValueError:
-                raise InputError(f"{name} takes a whole number, got {value!r}.") from None
+                kind = "whole numbers with commas between" if field == "targets" else "a whole number"
+                raise InputError(f"{name} takes {kind}, got {value!r}.") from None
         return cls(**said)
 
 
+def _numbers(text: str) -> tuple[int, ...]:
+    return tuple(int(number) for number in text.split(","))
+
+
 _WORDS: Mapping[str, Callable[[str], Any]] = {
-    **{"refit": str, "weight_streaming": bool, "version_compatible": bool, "hardware": str},
+    **dict.fromkeys(("refit", "exact", "plugin", "weight_streaming", "version_compatible"), bool),
+    "hardware": str,
+    "targets": _numbers,
     **dict.fromkeys(("level", "workspace_bytes", "chunks"), int),
 }

@@ -6,18 +6,21 @@ beside the store, one file for a library's version and a GPU, so that a second b
 
 from __future__ import annotations
 
-import hashlib
+import importlib
 import json
+import shutil
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calotype.digest import file_digest
+from calotype.backends.trt_library import LIBRARIES
 from calotype.errors import BuildError
-from calotype.export.child import in_child
+from calotype.export.child import Tell, in_child, say
 from calotype.export.engine_options import EngineOptions
+from calotype.export.folders import digests_of, files_of_graph
 from calotype.export.refitting import structure_of
 from calotype.export.store import fetch, key_of
 from calotype.home import home, write_whole
@@ -25,33 +28,39 @@ from calotype.plan import Artefact, PlannedComponent
 from calotype.profile import Profile, Range
 from calotype.trust import gpu_name, installed
 
+Shape = tuple[int, ...]
+Ends = tuple[Shape, Shape, Shape]  # least, usual, most
+
 ENGINES = 1  # raised when the same graph would become another engine
-LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend -> its module
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """How the engines of one plan are built."""
+    """How the engines of one plan are built. `tell` hears how far a build has come."""
 
     backend: str
     profile: Profile
     options: EngineOptions
+    tell: Tell | None = None
 
     def of(self, component: PlannedComponent, graph: Artefact) -> Artefact:
         """The engine of a component's graph, in the graph's precision. Raises `BuildError`."""
         shapes = self._shapes(component)
         about = {"library": self.backend, "version": installed(self.backend), "gpu": gpu_name()}
         told = {"graph": str(graph.path), "shapes": shapes, "options": asdict(self.options)}
-        key = key_of({"engines": ENGINES, **about, **told, "graph": _digests(graph.path)})
+        key = key_of({"engines": ENGINES, **about, **told, "graph": digests_of(graph.path)})
 
         def make(folder: Path) -> Mapping[str, Any]:
             out = str(folder / "model.engine")
+            for file in files_of_graph(graph.path) if self.options.refit else ():
+                shutil.copy(file, folder)  # it has the weights by the names that LoRAs know
             notes = self._refitted(component, graph, sibling, shapes, out)
             if "refitted" in notes:
                 return notes
             done = in_child(
                 f"building the engine of the {component.name}",
                 "calotype.export.engines:build_here",
+                self.tell,
                 library=LIBRARIES[self.backend],
                 **told,
                 timings=str(_timings(about)),
@@ -61,7 +70,7 @@ class Engines:
 
         label = {"component": component.name, "kind": self.backend, "precision": graph.precision}
         sibling = None
-        if self.options.refit == "all":
+        if self.options.refit:
             sibling = home() / "refittable" / f"{key_of({**about, **told, 'graph': structure_of(graph.path)})}.json"
         folder, notes = fetch(key, make, label=label)
         if sibling is not None:
@@ -104,12 +113,10 @@ class Engines:
         return {name: [list(end) for end in found] for name, found in ends.items()}
 
 
-def engines_for(backend: str, profile: Profile, words: Sequence[str] = ()) -> Engines | None:
+def engines_for(backend: str, profile: Profile, words: Sequence[str] = (), tell: Tell | None = None) -> Engines | None:
     """None for a backend that opens graphs as they are. Raises as `check_words`."""
-    check_words(backend, words)
-    if backend not in LIBRARIES:
-        return None
-    return Engines(backend=backend, profile=profile, options=EngineOptions.from_words(words))
+    options = check_words(backend, words)
+    return Engines(backend=backend, profile=profile, options=options, tell=tell) if backend in LIBRARIES else None
 
 
 def modest(profile: Profile) -> Profile:
@@ -126,11 +133,15 @@ def modest(profile: Profile) -> Profile:
     return replace(profile, batch=batch, height=about(profile.height), width=about(profile.width))
 
 
-def check_words(backend: str, words: Sequence[str]) -> None:
-    """`InputError` for words of `--engine` that say no option, `BuildError` for a backend that has no engines."""
-    EngineOptions.from_words(words)
+def check_words(backend: str, words: Sequence[str]) -> EngineOptions:
+    """What they say. `InputError` for words that say no option, `BuildError` for a backend that has none of these."""
+    options = EngineOptions.from_words(words)
     if words and backend not in LIBRARIES:
         raise BuildError(f"--engine is for {' and '.join(LIBRARIES)}, and this build is for {backend}.")
+    for name, other in (("plugin", "tensorrt-rtx"), ("targets", "tensorrt")):
+        if getattr(options, name) and backend == other:
+            raise BuildError(f"--engine {name} is not for {other}; leave it out.")
+    return options
 
 
 def build_here(
@@ -147,14 +158,16 @@ def build_here(
     from calotype.export.tensorrt import build_engine
 
     began, cache = time.monotonic(), Path(timings)
-    least, usual, most = ({n: tuple(ends[i]) for n, ends in shapes.items()} for i in range(3))
-    built = build_engine(
-        imported(library),
-        Path(graph),
-        [{n: (least[n], usual[n], most[n]) for n in shapes}],
-        EngineOptions(**{**options, "targets": tuple(options["targets"])}),
-        timing_cache=cache.read_bytes() if cache.is_file() else b"",
-    )
+    trt, said = imported(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
+    with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
+        built = build_engine(
+            trt,
+            _with_plugins(trt, Path(graph), Path(scratch)) if said.plugin else Path(graph),
+            profiles_of(shapes, exact=said.exact),
+            said,
+            timing_cache=cache.read_bytes() if cache.is_file() else b"",
+            watch=lambda phase: say(f"{phase.name}, {phase.done} of {phase.of}"),
+        )
     Path(out).write_bytes(built.engine)
     if built.timing_cache:
         cache.parent.mkdir(parents=True, exist_ok=True)
@@ -162,11 +175,24 @@ def build_here(
     return {"bytes": len(built.engine), "seconds": round(time.monotonic() - began, 1)}
 
 
-def _digests(graph: Path) -> list[str]:
-    """Of the graph and its weights beside it."""
-    return [file_digest(p) for p in sorted(graph.parent.glob(f"{graph.name}*"))]
+def profiles_of(shapes: Mapping[str, Sequence[Sequence[int]]], *, exact: bool) -> list[dict[str, Ends]]:
+    """The range of every input's sizes; before it, where wanted, the usual ones alone. The first that fits is run."""
+    least, usual, most = ({n: tuple(ends[i]) for n, ends in shapes.items()} for i in range(3))
+    ends = [(usual, usual, usual), (least, usual, most)]
+    return [{n: (a[n], b[n], c[n]) for n in shapes} for a, b, c in ends[0 if exact else 1 :]]
+
+
+def _with_plugins(trt: Any, graph: Path, scratch: Path) -> Path:
+    """The graph with our kernels in it, which the library then knows."""
+    import torch
+
+    from calotype.export.tensorrt_plugin import register, with_plugins
+
+    major, minor = torch.cuda.get_device_capability()
+    register(importlib.import_module(f"{trt.__name__}.plugin"), 10 * major + minor)
+    with_plugins(graph, scratch / "model.onnx")
+    return scratch / "model.onnx"
 
 
 def _timings(about: Mapping[str, Any]) -> Path:
-    name = hashlib.sha256(repr(sorted(about.items())).encode()).hexdigest()[:16]
-    return home() / "timings" / f"{about['library']}-{name}.cache"
+    return home() / "timings" / f"{about['library']}-{key_of(about)[:16]}.cache"

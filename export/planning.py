@@ -7,8 +7,9 @@ from collections.abc import Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
 
+from calotype.backends import COMPILED
 from calotype.errors import BuildError, CheckError
-from calotype.export.engines import LIBRARIES, engines_for, modest
+from calotype.export.engines import engines_for, modest
 from calotype.export.inversion import learn
 from calotype.export.source import Source, read_source
 from calotype.export.store import has
@@ -34,7 +35,7 @@ def prepare(
     """
     source = learn(read_source(model, controlnets, vae, offline=offline), words)
     family = family_of(source.configs)
-    if set(forms) & set(LIBRARIES):
+    if set(forms) & set(COMPILED):
         family = replace(family, profile=modest(family.profile))
     components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
@@ -73,7 +74,7 @@ def reference(component: Component, source: Source) -> PlannedComponent:
 
 def _planned(component: Component, source: Source, profile: Profile, forms: Collection[str]) -> PlannedComponent:
     eager = reference(component, source)
-    engines = next((engines_for(form, profile) for form in forms if form in LIBRARIES), None)
+    engines = next((engines_for(form, profile) for form in forms if form in COMPILED), None)
     if "onnx" not in forms and engines is None:
         return eager
     if not has(trace_key(component, source)):

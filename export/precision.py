@@ -12,17 +12,17 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calotype.backends import ON_GPU
+from calotype.backends import COMPILED, ON_GPU
 from calotype.digest import file_digest
 from calotype.errors import BuildError
 from calotype.export.child import in_child
-from calotype.export.engines import LIBRARIES, Engines
+from calotype.export.engines import Engines
+from calotype.export.folders import digests_of
 from calotype.export.record import evenly, read_calls
 from calotype.export.store import fetch, key_of
 from calotype.export.versions import tool_versions
 from calotype.plan import Artefact, PlannedComponent
 
-ENGINE_BACKENDS = tuple(LIBRARIES)
 LOWERING = 1  # raised when a lowered graph changes for the same inputs
 _ISLAND_CALLS = 6  # of a recording that islands are looked for in
 _CALIBRATION_CALLS = 256
@@ -55,7 +55,7 @@ _TRIED = {
     "openvino": ("bf16", "int8", "int8+bf16"),
     "cuda": ("fp16", "bf16"),
     "onnxruntime-cuda": ("fp16",),
-    **dict.fromkeys(("tensorrt", "tensorrt-rtx"), ("fp16", "bf16", "int8+fp16", "fp8+fp16")),
+    **dict.fromkeys(COMPILED, ("fp16", "bf16", "int8+fp16", "fp8+fp16")),
 }
 
 
@@ -68,7 +68,7 @@ def tuned_as(precision: str, backend: str) -> tuple[str, ...]:
     """The precisions that are tuned for what was asked for: TensorRT has int8 and fp8 among halves, not float32."""
     if precision == "auto":
         return tried_by_auto(backend)
-    return (f"{precision}+fp16",) if backend in ENGINE_BACKENDS else (precision,)
+    return (f"{precision}+fp16",) if backend in COMPILED else (precision,)
 
 
 def not_tried(backend: str) -> dict[str, str]:
@@ -103,8 +103,7 @@ class Part:
     @property
     def graph(self) -> list[str]:
         """What the traced graph is, for keys."""
-        folder = self.traced.path.parent
-        return [file_digest(p) for p in sorted(folder.iterdir()) if p.name.startswith(self.traced.path.name)]
+        return digests_of(self.traced.path)
 
 
 def half(part: Part, precision: str, backend: str) -> Artefact:
@@ -126,7 +125,7 @@ def quantised(part: Part, ranges: Path, keep: Collection[str], precision: str, b
     """
     dtype, _, rest = precision.partition("+")
     arguments = {"ranges": str(ranges), "keep": sorted(keep), "form": form_for(dtype, backend)}
-    if rest and backend in ENGINE_BACKENDS:
+    if rest and backend in COMPILED:
         part = replace(part, traced=_halved(part, rest))
         arguments["half"] = rest
     return _finished(part, _made(part, "calotype.export.precision:quantise", dtype, arguments))

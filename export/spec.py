@@ -13,11 +13,12 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from calotype.backends import ON_GPU
 from calotype.errors import InputError
 from calotype.export.loss import Bound, parse_bounds
 from calotype.profile import Range, range_from_text
 
-BACKENDS = ("onnxruntime", "openvino", "tensorrt", "tensorrt-rtx", "cuda", "onnxruntime-cuda")
+BACKENDS = ("onnxruntime", "openvino", *ON_GPU)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "auto")
 WEIGHTS = ("int8", "int4")
 
@@ -48,7 +49,8 @@ class BuildSpec:
     )
     offline: bool = field(default=False, metadata=_said("Make no connection: hub ids are looked for in the cache."))
     engine: tuple[str, ...] = field(
-        default=(), metadata=_said("Of TensorRT: refit=all, weight-streaming, hardware=, level=, chunks=; repeatable.")
+        default=(),
+        metadata=_said("Of TensorRT: refit, exact, plugin, level=, chunks= and others; repeatable."),
     )
     max_loss: tuple[Bound, ...] = field(
         default=(Bound(metric="psnr", limit=30.0),),

@@ -16,7 +16,7 @@ from typing import Any
 from calotype.backends.trt_library import log_of
 from calotype.bindings import Binding
 from calotype.errors import BuildError, first_line
-from calotype.export.engine_options import HARDWARE, REFITS, EngineOptions
+from calotype.export.engine_options import HARDWARE, EngineOptions
 from calotype.export.tensorrt_watch import Phase, Watcher, monitor_of
 from calotype.profile import Profile
 
@@ -132,9 +132,9 @@ def _parse(parser: Any, graph: Path) -> None:
 
 def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
     flags = {
+        "REFIT": options.refit,
         "WEIGHT_STREAMING": options.weight_streaming,
         "VERSION_COMPATIBLE": options.version_compatible,
-        **{flag: options.refit == name for name, flag in REFITS.items()},
     }
     for name, wanted in flags.items():
         if wanted:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype import backends
-from calotype.export.child import in_child
+from calotype.export.child import Tell, in_child
 from calotype.export.engines import engines_for
 from calotype.export.loss import failed
 from calotype.export.precision import Part, calibrated, half, not_tried, quantised, tuned_as
@@ -134,7 +134,7 @@ class Tuning:
         return self._quantised(part, precision)
 
     def _part(self, name: str) -> Part:
-        return part_of(self._judging.spec, self._plan, name, self._recorded[name])
+        return part_of(self._judging.spec, self._plan, name, self._recorded[name], self._progress.step)
 
     def _quantised(self, part: Part, precision: str) -> list[Candidate]:
         """The fewest groups left alone that pass, by halving; every trial is a row."""
@@ -186,12 +186,12 @@ class Tuning:
         return value["speed"]
 
 
-def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path) -> Part:
+def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: Tell | None = None) -> Part:
     """What the artefacts of a component are made from: its graph, or its own weights."""
     component = plan.components[name]
     form = "diffusers" if backends.form_of(spec.backend) == "diffusers" else "onnx"
     source = next(a for a in component.artefacts if a.form == form)
-    engines = engines_for(spec.backend, plan.profile, spec.engine)
+    engines = engines_for(spec.backend, plan.profile, spec.engine, tell)
     return Part(component=component, traced=source, recording=recording, engines=engines)
 
 

@@ -17,6 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype.backends.trt_library import LIBRARIES
 from calotype.bindings import check_arrays
 from calotype.errors import BackendError, DeviceFullError, InputError, NotFiniteError, first_line
 from calotype.nvidia import has_gpu
@@ -41,9 +42,9 @@ _MODULES = {
 NAMES = tuple(_MODULES)
 # The fake backend makes no pictures: by name alone.
 AUTO = ("openvino", "onnxruntime", "eager")
-ON_GPU = ("tensorrt", "tensorrt-rtx", "cuda", "onnxruntime-cuda")
+COMPILED = tuple(LIBRARIES)  # forms that take minutes to make: auto opens them, and does not make them
+ON_GPU = (*COMPILED, "cuda", "onnxruntime-cuda")
 AUTO_ON_GPU = ("tensorrt", "cuda", "onnxruntime-cuda")  # before the others, where there is an NVIDIA GPU
-COMPILED = ("tensorrt", "tensorrt-rtx")  # forms that take minutes to make: auto opens them, and does not make them
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 from calotype.backends.device import Gpu, fitted, is_full, no_room
@@ -24,6 +25,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from calotype.backends import Arrays
+    from calotype.backends.weights_onnx import OnnxWeights
+    from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "tensorrt"
@@ -64,7 +67,7 @@ class TrtRunner:
     def __init__(self, component: PlannedComponent, artefact: Artefact, trt: Any, gpu: Gpu) -> None:
         self.backend = str(trt.__name__).replace("_", "-")
         self.precision = artefact.precision
-        self._name = component.name
+        self._name, self._path = component.name, artefact.path
         self._trt, self._gpu = trt, gpu
         self._inputs = [b.name for b in component.inputs]
         self._outputs = [b.name for b in component.outputs]
@@ -82,6 +85,7 @@ class TrtRunner:
         self._profile = 0  # that a fresh context stands on
         self._need_bytes = 0
         self._memory: tuple[int, int] | None = None  # address and bytes of what the context was told
+        self.network = self._network()  # as a whole picture calls it
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, through the device and back."""
@@ -107,9 +111,26 @@ class TrtRunner:
         """What the library says into; `told` is its last error."""
         return self._log
 
-    @property
-    def network(self) -> Engine:
-        """The engine as a whole picture calls it."""
+    def shapes(self) -> Mapping[str, tuple[int, ...]]:
+        """Layer -> its weight's shape. Raises `BackendError` where the engine was not built to be refitted."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """Refit: the weights of the graph that it was built of, with these changed. Graphs are captured anew."""
+        from calotype.backends.trt_refit import refit
+
+        self._weights.check(patches)
+        with self._lock:
+            refit(self, self._weights.path, self._weights.changed(patches))
+            self.network = self._network()  # that no captured graph knows
+
+    @cached_property
+    def _weights(self) -> OnnxWeights:
+        from calotype.backends.trt_refit import weights_beside
+
+        return weights_beside(self._path, self._engine, f"{self.backend} engine of the {self._name}")
+
+    def _network(self) -> Engine:
         return Engine(self, self._outputs, {n: self._type(n) for n in self._inputs})
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
@@ -197,9 +218,9 @@ class TrtRunner:
         self._shapes = shapes
 
     def _profile_for(self, shapes: Shapes) -> int:
-        """The one in use where it fits, else the first that does."""
+        """The first that fits: those for a single size come first."""
         count = self._engine.num_optimization_profiles
-        for i in sorted(range(count), key=lambda i: i != self._profile):
+        for i in range(count):
             if all(_within(shape, self._ends(name, i)) for name, shape in shapes.items()):
                 return i
         told = "; or ".join(

@@ -11,6 +11,8 @@ from typing import Any
 
 from calotype.errors import BackendError, first_line
 
+LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend -> its module
+
 
 def lacking(library: str, extra: str) -> str | None:
     """None where there is a GPU that torch can use and the library is installed, else what is lacking.

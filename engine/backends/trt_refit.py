@@ -2,21 +2,29 @@
 
 A LoRA changes weights and no structure, and refitting takes seconds where a build takes minutes. But weights are known
 to leave residue on their way out (NVIDIA/TensorRT issue 3628), so an engine is believed only if it computes, after A,
-then B, then A again, the very bits that it computed at first. What misses that is to be built anew.
+then B, then A again, the very bits that it computed at first. What misses that is to be built anew. Of an engine that
+is loaded `calotype.adapters` asks the same.
+
+An engine has its weights by names of its own; the ONNX graph that it was built of, which lies beside it, has them by
+the model's.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
-from calotype.backends.trt import TrtRunner
+from calotype.backends.weights_onnx import OnnxWeights
 from calotype.errors import BackendError
+from calotype.onnx_weights import Stored
 
 if TYPE_CHECKING:
     from calotype.backends import Arrays
+    from calotype.backends.trt import TrtRunner
 
 
 def exchanged(runner: TrtRunner, *, ours: Path, theirs: Path, probe: Arrays) -> bytes:
@@ -37,10 +45,31 @@ def exchanged(runner: TrtRunner, *, ours: Path, theirs: Path, probe: Arrays) -> 
     return made
 
 
-def refit(runner: TrtRunner, graph: Path) -> None:
-    """Give the engine the weights of a graph of its own structure. Raises `BackendError`."""
+def weights_beside(path: Path, engine: Any, what: str) -> OnnxWeights:
+    """Those of the graph beside the engine's file. Raises `BackendError` where the engine cannot be refitted to it."""
+    graph = next(path.parent.glob("*.onnx"), None)
+    if graph is None or not engine.refittable:
+        raise BackendError(
+            f"the {what} was not built to be refitted; build a plan whose engines are (calotype build MODEL --backend "
+            "tensorrt --engine refit), or one with the LoRA in it (--lora FILE)."
+        )
+    return OnnxWeights(graph)
+
+
+def refit(runner: TrtRunner, graph: Path, changed: Iterable[tuple[Stored, NDArray[np.generic]]] = ()) -> None:
+    """Give the engine the weights of a graph of its own structure, these in place of the graph's own.
+
+    Nothing may run meanwhile. Raises `BackendError`.
+    """
     trt: Any = runner.library
     refitter = trt.Refitter(runner.engine, runner.log)
     reader = trt.OnnxParserRefitter(refitter, runner.log)
-    if not reader.refit_from_file(str(graph)) or not refitter.refit_cuda_engine():
+    values = [(stored.initialiser, np.ascontiguousarray(value)) for stored, value in changed]  # outlive the reader
+    taken = (
+        reader.load_model_proto(graph.read_bytes(), str(graph))
+        and all(reader.load_initializer(name, value.ctypes.data, value.nbytes) for name, value in values)
+        and reader.refit_model_proto()
+        and refitter.refit_cuda_engine()
+    )
+    if not taken:
         raise BackendError(f"TensorRT does not refit the engine to {graph}: {runner.log.told or 'it does not say why'}")

@@ -93,7 +93,7 @@ def test_weights_are_exchanged_and_an_engine_that_keeps_a_trace_is_refused(tmp_p
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
     other, x = WEIGHT[::-1].copy(), given(2, 16)
-    runner = opened(built(WEIGHT, tmp_path / "ours", refit="all"))
+    runner = opened(built(WEIGHT, tmp_path / "ours", refit=True))
     graphs = {"ours": tmp_path / "ours" / "g.onnx", "theirs": graph_of(other, tmp_path / "theirs")}
     try:
         made = exchanged(runner, **graphs, probe={"x": x})

@@ -8,14 +8,19 @@ import ctypes
 import importlib.util
 import sys
 from collections.abc import Callable
-from contextlib import contextmanager, nullcontext
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from calotype.backends.device import Arena
+from calotype import backends, fused, painter, trust, whole
+from calotype.backends import cuda, trt
+from calotype.export import BuildSpec, building, child, engines
+from calotype.export.child import in_child
+from calotype.kernels import guided_step, to_uint8
+from calotype.profile import Range
 
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
 # What a method makes, where a test does not say.
@@ -114,45 +119,13 @@ class FakeTrt:
         return Base
 
 
-class CpuGpu:
-    """Stands in for `Gpu`: torch's memory of the CPU, and streams that are numbers."""
-
-    def __init__(self) -> None:
-        self.stream, self.side, self.captures = 7, 11, False
-        self.arenas: dict[int, Arena] = {}
-
-    def current_stream(self) -> int:
-        return self.stream
-
-    def named(self, name: str):
-        return nullcontext()
-
-    def hold(self, module: torch.nn.Module) -> torch.nn.Module:
-        return module
-
-    def total_bytes(self) -> int:
-        return 2**34
-
-    def capturing(self) -> bool:
-        return self.captures
-
-    @contextmanager
-    def side_stream(self):
-        self.stream, before = self.side, self.stream
-        yield
-        self.stream = before
-
-    def arena(self, stream: int) -> Arena:
-        return self.arenas.setdefault(stream, Arena(lambda size: self.empty((size,), "uint8")))
-
-    def empty(self, shape, dtype: str) -> torch.Tensor:
-        return torch.empty(shape, dtype=getattr(torch, dtype))
-
-    def put(self, array: np.ndarray) -> torch.Tensor:
-        return torch.from_numpy(np.ascontiguousarray(array))
-
-    def fetch(self, tensor: torch.Tensor) -> np.ndarray:
-        return tensor.numpy()
+def by_path(path: Path) -> ModuleType:
+    """A module that is no test, by its file."""
+    place = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(place)
+    sys.modules[path.stem] = module  # where its objects are pickled
+    place.loader.exec_module(module)
+    return module
 
 
 @pytest.fixture
@@ -165,17 +138,20 @@ def fake():
 @pytest.fixture(scope="session")
 def standin():
     """A TensorRT that computes, see standin.py."""
-    place = importlib.util.spec_from_file_location("standin", Path(__file__).with_name("standin.py"))
-    module = importlib.util.module_from_spec(place)
-    sys.modules["standin"] = module  # where engines are pickled
-    place.loader.exec_module(module)
-    yield module
+    yield by_path(Path(__file__).with_name("standin.py"))
     del sys.modules["standin"]
 
 
+@pytest.fixture(scope="session")
+def standins():
+    """Of the device and of captures: those of tests/gpu."""
+    yield by_path(Path(__file__).parent.parent / "gpu" / "standins.py")
+    del sys.modules["standins"]
+
+
 @pytest.fixture
-def gpu() -> CpuGpu:
-    return CpuGpu()
+def gpu(standins):
+    return standins.Host()
 
 
 def double(addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -211,3 +187,73 @@ def engine(fake) -> Callable[..., FakeTrt]:
         return fake
 
     return of
+
+
+# What needs the device. All else is done in children, as it is: tracing would look for a GPU that is not there.
+ON_THE_DEVICE = ("check:check_planned", "proving:prove", "proving:race", "engines:build_here", "refitting:refit_here")
+GPU_NAME = "NVIDIA STAND-IN, driver 1"
+
+
+def here(what, function, tell=None, **arguments):
+    """In this process, which has the stand-ins."""
+    module, name = function.split(":")
+    if not function.endswith(ON_THE_DEVICE):
+        return in_child(what, function, tell, **arguments)
+    child._tell = tell
+    value = getattr(importlib.import_module(module), name)(**arguments)
+    return SimpleNamespace(value=value, peak_bytes=0)
+
+
+@pytest.fixture
+def on_a_gpu(gpu, standin, standins, monkeypatch):
+    """A machine with a GPU and TensorRT, as far as anyone can see; what `tensorrt.plugin` was given."""
+    real_spec, real_import = importlib.util.find_spec, importlib.import_module
+    ours = {"tensorrt": standin, "tensorrt.plugin": standin.plugin()}
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda n, *a: real_spec("onnx") if n == "tensorrt" else real_spec(n, *a)
+    )
+    monkeypatch.setattr(
+        importlib, "import_module", lambda n, *a, **k: ours[n] if n in ours else real_import(n, *a, **k)
+    )
+    monkeypatch.setattr(backends, "has_gpu", lambda: True)
+    monkeypatch.setattr(trust, "_installed", lambda name: "11.4.0")
+    for module in (trust, engines, building):
+        monkeypatch.setattr(module, "gpu_name", lambda: GPU_NAME)
+    for module in (cuda, trt, painter):
+        monkeypatch.setattr(module, "Gpu", lambda: gpu)
+    for module in (cuda, painter):
+        monkeypatch.setattr(module, "CudaRecorder", standins.Calls)
+    monkeypatch.setattr(fused, "fuse", lambda module: None)
+    monkeypatch.setattr(whole, "guided_step", lambda n, s, rescaled: guided_step.reference(n, s))
+    monkeypatch.setattr(whole, "to_uint8", to_uint8.reference)
+    for name in [n for n in sys.modules if n.startswith("calotype.export.")]:
+        if hasattr(sys.modules[name], "in_child"):
+            monkeypatch.setattr(sys.modules[name], "in_child", here)
+    yield ours["tensorrt.plugin"]
+    child._tell = None
+
+
+@pytest.fixture
+def spec():
+    """The spec of a small build of the demonstration model."""
+
+    def of(backend, folder, **more):
+        side = Range(low=64, usual=64, high=128)
+        quick = {"height": side, "width": side, "batch": Range(low=1, usual=1, high=2), "proof": 1, "proof_steps": 2}
+        return BuildSpec(
+            model="demo", output=folder, backend=backend, **{"steps": Range(low=2, usual=2, high=2), **quick, **more}
+        )
+
+    return of
+
+
+@pytest.fixture
+def levels():
+    """How far two results' first pictures are apart, of 255."""
+
+    def apart(got, wanted) -> int:
+        return int(np.abs(np.asarray(got.images[0]).astype(int) - np.asarray(wanted.images[0])).max())
+
+    return apart

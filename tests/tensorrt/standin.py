@@ -1,11 +1,13 @@
 """A TensorRT that works without a GPU: its engines are ONNX Runtime's sessions, its device memory is the host's.
 
 It has the names that our code uses and no others, each of them TensorRT 11.4's (a test holds it to that). An engine is
-the graph with its profiles; sizes outside of them are refused, as the real one does.
+the graph with its profiles and flags; sizes outside of them are refused, as the real one does. `plugin` is what
+`tensorrt.plugin` is, and our plugin's node computes.
 """
 
 import ctypes
 import pickle
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -26,8 +28,16 @@ class IProgressMonitor:
     pass
 
 
+class HardwareCompatibilityLevel:
+    AMPERE_PLUS = "AMPERE_PLUS"
+
+
+class MemoryPoolType:
+    WORKSPACE = "WORKSPACE"
+
+
 class BuilderFlag:
-    REFIT, REFIT_INDIVIDUAL, REFIT_IDENTICAL = "REFIT", "REFIT_INDIVIDUAL", "REFIT_IDENTICAL"
+    REFIT = "REFIT"
     WEIGHT_STREAMING, VERSION_COMPATIBLE, TF32 = "WEIGHT_STREAMING", "VERSION_COMPATIBLE", "TF32"
 
 
@@ -58,12 +68,16 @@ class IOptimizationProfile:
 class IBuilderConfig:
     def __init__(self) -> None:
         self._flags, self._profiles, self._cache = {"TF32"}, [], None
+        self.progress_monitor = None
 
     def set_flag(self, flag) -> None:
         self._flags.add(flag)
 
     def clear_flag(self, flag) -> None:
         self._flags.discard(flag)
+
+    def set_memory_pool_limit(self, pool, size) -> None:
+        self._flags.add(f"{pool} {size}")
 
     def add_optimization_profile(self, profile) -> int:
         self._profiles.append(profile._ends)
@@ -97,8 +111,54 @@ class OnnxParser:
         self._network = network
 
     def parse_from_file(self, path: str) -> bool:
-        self._network._graph = onnx.load(path).SerializeToString()
+        model = onnx.load(path)
+        if any(node.domain == "calotype" for node in model.graph.node):
+            model.functions.append(_plugins_function())
+        self._network._graph = model.SerializeToString()
         return True
+
+
+def _plugins_function() -> onnx.FunctionProto:
+    """What the plugin's node computes."""
+    norm = onnx.helper.make_node("GroupNormalization", ["x", "weight", "bias"], ["n"])
+    for ours, theirs, kind in (("groups", "num_groups", "INT"), ("eps", "epsilon", "FLOAT")):
+        said = {"name": theirs, "ref_attr_name": ours, "type": getattr(onnx.AttributeProto, kind)}
+        norm.attribute.append(onnx.AttributeProto(**said))
+    nodes = [norm, onnx.helper.make_node("Sigmoid", ["n"], ["s"]), onnx.helper.make_node("Mul", ["n", "s"], ["y"])]
+    attributes = ["groups", "eps", "plugin_namespace", "plugin_version"]
+    opsets = [onnx.helper.make_opsetid("", 21)]
+    given = ["x", "weight", "bias"]
+    return onnx.helper.make_function("calotype", "group_norm_silu", given, ["y"], nodes, opsets, attributes)
+
+
+class plugin:
+    """`tensorrt.plugin`, and what it was given."""
+
+    __module__ = "tensorrt.plugin"
+
+    class TensorDesc:
+        def __init__(self, shape, dtype) -> None:
+            self.shape, self.shape_expr, self.dtype = shape, shape, dtype
+
+        def like(self):
+            return self
+
+    class AutoTuneCombination:
+        def __init__(self, io_types, layouts) -> None:
+            self.pairs = list(zip(io_types.split(", "), layouts.split(", "), strict=True))
+
+    KernelLaunchParams = SimpleNamespace
+    SymInt32 = int
+
+    def __init__(self) -> None:
+        self.given = {}
+
+    def SymIntExprs(self, count):
+        return [None] * count
+
+    def __getattr__(self, name):
+        assert name in ("register", "autotune", "aot_impl")
+        return lambda plugin: lambda function: self.given.setdefault((name, plugin), function)
 
 
 class Builder:
@@ -114,9 +174,17 @@ class Builder:
     def create_optimization_profile(self) -> IOptimizationProfile:
         return IOptimizationProfile()
 
-    def build_serialized_network(self, network, config) -> bytes:
+    def build_serialized_network(self, network, config) -> bytes | None:
         assert "TF32" not in config._flags
-        return pickle.dumps((network._graph, config._profiles))
+        if config.progress_monitor is not None and not self._told(config.progress_monitor):
+            return None
+        return pickle.dumps((network._graph, config._profiles, sorted(config._flags)))
+
+    def _told(self, monitor) -> bool:
+        monitor.phase_start("Building", None, 2)
+        goes_on = all(monitor.step_complete("Building", i) for i in range(2))
+        monitor.phase_finish("Building")
+        return goes_on
 
 
 class Runtime:
@@ -130,8 +198,8 @@ class Runtime:
 class ICudaEngine:
     streamable_weights_size = 0
 
-    def __init__(self, graph: bytes, profiles) -> None:
-        self._graph = graph
+    def __init__(self, graph: bytes, profiles, flags) -> None:
+        self._graph, self._flags = graph, flags
         self._session = onnxruntime.InferenceSession(graph, providers=["CPUExecutionProvider"])
         model, self._profiles = onnx.load_from_string(graph), profiles
         self._inputs = [i.name for i in model.graph.input]
@@ -147,7 +215,11 @@ class ICudaEngine:
         return len(self._profiles)
 
     def serialize(self) -> bytes:
-        return pickle.dumps((self._graph, self._profiles))
+        return pickle.dumps((self._graph, self._profiles, self._flags))
+
+    @property
+    def refittable(self) -> bool:
+        return "REFIT" in self._flags
 
     def get_tensor_name(self, i: int) -> str:
         return self._names[i]
@@ -186,19 +258,37 @@ class OnnxParserRefitter:
     def __init__(self, refitter, log) -> None:
         self._refitter = refitter
 
-    def refit_from_file(self, path: str) -> bool:
-        graph = onnx.load(path)
+    def load_model_proto(self, model: bytes, path: str) -> bool:
+        self._model, self._folder = onnx.load_from_string(model), Path(path).parent
+        return True
+
+    def load_initializer(self, name: str, address: int, size: int) -> bool:
+        tensor = next((t for t in self._model.graph.initializer if t.name == name), None)
+        if tensor is None:
+            return False
+        wanted = int(np.prod(tensor.dims)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        tensor.ClearField("external_data")
+        tensor.data_location = onnx.TensorProto.DEFAULT
+        tensor.raw_data = ctypes.string_at(address, size)
+        return wanted == size
+
+    def refit_model_proto(self) -> bool:
+        onnx.load_external_data_for_model(self._model, str(self._folder))
         ours = onnx.load_from_string(self._refitter._engine._graph)
-        self._refitter._graph = graph.SerializeToString()
-        return [n.op_type for n in graph.graph.node] == [n.op_type for n in ours.graph.node]
+        self._refitter._graph = self._model.SerializeToString()
+        return [n.op_type for n in self._model.graph.node] == [n.op_type for n in ours.graph.node]
 
 
 class IExecutionContext:
     def __init__(self, engine) -> None:
-        self._engine, self._shapes, self._addresses = engine, {}, {}
+        self._engine, self._shapes, self._addresses, self._profile = engine, {}, {}, 0
+
+    def set_optimization_profile_async(self, profile, stream) -> bool:
+        self._profile = profile
+        return True
 
     def set_input_shape(self, name, shape) -> bool:
-        least, _, most = self._engine._profiles[0][name]
+        least, _, most = self._engine._profiles[self._profile][name]
         self._shapes[name] = tuple(shape)
         return all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
 

@@ -64,8 +64,8 @@ def test_the_stand_in_has_the_bindings_names_alone(standin):
 
 def test_words_in_tables_are_the_bindings():
     from calotype.backends.trt import _TYPES
-    from calotype.export.engine_options import HARDWARE, REFITS
+    from calotype.export.engine_options import HARDWARE
 
-    words = {f"BuilderFlag.{n}" for n in (*REFITS.values(), "WEIGHT_STREAMING", "VERSION_COMPATIBLE")}
+    words = {f"BuilderFlag.{n}" for n in ("REFIT", "WEIGHT_STREAMING", "VERSION_COMPATIBLE")}
     words |= {f"HardwareCompatibilityLevel.{n}" for n in HARDWARE.values()} | {f"DataType.{n}" for n in _TYPES}
     assert words <= NAMES

@@ -3,29 +3,21 @@
 TensorRT's part is `standin.py`'s, whose engines compute; kernels are their references in torch, captures are calls.
 """
 
-import importlib
-import importlib.util
-import sys
-import types
 from pathlib import Path
 
 import numpy as np
 import onnx
 import onnxruntime
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 import calotype
-from calotype import backends, fused, painter, trust, whole
+from calotype import backends
 from calotype.backends import cuda, ort_cuda, trt
 from calotype.bindings import Binding
 from calotype.errors import BackendError, BuildError
-from calotype.export import BuildSpec, build, engines
-from calotype.export.child import in_child
+from calotype.export import build, engines
 from calotype.export.engine_options import EngineOptions
-from calotype.graphs import Recorded
-from calotype.kernels import guided_step, to_uint8
 from calotype.loading import load
 from calotype.plan import Artefact, PlannedComponent
 from calotype.profile import Profile, Range
@@ -35,69 +27,8 @@ SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
 SIDE = Range(low=64, usual=64, high=128)
 
 
-class Calls:
-    """A replay is a call."""
-
-    def record(self, function, inputs) -> Recorded:
-        outputs = function(inputs)
-
-        def replay() -> None:
-            for name, tensor in function(inputs).items():
-                outputs[name].copy_(tensor)
-
-        return Recorded(inputs=inputs, outputs=outputs, replay=replay, size_bytes=1)
-
-
-@pytest.fixture
-def on_a_gpu(gpu, standin, monkeypatch):
-    """A machine with a GPU and TensorRT, as far as anyone can see."""
-    real_spec, real_import = importlib.util.find_spec, importlib.import_module
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    monkeypatch.setattr(
-        importlib.util, "find_spec", lambda n, *a: real_spec("onnx") if n == "tensorrt" else real_spec(n, *a)
-    )
-    monkeypatch.setattr(importlib, "import_module", lambda n, *a: standin if n == "tensorrt" else real_import(n, *a))
-    monkeypatch.setattr(backends, "has_gpu", lambda: True)
-    monkeypatch.setattr(trust, "_installed", lambda name: "11.4.0")
-    for module in (trust, engines):
-        monkeypatch.setattr(module, "gpu_name", lambda: "NVIDIA STAND-IN, driver 1")
-    monkeypatch.setattr("calotype.export.building.gpu_name", lambda: "NVIDIA STAND-IN, driver 1")
-    for module in (cuda, trt, painter):
-        monkeypatch.setattr(module, "Gpu", lambda: gpu)
-    for module in (cuda, painter):
-        monkeypatch.setattr(module, "CudaRecorder", Calls)
-    monkeypatch.setattr(fused, "fuse", lambda module: None)
-    monkeypatch.setattr(whole, "guided_step", lambda n, s, rescaled: guided_step.reference(n, s))
-    monkeypatch.setattr(whole, "to_uint8", to_uint8.reference)
-    for name in [n for n in sys.modules if n.startswith("calotype.export.")]:
-        if hasattr(sys.modules[name], "in_child"):
-            monkeypatch.setattr(sys.modules[name], "in_child", here)
-
-
-# What needs the device. All else is done in children, as it is: tracing would look for a GPU that is not there.
-ON_THE_DEVICE = ("check:check_planned", "proving:prove", "engines:build_here", "refitting:refit_here")
-
-
-def here(what, function, **arguments):
-    """In this process, which has the stand-ins."""
-    module, name = function.split(":")
-    if not function.endswith(ON_THE_DEVICE):
-        return in_child(what, function, **arguments)
-    value = getattr(importlib.import_module(module), name)(**arguments)
-    return types.SimpleNamespace(value=value, peak_bytes=0)
-
-
-def spec(backend, folder, **more):
-    quick = {"height": SIDE, "width": SIDE, "batch": Range(low=1, usual=1, high=2), "proof": 1, "proof_steps": 2}
-    return BuildSpec(model="demo", output=folder, backend=backend, steps=Range(low=2, usual=2, high=2), **quick, **more)
-
-
-def levels(got, wanted) -> int:
-    return int(np.abs(np.asarray(got.images[0]).astype(int) - np.asarray(wanted.images[0])).max())
-
-
 @pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
-def test_a_plan_is_built_proved_and_painted_from_as_one_graph(backend, on_a_gpu, pipes, tmp_path):
+def test_a_plan_is_built_proved_and_painted_from_as_one_graph(backend, on_a_gpu, spec, levels, pipes, tmp_path):
     more = {"engine": ("chunks=2",)} if backend == "tensorrt" else {}
     plan = build(spec(backend, tmp_path / "plan", **more)).plan
     assert (tmp_path / "plan" / "unet" / ("model.engine" if backend == "tensorrt" else "config.json")).is_file()
@@ -135,7 +66,7 @@ def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_
     draw, sizes = np.random.default_rng(0), Range(low=8, usual=8, high=16)
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
     profile = Profile(batch=Range(low=1, usual=1, high=2), height=sizes, width=sizes, multiple=8)
-    making = engines.Engines(backend="tensorrt", profile=profile, options=EngineOptions(refit="all"))
+    making = engines.Engines(backend="tensorrt", profile=profile, options=EngineOptions(refit=True))
 
     def engine(name):
         graph = Artefact(form="onnx", path=convolution(tmp_path / name, draw), precision="fp32", check={})
@@ -156,7 +87,7 @@ def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_
         assert "refitted" not in told
 
 
-def test_a_model_is_loaded_by_name_and_auto_says_whom_it_passed_over(on_a_gpu, pipes, monkeypatch):
+def test_a_model_is_loaded_by_name_and_auto_says_whom_it_passed_over(on_a_gpu, levels, pipes, monkeypatch):
     pipe = load("demo", backend="tensorrt")
     assert pipe.plan.profile.height == Range(low=64, usual=128, high=192)
     assert levels(pipe(PROMPT, **SMALL), pipes["eager"](PROMPT, **SMALL)) <= 1
@@ -184,7 +115,7 @@ def test_a_gpu_is_seen_by_its_driver_and_may_be_hidden(tmp_path, monkeypatch):
     assert not backends.has_gpu(tmp_path)
 
 
-def test_what_a_gpus_backend_does_not_build_is_told(on_a_gpu, monkeypatch, tmp_path):
+def test_what_a_gpus_backend_does_not_build_is_told(on_a_gpu, spec, monkeypatch, tmp_path):
     for backend, more, told in (
         ("cuda", {"precision": "int8"}, "runs a model's own networks in fp32, fp16 or bf16"),
         ("cuda", {"weights": "int8"}, "is of graphs, which cuda does not open"),

@@ -1,7 +1,6 @@
 """Group norm and SiLU as TensorRT's plugin: what is registered, the PTX that it gets, and the nodes that ask for it."""
 
 import subprocess
-from types import SimpleNamespace
 
 import numpy as np
 import onnx
@@ -16,44 +15,16 @@ from triton import knobs
 from calotype.export.tensorrt_plugin import PLUGIN, compiled, register, with_plugins, without_hidden
 
 
-class Trtp:
-    """`tensorrt.plugin`'s names that are used, and what they were given."""
-
-    class TensorDesc:
-        def __init__(self, shape, dtype) -> None:
-            self.shape, self.shape_expr, self.dtype = shape, shape, dtype
-
-        def like(self):
-            return self
-
-    class AutoTuneCombination:
-        def __init__(self, io_types, layouts) -> None:
-            self.pairs = list(zip(io_types.split(", "), layouts.split(", "), strict=True))
-
-    KernelLaunchParams = SimpleNamespace
-    SymInt32 = int
-
-    def __init__(self) -> None:
-        self.given = {}
-
-    def SymIntExprs(self, count):
-        return [None] * count
-
-    def __getattr__(self, name):
-        assert name in ("register", "autotune", "aot_impl")
-        return lambda plugin: lambda function: self.given.setdefault((name, plugin), function)
-
-
-def test_it_is_registered_with_its_tensors_layouts_and_kernel():
-    trtp = Trtp()
+def test_it_is_registered_with_its_tensors_layouts_and_kernel(standin):
+    trtp = standin.plugin()
     implemented = register(trtp, 90)
     described = trtp.given["register", PLUGIN]
-    kinds = {"x": Trtp.TensorDesc, "weight": Trtp.TensorDesc, "bias": Trtp.TensorDesc, "groups": int, "eps": float}
-    assert described.__annotations__ == {**kinds, "return": Trtp.TensorDesc}
+    kinds = {"x": trtp.TensorDesc, "weight": trtp.TensorDesc, "bias": trtp.TensorDesc, "groups": int, "eps": float}
+    assert described.__annotations__ == {**kinds, "return": trtp.TensorDesc}
     combinations = trtp.given["autotune", PLUGIN](*[None] * 6)
     assert [c.pairs[0] for c in combinations] == [("FP16", "HWC8"), ("BF16", "HWC8"), ("FP32", "HWC")]
     assert all(c.pairs[0] == c.pairs[3] and c.pairs[1][1] == "LINEAR" for c in combinations)
-    x = Trtp.TensorDesc((2, 320, 16, 24), "DataType.HALF")
+    x = trtp.TensorDesc((2, 320, 16, 24), "DataType.HALF")
     name, ptx, launch, extra = implemented(x, x, x, 32, 1e-5, (x,))
     assert f".entry {name}(" in ptx
     assert (launch.grid_x, launch.grid_y, launch.block_x) == (32, 2, 128)
