@@ -14,6 +14,7 @@ from calotype.export.child import in_child
 BAD = """
 import os, signal, sys, time
 from calotype.errors import CheckError
+from calotype.export.child import say
 
 def add(a, b): return {"sum": a + b}
 def refuse(): raise CheckError("it is not right.")
@@ -23,6 +24,11 @@ def leave(): os._exit(3)
 def fill(): raise OSError(28, "No space left on device", "/some/file")
 def eat(): data = bytearray(200 << 20); return len(data)
 def tell(): print("noise on stdout"); return sys.stdin.read()
+def chat(path):
+    spoken = 0
+    while say(f"word {spoken}"): spoken += 1; time.sleep(0.001)
+    open(path, "w").write("it ended by itself")
+def speak(): return [say(word) for word in ("one", "two")]
 def sleep(path): open(path, "w").write(str(os.getpid())); time.sleep(60)
 """
 
@@ -55,6 +61,22 @@ def test_a_result_comes_back_with_its_memory():
 def test_faults_are_errors(name, arguments, kind, told):
     with pytest.raises(kind, match=told):
         in_child("adding", f"bad_functions:{name}", **arguments)
+
+
+def test_what_it_says_is_heard_and_where_nobody_listens_it_may_end_by_itself(tmp_path):
+    heard = []
+    assert in_child("speaking", "bad_functions:speak", heard.append).value == [True, True]
+    assert heard == ["one", "two"]
+    assert in_child("speaking", "bad_functions:speak").value == [True, True]
+
+    def interrupt(word):
+        heard.append(word)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_child("chatting", "bad_functions:chat", interrupt, path=str(tmp_path / "told"))
+    assert heard[2:] == ["word 0"]
+    assert (tmp_path / "told").read_text() == "it ended by itself"
 
 
 def test_a_child_dies_with_a_parent_that_was_killed(tmp_path):

@@ -1,6 +1,7 @@
 """How far a build has come: an ETA that is none before anything was timed, and follows the pace after."""
 
 import json
+import time
 
 from calotype.export.progress import Progress, Stage, clock, json_lines, plain_lines
 
@@ -39,6 +40,26 @@ def test_json_lines_are_json_and_plain_lines_are_plain(capsys):
     out, err = capsys.readouterr()
     assert [json.loads(line)["event"] for line in out.splitlines()] == ["start", "note", "done"]
     assert err.splitlines() == ["      a: some words  (0 s)", "[1/1] a: done  (0 s)"]
+
+
+def test_steps_of_a_stage_are_told_now_and_then(monkeypatch, capsys):
+    clock_s = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock_s) / 4)
+    seen = []
+    with plain_lines() as plainly:
+
+        def show(state):
+            seen.append(state.event)
+            plainly(state)
+
+        progress = Progress(STAGES[:1], show)
+        with progress.stage("a"):
+            for i in range(100):
+                progress.step(f"{i} of 100")
+    assert 20 < seen.count("step") < 50
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) - 1 <= 5
+    assert all(" of 100  (" in line for line in lines[:-1])
 
 
 def test_clock():

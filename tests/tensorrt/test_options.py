@@ -1,0 +1,130 @@
+"""`calotype build --engine`: every word reaches the library, on a stand-in, and what a build says is heard."""
+
+import pickle
+
+import numpy as np
+import pytest
+
+from calotype.errors import BuildError, InputError
+from calotype.export import build, store
+from calotype.export.building import check_backend
+from calotype.export.cli import app
+from calotype.export.engine_options import EngineOptions
+from calotype.export.tensorrt_plugin import PLUGIN
+from calotype.loading import load
+from calotype.plan import read_plan
+
+PROMPT = "a large red circle on a blue background"
+SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
+QUICK = {"height": "64:64:128", "width": "64:64:128", "batch": "1:1:2", "proof": "1", "proof-steps": "2", "steps": "2"}
+
+
+def command(folder, *words) -> list[str]:
+    said = [("backend", "tensorrt"), *QUICK.items(), *(("engine", word) for word in words)]
+    return ["build", "demo", "-o", str(folder), *(part for name, value in said for part in (f"--{name}", value))]
+
+
+def built(folder, *words) -> dict:
+    """By the command line; component -> what the stand-in made of it: graph, profiles and flags."""
+    app(command(folder, *words), standalone_mode=False)
+    components = read_plan(folder).components
+    return {n: pickle.loads(c.artefacts[0].path.read_bytes()) for n, c in components.items()}
+
+
+def test_every_word_is_read():
+    words = ("refit", "exact", "weight-streaming", "version-compatible", "hardware=ampere-plus", "level=3")
+    said = EngineOptions.from_words([*words, "workspace-bytes=4096", "targets=86,89", "chunks=2"])
+    assert said == EngineOptions(
+        refit=True,
+        exact=True,
+        weight_streaming=True,
+        version_compatible=True,
+        hardware="ampere-plus",
+        level=3,
+        workspace_bytes=4096,
+        targets=(86, 89),
+        chunks=2,
+    )
+    assert EngineOptions.from_words(["plugin"]).plugin
+    for wrong, told in (
+        ("refit=all", "an engine's options are refit, exact, plugin"),
+        ("level", "options are"),
+        ("targets=x", "targets takes whole numbers with commas between, got 'x'"),
+        ("level=x", "level takes a whole number, got 'x'"),
+    ):
+        with pytest.raises(InputError, match=told):
+            EngineOptions.from_words([wrong])
+
+
+def test_what_a_backend_has_not_is_told_before_any_work(on_a_gpu, spec, tmp_path, monkeypatch):
+    monkeypatch.setattr("calotype.backends.unavailable", lambda name: None)
+    for backend, word in (("tensorrt", "targets=89"), ("tensorrt-rtx", "plugin"), ("onnxruntime", "refit")):
+        with pytest.raises(BuildError, match=rf"--engine .*{backend}"):
+            check_backend(spec(backend, tmp_path / "plan", engine=(word,)))
+
+
+def test_words_of_the_command_line_reach_the_library(on_a_gpu, pipes, levels, tmp_path):
+    words = ("exact", "weight-streaming", "version-compatible", "hardware=ampere-plus", "level=3", "chunks=2")
+    made = built(tmp_path / "plan", *words, "workspace-bytes=4096")
+    for name, (_, profiles, flags) in made.items():
+        assert flags == ["VERSION_COMPATIBLE", "WEIGHT_STREAMING", "WORKSPACE 4096"], name
+        exact, wide = profiles
+        assert all(exact[n] == (ends[1],) * 3 for n, ends in wide.items())
+    assert made["vae_decoder"][1][0]["latent_sample"] == ((1, 4, 8, 8),) * 3
+    plan = read_plan(tmp_path / "plan")
+    assert plan.build["machine"]["gpu"] is None  # others can run it
+    pipe = load(tmp_path / "plan")
+    for size in (64, 128, 64):  # the usual size, another, and back
+        said = {**SMALL, "width": size, "height": size}
+        assert levels(pipe(PROMPT, **said), pipes["eager"](PROMPT, **said)) <= 1
+        assert pipe.component("vae_decoder").runner._profile == (size != 64)
+
+
+def test_our_kernel_goes_into_engines_where_it_is_asked_for(on_a_gpu, pipes, levels, tmp_path, monkeypatch):
+    monkeypatch.setattr("calotype.export.engines.ENGINES", str(tmp_path))  # none of an earlier run is found
+    assert b"group_norm_silu" not in built(tmp_path / "without")["vae_decoder"][0]
+    made = built(tmp_path / "plan", "plugin")
+    assert {n for n, (graph, _, _) in made.items() if b"calotype" in graph and b"group_norm_silu" in graph} == {
+        *("unet", "vae_decoder", "vae_encoder")
+    }
+    assert {what for what, plugin in on_a_gpu.given if plugin == PLUGIN} == {"register", "autotune", "aot_impl"}
+    assert levels(load(tmp_path / "plan")(PROMPT, **SMALL), pipes["eager"](PROMPT, **SMALL)) <= 1
+
+
+def test_a_build_is_heard_and_an_interrupt_leaves_nothing(on_a_gpu, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("calotype.export.progress._STEP_S", 0.0)
+    monkeypatch.setattr("calotype.export.progress._LINE_S", 0.0)
+    monkeypatch.setattr("calotype.export.engines.ENGINES", str(tmp_path))  # none of an earlier run is found
+    built(tmp_path / "plan")
+    said = capsys.readouterr().err
+    for name in read_plan(tmp_path / "plan").components:
+        assert f"engine {name}: Building, 1 of 2" in said
+    monkeypatch.setattr("calotype.export.progress.Progress.step", interrupted)
+    kept = {entry.key for entry in store.entries()}
+    with pytest.raises(SystemExit) as ended:
+        app(command(tmp_path / "other", "level=1"))
+    assert ended.value.code == 130
+    assert "stopped; the plan was not made, and nothing half-made was left" in capsys.readouterr().err
+    assert {entry.key for entry in store.entries()} == kept
+    assert not list(store.root().glob(".making-*"))
+    assert not (tmp_path / "other").exists()
+
+
+def interrupted(progress, text):
+    raise KeyboardInterrupt("SIGINT")
+
+
+def test_profiles_are_one_range_or_the_usual_size_before_it():
+    from calotype.export.engines import profiles_of
+
+    shapes = {"x": [[1, 4], [2, 4], [8, 4]]}
+    assert profiles_of(shapes, exact=False) == [{"x": ((1, 4), (2, 4), (8, 4))}]
+    assert profiles_of(shapes, exact=True)[0] == {"x": ((2, 4), (2, 4), (2, 4))}
+    assert np.array(profiles_of(shapes, exact=True)[1]["x"]).tolist() == shapes["x"]
+
+
+def test_a_build_of_the_same_words_is_found_again(on_a_gpu, spec, tmp_path):
+    first = build(spec("tensorrt", tmp_path / "plan", engine=("exact",)))
+    assert first.fresh
+    assert not build(spec("tensorrt", tmp_path / "plan", engine=("exact",))).fresh
+    assert build(spec("tensorrt", tmp_path / "plan")).fresh
