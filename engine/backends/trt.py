@@ -128,7 +128,7 @@ class TrtRunner:
     def _weights(self) -> OnnxWeights:
         from calotype.backends.trt_refit import weights_beside
 
-        return weights_beside(self._path, self._engine, f"{self.backend} engine of the {self._name}")
+        return weights_beside(self._path, self._engine, backend=self.backend, name=self._name)
 
     def _network(self) -> Engine:
         return Engine(self, self._outputs, {n: self._type(n) for n in self._inputs})

@@ -45,13 +45,13 @@ def exchanged(runner: TrtRunner, *, ours: Path, theirs: Path, probe: Arrays) -> 
     return made
 
 
-def weights_beside(path: Path, engine: Any, what: str) -> OnnxWeights:
+def weights_beside(path: Path, engine: Any, *, backend: str, name: str) -> OnnxWeights:
     """Those of the graph beside the engine's file. Raises `BackendError` where the engine cannot be refitted to it."""
     graph = next(path.parent.glob("*.onnx"), None)
     if graph is None or not engine.refittable:
         raise BackendError(
-            f"the {what} was not built to be refitted; build a plan whose engines are (calotype build MODEL --backend "
-            "tensorrt --engine refit), or one with the LoRA in it (--lora FILE)."
+            f"the {backend} engine of the {name} was not built to be refitted; build a plan whose engines are "
+            f"(calotype build MODEL --backend {backend} --engine refit), or one with the LoRA in it (--lora FILE)."
         )
     return OnnxWeights(graph)
 

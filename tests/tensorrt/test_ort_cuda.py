@@ -36,7 +36,7 @@ class Ort:
 
     def __init__(self, *, took=None, refuses_graphs=False) -> None:
         self._took, self._refuses = took, refuses_graphs
-        self.options, self.graphs, self.full = [], [], False
+        self.options, self.graphs, self.full, self.runs = [], [], False, 0
         self.SessionOptions = onnxruntime.SessionOptions
 
     @property
@@ -68,6 +68,7 @@ class Ort:
                 if ort.full:
                     ort.full = False
                     raise RuntimeError("BFCArena::AllocateRawInternal Failed to allocate memory of size 9")
+                ort.runs += 1
                 real.run_with_iobinding(binding)
 
         return Session()
@@ -111,6 +112,9 @@ def test_without_a_graph_where_nodes_stay_on_the_cpu_and_says_so(component):
     runner = opened(component, ort)
     assert [o.get("enable_cuda_graph") for o in ort.options] == ["1", None]
     assert right(runner, 2)
+    assert ort.runs == 1  # nothing has to be known before
+    assert all(right(runner, n, s) for n, s in ((2, 5), (3, 1), (2, 9)))
+    assert ort.runs == 4
     assert ort.graphs == []
     assert "the unet runs without a CUDA graph on ONNX Runtime" in runner.notes[0]
     assert "not all nodes are on CUDA" in runner.notes[0]
