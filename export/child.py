@@ -151,6 +151,7 @@ def main() -> None:
     global _tell
     job = json.loads(sys.stdin.read())
     _die_with(job["parent"])
+    os.set_inheritable(job["saying"], False)  # processes that it starts would keep the parent listening
     _tell = lambda text: _write(job["saying"], text)  # noqa: E731
     answer = Path(job["answer"])
     fresh = answer.with_suffix(".part")

@@ -3,7 +3,7 @@
 A LoRA changes weights and no structure, and refitting takes seconds where a build takes minutes. But weights are known
 to leave residue on their way out (NVIDIA/TensorRT issue 3628), so an engine is believed only if it computes, after A,
 then B, then A again, the very bits that it computed at first. What misses that is to be built anew. Of an engine that
-is loaded `calotype.adapters` asks the same.
+is loaded `calotype.adapters` asks that without its LoRAs it computes what it did before the first.
 
 An engine has its weights by names of its own; the ONNX graph that it was built of, which lies beside it, has them by
 the model's.
