@@ -17,6 +17,7 @@ import torch
 
 from calotype import backends, fused, painter, trust, whole
 from calotype.backends import cuda, trt
+from calotype.digest import file_digest
 from calotype.export import BuildSpec, building, child, engines
 from calotype.export.child import in_child
 from calotype.kernels import guided_step, to_uint8
@@ -219,6 +220,7 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
     )
     monkeypatch.setattr(backends, "has_gpu", lambda: True)
     monkeypatch.setattr(trust, "_installed", lambda name: "11.4.0")
+    monkeypatch.setattr(engines, "ENGINES", file_digest(Path(standin.__file__)))  # of another stand-in are others
     for module in (trust, engines, building):
         monkeypatch.setattr(module, "gpu_name", lambda: GPU_NAME)
     for module in (cuda, trt, painter):

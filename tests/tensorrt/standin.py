@@ -20,6 +20,9 @@ _TYPES = {1: "FLOAT", 7: "INT64", 10: "HALF", 16: "BF16"}
 _NUMPY = {"FLOAT": np.float32, "INT64": np.int64, "HALF": np.float16}
 
 
+_LEVELS = ("hardware_compatibility_level", "builder_optimization_level")
+
+
 class ILogger:
     INTERNAL_ERROR, ERROR = "ILogger.INTERNAL_ERROR", "ILogger.ERROR"
 
@@ -178,7 +181,8 @@ class Builder:
         assert "TF32" not in config._flags
         if config.progress_monitor is not None and not self._told(config.progress_monitor):
             return None
-        return pickle.dumps((network._graph, config._profiles, sorted(config._flags)))
+        said = {f"{n} {vars(config)[n]}" for n in _LEVELS if n in vars(config)}
+        return pickle.dumps((network._graph, config._profiles, sorted(config._flags | said)))
 
     def _told(self, monitor) -> bool:
         monitor.phase_start("Building", None, 2)
