@@ -35,7 +35,7 @@ install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt $(ROOMS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev,tensorrt-rtx]'
 	touch $@
 
 clean:

@@ -4,18 +4,18 @@ Graphs are tiny and of random weights; eight bits have ranges of one, as what is
 """
 
 import functools
+import re
 from dataclasses import replace
 from types import ModuleType
 
-import diffusers
 import onnx
 import pytest
-import torch
 from onnx import TensorProto, helper
 
 from calotype.errors import BuildError, Cancelled
-from calotype.export import prepare
+from calotype.export import prepare, store
 from calotype.export.candidates import candidates
+from calotype.export.engines import Engines
 from calotype.export.lower import lower
 from calotype.export.quantize import quantize
 from calotype.export.tensorrt import EngineOptions, build_engine, shapes_of
@@ -28,7 +28,9 @@ COMPONENTS = {
     "sdxl": ("text_encoder_2", "unet"),
     "sd1 with a ControlNet": ("unet", "controlnet"),
 }
-PRECISIONS = ("fp32", "fp16", "int8", "fp8", "int8+fp16", "fp8+fp16")
+PRECISIONS = ("fp16", "int8+fp16", "fp8+fp16")  # that a build makes engines of, besides float32
+CASES = [(f, n, p) for f, names in COMPONENTS.items() for n in names for p in PRECISIONS]
+CASES += [("sd1", n, "fp32") for n in COMPONENTS["sd1"]]
 
 
 @pytest.fixture(scope="module")
@@ -37,14 +39,9 @@ def trt() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def control(demo_folder, tmp_path_factory):
-    """A ControlNet for the demonstration model, as diffusers begins one."""
-    torch.manual_seed(5)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(demo_folder / "unet", low_cpu_mem_usage=False)
-    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 16))
-    folder = tmp_path_factory.mktemp("control")
-    net.save_pretrained(folder)
-    return folder
+def control(demo_folder, made, tmp_path_factory):
+    """A ControlNet for the demonstration model: one that other tests trace as well."""
+    return made(demo_folder / "unet", tmp_path_factory.mktemp("control") / "net", 0)
 
 
 @pytest.fixture(scope="module")
@@ -66,21 +63,19 @@ def narrow(profile):
 
 def in_precision(source, precision, folder):
     """The traced graph as the exporter's own lowering makes it."""
-    kind, _, half = precision.partition("+")
-    half = half or ("fp16" if kind == "fp16" else "")
+    kind, _, half = precision.rpartition("+") if precision != "fp32" else ("", "", "")
     if half:
         folder.mkdir(exist_ok=True)
         lower(source, folder / "half.onnx", precision=half, islands=[])
         source = folder / "half.onnx"
-    if kind in ("int8", "fp8"):
+    if kind:
         ranges = dict.fromkeys((name for c in candidates(source) for name in (c.reads, c.gives)), 1.0)
         quantize(source, folder / "quantised.onnx", ranges=ranges, dtype=kind)
         source = folder / "quantised.onnx"
     return source
 
 
-@pytest.mark.parametrize("precision", PRECISIONS)
-@pytest.mark.parametrize(("family", "name"), [(f, n) for f, names in COMPONENTS.items() for n in names])
+@pytest.mark.parametrize(("family", "name", "precision"), CASES)
 def test_it_builds_every_component(family, name, precision, trt, plans, tmp_path):
     plan = plans(family)
     component = plan.components[name]
@@ -155,6 +150,26 @@ def test_it_tells_its_steps_and_can_be_stopped(trt, tmp_path):
 
     with pytest.raises(KeyboardInterrupt):
         build_engine(trt, relu(tmp_path), [SHAPES], OPTIONS, watch=broken)
+
+
+def test_a_build_in_a_child_is_heard_and_when_nobody_listens_it_ends(trt, plans, tmp_path, monkeypatch):
+    plan, heard = plans("sd1"), []
+    component = plan.components["vae_decoder"]
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
+    making = Engines(backend="tensorrt-rtx", profile=narrow(plan.profile), options=OPTIONS, tell=heard.append)
+    made = making.of(component, component.artefact("onnx"))
+    assert (made.form, made.precision, made.path.name) == ("tensorrt-rtx", "fp32", "model.engine")
+    assert heard
+    assert all(re.fullmatch(r".+, \d+ of \d+", line) for line in heard)
+    entries = {entry.key for entry in store.entries()}
+
+    def interrupt(line):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        replace(making, options=replace(OPTIONS, level=1), tell=interrupt).of(component, component.artefact("onnx"))
+    assert {entry.key for entry in store.entries()} == entries
+    assert not list(store.root().glob(".making-*"))
 
 
 def test_flags_that_it_takes_without_a_gpu(trt, tmp_path):
