@@ -276,6 +276,17 @@ def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lo
     assert fuse(source, []) is source
 
 
+@pytest.mark.usefixtures("here")
+def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path, lora_file):
+    fits, other = lora_file(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    lora_file(sdxl_folder, other, ["text_encoder_2"], "kohya")
+    source = read_source(sd21_folder)
+    for said in ([f"{other}:0"], [fits, f"{other}:0"]):
+        with pytest.raises(SourceError, match=r"b.safetensors does not fit the model: there is no place for lora_te2"):
+            fuse(source, said)
+    assert fuse(source, [fits, f"{fits}:0"]) == fuse(source, [fits])
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
