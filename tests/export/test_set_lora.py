@@ -244,6 +244,13 @@ def test_what_cannot_be_put_back_paints_no_more(opened, monkeypatch):
     np.testing.assert_array_equal(painted(pipe), none)
 
 
+def test_a_change_is_tried_at_the_shapes_of_the_last_picture(fake):
+    """For which backends have compiled: the U-Net's calls go through a series."""
+    fake("a red ring", steps=1, height=64, width=96)
+    tried = fake._adapters._try_on("unet", fake.component("unet"))
+    assert tried["sample"].shape == (2, 4, 8, 12)
+
+
 def test_what_takes_over_is_changed_as_well(opened):
     """Another artefact, where numbers are not finite."""
     pipes, loras = opened
