@@ -42,6 +42,7 @@ class Adapters:
         self._loras: tuple[Lora, ...] = ()
         self._patches: Mapping[str, Patches] = {}
         self._own: dict[str, _Own] = {}
+        self._broken: set[str] = set()  # networks that could neither be changed nor put back
 
     @property
     def loras(self) -> tuple[Lora, ...]:
@@ -50,17 +51,26 @@ class Adapters:
 
     @contextmanager
     def held(self) -> Iterator[tuple[Lora, ...]]:
-        """For as long as a picture is painted: the LoRAs that are in force, and stay so."""
+        """For as long as a picture is painted: the LoRAs that are in force, and stay so.
+
+        Raises `BackendError` where a change failed and could not be taken back.
+        """
         with self._gate.picture():
+            if self._broken:
+                told = " and the ".join(sorted(self._broken))
+                raise BackendError(
+                    f"a change of LoRAs failed and the {told} could not be put back; set_lora again, or load anew."
+                )
             yield self._loras
 
     def set(self, given: Given) -> None:
-        """These LoRAs and no others. Raises `SourceError`, `BackendError`; all is then as it was."""
+        """These LoRAs and no others. Raises `SourceError`, `BackendError`; all is then as it was, or `held` says no."""
         loras = loras_from(given)
         patches = patches_of(loras, self._shapes(loras)) if loras else {}
         with self._gate.change():
             self._change(patches)
             self._loras, self._patches = loras, patches
+            self._broken.clear()
 
     def _shapes(self, loras: Sequence[Lora]) -> dict[str, Shapes]:
         """Of the networks that the files have tensors for, and the U-Net, which tells families apart."""
@@ -73,15 +83,25 @@ class Adapters:
         """Network by network; one that is to have what it has is left alone."""
         done = []
         try:
-            for name in sorted({*patches, *self._patches}):
+            for name in sorted({*patches, *self._patches, *self._broken}):
                 wanted, there = patches.get(name, NONE), self._patches.get(name, NONE)
-                if wanted.key != there.key:
+                if name in self._broken:
+                    self._component(name).adapt(NONE)
+                    self._adapt(name, wanted, NONE)
+                elif wanted.key != there.key:
                     done.append(name)
                     self._adapt(name, wanted, there)
         except BaseException:
             for name in done:
-                self._component(name).adapt(self._patches.get(name, NONE))
+                self._put_back(name)
             raise
+
+    def _put_back(self, name: str) -> None:
+        """Never raises: what is told is why the change failed."""
+        try:
+            self._component(name).adapt(self._patches.get(name, NONE))
+        except BaseException:
+            self._broken.add(name)
 
     def _adapt(self, name: str, wanted: Patches, there: Patches) -> None:
         """Change one network and try it: with LoRAs it computes something else, and without them what it did before.

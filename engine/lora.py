@@ -9,18 +9,21 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping, Sequence
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+
 from calotype.digest import file_digest
-from calotype.errors import SourceError
+from calotype.errors import SourceError, first_line
 from calotype.lora_layouts import Place, kind_of, layers_by_name, place_of
 from calotype.patches import Patch, Patches, Term
 from calotype.tensor_file import TensorFile
 
-READER = 1  # raised when the same file would change weights in another way
+READER = 2  # raised when the same file would change weights in another way
 _METADATA = "lora_adapter_metadata"  # in which diffusers keeps peft's settings
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of text
 
@@ -45,7 +48,7 @@ def loras_from(given: Given) -> tuple[Lora, ...]:
     """None, FILE or "FILE:0.8", a pair (FILE, 0.8), or a list of these. Raises `SourceError`."""
     if given is None:
         return ()
-    if isinstance(given, (str, Path)) or _is_pair(given):
+    if isinstance(given, (str, Path)) or _is_pair(given) or not isinstance(given, Iterable):
         return (_lora_from(given),)
     return tuple(_lora_from(each) for each in given)
 
@@ -59,18 +62,28 @@ def _lora_from(given: Any) -> Lora:
     said, number = given if _is_pair(given) else (given, None)
     if not isinstance(said, (str, Path)):
         raise SourceError(f"a LoRA is named as FILE, 'FILE:0.8' or (FILE, 0.8); got {given!r:.80}.")
-    path = Path(said).expanduser()
-    if number is None and not path.is_file() and ":" in str(said):
+    path, there = _looked_at(said)
+    if number is None and not there and ":" in str(said):
         name, _, number = str(said).rpartition(":")
-        path = Path(name).expanduser()
+        path, there = _looked_at(name)
     weight = 1.0 if number is None else _number(number)
     if not -10 <= weight <= 10:
         raise SourceError(f"{path}: a LoRA's weight is a number from -10 to 10, as in FILE:0.8; got {number!r:.80}.")
-    if not path.is_file():
+    if not there:
         raise SourceError(f"there is no LoRA file {path}; name a .safetensors file, as in FILE or FILE:0.8.")
     if path.suffix != ".safetensors":
         raise SourceError(f"{path} is no .safetensors file; a LoRA is read from nothing else, since pickles run code.")
     return Lora(path=path, weight=weight, digest=file_digest(path))
+
+
+def _looked_at(said: Named) -> tuple[Path, bool]:
+    """The path, and whether it is a file."""
+    try:
+        path = Path(said).expanduser()
+        return path, path.is_file()
+    except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home
+        told = failed.strerror if isinstance(failed, OSError) else first_line(failed)
+        raise SourceError(f"the LoRA file {said!s:.80} cannot be looked at ({told}).") from None
 
 
 def _number(given: Any) -> float:
@@ -137,6 +150,10 @@ def _terms(lora: Lora, networks: Mapping[str, Shapes]) -> dict[tuple[str, str], 
         if not _fits(keys, file, shape):
             raise SourceError(_misfit(lora, keys["down"], file, networks, shape))
         found[component, layer] = _term(keys, file, lora.weight, settings.alpha(component, layer))
+        if not _finite(found[component, layer]):
+            raise SourceError(
+                f"{lora.path} holds numbers that are not finite, for {component}.{layer}; fetch it again."
+            )
     return found
 
 
@@ -155,20 +172,25 @@ def _placed(lora: Lora, key: str) -> Place:
 def _fits(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> bool:
     """Do the matrices multiply to the weight's shape?"""
     up, down = file.shape(keys["up"]), file.shape(keys["down"])
-    if len(up) < 2 or len(down) < 2 or math.prod(up[2:]) != 1:
+    if len(up) < 2 or len(down) < 2 or math.prod(up[2:]) != 1 or not down[0]:
         return False
     if "mid" not in keys:
         inner = len(down) == 2 or len(shape) == 2 or down[2:] == shape[2:]
         return inner and up[:2] == (shape[0], down[0]) and math.prod(down[1:]) == math.prod(shape[1:])
     middle = file.shape(keys["mid"])
-    return math.prod(down[2:]) == 1 and middle == (up[1], down[0], *shape[2:]) and (up[0], down[1]) == shape[:2]
+    return (
+        len(shape) == 4
+        and math.prod(down[2:]) == 1
+        and middle == (up[1], down[0], *shape[2:])
+        and (up[0], down[1]) == shape[:2]
+    )
 
 
 def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float | None) -> Term:
     """The rank divides alpha, which is the rank where nobody says it: diffusers' and kohya's convention."""
     up, down = file[keys["up"]], file[keys["down"]]
     rank = len(down)
-    alpha = float(file[keys["alpha"]].reshape(-1)[0]) if "alpha" in keys else rank if told is None else told
+    alpha = file.number(keys["alpha"]) if "alpha" in keys else rank if told is None else told
     return Term(
         up=up.reshape(up.shape[:2]),
         down=down.reshape(rank, -1),
@@ -177,18 +199,32 @@ def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float 
     )
 
 
+def _finite(term: Term) -> bool:
+    arrays = (term.up, term.down, *(() if term.middle is None else (term.middle,)))
+    return abs(term.scale) <= float(np.finfo(np.float32).max) and all(np.isfinite(array).all() for array in arrays)
+
+
 class _Settings:
     """peft's settings in a file's metadata, as diffusers writes them: alpha by component, and by layer."""
 
-    def __init__(self, told: Mapping[str, Any]) -> None:
-        self._told = told
+    def __init__(self, path: Path, told: Mapping[str, Any]) -> None:
+        self._path, self._told = path, told
 
     def alpha(self, component: str, layer: str) -> float | None:
-        """None where nothing is said."""
-        pattern = self._told.get(f"{component}.alpha_pattern") or {}
-        bare = {name.removeprefix("text_model."): value for name, value in pattern.items()}
-        alpha = bare.get(layer, self._told.get(f"{component}.lora_alpha"))
-        return None if alpha is None else float(alpha)
+        """None where nothing is said. Raises `SourceError` where what is said makes no sense."""
+        try:
+            patterns = self._told.get(f"{component}.alpha_pattern") or {}
+            alphas = (alpha for key, alpha in patterns.items() if _is_meant(layer, key))
+            alpha = next(alphas, self._told.get(f"{component}.lora_alpha"))
+            return None if alpha is None else float(alpha)
+        except (ValueError, TypeError, ArithmeticError, AttributeError, re.error) as failed:
+            raise SourceError(f"{self._path}: the alphas in its {_METADATA} make no sense ({failed}).") from None
+
+
+def _is_meant(layer: str, key: str) -> bool:
+    """peft's rule: a key is a pattern for endings of names, which text encoders of some versions begin otherwise."""
+    pattern = re.compile(rf"(.*\.)?({key})$")
+    return any(pattern.match(name) for name in (layer, f"text_model.{layer}"))
 
 
 def _settings(file: TensorFile) -> _Settings:
@@ -201,7 +237,7 @@ def _settings(file: TensorFile) -> _Settings:
     for setting in ("use_rslora", "use_dora", "lora_bias"):
         if any(value for name, value in told.items() if name.endswith(f".{setting}")):
             raise SourceError(f"{file.path} was trained with {setting}, which this version cannot add.")
-    return _Settings(told)
+    return _Settings(file.path, told)
 
 
 def _misfit(

@@ -42,7 +42,6 @@ class Place:
 
     component: str
     layer: str
-    flat: bool  # the layer's name has _ where the module has .
     part: str  # down, up, mid or alpha
 
 
@@ -56,11 +55,11 @@ def place_of(key: str) -> Place | None:
     part = _PARTS.get(said, said)
     for prefix, component in _FLAT.items():
         if stem.startswith(prefix):
-            return Place(component=component, layer=_bare(stem.removeprefix(prefix), "_"), flat=True, part=part)
+            return Place(component=component, layer=_bare(stem.removeprefix(prefix), "_"), part=part)
     prefix = next((p for p in _DOTTED if stem.startswith(p)), "")  # the oldest files are of a U-Net, and do not say so
     component = prefix.rstrip(".") or "unet"
     layer = _bare(stem.removeprefix(prefix).replace(".processor.", "."), ".")
-    return Place(component=component, layer=_modern(component, layer), flat=False, part=part)
+    return Place(component=component, layer=_modern(component, layer), part=part)
 
 
 def kind_of(key: str) -> str | None:

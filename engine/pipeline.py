@@ -163,7 +163,7 @@ class Pipeline:
 
         What diffusers does in `load_lora_weights`, `set_adapters` and `unload_lora_weights`. Nothing is built or
         exported anew. It waits for the pictures under way (`cancel` ends them), and those asked for meanwhile wait for
-        it. Where it fails, all is as it was.
+        it. Where it fails, all is as it was; where that fails as well, pictures are refused until a call succeeds.
 
         Args:
             lora: a .safetensors file of diffusers, peft or kohya; "FILE:0.8" or (FILE, 0.8) for a weight other than

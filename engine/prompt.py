@@ -21,6 +21,7 @@ from calotype.emphasis import pieces_of
 from calotype.errors import InputError, SourceError
 
 START, END = "<|startoftext|>", "<|endoftext|>"
+MARKS = ("tokenizer_config.json", "special_tokens_map.json")  # which token pads; the first that says it
 ADDED = "added_tokens.json"  # what was learned beside the vocabulary: a word's number, as transformers keeps it
 # CLIP's own splitting rule: contractions, letters, single digits, and runs of anything else.
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
@@ -207,7 +208,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, int], int]:
 
 def _pad_token(folder: Path) -> str:
     """The padding token's text: the end token in Stable Diffusion 1.x, "!" in 2.x."""
-    for name in ("tokenizer_config.json", "special_tokens_map.json"):
+    for name in MARKS:
         path = folder / name
         if path.exists():
             token = json.loads(path.read_text(encoding="utf-8")).get("pad_token")

@@ -21,6 +21,7 @@ Floats = NDArray[np.float32]
 
 _HEADER_BYTES = 100_000_000  # no header is longer
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+_WHOLE = {"I64": "<i8", "I32": "<i4"}
 
 
 class TensorFile(Mapping[str, Floats]):
@@ -36,11 +37,12 @@ class TensorFile(Mapping[str, Floats]):
                 start = file.read(8)
                 length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
                 header: Any = json.loads(file.read(length)) if length <= min(size, _HEADER_BYTES) else None
-            self.metadata = header.pop("__metadata__", {})
+            said = header.pop("__metadata__", None)
+            self.metadata = {} if said is None else {name: str(value) for name, value in said.items()}
             self._entries = {name: _Entry(told) for name, told in header.items()}
         except OSError as broken:
             raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
-        except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
             raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.") from None
         self._start = 8 + length
         whole = self._start + max((entry.end for entry in self._entries.values()), default=0)
@@ -53,15 +55,25 @@ class TensorFile(Mapping[str, Floats]):
 
     def __getitem__(self, name: str) -> Floats:
         """Raises `KeyError`; `SourceError` for a type that no weights are stored in."""
+        return self._read(name, _TYPES)
+
+    def number(self, name: str) -> float:
+        """A tensor of one number, which may be stored as a whole one. Raises as `[]` does, and where it is of more."""
+        if math.prod(self.shape(name)) != 1:
+            raise SourceError(f"{self.path}: {name} is of shape {list(self.shape(name))} and should be one number.")
+        return float(self._read(name, _TYPES | _WHOLE).reshape(-1)[0])
+
+    def _read(self, name: str, types: Mapping[str, str]) -> Floats:
         entry = self._entries[name]
-        if entry.kind not in _TYPES:
-            raise SourceError(f"{self.path}: {name} is of type {entry.kind}; read are {', '.join(_TYPES)}.")
+        if entry.kind not in types:
+            raise SourceError(f"{self.path}: {name} is of type {entry.kind}; read are {', '.join(types)}.")
         count = math.prod(entry.shape)
         with self.path.open("rb") as file:
-            stored = np.fromfile(file, _TYPES[entry.kind], count, offset=self._start + entry.begin)
+            stored = np.fromfile(file, types[entry.kind], count, offset=self._start + entry.begin)
         if entry.kind == "BF16":  # the upper half of a float32
             stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        return stored.astype(np.float32, copy=False).reshape(entry.shape)
+        with np.errstate(over="ignore"):  # what no float32 can hold is infinite
+            return stored.astype(np.float32, copy=False).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._entries)
@@ -77,6 +89,7 @@ class _Entry:
         self.kind = str(told["dtype"])
         self.shape = tuple(int(size) for size in told["shape"])
         self.begin, self.end = (int(at) for at in told["data_offsets"])
-        held = math.prod(self.shape) * np.dtype(_TYPES.get(self.kind, "u1")).itemsize
-        if self.begin < 0 or min(self.shape, default=0) < 0 or (self.kind in _TYPES and self.end - self.begin != held):
+        known = (_TYPES | _WHOLE).get(self.kind)
+        held = self.end - self.begin if known is None else math.prod(self.shape) * np.dtype(known).itemsize
+        if self.begin < 0 or min(self.shape, default=0) < 0 or self.end - self.begin != held:
             raise ValueError(self.kind)

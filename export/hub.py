@@ -5,6 +5,7 @@ Knows the hub's client, `huggingface_hub`, whose cache is used and filled. What 
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 from collections.abc import Sequence
@@ -12,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError, first_line
-from calotype.export.weights import PICKLES
+from calotype.export.weights import PICKLES, read_json, weight_files
+from calotype.prompt import tokenizer_files
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
@@ -20,6 +22,7 @@ _WEIGHTS = {  # folder -> how its files of weights begin
     **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
     **dict.fromkeys(("unet", "vae", "vqvae"), "diffusion_pytorch_model"),
 }
+_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # no room, no right: it is not the hub
 
 
 def from_hub(hub_id: str, *, offline: bool) -> Path:
@@ -56,9 +59,15 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
     except SourceError:
         raise
     except Exception as failed:  # the hub's client and its HTTP library raise kinds of their own
+        if isinstance(failed, OSError) and failed.errno in _DISKS:
+            raise SourceError(
+                f"{hub_id} cannot be kept in the hub's cache {constants.HF_HUB_CACHE} ({failed.strerror}); make room "
+                "there, or name another folder as HF_HUB_CACHE."
+            ) from None
         why = first_line(failed)
-        if (folder := _cached(hub_id)) is None:
-            raise SourceError(f"there is no folder {hub_id}, and it cannot be had from the hub: {why}") from None
+        if (folder := _cached(hub_id)) is None or not _is_whole(folder):
+            part = " (the cache has a part of it)" if folder else ""
+            raise SourceError(f"there is no folder {hub_id}{part}, and it cannot be had from the hub: {why}") from None
         print(f"calotype: the hub cannot be asked ({why}); taking {hub_id} as the cache has it", file=sys.stderr)
         return folder
 
@@ -72,6 +81,26 @@ def _cached(hub_id: str) -> Path | None:
         if isinstance(found, str):
             return Path(found).parent
     return None
+
+
+def _is_whole(folder: Path) -> bool:
+    """Has a folder of the cache all that its index speaks of, as far as it is read here?"""
+    try:
+        if not (folder / _INDEX).is_file():
+            return bool(weight_files(folder, _WEIGHTS["unet"]))
+        index = read_json(folder / _INDEX, "the list of parts")
+        parts = [name for name in (*_WEIGHTS, *_SETTINGS) if index.get(name) not in (None, [None, None])]
+        for part in set(parts) & set(_WEIGHTS):
+            read_json(folder / part / _CONFIG, "a part's config")
+            weight_files(folder / part, _WEIGHTS[part])
+        for part in set(parts) & set(_SETTINGS):
+            if part == "scheduler":
+                read_json(folder / part / "scheduler_config.json", "the scheduler's config")
+            else:
+                tokenizer_files(folder / part)
+    except SourceError:
+        return False
+    return True
 
 
 def needed(hub_id: str, files: Sequence[str]) -> list[str]:

@@ -23,7 +23,7 @@ from calotype.export.store import fetch, key_of
 from calotype.export.weights import PICKLES, check_safetensors, refusal_of_pickle, weight_files
 from calotype.prompt import ADDED, END, START, added_numbers, added_words, vocabulary_of
 
-TEACHER = 1  # raised when the way words are added changes what comes out
+TEACHER = 2  # raised when the way words are added changes what comes out
 _OF_SDXL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 _UNNAMED = ("emb_params", "*", *_OF_SDXL.values())
 _TABLE = "embeddings.token_embedding.weight"
@@ -64,7 +64,7 @@ def word_from(said: str | Path, source: Source) -> Word:
     if path.suffix in PICKLES:
         raise SourceError(refusal_of_pickle(path).partition(" Convert")[0] + " Fetch it as .safetensors.")
     shapes = check_safetensors(path).shapes
-    wide = {encoder: int(source.configs[encoder]["hidden_size"]) for encoder in source.tokenizers}
+    wide = {encoder: _size(source, encoder, "hidden_size") for encoder in source.tokenizers}
     if set(shapes) == set(_OF_SDXL.values()):
         tensors = {encoder: _OF_SDXL[encoder] for encoder in wide if encoder in _OF_SDXL}
         text = path.stem
@@ -87,12 +87,23 @@ def word_from(said: str | Path, source: Source) -> Word:
     return Word(path=path, text=_word(called or text, path), tensors=tensors, count=counts.pop())
 
 
+def _size(source: Source, encoder: str, name: str) -> int:
+    try:
+        return int(source.configs[encoder][name])
+    except (LookupError, TypeError, ValueError):
+        raise SourceError(f"{source.folders[encoder] / 'config.json'} says no {name}; fetch the model again.") from None
+
+
 def _split(said: str) -> tuple[Path, str]:
-    path = Path(said).expanduser()
-    if path.is_file() or ":" not in said:
-        return path, ""
-    name, _, called = said.rpartition(":")
-    return Path(name).expanduser(), called
+    try:
+        path = Path(said).expanduser()
+        if path.is_file() or ":" not in said:
+            return path, ""
+        name, _, called = said.rpartition(":")
+        return Path(name).expanduser(), called
+    except (OSError, RuntimeError) as failed:  # no permission, too long a name, no such home
+        told = failed.strerror if isinstance(failed, OSError) else failed
+        raise SourceError(f"the file {said:.80} cannot be looked at ({told}).") from None
 
 
 def _word(text: str, path: Path) -> str:
@@ -103,25 +114,36 @@ def _word(text: str, path: Path) -> str:
 
 
 def _check_new(words: Sequence[Word], source: Source) -> None:
-    """`SourceError` where a word is there already: it would be two things at once."""
+    """`SourceError` where a word, or a further vector's name, is there already: it would be two things at once."""
     known = {START, END}
     for folder in source.tokenizers.values():
         vocabulary, _ = vocabulary_of(folder)
         known |= {token.removesuffix("</w>") for token in vocabulary if token.endswith("</w>")}
-        known |= {text.lower() for text in added_words(folder)}
+        known |= {name for text, numbers in added_words(folder).items() for name in _names(text, len(numbers))}
+    taken: set[str] = set()
     for word in words:
-        if word.text.lower() in known:
-            raise SourceError(
-                f"{word.path}: the word {word.text!r} is in the model's vocabulary; call it otherwise, as "
-                f"{word.path}:<{word.text}>"
-            )
-        known.add(word.text.lower())
+        names = _names(word.text.lower(), word.count)
+        for name in names:
+            if name in known | taken:
+                told = "is in the model's vocabulary" if name in known else "belongs to another file's word"
+                raise SourceError(
+                    f"{word.path}: the word {name!r} {told}; call it otherwise, as {word.path}:<{word.text}>"
+                )
+        taken |= {*names}
+
+
+def _names(text: str, count: int) -> list[str]:
+    """A word's, its further vectors', and the one by which a tokenizer would take it to have another vector."""
+    return [text, *(f"{text}_{i}" for i in range(1, count + 1))]
 
 
 def _learned(source: Source, encoder: str, words: Sequence[Word]) -> Source:
     """The source with the words in this text encoder and its tokenizer."""
     folder, tokenizer = source.folders[encoder], source.tokenizers[encoder]
     files = [[str(word.path), word.tensors[encoder], word.text, word.count] for word in words]
+    first, end = _size(source, encoder, "vocab_size"), vocabulary_of(tokenizer)[0].get(END)
+    if end is None:
+        raise SourceError(f"the tokenizer in {tokenizer} has no {END}; fetch the model again.")
     key = key_of(
         {
             "encoder": [encoder, source.digests[encoder], source.configs[encoder]],
@@ -139,9 +161,10 @@ def _learned(source: Source, encoder: str, words: Sequence[Word]) -> Source:
             weights=str(folder),
             stem=stem_of(encoder),
             words=files,
+            end=end,
         )
         shutil.copytree(tokenizer, empty / tokenizer.name)
-        _teach(empty / tokenizer.name, words, first=int(source.configs[encoder]["vocab_size"]))
+        _teach(empty / tokenizer.name, words, first)
         return {"peak_bytes": done.peak_bytes}
 
     made, _ = fetch(key, make, label={"component": encoder, "kind": "learned words", "model": source.model})
@@ -165,8 +188,12 @@ def _teach(tokenizer: Path, words: Sequence[Word], first: int) -> None:
     (tokenizer / ADDED).write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
 
 
-def learn_into(*, out: str, weights: str, stem: str, words: Sequence[tuple[str, str, str, int]]) -> None:
-    """In a child process: the text encoder with the vectors of (file, tensor) below its table, in float32."""
+def learn_into(*, out: str, weights: str, stem: str, words: Sequence[tuple[str, str, str, int]], end: int) -> None:
+    """In a child process: the text encoder with the vectors of (file, tensor) below its table, in float32.
+
+    Its config says which token is the `end`: where it says 2, as published ones do, transformers pools at the largest
+    number of all, which would be a word's.
+    """
     import torch
     from safetensors.torch import load_file, save_file
 
@@ -181,5 +208,6 @@ def learn_into(*, out: str, weights: str, stem: str, words: Sequence[tuple[str, 
         raise SourceError("a textual inversion holds numbers that are not finite; fetch it again.")
     tensors[table] = torch.cat([tensors[table].float(), *vectors])
     config = json.loads((source / "config.json").read_text(encoding="utf-8"))
-    (folder / "config.json").write_text(json.dumps({**config, "vocab_size": len(tensors[table])}, indent=1))
+    config |= {"vocab_size": len(tensors[table]), "eos_token_id": end}
+    (folder / "config.json").write_text(json.dumps(config, indent=1))
     save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})

@@ -12,12 +12,12 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
-from calotype.export.child import in_child
+from calotype.export.child import Outcome, in_child
 from calotype.export.source import Source, read_source
 from calotype.export.store import fetch, key_of
 from calotype.export.versions import versions
 from calotype.family import TEXT_ENCODERS
-from calotype.lora import READER, components_in, loras_from, patches_of
+from calotype.lora import READER, Lora, components_in, loras_from, patches_of
 
 FUSER = 2  # raised when the way weights are fused changes what comes out
 
@@ -27,11 +27,15 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
 
     Raises `SourceError` where a file is missing, is no LoRA, or does not fit the model.
     """
-    loras = [lora for lora in loras_from(list(said)) if lora.weight]
+    given = loras_from(list(said))
+    if given and not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
+        raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
+    model = str(source.folder)  # not the name, which may be the hub's, or a checkpoint's
+    loras, idle = [lora for lora in given if lora.weight], [lora for lora in given if not lora.weight]
+    if idle:  # they must fit as well; nothing of them is saved
+        _fuse(idle, model, Path())
     if not loras:
         return source
-    if not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
-        raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
     names = _networks(source)
     key = key_of(
         {
@@ -43,9 +47,7 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
     )
 
     def make(empty: Path) -> Mapping[str, Any]:
-        files = [[str(lora.path), lora.weight] for lora in loras]
-        model = str(source.folder)  # not the name, which may be the hub's, or a checkpoint's
-        done = in_child("fusing the LoRAs", "calotype.export.lora:fuse_into", out=str(empty), model=model, loras=files)
+        done = _fuse(loras, model, empty)
         return {"changed": done.value, "peak_bytes": done.peak_bytes}
 
     folder, notes = fetch(
@@ -54,6 +56,11 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
     changed = {name: folder / name for name in notes["changed"]}
     digests = {name: key_of({key: name}) for name in changed}
     return replace(source, folders={**source.folders, **changed}, digests={**source.digests, **digests})
+
+
+def _fuse(loras: Sequence[Lora], model: str, out: Path) -> Outcome:
+    files = [[str(lora.path), lora.weight] for lora in loras]
+    return in_child("fusing the LoRAs", "calotype.export.lora:fuse_into", out=str(out), model=model, loras=files)
 
 
 def _networks(source: Source) -> list[str]:

@@ -29,7 +29,7 @@ from calotype.export.weights import (
 )
 from calotype.family import TEXT_ENCODERS, autoencoder_of, folder_of
 from calotype.networks import controlnets_of
-from calotype.prompt import tokenizer_files
+from calotype.prompt import MARKS, tokenizer_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What pictures depend on in a model_index.json.
@@ -63,8 +63,14 @@ class Source:
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over configs, weights and vocabularies: what the pictures depend on."""
-        vocabulary = [file_digest(path) for each in self.tokenizers.values() for path in tokenizer_files(each)]
+        """SHA-256 over configs, weights and tokenizers: what the pictures depend on."""
+        files = [
+            path
+            for folder in self.tokenizers.values()
+            for path in (*tokenizer_files(folder), *(folder / name for name in MARKS))
+            if path.is_file()
+        ]
+        vocabulary = [[path.name, file_digest(path)] for path in files]
         said = json.dumps([self.configs, self.digests, vocabulary], sort_keys=True)
         return hashlib.sha256(said.encode()).hexdigest()
 
@@ -90,10 +96,10 @@ def read_source(
     folders |= {"vae": folder / coded} if coded else {}
     if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
-    nets = [find(said, offline=offline) for said in controlnets]
+    nets = [_part(said, "controlnet", offline) for said in controlnets]
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
     if vae is not None:
-        folders["vae"] = find(vae, offline=offline)
+        folders["vae"] = _part(vae, "vae", offline)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     _check_classes(configs, folders, vae)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
@@ -129,7 +135,7 @@ def stem_of(name: str) -> str:
 
 def find(model: str | Path, *, offline: bool = False) -> Path:
     """The model's folder: fetched first if `model` is a hub id, rewritten if it is a checkpoint in one file."""
-    if model in _SHIPPED:
+    if str(model) in _SHIPPED:
         return Path(calotype.__file__).parent / _SHIPPED[str(model)]
     try:
         path = Path(model).expanduser()
@@ -143,6 +149,16 @@ def find(model: str | Path, *, offline: bool = False) -> Path:
     if _HUB_ID.fullmatch(str(model)) and path.suffix not in (".safetensors", *PICKLES):
         return from_hub(str(model), offline=offline)
     raise SourceError(f"there is no folder {path}; {_MODELS}.")
+
+
+def _part(said: str | Path, name: str, offline: bool) -> Path:
+    """The folder of a network that was named by itself. Raises `SourceError`."""
+    folder = find(said, offline=offline)
+    if (folder / "model_index.json").is_file():
+        own = folder / name
+        mend = f"name its {name}, {own}" if own.is_dir() else f"it has no {name} to be named"
+        raise SourceError(f"{said} is a whole model; {mend}.")
+    return folder
 
 
 def _of_file(path: Path) -> Path:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import math
-import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
+from calotype.tensor_file import TensorFile
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLED = "a pickle, which can run any code when it is opened, so it is not read. Convert it where you trust it"
@@ -81,30 +81,9 @@ def refusal_of_pickle(path: Path) -> str:
 
 
 def check_safetensors(path: Path) -> Header:
-    """What the file says of itself. `SourceError` unless it is as long as its header says.
-
-    The format: https://github.com/huggingface/safetensors.
-    """
-    try:
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            start = file.read(8)
-            length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
-            header: Any = json.loads(file.read(length)) if length <= min(size, 100_000_000) else None
-        said = header.pop("__metadata__", None) or {}
-        ends = [int(entry["data_offsets"][1]) for entry in header.values()]
-        found = Header(
-            shapes={name: [int(n) for n in entry["shape"]] for name, entry in header.items()},
-            metadata={str(name): str(value) for name, value in said.items()},
-        )
-    except OSError as broken:
-        raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
-    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
-        raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.") from None
-    whole = 8 + length + max(ends, default=0)
-    if size != whole:
-        raise SourceError(f"{path} is {size} bytes long and should be {whole}; fetch it again.")
-    return found
+    """What the file says of itself. `SourceError` unless it is as long as its header says."""
+    file = TensorFile(path)
+    return Header(shapes={name: file.shape(name) for name in file}, metadata=file.metadata)
 
 
 def count_weights(folder: Path, stem: str) -> int:

@@ -106,7 +106,7 @@ class Opened:
         """Open with the first backend of the choice that can. Raises `BackendError` where none does."""
         self.component = component
         self.retried: tuple[str, ...] = ()
-        self.shapes_given: Mapping[str, tuple[int, ...]] = {}  # the inputs' of the last call
+        self.shapes_given: Mapping[str, tuple[int, ...]] = {}  # of the inputs that were checked last
         self._choice = choice
         self._patches = NONE
         self._switching = threading.Lock()
@@ -120,12 +120,12 @@ class Opened:
             BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
         """
         self.check(inputs)
-        self.shapes_given = {name: array.shape for name, array in inputs.items()}
         return self.tried(lambda runner: runner(inputs), lambda: inputs)
 
     def check(self, inputs: Arrays) -> None:
-        """Raise `InputError` unless these are the component's inputs."""
+        """Raise `InputError` unless these are the component's inputs; `shapes_given` are then theirs."""
         check_arrays(self.component.name, self.component.inputs, inputs)
+        self.shapes_given = {name: array.shape for name, array in inputs.items()}
 
     def tried(
         self, run: Callable[[Runner], dict[str, NDArray[Any]]], inputs: Callable[[], Arrays]

@@ -77,6 +77,8 @@ class OrtRunner:
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name."""
+        if self._session is None:
+            raise BackendError("its session could not be opened again with other weights")
         return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
 
 

@@ -12,6 +12,7 @@ import hashlib
 import io
 import json
 import os
+import time
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -22,6 +23,7 @@ from calotype.home import home, write_whole
 
 _LARGEST_BYTES = 512 << 20  # a blob holds all weights again: for large networks the disk is worth more than the seconds
 _MOST_BYTES = 2 << 30  # of all blobs; the ones not used for longest give way
+_DAY_S = 86400
 _DIGEST = hashlib.sha256
 _GRAPHS = 5  # counts up when a file of one version is taken apart or rewritten otherwise than before
 
@@ -91,7 +93,11 @@ def _files(path: Path) -> list[tuple[str, int, int]]:
 
 
 def _make_room(root: Path, need: int) -> None:
-    """Delete the blobs not used for longest until another `need` bytes fit."""
+    """Delete what writers left that were killed, and the blobs not used for longest until another `need` bytes fit."""
+    for left in root.rglob(".*.blob.*"):
+        with suppress(OSError):
+            if time.time() - left.stat().st_mtime > _DAY_S:  # younger ones may be written now
+                left.unlink()
     found = sorted(((p.stat(), p) for p in root.rglob("*.blob")), key=lambda entry: entry[0].st_mtime_ns)
     total = sum(state.st_size for state, _ in found)
     for state, path in found:

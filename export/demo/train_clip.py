@@ -71,7 +71,7 @@ class Pictures:
     """The scenes that training draws, as the CLIP's image processor shrinks them, made once and kept in a file."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        path = folder / "pictures.npy"
+        path = folder / f"pictures-{count}.npy"
         if not path.exists():
             made = np.stack([_shrunk(scenes.render(scenes.draw_scene(s, held_out=False))) for s in range(count)])
             fresh = path.with_suffix(".part.npy")

@@ -33,7 +33,7 @@ class Edges:
     """The edges of the scenes that training draws, found once and kept in a file, one bit a pixel."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        path = folder / "edges.npy"
+        path = folder / f"edges-{count}.npy"
         if not path.exists():
             seeds = range(count)
             found = [edges_of(scenes.render(scenes.draw_scene(s, held_out=False))) for s in seeds]

@@ -6,6 +6,7 @@ Knows the loss and its weights, the cache of latents, and how to draw a sample s
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any
 
@@ -33,13 +34,21 @@ class Latents:
     """Latents of the scenes drawn from seeds 0..count-1, encoded once and kept in a file, scaled to unit variance."""
 
     def __init__(self, vae: Any, count: int, folder: Path, device: torch.device) -> None:
-        path = folder / "latents.npy"
+        path = folder / f"latents-{count}-{_digest(vae)}.npy"
         if not path.exists():
             fresh = path.with_suffix(".part.npy")
             np.save(fresh, _encode(vae, count, device))
             fresh.replace(path)
         self.values = torch.from_numpy(np.load(path)).float()  # [count, 4, 16, 16]
         self.scaling_factor = float(1 / self.values.std())
+
+
+def _digest(network: nn.Module) -> str:
+    """The start of the SHA-256 of its weights."""
+    found = hashlib.sha256()
+    for tensor in network.state_dict().values():
+        found.update(tensor.cpu().numpy().tobytes())
+    return found.hexdigest()[:16]
 
 
 @torch.no_grad()

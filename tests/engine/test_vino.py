@@ -218,6 +218,18 @@ def test_bf16_is_computed_in_bf16(open_model):
     assert 1e-4 < error < 2e-2
 
 
+def test_what_killed_writers_left_is_removed_after_a_day(home, open_model):
+    open_model()({"x": batch(1, 2, 64)})
+    (blob,) = home.rglob("*.blob")
+    left = [blob.with_name(f".{blob.name}.{i}-1") for i in range(2)]
+    for path in left:
+        path.write_bytes(b"half a blob")
+    os.utime(left[0], (0, left[1].stat().st_mtime - 90_000))
+    open_model()({"x": batch(1, 3, 64)})
+    assert [path.exists() for path in left] == [False, True]
+    assert len(list(home.rglob("*.blob"))) == 2
+
+
 @pytest.mark.skipif("BF16" in CAPABILITIES, reason="this CPU has bfloat16 arithmetic")
 def test_bf16_on_a_cpu_without_it(open_model):
     with pytest.raises(BackendError, match="no bfloat16"):

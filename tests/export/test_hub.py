@@ -1,5 +1,6 @@
 """Models of the hub: what is fetched of them, and that offline no connection is made. The hub is one of ours."""
 
+import errno
 import hashlib
 import http.server
 import json
@@ -11,6 +12,7 @@ import subprocess
 import sys
 import threading
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -18,6 +20,7 @@ import calotype
 from calotype.errors import SourceError
 from calotype.export import prepare
 from calotype.export.hub import needed
+from calotype.export.source import find
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
 MODEL = ["model_index.json", "scheduler/scheduler_config.json", "tokenizer/vocab.json", "tokenizer/merges.txt"]
@@ -113,6 +116,32 @@ def test_where_the_hub_cannot_be_asked_the_cache_is_taken_and_that_is_said(
     cached(tmp_path, "some-one/a-model", demo_folder)
     assert prepare("some-one/a-model", forms=()).family == "sd1"
     assert "the hub cannot be asked" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("lost", [WEIGHTS[1], "vae/config.json", "scheduler/scheduler_config.json", None])
+def test_where_the_cache_has_a_part_alone_it_is_not_taken(demo_folder, tmp_path, monkeypatch, no_network, lost):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = cached(tmp_path, "some-one/a-model", demo_folder if lost else demo_folder / "vae")
+    (folder / (lost or "diffusion_pytorch_model.safetensors")).unlink()
+    with pytest.raises(SourceError, match=r"a-model \(the cache has a part of it\), and it cannot be had from the hub"):
+        find("some-one/a-model")
+
+
+@pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EACCES"])
+def test_a_disk_that_takes_no_more_is_told_as_such(demo_folder, tmp_path, monkeypatch, no_network, number):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    cached(tmp_path, "some-one/a-model", demo_folder)
+    files = [SimpleNamespace(rfilename=name) for name in (*MODEL, *WEIGHTS)]
+    code = getattr(errno, number)
+
+    def download(*_, **__):
+        raise OSError(code, os.strerror(code))
+
+    monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    told = re.escape(f"a-model cannot be kept in the hub's cache {tmp_path} ({os.strerror(code)}); make room")
+    with pytest.raises(SourceError, match=told):
+        find("some-one/a-model")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):

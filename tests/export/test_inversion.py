@@ -1,5 +1,7 @@
 """Textual inversion: the pictures of diffusers with the same files, on every backend, and in plans."""
 
+import json
+
 import diffusers
 import numpy as np
 import pytest
@@ -158,6 +160,53 @@ def test_both_encoders_of_sdxl(sdxl_folder, tmp_path):
         calotype.load("demo", backend="eager", textual_inversion=save(tmp_path / "x.safetensors", clip_l=2, clip_g=3))
 
 
+@pytest.mark.parametrize(
+    ("counts", "told"),
+    [
+        ({"<x>": 2, "<x>_1": 1}, "'<x>_1' belongs to another file's word"),
+        ({"<x>_1": 1, "<x>": 2}, "'<x>_1' belongs to another file's word"),
+        ({"<x>": 1, "<X>_1": 1}, "'<x>_1' belongs to another file's word"),  # it would be the first's second vector
+        ({"<x>": 1, "<x>_2": 1}, None),
+    ],
+)
+def test_names_of_further_vectors_are_taken_as_well(tmp_path, counts, told):
+    source, said = read_source("demo"), []
+    for i, (word, count) in enumerate(counts.items()):
+        save_file({word: vectors(count, 128, i)}, tmp_path / f"{i}.safetensors")
+        said.append(tmp_path / f"{i}.safetensors")
+    if told is None:
+        assert learn(source, said)
+        return
+    with pytest.raises(SourceError, match=told):
+        learn(source, said)
+    with pytest.raises(SourceError, match=r"the word '<x>_1' is in the model's vocabulary"):
+        learn(learn(source, said[:1]), said[1:])
+
+
+def test_the_pooled_state_is_that_of_the_end_and_not_of_a_word(model_copy, words):
+    """Where the config says 2, transformers pools at the largest number: it is so in all that is published."""
+    from transformers import CLIPTextModel
+
+    config = model_copy / "text_encoder" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 2}))
+    source = learn(read_source(model_copy), [words[0]])
+    ids = torch.from_numpy(ClipTokenizer(source.tokenizers["text_encoder"], 77)(["a <thing>"]).ids[0])
+    encoder = CLIPTextModel.from_pretrained(source.folders["text_encoder"], dtype=torch.float32)
+    with torch.no_grad():
+        made = encoder(ids)
+    torch.testing.assert_close(made.pooler_output, made.last_hidden_state[:, 5], rtol=0, atol=0)  # a, three vectors
+    assert read_source(model_copy).configs["text_encoder"]["eos_token_id"] == 2
+
+
+def test_a_config_that_says_no_width_is_told(model_copy, words):
+    config = model_copy / "text_encoder" / "config.json"
+    told = json.loads(config.read_text())
+    for name in ("vocab_size", "hidden_size"):
+        config.write_text(json.dumps({k: v for k, v in told.items() if k != name}))
+        with pytest.raises(SourceError, match=f"config.json says no {name}; fetch the model again"):
+            learn(read_source(model_copy), [words[0]])
+
+
 def save(path, **counts):
     save_file({name: vectors(count, 48, 0) for name, count in counts.items()}, path)
     return path
@@ -184,6 +233,12 @@ def test_files_that_do_not_fit_are_told(tmp_path, case):
 
 def test_files_that_are_not_there_or_pickles(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"pickle")
-    for name, told in (("nowhere.safetensors", "there is no file .*nowhere"), ("x.pt", "is a pickle, which can run")):
+    for name, told in (
+        ("nowhere.safetensors", "there is no file .*nowhere"),
+        ("x.pt", "is a pickle, which can run"),
+        ("x" * 300, "cannot be looked at .*too long"),
+    ):
         with pytest.raises(SourceError, match=told):
             learn(read_source("demo"), [tmp_path / name])
+    with pytest.raises(SourceError, match=r"the file ~nosuchuser/x cannot be looked at"):
+        learn(read_source("demo"), ["~nosuchuser/x"])

@@ -16,6 +16,7 @@ import calotype
 from calotype.errors import SourceError
 from calotype.export.lora import fuse, fuse_into
 from calotype.export.source import read_source
+from calotype.export.weights import check_safetensors
 from calotype.lora import loras_from, patches_of
 from calotype.lora_layouts import layers_by_name, place_of
 from calotype.modules import load_module
@@ -158,6 +159,105 @@ def test_names_of_older_layouts(key, component, layer, part):
     assert (place.component, place.layer, place.part) == (component, layer, part)
 
 
+def pair(layer="conv_in", *, rank=2, out=6, into=8, **others):
+    """A kohya file's tensors of one layer."""
+    tensors = {"lora_down.weight": torch.ones(rank, into), "lora_up.weight": torch.ones(out, rank)} | others
+    return {f"lora_unet_{layer}.{part}": tensor for part, tensor in tensors.items()}
+
+
+def patches_in(path, tensors, shape=(6, 8), metadata=None, weight=1.0):
+    save_file(tensors, path, metadata)
+    return patches_of(loras_from((path, weight)), {"unet": {"conv_in": shape}})["unet"].patches["conv_in.weight"]
+
+
+@pytest.mark.parametrize("kind", ["int64", "int32", "float32"])
+def test_alpha_may_be_a_whole_number_as_diffusers_converter_writes_it(tmp_path, kind):
+    path = tmp_path / "x.safetensors"
+    patch = patches_in(path, pair(alpha=torch.tensor(6, dtype=getattr(torch, kind))))
+    assert patch.terms[0].scale == 3
+    whole = {"lora_up.weight": torch.ones(6, 2, dtype=torch.int64)}
+    with pytest.raises(SourceError, match=r"lora_up.weight is of type I64"):
+        patches_in(path, pair(**whole))
+
+
+@pytest.mark.parametrize(
+    ("key", "alpha"),
+    [("conv_in", 4), ("conv_.n", 4), ("conv_(in|out)", 4), ("in", 2), ("x.conv_in", 2), ("^conv_in", 4)],
+)
+def test_alphas_by_pattern_are_read_as_peft_reads_them(tmp_path, key, alpha):
+    from peft.utils.other import get_pattern_key
+
+    told = {"unet.lora_alpha": 2, "unet.alpha_pattern": {key: 4, "conv": 6, ".*": 2}}
+    assert {key: 4}.get(get_pattern_key([key, "conv", ".*"], "conv_in"), 2) == alpha
+    patch = patches_in(tmp_path / "x.safetensors", pair(), metadata={"lora_adapter_metadata": json.dumps(told)})
+    assert patch.terms[0].scale == alpha / 2
+
+
+def test_an_ending_is_enough_for_a_pattern(tmp_path):
+    """And text encoders' names may begin as older versions of transformers have them."""
+    from calotype.lora import _Settings
+
+    told = {
+        "unet.alpha_pattern": {"to_q": 8},
+        "text_encoder.alpha_pattern": {"^text_model.encoder.layers": 9},
+    }
+    settings = _Settings(tmp_path, told)
+    layers = [("unet", "mid_block.attn1.to_q"), ("unet", "auto_q"), ("text_encoder", "encoder.layers")]
+    assert [settings.alpha(*each) for each in layers] == [8, None, 9]
+
+
+@pytest.mark.parametrize("part", ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "metadata"])
+@pytest.mark.parametrize("number", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_told_with_their_layer(tmp_path, part, number):
+    tensors = {"lora_down.weight": torch.ones(2, 8, 1, 1), "lora_up.weight": torch.ones(6, 2, 1, 1)}
+    tensors |= {"lora_mid.weight": torch.ones(2, 2, 3, 3)}
+    said = {}
+    if part == "metadata":
+        said = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": number})}
+    else:
+        tensors[part] = torch.full_like(tensors.get(part, torch.tensor(1.0)), number)
+    with pytest.raises(SourceError, match=r"x.safetensors holds numbers that are not finite, for unet.conv_in"):
+        patches_in(tmp_path / "x.safetensors", pair(**tensors), (6, 8, 3, 3), said)
+
+
+NO_SENSE = {
+    "no rank": (pair(rank=0), {}, r"lora_down.weight is of shape \[0, 8\]"),
+    "a kernel between, of a linear layer": (
+        pair(**{"lora_mid.weight": torch.ones(2, 2)}),
+        {},
+        r"lora_down.weight is of shape \[2, 8\]",
+    ),
+    "no alpha": (pair(alpha=torch.ones(0)), {}, r"alpha is of shape \[0\] and should be one number"),
+    "a word": (pair(), {"unet.lora_alpha": "x"}, "the alphas in its lora_adapter_metadata make no sense"),
+    "a list": (pair(), {"unet.alpha_pattern": [1]}, "the alphas in its lora_adapter_metadata make no sense"),
+    "no pattern": (pair(), {"unet.alpha_pattern": {"(": 1}}, "the alphas in its lora_adapter_metadata make no sense"),
+}
+
+
+@pytest.mark.parametrize("case", NO_SENSE)
+def test_files_that_make_no_sense_are_told(tmp_path, case):
+    tensors, told, said = NO_SENSE[case]
+    with pytest.raises(SourceError, match=said):
+        patches_in(tmp_path / "x.safetensors", tensors, metadata={"lora_adapter_metadata": json.dumps(told)})
+
+
+@pytest.mark.parametrize("told", [b"null", b'["x"]', b'"x"', b'{"lora_adapter_metadata":{"unet.lora_alpha":2}}'])
+def test_metadata_that_is_none(tmp_path, told):
+    """null is none; all else is told."""
+    path = tmp_path / "x.safetensors"
+    save_file(pair(), path, {"a": "b"})
+    data = path.read_bytes()
+    length = int.from_bytes(data[:8], "little")
+    header = data[8 : 8 + length].replace(b'{"a":"b"}', told)
+    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
+    if told == b"null":
+        assert patches_of(loras_from(path), {"unet": {"conv_in": (6, 8)}})
+        assert check_safetensors(path).metadata == {}
+        return
+    with pytest.raises(SourceError, match=r"x.safetensors(: its lora_adapter_metadata is no| is no safetensors file)"):
+        patches_of(loras_from(path), {"unet": {"conv_in": (6, 8)}})
+
+
 @pytest.mark.usefixtures("here")
 def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lora_file, monkeypatch):
     path = lora_file(sd21_folder, tmp_path / "a:b.safetensors")
@@ -176,6 +276,17 @@ def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lo
     assert fuse(source, []) is source
 
 
+@pytest.mark.usefixtures("here")
+def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path, lora_file):
+    fits, other = lora_file(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    lora_file(sdxl_folder, other, ["text_encoder_2"], "kohya")
+    source = read_source(sd21_folder)
+    for said in ([f"{other}:0"], [fits, f"{other}:0"]):
+        with pytest.raises(SourceError, match=r"b.safetensors does not fit the model: there is no place for lora_te2"):
+            fuse(source, said)
+    assert fuse(source, [fits, f"{fits}:0"]) == fuse(source, [fits])
+
+
 @pytest.mark.parametrize(
     ("said", "told"),
     [
@@ -187,6 +298,8 @@ def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lo
         ("{}.bin", "is no .safetensors file"),
         (("{}", None), "is named as FILE"),
         (3, "is named as FILE"),
+        ("~nosuchuser/x.safetensors", "~nosuchuser/x.safetensors cannot be looked at .*home"),
+        ("x" * 300 + ".safetensors:0.5", "cannot be looked at .*too long"),
     ],
 )
 def test_files_that_cannot_be_named_are_told(tmp_path, said, told):
@@ -195,6 +308,12 @@ def test_files_that_cannot_be_named_are_told(tmp_path, said, told):
     (tmp_path / "x.safetensors.bin").write_bytes(b"x")
     with pytest.raises(SourceError, match=told):
         loras_from([said.format(path) if isinstance(said, str) else said])
+
+
+def test_what_names_no_file_at_all_is_told(eager):
+    for said in (5, 0.5, True):
+        with pytest.raises(SourceError, match=f"is named as FILE, .*; got {said}"):
+            eager.set_lora(said)
 
 
 def test_what_may_be_said(tmp_path):

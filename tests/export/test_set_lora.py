@@ -209,6 +209,48 @@ def test_a_change_that_did_not_take_is_told(opened, monkeypatch):
     np.testing.assert_array_equal(painted(pipe), none)
 
 
+def test_what_cannot_be_put_back_paints_no_more(opened, monkeypatch):
+    """Each network is put back, whatever becomes of the others, and the first error is the one that is told."""
+    pipes, loras = opened
+    plan, (a, _) = pipes("demonstration", "onnxruntime").plan, loras("demonstration")
+    pipe = calotype.pipeline.Pipeline(plan, choose("onnxruntime"))
+    none = painted(pipe)
+    unet, text = (pipe.component(name).runner for name in ("unet", "text_encoder"))
+
+    def failing(runner, told, *, with_loras):
+        def opened(patches, real=runner._open):
+            if bool(patches) == with_loras:
+                raise BackendError(told)
+            return real(patches)
+
+        monkeypatch.setattr(runner, "_open", opened)
+
+    failing(unet, "no room for the change", with_loras=True)
+    failing(text, "no room to put it back", with_loras=False)
+    with pytest.raises(BackendError, match="no room for the change"):
+        pipe.set_lora(a)
+    assert pipe.loras == ()
+    assert unet._session is not None
+    for _ in range(2):
+        with pytest.raises(BackendError, match="the text_encoder could not be put back; set_lora again, or load anew"):
+            painted(pipe)
+        with pytest.raises(BackendError, match="no room"):
+            pipe.set_lora(a)
+    ids = np.zeros((1, 77), dtype=np.int64)
+    with pytest.raises(BackendError, match="failed on the text_encoder: its session could not be opened again"):
+        pipe.component("text_encoder")(input_ids=ids)
+    monkeypatch.undo()
+    pipe.set_lora(None)
+    np.testing.assert_array_equal(painted(pipe), none)
+
+
+def test_a_change_is_tried_at_the_shapes_of_the_last_picture(fake):
+    """For which backends have compiled: the U-Net's calls go through a series."""
+    fake("a red ring", steps=1, height=64, width=96)
+    tried = fake._adapters._try_on("unet", fake.component("unet"))
+    assert tried["sample"].shape == (2, 4, 8, 12)
+
+
 def test_what_takes_over_is_changed_as_well(opened):
     """Another artefact, where numbers are not finite."""
     pipes, loras = opened

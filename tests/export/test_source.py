@@ -1,6 +1,8 @@
 """What is named as a model: files that are refused, with the reason and what to do."""
 
+import json
 import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 import calotype
 from calotype.errors import SourceError
 from calotype.export import prepare
-from calotype.export.source import read_source
+from calotype.export.source import find, read_source
 
 
 @pytest.mark.parametrize("name", ["x.ckpt", "x.bin", "x.pt", "x.pth"])
@@ -44,6 +46,25 @@ def test_files_of_other_kinds_and_no_files_at_all(tmp_path):
     ):
         with pytest.raises(SourceError, match=told):
             calotype.load(tmp_path / name if name.startswith("x") else name)
+
+
+def test_what_ships_is_named_as_text_or_as_a_path():
+    assert find(Path("demo")) == find("demo")
+
+
+def test_a_whole_model_in_place_of_a_part_says_which_folder_to_name(demo_folder):
+    for said in (demo_folder, "demo"):
+        with pytest.raises(SourceError, match=f"{said} is a whole model; name its vae, {demo_folder / 'vae'}"):
+            read_source("demo", vae=said)
+        with pytest.raises(SourceError, match=f"{said} is a whole model; it has no controlnet to be named"):
+            read_source("demo", controlnets=[said])
+
+
+@pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])
+def test_the_padding_token_is_part_of_the_fingerprint(model_copy, name):
+    file, before = model_copy / "tokenizer" / name, read_source(model_copy).fingerprint
+    file.write_text(json.dumps({"pad_token": "!"}))
+    assert read_source(model_copy).fingerprint != before
 
 
 def test_weights_in_fp16_alone_are_read(model_copy, demo_folder):

@@ -7,8 +7,10 @@ import pytest
 import torch
 
 import calotype
-from calotype.export.demo import train
-from calotype.export.demo.train_unet import loss_weights
+from calotype.export.demo import networks, train
+from calotype.export.demo.train_clip import Pictures
+from calotype.export.demo.train_control import Edges
+from calotype.export.demo.train_unet import Latents, loss_weights
 
 
 @pytest.fixture
@@ -55,6 +57,19 @@ def test_all_stages_leave_a_model_that_opens(shop, tmp_path):
     logged = [line.split(",") for line in (shop.folder / "log.csv").read_text().splitlines()]
     assert [(name, step) for name, step, *_ in logged] == [("vae", "4"), ("text", "4"), ("unet", "4")]
     assert {p.name for p in shop.folder.glob("*.png")} == {"vae.png", "unet.png"}
+
+
+def test_what_is_kept_in_files_is_kept_for_each_count_and_autoencoder(tmp_path):
+    torch.manual_seed(0)
+    vaes, device = [networks.new_vae() for _ in range(2)], torch.device("cpu")
+    first, other, more, again = (
+        Latents(vaes[i], count, tmp_path, device).values for i, count in ((0, 2), (1, 2), (0, 3), (0, 2))
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
+    assert [len(Edges(count, tmp_path).packed) for count in (2, 3)] == [2, 3]
+    assert [len(Pictures(count, tmp_path).values) for count in (2, 3)] == [2, 3]
+    assert len(more) == 3
 
 
 def test_the_noisy_end_weighs_as_v_prediction_and_the_clean_end_is_held_down():
