@@ -147,7 +147,9 @@ class VinoRunner:
         if lacking:
             raise BackendError(f"{path} gives no {', '.join(lacking)}; the plan says that it does")
         self._rewrites = chosen()
-        self._cache = CompiledCache(core, path, self._bytes, {"patches": patches.key, "rewrites": self._rewrites})
+        self._cache = CompiledCache(
+            library(), core, path, self._bytes, {"patches": patches.key, "rewrites": self._rewrites}
+        )
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, copied out of OpenVINO's buffers."""

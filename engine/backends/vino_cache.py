@@ -2,7 +2,7 @@
 
 OpenVINO's own cache (`CACHE_DIR`) notices a blob that is cut short, and not one whose numbers changed: it would paint
 with them. And it raises where its folder cannot be made. So the blobs are kept here: under a key of all that decides
-them, with a SHA-256 in front. What is missing, damaged or written by another version is compiled again; a folder that
+them, with a SHA-256 at the end. What is missing, damaged or written by another version is compiled again; a folder that
 cannot be written costs time at the next start, no more.
 """
 
@@ -18,22 +18,25 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from calotype.errors import SourceError
 from calotype.home import home, write_whole
 
 _LARGEST_BYTES = 512 << 20  # a blob holds all weights again: for large networks the disk is worth more than the seconds
 _MOST_BYTES = 2 << 30  # of all blobs; the ones not used for longest give way
 _DAY_S = 86400
-_DIGEST = hashlib.sha256
+_DIGEST, _DIGEST_BYTES = hashlib.sha256, 32
 _GRAPHS = 5  # counts up when a file of one version is taken apart or rewritten otherwise than before
 
 
 class CompiledCache:
     """The compiled forms of one ONNX file and of its parts."""
 
-    def __init__(self, core: Any, path: Path, size: int, identity: Mapping[str, Any]) -> None:
+    def __init__(self, library: Any, core: Any, path: Path, size: int, identity: Mapping[str, Any]) -> None:
         """`size` is that of the file with its weights, in bytes; `identity` what else decides the graphs."""
         self._core = core
+        self._library = library
         self._version: str = core.get_versions("CPU")["CPU"].build_number.replace("/", "-")
         self._identity = {"machine": _machine(core), "files": _files(path), "graphs": _GRAPHS, **identity}
         self._worth_it = size <= _LARGEST_BYTES
@@ -44,14 +47,19 @@ class CompiledCache:
             return None
         with suppress(OSError, SourceError):
             path = self._path(key, settings)
-            data = path.read_bytes()
-            digest, blob = data[:32], memoryview(data)[32:]
-            if _DIGEST(blob).digest() != digest:
+            if path.stat().st_size <= _DIGEST_BYTES:
                 return None
+            # Weights stay where the file is mapped: read into memory, they would be there twice.
+            data = np.memmap(path, dtype=np.uint8, mode="c")  # OpenVINO takes what may be written, and writes nothing
+            blob = data[:-_DIGEST_BYTES]
+            if _DIGEST(blob.data).digest() != data[-_DIGEST_BYTES:].tobytes():
+                return None
+            tensor = self._library.Tensor(blob, shared_memory=True)
             try:
-                compiled = self._core.import_model(io.BytesIO(blob), "CPU", dict(settings))
+                compiled = self._core.import_model(tensor, "CPU", dict(settings))
             except Exception:  # another build of the same version, another CPU: compile
                 return None
+            compiled.blob = data  # OpenVINO has a pointer alone
             with suppress(OSError):
                 os.utime(path)  # used now
             return compiled
@@ -71,7 +79,7 @@ class CompiledCache:
                 return
             blob = stream.getvalue()
             _make_room(path.parent.parent, len(blob))
-            write_whole(path, _DIGEST(blob).digest() + blob)
+            write_whole(path, blob + _DIGEST(blob).digest())
 
     def _path(self, key: Mapping[str, Any], settings: Mapping[str, Any]) -> Path:
         named = json.dumps([self._identity, dict(settings), dict(key)], sort_keys=True, default=str)

@@ -28,6 +28,7 @@ class Request:
     """
 
     def __init__(self, compiled: Any) -> None:
+        self._compiled = compiled  # with the file that its weights are mapped from
         request = compiled.create_infer_request()
         self.inputs = _arrays(request, compiled.inputs)
         self.outputs = _arrays(request, compiled.outputs)
