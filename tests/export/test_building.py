@@ -143,7 +143,7 @@ def test_progress_for_machines(children, tmp_path):
         (["demo", "-o", "PLACE", "--backend", "tensorrt"], "and tensorrt cannot run here: there is no NVIDIA GPU"),
         (["demo", "-o", "PLACE", "--backend", "cuda"], "and cuda cannot run here: there is no NVIDIA GPU"),
         (["demo", "-o", "PLACE", "--engine", "level=5"], "--engine is for tensorrt and tensorrt-rtx, and this build"),
-        (["demo", "-o", "PLACE", "--engine", "speed=9"], "options are refit=, weight-streaming, version-compatible"),
+        (["demo", "-o", "PLACE", "--engine", "speed=9"], "options are refit, exact, plugin, weight-streaming"),
         (["demo", "-o", "PLACE", "--precision", "bf16"], "ONNX Runtime computes nothing in bf16 on a CPU; take"),
         (["demo", "-o", "PLACE", "--height", "100"], "this model's sizes are multiples of 16 pixels"),
         (["demo", "-o", "PLACE", "--height", "16:512:4096"], "reaches outside of what this model serves, 16:128:2048"),
