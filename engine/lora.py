@@ -6,10 +6,7 @@ Every tensor of a file must find its layer, and fit. Knows the sums' parts (`pat
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,14 +14,14 @@ from typing import Any, TypeAlias
 
 import numpy as np
 
-from calotype.digest import file_digest
+from calotype.digest import digest_of, file_digest
 from calotype.errors import SourceError, first_line
 from calotype.lora_layouts import Place, kind_of, layers_by_name, place_of
+from calotype.lora_settings import settings_of
 from calotype.patches import Patch, Patches, Term
 from calotype.tensor_file import TensorFile
 
 READER = 2  # raised when the same file would change weights in another way
-_METADATA = "lora_adapter_metadata"  # in which diffusers keeps peft's settings
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of text
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
@@ -118,8 +115,7 @@ def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[st
 
 
 def _key(loras: Sequence[Lora]) -> str:
-    told = json.dumps([READER, [[lora.digest, lora.weight] for lora in loras]])
-    return hashlib.sha256(told.encode()).hexdigest()
+    return digest_of([READER, [[lora.digest, lora.weight] for lora in loras]])
 
 
 def components_in(lora: Lora) -> set[str]:
@@ -130,7 +126,7 @@ def components_in(lora: Lora) -> set[str]:
 def _terms(lora: Lora, networks: Mapping[str, Shapes]) -> dict[tuple[str, str], Term]:
     """(component, layer) -> what this file adds to it."""
     file = TensorFile(lora.path)
-    settings = _settings(file)
+    settings = settings_of(file)
     names = {component: layers_by_name(shapes, component) for component, shapes in networks.items()}
     parts: dict[tuple[str, str], dict[str, str]] = {}
     for key in file:
@@ -202,42 +198,6 @@ def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float 
 def _finite(term: Term) -> bool:
     arrays = (term.up, term.down, *(() if term.middle is None else (term.middle,)))
     return abs(term.scale) <= float(np.finfo(np.float32).max) and all(np.isfinite(array).all() for array in arrays)
-
-
-class _Settings:
-    """peft's settings in a file's metadata, as diffusers writes them: alpha by component, and by layer."""
-
-    def __init__(self, path: Path, told: Mapping[str, Any]) -> None:
-        self._path, self._told = path, told
-
-    def alpha(self, component: str, layer: str) -> float | None:
-        """None where nothing is said. Raises `SourceError` where what is said makes no sense."""
-        try:
-            patterns = self._told.get(f"{component}.alpha_pattern") or {}
-            alphas = (alpha for key, alpha in patterns.items() if _is_meant(layer, key))
-            alpha = next(alphas, self._told.get(f"{component}.lora_alpha"))
-            return None if alpha is None else float(alpha)
-        except (ValueError, TypeError, ArithmeticError, AttributeError, re.error) as failed:
-            raise SourceError(f"{self._path}: the alphas in its {_METADATA} make no sense ({failed}).") from None
-
-
-def _is_meant(layer: str, key: str) -> bool:
-    """peft's rule: a key is a pattern for endings of names, which text encoders of some versions begin otherwise."""
-    pattern = re.compile(rf"(.*\.)?({key})$")
-    return any(pattern.match(name) for name in (layer, f"text_model.{layer}"))
-
-
-def _settings(file: TensorFile) -> _Settings:
-    try:
-        told = json.loads(file.metadata.get(_METADATA, "{}"))
-    except ValueError:
-        told = None
-    if not isinstance(told, dict):
-        raise SourceError(f"{file.path}: its {_METADATA} is no JSON object; fetch it again.")
-    for setting in ("use_rslora", "use_dora", "lora_bias"):
-        if any(value for name, value in told.items() if name.endswith(f".{setting}")):
-            raise SourceError(f"{file.path} was trained with {setting}, which this version cannot add.")
-    return _Settings(file.path, told)
 
 
 def _misfit(

@@ -114,10 +114,7 @@ class OrtCudaRunner:
                 for name, array in inputs.items():
                     bound.inputs[name].update_inplace(np.ascontiguousarray(array))
                 self._session.run_with_iobinding(bound.binding, self._run_options(bound.graph))
-                outputs = bound.binding.copy_outputs_to_cpu()
-                if self._provider.device == "cpu":  # as in tests: there they are the buffers themselves
-                    outputs = [array.copy() for array in outputs]
-                return dict(zip(self._outputs, outputs, strict=True))
+                return dict(zip(self._outputs, bound.binding.copy_outputs_to_cpu(), strict=True))
             except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
                 told = first_line(failed)
                 if not is_full(told):

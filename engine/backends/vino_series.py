@@ -97,8 +97,9 @@ class VinoSeries:
             for pictures, places in groups:
                 mine = {name: array[places] for name, array in varying.items()}
                 mine["sample"] = sample[pictures] if self._shares else sample[places % len(sample)]
-                for name in {TIMES, OWN_TIMES} & set(stages.each[0].takes):
-                    mine[name] = self._row(stages, name, call, places)
+                for name in (TIMES, OWN_TIMES):
+                    if name in stages.each[0].inputs:
+                        mine[name] = self._row(stages, name, call, places)
                 inputs.append(mine)
             got = self._each(stages, call, inputs)
             stages.forget()

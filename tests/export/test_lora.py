@@ -195,13 +195,13 @@ def test_alphas_by_pattern_are_read_as_peft_reads_them(tmp_path, key, alpha):
 
 def test_an_ending_is_enough_for_a_pattern(tmp_path):
     """And text encoders' names may begin as older versions of transformers have them."""
-    from calotype.lora import _Settings
+    from calotype.lora_settings import Settings
 
     told = {
         "unet.alpha_pattern": {"to_q": 8},
         "text_encoder.alpha_pattern": {"^text_model.encoder.layers": 9},
     }
-    settings = _Settings(tmp_path, told)
+    settings = Settings(tmp_path, told)
     layers = [("unet", "mid_block.attn1.to_q"), ("unet", "auto_q"), ("text_encoder", "encoder.layers")]
     assert [settings.alpha(*each) for each in layers] == [8, None, 9]
 
