@@ -52,10 +52,10 @@ def available_bytes(root: Path = Path("/")) -> int | None:
 
 
 def _machine(meminfo: Path) -> int | None:
-    try:
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        return int(lines["MemAvailable"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
+    try:  # at every picture: the line is one of the first
+        with open(meminfo, "rb") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"MemAvailable:"))
+    except (OSError, ValueError, IndexError, StopIteration):
         return None
 
 

@@ -45,6 +45,8 @@ class Tokens:
 
     def with_chunks(self, chunks: int, padding: NDArray[np.int64]) -> Tokens:
         """The same with chunks of `padding` [length] added, up to so many."""
+        if chunks == self.ids.shape[1]:
+            return self
         more = ((0, 0), (0, chunks - self.ids.shape[1]), (0, 0))
         ids = np.pad(self.ids, more)
         ids[:, self.ids.shape[1] :] = padding

@@ -97,6 +97,10 @@ class SchedulerSpec:
 
     def to_json(self) -> str:
         """One line of JSON, for a manifest."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
         return json.dumps(asdict(self), sort_keys=True)
 
     @classmethod

@@ -109,7 +109,7 @@ class VinoRunner:
         self.precision = artefact.precision
         self._outputs = component.outputs
         self.output_names = [b.name for b in component.outputs]
-        self._bytes = _bytes_of(artefact)
+        self.weights_bytes = _bytes_of(artefact)
         self.lock = threading.Lock()
         self._kept: OrderedDict[str, Any] = OrderedDict()  # requests or stages; the last one used is the last
         self._path = artefact.path
@@ -148,7 +148,7 @@ class VinoRunner:
             raise BackendError(f"{path} gives no {', '.join(lacking)}; the plan says that it does")
         self._rewrites = chosen()
         self._cache = CompiledCache(
-            library(), core, path, self._bytes, {"patches": patches.key, "rewrites": self._rewrites}
+            library(), core, path, self.weights_bytes, {"patches": patches.key, "rewrites": self._rewrites}
         )
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -182,7 +182,7 @@ class VinoRunner:
     def _room(self) -> int:
         """How many compiled shapes may stay: each holds the weights again, in the order that its kernels want."""
         free = available_bytes()
-        return _KEPT if free is None else max(1, min(_KEPT, free // 4 // max(1, self._bytes)))
+        return _KEPT if free is None else max(1, min(_KEPT, free // 4 // max(1, self.weights_bytes)))
 
     def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """The graph for these shapes."""

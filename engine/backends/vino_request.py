@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -16,7 +17,13 @@ Array = np.ndarray[Any, Any]
 
 def streams_for(rows: int) -> int:
     """In how many equal groups that many independent rows go through at once: threads that work alone do not wait."""
-    return max(n for n in range(1, threads.available() + 1) if rows % n == 0)
+    return next(n for n in range(min(_threads(), rows), 0, -1) if rows % n == 0)
+
+
+@functools.cache
+def _threads() -> int:
+    """Asked once: what is compiled for so many threads stays as it is."""
+    return threads.available()
 
 
 class Request:

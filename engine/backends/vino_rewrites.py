@@ -164,7 +164,7 @@ REWRITES: dict[str, Callable[[Any], int]] = {
 
 
 # All that can be left undone: the rewrites, and what `vino_series` does.
-PIECES = (*REWRITES, "kept_inputs", "time_table", "shared_guidance")
+PIECES = (*REWRITES, "kept_inputs", "time_table", "shared_guidance", "parallel_guidance")
 WITHOUT = "CALOTYPE_WITHOUT"  # names of what to leave undone, with commas between: for finding out what each gains
 
 

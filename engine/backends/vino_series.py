@@ -1,7 +1,8 @@
 """The calls of a denoiser for one batch on OpenVINO: what stays is computed once, and every call does the rest.
 
-The graph is taken apart by `vino_parts`. Of many pictures, each stream has its share. What `CALOTYPE_WITHOUT` names
-(`kept_inputs`, `time_table`, `shared_guidance`) is left undone, so that each can be measured.
+The graph is taken apart by `vino_parts`. Of many pictures, each stream has its share; of few and small ones, a half of
+the guidance. What `CALOTYPE_WITHOUT` names (`kept_inputs`, `time_table`, `shared_guidance`, `parallel_guidance`) is
+left undone, so that each can be measured.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from calotype.backends.vino_parts import DEEP, OWN_TIMES, TIMES, Parts, deep_and
 from calotype.backends.vino_request import Request, run, streams_for
 from calotype.backends.vino_rewrites import without
 from calotype.errors import BackendError
+from calotype.remembered import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -25,7 +27,18 @@ if TYPE_CHECKING:
 
 Array = np.ndarray[Any, Any]
 
+_SMALL = 3e10  # bytes of weights times places of the latents: up to here calls are short, and waiting shows (measured)
+_TABLES = 16  # blocks of timesteps whose numbers are remembered: 2 MB each of Stable Diffusion 1's
 _BLOCKS = (1, 4, 8, 16, 32)  # timesteps that go through their part at once: one compilation for many step counts
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Share:
+    """What one stream does: these rows of the batch, `count` of them, which take these of the sample."""
+
+    rows: slice | Array
+    samples: slice | Array
+    count: int
 
 
 @dataclass(kw_only=True)
@@ -37,8 +50,10 @@ class Stages:
         shallow: the requests for calls between, where the deep layers' numbers are used again.
         parts: takes the graph apart; nothing is done where all that is asked of it was compiled before.
         forget: lets go of the graphs, which hold weights of their own.
-        once: the request for what stays, where it was needed.
+        times_of: the input of `each` for what hangs on the timestep; None where nothing does.
+        once: a request for each stream for what stays, where it was needed.
         times: the requests for timesteps, by how many rows they take.
+        tables: what they made of timesteps that nothing else was said with.
         varying: the inputs that are others at every call, beside the sample.
         owner: the token of the series whose numbers the inputs of `each` hold.
     """
@@ -48,8 +63,10 @@ class Stages:
     parts: Callable[[], Parts]
     forget: Callable[[], None]
     varying: list[str]
-    once: Request | None = None
+    times_of: str | None
+    once: list[Request] = field(default_factory=list)
     times: dict[int, Request] = field(default_factory=dict)
+    tables: Remembered[Array] = field(default_factory=lambda: Remembered(_TABLES))
     owner: object = None
 
 
@@ -66,10 +83,12 @@ class VinoSeries:
         self._deepened = 0  # the call at which the deep layers were computed
         self._deep: list[Array] = []  # and what they made, for each stream
         self._token = object()  # by which stages know whose numbers they hold, without holding the series
-        self._shares = twice and "shared_guidance" not in left
+        self._apart = twice and "parallel_guidance" not in left  # where the pictures are few and small
+        self._halved = twice and "shared_guidance" not in left  # where they are not: the batch's sample is one half
         self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
         self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
-        self._groups: list[tuple[Array, Array]] = []  # for each stream its pictures, and their rows of the batch
+        self._shares: list[_Share] = []  # of each stream
+        self._order: Array | None = None  # in which their rows are those of the batch; None where they are so already
         self._known: tuple[str, Callable[[], Stages]] | None = None  # of which stages; the shapes stay
 
     def __call__(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
@@ -80,7 +99,7 @@ class VinoSeries:
             sample: [B, ...], whether under guidance or not.
             changing: further inputs that are others at every call, of all rows: [B, ...], or [2B, ...].
         """
-        groups = self._groups = self._groups or _groups(len(sample), twice=self._twice)
+        shares = self._shares or self._shared_out(sample)
         varying = {**changing}
         if not self._keeps:
             varying |= self._given
@@ -93,20 +112,34 @@ class VinoSeries:
                 stages.owner = None  # until all is there: who owned it must not go on with half of it
                 self._begin(stages)
                 stages.owner = self._token
+            timed = self._timed(stages, call)
             inputs = []
-            for pictures, places in groups:
-                mine = {name: array[places] for name, array in varying.items()}
-                mine["sample"] = sample[pictures] if self._shares else sample[places % len(sample)]
-                for name in (TIMES, OWN_TIMES):
-                    if name in stages.each[0].inputs:
-                        mine[name] = self._row(stages, name, call, places)
-                inputs.append(mine)
+            for share in shares:
+                mine = {name: array[share.rows] for name, array in varying.items()}
+                mine |= {name: row if name == TIMES else row[share.rows] for name, row in timed.items()}
+                inputs.append(mine | {"sample": sample[share.samples]})
             got = self._each(stages, call, inputs)
             stages.forget()
-        if len(groups) == 1:
+        if self._order is None:
             return got
-        order = np.argsort(np.concatenate([rows for _, rows in groups]))
-        return {name: array[order] for name, array in got.items()}
+        return {name: array[self._order] for name, array in got.items()}
+
+    def _shared_out(self, sample: Array) -> list[_Share]:
+        """Who does what, decided at the first call: each stream some pictures, or one half of few and small ones."""
+        count, places = len(sample), sample[0, 0].size
+        few = streams_for(count) < streams_for(2 * count) and self._runner.weights_bytes * count * places <= _SMALL
+        if self._apart and few:
+            parts = [(rows, rows % count) for rows in np.split(np.arange(2 * count), streams_for(2 * count))]
+            self._halved = False
+        else:
+            split = np.split(np.arange(count), streams_for(count))
+            parts = [(np.concatenate([some, some + count]) if self._twice else some, some) for some in split]
+            if not self._halved:
+                parts = [(rows, rows % count) for rows, _ in parts]
+        order = np.concatenate([rows for rows, _ in parts])
+        self._order = None if (order[1:] > order[:-1]).all() else np.argsort(order)
+        self._shares = [_Share(rows=_slice(rows), samples=_slice(samples), count=len(rows)) for rows, samples in parts]
+        return self._shares
 
     def _each(self, stages: Stages, call: int, inputs: list[dict[str, Array]]) -> dict[str, Array]:
         """One call: of the whole part, or of its shallow layers alone where the deep ones' numbers are used again."""
@@ -124,10 +157,10 @@ class VinoSeries:
     def _stages(self, sample: Array, varying: Arrays) -> Stages:
         """The compiled parts for these shapes, which are those of every call."""
         if self._known is None:
-            rows = len(self._groups[0][1])
+            rows = self._shares[0].count
             arrays = {**self._given, **varying, "sample": sample}
             shapes = {name: (rows, *array.shape[1:]) for name, array in arrays.items()} | {"timestep": (rows,)}
-            different = sorted(self._different(varying)) if self._shares else None
+            different = sorted(self._different(varying)) if self._halved else None
             key = {
                 "part": "each",
                 "reuses": self._reuses > 1,
@@ -135,7 +168,7 @@ class VinoSeries:
                 "varying": sorted(varying),
                 "different": different,
             }
-            runner, given, streams = self._runner, tuple(self._given), len(self._groups)
+            runner, given, streams = self._runner, tuple(self._given), len(self._shares)
             self._known = f"{streams} {key}", lambda: _made(runner, given, key, streams)
         made = self._runner.kept(*self._known)
         assert isinstance(made, Stages)
@@ -149,32 +182,41 @@ class VinoSeries:
 
     def _begin(self, stages: Stages) -> None:
         """Compute what stays, and put it where the requests for each call find it."""
-        computed = {name for name in stages.each[0].takes if ":" in name}  # as `Edge.name`; the network's have none
-        for i, (_, rows) in enumerate(self._groups):
-            mine = {name: array[rows] for name, array in self._given.items()}
-            if computed:
-                if stages.once is None:
-                    shapes = {name: array.shape for name, array in mine.items()}
-                    key = {"part": "once", "shapes": shapes, "outputs": sorted(computed)}
-                    (stages.once,) = self._runner.compiled(key, lambda: stages.parts().once)
-                mine |= run([stages.once], [mine], sorted(computed))
+        computed = sorted(
+            name for name in stages.each[0].takes if ":" in name
+        )  # as `Edge.name`; the network's have none
+        given = [{name: array[share.rows] for name, array in self._given.items()} for share in self._shares]
+        made = {}
+        if computed:
+            if not stages.once:
+                shapes = {name: array.shape for name, array in given[0].items()}
+                key = {"part": "once", "shapes": shapes, "outputs": computed}
+                stages.once = self._runner.compiled(key, lambda: stages.parts().once, streams=len(given))
+            made = {name: np.split(array, len(given)) for name, array in run(stages.once, given, computed).items()}
+        for i, mine in enumerate(given):
+            mine |= {name: arrays[i] for name, arrays in made.items()}
             for request in (stages.each[i], *stages.shallow[i : i + 1]):
                 for name in request.inputs.keys() & mine.keys():
                     request.inputs[name][...] = mine[name]
 
-    def _row(self, stages: Stages, name: str, call: int, rows: Array) -> Array:
-        """What hangs on this call's timestep, for these rows of the batch."""
+    def _timed(self, stages: Stages, call: int) -> dict[str, Array]:
+        """What hangs on this call's timestep, by the input for it.  # TIMES [1, width], OWN_TIMES [rows, width]"""
+        if stages.times_of is None:
+            return {}
         length = next((n for n in _BLOCKS if n >= len(self._timesteps)), _BLOCKS[-1])
         first = call - call % length
         if first not in self._table:
-            self._table[first] = self._timed(stages, name, first, length)
-        row: Array = self._table[first][call - first]
-        return row[None] if name == TIMES else row[rows]
+            timesteps = np.resize(self._timesteps[first : first + length], length)  # what is over repeats, unused
+            if stages.times_of == TIMES:  # and nothing else decides them: the next picture's are likely the same
+                self._table[first] = stages.tables(timesteps.tobytes(), lambda: self._of_times(stages, timesteps))
+            else:
+                self._table[first] = self._of_times(stages, timesteps)
+        return {stages.times_of: self._table[first][call - first]}
 
-    def _timed(self, stages: Stages, name: str, first: int, length: int) -> Array:
-        """Of a block of calls.  # [length, width], or [length, rows of the batch, width]"""
-        timesteps = np.resize(self._timesteps[first : first + length], length)  # what is over repeats, unused
-        alike = name == TIMES
+    def _of_times(self, stages: Stages, timesteps: Array) -> Array:
+        """What hangs on the timesteps of some calls.  # [calls, 1, width], or [calls, rows of the batch, width]"""
+        length = len(timesteps)
+        alike = stages.times_of == TIMES
         # What a timestep's numbers may hang on besides: text and sizes as vectors, never what is as large as a picture.
         beside = {} if alike else {n: a for n, a in self._given.items() if a.ndim == 2}
         count = 1 if alike else len(next(iter(self._given.values())))
@@ -191,14 +233,14 @@ class VinoSeries:
         if lacking := set(request.takes) - inputs.keys():
             raise BackendError(f"the timesteps' part takes {', '.join(sorted(lacking))}, of each place a row")
         got = run([request], [inputs], request.made)
-        table = np.concatenate([got[each].reshape(rows, -1) for each in request.made], axis=1)
-        return table if alike else table.reshape(length, count, -1)
+        table: Array = np.concatenate([got[each].reshape(rows, -1) for each in request.made], axis=1)
+        return table.reshape(length, count, -1)
 
 
-def _groups(count: int, *, twice: bool) -> list[tuple[Array, Array]]:
-    """For each stream its pictures, and their rows of the whole batch: the unconditional half first."""
-    parts = np.split(np.arange(count), streams_for(count))
-    return [(pictures, np.concatenate([pictures, pictures + count]) if twice else pictures) for pictures in parts]
+def _slice(indices: Array) -> slice | Array:
+    """The same, without a copy of what it is taken of, where they follow one another."""
+    first, last = int(indices[0]), int(indices[-1])
+    return slice(first, last + 1) if np.array_equal(indices, np.arange(first, last + 1)) else indices
 
 
 def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
@@ -238,6 +280,7 @@ def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], stre
         parts=parts,
         forget=forget,
         varying=key["varying"],
+        times_of=next((name for name in (TIMES, OWN_TIMES) if name in each[0].inputs), None),
     )
 
 

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 import calotype
+from calotype.backends import vino_request
 from calotype.backends.vino_rewrites import PIECES, WITHOUT
 from calotype.backends.vino_series import VinoSeries
 from calotype.errors import InputError
@@ -48,6 +49,24 @@ def test_batches_of_any_number_are_their_pictures(pipe):
     together = pipe([PROMPT] * 3, **SAID | {"seed": seeds}).images
     for seed, picture in zip(seeds, together, strict=True):
         assert psnr(pipe(PROMPT, **SAID | {"seed": seed}).images[0], picture) > 80
+
+
+@pytest.mark.parametrize(("count", "threads"), [(1, 1), (1, 4), (2, 4), (3, 4), (4, 3)])
+def test_any_number_of_threads_paints_the_same(pipe, count, threads, monkeypatch):
+    said = SAID | {"seed": list(range(count))}
+    wanted = pipe([PROMPT] * count, **said).images
+    monkeypatch.setattr(vino_request, "_threads", lambda: threads)
+    assert psnr(calotype.load("demo", backend="openvino")([PROMPT] * count, **said).images, wanted) > 80
+
+
+def test_a_schedule_is_worked_out_once(pipe, whole, monkeypatch):
+    worked = []
+    of_times = VinoSeries._of_times
+    monkeypatch.setattr(VinoSeries, "_of_times", lambda *given: worked.append(1) or of_times(*given))
+    np.testing.assert_array_equal(pipe(PROMPT, **SAID).images, whole)
+    assert not worked
+    pipe(PROMPT, **SAID | {"steps": 2})
+    assert worked
 
 
 def test_two_pictures_that_take_turns(pipe, whole):
