@@ -20,8 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calotype import threads
-from calotype.backends.vino_cache import CompiledCache
+from calotype.backends.vino_cache import CompiledCache, files_of
 from calotype.backends.vino_graph import element_types, sized
+from calotype.backends.vino_pages import give_back
 from calotype.backends.vino_request import Request, plain, run, streams_for
 from calotype.backends.vino_rewrites import chosen, rewritten
 from calotype.backends.vino_series import VinoSeries
@@ -201,7 +202,9 @@ class VinoRunner:
             try:
                 model = graph()
                 rewritten(model, self._rewrites)
+                self._give_back()
                 compiled = _core().compile_model(model, "CPU", settings)
+                self._give_back()
             except Exception as failed:
                 raise BackendError(f"OpenVINO cannot compile it for {_said(key)}: {plain(failed)}") from failed
             wanted = settings["INFERENCE_PRECISION_HINT"]
@@ -210,6 +213,11 @@ class VinoRunner:
                 raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
             self._cache.write(key, settings, compiled)
         return [Request(compiled) for _ in range(streams)]
+
+    def _give_back(self) -> None:
+        """The file's pages that were read on the way."""
+        for file in files_of(self._path):
+            give_back(file)
 
 
 def _short(element_type: Any) -> str:
@@ -222,9 +230,9 @@ def _said(key: Mapping[str, Any]) -> str:
 
 
 def _bytes_of(artefact: Artefact) -> int:
-    """The ONNX file with its external data, which lies beside it under a name that begins the same."""
+    """The ONNX file with its external data."""
     try:
-        return sum(p.stat().st_size for p in artefact.path.parent.glob(f"{artefact.path.name}*"))
+        return sum(p.stat().st_size for p in files_of(artefact.path))
     except OSError:
         return 0
 

@@ -91,10 +91,15 @@ def _machine(core: Any) -> list[str]:
     return [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
 
 
+def files_of(path: Path) -> list[Path]:
+    """An ONNX file, and its external data, which lies beside it under a name that begins the same."""
+    return sorted(path.parent.glob(f"{path.name}*"))
+
+
 def _files(path: Path) -> list[tuple[str, int, int]]:
     """What tells that a file is the same without reading it: place, size and time."""
     try:
-        states = [(str(p.resolve()), p.stat()) for p in sorted(path.parent.glob(f"{path.name}*"))]
+        states = [(str(p.resolve()), p.stat()) for p in files_of(path)]
     except OSError:
         return []
     return [(name, s.st_size, s.st_mtime_ns) for name, s in states]

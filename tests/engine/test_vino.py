@@ -2,6 +2,7 @@
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -15,6 +16,7 @@ from onnx import TensorProto, helper, numpy_helper
 import calotype
 from calotype.backends import vino
 from calotype.backends.vino_cache import _DIGEST
+from calotype.backends.vino_pages import give_back
 from calotype.bindings import Binding
 from calotype.errors import BackendError
 from calotype.export.quality import psnr
@@ -291,3 +293,22 @@ def test_importing_openvino_reports_to_nobody(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
     assert done.stdout == "[]\n"
     assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
+def test_pages_of_a_file_are_given_back_and_come_again(tmp_path):
+    """And those of a mapping that may be written to are left alone."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(range(256)) * 4096)
+    read, written = np.memmap(file, mode="r"), np.memmap(file, mode="c")
+    written[:] = 7
+
+    def resident():
+        return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+    total, before = int(read.sum(dtype=np.int64)), resident()
+    assert give_back(file) == read.size
+    assert resident() <= before - read.size + 65536
+    assert int(read.sum(dtype=np.int64)) == total
+    assert (written == 7).all()
+    assert give_back(tmp_path / "nothing") == 0
