@@ -85,4 +85,4 @@ def test_a_picture_of_a_batch_is_the_picture_of_its_seed(pipes, backend):
     for i in range(2):
         alone = pipe(PROMPTS[i], seed=7 + i, steps=8, output_type="np").images
         # Libraries sum in another order in another batch: the last bits of float32, and no more.
-        np.testing.assert_allclose(batch[i : i + 1], alone, atol=2e-5)
+        np.testing.assert_allclose(batch[i : i + 1], alone, atol=1e-4)
