@@ -22,7 +22,7 @@ import numpy as np
 from calotype import threads
 from calotype.backends.vino_cache import CompiledCache, files_of
 from calotype.backends.vino_graph import element_types, sized
-from calotype.backends.vino_pages import give_back
+from calotype.backends.vino_pages import giving_back
 from calotype.backends.vino_request import Request, plain, run, streams_for
 from calotype.backends.vino_rewrites import chosen, rewritten
 from calotype.backends.vino_series import VinoSeries
@@ -200,11 +200,10 @@ class VinoRunner:
         compiled = self._cache.read(key, settings)
         if compiled is None:
             try:
-                model = graph()
-                rewritten(model, self._rewrites)
-                self._give_back()
-                compiled = _core().compile_model(model, "CPU", settings)
-                self._give_back()
+                with giving_back(files_of(self._path)):
+                    model = graph()
+                    rewritten(model, self._rewrites)
+                    compiled = _core().compile_model(model, "CPU", settings)
             except Exception as failed:
                 raise BackendError(f"OpenVINO cannot compile it for {_said(key)}: {plain(failed)}") from failed
             wanted = settings["INFERENCE_PRECISION_HINT"]
@@ -213,11 +212,6 @@ class VinoRunner:
                 raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
             self._cache.write(key, settings, compiled)
         return [Request(compiled) for _ in range(streams)]
-
-    def _give_back(self) -> None:
-        """The file's pages that were read on the way."""
-        for file in files_of(self._path):
-            give_back(file)
 
 
 def _short(element_type: Any) -> str:

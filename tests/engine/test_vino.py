@@ -312,3 +312,25 @@ def test_pages_of_a_file_are_given_back_and_come_again(tmp_path):
     assert int(read.sum(dtype=np.int64)) == total
     assert (written == 7).all()
     assert give_back(tmp_path / "nothing") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
+def test_a_compiled_network_keeps_no_pages_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
+    write_onnx(tmp_path / "inside.onnx")
+    model = onnx.load(tmp_path / "inside.onnx")
+    path, file = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    large = np.tile(WEIGHTS, (1, 1000))  # 8 MB
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(large, "w"))
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = large.shape[1]
+    onnx.save(model, path, save_as_external_data=True, location=file.name)
+    artefact = Artefact(form="onnx", path=path, precision="fp32", check={})
+    runner = vino.open_runner(component(artefact), artefact)
+    shapes = {"x": (1, 3, 64)}
+    assert runner.compiled({"shapes": shapes}, lambda: runner.sized(shapes))
+    mapped = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
+    kept = [int(re.search(r"\nRss: +(\d+)", each)[1]) for each in mapped]
+    assert kept
+    assert sum(kept) < 1024
+    x = np.ones((1, 3, 64), dtype=np.float32)
+    np.testing.assert_allclose(runner({"x": x})["y"], np.tanh(x @ large), atol=1e-5)
