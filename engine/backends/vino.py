@@ -199,19 +199,23 @@ class VinoRunner:
         settings = _settings("fp32" if precise else self.precision, streams)
         compiled = self._cache.read(key, settings)
         if compiled is None:
-            try:
-                with giving_back(files_of(self._path)):
-                    model = graph()
-                    rewritten(model, self._rewrites)
-                    compiled = _core().compile_model(model, "CPU", settings)
-            except Exception as failed:
-                raise BackendError(f"OpenVINO cannot compile it for {_said(key)}: {plain(failed)}") from failed
-            wanted = settings["INFERENCE_PRECISION_HINT"]
-            taken = _short(compiled.get_property("INFERENCE_PRECISION_HINT"))
-            if taken != wanted:  # a hint is no more than that
-                raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
-            self._cache.write(key, settings, compiled)
+            with giving_back(files_of(self._path)):
+                compiled = self._compile(key, graph, settings)
+                self._cache.write(key, settings, compiled)
         return [Request(compiled) for _ in range(streams)]
+
+    def _compile(self, key: Mapping[str, Any], graph: Callable[[], Any], settings: Mapping[str, Any]) -> Any:
+        try:
+            model = graph()
+            rewritten(model, self._rewrites)
+            compiled = _core().compile_model(model, "CPU", dict(settings))
+        except Exception as failed:
+            raise BackendError(f"OpenVINO cannot compile it for {_said(key)}: {plain(failed)}") from failed
+        wanted = settings["INFERENCE_PRECISION_HINT"]
+        taken = _short(compiled.get_property("INFERENCE_PRECISION_HINT"))
+        if taken != wanted:  # a hint is no more than that
+            raise BackendError(f"OpenVINO was asked to compute in {wanted} and took {taken}")
+        return compiled
 
 
 def _short(element_type: Any) -> str:
