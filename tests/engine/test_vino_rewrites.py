@@ -101,6 +101,17 @@ def test_what_is_something_else_stays_as_it_is(graph):
     assert set(rewritten(graph, REWRITES).values()) == {0}
 
 
+def test_group_norms_of_eight_bits_are_rewritten_sooner(monkeypatch):
+    """They are put into another layout twice, once on each side."""
+    monkeypatch.setattr(vino_rewrites, "_LARGE_IN_EIGHT_BITS", 1)
+    assert rewritten(normed(), ["group_norms"]) == {"group_norms": 0}
+    graph = normed()
+    result = graph.get_results()[0].input(0)
+    low, high = (ops.constant(np.float32(end)) for end in (-4, 4))
+    result.replace_source_output(ops.fake_quantize(result.get_source_output(), low, high, low, high, 256).output(0))
+    assert rewritten(graph, ["group_norms"]) == {"group_norms": 1}
+
+
 def test_other_ways_of_making_larger_stay():
     for said in ({"scale": 3.0}, {"mode": "linear"}, {"rounding": "ceil"}):
         x = parameter(1, 4, 6, 6)
