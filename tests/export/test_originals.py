@@ -262,7 +262,9 @@ def test_full_size_checkpoints_fit(kind, channels, layout, monkeypatch):
 UNKNOWN = {
     "a LoRA": ({"lora_unet_x.lora_down.weight": 1}, r"a LoRA \(name it as lora=\) \(1 tensors, under lora_unet_x\)"),
     "an embedding": ({"emb_params": 1}, "a textual inversion"),
-    "a ControlNet": ({"control_model.x": 1}, "a ControlNet in the original layout"),
+    "diffusers' LoRA": ({"unet.mid_block.x.lora_A.weight": 1}, "a LoRA"),
+    "a ControlNet": ({"control_model.x": 1}, r"a ControlNet \(name it as controlnet=\)"),
+    "an autoencoder": ({"encoder.x": 1, "decoder.x": 1}, r"an autoencoder \(name it as vae=\)"),
     "Flux": ({"model.diffusion_model.double_blocks.0.x": 1}, "a diffusion transformer"),
     "a U-Net alone": ({"model.diffusion_model.x": 1}, "a U-Net alone"),
     "anything": ({"layer.weight": 1}, "holds 1 tensors, under layer; a checkpoint that can be read holds all of"),
