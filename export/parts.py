@@ -62,11 +62,16 @@ def part_opened(path: Path, name: str, own: Mapping[str, Path]) -> Path:
     """
     header = check_safetensors(path)
     unet = _config(own["unet"] / "config.json")
-    if name == "controlnet":
-        found = controlnet_in(path, header, unet)
-    else:
-        coded = own["vae"] / "config.json"
-        found = autoencoder_in(path, header, unet, _config(coded) if coded.is_file() else {})
+    coded = own["vae"] / "config.json"
+    try:
+        if name == "controlnet":
+            found = controlnet_in(path, header, unet)
+        else:
+            found = autoencoder_in(path, header, unet, _config(coded) if coded.is_file() else {})
+    except (TypeError, LookupError) as odd:
+        raise SourceError(
+            f"the configs of the model beside {path} do not make sense ({odd}); fetch it again."
+        ) from None
     layout = "the original" if found.original else "diffusers'"
     scale = f" (its latents times {found.config['scaling_factor']})" if "scaling_factor" in found.config else ""
     folder, _ = rewritten(

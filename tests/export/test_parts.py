@@ -21,7 +21,7 @@ from calotype.export.converting import known_fields, network_of, part_converted,
 from calotype.export.parts import autoencoder_in, controlnet_in
 from calotype.export.published import MODELS
 from calotype.export.quality import psnr
-from calotype.export.source import read_source
+from calotype.export.source import find, read_source
 from calotype.export.weights import Header
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
@@ -410,3 +410,19 @@ def test_controlnets_of_other_models_are_told(demo_folder, sdxl_folder, made, la
     file = written({**original, "control_model.more": torch.zeros(1)}, tmp_path / "more.safetensors")
     with pytest.raises(SourceError, match=r"more.safetensors is a ControlNet of a kind that is not read: 1 tensors"):
         calotype.load("demo", controlnet=file)
+
+
+def test_a_model_whose_config_is_nonsense_is_told(model_copy, tmp_path):
+    config = model_copy / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": 64}))
+    net = written(load_file(find("demo-canny") / "diffusion_pytorch_model.safetensors"), tmp_path / "canny.safetensors")
+    with pytest.raises(SourceError, match=r"the configs of the model beside .*canny.safetensors do not make sense"):
+        calotype.load(model_copy, controlnet=net)
+
+
+def test_the_shipped_controlnet_reads_from_its_file_alone(tmp_path):
+    folder = find("demo-canny")
+    net = written(load_file(folder / "diffusion_pytorch_model.safetensors"), tmp_path / "canny.safetensors")
+    said = {"control_image": EDGES, "steps": 2, "seed": 1, "output_type": "latent"}
+    got, wanted = (calotype.load("demo", controlnet=n, backend="eager")(PROMPT, **said).images for n in (net, folder))
+    np.testing.assert_array_equal(got, wanted)
