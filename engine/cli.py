@@ -92,7 +92,7 @@ def generate(
     ] = None,
     controlnet: Annotated[
         list[str] | None,
-        typer.Option(help="demo-canny, a ControlNet's folder or hub id; may be repeated.", show_default=False),
+        typer.Option(help="demo-canny, a ControlNet's folder, file or hub id; may be repeated.", show_default=False),
     ] = None,
     control_image: Annotated[
         list[Path] | None, typer.Option(help="A picture for each of them.", show_default=False)
@@ -107,7 +107,8 @@ def generate(
         list[float] | None, typer.Option(help="Up to which.  [default: 1.0]", show_default=False)
     ] = None,
     vae: Annotated[
-        str | None, typer.Option(help="An autoencoder in place of the model's, such as TAESD.", show_default=False)
+        str | None,
+        typer.Option(help="An autoencoder's folder, file or hub id, in place of the model's.", show_default=False),
     ] = None,
     lora: Annotated[
         list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8; may be repeated.", show_default=False)

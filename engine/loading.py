@@ -30,19 +30,21 @@ def load(
         model: "demo" (the model that ships with Calotype), a plan's folder, a folder in diffusers' layout, a checkpoint
             in the original layout (one .safetensors file), or a hub id.
         backend: "auto", a name, or a list of names in order of preference. A backend asked for by name works or raises.
-        controlnet: "demo-canny", a ControlNet's folder or hub id, or several, for calls with `control_image`. A
-            plan has its own.
+        controlnet: "demo-canny", a ControlNet's folder, .safetensors file or hub id, or several, for calls with
+            `control_image`. A plan has its own.
         lora: a LoRA's file, "FILE:0.8" or (FILE, 0.8) for a weight other than 1, or several: what `set_lora` takes,
             which changes them later.
-        vae: the folder or hub id of an autoencoder to take in place of the model's: an AutoencoderKL, or TAESD's
-            AutoencoderTiny, which decodes many times as fast. A plan has its own.
+        vae: the folder, .safetensors file or hub id of an autoencoder to take in place of the model's: an
+            AutoencoderKL, or TAESD's AutoencoderTiny, which decodes many times as fast. Of a checkpoint its autoencoder
+            is taken. A file does not say what its latents are scaled by: an AutoencoderKL's is the factor of the
+            model's own (0.18215 of Stable Diffusion 1.x and 2.x, 0.13025 of XL). A plan has its own.
         textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), "FILE:<word>" to call it
             otherwise than the file does, or several. A plan has its own.
         offline: make no connection; hub ids are looked for in the hub's cache alone, as with HF_HUB_OFFLINE=1.
 
     Raises:
-        SourceError: the model cannot be read; BackendError: no backend of those asked for can run;
-        InputError: a plan cannot have what is asked for beside it.
+        SourceError: the model, or what goes with it, cannot be read; BackendError: no backend of those asked for can
+        run; InputError: a plan cannot have what is asked for beside it.
     """
     loras = loras_from(lora)  # a file that is missing is told before the work
     beside = {"ControlNets": _several(controlnet), "autoencoder": vae, "learned words": _several(textual_inversion)}

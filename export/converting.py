@@ -6,6 +6,7 @@ numbers makes noise, not an error. Imports torch: it runs in a child process.
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Mapping
 from pathlib import Path
@@ -22,7 +23,7 @@ from calotype.prompt import END
 
 Tensors = Mapping[str, Tensor]
 
-_OF_VAE = tuple(f"{VAE}{part}." for part in ("encoder", "decoder", "quant_conv", "post_quant_conv"))
+_OF_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _V_SPREAD = 0.09
 
 
@@ -67,6 +68,45 @@ def convert_into(
     return {"predicts": {"epsilon": "the noise", "v_prediction": "v"}[predicts], "because": because}
 
 
+def convert_part_into(
+    *, out: str, file: str, what: str, original: bool, prefix: str, class_name: str, config: Mapping[str, Any]
+) -> dict[str, str]:
+    """In a child process: write one network's file as its folder in diffusers' layout. The rest as in `parts.Part`."""
+    from safetensors.torch import load_file, save_file
+
+    folder = Path(out)
+    network = network_of(class_name, known_fields(class_name, config))
+    try:
+        found = part_converted(network, load_file(file), original=original, prefix=prefix)
+    except SourceError as lost:
+        raise SourceError(f"{file} is {what} of a kind that is not read: {lost}") from None
+    mend = "; take one of the model's own family, or a folder that has its config"
+    check_fit(f"{file} is {what}, but beside this model it", found, network, mend)
+    _write(folder / "config.json", full_config(network))
+    save_file(found, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    return {}
+
+
+def part_converted(network: Any, tensors: Tensors, *, original: bool, prefix: str) -> dict[str, Tensor]:
+    """The tensors of an autoencoder or a ControlNet alone, under the network's own names. Raises `SourceError`."""
+    coded = type(network).__name__ == "AutoencoderKL"
+    starts = tuple(prefix + part for part in _OF_VAE) if coded else prefix
+    own = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
+    if original:
+        return _renamed("vae" if coded else "controlnet", own, network.config, prefix)
+    found = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in own.items()}
+    network._fix_state_dict_keys_on_load(found)  # attention had other names in 2022
+    return found
+
+
+def known_fields(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a config that the class takes: a ControlNet's are among its U-Net's."""
+    import diffusers
+
+    fields = inspect.signature(getattr(diffusers, class_name).__init__).parameters
+    return {name: value for name, value in config.items() if name in fields}
+
+
 def prediction_of(name: str, tensors: Tensors, metadata: Mapping[str, str]) -> tuple[str, str]:
     """ "epsilon" or "v_prediction", and how that is known: by what the file says, its marks, or else as ComfyUI does.
 
@@ -102,17 +142,30 @@ def with_prediction(described: Mapping[str, Any], predicts: str, *, zero_snr: bo
 
 def converted(part: str, tensors: Tensors, config: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Tensor]:
     """The tensors of one part under the names that its config's network has. Raises `SourceError`."""
-    from diffusers.loaders import single_file_utils as elder
-
     if part in texts:
         return _text(part, tensors, config, texts[part])
-    starts = (UNET,) if part == "unet" else _OF_VAE
+    starts = (UNET,) if part == "unet" else tuple(f"{VAE}{name}" for name in _OF_VAE)
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
-    convert = elder.convert_ldm_unet_checkpoint if part == "unet" else elder.convert_ldm_vae_checkpoint
-    found = convert(own, config)
+    return _renamed(part, own, config)
+
+
+def _renamed(part: str, own: Tensors, config: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
+    """By diffusers' converter. `SourceError` unless every tensor found its place."""
+    from diffusers.loaders import single_file_utils as elder
+
+    convert = {
+        "unet": elder.convert_ldm_unet_checkpoint,
+        "vae": elder.convert_ldm_vae_checkpoint,
+        "controlnet": elder.convert_controlnet_checkpoint,
+    }[part]
+    found = convert(dict(own), config)
+    if part == "controlnet" and config["addition_embed_type"]:  # of SDXL, which the converter has in a table alone
+        table = elder.DIFFUSERS_TO_LDM_MAPPING[part]["addition_embed_type"]
+        found |= {new: own.get(prefix + old) for new, old in table.items()}
+    found = {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
     if len(found) != len(own):
         raise SourceError(f"{len(own) - len(found)} tensors of the checkpoint's {part} have no place in its network.")
-    return {name: tensor.contiguous() for name, tensor in found.items()}
+    return found
 
 
 def _text(part: str, tensors: Tensors, config: Mapping[str, Any], start: str) -> dict[str, Tensor]:
@@ -135,15 +188,15 @@ def _layer(name: str) -> int:
     return int(name.partition(".resblocks.")[2].partition(".")[0] or -1)
 
 
-def check_fit(what: str, tensors: Tensors, network: Any) -> None:
-    """`SourceError` unless the network has exactly these tensors, of these shapes."""
+def check_fit(what: str, tensors: Tensors, network: Any, mend: str = "") -> None:
+    """`SourceError`, with `mend` at its end, unless the network has exactly these tensors, of these shapes."""
     wanted, got = shapes_of(network.state_dict()), shapes_of(tensors)
     wrong = [name for name in wanted | got if wanted.get(name) != got.get(name)]
     if wrong:
         name = min(wrong)
         raise SourceError(
             f"{what} does not fit: {len(wrong)} tensors are missing, too many, or of another shape, such as {name} "
-            f"(wanted {wanted.get(name, 'none')}, got {got.get(name, 'none')})."
+            f"(wanted {wanted.get(name, 'none')}, got {got.get(name, 'none')}){mend}."
         )
 
 

@@ -2,13 +2,13 @@
 
 What such a file is, is found from the names and shapes of its tensors. It is rewritten once into a folder of diffusers'
 layout, an entry of the store, with the configs and the vocabulary that we carry: nothing is fetched. Imports no torch;
-what renames the tensors is `converting`.
+what renames the tensors is `converting`. A network alone in its file is `parts`'s.
 """
 
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,14 +25,26 @@ CONVERTER = 1  # raised when the way checkpoints are rewritten changes what come
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 _FIRST = f"{UNET}input_blocks.0.0.weight"  # its second dimension: the channels that the U-Net takes
 _SECOND_TEXT = f"{UNET}label_emb.0.0.weight"  # of SDXL: where the pooled text enters
-_NOT_READ = {  # a tensor that only such files have -> what they are
-    "lora": "a LoRA (name it as lora=)",
-    "control_model": "a ControlNet in the original layout",
-    "emb_params": "a textual inversion (name it as textual_inversion=)",
-    "clip_l": "a textual inversion (name it as textual_inversion=)",
-    "joint_blocks": "a diffusion transformer",
-    "double_blocks": "a diffusion transformer",
+_LORA, _WORDS = ("a LoRA", "lora"), ("a textual inversion", "textual_inversion")
+_CONTROLNET = ("a ControlNet", "controlnet")
+# How the name of a tensor begins that only such files have -> what they are, and what they are named as when loading.
+_MARKS = {
+    "lora_controlnet": ("a Control-LoRA", None),
+    "lora": _LORA,
+    "emb_params": _WORDS,
+    "clip_l": _WORDS,
+    "joint_blocks": ("a diffusion transformer", None),
+    "double_blocks": ("a diffusion transformer", None),
+    "difference": ("a ControlNet's difference to a model", None),
+    "lllite": ("a ControlLLLite", None),
+    "task_embedding": ("a ControlNet for many tasks at once", None),
+    "control_model": _CONTROLNET,
+    "input_hint_block": _CONTROLNET,
+    "controlnet_cond_embedding": _CONTROLNET,
+    "adapter": ("a T2I-Adapter", None),
+    "quantize": ("an autoencoder of a codebook", None),
 }
+_PARTS = {"a U-Net": (UNET,), "an autoencoder": (VAE,), "a text encoder": ("cond_stage_model.", "conditioner.")}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,48 +107,77 @@ def opened(path: Path) -> Path:
     """The checkpoint as a folder in diffusers' layout, made at its first use. Raises `SourceError`."""
     header = check_safetensors(path)
     found = original_of(path, header)
-    key = key_of(
-        {
-            "checkpoint": file_digest(path),
-            "described": found.described,
-            "tools": versions(),
-            "converter": CONVERTER,
-        }
+    folder, fresh = rewritten(
+        path,
+        f"{found.name} in the original layout",
+        "convert_into",
+        name=found.name,
+        texts=found.texts,
+        described=found.described,
+        metadata=header.metadata,
     )
+    if fresh:
+        print(f"calotype: it predicts {fresh['predicts']}: {fresh['because']}", file=sys.stderr)
+    return folder
+
+
+def rewritten(
+    path: Path, what: str, function: str, component: str = "model", /, **arguments: Any
+) -> tuple[Path, Mapping[str, Any]]:
+    """A file as a folder of the store, and what `converting`'s `function` told of it if it was made just now.
+
+    The arguments are the function's; with the file, they are all that the folder depends on. Raises `SourceError`.
+    """
+    key = key_of({"checkpoint": file_digest(path), **arguments, "tools": versions(), "converter": CONVERTER})
     fresh = not has(key)
     if fresh:
-        print(f"calotype: {path.name} is {found.name} in the original layout; rewriting it (once)", file=sys.stderr)
+        print(f"calotype: {path.name} is {what}; rewriting it (once)", file=sys.stderr)
 
     def make(folder: Path) -> Mapping[str, Any]:
         done = in_child(
             f"rewriting {path.name}",
-            "calotype.export.converting:convert_into",
+            f"calotype.export.converting:{function}",
             out=str(folder),
             file=str(path),
-            name=found.name,
-            texts=found.texts,
-            described=found.described,
-            metadata=header.metadata,
+            **arguments,
         )
         return {**done.value, "peak_bytes": done.peak_bytes}
 
-    label = {"component": "model", "kind": "rewritten checkpoint", "model": path.name}
+    label = {"component": component, "kind": "rewritten checkpoint", "model": path.name}
     folder, notes = fetch(key, make, label=label)
-    if fresh:
-        print(f"calotype: it predicts {notes['predicts']}: {notes['because']}", file=sys.stderr)
-    return folder
+    return folder, notes if fresh else {}
+
+
+def what_is_in(header: Header, named_as: str = "model") -> str:
+    """What a file holds, as far as the names of its tensors tell it, and how many there are.
+
+    `named_as` is what it was given as: a file of something else has the name under which it would be read.
+    """
+    firsts = list(dict.fromkeys(name.split(".")[0] for name in header.shapes))
+    what, keyword = _kind(header, firsts)
+    if keyword:
+        what += " of another kind" if keyword == named_as else f" (name it as {keyword}=)"
+    found = f"{len(header.shapes)} tensors, under {', '.join(firsts[:4]) or 'no names'}"
+    return f"{what} ({found})" if what else found
+
+
+def _kind(header: Header, firsts: Sequence[str]) -> tuple[str, str | None]:
+    """What it is, nothing where that is not known; and the argument under which such a file is named."""
+    bare = [*firsts, *(name.removeprefix(UNET) for name in header.shapes)]
+    for mark, kind in _MARKS.items():
+        if any(name.startswith(mark) for name in bare):
+            return kind
+    if any("lora_" in name or ".lora." in name for name in header.shapes):  # diffusers' and peft's, by their ends
+        return _LORA
+    parts = [what for what, start in _PARTS.items() if any(name.startswith(start) for name in header.shapes)]
+    if parts:
+        return ("a whole model", "model") if len(parts) == len(_PARTS) else (f"{' and '.join(parts)} alone", None)
+    coded = {"encoder", "decoder"} & set(firsts)
+    return ("an autoencoder", "vae") if len(coded) == 2 else ("half an autoencoder" if coded else "", None)
 
 
 def _unknown(path: Path, header: Header) -> str:
-    firsts = list(dict.fromkeys(name.split(".")[0] for name in header.shapes))
-    bare = [*firsts, *(name.removeprefix(UNET) for name in header.shapes)]
-    told = next((what for mark, what in _NOT_READ.items() if any(name.startswith(mark) for name in bare)), None)
-    parts = {"a U-Net": (UNET,), "an autoencoder": (VAE,), "a text encoder": ("cond_stage_model.", "conditioner.")}
-    has_parts = [what for what, start in parts.items() if any(name.startswith(start) for name in header.shapes)]
-    if told is None and has_parts:
-        told = f"{' and '.join(has_parts)} alone" if len(has_parts) < 3 else "a model of another kind"
-    found = f"{len(header.shapes)} tensors, under {', '.join(firsts[:4]) or 'no names'}"
     return (
-        f"{path} holds {told + ' (' + found + ')' if told else found}; a checkpoint that can be read holds all of "
-        "Stable Diffusion 1.x, 2.x, XL or XL's refiner in the original layout: U-Net, text encoders and autoencoder."
+        f"{path} holds {what_is_in(header)}; a checkpoint that can be read holds all of Stable Diffusion 1.x, 2.x, XL "
+        "or XL's refiner in the original layout: U-Net, text encoders and autoencoder."
     )

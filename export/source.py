@@ -1,5 +1,7 @@
 """Models as they are found: a folder in diffusers' layout, a checkpoint in the original one, "demo", or a hub id.
 
+An autoencoder and ControlNets beside a model are found the same ways.
+
 Everything that can be wrong with a model's files is found here, before any library opens them: a missing folder, a
 config that is no JSON, a pickle, a truncated weight file. Nothing of the user's is changed. Imports no torch.
 """
@@ -19,6 +21,7 @@ from calotype.digest import file_digest
 from calotype.errors import SourceError
 from calotype.export.hub import from_hub
 from calotype.export.originals import opened
+from calotype.export.parts import part_opened
 from calotype.export.weights import (
     PICKLES,
     count_weights,
@@ -34,7 +37,20 @@ from calotype.prompt import MARKS, tokenizer_files
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What pictures depend on in a model_index.json.
 _SAID = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
-_MODELS = "a model is a folder in diffusers' layout, a .safetensors checkpoint, a plan, a hub id, or demo"
+_KINDS = {  # what is named -> what it may be, and the class of diffusers that reads it from one file
+    "model": (
+        "a model is a folder in diffusers' layout, a .safetensors checkpoint, a plan, a hub id, or demo",
+        "StableDiffusionPipeline",
+    ),
+    "vae": (
+        "an autoencoder is a folder in diffusers' layout, a .safetensors file, or a hub id",
+        "AutoencoderKL",
+    ),
+    "controlnet": (
+        "a ControlNet is a folder in diffusers' layout, a .safetensors file, a hub id, or demo-canny",
+        "ControlNetModel",
+    ),
+}
 _SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # what comes with Calotype, and its folder
 
 
@@ -84,7 +100,9 @@ def read_source(
 ) -> Source:
     """Find a model, the ControlNets to go with it and an autoencoder in place of its own, and check their files.
 
-    `offline` makes no connection for hub ids. Raises `SourceError` in a sentence that says what is wrong and where.
+    Of a ControlNet or an autoencoder in one `.safetensors`, what the file does not say is as the model has it: among
+    that an autoencoder's scaling factor (`parts`). `offline` makes no connection for hub ids. Raises `SourceError` in a
+    sentence that says what is wrong and where.
     """
     folder = find(model, offline=offline)
     index = _index(folder)
@@ -96,10 +114,10 @@ def read_source(
     folders |= {"vae": folder / coded} if coded else {}
     if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
-    nets = [_part(said, "controlnet", offline) for said in controlnets]
+    nets = [_part(said, "controlnet", folders, offline) for said in controlnets]
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
     if vae is not None:
-        folders["vae"] = _part(vae, "vae", offline)
+        folders["vae"] = _part(vae, "vae", folders, offline)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     _check_classes(configs, folders, vae)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
@@ -135,36 +153,46 @@ def stem_of(name: str) -> str:
 
 def find(model: str | Path, *, offline: bool = False) -> Path:
     """The model's folder: fetched first if `model` is a hub id, rewritten if it is a checkpoint in one file."""
-    if str(model) in _SHIPPED:
-        return Path(calotype.__file__).parent / _SHIPPED[str(model)]
+    path = _located(model, "model", offline)
+    return opened(path) if path.is_file() else path
+
+
+def _located(said: str | Path, name: str, offline: bool) -> Path:
+    """The folder, or the file of safetensors, that was named as `name`. Raises `SourceError`."""
+    if str(said) in _SHIPPED:
+        return Path(calotype.__file__).parent / _SHIPPED[str(said)]
+    kinds, elder = _KINDS[name]
     try:
-        path = Path(model).expanduser()
+        path = Path(said).expanduser()
         if path.is_dir():
             return path.absolute()
         is_file = path.is_file()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home, a NUL
-        raise SourceError(f"{model} cannot be looked at ({failed}); {_MODELS}.") from None
+        raise SourceError(f"{said} cannot be looked at ({failed}); {kinds}.") from None
+    of_weights = path.suffix in (".safetensors", *PICKLES)
     if is_file:
-        return _of_file(path)
-    if _HUB_ID.fullmatch(str(model)) and path.suffix not in (".safetensors", *PICKLES):
-        return from_hub(str(model), offline=offline)
-    raise SourceError(f"there is no folder {path}; {_MODELS}.")
+        if path.suffix == ".safetensors":
+            return path.absolute()
+        raise SourceError(refusal_of_pickle(path, elder) if of_weights else f"{path} is a file; {kinds}.")
+    if _HUB_ID.fullmatch(str(said)) and not of_weights:
+        return from_hub(str(said), offline=offline)
+    raise SourceError(f"there is no {'file' if of_weights else 'folder'} {path}; {kinds}.")
 
 
-def _part(said: str | Path, name: str, offline: bool) -> Path:
-    """The folder of a network that was named by itself. Raises `SourceError`."""
-    folder = find(said, offline=offline)
-    if (folder / "model_index.json").is_file():
-        own = folder / name
-        mend = f"name its {name}, {own}" if own.is_dir() else f"it has no {name} to be named"
+def _part(said: str | Path, name: str, own: Mapping[str, Path], offline: bool) -> Path:
+    """The folder of a network that was named by itself; `own` are those of the model. Raises `SourceError`."""
+    path = _located(said, name, offline)
+    if path.is_file():
+        with_config = path.name == f"{stem_of(name)}.safetensors" and path.with_name("config.json").is_file()
+        return path.parent if with_config else part_opened(path, name, own)
+    if (path / "model_index.json").is_file():
+        inside = path / name
+        mend = f"name its {name}, {inside}" if inside.is_dir() else f"it has no {name} to be named"
         raise SourceError(f"{said} is a whole model; {mend}.")
-    return folder
-
-
-def _of_file(path: Path) -> Path:
-    if path.suffix == ".safetensors":
-        return opened(path.absolute())
-    raise SourceError(refusal_of_pickle(path) if path.suffix in PICKLES else f"{path} is a file; {_MODELS}.")
+    single = sorted(path.glob("*.safetensors"))
+    if single and not (path / "config.json").is_file():
+        raise SourceError(f"{path / 'config.json'} is missing; a {name} in one file is named itself: {single[0]}")
+    return path
 
 
 def _index(folder: Path) -> dict[str, Any]:

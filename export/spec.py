@@ -41,9 +41,13 @@ class BuildSpec:
     height: Range | None = field(default=None, metadata=_said("Pixels: one size, or least:usual:most."))
     width: Range | None = field(default=None, metadata=_said("Pixels: one size, or least:usual:most."))
     batch: Range | None = field(default=None, metadata=_said("Pictures at once: one number, or least:usual:most."))
-    controlnet: tuple[str, ...] = field(default=(), metadata=_said("A ControlNet's folder; may be repeated."))
+    controlnet: tuple[str, ...] = field(
+        default=(), metadata=_said("A ControlNet's folder, file or hub id; repeatable.")
+    )
     lora: tuple[str, ...] = field(default=(), metadata=_said("FILE or FILE:SCALE, fused into the weights; repeatable."))
-    vae: str | None = field(default=None, metadata=_said("An autoencoder in place of the model's, such as TAESD."))
+    vae: str | None = field(
+        default=None, metadata=_said("An autoencoder's folder, file or hub id, in place of the model's.")
+    )
     textual_inversion: tuple[str, ...] = field(
         default=(), metadata=_said("A file of learned words, as FILE or FILE:<word>; may be repeated.")
     )

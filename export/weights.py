@@ -74,9 +74,9 @@ def pickles_in(folder: Path) -> list[str]:
     return [path.name for path in sorted(folder.glob("*")) if path.suffix in PICKLES]
 
 
-def refusal_of_pickle(path: Path) -> str:
-    """Why a checkpoint that is a pickle is not read, and what to do."""
-    line = f"StableDiffusionPipeline.from_single_file({path.name!r}).save_pretrained({path.stem!r})"
+def refusal_of_pickle(path: Path, elder: str = "StableDiffusionPipeline") -> str:
+    """Why a file that is a pickle is not read, and what to do with `elder`, the class of diffusers that reads it."""
+    line = f"{elder}.from_single_file({path.name!r}).save_pretrained({path.stem!r})"
     return f"{path} is {_PICKLED}: diffusers' {line} writes a folder of safetensors, to be named in its place."
 
 

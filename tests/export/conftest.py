@@ -3,6 +3,7 @@
 What need not differ is the demonstration model's, file by file, so that a test session traces it once.
 """
 
+import importlib.util
 import json
 import os
 import shutil
@@ -15,6 +16,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+
+_PLACE = importlib.util.spec_from_file_location("original_layout", Path(__file__).with_name("original_layout.py"))
+original_layout = importlib.util.module_from_spec(_PLACE)
+_PLACE.loader.exec_module(original_layout)
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -118,6 +123,12 @@ def lora_file():
 def made():
     """`made_controlnet`, for tests that want one."""
     return made_controlnet
+
+
+@pytest.fixture(scope="session")
+def layout():
+    """`original_layout`, for tests that want it."""
+    return original_layout
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """Checkpoints in the original layout: the weights that diffusers reads from the same file, and its pictures."""
 
 import json
-import re
 from pathlib import Path
 
 import diffusers
@@ -75,82 +74,12 @@ PREFIXES = {
 }
 
 
-def original_unet(tensors, layers):
-    """diffusers' names to CompVis': the levels' blocks one after the other, resnets before transformers."""
-    crossed = {int(m[1]) for n in tensors if (m := re.match(r"up_blocks\.(\d+)\.attentions", n))}
-    resnet = {"norm1": "in_layers.0", "conv1": "in_layers.2", "norm2": "out_layers.0", "conv2": "out_layers.3"}
-    resnet |= {"time_emb_proj": "emb_layers.1", "conv_shortcut": "skip_connection"}
-    outer = {"time_embedding.linear_1": "time_embed.0", "time_embedding.linear_2": "time_embed.2"}
-    outer |= {"add_embedding.linear_1": "label_emb.0.0", "add_embedding.linear_2": "label_emb.0.2"}
-    outer |= {"conv_in": "input_blocks.0.0", "conv_norm_out": "out.0", "conv_out": "out.2"}
-    found = {}
-    for name, tensor in tensors.items():
-        if level := re.match(r"(down|up)_blocks\.(\d+)\.(\w+)\.(\d+)\.(.*)", name):
-            side, i, part, j, rest = level[1], int(level[2]), level[3], int(level[4]), level[5]
-            j = layers if part == "downsamplers" else layers if part == "upsamplers" else j
-            block = f"{'input' if side == 'down' else 'output'}_blocks.{(side == 'down') + i * (layers + 1) + j}"
-            slot = {"resnets": "0", "attentions": "1", "downsamplers": "0"}.get(part, "2" if i in crossed else "1")
-            rest = rest.replace("conv.", "op.") if part == "downsamplers" else rest
-            name = f"{block}.{slot}.{rest}"
-        elif middle := re.match(r"mid_block\.(resnets|attentions)\.(\d)\.(.*)", name):
-            name = f"middle_block.{1 if middle[1] == 'attentions' else 2 * int(middle[2])}.{middle[3]}"
-        for new, old in outer.items():
-            name = re.sub(rf"^{re.escape(new)}\.", f"{old}.", name)
-        if re.match(r"(input|output|middle)_blocks?", name) and ".transformer_blocks." not in name:
-            for new, old in resnet.items():
-                name = name.replace(f".{new}.", f".{old}.")
-        found[f"model.diffusion_model.{name}"] = tensor
-    return found
-
-
-def original_vae(tensors, levels):
-    found = {}
-    attention = {"group_norm": "norm", "to_q": "q", "to_k": "k", "to_v": "v", "to_out.0": "proj_out"}
-    for name, tensor in tensors.items():
-        name = re.sub(r"down_blocks\.(\d+)\.resnets", r"down.\1.block", name)
-        name = re.sub(r"down_blocks\.(\d+)\.downsamplers\.0", r"down.\1.downsample", name)
-        name = re.sub(r"up_blocks\.(\d+)\.resnets", lambda m: f"up.{levels - 1 - int(m[1])}.block", name)
-        name = re.sub(r"up_blocks\.(\d+)\.upsamplers\.0", lambda m: f"up.{levels - 1 - int(m[1])}.upsample", name)
-        name = re.sub(r"mid_block\.resnets\.(\d)", lambda m: f"mid.block_{int(m[1]) + 1}", name)
-        if "mid_block.attentions.0" in name:
-            name = name.replace("mid_block.attentions.0", "mid.attn_1")
-            for new, old in attention.items():
-                name = name.replace(f".{new}.", f".{old}.")
-            tensor = tensor[:, :, None, None] if tensor.ndim == 2 else tensor
-        name = name.replace("conv_norm_out", "norm_out").replace("conv_shortcut", "nin_shortcut")
-        found[f"first_stage_model.{name}"] = tensor
-    return found
-
-
-def original_text(tensors, prefix):
-    """transformers' names with a prefix, or OpenCLIP's, whose queries, keys and values lie in one matrix."""
-    bare = {name.removeprefix("text_model."): tensor for name, tensor in tensors.items()}
-    if prefix.endswith(".transformer."):
-        return {f"{prefix}text_model.{name}": tensor for name, tensor in bare.items()}
-    renamed = {"embeddings.position_embedding.weight": "positional_embedding", "embeddings.token": "token"}
-    renamed |= {"final_layer_norm": "ln_final", "encoder.layers": "transformer.resblocks", "layer_norm": "ln_"}
-    renamed |= {"self_attn": "attn", "fc1": "c_fc", "fc2": "c_proj"}
-    found = {}
-    for name, tensor in bare.items():
-        if "k_proj" in name or "v_proj" in name:
-            continue
-        if "q_proj" in name:
-            tensor = torch.cat([bare[name.replace("q_proj", f"{one}_proj")] for one in "qkv"])
-            name = name.replace("q_proj.", "in_proj_")
-        if name == "text_projection.weight":
-            name, tensor = "text_projection", tensor.T
-        for new, old in renamed.items():
-            name = name.replace(new, old)
-        found[prefix + name] = tensor.contiguous()
-    return found
-
-
-def in_original_layout(states, kind, described):
+def in_original_layout(layout, states, kind, described):
     """`states` of the networks by name -> the tensors of one file."""
-    found = original_unet(states["unet"], described["unet"][1]["layers_per_block"])
-    found |= original_vae(states["vae"], len(described["vae"][1]["block_out_channels"]))
+    found = layout.original_unet(states["unet"], described["unet"][1]["layers_per_block"])
+    found |= layout.original_vae(states["vae"], len(described["vae"][1]["block_out_channels"]))
     for part, prefix in PREFIXES[kind].items():
-        found |= original_text(states[part], prefix)
+        found |= layout.original_text(states[part], prefix)
     return found
 
 
@@ -174,7 +103,7 @@ def with_nine_channels(described):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
+def checkpoint(tmp_path_factory, layout):
     """Writes a tiny checkpoint: its path, its networks, and what it is described as."""
 
     def write(kind, *, channels=4, spread=0.0, more=None, metadata=None):
@@ -185,7 +114,7 @@ def checkpoint(tmp_path_factory):
             bias = level.attentions[-1].transformer_blocks[0].norm1.bias
             bias.copy_(torch.linspace(-1, 1, len(bias)) * spread * 1.7)
         states = {part: network.state_dict() for part, network in networks.items()}
-        tensors = in_original_layout(states, kind, described) | (more or {})
+        tensors = in_original_layout(layout, states, kind, described) | (more or {})
         path = tmp_path_factory.mktemp("checkpoints") / f"{kind}.safetensors"
         save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata=metadata)
         return path, networks, described
@@ -307,13 +236,13 @@ UNREAD = {
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(k, c) for k in COUNTS for c in (4, 9) if k != "refiner" or c == 4])
-def test_full_size_checkpoints_fit(kind, channels, monkeypatch):
+def test_full_size_checkpoints_fit(kind, channels, layout, monkeypatch):
     """Every name and shape of the real files, without the weights: their tensors on the meta device."""
     monkeypatch.undo()
     described = with_nine_channels(FULL[kind]) if channels == 9 else FULL[kind]
     with torch.device("meta"):
         states = {part: network.state_dict() for part, network in networks_of(described).items()}
-    tensors = in_original_layout(states, kind, described)
+    tensors = in_original_layout(layout, states, kind, described)
     if kind == "sd21":  # the layer of OpenCLIP that nothing reads, and its projection
         last = {n: t for n, t in tensors.items() if ".resblocks.22." in n}
         tensors |= {n.replace(".22.", ".23."): t for n, t in last.items()}
@@ -333,7 +262,9 @@ def test_full_size_checkpoints_fit(kind, channels, monkeypatch):
 UNKNOWN = {
     "a LoRA": ({"lora_unet_x.lora_down.weight": 1}, r"a LoRA \(name it as lora=\) \(1 tensors, under lora_unet_x\)"),
     "an embedding": ({"emb_params": 1}, "a textual inversion"),
-    "a ControlNet": ({"control_model.x": 1}, "a ControlNet in the original layout"),
+    "diffusers' LoRA": ({"unet.mid_block.x.lora_A.weight": 1}, "a LoRA"),
+    "a ControlNet": ({"control_model.x": 1}, r"a ControlNet \(name it as controlnet=\)"),
+    "an autoencoder": ({"encoder.x": 1, "decoder.x": 1}, r"an autoencoder \(name it as vae=\)"),
     "Flux": ({"model.diffusion_model.double_blocks.0.x": 1}, "a diffusion transformer"),
     "a U-Net alone": ({"model.diffusion_model.x": 1}, "a U-Net alone"),
     "anything": ({"layer.weight": 1}, "holds 1 tensors, under layer; a checkpoint that can be read holds all of"),

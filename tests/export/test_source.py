@@ -42,7 +42,7 @@ def test_files_of_other_kinds_and_no_files_at_all(tmp_path):
     for name, told in (
         ("x.gguf", "is a file; a model is a folder in diffusers' layout, a .safetensors checkpoint"),
         ("x.safetensors", "is no safetensors file, or a damaged one"),
-        ("owner/x.safetensors", "there is no folder owner/x.safetensors"),  # and no question to the hub
+        ("owner/x.safetensors", "there is no file owner/x.safetensors"),  # and no question to the hub
     ):
         with pytest.raises(SourceError, match=told):
             calotype.load(tmp_path / name if name.startswith("x") else name)
