@@ -18,7 +18,7 @@ from calotype.benchmarks.record import Ratio, Verdict
 from calotype.memory import available_bytes
 
 LEAST_ROUNDS = 6  # an interval of 95 % takes no fewer
-_SETTLE_S = 0.05  # thread pools spin for some milliseconds after their work; the next contender shall not feel it
+_SETTLE_S = 0.25  # thread pools spin after their work (OpenBLAS 0.1 s, OpenMP up to 0.2 s): the next shall not feel it
 _RESERVE_BYTES = 1 << 30  # left free, for this process and the system
 
 Tell = Callable[[str], None]
