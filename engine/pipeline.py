@@ -214,9 +214,11 @@ class Pipeline:
             or latents.ndim != 4
             or latents.shape[1] != self._codec.channels
             or 0 in latents.shape
+            or latents.dtype.kind not in "biuf"
         ):
-            shape = list(latents.shape) if isinstance(latents, np.ndarray) else type(latents).__name__
-            raise InputError(f"latents are an array [B, {self._codec.channels}, h, w]; got {shape}.")
+            is_array = isinstance(latents, np.ndarray)
+            got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
+            raise InputError(f"latents are an array [B, {self._codec.channels}, h, w] of numbers; got {got}.")
         pixels = self._codec.decode(latents, portions)
         return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
 
