@@ -49,7 +49,8 @@ class Request:
         width, height: pixels; unsaid, those of `image` or else of `control_image`, down to what the model divides;
             else the model's own.
         image: a picture to set out from, or one a prompt: PIL images, arrays [H, W, 3] of bytes or of floats in [0, 1],
-            resized to the size of the result; or latents [N, C, h, w], as output_type="latent" gives them.
+            resized to the size of the result; or latents [N, C, h, w], as output_type="latent" gives them:
+            one, one a prompt, or one a picture.
         mask_image: where that picture is painted over (white) and where it stays (black); one, or one a prompt.
         strength: how far to go from the picture, 0 to 1: that share of the steps is made. Unsaid, 0.8; with a mask 1.
         denoising_start, denoising_end: the share of the schedule at which latents of another model are taken up, and at
@@ -120,7 +121,7 @@ def resolve(request: Request, plan: Plan) -> Job:
     each = whole("num_images", request.num_images, 1, 2**20)
     steps, count = whole("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
     hints = hints_from(request, len(controlnets_of(plan.components)), len(prompts))
-    given = given_from(request, plan, len(prompts))
+    given = given_from(request, plan, len(prompts), count)
     height, width = _size(request, given.size(plan.profile.factor) or hints.size, plan.profile)
     plan.profile.check(batch=count, height=height, width=width)
     task = task_of(given, plan, steps=steps, count=count, height=height, width=width)
