@@ -34,7 +34,7 @@ from calotype.picture import Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
 from calotype.remembered import Remembered
 from calotype.report import Report, Stopwatch
-from calotype.request import Job, Request, resolve
+from calotype.request import Job, request_from, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
 from calotype.setting_out import set_out
@@ -136,7 +136,7 @@ class Pipeline:
         stop = threading.Event()
         with self._guard:
             self._under_way.add(stop)  # for as long as the work lives
-        job = resolve(Request(prompt=prompt, **arguments), self.plan)
+        job = resolve(request_from(prompt, arguments), self.plan)
         size = {"height": job.height, "width": job.width}
         loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
         if not self._on_gpu:  # which keeps no attention scores, and tells when it is full
