@@ -5,7 +5,7 @@ Knows which outputs of which encoders are meant from the plan's `Prompting`; kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -54,12 +54,16 @@ def condition(
     if not plan.prompting.states:
         nothing = Conditioning(arrays={}, guidance_scale=job.guidance_scale, guided=False)
         return nothing, ()
-    texts = (*job.negative_prompts, *job.prompts) if job.guided else job.prompts
-    unique = list(dict.fromkeys(t for t in texts if t is not None))
-    tokens = tokens_of(plan, tokenizers, unique)
-    encoded = _remembered(plan, encoder, tokens, job.clip_skip, Remembered(len(unique)) if memory is None else memory)
+    # Layers are skipped for what is wanted alone, as in diffusers; AUTOMATIC1111's web UI does it for both.
+    without = [(text, None) for text in job.negative_prompts] if job.guided else []
+    texts: list[tuple[str | None, int | None]] = [*without, *((text, job.clip_skip) for text in job.prompts)]
+    unique = list(dict.fromkeys((text, skip) for text, skip in texts if text is not None))
+    tokens = tokens_of(plan, tokenizers, [text for text, _ in unique])
+    skips = [skip for _, skip in unique]
+    encoded = _remembered(plan, encoder, tokens, skips, Remembered(len(unique)) if memory is None else memory)
     # The row past the prompts is zeros: a negative prompt that was not said, where the model was trained so.
-    rows = [len(unique) if t is None else unique.index(t) for t in texts]
+    places = {said: i for i, said in enumerate(unique)}
+    rows = [len(unique) if text is None else places[text, skip] for text, skip in texts]
     arrays = {"encoder_hidden_states": _rows(np.stack([e.states for e in encoded]), rows)}
     pooled = [e.pooled for e in encoded if e.pooled is not None]
     if pooled:
@@ -79,13 +83,13 @@ def _remembered(
     plan: Plan,
     encoder: Callable[[str], Encoder],
     tokens: Mapping[str, Tokens],
-    clip_skip: int | None,
+    skips: Sequence[int | None],
     memory: Remembered[Encoded],
 ) -> list[Encoded]:
-    """Each prompt's, encoding those alone that the memory does not hold."""
-    count = len(next(iter(tokens.values())).ids)
+    """Each prompt's, so many layers before the end, encoding those alone that the memory does not hold."""
     keys = [
-        (clip_skip, *((n, t.ids[i].tobytes(), t.weights[i].tobytes()) for n, t in tokens.items())) for i in range(count)
+        (skip, *((n, t.ids[i].tobytes(), t.weights[i].tobytes()) for n, t in tokens.items()))
+        for i, skip in enumerate(skips)
     ]
     found = [memory.get(key) for key in keys]
     missing = [i for i, each in enumerate(found) if each is None]
@@ -94,7 +98,7 @@ def _remembered(
         outputs = {name: _encoded(name, encoder(name), t) for name, t in lacking.items()}
         states = np.concatenate(
             [
-                _weighed(outputs[name][skipping(output, clip_skip)], lacking[name])
+                _weighed(outputs[name][skipping(output, skips[i])], lacking[name])
                 for name, output in plan.prompting.states
             ],
             axis=-1,

@@ -72,7 +72,7 @@ def family_of(configs: Mapping[str, Config]) -> Family:
             return _without_text(configs)
         texts = [networks.text_encoder(name, configs[name]) for name in encoders]
         unet = networks.unet(configs)
-        controls = [networks.controlnet(name, configs) for name in controlnets_of(configs)]
+        controls = [_control(name, configs) for name in controlnets_of(configs)]
         components = (*texts, unet, *networks.vae(configs["vae"]), *controls)
         _check_fit(configs, texts)
         for control in controls:
@@ -116,6 +116,21 @@ def _check_fit(configs: Mapping[str, Config], texts: list[Component]) -> None:
         raise ValueError(f"in_channels {unet['in_channels']} for latent_channels {vae['latent_channels']}")
 
 
+def _control(name: str, configs: Mapping[str, Config]) -> Component:
+    """A ControlNet's tensors. `SourceError` where it is told what models of one text encoder do not have."""
+    if configs[name].get("addition_embed_type") and "text_encoder_2" not in configs:
+        raise SourceError(_misfit(name, configs[name], configs["unet"]))
+    return networks.controlnet(name, configs)
+
+
+def _misfit(name: str, config: Config, unet: Config) -> str:
+    return (
+        f"the {name} is not made for this U-Net (widths {config['block_out_channels']}, text "
+        f"{config['cross_attention_dim']} wide; the U-Net has {unet['block_out_channels']} and "
+        f"{unet['cross_attention_dim']}): take one of the model's own family."
+    )
+
+
 def _check_control(control: Component, unet: Component, vae: Config) -> None:
     """`SourceError` unless the ControlNet takes what the U-Net takes, and gives what it adds to."""
     config = control.config
@@ -129,11 +144,7 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # it sees no mask
     took = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
     if not same or took != {n for n in shared if "additional_residual" not in n} - {"timestep_cond"}:
-        raise SourceError(
-            f"the {control.name} is not made for this U-Net (widths {config['block_out_channels']}, text "
-            f"{config['cross_attention_dim']} wide; the U-Net has {unet.config['block_out_channels']} and "
-            f"{unet.config['cross_attention_dim']}): take one of the model's own family."
-        )
+        raise SourceError(_misfit(control.name, config, unet.config))
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
     if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:
         raise SourceError(f"the {control.name} does not take RGB pictures of the size of the model's own.")

@@ -34,7 +34,7 @@ from calotype.picture import Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
 from calotype.remembered import Remembered
 from calotype.report import Report, Stopwatch
-from calotype.request import Job, Request, resolve
+from calotype.request import Job, request_from, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
 from calotype.setting_out import set_out
@@ -136,7 +136,7 @@ class Pipeline:
         stop = threading.Event()
         with self._guard:
             self._under_way.add(stop)  # for as long as the work lives
-        job = resolve(Request(prompt=prompt, **arguments), self.plan)
+        job = resolve(request_from(prompt, arguments), self.plan)
         size = {"height": job.height, "width": job.width}
         loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
         if not self._on_gpu:  # which keeps no attention scores, and tells when it is full
@@ -214,9 +214,11 @@ class Pipeline:
             or latents.ndim != 4
             or latents.shape[1] != self._codec.channels
             or 0 in latents.shape
+            or latents.dtype.kind not in "biuf"
         ):
-            shape = list(latents.shape) if isinstance(latents, np.ndarray) else type(latents).__name__
-            raise InputError(f"latents are an array [B, {self._codec.channels}, h, w]; got {shape}.")
+            is_array = isinstance(latents, np.ndarray)
+            got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
+            raise InputError(f"latents are an array [B, {self._codec.channels}, h, w] of numbers; got {got}.")
         pixels = self._codec.decode(latents, portions)
         return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
 

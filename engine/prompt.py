@@ -111,7 +111,9 @@ class ClipTokenizer:
     def _encoded(self, text: str) -> list[tuple[int, int]]:
         """Token numbers, and where in the text each begins; a word that was learned is all of its numbers."""
         found: list[tuple[int, int]] = []
-        matches = [*self._word.finditer(text)] if self._word else []
+        # Python takes "ı" for an "i" where case is ignored, and it is none in small letters: then it is not that word.
+        found_words = self._word.finditer(text) if self._word else ()
+        matches = [match for match in found_words if match[0].lower() in self._words]
         ends = [0, *(match.end() for match in matches)]
         for begin, match in zip(ends, [*matches, None], strict=True):
             code = self._bpe.encode(text[begin : match.start() if match else None], add_special_tokens=False)

@@ -5,9 +5,10 @@ The command line projects its options from `Request`, so that every default is w
 
 from __future__ import annotations
 
+import difflib
 import secrets
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from typing import Any, Literal, get_args
 
 import numpy as np
@@ -44,12 +45,14 @@ class Request:
             (Kynkaanniemi et al. 2024, arXiv 2404.07724). Another picture than without.
         cache_interval: for how many calls the U-Net's deep layers serve, 1 or more (DeepCache, arXiv 2312.00858); on
             the openvino backend. Another picture than with 1.
-        clip_skip: how many layers of the text encoders are left out before their end, 1 or more; None is none.
+        clip_skip: how many layers of the text encoders are left out before their end, 1 or more; None is none. For the
+            prompt, and not for the negative prompt: as in diffusers.
         seed: one number: picture i has seed + i; or one number a picture. 0 to 4294967295.
         width, height: pixels; unsaid, those of `image` or else of `control_image`, down to what the model divides;
             else the model's own.
         image: a picture to set out from, or one a prompt: PIL images, arrays [H, W, 3] of bytes or of floats in [0, 1],
-            resized to the size of the result; or latents [N, C, h, w], as output_type="latent" gives them.
+            resized to the size of the result; or latents [N, C, h, w], as output_type="latent" gives them:
+            one, one a prompt, or one a picture.
         mask_image: where that picture is painted over (white) and where it stays (black); one, or one a prompt.
         strength: how far to go from the picture, 0 to 1: that share of the steps is made. Unsaid, 0.8; with a mask 1.
         denoising_start, denoising_end: the share of the schedule at which latents of another model are taken up, and at
@@ -89,6 +92,21 @@ class Request:
     output_type: OutputType = "pil"
 
 
+# As diffusers calls them -> as we do.
+_ELSEWHERE = {"num_inference_steps": "steps", "num_images_per_prompt": "num_images", "generator": "seed"}
+
+
+def request_from(prompt: Any, arguments: Mapping[str, Any]) -> Request:
+    """The request of a call's arguments. Raises `InputError` for one that there is not, with the nearest."""
+    known = [field.name for field in fields(Request)]
+    for name in arguments:
+        if name not in known:
+            near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, known, 1)
+            nearest = f" The nearest: {near[0]}." if near else ""
+            raise InputError(f"there is no argument {name!r}.{nearest}")
+    return Request(prompt=prompt, **arguments)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Job:
     """A request with every question answered: one prompt, negative prompt and seed for each picture."""
@@ -120,7 +138,7 @@ def resolve(request: Request, plan: Plan) -> Job:
     each = whole("num_images", request.num_images, 1, 2**20)
     steps, count = whole("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
     hints = hints_from(request, len(controlnets_of(plan.components)), len(prompts))
-    given = given_from(request, plan, len(prompts))
+    given = given_from(request, plan, len(prompts), count)
     height, width = _size(request, given.size(plan.profile.factor) or hints.size, plan.profile)
     plan.profile.check(batch=count, height=height, width=width)
     task = task_of(given, plan, steps=steps, count=count, height=height, width=width)

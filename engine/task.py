@@ -51,9 +51,9 @@ class Given:
         return None if not self.images else (self.images[0].shape[0], self.images[0].shape[1])
 
 
-def given_from(request: Any, plan: Plan, prompts: int) -> Given:
-    """Read what a `Request` says. Raises `InputError`."""
-    latents = _latents(request.image, int(plan.latents.dims[1]), prompts)
+def given_from(request: Any, plan: Plan, prompts: int, count: int) -> Given:
+    """Read what a `Request` says, of so many prompts and pictures. Raises `InputError`."""
+    latents = _latents(request.image, int(plan.latents.dims[1]), prompts, count)
     images = [] if request.image is None or latents is not None else many(request.image)
     masks = [] if request.mask_image is None else many(request.mask_image)
     for name, pictures in (("image", images), ("mask_image", masks)):
@@ -138,16 +138,19 @@ def batch(pictures: Sequence[Pixels], count: int, height: int, width: int) -> Fl
     return planes.repeat(count // len(pictures), axis=0)
 
 
-def _latents(given: Any, channels: int, prompts: int) -> Floats | None:
+def _latents(given: Any, channels: int, prompts: int, count: int) -> Floats | None:
     """The image as latents, where it is such an array; what another model's call with output_type="latent" gave."""
     if not (isinstance(given, np.ndarray) and given.ndim == 4 and given.dtype.kind == "f"):
         return None
-    if given.shape[1] != channels or given.shape[-1] in (3, 4):
+    if given.shape[1] != channels:
+        return None
+    if given.shape[-1] in (3, 4) and given.size and given.min() >= 0 and given.max() <= 1:  # pictures of so few rows
         return None
     if not np.isfinite(given).all():
         raise InputError("image takes latents of finite numbers; some of those given are not.")
-    if len(given) not in (1, prompts):
-        raise InputError(f"give latents of one image, or of one for each of {prompts} prompts; got {len(given)}.")
+    if len(given) not in (1, prompts, count):  # of each picture: what a call with num_images handed on
+        each = f"{prompts} prompts" if prompts == count else f"{prompts} prompts or {count} pictures"
+        raise InputError(f"give latents of one image, or of one for each of {each}; got {len(given)}.")
     return given.astype(np.float32)
 
 

@@ -77,10 +77,13 @@ class WholePicture(nn.Module):
         kind = self._networks["unet"].dtype
         said = inputs["said"].to(kind)  # 0 makes the zeros of a negative prompt that was not said
         skip = next((int(name.removeprefix(SKIP)) for name in inputs if name.startswith(SKIP)), None)
-        states = [
-            _weighed(outputs[component][skipping(output, skip)], inputs.get(WEIGHTS + component)).to(kind)
-            for component, output in prompting.states
-        ]
+        without = len(said) - len(inputs["noise"])  # rows to steer away from, whose layers are all taken
+        states = []
+        for component, output in prompting.states:
+            taken = outputs[component][skipping(output, skip)]
+            if skip is not None:
+                taken = torch.cat([outputs[component][output][:without], taken[without:]])
+            states.append(_weighed(taken, inputs.get(WEIGHTS + component)).to(kind))
         found = {"encoder_hidden_states": torch.cat(states, dim=-1) * said[:, None, None]}
         if prompting.pooled is not None:
             component, output = prompting.pooled

@@ -235,6 +235,8 @@ def choose(
     auto = tuple(dict.fromkeys([first, *listed] if first in NAMES else listed))
     wanted = auto if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
     for name in wanted:
+        if name == "auto":
+            raise BackendError("auto is an order of its own; give it alone, or a list of names without it.")
         if name not in _MODULES:
             raise BackendError(f"unknown backend {name!r}; known are auto, {', '.join(NAMES)}.")
     reasons = {name: (refused or {}).get(name) or unavailable(name) for name in wanted}

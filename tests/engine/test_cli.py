@@ -114,6 +114,7 @@ FAULTS = [
     (["generate", "x", "--guidance-scale", "nan"], "guidance_scale"),
     (["generate", "x", "--scheduler", "eulr"], "euler"),
     (["generate", "x", "--backend", "cuda9"], "unknown backend"),
+    (["generate", "x", "--backend", "auto,eager"], "auto is an order of its own; give it alone"),
     (["generate", "x", "--backend", ""], "empty"),
     (["generate", "x", "--model", "nowhere"], "no folder nowhere"),
     (["generate", "x", "-o", "no/such/folder.png"], "no folder"),

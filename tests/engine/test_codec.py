@@ -112,7 +112,9 @@ def test_tiles_that_are_none(fake, arguments, told):
 
 
 def test_latents_and_pictures_that_are_none(fake):
-    for wrong in (np.zeros((4, 16, 16), np.float32), np.zeros((1, 3, 16, 16), np.float32), "latents"):
+    shape = (1, 4, 16, 16)
+    no_numbers = (np.full(shape, "x"), np.full(shape, None), np.zeros(shape, np.complex64))
+    for wrong in (np.zeros((4, 16, 16), np.float32), np.zeros((1, 3, 16, 16), np.float32), "latents", *no_numbers):
         with pytest.raises(InputError, match="latents are an array"):
             fake.decode(wrong)
     with pytest.raises(InputError, match="output_type must be pil or np"):

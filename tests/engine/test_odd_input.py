@@ -145,3 +145,9 @@ def test_prompts_of_any_length(pipe):
         made = pipe(prompt, steps=1, seed=1)
         assert np.asarray(made.images[0]).std() > 1
         assert any("left out" in note for note in made.report.notes) == (len(prompt) > 10_000)
+
+
+def test_arguments_that_there_are_not(fake):
+    for said, nearest in (("num_inference_steps", "steps"), ("guidance_scal", "guidance_scale")):
+        with pytest.raises(InputError, match=rf"there is no argument '{said}'. The nearest: {nearest}\."):
+            fake("a ring", **{said: 5})

@@ -94,8 +94,9 @@ def test_skipped_layers(elder, pipes, clip_skip):
             state = elder.text_encoder(ids, output_hidden_states=True).hidden_states[-(clip_skip + 1)]
             return getattr(elder.text_encoder, "text_model", elder.text_encoder).final_layer_norm(state)
 
-    wanted = wanted_from(elder, prompt_embeds=states(PROMPT), negative_prompt_embeds=states(""))
-    held(pipes, wanted, PROMPT, clip_skip=clip_skip)
+    without = encoded(elder, "a blue ring")  # of which no layer is skipped
+    wanted = wanted_from(elder, prompt_embeds=states(PROMPT), negative_prompt_embeds=without)
+    held(pipes, wanted, PROMPT, clip_skip=clip_skip, negative_prompt="a blue ring")
     plain = pipes["eager"](PROMPT, steps=6, seed=3, scheduler="ddim", output_type="np", clip_skip=0).images
     assert psnr(plain, wanted) < 50
 

@@ -137,6 +137,17 @@ def test_latents_may_be_the_image(fake, image):
         fake("x", image=latents * np.nan, steps=4)
 
 
+def test_latents_that_were_handed_on_are_taken_up(fake):
+    """Of several pictures of a prompt, in a shape that pictures of four channels might have."""
+    said = {"steps": 4, "seed": 1, "num_images": 2, "width": 32, "height": 64}
+    for prompt in ("x", ["x", "y"]):
+        latents = fake(prompt, denoising_end=0.5, output_type="latent", **said).images
+        made = fake(prompt, image=latents, denoising_start=0.5, output_type="latent", **said)
+        assert made.images.shape == latents.shape
+    with pytest.raises(InputError, match="one for each of 1 prompts or 2 pictures; got 4"):
+        fake("x", image=latents, denoising_start=0.5, **said)
+
+
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [

@@ -194,9 +194,11 @@ def test_other_models_are_told(demo_folder, nets, tmp_path, changes, told):
         calotype.load(demo_folder, controlnet=net, backend="fake")
 
 
-def test_one_of_another_family_is_told(sdxl_folder, nets):
-    with pytest.raises(SourceError, match="not made for this U-Net"):
-        calotype.load(sdxl_folder, controlnet=nets[0], backend="fake")
+def test_one_of_another_family_is_told(sdxl_folder, demo_folder, nets, made, tmp_path):
+    of_xl = made(sdxl_folder / "unet", tmp_path / "xl", 0)
+    for folder, net in ((sdxl_folder, nets[0]), (demo_folder, of_xl)):
+        with pytest.raises(SourceError, match="the controlnet is not made for this U-Net"):
+            calotype.load(folder, controlnet=net, backend="fake")
 
 
 def test_what_is_not_there_is_told(demo_folder, nets, tmp_path):

@@ -130,6 +130,8 @@ def test_words_in_prompts(words):
     assert ClipTokenizer(folder, 77)(["<THING>hands <thing>_1 x"]).ids[0, 0, :8].tolist()[1:6] == [
         *(size, size + 1, size + 2, size + 3, size + 1),  # "<thing>_1" is its second vector alone
     ]
+    for other in ("<th\u0131ng>", "<TH\u0130NG>"):  # which Python takes for an "i" where case is ignored
+        assert size not in ClipTokenizer(folder, 77)([other]).ids
     weighed = ClipTokenizer(folder, 77)(["(<thing>:1.5)"])
     assert weighed.weights[0, 0, :5].tolist() == [1, 1.5, 1.5, 1.5, 1]
     long = ClipTokenizer(folder, 77)(["a " * 74 + "<thing> ring"])

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 import calotype
+from calotype.export.quality import psnr
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [
@@ -106,3 +107,13 @@ def painted(pipe, scheduler, **said):
     images = pipe(PROMPT, num_inference_steps=6, generator=generator, **said).images
     assert images.std() > 0.01  # a picture, not a flat grey on which all would agree
     return images
+
+
+@pytest.mark.parametrize("clip_skip", [None, 1])
+def test_layers_are_skipped_for_the_prompt_alone(opened, clip_skip):
+    ours, elder = opened
+    said = {"negative_prompt": "a small blue ring", "clip_skip": clip_skip, "guidance_scale": 5.0, "output_type": "np"}
+    wanted = painted(elder("Stable Diffusion XL", "text to image"), FIVE["ddim"], **said, **SIZE)
+    for backend in BOTH:
+        pipe = ours("Stable Diffusion XL", backend)
+        assert psnr(pipe(PROMPT, steps=6, seed=5, scheduler="ddim", **said, **SIZE).images, wanted) >= 60
