@@ -28,8 +28,8 @@ Made by `{AGAIN}` of the runs in `results/`; do not edit. Newest first for each 
 run has its plots, its pictures, and how to read it all. "Ahead" and "behind" are said only when the whole 95 % interval
 is; a contender whose pictures are wrong has no speed.
 
-Runs before 2026-11-28 waited too little for the suite's own threads to stop: there every picture, whoever painted it,
-has about 20 ms with one core less, which is much of the demonstration model's and nothing of the others'.
+Runs before 2026-11-28 waited too little for the suite's own threads to stop: there a picture, whoever painted it, may
+have one core less at its start, which is much of the demonstration model's times and nothing of the others'.
 """
 
 

@@ -116,8 +116,10 @@ class VinoSeries:
             inputs = []
             for share in shares:
                 mine = {name: array[share.rows] for name, array in varying.items()}
-                mine |= {name: row if name == TIMES else row[share.rows] for name, row in timed.items()}
-                inputs.append(mine | {"sample": sample[share.samples]})
+                for name, row in timed.items():
+                    mine[name] = row if name == TIMES else row[share.rows]
+                mine["sample"] = sample[share.samples]
+                inputs.append(mine)
             got = self._each(stages, call, inputs)
             stages.forget()
         if self._order is None:
@@ -129,16 +131,16 @@ class VinoSeries:
         count, places = len(sample), sample[0, 0].size
         few = streams_for(count) < streams_for(2 * count) and self._runner.weights_bytes * count * places <= _SMALL
         if self._apart and few:
-            parts = [(rows, rows % count) for rows in np.split(np.arange(2 * count), streams_for(2 * count))]
             self._halved = False
+            parts = np.split(np.arange(2 * count), streams_for(2 * count))
         else:
             split = np.split(np.arange(count), streams_for(count))
-            parts = [(np.concatenate([some, some + count]) if self._twice else some, some) for some in split]
-            if not self._halved:
-                parts = [(rows, rows % count) for rows, _ in parts]
-        order = np.concatenate([rows for rows, _ in parts])
+            parts = [np.concatenate([some, some + count]) if self._twice else some for some in split]
+        order = np.concatenate(parts)
         self._order = None if (order[1:] > order[:-1]).all() else np.argsort(order)
-        self._shares = [_Share(rows=_slice(rows), samples=_slice(samples), count=len(rows)) for rows, samples in parts]
+        for rows in parts:
+            samples = rows[: len(rows) // 2] if self._halved else rows % count
+            self._shares.append(_Share(rows=_slice(rows), samples=_slice(samples), count=len(rows)))
         return self._shares
 
     def _each(self, stages: Stages, call: int, inputs: list[dict[str, Array]]) -> dict[str, Array]:

@@ -60,6 +60,7 @@ def test_any_number_of_threads_paints_the_same(pipe, count, threads, monkeypatch
 
 
 def test_a_schedule_is_worked_out_once(pipe, whole, monkeypatch):
+    pipe(PROMPT, **SAID)  # whatever was painted, and let go of, before
     worked = []
     of_times = VinoSeries._of_times
     monkeypatch.setattr(VinoSeries, "_of_times", lambda *given: worked.append(1) or of_times(*given))
