@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.backends import choose, open_component, unavailable
+from calotype.backends import choose, open_component
 from calotype.errors import BackendError, CalotypeError, CheckError
 from calotype.export.record import Call, evenly, read_calls
 from calotype.family import Component
@@ -38,35 +38,39 @@ def relative_l2(got: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 
 def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tolerance: float) -> dict[str, Any]:
-    """In a child process: ONNX Runtime against eager, and what else runs it; `CheckError` past the tolerance."""
+    """In a child process: ONNX Runtime against eager; `CheckError` past the tolerance."""
     described = Component.from_json(component)
-    artefact = Artefact(form="onnx", path=Path(path), precision="fp32", check={})
-    planned = PlannedComponent(
-        name=described.name, inputs=described.inputs, outputs=described.outputs, artefacts=(artefact,), refused={}
-    )
+    planned = _planned(described, path)
     figures = compare(planned, "onnxruntime", read_calls(Path(reference)))
     if figures["max_relative_error"] > tolerance:
         raise CheckError(
             f"the traced {described.name} differs from eager float32 by {figures['max_relative_error']:.1e} of its "
             f"largest value (allowed: {tolerance:.0e}), so it is not used"
         )
-    return {**figures, "tolerance": tolerance, "others": _others(planned, reference, tolerance)}
+    return {**figures, "tolerance": tolerance}
 
 
-def _others(component: PlannedComponent, reference: str, tolerance: float) -> dict[str, Any]:
-    """What `auto` would take first and is installed: the same figures, or why it is to be passed over."""
-    found: dict[str, Any] = {}
-    if unavailable("openvino") is None:
-        try:
-            found["openvino"] = compare(component, "openvino", read_calls(Path(reference)))
-            error = found["openvino"]["max_relative_error"]
-            if error > tolerance:
-                found["openvino"]["refused"] = (
-                    f"it differs from eager float32 by {error:.1e} (allowed: {tolerance:.0e})"
-                )
-        except CalotypeError as failed:
-            found["openvino"] = {"refused": str(failed)}
-    return found
+def check_other(
+    *, component: Mapping[str, Any], path: str, reference: str, tolerance: float, backend: str
+) -> dict[str, Any]:
+    """In a child process: what `auto` would take first. The same figures, or why the backend is `refused`."""
+    try:
+        figures: dict[str, Any] = compare(
+            _planned(Component.from_json(component), path), backend, read_calls(Path(reference))
+        )
+    except CalotypeError as failed:
+        return {"refused": str(failed)}
+    error = figures["max_relative_error"]
+    if error > tolerance:
+        figures["refused"] = f"it differs from eager float32 by {error:.1e} (allowed: {tolerance:.0e})"
+    return figures
+
+
+def _planned(component: Component, path: str) -> PlannedComponent:
+    artifact = Artefact(form="onnx", path=Path(path), precision="fp32", check={})
+    return PlannedComponent(
+        name=component.name, inputs=component.inputs, outputs=component.outputs, artefacts=(artifact,), refused={}
+    )
 
 
 def check_planned(*, plan: str, name: str, backend: str, reference: str) -> dict[str, float]:

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from calotype.backends import unavailable
+from calotype.errors import BuildError
 from calotype.export import check
 from calotype.export.child import in_child
 from calotype.export.source import Source
@@ -45,31 +47,46 @@ def traced(component: Component, source: Source, profile: Profile) -> Artefact:
 
 def _trace_and_check(component: Component, weights: Path, profile: Profile, folder: Path) -> Mapping[str, Any]:
     began, reference = time.monotonic(), folder / "reference.npz"
-    others = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2)]
+    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2)]
     tracing = in_child(
         f"tracing the {component.name}",
         "calotype.export.trace:trace_component",
         component=component.to_json(),
         weights=str(weights),
         sizes=_sizes(profile, 2, 2, 3),
-        others=others,
+        others=sizes,
         out=str(folder),
     )
-    checking = in_child(
-        f"checking the {component.name}",
-        "calotype.export.check:check_traced",
-        component=component.to_json(),
-        path=str(folder / "model.onnx"),
-        reference=str(reference),
-        tolerance=check.TOLERANCE,
-    )
+    arguments = {
+        "component": component.to_json(),
+        "path": str(folder / "model.onnx"),
+        "reference": str(reference),
+        "tolerance": check.TOLERANCE,
+    }
+    checking = in_child(f"checking the {component.name}", "calotype.export.check:check_traced", **arguments)
+    others = {}
+    if unavailable("openvino") is None:
+        others["openvino"] = _check_other(component.name, "openvino", arguments)
     reference.unlink()
     return {
         **checking.value,
-        "sizes": others,
+        "others": others,
+        "sizes": sizes,
         "seconds": round(time.monotonic() - began, 2),
         "peak_bytes": max(tracing.peak_bytes, checking.peak_bytes),
     }
+
+
+def _check_other(name: str, backend: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """In a process of its own: a backend that ends it is refused, by name as well, and no other backend is."""
+    try:
+        what = f"checking the {name} on {backend}"
+        figures: Mapping[str, Any] = in_child(
+            what, "calotype.export.check:check_other", backend=backend, **arguments
+        ).value
+        return figures
+    except BuildError as died:
+        return {"refused": str(died), "crashes": True}
 
 
 def _sizes(profile: Profile, batch: int, tall: int, wide: int, chunks: int = 1) -> dict[str, int]:

@@ -327,9 +327,10 @@ def _candidates(
 
 
 def _unless_refused(choice: Choice, name: str, artefact: Artefact) -> Artefact | str:
-    """The artefact; or why auto passes it over: on this backend its numbers were not those of the network."""
-    refused = artefact.check.get("others", {}).get(name, {}).get("refused")
-    return artefact if choice.by_name or not refused else str(refused)
+    """The artefact; or why the backend is passed over: by auto where its numbers differ, by all where it crashes."""
+    other = artefact.check.get("others", {}).get(name, {})
+    refused = other.get("refused")
+    return artefact if not refused or (choice.by_name and not other.get("crashes")) else str(refused)
 
 
 def _lacking(component: PlannedComponent, name: str, of_form: Sequence[Artefact]) -> str:

@@ -158,6 +158,30 @@ def mend_attention(model: Any) -> int:
     return changed
 
 
+def mend_scaled_norms(model: Any) -> int:
+    """A group norm whose result a computed scale multiplies, taken apart.
+
+    OpenVINO 2026.4.1 ends the process when it compiles such a pair. U-Nets with `resnet_time_scale_shift="scale_shift"`
+    have it: the timestep scales each channel.
+    """
+    changed = 0
+    for node in _of_type(model, "GroupNormalization"):
+        shape = tuple(node.get_output_shape(0))
+        takers = [place.get_node() for place in node.output(0).get_target_inputs()]
+        if len(shape) == 4 and any(_scales(taker, shape) for taker in takers):
+            _replace(node, _normed(node, shape))
+            changed += 1
+    return changed
+
+
+def _scales(taker: Any, shape: tuple[int, ...]) -> bool:
+    """Does it combine the tensor with a smaller one that is no constant?"""
+    if taker.get_type_name() not in ("Multiply", "Add"):
+        return False
+    others = (taker.input_value(i) for i in (0, 1))
+    return any(tuple(other.get_shape()) != shape and other.get_node().get_type_name() != "Constant" for other in others)
+
+
 REWRITES: dict[str, Callable[[Any], int]] = {
     "upsampled_convolutions": upsampled_convolutions,
     "gated_linears": gated_linears,
@@ -183,6 +207,7 @@ def without() -> frozenset[str]:
 def rewritten(model: Any, names: Iterable[str]) -> dict[str, int]:
     """Apply the rewrites of these names, after what must be mended; in how many places each was."""
     mend_attention(model)
+    mend_scaled_norms(model)
     done = {name: REWRITES[name](model) for name in names}
     model.validate_nodes_and_infer_types()
     return done

@@ -182,6 +182,33 @@ def sdxl_folder(tmp_path_factory, demo_folder) -> Path:
 
 
 @pytest.fixture(scope="session")
+def refiner_folder(tmp_path_factory, sdxl_folder) -> Path:
+    """SDXL's refiner: the second text encoder alone, and an aesthetic score in place of the size wanted."""
+    torch.manual_seed(8)
+    folder = tmp_path_factory.mktemp("refiner") / "model"
+    skipped = shutil.ignore_patterns("unet", "text_encoder*", "tokenizer")
+    shutil.copytree(sdxl_folder, folder, ignore=skipped)
+    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
+    encoder = CLIPTextModelWithProjection(text_config(tokenizer, hidden_size=48, projection_dim=24))
+    encoder.save_pretrained(folder / "text_encoder_2")
+    unet = tiny_unet(
+        cross_attention_dim=48,
+        attention_head_dim=[2, 4],
+        transformer_layers_per_block=[2, 1],
+        use_linear_projection=True,
+        addition_embed_type="text_time",
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=5 * 8 + 24,
+    )
+    unet.save_pretrained(folder / "unet")
+    index = json.loads((folder / "model_index.json").read_text())
+    index |= {"_class_name": "StableDiffusionXLImg2ImgPipeline", "force_zeros_for_empty_prompt": False}
+    index |= {"requires_aesthetics_score": True, "text_encoder": [None, None], "tokenizer": [None, None]}
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+@pytest.fixture(scope="session")
 def inpainting_folder(tmp_path_factory, demo_folder) -> Path:
     """Stable Diffusion 1.5's inpainting model: a U-Net of nine channels, latents, mask, and masked picture."""
     torch.manual_seed(3)

@@ -8,7 +8,6 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPTextModelWithProjection, CLIPTokenizer
 
 import calotype
 from calotype.errors import InputError, SourceError
@@ -160,33 +159,6 @@ def test_other_autoencoders_are_told(demo_folder, taesd, saved_plan, tmp_path):
         calotype.load(demo_folder, vae=tmp_path / "nowhere", backend="fake")
     with pytest.raises(InputError, match="has its autoencoder inside"):
         calotype.load(saved_plan, vae=taesd[0])
-
-
-@pytest.fixture(scope="module")
-def refiner_folder(sdxl_folder, demo_folder, tiny, text, tmp_path_factory):
-    """SDXL's refiner: the second text encoder alone, and an aesthetic score in place of the size wanted."""
-    torch.manual_seed(8)
-    folder = tmp_path_factory.mktemp("refiner") / "model"
-    skipped = shutil.ignore_patterns("unet", "text_encoder*", "tokenizer")
-    shutil.copytree(sdxl_folder, folder, ignore=skipped)
-    tokenizer = CLIPTokenizer.from_pretrained(folder / "tokenizer_2")
-    encoder = CLIPTextModelWithProjection(text(tokenizer, hidden_size=48, projection_dim=24))
-    encoder.save_pretrained(folder / "text_encoder_2")
-    unet = tiny(
-        cross_attention_dim=48,
-        attention_head_dim=[2, 4],
-        transformer_layers_per_block=[2, 1],
-        use_linear_projection=True,
-        addition_embed_type="text_time",
-        addition_time_embed_dim=8,
-        projection_class_embeddings_input_dim=5 * 8 + 24,
-    )
-    unet.save_pretrained(folder / "unet")
-    index = json.loads((folder / "model_index.json").read_text())
-    index |= {"_class_name": "StableDiffusionXLImg2ImgPipeline", "force_zeros_for_empty_prompt": False}
-    index |= {"requires_aesthetics_score": True, "text_encoder": [None, None], "tokenizer": [None, None]}
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
 
 
 def test_the_refiner_takes_up_what_the_base_hands_on(sdxl_folder, refiner_folder):
