@@ -65,7 +65,8 @@ def _weights(count: int, spans: Mapping[int, tuple[int, float]], prompt: str) ->
             product = weight * around[-1][1]
             if product > _MOST_NESTED:
                 raise InputError(
-                    f"nested weights in a prompt multiply to at most {_MOST_NESTED:g}; got {product:g} in {prompt!r:.80}."
+                    f"nested weights in a prompt multiply to at most {_MOST_NESTED:g}; got {product:g} in "
+                    f"{prompt!r:.80}."
                 )
             around.append((end, product))
         weights.append(around[-1][1])

@@ -5,7 +5,6 @@ The command line projects its options from `Request`, so that every default is w
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,7 +13,7 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.arguments import number, whole
+from calotype.arguments import check_names, number, whole
 from calotype.emphasis import pieces_of
 from calotype.errors import InputError
 from calotype.guidance import is_guided
@@ -94,16 +93,12 @@ class Request:
 
 # As diffusers calls them -> as we do.
 _ELSEWHERE = {"num_inference_steps": "steps", "num_images_per_prompt": "num_images", "generator": "seed"}
+_HINTS = {theirs: f"The nearest: {ours}." for theirs, ours in _ELSEWHERE.items()}
 
 
 def request_from(prompt: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call's arguments. Raises `InputError` for one that there is not, with the nearest."""
-    known = [field.name for field in fields(Request)]
-    for name in arguments:
-        if name not in known:
-            near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, known, 1)
-            nearest = f" The nearest: {near[0]}." if near else ""
-            raise InputError(f"there is no argument {name!r}.{nearest}")
+    check_names(arguments, [field.name for field in fields(Request)], _HINTS)
     return Request(prompt=prompt, **arguments)
 
 
