@@ -72,13 +72,17 @@ class KnownAttributes:
 
 def _may_be_set(kind: type, name: str) -> bool:
     """Is it a method, or an attribute that the class declares? A property is neither."""
-    return callable(getattr(kind, name, None)) or any(name in vars(k).get("__annotations__", {}) for k in kind.__mro__)
+    return callable(getattr(kind, name, None)) or name in _declared(kind)
+
+
+def _declared(kind: type) -> set[str]:
+    return {name for each in kind.__mro__ for name in vars(each).get("__annotations__", {})}
 
 
 def _refusal(kind: type, name: str) -> NoAttributeError:
     if isinstance(getattr(kind, name, None), property):
         return NoAttributeError(f"{name} of a {kind.__name__} cannot be set. {OF_PIPELINES.get(f'set_{name}', _LORA)}")
-    public = [each for each in dir(kind) if not each.startswith("_")]
+    public = sorted(each for each in {*dir(kind), *_declared(kind)} if not each.startswith("_"))
     return NoAttributeError(
         f"a {kind.__name__} has no attribute {name!r}. {OF_PIPELINES.get(name) or nearest(name, public)}"
     )

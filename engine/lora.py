@@ -30,6 +30,7 @@ _RANK = 1024  # the largest rank that is read, and that of no layer is larger th
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of text
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+Parts: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]  # (component, layer) -> part -> key
 Named: TypeAlias = str | Path
 Weighed: TypeAlias = Named | tuple[Named, float] | Mapping[Named, float]
 Given: TypeAlias = Weighed | Iterable[Weighed] | None
@@ -127,7 +128,7 @@ def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[st
 
     A LoRA of weight 0 must fit as well, and adds nothing. Raises `SourceError` naming a tensor without a place.
     """
-    fitting = [_fitting(lora, networks) for lora in loras]  # of all, by their headers, before one is read whole
+    fitting = [keys_that_fit(lora, networks) for lora in loras]  # of all, by their headers, before one is read whole
     digests = [lora.digest for lora in loras]
     terms: dict[str, dict[str, list[Term]]] = {name: {} for name in networks}
     said: dict[str, list[Any]] = {name: [] for name in networks}
@@ -154,11 +155,8 @@ def components_in(lora: Lora) -> set[str]:
     return {place.component for place in map(place_of, TensorFile(lora.path)) if place is not None}
 
 
-_Parts: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]  # (component, layer) -> part -> key
-
-
-def _fitting(lora: Lora, networks: Mapping[str, Shapes]) -> _Parts:
-    """The file's keys by the layers that they are for, all of which fit: seen by its header alone."""
+def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
+    """The file's keys by the layers that they are for, by its header alone. Raises `SourceError` where one misfits."""
     file = TensorFile(lora.path)
     names = {component: layers_by_name(shapes, component) for component, shapes in networks.items()}
     parts: dict[tuple[str, str], dict[str, str]] = {}
@@ -182,7 +180,7 @@ def _fitting(lora: Lora, networks: Mapping[str, Shapes]) -> _Parts:
     return parts
 
 
-def _terms(lora: Lora, parts: _Parts) -> dict[tuple[str, str], Term]:
+def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], Term]:
     """(component, layer) -> what this file adds to it."""
     file = TensorFile(lora.path)
     settings = settings_of(file)
