@@ -47,8 +47,8 @@ def _found(prompt: str) -> Iterator[tuple[str, str]]:
         yield from ((kind, match[0]) for match in pattern.finditer(prompt))
     yield from (("more", match[0]) for match in _DOUBLE.finditer(prompt) if any(map(str.isalpha, match[1])))
     for match in _SQUARE.finditer(prompt):
-        if kind := _kind_in_square(match[1]):
-            yield kind, match[0]
+        if meant := _kind_in_square(match[1]):
+            yield meant, match[0]
     if not prompt.isupper():  # where all is in capitals these are words like others
         yield from ((match[0], match[0]) for match in _KEYWORD.finditer(prompt))
 
