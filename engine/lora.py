@@ -76,23 +76,23 @@ def _is_pair(given: Any) -> bool:
 def _each(given: Any) -> Iterator[Lora]:
     """The LoRAs of a mapping, or the one that is named otherwise."""
     if isinstance(given, Mapping):
-        for said, number in given.items():
-            yield _lora_from(said, number, given)
+        for name, number in given.items():
+            yield _lora_from(name, number, given)
     elif _is_pair(given):
-        said, number = given
-        yield _lora_from(said, number, given)
+        name, number = given
+        yield _lora_from(name, number, given)
     else:
         yield _lora_from(given, _UNSAID, given)
 
 
-def _lora_from(said: Any, number: Any, given: Any) -> Lora:
-    """One of them, after a look at its header: there is such a file, and it is whole."""
-    if not isinstance(said, (str, Path)):
+def _lora_from(name: Any, number: Any, given: Any) -> Lora:
+    """One of them, after a look at its header: the file exists and is complete."""
+    if not isinstance(name, (str, Path)):
         raise SourceError(f"a LoRA is named as FILE, 'FILE:0.8', (FILE, 0.8) or {{FILE: 0.8}}; got {given!r:.80}.")
-    path, there = _looked_at(said)
-    if number is _UNSAID and not there and ":" in str(said):
-        name, _, number = str(said).rpartition(":")
-        path, there = _looked_at(name)
+    path, there = _looked_at(name)
+    if number is _UNSAID and not there and ":" in str(name):
+        stem, _, number = str(name).rpartition(":")
+        path, there = _looked_at(stem)
     weight = 1.0 if number is _UNSAID else _number(number)
     if not -10 <= weight <= 10:
         raise SourceError(f"{path}: a LoRA's weight is a number from -10 to 10, as in FILE:0.8; got {number!r:.80}.")
@@ -102,18 +102,18 @@ def _lora_from(said: Any, number: Any, given: Any) -> Lora:
         raise SourceError(f"there is no LoRA file {path}; name a .safetensors file, as in FILE or FILE:0.8.")
     if path.suffix != ".safetensors":
         raise SourceError(f"{path} is no .safetensors file; a LoRA is read from nothing else, since pickles run code.")
-    TensorFile(path)
+    TensorFile(path)  # raises for a file that is damaged
     return Lora(path=path, weight=weight)
 
 
-def _looked_at(said: Named) -> tuple[Path, bool]:
+def _looked_at(name: Named) -> tuple[Path, bool]:
     """The path, and whether there is a file or a folder. An empty name is not the current folder."""
     try:
-        path = Path(said).expanduser()
-        return path, said != "" and path.exists()
+        path = Path(name).expanduser()
+        return path, name != "" and path.exists()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home
         told = failed.strerror if isinstance(failed, OSError) else first_line(failed)
-        raise SourceError(f"the LoRA file {said!s:.80} cannot be looked at ({told}).") from None
+        raise SourceError(f"the LoRA file {name!s:.80} cannot be looked at ({told}).") from None
 
 
 def _number(given: Any) -> float:
@@ -131,7 +131,7 @@ def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[st
     fitting = [keys_that_fit(lora, networks) for lora in loras]  # of all, by their headers, before one is read whole
     digests = [lora.digest for lora in loras]
     terms: dict[str, dict[str, list[Term]]] = {name: {} for name in networks}
-    said: dict[str, list[Any]] = {name: [] for name in networks}
+    weighed: dict[str, list[Any]] = {name: [] for name in networks}
     for lora, keys, digest in zip(loras, fitting, digests, strict=True):
         read = _terms(lora, keys)
         if not lora.weight:
@@ -139,11 +139,11 @@ def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[st
         for (component, layer), term in read.items():
             terms[component].setdefault(f"{layer}.weight", []).append(term)
         for component in {component for component, _ in read}:
-            said[component].append([digest, lora.weight])
+            weighed[component].append([digest, lora.weight])
     return {
         name: Patches(
             patches={parameter: Patch(terms=tuple(each)) for parameter, each in found.items()},
-            key=digest_of([READER, said[name]]),
+            key=digest_of([READER, weighed[name]]),
         )
         for name, found in terms.items()
         if found

@@ -69,7 +69,7 @@ adapter = st.dictionaries(
 )
 metadata = st.one_of(
     st.none(),
-    adapter.map(lambda said: {"lora_adapter_metadata": json.dumps(said)}),
+    adapter.map(lambda extra: {"lora_adapter_metadata": json.dumps(extra)}),
     st.sampled_from(["[" * 5000, "{", "null", "NaN"]).map(lambda text: {"lora_adapter_metadata": text}),
 )
 
@@ -85,8 +85,8 @@ def stored(kind, shape, number):
     return b"\1" * (count * BYTES[kind])
 
 
-def written(path, file, said):
-    header, data = {} if said is None else {"__metadata__": said}, b""
+def written(path, file, extra):
+    header, data = {} if extra is None else {"__metadata__": extra}, b""
     for name, (kind, shape, number) in file.items():
         mine = stored(kind, shape, number)
         header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + len(mine)]}
@@ -101,8 +101,8 @@ def held(path, weight):
         patches = patches_of(loras_from({path: weight}), NETWORKS)
     except SourceError:
         return False
-    for component, found in patches.items():
-        for name, patch in found.patches.items():
+    for component, added in patches.items():
+        for name, patch in added.patches.items():
             shape = NETWORKS[component][name.removesuffix(".weight")]
             new = patch(np.zeros(shape, np.float32))
             assert new.shape == shape
@@ -119,16 +119,16 @@ weights = st.one_of(st.sampled_from([1, 0, -10, 0.5, "0.5", None, math.nan, 10**
 
 
 @bounded
-@given(file=odd_files, said=metadata, weight=weights)
-def test_odd_files(path, file, said, weight):
-    written(path, file, said)
+@given(file=odd_files, extra=metadata, weight=weights)
+def test_odd_files(path, file, extra, weight):
+    written(path, file, extra)
     held(path, weight)
 
 
 @bounded
-@given(file=near_files(), said=metadata, weight=st.sampled_from([1, 0, -10]))
-def test_files_that_nearly_fit(path, file, said, weight):
-    written(path, file, said)
+@given(file=near_files(), extra=metadata, weight=st.sampled_from([1, 0, -10]))
+def test_files_that_nearly_fit(path, file, extra, weight):
+    written(path, file, extra)
     held(path, weight)
 
 

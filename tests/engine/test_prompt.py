@@ -89,9 +89,9 @@ def test_a_weight_that_is_none_is_told():
 
 @pytest.mark.parametrize("prompt", ["(" * 1_000_000, "red " * 25_001, "(red:1.1)" * 20_000])
 def test_a_prompt_has_at_most_100000_characters(prompt, fake):
-    for said in ({"prompt": prompt}, {"prompt": "x", "negative_prompt": prompt}):
+    for prompts in ({"prompt": prompt}, {"prompt": "x", "negative_prompt": prompt}):
         with pytest.raises(InputError, match="100,000"):
-            fake(**said)
+            fake(**prompts)
 
 
 @pytest.mark.parametrize("prompt", ["(" * 100_000, ("(" * 20 + "a" + ":1.01)" * 20) * 690, "\\" * 100_000])

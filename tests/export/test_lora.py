@@ -331,8 +331,8 @@ def test_what_may_be_said(tmp_path):
     assert loras_from((path, 0.5)) == loras_from([(path, 0.5)]) == loras_from(f"{path}:0.5")
 
 
-def weights_of(said):
-    return [lora.weight for lora in loras_from(said)]
+def weights_of(named):
+    return [lora.weight for lora in loras_from(named)]
 
 
 def test_a_mapping_is_of_files_to_weights(tmp_path):
@@ -344,20 +344,20 @@ def test_a_mapping_is_of_files_to_weights(tmp_path):
     assert weights_of({}) == []
     assert weights_of((a, b)) == [1.0, 1.0]
     assert weights_of((a, b, a)) == [1.0, 1.0, 1.0]
-    assert weights_of(said for said in (a, (b, 0.5))) == [1.0, 0.5]
+    assert weights_of(named for named in (a, (b, 0.5))) == [1.0, 0.5]
     assert weights_of({a: 0.5, b: 2}.items()) == [0.5, 2.0]
     for weight in (None, "much", True, [1], 10**400, 11):
         with pytest.raises(SourceError, match="weight is a number"):
             loras_from({a: weight})
-    for said in ({1: 0.5}, str(a).encode(), {a}, frozenset([a]), [[a]], (a, b"1")):
+    for named in ({1: 0.5}, str(a).encode(), {a}, frozenset([a]), [[a]], (a, b"1")):
         with pytest.raises(SourceError, match="LoRA"):
-            loras_from(said)
+            loras_from(named)
 
 
 def test_load_takes_what_set_lora_takes(eager, sd21_folder, tmp_path, lora_file):
     path = lora_file(sd21_folder, tmp_path / "x.safetensors")
-    for said in ({path: 0.5}, (each for each in [(path, 0.5)]), f"{tmp_path}:0.5"):
-        assert calotype.load(sd21_folder, backend="eager", lora=said).loras == ((str(path), 0.5),)
+    for named in ({path: 0.5}, (each for each in [(path, 0.5)]), f"{tmp_path}:0.5"):
+        assert calotype.load(sd21_folder, backend="eager", lora=named).loras == ((str(path), 0.5),)
     eager.set_lora({path: 0.5})
     assert eager.loras == ((str(path), 0.5),)
     eager.set_lora(None)
@@ -382,9 +382,9 @@ def test_folders_that_are_no_lora_are_told(tmp_path, monkeypatch):
         loras_from(tmp_path)
     save_file(pair(), tmp_path / "adapter_model.safetensors")
     monkeypatch.chdir(tmp_path)
-    for said in ("", ":0.5"):  # not the folder where one is
+    for named in ("", ":0.5"):  # not the folder where one is
         with pytest.raises(SourceError, match="no LoRA file"):
-            loras_from(said)
+            loras_from(named)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SourceError, match="peft"):
         loras_from(tmp_path)
