@@ -111,7 +111,8 @@ def generate(
         typer.Option(help="An autoencoder's folder, file or hub id, in place of the model's.", show_default=False),
     ] = None,
     lora: Annotated[
-        list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8; may be repeated.", show_default=False)
+        list[str] | None,
+        typer.Option(help="A LoRA's file or folder, as FILE or FILE:0.8; may be repeated.", show_default=False),
     ] = None,
     textual_inversion: Annotated[
         list[str] | None,

@@ -2,6 +2,7 @@
 
 CalotypeError
 ├── InputError      an argument of a call is wrong: a prompt, a size, a step count
+│   └── NoAttributeError  a pipeline has no attribute of this name; an AttributeError as well
 ├── SourceError     the model cannot be read: missing, broken, unsafe, or not one we know
 ├── BackendError    a backend cannot run: not installed, or no such device
 │   └── DeviceFullError  a GPU has no room for the weights, or for a picture of this size
@@ -25,6 +26,7 @@ __all__ = [
     "CheckError",
     "DeviceFullError",
     "InputError",
+    "NoAttributeError",
     "NotFiniteError",
     "SamplerError",
     "SourceError",
@@ -42,6 +44,10 @@ class CalotypeError(Exception):
 
 class InputError(CalotypeError, ValueError):
     """An argument of a call is wrong."""
+
+
+class NoAttributeError(InputError, AttributeError):
+    """A pipeline has no attribute of this name."""
 
 
 class SourceError(CalotypeError):

@@ -6,7 +6,9 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calotype.arguments import with_known_names
 from calotype.backends import choose
+from calotype.diffusers_names import OF_LOADING
 from calotype.errors import InputError
 from calotype.lora import Given, loras_from
 from calotype.pipeline import Pipeline
@@ -14,6 +16,7 @@ from calotype.plan import is_plan, read_plan
 from calotype.trust import distrust
 
 
+@with_known_names(OF_LOADING)
 def load(
     model: str | Path = "demo",
     *,
@@ -32,8 +35,8 @@ def load(
         backend: "auto", a name, or a list of names in order of preference. A backend asked for by name works or raises.
         controlnet: "demo-canny", a ControlNet's folder, .safetensors file or hub id, or several, for calls with
             `control_image`. A plan has its own.
-        lora: a LoRA's file, "FILE:0.8" or (FILE, 0.8) for a weight other than 1, or several: what `set_lora` takes,
-            which changes them later.
+        lora: a LoRA's file or folder, "FILE:0.8", (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, or several:
+            what `set_lora` takes, which changes them later.
         vae: the folder, .safetensors file or hub id of an autoencoder to take in place of the model's: an
             AutoencoderKL, or TAESD's AutoencoderTiny, which decodes many times as fast. Of a checkpoint its autoencoder
             is taken. A file does not say what its latents are scaled by: an AutoencoderKL's is the factor of the
@@ -50,7 +53,7 @@ def load(
     beside = {"ControlNets": _several(controlnet), "autoencoder": vae, "learned words": _several(textual_inversion)}
     pipe = _opened_plan(model, backend, beside) if is_plan(model) else _traced(model, backend, beside, offline)
     if loras:
-        pipe.set_lora(lora)
+        pipe.set_lora([(each.path, each.weight) for each in loras])  # `lora` may be a generator, which is spent
     return pipe
 
 

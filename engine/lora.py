@@ -7,8 +7,9 @@ Every tensor of a file must find its layer, and fit. Knows the sums' parts (`pat
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,77 +17,109 @@ import numpy as np
 
 from calotype.digest import digest_of, file_digest
 from calotype.errors import SourceError, first_line
+from calotype.lora_folder import lora_in
 from calotype.lora_layouts import Place, kind_of, layers_by_name, place_of
 from calotype.lora_settings import settings_of
 from calotype.patches import Patch, Patches, Term
 from calotype.tensor_file import TensorFile
 
 READER = 2  # raised when the same file would change weights in another way
+_UNSAID = object()
+_LARGEST = float(np.finfo(np.float32).max)
+_RANK = 1024  # the largest rank that is read, and that of no layer is larger than its sides
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of text
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
+Parts: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]  # (component, layer) -> part -> key
 Named: TypeAlias = str | Path
-Given: TypeAlias = Named | tuple[Named, float] | Sequence[Named | tuple[Named, float]] | None
+Weighed: TypeAlias = Named | tuple[Named, float] | Mapping[Named, float]
+Given: TypeAlias = Weighed | Iterable[Weighed] | None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A file, how strongly it counts, and its SHA-256."""
+    """A file, and how strongly it counts."""
 
     path: Path
     weight: float
-    digest: str
+
+    @cached_property
+    def digest(self) -> str:
+        """The file's SHA-256, computed when first needed: after the file was seen to fit. Raises `SourceError`."""
+        return file_digest(self.path)
 
     def __str__(self) -> str:
         return f"{self.path}:{self.weight!r}"
 
 
 def loras_from(given: Given) -> tuple[Lora, ...]:
-    """None, FILE or "FILE:0.8", a pair (FILE, 0.8), or a list of these. Raises `SourceError`."""
+    """Read what a user names: None, FILE, "FILE:0.8", (FILE, 0.8), {FILE: 0.8}, or several of these.
+
+    FILE may be a folder that holds `pytorch_lora_weights.safetensors`, or a single .safetensors file. Of each file the
+    header is checked. Raises `SourceError`.
+    """
     if given is None:
         return ()
-    if isinstance(given, (str, Path)) or _is_pair(given) or not isinstance(given, Iterable):
-        return (_lora_from(given),)
-    return tuple(_lora_from(each) for each in given)
+    if isinstance(given, (set, frozenset)):
+        raise SourceError(f"LoRAs are added in an order, which a set does not have; give a list. Got {given!r:.80}.")
+    if isinstance(given, (str, bytes, Path, Mapping)) or _is_pair(given) or not isinstance(given, Iterable):
+        return tuple(_each(given))
+    return tuple(lora for some in given for lora in _each(some))
 
 
 def _is_pair(given: Any) -> bool:
-    return isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], (str, Path, tuple, type(None)))
+    """Is it (FILE, WEIGHT)? A tuple of two files is two LoRAs."""
+    several = (str, bytes, Path, tuple, Mapping, type(None))
+    return isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], several)
 
 
-def _lora_from(given: Any) -> Lora:
-    """One of them: there is such a file, and it is whole."""
-    said, number = given if _is_pair(given) else (given, None)
-    if not isinstance(said, (str, Path)):
-        raise SourceError(f"a LoRA is named as FILE, 'FILE:0.8' or (FILE, 0.8); got {given!r:.80}.")
-    path, there = _looked_at(said)
-    if number is None and not there and ":" in str(said):
-        name, _, number = str(said).rpartition(":")
-        path, there = _looked_at(name)
-    weight = 1.0 if number is None else _number(number)
+def _each(given: Any) -> Iterator[Lora]:
+    """The LoRAs of a mapping, or the one that is named otherwise."""
+    if isinstance(given, Mapping):
+        for name, number in given.items():
+            yield _lora_from(name, number, given)
+    elif _is_pair(given):
+        name, number = given
+        yield _lora_from(name, number, given)
+    else:
+        yield _lora_from(given, _UNSAID, given)
+
+
+def _lora_from(name: Any, number: Any, given: Any) -> Lora:
+    """One of them, after a look at its header: the file exists and is complete."""
+    if not isinstance(name, (str, Path)):
+        raise SourceError(f"a LoRA is named as FILE, 'FILE:0.8', (FILE, 0.8) or {{FILE: 0.8}}; got {given!r:.80}.")
+    path, there = _looked_at(name)
+    if number is _UNSAID and not there and ":" in str(name):
+        stem, _, number = str(name).rpartition(":")
+        path, there = _looked_at(stem)
+    weight = 1.0 if number is _UNSAID else _number(number)
     if not -10 <= weight <= 10:
         raise SourceError(f"{path}: a LoRA's weight is a number from -10 to 10, as in FILE:0.8; got {number!r:.80}.")
-    if not there:
+    if there and path.is_dir():
+        path = lora_in(path)
+    if not there or not path.is_file():
         raise SourceError(f"there is no LoRA file {path}; name a .safetensors file, as in FILE or FILE:0.8.")
     if path.suffix != ".safetensors":
         raise SourceError(f"{path} is no .safetensors file; a LoRA is read from nothing else, since pickles run code.")
-    return Lora(path=path, weight=weight, digest=file_digest(path))
+    TensorFile(path)  # raises for a file that is damaged
+    return Lora(path=path, weight=weight)
 
 
-def _looked_at(said: Named) -> tuple[Path, bool]:
-    """The path, and whether it is a file."""
+def _looked_at(name: Named) -> tuple[Path, bool]:
+    """The path, and whether there is a file or a folder. An empty name is not the current folder."""
     try:
-        path = Path(said).expanduser()
-        return path, path.is_file()
+        path = Path(name).expanduser()
+        return path, name != "" and path.exists()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home
         told = failed.strerror if isinstance(failed, OSError) else first_line(failed)
-        raise SourceError(f"the LoRA file {said!s:.80} cannot be looked at ({told}).") from None
+        raise SourceError(f"the LoRA file {name!s:.80} cannot be looked at ({told}).") from None
 
 
 def _number(given: Any) -> float:
     try:
         return math.nan if isinstance(given, bool) else float(given)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
@@ -95,27 +128,26 @@ def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[st
 
     A LoRA of weight 0 must fit as well, and adds nothing. Raises `SourceError` naming a tensor without a place.
     """
+    fitting = [keys_that_fit(lora, networks) for lora in loras]  # of all, by their headers, before one is read whole
+    digests = [lora.digest for lora in loras]
     terms: dict[str, dict[str, list[Term]]] = {name: {} for name in networks}
-    said: dict[str, list[Lora]] = {name: [] for name in networks}
-    for lora in loras:
-        read = _terms(lora, networks)
+    weighed: dict[str, list[Any]] = {name: [] for name in networks}
+    for lora, keys, digest in zip(loras, fitting, digests, strict=True):
+        read = _terms(lora, keys)
         if not lora.weight:
             continue
         for (component, layer), term in read.items():
             terms[component].setdefault(f"{layer}.weight", []).append(term)
         for component in {component for component, _ in read}:
-            said[component].append(lora)
+            weighed[component].append([digest, lora.weight])
     return {
         name: Patches(
-            patches={parameter: Patch(terms=tuple(each)) for parameter, each in found.items()}, key=_key(said[name])
+            patches={parameter: Patch(terms=tuple(each)) for parameter, each in found.items()},
+            key=digest_of([READER, weighed[name]]),
         )
         for name, found in terms.items()
         if found
     }
-
-
-def _key(loras: Sequence[Lora]) -> str:
-    return digest_of([READER, [[lora.digest, lora.weight] for lora in loras]])
 
 
 def components_in(lora: Lora) -> set[str]:
@@ -123,10 +155,9 @@ def components_in(lora: Lora) -> set[str]:
     return {place.component for place in map(place_of, TensorFile(lora.path)) if place is not None}
 
 
-def _terms(lora: Lora, networks: Mapping[str, Shapes]) -> dict[tuple[str, str], Term]:
-    """(component, layer) -> what this file adds to it."""
+def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
+    """The file's keys by the layers that they are for, by its header alone. Raises `SourceError` where one misfits."""
     file = TensorFile(lora.path)
-    settings = settings_of(file)
     names = {component: layers_by_name(shapes, component) for component, shapes in networks.items()}
     parts: dict[tuple[str, str], dict[str, str]] = {}
     for key in file:
@@ -134,10 +165,11 @@ def _terms(lora: Lora, networks: Mapping[str, Shapes]) -> dict[tuple[str, str], 
         layer = names.get(place.component, {}).get(place.layer)
         if layer is None:
             raise SourceError(_misfit(lora, key, file, networks))
-        parts.setdefault((place.component, layer), {})[place.part] = key
+        other = parts.setdefault((place.component, layer), {}).setdefault(place.part, key)
+        if other != key:
+            raise SourceError(f"{lora.path} is no LoRA: {other} and {key} are for one and the same; fetch it again.")
     if not parts:
         raise SourceError(f"{lora.path} does not fit the model: it is empty.")
-    found = {}
     for (component, layer), keys in parts.items():
         lone = {"down", "up"} - set(keys)
         if lone:
@@ -145,6 +177,15 @@ def _terms(lora: Lora, networks: Mapping[str, Shapes]) -> dict[tuple[str, str], 
         shape = networks[component][layer]
         if not _fits(keys, file, shape):
             raise SourceError(_misfit(lora, keys["down"], file, networks, shape))
+    return parts
+
+
+def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], Term]:
+    """(component, layer) -> what this file adds to it."""
+    file = TensorFile(lora.path)
+    settings = settings_of(file)
+    found = {}
+    for (component, layer), keys in parts.items():
         found[component, layer] = _term(keys, file, lora.weight, settings.alpha(component, layer))
         if not _finite(found[component, layer]):
             raise SourceError(
@@ -169,6 +210,8 @@ def _fits(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> 
     """Do the matrices multiply to the weight's shape?"""
     up, down = file.shape(keys["up"]), file.shape(keys["down"])
     if len(up) < 2 or len(down) < 2 or math.prod(up[2:]) != 1 or not down[0]:
+        return False
+    if max(down[0], up[1]) > max(_RANK, *shape):
         return False
     if "mid" not in keys:
         inner = len(down) == 2 or len(shape) == 2 or down[2:] == shape[2:]
@@ -196,8 +239,11 @@ def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float 
 
 
 def _finite(term: Term) -> bool:
-    arrays = (term.up, term.down, *(() if term.middle is None else (term.middle,)))
-    return abs(term.scale) <= float(np.finfo(np.float32).max) and all(np.isfinite(array).all() for array in arrays)
+    """Are its numbers finite, and is their product sure to be, in whatever order it is computed?"""
+    arrays = [term.up, term.down, *([] if term.middle is None else [term.middle])]
+    sums = math.prod(array.shape[0] for array in arrays[1:])  # each number of the product is a sum of so many
+    largest = [float(np.abs(array).max(initial=1)) for array in arrays]  # NaN where a number is
+    return math.isfinite(term.scale) and math.prod([*largest, sums, max(abs(term.scale), 1)]) <= _LARGEST
 
 
 def _misfit(

@@ -18,11 +18,13 @@ from numpy.typing import NDArray
 
 from calotype import forks
 from calotype.adapters import Adapters
+from calotype.arguments import with_known_names
 from calotype.backends import COMPILED, ON_GPU, Choice, Opened, open_component
 from calotype.backends.device import free_bytes
 from calotype.codec import Codec, Portions
 from calotype.conditioning import Encoded, condition, tokenizers_of
 from calotype.denoiser import Denoisers
+from calotype.diffusers_names import KnownAttributes
 from calotype.errors import Cancelled, InputError
 from calotype.fit import telling_what_fits
 from calotype.image import pixels_from
@@ -74,8 +76,10 @@ class Event:
     result: Result | None = None
 
 
-class Pipeline:
+class Pipeline(KnownAttributes):
     """A loaded model. Calls may come from several threads; `cancel` ends those that are under way."""
+
+    plan: Plan
 
     def __init__(self, plan: Plan, choice: Choice) -> None:
         self.plan = plan
@@ -163,6 +167,7 @@ class Pipeline:
         opened.reopen_after_fork()
         return opened
 
+    @with_known_names({})
     def set_lora(self, lora: Given = None) -> None:
         """Paint with these LoRAs from now on, in place of those before; with None, with the model's own weights.
 
@@ -171,8 +176,9 @@ class Pipeline:
         it. Where it fails, all is as it was; where that fails as well, pictures are refused until a call succeeds.
 
         Args:
-            lora: a .safetensors file of diffusers, peft or kohya; "FILE:0.8" or (FILE, 0.8) for a weight other than
-                1; or a list of these, whose sums are added. A weight of 0 leaves a file out.
+            lora: a .safetensors file of diffusers, peft or kohya, or a folder as diffusers saves a LoRA; "FILE:0.8",
+                (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, from -10 to 10; or a list of these, all of which
+                are added. A weight of 0 leaves a file out.
 
         Raises:
             SourceError: a file is missing, is no LoRA, or has a tensor without a place in the model, which is named;
@@ -185,6 +191,7 @@ class Pipeline:
         """The LoRAs in force, as (file, weight)."""
         return tuple((str(lora.path), lora.weight) for lora in self._adapters.loras)
 
+    @with_known_names({})
     def encode(self, image: Any, *, tile: int | None = None, sliced: bool = False) -> Floats:
         """A picture, or several of one size, to latents of the U-Net.  # -> float32 [B, C, h, w]
 
@@ -204,6 +211,7 @@ class Pipeline:
         pixels = batch(pictures, len(pictures), height, width)
         return self._codec.encode(pixels, portions=self._codec.asked(sliced, tile))
 
+    @with_known_names({})
     def decode(
         self, latents: Floats, *, output_type: str = "pil", tile: int | None = None, sliced: bool = False
     ) -> Any:

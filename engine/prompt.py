@@ -96,17 +96,18 @@ class ClipTokenizer:
             raise InputError(f"a prompt is text, got {type(prompt).__name__}: {prompt!r}.")
         ids: list[int] = []
         weights: list[float] = []
-        left = ""
+        left: list[str] = []
         for piece in pieces_of(prompt):
+            if left:
+                left.append(piece.text)
+                continue
             found = self._encoded(piece.text)
             room = most - len(ids)
-            if left or len(found) > room:
-                left += piece.text if left else piece.text[found[room][1] :]
-            else:
-                room = len(found)
+            if len(found) > room:
+                left.append(piece.text[found[room][1] :])
             ids += [number for number, _ in found[:room]]
             weights += [piece.weight] * len(found[:room])
-        return ids, weights, left
+        return ids, weights, "".join(left)
 
     def _encoded(self, text: str) -> list[tuple[int, int]]:
         """Token numbers, and where in the text each begins; a word that was learned is all of its numbers."""

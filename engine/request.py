@@ -5,7 +5,6 @@ The command line projects its options from `Request`, so that every default is w
 
 from __future__ import annotations
 
-import difflib
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
@@ -14,9 +13,10 @@ from typing import Any, Literal, get_args
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.arguments import number, whole
+from calotype.arguments import check_names, number, whole
 from calotype.emphasis import pieces_of
 from calotype.errors import InputError
+from calotype.foreign_syntax import syntax_notes
 from calotype.guidance import is_guided
 from calotype.hints import hints_from
 from calotype.latents import MAX_SEED
@@ -35,7 +35,8 @@ class Request:
 
     Attributes:
         prompt: one prompt, or one a picture. The empty prompt is allowed: the model paints what it likes. `(words:1.3)`
-            count 1.3 times, 0 to 10. Long ones go through the text encoder in chunks of its length (75 tokens).
+            count 1.3 times, 0 to 10. Long ones go through the text encoder in chunks of its length (75 tokens). At
+            most 100,000 characters.
         negative_prompt: what to steer away from, one for all or one a prompt; needs guidance_scale > 1.
         steps: how many steps the scheduler makes, 1 to 1000.
         guidance_scale: how strongly the prompt steers; 1 or less turns guidance off and halves the work.
@@ -94,16 +95,12 @@ class Request:
 
 # As diffusers calls them -> as we do.
 _ELSEWHERE = {"num_inference_steps": "steps", "num_images_per_prompt": "num_images", "generator": "seed"}
+_HINTS = {theirs: f"The nearest: {ours}." for theirs, ours in _ELSEWHERE.items()}
 
 
 def request_from(prompt: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call's arguments. Raises `InputError` for one that there is not, with the nearest."""
-    known = [field.name for field in fields(Request)]
-    for name in arguments:
-        if name not in known:
-            near = [_ELSEWHERE[name]] if name in _ELSEWHERE else difflib.get_close_matches(name, known, 1)
-            nearest = f" The nearest: {near[0]}." if near else ""
-            raise InputError(f"there is no argument {name!r}.{nearest}")
+    check_names(arguments, [field.name for field in fields(Request)], _HINTS)
     return Request(prompt=prompt, **arguments)
 
 
@@ -129,7 +126,7 @@ class Job:
     control_scales: tuple[float, ...]
     control_spans: tuple[tuple[float, float], ...]  # fractions of the steps at which each begins and ends
     task: Task
-    notes: tuple[str, ...]  # what was done to the pictures given
+    notes: tuple[str, ...]  # what was done to the pictures given, and what in the prompts has no meaning
 
 
 def resolve(request: Request, plan: Plan) -> Job:
@@ -142,9 +139,11 @@ def resolve(request: Request, plan: Plan) -> Job:
     height, width = _size(request, given.size(plan.profile.factor) or hints.size, plan.profile)
     plan.profile.check(batch=count, height=height, width=width)
     task = task_of(given, plan, steps=steps, count=count, height=height, width=width)
+    negatives = _negatives(request, plan, len(prompts))
+    syntax = syntax_notes([*prompts, *filter(None, negatives)])
     return Job(
         prompts=tuple(p for p in prompts for _ in range(each)),
-        negative_prompts=tuple(n for n in _negatives(request, plan, len(prompts)) for _ in range(each)),
+        negative_prompts=tuple(n for n in negatives for _ in range(each)),
         seeds=_seeds(request.seed, count),
         steps=steps,
         guidance_scale=number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
@@ -161,7 +160,7 @@ def resolve(request: Request, plan: Plan) -> Job:
         control_scales=hints.scales,
         control_spans=hints.spans,
         task=task,
-        notes=tuple(notes_of(given, hints.all_pictures, task, height, width)),
+        notes=(*notes_of(given, hints.all_pictures, task, height, width), *syntax),
     )
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from calotype.errors import SourceError
 Floats = NDArray[np.float32]
 
 _HEADER_BYTES = 100_000_000  # no header is longer
+_AXES = 32  # of an array of numpy 1
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
 _WHOLE = {"I64": "<i8", "I32": "<i4"}
 
@@ -40,6 +41,7 @@ class TensorFile(Mapping[str, Floats]):
             said = header.pop("__metadata__", None)
             self.metadata = {} if said is None else {name: str(value) for name, value in said.items()}
             self._entries = {name: _Entry(told) for name, told in header.items()}
+            _check_no_holes(self._entries.values())
         except OSError as broken:
             raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
@@ -82,11 +84,22 @@ class TensorFile(Mapping[str, Floats]):
         return len(self._entries)
 
 
+def _check_no_holes(entries: Iterable[_Entry]) -> None:
+    """Each tensor begins where the one before it ends, as the format has it: a file is no longer than its tensors."""
+    end = 0
+    for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
+        if entry.begin != end:
+            raise ValueError(entry.begin)
+        end = entry.end
+
+
 class _Entry:
     """One line of the header. Raises whatever a wrong one makes Python raise."""
 
     def __init__(self, told: Any) -> None:
         self.kind = str(told["dtype"])
+        if len(told["shape"]) > _AXES:
+            raise ValueError(self.kind)
         self.shape = tuple(int(size) for size in told["shape"])
         self.begin, self.end = (int(at) for at in told["data_offsets"])
         known = (_TYPES | _WHOLE).get(self.kind)

@@ -26,6 +26,7 @@ from calotype.prompt import ADDED, END, START, added_numbers, added_words, vocab
 TEACHER = 2  # raised when the way words are added changes what comes out
 _OF_SDXL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
 _UNNAMED = ("emb_params", "*", *_OF_SDXL.values())
+_MOST_VECTORS = 75 * 32  # of one word: what a prompt of all its chunks holds
 _TABLE = "embeddings.token_embedding.weight"
 
 
@@ -84,6 +85,8 @@ def word_from(said: str | Path, source: Source) -> Word:
             f"{path} does not fit the model: its vectors are {told}, and the model's words are "
             f"{' and '.join(map(str, wide.values()))} wide. Take one of the model's own family."
         )
+    if max(counts) > _MOST_VECTORS:
+        raise SourceError(f"{path} holds {max(counts)} vectors for one word; a prompt has room for {_MOST_VECTORS}.")
     return Word(path=path, text=_word(called or text, path), tensors=tensors, count=counts.pop())
 
 

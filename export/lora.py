@@ -13,11 +13,12 @@ from typing import Any
 
 from calotype.errors import SourceError
 from calotype.export.child import Outcome, in_child
-from calotype.export.source import Source, read_source
+from calotype.export.source import Source, read_source, stem_of
 from calotype.export.store import fetch, key_of
 from calotype.export.versions import versions
+from calotype.export.weights import check_safetensors, weight_files
 from calotype.family import TEXT_ENCODERS
-from calotype.lora import READER, Lora, components_in, loras_from, patches_of
+from calotype.lora import READER, Lora, Shapes, components_in, keys_that_fit, loras_from, patches_of
 
 FUSER = 2  # raised when the way weights are fused changes what comes out
 
@@ -30,6 +31,9 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
     given = loras_from(list(said))
     if given and not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
         raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
+    shapes = {name: _shapes(source.folders[name], stem_of(name)) for name in _networks(source)}
+    for lora in given:  # by the headers alone: a large file that does not fit is not read to be hashed
+        keys_that_fit(lora, shapes)
     model = str(source.folder)  # not the name, which may be the hub's, or a checkpoint's
     loras, idle = [lora for lora in given if lora.weight], [lora for lora in given if not lora.weight]
     if idle:  # they must fit as well; nothing of them is saved
@@ -61,6 +65,16 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
 def _fuse(loras: Sequence[Lora], model: str, out: Path) -> Outcome:
     files = [[str(lora.path), lora.weight] for lora in loras]
     return in_child("fusing the LoRAs", "calotype.export.lora:fuse_into", out=str(out), model=model, loras=files)
+
+
+def _shapes(folder: Path, stem: str) -> Shapes:
+    """Layer -> its weight's shape, by the headers of a network's files; embeddings are among them."""
+    return {
+        name.removeprefix("text_model.").removesuffix(".weight"): tuple(shape)
+        for file in weight_files(folder, stem)
+        for name, shape in check_safetensors(file).shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    }
 
 
 def _networks(source: Source) -> list[str]:

@@ -121,18 +121,19 @@ def read_source(
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     _check_classes(configs, folders, vae)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
+    tokenizers = {encoder: folder / name for encoder, name in TEXT_ENCODERS[kind].items()}
+    for vocabulary in tokenizers.values():
+        tokenizer_files(vocabulary)
+    files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # all headers, then all digests
     said = {name: index[name] for name in _SAID if name in index}
-    source = Source(
+    return Source(
         model=str(model),
         folder=folder,
         configs={**configs, "scheduler": scheduler, "model_index": said},
         folders=folders,
-        digests={name: _digest(weight_files(path, stem_of(name))) for name, path in folders.items()},
-        tokenizers={encoder: folder / name for encoder, name in TEXT_ENCODERS[kind].items()},
+        digests={name: _digest(each) for name, each in files.items()},
+        tokenizers=tokenizers,
     )
-    for vocabulary in source.tokenizers.values():
-        tokenizer_files(vocabulary)
-    return source
 
 
 def _check_classes(configs: Mapping[str, Any], folders: Mapping[str, Path], vae: str | Path | None) -> None:

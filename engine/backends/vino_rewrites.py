@@ -7,11 +7,14 @@ measured by `calotype bench --ablation`.
 
 from __future__ import annotations
 
+import difflib
 import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
+
+from calotype.errors import InputError
 
 # Elements from which on putting a tensor into another layout costs more than a few small kernels: of graphs in floats,
 # and of those in eight bits, whose layouts are changed twice. Smaller ones in bfloat16 are no faster, and less exact.
@@ -200,8 +203,12 @@ def chosen() -> list[str]:
 
 
 def without() -> frozenset[str]:
-    """What the environment says is to be left undone."""
-    return frozenset(filter(None, os.environ.get(WITHOUT, "").split(",")))
+    """What the environment says is to be left undone. Raises `InputError` for a name that is no piece."""
+    names = frozenset(filter(None, map(str.strip, os.environ.get(WITHOUT, "").split(","))))
+    for name in sorted(names.difference(PIECES)):
+        near = "".join(f" The nearest: {each}." for each in difflib.get_close_matches(name, PIECES, 1))
+        raise InputError(f"{WITHOUT} names {name!r:.80}; it may name {', '.join(PIECES)}.{near}")
+    return names
 
 
 def rewritten(model: Any, names: Iterable[str]) -> dict[str, int]:

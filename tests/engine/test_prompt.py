@@ -87,6 +87,32 @@ def test_a_weight_that_is_none_is_told():
         pieces_of("(at 12:30)")
 
 
+@pytest.mark.parametrize("prompt", ["(" * 1_000_000, "red " * 25_001, "(red:1.1)" * 20_000])
+def test_a_prompt_has_at_most_100000_characters(prompt, fake):
+    for prompts in ({"prompt": prompt}, {"prompt": "x", "negative_prompt": prompt}):
+        with pytest.raises(InputError, match="100,000"):
+            fake(**prompts)
+
+
+@pytest.mark.parametrize("prompt", ["(" * 100_000, ("(" * 20 + "a" + ":1.01)" * 20) * 690, "\\" * 100_000])
+def test_the_longest_prompt_is_read(prompt, fake):
+    assert fake(prompt, steps=1).images
+
+
+@pytest.mark.parametrize("weight", ["9" * 5000, "1" * 400, "0.5:" + "9" * 100])
+def test_a_weight_of_many_digits_is_told_in_short(weight):
+    with pytest.raises(InputError, match="from 0 to 10") as refused:
+        pieces_of(f"(red:{weight})")
+    assert len(str(refused.value)) < 300
+
+
+def test_nested_weights_do_not_grow_without_end():
+    assert [p.weight for p in pieces_of("(((red:10):10):10)") if p.text] == [1000]
+    with pytest.raises(InputError, match="nested"):
+        pieces_of("(" * 40 + "red" + ":10)" * 40)
+    assert [p.weight for p in pieces_of("(" * 40 + "red" + ":0.1)" * 40) if p.text] == [pytest.approx(1e-40)]
+
+
 def test_weights_stand_at_their_tokens(folder):
     tokens = ClipTokenizer(folder, 77)(["a (red:1.5) ring", "a red ring"])
     np.testing.assert_array_equal(tokens.ids[0], tokens.ids[1])

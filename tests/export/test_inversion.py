@@ -1,6 +1,7 @@
 """Textual inversion: the pictures of diffusers with the same files, on every backend, and in plans."""
 
 import json
+import os
 
 import diffusers
 import numpy as np
@@ -244,3 +245,13 @@ def test_files_that_are_not_there_or_pickles(tmp_path):
             learn(read_source("demo"), [tmp_path / name])
     with pytest.raises(SourceError, match=r"the file ~nosuchuser/x cannot be looked at"):
         learn(read_source("demo"), ["~nosuchuser/x"])
+
+
+def test_more_vectors_than_a_prompt_holds_are_refused_before_the_file_is_hashed(demo_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("calotype.export.inversion.file_digest", lambda path: pytest.fail("hashed"))
+    source, path, count = read_source(demo_folder), tmp_path / "x.safetensors", 64 << 20
+    header = json.dumps({"<x>": {"dtype": "F32", "shape": [count, 128], "data_offsets": [0, 512 * count]}}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + 512 * count)
+    with pytest.raises(SourceError, match="vectors"):
+        learn(source, [path])

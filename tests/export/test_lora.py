@@ -230,6 +230,12 @@ NO_SENSE = {
     "no alpha": (pair(alpha=torch.ones(0)), {}, r"alpha is of shape \[0\] and should be one number"),
     "a word": (pair(), {"unet.lora_alpha": "x"}, "the alphas in its lora_adapter_metadata make no sense"),
     "a list": (pair(), {"unet.alpha_pattern": [1]}, "the alphas in its lora_adapter_metadata make no sense"),
+    "a pattern without end": (pair(), {"unet.alpha_pattern": {"(.*)*(.*)*x": 1}}, "make no sense"),
+    "70 axes": (
+        pair(**{"lora_up.weight": torch.ones(6, 2, *[1] * 60)}),
+        {},
+        "is no safetensors file",
+    ),
     "no pattern": (pair(), {"unet.alpha_pattern": {"(": 1}}, "the alphas in its lora_adapter_metadata make no sense"),
 }
 
@@ -325,6 +331,111 @@ def test_what_may_be_said(tmp_path):
     assert loras_from((path, 0.5)) == loras_from([(path, 0.5)]) == loras_from(f"{path}:0.5")
 
 
+def weights_of(named):
+    return [lora.weight for lora in loras_from(named)]
+
+
+def test_a_mapping_is_of_files_to_weights(tmp_path):
+    a, b = tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    for path in (a, b):
+        save_file(pair(), path)
+    assert weights_of({a: 0.5, str(b): np.float32(0.25)}) == [0.5, 0.25]
+    assert weights_of([{a: 0.5}, b, {b: -1}]) == [0.5, 1.0, -1.0]
+    assert weights_of({}) == []
+    assert weights_of((a, b)) == [1.0, 1.0]
+    assert weights_of((a, b, a)) == [1.0, 1.0, 1.0]
+    assert weights_of(named for named in (a, (b, 0.5))) == [1.0, 0.5]
+    assert weights_of({a: 0.5, b: 2}.items()) == [0.5, 2.0]
+    for weight in (None, "much", True, [1], 10**400, 11):
+        with pytest.raises(SourceError, match="weight is a number"):
+            loras_from({a: weight})
+    for named in ({1: 0.5}, str(a).encode(), {a}, frozenset([a]), [[a]], (a, b"1")):
+        with pytest.raises(SourceError, match="LoRA"):
+            loras_from(named)
+
+
+def test_load_takes_what_set_lora_takes(eager, sd21_folder, tmp_path, lora_file):
+    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+    for named in ({path: 0.5}, (each for each in [(path, 0.5)]), f"{tmp_path}:0.5"):
+        assert calotype.load(sd21_folder, backend="eager", lora=named).loras == ((str(path), 0.5),)
+    eager.set_lora({path: 0.5})
+    assert eager.loras == ((str(path), 0.5),)
+    eager.set_lora(None)
+
+
+def test_a_folder_is_the_lora_in_it(tmp_path):
+    folder = tmp_path / "a:b"
+    folder.mkdir()
+    save_file(pair(), folder / "x.safetensors")
+    (folder / "README.md").write_text("x")
+    assert [lora.path.name for lora in loras_from(folder)] == ["x.safetensors"]
+    assert weights_of(f"{folder}:0.8") == weights_of({folder: 0.8}) == [0.8]
+    save_file(pair(), folder / "y.safetensors")
+    with pytest.raises(SourceError, match=r"'x\.safetensors', 'y\.safetensors'"):
+        loras_from(folder)
+    save_file(pair(), folder / "pytorch_lora_weights.safetensors")
+    assert [lora.path.name for lora in loras_from(f"{folder}:0.5")] == ["pytorch_lora_weights.safetensors"]
+
+
+def test_folders_that_are_no_lora_are_told(tmp_path, monkeypatch):
+    with pytest.raises(SourceError, match="nothing"):
+        loras_from(tmp_path)
+    save_file(pair(), tmp_path / "adapter_model.safetensors")
+    monkeypatch.chdir(tmp_path)
+    for named in ("", ":0.5"):  # not the folder where one is
+        with pytest.raises(SourceError, match="no LoRA file"):
+            loras_from(named)
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(SourceError, match="peft"):
+        loras_from(tmp_path)
+
+
+def sparse(path, entries):
+    """A file of this header, as long as it says, that takes no room."""
+    header = json.dumps({name: {"dtype": "F32", **entry} for name, entry in entries.items()}).encode()
+    path.write_bytes(len(header).to_bytes(8, "little") + header)
+    os.truncate(path, 8 + len(header) + max(entry["data_offsets"][1] for entry in entries.values()))
+
+
+_WIDE = 64 << 28
+TOO_LARGE = {
+    "no place": {"unet.x.lora_A.weight": {"shape": [_WIDE], "data_offsets": [0, 4 * _WIDE]}},
+    "a rank": {
+        "unet.conv_in.lora_A.weight": {"shape": [1 << 28, 8], "data_offsets": [0, 1 << 33]},
+        "unet.conv_in.lora_B.weight": {"shape": [6, 1 << 28], "data_offsets": [1 << 33, 14 << 30]},
+    },
+    "a hole": {"unet.conv_in.lora_A.weight": {"shape": [2, 8], "data_offsets": [64 << 30, (64 << 30) + 64]}},
+}
+
+
+@pytest.mark.parametrize("case", TOO_LARGE)
+def test_a_file_that_does_not_fit_is_not_hashed(tmp_path, monkeypatch, case):
+    monkeypatch.setattr("calotype.lora.file_digest", lambda path: pytest.fail("hashed"))
+    sparse(tmp_path / "x.safetensors", TOO_LARGE[case])
+    with pytest.raises(SourceError, match=r"x\.safetensors"):
+        patches_of(loras_from(tmp_path / "x.safetensors"), {"unet": {"conv_in": (6, 8)}})
+
+
+def test_nor_is_it_for_a_build(sd21_folder, tmp_path, monkeypatch):
+    monkeypatch.setattr("calotype.lora.file_digest", lambda path: pytest.fail("hashed"))
+    monkeypatch.setattr("calotype.export.lora.in_child", lambda *_, **__: pytest.fail("fused"))
+    sparse(tmp_path / "x.safetensors", TOO_LARGE["no place"])
+    with pytest.raises(SourceError, match="does not fit"):
+        fuse(read_source(sd21_folder), [tmp_path / "x.safetensors"])
+
+
+def test_two_names_of_one_part_are_refused(tmp_path):
+    twin = {"unet.conv_in.lora_A.weight": torch.zeros(2, 8)}
+    with pytest.raises(SourceError, match=r"lora_A\.weight"):
+        patches_in(tmp_path / "x.safetensors", pair() | twin)
+
+
+def test_products_that_are_not_finite_are_refused(tmp_path):
+    large = {f"lora_{part}.weight": torch.full(shape, 1e30) for part, shape in (("down", (2, 8)), ("up", (6, 2)))}
+    with pytest.raises(SourceError, match="finite"):
+        patches_in(tmp_path / "x.safetensors", pair(**large))
+
+
 def layer_of(folder, *, rank=2, wide=None, name="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"):
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     out, into = weights["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"].shape
@@ -394,9 +505,10 @@ def test_peft_settings_that_cannot_be_added_are_told(eager, sd21_folder, tmp_pat
     save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})})
     with pytest.raises(SourceError, match="trained with use_rslora"):
         eager.set_lora(path)
-    save_file(tensors, path, {"lora_adapter_metadata": "["})
-    with pytest.raises(SourceError, match="no JSON object"):
-        eager.set_lora(path)
+    for text in ("[", "[" * 5000):
+        save_file(tensors, path, {"lora_adapter_metadata": text})
+        with pytest.raises(SourceError, match="no JSON object"):
+            eager.set_lora(path)
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])

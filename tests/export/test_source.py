@@ -48,6 +48,14 @@ def test_files_of_other_kinds_and_no_files_at_all(tmp_path):
             calotype.load(tmp_path / name if name.startswith("x") else name)
 
 
+def test_all_headers_are_checked_before_the_first_file_is_hashed(model_copy, monkeypatch):
+    monkeypatch.setattr("calotype.export.source.file_digest", lambda path: pytest.fail("hashed"))
+    (file,) = (model_copy / "vae").glob("*.safetensors")
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(SourceError, match="vae"):
+        read_source(model_copy)
+
+
 def test_what_ships_is_named_as_text_or_as_a_path():
     assert find(Path("demo")) == find("demo")
 
