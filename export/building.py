@@ -44,9 +44,9 @@ from calotype.export.tuning import TUNED, Judging, part_of, tuned
 from calotype.export.versions import tool_versions
 from calotype.family import Family, family_of
 from calotype.home import home
+from calotype.nvidia import gpu_name
 from calotype.plan import Plan, is_plan, read_plan, write_plan
 from calotype.schedulers import spec_from
-from calotype.trust import gpu_name
 
 BUILDER = 2  # raised when the same spec would make another plan
 TUNED_PRECISIONS = ("int8", "fp8", "auto")
