@@ -12,20 +12,18 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.backends.trt_library import LIBRARIES
+from calotype.backends.base import Adaptable, Arrays, Runner
 from calotype.bindings import check_arrays
 from calotype.errors import BackendError, DeviceFullError, InputError, NotFiniteError, first_line
 from calotype.nvidia import has_gpu
 from calotype.patches import NONE, Patches
 from calotype.plan import Artefact, PlannedComponent
 from calotype.timeline import span
-
-Arrays = Mapping[str, NDArray[Any]]
 
 # name -> module. Each module has FORM (the artefacts it opens), PRECISIONS (those it runs), `unavailable()` and
 # `open_runner(component, artefact)`.
@@ -42,38 +40,11 @@ _MODULES = {
 NAMES = tuple(_MODULES)
 # The fake backend makes no pictures: by name alone.
 AUTO = ("openvino", "onnxruntime", "eager")
-COMPILED = tuple(LIBRARIES)  # forms that take minutes to make: auto opens them, and does not make them
+COMPILED = ("tensorrt", "tensorrt-rtx")  # forms that take minutes to make: auto opens them, and does not make them
 ON_GPU = (*COMPILED, "cuda", "onnxruntime-cuda")
 AUTO_ON_GPU = ("tensorrt", "cuda", "onnxruntime-cuda")  # before the others, where there is an NVIDIA GPU
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
-
-
-class Runner(Protocol):
-    """A loaded component. Threads may share it."""
-
-    backend: str
-    precision: str
-
-    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """All outputs by name. The caller has checked the inputs against the bindings."""
-        ...
-
-
-@runtime_checkable
-class Adaptable(Protocol):
-    """A runner whose weights can be changed: by new initialisers, new constants, a refit, or in place."""
-
-    def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Layer, as the model calls it -> its weight's shape: of every linear layer and convolution."""
-        ...
-
-    def adapt(self, patches: Patches) -> None:
-        """From now on each weight is its own with its patch added, and every other its own, bit for bit.
-
-        Nobody runs it meanwhile. Raises `BackendError`; the runner may then be used no more until `adapt` succeeds.
-        """
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)

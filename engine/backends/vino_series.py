@@ -8,7 +8,7 @@ left undone, so that each can be measured.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 
@@ -21,15 +21,48 @@ from calotype.remembered import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+    from contextlib import AbstractContextManager
 
-    from calotype.backends import Arrays
-    from calotype.backends.vino import VinoRunner
+    from calotype.backends.base import Arrays
 
 Array = np.ndarray[Any, Any]
 
 _SMALL = 3e10  # bytes of weights times places of the latents: up to here calls are short, and waiting shows (measured)
 _TABLES = 16  # blocks of timesteps whose numbers are remembered: 2 MB each of Stable Diffusion 1's
 _BLOCKS = (1, 4, 8, 16, 32)  # timesteps that go through their part at once: one compilation for many step counts
+
+
+class Compiler(Protocol):
+    """A network that compiles parts of its graph for the shapes of a call, and keeps some of what it compiled."""
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]:
+        """Held around every use of the requests."""
+        ...
+
+    @property
+    def weights_bytes(self) -> int:
+        """The size of all weights."""
+        ...
+
+    @property
+    def output_names(self) -> list[str]:
+        """The outputs in the network's order."""
+        ...
+
+    def kept(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return what was made for this key, or make it now. Call it under the lock."""
+        ...
+
+    def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
+        """Return the graph for these shapes."""
+        ...
+
+    def compiled(
+        self, key: Mapping[str, Any], graph: Callable[[], Any], *, streams: int = 1, precise: bool = False
+    ) -> list[Request]:
+        """Return a request for each stream of the graph that `key` describes."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,7 +106,7 @@ class Stages:
 class VinoSeries:
     """Calls with the same inputs but for the sample, its timestep, and what ControlNets add."""
 
-    def __init__(self, runner: VinoRunner, given: Arrays, timesteps: Array, *, twice: bool, reuses: int) -> None:
+    def __init__(self, runner: Compiler, given: Arrays, timesteps: Array, *, twice: bool, reuses: int) -> None:
         """As `calotype.series.Series`."""
         left = without()
         self._runner = runner
@@ -245,7 +278,7 @@ def _slice(indices: Array) -> slice | Array:
     return slice(first, last + 1) if np.array_equal(indices, np.arange(first, last + 1)) else indices
 
 
-def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
+def _made(runner: Compiler, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
     """Compile what `key` says. Holds nothing of the series that asked."""
     graphs: list[Parts] = []
     cuts: list[Any] = []
