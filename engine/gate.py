@@ -7,6 +7,7 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+from calotype import forks
 from calotype.errors import InputError
 
 
@@ -14,6 +15,11 @@ class Gate:
     """A change waits for the pictures under way; pictures that come while it waits are painted after it."""
 
     def __init__(self) -> None:
+        self.after_fork()
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """Be empty: who was inside is a thread of the parent."""
         self._free = threading.Condition()
         self._painting: Counter[int] = Counter()  # thread -> its pictures under way
         self._changes = 0  # waiting, or being made

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype import forks
 from calotype.adapters import Adapters
 from calotype.backends import COMPILED, ON_GPU, Choice, Opened, open_component
 from calotype.backends.device import free_bytes
@@ -79,8 +80,8 @@ class Pipeline:
         self.plan = plan
         self._choice = choice
         self._opened: dict[str, Opened] = {}
-        self._opening = threading.Lock()
-        self._guard = threading.Lock()
+        self._opening = forks.Lock()
+        self._guard = forks.Lock()
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
         self._codec = Codec(plan, self.component, lambda: free_bytes() if self._on_gpu else None)
@@ -132,6 +133,7 @@ class Pipeline:
 
     def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[Work, threading.Event]:
         """All questions answered, and what `cancel` sets."""
+        forks.check()
         stop = threading.Event()
         with self._guard:
             self._under_way.add(stop)  # for as long as the work lives
@@ -140,7 +142,8 @@ class Pipeline:
         loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
         if not self._on_gpu:  # which keeps no attention scores, and tells when it is full
             check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
-        spec, sampler = self._sampler(job)
+        with forks.running():
+            spec, sampler = self._sampler(job)
         portions = self._codec.portions(len(job.seeds), job.height, job.width)
         return Work(job=job, spec=spec, sampler=sampler, portions=portions), stop
 
@@ -155,7 +158,9 @@ class Pipeline:
         with self._opening:
             if name not in self._opened:
                 self._opened[name] = open_component(self.plan.components[name], self._choice)
-            return self._opened[name]
+            opened = self._opened[name]
+        opened.reopen_after_fork()
+        return opened
 
     def set_lora(self, lora: Given = None) -> None:
         """Paint with these LoRAs from now on, in place of those before; with None, with the model's own weights.
@@ -242,7 +247,13 @@ class Pipeline:
 
     def _run(self, work: Work, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
         with self._adapters.held() as loras:
-            yield from self._painting(replace(work, loras=loras), stop, before)
+            events = self._painting(replace(work, loras=loras), stop, before)
+            while True:
+                with forks.running():
+                    event = next(events, None)
+                if event is None:
+                    return
+                yield event
 
     def _painting(self, work: Work, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
         watch, sampler, job = Stopwatch(), work.sampler, work.job

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calotype import forks
 from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError
 from calotype.preview import preview_coefficients
@@ -43,7 +44,7 @@ _WIDTH = 256  # how many random numbers run along
 _LOUD = 10.0  # they are this much louder than a picture, so that no clipping stays out of sight
 _MOST_DRAWS = 2  # of noise in one call; no scheduler of diffusers draws more
 _TOLERANCE = 1e-6  # of the sum of the terms' magnitudes: what float32 itself would show
-_COMPILING = threading.RLock()
+_COMPILING = forks.Lock(threading.RLock)
 
 
 def compile_sampler(

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 from typing import Generic, TypeVar
+
+from calotype import forks
 
 Value = TypeVar("Value")
 
@@ -17,7 +18,7 @@ class Remembered(Generic[Value]):
         """`most` is how many are kept."""
         self._most = most
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
-        self._lock = threading.Lock()
+        self._lock = forks.Lock()
 
     def __call__(self, key: Hashable, make: Callable[[], Value]) -> Value:
         """The key's value, made now where it is not remembered."""

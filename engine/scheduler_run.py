@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from calotype import forks
 from calotype.course import Course
 from calotype.errors import SamplerError
 from calotype.sampler import Draw, Latents, Original, check_original, check_shape, check_turn
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
 
 __all__ = ["SchedulerRun", "SchedulerSampler", "Stretch", "served_draws"]
 
-_PATCHING = threading.RLock()
+_PATCHING = forks.Lock(threading.RLock)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,7 +8,7 @@ its own, imported when it is opened.
 from __future__ import annotations
 
 import importlib
-import threading
+import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
@@ -17,9 +17,11 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from calotype import forks
 from calotype.backends.base import Adaptable, Arrays, Runner
+from calotype.backends.device import is_full
 from calotype.bindings import check_arrays
-from calotype.errors import BackendError, DeviceFullError, InputError, NotFiniteError, first_line
+from calotype.errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError, first_line
 from calotype.nvidia import has_gpu
 from calotype.patches import NONE, Patches
 from calotype.plan import Artefact, PlannedComponent
@@ -69,8 +71,8 @@ class Choice:
 class Opened:
     """A component with the runner that was chosen for it, and why. Threads may share it.
 
-    Where the numbers that come out are not finite, the next artefact of a higher precision takes over, for good;
-    `retried` then says so.
+    Where the numbers that come out are not finite, the next artefact of a higher precision takes over, for good. Where
+    a backend of a list fails at its first run, the next one does. `retried` then says so.
     """
 
     def __init__(self, component: PlannedComponent, choice: Choice) -> None:
@@ -80,9 +82,35 @@ class Opened:
         self.shapes_given: Mapping[str, tuple[int, ...]] = {}  # of the inputs that were checked last
         self._choice = choice
         self._patches = NONE
-        self._switching = threading.Lock()
+        self._switching = forks.Lock()
+        self._of_the_parent = False  # is the runner one of a process that this one was forked from?
+        self._passed_over: Mapping[str, str] = {}  # backend -> why another was taken
+        self._ran: Runner | None = None  # the runner that has worked
         self.runner: Runner
-        self._open(_candidates(component, choice), choice.passed_over)
+        with forks.running():
+            self._open(_candidates(component, choice), choice.passed_over)
+        forks.track(self)
+
+    def after_fork(self) -> None:
+        """The runner's threads are not in this process."""
+        self._of_the_parent = True
+
+    def reopen_after_fork(self) -> None:
+        """Open anew in a forked child. Raises `BackendError` where the device or a library cannot be used in one."""
+        forks.check()
+        if not self._of_the_parent:
+            return
+        with self._switching:
+            if not self._of_the_parent:  # another thread has done it
+                return
+            if self.runner.backend in ON_GPU:
+                raise BackendError(
+                    f"{self.runner.backend} cannot be used in a process that was forked from one that uses the GPU; "
+                    "start processes by spawn: multiprocessing.get_context('spawn')."
+                )
+            forks.keep(self.runner)
+            self._open(_candidates(self.component, self._choice), self._choice.passed_over)
+            self._ran, self._of_the_parent = None, False
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
         """Check the inputs against the bindings, then run.
@@ -106,17 +134,18 @@ class Opened:
         Raises:
             BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
         """
+        self.reopen_after_fork()
         while True:
             runner = self.runner
             try:
-                with span(self.component.name):
+                with span(self.component.name), forks.running():
                     outputs = run(runner)
-            except (InputError, DeviceFullError):
+            except (InputError, DeviceFullError, Cancelled, NotFiniteError):
                 raise
-            except Exception as failed:  # out of memory, an id beyond the vocabulary: each library has kinds of its own
-                raise BackendError(
-                    f"{runner.backend} failed on the {self.component.name}: {first_line(failed)}"
-                ) from failed
+            except Exception as failed:  # each library raises its own kinds
+                self._hand_over(runner, failed)
+                continue
+            self._ran = runner
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
@@ -135,7 +164,7 @@ class Opened:
 
     def _open(self, candidates: Iterator[tuple[str, Artefact | str]], passed_over: Mapping[str, str]) -> None:
         """Take the first candidate that opens."""
-        told = dict(passed_over)
+        told = self._passed_over = dict(passed_over)
         for name, artefact in candidates:
             if isinstance(artefact, str):  # the reason why there is none
                 told[name] = artefact
@@ -153,6 +182,32 @@ class Opened:
             return
         said = "; ".join(f"{n}: {why_not}" for n, why_not in told.items())
         raise BackendError(f"no backend could open the {self.component.name}. {said}")
+
+    def _hand_over(self, failed: Runner, error: Exception) -> None:
+        """Open the next artifact in the order of the choice where the backend fails at its first run.
+
+        Raises:
+            BackendError: the backend was named alone, worked before, or ran out of memory; or nothing else can run.
+        """
+        reason = first_line(error)
+        with self._switching:
+            if self.runner is not failed:  # another thread has done it
+                return
+            told = f"{failed.backend} failed on the {self.component.name}: {reason}"
+            full = isinstance(error, MemoryError) or is_full(reason)
+            if self._ran is failed or full or len(self._choice.wanted) == 1:
+                raise BackendError(told) from error
+            here = failed.backend, self.artefact
+            candidates = itertools.dropwhile(lambda each: each != here, _candidates(self.component, self._choice))
+            next(candidates, None)
+            try:
+                self._open(candidates, {**self._passed_over, failed.backend: f"failed at its first run: {reason}"})
+            except BackendError as none:
+                raise BackendError(f"{told}; {none}") from error
+            self.retried += (
+                f"{_called(self.component)}: {failed.backend} failed at its first run ({reason}); "
+                f"{self.runner.backend} took over",
+            )
 
     def _raise_precision(self, failed: Runner) -> None:
         """Replace the runner whose numbers are not finite. Raises `NotFiniteError` where nothing higher can run."""

@@ -22,8 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What torch and NVIDIA's libraries say where the device is full.
-_FULL = ("out of memory", "alloc_failed", "cuda_error_out_of_memory", "outofmemory", "failed to allocate")
+# What torch, NVIDIA's libraries and C++ say where there is no memory.
+_FULL = ("bad_alloc", "out of memory", "alloc_failed", "cuda_error_out_of_memory", "outofmemory", "failed to allocate")
 
 
 def is_full(told: str) -> bool:

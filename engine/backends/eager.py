@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calotype import threads
+from calotype import forks, threads
 from calotype.errors import BackendError, SourceError
 
 if TYPE_CHECKING:
@@ -17,6 +17,9 @@ if TYPE_CHECKING:
 
 FORM = "diffusers"
 PRECISIONS = ("fp32",)
+_FORKED = (
+    "eager uses one thread, as this process was forked after PyTorch was loaded; start processes by spawn to use more"
+)
 
 
 def unavailable() -> str | None:
@@ -37,13 +40,14 @@ class EagerRunner:
         from calotype.backends.weights_torch import ModuleWeights
         from calotype.modules import load_module
 
-        torch.set_num_threads(threads.available())
+        torch.set_num_threads(1 if forks.torch_stays_alone() else threads.available())
         try:
             self._module = load_module(component.name, artefact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
         self._weights = ModuleWeights.of(self._module)
         self._names = [b.name for b in component.outputs]
+        self.notes = (_FORKED,) if forks.torch_stays_alone() else ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Layer -> its weight's shape."""

@@ -13,13 +13,12 @@ import importlib
 import importlib.util
 import os
 import sys
-import threading
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calotype import threads
+from calotype import forks, threads
 from calotype.backends.vino_cache import CompiledCache, files_of
 from calotype.backends.vino_graph import element_types, sized
 from calotype.backends.vino_pages import giving_back
@@ -28,7 +27,7 @@ from calotype.backends.vino_rewrites import chosen, rewritten
 from calotype.backends.vino_series import VinoSeries
 from calotype.backends.weights_onnx import OnnxWeights
 from calotype.backends.weights_vino import patch_model
-from calotype.errors import BackendError
+from calotype.errors import BackendError, InputError
 from calotype.memory import available_bytes
 from calotype.patches import NONE
 
@@ -55,7 +54,7 @@ def unavailable() -> str | None:
 
 
 _CONVERTER = "openvino.tools.ovc"
-_IMPORTING = threading.Lock()
+_IMPORTING = forks.Lock()
 
 
 def library() -> Any:
@@ -108,10 +107,12 @@ class VinoRunner:
         if artefact.precision not in PRECISIONS:
             raise BackendError(f"openvino runs {', '.join(PRECISIONS)}, and the artefact is {artefact.precision}")
         self.precision = artefact.precision
+        self.name = component.name
+        self.notes: tuple[str, ...] = ()  # for reports
         self._outputs = component.outputs
         self.output_names = [b.name for b in component.outputs]
         self.weights_bytes = _bytes_of(artefact)
-        self.lock = threading.Lock()
+        self.lock = forks.Lock()
         self._kept: OrderedDict[str, Any] = OrderedDict()  # requests or stages; the last one used is the last
         self._path = artefact.path
         if "bf16" in artefact.precision and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
@@ -209,6 +210,8 @@ class VinoRunner:
             model = graph()
             rewritten(model, self._rewrites)
             compiled = _core().compile_model(model, "CPU", dict(settings))
+        except InputError:
+            raise
         except Exception as failed:
             raise BackendError(f"OpenVINO cannot compile it for {_said(key)}: {plain(failed)}") from failed
         wanted = settings["INFERENCE_PRECISION_HINT"]

@@ -27,7 +27,7 @@ _LARGEST_BYTES = 512 << 20  # a blob holds all weights again: for large networks
 _MOST_BYTES = 2 << 30  # of all blobs; the ones not used for longest give way
 _DAY_S = 86400
 _DIGEST, _DIGEST_BYTES = hashlib.sha256, 32
-_GRAPHS = 6  # counts up when a file of one version is taken apart or rewritten otherwise than before
+_GRAPHS = 7  # counts up when a file of one version is taken apart or rewritten otherwise than before
 
 
 class CompiledCache:

@@ -129,7 +129,7 @@ def part(model: Any, edges: Iterable[Edge], name: str) -> Any:
     results = []
     for edge in edges:
         output = nodes[edge.node].output(edge.port)
-        output.set_names({edge.name})
+        output.add_names({edge.name})  # an edge may be an input itself, which keeps its own name
         results.append(ov.opset13.result(output))
     return _model(model, results, name)
 
@@ -145,16 +145,30 @@ def rebuilt(model: Any, name: str, more: Iterable[Any] = (), results: Iterable[A
     return _model(model, [*model.get_results(), *results], name, more)
 
 
-def _model(model: Any, results: list[Any], name: str, more: Iterable[Any] = ()) -> Any:
-    """With those parameters alone that the results hang on."""
-    import openvino as ov
+def inputs_behind(model: Any, edges: Iterable[Edge]) -> list[Any]:
+    """The model's parameters that these edges depend on."""
+    nodes = nodes_of(model)
+    needed = _ancestors(nodes[edge.node] for edge in edges)
+    return [p for p in model.get_parameters() if p.get_name() in needed]
 
-    needed, waiting = set(), [result.input(0).get_source_output().get_node() for result in results]
+
+def _ancestors(nodes: Iterable[Any]) -> set[str]:
+    """The unique names of these nodes and of everything that they depend on."""
+    needed: set[str] = set()
+    waiting = list(nodes)
     while waiting:
         node = waiting.pop()
         key = node.get_name()
         if key not in needed:
             needed.add(key)
             waiting += [place.get_source_output().get_node() for place in node.inputs()]
+    return needed
+
+
+def _model(model: Any, results: list[Any], name: str, more: Iterable[Any] = ()) -> Any:
+    """With those parameters alone that the results hang on."""
+    import openvino as ov
+
+    needed = _ancestors(results)
     parameters = [p for p in (*model.get_parameters(), *more) if p.get_name() in needed]
     return ov.Model(results, parameters, name)

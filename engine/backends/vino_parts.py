@@ -16,8 +16,19 @@ from typing import Any
 
 import numpy as np
 
-from calotype.backends.vino_graph import Edge, Hangs, border, dependence, nodes_of, output_of, part, rebuilt, taken_in
-from calotype.errors import BackendError
+from calotype.backends.vino_graph import (
+    Edge,
+    Hangs,
+    border,
+    dependence,
+    inputs_behind,
+    nodes_of,
+    output_of,
+    part,
+    rebuilt,
+    taken_in,
+)
+from calotype.errors import InputError
 
 DEEP = "deep"  # what the deep layers made, where it is used for several calls
 TIMES = "times"  # the input of the part for each call that holds all that hangs on its timestep, one row for all
@@ -53,8 +64,7 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
             the same sample. The part for each call then takes one half of the sample.
     """
     whole = sizing(rows)
-    edges = border(whole, dependence(whole, inputs), Hangs.SAMPLE)
-    timed = tuple(edge for edge in edges if edge.hangs & Hangs.TIME)
+    edges, timed = _cut(whole, inputs, rows)
     alike = all(edge.hangs == Hangs.TIME and _is_added(whole, edge) for edge in timed)
     nodes = nodes_of(whole)
     computed = [e for e in edges if e not in timed and nodes[e.node].get_type_name() != "Parameter"]
@@ -71,18 +81,37 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
     )
 
 
+def _cut(whole: Any, inputs: Mapping[str, Hangs], rows: int) -> tuple[list[Edge], tuple[Edge, ...]]:
+    """Where the graph is cut, and which of these edges depend on the timestep.
+
+    Where a table cannot hold what depends on the timestep, that stays in the part for each call.
+    """
+    edges = border(whole, dependence(whole, inputs), Hangs.SAMPLE)
+    timed = tuple(edge for edge in edges if edge.hangs & Hangs.TIME)
+    if _fits_a_table(whole, timed, rows):
+        return edges, timed
+    inputs = {name: Hangs.SAMPLE if hangs & Hangs.TIME else hangs for name, hangs in inputs.items()}
+    return border(whole, dependence(whole, inputs), Hangs.SAMPLE), ()
+
+
+def _fits_a_table(whole: Any, timed: Sequence[Edge], rows: int) -> bool:
+    """A table holds floats, a row for each image, of inputs that are one number or one vector for each image."""
+    floats = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed)
+    return floats and all(len(p.get_output_shape(0)) <= 2 for p in inputs_behind(whole, timed))
+
+
 def deep_and_shallow(each: Any) -> tuple[Any, Any]:
     """The part for each call with `DEEP` as one more output, and what is left of it where that is an input.
 
     Cut before the last skip connection comes in, as DeepCache does (Ma et al. 2023, arXiv 2312.00858): only the first
-    convolution and the last block depend on the new sample then. `BackendError` for a network without such a place.
+    convolution and the last block depend on the new sample then. `InputError` for a network without such a place.
     """
     import openvino as ov
 
     def place(model: Any) -> Any:
         joined = [n for n in model.get_ordered_ops() if n.get_type_name() == "Concat" and _of_channels(n)]
         if not joined:
-            raise BackendError("cache_interval needs a U-Net with skip connections, and this network has none.")
+            raise InputError("cache_interval needs a U-Net with skip connections, and this network has none.")
         return joined[-1].input(0)
 
     deep, shallow = each.clone(), each.clone()

@@ -31,7 +31,8 @@ class Request:
 
     Attributes:
         inputs, outputs: OpenVINO's own memory, by each of a tensor's names.
-        takes, made: one name for each input and output, in their order.
+        takes: the names of each input, in order. An input has those of identities too that OpenVINO removed after it.
+        made: one name for each output, in order.
     """
 
     def __init__(self, compiled: Any) -> None:
@@ -39,7 +40,7 @@ class Request:
         request = compiled.create_infer_request()
         self.inputs = _arrays(request, compiled.inputs)
         self.outputs = _arrays(request, compiled.outputs)
-        self.takes = [port.get_any_name() for port in compiled.inputs]
+        self.takes: list[set[str]] = [set(port.get_names()) for port in compiled.inputs]
         self.made = [port.get_any_name() for port in compiled.outputs]
         self.start, self.wait, self.cancel = request.start_async, request.wait, request.cancel
 

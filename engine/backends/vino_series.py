@@ -16,7 +16,7 @@ from calotype.backends.vino_graph import Hangs
 from calotype.backends.vino_parts import DEEP, OWN_TIMES, TIMES, Parts, deep_and_shallow, parts_of
 from calotype.backends.vino_request import Request, run, streams_for
 from calotype.backends.vino_rewrites import without
-from calotype.errors import BackendError
+from calotype.errors import BackendError, InputError, first_line
 from calotype.remembered import Remembered
 
 if TYPE_CHECKING:
@@ -121,24 +121,46 @@ class VinoSeries:
         self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
         self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
         self._shares: list[_Share] = []  # of each stream
+        self._rows = 0  # of the whole batch
+        self._worked = False  # has a call come to its end?
         self._order: Array | None = None  # in which their rows are those of the batch; None where they are so already
         self._known: tuple[str, Callable[[], Stages]] | None = None  # of which stages; the shapes stay
 
     def __call__(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
         """The network's outputs at this call, counted from 0: its timestep is that of the schedule.
 
+        A network whose parts cannot be made or run stays whole from then on, and the report says so.
+
         Args:
             call: which.
             sample: [B, ...], whether under guidance or not.
             changing: further inputs that are others at every call, of all rows: [B, ...], or [2B, ...].
         """
+        if self._runner.notes and self._reuses == 1:
+            return self._all_at_once(call, sample, changing)
+        try:
+            outputs = self._in_parts(call, sample, changing)
+        except Exception as failed:
+            if self._worked or self._reuses > 1 or isinstance(failed, InputError):
+                raise
+            outputs = self._all_at_once(call, sample, changing)  # where this fails as well, the backend does
+            self._runner.notes = (f"openvino runs the {self._runner.name} as one graph: {first_line(failed)}",)
+        self._worked = True
+        return outputs
+
+    def _all_at_once(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
+        """The same by the whole network."""
+        rows = np.concatenate([sample, sample]) if self._twice else sample
+        timestep = np.full(len(rows), self._timesteps[call])
+        return self._runner({"sample": rows, "timestep": timestep, **self._given, **changing})
+
+    def _in_parts(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
         shares = self._shares or self._shared_out(sample)
         varying = {**changing}
         if not self._keeps:
             varying |= self._given
         if not self._tabled:
-            rows = len(sample) * (2 if self._twice else 1)
-            varying["timestep"] = np.full(rows, self._timesteps[call])
+            varying["timestep"] = np.full(self._rows, self._timesteps[call])
         with self._runner.lock:
             stages = self._stages(sample, varying)
             if stages.owner is not self._token:
@@ -152,6 +174,7 @@ class VinoSeries:
                 for name, row in timed.items():
                     mine[name] = row if name == TIMES else row[share.rows]
                 mine["sample"] = sample[share.samples]
+                mine["timestep"] = np.full(share.count, self._timesteps[call])  # taken where no table can hold it
                 inputs.append(mine)
             got = self._each(stages, call, inputs)
             stages.forget()
@@ -170,6 +193,7 @@ class VinoSeries:
             split = np.split(np.arange(count), streams_for(count))
             parts = [np.concatenate([some, some + count]) if self._twice else some for some in split]
         order = np.concatenate(parts)
+        self._rows = len(order)
         self._order = None if (order[1:] > order[:-1]).all() else np.argsort(order)
         for rows in parts:
             samples = rows[: len(rows) // 2] if self._halved else rows % count
@@ -218,7 +242,7 @@ class VinoSeries:
     def _begin(self, stages: Stages) -> None:
         """Compute what stays, and put it where the requests for each call find it."""
         computed = sorted(
-            name for name in stages.each[0].takes if ":" in name
+            name for names in stages.each[0].takes for name in names if ":" in name
         )  # as `Edge.name`; the network's have none
         given = [{name: array[share.rows] for name, array in self._given.items()} for share in self._shares]
         made = {}
@@ -254,7 +278,7 @@ class VinoSeries:
         alike = stages.times_of == TIMES
         # What a timestep's numbers may hang on besides: text and sizes as vectors, never what is as large as a picture.
         beside = {} if alike else {n: a for n, a in self._given.items() if a.ndim == 2}
-        count = 1 if alike else len(next(iter(self._given.values())))
+        count = 1 if alike else self._rows
         inputs = {"timestep": np.repeat(timesteps, count)} | {
             n: np.concatenate([a] * length) for n, a in beside.items()
         }
@@ -265,8 +289,8 @@ class VinoSeries:
             key = {"part": "times", "shapes": shapes, "varying": stages.varying}
             (stages.times[rows],) = self._runner.compiled(key, lambda: stages.parts().times(rows), precise=True)
         request = stages.times[rows]
-        if lacking := set(request.takes) - inputs.keys():
-            raise BackendError(f"the timesteps' part takes {', '.join(sorted(lacking))}, of each place a row")
+        if lacking := [min(names) for names in request.takes if not names & inputs.keys()]:
+            raise BackendError(f"the timesteps' part takes {', '.join(lacking)}, which is no timestep or vector")
         got = run([request], [inputs], request.made)
         table: Array = np.concatenate([got[each].reshape(rows, -1) for each in request.made], axis=1)
         return table.reshape(length, count, -1)
