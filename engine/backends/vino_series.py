@@ -8,7 +8,7 @@ left undone, so that each can be measured.
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -21,48 +21,15 @@ from calotype.remembered import Remembered
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
-    from contextlib import AbstractContextManager
 
     from calotype.backends.base import Arrays
+    from calotype.backends.vino_compiler import Compiler
 
 Array = np.ndarray[Any, Any]
 
 _SMALL = 3e10  # bytes of weights times places of the latents: up to here calls are short, and waiting shows (measured)
 _TABLES = 16  # blocks of timesteps whose numbers are remembered: 2 MB each of Stable Diffusion 1's
 _BLOCKS = (1, 4, 8, 16, 32)  # timesteps that go through their part at once: one compilation for many step counts
-
-
-class Compiler(Protocol):
-    """A network that compiles parts of its graph for the shapes of a call, and keeps some of what it compiled."""
-
-    @property
-    def lock(self) -> AbstractContextManager[Any]:
-        """Held around every use of the requests."""
-        ...
-
-    @property
-    def weights_bytes(self) -> int:
-        """The size of all weights."""
-        ...
-
-    @property
-    def output_names(self) -> list[str]:
-        """The outputs in the network's order."""
-        ...
-
-    def kept(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return what was made for this key, or make it now. Call it under the lock."""
-        ...
-
-    def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
-        """Return the graph for these shapes."""
-        ...
-
-    def compiled(
-        self, key: Mapping[str, Any], graph: Callable[[], Any], *, streams: int = 1, precise: bool = False
-    ) -> list[Request]:
-        """Return a request for each stream of the graph that `key` describes."""
-        ...
 
 
 @dataclass(frozen=True, kw_only=True)
