@@ -219,6 +219,7 @@ def compare(
     """What moved between two runs beyond noise; exit code 1 where something got worse past the threshold."""
     from rich.console import Console
 
+    from calotype.benchmarks import moves
     from calotype.benchmarks.compare import compare as compared
     from calotype.benchmarks.record import read
 
@@ -226,7 +227,7 @@ def compare(
     if as_json:
         typer.echo(json.dumps(found.to_json()))
     else:
-        found.show(Console())
+        moves.show(found, Console())
     if found.regressed:
         sys.exit(1)
 

@@ -13,7 +13,6 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.console import Console
 
 from calotype.benchmarks.columns import honest, rate, title, why
 from calotype.benchmarks.record import BUSY, Recorded, Row, Run
@@ -63,12 +62,6 @@ class Comparison:
     def to_json(self) -> dict[str, Any]:
         """As plain data."""
         return {"regressed": self.regressed, **asdict(self)}
-
-    def show(self, console: Console) -> None:
-        """As tables for the terminal."""
-        from calotype.benchmarks import moves
-
-        moves.show(self, console)
 
 
 def compare(old: Recorded, new: Recorded, *, threshold: float) -> Comparison:

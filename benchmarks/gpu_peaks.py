@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from calotype.benchmarks.peaks import PRECISIONS, Peak, Trial
+from calotype.benchmarks.trial import PRECISIONS, Peak, Trial
 
 _SIZES = (4096, 8192)
 _WARM_S, _BUDGET_S = 0.2, 0.6

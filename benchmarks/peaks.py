@@ -17,16 +17,16 @@ import argparse
 import json
 import os
 import time
-from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict
 from functools import partial
 from typing import Any
 
 from calotype import threads as here
+from calotype.benchmarks.trial import PRECISIONS, Peak, Trial
 from calotype.benchmarks.watch import Watch, cache_bytes, disturbed
 from calotype.export.child import in_child
 
-PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 _SIZES = (512, 1024, 2048)  # of square products
 _SLICE_S = 0.05  # for one trial in one round
 _SETTLED_ROUNDS, _BETTER = 3, 1.01  # ended when so many rounds in a row brought no figure forward by 1 %
@@ -34,24 +34,6 @@ _MOST_S = 25.0  # all rounds together
 _COPY_BYTES = 128 << 20
 # The processor's arithmetic, by the flags of /proc/cpuinfo: x86, then Arm.
 _NATIVE = {"bf16": {"avx512_bf16", "amx_bf16", "bf16"}, "fp16": {"avx512_fp16", "amx_fp16", "fphp", "asimdhp"}}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Peak:
-    """One figure, operations or bytes a second; None with the reason."""
-
-    value: float | None = None
-    by: str = ""  # whose best it was
-    reason: str = ""
-
-
-@dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Something to time that does known work."""
-
-    name: str
-    work: float  # operations, or bytes
-    run: Callable[[], Any]
 
 
 def measure(*, threads: int, device: str = "cpu") -> dict[str, float | None]:

@@ -9,12 +9,12 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from calotype import __version__
 from calotype.benchmarks import peaks, watch
 from calotype.benchmarks.case_run import Settings, rows_of
 from calotype.benchmarks.cases import Case
 from calotype.benchmarks.record import BUSY, Recorded, Row, Run
 from calotype.machine import look
+from calotype.version import __version__
 
 
 def run(

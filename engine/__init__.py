@@ -23,6 +23,7 @@ from calotype.errors import (
     SamplerError,
     SourceError,
 )
+from calotype.version import __version__
 
 if TYPE_CHECKING:
     from calotype import preprocess
@@ -31,8 +32,6 @@ if TYPE_CHECKING:
     from calotype.pipeline import Event, Pipeline, Result
     from calotype.report import Report
     from calotype.schedulers import scheduler_names
-
-__version__ = "0.1.0"
 
 __all__ = [
     "BackendError",

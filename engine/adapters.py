@@ -12,7 +12,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from calotype.backends import Arrays, Opened, Runner
+from calotype.backends import Opened
+from calotype.backends.base import Arrays, Runner
 from calotype.bindings import random_inputs
 from calotype.errors import BackendError, SourceError
 from calotype.gate import Gate

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calotype import __version__
 from calotype.errors import CalotypeError, InputError
+from calotype.version import __version__
 
 if TYPE_CHECKING:
     from calotype.pipeline import Pipeline, Result

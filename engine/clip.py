@@ -16,8 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.errors import BackendError, InputError, SourceError, first_line
-from calotype.image import pixels_from
-from calotype.task import many
+from calotype.image import many, pixels_from
 
 Floats = NDArray[np.float32]
 

@@ -18,9 +18,9 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
-from calotype import __version__
 from calotype.checkup import MARK
 from calotype.machine import Machine, look
+from calotype.version import __version__
 
 TIMEOUT_S = 60.0  # a cold disk takes most of a minute to import torch
 

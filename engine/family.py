@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 from calotype import networks
 from calotype.errors import InputError, SourceError
+from calotype.memory import Load
 from calotype.networks import Component, Config, controlnets_of, folder_of
-from calotype.plan import Load, Prompting
+from calotype.plan import Prompting
 from calotype.profile import Profile, Range
 
 __all__ = ["TEXT_ENCODERS", "Component", "Family", "autoencoder_of", "family_of", "folder_of"]

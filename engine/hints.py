@@ -14,8 +14,7 @@ from numpy.typing import NDArray
 
 from calotype.arguments import number
 from calotype.errors import InputError
-from calotype.image import Pixels, pixels_from
-from calotype.task import batch, many
+from calotype.image import Pixels, batch, many, pixels_from
 
 
 @dataclass(frozen=True, kw_only=True)

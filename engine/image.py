@@ -5,6 +5,7 @@ Knows files' habits (rotation by EXIF, sixteen bits, transparency); knows nothin
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from PIL import Image, ImageOps
 from calotype.errors import InputError
 
 Pixels = NDArray[Any]  # uint8, or float32 in [0, 1]
+Floats = NDArray[np.float32]
 
 _KINDS = "a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1"
 
@@ -88,3 +90,15 @@ def fitted(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
         resized = [np.asarray(p.resize((width, height), Image.Resampling.LANCZOS)) for p in planes]
         pixels = np.stack(resized, axis=-1)
     return pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels.clip(0, 1)
+
+
+def many(pictures: Any) -> list[Any]:
+    """One picture, or several in a list or along the first axis of an array."""
+    several = isinstance(pictures, (list, tuple)) or (isinstance(pictures, np.ndarray) and pictures.ndim == 4)
+    return list(pictures) if several else [pictures]
+
+
+def batch(pictures: Sequence[Pixels], count: int, height: int, width: int) -> Floats:
+    """A picture for each of the batch, resized.  # n x [H, W, 3] -> [count, 3, height, width]"""
+    planes = np.stack([fitted(p, height, width).transpose(2, 0, 1) for p in pictures])
+    return planes.repeat(count // len(pictures), axis=0)

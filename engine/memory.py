@@ -7,16 +7,27 @@ largest single step, attention scores foremost: they grow with the fourth power 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from calotype.errors import InputError
 
-if TYPE_CHECKING:
-    from calotype.plan import Load
-
 _FLOAT_BYTES = 4
 _COPIES = 3  # of the largest array that are alive at once: an operation's input, its output, and a workspace
+
+
+@dataclass(frozen=True, kw_only=True)
+class Load:
+    """One of the largest arrays of a run, for the estimate of memory: `width` numbers at every `pixels` x `pixels`.
+
+    `squared` arrays hold a number for every pair of places (attention scores, `width` heads of them); `guided` ones
+    are twice as large where there is guidance.
+    """
+
+    pixels: int
+    width: int
+    squared: bool
+    guided: bool
 
 
 def peak_bytes(loads: Sequence[Load], *, batch: int, height: int, width: int, guided: bool) -> int:

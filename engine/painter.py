@@ -18,9 +18,9 @@ from calotype.errors import DeviceFullError, NotFiniteError, first_line
 from calotype.graphs import CudaRecorder, Graphs, Recorder
 from calotype.plan import Plan
 from calotype.prompt import ClipTokenizer
-from calotype.report import Stopwatch
 from calotype.request import Job
 from calotype.sampler import Sampler
+from calotype.timeline import Stopwatch
 from calotype.whole_inputs import Asked, inputs_of, why_not
 
 if TYPE_CHECKING:

@@ -27,7 +27,7 @@ from calotype.denoiser import Denoisers
 from calotype.diffusers_names import KnownAttributes
 from calotype.errors import Cancelled, InputError
 from calotype.fit import telling_what_fits
-from calotype.image import pixels_from
+from calotype.image import batch, many, pixels_from
 from calotype.latents import BatchNoise
 from calotype.loop import denoise
 from calotype.lora import Given, Lora
@@ -36,13 +36,12 @@ from calotype.painter import Whole
 from calotype.picture import Picture, picture_from, to_uint8, unit
 from calotype.plan import Plan
 from calotype.remembered import Remembered
-from calotype.report import Report, Stopwatch
+from calotype.report import Report
 from calotype.request import Job, request_from, resolve
 from calotype.sampler import Sampler, SamplerRun
 from calotype.sampler_cache import SchedulerSpec, sampler_for
 from calotype.setting_out import set_out
-from calotype.task import batch, many
-from calotype.timeline import traced
+from calotype.timeline import Stopwatch, traced
 from calotype.told import Work, report_of, settings_for
 from calotype.whole_inputs import Asked
 

@@ -19,6 +19,7 @@ from calotype.bindings import Binding
 from calotype.digest import digest_of
 from calotype.errors import InputError, SourceError
 from calotype.integrity import stamps, stamps_from_json, verify
+from calotype.memory import Load
 from calotype.profile import Profile
 
 MANIFEST = "plan.json"
@@ -62,20 +63,6 @@ class PlannedComponent:
     def artefact(self, form: str) -> Artefact | None:
         """The artefact of this form, if there is one."""
         return next((a for a in self.artefacts if a.form == form), None)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Load:
-    """One of the largest arrays of a run, for the estimate of memory: `width` numbers at every `pixels` x `pixels`.
-
-    `squared` arrays hold a number for every pair of places (attention scores, `width` heads of them); `guided` ones
-    are twice as large where there is guidance.
-    """
-
-    pixels: int
-    width: int
-    squared: bool
-    guided: bool
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,13 +2,8 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
-
-from calotype.timeline import span
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,20 +58,3 @@ class Report:
         lines.append(f"time     {total:.2f} s: {stages}")
         lines.extend(f"note     {note}" for note in self.notes)
         return "\n".join(lines)
-
-
-@dataclass
-class Stopwatch:
-    """Adds up seconds by stage."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside the block towards `name`."""
-        began = time.perf_counter()
-        try:
-            with span(name):
-                yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began

@@ -11,7 +11,8 @@ from typing import Any, Protocol, runtime_checkable
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.backends import Arrays, Opened, Runner
+from calotype.backends import Opened
+from calotype.backends.base import Arrays, Runner
 from calotype.errors import InputError
 
 Floats = NDArray[np.float32]

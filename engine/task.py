@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from calotype.arguments import number
 from calotype.course import Course
 from calotype.errors import InputError
-from calotype.image import Pixels, fitted, mask_from, pixels_from
+from calotype.image import Pixels, batch, fitted, many, mask_from, pixels_from
 from calotype.plan import Plan
 
 Floats = NDArray[np.float32]
@@ -124,18 +124,6 @@ def notes_of(given: Given, controls: Sequence[Pixels], task: Task, height: int, 
     if task.repaint is not None and not task.repaint.any(axis=(1, 2, 3)).all():
         notes.append("a mask is black everywhere: nothing of its picture is painted over")
     return notes
-
-
-def many(pictures: Any) -> list[Any]:
-    """One picture, or several in a list or along the first axis of an array."""
-    several = isinstance(pictures, (list, tuple)) or (isinstance(pictures, np.ndarray) and pictures.ndim == 4)
-    return list(pictures) if several else [pictures]
-
-
-def batch(pictures: Sequence[Pixels], count: int, height: int, width: int) -> Floats:
-    """A picture for each of the batch, resized.  # n x [H, W, 3] -> [count, 3, height, width]"""
-    planes = np.stack([fitted(p, height, width).transpose(2, 0, 1) for p in pictures])
-    return planes.repeat(count // len(pictures), axis=0)
 
 
 def _latents(given: Any, channels: int, prompts: int, count: int) -> Floats | None:

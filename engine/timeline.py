@@ -74,6 +74,23 @@ def traced(path: Path, *, by_torch: bool) -> Iterator[None]:
         _watching.reset(token)
 
 
+@dataclass
+class Stopwatch:
+    """Adds up seconds by stage."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextmanager
+    def stage(self, name: str) -> Iterator[None]:
+        """Count the time inside the block towards `name`."""
+        began = time.perf_counter()
+        try:
+            with span(name):
+                yield
+        finally:
+            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
+
+
 def _torch() -> Any:
     import torch
 

@@ -9,7 +9,6 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from calotype import __version__
 from calotype.backends import Opened
 from calotype.codec import Portions
 from calotype.lora import Lora
@@ -20,6 +19,7 @@ from calotype.request import Job
 from calotype.sampler import Sampler
 from calotype.schedulers import SchedulerSpec
 from calotype.trust import newer
+from calotype.version import __version__
 
 
 @dataclass(frozen=True, kw_only=True)

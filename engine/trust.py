@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import functools
 import re
-import subprocess
 from importlib.metadata import PackageNotFoundError, version
 
 from calotype.backends import COMPILED
+from calotype.nvidia import gpu_name
 from calotype.plan import Plan, rebuild
 
 _PACKAGES = {
@@ -57,17 +57,6 @@ def newer(plan: Plan) -> str | None:
     if got is None or _numbers(got) <= _numbers(wanted):
         return None
     return f"the plan was proved with {name} {wanted}, and here is {got}: its figures are those of the older one"
-
-
-def gpu_name() -> str | None:
-    """The first NVIDIA GPU's name and driver, as nvidia-smi tells them; None where there is none."""
-    command = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
-    try:
-        told = subprocess.run(command, capture_output=True, text=True, timeout=10, check=True).stdout
-    except (OSError, subprocess.SubprocessError):
-        return None
-    lines = [line for line in told.splitlines() if line.strip()]
-    return ", driver ".join(part.strip() for part in lines[0].split(",")) if lines else None
 
 
 def installed(backend: str) -> str | None:

@@ -30,26 +30,25 @@ from calotype.export.loss import failed
 from calotype.export.planning import plan_of, reference
 from calotype.export.precision import check_precision, half, small_weights
 from calotype.export.preflight import Need, check_room, picture_size
-from calotype.export.progress import Progress, Show, Stage, quietly
-from calotype.export.prompts import Prompts, prompts_for
+from calotype.export.progress import Progress, Show, quietly
+from calotype.export.prompts import prompts_for
 from calotype.export.quality import require
-from calotype.export.record import Pictures, groups
 from calotype.export.recording import record_all
 from calotype.export.schedules import schedules
 from calotype.export.source import Source, read_source
 from calotype.export.spec import BuildSpec
 from calotype.export.store import has, key_of
 from calotype.export.tracing import trace_key, traced
-from calotype.export.tuning import TUNED, Judging, part_of, tuned
+from calotype.export.tuning import Judging, part_of, tuned
 from calotype.export.versions import tool_versions
-from calotype.family import Family, family_of
+from calotype.export.work import TUNED_PRECISIONS, Work, of_graphs, opens_float32, stages_of, weights_of
+from calotype.family import family_of
 from calotype.home import home
+from calotype.nvidia import gpu_name
 from calotype.plan import Plan, is_plan, read_plan, write_plan
 from calotype.schedulers import spec_from
-from calotype.trust import gpu_name
 
 BUILDER = 2  # raised when the same spec would make another plan
-TUNED_PRECISIONS = ("int8", "fp8", "auto")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,27 +57,6 @@ class Built:
 
     plan: Plan
     fresh: bool
-
-
-@dataclass(frozen=True, kw_only=True)
-class Work:
-    """A build with its model read and every question answered."""
-
-    spec: BuildSpec
-    source: Source
-    family: Family  # its profile is the one asked for
-    prompts: Prompts
-    key: str
-
-    def pictures(self, what: str) -> Pictures:
-        """The pictures of the "proof" (held-out prompts) or the "calibration"."""
-        height, width = picture_size(self.spec, self.family.profile)
-        count, steps = self.spec.proof_counts
-        common: dict[str, Any] = {"height": height, "width": width, "controls": len(self.spec.controlnet)}
-        common["masked"] = self.family.inpaints
-        if what == "proof":
-            return Pictures(prompts=self.prompts.held_out[:count], steps=steps, **common)
-        return Pictures(prompts=self.prompts.calibration, steps=20, first_seed=1_000_000, **common)
 
 
 def build(spec: BuildSpec, show: Callable[[], AbstractContextManager[Show]] = quietly) -> Built:
@@ -93,14 +71,14 @@ def build(spec: BuildSpec, show: Callable[[], AbstractContextManager[Show]] = qu
     work = _prepared(spec)
     if (there := _there(work)) is not None:
         return Built(plan=there, fresh=False)
-    need = check_room(spec, work.family.profile, _weights(work), work.family.loads)
+    need = check_room(spec, work.family.profile, weights_of(work), work.family.loads)
     lock = home() / "plans" / f"{key_of({'plan': str(spec.output.absolute())})[:16]}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(lock, wait_for=f"the plan {spec.output}"):
         if (there := _there(work)) is not None:  # another process may have built it while we waited
             return Built(plan=there, fresh=False)
         with show() as shown, tempfile.TemporaryDirectory(prefix="calotype-build-") as scratch:
-            return Built(plan=_Build(work, Progress(_stages(work), shown), Path(scratch), need).run(), fresh=True)
+            return Built(plan=_Build(work, Progress(stages_of(work), shown), Path(scratch), need).run(), fresh=True)
 
 
 def check_backend(spec: BuildSpec) -> None:
@@ -169,44 +147,6 @@ def _there(work: Work) -> Plan | None:
     return plan if plan.build.get("key") == work.key else None
 
 
-def _weights(work: Work) -> dict[str, int]:
-    return {name: work.source.weights_count(name) for name in work.family.components}
-
-
-def _stages(work: Work) -> list[Stage]:
-    """All that will be done, with a guess at each: what the demonstration model took, more by the gigabyte."""
-    weights = {name: 4 * n / 1e9 for name, n in _weights(work).items()}
-    traces = [Stage(name=f"trace {n}", guess_s=14 + 25 * gb) for n, gb in weights.items() if _of_graphs(work.spec)]
-    if work.spec.backend in backends.COMPILED and _opens_float32(work.spec):
-        traces += [Stage(name=f"engine {n}", guess_s=20 + 60 * gb) for n, gb in weights.items()]
-    records = [s for what in ("proof", "calibration")[: 1 + work.spec.gated] for s in _recordings(work, what, weights)]
-    picture_s = records[1].guess_s / len(work.pictures("proof").prompts)
-    lowering = []
-    if work.spec.precision in TUNED_PRECISIONS:
-        tries = 2 + 5 * len(work.pictures("proof").prompts) * picture_s
-        lowering = [
-            Stage(name=f"tune {n}", guess_s=20 + tries) for n in (*(t for t in TUNED if t in weights), "together")
-        ]
-    elif work.spec.gated:
-        lowering = [Stage(name=f"lower {n}", guess_s=4 + 20 * gb) for n, gb in weights.items()]
-    checks = [Stage(name=f"check {n}", guess_s=2 + 10 * gb) for n, gb in weights.items()]
-    last = [
-        Stage(name="schedules", guess_s=8),
-        Stage(name="plan", guess_s=2),
-        Stage(name="prove", guess_s=3 + picture_s),
-    ]
-    return [*traces, *records, *lowering, *checks, *last]
-
-
-def _recordings(work: Work, what: str, weights: Mapping[str, float]) -> list[Stage]:
-    pictures, found = work.pictures(what), []
-    for names in groups(tuple(weights), masked=pictures.masked):
-        calls = len(pictures.prompts) * (pictures.steps if "unet" in names else 1)
-        each = 0.02 + sum(weights[n] for n in names) * pictures.height * pictures.width / 2**18 * 2.5
-        found.append(Stage(name=f"record {', '.join(names)} ({what})", guess_s=4 + calls * each))
-    return found
-
-
 class _Build:
     """One build under way."""
 
@@ -236,7 +176,7 @@ class _Build:
     def _traced(self, bare: Plan) -> Plan:
         """The plan with every component's float32: an ONNX graph, before it an engine where the backend opens it so."""
         work, components = self._work, {}
-        if not _of_graphs(work.spec):
+        if not of_graphs(work.spec):
             return bare
         engines = engines_for(work.spec.backend, work.family.profile, work.spec.engine, self._progress.step)
         for component in self._components():
@@ -244,7 +184,7 @@ class _Build:
                 planned = bare.components[component.name]
                 artefact = traced(component, work.source, work.family.profile)
             made = [artefact]
-            if engines is not None and _opens_float32(work.spec):
+            if engines is not None and opens_float32(work.spec):
                 with self._progress.stage(f"engine {component.name}"):
                     made = [engines.of(planned, artefact), artefact]
             components[component.name] = planned.with_artefacts(*made)
@@ -340,16 +280,6 @@ class _Build:
             "proof": {**proof, "pictures": count, "steps": steps, "height": height, "width": width},
             "table": table,
         }
-
-
-def _of_graphs(spec: BuildSpec) -> bool:
-    """Are the backend's artefacts made from traced graphs, or the model's own weights?"""
-    return backends.form_of(spec.backend) != "diffusers"
-
-
-def _opens_float32(spec: BuildSpec) -> bool:
-    """Is the float32 form opened on the backend: as the plan's own, to be tuned against, or to fall back on?"""
-    return not spec.gated or spec.precision in TUNED_PRECISIONS or spec.fallback
 
 
 def _bound_to(spec: BuildSpec) -> str | None:

@@ -24,9 +24,10 @@ from calotype.export.folders import digests_of, files_of_graph
 from calotype.export.refitting import structure_of
 from calotype.export.store import fetch, key_of
 from calotype.home import home, write_whole
+from calotype.nvidia import gpu_name
 from calotype.plan import Artefact, PlannedComponent
 from calotype.profile import Profile, Range
-from calotype.trust import gpu_name, installed
+from calotype.trust import installed
 
 Shape = tuple[int, ...]
 Ends = tuple[Shape, Shape, Shape]  # least, usual, most

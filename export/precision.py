@@ -145,7 +145,8 @@ def small_weights(part: Part, weights: str) -> Artefact:
 
 def _made(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artefact:
     files = {k: file_digest(Path(v)) if k in ("recording", "ranges") else v for k, v in arguments.items()}
-    key = key_of({"lowering": LOWERING, "what": function, "graph": part.graph, "tools": tool_versions(), **files})
+    what = function.rpartition(":")[2]  # without its module: a file that moves leaves the key as it is
+    key = key_of({"lowering": LOWERING, "what": what, "graph": part.graph, "tools": tool_versions(), **files})
 
     def make(folder: Path) -> Mapping[str, Any]:
         paths = {"source": str(part.traced.path), "out": str(folder / "model.onnx")}

@@ -15,8 +15,7 @@ from pathlib import Path
 from calotype.errors import BuildError
 from calotype.export.spec import BuildSpec
 from calotype.home import home
-from calotype.memory import available_bytes, in_words, peak_bytes
-from calotype.plan import Load
+from calotype.memory import Load, available_bytes, in_words, peak_bytes
 from calotype.profile import Profile, Range
 
 _BASE_BYTES = 700 << 20  # an interpreter with torch, diffusers and the exporter

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from calotype.backends import Arrays
+    from calotype.backends.base import Arrays
     from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 

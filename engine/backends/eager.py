@@ -11,7 +11,7 @@ from calotype import forks, threads
 from calotype.errors import BackendError, SourceError
 
 if TYPE_CHECKING:
-    from calotype.backends import Arrays
+    from calotype.backends.base import Arrays
     from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 

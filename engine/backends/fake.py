@@ -14,7 +14,7 @@ from calotype.bindings import check_arrays
 from calotype.profile import Profile
 
 if TYPE_CHECKING:
-    from calotype.backends import Arrays
+    from calotype.backends.base import Arrays
     from calotype.plan import Artefact, PlannedComponent
 
 FORM = "diffusers"

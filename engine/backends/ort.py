@@ -15,7 +15,7 @@ from calotype.patches import NONE
 if TYPE_CHECKING:
     import numpy as np
 
-    from calotype.backends import Arrays
+    from calotype.backends.base import Arrays
     from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 

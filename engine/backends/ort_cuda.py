@@ -24,7 +24,7 @@ from calotype.errors import BackendError, DeviceFullError, first_line
 from calotype.patches import NONE
 
 if TYPE_CHECKING:
-    from calotype.backends import Arrays
+    from calotype.backends.base import Arrays
     from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 

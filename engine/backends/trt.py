@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from calotype.backends import Arrays
+    from calotype.backends.base import Arrays
     from calotype.backends.weights_onnx import OnnxWeights
     from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent

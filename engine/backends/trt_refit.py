@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -23,11 +23,33 @@ from calotype.errors import BackendError
 from calotype.onnx_weights import Stored
 
 if TYPE_CHECKING:
-    from calotype.backends import Arrays
-    from calotype.backends.trt import TrtRunner
+    from calotype.backends.base import Arrays
 
 
-def exchanged(runner: TrtRunner, *, ours: Path, theirs: Path, probe: Arrays) -> bytes:
+class Refittable(Protocol):
+    """A runner that shows TensorRT's own objects: the module, the engine, and the log that both write into."""
+
+    @property
+    def library(self) -> Any:
+        """The module: tensorrt or tensorrt_rtx."""
+        ...
+
+    @property
+    def engine(self) -> Any:
+        """The engine."""
+        ...
+
+    @property
+    def log(self) -> Any:
+        """The log, which keeps the last error."""
+        ...
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        """Run the engine once."""
+        ...
+
+
+def exchanged(runner: Refittable, *, ours: Path, theirs: Path, probe: Arrays) -> bytes:
     """The engine with the weights of the graph `theirs`, as a file holds it; the runner has those of `ours` again.
 
     Both graphs are of one structure. Raises `BackendError` where an exchange fails or leaves a trace.
@@ -56,7 +78,7 @@ def weights_beside(path: Path, engine: Any, *, backend: str, name: str) -> OnnxW
     return OnnxWeights(graph)
 
 
-def refit(runner: TrtRunner, graph: Path, changed: Iterable[tuple[Stored, NDArray[np.generic]]] = ()) -> None:
+def refit(runner: Refittable, graph: Path, changed: Iterable[tuple[Stored, NDArray[np.generic]]] = ()) -> None:
     """Give the engine the weights of a graph of its own structure, these in place of the graph's own.
 
     Nothing may run meanwhile. Raises `BackendError`.

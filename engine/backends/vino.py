@@ -34,7 +34,7 @@ from calotype.patches import NONE
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from calotype.backends import Arrays
+    from calotype.backends.base import Arrays
     from calotype.patches import Patches
     from calotype.plan import Artefact, PlannedComponent
 

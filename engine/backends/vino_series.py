@@ -22,8 +22,8 @@ from calotype.remembered import Remembered
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from calotype.backends import Arrays
-    from calotype.backends.vino import VinoRunner
+    from calotype.backends.base import Arrays
+    from calotype.backends.vino_compiler import Compiler
 
 Array = np.ndarray[Any, Any]
 
@@ -73,7 +73,7 @@ class Stages:
 class VinoSeries:
     """Calls with the same inputs but for the sample, its timestep, and what ControlNets add."""
 
-    def __init__(self, runner: VinoRunner, given: Arrays, timesteps: Array, *, twice: bool, reuses: int) -> None:
+    def __init__(self, runner: Compiler, given: Arrays, timesteps: Array, *, twice: bool, reuses: int) -> None:
         """As `calotype.series.Series`."""
         left = without()
         self._runner = runner
@@ -269,7 +269,7 @@ def _slice(indices: Array) -> slice | Array:
     return slice(first, last + 1) if np.array_equal(indices, np.arange(first, last + 1)) else indices
 
 
-def _made(runner: VinoRunner, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
+def _made(runner: Compiler, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
     """Compile what `key` says. Holds nothing of the series that asked."""
     graphs: list[Parts] = []
     cuts: list[Any] = []

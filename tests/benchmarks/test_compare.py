@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from calotype.benchmarks import moves
 from calotype.benchmarks.compare import compare, ratio_interval
 
 NAME = "calotype:openvino:bf16"
@@ -34,7 +35,7 @@ def timed(runs, median: float, seed: int, count: int = 12) -> dict:
 
 def told(comparison, width: int = 160) -> str:
     out = io.StringIO()
-    comparison.show(Console(file=out, width=width, force_terminal=True, color_system=None))
+    moves.show(comparison, Console(file=out, width=width, force_terminal=True, color_system=None))
     return out.getvalue()
 
 

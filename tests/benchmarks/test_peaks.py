@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from calotype.benchmarks import gpu_peaks, peaks
-from calotype.benchmarks.peaks import Peak, Trial
+from calotype.benchmarks.trial import PRECISIONS, Peak, Trial
 from calotype.export.child import Outcome
 
 
@@ -47,7 +47,7 @@ def test_it_goes_round_until_nothing_gets_better_and_no_longer(monkeypatch):
 
 def test_a_figure_or_a_reason_for_each(brief):
     found = peaks.peaks_here(threads=1, device="cpu")
-    assert list(found) == [*peaks.PRECISIONS, "copy"]
+    assert list(found) == [*PRECISIONS, "copy"]
     assert torch.get_num_threads() == 1
     for name, said in found.items():
         assert (said["value"] is None) == bool(said["reason"]), name
@@ -96,7 +96,7 @@ def test_the_last_line_is_json(monkeypatch, capsys):
     assert json.loads(lines[-1]) == {"fp32": 2e11, "fp8": None}
 
 
-@pytest.mark.parametrize("precision", peaks.PRECISIONS)
+@pytest.mark.parametrize("precision", PRECISIONS)
 def test_what_a_gpu_is_asked_runs_on_a_cpu_too(precision):
     """The calls' shapes, layouts and types; their speed is a GPU's alone."""
     before = torch.backends.cuda.matmul.fp32_precision

@@ -3,8 +3,7 @@
 import pytest
 
 from calotype.errors import InputError
-from calotype.memory import available_bytes, check_memory, peak_bytes
-from calotype.plan import Load
+from calotype.memory import Load, available_bytes, check_memory, peak_bytes
 
 
 def test_attention_grows_with_the_fourth_power_of_the_side():

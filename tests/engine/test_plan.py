@@ -11,6 +11,7 @@ import pytest
 import calotype
 from calotype import trust
 from calotype.errors import BackendError, SourceError
+from calotype.nvidia import gpu_name
 from calotype.plan import read_plan
 
 
@@ -146,6 +147,6 @@ def test_nvidia_smi_is_read(monkeypatch, tmp_path):
     smi.write_text("#!/bin/sh\necho 'NVIDIA H200, 595.45'\n")
     smi.chmod(0o755)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")
-    assert trust.gpu_name() == "NVIDIA H200, driver 595.45"
+    assert gpu_name() == "NVIDIA H200, driver 595.45"
     smi.write_text("#!/bin/sh\nexit 9\n")
-    assert trust.gpu_name() is None
+    assert gpu_name() is None

@@ -5,7 +5,7 @@ import pytest
 from calotype.errors import BuildError
 from calotype.export.preflight import Room, check_room, picture_size
 from calotype.export.spec import spec_from
-from calotype.plan import Load
+from calotype.memory import Load
 from calotype.profile import Profile, Range
 
 SIDE = Range(low=64, usual=1024, high=2048)

@@ -15,8 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from calotype import backends, fused, painter, trust, whole
-from calotype.backends import cuda, trt
+from calotype import fused, painter, trust, whole
+from calotype.backends import cuda, registry, trt
 from calotype.digest import file_digest
 from calotype.export import BuildSpec, building, child, engines
 from calotype.export.child import in_child
@@ -218,7 +218,7 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
     monkeypatch.setattr(
         importlib, "import_module", lambda n, *a, **k: ours[n] if n in ours else real_import(n, *a, **k)
     )
-    monkeypatch.setattr(backends, "has_gpu", lambda: True)
+    monkeypatch.setattr(registry, "has_gpu", lambda: True)
     monkeypatch.setattr(trust, "_installed", lambda name: "11.4.0")
     monkeypatch.setattr(engines, "ENGINES", file_digest(Path(standin.__file__)))  # of another stand-in are others
     for module in (trust, engines, building):

@@ -13,12 +13,13 @@ from onnx import TensorProto, helper
 
 import calotype
 from calotype import backends
-from calotype.backends import cuda, ort_cuda, trt
+from calotype.backends import cuda, ort_cuda, registry, trt
 from calotype.bindings import Binding
 from calotype.errors import BackendError, BuildError
 from calotype.export import build, engines
 from calotype.export.engine_options import EngineOptions
 from calotype.loading import load
+from calotype.nvidia import has_gpu
 from calotype.plan import Artefact, PlannedComponent
 from calotype.profile import Profile, Range
 
@@ -101,18 +102,18 @@ def test_a_model_is_loaded_by_name_and_auto_says_whom_it_passed_over(on_a_gpu, l
 
 def test_without_a_gpu_auto_asks_for_none(monkeypatch):
     for name in backends.ON_GPU:
-        monkeypatch.setattr(backends._module(name), "unavailable", lambda: pytest.fail("it was asked"))
+        monkeypatch.setattr(registry.backend_module(name), "unavailable", lambda: pytest.fail("it was asked"))
     assert not set(backends.choose("auto").wanted) & set(backends.ON_GPU)
 
 
 def test_a_gpu_is_seen_by_its_driver_and_may_be_hidden(tmp_path, monkeypatch):
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
-    assert not backends.has_gpu(tmp_path)
+    assert not has_gpu(tmp_path)
     (tmp_path / "dev").mkdir()
     (tmp_path / "dev" / "nvidiactl").touch()
-    assert backends.has_gpu(tmp_path)
+    assert has_gpu(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "-1")
-    assert not backends.has_gpu(tmp_path)
+    assert not has_gpu(tmp_path)
 
 
 def test_what_a_gpus_backend_does_not_build_is_told(on_a_gpu, spec, monkeypatch, tmp_path):
