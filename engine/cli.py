@@ -14,6 +14,7 @@ import typer
 
 from calotype import __version__
 from calotype.errors import CalotypeError, InputError
+from calotype.printable import printable
 
 if TYPE_CHECKING:
     from calotype.pipeline import Pipeline, Result
@@ -138,9 +139,9 @@ def generate(
     result = _with_progress(pipe, arguments)
     for path, image, used in zip(_names(output, len(result.images)), result.images, result.seeds, strict=True):
         _write(image, path)
-        typer.echo(f"{path}  seed {used}")
+        typer.echo(printable(f"{path}  seed {used}"))
     for note in result.report.notes:
-        typer.echo(f"calotype: {note}", err=True)
+        typer.echo(printable(f"calotype: {note}"), err=True)
     if report:
         typer.echo(str(result.report))
 
@@ -310,5 +311,5 @@ def main() -> None:
         typer.echo(f"calotype: {told}", err=True)
         sys.exit(1)
     except OSError as failed:  # a disk that is full, a path that may not be looked at
-        typer.echo(f"calotype: {failed.filename or 'output'}: {failed.strerror or failed}", err=True)
+        typer.echo(printable(f"calotype: {failed.filename or 'output'}: {failed.strerror or failed}"), err=True)
         sys.exit(1)

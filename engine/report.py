@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
+from calotype.printable import printable
 from calotype.timeline import span
 
 
@@ -62,7 +63,7 @@ class Report:
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
         lines.append(f"time     {total:.2f} s: {stages}")
         lines.extend(f"note     {note}" for note in self.notes)
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))
 
 
 @dataclass

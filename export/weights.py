@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
+from calotype.shards import shard_names
 from calotype.tensor_file import TensorFile
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
@@ -45,18 +46,12 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     for variant in ("", ".fp16"):
         whole, index = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
         if whole.is_file() or index.is_file():
-            files = [whole] if whole.is_file() else _shards(folder, read_json(index, "the list of shards"))
+            names = [whole.name] if whole.is_file() else shard_names(folder, read_json(index, "the list of shards"))
+            files = [folder / name for name in names]
             for file in files:
                 check_safetensors(file)
             return files
     raise SourceError(_no_weights(folder, folder / f"{stem}.safetensors"))
-
-
-def _shards(folder: Path, index: Mapping[str, Any]) -> list[Path]:
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise SourceError(f"the list of shards in {folder} says no files; fetch it again.")
-    return [folder / name for name in sorted(set(shards.values()))]
 
 
 def _no_weights(folder: Path, wanted: Path) -> str:
