@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from calotype.errors import SourceError, first_line
-from calotype.shards import check_weights_folder
+from calotype.weights_folder import check_weights_folder
 
 _ADDED = ("text_embeds", "time_ids")
 

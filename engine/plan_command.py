@@ -24,7 +24,7 @@ _PRINTED: Mapping[str, Check] = {
     "weights": one_of("int8", "int4"),
     **dict.fromkeys(("height", "width", "batch"), _RANGE),
     "offline": boolean,
-    "engine": list_of(text(r"[a-z_-]{1,40}(=[a-z0-9,-]{1,60})?", "an option of the engine"), most=40),
+    "engine": list_of(text(r"[a-z][a-z_-]{0,39}(=[a-z0-9,-]{1,60})?", "an option of the engine"), most=40),
     "max_loss": list_of(text(r"[a-z_]{1,40}[<>]=[0-9.e+-]{1,40}", "a bound such as psnr>=30"), most=40),
     "fallback": boolean,
     **dict.fromkeys(("calibration", "proof", "proof_steps"), integer(1, 4096)),

@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
-from calotype.shards import shard_names
 from calotype.tensor_file import TensorFile
+from calotype.weights_folder import shard_names
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLED = "a pickle, which can run any code when it is opened, so it is not read. Convert it where you trust it"

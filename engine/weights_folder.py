@@ -1,12 +1,13 @@
-"""Folders of weights that PyTorch's libraries open: their indexes of shards lead to no other folder.
+"""Folders of a config and weights, checked before PyTorch's libraries open them: nothing in one leads out of it.
 
-transformers and diffusers join the names in an index to the folder without a look at them, and transformers opens
-another model where a folder holds an adapter of it.
+transformers and diffusers join the names in an index of shards to the folder without a look at them. transformers opens
+another model where the folder holds an adapter of it, and where the config names a repository of kernels as its
+attention it downloads code and runs it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,8 +32,23 @@ def shard_names(folder: Path, index: Mapping[str, Any]) -> list[str]:
 
 
 def check_weights_folder(folder: Path) -> None:
-    """Raise `SourceError` where PyTorch's libraries would open files outside of a folder of config and weights."""
+    """Raise `SourceError` where PyTorch's libraries would open or download files outside of the folder."""
     if (folder / _ADAPTER).exists():
         raise SourceError(f"{folder} holds an adapter ({_ADAPTER}), not a model; pass it as a LoRA.")
     for index in sorted(folder.glob("*.index*.json")):
         shard_names(folder, read_json(index, "it lists the shards of the weights"))
+    config = folder / "config.json"
+    for name, value in _implementations(read_json(config, "it describes the network")):
+        if "/" in value:
+            raise SourceError(
+                f"{config}: {name} is {value!r:.200}, code to be downloaded, which is never run; remove this field."
+            )
+
+
+def _implementations(config: Any) -> Iterator[tuple[str, str]]:
+    """The fields of a config, at any depth, that choose an implementation (of attention, of experts)."""
+    for name, value in config.items() if isinstance(config, dict) else ():
+        if "_implementation" in name:
+            yield name, str(value)
+        else:
+            yield from _implementations(value)
