@@ -95,7 +95,7 @@ def test_the_plan_works_before_it_is_changed(small):
 
 
 @settings(
-    max_examples=400, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=250, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(data=st.data())
 def test_any_manifest_is_refused_or_works(small, pristine, limited, data):

@@ -8,11 +8,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image, PngImagePlugin
 
+import calotype
 from calotype.errors import CalotypeError
 from calotype.like import Like, read_like
 
 OPTIONS = settings(
-    max_examples=300, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 NAMES = [
     *("calotype", "prompt", "negative_prompt", "seed", "steps", "guidance_scale", "guidance_rescale", "scheduler"),
@@ -37,9 +38,11 @@ CUTS = st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=12)), min_si
 
 
 @pytest.fixture(scope="module")
-def own(pipes) -> dict[str, str]:
+def own() -> dict[str, str]:
     """What a picture of the demonstration model says of itself."""
-    image = pipes["eager"]("a red ring", steps=1, seed=3, clip_skip=1, guidance_interval=(0.1, 0.9)).images[0]
+    image = calotype.load("demo", backend="fake")(
+        "a red ring", steps=1, seed=3, clip_skip=1, guidance_interval=(0.1, 0.9)
+    ).images[0]
     return {name: value for name, value in image.info.items() if isinstance(value, str)}
 
 
