@@ -5,14 +5,16 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from calotype.errors import CalotypeError, InputError
+from calotype.known_models import remember_model
+from calotype.like import CALLED, Like, read_like
+from calotype.printable import printable
 from calotype.version import __version__
 
 if TYPE_CHECKING:
@@ -124,13 +126,15 @@ def generate(
     """Paint pictures from a prompt, and from pictures."""
     said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value not in (None, [])}
     _check_output(output)
-    made = _made_like(like, said, loras_said=bool(lora)) if like else _Like()
+    made = read_like(like, said, loras_named=bool(lora), model_named=model is not None) if like else Like()
     arguments = {**made.arguments, **said, **_pictures(said)}
     if "prompt" not in arguments:
         raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
     which = made.model if model is None else model, made.backend if backend is None else backend
     parts = {"controlnet": controlnet or [], "lora": lora or made.loras, "vae": vae, "offline": offline}
     pipe = _load(*which, {**parts, "textual_inversion": textual_inversion or []})
+    if model is not None:
+        remember_model(model)
     if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
             f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "
@@ -139,19 +143,14 @@ def generate(
     result = _with_progress(pipe, arguments)
     for path, image, used in zip(_names(output, len(result.images)), result.images, result.seeds, strict=True):
         _write(image, path)
-        typer.echo(f"{path}  seed {used}")
+        typer.echo(printable(f"{path}  seed {used}"))
     for note in result.report.notes:
-        typer.echo(f"calotype: {note}", err=True)
+        typer.echo(printable(f"calotype: {note}"), err=True)
     if report:
         typer.echo(str(result.report))
 
 
-_CALLED = {  # in a PNG, and in a call
-    "control_scales": "controlnet_conditioning_scale",
-    "control_starts": "control_guidance_start",
-    "control_ends": "control_guidance_end",
-}
-_PER_CONTROLNET = tuple(_CALLED.values())
+_PER_CONTROLNET = tuple(CALLED.values())
 _PICTURES = ("image", "mask_image", "control_image")
 _REQUEST_OPTIONS = frozenset(
     {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
@@ -168,57 +167,6 @@ def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
         pictures = [read_picture(path) for path in said["control_image"]]
         read["control_image"] = pictures if len(pictures) > 1 else pictures[0]
     return read | {n: said[n][0] for n in _PER_CONTROLNET if len(said.get(n, ())) == 1}
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Like:
-    """What a PNG says of how it was made; without a PNG, what holds where nothing is said."""
-
-    arguments: Mapping[str, Any] = field(default_factory=dict)
-    model: str = "demo"
-    backend: str = "auto"
-    fingerprint: str | None = None
-    loras: Sequence[str] = ()
-
-
-def _made_like(path: Path, said: Mapping[str, Any], *, loras_said: bool) -> _Like:
-    from calotype.picture import settings_of
-    from calotype.schedulers import SchedulerSpec
-
-    told = settings_of(path)
-    for mark, option in (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image")):
-        if mark in told and option not in said:
-            name = option.replace("_", "-")
-            raise InputError(f"{path} was made with a picture, which a PNG does not hold; name it: --{name} FILE.")
-    if "denoising_start" in told or "denoising_end" in told:
-        raise InputError(f"{path} is one part of a hand-over between models, whose latents a PNG does not hold.")
-    kinds: dict[str, Any] = {"prompt": str, "steps": int, "seed": int, "width": int}
-    kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
-    unsaid: dict[str, Any] = {"negative_prompt": str, "strength": float, **dict.fromkeys(_CALLED, json.loads)}
-    unsaid |= {"guidance_rescale": float, "clip_skip": int, "guidance_interval": json.loads, "cache_interval": int}
-    kinds |= {name: kind for name, kind in unsaid.items() if name in told}  # left out where it was not said
-    try:
-        return _Like(
-            arguments={_CALLED.get(name, name): kind(told[name]) for name, kind in kinds.items()},
-            model=told["model"],
-            backend=told["backend"],
-            fingerprint=told["model_fingerprint"],
-            loras=() if loras_said else _loras_of(path, told),
-        )
-    except (KeyError, ValueError) as broken:
-        raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
-
-
-def _loras_of(path: Path, told: Mapping[str, str]) -> list[str]:
-    """The files that the picture was made with, where they are what they were."""
-    from calotype.lora import loras_from
-
-    said = json.loads(told.get("loras", "[]"))
-    loras = loras_from([(file, weight) for file, weight, _ in said])
-    for lora, (file, _, digest) in zip(loras, said, strict=True):
-        if lora.digest != digest:
-            raise InputError(f"{file} is another file than the picture was made with; name those to use: --lora FILE.")
-    return [str(lora) for lora in loras]
 
 
 def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
@@ -311,5 +259,5 @@ def main() -> None:
         typer.echo(f"calotype: {told}", err=True)
         sys.exit(1)
     except OSError as failed:  # a disk that is full, a path that may not be looked at
-        typer.echo(f"calotype: {failed.filename or 'output'}: {failed.strerror or failed}", err=True)
+        typer.echo(printable(f"calotype: {failed.filename or 'output'}: {failed.strerror or failed}"), err=True)
         sys.exit(1)

@@ -18,6 +18,8 @@ reaches the user.
 
 from __future__ import annotations
 
+from calotype.printable import printable
+
 __all__ = [
     "BackendError",
     "BuildError",
@@ -40,6 +42,10 @@ def first_line(error: BaseException) -> str:
 
 class CalotypeError(Exception):
     """The root of the tree: catch it to catch all of ours."""
+
+    def __str__(self) -> str:
+        """The message on one line, safe to print or log: it may quote names out of a stranger's file."""
+        return printable(super().__str__())
 
 
 class InputError(CalotypeError, ValueError):

@@ -8,6 +8,8 @@ from typing import Any
 
 from calotype.memory import in_words
 from calotype.plan import Plan, PlannedComponent
+from calotype.plan_command import rebuild_command
+from calotype.printable import printable
 
 _UNITS = {
     **{"psnr": "{:.1f} dB", "ssim": "ssim {:.3f}", "lpips": "lpips {:.3f}"},
@@ -63,7 +65,8 @@ def told(plan: Plan) -> str:
     if build:
         how = f"for {build['backend']}, precision {build['precision']}, in {build['seconds']} s"
         lines.append(f"built        {build['made']} {how}")
-        lines.append(f"by           {build['command']}")
+        lines.append(f"of           {build['spec']['model']}")
+        lines.append(f"by           {rebuild_command(build, plan.model)}")
         lines.append(f"tools        {', '.join(f'{n} {v}' for n, v in build['tools'].items())}")
         proof = build["proof"]
         lines.append(
@@ -75,7 +78,7 @@ def told(plan: Plan) -> str:
         lines += ["", c.name, *(f"  in   {b}" for b in c.inputs), *_outputs(c)]
     if build.get("table"):
         lines += ["", "tried", *_table(_tried_rows(build["table"]))]
-    return "\n".join(lines)
+    return "\n".join(map(printable, lines))
 
 
 def _outputs(component: PlannedComponent) -> list[str]:

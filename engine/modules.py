@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from calotype.errors import SourceError, first_line
+from calotype.weights_folder import check_weights_folder
 
 _ADDED = ("text_embeds", "time_ids")
 
@@ -233,6 +234,7 @@ def load_module(component: str, folder: Path) -> nn.Module:
 
     Raises `SourceError` where the weights cannot be read, or do not fit the config exactly.
     """
+    check_weights_folder(folder)
     load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
     try:
         model, info = load(folder)

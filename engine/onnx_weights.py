@@ -25,6 +25,19 @@ _TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of onnx.TensorProto; others are 
 _STORED = {"fp32": "<f4", "fp16": "<f2", "bf16": "<u2"}
 _OTHERS = {2: "uint8", 3: "int8", 17: "fp8", 21: "uint4", 22: "int4"}
 
+# Where tensors are in an ONNX model: message -> number of a field -> the message that it holds.
+_MESSAGES: Mapping[str, Mapping[int, str]] = {
+    "model": {7: "graph", 20: "training", 25: "function"},
+    "training": {1: "graph", 2: "graph"},
+    "graph": {1: "node", 5: "tensor", 15: "sparse"},
+    "function": {7: "node", 11: "attribute"},
+    "node": {5: "attribute"},
+    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
+    "sparse": {1: "tensor", 2: "tensor"},
+    "tensor": {13: "entry"},
+}
+_MAX_DEPTH = 100  # of messages, as in protobuf's own readers
+
 Field = int | memoryview
 
 
@@ -65,6 +78,37 @@ def weights_of(path: Path) -> dict[str, Stored]:
     except (OSError, ValueError, IndexError, KeyError, TypeError, SyntaxError) as broken:
         raise BackendError(f"{path} cannot be read as ONNX: {broken}") from None
     return graph.weights()
+
+
+def external_files(path: Path) -> set[str]:
+    """The files that the tensors of an ONNX file are read from, as it names them.
+
+    Of every tensor: initializers, attributes, nested graphs and functions. Raises `OSError`, and `ValueError` for what
+    is not ONNX, or is encoded in a way that another reader could take otherwise.
+    """
+    names: set[str] = set()
+    try:
+        _collect_external(np.memmap(path, dtype=np.uint8, mode="r").data, "model", names, 0)
+    except IndexError:
+        raise ValueError("it ends too soon") from None
+    return names
+
+
+def _collect_external(data: memoryview, message: str, names: set[str], depth: int) -> None:
+    if depth > _MAX_DEPTH:
+        raise ValueError(f"it nests deeper than {_MAX_DEPTH} messages")
+    if message == "entry":
+        entry = {number: _text(value) for number, value in _fields(data)}
+        names |= {entry.get(2, "")} if entry.get(1) == "location" else set()
+        return
+    for number, value in _fields(data):
+        if number >= 2**29:  # a reader that keeps 32 bits of it would see another field
+            raise ValueError(f"field {number}")
+        inner = _MESSAGES[message].get(number)
+        if inner == "node" and b"location" not in bytes(_bytes(value)):
+            continue  # almost all of them: it saves most of the time
+        if inner is not None:
+            _collect_external(_bytes(value), inner, names, depth + 1)
 
 
 class _Graph:
@@ -220,6 +264,8 @@ def _varint(data: memoryview, at: int) -> tuple[int, int]:
         if byte < 0x80:
             return value, at
         shift += 7
+        if shift > 63:
+            raise ValueError("a number of more than 64 bits")
 
 
 def _packed(data: memoryview) -> list[int]:

@@ -6,6 +6,9 @@ them back, so that the same picture can be made again.
 
 from __future__ import annotations
 
+import os
+import stat
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, PngImagePlugin
 
-from calotype.errors import InputError
+from calotype.errors import InputError, first_line
 
 CHUNK = "calotype"  # the chunk that says the others are ours; its value is the version that wrote them
 
@@ -54,11 +57,16 @@ def picture_from(pixels: NDArray[np.uint8], settings: Mapping[str, str]) -> Pict
 def settings_of(path: Path) -> dict[str, str]:
     """The settings in a PNG that Calotype wrote. Raises `InputError` where there are none."""
     try:
-        with Image.open(path) as image:
-            image.load()
-            chunks = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as broken:
-        raise InputError(f"{path} cannot be read as a picture ({broken}).") from None
+        if not stat.S_ISREG(os.stat(path).st_mode):
+            raise OSError("it is not a regular file")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path, formats=("PNG",)) as image:  # readers of other formats may run programs
+                image.load()
+                chunks = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
+    except Exception as broken:  # damaged bytes make Pillow raise all sorts
+        raise InputError(f"{path} cannot be read as a PNG ({first_line(broken)}).") from None
     if CHUNK not in chunks:
         raise InputError(f"{path} does not say how it was made: it is no PNG that Calotype wrote, or lost its text.")
     return chunks

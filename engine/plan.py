@@ -9,7 +9,7 @@ run (`backends`).
 from __future__ import annotations
 
 import json
-import shlex
+import reprlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,13 +17,19 @@ from typing import Any
 
 from calotype.bindings import Binding
 from calotype.digest import digest_of
-from calotype.errors import InputError, SourceError
+from calotype.errors import SourceError
 from calotype.integrity import stamps, stamps_from_json, verify
+from calotype.json_file import read_json
 from calotype.memory import Load
+from calotype.plan_command import rebuild_command
+from calotype.plan_files import check_listed_files, check_opened_files
+from calotype.plan_schema import check_manifest
 from calotype.profile import Profile
+from calotype.schema import SchemaError
 
 MANIFEST = "plan.json"
-VERSION = 3
+VERSION = 4
+_LARGEST_BYTES = 16 << 20  # of a manifest: that of the largest model is a hundredth
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -173,47 +179,61 @@ def _component_json(component: PlannedComponent) -> dict[str, Any]:
 def is_plan(folder: str | Path) -> bool:
     """Is there a plan in this folder? What cannot be looked at is none."""
     try:
-        return (Path(folder).expanduser() / MANIFEST).is_file()
+        return (Path(folder).expanduser() / MANIFEST).exists()
     except (OSError, RuntimeError, ValueError):
         return False
 
 
-def read_plan(folder: Path) -> Plan:
-    """The plan in `folder`, every file of it verified. Raises `SourceError` in one sentence where it cannot be read."""
+def read_plan(folder: Path, *, sealed: bool = True) -> Plan:
+    """The plan in `folder`, checked against the schema, and every file of it verified.
+
+    A plan that is not `sealed` is the exporter's own, in the making: no file is listed, and paths may lead elsewhere.
+
+    Raises:
+        SourceError: it cannot be read, with the field and the command that builds it again.
+    """
+    data = _manifest(folder)
+    again = f"build it again: {rebuild_command(data.get('build'), folder)}"
+    if data.get("version") != VERSION:
+        got = reprlib.repr(data.get("version"))
+        raise SourceError(f"{folder} is a plan of version {got}, and {VERSION} is read here; {again}.")
+    if data.pop("digest", None) != digest_of(data):
+        raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {again}.")
     try:
-        data = json.loads((folder / MANIFEST).read_text())
-        mend = f"build it again: {rebuild(data.get('build', {}), folder)}"
-        if data["version"] != VERSION:
-            raise SourceError(f"{folder} is a plan of version {data['version']}, and {VERSION} is read here; {mend}.")
-        if data.pop("digest") != digest_of(data):
-            raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {mend}.")
-        verify(folder, stamps_from_json(data["files"]), mend=mend)
-        return Plan(
-            model=str(folder),
-            family=data["family"],
-            fingerprint=data["fingerprint"],
-            profile=Profile.from_json(data["profile"]),
-            components={name: _component(folder, name, told) for name, told in data["components"].items()},
-            scheduler=data["scheduler"],
-            tokenizers={name: folder / path for name, path in data["tokenizers"].items()},
-            prompting=Prompting.from_json(data["prompting"]),
-            scaling_factor=data["scaling_factor"],
-            latents_mean=tuple(data["latents_mean"]),
-            latents_std=tuple(data["latents_std"]),
-            loads=tuple(Load(**load) for load in data["loads"]),
-            build=data["build"],
-            samplers=None if data["samplers"] is None else folder / data["samplers"],
-        )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, InputError) as broken:
-        raise SourceError(
-            f"the plan in {folder} cannot be read ({type(broken).__name__}: {broken}); "
-            f"make it again: {rebuild({}, folder)}"
-        ) from None
+        check_manifest(data)
+        if sealed:
+            check_listed_files(folder, data["files"])
+            verify(folder, stamps_from_json(data["files"]), mend=again)
+            check_opened_files(folder, data)
+    except (SchemaError, OSError, ValueError) as wrong:
+        raise SourceError(f"the plan {folder / MANIFEST} cannot be used: {wrong}; {again}.") from None
+    return _plan(folder, data)
 
 
-def rebuild(build: Mapping[str, Any], folder: str | Path) -> str:
-    """The command that makes the plan in `folder` anew."""
-    return f"{build.get('command') or 'calotype build MODEL'} -o {shlex.quote(str(folder))}"
+def _manifest(folder: Path) -> dict[str, Any]:
+    return read_json(
+        folder / MANIFEST, f"build the plan again: {rebuild_command(None, folder)}", limit_bytes=_LARGEST_BYTES
+    )
+
+
+def _plan(folder: Path, data: Mapping[str, Any]) -> Plan:
+    """From a manifest that was checked."""
+    return Plan(
+        model=str(folder),
+        family=data["family"],
+        fingerprint=data["fingerprint"],
+        profile=Profile.from_json(data["profile"]),
+        components={name: _component(folder, name, told) for name, told in data["components"].items()},
+        scheduler=data["scheduler"],
+        tokenizers={name: folder / path for name, path in data["tokenizers"].items()},
+        prompting=Prompting.from_json(data["prompting"]),
+        scaling_factor=data["scaling_factor"],
+        latents_mean=tuple(data["latents_mean"]),
+        latents_std=tuple(data["latents_std"]),
+        loads=tuple(Load(**load) for load in data["loads"]),
+        build=data["build"],
+        samplers=None if data["samplers"] is None else folder / data["samplers"],
+    )
 
 
 def _component(folder: Path, name: str, data: Mapping[str, Any]) -> PlannedComponent:

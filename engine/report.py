@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from calotype.printable import printable
+
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentReport:
@@ -57,4 +59,4 @@ class Report:
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())
         lines.append(f"time     {total:.2f} s: {stages}")
         lines.extend(f"note     {note}" for note in self.notes)
-        return "\n".join(lines)
+        return "\n".join(map(printable, lines))

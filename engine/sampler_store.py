@@ -15,6 +15,7 @@ import hashlib
 import io
 import json
 import re
+import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +24,11 @@ from typing import Any
 import numpy as np
 
 from calotype.course import WHOLE, Course
-from calotype.errors import SamplerError
+from calotype.errors import SamplerError, SourceError
+from calotype.json_file import read_json
 from calotype.sampler import SamplerMatrix
 from calotype.schedulers import SchedulerSpec
+from calotype.schema import SchemaError, integer, list_of, record, text
 
 __all__ = ["StoredScheduler", "courses", "find_matrix", "read_index", "write_matrices"]
 
@@ -33,6 +36,20 @@ INDEX = "index.json"
 VERSION = 1
 _FIELDS = ("timesteps", "rows", "preview")
 _OF_PICTURES = ("clean", "kept")
+_LARGEST_BYTES = 1 << 30  # of one scheduler's matrices, unpacked
+_STEPS = list_of(integer(1, 1 << 20))
+_INDEX = record(
+    {
+        "version": integer(0, 1 << 20),
+        "schedulers": list_of(
+            record(
+                {**dict.fromkeys(("name", "key", "file", "sha256", "diffusers"), text()), "steps": _STEPS}
+                | {"pictures": _STEPS},
+                optional=("pictures",),
+            )
+        ),
+    }
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,17 +75,16 @@ def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
     Raises:
         SamplerError: the index cannot be read.
     """
-    try:
-        data = json.loads((folder / INDEX).read_text(encoding="utf-8"))
-        if data["version"] != VERSION:
-            raise SamplerError(f"{folder} is of version {data['version']}; this Calotype reads {VERSION}.")
-        return tuple(_entry(**entry) for entry in data["schedulers"])
-    except FileNotFoundError:
+    if not (folder / INDEX).exists():
         return ()
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as broken:
-        raise SamplerError(
-            f"the plan's list of samplers {folder / INDEX} cannot be read ({type(broken).__name__}: {broken})."
-        ) from None
+    try:
+        data = read_json(folder / INDEX, "it lists the plan's samplers")
+        if data.get("version") != VERSION:
+            raise SamplerError(f"{folder} is of version {data.get('version')!r:.20}; this Calotype reads {VERSION}.")
+        _INDEX(data, "")
+    except (SourceError, SchemaError) as broken:
+        raise SamplerError(f"the plan's list of samplers {folder / INDEX} cannot be used: {broken}.") from None
+    return tuple(_entry(**entry) for entry in data["schedulers"])
 
 
 def _entry(*, steps: Sequence[int], pictures: Sequence[int] = (), **rest: str) -> StoredScheduler:
@@ -107,6 +123,9 @@ def find_matrix(folder: Path, spec: SchedulerSpec, steps: int, course: Course = 
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise ValueError("its SHA-256 is another")
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > _LARGEST_BYTES:
+                raise ValueError(f"it unpacks to more than {_LARGEST_BYTES} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
             fields: dict[str, Any] = {
                 name: arrays[f"{name}.{suffix}"] for name in (*_FIELDS, *(_OF_PICTURES if course.takes_latents else ()))

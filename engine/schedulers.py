@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from calotype.course import WHOLE, Course
 from calotype.errors import SamplerError
+from calotype.scheduler_config import check_scheduler_config
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -112,6 +113,7 @@ class SchedulerSpec:
         """
         try:
             spec = cls(**json.loads(text))
+            check_scheduler_config(spec.config, "config")
         except (TypeError, ValueError, RecursionError):
             spec = None
         # The text may come from a stranger's picture: it names a scheduler, and nothing else is made of it.

@@ -13,7 +13,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 from calotype.backends import COMPILED
 from calotype.nvidia import gpu_name
-from calotype.plan import Plan, rebuild
+from calotype.plan import Plan
+from calotype.plan_command import rebuild_command
 
 _PACKAGES = {
     "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
@@ -31,7 +32,7 @@ def distrust(plan: Plan) -> str | None:
     name = build.get("backend")
     if name not in _PACKAGES:
         return None
-    again = f"build it again here: {rebuild(build, plan.model)}"
+    again = f"build it again here: {rebuild_command(build, plan.model)}"
     gpu = build["machine"].get("gpu")
     if gpu and gpu != (here := gpu_name()):
         return f"the plan was built for {gpu}, and here is {here or 'no NVIDIA GPU'}; {again}"

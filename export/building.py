@@ -248,7 +248,7 @@ class _Build:
             plan = replace(assemble(plan, work.source, folder), samplers=Path("samplers"))
             write_plan(plan, folder)
         with self._progress.stage("prove"):
-            proof = self._judging(reference_pictures).judge(read_plan(folder))
+            proof = self._judging(reference_pictures).judge(read_plan(folder, sealed=False))
         missed = failed(spec.max_loss, proof)
         if missed:
             raise CheckError(
@@ -266,7 +266,7 @@ class _Build:
         count, steps = spec.proof_counts
         return {
             "key": work.key,
-            "command": spec.command(),
+            "spec": {name: value for name, value in spec.to_json().items() if name != "output"},
             "backend": spec.backend,
             "precision": spec.precision,
             "max_loss": [str(b) for b in spec.max_loss],

@@ -14,6 +14,7 @@ from typing import Any
 
 from calotype.errors import SourceError, first_line
 from calotype.export.weights import PICKLES, read_json, weight_files
+from calotype.printable import printable
 from calotype.prompt import tokenizer_files
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
@@ -68,7 +69,8 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
         if (folder := _cached(hub_id)) is None or not _is_whole(folder):
             part = " (the cache has a part of it)" if folder else ""
             raise SourceError(f"there is no folder {hub_id}{part}, and it cannot be had from the hub: {why}") from None
-        print(f"calotype: the hub cannot be asked ({why}); taking {hub_id} as the cache has it", file=sys.stderr)
+        line = f"calotype: the hub cannot be asked ({why}); taking {hub_id} as the cache has it"
+        print(printable(line), file=sys.stderr)
         return folder
 
 

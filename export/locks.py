@@ -17,6 +17,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from calotype.errors import SourceError
+from calotype.printable import printable
 
 _PATIENCE_S = 1.0  # a shorter wait is not worth a word
 _NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
@@ -35,7 +36,8 @@ def exclusive(path: Path, *, wait_for: str | None = None) -> Iterator[bool]:
     started, told = time.monotonic(), wait_for is None
     while (descriptor := _take(path)) is None and wait_for is not None:
         if not told and time.monotonic() - started > _PATIENCE_S:
-            print(f"calotype: waiting for {_holder(path)}, which is busy with {wait_for}", file=sys.stderr, flush=True)
+            line = f"calotype: waiting for {_holder(path)}, which is busy with {wait_for}"
+            print(printable(line), file=sys.stderr, flush=True)
             told = True
         time.sleep(0.05)
     try:

@@ -20,6 +20,7 @@ from calotype.export.published import MODELS, REFINER
 from calotype.export.store import fetch, has, key_of
 from calotype.export.versions import versions
 from calotype.export.weights import Header, check_safetensors
+from calotype.printable import printable
 
 CONVERTER = 1  # raised when the way checkpoints are rewritten changes what comes out
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -117,7 +118,7 @@ def opened(path: Path) -> Path:
         metadata=header.metadata,
     )
     if fresh:
-        print(f"calotype: it predicts {fresh['predicts']}: {fresh['because']}", file=sys.stderr)
+        print(printable(f"calotype: it predicts {fresh['predicts']}: {fresh['because']}"), file=sys.stderr)
     return folder
 
 
@@ -131,7 +132,7 @@ def rewritten(
     key = key_of({"checkpoint": file_digest(path), **arguments, "tools": versions(), "converter": CONVERTER})
     fresh = not has(key)
     if fresh:
-        print(f"calotype: {path.name} is {what}; rewriting it (once)", file=sys.stderr)
+        print(printable(f"calotype: {path.name} is {what}; rewriting it (once)"), file=sys.stderr)
 
     def make(folder: Path) -> Mapping[str, Any]:
         done = in_child(

@@ -16,6 +16,7 @@ from calotype.export.store import has
 from calotype.export.tracing import trace_key, traced
 from calotype.family import Component, Family, family_of
 from calotype.plan import Artefact, Plan, PlannedComponent
+from calotype.printable import printable
 from calotype.profile import Profile
 
 
@@ -78,7 +79,7 @@ def _planned(component: Component, source: Source, profile: Profile, forms: Coll
     if "onnx" not in forms and engines is None:
         return eager
     if not has(trace_key(component, source)):
-        print(f"calotype: tracing the {component.name} of {source.model} (once)", file=sys.stderr)
+        print(printable(f"calotype: tracing the {component.name} of {source.model} (once)"), file=sys.stderr)
     try:
         graph = traced(component, source, profile)
         if engines is None:

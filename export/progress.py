@@ -15,6 +15,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+from calotype.printable import printable
+
 _STEP_S = 1.0  # between two steps that are told
 _LINE_S = 10.0  # between two lines of them
 
@@ -91,7 +93,7 @@ class Progress:
             of=len(self._stages),
             elapsed_s=round(elapsed, 1),
             eta_s=self._left(),
-            text=text,
+            text=printable(text),
         )
         self._show(state)
 

@@ -168,7 +168,7 @@ def record(
     In a child process: `plan` is a folder, `earlier` the .npz file of each component recorded before, `out` a folder.
     """
     asked = Pictures(**{**pictures, "prompts": tuple(pictures["prompts"])})
-    opened, folder = read_plan(Path(plan)), Path(out)
+    opened, folder = read_plan(Path(plan), sealed=False), Path(out)
     if names == ["vae_decoder"] or (names == ["vae_encoder"] and not asked.masked):
         calls = _record_one(opened.components[names[0]], Path(earlier[names[0]]))
         write_calls(folder / f"{names[0]}.npz", calls)

@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calotype.printable import printable
+
 if TYPE_CHECKING:
     from calotype.export.store import Entry
 
@@ -59,7 +61,7 @@ def collect(
     typer.echo(f"{amount(swept.kept_bytes)} are kept")
     if swept.busy:
         told = ", ".join(entry.key[:_SHORT] for entry in swept.busy)
-        typer.echo(f"calotype: in use, so not removed: {told}", err=True)
+        typer.echo(printable(f"calotype: in use, so not removed: {told}"), err=True)
 
 
 def _object(entry: Entry) -> dict[str, object]:
@@ -80,7 +82,7 @@ def _row(entry: Entry) -> tuple[str, ...]:
     made, used = (_time(at).astimezone().strftime("%Y-%m-%d %H:%M") for at in (entry.made, entry.used))
     what = " ".join(" ".join(entry.label.values()).split())
     state = "damaged" if entry.fault else "whole"
-    return entry.key[:_SHORT], what or "-", amount(entry.size_bytes), made, used, state
+    return printable(entry.key[:_SHORT]), printable(what) or "-", amount(entry.size_bytes), made, used, state
 
 
 def _time(seconds: float) -> datetime:
@@ -112,4 +114,5 @@ def _say_removed(removed: list[Entry] | tuple[Entry, ...]) -> None:
     from calotype.export.store import title
 
     for entry in removed:
-        typer.echo(f"removed {entry.key[:_SHORT]}  {title(entry.key, entry.label)}, {amount(entry.size_bytes)}")
+        line = f"removed {entry.key[:_SHORT]}  {title(entry.key, entry.label)}, {amount(entry.size_bytes)}"
+        typer.echo(printable(line))

@@ -11,6 +11,7 @@ from typing import Any
 
 from calotype.errors import SourceError
 from calotype.tensor_file import TensorFile
+from calotype.weights_folder import shard_names
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
 _PICKLED = "a pickle, which can run any code when it is opened, so it is not read. Convert it where you trust it"
@@ -45,18 +46,12 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     for variant in ("", ".fp16"):
         whole, index = folder / f"{stem}{variant}.safetensors", folder / f"{stem}.safetensors.index{variant}.json"
         if whole.is_file() or index.is_file():
-            files = [whole] if whole.is_file() else _shards(folder, read_json(index, "the list of shards"))
+            names = [whole.name] if whole.is_file() else shard_names(folder, read_json(index, "the list of shards"))
+            files = [folder / name for name in names]
             for file in files:
                 check_safetensors(file)
             return files
     raise SourceError(_no_weights(folder, folder / f"{stem}.safetensors"))
-
-
-def _shards(folder: Path, index: Mapping[str, Any]) -> list[Path]:
-    shards = index.get("weight_map")
-    if not isinstance(shards, dict) or not shards or not all(isinstance(name, str) for name in shards.values()):
-        raise SourceError(f"the list of shards in {folder} says no files; fetch it again.")
-    return [folder / name for name in sorted(set(shards.values()))]
 
 
 def _no_weights(folder: Path, wanted: Path) -> str:

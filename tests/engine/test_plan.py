@@ -80,7 +80,7 @@ def test_a_manifest_that_was_edited_is_noticed(copy):
     assert "calotype build" in refusal(copy)
     data["version"] = 1
     manifest.write_text(json.dumps(data))
-    assert "is a plan of version 1, and 3 is read here" in refusal(copy)
+    assert "version 1," in refusal(copy)
 
 
 def test_a_plan_makes_the_same_picture_as_its_model(saved_plan, pipe, monkeypatch):

@@ -49,7 +49,7 @@ def test_a_plan_says_how_it_was_made_and_proved(saved_plan):
     plan = read_plan(saved_plan)
     build_told = plan.build
     assert plan.backend == build_told["backend"] == "onnxruntime"
-    assert build_told["command"] == "calotype build demo"
+    assert build_told["spec"] == {"model": "demo"}
     assert build_told["proof"]["psnr"] >= 50
     assert build_told["tools"]["torch"]
     for component in plan.components.values():

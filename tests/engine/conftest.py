@@ -1,0 +1,59 @@
+"""Plans whose manifests a test changes as a stranger would: with the digest computed again."""
+
+import json
+import os
+import shutil
+import signal
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from calotype.digest import digest_of, file_digest
+
+
+class Editable:
+    """A copy of the demonstration model's plan. Its files are hard links: replace, do not change."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.data = json.loads((folder / "plan.json").read_text())
+        self.data.pop("digest")
+
+    def seal(self) -> Path:
+        """Write the manifest with the digest that belongs to it; the plan's folder."""
+        (self.folder / "plan.json").unlink(missing_ok=True)
+        (self.folder / "plan.json").write_text(json.dumps({**self.data, "digest": digest_of(self.data)}))
+        return self.folder
+
+    def put(self, name: str, content: bytes) -> None:
+        """A file of the plan, listed with the digest that belongs to it."""
+        path = self.folder / name
+        path.unlink(missing_ok=True)
+        path.write_bytes(content)
+        self.data["files"][name] = [len(content), file_digest(path)]
+
+
+@pytest.fixture
+def editable(saved_plan, tmp_path) -> Editable:
+    return Editable(Path(shutil.copytree(saved_plan, tmp_path / "plan", copy_function=os.link)))
+
+
+@pytest.fixture(scope="session")
+def limited():
+    """A block that may take five seconds of the CPU and no more: what hangs or grows without end fails."""
+
+    def expire(number, frame):
+        raise AssertionError("it took more than five seconds")
+
+    @contextmanager
+    def limit():
+        before = signal.signal(signal.SIGPROF, expire)
+        signal.setitimer(signal.ITIMER_PROF, 5)
+        try:
+            yield
+        finally:
+            signal.setitimer(signal.ITIMER_PROF, 0)
+            signal.signal(signal.SIGPROF, before)
+
+    return limit
