@@ -189,9 +189,10 @@ def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]
     ids = next((ids for ids in _TIME_IDS if each is not None and pooled + ids * each == width), None)
     if kind != "text_time" or ids is None:
         raise SourceError(
-            f"{getattr(config, 'file', 'the config')}: addition_embed_type is {kind!r:.80}, projection_class_embeddings_input_dim {width} and "
-            f"addition_time_embed_dim {each}; expected text_time, and beside the {pooled} of text_encoder_2's "
-            f"projection_dim {' or '.join(map(str, _TIME_IDS))} times addition_time_embed_dim."
+            f"{getattr(config, 'file', 'the config')}: addition_embed_type is {kind!r:.80}, "
+            f"projection_class_embeddings_input_dim {width} and addition_time_embed_dim {each}; expected text_time, and "
+            f"beside the {pooled} of text_encoder_2's projection_dim {' or '.join(map(str, _TIME_IDS))} times "
+            "addition_time_embed_dim."
         )
     return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids))
 

@@ -142,7 +142,7 @@ def read_source(
 
 
 def _check_network(source: Source, name: str) -> None:
-    """`SourceError` unless a network's weights are floats and what its config says, and every token has an embedding."""
+    """`SourceError` unless a network's weights are floats as its config says, and every token has an embedding."""
     folder, config = source.folders[name], source.configs[name]
     check_not_quantized(folder / "config.json", config)
     shapes: dict[str, Sequence[int]] = {}
