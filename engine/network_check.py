@@ -159,7 +159,7 @@ def _depths(config: Config, tensors: _Tensors, side: str, kinds: Mapping[int, An
     field, depths = "transformer_layers_per_block", config.get("transformer_layers_per_block")
     if side == "up_blocks" and config.get(f"reverse_{field}") is not None:
         field, depths = f"reverse_{field}", config[f"reverse_{field}"]
-        kinds = dict(reversed(kinds.items()))
+        kinds = dict(reversed([*kinds.items()]))
     if isinstance(depths, list):
         yield f"the length of {field}", len(depths), len(kinds)
     for place, (i, kind) in enumerate(kinds.items()):

@@ -190,8 +190,8 @@ def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]
     if kind != "text_time" or ids is None:
         raise SourceError(
             f"{getattr(config, 'file', 'the config')}: addition_embed_type is {kind!r:.80}, "
-            f"projection_class_embeddings_input_dim {width} and addition_time_embed_dim {each}; expected text_time, and "
-            f"beside the {pooled} of text_encoder_2's projection_dim {' or '.join(map(str, _TIME_IDS))} times "
+            f"projection_class_embeddings_input_dim {width} and addition_time_embed_dim {each}; expected text_time, "
+            f"and beside the {pooled} of text_encoder_2's projection_dim {' or '.join(map(str, _TIME_IDS))} times "
             "addition_time_embed_dim."
         )
     return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids))

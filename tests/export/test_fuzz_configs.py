@@ -109,8 +109,7 @@ def test_any_config_ends_in_an_error_of_ours_or_in_a_family(model, changes):
 def read(folder, controls) -> Family | None:
     try:
         return family_of(read_source(folder, controls).configs)
-    except CalotypeError as refused:
-        assert len(str(refused)) < 2000
+    except CalotypeError:
         return None
 
 

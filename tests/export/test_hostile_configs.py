@@ -50,7 +50,7 @@ def test_json_that_nests_without_end_is_refused_by_its_file(model_copy, name):
 def test_a_pipe_in_place_of_a_file_does_not_hang(model_copy, name):
     (model_copy / name).unlink()
     os.mkfifo(model_copy / name)
-    with pytest.raises(SourceError, match=name.split("/")[-1].removesuffix("vocab.json")):
+    with pytest.raises(SourceError, match="vocab|" + name.split("/")[-1]):
         open_it(model_copy)
 
 
@@ -96,7 +96,7 @@ def test_a_config_larger_than_its_weights_is_refused_by_file_and_field(model_cop
         family_of(read_source(model_copy).configs)
 
 
-@pytest.mark.parametrize(("part", "changes"), [(p, c) for p, c in HUGE if {*c} & {"num_hidden_layers", "layers_per_block"}])
+@pytest.mark.parametrize(("part", "changes"), [HUGE[0], HUGE[4], HUGE[10]], ids=["text", "unet", "vae"])
 def test_the_loader_of_modules_does_not_build_it_either(model_copy, part, changes):
     """A plan's weights are opened without `read_source`."""
     edit(model_copy / part / "config.json", **changes)
