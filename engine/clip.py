@@ -6,7 +6,6 @@ that ships with Calotype, which knows the demonstration model's words. Knows not
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -17,6 +16,7 @@ from numpy.typing import NDArray
 
 from calotype.errors import BackendError, InputError, SourceError, first_line
 from calotype.image import many, pixels_from
+from calotype.json_file import read_json
 
 Floats = NDArray[np.float32]
 
@@ -113,11 +113,7 @@ def _opened(folder: str | None) -> Clip:
 
 def _check(folder: Path) -> None:
     """`SourceError` unless the folder has a CLIP's config."""
-    try:
-        config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except (OSError, ValueError) as broken:
-        raise SourceError(f"{folder} is no CLIP model's folder: its config.json cannot be read ({broken}).") from None
-    kind = config.get("model_type") if isinstance(config, dict) else None
+    kind = read_json(folder / "config.json", "a CLIP model's folder has one").get("model_type")
     if kind != "clip":
         raise SourceError(f"{folder} holds a model of type {kind}; a CLIP of text and pictures has the type clip.")
 

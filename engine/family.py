@@ -6,11 +6,11 @@ Nothing here runs anything.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
 from calotype import networks
+from calotype.config_fields import checked
 from calotype.errors import InputError, SourceError
 from calotype.memory import Load
 from calotype.networks import Component, Config, controlnets_of, folder_of
@@ -67,8 +67,11 @@ def family_of(configs: Mapping[str, Config]) -> Family:
 
     Raises `SourceError` where a config lacks a field that its tensors depend on, or has nonsense in it.
     """
+    kind = configs["model_index"]["_class_name"]
+    folders = {"vae": autoencoder_of(kind) or "vae"}
+    configs = {name: checked(name, folders.get(name, name), config) for name, config in configs.items()}
     try:
-        encoders = TEXT_ENCODERS[configs["model_index"]["_class_name"]]
+        encoders = TEXT_ENCODERS[kind]
         if not encoders:
             return _without_text(configs)
         texts = [networks.text_encoder(name, configs[name]) for name in encoders]
@@ -78,20 +81,21 @@ def family_of(configs: Mapping[str, Config]) -> Family:
         _check_fit(configs, texts)
         for control in controls:
             _check_control(control, unet, configs["vae"])
-        mean, std = (tuple(map(float, configs["vae"].get(n) or ())) for n in ("latents_mean", "latents_std"))
+        mean, std = _latents_scale(configs["vae"])
         return Family(
             name=_name(configs),
             components={c.name: c for c in components},
             profile=_profile(configs),
             prompting=_prompting(configs, texts),
             scaling_factor=_scaling_factor(configs),
-            latents_mean=mean if std else (),
-            latents_std=std if mean else (),
+            latents_mean=mean,
+            latents_std=std,
             loads=_loads(configs),
         )
-    except (LookupError, TypeError, ValueError, OverflowError, ArithmeticError, AttributeError, InputError) as lacking:
-        told = f"lack {lacking}" if isinstance(lacking, KeyError) else f"do not make sense ({lacking})"
-        raise SourceError(f"the model's configs {told}; is it a Stable Diffusion 1.x, 2.x or XL model?") from None
+    except (LookupError, TypeError, ValueError, OverflowError, ArithmeticError, AttributeError, InputError) as odd:
+        raise SourceError(
+            f"the model's configs do not fit together ({odd}); take them all from the same Stable Diffusion model."
+        ) from None
 
 
 def _name(configs: Mapping[str, Config]) -> str:
@@ -108,13 +112,24 @@ def _check_fit(configs: Mapping[str, Config], texts: list[Component]) -> None:
         if unet.get(name) is not None:
             raise SourceError(f"the U-Net's config says {name}, an input that this version does not feed.")
     if bool(unet.get("addition_embed_type")) != ("text_encoder_2" in configs):
-        raise ValueError(f"{len(texts)} text encoders and addition_embed_type {unet.get('addition_embed_type')}")
-    width = sum(int(c.config["hidden_size"]) for c in texts)
-    if width != unet["cross_attention_dim"]:
-        raise ValueError(f"text states {width} wide for a cross_attention_dim of {unet['cross_attention_dim']}")
+        raise SourceError(
+            f"unet/config.json: addition_embed_type is {unet.get('addition_embed_type')!r:.80}, and the model has "
+            f"{' and '.join(c.name for c in texts)}; a U-Net has one if and only if there is a text_encoder_2."
+        )
+    width, states = unet["cross_attention_dim"], sum(int(c.config["hidden_size"]) for c in texts)
+    if width != states:
+        names = " and ".join(f"{c.name}/config.json" for c in texts)
+        raise SourceError(
+            f"unet/config.json: cross_attention_dim is {width}; expected {states}, the hidden_size of {names}. "
+            "Take the U-Net and the text encoder of the same model."
+        )
     # Latents; beside them, of an inpainting model, the mask and the latents of the masked picture.
-    if unet["in_channels"] not in (vae["latent_channels"], 2 * vae["latent_channels"] + 1):
-        raise ValueError(f"in_channels {unet['in_channels']} for latent_channels {vae['latent_channels']}")
+    channels, latents = unet["in_channels"], vae["latent_channels"]
+    if channels not in (latents, 2 * latents + 1):
+        raise SourceError(
+            f"unet/config.json: in_channels is {channels}; expected {latents} (latent_channels in vae/config.json), or "
+            f"{2 * latents + 1} for an inpainting model. Take the U-Net and the autoencoder of the same model."
+        )
 
 
 def _control(name: str, configs: Mapping[str, Config]) -> Component:
@@ -164,23 +179,42 @@ def _prompting(configs: Mapping[str, Config], texts: list[Component]) -> Prompti
 
 def _scaling_factor(configs: Mapping[str, Config]) -> float:
     """Of the latents; configs of the first Stable Diffusion do not say it."""
-    factor = float(configs["vae"].get("scaling_factor", 1.0 if networks.is_tiny(configs["vae"]) else 0.18215))
-    if not 0 < factor < math.inf:
-        raise ValueError(f"a scaling_factor of {factor}")
-    return factor
+    return float(configs["vae"].get("scaling_factor", 1.0 if networks.is_tiny(configs["vae"]) else 0.18215))
+
+
+def _latents_scale(vae: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
+    """Mean and standard deviation of each channel of the latents; both empty unless the config has both."""
+    mean, std = (tuple(map(float, vae.get(name) or ())) for name in ("latents_mean", "latents_std"))
+    if not mean or not std:
+        return (), ()
+    channels = vae["latent_channels"]
+    if not len(mean) == len(std) == channels or min(std) <= 0:
+        raise SourceError(
+            f"vae/config.json: latents_mean has {len(mean)} numbers and latents_std {len(std)}, the smallest of them "
+            f"{min(std)}; expected one for each of the {channels} latent_channels, and latents_std above 0."
+        )
+    return mean, std
 
 
 def _profile(configs: Mapping[str, Config]) -> Profile:
     """Every size that a traced component serves: the exports are dynamic, and memory is the limit."""
     unet, vae = configs["unet"], configs["vae"]
     factor = 2 ** (len(networks.vae_widths(vae)) - 1)
-    multiple = factor * 2 ** (len(unet["block_out_channels"]) - 1)
-    side = Range(
-        low=multiple, usual=int(unet["sample_size"]) * factor, high=max(2048, int(unet["sample_size"]) * factor)
-    )
+    side = _side(unet, factor, high=2048)
     tokens = int(configs[next(n for n in configs if n.startswith("text_encoder"))]["max_position_embeddings"])
     batch = Range(low=1, usual=1, high=32)
-    return Profile(batch=batch, height=side, width=side, multiple=multiple, factor=factor, tokens=tokens)
+    return Profile(batch=batch, height=side, width=side, multiple=side.low, factor=factor, tokens=tokens)
+
+
+def _side(unet: Config, factor: int, high: int) -> Range:
+    """Of heights and widths in pixels. A U-Net halves its sample at every level but the last."""
+    least, size = 2 ** (len(unet["block_out_channels"]) - 1), unet["sample_size"]
+    if size < least:
+        raise SourceError(
+            f"unet/config.json: sample_size is {size}; expected at least {least}, which its "
+            f"{len(unet['block_out_channels'])} levels (block_out_channels) halve to 1."
+        )
+    return Range(low=factor * least, usual=factor * size, high=max(high, factor * size))
 
 
 def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
@@ -188,6 +222,8 @@ def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
     unet, loads = configs["unet"], _loads_of_vae(configs["vae"])
     factor = 2 ** (len(networks.vae_widths(configs["vae"])) - 1)
     heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
+    if heads is None:
+        raise SourceError("unet/config.json: attention_head_dim is None; expected the number of attention heads.")
     for level, kind in enumerate(unet["down_block_types"]):
         if "CrossAttn" in kind:
             count = heads if isinstance(heads, int) else heads[level]
@@ -218,13 +254,12 @@ def _without_text(configs: Mapping[str, Config]) -> Family:
         raise SourceError(f"{told}; this version paints {wanted}.")
     coded = () if vae is None else networks.vae(vae)
     factor = 1 if vae is None else 2 ** (len(networks.vae_widths(vae)) - 1)
-    multiple, size = factor * 2 ** (len(config["block_out_channels"]) - 1), factor * int(config["sample_size"])
-    side = Range(low=multiple, usual=size, high=max(1024 if vae is None else 2048, size))
+    side = _side(config, factor, high=1024 if vae is None else 2048)
     return Family(
         name="pixels" if vae is None else "latents",
         components={c.name: c for c in (networks.unconditional(config), *coded)},
         profile=Profile(
-            batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=multiple, factor=factor
+            batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=side.low, factor=factor
         ),
         prompting=Prompting(states=(), pooled=None, zero_negative=False),
         scaling_factor=1.0 if vae is None else _scaling_factor(configs),

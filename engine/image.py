@@ -5,6 +5,7 @@ Knows files' habits (rotation by EXIF, sixteen bits, transparency); knows nothin
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,7 @@ from calotype.errors import InputError
 Pixels = NDArray[Any]  # uint8, or float32 in [0, 1]
 Floats = NDArray[np.float32]
 
+_MAX_PIXELS = 1 << 27  # 400 MB as bytes; cameras of phones make 108 million
 _KINDS = "a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1"
 
 
@@ -57,13 +59,31 @@ def pixels_from(name: str, given: Any) -> Pixels:
 
 
 def read_picture(path: Path) -> Image.Image:
-    """A picture from a file. Raises `InputError` where it is none."""
+    """A picture from a file. Raises `InputError` where it is none, or has more than `_MAX_PIXELS`."""
     try:
-        with Image.open(path) as image:
+        with _opened(path) as image:
+            if image.width * image.height > _MAX_PIXELS:
+                raise InputError(
+                    f"{path} is {image.width} x {image.height} pixels; at most {_MAX_PIXELS / 1e6:.0f} million are "
+                    "read. Scale it down first."
+                )
             image.load()
             return image
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as broken:
+    except Image.DecompressionBombError:
+        raise InputError(
+            f"{path} has far more than the {_MAX_PIXELS / 1e6:.0f} million pixels that are read. Scale it down first."
+        ) from None
+    except InputError:
+        raise
+    except (OSError, ValueError, SyntaxError) as broken:
         raise InputError(f"{path} cannot be read as a picture ({broken}).") from None
+
+
+def _opened(path: Path) -> Image.Image:
+    """Opened by its header alone. Pillow warns of pictures above half of its limit: ours is held to instead."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+        return Image.open(path)
 
 
 def mask_from(given: Any) -> Pixels:

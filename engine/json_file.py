@@ -17,17 +17,25 @@ from calotype.errors import SourceError
 _MAX_DEPTH = 100  # no file of a model comes near, and code that walks or writes the data recursively stays safe
 
 
+def read_text(path: Path, what: str, *, limit_bytes: int = 64 << 20) -> str:
+    """The text of a file. Raises `SourceError` as `read_json` does."""
+    try:
+        return _read_regular(path, limit_bytes).decode("utf-8")
+    except FileNotFoundError:
+        raise SourceError(f"{path} is missing; {what}.") from None
+    except OSError as failed:
+        raise SourceError(f"{path} cannot be read ({failed.strerror or failed}); {what}.") from None
+    except ValueError as broken:  # not UTF-8, or a path with a null character
+        raise SourceError(f"{path} cannot be read ({broken}); {what}.") from None
+
+
 def read_json(path: Path, what: str, *, limit_bytes: int = 64 << 20) -> dict[str, Any]:
     """The object in a JSON file. Raises `SourceError` that names the path and ends with `what` the file is for."""
     try:
-        data = json.loads(_read_regular(path, limit_bytes).decode("utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {what}.") from None
+        data = json.loads(read_text(path, what, limit_bytes=limit_bytes))
     except RecursionError:
         raise SourceError(f"{path} nests deeper than {_MAX_DEPTH} levels; {what}.") from None
-    except OSError as failed:
-        raise SourceError(f"{path} cannot be read ({failed.strerror or failed}); {what}.") from None
-    except ValueError as broken:  # not JSON, not UTF-8, or a path with a null character
+    except ValueError as broken:
         raise SourceError(f"{path} cannot be read ({broken}); {what}.") from None
     if not isinstance(data, dict):
         raise SourceError(f"{path} holds JSON, but not an object; {what}.")

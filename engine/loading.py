@@ -8,11 +8,14 @@ from typing import Any
 
 from calotype.arguments import with_known_names
 from calotype.backends import choose
+from calotype.config_fields import checked
 from calotype.diffusers_names import OF_LOADING
 from calotype.errors import InputError
+from calotype.json_file import read_json
 from calotype.lora import Given, loras_from
 from calotype.pipeline import Pipeline
 from calotype.plan import is_plan, read_plan
+from calotype.prompt import check_token_ids
 from calotype.trust import distrust
 
 
@@ -61,7 +64,11 @@ def _opened_plan(model: str | Path, backend: str | Sequence[str], beside: Mappin
     for what, named in beside.items():
         if named:
             raise InputError(f"{model} is a plan, which has its {what} inside; name them when it is built.")
-    plan = read_plan(Path(model).expanduser())
+    folder = Path(model).expanduser()
+    plan = read_plan(folder)
+    for name, tokenizer in plan.tokenizers.items():
+        config = read_json(folder / name / "config.json", "it says how many token ids the text encoder knows")
+        check_token_ids(tokenizer, checked(name, name, config)["vocab_size"], folder / name)
     reason = distrust(plan)
     refused = {plan.backend: reason} if plan.backend and reason else {}
     return Pipeline(plan, choose(backend, first=plan.backend, refused=refused))

@@ -7,7 +7,7 @@ makes noise, not an error.
 
 from __future__ import annotations
 
-import json
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +16,10 @@ import torch
 from torch import Tensor, nn
 
 from calotype.errors import SourceError, first_line
+from calotype.json_file import read_json
+from calotype.network_check import check_network
+from calotype.tensor_file import TensorFile
+from calotype.weight_types import check_types
 from calotype.weights_folder import check_weights_folder
 
 _ADDED = ("text_embeds", "time_ids")
@@ -186,6 +190,7 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
     def load(folder: Path) -> tuple[Any, Any]:
         import diffusers
 
+        _check_size(getattr(diffusers, class_name), folder)
         loaded: tuple[Any, Any] = getattr(diffusers, class_name).from_pretrained(
             folder,
             use_safetensors=True,
@@ -207,7 +212,7 @@ def _variant(folder: Path, stem: str) -> str | None:
 
 
 def _class_of(folder: Path) -> str:
-    return str(json.loads((folder / "config.json").read_text(encoding="utf-8")).get("_class_name"))
+    return str(read_json(folder / "config.json", "a network's config").get("_class_name"))
 
 
 def _autoencoder(folder: Path) -> tuple[Any, Any]:
@@ -229,6 +234,35 @@ _LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] =
 }
 
 
+def _weights_in(folder: Path, stem: str) -> list[TensorFile]:
+    return [TensorFile(path) for path in sorted(folder.glob(f"{stem}*.safetensors"))]
+
+
+def _check_size(network_class: Any, folder: Path) -> None:
+    """`SourceError` where a network of this config is twice as large as its file: diffusers allocates it first.
+
+    A few tensors that are missing are left to `load_module`, which names them.
+    """
+    with torch.device("meta"):
+        network = network_class.from_config(network_class.load_config(folder))
+    needed = sum(parameter.numel() for parameter in network.parameters())
+    held = sum(math.prod(file.shape(name)) for file in _weights_in(folder, "diffusion_pytorch_model") for name in file)
+    if needed > 2 * held:
+        raise SourceError(
+            f"{folder / 'config.json'} describes a network of {needed} numbers, but the weights beside it have {held}; "
+            "take both from the same model."
+        )
+
+
+def _check(component: str, folder: Path) -> None:
+    """`SourceError` where the config says other layers than the weights hold: a module is built before it is filled."""
+    files = _weights_in(folder, "model" if component.startswith("text_encoder") else "diffusion_pytorch_model")
+    for file in files:
+        check_types(file.path, {name: file.kind(name) for name in file})
+    config = read_json(folder / "config.json", "a network's config")
+    check_network(folder / "config.json", component, config, {name: f.shape(name) for f in files for name in f})
+
+
 def load_module(component: str, folder: Path) -> nn.Module:
     """The component's module in float32 and evaluation mode, from the folder of its config and safetensors.
 
@@ -236,8 +270,11 @@ def load_module(component: str, folder: Path) -> nn.Module:
     """
     check_weights_folder(folder)
     load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
+    _check(component, folder)
     try:
         model, info = load(folder)
+    except SourceError:
+        raise
     except Exception as broken:  # each library raises its own kinds
         raise SourceError(f"the weights in {folder} cannot be read: {first_line(broken)}") from broken
     # Old CLIP checkpoints carry the numbers 0 to 76 as a weight.

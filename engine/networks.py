@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from calotype.bindings import Binding
+from calotype.errors import SourceError
 
 Config = Mapping[str, Any]
 
@@ -164,14 +165,12 @@ def _float(name: str, *dims: int | str) -> Binding:
 
 
 def _latents_and_text(config: Config) -> tuple[Binding, ...]:
-    width = config["cross_attention_dim"]
-    if not isinstance(width, int):
-        raise ValueError(f"a cross_attention_dim of {width}")
     return (
         _float("sample", "batch", config["in_channels"], *_LATENTS),
         # One timestep a picture: slots of a batch may stand at different steps.
         _float("timestep", "batch"),
-        _float("encoder_hidden_states", "batch", "tokens", width),  # long prompts are several of the encoder's lengths
+        # Long prompts are several of the encoder's lengths.
+        _float("encoder_hidden_states", "batch", "tokens", config["cross_attention_dim"]),
     )
 
 
@@ -185,11 +184,17 @@ def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]
     """What a network of SDXL takes beside the timestep."""
     if not config.get("addition_embed_type"):
         return ()
-    pooled = configs["text_encoder_2"]["projection_dim"]
-    ids = (config["projection_class_embeddings_input_dim"] - pooled) / config["addition_time_embed_dim"]
-    if config["addition_embed_type"] != "text_time" or ids not in _TIME_IDS:
-        raise ValueError(f"{config['addition_embed_type']} conditioning of {ids:g} ids beside {pooled} of text")
-    return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", int(ids)))
+    kind, pooled = config["addition_embed_type"], configs["text_encoder_2"]["projection_dim"]
+    width, each = config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
+    ids = next((ids for ids in _TIME_IDS if each is not None and pooled + ids * each == width), None)
+    if kind != "text_time" or ids is None:
+        raise SourceError(
+            f"{getattr(config, 'file', 'the config')}: addition_embed_type is {kind!r:.80}, "
+            f"projection_class_embeddings_input_dim {width} and addition_time_embed_dim {each}; expected text_time, "
+            f"and beside the {pooled} of text_encoder_2's projection_dim {' or '.join(map(str, _TIME_IDS))} times "
+            "addition_time_embed_dim."
+        )
+    return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids))
 
 
 def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:

@@ -7,7 +7,6 @@ Knows nothing of the text encoder.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from calotype.emphasis import pieces_of
 from calotype.errors import InputError, SourceError
+from calotype.json_file import read_json, read_text
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MARKS = ("tokenizer_config.json", "special_tokens_map.json")  # which token pads; the first that says it
@@ -137,25 +137,60 @@ def tokenizer_files(folder: Path) -> list[Path]:
 
 
 def vocabulary_of(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token numbers and merges, in their order. Raises `SourceError` where there are no files of them."""
-    return _vocabulary(tokenizer_files(folder))
+    """Token numbers and merges, in their order. Raises `SourceError` where the files are missing or broken."""
+    files = tokenizer_files(folder)
+    try:
+        vocabulary, merges = _vocabulary(files)
+        odd = next((text for text, n in vocabulary.items() if type(n) is not int), None)
+        if odd is not None:
+            raise ValueError(f"the id of {odd!r:.80} is {vocabulary[odd]!r:.80}")
+    except (ValueError, TypeError, LookupError, AttributeError) as broken:
+        raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
+    return vocabulary, merges
 
 
 def added_numbers(folder: Path) -> dict[str, int]:
     """What a tokenizer knows beside its vocabulary, in the order of its numbers. Raises `SourceError`."""
-    file, whole = folder / ADDED, folder / "tokenizer.json"
+    _, added, special = _added_tokens(folder)
+    vocabulary = vocabulary_of(folder)[0] if added else {}
+    words = [(text, n) for text, n in added.items() if text not in vocabulary and text not in special]
+    return dict(sorted(words, key=lambda pair: pair[1]))
+
+
+def check_token_ids(folder: Path, rows: int, encoder: Path) -> None:
+    """`SourceError` where a token's id is past the `rows` of the embedding table of the text encoder in `encoder`.
+
+    A backend would read past the table's end, and some do so without an error.
+    """
+    file, added, _ = _added_tokens(folder)
+    for path, numbers in ((tokenizer_files(folder)[0], vocabulary_of(folder)[0]), (file, added)):
+        token = max(numbers, key=lambda text: numbers[text], default=None)
+        lowest = min(numbers.values(), default=0)
+        if token is not None and (numbers[token] >= rows or lowest < 0):
+            top = numbers[token]
+            raise SourceError(
+                f"{path}: the token {token!r:.80} has the id {top if top >= rows else lowest}, and the text encoder in "
+                f"{encoder} has embeddings for the ids 0 to {rows - 1}. Take the tokenizer of the same model, or call "
+                f"resize_token_embeddings({top + 1}) on the text encoder and save it."
+            )
+
+
+def _added_tokens(folder: Path) -> tuple[Path, dict[str, int], set[str]]:
+    """The file that says what a tokenizer knows beside its vocabulary, those tokens' ids, and which are special."""
+    file, full = folder / ADDED, folder / "tokenizer.json"
+    special: set[str] = set()
     try:
         if file.is_file():
-            added = {str(text): int(n) for text, n in json.loads(file.read_text(encoding="utf-8")).items()}
-        elif whole.is_file():
-            data = json.loads(whole.read_text(encoding="utf-8"))
-            added = {token["content"]: token["id"] for token in data["added_tokens"] if not token["special"]}
+            added = {str(text): int(n) for text, n in read_json(file, "a tokenizer's added tokens").items()}
+        elif full.is_file():
+            tokens = read_json(full, "a tokenizer")["added_tokens"]
+            added = {str(token["content"]): int(token["id"]) for token in tokens}
+            special = {str(token["content"]) for token in tokens if token["special"]}
         else:
             added = {}
-        vocabulary = vocabulary_of(folder)[0] if added else {}
-    except (OSError, ValueError, TypeError, LookupError, AttributeError) as broken:
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as broken:
         raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
-    return {text: n for text, n in sorted(added.items(), key=lambda pair: pair[1]) if text not in vocabulary}
+    return file if file.is_file() else full, added, special
 
 
 def added_words(folder: Path) -> dict[str, tuple[int, ...]]:
@@ -176,25 +211,26 @@ def added_words(folder: Path) -> dict[str, tuple[int, ...]]:
 def _vocabulary(files: list[Path]) -> tuple[dict[str, int], list[tuple[str, str]]]:
     """Token numbers and merges, in their order."""
     if files[0].name == "tokenizer.json":
-        data = json.loads(files[0].read_text(encoding="utf-8"))
+        data = read_json(files[0], "a tokenizer")
         marks = {t["content"]: t["id"] for t in data["added_tokens"] if t["content"] in (START, END)}
         pairs = (m.split() if isinstance(m, str) else m for m in data["model"]["merges"])
         return data["model"]["vocab"] | marks, [(a, b) for a, b in pairs]
-    lines = files[1].read_text(encoding="utf-8").splitlines()
+    lines = read_text(files[1], "a tokenizer's merges").splitlines()
     pairs = (line.split() for line in lines if line and not line.startswith("#version"))
-    return json.loads(files[0].read_text(encoding="utf-8")), [(a, b) for a, b in pairs]
+    return read_json(files[0], "a tokenizer's vocabulary"), [(a, b) for a, b in pairs]
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, int], int]:
     """The BPE, its vocabulary, and the number of the padding token."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-    files = tokenizer_files(folder)
+    vocabulary, merges = vocabulary_of(folder)
     try:
-        vocabulary, merges = _vocabulary(files)
         model = models.BPE(vocabulary, merges, end_of_word_suffix="</w>", unk_token=END)
-        padding = vocabulary.get(_pad_token(folder), vocabulary[END])
+        padding = (_added_tokens(folder)[1] | vocabulary).get(_pad_token(folder), vocabulary[END])
         vocabulary[START]
+    except SourceError:
+        raise
     except Exception as broken:  # the tokenizers library raises bare Exception
         raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
     bpe = Tokenizer(model)
@@ -216,7 +252,7 @@ def _pad_token(folder: Path) -> str:
     for name in MARKS:
         path = folder / name
         if path.exists():
-            token = json.loads(path.read_text(encoding="utf-8")).get("pad_token")
+            token = read_json(path, "a tokenizer's settings").get("pad_token")
             if token is not None:
                 return str(token["content"] if isinstance(token, dict) else token)
     return END

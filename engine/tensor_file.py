@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+import stat
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
@@ -33,7 +34,10 @@ class TensorFile(Mapping[str, Floats]):
         self.path = path
         self.metadata: Mapping[str, str] = {}
         try:
-            size = path.stat().st_size
+            status = path.stat()
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+                raise OSError(0, "it is not a regular file")
+            size = status.st_size
             with path.open("rb") as file:
                 start = file.read(8)
                 length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
@@ -54,6 +58,10 @@ class TensorFile(Mapping[str, Floats]):
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape, from the header."""
         return self._entries[name].shape
+
+    def kind(self, name: str) -> str:
+        """The type in which the tensor is stored, as the format calls it: F16, BF16, I8, ..."""
+        return self._entries[name].kind
 
     def __getitem__(self, name: str) -> Floats:
         """Raises `KeyError`; `SourceError` for a type that no weights are stored in."""

@@ -13,7 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError, first_line
-from calotype.export.weights import PICKLES, read_json, weight_files
+from calotype.export.weights import PICKLES, weight_files
+from calotype.json_file import read_json
 from calotype.printable import printable
 from calotype.prompt import tokenizer_files
 

@@ -21,7 +21,9 @@ from calotype.export.child import in_child
 from calotype.export.source import Source, stem_of
 from calotype.export.store import fetch, key_of
 from calotype.export.weights import PICKLES, check_safetensors, refusal_of_pickle, weight_files
+from calotype.json_file import read_json
 from calotype.prompt import ADDED, END, START, added_numbers, added_words, vocabulary_of
+from calotype.weight_types import check_types
 
 TEACHER = 2  # raised when the way words are added changes what comes out
 _OF_SDXL = {"text_encoder": "clip_l", "text_encoder_2": "clip_g"}
@@ -64,7 +66,9 @@ def word_from(said: str | Path, source: Source) -> Word:
         raise SourceError(f"there is no file {path}; learned words are .safetensors files, as FILE or FILE:<word>.")
     if path.suffix in PICKLES:
         raise SourceError(refusal_of_pickle(path).partition(" Convert")[0] + " Fetch it as .safetensors.")
-    shapes = check_safetensors(path).shapes
+    header = check_safetensors(path)
+    check_types(path, header.types)
+    shapes = header.shapes
     wide = {encoder: _size(source, encoder, "hidden_size") for encoder in source.tokenizers}
     if set(shapes) == set(_OF_SDXL.values()):
         tensors = {encoder: _OF_SDXL[encoder] for encoder in wide if encoder in _OF_SDXL}
@@ -171,7 +175,7 @@ def _learned(source: Source, encoder: str, words: Sequence[Word]) -> Source:
         return {"peak_bytes": done.peak_bytes}
 
     made, _ = fetch(key, make, label={"component": encoder, "kind": "learned words", "model": source.model})
-    config = json.loads((made / encoder / "config.json").read_text(encoding="utf-8"))
+    config = read_json(made / encoder / "config.json", "the text encoder's config")
     return replace(
         source,
         configs={**source.configs, encoder: config},
@@ -210,7 +214,7 @@ def learn_into(*, out: str, weights: str, stem: str, words: Sequence[tuple[str, 
     if not all(vector.isfinite().all() for vector in vectors):
         raise SourceError("a textual inversion holds numbers that are not finite; fetch it again.")
     tensors[table] = torch.cat([tensors[table].float(), *vectors])
-    config = json.loads((source / "config.json").read_text(encoding="utf-8"))
+    config = read_json(source / "config.json", "the text encoder's config")
     config |= {"vocab_size": len(tensors[table]), "eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})

@@ -21,6 +21,7 @@ from calotype.export.store import fetch, has, key_of
 from calotype.export.versions import versions
 from calotype.export.weights import Header, check_safetensors
 from calotype.printable import printable
+from calotype.weight_types import check_types
 
 CONVERTER = 1  # raised when the way checkpoints are rewritten changes what comes out
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
@@ -45,6 +46,7 @@ _MARKS = {
     "adapter": ("a T2I-Adapter", None),
     "quantize": ("an autoencoder of a codebook", None),
 }
+_ALONE = {"time_embedding": "a U-Net alone", "text_model": "a text encoder alone", "embeddings": "a text encoder alone"}
 _PARTS = {"a U-Net": (UNET,), "an autoencoder": (VAE,), "a text encoder": ("cond_stage_model.", "conditioner.")}
 
 
@@ -108,6 +110,8 @@ def opened(path: Path) -> Path:
     """The checkpoint as a folder in diffusers' layout, made at its first use. Raises `SourceError`."""
     header = check_safetensors(path)
     found = original_of(path, header)
+    starts = (UNET, VAE, *found.texts.values())
+    check_types(path, {name: kind for name, kind in header.types.items() if name.startswith(starts)})
     folder, fresh = rewritten(
         path,
         f"{found.name} in the original layout",
@@ -170,6 +174,11 @@ def _kind(header: Header, firsts: Sequence[str]) -> tuple[str, str | None]:
             return kind
     if any("lora_" in name or ".lora." in name for name in header.shapes):  # diffusers' and peft's, by their ends
         return _LORA
+    if alone := next((what for mark, what in _ALONE.items() if mark in firsts), None):
+        return alone, None
+    for name, shape in header.shapes.items():
+        if len(header.shapes) == 1 and "." not in name and len(shape) == 2:  # vectors under the word
+            return _WORDS
     parts = [what for what, start in _PARTS.items() if any(name.startswith(start) for name in header.shapes)]
     if parts:
         return ("a whole model", "model") if len(parts) == len(_PARTS) else (f"{' and '.join(parts)} alone", None)

@@ -17,7 +17,9 @@ from typing import Any, NoReturn
 from calotype.errors import SourceError
 from calotype.export.originals import VAE, rewritten, what_is_in
 from calotype.export.published import MODELS
-from calotype.export.weights import Header, check_safetensors, read_json
+from calotype.export.weights import Header, check_safetensors
+from calotype.json_file import read_json
+from calotype.weight_types import check_types
 
 CONTROL = "control_model."
 _OTHERS = {"task_embedding", "difference", "lora_controlnet"}  # that have a ControlNet's tensors, and are none
@@ -72,6 +74,7 @@ def part_opened(path: Path, name: str, own: Mapping[str, Path]) -> Path:
         raise SourceError(
             f"the configs of the model beside {path} do not make sense ({odd}); fetch it again."
         ) from None
+    check_types(path, {name: kind for name, kind in header.types.items() if name.startswith(found.prefix)})
     layout = "the original" if found.original else "diffusers'"
     scale = f" (its latents times {found.config['scaling_factor']})" if "scaling_factor" in found.config else ""
     folder, _ = rewritten(

@@ -20,19 +20,23 @@ import calotype
 from calotype.digest import file_digest
 from calotype.errors import SourceError
 from calotype.export.hub import from_hub
+from calotype.export.misnamed import exported, kind_of_file, other_folder
 from calotype.export.originals import opened
 from calotype.export.parts import part_opened
 from calotype.export.weights import (
     PICKLES,
+    check_safetensors,
     count_weights,
     pickles_in,
-    read_json,
     refusal_of_pickle,
     weight_files,
 )
 from calotype.family import TEXT_ENCODERS, autoencoder_of, folder_of
+from calotype.json_file import read_json
+from calotype.network_check import check_network, token_rows
 from calotype.networks import controlnets_of
-from calotype.prompt import MARKS, tokenizer_files
+from calotype.prompt import MARKS, check_token_ids, tokenizer_files
+from calotype.weight_types import check_not_quantized, check_types
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # What pictures depend on in a model_index.json.
@@ -108,7 +112,9 @@ def read_source(
     index = _index(folder)
     kind = str(index.get("_class_name"))
     if kind not in TEXT_ENCODERS:
-        raise SourceError(f"{folder} holds a {kind}; this version reads {', '.join(TEXT_ENCODERS)}.")
+        raise SourceError(
+            exported(folder) or f"{folder} holds a {kind:.80}; this version reads {', '.join(TEXT_ENCODERS)}."
+        )
     coded = autoencoder_of(kind)
     folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
     folders |= {"vae": folder / coded} if coded else {}
@@ -125,6 +131,8 @@ def read_source(
     for vocabulary in tokenizers.values():
         tokenizer_files(vocabulary)
     files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # all headers, then all digests
+    for name, path in folders.items():
+        _check_network(name, path, configs[name], files[name], tokenizers.get(name))
     said = {name: index[name] for name in _SAID if name in index}
     return Source(
         model=str(model),
@@ -134,6 +142,21 @@ def read_source(
         digests={name: _digest(each) for name, each in files.items()},
         tokenizers=tokenizers,
     )
+
+
+def _check_network(
+    name: str, folder: Path, config: Mapping[str, Any], files: Iterable[Path], tokenizer: Path | None
+) -> None:
+    """`SourceError` unless a network's weights are floats as its config says, and every token has an embedding."""
+    check_not_quantized(folder / "config.json", config)
+    shapes: dict[str, Sequence[int]] = {}
+    for file in files:
+        header = check_safetensors(file)
+        check_types(file, header.types)
+        shapes |= header.shapes
+    check_network(folder / "config.json", name, config, shapes)
+    if tokenizer is not None:
+        check_token_ids(tokenizer, token_rows(shapes) or 0, folder)
 
 
 def _check_classes(configs: Mapping[str, Any], folders: Mapping[str, Path], vae: str | Path | None) -> None:
@@ -174,7 +197,7 @@ def _located(said: str | Path, name: str, offline: bool) -> Path:
     if is_file:
         if path.suffix == ".safetensors":
             return path.absolute()
-        raise SourceError(refusal_of_pickle(path, elder) if of_weights else f"{path} is a file; {kinds}.")
+        raise SourceError(refusal_of_pickle(path, elder) if of_weights else f"{path} is {kind_of_file(path)}; {kinds}.")
     if _HUB_ID.fullmatch(str(said)) and not of_weights:
         return from_hub(str(said), offline=offline)
     raise SourceError(f"there is no {'file' if of_weights else 'folder'} {path}; {kinds}.")
@@ -192,6 +215,8 @@ def _part(said: str | Path, name: str, own: Mapping[str, Path], offline: bool) -
         raise SourceError(f"{said} is a whole model; {mend}.")
     single = sorted(path.glob("*.safetensors"))
     if single and not (path / "config.json").is_file():
+        if other := other_folder(path, name):
+            raise SourceError(other)
         raise SourceError(f"{path / 'config.json'} is missing; a {name} in one file is named itself: {single[0]}")
     return path
 
@@ -199,7 +224,9 @@ def _part(said: str | Path, name: str, own: Mapping[str, Path], offline: bool) -
 def _index(folder: Path) -> dict[str, Any]:
     """What the folder's `model_index.json` says. Raises `SourceError` that knows what may lie there in its place."""
     path = folder / "model_index.json"
-    if not path.is_file():
+    if not path.exists():
+        if other := other_folder(folder):
+            raise SourceError(other)
         single, pickled = [p.name for p in sorted(folder.glob("*.safetensors"))], pickles_in(folder)
         if single:
             raise SourceError(f"{path} is missing; a checkpoint in one file is named itself: {folder / single[0]}")

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from calotype.errors import SourceError
+from calotype.json_file import read_json
 from calotype.tensor_file import TensorFile
 from calotype.weights_folder import shard_names
 
 PICKLES = (".bin", ".ckpt", ".pt", ".pth")
+EXPORTS = {  # how other programs' files end that hold a network and no weights that are read here -> what they are
+    ".onnx": "an ONNX export, as Optimum writes it",
+    ".xml": "an OpenVINO export",
+    ".gguf": "quantized weights in GGUF",
+    ".engine": "a TensorRT engine",
+}
+EXPORTED = "Calotype makes its own exports: name the diffusers folder or the .safetensors checkpoint that it came from"
 _PICKLED = "a pickle, which can run any code when it is opened, so it is not read. Convert it where you trust it"
 
 
@@ -22,20 +28,8 @@ class Header:
     """What a safetensors file says of itself."""
 
     shapes: Mapping[str, Sequence[int]]
+    types: Mapping[str, str]  # F16, BF16, I8, ... as the format calls them
     metadata: Mapping[str, str]
-
-
-def read_json(path: Path, what: str) -> dict[str, Any]:
-    """The object in a JSON file. Raises `SourceError` that says what the file is for."""
-    try:
-        data = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {what}.") from None
-    except (OSError, ValueError) as broken:
-        raise SourceError(f"{path} cannot be read ({broken}); {what}.") from None
-    if not isinstance(data, dict):
-        raise SourceError(f"{path} is JSON, but no object; {what}.")
-    return data
 
 
 def weight_files(folder: Path, stem: str) -> list[Path]:
@@ -61,6 +55,9 @@ def _no_weights(folder: Path, wanted: Path) -> str:
             f"{folder / pickled[0]} is {_PICKLED}: load the model with diffusers and save it with "
             "save_pretrained(..., safe_serialization=True)."
         )
+    exports = [path for path in sorted(folder.glob("*")) if path.suffix in EXPORTS]
+    if exports:
+        return f"{exports[0]} is {EXPORTS[exports[0].suffix]}. {EXPORTED}."
     return f"{wanted} is missing; weights are read from safetensors."
 
 
@@ -78,7 +75,8 @@ def refusal_of_pickle(path: Path, elder: str = "StableDiffusionPipeline") -> str
 def check_safetensors(path: Path) -> Header:
     """What the file says of itself. `SourceError` unless it is as long as its header says."""
     file = TensorFile(path)
-    return Header(shapes={name: file.shape(name) for name in file}, metadata=file.metadata)
+    types = {name: file.kind(name) for name in file}
+    return Header(shapes={name: file.shape(name) for name in file}, types=types, metadata=file.metadata)
 
 
 def count_weights(folder: Path, stem: str) -> int:

@@ -120,7 +120,8 @@ def test_configs_that_lack_a_field(model_copy, config, field):
 )
 def test_configs_that_make_no_sense(model_copy, path, changes):
     edit(model_copy / path, **changes)
-    with pytest.raises(SourceError, match="do not make sense"):
+    (field,) = changes
+    with pytest.raises(SourceError, match=rf"{path}: (the length of )?{field}"):
         calotype.load(model_copy, backend="fake")
 
 
@@ -137,7 +138,7 @@ def test_configs_that_make_no_sense(model_copy, path, changes):
 )
 def test_scheduler_configs_that_make_no_sense(model_copy, changes):
     edit(model_copy / "scheduler" / "scheduler_config.json", **changes)
-    with pytest.raises(SamplerError) as told:
+    with pytest.raises((SamplerError, SourceError)) as told:
         calotype.load(model_copy, backend="fake")("x", steps=2, seed=1)
     assert "\n" not in str(told.value)
 
@@ -152,7 +153,7 @@ def test_shard_lists_that_say_no_files(model_copy, weight_map):
 
 def test_a_config_smaller_than_its_weights_is_another_network(model_copy):
     edit(model_copy / "text_encoder" / "config.json", num_hidden_layers=2)
-    with pytest.raises(CalotypeError, match="do not fit its config"):
+    with pytest.raises(SourceError, match="num_hidden_layers"):
         calotype.load(model_copy, backend="eager")
 
 

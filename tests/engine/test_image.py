@@ -1,11 +1,14 @@
 """Pictures that come in, of every usual kind, become float32 [H, W, 3] in [0, 1]; others are told."""
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 from PIL import Image
 
 from calotype.errors import InputError
-from calotype.image import fitted, pixels_from
+from calotype.image import fitted, pixels_from, read_picture
 
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 UNIT = (BYTES / 255).astype(np.float32)
@@ -86,3 +89,25 @@ def test_bytes_in_wider_integers_are_bytes():
         np.testing.assert_array_equal(pixels_from("image", BYTES.astype(kind)), BYTES)
     with pytest.raises(InputError, match="from 0 to 1000"):
         pixels_from("image", np.array([[[0, 5, 1000]]]))
+
+
+def png_of(width, height, path):
+    """A PNG that says a size, in a few bytes: its rows are never read."""
+    Image.new("L", (1, 1)).save(path)
+    data = bytearray(path.read_bytes())
+    data[16:24] = struct.pack(">II", width, height)
+    data[29:33] = struct.pack(">I", zlib.crc32(bytes(data[12:29])))
+    path.write_bytes(data)
+    return path
+
+
+@pytest.mark.parametrize("size", [(13_000, 13_000), (30_000, 30_000), (1 << 30, 1 << 30)])
+def test_a_picture_of_too_many_pixels_is_refused_in_one_sentence(tmp_path, size):
+    """Pillow warns of the first and calls the others an attack; warnings are errors here."""
+    with pytest.raises(InputError, match="million"):
+        read_picture(png_of(*size, tmp_path / "x.png"))
+
+
+def test_a_large_picture_is_read_without_a_warning(tmp_path):
+    Image.new("1", (10_000, 9_500)).save(tmp_path / "x.png")  # 95 million pixels, above where Pillow warns
+    assert read_picture(tmp_path / "x.png").size == (10_000, 9_500)

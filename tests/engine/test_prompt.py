@@ -144,7 +144,7 @@ def test_wrong_prompts_and_broken_tokenizers(folder, tmp_path):
     for vocabulary, merges in (("{", ""), ("[]", ""), ("{}", "a b"), ('{"a": 1}', "a b c")):
         (tmp_path / "vocab.json").write_text(vocabulary)
         (tmp_path / "merges.txt").write_text(merges)
-        with pytest.raises(SourceError, match="cannot be read"):
+        with pytest.raises(SourceError, match="tokenizer"):
             ClipTokenizer(tmp_path, 77)
 
 
@@ -153,5 +153,5 @@ def test_a_broken_tokenizer_config_is_told(folder, tmp_path, config):
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     (tmp_path / "tokenizer_config.json").write_text(config)
-    with pytest.raises(SourceError, match="cannot be read"):
+    with pytest.raises(SourceError, match="tokenizer"):
         ClipTokenizer(tmp_path, 77)

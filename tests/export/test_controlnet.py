@@ -14,6 +14,8 @@ import calotype
 from calotype.errors import InputError, SourceError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality import psnr
+from calotype.export.source import read_source
+from calotype.family import family_of
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [
@@ -177,20 +179,29 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
-        ({"_class_name": "T2IAdapter"}, "holds a T2IAdapter; a ControlNet is"),
         ({"cross_attention_dim": 768}, "not made for this U-Net"),
         ({"block_out_channels": [64, 64]}, "not made for this U-Net"),
         ({"layers_per_block": 2}, "not made for this U-Net"),
         ({"global_pool_conditions": True}, "pools its conditions"),
         ({"conditioning_channels": 1}, "does not take RGB pictures"),
         ({"conditioning_embedding_out_channels": [16, 32]}, "does not take RGB pictures"),
-        ({"block_out_channels": None}, "do not make sense"),
+        ({"block_out_channels": None}, r"controlnet/config\.json: block_out_channels"),
     ],
 )
 def test_other_models_are_told(demo_folder, nets, tmp_path, changes, told):
+    configs = read_source(demo_folder, [nets[0]]).configs
+    with pytest.raises(SourceError, match=told):
+        family_of({**configs, "controlnet": {**configs["controlnet"], **changes}})
     net = shutil.copytree(nets[0], tmp_path / "net")
     edit(net / "config.json", **changes)
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError):
+        calotype.load(demo_folder, controlnet=net, backend="fake")
+
+
+def test_a_folder_of_another_class_is_told(demo_folder, nets, tmp_path):
+    net = shutil.copytree(nets[0], tmp_path / "net")
+    edit(net / "config.json", _class_name="T2IAdapter")
+    with pytest.raises(SourceError, match="holds a T2IAdapter"):
         calotype.load(demo_folder, controlnet=net, backend="fake")
 
 

@@ -250,7 +250,7 @@ def test_full_size_checkpoints_fit(kind, channels, layout, monkeypatch):
     starts = ("model.diffusion_model.", "first_stage_model.", ("cond_stage_model.", "conditioner."))
     assert tuple(sum(name.startswith(start) for name in tensors) for start in starts) == COUNTS[kind]
     tensors |= {name: torch.empty(1, device="meta") for name in UNREAD[kind]}
-    header = Header(shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, metadata={})
+    header = Header(shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, types={}, metadata={})
     found = originals.original_of(Path("x.safetensors"), header)
     assert found.described["pipeline"] == described["pipeline"]
     for part in (*found.texts, "unet", "vae"):

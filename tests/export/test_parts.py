@@ -175,7 +175,7 @@ def test_a_file_beside_its_config_has_that_config(base, demo_folder):
 
 
 def header_of(tensors):
-    return Header(shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, metadata={})
+    return Header(shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, types={}, metadata={})
 
 
 def on_meta(class_name, config):
@@ -346,7 +346,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path, name, elder, kinds):
     with pytest.raises(SourceError, match=rf"there is no file .*gone.safetensors; {kinds}.*a \.safetensors file"):
         calotype.load("demo", **{name: tmp_path / "gone.safetensors"})
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(SourceError, match=f"x.gguf is a file; {kinds}"):
+    with pytest.raises(SourceError, match=f"x.gguf is .*GGUF; {kinds}"):
         calotype.load("demo", **{name: tmp_path / "x.gguf"})
     file = written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "x.safetensors")
     file.write_bytes(file.read_bytes()[:-8])

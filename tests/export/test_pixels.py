@@ -119,8 +119,8 @@ def test_what_it_does_not_take_is_told(folder, tmp_path):
     ("changes", "told"),
     [
         ({"num_class_embeds": 10}, "num_class_embeds, an input that this version does not feed"),
-        ({"in_channels": 1, "out_channels": 1}, "paints 1 channels from 1"),
-        ({"block_out_channels": None}, "do not make sense"),
+        ({"in_channels": 1, "out_channels": 1}, "in_channels"),
+        ({"block_out_channels": None}, "block_out_channels"),
     ],
 )
 def test_other_networks_are_told(folder, tmp_path, changes, told):
