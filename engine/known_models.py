@@ -15,6 +15,7 @@ from calotype.errors import SourceError
 from calotype.home import home, write_whole
 
 SHIPPED = "demo"
+_SHIPPED_FOLDER = Path(__file__).parent / "demo_model"
 
 
 def remember_model(model: str) -> None:
@@ -27,7 +28,7 @@ def remember_model(model: str) -> None:
 
 def is_known(model: str) -> bool:
     """Is it the model that ships with Calotype, or a local one that the user named before?"""
-    return model == SHIPPED or _record(model).exists()
+    return model in (SHIPPED, str(_SHIPPED_FOLDER)) or _record(model).exists()
 
 
 def _record(model: str) -> Path:
