@@ -31,7 +31,7 @@ from calotype.lora import Given, Lora
 from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.painter import Whole
 from calotype.picture import Picture, picture_from, to_uint8, unit
-from calotype.plan import Plan
+from calotype.plan import Plan, PlannedComponent
 from calotype.remembered import Remembered
 from calotype.report import Report, Stopwatch
 from calotype.request import Job, request_from, resolve
@@ -76,9 +76,11 @@ class Event:
 class Pipeline:
     """A loaded model. Calls may come from several threads; `cancel` ends those that are under way."""
 
-    def __init__(self, plan: Plan, choice: Choice) -> None:
+    def __init__(self, plan: Plan, choice: Choice, planned: Callable[[str], PlannedComponent] | None = None) -> None:
+        """`planned` gives a component with its artefacts when it is opened; without it the plan has them all."""
         self.plan = plan
         self._choice = choice
+        self._planned = planned or plan.components.__getitem__
         self._opened: dict[str, Opened] = {}
         self._opening = threading.Lock()
         self._guard = threading.Lock()
@@ -123,7 +125,7 @@ class Pipeline:
         Where PyTorch has a part, its operators and a GPU's kernels are in it too. Raises what a call raises, and
         `InputError` where the file cannot be written.
         """
-        by_torch = any(o.runner.backend in _OF_TORCH for o in self._opened.values())
+        by_torch = any(o.runner.backend in _OF_TORCH for o in tuple(self._opened.values()))
         with traced(Path(path), by_torch=by_torch):
             return self(prompt, **arguments)
 
@@ -152,10 +154,16 @@ class Pipeline:
                 stop.set()
 
     def component(self, name: str) -> Opened:
-        """The component with its runner, opened at first use."""
+        """The component with its runner, opened at first use, and traced before that where nothing has needed it yet.
+
+        Raises `SourceError` where it cannot be traced from the model's files, `BackendError` where no backend opens it.
+        """
+        opened = self._opened.get(name)
+        if opened is not None:  # without the lock: others may wait seconds for a trace
+            return opened
         with self._opening:
             if name not in self._opened:
-                self._opened[name] = open_component(self.plan.components[name], self._choice)
+                self._opened[name] = open_component(self._planned(name), self._choice)
             return self._opened[name]
 
     def set_lora(self, lora: Given = None) -> None:
@@ -309,4 +317,4 @@ class Pipeline:
         return [picture_from(p, settings_for(self.plan, work, i, backend)) for i, p in enumerate(pixels)]
 
     def _report(self, work: Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
-        return report_of(self.plan, work, self._opened.values(), watch.seconds, notes)
+        return report_of(self.plan, work, tuple(self._opened.values()), watch.seconds, notes)
