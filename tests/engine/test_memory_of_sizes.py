@@ -80,6 +80,6 @@ def test_streams_of_two_sizes_that_take_turns_paint_what_each_paints_alone(pipes
     for backend in ("openvino", "onnxruntime"):
         alone = [pipes[backend]("x", **size).images for size in sizes]
         events = [pipes[backend].stream("x", **size) for size in sizes]
-        last = [turn for turn in zip(*events, strict=True)][-1]
+        last = list(zip(*events, strict=True))[-1]
         for event, wanted in zip(last, alone, strict=True):
             np.testing.assert_array_equal(event.result.images, wanted)
