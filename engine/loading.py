@@ -77,11 +77,11 @@ def _opened_plan(model: str | Path, backend: str | Sequence[str], beside: Mappin
 def _traced(model: str | Path, backend: str | Sequence[str], beside: Mapping[str, Any], offline: bool) -> Pipeline:
     choice = choose(backend)
     # The one arrow from the runtime to the exporter: a source that is no plan yet becomes one.
-    from calotype.export import prepare
+    from calotype.export import prepare_lazily
 
     nets, vae, words = beside.values()
-    plan = prepare(model, controlnets=nets, vae=vae, words=words, offline=offline, forms=choice.forms)
-    return Pipeline(plan, choice)
+    plan, component = prepare_lazily(model, controlnets=nets, vae=vae, words=words, offline=offline, forms=choice.forms)
+    return Pipeline(plan, choice, component)
 
 
 def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:

@@ -34,7 +34,7 @@ from calotype.lora import Given, Lora
 from calotype.memory import available_bytes, check_memory, peak_bytes
 from calotype.painter import Whole
 from calotype.picture import Picture, picture_from, to_uint8, unit
-from calotype.plan import Plan
+from calotype.plan import Plan, PlannedComponent
 from calotype.remembered import Remembered
 from calotype.report import Report
 from calotype.request import Job, request_from, resolve
@@ -80,9 +80,11 @@ class Pipeline(KnownAttributes):
 
     plan: Plan
 
-    def __init__(self, plan: Plan, choice: Choice) -> None:
+    def __init__(self, plan: Plan, choice: Choice, planned: Callable[[str], PlannedComponent] | None = None) -> None:
+        """`planned` gives a component with its artefacts when it is opened; without it the plan has them all."""
         self.plan = plan
         self._choice = choice
+        self._planned = planned or plan.components.__getitem__
         self._opened: dict[str, Opened] = {}
         self._opening = forks.Lock()
         self._guard = forks.Lock()
@@ -127,7 +129,7 @@ class Pipeline(KnownAttributes):
         Where PyTorch has a part, its operators and a GPU's kernels are in it too. Raises what a call raises, and
         `InputError` where the file cannot be written.
         """
-        by_torch = any(o.runner.backend in _OF_TORCH for o in self._opened.values())
+        by_torch = any(o.runner.backend in _OF_TORCH for o in tuple(self._opened.values()))
         with traced(Path(path), by_torch=by_torch):
             return self(prompt, **arguments)
 
@@ -158,11 +160,16 @@ class Pipeline(KnownAttributes):
                 stop.set()
 
     def component(self, name: str) -> Opened:
-        """The component with its runner, opened at first use."""
-        with self._opening:
-            if name not in self._opened:
-                self._opened[name] = open_component(self.plan.components[name], self._choice)
-            opened = self._opened[name]
+        """The component with its runner, opened at first use, and traced before that where nothing has needed it yet.
+
+        Raises `SourceError` where it cannot be traced from the model's files, `BackendError` where no backend opens it.
+        """
+        opened = self._opened.get(name)
+        if opened is None:
+            with self._opening:  # others that are open are used meanwhile: a trace takes seconds
+                opened = self._opened.get(name)
+                if opened is None:
+                    opened = self._opened[name] = open_component(self._planned(name), self._choice)
         opened.reopen_after_fork()
         return opened
 
@@ -327,4 +334,4 @@ class Pipeline(KnownAttributes):
         return [picture_from(p, settings_for(self.plan, work, i, backend)) for i, p in enumerate(pixels)]
 
     def _report(self, work: Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
-        return report_of(self.plan, work, self._opened.values(), watch.seconds, notes)
+        return report_of(self.plan, work, tuple(self._opened.values()), watch.seconds, notes)

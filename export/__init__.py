@@ -1,6 +1,6 @@
 """From a model's files to artefacts: sources, tracing to ONNX, precision, checking, the store, plans.
 
-`prepare` is what `calotype.load` calls for a model that is no plan yet; `build` leaves a plan in a folder.
+`prepare_lazily` is what `calotype.load` calls for a model that is no plan yet; `build` leaves a plan in a folder.
 Names are looked up when they are used, so that the command line starts at once; heavy libraries are imported when
 something has to be made.
 """
@@ -12,12 +12,12 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from calotype.export.building import build
-    from calotype.export.planning import prepare
+    from calotype.export.planning import prepare, prepare_lazily
     from calotype.export.spec import BuildSpec
 
-__all__ = ["BuildSpec", "build", "prepare"]
+__all__ = ["BuildSpec", "build", "prepare", "prepare_lazily"]
 
-_HOMES = {"BuildSpec": "spec", "build": "building", "prepare": "planning"}
+_HOMES = {"BuildSpec": "spec", "build": "building", "prepare": "planning", "prepare_lazily": "planning"}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from calotype.backends import COMPILED
 from calotype.errors import BuildError, CheckError
@@ -34,12 +35,59 @@ def prepare(
     The first use of a model traces it into the store (tens of seconds for the demonstration model); the next finds it
     there. Raises `SourceError`.
     """
+    source, family = _described(model, controlnets=controlnets, vae=vae, words=words, offline=offline, forms=forms)
+    components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
+    return plan_of(source, family, components)
+
+
+def prepare_lazily(
+    model: str | Path, *, forms: Collection[str] = ("onnx",), **parts: Any
+) -> tuple[Plan, Callable[[str], PlannedComponent]]:
+    """The plan as `prepare` makes it, without the traces that text-to-image does not need; and what makes those.
+
+    The plan has such a component with its eager reference alone, unless its trace is in the store. The second result
+    gives any component by name with all its artefacts, traced at the call. It raises `SourceError` where the model's
+    files are gone or were changed meanwhile. Engines (`COMPILED`) are all built at once.
+    """
+    source, family = _described(model, forms=forms, **parts)
+    later = _later(family, source) if set(forms) == {"onnx"} else frozenset()
+
+    def component(name: str) -> PlannedComponent:
+        if name not in later:
+            return plan.components[name]
+        described = family.components[name]
+        if not has(trace_key(described, source)):
+            source.check_unchanged(name)
+        return _planned(described, source, family.profile, forms)
+
+    components = {
+        name: reference(c, source) if name in later else _planned(c, source, family.profile, forms)
+        for name, c in family.components.items()
+    }
+    plan = plan_of(source, family, components)
+    return plan, component
+
+
+def _later(family: Family, source: Source) -> frozenset[str]:
+    """The components that are traced at their first use."""
+    first = {*source.tokenizers, "unet", "vae_decoder", *(["vae_encoder"] if family.inpaints else [])}
+    return frozenset(n for n, c in family.components.items() if n not in first and not has(trace_key(c, source)))
+
+
+def _described(
+    model: str | Path,
+    *,
+    controlnets: Sequence[str | Path] = (),
+    vae: str | Path | None = None,
+    words: Sequence[str | Path] = (),
+    offline: bool = False,
+    forms: Collection[str],
+) -> tuple[Source, Family]:
     source = learn(read_source(model, controlnets, vae, offline=offline), words)
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
         family = replace(family, profile=modest(family.profile))
-    components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
-    return plan_of(source, family, components)
+    return source, family
 
 
 def plan_of(source: Source, family: Family, components: dict[str, PlannedComponent]) -> Plan:

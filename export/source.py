@@ -77,6 +77,12 @@ class Source:
         """SHA-256 of the component's weights."""
         return self.digests[folder_of(component)]
 
+    def check_unchanged(self, component: str) -> None:
+        """Raise `SourceError` unless the component's weights are still those that were read."""
+        folder, stem = self.weights_folder(component), stem_of(folder_of(component))
+        if _digest(weight_files(folder, stem)) != self.weights_digest(component):
+            raise SourceError(f"the weights in {folder} were changed after the model was loaded; load it again.")
+
     def weights_count(self, component: str) -> int:
         """How many numbers the folder of the component's weights holds."""
         return count_weights(self.weights_folder(component), stem_of(folder_of(component)))

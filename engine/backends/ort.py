@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from calotype import threads
 from calotype.backends.weights_onnx import OnnxWeights
 from calotype.errors import BackendError, first_line
+from calotype.memory import frees_after_run
 from calotype.patches import NONE
 
 if TYPE_CHECKING:
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 FORM = "onnx"
 PRECISIONS = ("fp32", "fp16", "int8")
 _PROVIDERS = ["CPUExecutionProvider"]
+_SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
 def unavailable() -> str | None:
@@ -40,6 +42,8 @@ class OrtRunner:
         self.precision = artefact.precision
         self._path = artefact.path
         self._names = [b.name for b in component.outputs]
+        self._name = component.name
+        self._last: tuple[dict[str, tuple[int, ...]], bool] = {}, False  # shapes of the last run; does it free memory?
         self._session: Any = self._open(NONE)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -79,7 +83,25 @@ class OrtRunner:
         """All outputs by name."""
         if self._session is None:
             raise BackendError("its session could not be opened again with other weights")
-        return dict(zip(self._names, self._session.run(self._names, dict(inputs)), strict=True))
+        outputs = self._session.run(self._names, dict(inputs), self._shrinking(inputs))
+        self._last = self._last[0], frees_after_run(self._name, (*inputs.values(), *outputs))
+        return dict(zip(self._names, outputs, strict=True))
+
+    def _shrinking(self, inputs: Arrays) -> Any | None:
+        """Options of a run that frees the arena at its end, or None for a run that leaves it as it is.
+
+        ONNX Runtime's arena does not shrink by itself: it would hold what the largest size of all calls needed. It is
+        freed when the sizes change, and after every run of an autoencoder on large images.
+        """
+        (shapes, frees), now = self._last, {name: array.shape for name, array in inputs.items()}
+        self._last = now, frees
+        if now == shapes and not frees:
+            return None
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry(*_SHRINK)
+        return options
 
 
 def open_runner(component: PlannedComponent, artefact: Artefact) -> OrtRunner:

@@ -13,7 +13,6 @@ import importlib
 import importlib.util
 import os
 import sys
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -22,13 +21,14 @@ from calotype import forks, threads
 from calotype.backends.vino_cache import CompiledCache, files_of
 from calotype.backends.vino_graph import element_types, sized
 from calotype.backends.vino_pages import giving_back
-from calotype.backends.vino_request import Request, plain, run, streams_for
+from calotype.backends.vino_request import Request, Requests, plain, run, streams_for
 from calotype.backends.vino_rewrites import chosen, rewritten
 from calotype.backends.vino_series import VinoSeries
+from calotype.backends.vino_shapes import Compiled, CompiledShapes
 from calotype.backends.weights_onnx import OnnxWeights
 from calotype.backends.weights_vino import patch_model
 from calotype.errors import BackendError, InputError
-from calotype.memory import available_bytes
+from calotype.memory import frees_after_run, one_heap
 from calotype.patches import NONE
 
 if TYPE_CHECKING:
@@ -43,7 +43,6 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16")
 
 # What is computed in, by the artefact's precision: fp16 files are a smaller download, x86 has no arithmetic for them.
 _HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
-_KEPT = 4  # compiled shapes of one network
 
 
 def unavailable() -> str | None:
@@ -77,6 +76,7 @@ def library() -> Any:
 @functools.cache
 def _core() -> Any:
     """OpenVINO's core: one a process, as it holds the device's thread pool."""
+    one_heap()  # before its threads start
     try:
         return library().Core()
     except Exception as failed:  # installed, and broken: a missing library is an ImportError, a bad plugin is not
@@ -107,13 +107,11 @@ class VinoRunner:
         if artefact.precision not in PRECISIONS:
             raise BackendError(f"openvino runs {', '.join(PRECISIONS)}, and the artefact is {artefact.precision}")
         self.precision = artefact.precision
-        self.name = component.name
+        self.name, self._outputs = component.name, component.outputs
         self.notes: tuple[str, ...] = ()  # for reports
-        self._outputs = component.outputs
         self.output_names = [b.name for b in component.outputs]
         self.weights_bytes = _bytes_of(artefact)
         self.lock = forks.Lock()
-        self._kept: OrderedDict[str, Any] = OrderedDict()  # requests or stages; the last one used is the last
         self._path = artefact.path
         if "bf16" in artefact.precision and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)")
@@ -127,7 +125,7 @@ class VinoRunner:
         """The network read anew, with these weights changed; what is compiled is let go of first."""
         self._weights.check(patches)
         with self.lock:
-            self._kept.clear()
+            self._shapes.clear()
             self._read(patches)
 
     @functools.cached_property
@@ -152,6 +150,7 @@ class VinoRunner:
         self._cache = CompiledCache(
             library(), core, path, self.weights_bytes, {"patches": patches.key, "rewrites": self._rewrites}
         )
+        self._shapes = CompiledShapes(self.weights_bytes, on_disk=self._cache.worth_it)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, copied out of OpenVINO's buffers."""
@@ -161,30 +160,22 @@ class VinoRunner:
         groups = [{name: np.split(array, streams)[i] for name, array in given.items()} for i in range(streams)]
         shapes = {name: array.shape for name, array in groups[0].items()}
         with self.lock:
-            requests = self.kept(
+            kept = self.kept(
                 f"{streams} {shapes}",
-                lambda: self.compiled({"shapes": shapes}, lambda: self.sized(shapes), streams=streams),
+                lambda: Requests(self.compiled({"shapes": shapes}, lambda: self.sized(shapes), streams=streams)),
             )
-            got = run(requests, groups, self.output_names)
+            got = run(list(kept.requests()), groups, self.output_names)
+            if frees_after_run(self.name, (*given.values(), *got.values())):
+                kept.release()
         return {b.name: np.asarray(got[b.name], dtype=b.dtype) for b in self._outputs}
 
     def series(self, given: Arrays, timesteps: np.ndarray[Any, Any], *, twice: bool, reuses: int) -> VinoSeries | None:
         """The calls of a denoiser for one batch (see `calotype.series`); None for graphs that stay whole."""
         return VinoSeries(self, given, timesteps, twice=twice, reuses=reuses) if self._floats else None
 
-    def kept(self, key: str, make: Callable[[], Any]) -> Any:
+    def kept(self, key: str, make: Callable[[], Compiled]) -> Compiled:
         """What was made for this key, or is made now; those not used for longest are let go of. Under the lock."""
-        if key not in self._kept:
-            while len(self._kept) >= self._room():
-                self._kept.popitem(last=False)
-            self._kept[key] = make()
-        self._kept.move_to_end(key)
-        return self._kept[key]
-
-    def _room(self) -> int:
-        """How many compiled shapes may stay: each holds the weights again, in the order that its kernels want."""
-        free = available_bytes()
-        return _KEPT if free is None else max(1, min(_KEPT, free // 4 // max(1, self.weights_bytes)))
+        return self._shapes(key, make)
 
     def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """The graph for these shapes."""

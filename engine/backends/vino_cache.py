@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import io
 import json
+import mmap
 import os
 import time
 from collections.abc import Mapping
@@ -39,18 +40,20 @@ class CompiledCache:
         self._library = library
         self._version: str = core.get_versions("CPU")["CPU"].build_number.replace("/", "-")
         self._identity = {"machine": _machine(core), "files": _files(path), "graphs": _GRAPHS, **identity}
-        self._worth_it = size <= _LARGEST_BYTES
+        self.worth_it = size <= _LARGEST_BYTES  # else nothing is kept
 
     def read(self, key: Mapping[str, Any], settings: Mapping[str, Any]) -> Any | None:
         """The graph of this key as it was compiled, or None where it was not, or the file is damaged."""
-        if not self._worth_it:
+        if not self.worth_it:
             return None
         with suppress(OSError, SourceError):
             path = self._path(key, settings)
             if path.stat().st_size <= _DIGEST_BYTES:
                 return None
             # Weights stay where the file is mapped: read into memory, they would be there twice.
-            data = np.memmap(path, dtype=np.uint8, mode="c")  # OpenVINO takes what may be written, and writes nothing
+            with path.open("rb") as file:  # OpenVINO takes what may be written, and writes nothing
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            data = np.frombuffer(mapped, dtype=np.uint8)
             blob = data[:-_DIGEST_BYTES]
             if _DIGEST(blob.data).digest() != data[-_DIGEST_BYTES:].tobytes():
                 return None
@@ -60,6 +63,8 @@ class CompiledCache:
             except Exception:  # another build of the same version, another CPU: compile
                 return None
             compiled.blob = data  # OpenVINO has a pointer alone
+            if hasattr(mmap, "MADV_DONTNEED"):  # all was read once, and packed; what is read again comes from the file
+                mapped.madvise(mmap.MADV_DONTNEED)
             with suppress(OSError):
                 os.utime(path)  # used now
             return compiled
@@ -67,7 +72,7 @@ class CompiledCache:
 
     def write(self, key: Mapping[str, Any], settings: Mapping[str, Any], compiled: Any) -> None:
         """Keep a compiled graph."""
-        if not self._worth_it:
+        if not self.worth_it:
             return
         with suppress(OSError, SourceError):
             path = self._path(key, settings)

@@ -44,6 +44,31 @@ class Request:
         self.made = [port.get_any_name() for port in compiled.outputs]
         self.start, self.wait, self.cancel = request.start_async, request.wait, request.cancel
 
+    @property
+    def tensor_bytes(self) -> int:
+        """Of its inputs and outputs."""
+        arrays = {id(a): a.nbytes for a in (*self.inputs.values(), *self.outputs.values())}
+        return sum(arrays.values())
+
+    def release(self) -> None:
+        """Free the compiled model's buffers of activations, whichever request used them. Inputs and outputs stay."""
+        self._compiled.release_memory()
+
+
+class Requests:
+    """The requests of one compiled graph, one for each stream."""
+
+    def __init__(self, requests: Sequence[Request]) -> None:
+        self._requests = list(requests)
+
+    def requests(self) -> list[Request]:
+        """All of them."""
+        return self._requests
+
+    def release(self) -> None:
+        """Free the graph's buffers of activations."""
+        self._requests[0].release()
+
 
 def _arrays(request: Any, ports: Sequence[Any]) -> dict[str, Array]:
     return {name: request.get_tensor(port).data for port in ports for name in port.get_names()}

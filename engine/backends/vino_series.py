@@ -69,6 +69,15 @@ class Stages:
     tables: Remembered[Array] = field(default_factory=lambda: Remembered(_TABLES))
     owner: object = None
 
+    def requests(self) -> list[Request]:
+        """Those that hold the weights: what is computed once takes few of them."""
+        return [*self.each, *self.shallow]
+
+    def release(self) -> None:
+        """Free the buffers of activations. Inputs, and so what `owner` put there, stay."""
+        for request in (*self.each[:1], *self.shallow[:1], *self.once[:1], *self.times.values()):
+            request.release()
+
 
 class VinoSeries:
     """Calls with the same inputs but for the sample, its timestep, and what ControlNets add."""

@@ -14,7 +14,7 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import calotype
-from calotype.backends import vino
+from calotype.backends import vino, vino_shapes
 from calotype.backends.vino_cache import _DIGEST
 from calotype.backends.vino_pages import give_back
 from calotype.bindings import Binding
@@ -106,10 +106,10 @@ def test_compiled_shapes_are_bounded(open_model, monkeypatch):
     runner = open_model()
     for length in range(1, 9):
         runner({"x": batch(1, length, 64)})
-    assert len(runner._kept) == vino._KEPT
-    monkeypatch.setattr(vino, "available_bytes", lambda: 1)  # a large network on a small machine
+    assert len(runner._shapes) == vino_shapes._MOST
+    monkeypatch.setattr(vino_shapes, "available_bytes", lambda: 1)  # a large network on a small machine
     runner({"x": batch(2, 1, 64)})
-    assert len(runner._kept) == 1
+    assert len(runner._shapes) == 1
 
 
 def test_threads_may_share_a_runner(open_model):

@@ -16,6 +16,7 @@ import calotype
 from calotype.backends import choose
 from calotype.backends.weights_torch import ModuleWeights
 from calotype.errors import BackendError, InputError, SourceError
+from calotype.export import prepare
 from calotype.export.lower import lower
 from calotype.export.quality import psnr
 from calotype.export.weight_only import weight_only
@@ -127,7 +128,7 @@ def test_pictures_are_those_of_diffusers(request, opened, figures, model):
 @pytest.mark.parametrize("fixture", ["demo_folder", "sdxl_folder"])
 def test_every_layer_of_an_onnx_file_is_found(request, fixture):
     """By its name in the model, with its numbers, transposed or not."""
-    plan = calotype.load(request.getfixturevalue(fixture), backend="onnxruntime").plan
+    plan = prepare(request.getfixturevalue(fixture))
     for name, component in plan.components.items():
         module = load_module(name, component.artefact("diffusers").path)
         weights, stored = ModuleWeights.of(module), weights_of(component.artefact("onnx").path)
