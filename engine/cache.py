@@ -12,7 +12,6 @@ import hashlib
 import mmap
 import os
 import re
-import stat
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
@@ -122,7 +121,8 @@ class FileArea(Area):
             if (descriptor := locks.share(path)) is not None:
                 content = _intact(descriptor)
                 if content is not None:
-                    os.utime(path)
+                    with suppress(OSError):  # in a cache that cannot be written
+                        os.utime(path)
                 return content
         return None
 
@@ -168,7 +168,7 @@ class FileArea(Area):
     def _paths(self) -> Iterator[Path]:
         for folder, _, names in os.walk(self.root, onerror=_raise):
             paths = (Path(folder, name) for name in names if _FILE.fullmatch(name))
-            yield from (path for path in paths if stat.S_ISREG(path.lstat().st_mode))
+            yield from (path for path in paths if path.is_file() and not path.is_symlink())
 
     def _entry(self, path: Path) -> Entry:
         status = path.stat()

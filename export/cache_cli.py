@@ -69,7 +69,7 @@ def collect(
 
 @app.command("verify")
 def verify_entries() -> None:
-    """Read every entry again and list the damaged ones; the exit code is 1 if there are any."""
+    """Read every entry again. List damaged ones, and exit with 1 if there are any."""
     from calotype.digest import rereading
     from calotype.export.sweep import all_entries
 

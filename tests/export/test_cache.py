@@ -1,5 +1,6 @@
 """All areas of the cache under one listing, one rule of eviction and one verification."""
 
+import errno
 import hashlib
 import json
 import os
@@ -247,6 +248,16 @@ def test_an_area_with_a_limit_makes_room_for_what_is_new(store):
     area.write(key("late"), bytes(1000))
     area.write(key("larger than all"), bytes(4000))
     assert key("larger than all") not in {entry.key for entry in area.entries()}
+
+
+def test_a_cache_that_cannot_be_written_is_read(store, monkeypatch):
+    SAMPLERS.write(key("a"), b"x")
+
+    def refuse(*_, **__):
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    monkeypatch.setattr(os, "utime", refuse)
+    assert SAMPLERS.read(key("a")) == b"x"
 
 
 def test_no_home_costs_no_error(monkeypatch):
