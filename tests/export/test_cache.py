@@ -106,7 +106,7 @@ def test_a_time_in_the_future_counts_as_the_oldest(store, future_s):
     assert {entry.key for entry in gc(left).removed} == wrong
 
 
-def test_a_wrong_clock_is_put_right_by_a_use():
+def test_a_wrong_clock_is_put_right_by_a_use(store):
     SAMPLERS.write(key("a"), b"x")
     age(SAMPLERS, "a", -3600)
     assert SAMPLERS.read(key("a")) == b"x"
