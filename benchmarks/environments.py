@@ -20,10 +20,11 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Final
 
+from calotype import locks
 from calotype.errors import BackendError, InputError
-from calotype.export import locks
 from calotype.export.folders import clear
-from calotype.home import home, write_whole
+from calotype.export.sweep import ENVIRONMENTS
+from calotype.home import write_whole
 
 __all__ = ["PEERS", "make", "python_of", "remove", "why_not", "worker_file"]
 
@@ -52,7 +53,10 @@ def worker_file(name: str) -> Path:
 def python_of(name: str) -> Path | None:
     """The Python of the peer's environment; None where it has not been made, or its requirements have changed since."""
     python = _place(name) / "bin" / "python"
-    return python if python.exists() else None
+    if not python.exists():
+        return None
+    ENVIRONMENTS.hold(python.parent.parent.name)
+    return python
 
 
 def why_not(name: str) -> str | None:
@@ -86,6 +90,7 @@ def make(name: str, *, show: Callable[[str], None] | None = None) -> Path:
             write_whole(_failed(place), told.encode())
             raise BackendError(told) from None
         _failed(place).unlink(missing_ok=True)
+        ENVIRONMENTS.hold(place.name)
     return place / "bin" / "python"
 
 
@@ -103,7 +108,7 @@ def _fill(folder: Path, requirements: Path, show: Callable[[str], None] | None) 
 
 
 def _root() -> Path:
-    return home() / "bench" / "environments"
+    return ENVIRONMENTS.root
 
 
 def _place(name: str) -> Path:

@@ -15,8 +15,9 @@ from calotype.benchmarks.rows import Work
 from calotype.errors import InputError
 from calotype.export.published import MODELS
 from calotype.export.source import Source, read_source
+from calotype.export.sweep import CONVERTED
 from calotype.family import family_of
-from calotype.home import home, write_whole
+from calotype.home import write_whole
 from calotype.memory import peak_bytes
 from calotype.networks import controlnets_of
 from calotype.plan import is_plan
@@ -41,14 +42,15 @@ def job_of(case: Case, source: Source, *, threads: int) -> dict[str, Any]:
     """What every worker is told (see peers/serve.py); a contender adds its own plan, precision and settings."""
     spec, _ = sampler_for(_sampler(case), source.configs["scheduler"], case.steps)
     nets = controlnets_of(source.folders)
-    cache = home() / "bench" / "converted"
+    cache = CONVERTED.root / source.fingerprint[:16]
     cache.mkdir(parents=True, exist_ok=True)
+    CONVERTED.hold(cache.name)
     return {
         **{"model": str(source.folder), "plan": None, "backend": "eager", "precision": "fp32", "settings": {}},
         **{name: getattr(case, name) for name in ("height", "width", "batch", "steps", "guidance", "device")},
         "scheduler": {"name": spec.name, "class": spec.class_name, "config": dict(spec.config)},
         "controlnets": [str(source.folders[name]) for name in nets],
-        "control_images": [str(_control_image(case, i)) for i in range(len(nets))],
+        "control_images": [str(_control_image(case, cache, i)) for i in range(len(nets))],
         "threads": threads,
         "cache": str(cache),
     }
@@ -58,9 +60,9 @@ def _sampler(case: Case) -> str | None:
     return None if case.sampler == "own" else case.sampler
 
 
-def _control_image(case: Case, number: int) -> Path:
+def _control_image(case: Case, cache: Path, number: int) -> Path:
     drawn = models.control_image(height=case.height, width=case.width, seed=number)
-    path = home() / "bench" / "control" / f"{case.width}x{case.height}-{number}.npy"
+    path = cache / f"control-{case.width}x{case.height}-{number}.npy"
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(drawn))
     write_whole(path, buffer.getvalue())

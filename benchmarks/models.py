@@ -10,12 +10,9 @@ moves pixels by 16 levels, another control picture by 5). So a fault does not dr
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
 import random
 import resource
-import shutil
-import tempfile
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -25,9 +22,8 @@ from PIL import Image, ImageDraw
 
 from calotype.errors import InputError
 from calotype.export.child import in_child
-from calotype.export.locks import exclusive
 from calotype.export.published import MODELS, VOCABULARY
-from calotype.home import home
+from calotype.export.store import fetch, key_of
 from calotype.prompt import END, START
 
 # What makes what; raised when the same config and seed are made into other weights.
@@ -48,24 +44,16 @@ def controlnet_folder(name: str, *, seed: int = 0) -> Path:
 
 
 def _kept(name: str, what: str, function: str, **how: Any) -> Path:
-    """What `function` makes of `how`: in a child, whose memory ends with it; under a new name until it is whole."""
+    """What `function` makes of `how`, in the store: in a child, whose memory ends with it."""
     # Not where a model lies, which is its user's: its folder's name says what it is.
-    told = {**how, "model": Path(how["model"]).name} if "model" in how else how
-    key = hashlib.sha256(json.dumps([_VERSIONS[function], function, told], sort_keys=True).encode()).hexdigest()[:16]
-    folder = home() / "bench" / "models" / f"{name}-{key}"
-    if folder.is_dir():
-        return folder
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    with exclusive(folder.with_name(f".{folder.name}.lock"), wait_for=what):
-        if not folder.is_dir():
-            empty = Path(tempfile.mkdtemp(prefix=f".{folder.name}-", dir=folder.parent))
-            try:
-                in_child(f"making {what}", f"calotype.benchmarks.models:{function}", folder=str(empty), **how)
-                empty.chmod(0o755)
-                empty.rename(folder)
-            finally:
-                shutil.rmtree(empty, ignore_errors=True)
-    return folder
+    about = {**how, "model": Path(how["model"]).name} if "model" in how else how
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        in_child(f"making {what}", f"calotype.benchmarks.models:{function}", folder=str(folder), **how)
+        return {}
+
+    key = key_of({"version": _VERSIONS[function], "function": function, **about})
+    return fetch(key, make, label={"model": name, "kind": "random weights"})[0]
 
 
 def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: int) -> None:

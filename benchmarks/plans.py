@@ -15,7 +15,7 @@ from calotype.benchmarks.contenders import Contender
 from calotype.export import BuildSpec, build
 from calotype.export.loss import Bound
 from calotype.export.source import Source
-from calotype.home import home
+from calotype.export.sweep import PLANS
 from calotype.profile import Range
 
 # Nothing is searched or calibrated for these, and the suite judges every picture itself: a short proof is enough.
@@ -44,6 +44,7 @@ def plan_for(case: Case, source: Source, contender: Contender) -> Built:
     exact = contender.precision == "fp32" and contender.backend in ("onnxruntime", "openvino")
     spec = _spec(case, source, "onnxruntime" if exact else contender.backend, contender.precision)
     built = build(spec)
+    PLANS.hold(spec.output.name)
     told = built.plan.build
     return Built(folder=spec.output, seconds=float(told["seconds"]), when="" if built.fresh else str(told["made"]))
 
@@ -64,7 +65,7 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
         spec = replace(spec, proof=1, proof_steps=4, calibration=1)
     key = hashlib.sha256(f"{source.fingerprint} {spec.command()}".encode()).hexdigest()[:16]
     name = f"{Path(source.model).name}-{backend}-{precision}-{key}"
-    return replace(spec, output=home() / "bench" / "plans" / name)
+    return replace(spec, output=PLANS.root / name)
 
 
 def _untrained(spec: BuildSpec, case: Case) -> BuildSpec:

@@ -5,8 +5,6 @@ They are diffusers' own, so that a fault of ours makes us wrong and nobody else.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -18,9 +16,8 @@ from calotype.benchmarks.cases import Case, prompts_of
 from calotype.benchmarks.lane import Shot
 from calotype.benchmarks.worker import Worker, WorkerError
 from calotype.errors import BackendError
-from calotype.export import locks
+from calotype.export.store import fetch, key_of
 from calotype.export.versions import versions
-from calotype.home import home
 
 _HERE = Path(__file__).resolve().parent
 OURS, DIFFUSERS = _HERE / "ours.py", _HERE / "peers" / "diffusers" / "peer.py"
@@ -41,17 +38,17 @@ def shots_of(case: Case, job: Mapping[str, Any], fingerprint: str, *, threads: i
     fake = job["backend"] == "fake"
     calm = {**job, "plan": None, "precision": "fp32", "settings": {}}
     painter = OURS if fake else DIFFUSERS
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        calls = [(p, s, folder / f"{i}.npy") for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
+        _paint(painter, calm, calls, threads=threads, timeout_s=timeout_s)
+        return {}
+
     key = _key(painter, calm, fingerprint, [prompts, seeds])
-    folder = home() / "bench" / "references" / key
-    files = [folder / f"{i}.npy" for i in range(len(prompts))]
-    folder.mkdir(parents=True, exist_ok=True)
-    with locks.exclusive(folder.with_suffix(".lock"), wait_for=f"float32 eager's pictures of {case.id}"):
-        if not all(file.is_file() for file in files):
-            calls = list(zip(prompts, seeds, files, strict=True))
-            _paint(painter, calm, calls, threads=threads, timeout_s=timeout_s)
+    folder, _ = fetch(key, make, label={"kind": "float32 eager's pictures of", "case": case.id})
     return [
-        Shot(prompts=p, seeds=s, wanted=np.load(file), trained=case.judged)
-        for p, s, file in zip(prompts, seeds, files, strict=True)
+        Shot(prompts=p, seeds=s, wanted=np.load(folder / f"{i}.npy"), trained=case.judged)
+        for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))
     ]
 
 
@@ -63,7 +60,7 @@ def _key(painter: Path, job: Mapping[str, Any], fingerprint: str, pictures: Any)
     left_out = ("cache", "threads", "model", "controlnets", "control_images", "plan", "backend")
     said = {name: value for name, value in job.items() if name not in left_out}
     told = [painter.read_text(), fingerprint, said, pictures, versions()]
-    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+    return key_of({"reference": told})
 
 
 def _paint(
@@ -73,10 +70,7 @@ def _paint(
         with Worker(Path(sys.executable), peer, threads=threads) as worker:
             worker.ask({"op": "load", "job": job}, timeout_s)
             for prompts, seeds, file in calls:
-                file.parent.mkdir(parents=True, exist_ok=True)
-                fresh = file.with_name(f"fresh-{file.name}")
-                told = {"op": "paint", "prompts": prompts, "negative": None, "seeds": seeds, "out": str(fresh)}
+                told = {"op": "paint", "prompts": prompts, "negative": None, "seeds": seeds, "out": str(file)}
                 worker.ask(told, timeout_s)
-                fresh.replace(file)
     except WorkerError as failed:
         raise BackendError(f"float32 eager, which pictures are held against: {failed}") from None

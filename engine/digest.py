@@ -12,16 +12,19 @@ import json
 import os
 import stat
 import time
-from collections.abc import Iterable
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+from calotype.cache import DIGESTS
 from calotype.errors import SourceError
-from calotype.home import home, write_whole
 
 _LARGE_BYTES = 64 << 20
 _TICK_S = 0.02  # no longer than this do two writes share a time: the kernel's clock for files moves 100 times a second
+
+_rereading = ContextVar("rereading", default=False)
 
 
 def file_digest(path: Path) -> str:
@@ -37,16 +40,14 @@ def digest_of(data: Any) -> str:
     return hashlib.sha256(json.dumps(data, sort_keys=True, default=str).encode()).hexdigest()
 
 
-def forget_others(alive: Iterable[Path]) -> None:
-    """Forget the digests of files that are gone or changed, but those of `alive`, which may have been renamed since."""
-    names = set()
-    for path in alive:
-        with suppress(OSError):
-            names.add(_name(path.stat()))
-    for remembered in (home() / "digests").glob("[!.]*"):
-        with suppress(OSError):
-            if remembered.name not in names and not _holds(remembered):
-                remembered.unlink()
+@contextmanager
+def rereading() -> Iterator[None]:
+    """Read every file again inside of this block, whatever is remembered of it; what is read is remembered."""
+    token = _rereading.set(True)
+    try:
+        yield
+    finally:
+        _rereading.reset(token)
 
 
 def _digest(path: Path) -> str:
@@ -55,16 +56,14 @@ def _digest(path: Path) -> str:
         raise OSError(0, "it is no file")
     if status.st_size < _LARGE_BYTES:
         return _read(path)
-    with suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads(_remembered(_name(status)).read_text())["digest"])
+    if not _rereading.get() and (remembered := DIGESTS.read(_name(status))) is not None:
+        return bytes(remembered).decode()
     settled = status.st_ctime + _TICK_S  # from then on another write is sure to have another time
     time.sleep(min(max(settled - time.time(), 0), _TICK_S))
     told_apart = time.time() >= settled  # no, if the file comes from the future
     digest = _read(path)
     if told_apart:
-        said = json.dumps({"digest": digest, "path": str(path.resolve())})
-        with suppress(OSError):  # a store that cannot be written costs a second reading next time
-            write_whole(_remembered(_name(status)), said.encode())
+        DIGESTS.write(_name(status), digest.encode())
     return digest
 
 
@@ -76,15 +75,3 @@ def _read(path: Path) -> str:
 def _name(status: os.stat_result) -> str:
     same = (status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
     return hashlib.sha256(repr(same).encode()).hexdigest()
-
-
-def _remembered(name: str) -> Path:
-    return home() / "digests" / name
-
-
-def _holds(remembered: Path) -> bool:
-    """Is the file that this digest was taken of still there, and as it was?"""
-    try:
-        return _name(Path(json.loads(remembered.read_text())["path"]).stat()) == remembered.name
-    except (OSError, ValueError, KeyError, TypeError):
-        return False

@@ -20,6 +20,7 @@ from typing import Any
 
 from calotype.checkup import MARK
 from calotype.machine import Machine, look
+from calotype.memory import in_words
 from calotype.version import __version__
 
 TIMEOUT_S = 60.0  # a cold disk takes most of a minute to import torch
@@ -196,7 +197,7 @@ def _lines(seen: Examination) -> Iterator[str]:
     yield f"  memory        {_size(m.memory_free_bytes)} free of {_size(m.memory_bytes)}"
     locked = "" if m.store_writable else ", NOT WRITABLE: set CALOTYPE_HOME to a folder that is"
     made = "not made yet" if m.store_bytes is None else _size(m.store_bytes)
-    yield f"  store         {m.store} ({made}; {_size(m.disk_free_bytes)} free){locked}"
+    yield f"  cache         {m.store} ({made}; {_size(m.disk_free_bytes)} free){locked}"
     yield from (f"  gpu           {line}" for line in _gpu_lines(seen.gpu))
     for title, findings in (("backends", seen.backends), ("packages", seen.packages)):
         yield f"\n{title}"
@@ -221,9 +222,7 @@ def _gpu_lines(gpu: Mapping[str, Any]) -> list[str]:
 
 
 def _size(count: int | None) -> str:
-    if count is None:
-        return "unknown"
-    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.0f} MiB"
+    return "unknown" if count is None else in_words(count)
 
 
 def main(*, as_json: bool = False) -> None:

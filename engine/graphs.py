@@ -11,20 +11,19 @@ What records and replays is a `Recorder`: `CudaRecorder` on a GPU, another in te
 from __future__ import annotations
 
 import threading
-from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from calotype.backends.device import given_room, let_go, no_room
 from calotype.errors import DeviceFullError, first_line
+from calotype.remembered import Remembered
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors: TypeAlias = "Mapping[str, Tensor]"
 Function: TypeAlias = "Callable[[Tensors], dict[str, Tensor]]"
-Key = tuple[tuple[str, str, tuple[int, ...]], ...]  # name, type and shape of every input
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,9 +47,9 @@ class Graphs:
     """A function, replayed. Threads may share it; all must call on one stream."""
 
     def __init__(self, function: Function, recorder: Recorder, *, limit_bytes: int) -> None:
-        self._function, self._recorder, self._limit = function, recorder, limit_bytes
+        self._function, self._recorder = function, recorder
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, Recorded] = OrderedDict()  # the last one used is the last
+        self._kept: Remembered[Recorded] = Remembered(limit_bytes, lambda graph: graph.size_bytes)
 
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """The function's outputs, in tensors that are the caller's.
@@ -78,17 +77,11 @@ class Graphs:
     @property
     def size_bytes(self) -> int:
         """What all graphs hold."""
-        return sum(graph.size_bytes for graph in self._kept.values())
+        return self._kept.size
 
     def _graph(self, inputs: Tensors) -> Recorded:
         key = tuple((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))
-        if key not in self._kept:
-            buffers = {name: tensor.clone() for name, tensor in inputs.items()}
-            self._kept[key] = self._recorder.record(self._function, buffers)
-            while self.size_bytes > self._limit and len(self._kept) > 1:  # one alone may be larger
-                self._kept.popitem(last=False)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        return self._kept(key, lambda: self._recorder.record(self._function, {n: t.clone() for n, t in inputs.items()}))
 
 
 class CudaRecorder:

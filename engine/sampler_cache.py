@@ -7,14 +7,13 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from calotype.cache import SAMPLERS
 from calotype.course import WHOLE, Course
-from calotype.errors import SamplerError, SourceError
-from calotype.home import home, write_whole
+from calotype.errors import SamplerError
 from calotype.probe import compile_sampler
 from calotype.sampler import Sampler, SamplerMatrix
 from calotype.sampler_store import find_matrix, read_index
@@ -40,16 +39,15 @@ def sampler_for(
     carried = None if folder is None else find_matrix(folder, spec, steps, course)
     if carried is not None:
         return spec, carried
-    with suppress(OSError, SamplerError, SourceError):  # never compiled here, or damaged, or no place to keep it
-        path = home() / "samplers" / f"{spec.fingerprint(steps, course)}.npz"
+    key = spec.fingerprint(steps, course)
+    if (kept := SAMPLERS.read(key)) is not None:
         # The key leaves the name out: two names of one schedule share a matrix.
-        return spec, replace(SamplerMatrix.from_bytes(path.read_bytes()), name=spec.name)
+        return spec, replace(SamplerMatrix.from_bytes(bytes(kept)), name=spec.name)
     _check_tools(spec, steps, folder, course)
     sampler = compile_sampler(scheduler, steps, base_config=base_config, course=course)
     # A class from outside diffusers has a new key each time: nothing would find it again.
     if isinstance(sampler, SamplerMatrix) and not spec.by_hand:
-        with suppress(OSError, SourceError):  # a cache that cannot be written costs the next start a second, no more
-            write_whole(home() / "samplers" / f"{spec.fingerprint(steps, course)}.npz", sampler.to_bytes())
+        SAMPLERS.write(key, sampler.to_bytes())
     return spec, sampler
 
 

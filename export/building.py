@@ -16,10 +16,10 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calotype import backends, threads
+from calotype import backends, locks, threads
 from calotype.digest import file_digest
 from calotype.errors import BuildError, CheckError, SourceError
-from calotype.export import check, locks
+from calotype.export import check
 from calotype.export.assembly import assemble, check_output, staging
 from calotype.export.child import in_child
 from calotype.export.engine_options import EngineOptions
@@ -37,13 +37,12 @@ from calotype.export.recording import record_all
 from calotype.export.schedules import schedules
 from calotype.export.source import Source, read_source
 from calotype.export.spec import BuildSpec
-from calotype.export.store import has, key_of
+from calotype.export.store import has, key_of, root
 from calotype.export.tracing import trace_key, traced
 from calotype.export.tuning import Judging, part_of, tuned
 from calotype.export.versions import tool_versions
 from calotype.export.work import TUNED_PRECISIONS, Work, of_graphs, opens_float32, stages_of, weights_of
 from calotype.family import family_of
-from calotype.home import home
 from calotype.nvidia import gpu_name
 from calotype.plan import Plan, is_plan, read_plan, write_plan
 from calotype.schedulers import spec_from
@@ -72,7 +71,7 @@ def build(spec: BuildSpec, show: Callable[[], AbstractContextManager[Show]] = qu
     if (there := _there(work)) is not None:
         return Built(plan=there, fresh=False)
     need = check_room(spec, work.family.profile, weights_of(work), work.family.loads)
-    lock = home() / "plans" / f"{key_of({'plan': str(spec.output.absolute())})[:16]}.lock"
+    lock = root() / f"{key_of({'plan': str(spec.output.absolute())})}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(lock, wait_for=f"the plan {spec.output}"):
         if (there := _there(work)) is not None:  # another process may have built it while we waited

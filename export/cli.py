@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from calotype.cli import app, main
-from calotype.export import store_cli
+from calotype.export import cache_cli
 from calotype.export.build_cli import build_command
 
 __all__ = ["app", "main"]
 
 build_command(app)
-app.add_typer(store_cli.app, name="store")
+app.add_typer(cache_cli.app, name="cache")

@@ -1,7 +1,7 @@
 """TensorRT's engines of graphs, in the store: found there, or built in a child process for the GPU that is here.
 
 An engine depends on the graph, its sizes, the options, the library's version and the GPU. Timings of layers are kept
-beside the store, one file for a library's version and a GPU, so that a second build measures what is new alone.
+in the cache, one entry for a library's version and a GPU, so that a second build measures what is new alone.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from calotype.backends.trt_library import LIBRARIES
+from calotype.cache import REFITTABLE, TIMINGS
 from calotype.errors import BuildError
 from calotype.export.child import Tell, in_child, say
 from calotype.export.engine_options import EngineOptions
 from calotype.export.folders import digests_of, files_of_graph
 from calotype.export.refitting import structure_of
 from calotype.export.store import fetch, key_of
-from calotype.home import home, write_whole
 from calotype.nvidia import gpu_name
 from calotype.plan import Artefact, PlannedComponent
 from calotype.profile import Profile, Range
@@ -64,32 +64,27 @@ class Engines:
                 self.tell,
                 library=LIBRARIES[self.backend],
                 **told,
-                timings=str(_timings(about)),
+                timings=key_of(about),
                 out=out,
             )
             return {**notes, **done.value, "peak_bytes": done.peak_bytes}
 
         label = {"component": component.name, "kind": self.backend, "precision": graph.precision}
-        sibling = None
-        if self.options.refit:
-            sibling = home() / "refittable" / f"{key_of({**about, **told, 'graph': structure_of(graph.path)})}.json"
+        sibling = key_of({**about, **told, "graph": structure_of(graph.path)}) if self.options.refit else None
         folder, notes = fetch(key, make, label=label)
         if sibling is not None:
-            sibling.parent.mkdir(parents=True, exist_ok=True)
             made = {"engine": str(folder / "model.engine"), "graph": str(graph.path)}
-            write_whole(sibling, json.dumps(made).encode())
+            REFITTABLE.write(sibling, json.dumps(made).encode())
         check = {**graph.check, "engine": {**notes, "shapes": shapes}}
         return Artefact(form=self.backend, path=folder / "model.engine", precision=graph.precision, check=check)
 
     def _refitted(
-        self, component: PlannedComponent, graph: Artefact, sibling: Path | None, shapes: Mapping[str, Any], out: str
+        self, component: PlannedComponent, graph: Artefact, sibling: str | None, shapes: Mapping[str, Any], out: str
     ) -> dict[str, Any]:
         """Other weights for an engine of the same structure, in seconds: a LoRA's. Else why it has to be built."""
-        try:
-            ours = json.loads(sibling.read_text()) if sibling is not None else {}
-        except (OSError, ValueError):
-            ours = {}
-        if not all(Path(path).is_file() for path in ours.values()) or not ours:
+        kept = None if sibling is None else REFITTABLE.read(sibling)
+        ours = {} if kept is None else json.loads(bytes(kept))
+        if not ours or not all(Path(path).is_file() for path in ours.values()):
             return {}
         sides = {"inputs": component.inputs, "outputs": component.outputs}
         try:
@@ -154,11 +149,11 @@ def build_here(
     timings: str,
     out: str,
 ) -> dict[str, Any]:
-    """In a child process: the engine into `out`, and what was timed on the way beside the store."""
+    """In a child process: the engine into `out`, and what was timed on the way into the cache, by the key `timings`."""
     from calotype.backends.trt_library import imported
     from calotype.export.tensorrt import build_engine
 
-    began, cache = time.monotonic(), Path(timings)
+    began, cache = time.monotonic(), TIMINGS.read(timings)
     trt, said = imported(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
     with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
         built = build_engine(
@@ -166,13 +161,12 @@ def build_here(
             _with_plugins(trt, Path(graph), Path(scratch)) if said.plugin else Path(graph),
             profiles_of(shapes, exact=said.exact),
             said,
-            timing_cache=cache.read_bytes() if cache.is_file() else b"",
+            timing_cache=b"" if cache is None else bytes(cache),
             watch=lambda phase: say(f"{phase.name}, {phase.done} of {phase.of}"),
         )
     Path(out).write_bytes(built.engine)
     if built.timing_cache:
-        cache.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(cache, built.timing_cache)
+        TIMINGS.write(timings, built.timing_cache)
     return {"bytes": len(built.engine), "seconds": round(time.monotonic() - began, 1)}
 
 
@@ -193,7 +187,3 @@ def _with_plugins(trt: Any, graph: Path, scratch: Path) -> Path:
     register(importlib.import_module(f"{trt.__name__}.plugin"), 10 * major + minor)
     with_plugins(graph, scratch / "model.onnx")
     return scratch / "model.onnx"
-
-
-def _timings(about: Mapping[str, Any]) -> Path:
-    return home() / "timings" / f"{about['library']}-{key_of(about)[:16]}.cache"

@@ -1,4 +1,4 @@
-"""Amounts of bytes as people write and read them: 20GB, 500 MB, 1.5GiB."""
+"""Amounts of bytes as people write them: 20GB, 500 MB, 1.5GiB. `rich.filesize` writes them."""
 
 from __future__ import annotations
 
@@ -19,12 +19,3 @@ def bytes_of(said: str) -> int:
     if not found or not unit:
         raise InputError(f"{said!r} is no amount of bytes; write it as 20GB, 500MB or 1.5GiB.")
     return int(Decimal(found[1]) * unit)
-
-
-def amount(size_bytes: int) -> str:
-    """For people, three digits: 3.42 MB."""
-    for unit, factor in (("TB", 10**12), ("GB", 10**9), ("MB", 10**6), ("kB", 10**3)):
-        if size_bytes >= factor:
-            size = size_bytes / factor
-            return f"{size:.{2 if size < 10 else 1 if size < 100 else 0}f} {unit}"
-    return f"{size_bytes} B"

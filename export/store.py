@@ -17,17 +17,16 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from calotype import locks
+from calotype.cache import title
 from calotype.digest import digest_of
 from calotype.errors import SourceError
-from calotype.export import locks
+from calotype.export.folder_area import FolderArea
 from calotype.export.folders import clear, files_of, flush, set_aside, size_of
 from calotype.export.store_faults import full_disk, no_room, plainly
-from calotype.home import home
 from calotype.integrity import stamps, stamps_from_json, verify
 
 ENTRY = "entry.json"
@@ -36,7 +35,7 @@ _MEND = "the entry will be made again"
 
 def root() -> Path:
     """The store's folder, which need not exist yet."""
-    return home() / "store"
+    return STORE.root
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -74,71 +73,6 @@ def has(key: str) -> bool:
     return (root() / key / ENTRY).is_file()
 
 
-@dataclass(frozen=True, kw_only=True)
-class Entry:
-    """One folder of the store, as it lies there."""
-
-    key: str
-    folder: Path
-    label: Mapping[str, str]
-    size_bytes: int
-    made: float  # seconds since 1970
-    used: float
-
-    @cached_property
-    def fault(self) -> str | None:
-        """Why it would not be believed; None for a whole one. Reads what was not read before."""
-        try:
-            _read(self.folder)
-            return None
-        except SourceError as damaged:
-            return str(damaged)
-
-
-def entries() -> list[Entry]:
-    """All there is, the least recently used first. Raises `SourceError` where the store cannot be read."""
-    found = []
-    try:
-        for folder in root().iterdir():
-            if folder.is_dir() and not folder.name.startswith("."):
-                with suppress(FileNotFoundError):  # removed while we looked
-                    found.append(_entry(folder))
-    except FileNotFoundError:
-        return []
-    except OSError as failed:
-        raise SourceError(f"the store {root()} cannot be read ({failed.strerror}).") from None
-    return sorted(found, key=lambda entry: entry.used)
-
-
-def title(key: str, label: Mapping[str, str]) -> str:
-    """What a person calls the entry."""
-    return " ".join(" ".join(map(str, label.values())).split()) or f"entry {key[:12]}"
-
-
-def leftovers(key: str) -> tuple[Path, Path]:
-    """Where an entry is made, and where it goes when it is replaced or removed: for who has its lock to clear."""
-    return root() / f".making-{key}", root() / f".dropped-{key}"
-
-
-def used_at(folder: Path) -> float:
-    """When the entry was last fetched: its `entry.json`'s modification time, or its folder's where that is lost."""
-    with suppress(OSError):
-        return (folder / ENTRY).stat().st_mtime
-    return folder.stat().st_mtime
-
-
-def _entry(folder: Path) -> Entry:
-    label: dict[str, str] = {}
-    made = folder.stat().st_mtime
-    with suppress(OSError, ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError):
-        said = json.loads(_text(folder))
-        made = min(max(0.0, float(said["made"])), made)  # whatever a damaged file says, it is a time
-        label = {str(name): str(value) for name, value in said["label"].items()}
-    return Entry(
-        key=folder.name, folder=folder, label=label, size_bytes=size_of(folder), made=made, used=used_at(folder)
-    )
-
-
 def _believed(folder: Path) -> Mapping[str, Any] | None:
     """The notes of a whole entry, now in use; None where there is none. Raises `SourceError` for a damaged one."""
     try:
@@ -172,6 +106,14 @@ def _read(folder: Path) -> Mapping[str, Any]:
     return whole
 
 
+def _label(folder: Path) -> dict[str, str]:
+    """The label as `entry.json` has it; nothing where that is damaged."""
+    try:
+        return {str(name): str(value) for name, value in json.loads(_text(folder))["label"].items()}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        return {}
+
+
 def _text(folder: Path) -> str:
     if not (folder / ENTRY).is_file():  # a pipe would be waited for without end
         raise FileNotFoundError
@@ -180,7 +122,7 @@ def _text(folder: Path) -> str:
 
 def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]], label: Mapping[str, str]) -> Mapping[str, Any]:
     # One name a key, under its lock: what a killed process left is cleared by the next.
-    fresh, dropped = leftovers(folder.name)
+    fresh, dropped = STORE.leftovers(folder.name)
     clear(fresh)
     clear(dropped)
     fresh.mkdir()
@@ -223,3 +165,6 @@ def _finish(fresh: Path, said: Mapping[str, Any]) -> Mapping[str, Any]:
 def _seal(entry: Mapping[str, Any]) -> str:
     """Of `entry.json` itself: a figure in the notes is as little to be believed damaged as a file is."""
     return digest_of(entry)
+
+
+STORE = FolderArea(name="store", mark=ENTRY, check=_read, label=_label)

@@ -10,7 +10,6 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from calotype.errors import SourceError
-from calotype.export.sizes import amount
 
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 
@@ -46,12 +45,14 @@ def full_disk(failed: BaseException | None) -> str:
 
 def no_room(root: Path, what: str, said: str, written_bytes: int) -> str:
     """The sentence for a full disk."""
+    from rich.filesize import decimal  # imported late: rich takes its time
+
     free = "an unknown amount"
     with suppress(OSError):
-        free = amount(shutil.disk_usage(root.parent).free)
-    wrote = f" after {amount(written_bytes)}, which are removed again" if written_bytes else ""
+        free = decimal(shutil.disk_usage(root.parent).free)
+    wrote = f" after {decimal(written_bytes)}, which are removed again" if written_bytes else ""
     return (
         f"the store {root} has no room for {what}: {said}{wrote}; {free} is free now, and it needs more; make room "
-        "with `calotype store gc --max-size 10GB`, or name a folder on a larger disk with "
+        "with `calotype cache gc --max-size 10GB`, or name a folder on a larger disk with "
         "`export CALOTYPE_HOME=FOLDER`."
     )

@@ -33,9 +33,10 @@ def test_the_commands_it_names_exist():
         ["bench"],
         ["bench", "peers"],
         ["bench", "compare"],
-        ["store", "ls"],
-        ["store", "rm"],
-        ["store", "gc"],
+        ["cache", "ls"],
+        ["cache", "rm"],
+        ["cache", "gc"],
+        ["cache", "verify"],
     ):
         line = [sys.executable, "-m", "calotype", *command, "--help"]
         done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import importlib.util
 import threading
-from collections import OrderedDict
 from collections.abc import Mapping
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -22,6 +21,7 @@ from calotype.backends.device import is_full
 from calotype.backends.weights_onnx import OnnxWeights
 from calotype.errors import BackendError, DeviceFullError, first_line
 from calotype.patches import NONE
+from calotype.remembered import Remembered
 
 if TYPE_CHECKING:
     from calotype.backends.base import Arrays
@@ -33,7 +33,6 @@ PRECISIONS = ("fp32", "fp16")
 
 _KEPT = 8  # sets of shapes whose buffers and graphs are kept; the one not seen for longest gives way
 _MEND = "ask for smaller pictures, or fewer at once"
-Key = tuple[tuple[str, tuple[int, ...]], ...]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -94,7 +93,7 @@ class OrtCudaRunner:
         self._path = artefact.path
         self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
-        self._kept: OrderedDict[Key, _Bound] = OrderedDict()
+        self._kept: Remembered[_Bound] = Remembered(_KEPT)
         self._numbered = 0
         self._graphs = provider.graphs
         try:
@@ -157,12 +156,7 @@ class OrtCudaRunner:
     def _bound(self, inputs: Arrays) -> _Bound:
         """The buffers for these shapes: kept ones, or new ones."""
         key = tuple((n, tuple(a.shape)) for n, a in sorted(inputs.items()))
-        if key not in self._kept:
-            while len(self._kept) >= _KEPT:
-                self._kept.popitem(last=False)
-            self._kept[key] = self._new(inputs)
-        self._kept.move_to_end(key)
-        return self._kept[key]
+        return self._kept(key, lambda: self._new(inputs))
 
     def _new(self, inputs: Arrays) -> _Bound:
         # Copies: on a CPU, as in tests, a value is the array that it was made from, and every call writes into it.

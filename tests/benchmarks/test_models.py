@@ -127,7 +127,7 @@ def test_a_model_is_made_once_and_kept(monkeypatch, tmp_path):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
     monkeypatch.setitem(models.MODELS, "tiny", TINY)
     folder = models.model_folder("tiny")
-    assert folder.parent == tmp_path / "bench" / "models"
+    assert folder.parent == tmp_path / "store"
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
     monkeypatch.setattr(models, "in_child", None)  # a second time nothing is made
     assert models.model_folder("tiny") == folder

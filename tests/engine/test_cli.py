@@ -255,7 +255,7 @@ def test_version_and_doctor():
     assert run("--version").stdout.startswith("calotype 0.")
     told = run("doctor").stdout
     assert "onnxruntime" in told
-    assert "store" in told
+    assert "cache" in told
 
 
 def test_help_names_every_option():

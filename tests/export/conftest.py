@@ -237,9 +237,10 @@ PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
 from calotype.errors import CalotypeError
-from calotype.export.store import ENTRY, entries, fetch
+from calotype.export.store import ENTRY, STORE, fetch
 from calotype.export.sweep import gc, remove
 
+entries = STORE.entries
 HOME = Path(os.environ["CALOTYPE_HOME"])
 
 def maker(folder):  # two files, one in a folder, that say which key they are of

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from calotype.errors import InputError, SourceError
-from calotype.export.store import ENTRY, entries, fetch
+from calotype.export.store import ENTRY, STORE, fetch
 from calotype.export.sweep import gc, remove
 
 DATA = {"model.onnx": b"0123456789" * 20, "deep/w.bin": bytes(200)}
@@ -134,7 +134,7 @@ def large(request, monkeypatch):
 
 def noticed_and_mended(makers, capfd):
     damaged, other = makers
-    there = {entry.key: entry.fault for entry in entries()}
+    there = {entry.key: entry.fault for entry in STORE.entries()}
     if damaged.key in there:  # a plain file is listed by nobody
         assert there[damaged.key] is not None
     folder = damaged.fetch()
@@ -146,7 +146,7 @@ def noticed_and_mended(makers, capfd):
     for maker in (damaged, damaged, other):
         maker.fetch()
     assert damaged.times == 2
-    assert [entry.fault for entry in entries()] == [None, None]
+    assert [entry.fault for entry in STORE.entries()] == [None, None]
     assert sorted(p.name for p in folder.parent.iterdir()) == sorted([damaged.key, other.key])
 
 
@@ -172,7 +172,7 @@ def test_no_bit_of_what_an_entry_says_of_itself_can_change(makers, store):
         data = bytearray(whole)
         data[at] ^= 1 << at % 8
         path.write_bytes(data)
-        (entry,) = [e for e in entries() if e.key == makers[0].key]
+        (entry,) = [e for e in STORE.entries() if e.key == makers[0].key]
         assert entry.fault is not None or json.loads(data) == said, data
 
 
@@ -215,28 +215,27 @@ def test_what_is_no_file_is_not_kept(store, make):
 def test_entries_say_what_they_are(store):
     before = time.time()
     store.put("a" * 64, "b" * 64)
-    a, b = entries()
+    a, b = STORE.entries()
     assert (a.key, a.label) == ("a" * 64, {"component": "unet", "precision": "fp16", "model": "a" * 64})
-    assert a.size_bytes == sum(p.stat().st_size for p in a.folder.rglob("*") if p.is_file())
-    assert before - 1 < a.made < b.made < time.time() + 1
+    assert a.size_bytes == sum(p.stat().st_size for p in a.path.rglob("*") if p.is_file())
+    assert before - 1 < a.used < b.used < time.time() + 1
     assert a.fault is None
-    (b.folder / "model.onnx").write_bytes(b"")
-    (b.folder / ENTRY).write_text(json.dumps(read(b.folder) | {"made": 1e300, "label": [3]}))
-    assert [(e.label, e.fault is None) for e in entries()] == [(dict(a.label), True), ({}, False)]
-    assert entries()[1].made < time.time() + 1
+    (b.path / "model.onnx").write_bytes(b"")
+    (b.path / ENTRY).write_text(json.dumps(read(b.path) | {"label": [3]}))
+    assert [(e.label, e.fault is None) for e in STORE.entries()] == [(dict(a.label), True), ({}, False)]
 
 
 def test_what_was_used_since_we_looked_stays(store, monkeypatch):
     store.put("a", "b")
-    before = [replace(entry, used=entry.used - (entry.key == "a")) for entry in entries()]
-    monkeypatch.setattr("calotype.export.sweep.entries", lambda: before)
+    before = [replace(entry, used=entry.used - (entry.key == "a")) for entry in STORE.entries()]
+    monkeypatch.setattr("calotype.export.sweep.all_entries", lambda: before)
     swept = gc(0)
     assert ([e.key for e in swept.removed], [e.key for e in swept.busy]) == (["b"], ["a"])
     assert store.names() == ["a"]
 
 
 def test_an_empty_store_has_no_entries(store):
-    assert entries() == []
+    assert STORE.entries() == []
     assert gc(0).removed == ()
     assert not store.home.exists()
 
@@ -244,16 +243,16 @@ def test_an_empty_store_has_no_entries(store):
 def test_a_store_that_is_no_folder_is_told(store):
     store.home.mkdir()
     store.root.write_text("")
-    with pytest.raises(SourceError, match="cannot be read"):
-        entries()
+    with pytest.raises(SourceError, match="cannot read"):
+        STORE.entries()
 
 
 def test_the_least_recently_used_go_first(store):
     store.put("a", "b", "c")
-    assert [e.key for e in entries()] == ["a", "b", "c"]
+    assert [e.key for e in STORE.entries()] == ["a", "b", "c"]
     store.put("a")  # used again
-    assert [e.key for e in entries()] == ["b", "c", "a"]
-    b, c, a = (entry.size_bytes for entry in entries())
+    assert [e.key for e in STORE.entries()] == ["b", "c", "a"]
+    b, c, a = (entry.size_bytes for entry in STORE.entries())
     assert gc(a + b + c).removed == ()
     swept = gc(a + b + c - 1)
     assert [e.key for e in swept.removed] == ["b"]
@@ -268,7 +267,7 @@ def test_entries_that_say_nothing_go_too(store):
     (store.root / "a" / ENTRY).unlink()
     (store.root / "b").mkdir()
     assert {e.key for e in gc(0).removed} <= {"a", "b"}
-    remove([e.key for e in entries()])
+    remove([e.key for e in STORE.entries()])
     assert store.names() == []
 
 
@@ -299,12 +298,13 @@ def test_what_killed_processes_left_is_cleared(store):
         (store.root / name).write_text("4194999 elsewhere")
     for folder in ("digests", "samplers"):
         (store.home / folder).mkdir(exist_ok=True)
-        for name, age_s in ((".old.1-2", 3600), (".fresh.1-2", 0), ("kept.npz", 3600)):
+        ages = {".old.1-2": 3600, ".future.1-2": -3600, ".fresh.1-2": 0, "kept.npz": 3600, ".keep": 3600}
+        for name, age_s in ages.items():
             path = store.home / folder / name
             path.write_bytes(b"x")
             os.utime(path, (time.time() - age_s,) * 2)
     gc(10**9)
     assert store.names() == ["a"]
-    assert entries()[0].fault is None
-    assert {p.name for p in (store.home / "samplers").iterdir()} == {".fresh.1-2", "kept.npz"}
-    assert {p.name for p in (store.home / "digests").iterdir()} == {".fresh.1-2"}  # no file's digest is called kept.npz
+    assert STORE.entries()[0].fault is None
+    for folder in ("digests", "samplers"):
+        assert {p.name for p in (store.home / folder).iterdir()} == {".fresh.1-2", "kept.npz", ".keep"}

@@ -11,7 +11,7 @@ import sys
 import pytest
 
 from calotype.errors import CheckError, SourceError
-from calotype.export.store import entries, fetch
+from calotype.export.store import STORE, fetch
 from calotype.export.sweep import gc
 
 MENDS = r"`export CALOTYPE_HOME=FOLDER`\.$"
@@ -51,9 +51,9 @@ def test_a_full_disk_is_told_and_leaves_nothing(disk, store_at, make):
         fetch("k", make, label={"component": "unet", "precision": "fp16"})
     told = str(raised.value)
     assert re.fullmatch(
-        r"the store \S+ has no room for unet fp16: No space left on device after (1\.0\d MB|\d{3} kB), which are "
-        r"removed again; (1\.0\d MB|\d{3} kB) is free now, and it needs more; make room with "
-        r"`calotype store gc --max-size 10GB`, or name a folder on a larger disk with `export CALOTYPE_HOME=FOLDER`\.",
+        r"the store \S+ has no room for unet fp16: No space left on device after (1\.\d MB|\d{3}\.\d kB), which are "
+        r"removed again; (1\.\d MB|\d{3}\.\d kB) is free now, and it needs more; make room with "
+        r"`calotype cache gc --max-size 10GB`, or name a folder on a larger disk with `export CALOTYPE_HOME=FOLDER`\.",
         told,
     ), told
     assert store.names() == ["good"]
@@ -77,7 +77,7 @@ def test_a_disk_that_is_full_at_any_byte_keeps_whole_entries_or_none(disk, store
         except SourceError as failed:
             told.append(str(failed))
         ballast.unlink()
-        assert [entry.fault for entry in entries()] == [None] * (1 + made)
+        assert [entry.fault for entry in STORE.entries()] == [None] * (1 + made)
         assert list(disk[0].glob("**/.*")) == list(disk[0].glob("**/*.lock")) == []
         room = os.statvfs(disk[0]).f_bavail * status.f_frsize
     assert made > 0
@@ -107,10 +107,10 @@ def test_a_read_only_disk_serves_what_it_has_and_refuses_the_rest(disk, store_at
     folder, mount = disk
     store = store_at(folder)
     store.put("good")
-    used = entries()[0].used
+    used = STORE.entries()[0].used
     assert mount("-o", "remount,ro")
     assert store.run("print(right(put('good')))") == "True\n"
-    assert [(entry.key, entry.used, entry.fault) for entry in entries()] == [("good", used, None)]
+    assert [(entry.key, entry.used, entry.fault) for entry in STORE.entries()] == [("good", used, None)]
     refused = r"written \(Read-only file system\), and entry k has to be made there.*"
     with pytest.raises(SourceError, match=refused + MENDS):
         fetch("k", fill(1))
@@ -135,7 +135,7 @@ def test_a_store_in_an_image_is_served_mended_and_cleared(disk, store_at, tmp_pa
         store.run("assert right(put('good', None)) and right(put('bad'))")
         store.run("remove(['old'])")
         assert store.names() == ["bad", "good"]
-        assert [entry.fault for entry in entries()] == [None, None]
+        assert [entry.fault for entry in STORE.entries()] == [None, None]
         assert len(gc(0).removed) == 2
         assert store.names() == []
     finally:
@@ -175,7 +175,7 @@ def test_any_name_will_do(store_at, tmp_path, name):
     store = store_at(tmp_path / name)
     store.put("k")
     store.run("assert right(put('k', None))")
-    assert [entry.fault for entry in entries()] == [None]
+    assert [entry.fault for entry in STORE.entries()] == [None]
     assert [entry.key for entry in gc(0).removed] == ["k"]
 
 
@@ -221,14 +221,14 @@ def test_a_file_system_without_locks_serves_what_it_has_and_refuses_the_rest(sto
     for work in (lambda: fetch("k", fill(1)), lambda: gc(0)):
         with pytest.raises(SourceError, match=f"cannot be locked .{os.strerror(code)}.*" + MENDS):
             work()
-    assert [entry.key for entry in entries()] == ["good"]
+    assert [entry.key for entry in STORE.entries()] == ["good"]
 
 
 def test_the_command_line_tells_a_store_that_cannot_be_read(store):
     store.home.mkdir()
     store.root.write_text("")
     done = subprocess.run(
-        [sys.executable, "-m", "calotype", "store", "ls"], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "calotype", "cache", "ls"], capture_output=True, text=True, check=False
     )
     assert (done.returncode, done.stderr.count("\n")) == (1, 1)
-    assert done.stderr.startswith("calotype: the store")
+    assert "cache" in done.stderr

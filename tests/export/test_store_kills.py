@@ -7,7 +7,7 @@ import time
 import pytest
 
 from calotype.errors import InputError
-from calotype.export.store import entries
+from calotype.export.store import STORE
 from calotype.export.sweep import gc, remove
 
 # As `maker`, in small pieces: about a fifth of a second, most of it with half an entry on the disk.
@@ -40,10 +40,10 @@ def count(event, args):
 
 def nothing_half(store, *keys):
     """Only whole entries, of these keys at most; `good` is always among them."""
-    there = {entry.key: entry.fault for entry in entries()}
+    there = {entry.key: entry.fault for entry in STORE.entries()}
     assert set(there.values()) == {None}
     assert {"good"} <= set(there) <= {"good", *keys}
-    store.run("for entry in entries():\n    assert right(entry.folder)")
+    store.run("for entry in STORE.entries():\n    assert right(entry.path)")
 
 
 def test_killed_at_any_moment(store):
@@ -91,7 +91,7 @@ def test_killed_before_any_step(store, scene):
         if code == 0:
             break
         assert code == -signal.SIGKILL, told
-        damaged = {entry.key for entry in entries() if entry.fault}
+        damaged = {entry.key for entry in STORE.entries() if entry.fault}
         assert damaged <= ({"k"} if "damaged" in scene else set())  # the one that was damaged before may lie there yet
         store.run("assert right(put('k')) and right(put('good'))")
         gc(10**9)
@@ -177,7 +177,7 @@ def test_what_is_used_or_made_is_not_removed(store):
         assert process.stdout.readline() == "ready\n"
     swept = gc(0)
     assert ([e.key for e in swept.removed], [e.key for e in swept.busy]) == (["old"], ["used"])
-    assert swept.kept_bytes == entries()[0].size_bytes
+    assert swept.kept_bytes == STORE.entries()[0].size_bytes
     assert store.names() == [".making-new", "new.lock", "used"]
     with pytest.raises(InputError, match=r"in use, so not removed: used \(unet fp16 used\)"):
         remove(["used"])
@@ -194,7 +194,7 @@ def test_a_damaged_entry_in_use_is_made_again_beside_its_user(store):
     (store.root / "k" / "model.onnx").write_bytes(b"x")
     store.run("assert right(put('k'))")
     user.communicate("\n")
-    assert entries()[0].fault is None
+    assert STORE.entries()[0].fault is None
 
 
 def test_a_sweep_under_many_users_takes_nothing_from_under_them(store):
@@ -216,4 +216,4 @@ for _ in range(6):
         assert [(p.communicate(timeout=120)[1], p.returncode) for p in started] == [("", 0)] * 6
     gc(10**9)
     assert all(len(name) == 1 for name in store.names())
-    assert all(entry.fault is None for entry in entries())
+    assert all(entry.fault is None for entry in STORE.entries())

@@ -161,14 +161,14 @@ def test_a_build_in_a_child_is_heard_and_when_nobody_listens_it_ends(trt, plans,
     assert (made.form, made.precision, made.path.name) == ("tensorrt-rtx", "fp32", "model.engine")
     assert heard
     assert all(re.fullmatch(r".+, \d+ of \d+", line) for line in heard)
-    entries = {entry.key for entry in store.entries()}
+    entries = {entry.key for entry in store.STORE.entries()}
 
     def interrupt(line):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
         replace(making, options=replace(OPTIONS, level=1), tell=interrupt).of(component, component.artefact("onnx"))
-    assert {entry.key for entry in store.entries()} == entries
+    assert {entry.key for entry in store.STORE.entries()} == entries
     assert not list(store.root().glob(".making-*"))
 
 

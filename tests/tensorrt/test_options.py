@@ -103,12 +103,12 @@ def test_a_build_is_heard_and_an_interrupt_leaves_nothing(on_a_gpu, tmp_path, mo
     for name in read_plan(tmp_path / "plan").components:
         assert f"engine {name}: Building, 1 of 2" in said
     monkeypatch.setattr("calotype.export.progress.Progress.step", interrupted)
-    kept = {entry.key for entry in store.entries()}
+    kept = {entry.key for entry in store.STORE.entries()}
     with pytest.raises(SystemExit) as ended:
         app(command(tmp_path / "other", "level=1"))
     assert ended.value.code == 130
     assert "stopped; the plan was not made, and nothing half-made was left" in capsys.readouterr().err
-    assert {entry.key for entry in store.entries()} == kept
+    assert {entry.key for entry in store.STORE.entries()} == kept
     assert not list(store.root().glob(".making-*"))
     assert not (tmp_path / "other").exists()
 

@@ -5,7 +5,7 @@ import os
 
 import pytest
 
-from calotype.export import locks
+from calotype import locks
 
 
 @pytest.fixture

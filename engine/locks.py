@@ -1,4 +1,4 @@
-"""Who may touch what in the store. Locks between processes, which the system releases however a process ends.
+"""Who may touch what in the cache. Locks between processes, which the system releases however a process ends.
 
 `KEY.lock` is held by the one process that makes or removes an entry, and is there only as long. An entry that a process
 was handed is *in use* until that process ends: it holds the entry's own `entry.json`, shared with others, so that
@@ -51,23 +51,8 @@ def exclusive(path: Path, *, wait_for: str | None = None) -> Iterator[bool]:
 
 
 def use(path: Path) -> bool:
-    """Share the lock of this `entry.json` until this process ends; False where there is none, or it is being removed.
-
-    Where the file system knows no locks nothing can be removed either (`exclusive` refuses), so reading needs none.
-    """
-    try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place is not waited for
-    except _NO_FILE:
-        return False
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
-        return False
-    except OSError:
-        pass
-    if not _is(descriptor, path):
-        os.close(descriptor)
+    """Share the lock of this file until this process ends; False where there is none, or it is being removed."""
+    if (descriptor := share(path)) is None:
         return False
     with _guard:
         before = _in_use.pop(path, None)
@@ -75,6 +60,28 @@ def use(path: Path) -> bool:
         if before is not None:
             os.close(before)
     return True
+
+
+def share(path: Path) -> int | None:
+    """Open a file with its lock shared, until the descriptor and its copies are closed; None as `use` says False.
+
+    Where the file system knows no locks nothing can be removed either (`exclusive` refuses), so reading needs none.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place is not waited for
+    except _NO_FILE:
+        return None
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        return None
+    except OSError:
+        pass
+    if not _is(descriptor, path):
+        os.close(descriptor)
+        return None
+    return descriptor
 
 
 @contextmanager
