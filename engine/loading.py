@@ -43,8 +43,9 @@ def load(
         offline: make no connection; hub ids are looked for in the hub's cache alone, as with HF_HUB_OFFLINE=1.
 
     Raises:
-        SourceError: the model, or what goes with it, cannot be read; BackendError: no backend of those asked for can
-        run; InputError: a plan cannot have what is asked for beside it.
+        SourceError: the model, or a file for it, cannot be read.
+        BackendError: no requested backend can run.
+        InputError: a plan contains its ControlNets, VAE and learned words, and takes no others.
     """
     loras = loras_from(lora)  # a file that is missing is told before the work
     beside = {"ControlNets": _several(controlnet), "autoencoder": vae, "learned words": _several(textual_inversion)}

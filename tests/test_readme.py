@@ -35,7 +35,8 @@ for number, code in enumerate(json.load(sys.stdin)):
 def in_pages(pattern):
     """Each match in a page once, with the page's name."""
     flags = re.MULTILINE
-    return sorted({(name, code) for name, text in PAGES.items() for code in re.findall(pattern, text, flags)})
+    joined = {name: re.sub(r"\\\n +", "", text) for name, text in PAGES.items()}  # lines that end in a backslash
+    return sorted({(name, code) for name, text in joined.items() for code in re.findall(pattern, text, flags)})
 
 
 # A command is a line of an indented block, or inline code; in both, capital letters stand for what a reader fills in.
