@@ -13,7 +13,7 @@ demo: install
 # a file to a worker.
 TIMED := tests/benchmarks/test_instrument.py tests/benchmarks/test_cli.py
 
-test: lint
+test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%)
 	$(BIN)/pytest $(TIMED) || $(BIN)/pytest --last-failed $(TIMED)
 
@@ -22,7 +22,7 @@ lint: install
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-# NO_MKDOCS_2_WARNING: the theme's advertisement of another tool.
+# The theme prints a notice about other tools without this variable.
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 

@@ -38,7 +38,7 @@ def load(
             AutoencoderKL, or TAESD's AutoencoderTiny, which decodes many times as fast. Of a checkpoint its autoencoder
             is taken. A file does not say what its latents are scaled by: an AutoencoderKL's is the factor of the
             model's own (0.18215 of Stable Diffusion 1.x and 2.x, 0.13025 of XL). A plan has its own.
-        textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), "FILE:<word>" to call it
+        textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), `FILE:<word>` to call it
             otherwise than the file does, or several. A plan has its own.
         offline: make no connection; hub ids are looked for in the hub's cache alone, as with HF_HUB_OFFLINE=1.
 
