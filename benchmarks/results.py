@@ -28,7 +28,7 @@ OPENING = f"""# Benchmark results
 or "behind" only if the complete 95 % interval of its ratios is. A contender whose images are wrong has no speed. The
 `sd15` and `sd-turbo` models have full-size networks with random weights.
 
-`calotype bench page benchmarks/results/NAME -o report.html` makes the page of a run, with plots, all columns and how to read them.
+`calotype bench page benchmarks/results/NAME -o report.html` makes the page of a run, with plots and all columns.
 
 In runs before 2026-11-28, an image of any contender may have had one core less at its start, because the suite's own
 threads had not stopped yet. This changes the times of the demonstration model, and not those of larger models.
