@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
 ROOMS := engine engine/backends export export/demo kernels benchmarks benchmarks/peers $(wildcard benchmarks/peers/*)
 
-.PHONY: demo test lint format install train-demo clean
+.PHONY: demo test lint docs format install train-demo clean
 
 demo: install
 	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
@@ -13,7 +13,7 @@ demo: install
 # a file to a worker.
 TIMED := tests/benchmarks/test_instrument.py tests/benchmarks/test_cli.py
 
-test: lint
+test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%)
 	$(BIN)/pytest $(TIMED) || $(BIN)/pytest --last-failed $(TIMED)
 
@@ -21,6 +21,10 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The theme prints a notice about other tools without this variable.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 format: install
 	$(BIN)/ruff check --fix .
@@ -36,8 +40,8 @@ install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt $(ROOMS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev,tensorrt-rtx]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev,docs,tensorrt-rtx]'
 	touch $@
 
 clean:
-	rm -rf .venv build calotype.egg-info demo.png
+	rm -rf .venv build calotype.egg-info demo.png site

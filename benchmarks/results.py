@@ -1,4 +1,4 @@
-"""Runs that are committed: results/NAME/run.jsonl with its page, and RESULTS.md, made of them and nothing else."""
+"""Committed runs: results/NAME/run.jsonl, and RESULTS.md, which is generated from these files and nothing else."""
 
 from __future__ import annotations
 
@@ -6,30 +6,32 @@ import hashlib
 import shlex
 import shutil
 import tempfile
+import textwrap
 from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.benchmarks import record
-from calotype.benchmarks.columns import by_case, filled, rate, size, why
-from calotype.benchmarks.page import PAGE_FILE, facts, page
+from calotype.benchmarks.columns import COLUMNS, Column, by_case, rate, size, why
+from calotype.benchmarks.page import facts
 from calotype.benchmarks.record import ROWS_FILE, Recorded, Row, Run, read
 from calotype.errors import InputError
 
 LIMIT_BYTES = 2 * 2**20  # of each file: a repository keeps what it once had
+LIMIT_LINES = 200  # of RESULTS.md: the newest runs that fit have a table, older runs have a line
 RESULTS_FILE = "RESULTS.md"  # beside the folder of results
 AGAIN = "calotype bench results"
-SHOWN = (
-    *("contender", "median", "spread", "rounds", "images", "ratio", "interval", "verdict", "alike"),
-    *("psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
-)
+SHOWN = ("contender", "median", "spread", "rounds", "ratio", "interval", "verdict", "psnr", "memory")
+FAILED = {"wrong": "wrong images", "cannot": "cannot run", "failed": "failed", "ok": "no speed"}
 OPENING = f"""# Benchmark results
 
-Made by `{AGAIN}` of the runs in `results/`; do not edit. Newest first for each device. The page of a
-run has its plots, its pictures, and how to read it all. "Ahead" and "behind" are said only when the whole 95 % interval
-is; a contender whose pictures are wrong has no speed.
+`{AGAIN}` generates this page from `results/*/run.jsonl`; do not edit it. The newest runs come first. A row is "ahead"
+or "behind" only if the complete 95 % interval of its ratios is. A contender whose images are wrong has no speed. The
+`sd15` and `sd-turbo` models have full-size networks with random weights.
 
-Runs before 2026-11-28 waited too little for the suite's own threads to stop: there a picture, whoever painted it, may
-have one core less at its start, which is much of the demonstration model's times and nothing of the others'.
+`calotype bench page benchmarks/results/NAME -o report.html` makes the page of a run, with plots and all columns.
+
+In runs before 2026-11-28, an image of any contender may have had one core less at its start, because the suite's own
+threads had not stopped yet. This changes the times of the demonstration model, and not those of larger models.
 """
 
 
@@ -52,31 +54,24 @@ def _plain(words: str) -> str:
 
 
 def keep(recorded: Recorded, into: Path) -> Path:
-    """Puts the run and its page into `into`/NAME, in place of one of the same name; all or nothing.
+    """Write the run into `into`/NAME, in place of one of the same name; all or nothing.
 
-    Raises `InputError` where a file is larger than LIMIT_BYTES even with one picture of each contender.
+    Raises:
+        InputError: the file is larger than LIMIT_BYTES.
     """
     into.mkdir(parents=True, exist_ok=True)
     folder = into / result_name(recorded.run)
     with tempfile.TemporaryDirectory(dir=into, prefix=".") as made:
         fresh = Path(made) / "result"
-        record.write(recorded, fresh)
-        (fresh / PAGE_FILE).write_text(_small_page(recorded), encoding="utf-8")
-        for file in (fresh / ROWS_FILE, fresh / PAGE_FILE):
-            if file.stat().st_size > LIMIT_BYTES:
-                told = (
-                    f"{file.name} of {folder.name} is {size(file.stat().st_size)}, and {size(LIMIT_BYTES)} is the limit"
-                )
-                raise InputError(f"{told} of what is committed; keep a run of fewer cases or rounds.")
+        amount = record.write(recorded, fresh).stat().st_size
+        if amount > LIMIT_BYTES:
+            raise InputError(
+                f"cannot keep {folder.name}: its {ROWS_FILE} is {size(amount)}, and the limit of a committed file is "
+                f"{size(LIMIT_BYTES)}. Keep a run of fewer cases or rounds."
+            )
         shutil.rmtree(folder, ignore_errors=True)
         fresh.rename(folder)
     return folder
-
-
-def _small_page(recorded: Recorded) -> str:
-    """As many pictures as fit, at least one of each contender."""
-    text = page(recorded)
-    return text if len(text.encode()) <= LIMIT_BYTES else page(recorded, pictures=1)
 
 
 def write(folder: Path) -> Path:
@@ -96,53 +91,65 @@ def generate(folder: Path) -> str:
     """The text of RESULTS.md."""
     found = [(file.parent, read(file)) for file in sorted(folder.glob(f"*/{ROWS_FILE}"))]
     found.sort(key=lambda pair: (pair[1].run.date, pair[0].name), reverse=True)
+    devices = list(dict.fromkeys(recorded.run.device for _, recorded in found))  # that of the newest run first
+    spent = len(OPENING.splitlines()) + sum(len(_machine(device, found)) for device in devices) + 4 * len(devices)
+    tables: dict[Path, list[str]] = {}
+    for place, recorded in found:
+        tables[place] = _run(place, recorded)
+        spent += len(tables[place])
+        if spent + len(found) - len(tables) > LIMIT_LINES:
+            del tables[place]
+            break
     lines = [OPENING]
-    for device in dict.fromkeys(recorded.run.device for _, recorded in found):  # that of the newest run first
-        lines.append(f"## {_safe(device)}\n")
-        for place, recorded in found:
-            if recorded.run.device == device:
-                lines += _run(place, recorded)
+    for device in devices:
+        lines += _machine(device, found)
+        of_device = [(place, recorded) for place, recorded in found if recorded.run.device == device]
+        lines += [line for place, _ in of_device for line in tables.get(place, ())]
+        older = [_older(place, recorded) for place, recorded in of_device if place not in tables]
+        lines += ["### Older runs", "", *older, ""] if older else []
     return "\n".join(lines)
 
 
-def _run(place: Path, recorded: Recorded) -> list[str]:
-    """One run: what, where, with what, and a table a case."""
-    run = recorded.run
-    pages = f" · [page]({place.parent.name}/{place.name}/{PAGE_FILE})" if (place / PAGE_FILE).is_file() else ""
-    commit = f", commit {_safe(run.commit[:12])}" if run.commit else ""
+def _machine(device: str, found: Sequence[tuple[Path, Recorded]]) -> list[str]:
+    """The device of the runs, as its newest run describes it."""
+    run = next(recorded.run for _, recorded in found if recorded.run.device == device)
+    told = {name: value for name, value in facts(run).items() if name not in ("device", "load average", "mhz")}
     peaks = [f"{n} {rate(peak, 'B' if n == 'copy' else 'FLOP')}" for n, peak in run.peaks.items() if peak]
-    lines = [
-        f"### {_safe(run.date[:10])}, {_safe(run.preset)}\n",
-        f"calotype {_safe(run.version)}{commit} · {run.seconds:.0f} s{pages}\n",
-        f"    {' '.join(run.command.split())}\n",
-    ]
-    lines += [f"Machine: {_safe(', '.join(f'{n} {v}' for n, v in facts(run).items() if n != 'device'))}.\n"]
-    lines += [f"Measured peaks: {_safe(', '.join(peaks))}.\n"] if peaks else []
-    lines += [f"With {_safe(', '.join(f'{n} {v}' for n, v in run.versions.items()))}.\n"] if run.versions else []
-    lines += [f"Note: {_safe(note)}\n" for note in run.notes]
+    lines = [f"## {_safe(device)}", "", f"Machine: {_safe(', '.join(f'{n} {v}' for n, v in told.items()))}."]
+    lines += [f"Measured peaks: {_safe(', '.join(peaks))}."] if peaks else []
+    lines += [f"With {_safe(', '.join(f'{n} {v}' for n, v in run.versions.items()))}."] if run.versions else []
+    return [*lines, ""]
+
+
+def _run(place: Path, recorded: Recorded) -> list[str]:
+    """One run: where it came from, and a table for each case."""
+    lines = []
     for title, rows in by_case(recorded):
-        lines += [f"**{_safe(title)}**\n", *_table(rows)]
+        columns = [COLUMNS[key] for key in SHOWN if any(_cell(COLUMNS[key], row) for row in rows)]
+        lines += [f"### {_safe(recorded.run.date[:10])}: {_safe(title)}", "", _source(place, recorded.run), ""]
+        lines += [_line([column.head for column in columns])]
+        lines += [_line(["---" if column.words else "---:" for column in columns])]
+        lines += [_line([_cell(column, row) for column in columns]) for row in rows]
+        lines += [""]
     return lines
 
 
-def _table(rows: tuple[Row, ...]) -> list[str]:
-    timed = tuple(row for row in rows if row.speed is not None)
-    lines = []
-    if timed:
-        columns = filled(timed, SHOWN)
-        lines += [_line([column.head for column in columns])]
-        lines += [_line(["---" if column.words else "---:" for column in columns])]
-        lines += [_line([_safe(column.cell(row)) for column in columns]) for row in timed]
-        lines += [""]
-    for row in rows:
-        if row.speed is None:
-            status = "pictures wrong" if row.status == "wrong" else "no speed" if row.status == "ok" else row.status
-            lines.append(f"- {_safe(row.contender)}, {status}: {_safe(why(row))}")
-    disturbed = [f"{_safe(row.contender)} ({row.disturbed_rounds})" for row in timed if row.disturbed_rounds]
-    if disturbed:
-        lines.append(f"- rounds in which something else kept the machine busy: {', '.join(disturbed)}")
-    lines += [f"- {_safe(row.contender)}: {_safe(note)}" for row in rows for note in row.notes]
-    return [*lines, ""] if lines[-1] else lines
+def _cell(column: Column, row: Row) -> str:
+    if column.key == "verdict" and row.speed is None:
+        return _safe(textwrap.shorten(f"{FAILED[row.status]}: {why(row)}", 90, placeholder=" ..."))
+    return _safe(column.cell(row))
+
+
+def _source(place: Path, run: Run) -> str:
+    commit = f", commit {_safe(run.commit[:12])}" if run.commit else ""
+    link = f"[{ROWS_FILE}]({place.parent.name}/{place.name}/{ROWS_FILE})"
+    notes = "".join(f". Note: {_safe(note)}" for note in run.notes)
+    return f"`{' '.join(run.command.split())}`, {run.seconds:.0f} s{commit}, {link}{notes}"
+
+
+def _older(place: Path, recorded: Recorded) -> str:
+    titles = "; ".join(title for title, _ in by_case(recorded))
+    return f"- {recorded.run.date[:10]}: {_safe(titles)}. {_source(place, recorded.run)}"
 
 
 def _line(cells: Sequence[str]) -> str:

@@ -44,13 +44,14 @@ def load(
             AutoencoderKL, or TAESD's AutoencoderTiny, which decodes many times as fast. Of a checkpoint its autoencoder
             is taken. A file does not say what its latents are scaled by: an AutoencoderKL's is the factor of the
             model's own (0.18215 of Stable Diffusion 1.x and 2.x, 0.13025 of XL). A plan has its own.
-        textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), "FILE:<word>" to call it
+        textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), `FILE:<word>` to call it
             otherwise than the file does, or several. A plan has its own.
         offline: make no connection; hub ids are looked for in the hub's cache alone, as with HF_HUB_OFFLINE=1.
 
     Raises:
-        SourceError: the model, or what goes with it, cannot be read; BackendError: no backend of those asked for can
-        run; InputError: a plan cannot have what is asked for beside it.
+        SourceError: the model, or a file for it, cannot be read.
+        BackendError: no requested backend can run.
+        InputError: a plan contains its ControlNets, VAE and learned words, and takes no others.
     """
     loras = loras_from(lora)  # a file that is missing is told before the work
     beside = {"ControlNets": _several(controlnet), "autoencoder": vae, "learned words": _several(textual_inversion)}

@@ -32,7 +32,8 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
         A picture of the same size in RGB, of 0 and 255 alone.
 
     Raises:
-        InputError: an argument is wrong; BackendError: OpenCV is not installed.
+        InputError: an argument is wrong.
+        BackendError: OpenCV is not installed.
     """
     pixels = pixels_from("image", image)  # [H, W, 3]
     low, high = number("low", low, MOST), number("high", high, MOST)

@@ -72,13 +72,14 @@ def figures(request):
         path.write_text(PARITY.format(table=kept.table()))
 
 
-PARITY = """# Held to diffusers
+PARITY = """# Parity with diffusers
 
-Peak signal-to-noise ratio, in dB, of our pictures against those of diffusers 0.42 with the same weights and seeds, in
-float32: on `eager`, `onnxruntime` and `openvino`, the least of what the tests compare. They hold 60, 50 and 50 dB. An
-empty cell was not held. All models but the demonstration's are tiny and have random weights.
+Peak signal-to-noise ratio (PSNR), in dB, of our images to those of diffusers 0.42 with the same weights and seeds, in
+float32. The three numbers are the backends `eager`, `onnxruntime` and `openvino`: the lowest value that the tests saw.
+The tests require 60, 50 and 50 dB. An empty cell was not compared. All models except the demonstration model are tiny
+and have random weights.
 
-Made by `pytest --parity docs/parity.md`, which the names of test files may follow.
+`pytest --parity docs/parity.md` writes this page; name test files to run a part.
 
 {table}"""
 

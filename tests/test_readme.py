@@ -1,56 +1,104 @@
-"""The README's Python runs as it stands, each block in a fresh interpreter in an empty folder."""
+"""The Python and the commands of README.md and docs/: blocks run as they stand, commands are parsed by the app.
 
-import os
+The blocks of a page share one process and one namespace, in an empty folder, as a reader would run them.
+"""
+
+import importlib.util
+import json
 import re
+import shlex
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
+import typer
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
-BLOCKS = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+from calotype.benchmarks.cli import cli
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+PAGES = {
+    str(path.relative_to(ROOT)): path.read_text()
+    for path in [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
+}
+BLOCKS = {name: re.findall(r"```python\n(.*?)```", text, flags=re.DOTALL) for name, text in PAGES.items()}
+RUN = """
+import json, sys
+namespace = {"__name__": "__main__"}
+for number, code in enumerate(json.load(sys.stdin)):
+    exec(compile(code, f"block {number}", "exec"), namespace)
+"""
+
+
+def in_pages(pattern):
+    """Each match in a page once, with the page's name."""
+    flags = re.MULTILINE
+    joined = {name: re.sub(r"\\\n +", "", text) for name, text in PAGES.items()}  # lines that end in a backslash
+    return sorted({(name, code) for name, text in joined.items() for code in re.findall(pattern, text, flags)})
+
+
+# A command is a line of an indented block, or inline code; in both, capital letters stand for what a reader fills in.
+LINES = in_pages(r"^    (calotype .+)$")
+INLINE = in_pages(r"`(calotype [^`|\n]+)`")
 
 
 def test_there_are_snippets():
-    assert len(BLOCKS) >= 3
+    assert sum(map(len, BLOCKS.values())) >= 20
+    assert len(LINES) >= 20
 
 
-@pytest.mark.parametrize("code", BLOCKS, ids=range(len(BLOCKS)))
-def test_snippet_runs(code, pipe, tmp_path):
-    done = subprocess.run([sys.executable, "-W", "error", "-c", code], cwd=tmp_path, capture_output=True, text=True)
+@pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
+def test_the_blocks_of_a_page_run(page, pipe, tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-P", "-W", "error", "-c", RUN],
+        input=json.dumps(BLOCKS[page]),
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout
 
 
-def test_the_commands_it_names_exist():
-    told = ""
-    for command in (
-        ["generate"],
-        ["build"],
-        ["inspect"],
-        ["doctor"],
-        ["bench"],
-        ["bench", "peers"],
-        ["bench", "compare"],
-        ["cache", "ls"],
-        ["cache", "rm"],
-        ["cache", "gc"],
-        ["cache", "verify"],
-    ):
-        line = [sys.executable, "-m", "calotype", *command, "--help"]
-        done = subprocess.run(line, capture_output=True, text=True, env={**os.environ, "COLUMNS": "200"})
-        assert done.returncode == 0, done.stderr
-        told += done.stdout
-    line = [sys.executable, "-m", "calotype.benchmarks.gpu_close", "--help"]
-    told += subprocess.run(
-        line, capture_output=True, text=True, check=True, env={**os.environ, "COLUMNS": "200"}
-    ).stdout
-    told += "--benchmark-only --confcutdir"  # pytest-benchmark's, and pytest's
-    for option in set(re.findall(r"(?<=[ \[])--[a-z][a-z-]*", README)):
-        assert option in told, option
+def resolve(words):
+    """The command that the words name, its full name, and the words that are left for it."""
+    command, name, rest = typer.main.get_command(cli.app), "calotype", words[1:]
+    while rest and rest[0] in getattr(command, "commands", {}):
+        command, name, rest = command.commands[rest[0]], f"{name} {rest[0]}", rest[1:]
+    return command, name, rest
 
 
-def test_pictures_are_there():
-    for path in re.findall(r'src="([^"]+)"', README):
-        assert (Path(__file__).parent.parent / path).is_file()
+@pytest.mark.parametrize(("page", "line"), LINES + INLINE)
+def test_a_command_exists_with_its_options(page, line):
+    command, name, rest = resolve(shlex.split(line, comments=True))
+    assert name != "calotype", f"{page}: {line}"
+    options = {flag for param in command.params for flag in param.opts}
+    assert {word for word in rest if re.fullmatch(r"--?[a-z][a-z-]*", word)} <= options | {"--help"}
+
+
+@pytest.mark.parametrize(("page", "line"), LINES)
+def test_a_command_line_parses(page, line):
+    command, name, rest = resolve(shlex.split(line, comments=True))
+    command.make_context(name, list(rest))
+
+
+def test_the_extras_and_modules_that_pages_name_exist():
+    known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
+    text = "\n".join(PAGES.values())
+    extras = {
+        extra for group in re.findall(r"pip install '(?:calotype|\.)\[([^]]+)\]'", text) for extra in group.split(",")
+    }
+    assert extras
+    assert extras <= known
+    for module in set(re.findall(r"python (?:-P )?-m (calotype[\w.]*)", text)):
+        assert importlib.util.find_spec(module), module
+    targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
+    assert set(re.findall(r"(?:^    |`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= set(targets)
+
+
+def test_the_readme_is_short_and_what_it_links_to_is_there():
+    assert len(re.findall(r"\S+", README)) <= 700
+    for path in re.findall(r'(?:src="|\]\()([^")#]+)', README):
+        assert (ROOT / path).is_file(), path

@@ -1,4 +1,4 @@
-"""Pictures on a white page, each over its words: what the gallery and the figures' pictures are laid out by."""
+"""Set images in rows on a white page, each above its caption."""
 
 from __future__ import annotations
 

@@ -1,0 +1,55 @@
+"""Write the command-line reference: replace COMMANDS in a page by one section for each command of the app.
+
+MkDocs calls `on_page_markdown` for every page. Everything in the reference is read from the Typer app itself.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import typer
+
+COMMANDS = "<!-- commands -->"
+
+
+def on_page_markdown(markdown: str, **_: Any) -> str:
+    """Return the page with its commands filled in."""
+    return markdown.replace(COMMANDS, reference()) if COMMANDS in markdown else markdown
+
+
+def reference() -> str:
+    """Describe every command in Markdown, in the order of the app."""
+    from calotype.benchmarks import cli  # the complete app: the benchmark suite adds its commands to the others
+
+    root = typer.main.get_command(cli.cli.app)
+    return "\n\n".join(_section(name, command) for name, command in commands(root, "calotype"))
+
+
+def commands(group: Any, name: str) -> Iterator[tuple[str, Any]]:
+    """Yield each command below `group` with its full name, and a group that runs without a subcommand as well."""
+    for word, command in group.commands.items():
+        full = f"{name} {word}"
+        if not hasattr(command, "commands"):
+            yield full, command
+            continue
+        if command.invoke_without_command:
+            yield full, command
+        yield from commands(command, full)
+
+
+def _section(name: str, command: Any) -> str:
+    context = command.context_class(command, info_name=name)
+    usage = " ".join([name, *command.collect_usage_pieces(context)])
+    records = [r for r in (p.get_help_record(context) for p in command.params) if r is not None]
+    parts = [f"## {name}", _plain(command.help or ""), f"```text\n{usage}\n```"]
+    if records:
+        rows = [f"| `{words}` | {_plain(text)} |" for words, text in records if not words.startswith("--help")]
+        parts.append("\n".join(["| Argument or option | Description |", "| --- | --- |", *rows]))
+    return "\n\n".join(parts)
+
+
+def _plain(words: str) -> str:
+    """One line of text that Markdown leaves as it is."""
+    return re.sub(r"([|<>*_\[\]])", r"\\\1", " ".join(words.split()))
