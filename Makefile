@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 # An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
-ROOMS := engine engine/backends export export/demo kernels benchmarks benchmarks/peers $(wildcard benchmarks/peers/*)
+ROOMS := $(shell find engine export kernels benchmarks -type d ! -name __pycache__ ! -path 'benchmarks/results*')
 
 .PHONY: demo test lint docs format install train-demo clean
 
@@ -11,7 +11,7 @@ demo: install
 
 # What measures time has both cores to itself, and a second try where something else kept them busy; all else shares them,
 # a file to a worker.
-TIMED := tests/benchmarks/test_instrument.py tests/benchmarks/test_cli.py
+TIMED := tests/benchmarks/run/test_instrument.py tests/benchmarks/test_cli.py
 
 test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%)

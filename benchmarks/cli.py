@@ -15,12 +15,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from calotype.errors import BackendError, InputError
-from calotype.export import cli
+from calotype.export.commands import cli
 
 if TYPE_CHECKING:
-    from calotype.benchmarks.case_run import Settings
-    from calotype.benchmarks.cases import Case
-    from calotype.benchmarks.record import Recorded
+    from .measure.record import Recorded
+    from .run.case_run import Settings
+    from .suite.cases import Case
 
 main = cli.main
 
@@ -67,7 +67,7 @@ def run_cases(
     name = "case" if case else preset
     folder = output or Path(f"bench-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}-{name}")
     _check(folder, clip_model)
-    from calotype.benchmarks.case_run import Settings
+    from .run.case_run import Settings
 
     said = {"--case": case or [], "--preset": [] if case else [preset], "--backend": backend or []}
     said |= {"--filter": [wanted] if wanted else [], "--threads": [] if threads is None else [str(threads)]}
@@ -88,7 +88,7 @@ def run_cases(
 
 
 def _cores(threads: int | None) -> int:
-    from calotype import threads as cores
+    from calotype.system import threads as cores
 
     allowed = cores.available()
     if threads is not None and not 1 <= threads <= allowed:
@@ -98,8 +98,8 @@ def _cores(threads: int | None) -> int:
 
 def _run(cases: tuple[Case, ...], settings: Settings) -> Recorded:
     """What is done is on disk after each case, also where the run is stopped."""
-    from calotype.benchmarks import record
-    from calotype.benchmarks.run import run
+    from .measure import record
+    from .run.suite_run import run
 
     try:
         return run(cases, settings, written=lambda recorded: record.write(recorded, settings.output))
@@ -111,8 +111,8 @@ def _run(cases: tuple[Case, ...], settings: Settings) -> Recorded:
 
 
 def _cases(preset: str, own: list[str], backends: tuple[str, ...], wanted: str) -> tuple[Case, ...]:
-    from calotype.benchmarks.cases import case_from, chosen
-    from calotype.benchmarks.presets import PRESETS, usual
+    from .suite.cases import case_from, chosen
+    from .suite.presets import PRESETS, usual
 
     if not own and preset not in PRESETS:
         raise InputError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}.")
@@ -147,14 +147,14 @@ def _tell(line: str) -> None:
 def _report(recorded: Recorded, folder: Path) -> None:
     from rich.console import Console
 
-    from calotype.benchmarks import table
-    from calotype.benchmarks.record import ROWS_FILE
+    from .measure.record import ROWS_FILE
+    from .report import table
 
     path = folder / ROWS_FILE
     table.show(recorded, Console())
     told: dict[str, Any] = {"benchmark": "calotype", "record": str(path), "page": None}
     try:
-        from calotype.benchmarks.page import write_page
+        from .report.page import write_page
 
         write_page(recorded, folder / "report.html")
         told["page"] = str(folder / "report.html")
@@ -185,8 +185,9 @@ def peers(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the environments named.")] = False,
 ) -> None:
     """Make the peers' environments, each its own, from its pinned requirements; or say which are there."""
-    from calotype.benchmarks import environments, watch
-    from calotype.benchmarks.contenders import PEERS
+    from .measure import system_load as watch
+    from .run import environments
+    from .suite.contenders import PEERS
 
     runs_here = [n for n in environments.PEERS if watch.has_gpu() or n not in ("onnxruntime_cuda", "tensorrt")]
     # A peer's name, or that of its environment, which several may share.
@@ -219,9 +220,9 @@ def compare(
     """What moved between two runs beyond noise; exit code 1 where something got worse past the threshold."""
     from rich.console import Console
 
-    from calotype.benchmarks import moves
-    from calotype.benchmarks.compare import compare as compared
-    from calotype.benchmarks.record import read
+    from .measure.record import read
+    from .report import compare_table as moves
+    from .report.compare import compare as compared
 
     found = compared(read(old), read(new), threshold=threshold)
     if as_json:
@@ -235,8 +236,8 @@ def compare(
 @bench.command()
 def targets(folder: Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")]) -> None:
     """Say which of the targets for one H200 a run of the preset gpu met."""
-    from calotype.benchmarks.record import read
-    from calotype.benchmarks.targets import told
+    from .measure.record import read
+    from .report.targets import told
 
     for line in told(read(folder).rows):
         typer.echo(line)
@@ -248,8 +249,8 @@ def page(
     output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: report.html in it]")] = None,
 ) -> None:
     """Write the run's HTML page anew."""
-    from calotype.benchmarks.page import write_page
-    from calotype.benchmarks.record import read
+    from .measure.record import read
+    from .report.page import write_page
 
     path = output or folder / "report.html"
     write_page(read(folder), path)
@@ -262,8 +263,8 @@ def results(
     into: Annotated[Path, typer.Option(help="The repository's folder of results.")] = Path("benchmarks/results"),
 ) -> None:
     """Keep runs among the committed results, and write RESULTS.md anew from all of them."""
-    from calotype.benchmarks import results as kept
-    from calotype.benchmarks.record import read
+    from .measure.record import read
+    from .report import results as kept
 
     for run in runs or []:
         typer.echo(str(kept.keep(read(run), into)))

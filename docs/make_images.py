@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 import calotype
-from calotype.preprocess import canny
+from calotype.images.preprocess import canny
 
 GAP = 4  # pixels between two images
 CIRCLE = "a large red circle on a blue background"

@@ -12,8 +12,8 @@ from __future__ import annotations
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from calotype import errors
-from calotype.errors import (
+from . import errors
+from .errors import (
     BackendError,
     BuildError,
     CalotypeError,
@@ -23,15 +23,15 @@ from calotype.errors import (
     SamplerError,
     SourceError,
 )
-from calotype.version import __version__
+from .system.version import __version__
 
 if TYPE_CHECKING:
-    from calotype import preprocess
-    from calotype.clip import Clip, clip_score
-    from calotype.loading import load
-    from calotype.pipeline import Event, Pipeline, Result
-    from calotype.report import Report
-    from calotype.schedulers import scheduler_names
+    from .images import preprocess
+    from .images.clip import Clip, clip_score
+    from .loading import load
+    from .pipeline import Event, Pipeline, Result
+    from .report.report import Report
+    from .sampling.schedulers import scheduler_names
 
 __all__ = [
     "BackendError",
@@ -56,20 +56,20 @@ __all__ = [
 ]
 
 _HOMES = {
-    "Clip": "calotype.clip",
+    "Clip": "calotype.images.clip",
     "Event": "calotype.pipeline",
     "Pipeline": "calotype.pipeline",
-    "Report": "calotype.report",
+    "Report": "calotype.report.report",
     "Result": "calotype.pipeline",
-    "clip_score": "calotype.clip",
+    "clip_score": "calotype.images.clip",
     "load": "calotype.loading",
-    "scheduler_names": "calotype.schedulers",
+    "scheduler_names": "calotype.sampling.schedulers",
 }
 
 
 def __getattr__(name: str) -> Any:
     if name == "preprocess":
-        return importlib.import_module("calotype.preprocess")
+        return importlib.import_module("calotype.images.preprocess")
     if name not in _HOMES:
         raise AttributeError(f"module 'calotype' has no attribute {name!r}")
     return getattr(importlib.import_module(_HOMES[name]), name)

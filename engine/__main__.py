@@ -11,7 +11,7 @@ import sys
 def main() -> None:
     """Run the command line; see `calotype.cli.main` for its exit codes."""
     if sys.argv[1:2] == ["doctor"] and set(sys.argv[2:]) <= {"--json"}:
-        from calotype import doctor
+        from .doctor import doctor
 
         try:
             doctor.main(as_json="--json" in sys.argv)

@@ -11,14 +11,14 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from calotype.errors import CalotypeError, InputError
-from calotype.known_models import remember_model
-from calotype.like import CALLED, Like, read_like
-from calotype.printable import printable
-from calotype.version import __version__
+from .errors import CalotypeError, InputError
+from .errors.printable import printable
+from .files.known_models import remember_model
+from .report.like import CALLED, Like, read_like
+from .system.version import __version__
 
 if TYPE_CHECKING:
-    from calotype.pipeline import Pipeline, Result
+    from .pipeline import Pipeline, Result
 
 app = typer.Typer(
     add_completion=False,
@@ -160,7 +160,7 @@ _REQUEST_OPTIONS = frozenset(
 
 def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
     """The files that were named, read; and what is said once for all ControlNets."""
-    from calotype.image import read_picture
+    from .images.arrays import read_picture
 
     read: dict[str, Any] = {n: read_picture(said[n]) for n in ("image", "mask_image") if n in said}
     if "control_image" in said:
@@ -170,7 +170,7 @@ def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
-    from calotype.loading import load
+    from .loading import load
 
     names = [n.strip() for n in backend.split(",") if n.strip()]
     return load(model, backend=names[0] if len(names) == 1 else names, **parts)
@@ -232,8 +232,8 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
 ) -> None:
     """Say what is in a plan: components, tensors, sizes, precision, checks, and what was tried."""
-    from calotype.inspection import describe, told
-    from calotype.plan import is_plan, read_plan
+    from .plan.inspection import describe, told
+    from .plan.plan import is_plan, read_plan
 
     if not is_plan(plan):
         raise InputError(f"{plan} is no plan; make one with: calotype build MODEL -o {plan}")
@@ -246,7 +246,7 @@ def doctor(
     as_json: Annotated[bool, typer.Option("--json", help="Plain data, for a program or a bug report.")] = False,
 ) -> None:
     """Say what this machine can run, why not the rest, and the line that mends it."""
-    from calotype import doctor
+    from .doctor import doctor
 
     doctor.main(as_json=as_json)
 

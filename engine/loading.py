@@ -6,17 +6,17 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from calotype.arguments import with_known_names
-from calotype.backends import choose
-from calotype.config_fields import checked
-from calotype.diffusers_names import OF_LOADING
-from calotype.errors import InputError
-from calotype.json_file import read_json
-from calotype.lora import Given, loras_from
-from calotype.pipeline import Pipeline
-from calotype.plan import is_plan, read_plan
-from calotype.prompt import check_token_ids
-from calotype.trust import distrust
+from .backends import choose
+from .backends.compatibility import distrust
+from .errors import InputError
+from .errors.validation import with_known_names
+from .files.json_file import read_json
+from .lora.lora import Given, loras_from
+from .pipeline import Pipeline
+from .plan.config_fields import checked
+from .plan.plan import is_plan, read_plan
+from .request.diffusers_names import OF_LOADING
+from .text.tokenizer import check_token_ids
 
 
 @with_known_names(OF_LOADING)

@@ -16,34 +16,34 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype import forks
-from calotype.adapters import Adapters
-from calotype.arguments import with_known_names
-from calotype.backends import COMPILED, ON_GPU, Choice, Opened, open_component
-from calotype.backends.device import free_bytes
-from calotype.codec import Codec, Portions
-from calotype.conditioning import Encoded, condition, tokenizers_of
-from calotype.denoiser import Denoisers
-from calotype.diffusers_names import KnownAttributes
-from calotype.errors import Cancelled, InputError
-from calotype.fit import telling_what_fits
-from calotype.image import batch, many, pixels_from
-from calotype.latents import BatchNoise
-from calotype.loop import denoise
-from calotype.lora import Given, Lora
-from calotype.memory import available_bytes, check_memory, peak_bytes
-from calotype.painter import Whole
-from calotype.picture import Picture, picture_from, to_uint8, unit
-from calotype.plan import Plan, PlannedComponent
-from calotype.remembered import Remembered
-from calotype.report import Report
-from calotype.request import Job, request_from, resolve
-from calotype.sampler import Sampler, SamplerRun
-from calotype.sampler_cache import SchedulerSpec, sampler_for
-from calotype.setting_out import set_out
-from calotype.timeline import Stopwatch, traced
-from calotype.told import Work, report_of, settings_for
-from calotype.whole_inputs import Asked
+from .backends import COMPILED, ON_GPU, Choice, Opened, open_component
+from .cuda.device import free_bytes
+from .errors import Cancelled, InputError
+from .errors.validation import with_known_names
+from .graph.capacity import telling_what_fits
+from .graph.inputs import Asked
+from .graph.runner import Whole
+from .images.arrays import batch, many, pixels_from
+from .images.png import Picture, picture_from, to_uint8, unit
+from .lora.lora import Given, Lora
+from .lora.manager import Adapters
+from .plan.plan import Plan, PlannedComponent
+from .report.metadata import Work, report_of, settings_for
+from .report.report import Report
+from .request.diffusers_names import KnownAttributes
+from .request.request import Job, request_from, resolve
+from .sampling.cache import SchedulerSpec, sampler_for
+from .sampling.matrix import Sampler, SamplerRun
+from .sampling.noise import BatchNoise
+from .stages.conditioning import Encoded, condition, tokenizers_of
+from .stages.initial_latents import set_out
+from .stages.loop import denoise
+from .stages.unet import Denoisers
+from .stages.vae import Codec, Portions
+from .system import forks
+from .system.lru_cache import Remembered
+from .system.memory import available_bytes, check_memory, peak_bytes
+from .system.trace import Stopwatch, traced
 
 Floats = NDArray[np.float32]
 _OF_TORCH = ("eager", "cuda", *COMPILED)  # backends whose work PyTorch's profiler sees

@@ -11,13 +11,18 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from calotype.export.building import build
-    from calotype.export.planning import prepare, prepare_lazily
-    from calotype.export.spec import BuildSpec
+    from .builder.build import build
+    from .builder.prepare import prepare, prepare_lazily
+    from .builder.spec import BuildSpec
 
 __all__ = ["BuildSpec", "build", "prepare", "prepare_lazily"]
 
-_HOMES = {"BuildSpec": "spec", "build": "building", "prepare": "planning", "prepare_lazily": "planning"}
+_HOMES = {
+    "BuildSpec": "builder.spec",
+    "build": "builder.build",
+    "prepare": "builder.prepare",
+    "prepare_lazily": "builder.prepare",
+}
 
 
 def __getattr__(name: str) -> Any:

@@ -3,7 +3,7 @@
     o = softmax(q k' scale) v        for each picture and head
 
 A program holds some rows of q, and walks over k and v with the row's largest score and sum so far. Queries may be many
-(pixels) and keys few (a text): both lengths may be anything. `calotype.attention` measures it against cuDNN's and
+(pixels) and keys few (a text): both lengths may be anything. `calotype.cuda.attention` measures it against cuDNN's and
 flash attention, and takes what is fastest for a shape.
 """
 
@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from calotype.kernels.launch import Launch, blocks, power_of_two, require, wide
+from .launch import Launch, blocks, power_of_two, require, wide
 
 WIDEST = 128  # of a head: beyond, rows of q and of the result no longer fit into registers
 _QUERIES, _KEYS = 64, 64

@@ -10,8 +10,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from calotype.kernels.launch import Launch, blocks, power_of_two, require, wide
-from calotype.kernels.quantise import Scale, stored
+from .launch import Launch, blocks, power_of_two, require, wide
+from .quantise import Scale, stored
 
 _BLOCK = 1024
 

@@ -18,8 +18,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from calotype.kernels.launch import Arguments, Launch, blocks, power_of_two, require, wide
-from calotype.kernels.quantise import Scale, empty_for, stored
+from .launch import Arguments, Launch, blocks, power_of_two, require, wide
+from .quantise import Scale, empty_for, stored
 
 _TILE = 2048  # numbers that a program holds at once
 _SMALL = 16384  # numbers of a group that one program reads alone

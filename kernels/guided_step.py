@@ -5,7 +5,7 @@ For slot s, whose network has just answered call i:
     e = u + g (c - u)                                   guidance (Ho and Salimans 2022, arXiv 2207.12598)
     e = e (r std(c) / std(e) + 1 - r)                   its rescaling (Lin et al. 2023, arXiv 2305.08891)
     history[1 + i] = e
-    x = sum_j rows[i + 1, j] history[j]                 the sampler matrix (`calotype.sampler`)
+    x = sum_j rows[i + 1, j] history[j]                 the sampler matrix (`calotype.sampling.matrix`)
       + clean[i + 1] original                           of a picture that is set out from
     x = m x + (1 - m) (kept[i + 1] . (noise, original)) inpainting, m 0 or 1
 
@@ -27,7 +27,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from calotype.kernels.launch import Launch, blocks, require
+from .launch import Launch, blocks, require
 
 _BLOCK = 256  # latents of a program
 _COLUMNS = 8  # of the history that are under way at once

@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from calotype.kernels.launch import Launch, blocks, power_of_two, require
+from .launch import Launch, blocks, power_of_two, require
 
 _ROWS, _COLUMNS, _DEPTH = 128, 128, 64  # of a program's tile
 _BAND = 8  # rows of tiles side by side: what they read of b is still in the cache

@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from calotype.kernels.launch import Launch, blocks, power_of_two, require, wide
-from calotype.kernels.quantise import Scale, empty_for, stored
+from .launch import Launch, blocks, power_of_two, require, wide
+from .quantise import Scale, empty_for, stored
 
 _TILE = 4096  # numbers that a program holds
 _WIDEST = 16384  # a row that still fits into registers

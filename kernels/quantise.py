@@ -15,7 +15,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from calotype.kernels.launch import wide
+from .launch import wide
 
 MOST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from calotype.kernels.launch import Launch, blocks, require
+from .launch import Launch, blocks, require
 
 _BLOCK = 512
 _CHANNELS = 4  # that a program has room for: three, in a power of two

@@ -21,8 +21,8 @@ import pytest  # noqa: E402
 
 import calotype  # noqa: E402
 from calotype.export import BuildSpec, build  # noqa: E402
-from calotype.export.quality import psnr  # noqa: E402
-from calotype.export.source import find  # noqa: E402
+from calotype.export.quality.metrics import psnr  # noqa: E402
+from calotype.export.sources.source import find  # noqa: E402
 
 
 def pytest_sessionfinish() -> None:

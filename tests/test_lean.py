@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 
 import calotype
-from calotype.export.quality import psnr
+from calotype.export.quality.metrics import psnr
 
 HEAVY = ("torch", "torchgen", "diffusers", "transformers", "onnx", "onnxscript", "onnx_ir", "scipy", "safetensors")
 PROMPT = "a large red circle on a blue background"

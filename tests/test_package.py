@@ -28,7 +28,7 @@ def test_the_wheel_holds_the_rooms_under_one_name(wheel):
     assert {n.split("/")[0] for n in names} <= {"calotype", next(n for n in names if "dist-info" in n).split("/")[0]}
     for wanted in (
         "py.typed",
-        "export/trace.py",
+        "export/onnx/trace.py",
         "demo_model/unet/config.json",
         "demo_canny/diffusion_pytorch_model.safetensors",
         "demo_clip/model.safetensors",

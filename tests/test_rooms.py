@@ -1,6 +1,8 @@
-"""Which room may import which: benchmarks -> export -> engine -> kernels, and the public names."""
+"""The layout: which folder may import which, no circles, the sizes of files and folders, and the public names."""
 
 import ast
+from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -8,43 +10,128 @@ import pytest
 import calotype
 
 ROOT = Path(__file__).parent.parent
-ORDER = ("benchmarks", "export", "engine", "kernels")  # a room may import those after it
-# The runtime turns a source into a plan through the exporter, and the command line has every room's commands.
-EXCEPTIONS = {("engine/loading.py", "export"), ("engine/__main__.py", "benchmarks")}
+PACKAGES = {
+    "benchmarks": "calotype.benchmarks",
+    "export": "calotype.export",
+    "engine": "calotype",
+    "kernels": "calotype.kernels",
+}
+# A folder may import the folders after it, and nothing before it. The first row of a root is what users import.
+ORDER = (
+    *("benchmarks", "benchmarks/scripts", "benchmarks/report", "benchmarks/run", "benchmarks/suite"),
+    "benchmarks/measure",
+    *("export/demo", "export/commands", "export", "export/builder", "export/quality", "export/precision"),
+    *("export/tensorrt", "export/onnx", "export/sources", "export/steps", "export/store", "export/judge"),
+    *("engine", "engine/doctor", "engine/graph", "engine/report", "engine/stages", "engine/lora", "engine/request"),
+    *("engine/backends/openvino", "engine/backends/tensorrt", "engine/backends/onnxruntime", "engine/backends/torch"),
+    *("engine/backends", "engine/cuda", "engine/sampling", "engine/plan", "engine/images", "engine/text"),
+    *("engine/weights", "engine/files", "engine/system", "engine/errors"),
+    "kernels",
+)
+# Imports against the order. Each is inside a function, and runs only when its command or its model needs it.
+EXCEPTIONS = {
+    ("engine/loading.py", "export/__init__.py"),  # a source that is not a plan yet becomes one
+    ("engine/__main__.py", "benchmarks/cli.py"),  # the command line has the commands of every root folder
+}
+# Run by a path under another name: they are part of no package.
+OUTSIDE = ("benchmarks/peers/", "benchmarks/hot/", "benchmarks/results/")
+MOST_LINES, MOST_FILES, MOST_IN_ENGINE = 350, 14, 10
 
 
-def room_of(module: str) -> str | None:
-    parts = module.split(".")
-    if parts[0] != "calotype":
-        return None
-    return parts[1] if len(parts) > 1 and parts[1] in ORDER else "engine"
+@cache
+def files() -> dict[str, ast.Module]:
+    """The files of the package by their paths, parsed."""
+    paths = (path.relative_to(ROOT).as_posix() for room in PACKAGES for path in sorted((ROOT / room).rglob("*.py")))
+    return {path: ast.parse((ROOT / path).read_text()) for path in paths if not path.startswith(OUTSIDE)}
 
 
-def imports(path: Path) -> set[str]:
+def module_of(path: str) -> str:
+    room, *parts = path.removesuffix(".py").split("/")
+    return ".".join([PACKAGES[room], *(part for part in parts if part != "__init__")])
+
+
+@cache
+def modules() -> dict[str, str]:
+    return {module_of(path): path for path in files()}
+
+
+def imported(path: str) -> set[tuple[int, str]]:
+    """The level and the absolute name of every import of the package, inside functions and TYPE_CHECKING as well."""
+    package = module_of(path).split(".")
+    package = package if path.endswith("__init__.py") else package[:-1]
     found = set()
-    for node in ast.walk(ast.parse(path.read_text())):
+    for node in ast.walk(files()[path]):
         if isinstance(node, ast.Import):
-            found |= {a.name for a in node.names}
+            found |= {(0, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path}: imports across rooms are absolute"
-            found |= {f"{node.module}.{a.name}" for a in node.names}
-    return found
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = ".".join([*base, *([node.module] if node.module else [])])
+            named = {f"{module}.{alias.name}" for alias in node.names}
+            found |= {(node.level, name if name in modules() else module) for name in named}
+    return {(level, name) for level, name in found if name.split(".")[0] == "calotype"}
 
 
-@pytest.mark.parametrize("room", ORDER)
-def test_imports_run_one_way(room):
-    wrong = {
-        (str(path.relative_to(ROOT)), target)
-        for path in (ROOT / room).rglob("*.py")
-        for target in map(room_of, imports(path))
-        if target is not None and ORDER.index(target) < ORDER.index(room)
+@cache
+def targets(path: str) -> frozenset[str]:
+    """The files that a file imports."""
+    return frozenset(modules()[name] for _, name in imported(path)) - {path}
+
+
+def folder_of(path: str) -> str:
+    return path.rpartition("/")[0]
+
+
+def test_the_order_names_every_folder_once():
+    assert sorted(ORDER) == sorted({folder_of(path) for path in files()})
+
+
+def test_folders_import_one_way():
+    against = {
+        (path, target)
+        for path in files()
+        for target in targets(path)
+        if ORDER.index(folder_of(target)) < ORDER.index(folder_of(path))
     }
-    assert wrong == (EXCEPTIONS if room == "engine" else set())
+    assert against == EXCEPTIONS
 
 
-def test_kernels_know_torch_and_triton_alone():
-    outside = {m.split(".")[0] for p in (ROOT / "kernels").rglob("*.py") for m in imports(p)} - {"__future__"}
-    assert outside <= {"torch", "triton", "calotype", "dataclasses", "typing", "collections"}
+def test_no_two_files_import_each_other_by_any_way():
+    rest = {path: {t for t in targets(path) if (path, t) not in EXCEPTIONS} for path in files()}
+    while ends := [path for path, needs in rest.items() if not needs & rest.keys()]:
+        for path in ends:
+            del rest[path]
+    assert not rest
+
+
+@pytest.mark.parametrize("path", files())
+def test_imports_are_relative_inside_a_root_folder_and_absolute_across(path):
+    room = path.partition("/")[0]
+    wrong = {name for level, name in imported(path) if (level > 0) != (modules()[name].partition("/")[0] == room)}
+    assert not wrong
+
+
+def test_kernels_import_torch_and_triton_and_nothing_else():
+    kernels = [path for path in files() if path.startswith("kernels/")]
+    nodes = [node for path in kernels for node in ast.walk(files()[path])]
+    outside = {alias.name.split(".")[0] for node in nodes if isinstance(node, ast.Import) for alias in node.names}
+    outside |= {
+        (node.module or "").split(".")[0] for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
+    }
+    assert outside <= {"torch", "triton", "dataclasses", "typing", "collections", "__future__"}
+
+
+def test_files_and_folders_are_small():
+    lines = {path: len((ROOT / path).read_text().splitlines()) for path in files()}
+    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+    tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")]
+    counts = Counter(map(folder_of, [*files(), *tests]))
+    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
+    assert counts["engine"] <= MOST_IN_ENGINE
+
+
+@pytest.mark.parametrize("room", [*PACKAGES, "tests"])
+def test_every_root_folder_has_a_short_readme(room):
+    assert len((ROOT / room / "README.md").read_text().splitlines()) <= 25
 
 
 def test_public_names():

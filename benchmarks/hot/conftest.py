@@ -11,7 +11,7 @@ import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 
 import calotype  # noqa: E402
-from calotype.bindings import random_inputs  # noqa: E402
+from calotype.plan.bindings import random_inputs  # noqa: E402
 
 
 @pytest.fixture(scope="session", params=["onnxruntime", "openvino", "eager"])

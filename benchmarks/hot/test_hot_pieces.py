@@ -9,12 +9,12 @@ import threading
 import numpy as np
 import pytest
 
-from calotype.conditioning import condition, tokenizers_of
-from calotype.guidance import guide
-from calotype.loop import Conditioning, denoise
-from calotype.picture import to_uint8
-from calotype.request import Request, resolve
-from calotype.sampler_cache import sampler_for
+from calotype.images.png import to_uint8
+from calotype.request.request import Request, resolve
+from calotype.sampling.cache import sampler_for
+from calotype.sampling.guidance import guide
+from calotype.stages.conditioning import condition, tokenizers_of
+from calotype.stages.loop import Conditioning, denoise
 
 PROMPTS = ["a large red circle on a blue background", "a small green ring above a white cross on an orange background"]
 STEPS, LATENTS = 20, (1, 4, 16, 16)

@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from calotype.patches import Patches
+from ..weights.delta import Patches
 
 Arrays = Mapping[str, NDArray[Any]]
 

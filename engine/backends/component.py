@@ -9,15 +9,15 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype import forks
-from calotype.backends.base import Adaptable, Arrays, Runner
-from calotype.backends.device import is_full
-from calotype.backends.registry import ON_GPU, Choice, backend_module, form_of
-from calotype.bindings import check_arrays
-from calotype.errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError, first_line
-from calotype.patches import NONE, Patches
-from calotype.plan import Artefact, PlannedComponent
-from calotype.timeline import span
+from ..cuda.device import is_full
+from ..errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError, first_line
+from ..plan.bindings import check_arrays
+from ..plan.plan import Artefact, PlannedComponent
+from ..system import forks
+from ..system.trace import span
+from ..weights.delta import NONE, Patches
+from .base import Adaptable, Arrays, Runner
+from .registry import ON_GPU, Choice, backend_module, form_of
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
 

@@ -10,12 +10,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calotype.bindings import check_arrays
-from calotype.profile import Profile
+from ..plan.bindings import check_arrays
+from ..plan.profile import Profile
 
 if TYPE_CHECKING:
-    from calotype.backends.base import Arrays
-    from calotype.plan import Artefact, PlannedComponent
+    from ..plan.plan import Artefact, PlannedComponent
+    from .base import Arrays
 
 FORM = "diffusers"
 PRECISIONS = ("fp32", "bf16", "fp16", "int8")

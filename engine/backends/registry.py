@@ -12,19 +12,19 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from types import ModuleType
 
-from calotype.errors import BackendError
-from calotype.nvidia import has_gpu
+from ..errors import BackendError
+from ..system.nvidia import has_gpu
 
 # name -> module. Each module has FORM (the artefacts it opens), PRECISIONS (those it runs), `unavailable()` and
 # `open_runner(component, artefact)`.
 _MODULES = {
-    "onnxruntime": "calotype.backends.ort",
-    "openvino": "calotype.backends.vino",
-    "tensorrt": "calotype.backends.trt",
-    "tensorrt-rtx": "calotype.backends.trt_rtx",
-    "cuda": "calotype.backends.cuda",
-    "onnxruntime-cuda": "calotype.backends.ort_cuda",
-    "eager": "calotype.backends.eager",
+    "onnxruntime": "calotype.backends.onnxruntime.cpu",
+    "openvino": "calotype.backends.openvino.runner",
+    "tensorrt": "calotype.backends.tensorrt.runner",
+    "tensorrt-rtx": "calotype.backends.tensorrt.rtx",
+    "cuda": "calotype.backends.torch.cuda",
+    "onnxruntime-cuda": "calotype.backends.onnxruntime.cuda",
+    "eager": "calotype.backends.torch.eager",
     "fake": "calotype.backends.fake",
 }
 NAMES = tuple(_MODULES)

@@ -17,7 +17,7 @@ Edges = NDArray[np.bool_]  # [H, W]
 
 def edges_of(picture: Any) -> Edges:
     """Where the picture has an edge, by the thresholds that `demo-canny` was trained with.  # [H, W, 3] -> [H, W]"""
-    from calotype.preprocess import canny
+    from calotype.images.preprocess import canny
 
     return np.asarray(canny(picture))[..., 0] > 0
 

@@ -17,9 +17,10 @@ import numpy as np
 from PIL import Image
 
 import calotype
-from calotype.export.demo import scenes
-from calotype.export.demo.judge import judge
-from calotype.export.demo.pages import sheet
+
+from ..judge import scenes
+from ..judge.judge import judge
+from .pages import sheet
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,10 +14,11 @@ from typing import Any
 
 import numpy as np
 
-from calotype.clip import Clip
-from calotype.export.demo import scenes
-from calotype.export.demo.train import HELD_OUT
-from calotype.export.demo.validate_judge import wrong_captions
+from calotype.images.clip import Clip
+
+from ..judge import scenes
+from ..judge.validate import wrong_captions
+from .train import HELD_OUT
 
 
 def measure(clip: Clip, count: int, first: int = HELD_OUT) -> dict[str, Any]:

@@ -17,12 +17,13 @@ import numpy as np
 from PIL import Image
 
 import calotype
-from calotype.export.demo import scenes
-from calotype.export.demo.edges import edges_of, f1
-from calotype.export.demo.judge import judge
-from calotype.export.demo.pages import sheet
-from calotype.export.demo.train import HELD_OUT
-from calotype.preprocess import canny
+from calotype.images.preprocess import canny
+
+from ..judge import scenes
+from ..judge.judge import judge
+from .edges import edges_of, f1
+from .pages import sheet
+from .train import HELD_OUT
 
 Pictures = Sequence[Image.Image]
 

@@ -20,11 +20,13 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype import threads
-from calotype.export.demo import networks, scenes
-from calotype.export.demo import train_text as text
-from calotype.export.demo import train_unet as unet
-from calotype.export.demo.judge import judge
+from calotype.system import threads
+
+from ..judge import scenes
+from ..judge.judge import judge
+from . import networks
+from . import train_text as text
+from . import train_unet as unet
 
 CHECKPOINT_SECONDS = 90.0
 LOG_EVERY = 20

@@ -16,10 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from calotype.export.demo import networks, scenes, train
-from calotype.export.demo.train_text import FACTS, PARTS, facts, load_tokenizer
-from calotype.export.demo.validate_judge import wrong_captions
-from calotype.export.source import find
+from ..judge import scenes
+from ..judge.validate import wrong_captions
+from ..sources.source import find
+from . import networks, train
+from .train_text import FACTS, PARTS, facts, load_tokenizer
 
 STAGE = train.Stage(name="clip", steps=450, batch=32, lr=1e-3, warmup=40, hold=0.4, ema_decay=0.99)
 SCENES = 6000  # that it learns from

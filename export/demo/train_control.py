@@ -15,11 +15,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype.export.demo import scenes, train
-from calotype.export.demo import train_unet as unet
-from calotype.export.demo.edges import edges_of, f1
-from calotype.export.demo.train_text import load_tokenizer
-from calotype.export.source import find
+from ..judge import scenes
+from ..sources.source import find
+from . import train
+from . import train_unet as unet
+from .edges import edges_of, f1
+from .train_text import load_tokenizer
 
 STAGE = train.Stage(name="control", steps=1200, batch=24, lr=1e-3, hold=0.4, ema_decay=0.995, sheet_seconds=240)
 SCENES = 6000  # that it learns from

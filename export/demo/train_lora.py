@@ -18,12 +18,13 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from calotype import threads
-from calotype.export.demo import scenes
-from calotype.export.demo.train_text import load_tokenizer
-from calotype.export.demo.train_unet import Denoising
-from calotype.export.source import find
-from calotype.modules import load_module
+from calotype.backends.torch.modules import load_module
+from calotype.system import threads
+
+from ..judge import scenes
+from ..sources.source import find
+from .train_text import load_tokenizer
+from .train_unet import Denoising
 
 RANK = 8
 HOLLOW = 0.6  # how much of a thing's radius is taken out of it

@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype.export.demo import networks, scenes
+from ..judge import scenes
+from . import networks
 
 PARTS = 3  # padding token i tells part i % PARTS: the first thing, the second, the background
 _COLOURS = [*scenes.COLOURS, "absent"]

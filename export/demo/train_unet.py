@@ -14,8 +14,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from calotype.export.demo import networks, scenes
-from calotype.export.demo.train_text import tokenize
+from ..judge import scenes
+from . import networks
+from .train_text import tokenize
 
 DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
 

@@ -7,8 +7,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calotype.benchmarks.interval import of_median, quantile
-from calotype.benchmarks.record import PICTURES, Part, Quality, Ratio, Recorded, Row, Run, Speed, file_name
+from calotype.benchmarks.measure.interval import of_median, quantile
+from calotype.benchmarks.measure.record import PICTURES, Part, Quality, Ratio, Recorded, Row, Run, Speed, file_name
 
 CASE = {"model": "demo", "task": "text-to-image", "height": 128, "width": 128, "batch": 1, "steps": 20}
 CASE |= {"sampler": "dpm++2m", "guidance": 5.0, "controlnets": []}

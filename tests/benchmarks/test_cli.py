@@ -8,9 +8,9 @@ import pytest
 from typer.testing import CliRunner
 
 from calotype import CalotypeError
-from calotype.benchmarks import run as suite
 from calotype.benchmarks.cli import bench
-from calotype.benchmarks.record import read
+from calotype.benchmarks.measure.record import read
+from calotype.benchmarks.run import suite_run as suite
 
 
 def invoke(*words):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from calotype.digest import digest_of, file_digest
+from calotype.files.digest import digest_of, file_digest
 
 
 class Editable:

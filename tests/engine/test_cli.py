@@ -12,8 +12,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calotype.picture import picture_from, settings_of
-from calotype.request import Request
+from calotype.images.png import picture_from, settings_of
+from calotype.request.request import Request
 
 COMMAND = [sys.executable, "-m", "calotype"]
 
@@ -266,7 +266,9 @@ def test_help_names_every_option():
     assert {"--vae", "--textual-inversion", "--offline"} <= told
 
 
-@pytest.mark.parametrize("module", ["calotype", "calotype.export.cli", "calotype.pipeline", "calotype.loading"])
+@pytest.mark.parametrize(
+    "module", ["calotype", "calotype.export.commands.cli", "calotype.pipeline", "calotype.loading"]
+)
 def test_importing_is_lean(module):
     code = f"import sys, {module}; print([m for m in ('torch', 'diffusers', 'transformers') if m in sys.modules])"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout == "[]\n"

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.export.quality import psnr
+from calotype.export.quality.metrics import psnr
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [

@@ -7,7 +7,7 @@ import torch
 from PIL import Image
 
 from calotype.errors import InputError
-from calotype.export.quality import psnr
+from calotype.export.quality.metrics import psnr
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [

@@ -3,7 +3,6 @@
 What need not differ is the demonstration model's, file by file, so that a test session traces it once.
 """
 
-import importlib.util
 import json
 import os
 import shutil
@@ -17,9 +16,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-_PLACE = importlib.util.spec_from_file_location("original_layout", Path(__file__).with_name("original_layout.py"))
-original_layout = importlib.util.module_from_spec(_PLACE)
-_PLACE.loader.exec_module(original_layout)
+from tests.helpers import original_layout
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -237,8 +234,8 @@ PRELUDE = """
 import os, signal, sys, time
 from pathlib import Path
 from calotype.errors import CalotypeError
-from calotype.export.store import ENTRY, STORE, fetch
-from calotype.export.sweep import gc, remove
+from calotype.export.store.store import ENTRY, STORE, fetch
+from calotype.export.store.gc import gc, remove
 
 entries = STORE.entries
 HOME = Path(os.environ["CALOTYPE_HOME"])

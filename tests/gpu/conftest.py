@@ -3,15 +3,13 @@
 No other conftest is needed here: `pytest --confcutdir=tests/gpu tests/gpu` wants torch, triton and calotype alone.
 """
 
-import importlib.util
-from pathlib import Path
-
 import pytest
 import torch
 from triton import knobs
 
-from calotype.backends.device import Gpu
-from calotype.graphs import CudaRecorder, Recorded
+from calotype.cuda.device import Gpu
+from calotype.cuda.graphs import CudaRecorder, Recorded
+from tests.helpers import gpu_standins as standins
 
 INTERPRETED = knobs.runtime.interpret
 torch.backends.cudnn.allow_tf32 = False  # where float32 is said, it is meant
@@ -29,11 +27,6 @@ def pytest_collection_modifyitems(items) -> None:
 @pytest.fixture
 def device() -> torch.device:
     return torch.device("cpu" if INTERPRETED else "cuda")
-
-
-_PLACE = importlib.util.spec_from_file_location("standins", Path(__file__).with_name("standins.py"))
-standins = importlib.util.module_from_spec(_PLACE)
-_PLACE.loader.exec_module(standins)
 
 
 @pytest.fixture

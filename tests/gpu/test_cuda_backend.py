@@ -5,12 +5,12 @@ import numpy as np
 import pytest
 import torch
 
-from calotype import networks
-from calotype.backends import cuda as backend
-from calotype.backends.cuda import CudaRunner
+from calotype.backends.torch import cuda as backend
+from calotype.backends.torch.cuda import CudaRunner
+from calotype.backends.torch.modules import load_module
 from calotype.errors import BackendError
-from calotype.modules import load_module
-from calotype.plan import Artefact, PlannedComponent
+from calotype.plan import networks
+from calotype.plan.plan import Artefact, PlannedComponent
 
 CONFIGS = {"text_encoder": {"max_position_embeddings": 7}}
 

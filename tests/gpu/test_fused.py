@@ -8,14 +8,14 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from calotype.backends.weights_cuda import fused_weights
-from calotype.backends.weights_torch import layers_of
-from calotype.fused import FusedResnet, fuse
-from calotype.fused_attention import FusedAttention
-from calotype.fused_times import FusedTimes
-from calotype.hoisted import hoisted
-from calotype.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
-from calotype.patches import Patch, Patches, Term
+from calotype.backends.torch.fused_weights import fused_weights
+from calotype.backends.torch.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
+from calotype.backends.torch.weights import layers_of
+from calotype.cuda.fused_attention import FusedAttention
+from calotype.cuda.fused_modules import FusedResnet, fuse
+from calotype.cuda.fused_timesteps import FusedTimes
+from calotype.cuda.step_cache import hoisted
+from calotype.weights.delta import Patch, Patches, Term
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
 BLOCKS = {

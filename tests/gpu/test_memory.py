@@ -6,8 +6,8 @@ import threading
 import pytest
 import torch
 
+from calotype.cuda.graphs import CudaRecorder, Graphs
 from calotype.errors import BackendError
-from calotype.graphs import CudaRecorder, Graphs
 
 LIMIT = 2**28
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this is about a GPU's memory")

@@ -8,10 +8,11 @@ import numpy as np
 import pytest
 
 import calotype
-from calotype import fused, painter
-from calotype.backends import cuda
+from calotype.backends.torch import cuda
+from calotype.cuda import fused_modules as fused
+from calotype.cuda.graphs import Graphs
 from calotype.errors import Cancelled
-from calotype.graphs import Graphs
+from calotype.graph import runner as painter
 
 SMALL = {"steps": 2, "width": 64, "height": 64}
 RED = "a red star"

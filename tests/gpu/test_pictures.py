@@ -11,10 +11,11 @@ import pytest
 import torch
 
 import calotype
-from calotype import fused, painter
-from calotype.backends import cuda
+from calotype.backends.torch import cuda
+from calotype.cuda import fused_modules as fused
 from calotype.errors import DeviceFullError
-from calotype.export.source import find
+from calotype.export.sources.source import find
+from calotype.graph import runner as painter
 
 RED, SMALL = "a red star", {"width": 64, "height": 64}
 CPU = not torch.cuda.is_available()

@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.bindings import Binding
+from calotype.cuda.graphs import CudaRecorder, Graphs
 from calotype.errors import BackendError
-from calotype.graphs import CudaRecorder, Graphs
-from calotype.plan import Artefact, PlannedComponent
+from calotype.plan.bindings import Binding
+from calotype.plan.plan import Artefact, PlannedComponent
 
 there = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
 pytestmark = pytest.mark.skipif(not there, reason="this needs a GPU and tensorrt")
@@ -35,8 +35,8 @@ def graph_of(weight: np.ndarray, folder: Path) -> Path:
 
 
 def built(weight: np.ndarray, folder: Path, **options) -> Path:
-    from calotype.export.engine_options import EngineOptions
-    from calotype.export.tensorrt import build_engine
+    from calotype.export.tensorrt.builder import build_engine
+    from calotype.export.tensorrt.options import EngineOptions
 
     trt = importlib.import_module("tensorrt")
     made = build_engine(trt, graph_of(weight, folder), [SHAPES], EngineOptions(**options))
@@ -45,7 +45,7 @@ def built(weight: np.ndarray, folder: Path, **options) -> Path:
 
 
 def opened(engine: Path):
-    from calotype.backends.trt import opened_with
+    from calotype.backends.tensorrt.runner import opened_with
 
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
     artefact = Artefact(form="tensorrt", path=engine, precision="fp32", check={})
@@ -88,7 +88,7 @@ def test_it_is_captured_with_what_is_around_it(runner):
 
 
 def test_weights_are_exchanged_and_an_engine_that_keeps_a_trace_is_refused(tmp_path):
-    from calotype.backends.trt_refit import exchanged
+    from calotype.backends.tensorrt.refit import exchanged
 
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
@@ -130,8 +130,8 @@ def test_the_demonstration_model_is_painted_by_engines_as_one_graph():
 def test_a_lora_comes_and_goes_on_engines_that_are_built_for_it(tmp_path):
     import calotype
     from calotype.export import BuildSpec, build
-    from calotype.export.source import find
-    from calotype.profile import Range
+    from calotype.export.sources.source import find
+    from calotype.plan.profile import Range
 
     side, said = Range(low=128, usual=128, high=128), {"prompt": "a red star", "seed": 1, "steps": 4}
     build(BuildSpec(model="demo", output=tmp_path, backend="tensorrt", height=side, width=side, engine=("refit",)))

@@ -6,17 +6,17 @@ import torch
 from PIL import Image
 
 import calotype
-from calotype.backends.cuda import Module
-from calotype.codec import Codec, Portions
-from calotype.conditioning import tokenizers_of
-from calotype.graphs import Graphs
-from calotype.latents import BatchNoise
-from calotype.modules import load_module
-from calotype.request import Request, resolve
-from calotype.sampler_cache import sampler_for
-from calotype.setting_out import set_out
-from calotype.whole import WholePicture
-from calotype.whole_inputs import Asked, inputs_of
+from calotype.backends.torch.cuda import Module
+from calotype.backends.torch.modules import load_module
+from calotype.cuda.graphs import Graphs
+from calotype.graph.inputs import Asked, inputs_of
+from calotype.graph.pipeline import WholePicture
+from calotype.request.request import Request, resolve
+from calotype.sampling.cache import sampler_for
+from calotype.sampling.noise import BatchNoise
+from calotype.stages.conditioning import tokenizers_of
+from calotype.stages.initial_latents import set_out
+from calotype.stages.vae import Codec, Portions
 
 PROMPTS = ["a large red circle on a blue background", "a green star on a white background"]
 LEVELS = 1  # of 255: the last digits of sums may round a pixel to the next one

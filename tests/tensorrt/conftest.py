@@ -15,13 +15,22 @@ import numpy as np
 import pytest
 import torch
 
-from calotype import fused, painter, trust, whole
-from calotype.backends import cuda, registry, trt
-from calotype.digest import file_digest
-from calotype.export import BuildSpec, building, child, engines
-from calotype.export.child import in_child
+from calotype.backends import compatibility as trust
+from calotype.backends import registry
+from calotype.backends.tensorrt import runner as trt
+from calotype.backends.torch import cuda
+from calotype.cuda import fused_modules as fused
+from calotype.export import BuildSpec
+from calotype.export.builder import build as building
+from calotype.export.steps import subprocess_task as child
+from calotype.export.steps.subprocess_task import in_child
+from calotype.export.tensorrt import engines
+from calotype.files.digest import file_digest
+from calotype.graph import pipeline as whole
+from calotype.graph import runner as painter
 from calotype.kernels import guided_step, to_uint8
-from calotype.profile import Range
+from calotype.plan.profile import Range
+from tests.helpers import gpu_standins
 
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
 # What a method makes, where a test does not say.
@@ -146,8 +155,7 @@ def standin():
 @pytest.fixture(scope="session")
 def standins():
     """Of the device and of captures: those of tests/gpu."""
-    yield by_path(Path(__file__).parent.parent / "gpu" / "standins.py")
-    del sys.modules["standins"]
+    return gpu_standins
 
 
 @pytest.fixture
@@ -191,7 +199,7 @@ def engine(fake) -> Callable[..., FakeTrt]:
 
 
 # What needs the device. All else is done in children, as it is: tracing would look for a GPU that is not there.
-ON_THE_DEVICE = ("check:check_planned", "proving:prove", "proving:race", "engines:build_here", "refitting:refit_here")
+ON_THE_DEVICE = ("check:check_planned", "evaluate:prove", "evaluate:race", "engines:build_here", "refit:refit_here")
 GPU_NAME = "NVIDIA STAND-IN, driver 1"
 
 

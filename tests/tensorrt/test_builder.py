@@ -5,10 +5,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from calotype.bindings import Binding
 from calotype.errors import BuildError, Cancelled, InputError
-from calotype.export.tensorrt import EngineOptions, build_engine, shapes_of
-from calotype.profile import Profile, Range
+from calotype.export.tensorrt.builder import EngineOptions, build_engine, shapes_of
+from calotype.plan.bindings import Binding
+from calotype.plan.profile import Profile, Range
 
 SHAPES = {"x": ((1, 4), (2, 4), (8, 4))}
 

@@ -7,8 +7,11 @@ import pytest
 
 ROOT = Path(__file__).parent.parent.parent
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
-RUNNERS = ("trt", "trt_library", "trt_refit")
-FILES = ("export/tensorrt.py", "export/tensorrt_watch.py", *(f"engine/backends/{name}.py" for name in RUNNERS))
+RUNNERS = ("runner", "library", "refit")
+FILES = (
+    *("export/tensorrt/builder.py", "export/tensorrt/watch.py"),
+    *(f"engine/backends/tensorrt/{name}.py" for name in RUNNERS),
+)
 # TensorRT-RTX's alone: the code comes to them only where targets are named, which TensorRT itself refuses.
 OF_RTX = {"ComputeCapability", "set_compute_capability", "num_compute_capabilities"}
 # Objects of the library by what the code calls them.
@@ -63,8 +66,8 @@ def test_the_stand_in_has_the_bindings_names_alone(standin):
 
 
 def test_words_in_tables_are_the_bindings():
-    from calotype.backends.trt import _TYPES
-    from calotype.export.engine_options import HARDWARE
+    from calotype.backends.tensorrt.runner import _TYPES
+    from calotype.export.tensorrt.options import HARDWARE
 
     words = {f"BuilderFlag.{n}" for n in ("REFIT", "WEIGHT_STREAMING", "VERSION_COMPATIBLE")}
     words |= {f"HardwareCompatibilityLevel.{n}" for n in HARDWARE.values()} | {f"DataType.{n}" for n in _TYPES}

@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 
 from calotype.errors import BuildError, InputError
-from calotype.export import build, store
-from calotype.export.building import check_backend
-from calotype.export.cli import app
-from calotype.export.engine_options import EngineOptions
-from calotype.export.tensorrt_plugin import PLUGIN
+from calotype.export import build
+from calotype.export.builder.build import check_backend
+from calotype.export.commands.cli import app
+from calotype.export.store import store
+from calotype.export.tensorrt.options import EngineOptions
+from calotype.export.tensorrt.plugin import PLUGIN
 from calotype.loading import load
-from calotype.plan import read_plan
+from calotype.plan.plan import read_plan
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -84,7 +85,7 @@ def test_words_of_the_command_line_reach_the_library(on_a_gpu, pipes, levels, tm
 
 
 def test_our_kernel_goes_into_engines_where_it_is_asked_for(on_a_gpu, pipes, levels, tmp_path, monkeypatch):
-    monkeypatch.setattr("calotype.export.engines.ENGINES", str(tmp_path))  # none of an earlier run is found
+    monkeypatch.setattr("calotype.export.tensorrt.engines.ENGINES", str(tmp_path))  # none of an earlier run is found
     assert b"group_norm_silu" not in built(tmp_path / "without")["vae_decoder"][0]
     made = built(tmp_path / "plan", "plugin")
     assert {n for n, (graph, _, _) in made.items() if b"calotype" in graph and b"group_norm_silu" in graph} == {
@@ -95,14 +96,14 @@ def test_our_kernel_goes_into_engines_where_it_is_asked_for(on_a_gpu, pipes, lev
 
 
 def test_a_build_is_heard_and_an_interrupt_leaves_nothing(on_a_gpu, tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr("calotype.export.progress._STEP_S", 0.0)
-    monkeypatch.setattr("calotype.export.progress._LINE_S", 0.0)
-    monkeypatch.setattr("calotype.export.engines.ENGINES", str(tmp_path))  # none of an earlier run is found
+    monkeypatch.setattr("calotype.export.steps.progress._STEP_S", 0.0)
+    monkeypatch.setattr("calotype.export.steps.progress._LINE_S", 0.0)
+    monkeypatch.setattr("calotype.export.tensorrt.engines.ENGINES", str(tmp_path))  # none of an earlier run is found
     built(tmp_path / "plan")
     said = capsys.readouterr().err
     for name in read_plan(tmp_path / "plan").components:
         assert f"engine {name}: Building, 1 of 2" in said
-    monkeypatch.setattr("calotype.export.progress.Progress.step", interrupted)
+    monkeypatch.setattr("calotype.export.steps.progress.Progress.step", interrupted)
     kept = {entry.key for entry in store.STORE.entries()}
     with pytest.raises(SystemExit) as ended:
         app(command(tmp_path / "other", "level=1"))
@@ -118,7 +119,7 @@ def interrupted(progress, text):
 
 
 def test_profiles_are_one_range_or_the_usual_size_before_it():
-    from calotype.export.engines import profiles_of
+    from calotype.export.tensorrt.engines import profiles_of
 
     shapes = {"x": [[1, 4], [2, 4], [8, 4]]}
     assert profiles_of(shapes, exact=False) == [{"x": ((1, 4), (2, 4), (8, 4))}]

@@ -9,11 +9,11 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
-from calotype.backends import ort_cuda
-from calotype.backends.ort_cuda import CUDA, OrtCudaRunner, Provider
-from calotype.bindings import Binding
+from calotype.backends.onnxruntime import cuda as ort_cuda
+from calotype.backends.onnxruntime.cuda import CUDA, OrtCudaRunner, Provider
 from calotype.errors import BackendError, DeviceFullError
-from calotype.plan import Artefact, PlannedComponent
+from calotype.plan.bindings import Binding
+from calotype.plan.plan import Artefact, PlannedComponent
 
 HOST = Provider(name="CPUExecutionProvider", device="cpu")
 X, Y = (Binding(name=n, dtype="float32", dims=("batch", 4)) for n in "xy")

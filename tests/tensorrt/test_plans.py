@@ -13,15 +13,19 @@ from onnx import TensorProto, helper
 
 import calotype
 from calotype import backends
-from calotype.backends import cuda, ort_cuda, registry, trt
-from calotype.bindings import Binding
+from calotype.backends import registry
+from calotype.backends.onnxruntime import cuda as ort_cuda
+from calotype.backends.tensorrt import runner as trt
+from calotype.backends.torch import cuda
 from calotype.errors import BackendError, BuildError
-from calotype.export import build, engines
-from calotype.export.engine_options import EngineOptions
+from calotype.export import build
+from calotype.export.tensorrt import engines
+from calotype.export.tensorrt.options import EngineOptions
 from calotype.loading import load
-from calotype.nvidia import has_gpu
-from calotype.plan import Artefact, PlannedComponent
-from calotype.profile import Profile, Range
+from calotype.plan.bindings import Binding
+from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.profile import Profile, Range
+from calotype.system.nvidia import has_gpu
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}

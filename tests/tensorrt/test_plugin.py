@@ -12,7 +12,7 @@ from onnx.reference import ReferenceEvaluator
 from onnx.reference.op_run import OpRun
 from triton import knobs
 
-from calotype.export.tensorrt_plugin import PLUGIN, compiled, register, with_plugins, without_hidden
+from calotype.export.tensorrt.plugin import PLUGIN, compiled, register, with_plugins, without_hidden
 
 
 def test_it_is_registered_with_its_tensors_layouts_and_kernel(standin):

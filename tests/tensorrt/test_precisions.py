@@ -11,8 +11,9 @@ import pytest
 from onnx import TensorProto
 
 from calotype.cli import app
-from calotype.export import build, proving
-from calotype.export.loss import parse_bounds
+from calotype.export import build
+from calotype.export.quality import evaluate as proving
+from calotype.export.quality.bounds import parse_bounds
 from calotype.loading import load
 
 PROMPT = "a large red circle on a blue background"

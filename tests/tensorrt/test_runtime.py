@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from calotype import backends
-from calotype.backends import trt as backend
-from calotype.backends.trt import TrtRunner
-from calotype.bindings import Binding
+from calotype.backends.tensorrt import runner as backend
+from calotype.backends.tensorrt.runner import TrtRunner
 from calotype.errors import BackendError, DeviceFullError
-from calotype.plan import Artefact, PlannedComponent
+from calotype.plan.bindings import Binding
+from calotype.plan.plan import Artefact, PlannedComponent
 
 X = Binding(name="x", dtype="float32", dims=("batch", 4))
 Y = Binding(name="y", dtype="float32", dims=("batch", 4))

@@ -2,7 +2,7 @@
 
 import pytest
 
-from calotype.backends import ort_cuda
+from calotype.backends.onnxruntime import cuda as ort_cuda
 from calotype.errors import BackendError
 from calotype.export import build
 from calotype.loading import load

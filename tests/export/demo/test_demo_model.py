@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from calotype.export.demo import scenes
 from calotype.export.demo.evaluate import held_out_captions, score
-from calotype.export.quality import psnr
+from calotype.export.judge import scenes
+from calotype.export.quality.metrics import psnr
 
 
 def test_it_is_small_and_a_stable_diffusion_in_every_part(demo_folder):

@@ -14,8 +14,8 @@ from safetensors import safe_open
 import calotype
 from calotype.export.demo import steering, train, train_clip, train_control
 from calotype.export.demo.edges import f1
-from calotype.export.quality import psnr
-from calotype.export.source import find
+from calotype.export.quality.metrics import psnr
+from calotype.export.sources.source import find
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [

@@ -3,7 +3,8 @@
 import numpy as np
 from safetensors.numpy import load_file
 
-from calotype.export.demo import scenes, train_lora
+from calotype.export.demo import train_lora
+from calotype.export.judge import scenes
 
 RED, BLUE = (scenes.COLOURS[name] for name in ("red", "blue"))
 PROMPT = "a large red circle on a blue background"

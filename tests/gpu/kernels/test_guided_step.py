@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from calotype import sampler
-from calotype.course import Course
-from calotype.guidance import guide
 from calotype.kernels.guided_step import Network, Original, Slots, guided_step, reference
-from calotype.probe import compile_sampler
-from calotype.sampler import SamplerMatrix
+from calotype.sampling import matrix as sampler
+from calotype.sampling.compile import compile_sampler
+from calotype.sampling.guidance import guide
+from calotype.sampling.matrix import SamplerMatrix
+from calotype.sampling.schedule_range import Course
 
 SHAPE = (4, 5, 7)  # 140 latents: less than a block, and 35 pixels, so that a mask is no whole part of it
 WIDE = (4, 9, 13)  # 468: a block and a remainder

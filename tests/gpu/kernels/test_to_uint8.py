@@ -3,8 +3,8 @@
 import pytest
 import torch
 
+from calotype.images.png import to_uint8 as by_numpy
 from calotype.kernels.to_uint8 import reference, to_uint8
-from calotype.picture import to_uint8 as by_numpy
 
 # [B, C, H, W], why
 SHAPES = [

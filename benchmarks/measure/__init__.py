@@ -1,0 +1,1 @@
+"""Measurements: load, peaks, intervals, correctness, and the record of a run."""

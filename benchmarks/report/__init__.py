@@ -1,0 +1,1 @@
+"""What a run shows: tables, pages, comparisons, and committed results."""

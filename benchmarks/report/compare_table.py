@@ -1,0 +1,77 @@
+"""A comparison of two runs, for the terminal: every row, and last what got worse. Knows nothing of how it was found."""
+
+from __future__ import annotations
+
+from rich.console import Console
+from rich.table import Table
+from rich.text import Text
+
+from .compare import Change, Comparison
+from .table import unwrapped
+from .table_columns import digits
+
+STYLES = {"slower": "red", "faster": "green", "unknown": "yellow"}
+
+
+def show(comparison: Comparison, console: Console) -> None:
+    """The machine, the rows of each case, what regressed, and the rows that only one of the runs has."""
+    with unwrapped(console):
+        if comparison.machine:
+            console.print(Text("The machine moved between the runs:", style="bold yellow"))
+            for line in comparison.machine:
+                console.print(Text(f"  {line}"))
+            console.print(Text("  corrected: the ratio without what the fp32 peak says of the machine", style="dim"))
+        for case_id in dict.fromkeys(change.case_id for change in comparison.changes):
+            changes = [change for change in comparison.changes if change.case_id == case_id]
+            console.print()
+            console.print(Text(changes[0].title, style="bold"))
+            console.print(_table(changes))
+        console.print()
+        for words in _worse(comparison):
+            console.print(words)
+
+
+def _table(changes: list[Change]) -> Table:
+    table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
+    corrected = any(change.corrected is not None for change in changes)
+    table.add_column("contender", no_wrap=True)
+    for head in ("old s", "new s", "new/old", "interval", *(["corrected"] if corrected else [])):
+        table.add_column(head, justify="right", no_wrap=True)
+    table.add_column("")
+    for change in changes:
+        between = "" if change.low is None or change.high is None else f"{change.low:.3f}–{change.high:.3f}"
+        cells = [_number(change.old_s), _number(change.new_s), _ratio(change.ratio), between]
+        cells += [_ratio(change.corrected)] if corrected else []
+        table.add_row(change.contender, *cells, _words(change))
+    return table
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else digits(value)
+
+
+def _ratio(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _words(change: Change) -> Text:
+    text = Text(change.moved or "", style=STYLES.get(change.moved or "", "dim"))
+    if change.regressions:
+        text.append(f"{', ' if text else ''}regressed", style="bold red")
+    for told in change.told:
+        text.append(f"{', ' if text else ''}{told}", style="dim")
+    return text
+
+
+def _worse(comparison: Comparison) -> list[Text]:
+    lines = [_regressed(change) for change in comparison.changes if change.regressions]
+    if not lines:
+        compared = len(comparison.changes)
+        lines = [Text(f"{compared} rows compared; none regressed past {comparison.threshold:.0%}.", style="green")]
+    lines += [Text(f"only in the old run: {row}", style="dim") for row in comparison.only_old]
+    return lines + [Text(f"only in the new run: {row}", style="dim") for row in comparison.only_new]
+
+
+def _regressed(change: Change) -> Text:
+    told = f" ({change.case_id}): {'; '.join(change.regressions)}"
+    return Text.assemble(("regressed: ", "bold red"), (change.contender, "bold"), told)

@@ -1,0 +1,1 @@
+"""How a case is run: contenders in their processes, taking turns."""

@@ -1,0 +1,149 @@
+"""Calotype as a contender: the worker that `peers/serve.py` serves for us, in the same words as everybody's.
+
+A job with a plan opens it as a user would; one without opens the model itself (the eager backend, the fake one). For
+the fake backend `settings` plant what the instrument is to find: {"sleep_ms": {"unet": 5}, "error": 0.1}.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Iterable, Mapping, Sequence
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+import calotype
+from calotype.backends import ON_GPU, Opened
+from calotype.backends.openvino.rewrites import WITHOUT
+from calotype.backends.session import Serial
+from calotype.images.arrays import pixels_from
+from calotype.system import threads
+
+Arrays = Mapping[str, NDArray[Any]]
+_TOLD = ("calotype", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
+
+
+class Peer:
+    """See `PeerLike` in peers/serve.py."""
+
+    def __init__(self) -> None:
+        self.parts: dict[str, list[float]] = {}
+        self.waits = False
+        self._painted = 0
+
+    def cannot(self, job: Mapping[str, Any]) -> str | None:
+        """Nothing: what we cannot do is found out when the plan is built."""
+        return None
+
+    def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
+        """Open the plan, or the model; the U-Net, the decoder and the text encoders are ready after it."""
+        self._settings = job["settings"]
+        os.environ[WITHOUT] = ",".join(self._settings.get("without", ()))
+        source = job["plan"] or job["model"]
+        controlnets = () if job["plan"] else job["controlnets"]
+        self._pipe = calotype.load(source, backend=job["backend"], controlnet=controlnets)
+        self._arguments = _arguments(job) | self._settings.get("arguments", {})
+        self._held = np.ones(self._settings.get("hold_mib", 0) << 17)
+        opened = {n: self._pipe.component(n) for n in self._pipe.plan.components if n != "vae_encoder"}
+        self._runners = {
+            component: (component.runner, _Timed(component.runner, name, self.parts, job["settings"]))
+            for name, component in opened.items()
+        }
+        self._whole = job["backend"] in ON_GPU  # where a picture may be one graph, which has no parts to time
+        return {
+            "notes": list(dict.fromkeys(n for c in opened.values() for n in getattr(c.runner, "notes", ()))),
+            "threads": threads.available(),
+            "artefact_bytes": sum(p.stat().st_size for p in _files(opened.values())),
+            "versions": _versions(),
+            "precisions": {name: component.runner.precision for name, component in opened.items()},
+        }
+
+    def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """uint8 [B, H, W, 3]."""
+        self.parts.clear()
+        for component, (bare, timed) in self._runners.items():
+            component.runner = bare if self._whole and not self.waits else timed
+        self._painted += 1
+        if self._painted == self._settings.get("die_at"):
+            os.kill(os.getpid(), signal.SIGSEGV)
+        result = self._pipe(list(prompts), negative_prompt=negative, seed=list(seeds), **self._arguments)
+        return np.stack([np.asarray(image) for image in result.images])
+
+    def device_peak_bytes(self) -> int | None:
+        """PyTorch's own count: our backends for GPUs have their memory from it."""
+        torch = sys.modules.get("torch")  # not imported for this: a plan on a CPU does without
+        return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else None
+
+
+class _Timed:
+    """A runner with a watch on it; on the fake backend also with faults."""
+
+    def __init__(self, runner: Any, name: str, parts: dict[str, list[float]], settings: Mapping[str, Any]) -> None:
+        self._runner, self._name, self._parts = runner, name, parts
+        self._sleep_s = settings.get("sleep_ms", {}).get(name, 0) / 1e3
+        self._error = settings.get("error", 0.0) if name == "vae_decoder" else 0.0
+        self.backend, self.precision = runner.backend, runner.precision
+
+    def series(self, given: Arrays, timesteps: NDArray[Any], **said: Any) -> Any:
+        """The runner's own series with the watch on each call; None where it has none."""
+        if not isinstance(self._runner, Serial):
+            return None
+        calls: Any = self._runner.series(given, timesteps, **said)
+
+        def timed(call: int, sample: NDArray[Any], changing: Arrays) -> Any:
+            began = time.perf_counter()
+            outputs = calls(call, sample, changing)
+            self._parts.setdefault(self._name, []).append(time.perf_counter() - began)
+            return outputs
+
+        return None if calls is None else timed
+
+    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+        began = time.perf_counter()
+        outputs: dict[str, NDArray[Any]] = self._runner(inputs)
+        if self._error:
+            noise = np.random.default_rng(0).standard_normal(outputs["sample"].shape, dtype=np.float32)
+            outputs = {"sample": outputs["sample"] + np.float32(self._error) * noise}
+        if self._sleep_s:
+            time.sleep(self._sleep_s)
+        self._parts.setdefault(self._name, []).append(time.perf_counter() - began)
+        return outputs
+
+
+def _arguments(job: Mapping[str, Any]) -> dict[str, Any]:
+    from calotype.sampling.schedulers import SchedulerSpec
+
+    scheduler = job["scheduler"]
+    spec = SchedulerSpec(name=scheduler["name"], class_name=scheduler["class"], config=scheduler["config"])
+    told = {
+        **{"height": job["height"], "width": job["width"], "steps": job["steps"]},
+        **{"guidance_scale": job["guidance"], "scheduler": spec},
+    }
+    if job["controlnets"]:
+        told["control_image"] = [pixels_from("control_image", np.load(path)) for path in job["control_images"]]
+        if len(told["control_image"]) == 1:
+            told["control_image"] = told["control_image"][0]
+    return told
+
+
+def _files(opened: Iterable[Opened]) -> set[Path]:
+    """Of the artefacts that were opened."""
+    paths = [component.artefact.path for component in opened]
+    found = [p for path in paths for p in (path.glob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))]
+    return {p for p in found if p.is_file()}
+
+
+def _versions() -> dict[str, str]:
+    told = {}
+    for name in _TOLD:
+        try:
+            told[name] = version(name)
+        except PackageNotFoundError:
+            continue
+    return told

@@ -1,0 +1,1 @@
+"""What is run: cases, contenders, presets, models, and plans."""

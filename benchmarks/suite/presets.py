@@ -1,0 +1,123 @@
+"""Presets: the cases that have a name, and who runs them. Data alone."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+
+from calotype.backends.openvino.rewrites import PIECES
+
+from .cases import Case
+from .contenders import Contender, contender
+
+_QUICK = (
+    "calotype:openvino:bf16",
+    "calotype:openvino:fp32",
+    "calotype:onnxruntime:fp32",
+    "diffusers:fp32",
+    "diffusers:bf16",
+    "optimum:fp32",
+    "openvino-genai:fp32",
+    "openvino-genai:bf16",
+)
+_CPU = (
+    "calotype:openvino:auto",
+    "calotype:openvino:bf16",
+    "calotype:openvino:fp32",
+    "calotype:onnxruntime:auto",
+    "calotype:onnxruntime:fp32",
+    "calotype:eager:fp32",
+    "diffusers:fp32",
+    "diffusers:bf16",
+    "torch-compile:fp32",
+    "torch-compile:bf16",
+    "optimum:fp32",
+    "openvino-genai:fp32",
+    "openvino-genai:bf16",
+    "openvino-genai:int8",
+    "stable-diffusion.cpp:fp16",
+)
+
+_BF16 = "calotype:openvino:bf16"
+# What each piece of work that is not done gains: all of them, all but one, none.
+_ABLATION = (_BF16, *(f"{_BF16}:without={piece}" for piece in PIECES), f"{_BF16}:without=all")
+_APPROXIMATE = (
+    _BF16,
+    "calotype:openvino:auto",
+    *(f"{_BF16}:cache_interval={n}" for n in (2, 3, 5)),
+    *(f"{_BF16}:guidance_interval={span}" for span in ("0-0.5", "0.2-0.8")),
+    "calotype:openvino:auto:cache_interval=2",
+)
+
+# Full-size networks with random weights: nothing to calibrate int8 on, and no picture to lose.
+_LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
+_GPU = (
+    "calotype:tensorrt:fp16",
+    "calotype:cuda:fp16",
+    "calotype:cuda:bf16",
+    "calotype:onnxruntime-cuda:fp16",
+    "diffusers:fp16",
+    "diffusers:bf16",
+    "torch-compile:fp16",
+    "onnxruntime-cuda:fp32",
+    "tensorrt:fp16",
+)
+# The cases that have a target of their own: what is fastest here, and the two rivals that the targets name.
+_AIMED = ("calotype:tensorrt:fp16", "calotype:cuda:fp16", "diffusers:fp16", "torch-compile:fp16")
+
+
+def usual(case: Case) -> tuple[Contender, ...]:
+    """Who runs a case that names nobody."""
+    names = _GPU if case.device == "cuda" else _CPU if case.judged else _LARGE
+    return _by(names)
+
+
+def _by(names: tuple[str, ...]) -> tuple[Contender, ...]:
+    return tuple(map(contender, names))
+
+
+_DEMO = Case(contenders=_by(_CPU))
+_SD15 = Case(
+    model="sd15", height=512, width=512, steps=2, guidance=7.5, prompts=2, rounds=6, budget_s=0, contenders=_by(_LARGE)
+)
+_TURBO = replace(_SD15, model="sd-turbo", steps=1, guidance=0.0)
+_SD15_GPU = Case(model="sd15", height=512, width=512, device="cuda", guidance=7.5, contenders=_by(_GPU))
+_SDXL_RUNNERS = _by((*_AIMED, "calotype:tensorrt:fp8"))
+_SDXL_GPU = replace(_SD15_GPU, model="sdxl", height=1024, width=1024, guidance=5.0, contenders=_SDXL_RUNNERS)
+_TURBO_GPU = replace(_SD15_GPU, model="sd-turbo-taesd", steps=1, guidance=0.0, contenders=_by(_AIMED))
+# Figures without a picture (the decoder alone, the host's time) are `benchmarks.gpu_close`'s.
+_ON_GPU = (
+    _SD15_GPU,
+    replace(_SDXL_GPU, steps=30),
+    _TURBO_GPU,
+    replace(_SDXL_GPU, steps=20, batch=8, prompts=8),
+    replace(_SD15_GPU, batch=8, prompts=16),
+    replace(_SD15_GPU, controlnets=("random",)),
+    replace(_SD15_GPU, model="sd21", height=768, width=768),
+    replace(_TURBO_GPU, model="sd-turbo"),
+)
+_ON_CPU = (
+    _DEMO,
+    replace(_DEMO, batch=8, prompts=16, budget_s=90),
+    replace(_SD15, height=256, width=256, budget_s=60),
+)
+
+PRESETS: Mapping[str, tuple[Case, ...]] = {
+    "quick": (replace(_DEMO, rounds=12, budget_s=20, contenders=_by(_QUICK)),),
+    "cpu": _ON_CPU,
+    "ablation": (
+        replace(_DEMO, contenders=_by(_ABLATION)),
+        replace(_SD15, steps=1, prompts=1, contenders=_by(_ABLATION)),
+    ),
+    "approximate": (replace(_DEMO, contenders=_by(_APPROXIMATE)),),
+    "gpu": _ON_GPU,
+    "full": (
+        *_ON_CPU,
+        _SD15,
+        _TURBO,
+        replace(_SD15, height=256, width=256, controlnets=("random",)),
+        replace(_SD15, model="sd21", height=256, width=256),
+        replace(_SD15, model="sdxl", height=512, width=512, rounds=6),
+        *_ON_GPU,
+    ),
+}

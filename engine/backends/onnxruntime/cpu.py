@@ -1,0 +1,109 @@
+"""The onnxruntime backend: ONNX artefacts on ONNX Runtime's CPU provider, in the precision of the artefact."""
+
+from __future__ import annotations
+
+import importlib.util
+from contextlib import nullcontext
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+from ...errors import BackendError, first_line
+from ...system import threads
+from ...system.memory import frees_after_run
+from ...weights.delta import NONE
+from .weights import OnnxWeights
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from ...plan.plan import Artefact, PlannedComponent
+    from ...weights.delta import Patches
+    from ..base import Arrays
+
+FORM = "onnx"
+PRECISIONS = ("fp32", "fp16", "int8")
+_PROVIDERS = ["CPUExecutionProvider"]
+_SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
+
+
+def unavailable() -> str | None:
+    """None where onnxruntime is installed, else the line that installs it."""
+    if importlib.util.find_spec("onnxruntime") is None:
+        return "onnxruntime is not installed (pip install 'calotype[cpu]')"
+    return None
+
+
+class OrtRunner:
+    """An ONNX Runtime session. Sessions are safe to run from several threads."""
+
+    backend = "onnxruntime"
+
+    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
+        self.precision = artefact.precision
+        self._path = artefact.path
+        self._names = [b.name for b in component.outputs]
+        self._name = component.name
+        self._last: tuple[dict[str, tuple[int, ...]], bool] = {}, False  # shapes of the last run; does it free memory?
+        self._session: Any = self._open(NONE)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """A session anew, with these weights changed. The one before is closed first: never two in memory."""
+        self._weights.check(patches)
+        self._session = None
+        self._session = self._open(patches)
+
+    @cached_property
+    def _weights(self) -> OnnxWeights:
+        return OnnxWeights(self._path)
+
+    def _open(self, patches: Patches) -> Any:
+        try:
+            import onnxruntime as ort
+        except ImportError as failed:  # installed, and broken
+            raise BackendError(f"onnxruntime cannot be imported: {first_line(failed)}") from None
+        options = ort.SessionOptions()
+        options.intra_op_num_threads = threads.available()  # its own guess ignores container quotas
+        options.log_severity_level = 3
+        weights = self._weights.given(ort, options, patches) if patches else nullcontext()
+        try:
+            with weights:
+                session = ort.InferenceSession(str(self._path), options, providers=_PROVIDERS)
+        except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
+            raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
+        got = session.get_providers()
+        if got[: len(_PROVIDERS)] != _PROVIDERS:  # it falls back with no more than a log line
+            raise BackendError(f"ONNX Runtime was asked for {_PROVIDERS} and took {got}")
+        return session
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name."""
+        if self._session is None:
+            raise BackendError("its session could not be opened again with other weights")
+        outputs = self._session.run(self._names, dict(inputs), self._shrinking(inputs))
+        self._last = self._last[0], frees_after_run(self._name, (*inputs.values(), *outputs))
+        return dict(zip(self._names, outputs, strict=True))
+
+    def _shrinking(self, inputs: Arrays) -> Any | None:
+        """Options of a run that frees the arena at its end, or None for a run that leaves it as it is.
+
+        ONNX Runtime's arena does not shrink by itself: it would hold what the largest size of all calls needed. It is
+        freed when the sizes change, and after every run of an autoencoder on large images.
+        """
+        (shapes, frees), now = self._last, {name: array.shape for name, array in inputs.items()}
+        self._last = now, frees
+        if now == shapes and not frees:
+            return None
+        import onnxruntime as ort
+
+        options = ort.RunOptions()
+        options.add_run_config_entry(*_SHRINK)
+        return options
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> OrtRunner:
+    """Open a session on an ONNX file."""
+    return OrtRunner(component, artefact)

@@ -1,0 +1,1 @@
+"""OpenVINO on the CPU: compiled shapes, rewritten graphs, and denoising sessions."""

@@ -1,0 +1,1 @@
+"""PyTorch: the eager reference, the fused modules on CUDA, and the networks as modules."""

@@ -1,0 +1,72 @@
+"""The eager backend: the model's own PyTorch modules, in float32. The reference for all others, and the last resort."""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from ...errors import BackendError, SourceError
+from ...system import forks, threads
+
+if TYPE_CHECKING:
+    from ...plan.plan import Artefact, PlannedComponent
+    from ...weights.delta import Patches
+    from ..base import Arrays
+
+FORM = "diffusers"
+PRECISIONS = ("fp32",)
+_FORKED = (
+    "eager uses one thread, as this process was forked after PyTorch was loaded; start processes by spawn to use more"
+)
+
+
+def unavailable() -> str | None:
+    """None where torch, diffusers and transformers are installed, else the line that installs them."""
+    lacking = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
+    return f"{', '.join(lacking)} not installed (pip install 'calotype[build]')" if lacking else None
+
+
+class EagerRunner:
+    """A PyTorch module run over numpy arrays, on the CPU."""
+
+    backend = "eager"
+    precision = "fp32"
+
+    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
+        import torch
+
+        from .modules import load_module
+        from .weights import ModuleWeights
+
+        torch.set_num_threads(1 if forks.torch_stays_alone() else threads.available())
+        try:
+            self._module = load_module(component.name, artefact.path)
+        except SourceError as broken:
+            raise BackendError(str(broken)) from None
+        self._weights = ModuleWeights.of(self._module)
+        self._names = [b.name for b in component.outputs]
+        self.notes = (_FORKED,) if forks.torch_stays_alone() else ()
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Layer -> its weight's shape."""
+        return self._weights.shapes()
+
+    def adapt(self, patches: Patches) -> None:
+        """Change these weights in place; every other is the model's own again."""
+        self._weights.adapt(patches)
+
+    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        """All outputs by name."""
+        import torch
+
+        with torch.inference_mode():
+            given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+            outputs = self._module(**given)
+        return {name: out.numpy() for name, out in zip(self._names, outputs, strict=True)}
+
+
+def open_runner(component: PlannedComponent, artefact: Artefact) -> EagerRunner:
+    """Open a component from its folder of config and safetensors."""
+    return EagerRunner(component, artefact)

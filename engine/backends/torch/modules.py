@@ -1,0 +1,292 @@
+"""The networks as PyTorch modules whose inputs and outputs are the bindings' tensors, in the bindings' order.
+
+Imports torch: only the eager backend and `calotype.export` import this file, when they are used. Weights are read
+from safetensors alone, and every weight must be there: a library that fills in a missing one with random numbers
+makes noise, not an error.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from ...errors import SourceError, first_line
+from ...files.json_file import read_json
+from ...plan.network_check import check_network
+from ...weights.folder import check_weights_folder
+from ...weights.safetensors import TensorFile
+from ...weights.types import check_types
+
+_ADDED = ("text_embeds", "time_ids")
+
+
+class TextEncoder(nn.Module):
+    """CLIP's text transformer: the last state (normed), the pooled state, every layer's state, and those normed."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """# [B, T] int64 -> [B, T, W], [B, W], (layers + 1) x [B, T, W], layers x [B, T, W]"""
+        out = self.model(input_ids, output_hidden_states=True)
+        inner = getattr(self.model, "text_model", self.model)
+        skipped = (inner.final_layer_norm(state) for state in out.hidden_states[-2::-1])
+        return out.last_hidden_state, out.pooler_output, *out.hidden_states, *skipped
+
+
+class ProjectedTextEncoder(nn.Module):
+    """SDXL's second text encoder: the pooled state projected, the last state (normed), and every layer's state."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
+        """# [B, T] int64 -> [B, P], [B, T, W], (layers + 1) x [B, T, W]"""
+        out = self.model(input_ids, output_hidden_states=True)
+        return out.text_embeds, out.last_hidden_state, *out.hidden_states
+
+
+class UNet(nn.Module):
+    """The denoiser. `others` by their names: SDXL's `text_embeds` and `time_ids`, a latent consistency model's
+    `timestep_cond`, and what ControlNets add."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor
+    ) -> tuple[Tensor]:
+        """# [B, 4, h, w], [B], [B, T, W], [B, P], [B, 6], many x [B, C, h / level, w / level] -> [B, 4, h, w]"""
+        down = tuple(others[n] for n in sorted(others, key=_place) if n.startswith("down_block"))
+        out: Tensor = self.model(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            timestep_cond=others.get("timestep_cond"),
+            added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
+            down_block_additional_residuals=down or None,
+            mid_block_additional_residual=others.get("mid_block_additional_residual"),
+            return_dict=False,
+        )[0]
+        return (out,)
+
+
+class UnconditionalUNet(nn.Module):
+    """A denoiser that is told nothing but the timestep."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor]:
+        """# [B, C, H, W], [B] -> [B, C, H, W]"""
+        out: Tensor = self.model(sample, timestep, return_dict=False)[0]
+        return (out,)
+
+
+def _place(name: str) -> int:
+    return int(name.rpartition(".")[2]) if "." in name else -1
+
+
+class ControlNet(nn.Module):
+    """What a control picture adds to the states of the U-Net. `added` are SDXL's `text_embeds` and `time_ids`."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(
+        self,
+        sample: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Tensor,
+        controlnet_cond: Tensor,
+        conditioning_scale: Tensor,
+        **added: Tensor,
+    ) -> tuple[Tensor, ...]:
+        """# [B, 4, h, w], [B], [B, T, W], [B, 3, H, W], [B], [B, P], [B, 6] -> many x [B, C, h / level, w / level]"""
+        down, middle = self.model(
+            sample,
+            timestep,
+            encoder_hidden_states,
+            controlnet_cond=controlnet_cond,
+            conditioning_scale=conditioning_scale[:, None, None, None],
+            added_cond_kwargs=added or None,
+            return_dict=False,
+        )
+        return *down, middle
+
+
+class VaeDecoder(nn.Module):
+    """Latents (already divided by the scaling factor) to pixels in about [-1, 1]."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.post_quant_conv = getattr(model, "post_quant_conv", None)
+        self.decoder = model.decoder
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        """# [B, 4, h, w] -> [B, 3, 8h, 8w]"""
+        latents = latent_sample if self.post_quant_conv is None else self.post_quant_conv(latent_sample)
+        return (self.decoder(latents),)
+
+
+class QuantisingDecoder(nn.Module):
+    """Latents (already divided by the scaling factor), each for the nearest of the codebook, to pixels."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
+        """# [B, C, h, w] -> [B, 3, H, W]"""
+        pixels: Tensor = self.model.decode(latent_sample, return_dict=False)[0]
+        return (pixels,)
+
+
+class VaeEncoder(nn.Module):
+    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior; of a tiny or a quantising autoencoder
+    to latents."""
+
+    def __init__(self, model: Any) -> None:
+        super().__init__()
+        self.encoder = model.encoder
+        self.quant_conv = getattr(model, "quant_conv", None)
+
+    def forward(self, sample: Tensor) -> tuple[Tensor]:
+        """# [B, 3, H, W] -> [B, 8, h, w]"""
+        moments = self.encoder(sample)
+        return (moments if self.quant_conv is None else self.quant_conv(moments),)
+
+
+def _transformers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
+    def load(folder: Path) -> tuple[Any, Any]:
+        import transformers
+        from transformers.utils import logging
+
+        logging.disable_progress_bar()  # of reading weights: it would be drawn into pipes as well
+        loaded: tuple[Any, Any] = getattr(transformers, class_name).from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            dtype=torch.float32,
+            output_loading_info=True,
+            variant=_variant(folder, "model"),
+        )
+        return loaded
+
+    return load
+
+
+def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
+    def load(folder: Path) -> tuple[Any, Any]:
+        import diffusers
+
+        _check_size(getattr(diffusers, class_name), folder)
+        loaded: tuple[Any, Any] = getattr(diffusers, class_name).from_pretrained(
+            folder,
+            use_safetensors=True,
+            local_files_only=True,
+            torch_dtype=torch.float32,
+            low_cpu_mem_usage=False,
+            output_loading_info=True,
+            variant=_variant(folder, "diffusion_pytorch_model"),
+        )
+        return loaded
+
+    return load
+
+
+def _variant(folder: Path, stem: str) -> str | None:
+    """ "fp16" where the folder has its weights in fp16 alone, as many repositories of the hub do."""
+    plain = any((folder / f"{stem}.safetensors{index}").is_file() for index in ("", ".index.json"))
+    return None if plain else "fp16"
+
+
+def _class_of(folder: Path) -> str:
+    return str(read_json(folder / "config.json", "a network's config").get("_class_name"))
+
+
+def _autoencoder(folder: Path) -> tuple[Any, Any]:
+    told = _class_of(folder)
+    return _diffusers(told if told in ("AutoencoderTiny", "VQModel") else "AutoencoderKL")(folder)
+
+
+def _unet(folder: Path) -> tuple[Any, Any]:
+    return _diffusers("UNet2DModel" if _class_of(folder) == "UNet2DModel" else "UNet2DConditionModel")(folder)
+
+
+_LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] = {
+    "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
+    "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
+    "unet": (_unet, UNet),
+    "controlnet": (_diffusers("ControlNetModel"), ControlNet),
+    "vae_decoder": (_autoencoder, VaeDecoder),
+    "vae_encoder": (_autoencoder, VaeEncoder),
+}
+
+
+def _weights_in(folder: Path, stem: str) -> list[TensorFile]:
+    return [TensorFile(path) for path in sorted(folder.glob(f"{stem}*.safetensors"))]
+
+
+def _check_size(network_class: Any, folder: Path) -> None:
+    """`SourceError` where a network of this config is twice as large as its file: diffusers allocates it first.
+
+    A few tensors that are missing are left to `load_module`, which names them.
+    """
+    with torch.device("meta"):
+        network = network_class.from_config(network_class.load_config(folder))
+    needed = sum(parameter.numel() for parameter in network.parameters())
+    held = sum(math.prod(file.shape(name)) for file in _weights_in(folder, "diffusion_pytorch_model") for name in file)
+    if needed > 2 * held:
+        raise SourceError(
+            f"{folder / 'config.json'} describes a network of {needed} numbers, but the weights beside it have {held}; "
+            "take both from the same model."
+        )
+
+
+def _check(component: str, folder: Path) -> None:
+    """`SourceError` where the config says other layers than the weights hold: a module is built before it is filled."""
+    files = _weights_in(folder, "model" if component.startswith("text_encoder") else "diffusion_pytorch_model")
+    for file in files:
+        check_types(file.path, {name: file.kind(name) for name in file})
+    config = read_json(folder / "config.json", "a network's config")
+    check_network(folder / "config.json", component, config, {name: f.shape(name) for f in files for name in f})
+
+
+def load_module(component: str, folder: Path) -> nn.Module:
+    """The component's module in float32 and evaluation mode, from the folder of its config and safetensors.
+
+    Raises `SourceError` where the weights cannot be read, or do not fit the config exactly.
+    """
+    check_weights_folder(folder)
+    load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
+    _check(component, folder)
+    try:
+        model, info = load(folder)
+    except SourceError:
+        raise
+    except Exception as broken:  # each library raises its own kinds
+        raise SourceError(f"the weights in {folder} cannot be read: {first_line(broken)}") from broken
+    # Old CLIP checkpoints carry the numbers 0 to 76 as a weight.
+    surplus = [k for k in info["unexpected_keys"] if not k.endswith("position_ids")]
+    wrong = [*info["missing_keys"], *(str(k) for k in info["mismatched_keys"]), *surplus]
+    if wrong:
+        raise SourceError(
+            f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing, too many, or of "
+            f"another shape, such as {wrong[0]}. Take both from the same model."
+        )
+    if type(model).__name__ == "UNet2DModel":
+        wrapper = UnconditionalUNet
+    if type(model).__name__ == "VQModel" and component == "vae_decoder":
+        wrapper = QuantisingDecoder
+    return wrapper(model).eval().requires_grad_(False)

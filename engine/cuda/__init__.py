@@ -1,0 +1,1 @@
+"""What CUDA backends share: the device, captured graphs, and modules that call the kernels."""

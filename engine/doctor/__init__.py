@@ -1,0 +1,1 @@
+"""`calotype doctor`: the machine, what is installed, and what works."""

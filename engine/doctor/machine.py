@@ -1,0 +1,135 @@
+"""What this machine is: processor, threads, memory, disk, read from the system's own files.
+
+Reads and never computes; what is not told is None. Knows nothing of packages or backends, and imports no numpy, so
+that `calotype.doctor.doctor` can say something where everything else is broken.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..errors import CalotypeError
+from ..files.paths import home
+from ..system import threads
+from ..system.memory import available_bytes
+
+# Flags of /proc/cpuinfo that decide how fast a network runs, in words: x86 first, then Arm.
+_FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx_vnni": "AVX-VNNI",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "amx_bf16": "AMX BF16",
+    "amx_int8": "AMX INT8",
+    "asimddp": "dot product",
+    "i8mm": "I8MM",
+    "bf16": "BF16",
+    "sve": "SVE",
+}
+_X86 = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # said where they lack, too
+
+
+@dataclass(frozen=True, kw_only=True)
+class Machine:
+    """The findings. Sizes are bytes, None where the system does not tell."""
+
+    system: str
+    python: str
+    processor: str
+    features: tuple[str, ...]
+    lacking: tuple[str, ...]
+    cores: int | None
+    affinity: int | None
+    quota: float | None  # cores' worth of time by cgroup; None where there is no limit
+    threads: int  # what Calotype uses
+    memory_bytes: int | None
+    memory_free_bytes: int | None
+    disk_free_bytes: int | None  # of the store's file system
+    store: str
+    store_bytes: int | None  # None where it is not made yet
+    store_writable: bool
+
+
+def look(root: Path = Path("/")) -> Machine:
+    """Look at the machine; what cannot be read is left out."""
+    flags, processor = _cpu(root)
+    store, writable = _store()
+    return Machine(
+        system=platform.platform(),
+        python=platform.python_version(),
+        processor=processor,
+        features=tuple(words for flag, words in _FEATURES.items() if flag in flags),
+        lacking=tuple(_FEATURES[flag] for flag in _X86 if "sse2" in flags and flag not in flags),
+        cores=os.cpu_count(),
+        affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
+        quota=threads.quota(root / "sys/fs/cgroup"),
+        threads=threads.available(root / "sys/fs/cgroup"),
+        memory_bytes=_memory(root),
+        memory_free_bytes=available_bytes(root),
+        disk_free_bytes=None if store is None else _free(store),
+        store="no place for it: set CALOTYPE_HOME to a folder" if store is None else str(store),
+        store_bytes=_size(store),
+        store_writable=writable,
+    )
+
+
+def _cpu(root: Path) -> tuple[frozenset[str], str]:
+    """The flags, and what the processor calls itself."""
+    told: dict[str, str] = {}
+    with suppress(OSError, ValueError):
+        for line in (root / "proc/cpuinfo").read_text(errors="replace").splitlines():
+            name, colon, value = line.partition(":")
+            if colon:
+                told.setdefault(name.strip().lower(), value.strip())
+    flags = told.get("flags", told.get("features", "")).lower()
+    return frozenset(flags.split()), told.get("model name", platform.machine())
+
+
+def _memory(root: Path) -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
+        return int(lines["MemTotal"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _store() -> tuple[Path | None, bool]:
+    """The store's folder, and whether it (or, before it is made, the folder that will hold it) can be written."""
+    try:
+        store = home()
+    except CalotypeError:
+        return None, False
+    try:
+        return store, os.access(_nearest(store), os.W_OK)
+    except OSError:
+        return store, False
+
+
+def _nearest(path: Path) -> Path:
+    """The folder itself, or the nearest one above it that is there."""
+    return next(p for p in (path, *path.parents) if p.exists())
+
+
+def _free(store: Path) -> int | None:
+    try:
+        return shutil.disk_usage(_nearest(store)).free
+    except OSError:
+        return None
+
+
+def _size(store: Path | None) -> int | None:
+    """What the store's files take; some may vanish while they are counted."""
+    if store is None or not os.path.isdir(store):
+        return None
+    total = 0
+    for folder, _, names in os.walk(store):
+        for name in names:
+            with suppress(OSError):
+                total += os.lstat(os.path.join(folder, name)).st_size
+    return total

@@ -1,0 +1,158 @@
+"""The questions that `calotype.doctor.doctor` asks of each library, one child process each: `python -m
+calotype.doctor.probes NAME`.
+
+A broken library may raise anything, end the process, crash or hang; here it may. The answer is one line of JSON behind
+a mark, since libraries print what they like. Knows nothing of how answers are judged.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib
+import json
+import os
+import sys
+from collections.abc import Callable
+from typing import Any
+
+MARK = "calotype-checkup:"
+
+# y = relu(x) for one number, as an ONNX file (ir_version 8, opset 13): onnx itself need not be installed.
+TINY = bytes.fromhex(
+    "08083a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a0208014202100d"
+)
+# A client for models on a server: it "opens" anything, and runs nothing here.
+_REMOTE = ("AzureExecutionProvider",)
+
+
+def imported(name: str) -> dict[str, Any]:
+    """Does it import?"""
+    module = importlib.import_module(name)
+    return {"version": str(getattr(module, "__version__", ""))}
+
+
+def torch() -> dict[str, Any]:
+    """Its version, the CUDA runtime that it carries, and the devices that it sees."""
+    import torch
+
+    cuda = torch.cuda.is_available()
+    devices = [torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())] if cuda else []
+    return {"version": torch.__version__, "cuda_runtime": torch.version.cuda, "devices": devices}
+
+
+def gpu() -> dict[str, Any]:
+    """NVIDIA's driver and devices, from the driver's own library: neither torch nor a CUDA toolkit is needed."""
+    try:
+        cuda = ctypes.CDLL("libcuda.so.1")
+    except OSError:
+        return {"absent": "no NVIDIA driver (there is no libcuda.so.1)"}
+    status = cuda.cuInit(0)
+    if status:
+        return {"absent": f"the NVIDIA driver finds no GPU (cuInit says {status})"}
+    number = ctypes.c_int()
+    cuda.cuDriverGetVersion(ctypes.byref(number))
+    supports = f"{number.value // 1000}.{number.value % 1000 // 10}"
+    cuda.cuDeviceGetCount(ctypes.byref(number))
+    devices = [_device(cuda, i) for i in range(number.value)]
+    return {"driver": _driver(), "cuda": supports, "devices": devices}
+
+
+def _device(cuda: Any, index: int) -> dict[str, Any]:
+    handle, name, memory = ctypes.c_int(), ctypes.create_string_buffer(256), ctypes.c_size_t()
+    cuda.cuDeviceGet(ctypes.byref(handle), index)
+    cuda.cuDeviceGetName(name, len(name), handle)
+    cuda.cuDeviceTotalMem_v2(ctypes.byref(memory), handle)
+    capability = []
+    for attribute in (75, 76):  # CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR and _MINOR
+        number = ctypes.c_int()
+        cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, handle)
+        capability.append(str(number.value))
+    told = name.value.decode(errors="replace")
+    return {"name": told, "capability": ".".join(capability), "memory_bytes": memory.value}
+
+
+def _driver() -> str | None:
+    """The driver's version, which its management library tells."""
+    try:
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        text = ctypes.create_string_buffer(96)
+        told = nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0
+    except (OSError, AttributeError):
+        return None
+    return text.value.decode(errors="replace") if told else None
+
+
+def tensorrt(name: str) -> dict[str, Any]:
+    """Its version; with a GPU, whether a builder can be made. Without one, TensorRT may end the process."""
+    trt = importlib.import_module(name)
+    found = {"version": str(trt.__version__)}
+    if "devices" in gpu():
+        found["builder"] = str(bool(trt.Builder(trt.Logger(trt.Logger.ERROR))))
+    return found
+
+
+def onnxruntime() -> dict[str, Any]:
+    """Its version, and the execution providers that this build has."""
+    import onnxruntime
+
+    providers = [p for p in onnxruntime.get_available_providers() if p not in _REMOTE]
+    return {"version": onnxruntime.__version__, "providers": providers}
+
+
+def provider(name: str) -> dict[str, Any]:
+    """Open and run a tiny model: providers that cannot start fall back to the CPU with no more than a log line."""
+    import numpy as np
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    session = onnxruntime.InferenceSession(TINY, options, providers=[name])
+    took = session.get_providers()
+    if took[:1] != [name]:
+        return {"absent": f"it falls back to {', '.join(took)}"}
+    (y,) = session.run(None, {"x": np.array([2], dtype=np.float32)})
+    return {} if y.tolist() == [2] else {"absent": f"it computes relu(2) = {y.tolist()}"}
+
+
+def openvino() -> dict[str, Any]:
+    """Its version, devices and what the CPU computes in, after a tiny model ran there."""
+    import numpy as np
+
+    from ..backends.openvino.runner import library
+
+    openvino = library()
+    core = openvino.Core()
+    (y,) = core.compile_model(core.read_model(TINY), "CPU")([np.array([2], dtype=np.float32)]).values()
+    if y.tolist() != [2]:
+        return {"absent": f"it computes relu(2) = {y.tolist()}"}
+    able = sorted(set(core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")) & {"FP32", "BF16", "FP16", "INT8"})
+    return {"version": openvino.__version__.partition("-")[0], "devices": core.available_devices, "computes": able}
+
+
+_QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+    "gpu": gpu,
+    "imported": imported,
+    "onnxruntime": onnxruntime,
+    "openvino": openvino,
+    "provider": provider,
+    "tensorrt": tensorrt,
+    "torch": torch,
+}
+
+
+def main() -> None:
+    """Answer the question named by the arguments."""
+    question, *arguments = sys.argv[1:]
+    try:
+        answer = _QUESTIONS[question](*arguments)
+    except BaseException as broken:  # whatever it is, SystemExit too: it is the answer
+        told = (str(broken).strip() or type(broken).__name__).splitlines()[0][:300]
+        missing = isinstance(broken, ModuleNotFoundError) and broken.name
+        answer = {"error": f"{type(broken).__name__}: {told}", "missing": missing or None}
+    sys.stdout.flush()
+    print(f"\n{MARK}{json.dumps(answer)}", flush=True)
+    os._exit(0)  # what a library does on its way out, or the threads that it left, are not asked for
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A plan: its manifest, its components and their tensors, and the families of models."""

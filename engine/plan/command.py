@@ -1,0 +1,86 @@
+"""The command that rebuilds a plan, out of what its manifest says of the build.
+
+A manifest may come from a stranger, and the command is there to be pasted into a shell. So only values of a strict form
+are printed; names of models and files are free text, and stand as placeholders.
+"""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from ..errors.schema import Check, SchemaError, boolean, integer, list_of, one_of, record, text
+
+NAME = text(r"[a-z][a-z0-9+-]{0,39}", "a name of lower-case letters, digits, + and -")
+_RANGE = text(r"\d{1,7}(:\d{1,7}:\d{1,7})?", "a size, or min:opt:max")
+_FREE = text()
+
+# The fields of a build that are printed, in this order, by their option's name.
+_PRINTED: Mapping[str, Check] = {
+    "backend": NAME,
+    "precision": NAME,
+    "weights": one_of("int8", "int4"),
+    **dict.fromkeys(("height", "width", "batch"), _RANGE),
+    "offline": boolean,
+    "engine": list_of(text(r"[a-z][a-z_-]{0,39}(=[a-z0-9,-]{1,60})?", "an option of the engine"), most=40),
+    "max_loss": list_of(text(r"[a-z_]{1,40}[<>]=[0-9.e+-]{1,40}", "a bound such as psnr>=30"), most=40),
+    "fallback": boolean,
+    **dict.fromkeys(("calibration", "proof", "proof_steps"), integer(1, 4096)),
+    "scheduler": list_of(text(r"[A-Za-z0-9+][A-Za-z0-9+ _-]{0,79}", "a scheduler's name"), most=100),
+    "steps": _RANGE,
+}
+# Free text -> its placeholder.
+_PLACEHOLDERS: Mapping[str, str] = {
+    **{"controlnet": "CONTROLNET", "lora": "LORA", "vae": "VAE", "textual_inversion": "TEXTUAL_INVERSION"},
+    **{"prompts": "FILE", "clip_model": "CLIP_MODEL"},
+}
+_SHIPPED = ("demo", "demo-canny")  # models that come with Calotype
+
+
+def _names(value: Any, where: str) -> None:
+    _FREE(value, where) if isinstance(value, str) else list_of(_FREE, most=100)(value, where)
+
+
+SPEC: Check = record(
+    {"model": _FREE, **_PRINTED, **dict.fromkeys(_PLACEHOLDERS, _names)}, optional=(*_PRINTED, *_PLACEHOLDERS)
+)
+
+
+def rebuild_command(build: object, folder: str | Path) -> str:
+    """The command line that makes the plan in `folder` again. What does not pass its check is left out."""
+    spec = build.get("spec") if isinstance(build, Mapping) else None
+    words = _words(spec) if isinstance(spec, Mapping) else ["calotype", "build", "MODEL"]
+    return shlex.join([*words, "-o", str(folder)])
+
+
+def _words(spec: Mapping[str, Any]) -> list[str]:
+    words = ["calotype", "build", _shipped(spec.get("model"), "MODEL")]
+    for name, check in _PRINTED.items():
+        if name in spec and _passes(check, spec[name]):
+            words += _option(name, spec[name])
+    for name, placeholder in _PLACEHOLDERS.items():
+        if name in spec and _passes(_names, spec[name]):
+            entries = spec[name] if isinstance(spec[name], list) else [spec[name]]
+            words += _option(name, [_shipped(entry, placeholder) for entry in entries])
+    return words
+
+
+def _option(name: str, value: Any) -> list[str]:
+    flag = "--" + name.replace("_", "-")
+    if isinstance(value, bool):
+        return [flag] if value else []
+    return [word for entry in (value if isinstance(value, list) else [value]) for word in (flag, str(entry))]
+
+
+def _shipped(name: Any, placeholder: str) -> str:
+    return str(name) if name in _SHIPPED else placeholder
+
+
+def _passes(check: Check, value: Any) -> bool:
+    try:
+        check(value, "")
+    except SchemaError:
+        return False
+    return True

@@ -1,0 +1,329 @@
+"""The schema of `plan.json`: the type and range of every field, and which components and tensors go together.
+
+A plan may come from a stranger, and later code reads it without looking again. Which files it may open is checked in
+`files`; how it becomes a `Plan` is known in `plan`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from ..errors import InputError
+from ..errors.schema import (
+    Check,
+    SchemaError,
+    boolean,
+    figure,
+    integer,
+    list_of,
+    mapping_of,
+    mismatch,
+    nullable,
+    number,
+    one_of,
+    record,
+    text,
+)
+from .command import NAME, SPEC
+from .networks import controlnets_of
+from .profile import Profile, range_from_text
+from .scheduler_config import check_scheduler_config
+
+TEXT_FAMILIES = ("sd1", "sd2", "sdxl")
+_FAMILIES = (*TEXT_FAMILIES, "pixels", "latents")
+_WIDEST = 65536  # of a tensor's channels
+_LATENTS = ("latent_height", "latent_width")
+_PIXELS = ("height", "width")
+_RESIDUAL = re.compile(r"down_block_additional_residual\.\d{1,3}|mid_block_additional_residual")
+
+Fields = Mapping[str, Any]
+Dims = Sequence[Any]
+
+
+def _size_range(largest: int) -> Check:
+    def check(value: Any, where: str) -> None:
+        try:
+            fits = isinstance(value, str) and len(value) < 40 and range_from_text(value).high <= largest
+        except InputError:
+            fits = False
+        if not fits:
+            mismatch(where, value, f"min:opt:max from 1 to {largest}, such as 512:768:1024")
+
+    return check
+
+
+def _dims(value: Any, where: str) -> None:
+    list_of(lambda dim, at: _SYMBOL(dim, at) if isinstance(dim, str) else _CHANNELS(dim, at), 1, 4)(value, where)
+    if value[0] != "batch":
+        mismatch(f"{where}[0]", value[0], "batch")
+
+
+_CHANNELS = integer(1, _WIDEST)
+_SYMBOL = text(r"[a-z]+(_[a-z]+)?(_\d{1,4})?", "a symbol such as latent_height")
+_DIGEST = text(r"[0-9a-f]{64}", "64 hexadecimal digits")
+_PATH = text(r"[^\x00]{1,4096}", "a path")
+_TEXT = text(r"[\s\S]{0,10000}", "text of at most 10000 characters")
+_NETWORK = text(r"unet|vae_decoder|vae_encoder|text_encoder(_2)?|controlnet(_[1-9]\d?)?", "the name of a network")
+# A version is printed in a command line: `pip install 'onnxruntime>=1.32.0'`.
+_VERSION = text(r"\d[0-9A-Za-z.+_-]{0,99}", "a version")
+_PROFILE = record(
+    {
+        **{"batch": _size_range(65536), "height": _size_range(16384), "width": _size_range(16384)},
+        **{"multiple": integer(1, 4096), "factor": integer(1, 64), "tokens": integer(3, 4096)},
+    }
+)
+_BINDING = record(
+    {
+        "name": text(r"[A-Za-z_][A-Za-z0-9_.]{0,99}", "a tensor's name"),
+        "dtype": one_of("float32", "int64"),
+        "dims": _dims,
+    }
+)
+_FIGURES = {"max_relative_error": nullable(figure), "traced_error": nullable(figure)}
+_OTHER = record({"refused": nullable(_TEXT)}, optional=("refused",), more=True)
+_CHECK = record(
+    {
+        **_FIGURES,
+        **{"backend": NAME, "weights": NAME, "others": mapping_of(_OTHER, NAME)},
+        "real_inputs": record({"relative_l2": figure}, more=True),
+    },
+    optional=(*_FIGURES, "backend", "weights", "others", "real_inputs"),
+    more=True,
+)
+_ARTEFACT = record({"form": NAME, "path": _PATH, "precision": NAME, "check": _CHECK})
+_COMPONENT = record(
+    {
+        "inputs": list_of(_BINDING, 1, 200),
+        "outputs": list_of(_BINDING, 1, 1000),
+        "artefacts": list_of(_ARTEFACT, 1, 20),
+        "refused": mapping_of(_TEXT, NAME),
+    }
+)
+_LOAD = record(
+    {"pixels": integer(1, 65536), "width": integer(1, 1 << 20), "squared": boolean, "guided": boolean},
+)
+_LOSSES = ("psnr", "ssim", "lpips", "judge", "clip")
+_TRIED = record(
+    {
+        **{"component": _TEXT, "precision": _TEXT, "why": _TEXT, "chosen": boolean, "passed": boolean},
+        **{"kept": integer(0, 1 << 20), "groups": integer(0, 1 << 20), "speed": nullable(figure)},
+        "loss": record(dict.fromkeys(_LOSSES, figure), optional=_LOSSES, more=True),
+    },
+    more=True,
+)
+_COUNTS = dict.fromkeys(("pictures", "steps", "width", "height"), integer(1, 1 << 20))
+_PROOF = record({**_COUNTS, **dict.fromkeys(_LOSSES, figure)}, optional=_LOSSES, more=True)
+_BUILD = record(
+    {
+        **{"key": _TEXT, "spec": SPEC, "backend": NAME, "precision": NAME, "made": _TEXT, "seconds": figure},
+        **{"max_loss": list_of(_TEXT), "engine": list_of(_TEXT), "needs": mapping_of(_VERSION, NAME)},
+        "tools": mapping_of(nullable(_TEXT)),
+        "machine": record({"gpu": nullable(_TEXT)}, more=True),
+        **{"proof": _PROOF, "table": list_of(_TRIED)},
+    },
+    optional=("engine",),
+    more=True,
+)
+_PAIR = list_of(_TEXT, 2, 2)
+_PROMPTING = record({"states": list_of(_PAIR, most=2), "pooled": nullable(_PAIR), "zero_negative": boolean})
+_MANIFEST = record(
+    {
+        **{"version": integer(0, 1 << 20), "family": one_of(*_FAMILIES), "fingerprint": _DIGEST},
+        **{"profile": _PROFILE, "components": mapping_of(_COMPONENT, _NETWORK), "scheduler": check_scheduler_config},
+        **{"tokenizers": mapping_of(_PATH, _NETWORK), "prompting": _PROMPTING},
+        "scaling_factor": number(1e-6, 1e6),
+        "latents_mean": list_of(number(-1e6, 1e6)),
+        "latents_std": list_of(number(1e-6, 1e6)),
+        "loads": list_of(_LOAD, most=1000),
+        "build": lambda value, where: None if value == {} else _BUILD(value, where),
+        "samplers": nullable(_PATH),
+        "files": mapping_of(lambda stamp, where: _stamp(stamp, where), _PATH),
+    }
+)
+
+
+def check_manifest(data: Any) -> None:
+    """Raise `SchemaError` that names the field, unless this is the manifest of a plan without its digest."""
+    _MANIFEST(data, "")
+    _check_profile(data["profile"])
+    components = data["components"]
+    for name, component in components.items():
+        for side in ("inputs", "outputs"):
+            _check_names(component[side], f"components.{name}.{side}", data["profile"])
+    _check_networks(data)
+    states, pooled = _check_prompting(data)
+    channels = _check_autoencoder(data)
+    _check_unet(components["unet"], channels, states, pooled)
+    _check_controlnets(components, channels)
+    build = data["build"]
+    if build and build["backend"] not in build["needs"]:
+        raise SchemaError(f"build.needs.{build['backend']} is missing")
+
+
+def _stamp(value: Any, where: str) -> None:
+    list_of(lambda entry, at: None, 2, 2)(value, where)
+    integer(0, 1 << 62)(value[0], f"{where}[0]")
+    _DIGEST(value[1], f"{where}[1]")
+
+
+def _check_profile(profile: Fields) -> None:
+    """The multiple is the factor times a power of two, one halving for each level of the U-Net."""
+    levels, rest = divmod(profile["multiple"], profile["factor"])
+    for name, value in (("factor", profile["factor"]), ("multiple", levels)):
+        if rest or value.bit_count() != 1:
+            mismatch(f"profile.{name}", profile[name], "a power of two, and the multiple a multiple of the factor")
+    for side in _PIXELS:
+        if range_from_text(profile[side]).low < profile["multiple"]:
+            mismatch(f"profile.{side}", profile[side], f"sizes of at least {profile['multiple']}, the multiple")
+
+
+def _check_names(bindings: Sequence[Fields], where: str, profile: Fields) -> None:
+    """No name comes twice, and every symbol has a value."""
+    symbols = Profile.from_json(profile).sizes(batch=1, height=profile["multiple"], width=profile["multiple"])
+    names: set[str] = set()
+    for i, binding in enumerate(bindings):
+        if binding["name"] in names:
+            mismatch(f"{where}[{i}].name", binding["name"], "a name that no other tensor has")
+        names.add(binding["name"])
+        for dim in binding["dims"]:
+            if isinstance(dim, str) and dim not in symbols:
+                mismatch(f"{where}[{i}].dims", binding["dims"], f"symbols out of {', '.join(symbols)}")
+
+
+def _check_networks(data: Fields) -> None:
+    """The networks that the family has, each text encoder with its tokenizer, and no others."""
+    components, of_text = data["components"], data["family"] in TEXT_FAMILIES
+    wanted = {"unet"} | (set() if data["family"] == "pixels" else {"vae_decoder", "vae_encoder"})
+    for name in sorted(wanted):
+        if name not in components:
+            raise SchemaError(f"components.{name} is missing, which a model of the family {data['family']} has")
+    texts = {name for name in components if name.startswith("text_encoder")}
+    others = set(components) - wanted - (texts | set(controlnets_of(components)) if of_text else set())
+    if others:
+        mismatch("components", sorted(components), f"no {min(others)} in the family {data['family']}")
+    if of_text and not texts:
+        raise SchemaError(f"components.text_encoder is missing, which a model of the family {data['family']} has")
+    if set(data["tokenizers"]) != texts:
+        mismatch("tokenizers", sorted(data["tokenizers"]), f"one for each text encoder: {', '.join(sorted(texts))}")
+
+
+def _check_prompting(data: Fields) -> tuple[int, int | None]:
+    """The text encoders agree with the profile and with what prompting takes of them; the widths of states and pooled
+    state. Zero is a model without text."""
+    components, prompting, tokens = data["components"], data["prompting"], data["profile"]["tokens"]
+    texts = sorted(data["tokenizers"])
+    if sorted(name for name, _ in prompting["states"]) != texts:
+        mismatch("prompting.states", prompting["states"], f"an output of each text encoder: {', '.join(texts)}")
+    for name in texts:
+        where = f"components.{name}"
+        _check_only(components[name]["inputs"], f"{where}.inputs", {"input_ids": ("batch", tokens)}, dtype="int64")
+        widths = {tuple(b["dims"][1:]) for b in components[name]["outputs"] if len(b["dims"]) != 2}
+        if len(widths) > 1 or any(len(dims) != 2 or dims[0] != tokens for dims in widths):
+            mismatch(f"{where}.outputs", sorted(map(str, widths)), f"states [batch, {tokens}, W] of one width")
+    width = 0
+    for i, pair in enumerate(prompting["states"]):
+        where = f"prompting.states[{i}]"
+        if not re.fullmatch(r"last_hidden_state|hidden_states\.\d{1,3}", pair[1]):
+            mismatch(where, pair[1], "last_hidden_state or hidden_states.N")
+        width += _width(components, pair, where, rank=3)
+    pooled = prompting["pooled"]
+    return width, None if pooled is None else _width(components, pooled, "prompting.pooled", rank=2)
+
+
+def _width(components: Fields, pair: Sequence[str], where: str, rank: int) -> int:
+    """The last dimension of a text encoder's output: of a pair of their names."""
+    name, output = pair
+    known = components[name]["outputs"] if name in components and name.startswith("text_encoder") else []
+    dims: Dims = next((b["dims"] for b in known if b["name"] == output), [])
+    if len(dims) != rank or not isinstance(dims[-1], int):
+        mismatch(where, pair, f"a text encoder and one of its outputs, of {rank} dimensions")
+    return int(dims[-1])
+
+
+def _check_autoencoder(data: Fields) -> int:
+    """The channels of the latents, or of the pixels where the model has no autoencoder."""
+    components = data["components"]
+    channels = 3
+    if "vae_decoder" in components:
+        decoder, encoder = components["vae_decoder"], components["vae_encoder"]
+        dims = decoder["inputs"][0]["dims"]
+        channels = dims[1] if len(dims) == 4 and isinstance(dims[1], int) else 0
+        _check_only(decoder["inputs"], "components.vae_decoder.inputs", {"latent_sample": _map(channels)})
+        _check_only(decoder["outputs"], "components.vae_decoder.outputs", {"sample": ("batch", 3, *_PIXELS)})
+        _check_only(encoder["inputs"], "components.vae_encoder.inputs", {"sample": ("batch", 3, *_PIXELS)})
+        drawn = encoder["outputs"][0]["name"] == "latent_parameters"  # mean and log-variance
+        coded = {"latent_parameters": _map(2 * channels)} if drawn else {"latents": _map(channels)}
+        _check_only(encoder["outputs"], "components.vae_encoder.outputs", coded)
+    for name in ("latents_mean", "latents_std"):
+        if len(data[name]) not in (0, channels) or len(data["latents_mean"]) != len(data["latents_std"]):
+            mismatch(name, data[name], f"one number for each of {channels} channels in both, or none in both")
+    return channels
+
+
+def _check_unet(unet: Fields, channels: int, states: int, pooled: int | None) -> None:
+    sample = unet["inputs"][0]
+    inpaints = states > 0 and sample["dims"] == list(_map(2 * channels + 1))
+    wanted: dict[str, Dims] = {"sample": _map(2 * channels + 1 if inpaints else channels), "timestep": ("batch",)}
+    by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
+    where = "components.unet.inputs"
+    if states:
+        wanted |= _steered(by_name, states, pooled)
+        residuals = {name: dims for name, dims in by_name.items() if _RESIDUAL.fullmatch(name)}
+        if "timestep_cond" in by_name:  # an even width: sines and cosines
+            width = by_name["timestep_cond"][-1]
+            wanted["timestep_cond"] = ("batch", width if isinstance(width, int) and not width % 2 else "an even number")
+        wanted |= residuals
+    _check_only(unet["inputs"], where, wanted)
+    if sample["name"] != "sample":
+        mismatch(f"{where}[0].name", sample["name"], "sample")
+    _check_only(unet["outputs"], "components.unet.outputs", {"out_sample": _map(channels)})
+
+
+def _steered(by_name: Mapping[str, Dims], states: int, pooled: int | None) -> dict[str, Dims]:
+    """The inputs that carry text, and with a pooled state what goes with it: six numbers of sizes, or five."""
+    chunks = by_name.get("encoder_hidden_states", ["batch", "tokens"])[1:2]
+    fixed = chunks and isinstance(chunks[0], int)  # for one chunk of text alone
+    wanted: dict[str, Dims] = {"encoder_hidden_states": ("batch", chunks[0] if fixed else "tokens", states)}
+    if pooled is not None:
+        ids = by_name.get("time_ids", [])[-1:]
+        wanted |= {"text_embeds": ("batch", pooled), "time_ids": ("batch", 5 if ids == [5] else 6)}
+    return wanted
+
+
+def _check_controlnets(components: Fields, channels: int) -> None:
+    """Each ControlNet takes what the U-Net takes, and gives what the U-Net adds."""
+    unet = {b["name"]: b["dims"] for b in components["unet"]["inputs"]}
+    added = [dims for name, dims in unet.items() if _RESIDUAL.fullmatch(name)]
+    nets = controlnets_of(components)
+    for dims in added:
+        levels = [re.sub(r"_\d+$", "", str(dim)) for dim in dims[2:]]
+        if len(dims) != 4 or not isinstance(dims[1], int) or levels != list(_LATENTS):
+            mismatch("components.unet.inputs", dims, "residuals [batch, C, latent_height_N, latent_width_N]")
+    if bool(nets) != bool(added):
+        mismatch("components", sorted(components), "a ControlNet if the U-Net has inputs for one, and only then")
+    for name in nets:
+        where = f"components.{name}"
+        shared = ("timestep", "encoder_hidden_states", "text_embeds", "time_ids")
+        wanted: dict[str, Dims] = {n: unet[n] for n in shared if n in unet}
+        wanted |= {"sample": _map(channels), "controlnet_cond": ("batch", 3, *_PIXELS)}
+        _check_only(components[name]["inputs"], f"{where}.inputs", {**wanted, "conditioning_scale": ("batch",)})
+        outputs = components[name]["outputs"]
+        if [b["dims"] for b in outputs] != added or any(b["dtype"] != "float32" for b in outputs):
+            mismatch(f"{where}.outputs", [b["dims"] for b in outputs], "the residual inputs of the U-Net")
+
+
+def _map(channels: int) -> tuple[Any, ...]:
+    return "batch", channels, *_LATENTS
+
+
+def _check_only(bindings: Iterable[Fields], where: str, wanted: Mapping[str, Dims], dtype: str = "float32") -> None:
+    """These are the tensors with exactly these names, dimensions and type."""
+    got = {b["name"]: b for b in bindings}
+    if set(got) != set(wanted):
+        mismatch(where, sorted(got), f"the tensors {', '.join(sorted(wanted))}")
+    for name, dims in wanted.items():
+        if list(got[name]["dims"]) != list(dims) or got[name]["dtype"] != dtype:
+            shape = f"{got[name]['dtype']} {got[name]['dims']}"
+            mismatch(f"{where}.{name}", shape, f"{dtype} [{', '.join(map(str, dims))}]")

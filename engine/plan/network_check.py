@@ -1,0 +1,219 @@
+"""A network's config held against the headers of its weights, before anything of the config's size is built.
+
+A config may say ten million layers. What it says of layers and widths is compared with the names and shapes of the
+tensors, so that a module is never larger than the file that fills it. Reads no weights and imports no torch. A field
+that a config does not have is its class's default, and is not compared.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from ..errors import SourceError
+
+Config = Mapping[str, Any]
+Shapes = Mapping[str, Sequence[int]]
+Fact = tuple[str, Any, Any]  # a field, what the config says, what the weights hold
+
+TOKEN_TABLE = "embeddings.token_embedding.weight"
+_LONGEST_NAME = 500  # no network's tensors are called longer
+_INDEX = re.compile(r"\.(\d+)(?=\.)")
+
+
+def check_network(file: Path, component: str, config: Config, shapes: Shapes) -> None:
+    """`SourceError` where a config says other layers or widths than the weights beside it hold.
+
+    Args:
+        file: the config, for the error.
+        component: the network's name: text_encoder, unet, controlnet_1, vae, vae_decoder, ...
+        config: what the file says.
+        shapes: the shape of each tensor, of all files of weights together.
+    """
+    for field, says, holds in _facts(component, config)(config, _Tensors(shapes)):
+        if says is not None and says != holds:
+            raise SourceError(
+                f"{file}: {field} is {says!r:.80}, but the weights beside it have {holds!r:.80}; "
+                "take both from the same model."
+            )
+
+
+def token_rows(shapes: Shapes) -> int | None:
+    """How many token ids a text encoder's weights have an embedding for."""
+    return next((shape[0] for name, shape in shapes.items() if name.endswith(TOKEN_TABLE) and shape), None)
+
+
+class _Tensors:
+    """Names and shapes, with the layers under each name counted once: `layers["down_blocks"]` are those of a U-Net."""
+
+    def __init__(self, shapes: Shapes) -> None:
+        self._shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+        self._layers: dict[str, set[str]] = defaultdict(set)
+        for name in self._shapes:
+            for at in _INDEX.finditer(name) if len(name) < _LONGEST_NAME else ():
+                self._layers[name[: at.start()]].add(at[1])
+
+    def layers(self, start: str) -> int:
+        """How many layers stand in the list of this name."""
+        return len(self._layers.get(start, ()))
+
+    def size(self, name: str, axis: int) -> int | None:
+        """A tensor's size along an axis; None where there is no such tensor."""
+        shape = self._shapes.get(name, ())
+        return shape[axis] if axis < len(shape) else None
+
+    def size_of_any(self, end: str, axis: int) -> int | None:
+        """The size of the first tensor whose name ends so."""
+        return next((self.size(name, axis) for name in self._shapes if name.endswith(end)), None)
+
+
+def _facts(component: str, config: Config) -> Callable[[Config, _Tensors], Iterator[Fact]]:
+    if component.startswith("text_encoder"):
+        return _text_2 if component == "text_encoder_2" else _text
+    if component.startswith("controlnet"):
+        return _controlnet
+    if component == "unet":
+        return _unet
+    kinds = {"AutoencoderTiny": _tiny, "VQModel": _codebook}
+    return kinds.get(str(config.get("_class_name")), _autoencoder)
+
+
+def _sizes(config: Config, tensors: _Tensors, table: Iterable[tuple[str, str, int]]) -> Iterator[Fact]:
+    """Fields that are the size of one tensor: (field, tensor, axis)."""
+    for field, name, axis in table:
+        yield field, config.get(field), tensors.size(name, axis)
+
+
+def _text(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    yield "num_hidden_layers", config.get("num_hidden_layers"), tensors.layers("encoder.layers")
+    table = (
+        ("vocab_size", TOKEN_TABLE, 0),
+        ("hidden_size", TOKEN_TABLE, 1),
+        ("max_position_embeddings", "embeddings.position_embedding.weight", 0),
+        ("intermediate_size", "encoder.layers.0.mlp.fc1.weight", 0),
+    )
+    yield from _sizes(config, tensors, table)
+
+
+def _text_2(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    yield from _text(config, tensors)
+    yield from _sizes(config, tensors, [("projection_dim", "text_projection.weight", 0)])
+
+
+def _unet(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    yield from _half(config, tensors, "down_blocks")
+    yield from _half(config, tensors, "up_blocks", more=1)
+    yield from _first_half(config, tensors)
+    yield from _sizes(config, tensors, [("out_channels", "conv_out.weight", 0)])
+
+
+def _first_half(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    """What U-Nets and ControlNets share beside their levels."""
+    table = (
+        ("in_channels", "conv_in.weight", 1),
+        ("time_cond_proj_dim", "time_embedding.cond_proj.weight", 1),
+        ("time_embedding_dim", "time_embedding.linear_1.weight", 0),
+    )
+    yield from _sizes(config, tensors, table)
+    if (width := tensors.size_of_any(".attn2.to_k.weight", 1)) is not None:
+        yield "cross_attention_dim", config.get("cross_attention_dim"), width
+    if config.get("addition_embed_type") == "text_time":
+        yield from _sizes(
+            config, tensors, [("projection_class_embeddings_input_dim", "add_embedding.linear_1.weight", 1)]
+        )
+    if _is_deep(config, "mid_block_type", "UNetMidBlock2DCrossAttn"):
+        depth = config.get("transformer_layers_per_block")
+        depth = depth[-1] if isinstance(depth, list) and depth else depth
+        blocks = tensors.layers("mid_block.attentions.0.transformer_blocks")
+        # It has one attention: of a list for several the first holds.
+        yield "transformer_layers_per_block", depth[:1] if isinstance(depth, list) else depth, _like(depth, [blocks])
+
+
+def _is_deep(config: Config, field: str, kind: str) -> bool:
+    """Are these attentions stacks of transformer blocks? A `UNet2DModel`'s are not, nor are those of two texts."""
+    plain = config.get("_class_name") == "UNet2DModel" or config.get("dual_cross_attention")
+    return not plain and config.get(field, kind) == kind
+
+
+def _half(config: Config, tensors: _Tensors, side: str, more: int = 0) -> Iterator[Fact]:
+    """The levels of one side, which has `more` layers than the config says; in the order of the config."""
+    levels, field = tensors.layers(side), f"{side.rpartition('.')[2].removesuffix('s')}_types"
+    kinds = config.get(field)
+    yield f"the length of {field}", len(kinds) if isinstance(kinds, list) else kinds, levels
+    order = range(levels) if side.endswith("down_blocks") else range(levels)[::-1]
+    if side.endswith("down_blocks"):
+        widths = [tensors.size(f"{side}.{i}.resnets.0.conv1.weight", 0) for i in order]
+        yield "block_out_channels", config.get("block_out_channels"), widths
+    layers = config.get("layers_per_block")
+    held = [tensors.layers(f"{side}.{i}.resnets") - more for i in order]
+    yield "layers_per_block", layers, _like(layers, held)
+    if isinstance(kinds, list):
+        yield from _depths(config, tensors, side, dict(zip(order, kinds[:: 1 if order.step > 0 else -1], strict=True)))
+
+
+def _depths(config: Config, tensors: _Tensors, side: str, kinds: Mapping[int, Any]) -> Iterator[Fact]:
+    """Transformer blocks in each attention of the levels that have such, by level in the order of the config."""
+    field, depths = "transformer_layers_per_block", config.get("transformer_layers_per_block")
+    if side == "up_blocks" and config.get(f"reverse_{field}") is not None:
+        field, depths = f"reverse_{field}", config[f"reverse_{field}"]
+        kinds = dict(reversed([*kinds.items()]))
+    if isinstance(depths, list):
+        yield f"the length of {field}", len(depths), len(kinds)
+    for place, (i, kind) in enumerate(kinds.items()):
+        if not _is_deep({**config, "kind": kind}, "kind", f"CrossAttn{side.removesuffix('_blocks').title()}Block2D"):
+            continue
+        count = tensors.layers(f"{side}.{i}.resnets")
+        held = [tensors.layers(f"{side}.{i}.attentions.{j}.transformer_blocks") for j in range(count)]
+        says = depths[place] if isinstance(depths, list) else depths
+        yield f"{field} of level {place}", says, _like(says, held)
+
+
+def _like(says: Any, held: list[int]) -> Any:
+    """What the weights hold, as a list where the config has a list, else as the number that all are."""
+    return held[0] if len(set(held)) == 1 and not isinstance(says, list) else held
+
+
+def _controlnet(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    yield from _half(config, tensors, "down_blocks")
+    yield from _first_half(config, tensors)
+    start = "controlnet_cond_embedding"
+    yield from _sizes(config, tensors, [("conditioning_channels", f"{start}.conv_in.weight", 1)])
+    ends = [f"{start}.blocks.{i}.weight" for i in range(1, tensors.layers(f"{start}.blocks"), 2)]
+    widths = [tensors.size(name, 0) for name in (f"{start}.conv_in.weight", *ends)]
+    yield "conditioning_embedding_out_channels", config.get("conditioning_embedding_out_channels"), widths
+
+
+def _autoencoder(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    yield from _half(config, tensors, "encoder.down_blocks")
+    yield from _half(config, tensors, "decoder.up_blocks", more=1)
+    table = (
+        ("in_channels", "encoder.conv_in.weight", 1),
+        ("out_channels", "decoder.conv_out.weight", 0),
+        ("latent_channels", "decoder.conv_in.weight", 1),
+    )
+    yield from _sizes(config, tensors, table)
+
+
+def _codebook(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    yield from _autoencoder(config, tensors)
+    table = (("num_vq_embeddings", "quantize.embedding.weight", 0), ("vq_embed_dim", "quantize.embedding.weight", 1))
+    yield from _sizes(config, tensors, table)
+
+
+def _tiny(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    """A convolution before each level's blocks in the encoder and after them in the decoder, and one at the end."""
+    for side in ("encoder", "decoder"):
+        blocks, widths = config.get(f"num_{side}_blocks"), config.get(f"{side}_block_out_channels")
+        if isinstance(blocks, list) and isinstance(widths, list):
+            yield f"the length of {side}_block_out_channels", len(widths), len(blocks)
+            whole = sum(n for n in blocks if isinstance(n, int)) + len(blocks) + 1
+            yield f"the number of layers by num_{side}_blocks", whole, tensors.layers(f"{side}.layers")
+            yield f"{side}_block_out_channels", widths[:1], [tensors.size(f"{side}.layers.0.weight", 0)]
+    table = (
+        ("in_channels", "encoder.layers.0.weight", 1),
+        ("latent_channels", "decoder.layers.0.weight", 1),
+    )
+    yield from _sizes(config, tensors, table)

@@ -1,0 +1,213 @@
+"""The tensors of each network, from its config: the tables of bindings that everything else is computed from.
+
+Names are the ones that Optimum's ONNX Runtime pipelines use; for ControlNets, which it cannot read, they are diffusers'
+names in that style. Knows nothing of which networks make a model (`family`), and runs nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..errors import SourceError
+from .bindings import Binding
+
+Config = Mapping[str, Any]
+
+_LATENTS = ("latent_height", "latent_width")
+_TIME_IDS = (6, 5)  # of SDXL: original size, crop, target size; of its refiner the last is one aesthetic score
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One network: its tensors, and the config it was made from."""
+
+    name: str
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+    config: Config = field(repr=False)
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain data, for a process that works on this component alone."""
+        sides = {side: [b.to_json() for b in getattr(self, side)] for side in ("inputs", "outputs")}
+        return {"name": self.name, "config": dict(self.config), **sides}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Component:
+        """The inverse of `to_json`."""
+        inputs, outputs = (tuple(Binding.from_json(b) for b in data[side]) for side in ("inputs", "outputs"))
+        return cls(name=data["name"], inputs=inputs, outputs=outputs, config=data["config"])
+
+
+def folder_of(component: str) -> str:
+    """The folder of a component's config and weights in a model of diffusers' layout."""
+    return "vae" if component.startswith("vae_") else component
+
+
+def controlnets_of(names: Iterable[str]) -> list[str]:
+    """Those of the names that are ControlNets': controlnet, controlnet_1, ..."""
+    return [n for n in names if n.startswith("controlnet")]
+
+
+def text_encoder(name: str, config: Config) -> Component:
+    """CLIP's, with its pooled state; the second of SDXL gives that projected, and first, as Optimum reads it."""
+    layers, tokens = config["num_hidden_layers"], config["max_position_embeddings"]
+    state = ("batch", tokens, config["hidden_size"])
+    last = _float("last_hidden_state", *state)
+    skipped: tuple[Binding, ...] = ()
+    if name == "text_encoder":
+        pooled = (last, _float("pooler_output", "batch", config["hidden_size"]))
+        # The state before the last `i` layers, through the final norm: what clip_skip=i takes.
+        skipped = tuple(_float(f"skipped_states.{i}", *state) for i in range(1, layers + 1))
+    else:
+        pooled = (_float("text_embeds", "batch", config["projection_dim"]), last)
+    return Component(
+        name=name,
+        inputs=(Binding(name="input_ids", dtype="int64", dims=("batch", tokens)),),
+        outputs=(*pooled, *(_float(f"hidden_states.{i}", *state) for i in range(layers + 1)), *skipped),
+        config=config,
+    )
+
+
+def unet(configs: Mapping[str, Config]) -> Component:
+    """The denoiser; where the model has ControlNets, with an input for each state that they add to."""
+    config = configs["unet"]
+    residuals: tuple[Binding, ...] = ()
+    if controlnets_of(configs):
+        *down, middle = _residual_dims(config)
+        residuals = (
+            *(_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down)),
+            _float("mid_block_additional_residual", *middle),
+        )
+    return Component(
+        name="unet",
+        inputs=(*_latents_and_text(config), *_guidance(config), *_added(config, configs), *residuals),
+        outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
+        config=config,
+    )
+
+
+def unconditional(config: Config) -> Component:
+    """A denoiser of pixels or latents that is told nothing but the timestep."""
+    return Component(
+        name="unet",
+        inputs=(_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")),
+        outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
+        config=config,
+    )
+
+
+def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
+    """The U-Net's trainable copy: what it adds to the skip connections (Zhang et al. 2023, arXiv 2302.05543)."""
+    config = configs[name]
+    *down, middle = _residual_dims(config)
+    return Component(
+        name=name,
+        inputs=(
+            *_latents_and_text(config),
+            _float("controlnet_cond", "batch", config.get("conditioning_channels", 3), "height", "width"),
+            _float("conditioning_scale", "batch"),
+            *_added(config, configs),
+        ),
+        outputs=(
+            *(_float(f"down_block_res_sample_{i}", *dims) for i, dims in enumerate(down)),
+            _float("mid_block_res_sample", *middle),
+        ),
+        config=config,
+    )
+
+
+def vae(config: Config) -> tuple[Component, Component]:
+    """The autoencoder's decoder and encoder; latents of a tiny or a quantising one are no distribution."""
+    pixels, channels = ("batch", 3, "height", "width"), latent_channels(config)
+    decoder = Component(
+        name="vae_decoder",
+        inputs=(_float("latent_sample", "batch", channels, *_LATENTS),),
+        outputs=(_float("sample", *pixels),),
+        config=config,
+    )
+    # Mean and log-variance of the posterior, one after the other.
+    posterior = _float("latent_parameters", "batch", 2 * channels, *_LATENTS)
+    plain = is_tiny(config) or is_quantising(config)
+    encoder = Component(
+        name="vae_encoder",
+        inputs=(_float("sample", *pixels),),
+        outputs=(_float("latents", "batch", channels, *_LATENTS) if plain else posterior,),
+        config=config,
+    )
+    return decoder, encoder
+
+
+def is_tiny(config: Config) -> bool:
+    """Is it TAESD's autoencoder (https://github.com/madebyollin/taesd)?"""
+    return config.get("_class_name") == "AutoencoderTiny"
+
+
+def is_quantising(config: Config) -> bool:
+    """Does it take each latent for the nearest of its codebook (van den Oord et al. 2017, arXiv 1711.00937)?"""
+    return config.get("_class_name") == "VQModel"
+
+
+def latent_channels(config: Config) -> int:
+    """Of an autoencoder's latents as a U-Net sees them."""
+    return int((is_quantising(config) and config.get("vq_embed_dim")) or config["latent_channels"])
+
+
+def vae_widths(config: Config) -> Sequence[int]:
+    """The channels of an autoencoder's levels, one for each halving and one more."""
+    widths: Sequence[int] = config["decoder_block_out_channels" if is_tiny(config) else "block_out_channels"]
+    return widths
+
+
+def _float(name: str, *dims: int | str) -> Binding:
+    return Binding(name=name, dtype="float32", dims=dims)
+
+
+def _latents_and_text(config: Config) -> tuple[Binding, ...]:
+    return (
+        _float("sample", "batch", config["in_channels"], *_LATENTS),
+        # One timestep a picture: slots of a batch may stand at different steps.
+        _float("timestep", "batch"),
+        # Long prompts are several of the encoder's lengths.
+        _float("encoder_hidden_states", "batch", "tokens", config["cross_attention_dim"]),
+    )
+
+
+def _guidance(config: Config) -> tuple[Binding, ...]:
+    """Of a latent consistency model, which was distilled with its guidance (Luo et al. 2023, arXiv 2310.04378)."""
+    width = config.get("time_cond_proj_dim")
+    return () if width is None else (_float("timestep_cond", "batch", int(width)),)
+
+
+def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
+    """What a network of SDXL takes beside the timestep."""
+    if not config.get("addition_embed_type"):
+        return ()
+    kind, pooled = config["addition_embed_type"], configs["text_encoder_2"]["projection_dim"]
+    width, each = config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
+    ids = next((ids for ids in _TIME_IDS if each is not None and pooled + ids * each == width), None)
+    if kind != "text_time" or ids is None:
+        raise SourceError(
+            f"{getattr(config, 'file', 'the config')}: addition_embed_type is {kind!r:.80}, "
+            f"projection_class_embeddings_input_dim {width} and addition_time_embed_dim {each}; expected text_time, "
+            f"and beside the {pooled} of text_encoder_2's projection_dim {' or '.join(map(str, _TIME_IDS))} times "
+            "addition_time_embed_dim."
+        )
+    return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids))
+
+
+def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:
+    """The states that a ControlNet adds to: of the first convolution, each layer, each halving; of the middle, last."""
+    widths, layers = config["block_out_channels"], config["layers_per_block"]
+    dims = [_level_dims(widths[0], 0)]
+    for level, width in enumerate(widths):
+        dims += [_level_dims(width, level)] * (layers if isinstance(layers, int) else layers[level])
+        if level + 1 < len(widths):
+            dims.append(_level_dims(width, level + 1))
+    return [*dims, _level_dims(widths[-1], len(widths) - 1)]
+
+
+def _level_dims(width: int, level: int) -> tuple[int | str, ...]:
+    """Symbols say by how much a level is smaller than the latents: latent_height_2."""
+    return "batch", width, *(f"{side}_{2**level}" if level else side for side in _LATENTS)

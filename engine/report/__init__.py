@@ -1,0 +1,1 @@
+"""What a call reports, and what a PNG file records about it."""

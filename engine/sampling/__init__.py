@@ -1,0 +1,1 @@
+"""Schedulers as matrices: compiled, stored, run step by step; noise and guidance."""

@@ -1,0 +1,272 @@
+"""Schedulers by name: which diffusers class a word stands for, and with which configuration.
+
+A `SchedulerSpec` is plain data. It is made without importing torch or diffusers, so that a process which finds its
+sampler matrix in a file never needs either. Not known here: what a scheduler does; `calotype.sampling.compile` makes
+one from a spec and compiles it.
+"""
+
+from __future__ import annotations
+
+import difflib
+import functools
+import hashlib
+import json
+import re
+import uuid
+import warnings
+from dataclasses import asdict, dataclass, field
+from importlib import metadata
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+from ..errors import SamplerError
+from ..plan.scheduler_config import check_scheduler_config
+from .schedule_range import WHOLE, Course
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+__all__ = ["SchedulerLike", "SchedulerSpec", "scheduler_names", "spec_from"]
+
+SchedulerLike: TypeAlias = Any
+"""A name, a class of diffusers, a scheduler of diffusers, a `SchedulerSpec`, or None for the model's own."""
+
+FORMAT: Final = 1  # raise it when the same spec would compile to another matrix
+
+_SIGMAS: Final = ("karras", "exponential", "beta")
+_MULTISTEP: Final = {"algorithm_type": "dpmsolver++", "solver_order": 2}
+
+# name: (class of diffusers, what the name itself settles, whether a -karras, -exponential or -beta may follow)
+_NAMES: Final[Mapping[str, tuple[str, Mapping[str, Any], bool]]] = {
+    "ddim": ("DDIMScheduler", {}, False),
+    "ddpm": ("DDPMScheduler", {}, False),
+    "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis"}, True),
+    "dpm++2m": ("DPMSolverMultistepScheduler", _MULTISTEP, True),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {**_MULTISTEP, "algorithm_type": "sde-dpmsolver++"}, True),
+    # Without lower_order_final the class flips the flag itself, with a warning, for every odd number of steps.
+    "dpm++2s": ("DPMSolverSinglestepScheduler", {**_MULTISTEP, "lower_order_final": True}, True),
+    "dpm++sde": ("DPMSolverSDEScheduler", {}, True),
+    "euler": ("EulerDiscreteScheduler", {}, True),
+    "euler-a": ("EulerAncestralDiscreteScheduler", {}, False),
+    "heun": ("HeunDiscreteScheduler", {}, True),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}, True),
+    "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}, True),
+    "lcm": ("LCMScheduler", {}, False),
+    "lms": ("LMSDiscreteScheduler", {}, True),
+    "pndm": ("PNDMScheduler", {"skip_prk_steps": True}, False),
+    "sa-solver": ("SASolverScheduler", {"algorithm_type": "data_prediction"}, True),
+    "tcd": ("TCDScheduler", {}, False),
+    "unipc": ("UniPCMultistepScheduler", {}, True),
+}
+_ALIASES: Final = {"euler-ancestral": "euler-a", "kdpm2-ancestral": "kdpm2-a", "dpm2": "kdpm2", "dpm2-a": "kdpm2-a"}
+
+# Latents have no bounds to clip to; the classes' default of True was made for pixels.
+_LATENTS: Final = {"clip_sample": False}
+# What the networks of SD 1, SD 2 and SDXL were trained with; it holds where no model says otherwise.
+_STABLE_DIFFUSION: Final = {
+    "beta_start": 0.00085,
+    "beta_end": 0.012,
+    "beta_schedule": "scaled_linear",
+    "steps_offset": 1,
+    "set_alpha_to_one": False,
+}
+_BETAS: Final = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "rescale_betas_zero_snr",
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SchedulerSpec:
+    """A scheduler as plain data.
+
+    Attributes:
+        name: how reports call it: "euler-karras", or the name of the class.
+        class_name: the class of diffusers, e.g. "EulerDiscreteScheduler".
+        config: arguments of the class; those it does not take are ignored.
+        by_hand: empty, or what of the scheduler these data do not tell. Then only the scheduler itself can be
+            compiled, no fingerprint is like another, and the matrix is not worth keeping.
+    """
+
+    name: str
+    class_name: str
+    config: Mapping[str, Any] = field(default_factory=dict)
+    by_hand: str = ""
+
+    def to_json(self) -> str:
+        """One line of JSON, for a manifest."""
+        return self._json
+
+    @functools.cached_property
+    def _json(self) -> str:
+        return json.dumps(asdict(self), sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: str) -> SchedulerSpec:
+        """The spec that `to_json` wrote.
+
+        Raises:
+            SamplerError: the text is something else.
+        """
+        try:
+            spec = cls(**json.loads(text))
+            check_scheduler_config(spec.config, "config")
+        except (TypeError, ValueError, RecursionError):
+            spec = None
+        # The text may come from a stranger's picture: it names a scheduler, and nothing else is made of it.
+        if spec is None or not spec._is_plain():
+            raise SamplerError(f"This is not a scheduler written by calotype: {text[:80]!r}.")
+        return spec
+
+    def _is_plain(self) -> bool:
+        words = all(isinstance(word, str) for word in (self.name, self.class_name, self.by_hand))
+        return words and isinstance(self.config, dict) and self.class_name.endswith("Scheduler")
+
+    def key(self) -> str:
+        """What the scheduler is and how it is configured, whatever its name, as 64 hexadecimal digits.
+
+        A plan's matrices are found by it, where diffusers need not be installed and its version says nothing.
+        """
+        return self._digest({"format": FORMAT})
+
+    def fingerprint(self, steps: int, course: Course = WHOLE) -> str:
+        """The key of the compiled matrix in the store: sha256 over all that decides it, as 64 hexadecimal digits.
+
+        That is the class, its configuration, the steps and what is walked of them, the version of diffusers and of the
+        compiler; the name is left out. It imports neither torch nor diffusers.
+        """
+        return self._digest({"steps": steps, "format": FORMAT, "diffusers": _diffusers_version(), **course.key()})
+
+    def _digest(self, more: Mapping[str, Any]) -> str:
+        said = asdict(self) | dict(more)
+        if self.by_hand:
+            said["by_hand"] = str(uuid.uuid4())
+        del said["name"]
+        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+
+
+def scheduler_names() -> tuple[str, ...]:
+    """Every name that `spec_from` knows, sorted; aliases are left out."""
+    with_sigmas = [f"{name}-{sigmas}" for name, entry in _NAMES.items() if entry[2] for sigmas in _SIGMAS]
+    return tuple(sorted([*_NAMES, *with_sigmas]))
+
+
+def spec_from(scheduler: SchedulerLike = None, base_config: Mapping[str, Any] | None = None) -> SchedulerSpec:
+    """Say what scheduler is meant.
+
+    Args:
+        scheduler: a name of `scheduler_names()`, spelled freely ("DPM++ 2M Karras" will do); a class of diffusers or
+            the name of one; a scheduler, which then is taken as it is; a spec; None for the model's own.
+        base_config: the model's `scheduler_config.json`. Betas, prediction type and timestep spacing come from it, as
+            in `Class.from_config(base_config)`. Without one the values of Stable Diffusion hold.
+
+    Raises:
+        SamplerError: the name is unknown, or the value is none of the above.
+    """
+    if isinstance(scheduler, SchedulerSpec):
+        return scheduler
+    if scheduler is None:
+        scheduler = (base_config or {}).get("_class_name", "ddim")
+    if isinstance(scheduler, str):
+        return _from_name(scheduler, base_config)
+    if isinstance(scheduler, type):
+        by_hand = "" if _is_diffusers(scheduler) else "its class is not one of diffusers"
+        return SchedulerSpec(
+            name=scheduler.__name__, class_name=scheduler.__name__, config=_base(base_config), by_hand=by_hand
+        )
+    if hasattr(scheduler, "config") and hasattr(scheduler, "set_timesteps"):
+        return _from_object(scheduler)
+    raise SamplerError(f"scheduler= takes a name, a class or a scheduler of diffusers, not {scheduler!r}.")
+
+
+def _from_name(name: str, base_config: Mapping[str, Any] | None) -> SchedulerSpec:
+    if name.endswith("Scheduler") and name.isidentifier():
+        return SchedulerSpec(name=name, class_name=name, config=_base(base_config))
+    known = {_squeezed(full): full for full in (*scheduler_names(), *_ALIASES)}
+    full = known.get(_squeezed(name))
+    if full is None:
+        raise SamplerError(_unknown(name, known))
+    full = _ALIASES.get(full, full)
+    head, _, sigmas = full.rpartition("-")
+    if sigmas not in _SIGMAS:
+        head, sigmas = full, ""
+    class_name, settled, _ = _NAMES[head]
+    # A suffix rules out the two other schedules, which the model may have asked for: a class takes one at most.
+    flags = {f"use_{word}_sigmas": word == sigmas for word in _SIGMAS} if sigmas else {}
+    return SchedulerSpec(name=full, class_name=class_name, config={**_base(base_config), **settled, **flags})
+
+
+def _unknown(name: str, known: Mapping[str, str]) -> str:
+    near = [known[key] for key in difflib.get_close_matches(_squeezed(name), known, n=3, cutoff=0.5)]
+    nearest = f" The nearest: {', '.join(near)}." if near else ""
+    suffixed = ", ".join(word for word, entry in _NAMES.items() if entry[2])
+    return (
+        f"There is no scheduler called {name!r}.{nearest} Known: {', '.join(sorted(_NAMES))};"
+        f" -karras, -exponential or -beta may follow {suffixed}."
+    )
+
+
+def _from_object(scheduler: Any) -> SchedulerSpec:
+    made: Any = type(scheduler)
+    config: dict[str, Any] = {}
+    by_hand = "" if _is_diffusers(made) else "its class is not one of diffusers"
+    for key, value in scheduler.config.items():
+        try:
+            config |= {} if key.startswith("_") else {key: _plain(value)}
+        except TypeError:
+            by_hand = f"its {key} is a {type(value).__name__}"
+    if not by_hand and hasattr(scheduler, "alphas_cumprod"):
+        # The configuration does not tell of betas that were replaced in the object, as some do for a zero signal.
+        asked = _alphas(made, json.dumps({key: config[key] for key in _BETAS if key in config}))
+        by_hand = "" if scheduler.alphas_cumprod.tolist() == asked else "its alphas_cumprod was replaced"
+    return SchedulerSpec(name=made.__name__, class_name=made.__name__, config=config, by_hand=by_hand)
+
+
+@functools.lru_cache(maxsize=32)  # some schedulers take half a second to be made
+def _alphas(made: Any, betas: str) -> list[float]:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        alphas: list[float] = made(**json.loads(betas)).alphas_cumprod.tolist()
+    return alphas
+
+
+def _base(base_config: Mapping[str, Any] | None) -> dict[str, Any]:
+    if base_config is None:
+        return {**_LATENTS, **_STABLE_DIFFUSION}
+    # As `from_config` does: what the model never said is left to the default of the new class.
+    unsaid = base_config.get("_use_default_values")
+    unsaid = unsaid if isinstance(unsaid, (list, tuple)) else ()
+    said = {key: value for key, value in base_config.items() if key not in unsaid and not key.startswith("_")}
+    try:
+        return {**_LATENTS, **_plain(said)}
+    except TypeError as error:
+        raise SamplerError(f"The model's scheduler configuration cannot be written as JSON: {error}.") from None
+
+
+def _plain(value: Any) -> Any:
+    """The value as JSON gives it back; arrays become lists. TypeError for what JSON cannot say."""
+    return json.loads(json.dumps(value, default=_listed))
+
+
+def _listed(value: Any) -> Any:
+    if hasattr(value, "tolist"):  # an array of numpy, a tensor of torch
+        return value.tolist()
+    raise TypeError(f"{type(value).__name__} is not plain data")
+
+
+def _squeezed(name: str) -> str:
+    return re.sub(r"[\s_-]", "", name.lower()).replace("dpmpp", "dpm++")
+
+
+def _is_diffusers(made: type) -> bool:
+    return made.__module__.partition(".")[0] == "diffusers"
+
+
+def _diffusers_version() -> str:
+    try:
+        return metadata.version("diffusers")
+    except metadata.PackageNotFoundError:
+        return "none"

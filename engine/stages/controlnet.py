@@ -1,0 +1,79 @@
+"""What ControlNets add to the U-Net: one call of each a step, their outputs summed, zeros where none acts.
+
+Knows the plan's components by their bindings; knows nothing of steps, prompts or backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..backends import Opened
+from ..backends.session import Series
+from ..plan.networks import controlnets_of
+from ..plan.plan import Plan
+from ..request.request import Job
+
+Floats = NDArray[np.float32]
+
+
+class Control:
+    """The ControlNets' part in one job. Called at every step, before the U-Net."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        job: Job,
+        network: Callable[[str], Opened],
+        conditioning: Mapping[str, Floats],
+        timesteps: NDArray[Any],
+        *,
+        guided: bool,
+    ) -> None:
+        """`network` gives a component by its name; only those that have a part in the job are opened.
+
+        `conditioning` is what the U-Net is given beside the sample, of both halves where `guided`. Fractions of the
+        way are counted in calls of the U-Net, as diffusers does.
+        """
+        self._takes = [b for b in plan.components["unet"].inputs if "additional_residual" in b.name]
+        self._components, self._total = plan.components, len(timesteps)
+        halves = 2 if guided else 1
+        names = controlnets_of(plan.components) if job.control_images else []
+        self._nets = []
+        for name, image, scale, span in zip(
+            names, job.control_images, job.control_scales, job.control_spans, strict=True
+        ):
+            if scale != 0:
+                steered = {
+                    **conditioning,
+                    "controlnet_cond": np.concatenate([image] * halves),
+                    "conditioning_scale": np.full(len(image) * halves, scale, dtype=np.float32),
+                }
+                given = {b.name: steered[b.name] for b in plan.components[name].inputs if b.name in steered}
+                self._nets.append((name, Series(network(name), given, timesteps, twice=guided), span))
+        sizes = plan.profile.sizes(batch=len(job.seeds) * halves, height=job.height, width=job.width)
+        self._zeros = {b.name: np.zeros(b.shape(sizes), np.float32) for b in self._takes}
+
+    @property
+    def stays(self) -> dict[str, Floats]:
+        """What the U-Net is given in their place at every call, where none has a part in the job."""
+        return {} if self._nets else self._zeros
+
+    def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
+        """The U-Net's residual inputs by name, unless they stay.  # [B, C, h, w]"""
+        if not self._nets:
+            return {}
+        sums: list[Floats] = []
+        for outputs in self._outputs(call, sample):
+            sums = [a + b for a, b in zip(sums, outputs, strict=True)] if sums else list(outputs)
+        return {b.name: total for b, total in zip(self._takes, sums, strict=True)} if sums else self._zeros
+
+    def _outputs(self, call: int, sample: Floats) -> Iterator[list[Floats]]:
+        for name, series, (start, end) in self._nets:
+            if call / self._total < start or (call + 1) / self._total > end:
+                continue
+            outputs = series(call, sample, {})
+            yield [outputs[b.name] for b in self._components[name].outputs]

@@ -1,0 +1,1 @@
+"""Prompts: weights inside the text, and token ids."""

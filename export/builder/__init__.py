@@ -1,0 +1,1 @@
+"""`build` and `prepare`: a source becomes a plan."""

@@ -1,0 +1,41 @@
+"""A plan's compiled schedules in the store: found there, or compiled in a child process (which needs torch)."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from calotype.plan.profile import Range
+from calotype.sampling.schedulers import FORMAT
+
+from ..steps.subprocess_task import in_child
+from ..steps.versions import installed
+from ..store.store import ENTRY, fetch, key_of
+from .samplers import PICTURE_STEPS
+
+
+def schedules(folder: Path, config: Mapping[str, Any], names: Sequence[str], steps: Range) -> dict[str, Any]:
+    """Fill `folder` with the model's scheduler and the named ones, in all step counts; what was left out, and why."""
+    arguments = {"config": dict(config), "names": list(names), "steps": [steps.low, steps.high]}
+    key = key_of({**arguments, "pictures": list(PICTURE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")})
+
+    def make(made: Path) -> Mapping[str, Any]:
+        done = in_child(
+            "compiling the schedules", "calotype.export.builder.samplers_step:compile_all", out=str(made), **arguments
+        )
+        return {"left_out": done.value}
+
+    found, notes = fetch(key, make, label={"kind": "schedules"})
+    shutil.copytree(found, folder, ignore=shutil.ignore_patterns(ENTRY))
+    return dict(notes["left_out"])
+
+
+def compile_all(*, config: Mapping[str, Any], names: Sequence[str], steps: Sequence[int], out: str) -> dict[str, str]:
+    """In a child process: the matrices into `out`."""
+    from .samplers import store_samplers
+
+    low, high = steps
+    report = store_samplers(Path(out), config, schedulers=(None, *names), steps=range(low, high + 1))
+    return dict(report.left_out)

@@ -1,0 +1,141 @@
+"""`calotype cache`: what is kept under `CALOTYPE_HOME`, and what leaves it. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from calotype.errors.printable import printable
+
+if TYPE_CHECKING:
+    from calotype.files.cache import Entry
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, verify and clear what is kept.")
+
+_COLUMNS = ("key", "area", "what", "size", "last used")
+_SHORT = 12  # digits of a key: enough to tell entries apart
+_LATEST_S = 253_402_214_400.0  # the year 9999, which `datetime` ends with
+
+
+@app.command("ls")
+def list_entries(
+    as_json: Annotated[bool, typer.Option("--json", help="Print an array of objects, with all that is known.")] = False,
+) -> None:
+    """List the entries, the least recently used first."""
+    from calotype.files.paths import home
+
+    from ..store.gc import all_entries
+
+    entries = all_entries()
+    if as_json:
+        typer.echo(json.dumps([_object(entry) for entry in entries], indent=1))
+    elif not entries:
+        typer.echo(f"{home()} is empty")
+    elif sys.stdout.isatty():
+        _print_table([_row(entry) for entry in entries])
+    else:
+        _print_aligned([_row(entry) for entry in entries])
+
+
+@app.command("rm")
+def remove_entries(
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys, or the first digits of them.")],
+) -> None:
+    """Remove entries, unless they are in use."""
+    from ..store.gc import remove
+
+    _print_removed(remove(keys))
+
+
+@app.command("gc")
+def collect(
+    max_size: Annotated[str, typer.Option(help="What may stay: 20GB, 500MB, 1.5GiB.", show_default=False)],
+) -> None:
+    """Remove the least recently used entries until the rest fits, and what killed processes left."""
+    from rich.filesize import decimal
+
+    from ..store.gc import gc
+    from ..store.sizes import bytes_of
+
+    swept = gc(bytes_of(max_size))
+    _print_removed(swept.removed)
+    typer.echo(f"{decimal(swept.kept_bytes)} are kept")
+    if swept.busy:
+        names = ", ".join(f"{entry.key[:_SHORT]} ({entry.title})" for entry in swept.busy)
+        typer.echo(printable(f"calotype: in use, so not removed: {names}"), err=True)
+
+
+@app.command("verify")
+def verify_entries() -> None:
+    """Read every entry again. List damaged ones, and exit with 1 if there are any."""
+    from calotype.files.digest import rereading
+
+    from ..store.gc import all_entries
+
+    entries = all_entries()
+    verifiable = [entry for entry in entries if entry.area.verifiable]
+    damaged = 0
+    with rereading():
+        for entry in verifiable:
+            if (fault := entry.fault) is not None:
+                damaged += 1
+                typer.echo(printable(f"damaged {entry.key[:_SHORT]}  {entry.area.name}  {entry.title}: {fault}"))
+    typer.echo(f"{len(verifiable)} entries read, {damaged} damaged")
+    if rest := {entry.area.name for entry in entries if not entry.area.verifiable}:
+        typer.echo(f"not verified, as there are no digests of their files: {', '.join(sorted(rest))}")
+    if damaged:
+        raise typer.Exit(1)
+
+
+def _object(entry: Entry) -> dict[str, object]:
+    return {
+        "key": entry.key,
+        "area": entry.area.name,
+        "label": dict(entry.label),
+        "size_bytes": entry.size_bytes,
+        "used": _time(entry.used).isoformat(),
+        "path": str(entry.path),
+    }
+
+
+def _row(entry: Entry) -> tuple[str, ...]:
+    from rich.filesize import decimal
+
+    used = _time(entry.used).astimezone().strftime("%Y-%m-%d %H:%M")
+    return entry.key[:_SHORT], entry.area.name, printable(entry.title), decimal(entry.size_bytes), used
+
+
+def _time(seconds: float) -> datetime:
+    return datetime.fromtimestamp(min(seconds, _LATEST_S), UTC)
+
+
+def _print_table(rows: list[tuple[str, ...]]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for name in _COLUMNS:
+        table.add_column(name, justify="right" if name == "size" else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*map(Text, row))
+    Console().print(table)
+
+
+def _print_aligned(rows: list[tuple[str, ...]]) -> None:
+    lines = [_COLUMNS, *rows]
+    widths = [max(len(line[i]) for line in lines) for i in range(len(_COLUMNS))]
+    for line in lines:
+        typer.echo("  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip())
+
+
+def _print_removed(removed: Iterable[Entry]) -> None:
+    from rich.filesize import decimal
+
+    for entry in removed:
+        typer.echo(printable(f"removed {entry.key[:_SHORT]}  {entry.title}, {decimal(entry.size_bytes)}"))

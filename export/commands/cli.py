@@ -1,0 +1,13 @@
+"""The whole command line: the runtime's, and the commands of this room. Heavy imports wait until a command runs."""
+
+from __future__ import annotations
+
+from calotype.cli import app, main
+
+from . import cache as cache_cli
+from .build import build_command
+
+__all__ = ["app", "main"]
+
+build_command(app)
+app.add_typer(cache_cli.app, name="cache")

@@ -1,0 +1,188 @@
+"""What the kernels take of a GPU that is not there: registers, shared memory and spills, from an ahead-of-time build.
+
+    python -m calotype.export.commands.kernel_resources            # compares with kernels/resources.json
+    python -m calotype.export.commands.kernel_resources --write    # writes it anew
+
+The launches are those of the shapes of full-size models, on the meta device. Each is compiled as Triton would compile
+it at its first launch, and NVIDIA's assembler, which Triton brings along, says what it came to. Nothing is run.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from calotype.kernels import attention, geglu, group_norm_silu, guided_step, int8_matmul, layer_norm, to_uint8
+from calotype.kernels.launch import Launch
+from calotype.kernels.quantise import Scale
+
+TARGETS = (80, 90, 100, 120)  # compute capabilities: A100, H100 and H200, B200, RTX 50
+_USED = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
+
+Table = dict[str, Any]
+
+
+def cases() -> Iterator[tuple[str, Launch]]:
+    """Launches of full-size models and of kernels that wait for one, by names that tell them apart; not all shapes."""
+    half = torch.bfloat16
+    for what, shape, added in (
+        ("SD 1.5's first level", (2, 320, 64, 64), "time"),
+        ("SDXL's second level", (2, 640, 64, 64), "time"),
+        ("the widest skip", (2, 2560, 16, 16), ""),
+        ("a residual, low", (2, 1280, 16, 16), "residual"),
+        ("the autoencoder's middle", (1, 512, 128, 128), ""),
+        ("the autoencoder's last level", (1, 128, 1024, 1024), "residual"),
+    ):
+        x = _empty(*shape, dtype=half).contiguous(memory_format=torch.channels_last)
+        more = {"time": _empty(*shape[:2], dtype=half), "residual": x}
+        yield from _named(
+            what, group_norm_silu.launches(x, _norm(shape[1]), **{n: more[n] for n in more if n == added})
+        )
+    small = _empty(2, 1280, 16, 16, dtype=half).contiguous(memory_format=torch.channels_last)
+    plugin = replace(_norm(1280), weight=_empty(1280, dtype=half), bias=_empty(1280, dtype=half))
+    yield from _named("TensorRT's plugin", [group_norm_silu.plugin_launch(small, plugin)])
+    for width, rows in ((320, 4096), (1280, 1024)):
+        x, scale = _empty(2, rows, width, dtype=half), _empty(width, dtype=half)
+        yield from _named(f"{width} wide", layer_norm.launches(x, scale, scale, residual=x))
+    yield from _named("SD 1.5's first level", geglu.launches(_empty(2, 4096, 2560, dtype=half)))
+    for what, heads, pixels, width, keys in (
+        ("SD 1.5's first level", 8, 4096, 40, 4096),
+        ("SD 1.5's second level", 8, 1024, 80, 1024),
+    ):
+        q, k = (_empty(2, n, heads, width, dtype=half).transpose(1, 2) for n in (pixels, keys))
+        yield from _named(what, attention.launches(q, k, k, scale=width**-0.5))
+    yield from _eight_bits(half)
+    for order in (torch.contiguous_format, torch.channels_last):
+        x = _empty(1, 3, 1024, 1024, dtype=half).contiguous(memory_format=order)
+        yield from _named(str(order)[6:], to_uint8.launches(x))
+    for rescaled in (False, True):
+        network, slots = _batch(slots=4, calls=50)
+        name = "rescaled" if rescaled else "plain"
+        yield from _named(f"{name}, 50 calls", guided_step.launches(network, slots, rescaled=rescaled))
+
+
+def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
+    """The kernels that end in eight bits, and the product that begins with them."""
+    for dtype in (torch.int8, torch.float8_e4m3fn):
+        quantised, told = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
+        x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
+        last = group_norm_silu.launches(x, replace(_norm(320), quantised=quantised))[-1]  # moments are moments
+        yield from _named(f"to {told}", [last])
+        rows, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
+        yield from _named(f"to {told}", layer_norm.launches(rows, scale, scale, residual=rows, quantised=quantised))
+        yield from _named(f"to {told}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantised=quantised))
+    weights = int8_matmul.Weights(
+        values=_empty(10240, 1280, dtype=torch.int8), scale=_empty(10240), bias=_empty(10240, dtype=half)
+    )
+    a = _empty(8192, 1280, dtype=torch.int8)
+    yield from _named("SDXL's feed-forward", int8_matmul.launches(a, _empty(1), weights, dtype=half))
+
+
+def targets_of(launch: Launch) -> list[int]:
+    """The compute capabilities that it is compiled for."""
+    return [target for target in TARGETS if target >= launch.least]
+
+
+def _named(what: str, launches: Sequence[Launch]) -> Iterator[tuple[str, Launch]]:
+    for launch in launches:
+        yield f"{launch.name.removeprefix('_')}: {what}", launch
+
+
+def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    return torch.empty(*shape, dtype=dtype, device="meta")
+
+
+def _norm(channels: int) -> group_norm_silu.GroupNorm:
+    return group_norm_silu.GroupNorm(weight=_empty(channels), bias=_empty(channels))
+
+
+def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.Slots]:
+    """Guided slots of SDXL's size, with inpainting: all that the kernel can do is in it."""
+    shape, rows, columns = (4, 128, 128), calls + 1, 2 * calls + 1
+    half = _empty(2 * slots, *shape, dtype=torch.bfloat16)
+    network = guided_step.Network(output=half, sample=half, timestep=_empty(2 * slots))
+    original = guided_step.Original(
+        latents=_empty(slots, *shape),
+        clean=_empty(slots, rows, dtype=torch.float64),
+        repaint=_empty(slots, *shape[1:], dtype=torch.uint8),
+        kept=_empty(slots, rows, 2, dtype=torch.float64),
+    )
+    return network, guided_step.Slots(
+        call=_empty(slots, dtype=torch.int32),
+        calls=_empty(slots, dtype=torch.int32),
+        rows=_empty(slots, rows, columns, dtype=torch.float64),
+        timesteps=_empty(slots, rows),
+        guidance=_empty(slots, 2),
+        history=_empty(slots, columns, *shape),
+        latents=_empty(slots, *shape),
+        original=original,
+    )
+
+
+def resources(launch: Launch, capability: int) -> dict[str, int]:
+    """Registers of a thread, bytes of shared memory of a program, and bytes of each thread that went to memory.
+
+    Raises whatever Triton raises for a kernel that it cannot compile.
+    """
+    import triton
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    types, constants, aligned = launch.signature()
+    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=aligned)
+    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    registers, stack, _, local = _usage(made.asm["cubin"])
+    return {"registers": registers, "shared_bytes": int(made.metadata.shared), "spilled_bytes": stack + local}
+
+
+def _usage(cubin: bytes) -> tuple[int, ...]:
+    from triton import knobs
+
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(cubin)
+        file.flush()
+        command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
+        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = _USED.search(told)
+    assert found, told
+    return tuple(map(int, found.groups()))
+
+
+def table() -> Table:
+    """case -> "sm_90" -> resources, with the version of Triton that compiled them."""
+    import triton
+
+    found = {name: {f"sm_{t}": resources(launch, t) for t in targets_of(launch)} for name, launch in cases()}
+    return {"triton": triton.__version__, "kernels": found}
+
+
+def differences(found: Mapping[str, Any], committed: Mapping[str, Any]) -> list[str]:
+    """A line for everything in which the tables differ."""
+    names = sorted({*found["kernels"], *committed["kernels"]})
+    pairs = [(n, found["kernels"].get(n), committed["kernels"].get(n)) for n in names]
+    pairs.append(("triton", found["triton"], committed["triton"]))
+    return [f"{name}: {now}, and the table has {then}" for name, now, then in pairs if now != then]
+
+
+def main(arguments: Sequence[str]) -> int:
+    """The command: compare, or write."""
+    path = Path.cwd() / "kernels" / "resources.json"
+    found = table()
+    if "--write" in arguments:
+        path.write_text(json.dumps(found, indent=1) + "\n")
+    apart = differences(found, json.loads(path.read_text()))
+    print("\n".join(apart) or f"{path} is what {len(found['kernels'])} launches come to.")
+    return 1 if apart else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,210 @@
+"""What a picture shows: its background, and the colour, shape, place and radius of each thing on it.
+
+Nothing here is learned. A pixel belongs to a thing when it is nearer to a colour of a thing than to the background;
+connected pixels are one thing; its colour is the median of its core, its shape what `likeness` makes of it. Made for
+generated pictures: soft edges, tints, noise and specks are expected. Knows nothing of captions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy import ndimage
+
+from . import likeness, scenes
+
+COLOUR_REACH = 0.15  # Oklab; a colour farther than this from every name has none (the nearest two names are 0.18 apart)
+PLAIN_SHARE = 0.9  # of the frame must have the background's colour
+PURE_SHARE = 0.8  # of a thing must have the thing's colour
+MIXED = 60.0  # sRGB steps; farther than this from every mixture of thing and background is another colour
+HOLE_SHARE = 0.08  # of a thing's filled area: a ring has more hole than this (34 % as drawn), all other shapes less
+
+# In pixels.
+FRAME = 3  # the border that no thing reaches
+SPECK = 25  # the area of a core; what has less is dirt, not a thing
+EDGE = 6  # how far around a thing its blurred edge is looked for
+DEPTH = 4.0  # from here inwards, a thing's colour is free of its edge
+
+Array = NDArray[np.float64]
+Bool = NDArray[np.bool_]
+Pixels = NDArray[np.uint8]
+Labels = NDArray[np.intp]
+
+
+@dataclass(frozen=True, kw_only=True)
+class SeenThing:
+    """One thing as it looks. `colour` or `shape` is None where it is no clear one; place and radius are in pixels."""
+
+    colour: str | None
+    shape: str | None
+    x: float
+    y: float
+    radius: float
+    fit: float  # overlap with the best template, in [0, 1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Seen:
+    """All that is on a picture. `background` is None where it is not plain or of no named colour."""
+
+    background: str | None
+    things: tuple[SeenThing, ...]
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Part:
+    """A picture, or the part of it around one thing."""
+
+    ground: Pixels  # [3], the background's colour
+    pixels: Pixels  # [h, w, 3]
+    labels: Labels  # [h, w], 1 + the nearest named colour, 0 where the background is nearer
+    numbers: Labels  # [h, w], which connected region a pixel belongs to, 0 is the background
+
+
+def look(pixels: Pixels) -> Seen:
+    """What is seen on a picture.  # [H, W, 3] uint8"""
+    if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
+        raise ValueError(f"A picture is uint8 [H, W, 3]; this one is {pixels.dtype} {list(pixels.shape)}.")
+    ground, background = _ground(pixels)
+    labels = _labels(pixels, ground)
+    numbers, _ = ndimage.label(_foreground(pixels, ground, labels))
+    whole = _Part(ground=ground, pixels=pixels, labels=labels, numbers=numbers)
+    windows = ndimage.find_objects(numbers)
+    return Seen(background=background, things=tuple(_thing(whole, n, windows[n - 1]) for n in _things(numbers)))
+
+
+# ----------------------------------------------------------------------------------------------------------- colours
+
+
+def oklab(rgb: Pixels) -> Array:
+    """sRGB as Oklab (B. Ottosson, 2020), where equal distances look about equally far.  # [..., 3] -> [..., 3]"""
+    return np.asarray(np.cbrt(_LINEAR[rgb] @ _RGB_TO_LMS.T) @ _LMS_TO_OKLAB.T)
+
+
+_UNIT = np.arange(256) / 255
+_LINEAR = np.where(_UNIT <= 0.04045, _UNIT / 12.92, ((_UNIT + 0.055) / 1.055) ** 2.4)
+_RGB_TO_LMS = np.array(
+    [
+        [0.4122214708, 0.5363325363, 0.0514459929],
+        [0.2119034982, 0.6806995451, 0.1073969566],
+        [0.0883024619, 0.2817188376, 0.6299787005],
+    ]
+)
+_LMS_TO_OKLAB = np.array(
+    [
+        [0.2104542553, 0.7936177850, -0.0040720468],
+        [1.9779984951, -2.4285922050, 0.4505937099],
+        [0.0259040371, 0.7827717662, -0.8086757660],
+    ]
+)
+_NAMES = tuple(scenes.COLOURS)
+_PALETTE = np.array(list(scenes.COLOURS.values()), dtype=np.uint8)  # [10, 3]
+_PALETTE_LAB = oklab(_PALETTE)
+
+
+def _nearest(points: Array, centres: Array) -> Labels:
+    """For each point the nearest centre.  # [..., 3], [N, 3] -> [...]"""
+    return np.asarray(((centres**2).sum(axis=1) - 2 * points @ centres.T).argmin(axis=-1))
+
+
+def _name(colour: Pixels) -> str | None:
+    away = np.linalg.norm(_PALETTE_LAB - oklab(colour), axis=1)
+    best = int(away.argmin())
+    return _NAMES[best] if away[best] <= COLOUR_REACH else None
+
+
+def _median(colours: Pixels) -> Pixels:
+    return np.asarray(np.median(colours, axis=0)).astype(np.uint8)
+
+
+def _ground(pixels: Pixels) -> tuple[Pixels, str | None]:
+    """The background's colour, which is the frame's, and its name.  # [H, W, 3] -> [3]"""
+    outside = np.ones(pixels.shape[:2], dtype=bool)
+    outside[FRAME:-FRAME, FRAME:-FRAME] = False
+    frame = pixels[outside]
+    ground = _median(frame)
+    plain = np.linalg.norm(oklab(frame) - oklab(ground), axis=-1) <= COLOUR_REACH
+    return ground, _name(ground) if plain.mean() >= PLAIN_SHARE else None
+
+
+def _labels(pixels: Pixels, ground: Pixels) -> Labels:
+    """For each pixel 1 + the nearest named colour, 0 where the background is nearer.  # [H, W]"""
+    lab, palette = oklab(ground), _PALETTE_LAB.copy()
+    own = _nearest(lab, palette)
+    palette[own] = lab  # a tinted background is still the background
+    best = _nearest(oklab(pixels), palette)
+    return np.where(best == own, 0, best + 1)
+
+
+# ------------------------------------------------------------------------------------------------------------ things
+
+
+def _core(mask: Bool) -> Bool:
+    return np.asarray(ndimage.binary_erosion(mask, np.ones((3, 3))))
+
+
+def _foreground(pixels: Pixels, ground: Pixels, labels: Labels) -> Bool:
+    """Where the things are: nearer to the colour of a thing than to the background.  # [H, W]
+
+    Only colours with a core count: along an edge, red and white mix to a band of pink. Mixing is linear in sRGB, so
+    this distance is too, and the line falls half-way even where two things nearly touch.
+    """
+    often = 1 + np.flatnonzero(np.bincount(labels.ravel(), minlength=1 + len(_NAMES))[1:] >= SPECK)
+    present = [i - 1 for i in often if _core(labels == i).sum() >= SPECK]
+    centres = np.vstack([ground, _PALETTE[present]]).astype(np.float64)
+    return np.asarray(_nearest(pixels.astype(np.float64), centres) > 0)
+
+
+def _things(numbers: Labels) -> list[int]:
+    """Which connected regions are large and thick enough to be things.  # [H, W]"""
+    large = 1 + np.flatnonzero(np.bincount(numbers.ravel())[1:] > SPECK)
+    return [int(n) for n in large if _core(numbers == n).sum() >= SPECK]
+
+
+def _thing(whole: _Part, number: int, window: tuple[slice, slice]) -> SeenThing:
+    top, left = (max(0, w.start - EDGE) for w in window)
+    cut = (slice(top, window[0].stop + EDGE), slice(left, window[1].stop + EDGE))
+    part = _Part(ground=whole.ground, pixels=whole.pixels[cut], labels=whole.labels[cut], numbers=whole.numbers[cut])
+    colour, amount = _colour(part, number)
+    x, y = likeness.centroid(amount)
+    fits = likeness.fits(amount)
+    best, clear = max(fits, key=lambda s: fits[s]), likeness.clear_winner(fits)
+    return SeenThing(
+        colour=colour,
+        shape=clear if _has_hole(part.numbers == number) == (clear == "ring") else None,
+        x=left + x + 0.5,
+        y=top + y + 0.5,
+        radius=float(np.sqrt(amount.sum() / likeness.unit_area(best))),
+        fit=fits[best],
+    )
+
+
+def _colour(part: _Part, number: int) -> tuple[str | None, Array]:
+    """A thing's colour, None where it has several, and how much of it is in each pixel, in [0, 1].  # [h, w]
+
+    These amounts add up to the thing's area, however soft its edge is.
+    """
+    mask = part.numbers == number
+    core = _innermost(mask)
+    counts = np.bincount(part.labels[core], minlength=2)[1:]
+    if counts.max() < PURE_SHARE * core.sum():
+        return None, mask.astype(np.float64)
+    ground, colour = part.ground.astype(np.float64), _median(part.pixels[core])
+    line, offset = colour - ground, part.pixels - ground
+    amount = np.clip(offset @ line / (line @ line), 0, 1)
+    mixture = np.linalg.norm(offset - amount[..., None] * line, axis=-1) <= MIXED
+    others = ndimage.binary_dilation((part.numbers > 0) & ~mask, iterations=EDGE // 2)
+    near = ndimage.binary_dilation(mask, iterations=EDGE) & ~others
+    return _name(colour) if mixture[mask].mean() >= PURE_SHARE else None, amount * near
+
+
+def _innermost(mask: Bool) -> Bool:
+    """All of a thing that is deeper than DEPTH, or its deeper half where it is too thin for that."""
+    depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
+    return np.asarray(depth >= min(DEPTH, depth.max() / 2))
+
+
+def _has_hole(mask: Bool) -> bool:
+    return bool(mask.sum() < (1 - HOLE_SHARE) * ndimage.binary_fill_holes(mask).sum())

@@ -1,0 +1,115 @@
+"""How far the judge can be trusted: true and false captions held against clean and against spoilt scenes.
+
+A judge that accepts all is as useless as one that rejects all, so both are counted: true captions called right, and
+captions with one wrong word that were let through. Knows scenes and the judge; knows no model.
+"""
+
+from __future__ import annotations
+
+import io
+import time
+from collections import Counter
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+from scipy import ndimage
+
+from . import scenes
+from .judge import compare, parse
+from .sight import look
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+Pixels = NDArray[np.uint8]
+Range = tuple[float, float]
+
+GENERATED: Range = (1.0, 1.5)  # pixels: the blur of a picture from a small autoencoder, or somewhat more
+KINDS = ("size", "colour", "shape", "background", "relation")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """How the judge did on some scenes. All are shares in [0, 1] but the last two."""
+
+    right: float  # true captions called right
+    fooled: dict[str, float]  # by the kind of word changed: scenes for which a changed caption was let through
+    ms: float  # of processor time a picture
+    psnr_db: float  # of the pictures against the clean scenes
+
+
+def spoil(pixels: Pixels, seed: int, blur: Range = GENERATED) -> Pixels:
+    """A scene as a small generator might make it: soft, tinted, blotched, noisy, specked, and through a JPEG."""
+    rng = np.random.default_rng([seed, 0xB10])
+    sigma = rng.uniform(*blur)
+    soft = ndimage.gaussian_filter(pixels.astype(np.float64), (sigma, sigma, 0))
+    tinted = soft * rng.uniform(0.95, 1.03, 3) + rng.uniform(-6, 6, 3)
+    blotches = ndimage.gaussian_filter(rng.normal(0, 1, soft.shape), (8, 8, 0), mode="wrap")
+    noisy = tinted + 5 * blotches / blotches.std() + rng.normal(0, rng.uniform(4, 6), soft.shape)
+    for y, x in rng.integers(0, min(soft.shape[:2]) - 3, (4, 2)):
+        noisy[y : y + 3, x : x + 3] += rng.uniform(-120, 120, 3)
+    return _through_jpeg(np.clip(np.rint(noisy), 0, 255).astype(np.uint8), quality=int(rng.integers(40, 70)))
+
+
+def _through_jpeg(pixels: Pixels, quality: int) -> Pixels:
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "JPEG", quality=quality)
+    return np.asarray(Image.open(file))
+
+
+def wrong_captions(scene: scenes.Scene) -> Iterator[tuple[str, str]]:
+    """Every caption that one changed word makes false, with the kind of the word."""
+    things = scene.things
+    used = {scene.background, *(t.colour for t in things)}
+    for i, thing in enumerate(things):
+        colours = [c for c in scenes.COLOURS if c not in (thing.colour, scene.background)]
+        changed = [("colour", replace(thing, colour=c)) for c in colours]
+        changed += [("shape", replace(thing, shape=s)) for s in scenes.SHAPES if s != thing.shape]
+        if thing.size is not None:
+            changed.append(("size", replace(thing, size="small" if thing.size == "large" else "large")))
+        for kind, other in changed:
+            yield kind, scenes.caption(replace(scene, things=(*things[:i], other, *things[i + 1 :])))
+    for colour in scenes.COLOURS:
+        if colour not in used:
+            yield "background", scenes.caption(replace(scene, background=colour))
+    if scene.relation is not None:
+        other_way = "above" if scene.relation == "left of" else "left of"
+        yield "relation", scenes.caption(scene).replace(scene.relation, other_way)
+
+
+def measure(seeds: range, blur: Range | None = None) -> Rates:
+    """The judge's rates on the scenes of `seeds`, clean, or spoilt with a blur of that range in pixels."""
+    right, spent, squares = 0, 0.0, 0.0
+    had: Counter[str] = Counter()
+    fooled: Counter[str] = Counter()
+    for seed in seeds:
+        scene = scenes.draw_scene(seed)
+        clean = scenes.render(scene)
+        pixels = clean if blur is None else spoil(clean, seed, blur)
+        squares += float(np.mean((pixels.astype(np.float64) - clean) ** 2))
+        began = time.process_time()
+        seen = look(pixels)
+        right += compare(seen, parse(scenes.caption(scene))).right
+        spent += time.process_time() - began
+        wrong = list(wrong_captions(scene))
+        had.update({kind for kind, _ in wrong})
+        fooled.update({kind for kind, caption in wrong if compare(seen, parse(caption)).right})
+    return Rates(
+        right=right / len(seeds),
+        fooled={kind: fooled[kind] / max(1, had[kind]) for kind in KINDS},
+        ms=1000 * spent / len(seeds),
+        psnr_db=float("inf") if not squares else 10 * float(np.log10(255**2 * len(seeds) / squares)),
+    )
+
+
+def confusion(seeds: range, blur: Range) -> Counter[tuple[str, str]]:
+    """(drawn, seen) shapes of lone things under a blur; "none" where it was no clear shape, or not one thing."""
+    counts: Counter[tuple[str, str]] = Counter()
+    for seed in seeds:
+        scene = scenes.draw_scene(seed, count=1)
+        seen = look(spoil(scenes.render(scene), seed, blur)).things
+        counts[scene.things[0].shape, (seen[0].shape or "none") if len(seen) == 1 else "none"] += 1
+    return counts

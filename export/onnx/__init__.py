@@ -1,0 +1,1 @@
+"""Components as ONNX: traced, checked against PyTorch, and run on captured inputs."""

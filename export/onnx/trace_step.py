@@ -1,0 +1,95 @@
+"""Components as checked float32 ONNX in the store: found there, or traced, each in a child process of its own."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from calotype.backends import unavailable
+from calotype.errors import BuildError
+from calotype.plan.family import Component
+from calotype.plan.plan import Artefact
+from calotype.plan.profile import Profile
+
+from ..sources.source import Source
+from ..steps.subprocess_task import in_child
+from ..steps.versions import versions
+from ..store.store import fetch, key_of
+from . import check
+
+TRACER = 4  # raised when the way components are traced changes what comes out
+
+
+def trace_key(component: Component, source: Source) -> str:
+    """Of the component's traced graph in the store: everything that it depends on."""
+    return key_of(
+        {
+            "component": component.to_json(),
+            "weights": source.weights_digest(component.name),
+            "tools": versions(),
+            "tracer": TRACER,
+        }
+    )
+
+
+def traced(component: Component, source: Source, profile: Profile) -> Artefact:
+    """The component's float32 ONNX. Raises `CheckError` where it cannot be traced, or is not what eager computes."""
+    weights = source.weights_folder(component.name)
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        return _trace_and_check(component, weights, profile, folder)
+
+    label = {"component": component.name, "kind": "trace", "precision": "fp32", "model": source.model}
+    folder, notes = fetch(trace_key(component, source), make, label=label)
+    return Artefact(form="onnx", path=folder / "model.onnx", precision="fp32", check=notes)
+
+
+def _trace_and_check(component: Component, weights: Path, profile: Profile, folder: Path) -> Mapping[str, Any]:
+    began, reference = time.monotonic(), folder / "reference.npz"
+    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2)]
+    tracing = in_child(
+        f"tracing the {component.name}",
+        "calotype.export.onnx.trace:trace_component",
+        component=component.to_json(),
+        weights=str(weights),
+        sizes=_sizes(profile, 2, 2, 3),
+        others=sizes,
+        out=str(folder),
+    )
+    arguments = {
+        "component": component.to_json(),
+        "path": str(folder / "model.onnx"),
+        "reference": str(reference),
+        "tolerance": check.TOLERANCE,
+    }
+    checking = in_child(f"checking the {component.name}", "calotype.export.onnx.check:check_traced", **arguments)
+    others = {}
+    if unavailable("openvino") is None:
+        others["openvino"] = _check_other(component.name, "openvino", arguments)
+    reference.unlink()
+    return {
+        **checking.value,
+        "others": others,
+        "sizes": sizes,
+        "seconds": round(time.monotonic() - began, 2),
+        "peak_bytes": max(tracing.peak_bytes, checking.peak_bytes),
+    }
+
+
+def _check_other(name: str, backend: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """In a process of its own: a backend that ends it is refused, by name as well, and no other backend is."""
+    try:
+        what = f"checking the {name} on {backend}"
+        figures: Mapping[str, Any] = in_child(
+            what, "calotype.export.onnx.check:check_other", backend=backend, **arguments
+        ).value
+        return figures
+    except BuildError as died:
+        return {"refused": str(died), "crashes": True}
+
+
+def _sizes(profile: Profile, batch: int, tall: int, wide: int, chunks: int = 1) -> dict[str, int]:
+    """Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations."""
+    return profile.sizes(batch=batch, height=tall * profile.multiple, width=wide * profile.multiple, chunks=chunks)

@@ -1,0 +1,100 @@
+"""LoRAs fused into a model's weights before anything is traced: for plans that are to have them inside.
+
+The store keeps the fused weights. Reading, fitting and adding is the runtime's own (`calotype.lora.lora`); what is done
+here is that fused weights are found again by what they were made from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from calotype.errors import SourceError
+from calotype.lora.lora import READER, Lora, Shapes, components_in, keys_that_fit, loras_from, patches_of
+from calotype.plan.family import TEXT_ENCODERS
+
+from ..steps.subprocess_task import Outcome, in_child
+from ..steps.versions import versions
+from ..store.store import fetch, key_of
+from .source import Source, read_source, stem_of
+from .weight_files import check_safetensors, weight_files
+
+FUSER = 2  # raised when the way weights are fused changes what comes out
+
+
+def fuse(source: Source, said: Sequence[str | Path]) -> Source:
+    """The source with these LoRAs in its weights: the folders of the networks they change are entries of the store.
+
+    Raises `SourceError` where a file is missing, is no LoRA, or does not fit the model.
+    """
+    given = loras_from(list(said))
+    if given and not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
+        raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
+    shapes = {name: _shapes(source.folders[name], stem_of(name)) for name in _networks(source)}
+    for lora in given:  # by the headers alone: a large file that does not fit is not read to be hashed
+        keys_that_fit(lora, shapes)
+    model = str(source.folder)  # not the name, which may be the hub's, or a checkpoint's
+    loras, idle = [lora for lora in given if lora.weight], [lora for lora in given if not lora.weight]
+    if idle:  # they must fit as well; nothing of them is saved
+        _fuse(idle, model, Path())
+    if not loras:
+        return source
+    names = _networks(source)
+    key = key_of(
+        {
+            "fused": {name: [source.digests[name], source.configs[name]] for name in names},
+            "loras": [[lora.digest, lora.weight] for lora in loras],
+            "tools": versions(),
+            "fuser": [FUSER, READER],
+        }
+    )
+
+    def make(empty: Path) -> Mapping[str, Any]:
+        done = _fuse(loras, model, empty)
+        return {"changed": done.value, "peak_bytes": done.peak_bytes}
+
+    folder, notes = fetch(
+        key, make, label={"component": ", ".join(names), "kind": "fused LoRAs", "model": source.model}
+    )
+    changed = {name: folder / name for name in notes["changed"]}
+    digests = {name: key_of({key: name}) for name in changed}
+    return replace(source, folders={**source.folders, **changed}, digests={**source.digests, **digests})
+
+
+def _fuse(loras: Sequence[Lora], model: str, out: Path) -> Outcome:
+    files = [[str(lora.path), lora.weight] for lora in loras]
+    return in_child(
+        "fusing the LoRAs", "calotype.export.sources.lora:fuse_into", out=str(out), model=model, loras=files
+    )
+
+
+def _shapes(folder: Path, stem: str) -> Shapes:
+    """Layer -> its weight's shape, by the headers of a network's files; embeddings are among them."""
+    return {
+        name.removeprefix("text_model.").removesuffix(".weight"): tuple(shape)
+        for file in weight_files(folder, stem)
+        for name, shape in check_safetensors(file).shapes.items()
+        if name.endswith(".weight") and len(shape) > 1
+    }
+
+
+def _networks(source: Source) -> list[str]:
+    return [*TEXT_ENCODERS[source.configs["model_index"]["_class_name"]], "unet"]
+
+
+def fuse_into(*, out: str, model: str, loras: Sequence[tuple[str, float]]) -> list[str]:
+    """In a child process: save the networks that the LoRAs change into `out`; their names."""
+    from calotype.backends.torch.modules import load_module
+    from calotype.backends.torch.weights import ModuleWeights
+
+    source, read = read_source(model), loras_from([(path, weight) for path, weight in loras])
+    wanted = {"unet"}.union(*map(components_in, read))  # the U-Net tells families apart
+    modules: dict[str, Any] = {n: load_module(n, source.folders[n]) for n in _networks(source) if n in wanted}
+    weights = {name: ModuleWeights.of(module) for name, module in modules.items()}
+    patches = patches_of(read, {name: each.shapes() for name, each in weights.items()})
+    for name, added in patches.items():
+        weights[name].adapt(added)
+        modules[name].model.save_pretrained(Path(out) / name)
+    return sorted(patches)

@@ -1,0 +1,1 @@
+"""The store: folders addressed by the content that they were made from."""

@@ -1,0 +1,64 @@
+"""The interval of a median holds the true one as often as it says, whatever the times are distributed like."""
+
+import statistics
+
+import numpy as np
+import pytest
+
+from calotype.benchmarks.measure.interval import of_median, quantile
+
+# Of known median: symmetric, skewed like times are, with two humps, with far outliers.
+DRAWS = {
+    "normal": (lambda random, n: random.normal(1, 0.1, n), 1.0),
+    "lognormal": (lambda random, n: np.exp(random.normal(0, 0.5, n)), 1.0),
+    "exponential": (lambda random, n: random.exponential(1, n), float(np.log(2))),
+    "cauchy": (lambda random, n: random.standard_cauchy(n), 0.0),
+}
+
+
+@pytest.mark.parametrize("name", DRAWS)
+@pytest.mark.parametrize("count", [6, 9, 20, 51])
+def test_the_interval_covers_the_true_median(name, count):
+    draw, true = DRAWS[name]
+    random = np.random.default_rng(count)
+    found = [of_median(draw(random, count)) for _ in range(2000)]
+    covered = sum(interval.low <= true <= interval.high for interval in found) / len(found)
+    stated = found[0].coverage
+    assert stated >= 0.95
+    assert abs(covered - stated) < 4 * np.sqrt(stated * (1 - stated) / 2000) + 1e-9  # it is exact, not only safe
+
+
+def test_the_interval_is_as_narrow_as_it_may_be():
+    """Of twenty samples: the sixth and the fifteenth, 95.86 % (David and Nagaraja 2003)."""
+    found = of_median(list(range(1, 21)))
+    assert (found.low, found.high) == (6, 15)
+    assert found.coverage == pytest.approx(0.9586, abs=1e-4)
+
+
+@pytest.mark.parametrize("count", [1, 2, 5])
+def test_too_few_samples_give_no_interval(count):
+    found = of_median([1.0] * count)
+    assert (found.low, found.high, found.coverage) == (None, None, 0.0)
+    assert found.median == 1.0
+    assert not found.excludes(5.0)
+
+
+def test_excludes():
+    found = of_median([2.0, 2.1, 2.2, 2.3, 2.4, 2.5])
+    assert found.excludes(1.0)
+    assert found.excludes(3.0)
+    assert not found.excludes(2.0)
+    assert not found.excludes(2.3)
+
+
+def test_order_does_not_matter():
+    values = np.random.default_rng(0).normal(size=15)
+    assert of_median(values) == of_median(values[::-1])
+
+
+@pytest.mark.parametrize("count", [1, 2, 7, 30])
+def test_quantiles_are_numpys(count):
+    values = list(np.random.default_rng(count).normal(size=count))
+    for share in (0.0, 0.1, 0.5, 0.77, 0.9, 1.0):
+        assert quantile(values, share) == pytest.approx(np.quantile(values, share))
+    assert quantile(values, 0.5) == pytest.approx(statistics.median(values))

@@ -1,0 +1,147 @@
+"""Cases as data: presets, words, names; and who may run them."""
+
+from dataclasses import replace
+
+import pytest
+
+from calotype import InputError
+from calotype.backends.openvino.rewrites import PIECES
+from calotype.benchmarks.suite.cases import Case, case_from, chosen, prompts_of
+from calotype.benchmarks.suite.contenders import PEERS, contender, contenders
+from calotype.benchmarks.suite.presets import PRESETS, usual
+from calotype.export.judge.judge import parse
+from calotype.text.tokenizer import ClipTokenizer
+
+
+@pytest.mark.parametrize("preset", PRESETS)
+def test_presets_name_each_row_once(preset):
+    rows = [(case.id, c.name) for case in PRESETS[preset] for c in case.contenders]
+    assert rows
+    assert len(rows) == len(set(rows))
+
+
+def test_every_peer_is_in_a_preset():
+    named = {c.maker for case in PRESETS["full"] for c in case.contenders}
+    assert set(PEERS) <= named
+
+
+def test_a_case_is_what_its_words_say():
+    case = case_from("model=sd15 size=512 steps=4 guidance=1 sampler=ddim backend=openvino,diffusers precision=bf16")
+    assert (case.model, case.height, case.width, case.steps, case.guided) == ("sd15", 512, 512, 4, False)
+    assert [c.name for c in case.contenders] == ["calotype:openvino:bf16", "diffusers:bf16"]
+
+
+@pytest.mark.parametrize("case", [c for cases in PRESETS.values() for c in cases], ids=lambda c: c.id)
+def test_words_make_the_same_case_again(case):
+    assert replace(case_from(case.words()), contenders=case.contenders) == case
+
+
+def test_a_case_that_names_nobody_is_run_by_the_usual_ones():
+    assert {c.maker for c in usual(Case())} > {"calotype", "diffusers"}
+    assert "calotype:openvino:auto" not in {c.name for c in usual(Case(model="sd15"))}  # nothing to calibrate on
+    assert {c.backend for c in usual(Case(device="cuda"))} > {"cuda", "tensorrt"}
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        ("steps=four", "a case's steps is a number, got 'four'"),
+        ("step=4", "got 'step=4', and the names are"),
+        ("steps=0", "must be 1 or more, got 0"),
+        ("task=animation", "the suite knows the tasks text-to-image; got 'animation'"),
+        ("device=tpu", "cpu or cuda, got 'tpu'"),
+        ("guidance=nan", "guidance must be a number, got nan"),
+        ("sampler=foo", "foo"),
+        ('model="x', "No closing quotation"),
+        ("model=", "got nothing"),
+        ("rounds=3", "needs 6 rounds or more"),
+        ("precision=bf16", "goes with backend="),
+        ("backend=openvin", "The nearest: openvino"),
+        ("backend=diffusers precision=int3", "no contender 'diffusers:int3'"),
+    ],
+)
+def test_a_wrong_case_says_what_is_allowed(words, told):
+    with pytest.raises(InputError, match=told):
+        case_from(words)
+
+
+def test_backend_and_filter_choose_rows():
+    (case,) = chosen(PRESETS["quick"], ("openvino", "diffusers:fp32"), "")
+    assert [c.name for c in case.contenders] == [
+        *(f"calotype:openvino:{p}" for p in ("fp32", "bf16", "auto")),
+        "diffusers:fp32",
+    ]
+    (case,) = chosen(PRESETS["quick"], (), "bf16")
+    assert {c.precision for c in case.contenders} == {"bf16"}
+    with pytest.raises(InputError, match="leaves nothing of"):
+        chosen(PRESETS["quick"], (), "nobody")
+
+
+def test_one_contender_named_twice_runs_once():
+    (case,) = chosen((Case(),), ("diffusers", "diffusers:fp32"), "")
+    assert len(case.contenders) == len({c.name for c in case.contenders}) == 3
+
+
+def test_the_same_work_twice_is_refused():
+    with pytest.raises(InputError, match="two cases are the same work"):
+        chosen((Case(), Case(prompts=8)), ("eager",), "")
+
+
+def test_models_of_one_name_are_told_apart():
+    one, other = (Case(model=f"{place}/model") for place in ("a", "b"))
+    assert one.id != other.id
+    assert one.id.startswith("model-")
+
+
+def test_a_name_and_its_contender_agree():
+    for name in ("calotype:openvino:bf16", "torch-compile:bf16", "stable-diffusion.cpp:fp16"):
+        assert contender(name).name == name
+    assert contenders("torch-compile")[0].settings == {"compile": True}
+    with pytest.raises(InputError, match="The nearest: calotype:openvino:bf16"):
+        contender("calotype:openvin:bf16")
+
+
+@pytest.mark.parametrize(
+    ("variant", "settings"),
+    [
+        ("without=time_table+kept_inputs", {"without": ["time_table", "kept_inputs"]}),
+        ("without=all", {"without": list(PIECES)}),
+        ("cache_interval=3", {"arguments": {"cache_interval": 3}}),
+        ("guidance_interval=0.2-0.8", {"arguments": {"guidance_interval": [0.2, 0.8]}}),
+    ],
+)
+def test_a_variant_of_ours_is_told_to_its_worker(variant, settings):
+    found = contender(f"calotype:openvino:bf16:{variant}")
+    assert (found.name, found.settings) == (f"calotype:openvino:bf16:{variant}", settings)
+
+
+@pytest.mark.parametrize(
+    "variant", ["without=luck", "cache_interval=x", "guidance_interval=0.2", "steps=3", "without="]
+)
+def test_a_variant_that_is_none(variant):
+    with pytest.raises(InputError, match="there is no variant"):
+        contender(f"calotype:openvino:bf16:{variant}")
+
+
+def test_the_demonstration_models_prompts_are_captions_it_can_be_judged_by():
+    prompts = prompts_of(Case(prompts=6))
+    assert len(set(prompts)) == 6
+    for words in prompts:
+        assert parse(words).caption == words
+
+
+def test_other_models_prompts_are_letters_that_every_vocabulary_spells_alike(demo_folder):
+    prompts = prompts_of(Case(model="sd15", prompts=8))
+    assert len(set(prompts)) == 8
+    ids = ClipTokenizer(demo_folder / "tokenizer", 77)(prompts).ids
+    counted = [len(words.split()) + 2 for words in prompts]  # a token for each letter, a start and an end
+    end = ids[0].max()
+    assert [int((row == end).argmax()) + 1 for row in ids] == counted
+
+
+def test_the_same_work_has_the_same_name():
+    case = Case()
+    assert case.id == replace(case, rounds=30, prompts=8, budget_s=1).id
+    others = [replace(case, **{n: v}) for n, v in (("batch", 2), ("steps", 4), ("guidance", 1.0), ("width", 256))]
+    others += [replace(case, controlnets=("random",)), replace(case, device="cuda"), replace(case, sampler="ddim")]
+    assert len({case.id, *(other.id for other in others)}) == len(others) + 1

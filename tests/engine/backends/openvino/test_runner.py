@@ -1,0 +1,338 @@
+"""The openvino backend: right numbers at every shape and from every thread, a cache that cannot lie, plain errors."""
+
+import gc
+import hashlib
+import os
+import re
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper, numpy_helper
+
+import calotype
+from calotype.backends.openvino import runner as vino
+from calotype.backends.openvino import shapes as vino_shapes
+from calotype.backends.openvino.pages import give_back
+from calotype.errors import BackendError
+from calotype.export.quality.metrics import psnr
+from calotype.files.cache import OPENVINO
+from calotype.plan.bindings import Binding
+from calotype.plan.plan import Artefact, PlannedComponent
+
+WEIGHTS = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
+CAPABILITIES = vino._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+
+
+def component(*artefacts):
+    return PlannedComponent(
+        name="unet",
+        inputs=(Binding(name="x", dtype="float32", dims=("batch", "length", 64)),),
+        outputs=(Binding(name="y", dtype="float32", dims=("batch", "length", 32)),),
+        artefacts=artefacts,
+        refused={},
+    )
+
+
+def write_onnx(path, weights=WEIGHTS):
+    """y = tanh(x @ weights), dynamic in batch and length."""
+    tensors = [helper.make_tensor_value_info("x", TensorProto.FLOAT, ["batch", "length", 64])]
+    nodes = [helper.make_node("MatMul", ["x", "w"], ["m"]), helper.make_node("Tanh", ["m"], ["y"])]
+    out = [helper.make_tensor_value_info("y", TensorProto.FLOAT, ["batch", "length", 32])]
+    graph = helper.make_graph(nodes, "g", tensors, out, [numpy_helper.from_array(weights, "w")])
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+
+
+def wanted(x, weights=WEIGHTS):
+    return np.tanh(x @ weights)
+
+
+def batch(*shape, seed=0):
+    return np.random.default_rng(seed).standard_normal(shape).astype(np.float32) * 0.1
+
+
+@pytest.fixture
+def home(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def open_model(home, tmp_path):
+    """Opens the small network afresh, as a new process would."""
+    path = tmp_path / "model.onnx"
+    write_onnx(path)
+
+    def open_it(precision="fp32"):
+        artefact = Artefact(form="onnx", path=path, precision=precision, check={})
+        return vino.open_runner(component(artefact), artefact)
+
+    return open_it
+
+
+def test_the_picture_is_that_of_onnxruntime(pipe):
+    settings = {"steps": 6, "seed": 3, "output_type": "np"}
+    ours = calotype.load("demo", backend="openvino")
+    result = ours("a large red circle on a blue background", **settings)
+    assert psnr(result.images, pipe("a large red circle on a blue background", **settings).images) > 60
+    assert {c.backend for c in result.report.components} == {"openvino"}
+    assert {c.error for c in result.report.components} == {None}  # the plan's check was made by another backend
+
+
+def test_any_shape_any_order(open_model):
+    runner = open_model()
+    for shape in ((1, 3, 64), (2, 5, 64), (1, 3, 64), (4, 1, 64)):
+        x = batch(*shape)
+        np.testing.assert_allclose(runner({"x": x})["y"], wanted(x), atol=1e-5)
+
+
+def test_inputs_that_are_not_contiguous(open_model):
+    x = batch(64, 5, 2).T
+    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+
+
+def test_outputs_are_the_callers_own(open_model):
+    runner = open_model()
+    first = runner({"x": batch(1, 2, 64)})["y"]
+    kept = first.copy()
+    runner({"x": batch(1, 2, 64, seed=1)})
+    np.testing.assert_array_equal(first, kept)
+    assert first.dtype == np.float32
+
+
+def test_compiled_shapes_are_bounded(open_model, monkeypatch):
+    runner = open_model()
+    for length in range(1, 9):
+        runner({"x": batch(1, length, 64)})
+    assert len(runner._shapes) == vino_shapes._MOST
+    monkeypatch.setattr(vino_shapes, "available_bytes", lambda: 1)  # a large network on a small machine
+    runner({"x": batch(2, 1, 64)})
+    assert len(runner._shapes) == 1
+
+
+def test_threads_may_share_a_runner(open_model):
+    runner = open_model()
+    xs = [batch(1 + i % 3, 4, 64, seed=i) for i in range(12)]
+    got = {}
+
+    def work(i):
+        for _ in range(10):
+            got[i] = runner({"x": xs[i]})["y"]
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(xs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for i, x in enumerate(xs):
+        np.testing.assert_allclose(got[i], wanted(x), atol=1e-5)
+
+
+def test_a_run_leaves_the_process_free_to_use_all_its_cores(open_model):
+    before = os.sched_getaffinity(0)
+    open_model()({"x": batch(1, 2, 64)})
+    assert os.sched_getaffinity(0) == before
+
+
+def test_the_second_start_reads_what_the_first_compiled(home, open_model, monkeypatch):
+    x = batch(1, 2, 64)
+    open_model()({"x": x})
+    assert len(list(home.rglob("*.blob"))) == 1
+    runner = open_model()
+    monkeypatch.setattr(runner, "_model", None)  # nothing to compile from
+    for _ in range(3):
+        gc.collect()  # its weights are the file's, mapped: they stay as long as it does
+        np.testing.assert_allclose(runner({"x": x})["y"], wanted(x), atol=1e-5)
+
+
+def cut(data):
+    return data[: len(data) // 2]
+
+
+def flipped(data):
+    return bytes(b ^ 0x41 for b in data[: len(data) // 2]) + data[len(data) // 2 :]
+
+
+def tail_flipped(data):
+    """The weights lie at the end: OpenVINO itself would not notice."""
+    return data[:-400] + bytes(b ^ 0x41 for b in data[-400:])
+
+
+@pytest.mark.parametrize("damage", [cut, flipped, tail_flipped, lambda _: b"", lambda _: b"x" * 99])
+def test_a_damaged_blob_is_compiled_again(home, open_model, damage):
+    x = batch(1, 2, 64)
+    open_model()({"x": x})
+    (blob,) = home.rglob("*.blob")
+    blob.write_bytes(damage(blob.read_bytes()))
+    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+    mended = blob.read_bytes()
+    assert hashlib.sha256(mended[:-32]).digest() == mended[-32:]
+
+
+def test_a_blob_that_openvino_refuses_is_compiled_again(home, open_model):
+    x = batch(1, 2, 64)
+    open_model()({"x": x})
+    (blob,) = home.rglob("*.blob")
+    blob.write_bytes(b"of another build" + hashlib.sha256(b"of another build").digest())
+    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+
+
+def test_another_version_precision_or_file_has_blobs_of_its_own(home, open_model, tmp_path, monkeypatch):
+    x = batch(1, 2, 64)
+    open_model()({"x": x})
+    other = open_model()
+    monkeypatch.setitem(other._cache._identity, "version", "2031.1")
+    other({"x": x})
+    assert len(list(home.rglob("*.blob"))) == 2
+    open_model("int8")({"x": x})
+    assert len(list(home.rglob("*.blob"))) == 3
+    write_onnx(tmp_path / "model.onnx", WEIGHTS * 2)
+    os.utime(tmp_path / "model.onnx", ns=(1, 1))
+    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x, WEIGHTS * 2), atol=1e-5)
+
+
+def test_the_blobs_have_a_limit(home, open_model, monkeypatch):
+    runner = open_model()
+    runner({"x": batch(1, 1, 64)})
+    (first,) = home.rglob("*.blob")
+    os.utime(first, ns=(1, 1))
+    limited = replace(OPENVINO, limit_bytes=3 * first.stat().st_size)
+    monkeypatch.setattr("calotype.backends.openvino.cache.OPENVINO", limited)
+    for length in range(2, 7):
+        runner({"x": batch(1, length, 64)})
+    assert 1 <= len(list(home.rglob("*.blob"))) <= 3
+    assert not first.exists()
+
+
+@pytest.mark.parametrize("place", ["file/below", "~no-such-user/home", "/proc/nothing"])
+def test_a_home_that_cannot_be_written_costs_no_picture(open_model, tmp_path, monkeypatch, place):
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("CALOTYPE_HOME", place if place[0] in "~/" else str(tmp_path / place))
+    x = batch(1, 2, 64)
+    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+
+
+@pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has no bfloat16 arithmetic")
+def test_bf16_is_computed_in_bf16(open_model):
+    x = batch(1, 40, 64)
+    error = np.abs(open_model("bf16")({"x": x})["y"] - wanted(x)).max()
+    assert 1e-4 < error < 2e-2
+
+
+def test_what_killed_writers_left_is_removed_after_a_day(home, open_model):
+    open_model()({"x": batch(1, 2, 64)})
+    (blob,) = home.rglob("*.blob")
+    left = [blob.with_name(f".{blob.name}.{i}-1") for i in range(2)]
+    for path in left:
+        path.write_bytes(b"half a blob")
+    os.utime(left[0], (0, left[1].stat().st_mtime - 90_000))
+    open_model()({"x": batch(1, 3, 64)})
+    assert [path.exists() for path in left] == [False, True]
+    assert len(list(home.rglob("*.blob"))) == 2
+
+
+@pytest.mark.skipif("BF16" in CAPABILITIES, reason="this CPU has bfloat16 arithmetic")
+def test_bf16_on_a_cpu_without_it(open_model):
+    with pytest.raises(BackendError, match="no bfloat16"):
+        open_model("bf16")
+
+
+def test_a_precision_that_was_not_taken_is_told(open_model, monkeypatch):
+    monkeypatch.setitem(vino._HINTS, "fp32", "f16")  # this device has none
+    with pytest.raises(BackendError, match="asked to compute in f16"):
+        open_model()({"x": batch(1, 2, 64)})
+
+
+def test_files_that_are_missing_or_broken(home, tmp_path):
+    for name, content in (("missing.onnx", None), ("garbage.onnx", b"\x00garbage" * 99), ("empty.onnx", b"")):
+        path = tmp_path / name
+        if content is not None:
+            path.write_bytes(content)
+        artefact = Artefact(form="onnx", path=path, precision="fp32", check={})
+        with pytest.raises(BackendError, match=f"cannot open .*{name}") as told:
+            vino.open_runner(component(artefact), artefact)
+        assert "\n" not in str(told.value)
+        assert "Exception from" not in str(told.value)
+
+
+def test_an_output_that_is_not_there(open_model, tmp_path):
+    artefact = Artefact(form="onnx", path=tmp_path / "model.onnx", precision="fp32", check={})
+    other = PlannedComponent(
+        name="unet",
+        inputs=component().inputs,
+        outputs=(Binding(name="z", dtype="float32", dims=("batch",)),),
+        artefacts=(artefact,),
+        refused={},
+    )
+    with pytest.raises(BackendError, match="gives no z"):
+        vino.open_runner(other, artefact)
+
+
+def test_shapes_that_do_not_fit_are_one_plain_sentence(open_model):
+    with pytest.raises(BackendError) as told:
+        open_model()({"x": batch(1, 2, 63)})
+    assert "x [1, 2, 63]" in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+IMPORTED = """
+import sys, calotype.backends.openvino.runner as vino
+vino._core()
+heavy = ("openvino_telemetry", "openvino.tools.ovc", "torch", "onnx", "urllib.request")
+print([name for name in heavy if name in sys.modules])
+"""
+
+
+def test_importing_openvino_reports_to_nobody(tmp_path):
+    environment = {**os.environ, "HOME": str(tmp_path)}
+    environment.pop("CI", None)
+    command = [sys.executable, "-c", IMPORTED]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+    assert list(Path(tmp_path).iterdir()) == []
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
+def test_pages_of_a_file_are_given_back_and_come_again(tmp_path):
+    """And those of a mapping that may be written to are left alone."""
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(range(256)) * 4096)
+    read, written = np.memmap(file, mode="r"), np.memmap(file, mode="c")
+    written[:] = 7
+
+    def resident():
+        return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+
+    total, before = int(read.sum(dtype=np.int64)), resident()
+    assert give_back(file) == read.size
+    assert resident() <= before - read.size + 65536
+    assert int(read.sum(dtype=np.int64)) == total
+    assert (written == 7).all()
+    assert give_back(tmp_path / "nothing") == 0
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
+def test_a_compiled_network_keeps_no_pages_of_its_file(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
+    write_onnx(tmp_path / "inside.onnx")
+    model = onnx.load(tmp_path / "inside.onnx")
+    path, file = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    large = np.tile(WEIGHTS, (1, 1000))  # 8 MB
+    model.graph.initializer[0].CopyFrom(numpy_helper.from_array(large, "w"))
+    model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = large.shape[1]
+    onnx.save(model, path, save_as_external_data=True, location=file.name)
+    artefact = Artefact(form="onnx", path=path, precision="fp32", check={})
+    runner = vino.open_runner(component(artefact), artefact)
+    shapes = {"x": (1, 3, 64)}
+    assert runner.compiled({"shapes": shapes}, lambda: runner.sized(shapes))
+    mapped = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
+    kept = [int(re.search(r"\nRss: +(\d+)", each)[1]) for each in mapped]
+    assert kept
+    assert sum(kept) < 1024
+    x = np.ones((1, 3, 64), dtype=np.float32)
+    np.testing.assert_allclose(runner({"x": x})["y"], np.tanh(x @ large), atol=1e-5)

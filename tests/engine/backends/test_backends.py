@@ -1,0 +1,97 @@
+"""Choosing a backend: reasons for all that is passed over, and no silence."""
+
+import importlib.util
+import os
+from dataclasses import replace
+
+import pytest
+
+import calotype
+from calotype import backends
+from calotype.backends import choose, open_component
+from calotype.errors import BackendError
+from calotype.system import threads
+
+
+@pytest.fixture
+def no_onnxruntime(monkeypatch):
+    real = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda n, *a: None if n == "onnxruntime" else real(n, *a))
+
+
+def test_auto_takes_openvino_and_says_why(pipe):
+    auto = calotype.load("demo")
+    assert {o.runner.backend for o in map(auto.component, auto.plan.components)} == {"openvino"}
+    assert auto.component("unet").why == "first of auto's list that runs"
+
+
+def test_auto_passes_over_a_network_that_its_backend_computed_otherwise(pipe):
+    auto = calotype.load("demo")
+    unet = auto.plan.components["unet"]
+    (artefact,) = (a for a in unet.artefacts if a.form == "onnx")
+    assert artefact.check["others"]["openvino"]["max_relative_error"] < 1e-4
+    told = {**artefact.check, "others": {"openvino": {"refused": "it differs from eager float32 by 1.0e-01"}}}
+    doubtful = replace(unet, artefacts=(replace(artefact, check=told),))
+    opened = open_component(doubtful, choose("auto"))
+    assert opened.runner.backend == "onnxruntime"
+    assert "not openvino: it differs from eager float32" in opened.why
+    assert open_component(doubtful, choose("openvino")).runner.backend == "openvino"  # who names it knows
+
+
+def test_auto_falls_back_aloud(no_onnxruntime, monkeypatch):
+    monkeypatch.setattr("calotype.backends.openvino.runner.unavailable", lambda: "openvino is not installed")
+    opened = calotype.load("demo").component("unet")
+    assert opened.runner.backend == "eager"
+    assert "not openvino: openvino is not installed; not onnxruntime: onnxruntime is not installed" in opened.why
+
+
+def test_a_backend_asked_for_by_name_raises(no_onnxruntime):
+    with pytest.raises(BackendError, match=r"pip install 'calotype\[cpu\]'"):
+        calotype.load("demo", backend="onnxruntime")
+
+
+def test_an_explicit_list_is_walked_in_order(no_onnxruntime):
+    opened = calotype.load("demo", backend=["onnxruntime", "eager"]).component("unet")
+    assert opened.why.startswith("asked for; not onnxruntime")
+
+
+@pytest.mark.parametrize("name", ["tensorflow", "", "Eager"])
+def test_unknown_backends_are_told_with_the_known(name):
+    with pytest.raises(BackendError, match="onnxruntime"):
+        calotype.load("demo", backend=name)
+
+
+def test_an_empty_list_is_refused():
+    with pytest.raises(BackendError, match="empty"):
+        backends.choose([])
+
+
+def test_a_refused_artefact_is_passed_over_with_its_reason(pipe):
+    from dataclasses import replace
+
+    unet = pipe.plan.components["unet"]
+    bare = replace(unet, artefacts=unet.artefacts[1:], refused={"onnx": "it differs from eager by 1e-2"})
+    opened = backends.open_component(bare, backends.choose("auto"))
+    assert opened.runner.backend == "eager"
+    assert "it differs from eager by 1e-2" in opened.why
+    with pytest.raises(BackendError, match="it differs from eager"):
+        backends.open_component(bare, backends.choose("onnxruntime"))
+
+
+@pytest.mark.parametrize(
+    ("quota", "allowed"), [("max 100000", 3), ("150000 100000", 2), ("50000 100000", 1), ("junk", 3)]
+)
+def test_threads_follow_affinity_and_quota(tmp_path, monkeypatch, quota, allowed):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 1, 5})
+    (tmp_path / "cpu.max").write_text(quota)
+    assert threads.available(tmp_path) == allowed
+
+
+def test_threads_follow_a_quota_of_version_1(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _: set(range(8)))
+    (tmp_path / "cpu").mkdir()
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("400000")
+    (tmp_path / "cpu" / "cpu.cfs_period_us").write_text("100000")
+    assert threads.available(tmp_path) == 4
+    (tmp_path / "cpu" / "cpu.cfs_quota_us").write_text("-1")
+    assert threads.available(tmp_path) == 8

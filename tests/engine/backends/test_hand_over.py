@@ -1,0 +1,81 @@
+"""A backend of a list that fails at its first run: the next one takes over, and the report says why."""
+
+import numpy as np
+import pytest
+
+from calotype import backends
+from calotype.backends import fake as fake_backend
+from calotype.backends import open_component
+from calotype.errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError
+from calotype.pipeline import Pipeline
+
+
+class Failing(fake_backend.FakeRunner):
+    """A runner whose library raises; after `good` runs that work."""
+
+    def __init__(self, component, precision, error, good=0):
+        super().__init__(component, precision)
+        self.backend, self._error, self._good = "openvino", error, good
+
+    def __call__(self, inputs):
+        if self.calls >= self._good:
+            raise self._error
+        return super().__call__(inputs)
+
+
+@pytest.fixture
+def failing(monkeypatch):
+    """Let openvino's U-Net fail, with this error after so many good runs, and the fake backend stand behind it."""
+
+    def use(error, good=0):
+        def open_runner(component, artefact):
+            if component.name != "unet":
+                raise BackendError("this test has the U-Net alone")
+            return Failing(component, artefact.precision, error, good)
+
+        monkeypatch.setattr("calotype.backends.openvino.runner.FORM", "diffusers")
+        monkeypatch.setattr("calotype.backends.openvino.runner.open_runner", open_runner)
+
+    return use
+
+
+def load(fake, *names):
+    return Pipeline(fake.plan, backends.choose(names))
+
+
+def test_the_next_backend_takes_over_where_one_fails_at_its_first_run(fake, failing):
+    failing(RuntimeError("no kernel for this node"))
+    result = load(fake, "openvino", "fake")("x", steps=2, seed=1)
+    unet = next(c for c in result.report.components if c.name == "unet")
+    assert unet.backend == "fake"
+    assert "no kernel for this node" in unet.why
+    assert any("no kernel for this node" in note and "fake" in note for note in result.report.notes)
+
+
+@pytest.mark.parametrize("error", [RuntimeError("std::bad_alloc"), MemoryError(), DeviceFullError("full")])
+def test_a_full_machine_hands_nothing_over(fake, failing, error):
+    failing(error)
+    with pytest.raises(BackendError):
+        load(fake, "openvino", "fake")("x", steps=2, seed=1)
+
+
+@pytest.mark.parametrize("error", [InputError("wrong"), Cancelled("stopped"), NotFiniteError("infinite")])
+def test_what_is_not_the_backends_failure_hands_nothing_over(fake, failing, error):
+    failing(error)
+    with pytest.raises(type(error)):
+        load(fake, "openvino", "fake")("x", steps=2, seed=1)
+
+
+def test_a_backend_that_has_worked_raises(fake, failing):
+    failing(RuntimeError("no kernel for this node"), good=1)
+    with pytest.raises(BackendError, match="no kernel"):
+        load(fake, "openvino", "fake")("x", steps=2, seed=1)
+
+
+@pytest.mark.parametrize("names", ["openvino", ["openvino", "onnxruntime"]])
+def test_a_backend_named_alone_raises_and_so_does_the_last_of_a_list(fake, failing, names):
+    unet = fake.plan.components["unet"]  # it has no ONNX file here
+    sizes = fake.plan.profile.sizes(batch=1, height=64, width=64)
+    failing(RuntimeError("no kernel for this node"))
+    with pytest.raises(BackendError, match="no kernel"):
+        open_component(unet, backends.choose(names))(**{b.name: np.zeros(b.shape(sizes), b.dtype) for b in unet.inputs})

@@ -1,0 +1,160 @@
+"""Numbers that are not finite: a higher precision takes over and the report says so, or the error says what to do."""
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import onnx
+import pytest
+from onnx import TensorProto, helper
+
+from calotype import backends
+from calotype.backends import fake as fake_backend
+from calotype.backends import open_component
+from calotype.errors import BackendError, CalotypeError, NotFiniteError
+from calotype.plan.bindings import Binding
+from calotype.plan.plan import Artefact, PlannedComponent
+
+
+def planned(component, *precisions, form="diffusers"):
+    made = tuple(Artefact(form=form, path=component.artefacts[0].path, precision=p, check={}) for p in precisions)
+    return replace(component, artefacts=made)
+
+
+@pytest.fixture
+def overflowing(monkeypatch):
+    """The fake backend, with numbers that are not finite in these precisions; what was opened, in order."""
+    broken, opened = set(), []
+
+    class Overflowing(fake_backend.FakeRunner):
+        def __call__(self, inputs):
+            outputs = super().__call__(inputs)
+            return {k: np.full_like(v, np.inf) for k, v in outputs.items()} if self.precision in broken else outputs
+
+    def open_runner(component, artefact):
+        opened.append(artefact.precision)
+        return Overflowing(component, artefact.precision)
+
+    monkeypatch.setattr(fake_backend, "open_runner", open_runner)
+    return broken, opened
+
+
+def use(pipe, name, *precisions):
+    """Let the pipeline open this component with artefacts in these precisions."""
+    pipe._opened[name] = open_component(planned(pipe.plan.components[name], *precisions), backends.choose("fake"))
+
+
+def test_the_first_artefact_that_the_backend_runs_is_taken(fake, overflowing):
+    unet = fake.plan.components["unet"]
+    assert open_component(planned(unet, "fp8", "fp16", "fp32"), backends.choose("fake")).runner.precision == "fp16"
+    with pytest.raises(BackendError, match=r"in fp8, fp4; wanted is another of fp32, bf16, fp16, int8"):
+        open_component(planned(unet, "fp8", "fp4"), backends.choose("fake"))
+
+
+def test_an_artefact_that_cannot_be_opened_is_passed_over_with_its_reason(fake, overflowing, monkeypatch):
+    whole = fake_backend.open_runner
+
+    def open_runner(component, artefact):
+        if artefact.precision == "bf16":
+            raise BackendError("this CPU has no bfloat16")
+        return whole(component, artefact)
+
+    monkeypatch.setattr(fake_backend, "open_runner", open_runner)
+    opened = open_component(planned(fake.plan.components["unet"], "bf16", "fp32"), backends.choose("fake"))
+    assert opened.runner.precision == "fp32"
+    assert opened.why == "asked for; not fake: this CPU has no bfloat16"
+
+
+@pytest.mark.parametrize(
+    ("held", "broken", "taken"),
+    [
+        (("fp16", "fp32"), {"fp16"}, "fp32"),
+        (("fp16", "int8", "bf16", "fp32"), {"fp16"}, "bf16"),  # in the plan's order, and never a lower one
+        (("int8", "fp16", "fp32"), {"int8", "fp16"}, "fp32"),
+        (("fp16", "fp32", "bf16"), {"fp16"}, "fp32"),
+    ],
+)
+def test_a_higher_precision_takes_over_for_good(fake, overflowing, held, broken, taken):
+    use(fake, "unet", *held)
+    overflowing[0].update(broken)
+    overflowing[1].clear()
+    result = fake("x", steps=4, seed=1)
+    note = f"U-Net: numbers not finite in {held[0]}, retried in "
+    assert result.report.notes[0].startswith(note)
+    assert result.report.notes[-1].endswith(f"retried in {taken}")
+    unet = next(c for c in result.report.components if c.name == "unet")
+    assert unet.precision == taken
+    assert "its numbers are not finite" in unet.why
+    opened = list(overflowing[1])
+    assert fake("x", steps=4, seed=1).report.notes == result.report.notes
+    assert overflowing[1] == opened  # the second picture begins where the first ended
+
+
+@pytest.mark.parametrize(("name", "called"), [("vae_decoder", "VAE decoder"), ("text_encoder", "text encoder")])
+def test_every_component_has_a_second_chance(fake, overflowing, name, called):
+    use(fake, name, "fp16", "fp32")
+    overflowing[0].add("fp16")
+    assert fake("x", steps=2, seed=1).report.notes == (f"{called}: numbers not finite in fp16, retried in fp32",)
+
+
+def test_nothing_higher_is_told_with_the_command(fake, overflowing):
+    use(fake, "unet", "fp16", "int8")
+    overflowing[0].add("fp16")
+    with pytest.raises(
+        CalotypeError, match=r"^at step 1 of 3 the U-Net gave .* in fp16 \(fake\).*calotype build .*--precision bf16"
+    ) as told:
+        fake("x", steps=3, seed=1)
+    assert isinstance(told.value, NotFiniteError)
+    assert "\n" not in str(told.value)
+
+
+def test_in_float32_the_weights_are_damaged(fake, overflowing):
+    use(fake, "vae_decoder", "fp32")
+    overflowing[0].add("fp32")
+    with pytest.raises(CalotypeError, match=r"the VAE decoder gave numbers that are not finite in fp32 .* are damaged"):
+        fake("x", steps=1, seed=1)
+
+
+def test_inputs_that_are_not_finite_are_not_the_networks_fault(fake, overflowing):
+    use(fake, "vae_decoder", "fp16", "fp32")
+    with pytest.raises(NotFiniteError, match="was given numbers that are not finite"):
+        fake.decode(np.full((1, 4, 16, 16), np.nan, dtype=np.float32))
+    assert fake.component("vae_decoder").retried == ()
+
+
+def test_threads_that_fail_together_switch_once(fake, overflowing):
+    opened = open_component(planned(fake.plan.components["vae_decoder"], "fp16", "fp32"), backends.choose("fake"))
+    overflowing[0].add("fp16")
+    latents = np.zeros((1, 4, 16, 16), dtype=np.float32)
+    workers = [threading.Thread(target=opened, kwargs={"latent_sample": latents}) for _ in range(8)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(opened.retried) == 1
+    assert overflowing[1] == ["fp16", "fp32"]
+
+
+def test_onnxruntime_overflows_in_fp16_and_goes_on_in_fp32(tmp_path):
+    """A real one: 70,000 is more than fp16 holds."""
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy")
+    cast = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
+    artefacts = []
+    for precision, kind in cast.items():
+        nodes = [
+            helper.make_node("Cast", ["x"], ["a"], to=kind),
+            helper.make_node("Cast", ["a"], ["y"], to=TensorProto.FLOAT),
+        ]
+        graph = helper.make_graph(nodes, "g", [x], [y])
+        path = tmp_path / f"{precision}.onnx"
+        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+        artefacts.append(Artefact(form="onnx", path=path, precision=precision, check={}))
+    binding = {n: Binding(name=n, dtype="float32", dims=("batch", 4)) for n in "xy"}
+    component = PlannedComponent(
+        name="unet", inputs=(binding["x"],), outputs=(binding["y"],), artefacts=tuple(artefacts), refused={}
+    )
+    opened = open_component(component, backends.choose("onnxruntime"))
+    assert opened(x=np.full((1, 4), 100, dtype=np.float32))["y"][0, 0] == 100
+    assert opened.retried == ()
+    assert opened(x=np.full((1, 4), 70_000, dtype=np.float32))["y"][0, 0] == 70_000
+    assert opened.retried == ("U-Net: numbers not finite in fp16, retried in fp32",)

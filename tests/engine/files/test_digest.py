@@ -1,0 +1,139 @@
+"""Digests of large files are remembered, and never of other bytes than those that are there."""
+
+import hashlib
+import os
+import shutil
+
+import pytest
+
+from calotype.errors import SourceError
+from calotype.files import digest
+from calotype.files.digest import file_digest, rereading
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path, monkeypatch):
+    monkeypatch.setattr(digest, "_LARGE_BYTES", 1)
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
+    return tmp_path / "home"
+
+
+@pytest.fixture
+def readings(monkeypatch):
+    """How often a file was read."""
+    calls, read = [], digest._read
+    monkeypatch.setattr(digest, "_read", lambda path: calls.append(path) or read(path))
+    return calls
+
+
+@pytest.fixture
+def file(tmp_path):
+    path = tmp_path / "weights"
+    path.write_bytes(b"0123456789" * 1000)
+    return path
+
+
+def sha256(path):
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def test_the_second_time_it_is_not_read(file, readings):
+    assert file_digest(file) == file_digest(file) == sha256(file)
+    assert len(readings) == 1
+
+
+def test_small_files_are_read_each_time(file, readings, monkeypatch):
+    monkeypatch.setattr(digest, "_LARGE_BYTES", 64 << 20)
+    assert file_digest(file) == file_digest(file) == sha256(file)
+    assert len(readings) == 2
+
+
+def test_a_renamed_file_keeps_its_digest(file, readings, tmp_path):
+    file_digest(file)
+    (tmp_path / "making").mkdir()
+    moved = file.rename(tmp_path / "making" / "weights")  # the file itself: its change time moves
+    file_digest(moved)
+    (tmp_path / "making").rename(tmp_path / "made")  # its folder, as the store does
+    assert file_digest(tmp_path / "made" / "weights") == sha256(tmp_path / "made" / "weights")
+    assert len(readings) <= 2
+
+
+def test_a_flipped_bit_that_keeps_size_and_time_is_seen(file):
+    before, status = file_digest(file), file.stat()
+    with file.open("r+b") as opened:
+        opened.write(b"1")
+    os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+    assert file.stat().st_mtime_ns == status.st_mtime_ns
+    assert before != file_digest(file) == sha256(file)
+
+
+def test_a_write_right_after_is_seen(file):
+    """Two writes within one tick of the kernel's clock would look alike: the first is not remembered so soon."""
+    for i in range(25):
+        for data in (b"a%d" % i, b"b%d" % i):
+            with file.open("r+b") as opened:
+                opened.write(data)
+            assert file_digest(file) == sha256(file)
+
+
+def test_a_write_while_it_is_read_is_not_remembered(file, monkeypatch):
+    read = digest._read
+
+    def slow(path):
+        found = read(path)
+        with path.open("r+b") as opened:
+            opened.write(b"x")
+        return found
+
+    monkeypatch.setattr(digest, "_read", slow)
+    file_digest(file)
+    monkeypatch.setattr(digest, "_read", read)
+    assert file_digest(file) == sha256(file)
+
+
+def test_a_file_from_the_future_is_not_remembered(file, readings, monkeypatch):
+    """A clock that was set back: a later write might have the same time."""
+    now = digest.time.time
+    monkeypatch.setattr(digest.time, "time", lambda: now() - 3600)
+    assert file_digest(file) == file_digest(file) == sha256(file)
+    assert len(readings) == 2
+
+
+def test_another_file_in_its_place_is_seen(file, tmp_path):
+    before = file_digest(file)
+    other = tmp_path / "other"
+    other.write_bytes(b"9876543210" * 1000)
+    shutil.copystat(file, other)
+    other.replace(file)
+    assert before != file_digest(file) == sha256(file)
+
+
+@pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff", b"null"])
+def test_a_damaged_memory_is_no_memory(file, home, readings, damage):
+    file_digest(file)
+    (remembered,) = (home / "digests").iterdir()
+    remembered.write_bytes(damage)
+    assert file_digest(file) == file_digest(file) == sha256(file)
+    assert len(readings) == 2
+
+
+def test_a_memory_that_cannot_be_written_costs_a_reading(file, home, readings):
+    home.write_text("no folder")
+    assert file_digest(file) == file_digest(file) == sha256(file)
+    assert len(readings) == 2
+
+
+def test_every_file_is_read_again_where_that_is_wanted(file, readings):
+    """As `calotype cache verify` does: what rots on the disk changes no time."""
+    file_digest(file)
+    with rereading():
+        assert file_digest(file) == sha256(file)
+    file_digest(file)
+    assert len(readings) == 2
+
+
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to(p), lambda p: None])
+def test_what_is_no_file_is_told(tmp_path, make):
+    make(tmp_path / "odd")
+    with pytest.raises(SourceError, match="odd cannot be read"):
+        file_digest(tmp_path / "odd")

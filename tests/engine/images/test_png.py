@@ -1,0 +1,55 @@
+"""Pictures remember how they were made."""
+
+import copy
+import pickle
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from calotype.errors import InputError
+from calotype.images.png import picture_from, settings_of, to_uint8
+
+
+def test_text_survives_the_png(tmp_path):
+    told = {"calotype": "0", "prompt": 'ünï "你好"\n🎉', "negative_prompt": "", "seed": "7"}
+    picture_from(np.zeros((8, 8, 3), np.uint8), told).save(tmp_path / "p.png")
+    assert settings_of(tmp_path / "p.png") == told
+
+
+def test_copies_and_pickles_keep_their_settings(tmp_path):
+    told = {"calotype": "0", "seed": "7"}
+    picture = picture_from(np.zeros((8, 8, 3), np.uint8), told)
+    for i, again in enumerate((copy.deepcopy(picture), pickle.loads(pickle.dumps(picture)))):
+        again.save(tmp_path / f"{i}.png")
+        assert settings_of(tmp_path / f"{i}.png") == told
+
+
+def test_other_formats_are_written_without(tmp_path):
+    picture_from(np.zeros((8, 8, 3), np.uint8), {"calotype": "0"}).save(tmp_path / "p.jpg")
+    with Image.open(tmp_path / "p.jpg") as image:
+        assert image.size == (8, 8)
+
+
+def test_files_without_settings_are_told(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
+    header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
+    (tmp_path / "huge.png").write_bytes(
+        b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    )
+    for name, told in (
+        ("huge.png", "cannot be read"),
+        ("plain.png", "how it was made"),
+        ("broken.png", "cannot be read"),
+        ("none.png", "cannot be read"),
+    ):
+        with pytest.raises(InputError, match=told):
+            settings_of(tmp_path / name)
+
+
+def test_pixels_are_clamped_and_rounded():
+    pixels = np.array([-2, -1, 0, 1, 2], np.float32).reshape(1, 1, 1, 5).repeat(3, axis=1)
+    assert to_uint8(pixels)[0, 0, :, 0].tolist() == [0, 0, 128, 255, 255]

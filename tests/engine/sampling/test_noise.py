@@ -1,0 +1,29 @@
+"""Noise is torch's own, number by number."""
+
+import numpy as np
+import pytest
+import torch
+
+from calotype.errors import InputError
+from calotype.sampling.noise import MAX_SEED, BatchNoise, NoiseStream
+
+
+@pytest.mark.parametrize("seed", [0, 7, 123456789, MAX_SEED])
+def test_stream_equals_torch_randn(seed):
+    ours, generator = NoiseStream(seed), torch.Generator().manual_seed(seed)
+    # Odd counts redraw their last block of sixteen; draws follow one another in one stream.
+    for shape in ((1, 4, 16, 16), (1, 4, 64, 64), (17,), (1, 3, 5, 7), (1, 4, 9, 9), (16,)):
+        np.testing.assert_allclose(ours.draw(shape), torch.randn(shape, generator=generator).numpy(), atol=2e-6)
+
+
+def test_a_picture_has_the_noise_of_its_seed_alone():
+    batch = BatchNoise((3, 9), (4, 8, 8))
+    alone = BatchNoise((9,), (4, 8, 8))
+    for _ in range(3):
+        np.testing.assert_array_equal(batch()[1:], alone())
+
+
+@pytest.mark.parametrize("seed", [-1, MAX_SEED + 1, 1.5, "7", True, None])
+def test_wrong_seeds_are_refused(seed):
+    with pytest.raises(InputError, match="seed"):
+        NoiseStream(seed)

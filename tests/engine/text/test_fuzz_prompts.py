@@ -1,0 +1,107 @@
+"""Any text as a prompt: an `InputError` or an image, and nothing else."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+import calotype
+from calotype.errors import InputError
+from calotype.text.foreign_syntax import syntax_notes
+from calotype.text.prompt_weights import pieces_of
+from calotype.text.tokenizer import ClipTokenizer
+
+bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
+
+# Text of all kinds, and text of what means something here or elsewhere.
+SYNTAX = [
+    "(",
+    ")",
+    ":",
+    ":1.3)",
+    ":99)",
+    ":.5)",
+    ":1" + "0" * 400 + ")",
+    "\\",
+    "[a|b]",
+    "[",
+    "]",
+    "{",
+    "|",
+    "}",
+    "BREAK",
+]
+WORDS = [" ", "red ring", "<lora:x:1>", "<cat>", "__a__", "'s", "İ", "🎉", "\x00", "e\u0301", "<|endoftext|>", "\u202e"]
+prompts = st.one_of(st.text(max_size=200), st.lists(st.sampled_from(SYNTAX + WORDS), max_size=40).map("".join))
+
+
+@pytest.fixture(scope="module")
+def tokenizer(demo_folder):
+    return ClipTokenizer(demo_folder / "tokenizer", 77)
+
+
+@pytest.fixture(scope="module")
+def fake_pipe():
+    return calotype.load("demo", backend="fake")
+
+
+def pieces_or_none(prompt):
+    try:
+        return pieces_of(prompt)
+    except InputError:
+        return None
+
+
+@bounded
+@given(prompt=prompts)
+def test_pieces_have_weights_and_all_of_the_text(prompt):
+    pieces = pieces_or_none(prompt)
+    if pieces is None:
+        assert ")" in prompt
+        return
+    assert all(0 <= piece.weight <= 1000 for piece in pieces)
+    text = "".join(piece.text for piece in pieces)
+    if all(piece.weight == 1 for piece in pieces) and not any(n in prompt for n in (":1.3)", ":.5)", "\\")):
+        assert text == prompt
+    assert len(text) <= len(prompt)
+
+
+@bounded
+@given(prompt=st.text(st.characters(exclude_characters="()\\"), max_size=300))
+def test_text_without_brackets_is_one_piece(prompt):
+    (piece,) = pieces_of(prompt)
+    assert (piece.text, piece.weight) == (prompt, 1)
+
+
+@bounded
+@given(prompt=prompts)
+def test_tokens_are_in_the_vocabulary_and_weights_are_finite(tokenizer, prompt):
+    if pieces_or_none(prompt) is None:
+        return
+    tokens = tokenizer([prompt], most=2)
+    assert tokens.ids.shape == tokens.weights.shape
+    assert tokens.ids.shape[2] == 77
+    assert 0 <= tokens.ids.min() <= tokens.ids.max() < 49408
+    assert np.isfinite(tokens.weights).all()
+
+
+@bounded
+@given(prompt=prompts)
+def test_notes_are_one_a_syntax(prompt):
+    notes = syntax_notes([prompt, prompt])
+    assert notes == syntax_notes([prompt])
+    assert len(notes) <= 7
+
+
+any_text = st.one_of(prompts, st.text(st.characters(), max_size=50))  # with lone surrogates
+
+
+@settings(bounded, max_examples=60)
+@given(prompt=any_text, negative=any_text)
+def test_a_pipeline_gives_an_image_or_an_input_error(fake_pipe, prompt, negative):
+    try:
+        result = fake_pipe(prompt, negative_prompt=negative, steps=1, seed=1, width=64, height=64)
+    except InputError:
+        assert None in (pieces_or_none(prompt), pieces_or_none(negative))
+        return
+    assert result.images[0].size == (64, 64)

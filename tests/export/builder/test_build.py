@@ -1,0 +1,243 @@
+"""`calotype build`: what it makes, what it leaves alone the second time, and that a stop leaves nothing behind."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from typer.testing import CliRunner
+
+import calotype
+from calotype.errors import BuildError, CheckError, InputError
+from calotype.export import BuildSpec, build
+from calotype.export.commands.cli import app
+from calotype.export.onnx.check import relative_error
+from calotype.export.steps.subprocess_task import in_child
+from calotype.plan.plan import read_plan
+from calotype.plan.profile import Range
+
+MODULES = (
+    *("onnx.trace_step", "onnx.capture_step", "precision.variants"),
+    *("builder.tuning", "builder.build", "builder.samplers_step"),
+)
+
+
+@pytest.fixture
+def children(monkeypatch) -> list[str]:
+    """What was done in child processes, by its first words: "tracing the unet", ..."""
+    done = []
+
+    def spy(what, function, **arguments):
+        done.append(what)
+        return in_child(what, function, **arguments)
+
+    for module in MODULES:
+        monkeypatch.setattr(f"calotype.export.{module}.in_child", spy)
+    return done
+
+
+def run(*words, ok=True):
+    result = CliRunner().invoke(app, ["build", *map(str, words)], catch_exceptions=True)
+    if ok and result.exception:
+        raise result.exception
+    return result
+
+
+def test_a_plan_says_how_it_was_made_and_proved(saved_plan):
+    plan = read_plan(saved_plan)
+    build_told = plan.build
+    assert plan.backend == build_told["backend"] == "onnxruntime"
+    assert build_told["spec"] == {"model": "demo"}
+    assert build_told["proof"]["psnr"] >= 50
+    assert build_told["tools"]["torch"]
+    for component in plan.components.values():
+        (artefact,) = component.artefacts
+        assert artefact.precision == "fp32"
+        assert artefact.check["max_relative_error"] <= 1e-4
+        assert artefact.check["real_inputs"]["max_relative_error"] <= 1e-4
+        assert artefact.check["real_inputs"]["calls"] >= 1
+
+
+def test_inspect_prints_and_is_json(saved_plan):
+    shown = CliRunner().invoke(app, ["inspect", str(saved_plan)]).output
+    for words in (
+        "unet/model.onnx",
+        "profile      batch 1:1:32",
+        "sample float32 [batch, 4,",
+        "onnxruntime 1.",
+        "dB from",
+    ):
+        assert words in shown
+    told = json.loads(CliRunner().invoke(app, ["inspect", str(saved_plan), "--json"]).output)
+    assert set(told["components"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    assert told["components"]["unet"]["artefacts"][0]["bytes"] > 10_000_000
+    assert told["build"]["machine"]["threads"] >= 1
+    told = CliRunner().invoke(app, ["inspect", "/nowhere"])
+    assert "is no plan; make one with: calotype build MODEL -o /nowhere" in str(told.exception)
+
+
+def test_the_same_build_again_does_nothing(saved_plan, children):
+    started = {p: p.stat().st_mtime_ns for p in saved_plan.rglob("*")}
+    told = run("demo", "-o", saved_plan)
+    assert "nothing to do" in told.stdout
+    assert children == []
+    assert started == {p: p.stat().st_mtime_ns for p in saved_plan.rglob("*")}
+
+
+def test_another_size_traces_nothing_and_is_held_to(saved_plan, children, tmp_path):
+    folder = tmp_path / "a small plän"
+    run("demo", "--height", "64:96:128", "--width", "64:96:128", "--batch", "1:1:3", "-o", folder)
+    assert not [what for what in children if what.startswith("tracing")]
+    assert [what for what in children if what.startswith("checking")]
+    pipe = calotype.load(folder)
+    for sizes in ({"height": 144}, {"width": 48}, {"num_images": 4}):
+        with pytest.raises(InputError, match="profile: batch 1:1:3, height 64:96:128, width 64:96:128"):
+            pipe("a red ring", steps=1, **sizes)
+    reference, rng = calotype.load("demo", backend="eager"), np.random.default_rng(5)
+    for _ in range(20):
+        batch, tall, wide = int(rng.integers(1, 4)), int(rng.integers(4, 9)), int(rng.integers(4, 9))
+        arguments = {"steps": 1, "seed": 1, "height": 16 * tall, "width": 16 * wide, "num_images": batch}
+        got, wanted = (p("a red ring", **arguments, output_type="np").images for p in (pipe, reference))
+        assert got.shape == (batch, 16 * tall, 16 * wide, 3)
+        assert relative_error(got, wanted) <= 1e-3  # a whole picture, guidance and all
+        latents = rng.standard_normal((batch, 4, 2 * tall, 2 * wide), dtype=np.float32)
+        states = rng.standard_normal((batch, 77, 128), dtype=np.float32)
+        unet = {"sample": latents, "timestep": np.full(batch, 500, np.float32), "encoder_hidden_states": states}
+        for name, given in (("unet", unet), ("vae_decoder", {"latent_sample": latents})):
+            one, other = (p.component(name)(**given) for p in (pipe, reference))
+            assert all(relative_error(one[key], other[key]) <= 1e-4 for key in other)
+
+
+def test_one_changed_weight_makes_anew_what_it_touches(model_copy, saved_plan, children, tmp_path):
+    weights = model_copy / "vae" / "diffusion_pytorch_model.safetensors"
+    data = bytearray(weights.read_bytes())
+    data[-8::2] = os.urandom(4)  # the low bytes of four fp16 numbers: weights that no kept store has seen
+    weights.write_bytes(data)
+    run(model_copy, "-o", tmp_path / "plan")
+    assert [w for w in children if w.startswith(("tracing", "recording"))] == [
+        *("tracing the vae_decoder", "tracing the vae_encoder"),
+        *("recording the vae_decoder", "recording the vae_encoder"),
+    ]
+
+
+def test_a_changed_tool_is_another_build(saved_plan, children, monkeypatch, tmp_path):
+    monkeypatch.setattr("calotype.export.builder.build.BUILDER", 2)
+    run("demo", "-o", tmp_path / "plan")
+    assert not [w for w in children if w.startswith(("tracing", "recording", "compiling"))]
+    assert [w for w in children if w.startswith("checking")]
+
+
+def test_progress_for_machines(children, tmp_path):
+    told = run("demo", "-o", tmp_path / "plan", "--json-progress").stdout
+    lines = [json.loads(line) for line in told.splitlines()]
+    assert lines[-1]["event"] == "built"
+    assert {"start", "found", "done"} >= {line["event"] for line in lines[:-1]}
+    assert lines[-2]["done"] == lines[-2]["of"]
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["demo", "-o", "PLACE", "--backend", "tensorrt"], "and tensorrt cannot run here: there is no NVIDIA GPU"),
+        (["demo", "-o", "PLACE", "--backend", "cuda"], "and cuda cannot run here: there is no NVIDIA GPU"),
+        (["demo", "-o", "PLACE", "--engine", "level=5"], "--engine is for tensorrt and tensorrt-rtx, and this build"),
+        (["demo", "-o", "PLACE", "--engine", "speed=9"], "options are refit, exact, plugin, weight-streaming"),
+        (["demo", "-o", "PLACE", "--precision", "bf16"], "ONNX Runtime computes nothing in bf16 on a CPU; take"),
+        (["demo", "-o", "PLACE", "--height", "100"], "this model's sizes are multiples of 16 pixels"),
+        (["demo", "-o", "PLACE", "--height", "16:512:4096"], "reaches outside of what this model serves, 16:128:2048"),
+        (["demo", "-o", "OCCUPIED"], "is there and is no plan; name a folder that does not exist"),
+        (["demo", "-o", "OCCUPIED/notes.txt"], "is there and is no plan"),
+        (["demo", "-o", "OCCUPIED/notes.txt/plan"], "cannot be made"),
+        (["demo"], "say where the plan goes"),
+        (
+            ["demo", "-o", "PLACE", "--max-loss", "clip-drop<=0.1", "--precision", "int8"],
+            "clip_drop needs a CLIP model",
+        ),
+        (["demo", "-o", "PLACE", "--scheduler", "eulr"], "eulr"),
+    ],
+)
+def test_what_cannot_be_built_is_told_before_the_work(words, told, children, tmp_path):
+    occupied = tmp_path / "occupied"
+    occupied.mkdir()
+    (occupied / "notes.txt").write_text("mine")
+    places = {"PLACE": str(tmp_path / "plan"), "OCCUPIED": str(occupied)}
+    for name, place in places.items():
+        words = [w.replace(name, place) for w in words]
+    result = run(*words, ok=False)
+    assert isinstance(result.exception, calotype.CalotypeError)
+    assert told in str(result.exception)
+    assert children == []
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["occupied"]
+    assert (occupied / "notes.txt").read_text() == "mine"
+
+
+def test_no_room_is_told_before_the_work(children, monkeypatch, tmp_path):
+    monkeypatch.setattr("calotype.export.builder.preflight.available_bytes", lambda: 100 << 20)
+    with pytest.raises(BuildError, match=r"this build needs about .* of memory and .* of disk, and 100 MiB of memory"):
+        build(BuildSpec(model="demo", output=tmp_path / "plan"))
+    assert children == []
+
+
+def test_pictures_that_miss_the_gate_leave_no_plan(monkeypatch, tmp_path):
+    spec = BuildSpec(model="demo", output=tmp_path / "plan", precision="fp16", proof=1, proof_steps=1, calibration=1)
+    monkeypatch.setattr("calotype.export.builder.tuning.Judging.judge", lambda *_, **__: {"psnr": 29.0})
+    with pytest.raises(CheckError, match=r"miss the gate \(psnr is 29, wanted psnr>=30\), so the plan is not kept"):
+        build(spec)
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
+def test_a_stop_leaves_nothing_that_is_taken_for_a_plan(number, saved_plan, tmp_path):
+    """Stopped in the middle of a trace in a store of its own: no plan, no entry; polite ends leave no file."""
+    home = tmp_path / "home of ours"
+    command = [sys.executable, "-m", "calotype", "build", "demo", "-o", str(tmp_path / "plan")]
+    work = subprocess.Popen(
+        command,
+        env={**os.environ, "CALOTYPE_HOME": str(home)},
+        stderr=subprocess.PIPE,
+        text=True,
+        # A shell's background jobs ignore SIGINT, and what they start does too.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+    deadline = time.monotonic() + 60
+    while not list(home.glob("store/.making-*")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    time.sleep(1)
+    work.send_signal(number)
+    told = work.communicate(timeout=30)[1]
+    assert work.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
+    left = [p for p in home.rglob("*") if p.is_file() and "digests" not in p.parts]
+    if number == signal.SIGKILL:
+        assert all(".making-" in str(p) or p.suffix == ".lock" for p in left)
+    else:
+        assert "nothing half-made was left" in told
+        assert left == []
+    assert [p.name for p in tmp_path.iterdir()] == [home.name]
+
+
+def test_an_old_plan_is_there_until_the_new_one_is_whole(saved_plan, tmp_path, monkeypatch):
+    folder = tmp_path / "plan"
+    build(BuildSpec(model="demo", output=folder))
+    first = read_plan(folder).build["key"]
+    with monkeypatch.context() as broken:
+        broken.setattr(
+            "calotype.export.builder.build.write_plan", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
+        )
+        with pytest.raises(OSError, match="full"):
+            build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+    assert read_plan(folder).build["key"] == first
+    build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+    assert read_plan(folder).build["key"] != first
+    assert [p.name for p in tmp_path.iterdir()] == ["plan"]
+
+
+def test_a_toml_file_builds_the_same(saved_plan, tmp_path):
+    config = tmp_path / "build.toml"
+    config.write_text(f'model = "demo"\noutput = "{saved_plan}"\n')
+    assert "nothing to do" in run("--config", config).stdout
+    assert Path(saved_plan / "plan.json").exists()

@@ -1,0 +1,118 @@
+"""What a build is told: flags, TOML and the dataclass say the same, and mistakes are told before any work."""
+
+import shlex
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from calotype.errors import InputError
+from calotype.export.builder.spec import BuildSpec, flag_of, read_config, spec_from
+from calotype.export.commands.cli import app
+from calotype.export.quality.bounds import Bound, failed, parse_bounds
+from calotype.plan.profile import Range
+
+
+def test_words_become_a_spec():
+    spec = spec_from(
+        {
+            "model": "demo",
+            "output": "plan",
+            "height": "512:768:1024",
+            "width": "512",
+            "batch": "1:2:8",
+            "lora": ["a.safetensors:0.8"],
+            "max_loss": ["psnr>=28,ssim>=0.9", "judge_drop<=0.05"],
+            "precision": "int8",
+        }
+    )
+    assert spec.height == Range(low=512, usual=768, high=1024)
+    assert spec.width == Range(low=512, usual=512, high=512)
+    assert [str(b) for b in spec.max_loss] == ["psnr>=28", "ssim>=0.9", "judge_drop<=0.05"]
+    assert spec.proof_counts == (8, 20)
+    assert spec_from({"model": "demo", "output": "plan"}).proof_counts == (1, 4)
+
+
+def test_the_command_of_a_spec_makes_the_same_spec():
+    said = {
+        **{"model": "a model", "output": "a plan", "backend": "openvino", "precision": "auto", "height": "64:128:256"},
+        **{"fallback": True, "scheduler": ["euler", "ddim"], "max_loss": "psnr>=25", "proof": 3, "lora": ["x:0.5"]},
+    }
+    spec = spec_from(said)
+    words = shlex.split(spec.command())
+    assert words[:3] == ["calotype", "build", "a model"]
+    again: dict = {"model": words[2], "output": "a plan"}
+    names = {flag_of(f.name): f.name for f in fields(BuildSpec)}
+    flags = iter(words[3:])
+    for flag in flags:
+        name = names[flag]
+        if name == "fallback":
+            again[name] = True
+        elif name in ("scheduler", "lora", "max_loss"):
+            again.setdefault(name, []).append(next(flags))
+        else:
+            again[name] = next(flags)
+    assert spec_from(again) == spec
+
+
+@pytest.mark.parametrize(
+    ("said", "told"),
+    [
+        ({"backend": "tpu"}, "unknown backend 'tpu'; known are onnxruntime, openvino"),
+        ({"precision": "fp4"}, "unknown precision 'fp4'"),
+        ({"height": "big"}, "--height: 'big' is no range; write one number, or least:usual:most"),
+        ({"height": "512:256"}, "--height: '512:256' is no range"),
+        ({"height": "512:256:128"}, "--height: a range must rise"),
+        ({"batch": "0"}, "--batch: a range must rise"),
+        ({"max_loss": "psnr<=30"}, "--max-loss: 'psnr<=30' is no bound; write psnr>=NUMBER"),
+        ({"max_loss": "beauty>=1"}, "is no bound"),
+        ({"max_loss": "psnr>=3,psnr>=4"}, "each metric has one bound"),
+        ({"proof": "many"}, "--proof: it takes a whole number, got 'many'"),
+        ({"proof": 0}, "proof must be from 1 to 4096, got 0"),
+        ({"fallback": "yes"}, "--fallback: it is true or false"),
+        ({"lora": 3}, "--lora: it takes text, or a list of texts"),
+        ({"colour": "red"}, "a build knows no colour; it takes model, output, backend"),
+        ({"model": ""}, "say which model to build"),
+        ({"output": None}, "say where the plan goes"),
+    ],
+)
+def test_mistakes_are_told(said, told):
+    with pytest.raises(InputError) as wrong:
+        spec_from({"model": "demo", "output": "plan", **said})
+    assert told in str(wrong.value)
+
+
+def test_a_toml_file_has_the_same_fields(tmp_path):
+    path = tmp_path / "build.toml"
+    path.write_text(
+        'model = "demo"\noutput = "p"\nbatch = "1:2:4"\nmax-loss = ["psnr>=20"]\nproof = 2\nfallback = true\n'
+    )
+    spec = spec_from(read_config(path))
+    assert (spec.model, spec.output, spec.batch) == ("demo", Path("p"), Range(low=1, usual=2, high=4))
+    assert (spec.max_loss, spec.proof, spec.fallback) == ((Bound(metric="psnr", limit=20.0),), 2, True)
+    path.write_text("model = ")
+    with pytest.raises(InputError, match="is not TOML"):
+        read_config(path)
+    with pytest.raises(InputError, match="cannot be read"):
+        read_config(tmp_path / "none.toml")
+
+
+def test_the_command_line_has_an_option_for_every_field():
+    shown = CliRunner().invoke(app, ["build", "--help"], env={"COLUMNS": "200", "NO_COLOR": "1"}).output
+    for f in fields(BuildSpec):
+        assert (f.name.upper() if f.name == "model" else flag_of(f.name)) in shown
+        assert f.metadata["help"].split("[")[0].strip()[:30] in shown
+    assert "--config" in shown
+    assert "--json-progress" in shown
+
+
+def test_bounds():
+    bounds = parse_bounds(["psnr>=30, lpips<=0.1"])
+    assert failed(bounds, {"psnr": 30.0, "lpips": 0.1}) == ()
+    assert failed(bounds, {"psnr": 29.9, "lpips": 0.2}) == (
+        "psnr is 29.9, wanted psnr>=30",
+        "lpips is 0.2, wanted lpips<=0.1",
+    )
+    assert len(failed(bounds, {"psnr": float("nan"), "lpips": float("nan")})) == 2  # no number is no proof
+    assert len(failed(bounds, {})) == 2

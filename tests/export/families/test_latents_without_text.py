@@ -1,0 +1,130 @@
+"""Latent diffusion without text (`UNet2DModel`, with a VQModel or an AutoencoderKL): the pictures of diffusers."""
+
+import importlib
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import calotype
+from calotype.errors import InputError, SourceError
+from calotype.export import prepare
+from calotype.export.sources.source import read_source
+from calotype.export.steps.subprocess_task import Outcome
+from calotype.plan.family import family_of
+
+# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
+LEVELS = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 32}
+LEVELS |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+SCHEDULERS = {
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+    "ddpm": (diffusers.DDPMScheduler, {"clip_sample": False}),
+}
+AUTOENCODERS = {
+    "a codebook": lambda: diffusers.VQModel(**LEVELS, latent_channels=4, vq_embed_dim=3, num_vq_embeddings=64),
+    "a distribution": lambda: diffusers.AutoencoderKL(**LEVELS, latent_channels=3),
+}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory):
+    """As CompVis/ldm-celebahq-256, smaller."""
+    made = {}
+    for name, autoencoder in AUTOENCODERS.items():
+        torch.manual_seed(13)
+        vae = autoencoder()
+        if name == "a codebook":  # what it is made with lies close to zero, where all codes are one
+            torch.nn.init.normal_(vae.quantize.embedding.weight, std=3)
+        torch.manual_seed(12)  # one U-Net for both
+        unet = diffusers.UNet2DModel(
+            sample_size=16,
+            in_channels=3,
+            out_channels=3,
+            block_out_channels=(32, 64),
+            layers_per_block=1,
+            down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+            up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+        )
+        scheduler = diffusers.DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
+        scheduler.register_to_config(clip_sample=False)
+        made[name] = tmp_path_factory.mktemp("latents") / "model"
+        diffusers.LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler).save_pretrained(made[name])
+    return made
+
+
+def here(_, function, **said):
+    """In place of a child of its own, which takes seconds to begin."""
+    module, _, name = function.partition(":")
+    return Outcome(value=getattr(importlib.import_module(module), name)(**said), peak_bytes=0)
+
+
+@pytest.fixture(scope="module")
+def pipes_of(models):
+    asked = [("a codebook", "eager"), ("a codebook", "onnxruntime"), ("a distribution", "eager")]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("calotype.export.onnx.trace_step.in_child", here)
+        return {(model, backend): calotype.load(models[model], backend=backend) for model, backend in asked}
+
+
+def elder_of(folder):
+    pipe = diffusers.LDMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+@pytest.mark.parametrize("model", AUTOENCODERS)
+def test_pictures_are_those_of_diffusers(models, pipes_of, figures, model, name):
+    elder = elder_of(models[model])
+    kind, said = SCHEDULERS[name]
+    elder.scheduler = kind.from_config(elder.scheduler.config, **said)
+    if name in ("euler-a", "ddpm"):  # whose noise diffusers' pipeline draws from no generator
+        generator, step = torch.Generator().manual_seed(5), elder.scheduler.step
+        elder.scheduler.step = lambda *a, **k: step(*a, generator=generator, **k)
+    else:
+        generator = torch.Generator().manual_seed(5)
+    elder.scheduler.set_timesteps(6)  # its pipeline scales the noise before it asks for steps, as if for a thousand
+    wanted = elder(num_inference_steps=6, generator=generator, output_type="np").images
+    assert wanted.std() > 0.01
+    for backend in [backend for of, backend in pipes_of if of == model]:
+        got = pipes_of[model, backend](steps=6, seed=5, scheduler=name, output_type="np").images
+        figures.hold((f"latents of {model}, without text", "from noise", name), backend, got, wanted)
+
+
+def test_the_autoencoder_is_a_codec(models, pipes_of):
+    image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
+    pixels = torch.tensor(np.asarray(image) / np.float32(127.5) - 1).permute(2, 0, 1)[None]
+    vae = elder_of(models["a codebook"]).vqvae
+    with torch.inference_mode():
+        latents = vae.encode(pixels).latents
+        wanted = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).numpy().transpose(0, 2, 3, 1)
+    pipe = pipes_of["a codebook", "eager"]
+    got = pipe.encode(image)
+    np.testing.assert_allclose(got, latents.numpy() * 0.18215, atol=1e-5)
+    np.testing.assert_allclose(pipe.decode(got, output_type="np"), wanted, atol=1e-4)
+
+
+def test_what_it_takes_and_what_not(models, pipes_of):
+    folder = models["a codebook"]
+    plan = prepare(folder, forms=())
+    assert (plan.family, plan.profile.factor, plan.latents.dims[1]) == ("latents", 2, 3)
+    pipe = pipes_of["a codebook", "eager"]
+    assert [image.size for image in pipe(steps=1, num_images=2, width=48, height=36).images] == [(48, 36)] * 2
+    with pytest.raises(InputError, match="paints without text"):
+        pipe("a ring")
+    with pytest.raises(SourceError, match="takes no ControlNet and no autoencoder"):
+        calotype.load(folder, controlnet=folder / "unet", backend="fake")
+    configs = read_source(folder).configs
+    with pytest.raises(SourceError, match="paints 3 channels from 4; this version paints the autoencoder's 3 channels"):
+        family_of({**configs, "unet": {**configs["unet"], "in_channels": 4}})

@@ -1,0 +1,119 @@
+"""Every family, task and scheduler against diffusers: the figures of docs/parity.md."""
+
+from functools import cache
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import calotype
+from calotype.export.quality.metrics import psnr
+
+# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
+FIVE = {
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),  # its default was made for pixels
+    "euler": (diffusers.EulerDiscreteScheduler, {}),
+    "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
+    "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
+    "unipc": (diffusers.UniPCMultistepScheduler, {}),
+}
+LCM = {"lcm": (diffusers.LCMScheduler, {"clip_sample": False})}
+PROMPT = "a large green star on a blue background"
+IMAGE, EDGES = (
+    Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)
+)
+MASK = Image.new("L", IMAGE.size, 0)
+MASK.paste(255, (12, 10, 61, 50))  # across the borders of latents
+SIZE = {"height": 64, "width": 96}
+
+SD, XL = "StableDiffusion", "StableDiffusionXL"
+TASKS = {"text to image": "", "image to image": "Img2Img", "inpainting": "Inpaint"}
+BOTH = ("eager", "onnxruntime", "openvino")
+# name: fixture of its folder, the kind of diffusers' pipelines, tasks, schedulers, backends, ControlNet
+MODELS = {
+    "Stable Diffusion 2": ("sd21_folder", SD, tuple(TASKS), FIVE, BOTH, False),
+    "Stable Diffusion XL": ("sdxl_folder", XL, tuple(TASKS), FIVE, BOTH, False),
+    "nine channels": ("inpainting_folder", SD, ("inpainting",), FIVE, BOTH, False),
+    "latent consistency": ("lcm_folder", SD, tuple(TASKS), LCM, BOTH, False),
+    "demonstration with a ControlNet": ("demo_folder", SD, tuple(TASKS), FIVE, BOTH, True),
+    "Stable Diffusion XL with a ControlNet": ("sdxl_folder", XL, tuple(TASKS), FIVE, ("eager",), True),
+}
+CASES = [(m, t, s) for m, (_, _, tasks, schedulers, *_) in MODELS.items() for t in tasks for s in schedulers]
+
+
+@pytest.fixture(scope="module")
+def opened(request, made, tmp_path_factory):
+    """A model's pipelines on each backend, and diffusers' own by task; each made once."""
+
+    @cache
+    def net(folder):
+        path = made(folder / "unet", tmp_path_factory.mktemp("nets") / "net", 0)
+        return path, diffusers.ControlNetModel.from_pretrained(path, low_cpu_mem_usage=False)
+
+    @cache
+    def ours(model, backend):
+        fixture, _, _, _, _, controlled = MODELS[model]
+        folder = request.getfixturevalue(fixture)
+        return calotype.load(folder, backend=backend, controlnet=net(folder)[0] if controlled else ())
+
+    @cache
+    def elder(model, task):
+        fixture, kind, _, _, _, controlled = MODELS[model]
+        folder = request.getfixturevalue(fixture)
+        cls = getattr(diffusers, f"{kind}{'ControlNet' if controlled else ''}{TASKS[task]}Pipeline")
+        more = {"controlnet": net(folder)[1]} if controlled else {}
+        more |= {} if kind == XL else {"safety_checker": None}
+        pipe = cls.from_pretrained(folder, dtype=torch.float32, low_cpu_mem_usage=False, **more)
+        pipe.set_progress_bar_config(disable=True)
+        return pipe
+
+    return ours, elder
+
+
+@pytest.mark.parametrize(("model", "task", "name"), CASES)
+def test_pictures_are_those_of_diffusers(opened, figures, model, task, name):
+    ours, elder = opened
+    _, _, _, schedulers, backends, controlled = MODELS[model]
+    said = {"guidance_scale": 5.0, "output_type": "np"}
+    said |= {} if task == "text to image" else {"image": IMAGE, "strength": 0.7}
+    said |= {"mask_image": MASK} if task == "inpainting" else {}
+    said |= {"controlnet_conditioning_scale": 0.6} if controlled else {}
+    size = {} if task == "image to image" else SIZE
+    wanted = painted(elder(model, task), schedulers[name], **said, **size, **edges_of(task, controlled))
+    for backend in backends:
+        control = {"control_image": EDGES} if controlled else {}
+        got = ours(model, backend)(PROMPT, steps=6, seed=5, scheduler=name, **said, **size, **control)
+        figures.hold((model, task, name), backend, got.images, wanted)
+
+
+def edges_of(task, controlled):
+    """What diffusers calls the control image of a task."""
+    if not controlled:
+        return {}
+    return {"image" if task == "text to image" else "control_image": EDGES}
+
+
+def painted(pipe, scheduler, **said):
+    kind, overrides = scheduler
+    pipe.scheduler = kind.from_config(pipe.scheduler.config, **{"use_karras_sigmas": False, **overrides})
+    generator = [torch.Generator().manual_seed(5)]
+    images = pipe(PROMPT, num_inference_steps=6, generator=generator, **said).images
+    assert images.std() > 0.01  # a picture, not a flat grey on which all would agree
+    return images
+
+
+@pytest.mark.parametrize("clip_skip", [None, 1])
+def test_layers_are_skipped_for_the_prompt_alone(opened, clip_skip):
+    ours, elder = opened
+    said = {"negative_prompt": "a small blue ring", "clip_skip": clip_skip, "guidance_scale": 5.0, "output_type": "np"}
+    wanted = painted(elder("Stable Diffusion XL", "text to image"), FIVE["ddim"], **said, **SIZE)
+    for backend in BOTH:
+        pipe = ours("Stable Diffusion XL", backend)
+        assert psnr(pipe(PROMPT, steps=6, seed=5, scheduler="ddim", **said, **SIZE).images, wanted) >= 60

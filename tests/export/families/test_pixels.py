@@ -1,0 +1,133 @@
+"""Diffusion of pixels without text (`UNet2DModel`, DDPM and DDIM): the pictures of diffusers."""
+
+import json
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import calotype
+from calotype.errors import BuildError, InputError, SourceError
+from calotype.export import BuildSpec, build, prepare
+from calotype.export.quality.metrics import psnr
+
+# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
+
+LEAST_DB = {"eager": 60, "onnxruntime": 50}
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """As google/ddpm-cifar10-32, smaller: the classes that it names, and no other parts."""
+    torch.manual_seed(11)
+    unet = diffusers.UNet2DModel(
+        sample_size=32,
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    )
+    made = tmp_path_factory.mktemp("pixels") / "model"
+    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(made)
+    return made
+
+
+@pytest.fixture(scope="module")
+def pixels(folder):
+    return {backend: calotype.load(folder, backend=backend) for backend in LEAST_DB}
+
+
+@pytest.mark.parametrize("name", ["ddpm", "ddim", "euler", "euler-a", "dpm++2m-karras", "unipc"])
+def test_pictures_are_those_of_diffusers(folder, pixels, name):
+    """DDPM and DDIM clip what they predict, which is not linear: they run themselves, and the report says so."""
+    config = diffusers.DDPMScheduler.load_config(folder / "scheduler")
+    kind = {
+        "ddpm": diffusers.DDPMScheduler,
+        "ddim": diffusers.DDIMScheduler,
+        "euler": diffusers.EulerDiscreteScheduler,
+        "euler-a": diffusers.EulerAncestralDiscreteScheduler,
+        "dpm++2m-karras": diffusers.DPMSolverMultistepScheduler,
+        "unipc": diffusers.UniPCMultistepScheduler,
+    }[name]
+    more = {"use_karras_sigmas": True} if "karras" in name else {}
+    wanted = painted(folder, kind.from_config(config, **more))
+    for backend, least in LEAST_DB.items():
+        made = pixels[backend](num_images=2, steps=6, seed=5, scheduler=name, output_type="np")
+        assert psnr(made.images, wanted) >= least, backend
+        assert any("clips the clean latents" in note for note in made.report.notes) == (name in ("ddpm", "ddim"))
+
+
+def painted(folder, scheduler):
+    """DDPMPipeline's loop, with the scaling of the network's input that schedulers of sigmas want.  # [2, 32, 32, 3]"""
+    unet = diffusers.UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval()
+    generator = [torch.Generator().manual_seed(s) for s in (5, 6)]
+    noise = torch.cat([torch.randn((1, 3, 32, 32), generator=g) for g in generator])
+    scheduler.set_timesteps(6)
+    takes = (
+        {"generator": generator}
+        if type(scheduler).__name__ in ("DDPMScheduler", "EulerAncestralDiscreteScheduler")
+        else {}
+    )
+    x = noise * scheduler.init_noise_sigma
+    with torch.inference_mode():
+        for t in scheduler.timesteps:
+            output = unet(scheduler.scale_model_input(x, t), t).sample
+            x = scheduler.step(output, t, x, **takes).prev_sample
+    return (x / 2 + 0.5).clamp(0, 1).numpy().transpose(0, 2, 3, 1)
+
+
+def test_its_own_pipelines(folder, pixels):
+    for kind in (diffusers.DDPMPipeline, diffusers.DDIMPipeline):
+        elder = kind.from_pretrained(folder, low_cpu_mem_usage=False)
+        elder.set_progress_bar_config(disable=True)
+        generator = [torch.Generator().manual_seed(7)]
+        wanted = elder(num_inference_steps=8, generator=generator, output_type="np").images
+        scheduler = {diffusers.DDPMPipeline: None, diffusers.DDIMPipeline: "ddim"}[kind]
+        made = pixels["eager"](steps=8, seed=7, scheduler=scheduler, output_type="np")
+        assert psnr(made.images, wanted) >= 60
+
+
+def test_pixels_may_be_set_out_from_as_well(pixels):
+    image = Image.fromarray(np.full((32, 32, 3), (200, 30, 30), np.uint8))
+    mask = Image.new("L", (32, 32), 0)
+    mask.paste(255, (0, 0, 16, 32))
+    made = pixels["eager"](image=image, mask_image=mask, steps=4, seed=1, output_type="np").images
+    np.testing.assert_allclose(made[0, :, 16:], np.asarray(image)[:, 16:] / 255, atol=1e-6)
+    assert made[0, :, :16].std() > 0.02
+
+
+def test_what_it_does_not_take_is_told(folder, tmp_path):
+    fake = calotype.load(folder, backend="fake")
+    assert fake(steps=1).images[0].size == (32, 32)
+    assert fake("", steps=1, width=64, height=48).images[0].size == (64, 48)
+    for wrong in ({"prompt": "a ring"}, {"prompt": ["", ""]}, {"negative_prompt": "a ring"}):
+        with pytest.raises(InputError, match="paints without text; give it no prompt"):
+            fake(**wrong)
+    with pytest.raises(InputError, match="clip_skip is of text encoders"):
+        fake(clip_skip=1)
+    with pytest.raises(SourceError, match="takes no ControlNet and no autoencoder"):
+        calotype.load(folder, vae=folder / "unet", backend="fake")
+    with pytest.raises(BuildError, match="no plan can be made of it"):
+        build(BuildSpec(model=str(folder), output=tmp_path / "plan"))
+    assert prepare(folder, forms=()).family == "pixels"
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"num_class_embeds": 10}, "num_class_embeds, an input that this version does not feed"),
+        ({"in_channels": 1, "out_channels": 1}, "in_channels"),
+        ({"block_out_channels": None}, "block_out_channels"),
+    ],
+)
+def test_other_networks_are_told(folder, tmp_path, changes, told):
+    import shutil
+
+    copy = shutil.copytree(folder, tmp_path / "model")
+    config = copy / "unet" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | changes))
+    with pytest.raises(SourceError, match=told):
+        calotype.load(copy, backend="fake")

@@ -1,0 +1,87 @@
+"""A Stable Diffusion 1.5 in every config field, a thousand times smaller: random weights, held to diffusers."""
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer
+
+import calotype
+from calotype.errors import InputError
+from calotype.export.quality.metrics import psnr
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory, demo_folder):
+    torch.manual_seed(0)
+    tokenizer = CLIPTokenizer.from_pretrained(demo_folder / "tokenizer")
+    cross, down = "CrossAttnDownBlock2D", ("DownEncoderBlock2D",) * 4
+    model = diffusers.StableDiffusionPipeline(
+        unet=diffusers.UNet2DConditionModel(
+            sample_size=16,
+            block_out_channels=(32, 64, 64, 64),
+            layers_per_block=2,
+            down_block_types=(cross, cross, cross, "DownBlock2D"),
+            up_block_types=("UpBlock2D", *("CrossAttnUpBlock2D",) * 3),
+            cross_attention_dim=32,
+            attention_head_dim=8,  # SD 1.5's: the number of heads, for every level
+        ),
+        vae=diffusers.AutoencoderKL(
+            down_block_types=down,
+            up_block_types=("UpDecoderBlock2D",) * 4,
+            block_out_channels=(32, 32, 32, 64),
+            layers_per_block=1,
+            latent_channels=4,
+        ),
+        text_encoder=CLIPTextModel(
+            CLIPTextConfig(
+                vocab_size=len(tokenizer),
+                hidden_size=32,
+                intermediate_size=64,
+                num_hidden_layers=2,
+                num_attention_heads=4,
+                eos_token_id=tokenizer.eos_token_id,
+            )
+        ),
+        tokenizer=tokenizer,
+        scheduler=diffusers.PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            set_alpha_to_one=False,
+            steps_offset=1,
+        ),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+    out = tmp_path_factory.mktemp("sd15") / "model"
+    model.save_pretrained(out)
+    return out
+
+
+def test_it_is_traced_checked_and_the_same_as_diffusers(folder):
+    elder = diffusers.StableDiffusionPipeline.from_pretrained(
+        folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
+    )
+    elder.set_progress_bar_config(disable=True)
+    settings = {
+        "negative_prompt": "a red ring",
+        "guidance_scale": 5.0,
+        "width": 192,
+        "height": 128,
+        "output_type": "np",
+    }
+    generator = torch.Generator().manual_seed(11)
+    wanted = elder("a blue square", num_inference_steps=5, generator=generator, **settings).images
+    for backend, least in (("eager", 60), ("onnxruntime", 50)):
+        result = calotype.load(folder, backend=backend)("a blue square", steps=5, seed=11, **settings)
+        assert result.report.network_calls == 6  # PNDM's warm-up
+        assert psnr(result.images, wanted) >= least
+        assert np.std(result.images) > 0.01
+
+
+def test_sizes_that_its_unet_cannot_halve_are_told(folder):
+    with pytest.raises(InputError, match="multiple of 64 pixels"):
+        calotype.load(folder, backend="eager")("x", width=96)

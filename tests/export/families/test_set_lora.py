@@ -1,0 +1,409 @@
+"""LoRAs set, changed and removed on loaded models: on every backend, held to diffusers, and back again bit for bit."""
+
+import json
+import subprocess
+import sys
+import threading
+from dataclasses import replace
+from functools import cache
+
+import diffusers
+import numpy as np
+import pytest
+import torch
+
+import calotype
+from calotype.backends import choose
+from calotype.backends.torch.modules import load_module
+from calotype.backends.torch.weights import ModuleWeights
+from calotype.errors import BackendError, InputError, SourceError
+from calotype.export import prepare
+from calotype.export.precision.half_convert import lower
+from calotype.export.precision.weight_only import weight_only
+from calotype.export.quality.metrics import psnr
+from calotype.images.png import settings_of
+from calotype.system.rwlock import Gate
+from calotype.weights.delta import NONE
+from calotype.weights.onnx import weights_of
+
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
+    # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
+]
+
+BACKENDS = ("eager", "onnxruntime", "openvino")
+MODELS = {
+    "demonstration": ("demo_folder", diffusers.StableDiffusionPipeline, ["unet", "text_encoder"]),
+    "Stable Diffusion XL": (
+        "sdxl_folder",
+        diffusers.StableDiffusionXLPipeline,
+        ["unet", "text_encoder", "text_encoder_2"],
+    ),
+}
+CASES = [(model, backend) for model in MODELS for backend in BACKENDS]
+PROMPT = "a large green star on a blue background"
+SAID = {"steps": 4, "scheduler": "ddim", "guidance_scale": 5.0, "seed": 5, "output_type": "np"}
+SIZE = {"height": 64, "width": 64}
+
+
+@pytest.fixture(scope="module")
+def opened(request, lora_file, tmp_path_factory):
+    """A model's pipeline on a backend, and two LoRAs for it; each made once."""
+    folder = tmp_path_factory.mktemp("loras")
+
+    @cache
+    def pipe(model, backend):
+        return calotype.load(request.getfixturevalue(MODELS[model][0]), backend=backend)
+
+    @cache
+    def loras(model):
+        fixture, _, components = MODELS[model]
+        source, stem = request.getfixturevalue(fixture), model.replace(" ", "-")
+        return [
+            lora_file(source, folder / f"{stem}-a.safetensors", components, "diffusers", 1, 0.1),
+            lora_file(source, folder / f"{stem}-b.safetensors", components[:2], "kohya", 2, 0.1),
+        ]
+
+    return pipe, loras
+
+
+def painted(pipe, **more):
+    return pipe(PROMPT, **SIZE, **{**SAID, **more}).images
+
+
+@pytest.mark.parametrize(("model", "backend"), CASES)
+def test_back_again_bit_for_bit(opened, model, backend):
+    pipes, loras = opened
+    pipe, (a, b) = pipes(model, backend), loras(model)
+    none = painted(pipe)
+    pipe.set_lora((a, 0.8))
+    first = painted(pipe)
+    pipe.set_lora([(a, 0.5), (b, -0.7)])
+    both = painted(pipe)
+    pipe.set_lora(f"{a}:0.8")
+    np.testing.assert_array_equal(painted(pipe), first)
+    pipe.set_lora([(a, 0), (b, 0.0)])
+    np.testing.assert_array_equal(painted(pipe), none)
+    pipe.set_lora(b)
+    pipe.set_lora(None)
+    assert pipe.loras == ()
+    np.testing.assert_array_equal(painted(pipe), none)
+    fresh = calotype.load(pipe.plan.model, backend=backend, lora=(a, 0.8))
+    assert fresh.loras == ((str(a), 0.8),)
+    np.testing.assert_array_equal(painted(fresh), first)
+    assert min(np.abs(x - y).max() for x, y in ((none, first), (first, both), (none, both))) > 0.01
+
+
+@pytest.mark.parametrize("model", MODELS)
+def test_pictures_are_those_of_diffusers(request, opened, figures, model):
+    fixture, kind, components = MODELS[model]
+    pipes, loras = opened
+    settings = {} if "text_encoder_2" in components else {"safety_checker": None}
+    elder = kind.from_pretrained(
+        request.getfixturevalue(fixture), dtype=torch.float32, low_cpu_mem_usage=False, **settings
+    )
+    elder.set_progress_bar_config(disable=True)
+    elder.scheduler = diffusers.DDIMScheduler.from_config(elder.scheduler.config, clip_sample=False)
+    given = list(zip(loras(model), (0.5, -0.7), strict=True))
+    for i, (path, _) in enumerate(given):
+        elder.load_lora_weights(path.parent, weight_name=path.name, adapter_name=f"a{i}")
+    elder.set_adapters(["a0", "a1"], [weight for _, weight in given])
+    elder.fuse_lora(components=components)
+    generator = torch.Generator().manual_seed(5)
+    said = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "np", **SIZE}
+    wanted = elder(PROMPT, generator=[generator], **said).images
+    assert wanted.std() > 0.01
+    for backend in BACKENDS:
+        pipe = pipes(model, backend)
+        pipe.set_lora(given)
+        got = painted(pipe)
+        pipe.set_lora(None)
+        if backend in ("eager", "onnxruntime"):
+            figures.hold((model, "text to image with two LoRAs", "ddim"), backend, got, wanted)
+        assert psnr(got, wanted) >= 50
+
+
+@pytest.mark.parametrize("fixture", ["demo_folder", "sdxl_folder"])
+def test_every_layer_of_an_onnx_file_is_found(request, fixture):
+    """By its name in the model, with its numbers, transposed or not."""
+    plan = prepare(request.getfixturevalue(fixture))
+    for name, component in plan.components.items():
+        module = load_module(name, component.artefact("diffusers").path)
+        weights, stored = ModuleWeights.of(module), weights_of(component.artefact("onnx").path)
+        assert {layer: s.shape for layer, s in stored.items()} == weights.shapes(), name
+        for layer, tensor in weights._weights.items():
+            if stored[layer].refused is None:
+                np.testing.assert_array_equal(stored[layer].read(), tensor.numpy())
+                np.testing.assert_array_equal(stored[layer].put(tensor.numpy()).T.ravel(), _as_kept(stored[layer]))
+            assert stored[layer].refused in (None, "it lies inside the graph's own file"), layer
+            assert stored[layer].refused is None or tensor.nbytes <= 256
+
+
+def _as_kept(stored):
+    """The file's own numbers, transposed as a whole."""
+    kept = stored.read()
+    return (kept if stored.turned else kept.T).ravel()
+
+
+def with_unet(plan, path, precision):
+    """The plan with another ONNX file for its U-Net."""
+    unet = plan.components["unet"]
+    made = replace(unet.artefact("onnx"), path=path, precision=precision)
+    return replace(plan, components={**plan.components, "unet": unet.with_artefacts(made)})
+
+
+@pytest.mark.parametrize(
+    ("backend", "precision"), [("onnxruntime", "fp16"), ("openvino", "fp16"), ("openvino", "bf16")]
+)
+def test_half_precision_is_changed_as_well(opened, tmp_path, backend, precision):
+    """The change of what comes out is eager's, as far as half precision tells; without it, all is as before."""
+    pipes, loras = opened
+    a, _ = loras("demonstration")
+    pipe = pipes("demonstration", "onnxruntime")
+    lower(pipe.plan.components["unet"].artefact("onnx").path, tmp_path / "model.onnx", precision=precision, islands=())
+    half = calotype.pipeline.Pipeline(with_unet(pipe.plan, tmp_path / "model.onnx", precision), choose(backend))
+    assert half.component("unet").runner.precision == precision
+    eager, none = pipes("demonstration", "eager"), painted(half)
+    eager.set_lora(a)
+    wanted = painted(eager)
+    eager.set_lora(None)
+    half.set_lora(a)
+    assert psnr(painted(half), wanted) >= (30 if precision == "bf16" else 45)
+    half.set_lora(None)
+    np.testing.assert_array_equal(painted(half), none)
+
+
+def test_weights_in_integers_are_refused_and_all_stays(opened, tmp_path):
+    pipes, loras = opened
+    pipe = pipes("demonstration", "onnxruntime")
+    weight_only(pipe.plan.components["unet"].artefact("onnx").path, tmp_path / "model.onnx", bits=8)
+    small = calotype.pipeline.Pipeline(with_unet(pipe.plan, tmp_path / "model.onnx", "fp32"), choose("onnxruntime"))
+    before = painted(small)
+    with pytest.raises(BackendError, match=r"weight cannot be changed, for it is kept in int8: build the plan with"):
+        small.set_lora(loras("demonstration")[0])  # after the text encoder, which could be changed
+    assert small.loras == ()
+    np.testing.assert_array_equal(painted(small), before)
+
+
+def test_a_change_that_did_not_take_is_told(opened, monkeypatch):
+    pipes, loras = opened
+    pipe, (a, b) = pipes("demonstration", "onnxruntime"), loras("demonstration")
+    none = painted(pipe)
+    unet = pipe.component("unet").runner
+    monkeypatch.setattr(unet, "adapt", lambda patches: None)
+    with pytest.raises(BackendError, match="onnxruntime took the LoRAs, and the unet computes what it did without"):
+        pipe.set_lora(a)
+    assert pipe.loras == ()
+    monkeypatch.undo()
+    np.testing.assert_array_equal(painted(pipe), none)
+    pipe.set_lora(b)
+    monkeypatch.setattr(unet, "adapt", lambda patches: None)
+    with pytest.raises(BackendError, match="took the LoRAs away, and the unet is not what it was"):
+        pipe.set_lora(None)
+    monkeypatch.undo()
+    assert pipe.loras == ((str(b), 1.0),)
+    pipe.component("unet").adapt(NONE)
+    pipe._adapters.__init__(pipe.plan, pipe.component)
+    pipe.component("text_encoder").adapt(NONE)
+    np.testing.assert_array_equal(painted(pipe), none)
+
+
+def test_what_cannot_be_put_back_paints_no_more(opened, monkeypatch):
+    """Each network is put back, whatever becomes of the others, and the first error is the one that is told."""
+    pipes, loras = opened
+    plan, (a, _) = pipes("demonstration", "onnxruntime").plan, loras("demonstration")
+    pipe = calotype.pipeline.Pipeline(plan, choose("onnxruntime"))
+    none = painted(pipe)
+    unet, text = (pipe.component(name).runner for name in ("unet", "text_encoder"))
+
+    def failing(runner, told, *, with_loras):
+        def opened(patches, real=runner._open):
+            if bool(patches) == with_loras:
+                raise BackendError(told)
+            return real(patches)
+
+        monkeypatch.setattr(runner, "_open", opened)
+
+    failing(unet, "no room for the change", with_loras=True)
+    failing(text, "no room to put it back", with_loras=False)
+    with pytest.raises(BackendError, match="no room for the change"):
+        pipe.set_lora(a)
+    assert pipe.loras == ()
+    assert unet._session is not None
+    for _ in range(2):
+        with pytest.raises(BackendError, match="the text_encoder could not be put back; set_lora again, or load anew"):
+            painted(pipe)
+        with pytest.raises(BackendError, match="no room"):
+            pipe.set_lora(a)
+    ids = np.zeros((1, 77), dtype=np.int64)
+    with pytest.raises(BackendError, match="failed on the text_encoder: its session could not be opened again"):
+        pipe.component("text_encoder")(input_ids=ids)
+    monkeypatch.undo()
+    pipe.set_lora(None)
+    np.testing.assert_array_equal(painted(pipe), none)
+
+
+def test_a_change_is_tried_at_the_shapes_of_the_last_picture(fake):
+    """For which backends have compiled: the U-Net's calls go through a series."""
+    fake("a red ring", steps=1, height=64, width=96)
+    tried = fake._adapters._try_on("unet", fake.component("unet"))
+    assert tried["sample"].shape == (2, 4, 8, 12)
+
+
+def test_what_takes_over_is_changed_as_well(opened):
+    """Another artefact, where numbers are not finite."""
+    pipes, loras = opened
+    plan, (a, _) = pipes("demonstration", "onnxruntime").plan, loras("demonstration")
+    pipe = calotype.pipeline.Pipeline(plan, choose(["onnxruntime", "eager"]))
+    pipe.set_lora(a)
+    wanted, unet = painted(pipe), pipe.component("unet")
+    unet._open(iter([("eager", plan.components["unet"].artefact("diffusers"))]), {})
+    assert unet.runner.backend == "eager"
+    assert psnr(painted(pipe), wanted) > 80
+    pipe.set_lora(None)
+    assert psnr(painted(pipe), painted(pipes("demonstration", "eager"))) > 80
+
+
+def test_no_picture_is_painted_with_half_of_each(opened):
+    """Threads paint while LoRAs come and go: each picture is one of the two, and says which."""
+    pipes, loras = opened
+    pipe, (a, _) = pipes("demonstration", "onnxruntime"), loras("demonstration")
+    said = {"steps": 2, **SIZE}
+    wanted = {(): painted(pipe, steps=2)}
+    pipe.set_lora(a)
+    wanted[((str(a), 1.0),)] = painted(pipe, steps=2)
+    found, stop = [], threading.Event()
+
+    def paint():
+        while not stop.is_set():
+            result = pipe(PROMPT, **{**SAID, **said})
+            found.append(np.array_equal(result.images, wanted[result.report.loras]))
+
+    threads = [threading.Thread(target=paint) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for given in (None, a, None, a, None):
+        pipe.set_lora(given)
+    stop.set()
+    for thread in threads:
+        thread.join()
+    assert found
+    assert all(found)
+    assert pipe.loras == ()
+
+
+def test_a_stream_under_way_is_not_disturbed(opened):
+    pipes, loras = opened
+    pipe, (a, _) = pipes("demonstration", "eager"), loras("demonstration")
+    none, stream = painted(pipe), pipe.stream(PROMPT, **SAID, **SIZE)
+    next(stream)
+    with pytest.raises(InputError, match="this thread has a stream under way"):
+        pipe.set_lora(a)
+    change = threading.Thread(target=pipe.set_lora, args=(a,))
+    change.start()
+    next(stream)
+    np.testing.assert_array_equal(painted(pipe), none)  # the thread that is inside need not wait
+    *_, last = stream
+    np.testing.assert_array_equal(last.result.images, none)
+    change.join()
+    assert pipe.loras == ((str(a), 1.0),)
+    abandoned = pipe.stream(PROMPT, **SAID, **SIZE)
+    next(abandoned)
+    abandoned.close()
+    pipe.set_lora(None)
+
+
+def test_pictures_that_come_while_a_change_waits_come_after_it():
+    gate, order = Gate(), []
+    first, waiting = threading.Event(), threading.Event()
+
+    def change():
+        waiting.set()
+        with gate.change():
+            order.append("change")
+
+    def picture():
+        with gate.picture():
+            order.append("picture")
+
+    with gate.picture():
+        changing = threading.Thread(target=change)
+        changing.start()
+        waiting.wait()
+        while not gate._changes:
+            first.wait(0.001)
+        painting = threading.Thread(target=picture)
+        painting.start()
+        painting.join(0.1)
+        assert painting.is_alive()
+        assert order == []
+    changing.join()
+    painting.join()
+    assert order == ["change", "picture"]
+
+
+def test_the_report_and_the_picture_name_them(opened, tmp_path):
+    pipes, loras = opened
+    pipe, (a, b) = pipes("demonstration", "onnxruntime"), loras("demonstration")
+    pipe.set_lora([(a, 0.5), b])
+    result = pipe(PROMPT, **SIZE, **{**SAID, "output_type": "pil"})
+    pipe.set_lora(None)
+    assert result.report.loras == ((str(a), 0.5), (str(b), 1.0))
+    assert f"lora     {a} x 0.5" in str(result.report)
+    assert result.report.to_json()["loras"][1] == {"file": str(b), "weight": 1.0}
+    result.images[0].save(tmp_path / "x.png")
+    told = json.loads(settings_of(tmp_path / "x.png")["loras"])
+    assert [each[:2] for each in told] == [[str(a), 0.5], [str(b), 1.0]]
+    from calotype import cli
+
+    cli.app(["generate", "--like", str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png")], standalone_mode=False)
+    assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
+    told[0][2] = "0" * 64
+    result.images[0].info["loras"] = json.dumps(told)
+    result.images[0].save(tmp_path / "x.png")
+    with pytest.raises(InputError, match=r"a.safetensors is another file than the picture was made with; name.*--lora"):
+        cli.app(["generate", "--like", str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png")], standalone_mode=False)
+
+
+def test_what_takes_no_lora_says_so(opened, fake):
+    _, loras = opened
+    with pytest.raises(BackendError, match=r"fake cannot change the weights of the .* in this version; build a plan"):
+        fake.set_lora(loras("demonstration")[0])
+    fake.set_lora(None)
+    with pytest.raises(SourceError, match="there is no LoRA file nowhere"):
+        calotype.load("demo", backend="fake", lora="nowhere.safetensors")
+
+
+def test_nothing_heavy_is_imported(opened):
+    pipes, loras = opened
+    a, _ = loras("demonstration")
+    pipes("demonstration", "onnxruntime")
+    code = (
+        "import sys, calotype\n"
+        f"pipe = calotype.load('demo', backend='onnxruntime', lora={str(a)!r})\n"
+        "pipe('x', steps=4, scheduler='ddim', seed=1)\n"
+        "pipe.set_lora(None)\n"
+        "heavy = ('torch', 'diffusers', 'transformers', 'onnx', 'safetensors', 'peft')\n"
+        "print([m for m in heavy if m in sys.modules], pipe.loras)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[] ()\n"
+
+
+def test_one_initialiser_of_two_layers_is_refused(opened, tmp_path):
+    import onnx
+
+    pipes, _ = opened
+    path = pipes("demonstration", "onnxruntime").plan.components["unet"].artefact("onnx").path
+    model = onnx.load(path, load_external_data=False)
+    first, second = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1].startswith("val_")][:2]
+    second.input[1] = first.input[1]
+    onnx.save(model, tmp_path / "model.onnx")
+    refused = [stored.refused for stored in weights_of(tmp_path / "model.onnx").values() if stored.refused]
+    assert len(refused) == 2
+    assert refused[0].startswith("the file keeps it in one with that of ")
+    (tmp_path / "model.onnx").write_bytes((tmp_path / "model.onnx").read_bytes()[:-7])
+    with pytest.raises(BackendError, match="cannot be read as ONNX"):
+        weights_of(tmp_path / "model.onnx")

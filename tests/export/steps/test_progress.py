@@ -1,0 +1,68 @@
+"""How far a build has come: an ETA that is none before anything was timed, and follows the pace after."""
+
+import json
+import time
+
+from calotype.export.steps.progress import Progress, Stage, clock, json_lines, plain_lines
+
+STAGES = [Stage(name="a", guess_s=10), Stage(name="b", guess_s=10), Stage(name="c", guess_s=20)]
+
+
+def test_what_is_left_follows_the_pace(monkeypatch):
+    now, seen = [0.0], []
+    monkeypatch.setattr("calotype.export.steps.progress.time.monotonic", lambda: now[0])
+    progress = Progress(STAGES, seen.append)
+    with progress.stage("a", found=True):
+        pass
+    with progress.stage("b"):
+        now[0] += 20  # twice its guess
+    with progress.stage("c"):
+        progress.note("half way")
+        now[0] += 40
+    told = [(s.event, s.stage, s.done, s.eta_s) for s in seen]
+    assert told == [
+        ("found", "a", 1, None),  # it says nothing of this machine
+        ("start", "b", 1, None),
+        ("done", "b", 2, 40.0),
+        ("start", "c", 2, 40.0),
+        ("note", "c", 2, 40.0),
+        ("done", "c", 3, 0.0),
+    ]
+    assert seen[-1].elapsed_s == 60
+
+
+def test_json_lines_are_json_and_plain_lines_are_plain(capsys):
+    with plain_lines() as plainly:
+        for show in (json_lines, plainly):
+            progress = Progress(STAGES[:1], show)
+            with progress.stage("a"):
+                progress.note("some words")
+    out, err = capsys.readouterr()
+    assert [json.loads(line)["event"] for line in out.splitlines()] == ["start", "note", "done"]
+    assert err.splitlines() == ["      a: some words  (0 s)", "[1/1] a: done  (0 s)"]
+
+
+def test_steps_of_a_stage_are_told_now_and_then(monkeypatch, capsys):
+    clock_s = iter(range(1000))
+    monkeypatch.setattr(time, "monotonic", lambda: next(clock_s) / 4)
+    seen = []
+    with plain_lines() as plainly:
+
+        def show(state):
+            seen.append(state.event)
+            plainly(state)
+
+        progress = Progress(STAGES[:1], show)
+        with progress.stage("a"):
+            for i in range(100):
+                progress.step(f"{i} of 100")
+    assert 20 < seen.count("step") < 50
+    lines = capsys.readouterr().err.splitlines()
+    assert 2 <= len(lines) - 1 <= 5
+    assert all(" of 100  (" in line for line in lines[:-1])
+
+
+def test_clock():
+    assert [clock(s) for s in (0.4, 59, 61, 3599, 3600, 7380)] == [
+        *("0 s", "59 s", "1 min 01 s", "59 min 59 s", "1 h 00 min", "2 h 03 min")
+    ]

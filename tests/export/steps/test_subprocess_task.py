@@ -1,0 +1,101 @@
+"""Work in child processes: results and errors come back, a crash is an error, and nothing outlives its parent."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from calotype.errors import BuildError, CheckError
+from calotype.export.steps.subprocess_task import in_child
+
+BAD = """
+import os, signal, sys, time
+from calotype.errors import CheckError
+from calotype.export.steps.subprocess_task import say
+
+def add(a, b): return {"sum": a + b}
+def refuse(): raise CheckError("it is not right.")
+def blunder(): return 1 / 0
+def die(number): print("last words", file=sys.stderr, flush=True); os.kill(os.getpid(), number)
+def leave(): os._exit(3)
+def fill(): raise OSError(28, "No space left on device", "/some/file")
+def eat(): data = bytearray(200 << 20); return len(data)
+def tell(): print("noise on stdout"); return sys.stdin.read()
+def chat(path):
+    spoken = 0
+    while say(f"word {spoken}"): spoken += 1; time.sleep(0.001)
+    open(path, "w").write("it ended by itself")
+def speak(): return [say(word) for word in ("one", "two")]
+def sleep(path): open(path, "w").write(str(os.getpid())); time.sleep(60)
+"""
+
+
+@pytest.fixture(autouse=True)
+def functions(tmp_path, monkeypatch):
+    (tmp_path / "bad_functions.py").write_text(BAD)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+
+
+def test_a_result_comes_back_with_its_memory():
+    done = in_child("adding", "bad_functions:add", a=1, b=2)
+    assert done.value == {"sum": 3}
+    much = in_child("eating", "bad_functions:eat")
+    assert 190 << 20 < much.peak_bytes - done.peak_bytes < 230 << 20
+    assert in_child("telling", "bad_functions:tell").value == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "kind", "told"),
+    [
+        ("refuse", {}, CheckError, "^it is not right.$"),
+        ("blunder", {}, BuildError, "adding died .exit code 1.: ZeroDivisionError: division by zero"),
+        ("die", {"number": int(signal.SIGSEGV)}, BuildError, "adding died .SIGSEGV.: last words"),
+        ("die", {"number": int(signal.SIGKILL)}, BuildError, "adding died .SIGKILL, most often for lack of memory."),
+        ("leave", {}, BuildError, "adding died .exit code 3.: it said nothing"),
+        ("fill", {}, BuildError, "adding failed: /some/file: No space left on device"),
+    ],
+)
+def test_faults_are_errors(name, arguments, kind, told):
+    with pytest.raises(kind, match=told):
+        in_child("adding", f"bad_functions:{name}", **arguments)
+
+
+def test_what_it_says_is_heard_and_where_nobody_listens_it_may_end_by_itself(tmp_path):
+    heard = []
+    assert in_child("speaking", "bad_functions:speak", heard.append).value == [True, True]
+    assert heard == ["one", "two"]
+    assert in_child("speaking", "bad_functions:speak").value == [True, True]
+
+    def interrupt(word):
+        heard.append(word)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        in_child("chatting", "bad_functions:chat", interrupt, path=str(tmp_path / "told"))
+    assert heard[2:] == ["word 0"]
+    assert (tmp_path / "told").read_text() == "it ended by itself"
+
+
+def test_a_child_dies_with_a_parent_that_was_killed(tmp_path):
+    told = tmp_path / "pid"
+    code = (
+        "from calotype.export.steps.subprocess_task import in_child; "
+        f"in_child('x', 'bad_functions:sleep', path={str(told)!r})"
+    )
+    parent = subprocess.Popen([sys.executable, "-c", code])
+    deadline = time.monotonic() + 30
+    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+        time.sleep(0.02)
+    child = int(told.read_text())
+    os.kill(parent.pid, signal.SIGKILL)
+    parent.wait()
+    while time.monotonic() < deadline and os.path.exists(f"/proc/{child}/cmdline"):
+        with open(f"/proc/{child}/stat") as stat:
+            if stat.read().rpartition(")")[2].split()[0] == "Z":
+                break
+        time.sleep(0.02)
+    else:
+        assert not os.path.exists(f"/proc/{child}/cmdline")
