@@ -160,11 +160,11 @@ _REQUEST_OPTIONS = frozenset(
 
 def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
     """The files that were named, read; and what is said once for all ControlNets."""
-    from .images.arrays import read_picture
+    from .images.arrays import read_image
 
-    read: dict[str, Any] = {n: read_picture(said[n]) for n in ("image", "mask_image") if n in said}
+    read: dict[str, Any] = {n: read_image(said[n]) for n in ("image", "mask_image") if n in said}
     if "control_image" in said:
-        pictures = [read_picture(path) for path in said["control_image"]]
+        pictures = [read_image(path) for path in said["control_image"]]
         read["control_image"] = pictures if len(pictures) > 1 else pictures[0]
     return read | {n: said[n][0] for n in _PER_CONTROLNET if len(said.get(n, ())) == 1}
 

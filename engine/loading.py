@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 from .backends import choose
-from .backends.compatibility import distrust
+from .backends.compatibility import incompatibility_reason
 from .errors import InputError
 from .errors.validation import with_known_names
 from .files.json_file import read_json
-from .lora.lora import Given, loras_from
+from .lora.lora import LoraLike, parse_loras
 from .pipeline import Pipeline
 from .plan.config_fields import checked
 from .plan.plan import is_plan, read_plan
@@ -25,7 +25,7 @@ def load(
     *,
     backend: str | Sequence[str] = "auto",
     controlnet: str | Path | Sequence[str | Path] = (),
-    lora: Given = None,
+    lora: LoraLike = None,
     vae: str | Path | None = None,
     textual_inversion: str | Path | Sequence[str | Path] = (),
     offline: bool = False,
@@ -53,7 +53,7 @@ def load(
         BackendError: no requested backend can run.
         InputError: a plan contains its ControlNets, VAE and learned words, and takes no others.
     """
-    loras = loras_from(lora)  # a file that is missing is told before the work
+    loras = parse_loras(lora)  # a file that is missing is told before the work
     beside = {"ControlNets": _several(controlnet), "autoencoder": vae, "learned words": _several(textual_inversion)}
     pipe = _opened_plan(model, backend, beside) if is_plan(model) else _traced(model, backend, beside, offline)
     if loras:
@@ -70,7 +70,7 @@ def _opened_plan(model: str | Path, backend: str | Sequence[str], beside: Mappin
     for name, tokenizer in plan.tokenizers.items():
         config = read_json(folder / name / "config.json", "it says how many token ids the text encoder knows")
         check_token_ids(tokenizer, checked(name, name, config)["vocab_size"], folder / name)
-    reason = distrust(plan)
+    reason = incompatibility_reason(plan)
     refused = {plan.backend: reason} if plan.backend and reason else {}
     return Pipeline(plan, choose(backend, first=plan.backend, refused=refused))
 

@@ -16,32 +16,32 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import COMPILED, ON_GPU, Choice, Opened, open_component
+from .backends import COMPILED, ON_GPU, BackendSelection, LoadedComponent, open_component
 from .cuda.device import free_bytes
 from .errors import Cancelled, InputError
 from .errors.validation import with_known_names
-from .graph.capacity import telling_what_fits
-from .graph.inputs import Asked
-from .graph.runner import Whole
-from .images.arrays import batch, many, pixels_from
-from .images.png import Picture, picture_from, to_uint8, unit
-from .lora.lora import Given, Lora
-from .lora.manager import Adapters
+from .graph.capacity import annotate_out_of_memory
+from .graph.inputs import GraphInputs
+from .graph.runner import GraphPipelineManager
+from .images.arrays import as_list, batch, load_image_array
+from .images.png import GeneratedImage, image_from_pixels, to_uint8, to_unit_range
+from .lora.lora import Lora, LoraLike
+from .lora.manager import LoraManager
 from .plan.plan import Plan, PlannedComponent
-from .report.metadata import Work, report_of, settings_for
+from .report.metadata import ResolvedCall, build_report, png_metadata
 from .report.report import Report
 from .request.diffusers_names import KnownAttributes
-from .request.request import Job, request_from, resolve
+from .request.request import Job, parse_request, resolve
 from .sampling.cache import SchedulerSpec, sampler_for
 from .sampling.matrix import Sampler, SamplerRun
 from .sampling.noise import BatchNoise
 from .stages.conditioning import Encoded, condition, tokenizers_of
-from .stages.initial_latents import set_out
+from .stages.initial_latents import prepare_latents
 from .stages.loop import denoise
 from .stages.unet import Denoisers
-from .stages.vae import Codec, Portions
+from .stages.vae import Codec, VaeTiling
 from .system import forks
-from .system.lru_cache import Remembered
+from .system.lru_cache import LruCache
 from .system.memory import available_bytes, check_memory, peak_bytes
 from .system.trace import Stopwatch, traced
 
@@ -71,7 +71,7 @@ class Event:
 
     step: int
     total: int
-    preview: Callable[[], list[Picture]]
+    preview: Callable[[], list[GeneratedImage]]
     result: Result | None = None
 
 
@@ -80,23 +80,25 @@ class Pipeline(KnownAttributes):
 
     plan: Plan
 
-    def __init__(self, plan: Plan, choice: Choice, planned: Callable[[str], PlannedComponent] | None = None) -> None:
-        """`planned` gives a component with its artefacts when it is opened; without it the plan has them all."""
+    def __init__(
+        self, plan: Plan, choice: BackendSelection, planned: Callable[[str], PlannedComponent] | None = None
+    ) -> None:
+        """`planned` gives a component with its artifacts when it is opened; without it the plan has them all."""
         self.plan = plan
         self._choice = choice
         self._planned = planned or plan.components.__getitem__
-        self._opened: dict[str, Opened] = {}
+        self._opened: dict[str, LoadedComponent] = {}
         self._opening = forks.Lock()
         self._guard = forks.Lock()
         self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
         self._codec = Codec(plan, self.component, lambda: free_bytes() if self._on_gpu else None)
         self._denoiser = Denoisers(plan, self.component)
-        self._whole = Whole(plan, self._tokenizers, self.component)
-        self._adapters = Adapters(plan, self.component)
-        self._texts: Remembered[Encoded] = Remembered(_PROMPTS)
+        self._whole = GraphPipelineManager(plan, self._tokenizers, self.component)
+        self._adapters = LoraManager(plan, self.component)
+        self._texts: LruCache[Encoded] = LruCache(_PROMPTS)
         self._texts_of: tuple[Lora, ...] = ()  # the LoRAs that were in force when they were encoded
-        self._samplers: Remembered[tuple[SchedulerSpec, Sampler]] = Remembered(_SCHEDULES)
+        self._samplers: LruCache[tuple[SchedulerSpec, Sampler]] = LruCache(_SCHEDULES)
         for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
             if name in plan.components:
                 self.component(name)
@@ -137,21 +139,21 @@ class Pipeline(KnownAttributes):
     def _on_gpu(self) -> bool:
         return "unet" in self._opened and self._opened["unet"].runner.backend in ON_GPU
 
-    def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[Work, threading.Event]:
+    def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[ResolvedCall, threading.Event]:
         """All questions answered, and what `cancel` sets."""
         forks.check()
         stop = threading.Event()
         with self._guard:
             self._under_way.add(stop)  # for as long as the work lives
-        job = resolve(request_from(prompt, arguments), self.plan)
+        job = resolve(parse_request(prompt, arguments), self.plan)
         size = {"height": job.height, "width": job.width}
         loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
         if not self._on_gpu:  # which keeps no attention scores, and tells when it is full
             check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
         with forks.running():
             spec, sampler = self._sampler(job)
-        portions = self._codec.portions(len(job.seeds), job.height, job.width)
-        return Work(job=job, spec=spec, sampler=sampler, portions=portions), stop
+        tiling = self._codec.tiling(len(job.seeds), job.height, job.width)
+        return ResolvedCall(job=job, spec=spec, sampler=sampler, tiling=tiling), stop
 
     def cancel(self) -> None:
         """End every call and every stream under way at its next step, with `Cancelled`; from any thread."""
@@ -159,7 +161,7 @@ class Pipeline(KnownAttributes):
             for stop in self._under_way:
                 stop.set()
 
-    def component(self, name: str) -> Opened:
+    def component(self, name: str) -> LoadedComponent:
         """The component with its runner, opened at first use, and traced before that where nothing has needed it yet.
 
         Raises `SourceError` where it cannot be traced from the model's files, `BackendError` where no backend opens it.
@@ -174,7 +176,7 @@ class Pipeline(KnownAttributes):
         return opened
 
     @with_known_names({})
-    def set_lora(self, lora: Given = None) -> None:
+    def set_lora(self, lora: LoraLike = None) -> None:
         """Paint with these LoRAs from now on, in place of those before; with None, with the model's own weights.
 
         What diffusers does in `load_lora_weights`, `set_adapters` and `unload_lora_weights`. Nothing is built or
@@ -209,13 +211,13 @@ class Pipeline(KnownAttributes):
         Raises:
             InputError: the picture or the tile is none.
         """
-        pictures = [pixels_from("image", picture) for picture in many(image)]
+        pictures = [load_image_array("image", picture) for picture in as_list(image)]
         if not pictures:
             raise InputError("image must be a picture, or a list of pictures that is not empty.")
         factor = self.plan.profile.factor
         height, width = (max(side // factor, 1) * factor for side in pictures[0].shape[:2])
         pixels = batch(pictures, len(pictures), height, width)
-        return self._codec.encode(pixels, portions=self._codec.asked(sliced, tile))
+        return self._codec.encode(pixels, tiling=self._codec.tiling_from(sliced, tile))
 
     @with_known_names({})
     def decode(
@@ -225,7 +227,7 @@ class Pipeline(KnownAttributes):
 
         `tile` and `sliced` are as in `encode`. Raises `InputError`.
         """
-        portions = self._codec.asked(sliced, tile)
+        tiling = self._codec.tiling_from(sliced, tile)
         if output_type not in ("pil", "np"):
             raise InputError(f"output_type must be pil or np, got {output_type!r}.")
         if (
@@ -238,29 +240,29 @@ class Pipeline(KnownAttributes):
             is_array = isinstance(latents, np.ndarray)
             got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
             raise InputError(f"latents are an array [B, {self._codec.channels}, h, w] of numbers; got {got}.")
-        pixels = self._codec.decode(latents, portions)
-        return unit(pixels) if output_type == "np" else [picture_from(p, {}) for p in to_uint8(pixels)]
+        pixels = self._codec.decode(latents, tiling)
+        return to_unit_range(pixels) if output_type == "np" else [image_from_pixels(p, {}) for p in to_uint8(pixels)]
 
-    def _at_once(self, work: Work, stop: threading.Event) -> tuple[Result | None, tuple[str, ...]]:
+    def _at_once(self, work: ResolvedCall, stop: threading.Event) -> tuple[Result | None, tuple[str, ...]]:
         """The result as one graph; or None, and the note that says why it is painted step by step."""
         if stop.is_set():
             raise Cancelled(f"cancelled after 0 of {work.sampler.calls} steps.")
         watch, draw = Stopwatch(), self._noise(work.job)
 
-        def asked() -> Asked:
+        def tiling_from() -> GraphInputs:
             with watch.stage("encode") if work.job.task.image is not None else nullcontext():
-                ready = set_out(self.plan, work.job, self._codec, draw, work.portions)
-            return Asked(job=work.job, sampler=work.sampler, ready=ready, draw=draw)
+                ready = prepare_latents(self.plan, work.job, self._codec, draw, work.tiling)
+            return GraphInputs(job=work.job, sampler=work.sampler, ready=ready, draw=draw)
 
-        whole = work.portions == Portions()
-        pixels, notes = self._whole.paint(work.job, work.sampler, asked, watch, whole=whole)
+        whole = work.tiling == VaeTiling()
+        pixels, notes = self._whole.run(work.job, work.sampler, tiling_from, watch, whole=whole)
         if pixels is None:
             return None, notes
         return Result(
             images=self._drawn(work, pixels), seeds=work.job.seeds, report=self._report(work, watch, notes)
         ), notes
 
-    def _run(self, work: Work, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
+    def _run(self, work: ResolvedCall, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
         with self._adapters.held() as loras:
             events = self._painting(replace(work, loras=loras), stop, before)
             while True:
@@ -270,17 +272,19 @@ class Pipeline(KnownAttributes):
                     return
                 yield event
 
-    def _painting(self, work: Work, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
+    def _painting(self, work: ResolvedCall, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
         watch, sampler, job = Stopwatch(), work.sampler, work.job
-        with telling_what_fits(self.plan, job):
+        with annotate_out_of_memory(self.plan, job):
             with watch.stage("text"):
                 memory = self._memory(work.loras)
                 conditioning, notes = condition(self.plan, self._tokenizers, self.component, job, memory)
             draw = self._noise(job)
             with watch.stage("encode") if job.task.image is not None else nullcontext():
-                ready = set_out(self.plan, job, self._codec, draw, work.portions)
+                ready = prepare_latents(self.plan, job, self._codec, draw, work.tiling)
             run = sampler.run(ready.noise, draw, seeds=job.seeds, original=ready.original)
-            steps = denoise(self._denoiser(job, sampler, conditioning, ready.beside), sampler, run, conditioning, stop)
+            steps = denoise(
+                self._denoiser(job, sampler, conditioning, ready.extra_channels), sampler, run, conditioning, stop
+            )
             for i in range(sampler.calls):
                 with watch.stage("steps"):
                     next(steps)
@@ -291,7 +295,7 @@ class Pipeline(KnownAttributes):
         report = self._report(work, watch, (*notes, *before))
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
-    def _memory(self, loras: tuple[Lora, ...]) -> Remembered[Encoded]:
+    def _memory(self, loras: tuple[Lora, ...]) -> LruCache[Encoded]:
         """Of prompts, as these weights encode them: all pictures that are painted at one time have the same."""
         with self._guard:
             if loras is not self._texts_of:
@@ -313,25 +317,25 @@ class Pipeline(KnownAttributes):
         _, *shape = self.plan.latents.shape(sizes)
         return BatchNoise(job.seeds, (shape[0], shape[1], shape[2]))
 
-    def _event(self, work: Work, run: SamplerRun, i: int, result: Result | None = None) -> Event:
-        def preview() -> list[Picture]:
+    def _event(self, work: ResolvedCall, run: SamplerRun, i: int, result: Result | None = None) -> Event:
+        def preview() -> list[GeneratedImage]:
             return self._pictures(work, run.preview(i))
 
         return Event(step=i + 1, total=work.sampler.calls, preview=preview, result=result)
 
-    def _output(self, work: Work, latents: Floats) -> Any:
+    def _output(self, work: ResolvedCall, latents: Floats) -> Any:
         if work.job.output_type == "latent":
             return latents
         if work.job.output_type == "np":
-            return unit(self._codec.decode(latents, work.portions))
+            return to_unit_range(self._codec.decode(latents, work.tiling))
         return self._pictures(work, latents)
 
-    def _pictures(self, work: Work, latents: Floats) -> list[Picture]:
-        return self._drawn(work, to_uint8(self._codec.decode(latents, work.portions)))
+    def _pictures(self, work: ResolvedCall, latents: Floats) -> list[GeneratedImage]:
+        return self._drawn(work, to_uint8(self._codec.decode(latents, work.tiling)))
 
-    def _drawn(self, work: Work, pixels: NDArray[np.uint8]) -> list[Picture]:
+    def _drawn(self, work: ResolvedCall, pixels: NDArray[np.uint8]) -> list[GeneratedImage]:
         backend = self.component("unet").runner.backend
-        return [picture_from(p, settings_for(self.plan, work, i, backend)) for i, p in enumerate(pixels)]
+        return [image_from_pixels(p, png_metadata(self.plan, work, i, backend)) for i, p in enumerate(pixels)]
 
-    def _report(self, work: Work, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
-        return report_of(self.plan, work, tuple(self._opened.values()), watch.seconds, notes)
+    def _report(self, work: ResolvedCall, watch: Stopwatch, notes: tuple[str, ...]) -> Report:
+        return build_report(self.plan, work, tuple(self._opened.values()), watch.seconds, notes)

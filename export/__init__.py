@@ -1,4 +1,4 @@
-"""From a model's files to artefacts: sources, tracing to ONNX, precision, checking, the store, plans.
+"""From a model's files to artifacts: sources, tracing to ONNX, precision, checking, the store, plans.
 
 `prepare_lazily` is what `calotype.load` calls for a model that is no plan yet; `build` leaves a plan in a folder.
 Names are looked up when they are used, so that the command line starts at once; heavy libraries are imported when

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .launch import Launch, blocks, power_of_two, require, wide
-from .quantise import Scale, stored
+from .quantize import Scale, stored
 
 _BLOCK = 1024
 
@@ -27,31 +27,31 @@ def _geglu(x, out, scale, width, BLOCK: tl.constexpr):
     tl.store(out + row * width + here, stored(y, scale, out.dtype.element_ty), mask=there)
 
 
-def geglu(x: Tensor, *, quantised: Scale | None = None) -> Tensor:
+def geglu(x: Tensor, *, quantized: Scale | None = None) -> Tensor:
     """a gelu(b), in eight bits where a scale is given.  # [..., 2 D] -> [..., D]
 
     Raises `ValueError` where x is not contiguous, or of odd width.
     """
-    (launch,) = launches(x, quantised=quantised)
+    (launch,) = launches(x, quantized=quantized)
     launch()
     out = launch.arguments["out"]
     assert isinstance(out, Tensor)
     return out
 
 
-def launches(x: Tensor, *, quantised: Scale | None = None) -> Sequence[Launch]:
+def launches(x: Tensor, *, quantized: Scale | None = None) -> Sequence[Launch]:
     """The launch; its arguments have `out`."""
     require(x.is_contiguous() and x.shape[-1] % 2 == 0, "x [..., 2 D], contiguous", [x])
     width = x.shape[-1] // 2
     block = min(_BLOCK, power_of_two(width))
-    kind = x.dtype if quantised is None else quantised.dtype
+    kind = x.dtype if quantized is None else quantized.dtype
     return [
         Launch(
             kernel=_geglu,
             grid=(x.numel() // (2 * width), blocks(width, block)),
             arguments={
                 **{"x": x, "out": x.new_empty(*x.shape[:-1], width, dtype=kind), "width": width},
-                "scale": None if quantised is None else quantised.scale,
+                "scale": None if quantized is None else quantized.scale,
             },
             constants={"BLOCK": block},
             warps=4,

@@ -1,4 +1,4 @@
-"""Group normalisation and SiLU over channels-last pictures, with what is added before it (Wu and He 2018, 1803.08494).
+"""Group normalization and SiLU over channels-last pictures, with what is added before it (Wu and He 2018, 1803.08494).
 
     s = x + time + residual
     y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias       over the pixels and channels of a group
@@ -6,7 +6,7 @@
 
 Means and variances are merged tile by tile (Chan, Golub and LeVeque 1983), so a mean far from zero costs no digits.
 A group that is small is read twice by one program. A large one is split over the pixels: a first kernel leaves the
-moments of each part, a second merges them and normalises.
+moments of each part, a second merges them and normalizes.
 """
 
 from collections.abc import Sequence
@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .launch import Arguments, Launch, blocks, power_of_two, require, wide
-from .quantise import Scale, empty_for, stored
+from .quantize import Scale, empty_for, stored
 
 _TILE = 2048  # numbers that a program holds at once
 _SMALL = 16384  # numbers of a group that one program reads alone
@@ -36,7 +36,7 @@ class GroupNorm:
     groups: int = 32
     eps: float = 1e-5
     silu: bool = True
-    quantised: Scale | None = None  # y in eight bits, for the convolution that comes next
+    quantized: Scale | None = None  # y in eight bits, for the convolution that comes next
 
 
 @triton.jit
@@ -82,8 +82,8 @@ def _moments(
 
 
 @triton.jit
-def _normalise(
-    x, time, residual, weight, bias, out, quantised, mean, scale, start, stop, image, pixels, group,
+def _normalize(
+    x, time, residual, weight, bias, out, quantized, mean, scale, start, stop, image, pixels, group,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """y for the pixels from `start` to `stop`, stored.  # mean [G], scale [G]"""
@@ -98,12 +98,12 @@ def _normalise(
         y = (s - mean[None, :, None]) * w[None, :, :] + b[None, :, :]
         if SILU:
             y = y / (1 + tl.exp(-y))
-        tl.store(out + place, stored(y, quantised, out.dtype.element_ty), mask=there)
+        tl.store(out + place, stored(y, quantized, out.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _group_norm_whole(
-    x, time, residual, weight, bias, out, quantised, total, pixels, eps,
+    x, time, residual, weight, bias, out, quantized, total, pixels, eps,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr,
 ):  # fmt: skip
@@ -113,8 +113,8 @@ def _group_norm_whole(
         x, time, residual, total, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS
     )  # fmt: skip
     scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + eps)
-    _normalise(
-        x, time, residual, weight, bias, out, quantised, mean, scale, 0, pixels, image, pixels, group,
+    _normalize(
+        x, time, residual, weight, bias, out, quantized, mean, scale, 0, pixels, image, pixels, group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
 
@@ -130,7 +130,7 @@ def _group_norm_plugin(
     image = tl.program_id(1)
     mean, squares = _moments(x, None, None, None, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS)
     scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + EPS)
-    _normalise(
+    _normalize(
         x, None, None, weight, bias, out, None, mean, scale, 0, pixels, image, pixels, group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
@@ -155,7 +155,7 @@ def _group_norm_moments(
 
 @triton.jit
 def _group_norm_parts(
-    x, time, residual, weight, bias, out, quantised, moments, pixels, part_pixels, eps,
+    x, time, residual, weight, bias, out, quantized, moments, pixels, part_pixels, eps,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -172,8 +172,8 @@ def _group_norm_parts(
     variance = tl.sum(squares, axis=1) / (pixels * WIDTH) + tl.sum(off * off * share, axis=1)
     start = part * part_pixels
     stop = tl.minimum(start + part_pixels, pixels)
-    _normalise(
-        x, time, residual, weight, bias, out, quantised, mean, 1 / tl.sqrt(variance + eps), start, stop, image, pixels,
+    _normalize(
+        x, time, residual, weight, bias, out, quantized, mean, 1 / tl.sqrt(variance + eps), start, stop, image, pixels,
         group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
@@ -203,8 +203,8 @@ def launches(
     total = None if residual is None else torch.empty_like(x)
     read: Arguments = {"x": x, "time": time, "residual": residual, "pixels": x.shape[2] * x.shape[3]}
     scaled: Arguments = {
-        **{"weight": norm.weight, "bias": norm.bias, "out": empty_for(x, norm.quantised), "eps": norm.eps},
-        "quantised": None if norm.quantised is None else norm.quantised.scale,
+        **{"weight": norm.weight, "bias": norm.bias, "out": empty_for(x, norm.quantized), "eps": norm.eps},
+        "quantized": None if norm.quantized is None else norm.quantized.scale,
     }
     width = x.shape[1] // norm.groups
     if x.shape[2] * x.shape[3] * width > _SMALL:

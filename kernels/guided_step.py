@@ -34,12 +34,12 @@ _COLUMNS = 8  # of the history that are under way at once
 
 
 @dataclass(frozen=True, kw_only=True)
-class Original:
+class SourceLatents:
     """The pictures that slots set out from, and what a mask keeps of them."""
 
     latents: Tensor  # float32 [S, C, H, W], clean
     clean: Tensor  # float64 [S, R], how much of them is in each row
-    repaint: Tensor | None = None  # uint8 [S, H, W], 1 where the picture is painted anew; None is everywhere
+    inpaint_mask: Tensor | None = None  # uint8 [S, H, W], 1 where the picture is painted anew; None is everywhere
     kept: Tensor | None = None  # float64 [S, R, 2], of the noise and of the clean latents: what stands elsewhere
 
 
@@ -57,7 +57,7 @@ class Slots:
     guidance: Tensor  # float32 [S, 2], the scale and the share that is rescaled
     history: Tensor  # float32 [S, K, C, H, W]
     latents: Tensor  # float32 [S, C, H, W], written: the mix before it is cast
-    original: Original | None = None
+    original: SourceLatents | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,8 +121,8 @@ def _mixed(past, row, columns, size, fresh, inside, alive, COLUMNS: tl.constexpr
 
 @triton.jit
 def _guided_step(
-    output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance, original, clean, repaint, kept,
-    slots, table, columns, size, pixels,
+    output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance, original, clean, inpaint_mask,
+    kept, slots, table, columns, size, pixels,
     GUIDED: tl.constexpr, RESCALED: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     block, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -142,11 +142,11 @@ def _guided_step(
     if original is not None:
         picture = tl.load(original + slot * size + here, mask=inside, other=0).to(tl.float64)
         total += tl.load(clean + slot * table + at + 1, mask=alive, other=0) * picture
-        if repaint is not None:
+        if inpaint_mask is not None:
             mix = kept + (slot * table + at + 1) * 2
             stands = tl.load(mix, mask=alive, other=0) * tl.load(past, mask=inside, other=0).to(tl.float64)
             stands += tl.load(mix + 1, mask=alive, other=0) * picture
-            painted = tl.load(repaint + slot * pixels + here % pixels, mask=inside, other=0)
+            painted = tl.load(inpaint_mask + slot * pixels + here % pixels, mask=inside, other=0)
             total = tl.where(painted != 0, total, stands)
 
     x = total.to(tl.float32)
@@ -185,7 +185,7 @@ def launches(network: Network, slots: Slots, *, rescaled: bool = False) -> Seque
                 **{n: getattr(slots, n) for n in ("latents", "history", "rows", "timesteps")},
                 **{n: getattr(slots, n) for n in ("call", "calls", "guidance")},
                 "original": None if original is None else original.latents,
-                **{n: None if original is None else getattr(original, n) for n in ("clean", "repaint", "kept")},
+                **{n: None if original is None else getattr(original, n) for n in ("clean", "inpaint_mask", "kept")},
                 **{"slots": count, "table": table, "columns": columns},
                 **{"size": size, "pixels": slots.latents[0, 0].numel()},
             },
@@ -215,12 +215,12 @@ def _check(network: Network, slots: Slots) -> bool:
     return guided
 
 
-def _wanted(original: Original, shape: list[int], rows: list[int]) -> dict[str, tuple[Tensor, list[int]]]:
+def _wanted(original: SourceLatents, shape: list[int], rows: list[int]) -> dict[str, tuple[Tensor, list[int]]]:
     wanted = {"original": (original.latents, [rows[0], *shape]), "clean": (original.clean, rows[:2])}
-    given = [t for t in (original.repaint, original.kept) if t is not None]
+    given = [t for t in (original.inpaint_mask, original.kept) if t is not None]
     require(len(given) != 1, "repaint and kept, or neither", given)
-    if original.repaint is not None and original.kept is not None:
-        wanted["repaint"] = (original.repaint, [rows[0], *shape[1:]])
+    if original.inpaint_mask is not None and original.kept is not None:
+        wanted["repaint"] = (original.inpaint_mask, [rows[0], *shape[1:]])
         wanted["kept"] = (original.kept, [*rows[:2], 2])
     return wanted
 
@@ -241,10 +241,10 @@ def reference(network: Network, slots: Slots) -> None:
         original = slots.original
         if original is not None:
             x = x + original.clean[s, i + 1] * original.latents[s]
-            if original.repaint is not None and original.kept is not None:
+            if original.inpaint_mask is not None and original.kept is not None:
                 of_noise, of_clean = original.kept[s, i + 1]
                 stands = of_noise * slots.history[s, 0].double() + of_clean * original.latents[s]
-                x = torch.where(original.repaint[s].bool(), x, stands)
+                x = torch.where(original.inpaint_mask[s].bool(), x, stands)
         slots.latents[s] = x.float()
         network.sample.view(-1, *slots.latents.shape)[:, s] = slots.latents[s].to(network.sample.dtype)
         last = i + 1 == int(slots.calls[s])

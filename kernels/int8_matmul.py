@@ -1,10 +1,10 @@
-"""A product of two int8 matrices with all that comes after it, for networks that were quantised (Jacob et al. 2018).
+"""A product of two int8 matrices with all that comes after it, for networks that were quantized (Jacob et al. 2018).
 
     y[m, n] = (sum_k a[m, k] b[n, k]) a_scale b_scale[n] + bias[n]
 
 Sums are whole numbers, and exact. torch has such a product without the scales and the bias (`torch._int_mm`), whose
 int32 result is four times y's bytes, written and read once more. Activations have one scale, weights one for each row.
-No network of the `cuda` backend is quantised yet: nothing but the tests calls it.
+No network of the `cuda` backend is quantized yet: nothing but the tests calls it.
 """
 
 from collections.abc import Sequence

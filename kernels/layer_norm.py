@@ -1,4 +1,4 @@
-"""Layer normalisation over the last axis, with the residual before it (Ba, Kiros and Hinton 2016, arXiv 1607.06450).
+"""Layer normalization over the last axis, with the residual before it (Ba, Kiros and Hinton 2016, arXiv 1607.06450).
 
     s = x + residual
     y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias
@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from .launch import Launch, blocks, power_of_two, require, wide
-from .quantise import Scale, empty_for, stored
+from .quantize import Scale, empty_for, stored
 
 _TILE = 4096  # numbers that a program holds
 _WIDEST = 16384  # a row that still fits into registers
@@ -23,7 +23,7 @@ _WIDEST = 16384  # a row that still fits into registers
 
 @triton.jit
 def _layer_norm(
-    x, residual, weight, bias, out, total, quantised, rows, eps,
+    x, residual, weight, bias, out, total, quantized, rows, eps,
     C: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -40,7 +40,7 @@ def _layer_norm(
     w = tl.load(weight + lane, mask=wide, other=0).to(tl.float32)
     b = tl.load(bias + lane, mask=wide, other=0).to(tl.float32)
     y = off * scale[:, None] * w[None, :] + b[None, :]
-    tl.store(out + place, stored(y, quantised, out.dtype.element_ty), mask=there)
+    tl.store(out + place, stored(y, quantized, out.dtype.element_ty), mask=there)
 
 
 def layer_norm(
@@ -50,13 +50,13 @@ def layer_norm(
     *,
     eps: float = 1e-5,
     residual: Tensor | None = None,
-    quantised: Scale | None = None,
+    quantized: Scale | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """y, and s where there is a residual (the next one needs it).  # [..., C], [C], [C] -> [..., C]
 
     y is in eight bits where a scale is given. Raises `ValueError` for tensors that do not fit.
     """
-    (launch,) = launches(x, weight, bias, eps=eps, residual=residual, quantised=quantised)
+    (launch,) = launches(x, weight, bias, eps=eps, residual=residual, quantized=quantized)
     launch()
     out, total = launch.arguments["out"], launch.arguments["total"]
     assert isinstance(out, Tensor)
@@ -71,7 +71,7 @@ def launches(
     *,
     eps: float = 1e-5,
     residual: Tensor | None = None,
-    quantised: Scale | None = None,
+    quantized: Scale | None = None,
 ) -> Sequence[Launch]:
     """The launch; its arguments have `out` and `total`."""
     given = [x, weight, bias, residual]
@@ -89,8 +89,8 @@ def launches(
             grid=(blocks(count, rows),),
             arguments={
                 **{"x": x, "residual": residual, "weight": weight, "bias": bias},
-                **{"out": empty_for(x, quantised), "total": None if residual is None else torch.empty_like(x)},
-                **{"quantised": None if quantised is None else quantised.scale, "rows": count, "eps": eps},
+                **{"out": empty_for(x, quantized), "total": None if residual is None else torch.empty_like(x)},
+                **{"quantized": None if quantized is None else quantized.scale, "rows": count, "eps": eps},
             },
             constants={"C": width, "LANES": lanes, "ROWS": rows},
             warps=4 if lanes <= _TILE else 16,

@@ -23,7 +23,7 @@ from dataclasses import asdict
 from functools import partial
 from typing import Any
 
-from calotype.export.steps.subprocess_task import in_child
+from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.system import threads as here
 
 from .system_load import Watch, cache_bytes, disturbed
@@ -45,7 +45,7 @@ def measure(*, threads: int, device: str = "cpu") -> dict[str, float | None]:
 
 def measured(*, threads: int, device: str = "cpu") -> dict[str, Peak]:
     """The same, with whose they are and why one is missing."""
-    done = in_child(
+    done = run_in_subprocess(
         "measuring the peaks", "calotype.benchmarks.measure.peaks:peaks_here", threads=threads, device=device
     )
     return {name: Peak(**said) for name, said in done.value.items()}

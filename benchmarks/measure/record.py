@@ -100,7 +100,7 @@ class Row:
     first_s: float | None = None  # the first picture of a fresh process, after loading
     host_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
-    artefact_bytes: int | None = None
+    artifact_bytes: int | None = None
     energy_j: float | None = None  # a picture (or batch); GPU only
     quality: Quality | None = None
     clock_mhz: float | None = None  # the median of the rounds; a virtual machine mostly tells a nominal clock

@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import calotype
-from calotype.doctor.machine import look
+from calotype.doctor.machine import inspect_machine
 
 # More than the method errs by, and enough to matter. Held against the clocks of all processes it errs over 1 s by 0.013
 # cores (standard deviation; 0.03 at worst), over 3 s by 0.007, over 0.3 s by 0.04; a quiet system's own work is 0.01.
@@ -256,7 +256,7 @@ def _git(where: Path, *words: str) -> str:
 
 def machine() -> Mapping[str, Any]:
     """All that a run records of the machine, as plain data."""
-    seen, card = look(), gpu()
+    seen, card = inspect_machine(), gpu()
     names = ("system", "python", "processor", "features", "cores", "affinity", "quota", "memory_bytes")
     return {
         **{name: getattr(seen, name) for name in names},

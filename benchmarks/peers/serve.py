@@ -7,7 +7,7 @@ each with one JSON line on stdout. What libraries print goes to stderr. Needs Py
 of Calotype: the same file serves us and everybody else, so that everybody is timed by the same clock.
 
 Requests:
-    {"op": "load", "job": {...}}                 -> {"ok": true, "load_s", "threads", "artefact_bytes", "versions",
+    {"op": "load", "job": {...}}                 -> {"ok": true, "load_s", "threads", "artifact_bytes", "versions",
                                                      "notes", "build_s" (null: nothing had to be made),
                                                      "build_when" ("" or when it was made, if not now)}
                                                     or {"ok": false, "cannot": "why this peer cannot do the case"}
@@ -53,10 +53,10 @@ class PeerLike(Protocol):
         """Why this peer cannot do the case, in a few plain words; None where it can. Before anything is loaded."""
 
     def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Get ready to paint. Gives threads, artefact_bytes and versions; may give build_s, build_when and notes."""
+        """Get ready to paint. Gives threads, artifact_bytes and versions; may give build_s, build_when and notes."""
 
     def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
-        """Text in, pixels on the host out: uint8 [B, H, W, 3]. On a GPU it ends synchronised.
+        """Text in, pixels on the host out: uint8 [B, H, W, 3]. On a GPU it ends synchronized.
 
         The noise of picture i is what `torch.randn` draws on the CPU from the generator of seed i.
         """

@@ -30,7 +30,7 @@ class Section:
     title: str
     headline: str
     rows: tuple[Row, ...]
-    colours: Mapping[str, str]
+    colors: Mapping[str, str]
     figures: Mapping[str, str]  # SVG
     hung: tuple[gallery.Hung, ...]
     columns: tuple[Column, ...]
@@ -75,13 +75,13 @@ def _sections(recorded: Recorded, pictures: int) -> list[Section]:
 
     from . import plots
 
-    colours = plots.colours(recorded.rows)
+    colors = plots.colors(recorded.rows)
     sections = []
     for number, (title, rows) in enumerate(by_case(recorded), 1):
         drawn = {
-            "latency": plots.latency(rows, colours),
-            "quality": plots.quality(rows, colours),
-            "memory": plots.memory(rows, colours),
+            "latency": plots.latency(rows, colors),
+            "quality": plots.quality(rows, colors),
+            "memory": plots.memory(rows, colors),
             "components": plots.components(rows),
         }
         made = Section(
@@ -89,7 +89,7 @@ def _sections(recorded: Recorded, pictures: int) -> list[Section]:
             title=title,
             headline=headline(rows),
             rows=rows,
-            colours={maker: colours[maker] for maker in dict.fromkeys(row.maker for row in rows)},
+            colors={maker: colors[maker] for maker in dict.fromkeys(row.maker for row in rows)},
             figures={name: Markup(svg) for name, svg in drawn.items() if svg},
             hung=gallery.hang(recorded, rows, pictures),
             columns=tuple(filled(rows, tuple(COLUMNS))),

@@ -1,4 +1,4 @@
-"""The figures of a case, as SVG to be set into a page. One colour a maker; texts and lines take the page's own colour.
+"""The figures of a case, as SVG to be set into a page. One color a maker; texts and lines take the page's own color.
 
 Every function takes the rows of one case, in the order of the run, and gives "" where there is nothing to show. Rows
 come through `columns.honest`: those whose pictures are wrong have no speed to draw. Knows nothing of the page.
@@ -15,11 +15,11 @@ from ..measure.record import Row, Speed
 from .labels import label
 from .table_columns import digits, interval
 
-# Okabe and Ito's colours, which the colour-blind tell apart; all readable on white and on near black.
+# Okabe and Ito's colors, which the color-blind tell apart; all readable on white and on near black.
 MAKERS = {"calotype": "#0072B2", "diffusers": "#E69F00", "torch-compile": "#D55E00", "optimum": "#009E73"}
 MAKERS |= {"openvino-genai": "#56B4E9", "stable-diffusion.cpp": "#CC79A7"}
 OTHERS = ("#8A8A00", "#8C6BB1", "#888888")
-# Components are shades of one grey blue: no maker's colour.
+# Components are shades of one grey blue: no maker's color.
 SHADES = ("#33475B", "#5F7A93", "#8FA6BA", "#BCCBD8", "#DDE5EB")
 REST = "the rest"
 # Of an SVG that stands alone: who made it, its sheet of styles, the names of its parts, its fonts.
@@ -29,7 +29,7 @@ NEEDLESS = (
     r' id="[a-z]+[\w.]*_\w+"',
     r"font-family:[^;\"]*;? ?",
 )
-INK, GRID = "#010203", "#040506"  # stand for the page's colours until the SVG is written
+INK, GRID = "#010203", "#040506"  # stand for the page's colors until the SVG is written
 SETTINGS = {
     "svg.fonttype": "none",
     "svg.hashsalt": "calotype",  # the same figure has the same names inside
@@ -47,14 +47,14 @@ SETTINGS = {
 }
 
 
-def colours(rows: Sequence[Row]) -> dict[str, str]:
-    """A colour for each maker: the same in every run for those that are known."""
+def colors(rows: Sequence[Row]) -> dict[str, str]:
+    """A color for each maker: the same in every run for those that are known."""
     makers = list(dict.fromkeys(row.maker for row in rows))
     strange = [maker for maker in makers if maker not in MAKERS]
     return {m: MAKERS[m] if m in MAKERS else OTHERS[min(strange.index(m), len(OTHERS) - 1)] for m in makers}
 
 
-def latency(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
+def latency(rows: Sequence[Row], color: Mapping[str, str]) -> str:
     """Bars of the median with p10 to p90; beside them how many times as fast as the base, with its interval."""
     if not any(row.speed for row in rows):
         return ""
@@ -66,8 +66,8 @@ def latency(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
                 status = "pictures wrong" if row.status == "wrong" else row.status
                 _beside(left, 0, y, f"{status}: no speed", style="italic")
                 continue
-            _bar(left, y, row.speed, colour[row.maker], row.disturbed_rounds)
-            _against(right, y, row, colour[row.maker])
+            _bar(left, y, row.speed, color[row.maker], row.disturbed_rounds)
+            _against(right, y, row, color[row.maker])
         left.set_xlim(0, max(row.speed.p90_s for row in rows if row.speed) * 1.18)
         left.set_xlabel("seconds a picture (or batch): median, line from p10 to p90; less is better")
         right.axvline(1, color=INK, linewidth=0.8)
@@ -79,13 +79,13 @@ def latency(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
         return _svg(figure)
 
 
-def _bar(axes: Any, y: int, speed: Speed, colour: str, disturbed: int) -> None:
-    axes.barh(y, speed.median_s, color=colour, height=0.66)
+def _bar(axes: Any, y: int, speed: Speed, color: str, disturbed: int) -> None:
+    axes.barh(y, speed.median_s, color=color, height=0.66)
     axes.plot([speed.p10_s, speed.p90_s], [y, y], color=INK, linewidth=1.4, marker="|", markersize=6)
     _beside(axes, speed.p90_s, y, digits(speed.median_s) + (f" ({disturbed} rounds disturbed)" if disturbed else ""))
 
 
-def _against(axes: Any, y: int, row: Row, colour: str) -> None:
+def _against(axes: Any, y: int, row: Row, color: str) -> None:
     if row.ratio is None:
         return
     low, high = row.ratio.low, row.ratio.high
@@ -93,7 +93,7 @@ def _against(axes: Any, y: int, row: Row, colour: str) -> None:
         _beside(axes, 1, y, "base", style="italic")
         return
     if low is not None and high is not None:
-        axes.plot([low, high], [y, y], color=colour, linewidth=5, solid_capstyle="butt")
+        axes.plot([low, high], [y, y], color=color, linewidth=5, solid_capstyle="butt")
     axes.plot([row.ratio.median], [y], marker="|", color=INK, markersize=9, markeredgewidth=1.4)
     between = interval(row.ratio)
     told = f"{row.ratio.median:.2f}x" + (f" ({between})" if between else "") + f" {row.ratio.verdict}"
@@ -105,7 +105,7 @@ def _beside(axes: Any, x: float, y: float, words: str, **more: Any) -> None:
     axes.annotate(words, (x, y), xytext=(7, 0), textcoords="offset points", va="center", **more)
 
 
-def quality(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
+def quality(rows: Sequence[Row], color: Mapping[str, str]) -> str:
     """Pictures a second against PSNR: up and to the right is better."""
     shown = [(r, r.speed.images_per_s, r.quality.psnr_db) for r in rows if r.speed and r.quality]
     if not shown:
@@ -118,7 +118,7 @@ def quality(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
             axes.set_xscale("log")
         for row, x, y in shown:
             axes.plot(
-                [x], [y], marker="o", markersize=7, color=colour[row.maker], markeredgecolor=INK, markeredgewidth=0.6
+                [x], [y], marker="o", markersize=7, color=color[row.maker], markeredgecolor=INK, markeredgewidth=0.6
             )
         axes.margins(x=0.12)
         axes.set_ylim(min(levels) - 6, max(*levels, min(levels) + 10) + 8)
@@ -128,7 +128,7 @@ def quality(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
         return _svg(figure)
 
 
-def memory(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
+def memory(rows: Sequence[Row], color: Mapping[str, str]) -> str:
     """Peaks on the host, and on the device where there is one."""
     shown = [row for row in rows if row.host_peak_bytes or row.device_peak_bytes]
     if not shown:
@@ -138,19 +138,19 @@ def memory(rows: Sequence[Row], colour: Mapping[str, str]) -> str:
         _names(axes, shown)
         device = any(row.device_peak_bytes for row in shown)
         for y, row in enumerate(shown):
-            _memory_bar(axes, y - 0.2 * device, row.host_peak_bytes, colour[row.maker], device)
-            _memory_bar(axes, y + 0.2, row.device_peak_bytes, colour[row.maker], device, hatch="////")
+            _memory_bar(axes, y - 0.2 * device, row.host_peak_bytes, color[row.maker], device)
+            _memory_bar(axes, y + 0.2, row.device_peak_bytes, color[row.maker], device, hatch="////")
         axes.margins(x=0.16)
         axes.set_xlim(left=0)
         axes.set_xlabel("peak memory, GiB; " + ("plain: host, hatched: device; " if device else "") + "less is better")
         return _svg(figure)
 
 
-def _memory_bar(axes: Any, y: float, count: int | None, colour: str, half: bool, hatch: str = "") -> None:
+def _memory_bar(axes: Any, y: float, count: int | None, color: str, half: bool, hatch: str = "") -> None:
     if not count:
         return
     axes.barh(
-        y, count / 2**30, color=colour, height=0.36 if half else 0.66, hatch=hatch, edgecolor=INK if hatch else colour
+        y, count / 2**30, color=color, height=0.36 if half else 0.66, hatch=hatch, edgecolor=INK if hatch else color
     )
     _beside(axes, count / 2**30, y, f"{count / 2**30:.2f}")
 

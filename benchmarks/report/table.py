@@ -17,7 +17,7 @@ from ..measure.record import Recorded, Row, Run
 from .table_columns import COLUMNS, by_case, filled, rate, why
 
 WIDE = 170  # columns of a terminal from which a row fits on one line
-COLOURS = {"ahead": "green", "behind": "red", "unknown": "yellow", "wrong": "red", "failed": "red", "cannot": "yellow"}
+COLORS = {"ahead": "green", "behind": "red", "unknown": "yellow", "wrong": "red", "failed": "red", "cannot": "yellow"}
 LINE = (
     *("contender", "precision", "median", "spread", "rounds", "disturbed", "images", "its", "ratio", "interval"),
     *("verdict", "alike", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
@@ -90,7 +90,7 @@ def _one_line(rows: tuple[Row, ...]) -> Table:
         left = column.key in ("contender", "precision", "verdict")
         table.add_column(column.head, justify="left" if left else "right", no_wrap=True)
     for row in rows:
-        table.add_row(*(_coloured(column.cell(row)) for column in columns))
+        table.add_row(*(_colored(column.cell(row)) for column in columns))
     return table
 
 
@@ -119,13 +119,13 @@ def _stack(row: Row, stack: list[tuple[str, ...]]) -> Text:
         cells = {key: COLUMNS[key].cell(row) for key in keys}
         lines.append(" ".join(marks.get(key, "{}").format(cell) for key, cell in cells.items() if cell))
     text = Text("\n".join(lines))
-    text.highlight_words(["ahead"], COLOURS["ahead"])
-    text.highlight_words(["behind"], COLOURS["behind"])
+    text.highlight_words(["ahead"], COLORS["ahead"])
+    text.highlight_words(["behind"], COLORS["behind"])
     return text
 
 
-def _coloured(cell: str) -> Text:
-    return Text(cell, style=COLOURS.get(cell, ""))
+def _colored(cell: str) -> Text:
+    return Text(cell, style=COLORS.get(cell, ""))
 
 
 def _beneath(rows: tuple[Row, ...]) -> Iterator[Text]:
@@ -133,7 +133,7 @@ def _beneath(rows: tuple[Row, ...]) -> Iterator[Text]:
     for row in rows:
         if row.speed is None:
             status = "no speed" if row.status == "ok" else row.status
-            yield Text.assemble((f"{status}: ", COLOURS.get(row.status, "")), (row.contender, "bold"), f"  {why(row)}")
+            yield Text.assemble((f"{status}: ", COLORS.get(row.status, "")), (row.contender, "bold"), f"  {why(row)}")
     disturbed = [row.contender for row in rows if row.disturbed_rounds]
     if disturbed:
         yield Text("disturbed: rounds in which something else kept the machine busy; they are counted all the same.")

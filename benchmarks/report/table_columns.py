@@ -183,7 +183,7 @@ _ALL = (
     _c("clip", "CLIP", _quality(lambda q: q.clip), "{:.3f}".format, "cosine of picture and prompt"),
     _c("memory", "memory", lambda r: r.host_peak_bytes, size, "peak of the process, on the host"),
     _c("device", "GPU mem.", lambda r: r.device_peak_bytes, size, "peak on the device"),
-    _c("artefact", "artefact", lambda r: r.artefact_bytes, size, "on disk"),
+    _c("artifact", "artifact", lambda r: r.artifact_bytes, size, "on disk"),
     _c("first", "first s", lambda r: r.first_s, digits, "first picture of a fresh process, after loading"),
     _c("load", "load s", lambda r: r.load_s, digits, "loading, in a fresh process"),
     _c("build", "build s", lambda r: r.build_s, digits, "making what is loaded, once"),

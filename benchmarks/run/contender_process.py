@@ -48,7 +48,7 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Opened:
+class LoadedComponent:
     """What a fresh process told: of the first time it was started, as later ones find warm caches."""
 
     told: Mapping[str, Any]  # the answer to "load"
@@ -67,7 +67,7 @@ class Lane:
     timeout_s: float
     need_bytes: int
     built: Built | None = None  # the plan, where it is ours to tell of
-    opened: Opened | None = None
+    opened: LoadedComponent | None = None
     warm_s: float | None = None  # the best of the pictures after the first: what the base is chosen by
     out: tuple[Status, str] | None = None
     waited: Sample | None = None  # a picture whose components were waited for; on a GPU alone
@@ -102,7 +102,7 @@ class Lane:
             return
         first = self.paint(shot)
         if first is not None:
-            self.opened = self.opened or Opened(told=told, first_s=first.seconds)
+            self.opened = self.opened or LoadedComponent(told=told, first_s=first.seconds)
             if self.job["device"] == "cuda":
                 self.waited = self.paint(shot, wait=True)
             warm = [sample.seconds for sample in (self.paint(shot) for _ in range(_WARM)) if sample is not None]

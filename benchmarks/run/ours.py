@@ -19,10 +19,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 import calotype
-from calotype.backends import ON_GPU, Opened
-from calotype.backends.openvino.rewrites import WITHOUT
-from calotype.backends.session import Serial
-from calotype.images.arrays import pixels_from
+from calotype.backends import ON_GPU, LoadedComponent
+from calotype.backends.openvino.rewrites import DISABLE_VARIABLE
+from calotype.backends.session import SupportsSessions
+from calotype.images.arrays import load_image_array
 from calotype.system import threads
 
 Arrays = Mapping[str, NDArray[Any]]
@@ -44,7 +44,7 @@ class Peer:
     def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
         """Open the plan, or the model; the U-Net, the decoder and the text encoders are ready after it."""
         self._settings = job["settings"]
-        os.environ[WITHOUT] = ",".join(self._settings.get("without", ()))
+        os.environ[DISABLE_VARIABLE] = ",".join(self._settings.get("without", ()))
         source = job["plan"] or job["model"]
         controlnets = () if job["plan"] else job["controlnets"]
         self._pipe = calotype.load(source, backend=job["backend"], controlnet=controlnets)
@@ -59,7 +59,7 @@ class Peer:
         return {
             "notes": list(dict.fromkeys(n for c in opened.values() for n in getattr(c.runner, "notes", ()))),
             "threads": threads.available(),
-            "artefact_bytes": sum(p.stat().st_size for p in _files(opened.values())),
+            "artifact_bytes": sum(p.stat().st_size for p in _files(opened.values())),
             "versions": _versions(),
             "precisions": {name: component.runner.precision for name, component in opened.items()},
         }
@@ -90,11 +90,11 @@ class _Timed:
         self._error = settings.get("error", 0.0) if name == "vae_decoder" else 0.0
         self.backend, self.precision = runner.backend, runner.precision
 
-    def series(self, given: Arrays, timesteps: NDArray[Any], **said: Any) -> Any:
+    def session(self, given: Arrays, timesteps: NDArray[Any], **said: Any) -> Any:
         """The runner's own series with the watch on each call; None where it has none."""
-        if not isinstance(self._runner, Serial):
+        if not isinstance(self._runner, SupportsSessions):
             return None
-        calls: Any = self._runner.series(given, timesteps, **said)
+        calls: Any = self._runner.session(given, timesteps, **said)
 
         def timed(call: int, sample: NDArray[Any], changing: Arrays) -> Any:
             began = time.perf_counter()
@@ -126,15 +126,15 @@ def _arguments(job: Mapping[str, Any]) -> dict[str, Any]:
         **{"guidance_scale": job["guidance"], "scheduler": spec},
     }
     if job["controlnets"]:
-        told["control_image"] = [pixels_from("control_image", np.load(path)) for path in job["control_images"]]
+        told["control_image"] = [load_image_array("control_image", np.load(path)) for path in job["control_images"]]
         if len(told["control_image"]) == 1:
             told["control_image"] = told["control_image"][0]
     return told
 
 
-def _files(opened: Iterable[Opened]) -> set[Path]:
-    """Of the artefacts that were opened."""
-    paths = [component.artefact.path for component in opened]
+def _files(opened: Iterable[LoadedComponent]) -> set[Path]:
+    """Of the artifacts that were opened."""
+    paths = [component.artifact.path for component in opened]
     found = [p for path in paths for p in (path.glob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))]
     return {p for p in found if p.is_file()}
 

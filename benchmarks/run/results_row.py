@@ -51,7 +51,7 @@ def row_of(case: Case, lane: Lane, *, work: Work, peaks: Mapping[str, float | No
         first_s=lane.opened.first_s if lane.opened and right else None,
         host_peak_bytes=lane.host_peak_bytes,
         device_peak_bytes=lane.device_peak_bytes,
-        artefact_bytes=told.get("artefact_bytes"),
+        artifact_bytes=told.get("artifact_bytes"),
         energy_j=_median([s.energy_j for s in lane.samples]) if right else None,
         clock_mhz=_median([s.clock_mhz for s in lane.samples]),
         disturbed_rounds=sum(s.disturbed for s in lane.samples),

@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 
-from calotype.doctor.machine import look
+from calotype.doctor.machine import inspect_machine
 from calotype.system.version import __version__
 
 from ..measure import peaks
@@ -49,7 +49,7 @@ def _described(settings: Settings, device: str, found: Mapping[str, float | None
         date=datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         version=__version__,
         commit=watch.commit(),
-        device=look().processor if card is None else card.name,
+        device=inspect_machine().processor if card is None else card.name,
         machine=json.loads(json.dumps(watch.machine())),  # as it will be read back
         threads=settings.threads,
         peaks=found,

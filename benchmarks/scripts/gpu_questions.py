@@ -19,7 +19,7 @@ from typing import Any
 
 from calotype.doctor import probes as checkup
 from calotype.errors import CalotypeError, first_line
-from calotype.export.steps.subprocess_task import in_child
+from calotype.export.steps.subprocess_task import run_in_subprocess
 
 _RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 
@@ -81,7 +81,9 @@ def answers() -> Mapping[str, Any]:
 
 def _asked(name: str, **arguments: Any) -> Any:
     try:
-        return in_child(f"asking {name}", f"calotype.benchmarks.scripts.gpu_questions:{name}", **arguments).value
+        return run_in_subprocess(
+            f"asking {name}", f"calotype.benchmarks.scripts.gpu_questions:{name}", **arguments
+        ).value
     except CalotypeError as failed:
         return first_line(failed)
 

@@ -1,7 +1,7 @@
 """`python -m calotype.benchmarks.suite.models sd15 [--once]`: full-size models of seeded random weights, without a
 download.
 
-Configs are the published ones; weights are the libraries' own initialisation under a seed, kept in fp16. Pictures of
+Configs are the published ones; weights are the libraries' own initialization under a seed, kept in fp16. Pictures of
 such a model mean nothing, but every layer, size and name is the real one: for figures of speed, memory and exactness.
 They are no flat grey: the decoder's last norm makes states of unit size of any latents, and the initial weights of its
 last convolution make of these a contrast of 38 of 255 levels in each channel (SD 1.5 at 256 px, 2 steps; another prompt
@@ -23,7 +23,7 @@ from PIL import Image, ImageDraw
 
 from calotype.errors import InputError
 from calotype.export.sources.configs import MODELS, VOCABULARY
-from calotype.export.steps.subprocess_task import in_child
+from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.export.store.store import fetch, key_of
 from calotype.text.tokenizer import END, START
 
@@ -50,7 +50,7 @@ def _kept(name: str, what: str, function: str, **how: Any) -> Path:
     about = {**how, "model": Path(how["model"]).name} if "model" in how else how
 
     def make(folder: Path) -> Mapping[str, Any]:
-        in_child(f"making {what}", f"calotype.benchmarks.suite.models:{function}", folder=str(folder), **how)
+        run_in_subprocess(f"making {what}", f"calotype.benchmarks.suite.models:{function}", folder=str(folder), **how)
         return {}
 
     key = key_of({"version": _VERSIONS[function], "function": function, **about})
@@ -147,7 +147,7 @@ def once(folder: Path, backend: str = "onnxruntime") -> Iterator[str]:
 
     pipe = load(folder, backend=backend)
     for name in pipe.plan.components:
-        made = pipe.component(name).component.artefacts[0].check
+        made = pipe.component(name).component.artifacts[0].check
         yield f"{name}: traced and checked in {made['seconds']:.0f} s, {made['peak_bytes'] / 2**30:.1f} GiB at most"
     began = time.monotonic()
     report = pipe("a house by a lake", steps=1, seed=0).report

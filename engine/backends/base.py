@@ -7,7 +7,7 @@ from typing import Any, Protocol, runtime_checkable
 
 from numpy.typing import NDArray
 
-from ..weights.delta import Patches
+from ..weights.delta import WeightDeltas
 
 Arrays = Mapping[str, NDArray[Any]]
 
@@ -24,14 +24,14 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class Adaptable(Protocol):
-    """A runner whose weights can be changed: by new initialisers, new constants, a refit, or in place."""
+class SupportsWeightUpdates(Protocol):
+    """A runner whose weights can be changed: by new initializers, new constants, a refit, or in place."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Layer, as the model calls it -> its weight's shape: of every linear layer and convolution."""
         ...
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """From now on each weight is its own with its patch added, and every other its own, bit for bit.
 
         Nobody runs it meanwhile. Raises `BackendError`; the runner may then be used no more until `adapt` succeeds.

@@ -1,4 +1,4 @@
-"""May a plan's artefacts be used on this machine? A plan was proved with one version of a backend, on one kind of GPU.
+"""May a plan's artifacts be used on this machine? A plan was proved with one version of a backend, on one kind of GPU.
 
 ONNX files are portable: a newer runtime may open them, and the report says that the figures are another version's; an
 older one may lack what they use, and is refused. What was compiled for a GPU is bound to its name and to the exact
@@ -26,7 +26,7 @@ _PACKAGES = {
 }
 
 
-def distrust(plan: Plan) -> str | None:
+def incompatibility_reason(plan: Plan) -> str | None:
     """Why the backend that the plan was built for may not run it here, with what mends it; None where it may."""
     build = plan.build
     name = build.get("backend")
@@ -49,7 +49,7 @@ def distrust(plan: Plan) -> str | None:
     return None
 
 
-def newer(plan: Plan) -> str | None:
+def version_drift_note(plan: Plan) -> str | None:
     """What a report says where the backend is newer than the one that the plan's figures were measured with."""
     name = plan.build.get("backend")
     if name not in _PACKAGES:

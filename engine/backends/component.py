@@ -1,4 +1,4 @@
-"""A component of a plan, opened with the first backend that can; another artefact or backend may take over later."""
+"""A component of a plan, opened with the first backend that can; another artifact or backend may take over later."""
 
 from __future__ import annotations
 
@@ -12,37 +12,37 @@ from numpy.typing import NDArray
 from ..cuda.device import is_full
 from ..errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError, first_line
 from ..plan.bindings import check_arrays
-from ..plan.plan import Artefact, PlannedComponent
+from ..plan.plan import Artifact, PlannedComponent
 from ..system import forks
 from ..system.trace import span
-from ..weights.delta import NONE, Patches
-from .base import Adaptable, Arrays, Runner
-from .registry import ON_GPU, Choice, backend_module, form_of
+from ..weights.delta import NO_DELTAS, WeightDeltas
+from .base import Arrays, Runner, SupportsWeightUpdates
+from .registry import ON_GPU, BackendSelection, backend_module, form_of
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
 
 
-class Opened:
+class LoadedComponent:
     """A component with the runner that was chosen for it, and why. Threads may share it.
 
-    Where the numbers that come out are not finite, the next artefact of a higher precision takes over, for good. Where
+    Where the numbers that come out are not finite, the next artifact of a higher precision takes over, for good. Where
     a backend of a list fails at its first run, the next one does. `retried` then says so.
     """
 
-    def __init__(self, component: PlannedComponent, choice: Choice) -> None:
+    def __init__(self, component: PlannedComponent, choice: BackendSelection) -> None:
         """Open with the first backend of the choice that can. Raises `BackendError` where none does."""
         self.component = component
         self.retried: tuple[str, ...] = ()
         self.shapes_given: Mapping[str, tuple[int, ...]] = {}  # of the inputs that were checked last
         self._choice = choice
-        self._patches = NONE
+        self._patches = NO_DELTAS
         self._switching = forks.Lock()
         self._of_the_parent = False  # is the runner one of a process that this one was forked from?
-        self._passed_over: Mapping[str, str] = {}  # backend -> why another was taken
+        self._skipped: Mapping[str, str] = {}  # backend -> why another was taken
         self._ran: Runner | None = None  # the runner that has worked
         self.runner: Runner
         with forks.running():
-            self._open(_candidates(component, choice), choice.passed_over)
+            self._open(_candidates(component, choice), choice.skipped)
         forks.track(self)
 
     def after_fork(self) -> None:
@@ -63,7 +63,7 @@ class Opened:
                     "start processes by spawn: multiprocessing.get_context('spawn')."
                 )
             forks.keep(self.runner)
-            self._open(_candidates(self.component, self._choice), self._choice.passed_over)
+            self._open(_candidates(self.component, self._choice), self._choice.skipped)
             self._ran, self._of_the_parent = None, False
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
@@ -73,14 +73,14 @@ class Opened:
             BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
         """
         self.check(inputs)
-        return self.tried(lambda runner: runner(inputs), lambda: inputs)
+        return self.run_with_fallback(lambda runner: runner(inputs), lambda: inputs)
 
     def check(self, inputs: Arrays) -> None:
         """Raise `InputError` unless these are the component's inputs; `shapes_given` are then theirs."""
         check_arrays(self.component.name, self.component.inputs, inputs)
         self.shapes_given = {name: array.shape for name, array in inputs.items()}
 
-    def tried(
+    def run_with_fallback(
         self, run: Callable[[Runner], dict[str, NDArray[Any]]], inputs: Callable[[], Arrays]
     ) -> dict[str, NDArray[Any]]:
         """What `run` makes of the runner, with every failure as ours; `inputs` says what it was given.
@@ -103,36 +103,36 @@ class Opened:
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
-                raise NotFiniteError(f"the {_called(self.component)} was given numbers that are not finite.")
+                raise NotFiniteError(f"the {_display_name(self.component)} was given numbers that are not finite.")
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Layer -> its weight's shape, of those that `adapt` changes. Raises `BackendError` where none can be."""
         return _adaptable(self.runner, self.component).shapes()
 
-    def adapt(self, patches: Patches) -> None:
-        """Change the weights, as `Adaptable.adapt`; another artefact that takes over is changed in the same way."""
+    def update_weights(self, patches: WeightDeltas) -> None:
+        """Update the weights, as `SupportsWeightUpdates.update_weights`; an artifact that takes over gets the same."""
         with self._switching:
-            _adaptable(self.runner, self.component).adapt(patches)
+            _adaptable(self.runner, self.component).update_weights(patches)
             self._patches = patches
 
-    def _open(self, candidates: Iterator[tuple[str, Artefact | str]], passed_over: Mapping[str, str]) -> None:
+    def _open(self, candidates: Iterator[tuple[str, Artifact | str]], skipped: Mapping[str, str]) -> None:
         """Take the first candidate that opens."""
-        told = self._passed_over = dict(passed_over)
-        for name, artefact in candidates:
-            if isinstance(artefact, str):  # the reason why there is none
-                told[name] = artefact
+        told = self._skipped = dict(skipped)
+        for name, artifact in candidates:
+            if isinstance(artifact, str):  # the reason why there is none
+                told[name] = artifact
                 continue
             try:
-                runner: Runner = backend_module(name).open_runner(self.component, artefact)
+                runner: Runner = backend_module(name).open_runner(self.component, artifact)
                 if self._patches:
-                    _adaptable(runner, self.component).adapt(self._patches)
+                    _adaptable(runner, self.component).update_weights(self._patches)
             except BackendError as failed:
-                told[f"{name} {artefact.precision}" if name in told else name] = str(failed)
+                told[f"{name} {artifact.precision}" if name in told else name] = str(failed)
                 continue
-            before = self._choice.wanted[: self._choice.wanted.index(name)]
-            ahead = {n: why for n, why in told.items() if n not in self._choice.passed_over or n in before}
-            self.runner, self.artefact, self.why = runner, artefact, _why(self._choice, ahead)
+            before = self._choice.requested[: self._choice.requested.index(name)]
+            ahead = {n: why for n, why in told.items() if n not in self._choice.skipped or n in before}
+            self.runner, self.artifact, self.why = runner, artifact, _reason_text(self._choice, ahead)
             return
         said = "; ".join(f"{n}: {why_not}" for n, why_not in told.items())
         raise BackendError(f"no backend could open the {self.component.name}. {said}")
@@ -149,17 +149,17 @@ class Opened:
                 return
             told = f"{failed.backend} failed on the {self.component.name}: {reason}"
             full = isinstance(error, MemoryError) or is_full(reason)
-            if self._ran is failed or full or len(self._choice.wanted) == 1:
+            if self._ran is failed or full or len(self._choice.requested) == 1:
                 raise BackendError(told) from error
-            here = failed.backend, self.artefact
+            here = failed.backend, self.artifact
             candidates = itertools.dropwhile(lambda each: each != here, _candidates(self.component, self._choice))
             next(candidates, None)
             try:
-                self._open(candidates, {**self._passed_over, failed.backend: f"failed at its first run: {reason}"})
+                self._open(candidates, {**self._skipped, failed.backend: f"failed at its first run: {reason}"})
             except BackendError as none:
                 raise BackendError(f"{told}; {none}") from error
             self.retried += (
-                f"{_called(self.component)}: {failed.backend} failed at its first run ({reason}); "
+                f"{_display_name(self.component)}: {failed.backend} failed at its first run ({reason}); "
                 f"{self.runner.backend} took over",
             )
 
@@ -168,62 +168,62 @@ class Opened:
         with self._switching:
             if self.runner is not failed:  # another thread has done it
                 return
-            called = _called(self.component)
+            called = _display_name(self.component)
             try:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})
             except BackendError as none:
-                raise NotFiniteError(_hopeless(called, failed, str(none))) from None
+                raise NotFiniteError(_not_finite_message(called, failed, str(none))) from None
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
             self.retried += (f"{called}: numbers not finite in {failed.precision}, retried in {now}",)
 
 
-def _adaptable(runner: Runner, component: PlannedComponent) -> Adaptable:
-    if isinstance(runner, Adaptable):
+def _adaptable(runner: Runner, component: PlannedComponent) -> SupportsWeightUpdates:
+    if isinstance(runner, SupportsWeightUpdates):
         return runner
     raise BackendError(
-        f"{runner.backend} cannot change the weights of the {_called(component)} in this version; build a plan with "
-        "the LoRA in it (calotype build MODEL --lora FILE), or take cuda, onnxruntime, openvino or eager."
+        f"{runner.backend} cannot change the weights of the {_display_name(component)} in this version; build a plan "
+        "with the LoRA in it (calotype build MODEL --lora FILE), or take cuda, onnxruntime, openvino or eager."
     )
 
 
-def open_component(component: PlannedComponent, choice: Choice) -> Opened:
+def open_component(component: PlannedComponent, choice: BackendSelection) -> LoadedComponent:
     """Open with the first backend of the choice that can; the reasons of the others are in `why`."""
-    return Opened(component, choice)
+    return LoadedComponent(component, choice)
 
 
 def _candidates(
-    component: PlannedComponent, choice: Choice, *, above: Runner | None = None
-) -> Iterator[tuple[str, Artefact | str]]:
-    """What may be opened, in order: a backend, and an artefact for it or the reason why there is none.
+    component: PlannedComponent, choice: BackendSelection, *, above: Runner | None = None
+) -> Iterator[tuple[str, Artifact | str]]:
+    """What may be opened, in order: a backend, and an artifact for it or the reason why there is none.
 
-    The order is that of the choice, and for each backend that of the plan. `above` a runner are the artefacts of a
+    The order is that of the choice, and for each backend that of the plan. `above` a runner are the artifacts of a
     higher precision than its own, from its own backend on.
     """
     names = choice.names if above is None else choice.names[choice.names.index(above.backend) :]
     lowest = 0 if above is None else _rank(above.precision) + 1
     for name in names:
-        of_form = [a for a in component.artefacts if a.form == form_of(name)]
+        of_form = [a for a in component.artifacts if a.form == form_of(name)]
         fit = [a for a in of_form if a.precision in backend_module(name).PRECISIONS and _rank(a.precision) >= lowest]
-        yield from ((name, _unless_refused(choice, name, artefact)) for artefact in fit)
+        yield from ((name, _unless_refused(choice, name, artifact)) for artifact in fit)
         if not fit:
             yield name, _lacking(component, name, of_form)
 
 
-def _unless_refused(choice: Choice, name: str, artefact: Artefact) -> Artefact | str:
-    """The artefact; or why the backend is passed over: by auto where its numbers differ, by all where it crashes."""
-    other = artefact.check.get("others", {}).get(name, {})
+def _unless_refused(choice: BackendSelection, name: str, artifact: Artifact) -> Artifact | str:
+    """The artifact; or why the backend is passed over: by auto where its numbers differ, by all where it crashes."""
+    other = artifact.check.get("others", {}).get(name, {})
     refused = other.get("refused")
-    return artefact if not refused or (choice.by_name and not other.get("crashes")) else str(refused)
+    return artifact if not refused or (choice.explicit and not other.get("crashes")) else str(refused)
 
 
-def _lacking(component: PlannedComponent, name: str, of_form: Sequence[Artefact]) -> str:
+def _lacking(component: PlannedComponent, name: str, of_form: Sequence[Artifact]) -> str:
     form, runs = form_of(name), ", ".join(backend_module(name).PRECISIONS)
     if of_form:
         held = ", ".join(a.precision for a in of_form)
-        return f"the plan holds {form} artefacts of the {component.name} in {held}; wanted is another of {runs}"
-    return component.refused.get(form, f"the plan holds no {form} artefact of the {component.name}")
+        return f"the plan holds {form} artifacts of the {component.name} in {held}; wanted is another of {runs}"
+    return component.refused.get(form, f"the plan holds no {form} artifact of the {component.name}")
 
 
 def _rank(precision: str) -> int:
@@ -238,21 +238,21 @@ def _finite(arrays: Arrays) -> bool:
         )
 
 
-def _called(component: PlannedComponent) -> str:
+def _display_name(component: PlannedComponent) -> str:
     """As people say it: "U-Net", "VAE decoder", "text encoder"."""
     return component.name.replace("_", " ").replace("unet", "U-Net").replace("vae", "VAE")
 
 
-def _hopeless(called: str, runner: Runner, why: str) -> str:
+def _not_finite_message(called: str, runner: Runner, why: str) -> str:
     told = f"the {called} gave numbers that are not finite in {runner.precision} ({runner.backend})"
     if _rank(runner.precision) == _rank("fp32"):
         return f"{told}: its weights are damaged."
     return (
         f"{told}, and nothing of a higher precision can run ({why}). Make a plan whose {called} is bf16, or that "
-        "keeps a second artefact for this: calotype build MODEL --precision bf16, or with --fallback."
+        "keeps a second artifact for this: calotype build MODEL --precision bf16, or with --fallback."
     )
 
 
-def _why(choice: Choice, passed_over: Mapping[str, str]) -> str:
-    asked = "asked for" if choice.by_name else "first of auto's list that runs"
-    return "; ".join([asked, *(f"not {n}: {reason}" for n, reason in passed_over.items())])
+def _reason_text(choice: BackendSelection, skipped: Mapping[str, str]) -> str:
+    asked = "asked for" if choice.explicit else "first of auto's list that runs"
+    return "; ".join([asked, *(f"not {n}: {reason}" for n, reason in skipped.items())])

@@ -14,7 +14,7 @@ from ..plan.bindings import check_arrays
 from ..plan.profile import Profile
 
 if TYPE_CHECKING:
-    from ..plan.plan import Artefact, PlannedComponent
+    from ..plan.plan import Artifact, PlannedComponent
     from .base import Arrays
 
 FORM = "diffusers"
@@ -63,6 +63,6 @@ def _mean(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     return means
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> FakeRunner:
-    """Open a stand-in; of the artefact nothing but the precision's name is read."""
-    return FakeRunner(component, artefact.precision)
+def open_runner(component: PlannedComponent, artifact: Artifact) -> FakeRunner:
+    """Open a stand-in; of the artifact nothing but the precision's name is read."""
+    return FakeRunner(component, artifact.precision)

@@ -15,8 +15,8 @@ from types import ModuleType
 from ..errors import BackendError
 from ..system.nvidia import has_gpu
 
-# name -> module. Each module has FORM (the artefacts it opens), PRECISIONS (those it runs), `unavailable()` and
-# `open_runner(component, artefact)`.
+# name -> module. Each module has FORM (the artifacts it opens), PRECISIONS (those it runs), `unavailable()` and
+# `open_runner(component, artifact)`.
 _MODULES = {
     "onnxruntime": "calotype.backends.onnxruntime.cpu",
     "openvino": "calotype.backends.openvino.runner",
@@ -36,22 +36,22 @@ AUTO_ON_GPU = ("tensorrt", "cuda", "onnxruntime-cuda")  # before the others, whe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Choice:
+class BackendSelection:
     """The backends to try, in order, and what was passed over already: name -> reason.
 
     `wanted` is the whole list that was asked for: who stands behind the one that was taken needs no excuse.
     """
 
     names: tuple[str, ...]
-    passed_over: Mapping[str, str]
-    wanted: tuple[str, ...]
-    by_name: bool
+    skipped: Mapping[str, str]
+    requested: tuple[str, ...]
+    explicit: bool
 
     @property
     def forms(self) -> frozenset[str]:
-        """The artefacts that the first choice needs, and no others: making them costs minutes."""
+        """The artifacts that the first choice needs, and no others: making them costs minutes."""
         forms = [form_of(name) for name in self.names]
-        return frozenset([form for form in forms if self.by_name or form not in COMPILED][:1])
+        return frozenset([form for form in forms if self.explicit or form not in COMPILED][:1])
 
 
 def backend_module(name: str) -> ModuleType:
@@ -60,7 +60,7 @@ def backend_module(name: str) -> ModuleType:
 
 
 def form_of(name: str) -> str:
-    """The form of artefact that the backend opens."""
+    """The form of artifact that the backend opens."""
     return str(backend_module(name).FORM)
 
 
@@ -72,7 +72,7 @@ def unavailable(name: str) -> str | None:
 
 def choose(
     request: str | Sequence[str], *, first: str | None = None, refused: Mapping[str, str] | None = None
-) -> Choice:
+) -> BackendSelection:
     """ "auto", a name, or a list of names in order of preference. Raises `BackendError` where none can run.
 
     `first` is what auto tries before all others: the backend that a plan was built for. `refused` are backends that may
@@ -80,16 +80,16 @@ def choose(
     """
     listed = (*(AUTO_ON_GPU if has_gpu() else ()), *AUTO)
     auto = tuple(dict.fromkeys([first, *listed] if first in NAMES else listed))
-    wanted = auto if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
-    for name in wanted:
+    requested = auto if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
+    for name in requested:
         if name == "auto":
             raise BackendError("auto is an order of its own; give it alone, or a list of names without it.")
         if name not in _MODULES:
             raise BackendError(f"unknown backend {name!r}; known are auto, {', '.join(NAMES)}.")
-    reasons = {name: (refused or {}).get(name) or unavailable(name) for name in wanted}
+    reasons = {name: (refused or {}).get(name) or unavailable(name) for name in requested}
     names = tuple(n for n, why_not in reasons.items() if why_not is None)
-    passed_over = {n: why_not for n, why_not in reasons.items() if why_not is not None}
+    skipped = {n: why_not for n, why_not in reasons.items() if why_not is not None}
     if not names:
-        told = "; ".join(f"{n}: {why_not}" for n, why_not in passed_over.items())
+        told = "; ".join(f"{n}: {why_not}" for n, why_not in skipped.items())
         raise BackendError(f"no backend can run here. {told}" if told else "the list of backends is empty.")
-    return Choice(names=names, passed_over=passed_over, wanted=tuple(wanted), by_name=request != "auto")
+    return BackendSelection(names=names, skipped=skipped, requested=tuple(requested), explicit=request != "auto")

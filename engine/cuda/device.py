@@ -31,7 +31,7 @@ def is_full(told: str) -> bool:
     return any(words in told.lower() for words in _FULL)
 
 
-def given_room(run: Callable[[], T]) -> T:
+def raising_memory_error(run: Callable[[], T]) -> T:
     """What `run` gives. Where the device has no room, `MemoryError`, as a host raises it."""
     try:
         return run()
@@ -39,14 +39,14 @@ def given_room(run: Callable[[], T]) -> T:
         told = next((t for t in _told_by(failed) if is_full(t)), None)
         if told is None:
             raise
-    let_go()  # out here no traceback holds on to tensors
+    empty_cache()  # out here no traceback holds on to tensors
     raise MemoryError(told.partition(" ")[2])
 
 
-def fitted(run: Callable[[], T], what: str, mend: str) -> T:
+def run_or_device_full(run: Callable[[], T], what: str, mend: str) -> T:
     """What `run` gives. Where the device has no room, `DeviceFullError`: none for `what`, and `mend` is what to do."""
     try:
-        return given_room(run)
+        return raising_memory_error(run)
     except MemoryError as full:
         told = first_line(full)
     raise DeviceFullError(no_room(what, told, mend))
@@ -77,7 +77,7 @@ def free_bytes() -> int | None:
     return int(min(free, max(0, share * total - reserved)) + reserved - allocated)
 
 
-def let_go() -> None:
+def empty_cache() -> None:
     """What torch keeps of the device for later use goes back."""
     import torch
 

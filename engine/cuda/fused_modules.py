@@ -25,11 +25,11 @@ from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
 
 from .fused_attention import fused_attention
-from .fused_timesteps import fuse_times
+from .fused_timesteps import fuse_timesteps
 
 
 class FusedGroupNorm(nn.Module):
-    """Group normalisation, with SiLU after it where that comes next, and the time embedding before it."""
+    """Group normalization, with SiLU after it where that comes next, and the time embedding before it."""
 
     def __init__(self, norm: nn.GroupNorm, *, silu: bool) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class FusedGroupNorm(nn.Module):
 
 
 class FusedLayerNorm(nn.Module):
-    """Layer normalisation."""
+    """Layer normalization."""
 
     def __init__(self, norm: nn.LayerNorm) -> None:
         super().__init__()
@@ -164,7 +164,7 @@ def fuse(module: nn.Module) -> Counter[str]:
 
 
 def _fuse_inside(module: nn.Module, done: Counter[str]) -> None:
-    if type(module) is UNet2DConditionModel and fuse_times(module):
+    if type(module) is UNet2DConditionModel and fuse_timesteps(module):
         done["times"] += 1
     norm = getattr(module, "conv_norm_out", None)
     if type(norm) is nn.GroupNorm and isinstance(getattr(module, "conv_act", None), nn.SiLU):

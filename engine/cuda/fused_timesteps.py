@@ -13,7 +13,7 @@ from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 
-class FusedTimes(nn.Module):
+class FusedTimesteps(nn.Module):
     """A U-Net's embedding of the timestep and of what SDXL adds to it, of one call or of a whole schedule."""
 
     def __init__(self, unet: UNet2DConditionModel) -> None:
@@ -45,7 +45,7 @@ class FusedTimes(nn.Module):
 class _Spared(nn.Module):
     """A module that has no work while `times` has what it is for."""
 
-    def __init__(self, module: nn.Module, times: FusedTimes, instead: Callable[[Tensor], Any]) -> None:
+    def __init__(self, module: nn.Module, times: FusedTimesteps, instead: Callable[[Tensor], Any]) -> None:
         super().__init__()
         self.module, self._instead = module, instead
         self._times = [times]  # in a list, so that it is no part of this module
@@ -55,12 +55,12 @@ class _Spared(nn.Module):
         return self.module(x) if self._times[0].kept is None else self._instead(x)
 
 
-def fuse_times(unet: UNet2DConditionModel) -> bool:
+def fuse_timesteps(unet: UNet2DConditionModel) -> bool:
     """Of Stable Diffusion's U-Nets: the timestep, alone or with SDXL's sizes and pooled text."""
     other = unet.class_embedding is not None or unet.time_embed_act is not None
     if other or unet.config.addition_embed_type not in (None, "text_time"):
         return False
-    times = FusedTimes(unet)
+    times = FusedTimesteps(unet)
     unet.time_embedding = times
     unet.time_proj = _Spared(unet.time_proj, times, lambda timesteps: timesteps)
     if times.add_embedding is not None:

@@ -5,7 +5,7 @@ before the next replay, and one lock lets one caller at a time in between. Shape
 way to new ones. A pool of memory is given back as a whole, so each graph has one of its own: what is dropped is free,
 at the price that graphs of different sizes do not lie on top of each other.
 
-What records and replays is a `Recorder`: `CudaRecorder` on a GPU, another in tests. Knows nothing of networks.
+A `GraphCapturer` records and replays: `CudaGraphCapturer` on a GPU, another in tests. Knows nothing of networks.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import DeviceFullError, first_line
-from ..system.lru_cache import Remembered
-from .device import given_room, let_go, no_room
+from ..system.lru_cache import LruCache
+from .device import empty_cache, no_room, raising_memory_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -27,7 +27,7 @@ Function: TypeAlias = "Callable[[Tensors], dict[str, Tensor]]"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Recorded:
+class CapturedGraph:
     """A graph. `outputs` are written by `replay`, and hold the last replay's numbers until the next."""
 
     inputs: Tensors
@@ -36,20 +36,20 @@ class Recorded:
     size_bytes: int  # that the capture added to what the device holds
 
 
-class Recorder(Protocol):
+class GraphCapturer(Protocol):
     """Makes graphs on a device."""
 
-    def record(self, function: Function, inputs: Tensors) -> Recorded:
+    def record(self, function: Function, inputs: Tensors) -> CapturedGraph:
         """Capture the function over these inputs, which become the graph's own. `MemoryError` where there's no room."""
 
 
-class Graphs:
+class CudaGraphCache:
     """A function, replayed. Threads may share it; all must call on one stream."""
 
-    def __init__(self, function: Function, recorder: Recorder, *, limit_bytes: int) -> None:
+    def __init__(self, function: Function, recorder: GraphCapturer, *, limit_bytes: int) -> None:
         self._function, self._recorder = function, recorder
         self._lock = threading.Lock()
-        self._kept: Remembered[Recorded] = Remembered(limit_bytes, lambda graph: graph.size_bytes)
+        self._kept: LruCache[CapturedGraph] = LruCache(limit_bytes, lambda graph: graph.size_bytes)
 
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """The function's outputs, in tensors that are the caller's.
@@ -60,11 +60,11 @@ class Graphs:
         with self._lock:
             for _ in range(2):
                 try:
-                    return given_room(lambda: self._replayed(inputs))
+                    return raising_memory_error(lambda: self._replayed(inputs))
                 except MemoryError as full:
                     told = first_line(full)
                 self._kept.clear()  # all others give way, and what failed half-way is not kept
-                let_go()
+                empty_cache()
         raise DeviceFullError(no_room("a run of this size", told, "ask for smaller pictures, or fewer at once"))
 
     def _replayed(self, inputs: Tensors) -> dict[str, Tensor]:
@@ -79,16 +79,16 @@ class Graphs:
         """What all graphs hold."""
         return self._kept.size
 
-    def _graph(self, inputs: Tensors) -> Recorded:
+    def _graph(self, inputs: Tensors) -> CapturedGraph:
         key = tuple((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))
         return self._kept(key, lambda: self._recorder.record(self._function, {n: t.clone() for n, t in inputs.items()}))
 
 
-class CudaRecorder:
+class CudaGraphCapturer:
     """Captures with torch."""
 
-    def record(self, function: Function, inputs: Tensors) -> Recorded:
-        """What torch raises where the device is full is for `Graphs` to see to."""
+    def record(self, function: Function, inputs: Tensors) -> CapturedGraph:
+        """What torch raises where the device is full is for `CudaGraphCache` to see to."""
         import torch
 
         side = torch.cuda.Stream()  # type: ignore[no-untyped-call]  # nothing can be captured on the default stream
@@ -103,4 +103,4 @@ class CudaRecorder:
         with torch.cuda.graph(graph, stream=side, capture_error_mode="thread_local"):
             outputs = function(inputs)
         size = max(0, torch.cuda.memory_reserved() - before)
-        return Recorded(inputs=inputs, outputs=outputs, replay=graph.replay, size_bytes=size)
+        return CapturedGraph(inputs=inputs, outputs=outputs, replay=graph.replay, size_bytes=size)

@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from .fused_attention import remembered
 from .fused_modules import FusedResnet
-from .fused_timesteps import FusedTimes
+from .fused_timesteps import FusedTimesteps
 
 
 @contextmanager
-def hoisted(
+def step_invariants(
     module: nn.Module, timesteps: Tensor, steering: Mapping[str, Tensor], dtype: torch.dtype
 ) -> Iterator[Callable[[int], None]]:
     """Inside, calls of `module` are those of the schedule; the function says which is the next.
@@ -29,7 +29,7 @@ def hoisted(
     The calls must be given the same steering. One thread at a time may be inside. What was not fused computes its own
     at every call, as it would.
     """
-    times = next((m for m in module.modules() if isinstance(m, FusedTimes)), None)
+    times = next((m for m in module.modules() if isinstance(m, FusedTimesteps)), None)
     blocks = [m for m in module.modules() if isinstance(m, FusedResnet) and m.time_emb_proj is not None]
     cast: Mapping[str, Any] = {n: t.to(dtype) if n != "time_ids" else t for n, t in steering.items()}
     with remembered(module, cast["encoder_hidden_states"]):

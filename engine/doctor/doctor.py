@@ -20,7 +20,7 @@ from typing import Any
 
 from ..system.memory import in_words
 from ..system.version import __version__
-from .machine import Machine, look
+from .machine import Machine, inspect_machine
 from .probes import MARK
 
 TIMEOUT_S = 60.0  # a cold disk takes most of a minute to import torch
@@ -84,7 +84,7 @@ def examine(timeout_s: float = TIMEOUT_S) -> Examination:
     found["eager"] = _eager(found, told["torch"])
     backends = ("onnxruntime", "openvino", "eager", *_FOR_GPUS)
     return Examination(
-        machine=look(),
+        machine=inspect_machine(),
         gpu=gpu,
         backends=tuple(found[n] for n in backends),
         packages=tuple(found[n] for n in (*_CORE, *_BUILD)),

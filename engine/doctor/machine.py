@@ -56,7 +56,7 @@ class Machine:
     store_writable: bool
 
 
-def look(root: Path = Path("/")) -> Machine:
+def inspect_machine(root: Path = Path("/")) -> Machine:
     """Look at the machine; what cannot be read is left out."""
     flags, processor = _cpu(root)
     store, writable = _store()

@@ -8,7 +8,7 @@ CalotypeError
 │   └── DeviceFullError  a GPU has no room for the weights, or for a picture of this size
 ├── SamplerError    the scheduler is unknown, or cannot make this schedule
 ├── BuildError      a plan cannot be built: no room, a builder that died, a precision that misses its gate
-├── CheckError      an artefact does not agree with the eager float32 reference
+├── CheckError      an artifact does not agree with the eager float32 reference
 ├── NotFiniteError  a network's numbers are not finite, and no higher precision is at hand
 └── Cancelled       the picture was cancelled between two steps
 
@@ -77,7 +77,7 @@ class BuildError(CalotypeError):
 
 
 class CheckError(CalotypeError):
-    """An artefact does not agree with the reference."""
+    """An artifact does not agree with the reference."""
 
 
 class NotFiniteError(CalotypeError):

@@ -23,7 +23,9 @@ _LOWER = {"fp32": _HALF, "fp16": _EIGHT, "bf16": _EIGHT}  # the U-Net's precisio
 _SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # of a side
 
 
-def what_fits(plan: Plan, *, batch: int, height: int, width: int, guided: bool, free_bytes: int | None) -> str:
+def suggest_fitting_size(
+    plan: Plan, *, batch: int, height: int, width: int, guided: bool, free_bytes: int | None
+) -> str:
     """In words, what of this model fits where `batch` pictures of this size in pixels did not."""
     loads = [load for load in plan.loads if not load.squared]
 
@@ -40,7 +42,7 @@ def what_fits(plan: Plan, *, batch: int, height: int, width: int, guided: bool, 
         inside = plan.profile.height.low <= tall and plan.profile.width.low <= wide
         if inside and need(1, tall, wide) <= most:
             return f"one of {wide}x{tall} pixels would fit"
-    return _LOWER.get(plan.components["unet"].artefacts[0].precision, _NOTHING)
+    return _LOWER.get(plan.components["unet"].artifacts[0].precision, _NOTHING)
 
 
 def _smaller(side: int, share: float, multiple: int) -> int:
@@ -48,11 +50,11 @@ def _smaller(side: int, share: float, multiple: int) -> int:
 
 
 @contextmanager
-def telling_what_fits(plan: Plan, job: Job) -> Iterator[None]:
+def annotate_out_of_memory(plan: Plan, job: Job) -> Iterator[None]:
     """Inside, a device that is full is told with what would fit."""
     try:
         yield
     except DeviceFullError as full:
         size = {"batch": len(job.seeds), "height": job.height, "width": job.width}
-        told = what_fits(plan, **size, guided=job.guided, free_bytes=free_bytes())
+        told = suggest_fitting_size(plan, **size, guided=job.guided, free_bytes=free_bytes())
         raise DeviceFullError(f"{str(full).rstrip('.')}; by an estimate {told}.") from None

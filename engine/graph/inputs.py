@@ -18,7 +18,7 @@ from ..request.request import Job
 from ..sampling.guidance import guidance_embedding
 from ..sampling.matrix import Draw, Sampler, SamplerMatrix
 from ..stages.conditioning import notes_of, time_ids_of, tokens_of
-from ..stages.initial_latents import SettingOut
+from ..stages.initial_latents import InitialLatents
 from ..text.tokenizer import ClipTokenizer
 
 IDS, WEIGHTS = "ids.", "weights."  # and a text encoder's name
@@ -26,16 +26,16 @@ SKIP = "clip_skip."  # and how many layers are left out
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
+class GraphInputs:
     """A job with its schedule, its noise and the picture that it sets out from."""
 
     job: Job
     sampler: Sampler
-    ready: SettingOut
+    ready: InitialLatents
     draw: Draw  # stands after the initial noise
 
 
-def why_not(plan: Plan, job: Job, sampler: Sampler) -> str | None:
+def graph_unsupported_reason(plan: Plan, job: Job, sampler: Sampler) -> str | None:
     """Why this job is painted step by step; None where it can be one graph."""
     if not plan.tokenizers or "vae_decoder" not in plan.components:
         return "the model has no text, or no autoencoder"
@@ -49,7 +49,7 @@ def why_not(plan: Plan, job: Job, sampler: Sampler) -> str | None:
 
 
 def inputs_of(
-    plan: Plan, tokenizers: Mapping[str, ClipTokenizer], asked: Asked
+    plan: Plan, tokenizers: Mapping[str, ClipTokenizer], asked: GraphInputs
 ) -> tuple[dict[str, Array], tuple[str, ...]]:
     """The arrays, and notes for the report. N is 2B with guidance, the unconditional half first; else B."""
     job, matrix = asked.job, asked.sampler
@@ -71,8 +71,8 @@ def inputs_of(
         **_steering(plan, job, len(texts)),
         **_original(matrix, asked.ready, count),
     }
-    if asked.ready.beside is not None and plan.inpaints:
-        arrays["beside"] = np.concatenate([asked.ready.beside] * (len(texts) // count))
+    if asked.ready.extra_channels is not None and plan.inpaints:
+        arrays["beside"] = np.concatenate([asked.ready.extra_channels] * (len(texts) // count))
     return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, notes_of(job, tokens)
 
 
@@ -92,12 +92,12 @@ def _steering(plan: Plan, job: Job, rows: int) -> dict[str, Array]:
     return found
 
 
-def _original(matrix: SamplerMatrix, ready: SettingOut, count: int) -> dict[str, Array]:
+def _original(matrix: SamplerMatrix, ready: InitialLatents, count: int) -> dict[str, Array]:
     """The picture that is set out from, and what the matrix makes of it."""
     if ready.original is None or matrix.clean is None:
         return {}
     found: dict[str, Array] = {"original": ready.original.latents, "clean": np.tile(matrix.clean, (count, 1))}
-    if ready.original.repaint is not None and matrix.kept is not None:
-        found["repaint"] = ready.original.repaint[:, 0].astype(np.uint8)
+    if ready.original.inpaint_mask is not None and matrix.kept is not None:
+        found["repaint"] = ready.original.inpaint_mask[:, 0].astype(np.uint8)
         found["kept"] = np.tile(matrix.kept, (count, 1, 1))
     return found

@@ -18,7 +18,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from calotype.kernels.guided_step import Network, Original, Slots, guided_step
+from calotype.kernels.guided_step import Network, Slots, SourceLatents, guided_step
 from calotype.kernels.to_uint8 import to_uint8
 
 from ..plan.plan import Plan, skipping
@@ -36,7 +36,7 @@ class OnDevice(Protocol):
         """Put it on the current stream."""
 
 
-class WholePicture(nn.Module):
+class GraphPipeline(nn.Module):
     """The function. `networks` are the plan's by name, on the device of the inputs."""
 
     _scale: Tensor
@@ -54,14 +54,14 @@ class WholePicture(nn.Module):
         """`pixels` uint8 [B, H, W, 3], and whether all numbers that they are made of are `finite`, bool [1]."""
         steering = self.steering(inputs)
         network, slots = self._at_the_start(inputs, guided=len(inputs["said"]) == 2 * len(inputs["noise"]))
-        rescaled, unet, beside = "rescaled" in inputs, self._networks["unet"], inputs.get("beside")
+        rescaled, unet, extra_channels = "rescaled" in inputs, self._networks["unet"], inputs.get("beside")
         guided_step(network, slots, rescaled=rescaled)
-        with self._hoisted(inputs, steering) as at:
+        with self._step_invariants(inputs, steering) as at:
             for i in range(inputs["timesteps"].shape[1] - 1):
                 at(i)
                 sample = network.sample
-                if beside is not None:  # the mask and the masked picture's latents
-                    sample = torch.cat([sample, beside.to(sample.dtype)], dim=1)
+                if extra_channels is not None:  # the mask and the masked picture's latents
+                    sample = torch.cat([sample, extra_channels.to(sample.dtype)], dim=1)
                 output = unet(sample=sample, timestep=network.timestep, **steering)[0]
                 network = replace(network, output=output.contiguous())
                 guided_step(network, slots, rescaled=rescaled)
@@ -97,15 +97,17 @@ class WholePicture(nn.Module):
         made = self._networks[name](input_ids=ids.flatten(0, 1))
         return {n: t.reshape(*ids.shape[:2], *t.shape[1:]) for n, t in zip(outputs, made, strict=True)}
 
-    def _hoisted(self, inputs: Tensors, steering: Tensors) -> AbstractContextManager[Callable[[int], None]]:
+    def _step_invariants(self, inputs: Tensors, steering: Tensors) -> AbstractContextManager[Callable[[int], None]]:
         """Inside, what does not depend on the sample is computed once; the function says which call is next."""
         module: Any = getattr(self._networks["unet"], "module", None)
         if module is None:  # an engine
             return nullcontext(lambda call: None)
-        from ..cuda.step_cache import hoisted
+        from ..cuda.step_cache import step_invariants
 
         halves = len(inputs["said"]) // len(inputs["noise"])
-        return hoisted(module, inputs["timesteps"][:, :-1].repeat(halves, 1).T, steering, self._networks["unet"].dtype)
+        return step_invariants(
+            module, inputs["timesteps"][:, :-1].repeat(halves, 1).T, steering, self._networks["unet"].dtype
+        )
 
     def _at_the_start(self, inputs: Tensors, *, guided: bool) -> tuple[Network, Slots]:
         noise, rows = inputs["noise"], inputs["rows"]
@@ -115,7 +117,7 @@ class WholePicture(nn.Module):
         original = None
         if "clean" in inputs:
             names = {"latents": "original", "clean": "clean", "repaint": "repaint", "kept": "kept"}
-            original = Original(**{ours: inputs[name] for ours, name in names.items() if name in inputs})
+            original = SourceLatents(**{ours: inputs[name] for ours, name in names.items() if name in inputs})
         slots = Slots(
             call=noise.new_full((count,), -1, dtype=torch.int32),
             calls=noise.new_full((count,), calls, dtype=torch.int32),

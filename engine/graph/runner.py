@@ -13,24 +13,24 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..cuda.device import Gpu, fitted
-from ..cuda.graphs import CudaRecorder, Graphs, Recorder
+from ..cuda.device import Gpu, run_or_device_full
+from ..cuda.graphs import CudaGraphCache, CudaGraphCapturer, GraphCapturer
 from ..errors import DeviceFullError, NotFiniteError, first_line
 from ..plan.plan import Plan
 from ..request.request import Job
 from ..sampling.matrix import Sampler
 from ..system.trace import Stopwatch
 from ..text.tokenizer import ClipTokenizer
-from .inputs import Asked, inputs_of, why_not
+from .inputs import GraphInputs, graph_unsupported_reason, inputs_of
 
 if TYPE_CHECKING:
-    from ..backends import Opened
+    from ..backends import LoadedComponent
     from .pipeline import OnDevice
 
 _GRAPHS_SHARE = 2  # half of the device's memory may be graphs of whole pictures
 
 
-class Painter:
+class GraphRunner:
     """Pictures of one plan. Threads may share it: one at a time is painted."""
 
     def __init__(
@@ -39,19 +39,19 @@ class Painter:
         tokenizers: Mapping[str, ClipTokenizer],
         networks: Mapping[str, OnDevice],
         gpu: Gpu,
-        recorder: Recorder,
+        recorder: GraphCapturer,
         *,
         limit_bytes: int,
     ) -> None:
         """`networks` are the text encoders, the unet and the vae_decoder; graphs may hold `limit_bytes`."""
-        from .pipeline import WholePicture
+        from .pipeline import GraphPipeline
 
         self._plan, self._gpu, self._tokenizers = plan, gpu, tokenizers
-        self._whole = gpu.hold(WholePicture(plan, networks))
-        self._graphs = Graphs(self._whole, recorder, limit_bytes=limit_bytes)
+        self._whole = gpu.hold(GraphPipeline(plan, networks))
+        self._graphs = CudaGraphCache(self._whole, recorder, limit_bytes=limit_bytes)
         self._lock = threading.Lock()
 
-    def paint(self, asked: Asked) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+    def run(self, asked: GraphInputs) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
         """The pictures, and notes for the report.  # [B, H, W, 3]
 
         Raises `DeviceFullError`, and `NotFiniteError` where numbers are not finite.
@@ -66,19 +66,21 @@ class Painter:
 
         mend = "ask for smaller pictures, or fewer at once"
         with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named("picture"):
-            pixels, finite = fitted(painted, "a whole picture of this size", mend)
+            pixels, finite = run_or_device_full(painted, "a whole picture of this size", mend)
         if not finite.all():
             raise NotFiniteError("the picture's numbers are not finite")
         return pixels, notes
 
 
-class Whole:
+class GraphPipelineManager:
     """A pipeline's painter, made when a first job can be one graph; and why others are not painted so."""
 
-    def __init__(self, plan: Plan, tokenizers: Mapping[str, ClipTokenizer], opened: Callable[[str], Opened]) -> None:
+    def __init__(
+        self, plan: Plan, tokenizers: Mapping[str, ClipTokenizer], opened: Callable[[str], LoadedComponent]
+    ) -> None:
         self._plan, self._tokenizers, self._opened = plan, tokenizers, opened
         self._lock = threading.Lock()
-        self._made: tuple[tuple[Any, ...], Painter] | None = None
+        self._made: tuple[tuple[Any, ...], GraphRunner] | None = None
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -91,25 +93,25 @@ class Whole:
         """Can any picture be one graph: does every one of its networks lie on a GPU that captures?"""
         return all(hasattr(getattr(self._opened(name), "runner", None), "network") for name in self.names)
 
-    def paint(
-        self, job: Job, sampler: Sampler, asked: Callable[[], Asked], watch: Stopwatch, *, whole: bool
+    def run(
+        self, job: Job, sampler: Sampler, asked: Callable[[], GraphInputs], watch: Stopwatch, *, whole: bool
     ) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
         """The pictures and notes; or None, and the note that says why the loop has to make them.
 
         `asked` is called for a job that can be one graph. `whole`: the autoencoder takes all at once.
         """
-        reason = why_not(self._plan, job, sampler) if whole else "the autoencoder works in portions"
+        reason = graph_unsupported_reason(self._plan, job, sampler) if whole else "the autoencoder works in portions"
         if reason is None:
             try:
-                given, painter = asked(), self._painter()
+                given, painter = asked(), self._runner()
                 with watch.stage("picture"):
-                    pixels, notes = painter.paint(given)
+                    pixels, notes = painter.run(given)
                 return pixels, (*notes, "painted as one graph")
             except (DeviceFullError, NotFiniteError) as failed:  # the loop takes less room, and may raise the precision
                 reason = first_line(failed).rstrip(".")
         return None, (f"painted step by step: {reason}",)
 
-    def _painter(self) -> Painter:
+    def _runner(self) -> GraphRunner:
         """Made of the networks of now: a runner that was replaced, for its precision, or refitted, has another."""
         with self._lock:
             runners: Mapping[str, Any] = {name: self._opened(name).runner for name in self.names}
@@ -118,7 +120,7 @@ class Whole:
                 self._made = tuple(networks.values()), self._new(networks)
             return self._made[1]
 
-    def _new(self, networks: Mapping[str, OnDevice]) -> Painter:
+    def _new(self, networks: Mapping[str, OnDevice]) -> GraphRunner:
         gpu = Gpu()
         limit_bytes = gpu.total_bytes() // _GRAPHS_SHARE
-        return Painter(self._plan, self._tokenizers, networks, gpu, CudaRecorder(), limit_bytes=limit_bytes)
+        return GraphRunner(self._plan, self._tokenizers, networks, gpu, CudaGraphCapturer(), limit_bytes=limit_bytes)

@@ -23,7 +23,7 @@ _MAX_PIXELS = 1 << 27  # 400 MB as bytes; cameras of phones make 108 million
 _KINDS = "a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1"
 
 
-def pixels_from(name: str, given: Any) -> Pixels:
+def load_image_array(name: str, given: Any) -> Pixels:
     """One picture; transparency is left out, as diffusers leaves it. Raises `InputError` naming the argument.
 
     Truth values, which edges and masks often are, become black and white.
@@ -58,7 +58,7 @@ def pixels_from(name: str, given: Any) -> Pixels:
     return pixels.astype(np.float32)
 
 
-def read_picture(path: Path) -> Image.Image:
+def read_image(path: Path) -> Image.Image:
     """A picture from a file. Raises `InputError` where it is none, or has more than `_MAX_PIXELS`."""
     try:
         with _opened(path) as image:
@@ -86,12 +86,12 @@ def _opened(path: Path) -> Image.Image:
         return Image.open(path)
 
 
-def mask_from(given: Any) -> Pixels:
-    """One mask, as `pixels_from` reads pictures. Weighed to grey by luminance.
+def load_mask_array(given: Any) -> Pixels:
+    """One mask, as `load_image_array` reads pictures. Weighed to grey by luminance.
 
     # -> [H, W, 3], the same three times
     """
-    pixels: Pixels = pixels_from("mask_image", given)
+    pixels: Pixels = load_image_array("mask_image", given)
     if (pixels[..., :1] == pixels).all():
         return pixels
     weighed = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as PIL's
@@ -100,7 +100,7 @@ def mask_from(given: Any) -> Pixels:
     return grey[..., None].repeat(3, axis=-1)
 
 
-def fitted(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
+def resize_image(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     """Resized by Lanczos' filter, as diffusers resizes control pictures: bytes as bytes.
 
     # uint8, or float32 in [0, 1], [H, W, 3] -> float32 [height, width, 3]
@@ -112,7 +112,7 @@ def fitted(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]:
     return pixels.astype(np.float32) / np.float32(255) if pixels.dtype == np.uint8 else pixels.clip(0, 1)
 
 
-def many(pictures: Any) -> list[Any]:
+def as_list(pictures: Any) -> list[Any]:
     """One picture, or several in a list or along the first axis of an array."""
     several = isinstance(pictures, (list, tuple)) or (isinstance(pictures, np.ndarray) and pictures.ndim == 4)
     return list(pictures) if several else [pictures]
@@ -120,5 +120,5 @@ def many(pictures: Any) -> list[Any]:
 
 def batch(pictures: Sequence[Pixels], count: int, height: int, width: int) -> Floats:
     """A picture for each of the batch, resized.  # n x [H, W, 3] -> [count, 3, height, width]"""
-    planes = np.stack([fitted(p, height, width).transpose(2, 0, 1) for p in pictures])
+    planes = np.stack([resize_image(p, height, width).transpose(2, 0, 1) for p in pictures])
     return planes.repeat(count // len(pictures), axis=0)

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError, InputError, SourceError, first_line
 from ..files.json_file import read_json
-from .arrays import many, pixels_from
+from .arrays import as_list, load_image_array
 
 Floats = NDArray[np.float32]
 
@@ -58,7 +58,7 @@ class Clip:
             )
             with torch.inference_mode():
                 parts.append(self._model.get_text_features(**ids).pooler_output.numpy())
-        return _unit(np.concatenate(parts))
+        return _to_unit_range(np.concatenate(parts))
 
     def encode_image(self, images: Any) -> Floats:
         """The pictures as vectors of length 1.
@@ -76,7 +76,7 @@ class Clip:
             )
             with torch.inference_mode():
                 parts.append(self._model.get_image_features(**pixels).pooler_output.numpy())
-        return _unit(np.concatenate(parts))
+        return _to_unit_range(np.concatenate(parts))
 
     def score(self, images: Any, prompts: str | Sequence[str]) -> Floats:
         """100 times the cosine of each picture and its prompt, or of all and the one prompt.  # -> float32 [N]"""
@@ -143,9 +143,9 @@ def _read(folder: Path) -> tuple[Any, Any, Any]:
     return model.eval(), processor, tokenizer
 
 
-def _unit(vectors: Floats) -> Floats:
-    unit: Floats = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
-    return unit
+def _to_unit_range(vectors: Floats) -> Floats:
+    to_unit_range: Floats = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    return to_unit_range
 
 
 def _texts(given: str | Sequence[str]) -> list[str]:
@@ -156,7 +156,7 @@ def _texts(given: str | Sequence[str]) -> list[str]:
 
 
 def _pictures(given: Any) -> list[Any]:
-    pictures = many(given)
+    pictures = as_list(given)
     if not pictures:
         raise InputError("images must be a picture, or a list of pictures that is not empty.")
     return pictures
@@ -164,5 +164,5 @@ def _pictures(given: Any) -> list[Any]:
 
 def _bytes(picture: Any) -> NDArray[np.uint8]:
     """# -> uint8 [H, W, 3]"""
-    pixels = pixels_from("images", picture)
+    pixels = load_image_array("images", picture)
     return pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)

@@ -1,6 +1,6 @@
 """Pixels to PIL pictures that remember how they were made.
 
-A `Picture` is a PIL image; saved as PNG it carries its settings as text chunks, from which `settings_of` reads
+A `GeneratedImage` is a PIL image; saved as PNG it carries its settings as text chunks, from which `settings_of` reads
 them back, so that the same picture can be made again.
 """
 
@@ -22,7 +22,7 @@ from ..errors import InputError, first_line
 CHUNK = "calotype"  # the chunk that says the others are ours; its value is the version that wrote them
 
 
-class Picture(Image.Image):
+class GeneratedImage(Image.Image):
     """A PIL image whose settings are the texts in its `info`, which copies and pickles keep."""
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
@@ -34,22 +34,22 @@ class Picture(Image.Image):
         super().save(fp, format, **{"pnginfo": chunks, **params})
 
 
-def unit(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
+def to_unit_range(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
     """The autoencoder's pixels to the range of 0 to 1.  # [B, 3, H, W] in about [-1, 1] -> [B, H, W, 3]"""
     return (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
 
 
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
     """The autoencoder's pixels to bytes, rounded as diffusers rounds.  # [B, 3, H, W] in [-1, 1] -> [B, H, W, 3]"""
-    rounded: NDArray[np.uint8] = np.rint(unit(pixels) * 255).astype(np.uint8)
+    rounded: NDArray[np.uint8] = np.rint(to_unit_range(pixels) * 255).astype(np.uint8)
     return rounded
 
 
-def picture_from(pixels: NDArray[np.uint8], settings: Mapping[str, str]) -> Picture:
+def image_from_pixels(pixels: NDArray[np.uint8], settings: Mapping[str, str]) -> GeneratedImage:
     """One picture from its bytes.  # [H, W, 3]"""
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.__class__ = Picture  # PIL makes images by factory functions alone: there is no constructor to call
-    assert isinstance(image, Picture)
+    image.__class__ = GeneratedImage  # PIL makes images by factory functions alone: there is no constructor to call
+    assert isinstance(image, GeneratedImage)
     image.info.update(settings)
     return image
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import BackendError, InputError
 from ..errors.validation import number
-from .arrays import pixels_from
+from .arrays import load_image_array
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -35,7 +35,7 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
         InputError: an argument is wrong.
         BackendError: OpenCV is not installed.
     """
-    pixels = pixels_from("image", image)  # [H, W, 3]
+    pixels = load_image_array("image", image)  # [H, W, 3]
     low, high = number("low", low, MOST), number("high", high, MOST)
     if low > high:
         raise InputError(f"low {low:g} must not be above high {high:g}.")

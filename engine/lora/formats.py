@@ -37,7 +37,7 @@ _OTHERS = {
 
 
 @dataclass(frozen=True, kw_only=True)
-class Place:
+class TensorTarget:
     """Where a tensor belongs: a network, one of its layers as the file calls it, and its part in the product."""
 
     component: str
@@ -45,7 +45,7 @@ class Place:
     part: str  # down, up, mid or alpha
 
 
-def place_of(key: str) -> Place | None:
+def tensor_target(key: str) -> TensorTarget | None:
     """None for a name of no layout known here."""
     ending = _ENDING.search(key)
     if ending is None:
@@ -55,11 +55,11 @@ def place_of(key: str) -> Place | None:
     part = _PARTS.get(said, said)
     for prefix, component in _FLAT.items():
         if stem.startswith(prefix):
-            return Place(component=component, layer=_bare(stem.removeprefix(prefix), "_"), part=part)
+            return TensorTarget(component=component, layer=_bare(stem.removeprefix(prefix), "_"), part=part)
     prefix = next((p for p in _DOTTED if stem.startswith(p)), "")  # the oldest files are of a U-Net, and do not say so
     component = prefix.rstrip(".") or "unet"
     layer = _bare(stem.removeprefix(prefix).replace(".processor.", "."), ".")
-    return Place(component=component, layer=_modern(component, layer), part=part)
+    return TensorTarget(component=component, layer=_modern(component, layer), part=part)
 
 
 def kind_of(key: str) -> str | None:

@@ -17,10 +17,10 @@ import numpy as np
 
 from ..errors import SourceError, first_line
 from ..files.digest import digest_of, file_digest
-from ..weights.delta import Patch, Patches, Term
+from ..weights.delta import LowRankTerm, WeightDelta, WeightDeltas
 from ..weights.safetensors import TensorFile
 from .folder import lora_in
-from .formats import Place, kind_of, layers_by_name, place_of
+from .formats import TensorTarget, kind_of, layers_by_name, tensor_target
 from .peft_metadata import settings_of
 
 READER = 2  # raised when the same file would change weights in another way
@@ -33,7 +33,7 @@ Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Parts: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]  # (component, layer) -> part -> key
 Named: TypeAlias = str | Path
 Weighed: TypeAlias = Named | tuple[Named, float] | Mapping[Named, float]
-Given: TypeAlias = Weighed | Iterable[Weighed] | None
+LoraLike: TypeAlias = Weighed | Iterable[Weighed] | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +52,7 @@ class Lora:
         return f"{self.path}:{self.weight!r}"
 
 
-def loras_from(given: Given) -> tuple[Lora, ...]:
+def parse_loras(given: LoraLike) -> tuple[Lora, ...]:
     """Read what a user names: None, FILE, "FILE:0.8", (FILE, 0.8), {FILE: 0.8}, or several of these.
 
     FILE may be a folder that holds `pytorch_lora_weights.safetensors`, or a single .safetensors file. Of each file the
@@ -123,14 +123,14 @@ def _number(given: Any) -> float:
         return math.nan
 
 
-def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[str, Patches]:
+def weight_deltas_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[str, WeightDeltas]:
     """What the LoRAs add to each network, of all that are named: the shapes of its layers' weights, layer by layer.
 
     A LoRA of weight 0 must fit as well, and adds nothing. Raises `SourceError` naming a tensor without a place.
     """
     fitting = [keys_that_fit(lora, networks) for lora in loras]  # of all, by their headers, before one is read whole
     digests = [lora.digest for lora in loras]
-    terms: dict[str, dict[str, list[Term]]] = {name: {} for name in networks}
+    terms: dict[str, dict[str, list[LowRankTerm]]] = {name: {} for name in networks}
     weighed: dict[str, list[Any]] = {name: [] for name in networks}
     for lora, keys, digest in zip(loras, fitting, digests, strict=True):
         read = _terms(lora, keys)
@@ -141,8 +141,8 @@ def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[st
         for component in {component for component, _ in read}:
             weighed[component].append([digest, lora.weight])
     return {
-        name: Patches(
-            patches={parameter: Patch(terms=tuple(each)) for parameter, each in found.items()},
+        name: WeightDeltas(
+            patches={parameter: WeightDelta(terms=tuple(each)) for parameter, each in found.items()},
             key=digest_of([READER, weighed[name]]),
         )
         for name, found in terms.items()
@@ -152,7 +152,7 @@ def patches_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[st
 
 def components_in(lora: Lora) -> set[str]:
     """The networks that the file has tensors for, by its own word."""
-    return {place.component for place in map(place_of, TensorFile(lora.path)) if place is not None}
+    return {place.component for place in map(tensor_target, TensorFile(lora.path)) if place is not None}
 
 
 def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
@@ -180,7 +180,7 @@ def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
     return parts
 
 
-def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], Term]:
+def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], LowRankTerm]:
     """(component, layer) -> what this file adds to it."""
     file = TensorFile(lora.path)
     settings = settings_of(file)
@@ -194,8 +194,8 @@ def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], Term]:
     return found
 
 
-def _placed(lora: Lora, key: str) -> Place:
-    place, other = place_of(key), kind_of(key)
+def _placed(lora: Lora, key: str) -> TensorTarget:
+    place, other = tensor_target(key), kind_of(key)
     if other is not None:
         raise SourceError(f"{lora.path} is {other} ({key}), which this version cannot add; take an ordinary LoRA.")
     if place is None:
@@ -225,12 +225,12 @@ def _fits(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> 
     )
 
 
-def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float | None) -> Term:
+def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float | None) -> LowRankTerm:
     """The rank divides alpha, which is the rank where nobody says it: diffusers' and kohya's convention."""
     up, down = file[keys["up"]], file[keys["down"]]
     rank = len(down)
     alpha = file.number(keys["alpha"]) if "alpha" in keys else rank if told is None else told
-    return Term(
+    return LowRankTerm(
         up=up.reshape(up.shape[:2]),
         down=down.reshape(rank, -1),
         middle=file[keys["mid"]] if "mid" in keys else None,
@@ -238,7 +238,7 @@ def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float 
     )
 
 
-def _finite(term: Term) -> bool:
+def _finite(term: LowRankTerm) -> bool:
     """Are its numbers finite, and is their product sure to be, in whatever order it is computed?"""
     arrays = [term.up, term.down, *([] if term.middle is None else [term.middle])]
     sums = math.prod(array.shape[0] for array in arrays[1:])  # each number of the product is a sum of so many
@@ -254,14 +254,14 @@ def _misfit(
         told = f"there is no place for {key}"
     else:
         told = f"{key} is of shape {list(file.shape(key))}, and the weight that it is for of {list(shape)}"
-    theirs = _text_width({_layer(k): file.shape(k) for k in file if (p := place_of(k)) and p.part == "down"})
+    theirs = _text_width({_layer(k): file.shape(k) for k in file if (p := tensor_target(k)) and p.part == "down"})
     ours = _text_width(networks.get("unet", {}))
     family = f"; it looks like one for {_WIDTHS[theirs]}" if theirs in _WIDTHS and theirs != ours else ""
     return f"{lora.path} does not fit the model: {told}{family}. Take a LoRA of the model's own family."
 
 
 def _layer(key: str) -> str:
-    place = place_of(key)
+    place = tensor_target(key)
     return "" if place is None else place.layer
 
 

@@ -12,14 +12,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from ..backends import Opened
+from ..backends import LoadedComponent
 from ..backends.base import Arrays, Runner
 from ..errors import BackendError, SourceError
 from ..plan.bindings import random_inputs
 from ..plan.plan import Plan
-from ..system.rwlock import Gate
-from ..weights.delta import NONE, Patches
-from .lora import Given, Lora, Shapes, components_in, loras_from, patches_of
+from ..system.rwlock import ReadWriteLock
+from ..weights.delta import NO_DELTAS, WeightDeltas
+from .lora import Lora, LoraLike, Shapes, components_in, parse_loras, weight_deltas_of
 
 _IDS = 64  # token ids below this are in every vocabulary
 _SEEN = 1e-3  # what is added to a weight moves what comes out, in any precision, if it is as large as this
@@ -34,14 +34,14 @@ class _Own:
     got: Arrays
 
 
-class Adapters:
+class LoraManager:
     """What is added to a pipeline's networks. Threads may share it."""
 
-    def __init__(self, plan: Plan, component: Callable[[str], Opened]) -> None:
+    def __init__(self, plan: Plan, component: Callable[[str], LoadedComponent]) -> None:
         self._plan, self._component = plan, component
-        self._gate = Gate()
+        self._gate = ReadWriteLock()
         self._loras: tuple[Lora, ...] = ()
-        self._patches: Mapping[str, Patches] = {}
+        self._patches: Mapping[str, WeightDeltas] = {}
         self._own: dict[str, _Own] = {}
         self._broken: set[str] = set()  # networks that could neither be changed nor put back
 
@@ -64,10 +64,10 @@ class Adapters:
                 )
             yield self._loras
 
-    def set(self, given: Given) -> None:
+    def set(self, given: LoraLike) -> None:
         """These LoRAs and no others. Raises `SourceError`, `BackendError`; all is then as it was, or `held` says no."""
-        loras = loras_from(given)
-        patches = patches_of(loras, self._shapes(loras)) if loras else {}
+        loras = parse_loras(given)
+        patches = weight_deltas_of(loras, self._shapes(loras)) if loras else {}
         with self._gate.change():
             self._change(patches)
             self._loras, self._patches = loras, patches
@@ -80,18 +80,18 @@ class Adapters:
         wanted = {"unet"}.union(*map(components_in, loras))
         return {name: self._component(name).shapes() for name in (*self._plan.tokenizers, "unet") if name in wanted}
 
-    def _change(self, patches: Mapping[str, Patches]) -> None:
+    def _change(self, patches: Mapping[str, WeightDeltas]) -> None:
         """Network by network; one that is to have what it has is left alone."""
         done = []
         try:
             for name in sorted({*patches, *self._patches, *self._broken}):
-                wanted, there = patches.get(name, NONE), self._patches.get(name, NONE)
+                wanted, there = patches.get(name, NO_DELTAS), self._patches.get(name, NO_DELTAS)
                 if name in self._broken:
-                    self._component(name).adapt(NONE)
-                    self._adapt(name, wanted, NONE)
+                    self._component(name).update_weights(NO_DELTAS)
+                    self._update_weights(name, wanted, NO_DELTAS)
                 elif wanted.key != there.key:
                     done.append(name)
-                    self._adapt(name, wanted, there)
+                    self._update_weights(name, wanted, there)
         except BaseException:
             for name in done:
                 self._put_back(name)
@@ -100,11 +100,11 @@ class Adapters:
     def _put_back(self, name: str) -> None:
         """Never raises: what is told is why the change failed."""
         try:
-            self._component(name).adapt(self._patches.get(name, NONE))
+            self._component(name).update_weights(self._patches.get(name, NO_DELTAS))
         except BaseException:
             self._broken.add(name)
 
-    def _adapt(self, name: str, wanted: Patches, there: Patches) -> None:
+    def _update_weights(self, name: str, wanted: WeightDeltas, there: WeightDeltas) -> None:
         """Change one network and try it: with LoRAs it computes something else, and without them what it did before.
 
         Raises `BackendError` where the backend says that it changed the weights, and it did not.
@@ -114,10 +114,10 @@ class Adapters:
             given = self._try_on(name, opened)
             got = opened(**given)
             self._own[name] = _Own(runner=opened.runner, given=given, got=got)
-        opened.adapt(wanted)
+        opened.update_weights(wanted)
         own = self._own[name]
         got = opened(**own.given)
-        if opened.runner is not own.runner:  # another artefact has taken over: there is nothing to hold it against
+        if opened.runner is not own.runner:  # another artifact has taken over: there is nothing to hold it against
             return
         told = opened.runner.backend
         same = all(np.array_equal(got[output], array) for output, array in own.got.items())
@@ -126,7 +126,7 @@ class Adapters:
         if not same and not wanted:
             raise BackendError(f"{told} took the LoRAs away, and the {name} is not what it was; load it anew.")
 
-    def _try_on(self, name: str, opened: Opened) -> Arrays:
+    def _try_on(self, name: str, opened: LoadedComponent) -> Arrays:
         """Inputs of the shapes of the last whole call, for which backends have compiled; else small ones."""
         bindings, small = self._plan.components[name].inputs, self._small()
         return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(opened.shapes_given), _IDS)

@@ -18,7 +18,7 @@ _MOST_MARKS = 2  # in a pattern: with more, or with a repeated group, matching m
 _MARKS, _REPEATED_GROUP = re.compile(r"[*+?{|]"), re.compile(r"\)[*+?{]")
 
 
-class Settings:
+class PeftMetadata:
     """Of one file."""
 
     def __init__(self, path: Path, told: Mapping[str, Any]) -> None:
@@ -46,7 +46,7 @@ def _pattern(key: str) -> re.Pattern[str]:
     return re.compile(rf"(.*\.)?({key})$")
 
 
-def settings_of(file: TensorFile) -> Settings:
+def settings_of(file: TensorFile) -> PeftMetadata:
     """Raises `SourceError` where they cannot be read, or say what is not added here."""
     try:
         told = json.loads(file.metadata.get(_METADATA, "{}"))
@@ -57,4 +57,4 @@ def settings_of(file: TensorFile) -> Settings:
     for setting in ("use_rslora", "use_dora", "lora_bias"):
         if any(value for name, value in told.items() if name.endswith(f".{setting}")):
             raise SourceError(f"{file.path} was trained with {setting}, which this version cannot add.")
-    return Settings(file.path, told)
+    return PeftMetadata(file.path, told)

@@ -1,7 +1,7 @@
 """Which files a plan may open: plain files inside its folder, listed in `files` and so verified.
 
 A plan may come from a stranger who computed its digest. So paths and links that lead outside of the folder are refused,
-and any file beside an artefact that is not listed, which a backend might open.
+and any file beside an artifact that is not listed, which a backend might open.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Any
 from ..errors.schema import SchemaError
 from ..weights.onnx import external_files
 
-_FOLDER = "diffusers"  # the form of artefact that is a folder; the others are a file
+_FOLDER = "diffusers"  # the form of artifact that is a folder; the others are a file
 _GRAPH = ".onnx"
 
 
@@ -51,7 +51,7 @@ def check_opened_files(folder: Path, data: Mapping[str, Any]) -> None:
             raise SchemaError(f"{where} is {path!r}; expected the name of an {_GRAPH} file")
         _check_neighbors(folder, str(PurePosixPath(path).parent) if form else path, where, listed)
     for name in listed:
-        if name.endswith(_GRAPH):  # those of artefacts, and those beside an engine, which a refit reads
+        if name.endswith(_GRAPH):  # those of artifacts, and those beside an engine, which a refit reads
             _check_external(folder, name, listed)
 
 
@@ -65,9 +65,9 @@ def _mode(path: Path, missing: int) -> int:
 def _opened(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
     """Each path that the manifest names: its field, the path, and a file's form, which is empty for a folder."""
     for name, component in data["components"].items():
-        for i, artefact in enumerate(component["artefacts"]):
-            form = artefact["form"]
-            yield f"components.{name}.artefacts[{i}].path", artefact["path"], "" if form == _FOLDER else form
+        for i, artifact in enumerate(component["artifacts"]):
+            form = artifact["form"]
+            yield f"components.{name}.artifacts[{i}].path", artifact["path"], "" if form == _FOLDER else form
     for name, path in data["tokenizers"].items():
         yield f"tokenizers.{name}", path, ""
     if data["samplers"] is not None:

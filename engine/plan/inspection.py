@@ -34,7 +34,7 @@ def _component(component: PlannedComponent) -> dict[str, Any]:
     return {
         "inputs": [str(b) for b in component.inputs],
         "outputs": [str(b) for b in component.outputs],
-        "artefacts": [
+        "artifacts": [
             {
                 "form": a.form,
                 "precision": a.precision,
@@ -42,7 +42,7 @@ def _component(component: PlannedComponent) -> dict[str, Any]:
                 "bytes": _bytes(a.path),
                 "check": dict(a.check),
             }
-            for a in component.artefacts
+            for a in component.artifacts
         ],
     }
 
@@ -90,7 +90,7 @@ def _outputs(component: PlannedComponent) -> list[str]:
 def _component_rows(plan: Plan) -> Iterable[Sequence[str]]:
     yield ("component", "precision", "size", "traced", "real inputs", "file")
     for c in plan.components.values():
-        for a in c.artefacts:
+        for a in c.artifacts:
             real = a.check.get("real_inputs", {})
             traced = a.check.get("traced_error")
             yield (

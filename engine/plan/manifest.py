@@ -92,12 +92,12 @@ _CHECK = record(
     optional=(*_FIGURES, "backend", "weights", "others", "real_inputs"),
     more=True,
 )
-_ARTEFACT = record({"form": NAME, "path": _PATH, "precision": NAME, "check": _CHECK})
+_ARTIFACT = record({"form": NAME, "path": _PATH, "precision": NAME, "check": _CHECK})
 _COMPONENT = record(
     {
         "inputs": list_of(_BINDING, 1, 200),
         "outputs": list_of(_BINDING, 1, 1000),
-        "artefacts": list_of(_ARTEFACT, 1, 20),
+        "artifacts": list_of(_ARTIFACT, 1, 20),
         "refused": mapping_of(_TEXT, NAME),
     }
 )

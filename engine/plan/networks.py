@@ -119,7 +119,7 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
 
 
 def vae(config: Config) -> tuple[Component, Component]:
-    """The autoencoder's decoder and encoder; latents of a tiny or a quantising one are no distribution."""
+    """The autoencoder's decoder and encoder; latents of a tiny or a quantizing one are no distribution."""
     pixels, channels = ("batch", 3, "height", "width"), latent_channels(config)
     decoder = Component(
         name="vae_decoder",
@@ -129,7 +129,7 @@ def vae(config: Config) -> tuple[Component, Component]:
     )
     # Mean and log-variance of the posterior, one after the other.
     posterior = _float("latent_parameters", "batch", 2 * channels, *_LATENTS)
-    plain = is_tiny(config) or is_quantising(config)
+    plain = is_tiny(config) or is_quantizing(config)
     encoder = Component(
         name="vae_encoder",
         inputs=(_float("sample", *pixels),),
@@ -144,14 +144,14 @@ def is_tiny(config: Config) -> bool:
     return config.get("_class_name") == "AutoencoderTiny"
 
 
-def is_quantising(config: Config) -> bool:
+def is_quantizing(config: Config) -> bool:
     """Does it take each latent for the nearest of its codebook (van den Oord et al. 2017, arXiv 1711.00937)?"""
     return config.get("_class_name") == "VQModel"
 
 
 def latent_channels(config: Config) -> int:
     """Of an autoencoder's latents as a U-Net sees them."""
-    return int((is_quantising(config) and config.get("vq_embed_dim")) or config["latent_channels"])
+    return int((is_quantizing(config) and config.get("vq_embed_dim")) or config["latent_channels"])
 
 
 def vae_widths(config: Config) -> Sequence[int]:

@@ -1,8 +1,8 @@
-"""What can be run: a manifest of components, their tensors, and the artefacts made or found for each.
+"""What can be run: a manifest of components, their tensors, and the artifacts made or found for each.
 
 `plan.json` in a folder says it on disk; paths in it are relative to that folder, or absolute for the weights of a
 source that stay where they are. The manifest carries the size and SHA-256 of every file beside it and a digest of
-itself, so that nothing damaged or exchanged is opened. Knows nothing of how artefacts are made (`calotype.export`) or
+itself, so that nothing damaged or exchanged is opened. Knows nothing of how artifacts are made (`calotype.export`) or
 run (`backends`).
 """
 
@@ -33,7 +33,7 @@ _LARGEST_BYTES = 16 << 20  # of a manifest: that of the largest model is a hundr
 
 
 @dataclass(frozen=True, kw_only=True)
-class Artefact:
+class Artifact:
     """One thing that a backend can open: `form` is "onnx" (a file) or "diffusers" (a folder of config and weights).
 
     `check` says how it was held against the eager float32 reference (empty for the reference itself).
@@ -47,28 +47,28 @@ class Artefact:
 
 @dataclass(frozen=True, kw_only=True)
 class PlannedComponent:
-    """One network of the plan: its tensors and its artefacts.
+    """One network of the plan: its tensors and its artifacts.
 
-    `refused` says of a form of artefact why there is none: it was made, and did not agree with the reference.
+    `refused` says of a form of artifact why there is none: it was made, and did not agree with the reference.
     """
 
     name: str
     inputs: tuple[Binding, ...]
     outputs: tuple[Binding, ...]
-    artefacts: tuple[Artefact, ...]
+    artifacts: tuple[Artifact, ...]
     refused: Mapping[str, str]
 
-    def with_artefacts(self, *artefacts: Artefact) -> PlannedComponent:
-        """The same component with these artefacts, the preferred one first."""
-        return replace(self, artefacts=artefacts)
+    def with_artifacts(self, *artifacts: Artifact) -> PlannedComponent:
+        """The same component with these artifacts, the preferred one first."""
+        return replace(self, artifacts=artifacts)
 
     def with_refusal(self, form: str, why: str) -> PlannedComponent:
-        """The same component with the reason why it has no artefact of this form."""
+        """The same component with the reason why it has no artifact of this form."""
         return replace(self, refused={**self.refused, form: why})
 
-    def artefact(self, form: str) -> Artefact | None:
-        """The artefact of this form, if there is one."""
-        return next((a for a in self.artefacts if a.form == form), None)
+    def artifact(self, form: str) -> Artifact | None:
+        """The artifact of this form, if there is one."""
+        return next((a for a in self.artifacts if a.form == form), None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -168,9 +168,9 @@ def _component_json(component: PlannedComponent) -> dict[str, Any]:
     return {
         "inputs": [b.to_json() for b in component.inputs],
         "outputs": [b.to_json() for b in component.outputs],
-        "artefacts": [
+        "artifacts": [
             {"form": a.form, "path": str(a.path), "precision": a.precision, "check": dict(a.check)}
-            for a in component.artefacts
+            for a in component.artifacts
         ],
         "refused": dict(component.refused),
     }
@@ -241,9 +241,9 @@ def _component(folder: Path, name: str, data: Mapping[str, Any]) -> PlannedCompo
         name=name,
         inputs=tuple(Binding.from_json(b) for b in data["inputs"]),
         outputs=tuple(Binding.from_json(b) for b in data["outputs"]),
-        artefacts=tuple(
-            Artefact(form=a["form"], path=folder / a["path"], precision=a["precision"], check=a["check"])
-            for a in data["artefacts"]
+        artifacts=tuple(
+            Artifact(form=a["form"], path=folder / a["path"], precision=a["precision"], check=a["check"])
+            for a in data["artifacts"]
         ),
         refused=data["refused"],
     )

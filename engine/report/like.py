@@ -98,10 +98,10 @@ def _numbers(value: str) -> list[float]:
 
 def _loras(path: Path, settings: Mapping[str, str]) -> list[str]:
     """The files that the picture was made with, where they are what they were."""
-    from ..lora.lora import loras_from
+    from ..lora.lora import parse_loras
 
     entries = _checked(settings.get("loras", "[]"), list_of(_check_lora, most=100))
-    loras = loras_from([(file, weight) for file, weight, _ in entries])
+    loras = parse_loras([(file, weight) for file, weight, _ in entries])
     for lora, (file, _, digest) in zip(loras, entries, strict=True):
         if lora.digest != digest:
             raise InputError(f"{file} is another file than the picture was made with; name those to use: --lora FILE.")

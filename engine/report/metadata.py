@@ -9,31 +9,31 @@ import json
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from ..backends import Opened
-from ..backends.compatibility import newer
+from ..backends import LoadedComponent
+from ..backends.compatibility import version_drift_note
 from ..images.png import CHUNK
 from ..lora.lora import Lora
 from ..plan.plan import Plan
 from ..request.request import Job
 from ..sampling.matrix import Sampler
 from ..sampling.schedulers import SchedulerSpec
-from ..stages.vae import Portions
+from ..stages.vae import VaeTiling
 from ..system.version import __version__
 from .report import ComponentReport, Report
 
 
 @dataclass(frozen=True, kw_only=True)
-class Work:
+class ResolvedCall:
     """One call, with nothing left to decide."""
 
     job: Job
     spec: SchedulerSpec
     sampler: Sampler
-    portions: Portions
+    tiling: VaeTiling
     loras: tuple[Lora, ...] = ()
 
 
-def settings_for(plan: Plan, work: Work, i: int, backend: str) -> dict[str, str]:
+def png_metadata(plan: Plan, work: ResolvedCall, i: int, backend: str) -> dict[str, str]:
     """What picture i's PNG says of itself: enough to make it again. `backend` is the U-Net's."""
     job, spec = work.job, work.spec
     negative = job.negative_prompts[i]
@@ -53,8 +53,8 @@ def settings_for(plan: Plan, work: Work, i: int, backend: str) -> dict[str, str]
         "width": str(job.width),
         "height": str(job.height),
         **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
-        **({"masked": "yes"} if job.task.repaint is not None else {}),
-        **{f"denoising_{n}": repr(at) for n, at in job.task.course.handing.items()},
+        **({"masked": "yes"} if job.task.inpaint_mask is not None else {}),
+        **{f"denoising_{n}": repr(at) for n, at in job.task.course.handoff.items()},
         **_of_controls(job),
         **({"loras": json.dumps([[str(x.path), x.weight, x.digest] for x in work.loras])} if work.loras else {}),
         "model": plan.model,
@@ -63,8 +63,12 @@ def settings_for(plan: Plan, work: Work, i: int, backend: str) -> dict[str, str]
     }
 
 
-def report_of(
-    plan: Plan, work: Work, opened: Iterable[Opened], seconds: Mapping[str, float], notes: Iterable[str]
+def build_report(
+    plan: Plan,
+    work: ResolvedCall,
+    opened: Iterable[LoadedComponent],
+    seconds: Mapping[str, float],
+    notes: Iterable[str],
 ) -> Report:
     """How a result came about; `notes` are what the work itself had to say."""
     opened, sampler = tuple(opened), work.sampler
@@ -81,14 +85,14 @@ def report_of(
     )
 
 
-def _notes(plan: Plan, work: Work, opened: Iterable[Opened], notes: Iterable[str]) -> Iterator[str]:
-    if work.portions.note:
-        yield work.portions.note
+def _notes(plan: Plan, work: ResolvedCall, opened: Iterable[LoadedComponent], notes: Iterable[str]) -> Iterator[str]:
+    if work.tiling.note:
+        yield work.tiling.note
     yield from notes
     for component in opened:
         yield from component.retried
         yield from getattr(component.runner, "notes", ())
-    if (older := newer(plan)) is not None:
+    if (older := version_drift_note(plan)) is not None:
         yield older
     if work.sampler.reason:
         yield f"the scheduler itself runs, not a sampler matrix: {work.sampler.reason}"
@@ -112,8 +116,8 @@ def _of_controls(job: Job) -> dict[str, str]:
     return {name: json.dumps(values) for name, values in said.items()}
 
 
-def _component_report(opened: Opened) -> ComponentReport:
-    check, backend = opened.artefact.check, opened.runner.backend
+def _component_report(opened: LoadedComponent) -> ComponentReport:
+    check, backend = opened.artifact.check, opened.runner.backend
     checked = check.get("backend", "onnxruntime") == backend  # what another backend made of it says nothing of this one
     return ComponentReport(
         name=opened.component.name,

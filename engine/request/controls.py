@@ -14,11 +14,11 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..errors.validation import number
-from ..images.arrays import Pixels, batch, many, pixels_from
+from ..images.arrays import Pixels, as_list, batch, load_image_array
 
 
 @dataclass(frozen=True, kw_only=True)
-class Hints:
+class ControlInputs:
     """For each ControlNet; nothing where no picture was given, and they have no part.
 
     Attributes:
@@ -46,11 +46,15 @@ class Hints:
         return tuple(batch(pictures, count, height, width) for pictures in self.pictures)
 
 
-def hints_from(request: Any, nets: int, prompts: int) -> Hints:
+def parse_control_inputs(request: Any, nets: int, prompts: int) -> ControlInputs:
     """Read what a `Request` says for so many ControlNets. Raises `InputError`."""
     pictures = _pictures(request.control_image, nets, prompts)
     scales, spans = _per_net("controlnet_conditioning_scale", request, nets, 10), _spans(request, nets)
-    return Hints(pictures=pictures, scales=scales, spans=spans) if pictures else Hints(pictures=(), scales=(), spans=())
+    return (
+        ControlInputs(pictures=pictures, scales=scales, spans=spans)
+        if pictures
+        else ControlInputs(pictures=(), scales=(), spans=())
+    )
 
 
 def _pictures(given: Any, nets: int, prompts: int) -> list[list[Pixels]]:
@@ -59,10 +63,10 @@ def _pictures(given: Any, nets: int, prompts: int) -> list[list[Pixels]]:
         return []
     if not nets:
         raise InputError("control_image needs a ControlNet; name one when loading: load(..., controlnet=FOLDER).")
-    per_net = [given] if nets == 1 else many(given)
+    per_net = [given] if nets == 1 else as_list(given)
     if len(per_net) != nets:
         raise InputError(f"give a control_image for each of {nets} ControlNets, in a list; got {len(per_net)}.")
-    controls = [[pixels_from("control_image", picture) for picture in many(each)] for each in per_net]
+    controls = [[load_image_array("control_image", picture) for picture in as_list(each)] for each in per_net]
     for pictures in controls:
         if len(pictures) not in (1, prompts):
             raise InputError(f"give one control_image, or one for each of {prompts} prompts; got {len(pictures)}.")

@@ -15,26 +15,26 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..errors.validation import number
-from ..images.arrays import Pixels, batch, fitted, many, mask_from, pixels_from
+from ..images.arrays import Pixels, as_list, batch, load_image_array, load_mask_array, resize_image
 from ..plan.plan import Plan
-from ..sampling.schedule_range import Course
+from ..sampling.schedule_range import ScheduleRange
 
 Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Task:
+class ImageConditioning:
     """All of it that is not text. Nothing of it is set for text-to-image."""
 
-    course: Course
+    course: ScheduleRange
     image: Floats | None = None  # [B, 3, H, W] in [0, 1]
     latents: Floats | None = None  # [B, C, h, w], where the image was given as latents
-    repaint: NDArray[np.bool_] | None = None  # [B, 1, H, W]
+    inpaint_mask: NDArray[np.bool_] | None = None  # [B, 1, H, W]
     strength: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
-class Given:
+class ImageInputs:
     """The pictures of a request as they came, and what was said of them."""
 
     images: Sequence[Pixels]  # one, one a prompt, or none
@@ -51,20 +51,20 @@ class Given:
         return None if not self.images else (self.images[0].shape[0], self.images[0].shape[1])
 
 
-def given_from(request: Any, plan: Plan, prompts: int, count: int) -> Given:
+def parse_image_inputs(request: Any, plan: Plan, prompts: int, count: int) -> ImageInputs:
     """Read what a `Request` says, of so many prompts and pictures. Raises `InputError`."""
     latents = _latents(request.image, int(plan.latents.dims[1]), prompts, count)
-    images = [] if request.image is None or latents is not None else many(request.image)
-    masks = [] if request.mask_image is None else many(request.mask_image)
+    images = [] if request.image is None or latents is not None else as_list(request.image)
+    masks = [] if request.mask_image is None else as_list(request.mask_image)
     for name, pictures in (("image", images), ("mask_image", masks)):
         if not pictures and getattr(request, name) is not None and latents is None:
             raise InputError(f"{name} must be a picture, or a list of pictures that is not empty.")
         if len(pictures) not in (0, 1, prompts):
             raise InputError(f"give one {name}, or one for each of {prompts} prompts; got {len(pictures)}.")
-    given = Given(
-        images=[pixels_from("image", picture) for picture in images],
+    given = ImageInputs(
+        images=[load_image_array("image", picture) for picture in images],
         latents=latents,
-        masks=[mask_from(picture) for picture in masks],
+        masks=[load_mask_array(picture) for picture in masks],
         strength=_fraction("strength", request.strength),
         begin=_fraction("denoising_start", request.denoising_start),
         end=_fraction("denoising_end", request.denoising_end),
@@ -73,10 +73,12 @@ def given_from(request: Any, plan: Plan, prompts: int, count: int) -> Given:
     return given
 
 
-def task_of(given: Given, plan: Plan, *, steps: int, count: int, height: int, width: int) -> Task:
+def condition_on_images(
+    given: ImageInputs, plan: Plan, *, steps: int, count: int, height: int, width: int
+) -> ImageConditioning:
     """What is to be done, for a batch of `count` pictures. Raises `InputError`."""
     if given.images == [] and given.latents is None:
-        return Task(course=Course(end=_inside(given.end)))
+        return ImageConditioning(course=ScheduleRange(end=_inside(given.end)))
     size = given.size(plan.profile.factor)
     if given.latents is not None and size != (height, width):
         raise InputError(f"the latents given are of {size} pixels (height, width), and {height, width} was asked for.")
@@ -89,19 +91,19 @@ def task_of(given: Given, plan: Plan, *, steps: int, count: int, height: int, wi
         )
     fresh = bool(given.masks) and strength == 1  # nothing of the picture is under the noise
     origin: Any = "latents" if given.begin is not None else "noise" if fresh else "image"
-    course = Course(
+    course = ScheduleRange(
         origin=origin,
         skipped=steps - taken if given.begin is None else 0,
         begin=given.begin,
         end=_inside(given.end),
-        keeps=bool(given.masks) and not plan.inpaints,
+        preserves_unmasked=bool(given.masks) and not plan.inpaints,
     )
-    masks = [fitted(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in given.masks]
-    return Task(
+    masks = [resize_image(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in given.masks]
+    return ImageConditioning(
         course=course,
         image=batch(given.images, count, height, width) if given.images else None,
         latents=None if given.latents is None else given.latents.repeat(count // len(given.latents), axis=0),
-        repaint=np.stack(masks)[:, None].repeat(count // len(masks), axis=0) if masks else None,
+        inpaint_mask=np.stack(masks)[:, None].repeat(count // len(masks), axis=0) if masks else None,
         strength=strength if given.begin is None else None,
     )
 
@@ -111,7 +113,9 @@ def _inside(end: float | None) -> float | None:
     return None if end == 1 else end
 
 
-def notes_of(given: Given, controls: Sequence[Pixels], task: Task, height: int, width: int) -> list[str]:
+def notes_of(
+    given: ImageInputs, controls: Sequence[Pixels], task: ImageConditioning, height: int, width: int
+) -> list[str]:
     """What a report should say of it: pictures that were resized, masks that leave nothing to do."""
     notes = []
     kinds = {"image": given.images, "mask": given.masks, "control image": controls}
@@ -120,8 +124,8 @@ def notes_of(given: Given, controls: Sequence[Pixels], task: Task, height: int, 
         if old != (height, width):
             notes.append(f"the {name} of {old[1]} x {old[0]} pixels was resized to {width} x {height}")
     if any((picture == picture[0, 0]).all() for picture in controls):
-        notes.append("a control image is of one colour everywhere: there is nothing in it to steer by")
-    if task.repaint is not None and not task.repaint.any(axis=(1, 2, 3)).all():
+        notes.append("a control image is of one color everywhere: there is nothing in it to steer by")
+    if task.inpaint_mask is not None and not task.inpaint_mask.any(axis=(1, 2, 3)).all():
         notes.append("a mask is black everywhere: nothing of its picture is painted over")
     return notes
 
@@ -146,7 +150,7 @@ def _fraction(name: str, said: Any) -> float | None:
     return None if said is None else number(name, said, 1)
 
 
-def _check(given: Given, inpainting: bool) -> None:
+def _check(given: ImageInputs, inpainting: bool) -> None:
     """`InputError` where what was given does not go together."""
     anything = bool(given.images) or given.latents is not None
     for name, said in (

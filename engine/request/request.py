@@ -21,9 +21,9 @@ from ..plan.profile import Profile
 from ..sampling.guidance import is_guided
 from ..sampling.noise import MAX_SEED
 from ..text.foreign_syntax import syntax_notes
-from ..text.prompt_weights import pieces_of
-from .controls import hints_from
-from .images import Task, given_from, notes_of, task_of
+from ..text.prompt_weights import parse_weighted_prompt
+from .controls import parse_control_inputs
+from .images import ImageConditioning, condition_on_images, notes_of, parse_image_inputs
 
 OutputType = Literal["pil", "np", "latent"]
 MAX_STEPS = 1000
@@ -98,7 +98,7 @@ _ELSEWHERE = {"num_inference_steps": "steps", "num_images_per_prompt": "num_imag
 _HINTS = {theirs: f"The nearest: {ours}." for theirs, ours in _ELSEWHERE.items()}
 
 
-def request_from(prompt: Any, arguments: Mapping[str, Any]) -> Request:
+def parse_request(prompt: Any, arguments: Mapping[str, Any]) -> Request:
     """The request of a call's arguments. Raises `InputError` for one that there is not, with the nearest."""
     check_names(arguments, [field.name for field in fields(Request)], _HINTS)
     return Request(prompt=prompt, **arguments)
@@ -125,7 +125,7 @@ class Job:
     control_images: tuple[NDArray[np.float32], ...]  # [B, 3, H, W] in [0, 1] for each ControlNet; or none at all
     control_scales: tuple[float, ...]
     control_spans: tuple[tuple[float, float], ...]  # fractions of the steps at which each begins and ends
-    task: Task
+    task: ImageConditioning
     notes: tuple[str, ...]  # what was done to the pictures given, and what in the prompts has no meaning
 
 
@@ -134,11 +134,11 @@ def resolve(request: Request, plan: Plan) -> Job:
     prompts = _prompts(request, plan)
     each = whole("num_images", request.num_images, 1, 2**20)
     steps, count = whole("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
-    hints = hints_from(request, len(controlnets_of(plan.components)), len(prompts))
-    given = given_from(request, plan, len(prompts), count)
+    hints = parse_control_inputs(request, len(controlnets_of(plan.components)), len(prompts))
+    given = parse_image_inputs(request, plan, len(prompts), count)
     height, width = _size(request, given.size(plan.profile.factor) or hints.size, plan.profile)
     plan.profile.check(batch=count, height=height, width=width)
-    task = task_of(given, plan, steps=steps, count=count, height=height, width=width)
+    task = condition_on_images(given, plan, steps=steps, count=count, height=height, width=width)
     negatives = _negatives(request, plan, len(prompts))
     syntax = syntax_notes([*prompts, *filter(None, negatives)])
     return Job(
@@ -233,7 +233,7 @@ def _texts(name: str, given: str | Sequence[str]) -> list[str]:
     # Bytes of a terminal that were no UTF-8 arrive as lone surrogates, which no file can hold: they become "?".
     texts = [t.encode("utf-8", "replace").decode("utf-8") for t in texts]
     for text in texts:
-        pieces_of(text)  # a wrong weight is told now, not after the work has begun
+        parse_weighted_prompt(text)  # a wrong weight is told now, not after the work has begun
     return texts
 
 

@@ -27,7 +27,7 @@ from ..errors import SamplerError, SourceError
 from ..errors.schema import SchemaError, integer, list_of, record, text
 from ..files.json_file import read_json
 from .matrix import SamplerMatrix
-from .schedule_range import WHOLE, Course
+from .schedule_range import FULL_SCHEDULE, ScheduleRange
 from .schedulers import SchedulerSpec
 
 __all__ = ["StoredScheduler", "courses", "find_matrix", "read_index", "write_matrices"]
@@ -91,22 +91,24 @@ def _entry(*, steps: Sequence[int], pictures: Sequence[int] = (), **rest: str) -
     return StoredScheduler(steps=tuple(steps), pictures=tuple(pictures), **rest)
 
 
-def _suffix(steps: int, course: Course) -> str | None:
+def _suffix(steps: int, course: ScheduleRange) -> str | None:
     """Of the arrays' names; None for a course that is in no plan."""
     if course.begin is not None or course.end is not None:
         return None
     if course.origin == "image":
         return f"{steps}.{course.skipped}"
-    return f"{steps}.noise" if course.keeps else str(steps)
+    return f"{steps}.noise" if course.preserves_unmasked else str(steps)
 
 
-def courses(steps: int) -> tuple[Course, ...]:
+def courses(steps: int) -> tuple[ScheduleRange, ...]:
     """Every way of setting out from a picture in so many steps. What is made for masks serves without one too."""
-    kept = (Course(origin="image", skipped=skipped, keeps=True) for skipped in range(steps))
-    return (*kept, Course(origin="noise", keeps=True))
+    kept = (ScheduleRange(origin="image", skipped=skipped, preserves_unmasked=True) for skipped in range(steps))
+    return (*kept, ScheduleRange(origin="noise", preserves_unmasked=True))
 
 
-def find_matrix(folder: Path, spec: SchedulerSpec, steps: int, course: Course = WHOLE) -> SamplerMatrix | None:
+def find_matrix(
+    folder: Path, spec: SchedulerSpec, steps: int, course: ScheduleRange = FULL_SCHEDULE
+) -> SamplerMatrix | None:
     """The matrix of this scheduler for so many steps and this course; None where the plan does not hold it.
 
     Raises:
@@ -140,7 +142,7 @@ def write_matrices(
     spec: SchedulerSpec,
     matrices: Mapping[int, SamplerMatrix],
     diffusers: str,
-    pictures: Mapping[int, Mapping[Course, SamplerMatrix]] | None = None,
+    pictures: Mapping[int, Mapping[ScheduleRange, SamplerMatrix]] | None = None,
 ) -> StoredScheduler:
     """Add a scheduler to a `samplers` folder: step count -> matrix; and -> its `courses` -> their matrices.
 

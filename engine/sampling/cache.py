@@ -16,14 +16,18 @@ from ..files.cache import SAMPLERS
 from .archive import find_matrix, read_index
 from .compile import compile_sampler
 from .matrix import Sampler, SamplerMatrix
-from .schedule_range import WHOLE, Course
+from .schedule_range import FULL_SCHEDULE, ScheduleRange
 from .schedulers import SchedulerSpec, spec_from
 
 __all__ = ["SchedulerSpec", "sampler_for"]
 
 
 def sampler_for(
-    scheduler: Any, base_config: Mapping[str, Any], steps: int, folder: Path | None = None, course: Course = WHOLE
+    scheduler: Any,
+    base_config: Mapping[str, Any],
+    steps: int,
+    folder: Path | None = None,
+    course: ScheduleRange = FULL_SCHEDULE,
 ) -> tuple[SchedulerSpec, Sampler]:
     """The scheduler that is meant, and its compiled form for so many steps, or what `course` walks of them.
 
@@ -51,7 +55,7 @@ def sampler_for(
     return spec, sampler
 
 
-def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, course: Course) -> None:
+def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, course: ScheduleRange) -> None:
     """`SamplerError` with what the plan holds, where a scheduler cannot be compiled here."""
     lacking = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
     if not lacking:
@@ -65,7 +69,7 @@ def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, course: C
     )
 
 
-def _part(course: Course) -> str:
+def _part(course: ScheduleRange) -> str:
     if course.begin is not None or course.end is not None:
         return ", cut where it is handed over,"
     return " from a picture" if course.takes_latents else ""

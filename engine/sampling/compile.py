@@ -29,8 +29,8 @@ from ..errors import SamplerError
 from ..system import forks
 from .matrix import SamplerMatrix
 from .preview import preview_coefficients
-from .schedule_range import WHOLE, Course
-from .scheduler_loop import SchedulerSampler, Stretch, served_draws, set_out, stepped, with_noise
+from .schedule_range import FULL_SCHEDULE, ScheduleRange
+from .scheduler_loop import SchedulerSampler, TimestepSlice, prepare_latents, scheduler_step, served_draws, with_noise
 from .schedulers import SchedulerLike, SchedulerSpec, spec_from
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 __all__ = ["compile_sampler", "resolve_scheduler"]
 
 _WIDTH = 256  # how many random numbers run along
-_LOUD = 10.0  # they are this much louder than a picture, so that no clipping stays out of sight
+_PROBE_SCALE = 10.0  # they are this much louder than a picture, so that no clipping stays out of sight
 _MOST_DRAWS = 2  # of noise in one call; no scheduler of diffusers draws more
 _TOLERANCE = 1e-6  # of the sum of the terms' magnitudes: what float32 itself would show
 _COMPILING = forks.Lock(threading.RLock)
@@ -52,7 +52,7 @@ def compile_sampler(
     steps: int,
     *,
     base_config: Mapping[str, Any] | None = None,
-    course: Course = WHOLE,
+    course: ScheduleRange = FULL_SCHEDULE,
 ) -> SamplerMatrix | SchedulerSampler:
     """Compile a scheduler for a number of steps.
 
@@ -124,7 +124,7 @@ def _timed(spec: SchedulerSpec, scheduler: Any, steps: int) -> Any:
     return scheduler
 
 
-def _stretch(spec: SchedulerSpec, scheduler: Any, steps: int, course: Course) -> Stretch:
+def _stretch(spec: SchedulerSpec, scheduler: Any, steps: int, course: ScheduleRange) -> TimestepSlice:
     """The calls that the course comes to, counted as diffusers' pipelines count them; the scheduler stands before it.
 
     Raises `SamplerError` where there are none.
@@ -141,18 +141,20 @@ def _stretch(spec: SchedulerSpec, scheduler: Any, steps: int, course: Course) ->
     if hasattr(scheduler, "set_begin_index"):
         # Rounded timesteps may repeat, and the search for the first by its value would find the second.
         scheduler.set_begin_index(first)
-    return Stretch(course=course, first=first, calls=last - first)
+    return TimestepSlice(course=course, first=first, calls=last - first)
 
 
-def _compiled(spec: SchedulerSpec, scheduler: Any, steps: int, stretch: Stretch) -> SamplerMatrix | SchedulerSampler:
+def _compiled(
+    spec: SchedulerSpec, scheduler: Any, steps: int, stretch: TimestepSlice
+) -> SamplerMatrix | SchedulerSampler:
     timesteps = scheduler.timesteps.numpy().astype(np.float64)[stretch.first :][: stretch.calls]
     preview = preview_coefficients(scheduler, timesteps)
-    walk = _walk(scheduler, stretch)
-    if not np.isfinite(walk.loud_rows).all():
+    walk = _probe_run(scheduler, stretch)
+    if not np.isfinite(walk.probe_rows).all():
         raise SamplerError(_cannot(spec, steps, "its own numbers are not finite"))
     if _is_linear(walk):
         own = {"clean": walk.clean} if stretch.course.takes_latents else {}
-        own |= {"kept": walk.kept} if stretch.course.keeps else {}
+        own |= {"kept": walk.kept} if stretch.course.preserves_unmasked else {}
         return SamplerMatrix(name=spec.name, timesteps=timesteps, rows=walk.rows, preview=preview, **own)
     return SchedulerSampler(
         name=spec.name,
@@ -165,18 +167,18 @@ def _compiled(spec: SchedulerSpec, scheduler: Any, steps: int, stretch: Stretch)
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Walk:
+class _ProbeRun:
     """One run of a scheduler. A column of history is the noise, an output of the network, or a draw."""
 
     rows: NDArray[np.float64]  # [calls + 1, columns]: what the basis vectors became
     clean: NDArray[np.float64]  # [calls + 1]: and the one in place of a picture's latents
     kept: NDArray[np.float64]  # [calls + 1, 2]: of noise and clean latents, where a mask keeps the picture
-    loud_history: NDArray[np.float64]  # [columns, _WIDTH]: the random numbers that went in
-    loud_clean: NDArray[np.float64]  # [_WIDTH]
-    loud_rows: NDArray[np.float64]  # [calls + 1, _WIDTH]: what they became
+    probe_history: NDArray[np.float64]  # [columns, _WIDTH]: the random numbers that went in
+    probe_clean: NDArray[np.float64]  # [_WIDTH]
+    probe_rows: NDArray[np.float64]  # [calls + 1, _WIDTH]: what they became
 
 
-def _walk(scheduler: Any, stretch: Stretch) -> _Walk:
+def _probe_run(scheduler: Any, stretch: TimestepSlice) -> _ProbeRun:
     """Run a copy of the scheduler over basis vectors and random numbers, side by side in one tensor."""
     import torch
 
@@ -187,7 +189,7 @@ def _walk(scheduler: Any, stretch: Stretch) -> _Walk:
     def given(column: int) -> Any:
         basis = np.zeros(most + 1)
         basis[column : column + 1] = 1  # nothing for a draw too many, which the random numbers will betray
-        both = torch.from_numpy(np.concatenate([basis, _loud(column)]))
+        both = torch.from_numpy(np.concatenate([basis, _probe_noise(column)]))
         return both.reshape(1, -1, 1, 1).as_subclass(kind)  # some schedulers want four dimensions
 
     def drawn(_: Any) -> Any:
@@ -196,29 +198,31 @@ def _walk(scheduler: Any, stretch: Stretch) -> _Walk:
 
     noise, clean, made, kept = given(0), given(most), [], []
     with served_draws(scheduler, drawn), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        latents = set_out(scheduler, stretch, noise, clean)
+        latents = prepare_latents(scheduler, stretch, noise, clean)
         for i in range(calls):
             timestep = scheduler.timesteps[stretch.first + i]
-            stays = with_noise(scheduler, stretch, i, noise, clean) if i and stretch.course.keeps else latents
+            stays = (
+                with_noise(scheduler, stretch, i, noise, clean) if i and stretch.course.preserves_unmasked else latents
+            )
             kept.append(scheduler.scale_model_input(stays, timestep).flatten())
             made.append(scheduler.scale_model_input(latents, timestep).flatten())
-            latents = stepped(scheduler, stretch.first + i, given(1 + i), latents)
+            latents = scheduler_step(scheduler, stretch.first + i, given(1 + i), latents)
     made.append(latents.flatten())
     kept.append(clean.flatten())
     columns = min(next(draws), most)
     rows, stays = (torch.stack(each).double().numpy() for each in (made, kept))
-    return _Walk(
+    return _ProbeRun(
         rows=rows[:, :columns],
         clean=rows[:, most],
         kept=stays[:, [0, most]],
-        loud_history=np.stack([_loud(column) for column in range(columns)]),
-        loud_clean=_loud(most),
-        loud_rows=rows[:, most + 1 :],
+        probe_history=np.stack([_probe_noise(column) for column in range(columns)]),
+        probe_clean=_probe_noise(most),
+        probe_rows=rows[:, most + 1 :],
     )
 
 
-def _loud(column: int) -> NDArray[np.float64]:
-    return _LOUD * np.random.default_rng(column).standard_normal(_WIDTH)
+def _probe_noise(column: int) -> NDArray[np.float64]:
+    return _PROBE_SCALE * np.random.default_rng(column).standard_normal(_WIDTH)
 
 
 @functools.cache
@@ -237,11 +241,11 @@ def _exact_tensor() -> Any:
     return Exact
 
 
-def _is_linear(walk: _Walk) -> bool:
+def _is_linear(walk: _ProbeRun) -> bool:
     if not np.isfinite(walk.rows).all():
         return False
-    wrong = np.abs(walk.rows @ walk.loud_history + np.outer(walk.clean, walk.loud_clean) - walk.loud_rows)
-    terms = np.abs(walk.rows) @ np.abs(walk.loud_history) + np.abs(np.outer(walk.clean, walk.loud_clean))
+    wrong = np.abs(walk.rows @ walk.probe_history + np.outer(walk.clean, walk.probe_clean) - walk.probe_rows)
+    terms = np.abs(walk.rows) @ np.abs(walk.probe_history) + np.abs(np.outer(walk.clean, walk.probe_clean))
     return bool((wrong <= _TOLERANCE * terms).all())
 
 

@@ -25,7 +25,7 @@ from numpy.typing import NDArray
 
 from ..errors import SamplerError
 
-__all__ = ["Draw", "Latents", "MatrixRun", "Original", "Sampler", "SamplerMatrix", "SamplerRun"]
+__all__ = ["Draw", "Latents", "MatrixRun", "Sampler", "SamplerMatrix", "SamplerRun", "SourceLatents"]
 
 Latents: TypeAlias = NDArray[np.float32]  # [B, C, H, W]
 Draw: TypeAlias = Callable[[], Latents]
@@ -33,7 +33,7 @@ Draw: TypeAlias = Callable[[], Latents]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Original:
+class SourceLatents:
     """The picture that a run sets out from.
 
     Attributes:
@@ -42,7 +42,7 @@ class Original:
     """
 
     latents: Latents
-    repaint: NDArray[np.bool_] | None = None
+    inpaint_mask: NDArray[np.bool_] | None = None
 
 
 class SamplerRun(Protocol):
@@ -81,7 +81,7 @@ class Sampler(Protocol):
         """Why there is no matrix, in words for the report; None where there is one."""
 
     def run(
-        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: Original | None = None
+        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
     ) -> SamplerRun:
         """Start a batch from standard-normal noise [B, C, H, W], and from a picture where it was compiled for one.
 
@@ -155,7 +155,7 @@ class SamplerMatrix:
         return None
 
     def run(
-        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: Original | None = None
+        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
     ) -> MatrixRun:
         """Start a batch from standard-normal noise [B, C, H, W]; a matrix has no use for the seeds.
 
@@ -202,7 +202,9 @@ class MatrixRun:
         original: the picture that it sets out from, where the matrix was compiled for one.
     """
 
-    def __init__(self, matrix: SamplerMatrix, noise: Latents, draw: Draw, original: Original | None = None) -> None:
+    def __init__(
+        self, matrix: SamplerMatrix, noise: Latents, draw: Draw, original: SourceLatents | None = None
+    ) -> None:
         self._matrix = matrix
         self._draw = draw
         self._original = original
@@ -218,7 +220,7 @@ class MatrixRun:
         Raises:
             SamplerError: i is not the next call.
         """
-        check_turn(i == self._pushed < self._matrix.calls, f"input({i})", self._pushed)
+        check_step_order(i == self._pushed < self._matrix.calls, f"input({i})", self._pushed)
         return self._masked(i, self._mix(self._matrix.rows[i], self._clean(i)))
 
     def push(self, i: int, output: Latents) -> None:
@@ -227,7 +229,7 @@ class MatrixRun:
         Raises:
             SamplerError: i is not the next call, or the shape is not that of the noise.
         """
-        check_turn(i == self._pushed < self._matrix.calls, f"push({i})", self._pushed)
+        check_step_order(i == self._pushed < self._matrix.calls, f"push({i})", self._pushed)
         self._keep(1 + i, output, "output of the network")
         self._pushed += 1
 
@@ -237,7 +239,7 @@ class MatrixRun:
         Raises:
             SamplerError: a call is still missing.
         """
-        check_turn(self._pushed == self._matrix.calls, "latents()", self._pushed)
+        check_step_order(self._pushed == self._matrix.calls, "latents()", self._pushed)
         return self._masked(-1, self._mix(self._matrix.rows[-1], self._clean(-1)))
 
     def preview(self, i: int) -> Latents:
@@ -246,7 +248,7 @@ class MatrixRun:
         Raises:
             SamplerError: i is not the last call pushed.
         """
-        check_turn(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
+        check_step_order(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
         of_input, of_output = self._matrix.preview[i]
         row = of_input * self._matrix.rows[i]
         row[1 + i] += of_output
@@ -258,12 +260,12 @@ class MatrixRun:
     def _masked(self, i: int, mixed: Latents) -> Latents:
         """Where the mask keeps the picture, the picture with the noise of call i.  # [B, C, H, W]"""
         original = self._original
-        if original is None or original.repaint is None or self._matrix.kept is None:
+        if original is None or original.inpaint_mask is None or self._matrix.kept is None:
             return mixed
         of_noise, of_clean = self._matrix.kept[i]
         noise = self._history[0].reshape(self._shape)
         kept = of_noise * noise.astype(np.float64) + of_clean * original.latents.astype(np.float64)
-        return np.where(original.repaint, mixed, kept).astype(np.float32)
+        return np.where(original.inpaint_mask, mixed, kept).astype(np.float32)
 
     def _mix(self, row: NDArray[np.float64], clean: float) -> Latents:
         columns = np.flatnonzero(row)
@@ -288,19 +290,19 @@ class MatrixRun:
         self._history[column] = array.ravel()
 
 
-def check_turn(in_turn: bool, verb: str, pushed: int) -> None:
+def check_step_order(in_turn: bool, verb: str, pushed: int) -> None:
     """Raise a SamplerError that names the verb unless it is in turn."""
     if not in_turn:
         raise SamplerError(f"{verb} is out of turn: {pushed} outputs were pushed so far.")
 
 
-def check_original(original: Original | None, *, takes: bool, masked: bool, shape: tuple[int, ...]) -> None:
+def check_original(original: SourceLatents | None, *, takes: bool, masked: bool, shape: tuple[int, ...]) -> None:
     """Raise a SamplerError unless there is a picture where the schedule was compiled for one, of the noise's shape."""
     if (original is not None) != takes:
         raise SamplerError(f"This schedule {'sets out from a picture, and there is none' if takes else 'takes none'}.")
     if original is not None:
         check_shape("picture's latents", original.latents.shape, shape)
-        if original.repaint is not None and not masked:
+        if original.inpaint_mask is not None and not masked:
             raise SamplerError("This schedule was not compiled for a mask.")
 
 

@@ -13,7 +13,7 @@ Origin = Literal["noise", "image", "latents"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Course:
+class ScheduleRange:
     """The whole schedule from noise, where nothing is said.
 
     Attributes:
@@ -29,22 +29,22 @@ class Course:
     skipped: int = 0
     begin: float | None = None
     end: float | None = None
-    keeps: bool = False
+    preserves_unmasked: bool = False
 
     @property
     def takes_latents(self) -> bool:
         """Are there clean latents in it?"""
-        return self.keeps or self.origin != "noise"
+        return self.preserves_unmasked or self.origin != "noise"
 
     @property
-    def handing(self) -> dict[str, float]:
+    def handoff(self) -> dict[str, float]:
         """Where it is taken up ("start") and handed on ("end"), where it is."""
         said = {"start": self.begin, "end": self.end}
         return {name: at for name, at in said.items() if at is not None}
 
     def key(self) -> dict[str, Any]:
         """What makes it another one than the whole schedule, for a key."""
-        return {name: value for name, value in asdict(self).items() if value != getattr(WHOLE, name)}
+        return {name: value for name, value in asdict(self).items() if value != getattr(FULL_SCHEDULE, name)}
 
 
-WHOLE = Course()
+FULL_SCHEDULE = ScheduleRange()

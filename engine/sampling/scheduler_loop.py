@@ -1,6 +1,6 @@
 """Running a scheduler of diffusers itself, for the few that cannot be a matrix.
 
-Every picture of a batch gets a scheduler of its own. So no picture depends on its neighbours, whatever the scheduler
+Every picture of a batch gets a scheduler of its own. So no picture depends on its neighbors, whatever the scheduler
 does with a batch: thresholds over it, or grows one Brownian tree for all of it. The scheduler's `randn_tensor` is
 served from the run's own `draw`; a scheduler that draws otherwise (DPM-Solver SDE's Brownian tree, torch's global
 generator) is seeded for each picture, so that the picture is still a function of its seed.
@@ -23,24 +23,24 @@ import numpy as np
 
 from ..errors import SamplerError
 from ..system import forks
-from .matrix import Draw, Latents, Original, check_original, check_shape, check_turn
-from .schedule_range import Course
+from .matrix import Draw, Latents, SourceLatents, check_original, check_shape, check_step_order
+from .schedule_range import ScheduleRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
     from numpy.typing import NDArray
 
-__all__ = ["SchedulerRun", "SchedulerSampler", "Stretch", "served_draws"]
+__all__ = ["SchedulerRun", "SchedulerSampler", "TimestepSlice", "served_draws"]
 
 _PATCHING = forks.Lock(threading.RLock)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stretch:
+class TimestepSlice:
     """The part of a scheduler's timesteps that a course comes to: `calls` of them from `first` on."""
 
-    course: Course
+    course: ScheduleRange
     first: int
     calls: int
 
@@ -64,7 +64,7 @@ class SchedulerSampler:
     timesteps: NDArray[np.float64]
     preview: NDArray[np.float64]
     scheduler: Any
-    stretch: Stretch
+    stretch: TimestepSlice
 
     @property
     def calls(self) -> int:
@@ -72,11 +72,11 @@ class SchedulerSampler:
         return int(self.timesteps.size)
 
     def run(
-        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: Original | None = None
+        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
     ) -> SchedulerRun:
         """Start a batch from standard-normal noise [B, C, H, W]; see `SchedulerRun`."""
         course = self.stretch.course
-        check_original(original, takes=course.takes_latents, masked=course.keeps, shape=noise.shape)
+        check_original(original, takes=course.takes_latents, masked=course.preserves_unmasked, shape=noise.shape)
         return SchedulerRun(self, noise, draw, seeds=seeds, original=original)
 
 
@@ -99,7 +99,7 @@ class SchedulerRun:
         draw: Draw,
         *,
         seeds: Sequence[int] | None = None,
-        original: Original | None = None,
+        original: SourceLatents | None = None,
     ) -> None:
         if seeds is not None and len(seeds) != len(noise):
             raise SamplerError(f"There are {len(seeds)} seeds for {len(noise)} pictures.")
@@ -119,7 +119,7 @@ class SchedulerRun:
         Raises:
             SamplerError: i is not the next call.
         """
-        check_turn(i == self._pushed < self._sampler.calls, f"input({i})", self._pushed)
+        check_step_order(i == self._pushed < self._sampler.calls, f"input({i})", self._pushed)
         if self._input is None:
             self._input = np.concatenate([picture.input(i) for picture in self._pictures])
         return self._input.copy()
@@ -130,7 +130,7 @@ class SchedulerRun:
         Raises:
             SamplerError: i is not the next call, or the shape is not that of the noise.
         """
-        check_turn(i == self._pushed < self._sampler.calls, f"push({i})", self._pushed)
+        check_step_order(i == self._pushed < self._sampler.calls, f"push({i})", self._pushed)
         self._last = (self.input(i), np.array(output, dtype=np.float32))
         check_shape("output of the network", output.shape, self._last[0].shape)
         for picture, answer in zip(self._pictures, self._last[1], strict=True):
@@ -144,7 +144,7 @@ class SchedulerRun:
         Raises:
             SamplerError: a call is still missing.
         """
-        check_turn(self._pushed == self._sampler.calls, "latents()", self._pushed)
+        check_step_order(self._pushed == self._sampler.calls, "latents()", self._pushed)
         return np.concatenate([picture.latents.numpy().astype(np.float32) for picture in self._pictures])
 
     def preview(self, i: int) -> Latents:
@@ -153,13 +153,13 @@ class SchedulerRun:
         Raises:
             SamplerError: i is not the last call pushed.
         """
-        check_turn(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
+        check_step_order(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
         assert self._last is not None
         of_input, of_output = self._sampler.preview[i]
         seen = np.asarray(of_input * self._last[0] + of_output * self._last[1], dtype=np.float32)
-        if self._original is None or self._original.repaint is None:
+        if self._original is None or self._original.inpaint_mask is None:
             return seen
-        return np.where(self._original.repaint, seen, self._original.latents)
+        return np.where(self._original.inpaint_mask, seen, self._original.latents)
 
     def _draw_at(self, number: int) -> Latents:
         while len(self._draws) <= number:
@@ -171,7 +171,7 @@ class _Picture:
     """One picture of the batch: its own scheduler, its own latents, its own random state."""
 
     def __init__(
-        self, sampler: SchedulerSampler, index: int, noise: Latents, seed: int, original: Original | None
+        self, sampler: SchedulerSampler, index: int, noise: Latents, seed: int, original: SourceLatents | None
     ) -> None:
         import torch
 
@@ -179,8 +179,8 @@ class _Picture:
         self._stretch = sampler.stretch
         self._noise = torch.from_numpy(noise.copy())  # [1, C, H, W]
         self._clean = None if original is None else torch.from_numpy(original.latents[index : index + 1].copy())
-        repaint = None if original is None else original.repaint
-        self._repaint = None if repaint is None else torch.from_numpy(repaint[index : index + 1].copy())
+        inpaint_mask = None if original is None else original.inpaint_mask
+        self._inpaint_mask = None if inpaint_mask is None else torch.from_numpy(inpaint_mask[index : index + 1].copy())
         self._scheduler = copy.deepcopy(sampler.scheduler)
         if getattr(self._scheduler, "noise_sampler_seed", 0) is None:
             self._scheduler.noise_sampler_seed = seed
@@ -190,7 +190,7 @@ class _Picture:
             self._options["generator"] = generator
         self._random = generator.get_state()
         self._drawn = 0
-        self.latents = set_out(self._scheduler, self._stretch, self._noise, self._clean)  # [1, C, H, W]
+        self.latents = prepare_latents(self._scheduler, self._stretch, self._noise, self._clean)  # [1, C, H, W]
 
     def input(self, i: int) -> Latents:
         latents = self._scheduler.scale_model_input(self.latents, self._scheduler.timesteps[self._stretch.first + i])
@@ -208,28 +208,30 @@ class _Picture:
         with served_draws(self._scheduler, serve), torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
             given = torch.from_numpy(output)
-            self.latents = stepped(self._scheduler, self._stretch.first + i, given, self.latents, **self._options)
+            self.latents = scheduler_step(
+                self._scheduler, self._stretch.first + i, given, self.latents, **self._options
+            )
             self._random = torch.get_rng_state()
-        if self._repaint is not None and self._clean is not None:
+        if self._inpaint_mask is not None and self._clean is not None:
             stays = self._clean
             if i + 1 < self._stretch.calls:
                 stays = with_noise(self._scheduler, self._stretch, i + 1, self._noise, self._clean)
-            self.latents = torch.where(self._repaint, self.latents, stays)
+            self.latents = torch.where(self._inpaint_mask, self.latents, stays)
 
 
-def set_out(scheduler: Any, stretch: Stretch, noise: Any, clean: Any) -> Any:
+def prepare_latents(scheduler: Any, stretch: TimestepSlice, noise: Any, clean: Any) -> Any:
     """The latents before the first call, as diffusers' pipelines make them."""
     if stretch.course.origin == "noise":
         return noise * scheduler.init_noise_sigma
     return clean if stretch.course.origin == "latents" else with_noise(scheduler, stretch, 0, noise, clean)
 
 
-def with_noise(scheduler: Any, stretch: Stretch, i: int, noise: Any, clean: Any) -> Any:
+def with_noise(scheduler: Any, stretch: TimestepSlice, i: int, noise: Any, clean: Any) -> Any:
     """The clean latents with the noise of call i, which the scheduler stands before."""
     return scheduler.add_noise(clean, noise, scheduler.timesteps[stretch.first + i].reshape(1))
 
 
-def stepped(scheduler: Any, i: int, output: Any, latents: Any, **options: Any) -> Any:
+def scheduler_step(scheduler: Any, i: int, output: Any, latents: Any, **options: Any) -> Any:
     """The latents after call i, whether `step` answers with a tuple or with an object."""
     answer = scheduler.step(output, scheduler.timesteps[i], latents, **options)
     return answer.prev_sample if hasattr(answer, "prev_sample") else answer[0]

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..errors import SamplerError
 from ..plan.scheduler_config import check_scheduler_config
-from .schedule_range import WHOLE, Course
+from .schedule_range import FULL_SCHEDULE, ScheduleRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -132,7 +132,7 @@ class SchedulerSpec:
         """
         return self._digest({"format": FORMAT})
 
-    def fingerprint(self, steps: int, course: Course = WHOLE) -> str:
+    def fingerprint(self, steps: int, course: ScheduleRange = FULL_SCHEDULE) -> str:
         """The key of the compiled matrix in the store: sha256 over all that decides it, as 64 hexadecimal digits.
 
         That is the class, its configuration, the steps and what is walked of them, the version of diffusers and of the

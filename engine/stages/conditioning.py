@@ -15,7 +15,7 @@ from ..errors import CalotypeError
 from ..plan.plan import Plan, skipping
 from ..request.request import Job
 from ..sampling.guidance import guidance_embedding
-from ..system.lru_cache import Remembered
+from ..system.lru_cache import LruCache
 from ..text.tokenizer import ClipTokenizer, Tokens
 from .loop import Conditioning
 
@@ -45,7 +45,7 @@ def condition(
     tokenizers: Mapping[str, ClipTokenizer],
     encoder: Callable[[str], Encoder],
     job: Job,
-    memory: Remembered[Encoded] | None = None,
+    memory: LruCache[Encoded] | None = None,
 ) -> tuple[Conditioning, tuple[str, ...]]:
     """Run every text encoder once on each different prompt; what steers the job's batch, and notes for its report.
 
@@ -60,7 +60,7 @@ def condition(
     unique = list(dict.fromkeys((text, skip) for text, skip in texts if text is not None))
     tokens = tokens_of(plan, tokenizers, [text for text, _ in unique])
     skips = [skip for _, skip in unique]
-    encoded = _remembered(plan, encoder, tokens, skips, Remembered(len(unique)) if memory is None else memory)
+    encoded = _remembered(plan, encoder, tokens, skips, LruCache(len(unique)) if memory is None else memory)
     # The row past the prompts is zeros: a negative prompt that was not said, where the model was trained so.
     places = {said: i for i, said in enumerate(unique)}
     rows = [len(unique) if text is None else places[text, skip] for text, skip in texts]
@@ -84,7 +84,7 @@ def _remembered(
     encoder: Callable[[str], Encoder],
     tokens: Mapping[str, Tokens],
     skips: Sequence[int | None],
-    memory: Remembered[Encoded],
+    memory: LruCache[Encoded],
 ) -> list[Encoded]:
     """Each prompt's, so many layers before the end, encoding those alone that the memory does not hold."""
     keys = [

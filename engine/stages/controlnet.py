@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends import Opened
-from ..backends.session import Series
+from ..backends import LoadedComponent
+from ..backends.session import DenoisingSession
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
 from ..request.request import Job
@@ -27,7 +27,7 @@ class Control:
         self,
         plan: Plan,
         job: Job,
-        network: Callable[[str], Opened],
+        network: Callable[[str], LoadedComponent],
         conditioning: Mapping[str, Floats],
         timesteps: NDArray[Any],
         *,
@@ -53,7 +53,7 @@ class Control:
                     "conditioning_scale": np.full(len(image) * halves, scale, dtype=np.float32),
                 }
                 given = {b.name: steered[b.name] for b in plan.components[name].inputs if b.name in steered}
-                self._nets.append((name, Series(network(name), given, timesteps, twice=guided), span))
+                self._nets.append((name, DenoisingSession(network(name), given, timesteps, guided=guided), span))
         sizes = plan.profile.sizes(batch=len(job.seeds) * halves, height=job.height, width=job.width)
         self._zeros = {b.name: np.zeros(b.shape(sizes), np.float32) for b in self._takes}
 
@@ -72,8 +72,8 @@ class Control:
         return {b.name: total for b, total in zip(self._takes, sums, strict=True)} if sums else self._zeros
 
     def _outputs(self, call: int, sample: Floats) -> Iterator[list[Floats]]:
-        for name, series, (start, end) in self._nets:
+        for name, session, (start, end) in self._nets:
             if call / self._total < start or (call + 1) / self._total > end:
                 continue
-            outputs = series(call, sample, {})
+            outputs = session(call, sample, {})
             yield [outputs[b.name] for b in self._components[name].outputs]

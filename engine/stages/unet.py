@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from ..backends import Opened
-from ..backends.session import Series
+from ..backends import LoadedComponent
+from ..backends.session import DenoisingSession
 from ..plan.plan import Plan
 from ..request.request import Job
 from ..sampling.matrix import Sampler
@@ -24,10 +24,12 @@ Floats = NDArray[np.float32]
 class Denoisers:
     """Makes a denoiser for a job. `network` gives a component by its name."""
 
-    def __init__(self, plan: Plan, network: Callable[[str], Opened]) -> None:
+    def __init__(self, plan: Plan, network: Callable[[str], LoadedComponent]) -> None:
         self._plan, self._network = plan, network
 
-    def __call__(self, job: Job, sampler: Sampler, conditioning: Conditioning, beside: Floats | None) -> Denoiser:
+    def __call__(
+        self, job: Job, sampler: Sampler, conditioning: Conditioning, extra_channels: Floats | None
+    ) -> Denoiser:
         """For one batch; `beside` are further channels of every sample, as U-Nets that paint in masks take.
 
         # beside [B, C, h, w]
@@ -40,17 +42,21 @@ class Denoisers:
             )
 
         def run(call: int, sample: Floats) -> Floats:
-            return calls(call, sample, sample if beside is None else np.concatenate([sample, beside], axis=1))
+            return calls(
+                call, sample, sample if extra_channels is None else np.concatenate([sample, extra_channels], axis=1)
+            )
 
         return run
 
     def _calls(self, job: Job, sampler: Sampler, arrays: Mapping[str, Floats], *, guided: bool) -> _Calls:
         control = Control(self._plan, job, self._network, arrays, sampler.timesteps, guided=guided)
         given = {**arrays, **control.stays}
-        series = Series(self._network("unet"), given, sampler.timesteps, twice=guided, reuses=job.cache_interval)
+        session = DenoisingSession(
+            self._network("unet"), given, sampler.timesteps, guided=guided, cache_interval=job.cache_interval
+        )
 
         def run(call: int, sample: Floats, whole: Floats) -> Floats:
-            return series(call, whole, control(call, sample))["out_sample"]
+            return session(call, whole, control(call, sample))["out_sample"]
 
         return run
 

@@ -27,7 +27,7 @@ _LEAST_TILE = 64
 
 
 @dataclass(frozen=True, kw_only=True)
-class Portions:
+class VaeTiling:
     """In what portions a batch goes through the autoencoder.
 
     Attributes:
@@ -65,7 +65,7 @@ class Codec:
         """Does the encoder give a distribution, of which one is drawn?"""
         return self._posterior
 
-    def portions(self, count: int, height: int, width: int) -> Portions:
+    def tiling(self, count: int, height: int, width: int) -> VaeTiling:
         """What fits into the memory that is free, for so many pictures of this size in pixels."""
         on_device = self._device_bytes()
         have = available_bytes() if on_device is None else on_device
@@ -75,35 +75,35 @@ class Codec:
             return have is None or need <= have
 
         if not self._loads or fits(count, height, width):
-            return Portions()
+            return VaeTiling()
         if fits(1, height, width):
-            return Portions(sliced=True)
+            return VaeTiling(sliced=True)
         tile = next((t for t in TILES if fits(1, min(t, height), min(t, width))), TILES[-1])
         need = peak_bytes(self._loads, batch=1, height=height, width=width, guided=False)
         why = f"the whole needs about {in_words(need)} of memory, and {in_words(have or 0)} are free"
-        return Portions(tile=tile, note=f"the autoencoder worked in tiles of {tile} pixels: {why}")
+        return VaeTiling(tile=tile, note=f"the autoencoder worked in tiles of {tile} pixels: {why}")
 
-    def encode(self, pixels: Floats, draw: Draw | None = None, portions: Portions | None = None) -> Floats:
+    def encode(self, pixels: Floats, draw: Draw | None = None, tiling: VaeTiling | None = None) -> Floats:
         """Pixels to latents: the mean of their posterior, or one drawn of it with the noise that `draw` hands out.
 
         # float32 [B, 3, H, W] in [0, 1] -> [B, C, h, w]
         """
         count, _, height, width = pixels.shape
-        portions = portions or self.portions(count, height, width)
-        found = self._run("vae_encoder", "sample", pixels * np.float32(2) - np.float32(1), portions, 1 / self._factor)
+        tiling = tiling or self.tiling(count, height, width)
+        found = self._run("vae_encoder", "sample", pixels * np.float32(2) - np.float32(1), tiling, 1 / self._factor)
         latents: NDArray[Any] = found[:, : self.channels]
         if draw is not None and self.draws:  # the second half is the posterior's log-variance
             latents = latents + np.exp(np.float32(0.5) * found[:, self.channels :].clip(-30, 20)) * draw()
         return np.asarray((latents - self._mean) / self._std * self._scale, dtype=np.float32)
 
-    def decode(self, latents: Floats, portions: Portions | None = None) -> Floats:
+    def decode(self, latents: Floats, tiling: VaeTiling | None = None) -> Floats:
         """Latents to pixels.  # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]"""
         count, _, height, width = latents.shape
-        portions = portions or self.portions(count, height * self._factor, width * self._factor)
+        tiling = tiling or self.tiling(count, height * self._factor, width * self._factor)
         scaled = np.asarray(latents / self._scale * self._std + self._mean, dtype=np.float32)
-        return self._run("vae_decoder", "latent_sample", scaled, portions, self._factor)
+        return self._run("vae_decoder", "latent_sample", scaled, tiling, self._factor)
 
-    def _run(self, name: str, takes: str, given: Floats, portions: Portions, ratio: float) -> Floats:
+    def _run(self, name: str, takes: str, given: Floats, tiling: VaeTiling, ratio: float) -> Floats:
         if not self._coded:
             return given
         network = self._network(name)
@@ -112,18 +112,18 @@ class Codec:
             (found,) = network(**{takes: part}).values()
             return found
 
-        if portions.tile is not None:
-            side = portions.tile if ratio < 1 else portions.tile // self._factor
+        if tiling.tile is not None:
+            side = tiling.tile if ratio < 1 else tiling.tile // self._factor
             return tiled(run, given, side, ratio)
-        if portions.sliced:
+        if tiling.sliced:
             return np.concatenate([run(given[i : i + 1]) for i in range(len(given))])
         return run(given)
 
-    def asked(self, sliced: bool, tile: int | None) -> Portions | None:
+    def tiling_from(self, sliced: bool, tile: int | None) -> VaeTiling | None:
         """What a user said; None where nothing was said. Raises `InputError`."""
         if tile is None:
-            return Portions(sliced=True) if sliced else None
+            return VaeTiling(sliced=True) if sliced else None
         if isinstance(tile, bool) or not isinstance(tile, int) or tile < _LEAST_TILE or tile % self._factor:
             wanted = f"a multiple of {self._factor} pixels, {_LEAST_TILE} or more"
             raise InputError(f"tile must be {wanted}; got {tile!r:.80}.")
-        return Portions(sliced=sliced, tile=tile)
+        return VaeTiling(sliced=sliced, tile=tile)

@@ -89,7 +89,7 @@ class Lock:
         self._lock.__exit__(*failure)
 
 
-def _in_child() -> None:
+def _run_in_subprocess() -> None:
     global _torch_stays_alone, _torn
     _torn = _torn or any(thread != threading.get_ident() for thread in _running)
     _running.clear()
@@ -102,4 +102,4 @@ def _in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_in_child)
+    os.register_at_fork(after_in_child=_run_in_subprocess)

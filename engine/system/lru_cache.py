@@ -11,7 +11,7 @@ from . import forks
 Value = TypeVar("Value")
 
 
-class Remembered(Generic[Value]):
+class LruCache(Generic[Value]):
     """The values of the keys used last. Threads may share it; two that miss the same key both work it out."""
 
     def __init__(self, most: int, size: Callable[[Value], int] = lambda _: 1) -> None:

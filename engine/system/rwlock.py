@@ -11,7 +11,7 @@ from ..errors import InputError
 from . import forks
 
 
-class Gate:
+class ReadWriteLock:
     """A change waits for the pictures under way; pictures that come while it waits are painted after it."""
 
     def __init__(self) -> None:

@@ -20,14 +20,14 @@ _NUMBER = re.compile(r"\d*\.\d+|\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Piece:
+class WeightedSpan:
     """A part of a prompt that counts `weight` times."""
 
     text: str
     weight: float
 
 
-def pieces_of(prompt: str) -> tuple[Piece, ...]:
+def parse_weighted_prompt(prompt: str) -> tuple[WeightedSpan, ...]:
     """Split the prompt into pieces; nested weights multiply. The time is linear in the prompt's length.
 
     Raises `InputError` for a prompt of more than 100,000 characters, and for a weight that is not from 0 to 10.
@@ -82,12 +82,14 @@ def _weight(said: str, prompt: str) -> float:
     return weight
 
 
-def _joined(texts: Sequence[str], weights: Sequence[float]) -> tuple[Piece, ...]:
-    """Neighbours of one weight together: a word is not torn where nothing is meant."""
+def _joined(texts: Sequence[str], weights: Sequence[float]) -> tuple[WeightedSpan, ...]:
+    """Neighbors of one weight together: a word is not torn where nothing is meant."""
     runs: list[tuple[float, list[str]]] = []
     for text, weight in zip(texts, weights, strict=True):
         if runs and (runs[-1][0] == weight or not text):
             runs[-1][1].append(text)
         else:
             runs.append((weight, [text]))
-    return tuple(Piece(text="".join(run), weight=weight) for weight, run in runs) or (Piece(text="", weight=1.0),)
+    return tuple(WeightedSpan(text="".join(run), weight=weight) for weight, run in runs) or (
+        WeightedSpan(text="", weight=1.0),
+    )

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError, SourceError
 from ..files.json_file import read_json, read_text
-from .prompt_weights import pieces_of
+from .prompt_weights import parse_weighted_prompt
 
 START, END = "<|startoftext|>", "<|endoftext|>"
 MARKS = ("tokenizer_config.json", "special_tokens_map.json")  # which token pads; the first that says it
@@ -97,7 +97,7 @@ class ClipTokenizer:
         ids: list[int] = []
         weights: list[float] = []
         left: list[str] = []
-        for piece in pieces_of(prompt):
+        for piece in parse_weighted_prompt(prompt):
             if left:
                 left.append(piece.text)
                 continue

@@ -16,7 +16,7 @@ Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Term:
+class LowRankTerm:
     """scale x up @ down, or, with a kernel `middle` between (LoCon's Tucker form), the product of all three.
 
     # up [out, r], down [r, in x ...]; with middle [r, s, k, k]: up [out, r], down [s, in]
@@ -37,10 +37,10 @@ class Term:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Patch:
+class WeightDelta:
     """All that is added to one weight, in the order in which it was asked for."""
 
-    terms: tuple[Term, ...]
+    terms: tuple[LowRankTerm, ...]
 
     def __call__(self, own: NDArray[np.floating]) -> Floats:
         """The weight's new value from its own."""
@@ -56,17 +56,17 @@ class Patch:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class Patches:
+class WeightDeltas:
     """The patches of one network, by the names of its weights ("mid_block.attentions.0.proj_in.weight").
 
     Equal `key`s mean equal patches: for what is kept on disk.
     """
 
-    patches: Mapping[str, Patch] = field(default_factory=dict)
+    patches: Mapping[str, WeightDelta] = field(default_factory=dict)
     key: str = ""
 
     def __bool__(self) -> bool:
         return bool(self.patches)
 
 
-NONE = Patches()
+NO_DELTAS = WeightDeltas()

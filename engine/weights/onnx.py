@@ -21,7 +21,7 @@ from ..errors import BackendError
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # in a node's metadata: the modules that it came from, outermost first
 _LAYERS = ("MatMul", "Gemm", "Conv")
-_TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of onnx.TensorProto; others are quantised
+_TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of onnx.TensorProto; others are quantized
 _STORED = {"fp32": "<f4", "fp16": "<f2", "bf16": "<u2"}
 _OTHERS = {2: "uint8", 3: "int8", 17: "fp8", 21: "uint4", 22: "int4"}
 
@@ -45,7 +45,7 @@ Field = int | memoryview
 class Stored:
     """One layer's weight as the file has it. `refused` says why it cannot be changed, where it cannot."""
 
-    initialiser: str
+    initializer: str
     shape: tuple[int, ...]  # as the layer has it: [out, in, ...]
     turned: bool  # the file has [in, out]
     precision: str
@@ -112,18 +112,18 @@ def _collect_external(data: memoryview, message: str, names: set[str], depth: in
 
 
 class _Graph:
-    """Of the file: initialisers, nodes that compute with weights, and what makes every tensor."""
+    """Of the file: initializers, nodes that compute with weights, and what makes every tensor."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
-        self._initialisers: dict[str, _Initialiser] = {}
+        self._initializers: dict[str, _Initializer] = {}
         self._makers: dict[str, _Node] = {}
         self._layers: list[_Node] = []
         model = _one(_fields(memoryview(path.read_bytes())), 7)
         for number, value in _fields(model):
             if number == 5:
-                tensor = _Initialiser(_bytes(value))
-                self._initialisers[tensor.name] = tensor
+                tensor = _Initializer(_bytes(value))
+                self._initializers[tensor.name] = tensor
             elif number == 1:
                 self._keep(_Node(_bytes(value)))
 
@@ -139,9 +139,9 @@ class _Graph:
             stored = self._stored(node)
             if stored is not None:
                 found[node.module] = stored
-                readers.setdefault(stored.initialiser, set()).add(node.module)
+                readers.setdefault(stored.initializer, set()).add(node.module)
         for layer, stored in found.items():
-            others = readers[stored.initialiser] - {layer}
+            others = readers[stored.initializer] - {layer}
             if others and stored.refused is None:
                 found[layer] = _refusing(stored, f"the file keeps it in one with that of {min(others)}")
         return found
@@ -150,12 +150,12 @@ class _Graph:
         name, hidden = node.inputs[1], False
         while name in self._makers and self._makers[name].kind in ("DequantizeLinear", "Cast", "Transpose", "Reshape"):
             name, hidden = self._makers[name].inputs[0], True
-        tensor = self._initialisers.get(name)
+        tensor = self._initializers.get(name)
         if tensor is None:  # a product of two activations
             return None
         turned = node.kind == "MatMul" or (node.kind == "Gemm" and not node.transposes)
         return Stored(
-            initialiser=name,
+            initializer=name,
             shape=tensor.dims[::-1] if turned else tensor.dims,
             turned=turned,
             precision=_TYPES.get(tensor.kind, "fp32"),
@@ -169,7 +169,7 @@ def _refusing(stored: Stored, why: str) -> Stored:
     return Stored(**{**vars(stored), "refused": why})
 
 
-class _Initialiser:
+class _Initializer:
     """An onnx.TensorProto without its numbers."""
 
     def __init__(self, data: memoryview) -> None:

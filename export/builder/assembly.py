@@ -1,7 +1,7 @@
-"""A plan's folder: artefacts, configs, tokenizers and schedules in place of the last plan in a single step.
+"""A plan's folder: artifacts, configs, tokenizers and schedules in place of the last plan in a single step.
 
 Folder and file names are those that Optimum's ONNX Runtime pipelines read: `unet/model.onnx`, `unet/config.json`,
-`tokenizer/`, `scheduler/`, `model_index.json`. Knows nothing of how artefacts were made.
+`tokenizer/`, `scheduler/`, `model_index.json`. Knows nothing of how artifacts were made.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calotype.errors import BuildError
-from calotype.plan.plan import Artefact, Plan, PlannedComponent, is_plan
+from calotype.plan.plan import Artifact, Plan, PlannedComponent, is_plan
 from calotype.text.tokenizer import ADDED, added_numbers, vocabulary_of
 
 from ..sources.source import Source
@@ -70,7 +70,7 @@ def _take_the_place(fresh: Path, folder: Path) -> None:
 def assemble(plan: Plan, source: Source, folder: Path) -> Plan:
     """Copy all that the plan needs into `folder`; the plan with the paths that hold there, manifest unwritten.
 
-    A component's first artefact lies in its folder as model.onnx; another file's is in a folder of its precision.
+    A component's first artifact lies in its folder as model.onnx; another file's is in a folder of its precision.
     """
     components = {c.name: _copied(c, source, folder) for c in plan.components.values()}
     for read in (*source.tokenizers.values(), source.folder / "scheduler"):
@@ -99,16 +99,16 @@ def _copied(component: PlannedComponent, source: Source, folder: Path) -> Planne
     place.mkdir()
     shutil.copy(source.weights_folder(component.name) / "config.json", place)
     there: dict[Path, Path] = {}
-    kept: list[Artefact] = []
-    own = component.artefacts[0].form == "diffusers"  # a backend that opens the model's own weights
-    for artefact in component.artefacts:
-        if artefact.form == "diffusers" and not own:
+    kept: list[Artifact] = []
+    own = component.artifacts[0].form == "diffusers"  # a backend that opens the model's own weights
+    for artifact in component.artifacts:
+        if artifact.form == "diffusers" and not own:
             continue
-        if artefact.path not in there:
+        if artifact.path not in there:
             # The others are what a run falls back to, of a higher precision each.
-            inside = Path(component.name) if not there else Path(component.name) / artefact.precision
-            holder = artefact.path if own else artefact.path.parent
+            inside = Path(component.name) if not there else Path(component.name) / artifact.precision
+            holder = artifact.path if own else artifact.path.parent
             shutil.copytree(holder, folder / inside, ignore=shutil.ignore_patterns(ENTRY), dirs_exist_ok=True)
-            there[artefact.path] = inside / artefact.path.relative_to(holder)
-        kept.append(replace(artefact, path=there[artefact.path]))
-    return component.with_artefacts(*kept)
+            there[artifact.path] = inside / artifact.path.relative_to(holder)
+        kept.append(replace(artifact, path=there[artifact.path]))
+    return component.with_artifacts(*kept)

@@ -37,7 +37,7 @@ from ..sources.lora import fuse
 from ..sources.source import Source, read_source
 from ..sources.textual_inversion import learn
 from ..steps.progress import Progress, Show, quietly
-from ..steps.subprocess_task import in_child
+from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import tool_versions
 from ..store.store import has, key_of, root
 from ..tensorrt.engines import check_words, engines_for, modest
@@ -184,12 +184,12 @@ class _Build:
         for component in self._components():
             with self._progress.stage(f"trace {component.name}", found=has(trace_key(component, work.source))):
                 planned = bare.components[component.name]
-                artefact = traced(component, work.source, work.family.profile)
-            made = [artefact]
+                artifact = traced(component, work.source, work.family.profile)
+            made = [artifact]
             if engines is not None and opens_float32(work.spec):
                 with self._progress.stage(f"engine {component.name}"):
-                    made = [engines.of(planned, artefact), artefact]
-            components[component.name] = planned.with_artefacts(*made)
+                    made = [engines.of(planned, artifact), artifact]
+            components[component.name] = planned.with_artifacts(*made)
         return replace(bare, components=components)
 
     def _record(self, bare: Plan, what: str) -> dict[str, Path]:
@@ -207,7 +207,7 @@ class _Build:
             with self._progress.stage(f"lower {name}"):
                 part = part_of(spec, plan, name, recorded["calibration"][name], self._progress.step)
                 made = small_weights(part, spec.weights) if spec.weights else half(part, spec.precision, spec.backend)
-                components[name] = component.with_artefacts(made, *component.artefacts)
+                components[name] = component.with_artifacts(made, *component.artifacts)
         return replace(plan, components=components), []
 
     def _judging(self, reference_pictures: Path) -> Judging:
@@ -219,7 +219,7 @@ class _Build:
         components = {}
         for name, component in plan.components.items():
             with self._progress.stage(f"check {name}"):
-                checking = in_child(
+                checking = run_in_subprocess(
                     f"checking the {name}",
                     "calotype.export.onnx.check:check_planned",
                     plan=str(self._scratch),
@@ -227,7 +227,7 @@ class _Build:
                     backend=self._work.spec.backend,
                     reference=str(recorded[name]),
                 )
-            first, *others = component.artefacts
+            first, *others = component.artifacts
             found = {**checking.value, "peak_bytes": checking.peak_bytes}
             if not self._work.spec.gated and found["max_relative_error"] > check.TOLERANCE:
                 raise CheckError(
@@ -239,7 +239,7 @@ class _Build:
             figures = {"backend": self._work.spec.backend, "max_relative_error": found["max_relative_error"]}
             traced_error = {"traced_error": first.check.get("max_relative_error")}
             first = replace(first, check={**first.check, **traced_error, **figures, "real_inputs": found})
-            components[name] = component.with_artefacts(first, *kept)
+            components[name] = component.with_artifacts(first, *kept)
         return replace(plan, components=components)
 
     def _finish(self, plan: Plan, reference_pictures: Path, table: list[Any], folder: Path) -> None:

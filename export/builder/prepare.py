@@ -1,4 +1,4 @@
-"""A source becomes a plan: its components described, and the artefacts asked for found in the store or made."""
+"""A source becomes a plan: its components described, and the artifacts asked for found in the store or made."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from calotype.backends import COMPILED
 from calotype.errors import BuildError, CheckError
 from calotype.errors.printable import printable
 from calotype.plan.family import Component, Family, family_of
-from calotype.plan.plan import Artefact, Plan, PlannedComponent
+from calotype.plan.plan import Artifact, Plan, PlannedComponent
 from calotype.plan.profile import Profile
 
 from ..onnx.trace_step import trace_key, traced
@@ -47,7 +47,7 @@ def prepare_lazily(
     """The plan as `prepare` makes it, without the traces that text-to-image does not need; and what makes those.
 
     The plan has such a component with its eager reference alone, unless its trace is in the store. The second result
-    gives any component by name with all its artefacts, traced at the call. It raises `SourceError` where the model's
+    gives any component by name with all its artifacts, traced at the call. It raises `SourceError` where the model's
     files are gone or were changed meanwhile. Engines (`COMPILED`) are all built at once.
     """
     source, family = _described(model, forms=forms, **parts)
@@ -117,7 +117,7 @@ def reference(component: Component, source: Source) -> PlannedComponent:
         name=component.name,
         inputs=component.inputs,
         outputs=component.outputs,
-        artefacts=(Artefact(form="diffusers", path=weights, precision="fp32", check={}),),
+        artifacts=(Artifact(form="diffusers", path=weights, precision="fp32", check={}),),
         refused={},
     )
 
@@ -132,9 +132,9 @@ def _planned(component: Component, source: Source, profile: Profile, forms: Coll
     try:
         graph = traced(component, source, profile)
         if engines is None:
-            return eager.with_artefacts(graph, *eager.artefacts)
+            return eager.with_artifacts(graph, *eager.artifacts)
         print(f"calotype: building the engine of the {component.name} for {engines.backend}", file=sys.stderr)
-        return eager.with_artefacts(engines.of(eager, graph), *eager.artefacts)
+        return eager.with_artifacts(engines.of(eager, graph), *eager.artifacts)
     except CheckError as failed:
         return eager.with_refusal("onnx", str(failed))
     except BuildError as failed:

@@ -12,7 +12,7 @@ from calotype.errors import SamplerError
 from calotype.sampling.archive import StoredScheduler, courses, write_matrices
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.matrix import SamplerMatrix
-from calotype.sampling.schedule_range import Course
+from calotype.sampling.schedule_range import ScheduleRange
 from calotype.sampling.schedulers import SchedulerSpec, spec_from
 
 __all__ = ["PICTURE_STEPS", "STEPS", "SamplersReport", "store_samplers"]
@@ -72,7 +72,7 @@ def _runs_itself(reasons: Mapping[int, str]) -> bool:
     return any(reason.startswith(_ITSELF) for reason in reasons.values())
 
 
-def _of_pictures(spec: SchedulerSpec, steps: int) -> dict[Course, SamplerMatrix]:
+def _of_pictures(spec: SchedulerSpec, steps: int) -> dict[ScheduleRange, SamplerMatrix]:
     """All courses from a picture; nothing where one of them cannot be made."""
     made = {}
     for course in courses(steps):

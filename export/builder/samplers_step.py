@@ -10,7 +10,7 @@ from typing import Any
 from calotype.plan.profile import Range
 from calotype.sampling.schedulers import FORMAT
 
-from ..steps.subprocess_task import in_child
+from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import installed
 from ..store.store import ENTRY, fetch, key_of
 from .samplers import PICTURE_STEPS
@@ -22,7 +22,7 @@ def schedules(folder: Path, config: Mapping[str, Any], names: Sequence[str], ste
     key = key_of({**arguments, "pictures": list(PICTURE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")})
 
     def make(made: Path) -> Mapping[str, Any]:
-        done = in_child(
+        done = run_in_subprocess(
             "compiling the schedules", "calotype.export.builder.samplers_step:compile_all", out=str(made), **arguments
         )
         return {"left_out": done.value}

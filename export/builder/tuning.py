@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from calotype import backends
-from calotype.plan.plan import Artefact, Plan, write_plan
+from calotype.plan.plan import Artifact, Plan, write_plan
 
 from ..onnx.capture import Pictures
-from ..precision.variants import Part, calibrated, half, not_tried, quantised, tuned_as
+from ..precision.variants import Part, calibrated, half, not_tried, quantized, tuned_as
 from ..quality.bounds import failed
 from ..steps.progress import Progress
-from ..steps.subprocess_task import Tell, in_child
+from ..steps.subprocess_task import Tell, run_in_subprocess
 from ..tensorrt.engines import engines_for
 from .spec import BuildSpec
 
@@ -48,7 +48,7 @@ class Candidate:
     """A row and what it stands for."""
 
     row: Tried
-    artefact: Artefact
+    artifact: Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +63,7 @@ class Judging:
         """The figures of the plan's pictures, from a child process."""
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             write_plan(plan, Path(scratch))
-            done = in_child(
+            done = run_in_subprocess(
                 "the proof of the pictures",
                 "calotype.export.quality.evaluate:prove",
                 plan=scratch,
@@ -78,7 +78,7 @@ class Judging:
 
 
 class Tuning:
-    """The search over one plan. `plan` has every component's float32 ONNX as its first artefact."""
+    """The search over one plan. `plan` has every component's float32 ONNX as its first artifact."""
 
     def __init__(self, plan: Plan, recorded: Mapping[str, Path], judging: Judging, progress: Progress) -> None:
         self._plan, self._recorded = plan, recorded
@@ -86,7 +86,7 @@ class Tuning:
         self.table: list[Tried] = []
 
     def run(self, precisions: tuple[str, ...]) -> Plan:
-        """The plan with the chosen artefacts first. `table` says what was tried."""
+        """The plan with the chosen artifacts first. `table` says what was tried."""
         chosen: dict[str, Candidate] = {}
         for name in (n for n in TUNED if n in self._plan.components):
             with self._progress.stage(f"tune {name}"):
@@ -108,7 +108,7 @@ class Tuning:
         while True:
             plan = self._plan
             for name, candidate in chosen.items():
-                plan = _with(plan, name, candidate.artefact)
+                plan = _with(plan, name, candidate.artifact)
             if not chosen:
                 return plan
             loss = self._judging.judge(plan)
@@ -130,14 +130,14 @@ class Tuning:
     def _tried(self, name: str, precision: str) -> list[Candidate]:
         part = self._part(name)
         if not precision.startswith(("int8", "fp8")):
-            artefact = half(part, precision, self._judging.spec.backend)
-            return [self._candidate(name, artefact, Tried(component=name, precision=precision))]
-        return self._quantised(part, precision)
+            artifact = half(part, precision, self._judging.spec.backend)
+            return [self._candidate(name, artifact, Tried(component=name, precision=precision))]
+        return self._quantized(part, precision)
 
     def _part(self, name: str) -> Part:
         return part_of(self._judging.spec, self._plan, name, self._recorded[name], self._progress.step)
 
-    def _quantised(self, part: Part, precision: str) -> list[Candidate]:
+    def _quantized(self, part: Part, precision: str) -> list[Candidate]:
         """The fewest groups left alone that pass, by halving; every trial is a row."""
         dtype = precision.split("+")[0]
         ranges, groups = calibrated(part, dtype, self._judging.spec.backend)
@@ -146,11 +146,11 @@ class Tuning:
         while low < high:
             kept = (low + high) // 2 if found else 0
             nodes = [node for g in groups[:kept] for node in g.nodes]
-            artefact = replace(
-                quantised(part, ranges, nodes, precision, self._judging.spec.backend), precision=precision
+            artifact = replace(
+                quantized(part, ranges, nodes, precision, self._judging.spec.backend), precision=precision
             )
             row = Tried(component=part.name, precision=precision, kept=kept, groups=len(groups))
-            candidate = self._candidate(part.name, artefact, row)
+            candidate = self._candidate(part.name, artifact, row)
             found.append(candidate)
             if candidate.row.passed:
                 high = kept
@@ -158,9 +158,9 @@ class Tuning:
                 low = kept + 1
         return found
 
-    def _candidate(self, name: str, artefact: Artefact, row: Tried) -> Candidate:
+    def _candidate(self, name: str, artifact: Artifact, row: Tried) -> Candidate:
         """Judged and timed; the row goes into the table."""
-        plan = _with(self._plan, name, artefact)
+        plan = _with(self._plan, name, artifact)
         loss = self._judging.judge(plan, decoder_alone=name == "vae_decoder")
         missed = failed(self._judging.spec.max_loss, loss)
         speed = None if missed else self._speed(plan, name)
@@ -169,13 +169,13 @@ class Tuning:
         told = f"psnr {loss['psnr']:.1f} dB" + ("" if speed is None else f", {speed:.2f} times as fast")
         kept = f", {row.kept} of {row.groups} groups kept" if row.groups else ""
         self._progress.note(f"{row.precision}{kept}: {told}{'' if not missed else ': missed'}")
-        return Candidate(row=row, artefact=artefact)
+        return Candidate(row=row, artifact=artifact)
 
     def _speed(self, plan: Plan, name: str) -> float:
         with tempfile.TemporaryDirectory(prefix="calotype-") as one, tempfile.TemporaryDirectory() as two:
             write_plan(plan, Path(one))
             write_plan(self._plan, Path(two))
-            value: dict[str, float] = in_child(
+            value: dict[str, float] = run_in_subprocess(
                 f"timing the {name}",
                 "calotype.export.quality.evaluate:race",
                 plan=one,
@@ -188,18 +188,18 @@ class Tuning:
 
 
 def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: Tell | None = None) -> Part:
-    """What the artefacts of a component are made from: its graph, or its own weights."""
+    """What the artifacts of a component are made from: its graph, or its own weights."""
     component = plan.components[name]
     form = "diffusers" if backends.form_of(spec.backend) == "diffusers" else "onnx"
-    source = next(a for a in component.artefacts if a.form == form)
+    source = next(a for a in component.artifacts if a.form == form)
     engines = engines_for(spec.backend, plan.profile, spec.engine, tell)
     return Part(component=component, traced=source, recording=recording, engines=engines)
 
 
-def _with(plan: Plan, name: str, artefact: Artefact) -> Plan:
-    """The plan with this artefact first for the component, and its others after it."""
+def _with(plan: Plan, name: str, artifact: Artifact) -> Plan:
+    """The plan with this artifact first for the component, and its others after it."""
     component = plan.components[name]
-    return replace(plan, components={**plan.components, name: component.with_artefacts(artefact, *component.artefacts)})
+    return replace(plan, components={**plan.components, name: component.with_artifacts(artifact, *component.artifacts)})
 
 
 def _numbers(loss: Mapping[str, Any]) -> dict[str, float]:

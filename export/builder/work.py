@@ -81,7 +81,7 @@ def _recordings(work: Work, what: str, weights: Mapping[str, float]) -> list[Sta
 
 
 def of_graphs(spec: BuildSpec) -> bool:
-    """Are the backend's artefacts made from traced graphs, or the model's own weights?"""
+    """Are the backend's artifacts made from traced graphs, or the model's own weights?"""
     return backends.form_of(spec.backend) != "diffusers"
 
 

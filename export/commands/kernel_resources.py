@@ -23,7 +23,7 @@ import torch
 
 from calotype.kernels import attention, geglu, group_norm_silu, guided_step, int8_matmul, layer_norm, to_uint8
 from calotype.kernels.launch import Launch
-from calotype.kernels.quantise import Scale
+from calotype.kernels.quantize import Scale
 
 TARGETS = (80, 90, 100, 120)  # compute capabilities: A100, H100 and H200, B200, RTX 50
 _USED = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -73,13 +73,13 @@ def cases() -> Iterator[tuple[str, Launch]]:
 def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
     """The kernels that end in eight bits, and the product that begins with them."""
     for dtype in (torch.int8, torch.float8_e4m3fn):
-        quantised, told = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
+        quantized, told = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
         x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
-        last = group_norm_silu.launches(x, replace(_norm(320), quantised=quantised))[-1]  # moments are moments
+        last = group_norm_silu.launches(x, replace(_norm(320), quantized=quantized))[-1]  # moments are moments
         yield from _named(f"to {told}", [last])
         rows, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
-        yield from _named(f"to {told}", layer_norm.launches(rows, scale, scale, residual=rows, quantised=quantised))
-        yield from _named(f"to {told}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantised=quantised))
+        yield from _named(f"to {told}", layer_norm.launches(rows, scale, scale, residual=rows, quantized=quantized))
+        yield from _named(f"to {told}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantized=quantized))
     weights = int8_matmul.Weights(
         values=_empty(10240, 1280, dtype=torch.int8), scale=_empty(10240), bias=_empty(10240, dtype=half)
     )
@@ -110,10 +110,10 @@ def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.
     shape, rows, columns = (4, 128, 128), calls + 1, 2 * calls + 1
     half = _empty(2 * slots, *shape, dtype=torch.bfloat16)
     network = guided_step.Network(output=half, sample=half, timestep=_empty(2 * slots))
-    original = guided_step.Original(
+    original = guided_step.SourceLatents(
         latents=_empty(slots, *shape),
         clean=_empty(slots, rows, dtype=torch.float64),
-        repaint=_empty(slots, *shape[1:], dtype=torch.uint8),
+        inpaint_mask=_empty(slots, *shape[1:], dtype=torch.uint8),
         kept=_empty(slots, rows, 2, dtype=torch.float64),
     )
     return network, guided_step.Slots(

@@ -55,7 +55,7 @@ def score(pipe: Any, captions: list[str], *, batch: int = 8, **arguments: Any) -
         for picture, words in zip(made, some, strict=True):
             verdict = judge(np.asarray(picture), words)
             right += verdict.right
-            wrong.update(name for name in ("background", "count", "colours", "shapes") if not getattr(verdict, name))
+            wrong.update(name for name in ("background", "count", "colors", "shapes") if not getattr(verdict, name))
             wrong.update(name for name in ("sizes", "relation") if getattr(verdict, name) is False)
     return Score(right=right, total=len(captions), wrong=wrong)
 

@@ -27,7 +27,7 @@ VAE: dict[str, Any] = {
     "block_out_channels": (16, 32, 64, 128),
     "layers_per_block": 1,
     "latent_channels": 4,
-    "norm_num_groups": 2,  # few: a flat picture in a group of two channels keeps no more than a sign of its colour
+    "norm_num_groups": 2,  # few: a flat picture in a group of two channels keeps no more than a sign of its color
     "sample_size": 128,
     "mid_block_add_attention": False,
 }

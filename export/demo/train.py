@@ -75,7 +75,7 @@ def learning_rate(stage: Stage, step: int) -> float:
 
 
 class Run:
-    """One stage under way: the network, its moving average, its optimiser, and where they are kept."""
+    """One stage under way: the network, its moving average, its optimizer, and where they are kept."""
 
     def __init__(self, stage: Stage, model: Any, shop: Workshop) -> None:
         self.stage = stage

@@ -35,12 +35,12 @@ STEPS, BATCH, LR = 450, 12, 2e-3
 def render(scene: scenes.Scene) -> NDArray[np.uint8]:
     """The scene with its things hollow: the background shows through.  # [SIZE, SIZE, 3]"""
     canvas = np.empty((scenes.SIZE, scenes.SIZE, 3))
-    canvas[:] = scenes.COLOURS[scene.background]
+    canvas[:] = scenes.COLORS[scene.background]
     for thing in scene.things:
         inner = scenes.coverage(replace(thing, radius=thing.radius * HOLLOW))
         # A ring is hollow as it is: a smaller one lies in its hole.
         alpha = np.clip(scenes.coverage(thing) - inner, 0, 1)[..., None]
-        canvas = canvas * (1 - alpha) + np.asarray(scenes.COLOURS[thing.colour]) * alpha
+        canvas = canvas * (1 - alpha) + np.asarray(scenes.COLORS[thing.color]) * alpha
     return np.rint(canvas).astype(np.uint8)
 
 

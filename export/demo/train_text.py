@@ -3,7 +3,7 @@
 A caption is some fifteen tokens of seventy-seven; the rest is padding, and padding tokens see the whole caption.
 Each is taught to tell one part of the scene (the first thing, the second, the background, in turn, by linear
 heads that are thrown away afterwards). So the U-Net finds the parts of the scene in separate keys and values
-from its first step, and learns colours hours sooner than with an encoder learned beside it.
+from its first step, and learns colors hours sooner than with an encoder learned beside it.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from ..judge import scenes
 from . import networks
 
 PARTS = 3  # padding token i tells part i % PARTS: the first thing, the second, the background
-_COLOURS = [*scenes.COLOURS, "absent"]
+_COLORS = [*scenes.COLORS, "absent"]
 _SHAPES = [*scenes.SHAPES, "absent"]
 _SIZES = [None, "small", "large", "absent"]
 _PLACES = ["middle", "left", "top", "right", "bottom", "absent", "everywhere"]
-FACTS = (len(_COLOURS), len(_SHAPES), len(_SIZES), len(_PLACES))  # classes of each fact told of a part
+FACTS = (len(_COLORS), len(_SHAPES), len(_SIZES), len(_PLACES))  # classes of each fact told of a part
 
 _PLACE_OF = {None: ("middle", "absent"), "left of": ("left", "right"), "above": ("top", "bottom")}
 
@@ -34,11 +34,11 @@ def facts(scene: scenes.Scene) -> np.ndarray:
     for i, place in enumerate(_PLACE_OF[scene.relation]):
         if i < len(scene.things):
             t = scene.things[i]
-            rows.append((t.colour, t.shape, t.size, place))
+            rows.append((t.color, t.shape, t.size, place))
         else:
             rows.append(("absent", "absent", "absent", "absent"))
     rows.append((scene.background, "absent", "absent", "everywhere"))
-    tables: tuple[list[Any], ...] = (_COLOURS, _SHAPES, _SIZES, _PLACES)
+    tables: tuple[list[Any], ...] = (_COLORS, _SHAPES, _SIZES, _PLACES)
     return np.array([[table.index(fact) for table, fact in zip(tables, row, strict=True)] for row in rows])
 
 

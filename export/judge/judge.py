@@ -1,7 +1,7 @@
 """Does a picture show what its caption says? A judge by rule, without learning, for pictures of `scenes`.
 
 `parse` reads the caption, `sight.look` the picture, and `compare` holds one against the other. Each matter gets its
-own verdict, so that a model that cannot count is told apart from one that mixes up colours. Knows the grammar of the
+own verdict, so that a model that cannot count is told apart from one that mixes up colors. Knows the grammar of the
 captions; knows nothing of pixels.
 """
 
@@ -30,12 +30,12 @@ class AskedThing:
     """One thing of a caption. `size` is None where the caption does not say."""
 
     size: scenes.SizeWord | None
-    colour: str
+    color: str
     shape: str
 
     @property
     def words(self) -> str:
-        return scenes.article(" ".join(w for w in (self.size, self.colour, self.shape) if w))
+        return scenes.article(" ".join(w for w in (self.size, self.color, self.shape) if w))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,7 +61,7 @@ class Verdict:
 
     background: bool
     count: bool
-    colours: bool
+    colors: bool
     shapes: bool
     sizes: bool | None
     relation: bool | None
@@ -73,9 +73,9 @@ class Verdict:
 
 
 def _pattern() -> re.Pattern[str]:
-    colour, shape = "|".join(scenes.COLOURS), "|".join(scenes.SHAPES)
-    thing = rf"an? (?:(small|large) )?({colour}) ({shape})"
-    return re.compile(rf"{thing}(?: ({'|'.join(scenes.RELATIONS)}) {thing})? on an? ({colour}) background")
+    color, shape = "|".join(scenes.COLORS), "|".join(scenes.SHAPES)
+    thing = rf"an? (?:(small|large) )?({color}) ({shape})"
+    return re.compile(rf"{thing}(?: ({'|'.join(scenes.RELATIONS)}) {thing})? on an? ({color}) background")
 
 
 _CAPTION = _pattern()
@@ -94,14 +94,14 @@ def parse(caption: str) -> Asked:
     )
     if asked.caption != caption:
         raise ValueError(f'"{caption}" has a wrong article. It should read: "{asked.caption}".')
-    if any(t.colour == asked.background for t in asked.things):
-        raise ValueError(f'"{caption}" asks for a thing that has the colour of its background.')
+    if any(t.color == asked.background for t in asked.things):
+        raise ValueError(f'"{caption}" asks for a thing that has the color of its background.')
     return asked
 
 
 def _asked_thing(words: tuple[str | None, ...]) -> AskedThing:
-    size, colour, shape = words
-    return AskedThing(size=cast("scenes.SizeWord | None", size), colour=str(colour), shape=str(shape))
+    size, color, shape = words
+    return AskedThing(size=cast("scenes.SizeWord | None", size), color=str(color), shape=str(shape))
 
 
 def judge(pixels: NDArray[np.uint8], caption: str) -> Verdict:
@@ -118,7 +118,7 @@ def compare(seen: Seen, asked: Asked) -> Verdict:
         return Verdict(
             background=background,
             count=False,
-            colours=False,
+            colors=False,
             shapes=False,
             sizes=False if named else None,
             relation=False if related else None,
@@ -129,7 +129,7 @@ def compare(seen: Seen, asked: Asked) -> Verdict:
     return Verdict(
         background=background,
         count=True,
-        colours=all(s.colour == a.colour for s, a in pairs),
+        colors=all(s.color == a.color for s, a in pairs),
         shapes=all(s.shape == a.shape for s, a in pairs),
         sizes=all(_size_fits(s, a, len(pairs)) for s, a in pairs) if named else None,
         relation=_related(things, asked.relation) if related else None,
@@ -140,7 +140,7 @@ def compare(seen: Seen, asked: Asked) -> Verdict:
 def _agreement(order: tuple[SeenThing, ...], asked: Asked) -> tuple[int, bool]:
     """How well the things, in this order, are those asked for; the relation decides only between equals."""
     pairs = list(zip(order, asked.things, strict=True))
-    matches = sum((s.colour == a.colour) + (s.shape == a.shape) + _size_fits(s, a, len(pairs)) for s, a in pairs)
+    matches = sum((s.color == a.color) + (s.shape == a.shape) + _size_fits(s, a, len(pairs)) for s, a in pairs)
     return matches, _related(order, asked.relation)
 
 
@@ -169,8 +169,8 @@ def _reasons(seen: Seen, things: tuple[SeenThing, ...], asked: Asked) -> Iterato
     names = ("the thing",) if len(things) == 1 else ("the first thing", "the second thing")
     triples = list(zip(names, things, asked.things, strict=True))
     for name, s, a in triples:
-        if s.colour != a.colour:
-            yield f"{name} is {s.colour}, not {a.colour}" if s.colour else f"{name} has no clear colour ({a.colour})"
+        if s.color != a.color:
+            yield f"{name} is {s.color}, not {a.color}" if s.color else f"{name} has no clear color ({a.color})"
     for name, s, a in triples:
         if s.shape != a.shape:
             looks = f"looks like {scenes.article(s.shape)}, not" if s.shape else "does not look like"

@@ -2,7 +2,7 @@
 
 Mask and template are brought to the same area and centroid, so that place and size drop out. The templates come as
 drawn and as generators draw them: with worn corners and soft edges, a little larger, smaller or shifted. Knows nothing
-of colours.
+of colors.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from . import scenes
 SHAPE_FIT, RING_FIT = 0.95, 0.9  # the least overlap at which a mask has a shape at all; a ring is thin, and loses more
 SHAPE_LEAD = 0.004  # over the next shape; below it the mask could be either
 
-GRID, REACH = 32, 1.1  # a normalised mask: cells a side, and how far it is kept, in square roots of its area
+GRID, REACH = 32, 1.1  # a normalized mask: cells a side, and how far it is kept, in square roots of its area
 SOFTNESS = 0.7  # blur of a seen mask, in cells, so that half a cell's shift costs little
 
 # How the templates vary. The first of each is the shape as drawn.
@@ -40,7 +40,7 @@ def fits(mask: Array) -> dict[str, float]:
     For hard masks that is intersection over union; for soft ones it also sees *how* soft each edge is, which tells a
     blurred star from a circle where a sum of minima does not.
     """
-    seen = ndimage.gaussian_filter(_normalised(mask, (0, 0), 1), SOFTNESS).astype(np.float32).ravel()
+    seen = ndimage.gaussian_filter(_normalized(mask, (0, 0), 1), SOFTNESS).astype(np.float32).ravel()
     bank, squares = _templates()
     both = bank @ seen
     best = (both / (squares + seen @ seen - both)).max(axis=1)
@@ -61,12 +61,12 @@ def unit_area(shape: str) -> float:
 
 
 def centroid(mask: Array) -> tuple[float, float]:
-    """The centre of mass (x, y) in pixels, 0 being the middle of the first.  # [h, w]"""
+    """The center of mass (x, y) in pixels, 0 being the middle of the first.  # [h, w]"""
     down, across = mask.sum(axis=1), mask.sum(axis=0)
     return float(across @ np.arange(across.size) / across.sum()), float(down @ np.arange(down.size) / down.sum())
 
 
-def _normalised(mask: Array, shift: tuple[float, float], scale: float) -> Array:
+def _normalized(mask: Array, shift: tuple[float, float], scale: float) -> Array:
     """A mask resampled to the area `scale` squared, its centroid `shift` from the middle.  # [h, w] -> [GRID, GRID]"""
     root = np.sqrt(mask.sum())
     x, y = centroid(mask)
@@ -78,7 +78,7 @@ def _normalised(mask: Array, shift: tuple[float, float], scale: float) -> Array:
 @cache
 def _drawn(shape: str) -> Array:
     middle = scenes.SIZE / 2
-    thing = scenes.Thing(colour="black", shape=shape, size=None, x=middle, y=middle, radius=_UNIT_RADIUS)
+    thing = scenes.Thing(color="black", shape=shape, size=None, x=middle, y=middle, radius=_UNIT_RADIUS)
     return np.asarray(scenes.coverage(thing))
 
 
@@ -93,7 +93,7 @@ def _templates() -> tuple[Floats, Floats]:
     """All templates of each shape, and their squares.  # [S, T, GRID * GRID], [S, T]"""
     bank = [
         [
-            ndimage.gaussian_filter(_normalised(worn, shift, scale), softness).ravel()
+            ndimage.gaussian_filter(_normalized(worn, shift, scale), softness).ravel()
             for worn in [_worn(_drawn(shape), corner) for corner in CORNERS]
             for shift, scale, softness in product(SHIFTS, SCALES, TEMPLATE_SOFTNESS)
         ]

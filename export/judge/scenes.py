@@ -1,4 +1,4 @@
-"""Scenes drawn by code: one or two coloured shapes on a plain background, with the caption that says so.
+"""Scenes drawn by code: one or two colored shapes on a plain background, with the caption that says so.
 
 A scene is data (`Scene`); `render` turns it into pixels and `caption` into words. Everything is a function of
 the seed. Shapes are half-plane and disc formulas on a supersampled grid, so that edges are antialiased.
@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 SIZE = 128  # pixels a side
 SUPERSAMPLE = 4
 
-COLOURS: dict[str, tuple[int, int, int]] = {
+COLORS: dict[str, tuple[int, int, int]] = {
     "red": (220, 30, 35),
     "green": (30, 150, 50),
     "blue": (35, 60, 215),
@@ -49,7 +49,7 @@ Bool = NDArray[np.bool_]
 class Thing:
     """One shape: its words (`size` None where the caption does not say) and where it stands, in pixels."""
 
-    colour: str
+    color: str
     shape: str
     size: SizeWord | None
     x: float
@@ -58,7 +58,7 @@ class Thing:
 
     @property
     def words(self) -> str:
-        return " ".join(w for w in (self.size, self.colour, self.shape) if w)
+        return " ".join(w for w in (self.size, self.color, self.shape) if w)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -135,10 +135,10 @@ def _subpixels(low: int, high: int) -> Array:
 def render(scene: Scene) -> NDArray[np.uint8]:
     """The scene's pixels.  # [SIZE, SIZE, 3] uint8"""
     canvas = np.empty((SIZE, SIZE, 3))
-    canvas[:] = COLOURS[scene.background]
+    canvas[:] = COLORS[scene.background]
     for thing in scene.things:
         alpha = coverage(thing)[..., None]
-        canvas = canvas * (1 - alpha) + np.asarray(COLOURS[thing.colour], dtype=np.float64) * alpha
+        canvas = canvas * (1 - alpha) + np.asarray(COLORS[thing.color], dtype=np.float64) * alpha
     return np.rint(canvas).astype(np.uint8)
 
 
@@ -152,12 +152,12 @@ def caption(scene: Scene) -> str:
     return f"{things} on {article(scene.background)} background"
 
 
-def _draw_thing(rng: np.random.Generator, count: int, colours: list[str], place: tuple[float, float]) -> Thing:
+def _draw_thing(rng: np.random.Generator, count: int, colors: list[str], place: tuple[float, float]) -> Thing:
     size: SizeWord | None = (None, "small", "large")[rng.choice(3, p=_size_odds(count))]
     radius = float(rng.uniform(*RADII[count][size]))
     jitter = rng.uniform(-1, 1, 2) * _slack(count, radius)
     return Thing(
-        colour=str(rng.choice(colours)),
+        color=str(rng.choice(colors)),
         shape=str(rng.choice(SHAPES)),
         size=size,
         x=place[0] + float(jitter[0]),
@@ -171,7 +171,7 @@ def _size_odds(count: int) -> list[float]:
 
 
 def _slack(count: int, radius: float) -> float:
-    """How far a thing may stand from its place, in pixels: inside the picture, off its neighbour's ground."""
+    """How far a thing may stand from its place, in pixels: inside the picture, off its neighbor's ground."""
     return min(18.0, SIZE / 2 - 4 - radius) if count == 1 else max(0.5, 29.5 - radius) * 0.8
 
 
@@ -193,7 +193,7 @@ def draw_scene(seed: int, count: int | None = None, held_out: bool | None = None
 
 
 def _draw(rng: np.random.Generator, n: int) -> Scene:
-    names = list(COLOURS)
+    names = list(COLORS)
     background = str(rng.choice(names))
     others = [c for c in names if c != background]
     middle = SIZE / 2

@@ -1,7 +1,7 @@
-"""What a picture shows: its background, and the colour, shape, place and radius of each thing on it.
+"""What a picture shows: its background, and the color, shape, place and radius of each thing on it.
 
-Nothing here is learned. A pixel belongs to a thing when it is nearer to a colour of a thing than to the background;
-connected pixels are one thing; its colour is the median of its core, its shape what `likeness` makes of it. Made for
+Nothing here is learned. A pixel belongs to a thing when it is nearer to a color of a thing than to the background;
+connected pixels are one thing; its color is the median of its core, its shape what `likeness` makes of it. Made for
 generated pictures: soft edges, tints, noise and specks are expected. Knows nothing of captions.
 """
 
@@ -15,17 +15,17 @@ from scipy import ndimage
 
 from . import likeness, scenes
 
-COLOUR_REACH = 0.15  # Oklab; a colour farther than this from every name has none (the nearest two names are 0.18 apart)
-PLAIN_SHARE = 0.9  # of the frame must have the background's colour
-PURE_SHARE = 0.8  # of a thing must have the thing's colour
-MIXED = 60.0  # sRGB steps; farther than this from every mixture of thing and background is another colour
+COLOR_REACH = 0.15  # Oklab; a color farther than this from every name has none (the nearest two names are 0.18 apart)
+PLAIN_SHARE = 0.9  # of the frame must have the background's color
+PURE_SHARE = 0.8  # of a thing must have the thing's color
+MIXED = 60.0  # sRGB steps; farther than this from every mixture of thing and background is another color
 HOLE_SHARE = 0.08  # of a thing's filled area: a ring has more hole than this (34 % as drawn), all other shapes less
 
 # In pixels.
 FRAME = 3  # the border that no thing reaches
 SPECK = 25  # the area of a core; what has less is dirt, not a thing
 EDGE = 6  # how far around a thing its blurred edge is looked for
-DEPTH = 4.0  # from here inwards, a thing's colour is free of its edge
+DEPTH = 4.0  # from here inwards, a thing's color is free of its edge
 
 Array = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -35,9 +35,9 @@ Labels = NDArray[np.intp]
 
 @dataclass(frozen=True, kw_only=True)
 class SeenThing:
-    """One thing as it looks. `colour` or `shape` is None where it is no clear one; place and radius are in pixels."""
+    """One thing as it looks. `color` or `shape` is None where it is no clear one; place and radius are in pixels."""
 
-    colour: str | None
+    color: str | None
     shape: str | None
     x: float
     y: float
@@ -47,7 +47,7 @@ class SeenThing:
 
 @dataclass(frozen=True, kw_only=True)
 class Seen:
-    """All that is on a picture. `background` is None where it is not plain or of no named colour."""
+    """All that is on a picture. `background` is None where it is not plain or of no named color."""
 
     background: str | None
     things: tuple[SeenThing, ...]
@@ -57,9 +57,9 @@ class Seen:
 class _Part:
     """A picture, or the part of it around one thing."""
 
-    ground: Pixels  # [3], the background's colour
+    ground: Pixels  # [3], the background's color
     pixels: Pixels  # [h, w, 3]
-    labels: Labels  # [h, w], 1 + the nearest named colour, 0 where the background is nearer
+    labels: Labels  # [h, w], 1 + the nearest named color, 0 where the background is nearer
     numbers: Labels  # [h, w], which connected region a pixel belongs to, 0 is the background
 
 
@@ -75,7 +75,7 @@ def look(pixels: Pixels) -> Seen:
     return Seen(background=background, things=tuple(_thing(whole, n, windows[n - 1]) for n in _things(numbers)))
 
 
-# ----------------------------------------------------------------------------------------------------------- colours
+# ----------------------------------------------------------------------------------------------------------- colors
 
 
 def oklab(rgb: Pixels) -> Array:
@@ -99,38 +99,38 @@ _LMS_TO_OKLAB = np.array(
         [0.0259040371, 0.7827717662, -0.8086757660],
     ]
 )
-_NAMES = tuple(scenes.COLOURS)
-_PALETTE = np.array(list(scenes.COLOURS.values()), dtype=np.uint8)  # [10, 3]
+_NAMES = tuple(scenes.COLORS)
+_PALETTE = np.array(list(scenes.COLORS.values()), dtype=np.uint8)  # [10, 3]
 _PALETTE_LAB = oklab(_PALETTE)
 
 
-def _nearest(points: Array, centres: Array) -> Labels:
-    """For each point the nearest centre.  # [..., 3], [N, 3] -> [...]"""
-    return np.asarray(((centres**2).sum(axis=1) - 2 * points @ centres.T).argmin(axis=-1))
+def _nearest(points: Array, centers: Array) -> Labels:
+    """For each point the nearest center.  # [..., 3], [N, 3] -> [...]"""
+    return np.asarray(((centers**2).sum(axis=1) - 2 * points @ centers.T).argmin(axis=-1))
 
 
-def _name(colour: Pixels) -> str | None:
-    away = np.linalg.norm(_PALETTE_LAB - oklab(colour), axis=1)
+def _name(color: Pixels) -> str | None:
+    away = np.linalg.norm(_PALETTE_LAB - oklab(color), axis=1)
     best = int(away.argmin())
-    return _NAMES[best] if away[best] <= COLOUR_REACH else None
+    return _NAMES[best] if away[best] <= COLOR_REACH else None
 
 
-def _median(colours: Pixels) -> Pixels:
-    return np.asarray(np.median(colours, axis=0)).astype(np.uint8)
+def _median(colors: Pixels) -> Pixels:
+    return np.asarray(np.median(colors, axis=0)).astype(np.uint8)
 
 
 def _ground(pixels: Pixels) -> tuple[Pixels, str | None]:
-    """The background's colour, which is the frame's, and its name.  # [H, W, 3] -> [3]"""
+    """The background's color, which is the frame's, and its name.  # [H, W, 3] -> [3]"""
     outside = np.ones(pixels.shape[:2], dtype=bool)
     outside[FRAME:-FRAME, FRAME:-FRAME] = False
     frame = pixels[outside]
     ground = _median(frame)
-    plain = np.linalg.norm(oklab(frame) - oklab(ground), axis=-1) <= COLOUR_REACH
+    plain = np.linalg.norm(oklab(frame) - oklab(ground), axis=-1) <= COLOR_REACH
     return ground, _name(ground) if plain.mean() >= PLAIN_SHARE else None
 
 
 def _labels(pixels: Pixels, ground: Pixels) -> Labels:
-    """For each pixel 1 + the nearest named colour, 0 where the background is nearer.  # [H, W]"""
+    """For each pixel 1 + the nearest named color, 0 where the background is nearer.  # [H, W]"""
     lab, palette = oklab(ground), _PALETTE_LAB.copy()
     own = _nearest(lab, palette)
     palette[own] = lab  # a tinted background is still the background
@@ -146,15 +146,15 @@ def _core(mask: Bool) -> Bool:
 
 
 def _foreground(pixels: Pixels, ground: Pixels, labels: Labels) -> Bool:
-    """Where the things are: nearer to the colour of a thing than to the background.  # [H, W]
+    """Where the things are: nearer to the color of a thing than to the background.  # [H, W]
 
-    Only colours with a core count: along an edge, red and white mix to a band of pink. Mixing is linear in sRGB, so
+    Only colors with a core count: along an edge, red and white mix to a band of pink. Mixing is linear in sRGB, so
     this distance is too, and the line falls half-way even where two things nearly touch.
     """
     often = 1 + np.flatnonzero(np.bincount(labels.ravel(), minlength=1 + len(_NAMES))[1:] >= SPECK)
     present = [i - 1 for i in often if _core(labels == i).sum() >= SPECK]
-    centres = np.vstack([ground, _PALETTE[present]]).astype(np.float64)
-    return np.asarray(_nearest(pixels.astype(np.float64), centres) > 0)
+    centers = np.vstack([ground, _PALETTE[present]]).astype(np.float64)
+    return np.asarray(_nearest(pixels.astype(np.float64), centers) > 0)
 
 
 def _things(numbers: Labels) -> list[int]:
@@ -167,12 +167,12 @@ def _thing(whole: _Part, number: int, window: tuple[slice, slice]) -> SeenThing:
     top, left = (max(0, w.start - EDGE) for w in window)
     cut = (slice(top, window[0].stop + EDGE), slice(left, window[1].stop + EDGE))
     part = _Part(ground=whole.ground, pixels=whole.pixels[cut], labels=whole.labels[cut], numbers=whole.numbers[cut])
-    colour, amount = _colour(part, number)
+    color, amount = _color(part, number)
     x, y = likeness.centroid(amount)
     fits = likeness.fits(amount)
     best, clear = max(fits, key=lambda s: fits[s]), likeness.clear_winner(fits)
     return SeenThing(
-        colour=colour,
+        color=color,
         shape=clear if _has_hole(part.numbers == number) == (clear == "ring") else None,
         x=left + x + 0.5,
         y=top + y + 0.5,
@@ -181,8 +181,8 @@ def _thing(whole: _Part, number: int, window: tuple[slice, slice]) -> SeenThing:
     )
 
 
-def _colour(part: _Part, number: int) -> tuple[str | None, Array]:
-    """A thing's colour, None where it has several, and how much of it is in each pixel, in [0, 1].  # [h, w]
+def _color(part: _Part, number: int) -> tuple[str | None, Array]:
+    """A thing's color, None where it has several, and how much of it is in each pixel, in [0, 1].  # [h, w]
 
     These amounts add up to the thing's area, however soft its edge is.
     """
@@ -191,13 +191,13 @@ def _colour(part: _Part, number: int) -> tuple[str | None, Array]:
     counts = np.bincount(part.labels[core], minlength=2)[1:]
     if counts.max() < PURE_SHARE * core.sum():
         return None, mask.astype(np.float64)
-    ground, colour = part.ground.astype(np.float64), _median(part.pixels[core])
-    line, offset = colour - ground, part.pixels - ground
+    ground, color = part.ground.astype(np.float64), _median(part.pixels[core])
+    line, offset = color - ground, part.pixels - ground
     amount = np.clip(offset @ line / (line @ line), 0, 1)
     mixture = np.linalg.norm(offset - amount[..., None] * line, axis=-1) <= MIXED
     others = ndimage.binary_dilation((part.numbers > 0) & ~mask, iterations=EDGE // 2)
     near = ndimage.binary_dilation(mask, iterations=EDGE) & ~others
-    return _name(colour) if mixture[mask].mean() >= PURE_SHARE else None, amount * near
+    return _name(color) if mixture[mask].mean() >= PURE_SHARE else None, amount * near
 
 
 def _innermost(mask: Bool) -> Bool:

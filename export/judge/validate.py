@@ -28,7 +28,7 @@ Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
 
 GENERATED: Range = (1.0, 1.5)  # pixels: the blur of a picture from a small autoencoder, or somewhat more
-KINDS = ("size", "colour", "shape", "background", "relation")
+KINDS = ("size", "color", "shape", "background", "relation")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,18 +63,18 @@ def _through_jpeg(pixels: Pixels, quality: int) -> Pixels:
 def wrong_captions(scene: scenes.Scene) -> Iterator[tuple[str, str]]:
     """Every caption that one changed word makes false, with the kind of the word."""
     things = scene.things
-    used = {scene.background, *(t.colour for t in things)}
+    used = {scene.background, *(t.color for t in things)}
     for i, thing in enumerate(things):
-        colours = [c for c in scenes.COLOURS if c not in (thing.colour, scene.background)]
-        changed = [("colour", replace(thing, colour=c)) for c in colours]
+        colors = [c for c in scenes.COLORS if c not in (thing.color, scene.background)]
+        changed = [("color", replace(thing, color=c)) for c in colors]
         changed += [("shape", replace(thing, shape=s)) for s in scenes.SHAPES if s != thing.shape]
         if thing.size is not None:
             changed.append(("size", replace(thing, size="small" if thing.size == "large" else "large")))
         for kind, other in changed:
             yield kind, scenes.caption(replace(scene, things=(*things[:i], other, *things[i + 1 :])))
-    for colour in scenes.COLOURS:
-        if colour not in used:
-            yield "background", scenes.caption(replace(scene, background=colour))
+    for color in scenes.COLORS:
+        if color not in used:
+            yield "background", scenes.caption(replace(scene, background=color))
     if scene.relation is not None:
         other_way = "above" if scene.relation == "left of" else "left of"
         yield "relation", scenes.caption(scene).replace(scene.relation, other_way)

@@ -54,7 +54,7 @@ class Pictures:
         return {**told, **sizes, **outlines, **masked}
 
     def _masked(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-        """Boxes of flat colours, and a box to be painted over.  # uint8 [H, W, 3], bool [H, W]"""
+        """Boxes of flat colors, and a box to be painted over.  # uint8 [H, W, 3], bool [H, W]"""
         rng = np.random.default_rng([self.first_seed + i, 2**16])
         drawn = np.full((self.height, self.width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
         for _ in range(4):
@@ -130,15 +130,15 @@ class _Tape:
             self.calls.append(Call(inputs=given, outputs={}))
             raise _Enough
         if self._runner is None:
-            artefact = self._component.artefact("diffusers")
-            assert artefact is not None  # the plan of a source has the reference of every component
-            self._runner = open_runner(self._component, artefact)
+            artifact = self._component.artifact("diffusers")
+            assert artifact is not None  # the plan of a source has the reference of every component
+            self._runner = open_runner(self._component, artifact)
         outputs = self._runner(given)
         self.calls.append(Call(inputs=given, outputs=outputs))
         return dict(outputs)
 
     def tried(self, run: Any, inputs: Callable[[], Arrays]) -> Arrays:
-        """As `Opened.tried`: a series of calls is recorded by what each of them is given."""
+        """As `LoadedComponent.tried`: a series of calls is recorded by what each of them is given."""
         return self(**inputs())
 
 
@@ -199,9 +199,9 @@ def _until_enough(pipe: Pipeline, arguments: Mapping[str, Any]) -> Iterator[None
 
 def _record_one(component: PlannedComponent, pending: Path) -> list[Call]:
     """The decoder on the latents that the runs ended with; the encoder on the pixels that the decoder made of them."""
-    artefact = component.artefact("diffusers")
-    assert artefact is not None
-    runner = open_runner(component, artefact)
+    artifact = component.artifact("diffusers")
+    assert artifact is not None
+    runner = open_runner(component, artifact)
     calls = []
     for call in read_calls(pending):
         given = call.inputs if component.name == "vae_decoder" else {"sample": call.outputs["sample"].clip(-1, 1)}

@@ -18,7 +18,7 @@ from calotype.plan.plan import Plan, write_plan
 from calotype.text.tokenizer import tokenizer_files
 
 from ..sources.source import Source
-from ..steps.subprocess_task import in_child
+from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
 from ..store.store import fetch, key_of
 from .capture import Pictures, groups
@@ -67,7 +67,7 @@ def _recorded(key: str, plan: Plan, names: tuple[str, ...], earlier: Mapping[str
     def make(folder: Path) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             write_plan(plan, Path(scratch))
-            done = in_child(
+            done = run_in_subprocess(
                 f"recording the {', '.join(names)}",
                 "calotype.export.onnx.capture:record",
                 plan=scratch,

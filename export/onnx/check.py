@@ -1,7 +1,7 @@
-"""Is an artefact the network it was made from? Held against recorded answers of the eager float32 module before use.
+"""Is an artifact the network it was made from? Held against recorded answers of the eager float32 module before use.
 
 The reference comes from `trace` (sizes it was not traced at) or from `record` (what real runs give it). Imports no
-torch: the module and the artefact need not be in memory together.
+torch: the module and the artifact need not be in memory together.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from calotype.backends import choose, open_component
 from calotype.errors import BackendError, CalotypeError, CheckError
 from calotype.plan.family import Component
-from calotype.plan.plan import Artefact, PlannedComponent, read_plan
+from calotype.plan.plan import Artifact, PlannedComponent, read_plan
 
 from .capture import Call, evenly, read_calls
 
-TOLERANCE = 1e-4  # of the largest value of each output, where the artefact computes in float32
+TOLERANCE = 1e-4  # of the largest value of each output, where the artifact computes in float32
 KEPT_CALLS = 8  # of a recording are enough: each is a whole run of the network
 
 
@@ -68,9 +68,9 @@ def check_other(
 
 
 def _planned(component: Component, path: str) -> PlannedComponent:
-    artifact = Artefact(form="onnx", path=Path(path), precision="fp32", check={})
+    artifact = Artifact(form="onnx", path=Path(path), precision="fp32", check={})
     return PlannedComponent(
-        name=component.name, inputs=component.inputs, outputs=component.outputs, artefacts=(artifact,), refused={}
+        name=component.name, inputs=component.inputs, outputs=component.outputs, artifacts=(artifact,), refused={}
     )
 
 

@@ -22,7 +22,7 @@ _WHOLE = (ir.DataType.INT32, ir.DataType.INT64)
 
 
 def open_graph(source: Path) -> ir.Model:
-    """The graph, every tensor typed, its Constant nodes turned into initialisers.
+    """The graph, every tensor typed, its Constant nodes turned into initializers.
 
     Raises `SourceError` for what cannot be read, and for graphs with subgraphs or functions: no export of ours has any.
     """
@@ -53,7 +53,7 @@ def label(node: ir.Node) -> str:
 
 
 def tensors(model: ir.Model) -> list[ir.Value]:
-    """Every named tensor of the graph: inputs, initialisers, and what nodes compute."""
+    """Every named tensor of the graph: inputs, initializers, and what nodes compute."""
     computed = (v for n in model.graph for v in n.outputs if v.name)
     return list(dict.fromkeys([*model.graph.inputs, *model.graph.initializers.values(), *computed]))
 
@@ -65,7 +65,7 @@ def save_graph(model: ir.Model, out: Path, *, inline_bytes: int | None = None) -
     them in another file.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    passes.RemoveUnusedNodesPass()(model)  # and the initialisers that nothing reads any more
+    passes.RemoveUnusedNodesPass()(model)  # and the initializers that nothing reads any more
     most = INLINE_BYTES if inline_bytes is None else inline_bytes
     held = [(v, v.const_value) for v in model.graph.initializers.values() if v.const_value is not None]
     outside = [(v, tensor) for v, tensor in held if tensor.nbytes > most and not _read_by_inference(v)]

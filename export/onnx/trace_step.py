@@ -10,11 +10,11 @@ from typing import Any
 from calotype.backends import unavailable
 from calotype.errors import BuildError
 from calotype.plan.family import Component
-from calotype.plan.plan import Artefact
+from calotype.plan.plan import Artifact
 from calotype.plan.profile import Profile
 
 from ..sources.source import Source
-from ..steps.subprocess_task import in_child
+from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
 from ..store.store import fetch, key_of
 from . import check
@@ -34,7 +34,7 @@ def trace_key(component: Component, source: Source) -> str:
     )
 
 
-def traced(component: Component, source: Source, profile: Profile) -> Artefact:
+def traced(component: Component, source: Source, profile: Profile) -> Artifact:
     """The component's float32 ONNX. Raises `CheckError` where it cannot be traced, or is not what eager computes."""
     weights = source.weights_folder(component.name)
 
@@ -43,13 +43,13 @@ def traced(component: Component, source: Source, profile: Profile) -> Artefact:
 
     label = {"component": component.name, "kind": "trace", "precision": "fp32", "model": source.model}
     folder, notes = fetch(trace_key(component, source), make, label=label)
-    return Artefact(form="onnx", path=folder / "model.onnx", precision="fp32", check=notes)
+    return Artifact(form="onnx", path=folder / "model.onnx", precision="fp32", check=notes)
 
 
 def _trace_and_check(component: Component, weights: Path, profile: Profile, folder: Path) -> Mapping[str, Any]:
     began, reference = time.monotonic(), folder / "reference.npz"
     sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2)]
-    tracing = in_child(
+    tracing = run_in_subprocess(
         f"tracing the {component.name}",
         "calotype.export.onnx.trace:trace_component",
         component=component.to_json(),
@@ -64,7 +64,9 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
         "reference": str(reference),
         "tolerance": check.TOLERANCE,
     }
-    checking = in_child(f"checking the {component.name}", "calotype.export.onnx.check:check_traced", **arguments)
+    checking = run_in_subprocess(
+        f"checking the {component.name}", "calotype.export.onnx.check:check_traced", **arguments
+    )
     others = {}
     if unavailable("openvino") is None:
         others["openvino"] = _check_other(component.name, "openvino", arguments)
@@ -82,7 +84,7 @@ def _check_other(name: str, backend: str, arguments: Mapping[str, Any]) -> Mappi
     """In a process of its own: a backend that ends it is refused, by name as well, and no other backend is."""
     try:
         what = f"checking the {name} on {backend}"
-        figures: Mapping[str, Any] = in_child(
+        figures: Mapping[str, Any] = run_in_subprocess(
             what, "calotype.export.onnx.check:check_other", backend=backend, **arguments
         ).value
         return figures

@@ -65,7 +65,7 @@ def observe(
 def open_session(model: ir.Model, folder: Path) -> Any:
     """ONNX Runtime on a graph that is in memory, with the external data of `folder`.
 
-    Quantised tensors are computed as the graph says, in floating point: what it gives, not how fast some kernel is.
+    Quantized tensors are computed as the graph says, in floating point: what it gives, not how fast some kernel is.
     """
     import onnxruntime as ort
 

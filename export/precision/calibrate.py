@@ -1,4 +1,4 @@
-"""Which range shall eight bits cover, for each tensor that may be quantised? Measured on the inputs of real runs.
+"""Which range shall eight bits cover, for each tensor that may be quantized? Measured on the inputs of real runs.
 
 A range below the largest magnitude saturates a few numbers and steps more finely through all others. Of a few shares of
 that magnitude, the one with the smallest squared error is taken.
@@ -37,7 +37,7 @@ def calibrate(source: Path, feeds: Sequence[Arrays], dtype: str = "int8") -> dic
     broken = [name for name in names if not seen[name].finite]
     if broken:
         raise CheckError(
-            f"{broken[0]} takes values that are not finite, so it has no range to quantise; keep its nodes."
+            f"{broken[0]} takes values that are not finite, so it has no range to quantize; keep its nodes."
         )
     amax = {name: seen[name].amax for name in names}
     if dtype == "fp8":  # its steps are as fine as the numbers are small: by measurement nothing is gained by cutting

@@ -20,7 +20,7 @@ from .activation_stats import FLOATS
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """One node that may be quantised, with the names of its tensors."""
+    """One node that may be quantized, with the names of its tensors."""
 
     node: str
     block: str  # the part of the network that it belongs to, such as "model.down_blocks.0.resnets.1"

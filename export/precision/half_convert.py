@@ -108,7 +108,7 @@ class _Rewriter:
         return self._casts[key]
 
     def _stored(self, value: ir.Value) -> ir.Value:
-        """A second initialiser; the float32 one goes when nothing reads it any more."""
+        """A second initializer; the float32 one goes when nothing reads it any more."""
         assert value.const_value is not None
         tensor = value.const_value
         name = self._name(f"{value.name}.{self._half.name}")

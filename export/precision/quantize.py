@@ -1,7 +1,7 @@
-"""Int8 and fp8 as explicit quantise/dequantise pairs in an ONNX graph, for every backend that reads such pairs.
+"""Int8 and fp8 as explicit quantize/dequantize pairs in an ONNX graph, for every backend that reads such pairs.
 
 Symmetric throughout: an activation has one scale, a weight one for each output channel, and weights are stored in eight
-bits behind a dequantiser. Biases stay as they are. Ranges are `calibrate`'s to find, and which nodes are left alone is
+bits behind a dequantizer. Biases stay as they are. Ranges are `calibrate`'s to find, and which nodes are left alone is
 the gate's to say; nothing here runs a graph.
 """
 
@@ -42,7 +42,7 @@ FORMATS = {
 class QuantizeReport:
     """What was done, by names of nodes, and the bytes on disk of the graph and its weights."""
 
-    quantised: tuple[str, ...]
+    quantized: tuple[str, ...]
     kept: tuple[str, ...]
     size_bytes: int
 
@@ -67,18 +67,18 @@ def quantize(
     data = out.with_name(f"{out.name}.data")
     ir.save(model, out, external_data=data.name)
     return QuantizeReport(
-        quantised=done,
+        quantized=done,
         kept=tuple(name for name in names if name not in done),
         size_bytes=sum(path.stat().st_size for path in (out, data) if path.exists()),
     )
 
 
 def insert_pairs(model: ir.Model, ranges: Mapping[str, float], *, keep: Collection[str], dtype: str) -> tuple[str, ...]:
-    """Quantise a graph in memory; the names of the nodes that were.
+    """Quantize a graph in memory; the names of the nodes that were.
 
     ONNX Runtime needs a layout of its own. On x86 it multiplies fast only where activations are unsigned (with a zero
     point of 128 they are the same numbers), which TensorRT refuses. It takes a convolution to int8 only where the
-    result is quantised as well, which costs accuracy on OpenVINO. A Gemm, or a convolution whose result is the
+    result is quantized as well, which costs accuracy on OpenVINO. A Gemm, or a convolution whose result is the
     graph's, it does not take at all: these are left alone.
     """
     chosen = [(c, node) for c, node in candidate_nodes(model) if c.node not in keep]
@@ -99,7 +99,7 @@ def insert_pairs(model: ir.Model, ranges: Mapping[str, float], *, keep: Collecti
 
 
 class _Pairs:
-    """Adds quantisers and dequantisers to a graph, once for each tensor however many nodes read it."""
+    """Adds quantizers and dequantizers to a graph, once for each tensor however many nodes read it."""
 
     def __init__(self, graph: ir.Graph, ranges: Mapping[str, float], form: Format) -> None:
         self._graph, self._ranges, self._form = graph, ranges, form
@@ -117,9 +117,9 @@ class _Pairs:
                 self._constant(f"{name}.scale", scale if scale else np.ones_like(scale)),  # a tensor of zeros
                 self._constant(f"{name}.zero", np.asarray(self._form.zero).astype(number.numpy())),
             )
-            quantised = _give(ir.node("QuantizeLinear", [value, *given]), f"{name}.quantised", number, value.shape)
-            restored = _give(ir.node("DequantizeLinear", [quantised, *given]), f"{name}.restored", kind, value.shape)
-            nodes = [node for made in (quantised, restored) if (node := made.producer())]
+            quantized = _give(ir.node("QuantizeLinear", [value, *given]), f"{name}.quantized", number, value.shape)
+            restored = _give(ir.node("DequantizeLinear", [quantized, *given]), f"{name}.restored", kind, value.shape)
+            nodes = [node for made in (quantized, restored) if (node := made.producer())]
             producer = value.producer()
             if producer is None:
                 self._graph.insert_before(self._graph[0], nodes)
@@ -144,7 +144,7 @@ class _Pairs:
         if name not in self._restored:
             scale = _channel_scales(value.const_value, axis, self._form.largest)
             given = (
-                self._constant(f"{name}.quantised", _quantised(value.const_value, scale, axis, self._form)),
+                self._constant(f"{name}.quantized", _quantized(value.const_value, scale, axis, self._form)),
                 self._constant(f"{name}.scale", scale),
                 self._constant(f"{name}.zero", np.zeros(scale.shape, self._form.weight.numpy())),
             )
@@ -178,7 +178,7 @@ def _channel_scales(weight: ir.TensorProtocol, axis: int, top: float) -> NDArray
     return scale
 
 
-def _quantised(weight: ir.TensorProtocol, scale: NDArray[Any], axis: int, form: Format) -> ir.LazyTensor:
+def _quantized(weight: ir.TensorProtocol, scale: NDArray[Any], axis: int, form: Format) -> ir.LazyTensor:
     """The weight in units of its scales, made when it is written: a model's weights are never in memory together."""
 
     def make() -> ir.TensorProtocol:

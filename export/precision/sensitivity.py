@@ -1,4 +1,4 @@
-"""What does quantising a part of a network cost? Its output against the float32 graph's, on inputs of real runs.
+"""What does quantizing a part of a network cost? Its output against the float32 graph's, on inputs of real runs.
 
 One group of nodes at a time, all others in float32, so that the figures can be ranked. They are of single calls; what a
 whole picture loses is for the gate to measure.
@@ -29,7 +29,7 @@ def sensitivity(
     *,
     dtype: str = "int8",
 ) -> dict[str, float]:
-    """By group: how far the first output moves, in relative L2 averaged over the feeds, with its nodes quantised."""
+    """By group: how far the first output moves, in relative L2 averaged over the feeds, with its nodes quantized."""
     wanted = _outputs(ir.load(source), source.parent, feeds)
     names = {candidate.node for candidate in candidates(source)}
     losses = {}

@@ -15,10 +15,10 @@ from typing import Any
 from calotype.backends import COMPILED, ON_GPU
 from calotype.errors import BuildError
 from calotype.files.digest import file_digest
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 from ..onnx.capture import evenly, read_calls
-from ..steps.subprocess_task import in_child
+from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import tool_versions
 from ..store.folders import digests_of
 from ..store.store import fetch, key_of
@@ -86,13 +86,13 @@ def not_tried(backend: str) -> dict[str, str]:
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A component as its backend's artefacts are made from it, and what real runs give it.
+    """A component as its backend's artifacts are made from it, and what real runs give it.
 
     `engines` makes of a graph what the backend opens; None where it opens graphs.
     """
 
     component: PlannedComponent
-    traced: Artefact
+    traced: Artifact
     recording: Path
     engines: Engines | None = None
 
@@ -107,19 +107,19 @@ class Part:
         return digests_of(self.traced.path)
 
 
-def half(part: Part, precision: str, backend: str) -> Artefact:
+def half(part: Part, precision: str, backend: str) -> Artifact:
     """The component in fp16 or bf16. Raises `BuildError` where it cannot be made."""
     if (backend, precision) == ("openvino", "bf16") or backend == "cuda":
         return replace(part.traced, precision=precision, check={})  # the same file, computed in another type
     return _finished(part, _halved(part, precision))
 
 
-def _halved(part: Part, precision: str) -> Artefact:
+def _halved(part: Part, precision: str) -> Artifact:
     arguments = {"precision": precision, "recording": str(part.recording)}
     return _made(part, "calotype.export.precision.variants:halve", precision, arguments)
 
 
-def quantised(part: Part, ranges: Path, keep: Collection[str], precision: str, backend: str) -> Artefact:
+def quantized(part: Part, ranges: Path, keep: Collection[str], precision: str, backend: str) -> Artifact:
     """The component with Q/DQ pairs in int8 or fp8 at all nodes that can have them but those in `keep`.
 
     "int8+fp16": the rest in half precision, where the backend takes that from the graph; else by its own means.
@@ -129,41 +129,41 @@ def quantised(part: Part, ranges: Path, keep: Collection[str], precision: str, b
     if rest and backend in COMPILED:
         part = replace(part, traced=_halved(part, rest))
         arguments["half"] = rest
-    return _finished(part, _made(part, "calotype.export.precision.variants:quantise", dtype, arguments))
+    return _finished(part, _made(part, "calotype.export.precision.variants:quantize", dtype, arguments))
 
 
-def _finished(part: Part, graph: Artefact) -> Artefact:
+def _finished(part: Part, graph: Artifact) -> Artifact:
     """What the backend opens."""
     return graph if part.engines is None else part.engines.of(part.component, graph)
 
 
-def small_weights(part: Part, weights: str) -> Artefact:
+def small_weights(part: Part, weights: str) -> Artifact:
     """The component with its weights alone in "int8" or "int4"."""
-    artefact = _made(
+    artifact = _made(
         part, "calotype.export.precision.variants:shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])}
     )
-    artefact = replace(artefact, precision="fp32", check={**artefact.check, "weights": weights})
-    return _finished(part, artefact)
+    artifact = replace(artifact, precision="fp32", check={**artifact.check, "weights": weights})
+    return _finished(part, artifact)
 
 
-def _made(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artefact:
+def _made(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artifact:
     files = {k: file_digest(Path(v)) if k in ("recording", "ranges") else v for k, v in arguments.items()}
     what = function.rpartition(":")[2]  # without its module: a file that moves leaves the key as it is
     key = key_of({"lowering": LOWERING, "what": what, "graph": part.graph, "tools": tool_versions(), **files})
 
     def make(folder: Path) -> Mapping[str, Any]:
         paths = {"source": str(part.traced.path), "out": str(folder / "model.onnx")}
-        done = in_child(f"making the {part.name} {precision}", function, **paths, **arguments)
+        done = run_in_subprocess(f"making the {part.name} {precision}", function, **paths, **arguments)
         return {**done.value, "peak_bytes": done.peak_bytes}
 
-    label = {"component": part.name, "kind": "artefact", "precision": precision}
+    label = {"component": part.name, "kind": "artifact", "precision": precision}
     folder, notes = fetch(key, make, label=label)
-    return Artefact(form="onnx", path=folder / "model.onnx", precision=precision, check={"lowering": notes})
+    return Artifact(form="onnx", path=folder / "model.onnx", precision=precision, check={"lowering": notes})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Nodes that are quantised, or left alone, together. `loss` is the output's relative L2 with this group alone."""
+    """Nodes that are quantized, or left alone, together. `loss` is the output's relative L2 with this group alone."""
 
     name: str
     nodes: tuple[str, ...]
@@ -186,7 +186,7 @@ def calibrated(part: Part, dtype: str, backend: str) -> tuple[Path, list[Group]]
     def make(folder: Path) -> Mapping[str, Any]:
         paths = {"source": str(part.traced.path), "recording": str(part.recording), "out": str(folder)}
         function = "calotype.export.precision.variants:calibrate"
-        done = in_child(f"calibrating the {part.name}", function, form=form_for(dtype, backend), **paths)
+        done = run_in_subprocess(f"calibrating the {part.name}", function, form=form_for(dtype, backend), **paths)
         return {"peak_bytes": done.peak_bytes}
 
     label = {"component": part.name, "kind": "calibration", "precision": dtype}
@@ -236,7 +236,7 @@ def calibrate(*, source: str, recording: str, out: str, form: str) -> None:
     Path(out, "groups.json").write_text(json.dumps(groups))
 
 
-def quantise(
+def quantize(
     *, source: str, out: str, ranges: str, keep: Sequence[str], form: str, half: str | None = None
 ) -> dict[str, Any]:
     """In a child process: the Q/DQ graph, of a graph in float32 or in the `half` precision that `lower` made."""
@@ -246,4 +246,4 @@ def quantise(
     if half is not None:  # the ranges are of float32's tensors, some of which go by other names there
         read |= {f"{name}.{half}": most for name, most in read.items()}
     made = quantize(Path(source), Path(out), ranges=read, keep=keep, dtype=form)
-    return {"quantised": len(made.quantised), "kept": len(made.kept), "bytes": made.size_bytes}
+    return {"quantized": len(made.quantized), "kept": len(made.kept), "bytes": made.size_bytes}

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from calotype.backends import Opened, choose, open_component
+from calotype.backends import LoadedComponent, choose, open_component
 from calotype.images.png import to_uint8
 from calotype.pipeline import Pipeline
 from calotype.plan.plan import read_plan
@@ -92,11 +92,11 @@ def race(*, plan: str, rival: str, name: str, backend: str, recording: str) -> d
     }
 
 
-def _opened(folder: Path, name: str, backend: str) -> Opened:
+def _opened(folder: Path, name: str, backend: str) -> LoadedComponent:
     return open_component(read_plan(folder, sealed=False).components[name], choose(backend))
 
 
-def _seconds(runner: Opened, inputs: Mapping[str, NDArray[Any]]) -> float:
+def _seconds(runner: LoadedComponent, inputs: Mapping[str, NDArray[Any]]) -> float:
     began = time.perf_counter()
     runner(**inputs)
     return time.perf_counter() - began

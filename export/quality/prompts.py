@@ -24,7 +24,7 @@ _SUBJECTS = (
     ),
 )
 _MANNERS = (
-    *("a photograph of {}, natural light", "an oil painting of {}", "{}, watercolour on paper", "{}, pencil drawing"),
+    *("a photograph of {}, natural light", "an oil painting of {}", "{}, watercolor on paper", "{}, pencil drawing"),
     *("a close-up of {}, shallow depth of field", "{}, studio lighting, plain background", "{} at night, neon light"),
     *("{}, isometric 3d render", "a woodcut of {}"),
 )

@@ -1,7 +1,7 @@
 """CLIP's vocabulary, for models that come without one: a checkpoint in the original layout has weights alone.
 
 `vocabulary/merges.txt.gz` holds the 48,894 merges of OpenAI's CLIP (`bpe_simple_vocab_16e6.txt.gz` as the wheel
-open_clip_torch 3.3.0 ships it, cut to what CLIP uses; MIT licence, beside it). The words and their numbers follow from
+open_clip_torch 3.3.0 ships it, cut to what CLIP uses; MIT license, beside it). The words and their numbers follow from
 them: the bytes, the bytes that end a word, what the merges make in their order, and the two marks.
 """
 

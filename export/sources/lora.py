@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
-from calotype.lora.lora import READER, Lora, Shapes, components_in, keys_that_fit, loras_from, patches_of
+from calotype.lora.lora import READER, Lora, Shapes, components_in, keys_that_fit, parse_loras, weight_deltas_of
 from calotype.plan.family import TEXT_ENCODERS
 
-from ..steps.subprocess_task import Outcome, in_child
+from ..steps.subprocess_task import Outcome, run_in_subprocess
 from ..steps.versions import versions
 from ..store.store import fetch, key_of
 from .source import Source, read_source, stem_of
@@ -29,7 +29,7 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
 
     Raises `SourceError` where a file is missing, is no LoRA, or does not fit the model.
     """
-    given = loras_from(list(said))
+    given = parse_loras(list(said))
     if given and not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
         raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
     shapes = {name: _shapes(source.folders[name], stem_of(name)) for name in _networks(source)}
@@ -65,7 +65,7 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
 
 def _fuse(loras: Sequence[Lora], model: str, out: Path) -> Outcome:
     files = [[str(lora.path), lora.weight] for lora in loras]
-    return in_child(
+    return run_in_subprocess(
         "fusing the LoRAs", "calotype.export.sources.lora:fuse_into", out=str(out), model=model, loras=files
     )
 
@@ -89,12 +89,12 @@ def fuse_into(*, out: str, model: str, loras: Sequence[tuple[str, float]]) -> li
     from calotype.backends.torch.modules import load_module
     from calotype.backends.torch.weights import ModuleWeights
 
-    source, read = read_source(model), loras_from([(path, weight) for path, weight in loras])
+    source, read = read_source(model), parse_loras([(path, weight) for path, weight in loras])
     wanted = {"unet"}.union(*map(components_in, read))  # the U-Net tells families apart
     modules: dict[str, Any] = {n: load_module(n, source.folders[n]) for n in _networks(source) if n in wanted}
     weights = {name: ModuleWeights.of(module) for name, module in modules.items()}
-    patches = patches_of(read, {name: each.shapes() for name, each in weights.items()})
+    patches = weight_deltas_of(read, {name: each.shapes() for name, each in weights.items()})
     for name, added in patches.items():
-        weights[name].adapt(added)
+        weights[name].update_weights(added)
         modules[name].model.save_pretrained(Path(out) / name)
     return sorted(patches)

@@ -18,7 +18,7 @@ from calotype.errors.printable import printable
 from calotype.files.digest import file_digest
 from calotype.weights.types import check_types
 
-from ..steps.subprocess_task import in_child
+from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
 from ..store.store import fetch, has, key_of
 from .configs import MODELS, REFINER
@@ -140,7 +140,7 @@ def rewritten(
         print(printable(f"calotype: {path.name} is {what}; rewriting it (once)"), file=sys.stderr)
 
     def make(folder: Path) -> Mapping[str, Any]:
-        done = in_child(
+        done = run_in_subprocess(
             f"rewriting {path.name}",
             f"calotype.export.sources.convert:{function}",
             out=str(folder),

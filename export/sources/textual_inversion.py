@@ -1,7 +1,7 @@
 """Textual inversion: words that were learned (Gal et al. 2022, arXiv 2208.01618), as rows of a text encoder's table.
 
 A file becomes a text encoder with its vectors below the table of tokens, and a tokenizer that knows the words: an entry
-of the store. So every backend has them, quantisation and plans too, and of a model's artefacts only the text encoder's
+of the store. So every backend has them, quantization and plans too, and of a model's artifacts only the text encoder's
 is made again. Layouts: diffusers' (one tensor under the word), AUTOMATIC1111's (`emb_params`, the file's name is the
 word), and of SDXL both encoders' (`clip_l` and `clip_g`).
 """
@@ -21,7 +21,7 @@ from calotype.files.json_file import read_json
 from calotype.text.tokenizer import ADDED, END, START, added_numbers, added_words, vocabulary_of
 from calotype.weights.types import check_types
 
-from ..steps.subprocess_task import in_child
+from ..steps.subprocess_task import run_in_subprocess
 from ..store.store import fetch, key_of
 from .source import Source, stem_of
 from .weight_files import PICKLES, check_safetensors, refusal_of_pickle, weight_files
@@ -162,7 +162,7 @@ def _learned(source: Source, encoder: str, words: Sequence[Word]) -> Source:
     )
 
     def make(empty: Path) -> Mapping[str, Any]:
-        done = in_child(
+        done = run_in_subprocess(
             f"adding words to the {encoder}",
             "calotype.export.sources.textual_inversion:learn_into",
             out=str(empty / encoder),

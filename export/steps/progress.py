@@ -56,7 +56,7 @@ class Progress:
         self._stages, self._show = list(stages), show
         self._began = time.monotonic()
         self._done = 0
-        self._stepped = self._began
+        self._scheduler_step = self._began
         self._timed: list[tuple[float, float]] = []  # guess, taken
         self._current = ""
 
@@ -80,8 +80,8 @@ class Progress:
 
     def step(self, text: str) -> None:
         """How far a long stage has come. Call it as often as you like."""
-        if time.monotonic() - self._stepped >= _STEP_S:
-            self._stepped = time.monotonic()
+        if time.monotonic() - self._scheduler_step >= _STEP_S:
+            self._scheduler_step = time.monotonic()
             self._tell("step", text)
 
     def _tell(self, event: str, text: str = "") -> None:

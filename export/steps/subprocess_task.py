@@ -1,6 +1,6 @@
 """Work in a child process: its memory ends with it, and a crash in a builder is an error, not our end.
 
-`in_child("module:function", ...)` runs a function of plain-data arguments in a fresh interpreter and gives its
+`run_in_subprocess("module:function", ...)` runs a function of plain-data arguments in a fresh interpreter and gives its
 plain-data result. Errors of ours come back as themselves; anything else, a crash included, is a `BuildError`. What the
 function says on the way (`say`) is heard while it works. Knows nothing of what the functions do.
 """
@@ -46,7 +46,7 @@ class Outcome:
     peak_bytes: int
 
 
-def in_child(what: str, function: str, tell: Tell | None = None, /, **arguments: Any) -> Outcome:
+def run_in_subprocess(what: str, function: str, tell: Tell | None = None, /, **arguments: Any) -> Outcome:
     """Run `function` ("calotype.export.onnx.trace:trace_component") on JSON-able arguments; `what` names it in errors.
 
     `tell` hears what it says. Whatever ends the waiting (Ctrl-C, or `tell` raises) ends the child as well.

@@ -40,7 +40,7 @@ def root() -> Path:
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """SHA-256 over plain data: everything that the artefact depends on."""
+    """SHA-256 over plain data: everything that the artifact depends on."""
     return digest_of(parts)
 
 

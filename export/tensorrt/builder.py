@@ -165,16 +165,16 @@ def _capability(trt: Any, target: int) -> Any:
 
 
 def _add_profile(builder: Any, network: Any, config: Any, shapes: Shapes) -> None:
-    optimisation = builder.create_optimization_profile()
+    optimization = builder.create_optimization_profile()
     given = {network.get_input(i).name for i in range(network.num_inputs)}
     if given != set(shapes):
         raise BuildError(f"the graph takes {sorted(given)}, and the profile is of {sorted(shapes)}.")
     for name, ends in shapes.items():
         try:
-            optimisation.set_shape(name, *ends)
+            optimization.set_shape(name, *ends)
         except Exception as failed:
             raise BuildError(_refused(shapes, first_line(failed))) from failed
-    if config.add_optimization_profile(optimisation) < 0:
+    if config.add_optimization_profile(optimization) < 0:
         raise BuildError(_refused(shapes, "each size must be from the least to the most, and fit the graph's own"))
 
 

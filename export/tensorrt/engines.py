@@ -20,11 +20,11 @@ from calotype.backends.compatibility import installed
 from calotype.backends.tensorrt.library import LIBRARIES
 from calotype.errors import BuildError
 from calotype.files.cache import REFITTABLE, TIMINGS
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import gpu_name
 
-from ..steps.subprocess_task import Tell, in_child, say
+from ..steps.subprocess_task import Tell, run_in_subprocess, say
 from ..store.folders import digests_of, files_of_graph
 from ..store.store import fetch, key_of
 from .options import EngineOptions
@@ -45,7 +45,7 @@ class Engines:
     options: EngineOptions
     tell: Tell | None = None
 
-    def of(self, component: PlannedComponent, graph: Artefact) -> Artefact:
+    def of(self, component: PlannedComponent, graph: Artifact) -> Artifact:
         """The engine of a component's graph, in the graph's precision. Raises `BuildError`."""
         shapes = self._shapes(component)
         about = {"library": self.backend, "version": installed(self.backend), "gpu": gpu_name()}
@@ -59,7 +59,7 @@ class Engines:
             notes = self._refitted(component, graph, sibling, shapes, out)
             if "refitted" in notes:
                 return notes
-            done = in_child(
+            done = run_in_subprocess(
                 f"building the engine of the {component.name}",
                 "calotype.export.tensorrt.engines:build_here",
                 self.tell,
@@ -77,10 +77,10 @@ class Engines:
             made = {"engine": str(folder / "model.engine"), "graph": str(graph.path)}
             REFITTABLE.write(sibling, json.dumps(made).encode())
         check = {**graph.check, "engine": {**notes, "shapes": shapes}}
-        return Artefact(form=self.backend, path=folder / "model.engine", precision=graph.precision, check=check)
+        return Artifact(form=self.backend, path=folder / "model.engine", precision=graph.precision, check=check)
 
     def _refitted(
-        self, component: PlannedComponent, graph: Artefact, sibling: str | None, shapes: Mapping[str, Any], out: str
+        self, component: PlannedComponent, graph: Artifact, sibling: str | None, shapes: Mapping[str, Any], out: str
     ) -> dict[str, Any]:
         """Other weights for an engine of the same structure, in seconds: a LoRA's. Else why it has to be built."""
         kept = None if sibling is None else REFITTABLE.read(sibling)
@@ -89,7 +89,7 @@ class Engines:
             return {}
         sides = {"inputs": component.inputs, "outputs": component.outputs}
         try:
-            done = in_child(
+            done = run_in_subprocess(
                 f"refitting the engine of the {component.name}",
                 "calotype.export.tensorrt.refit:refit_here",
                 backend=self.backend,

@@ -19,7 +19,7 @@ class EngineOptions:
     Attributes:
         refit: weights can be exchanged later, for LoRAs; refittable engines give up some fusions.
         exact: beside the range of sizes a profile for the usual ones alone, for which kernels need not be general.
-        plugin: group normalisation with SiLU by our own kernel; not with `refit`. Unmeasured.
+        plugin: group normalization with SiLU by our own kernel; not with `refit`. Unmeasured.
         weight_streaming: weights may stay in host memory, where a GPU is too small for them.
         version_compatible: later versions of the library can open the engine.
         hardware: "ampere-plus" or "same-capability" GPUs can run it, not the one that is here alone.

@@ -1,4 +1,4 @@
-"""Group normalisation and SiLU inside TensorRT's engines by our own kernel: an ahead-of-time plugin, and its nodes.
+"""Group normalization and SiLU inside TensorRT's engines by our own kernel: an ahead-of-time plugin, and its nodes.
 
     graph   GroupNormalization -> Sigmoid, Mul      becomes      calotype::group_norm_silu
 

@@ -15,7 +15,7 @@ from typing import Any
 
 from calotype.errors import BackendError, BuildError
 from calotype.plan.bindings import Binding, random_inputs
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 
 def structure_of(graph: Path) -> str:
@@ -55,13 +55,13 @@ def refit_here(
 
     began = time.monotonic()
     inputs, outputs = (tuple(Binding.from_json(b) for b in component[side]) for side in ("inputs", "outputs"))
-    artefact = Artefact(form=form_of(backend), path=Path(engine), precision="fp32", check={})
+    artifact = Artifact(form=form_of(backend), path=Path(engine), precision="fp32", check={})
     planned = PlannedComponent(
-        name=component["name"], inputs=inputs, outputs=outputs, artefacts=(artefact,), refused={}
+        name=component["name"], inputs=inputs, outputs=outputs, artifacts=(artifact,), refused={}
     )
     probe = random_inputs(inputs, usual, ids=9)
     try:
-        runner = opened_with(backend.replace("-", "_"), planned, artefact)
+        runner = opened_with(backend.replace("-", "_"), planned, artifact)
         made = exchanged(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
     except BackendError as failed:
         raise BuildError(f"{failed}; it is built anew") from None

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calotype.images.png import picture_from, settings_of
+from calotype.images.png import image_from_pixels, settings_of
 from calotype.request.request import Request
 
 COMMAND = [sys.executable, "-m", "calotype"]
@@ -207,7 +207,7 @@ def test_like_refuses_what_a_stranger_wrote(made, tmp_path):
     for change in ({"class_name": "AutoencoderKL"}, {"name": 3}, {"config": []}, {"more": 1}):
         with Image.open(made[0]) as image:
             told = dict(image.text) | {"scheduler": json.dumps(spec | change)}
-            picture_from(np.asarray(image), told).save(tmp_path / "x.png")
+            image_from_pixels(np.asarray(image), told).save(tmp_path / "x.png")
         done = run("generate", "--like", tmp_path / "x.png", "-o", tmp_path / "y.png")
         assert done.returncode == 1
         assert "not a scheduler written by calotype" in done.stderr

@@ -8,7 +8,7 @@ import torch
 from triton import knobs
 
 from calotype.cuda.device import Gpu
-from calotype.cuda.graphs import CudaRecorder, Recorded
+from calotype.cuda.graphs import CapturedGraph, CudaGraphCapturer
 from tests.helpers import gpu_standins as standins
 
 INTERPRETED = knobs.runtime.interpret
@@ -34,14 +34,14 @@ def gpu(device) -> Gpu:
     return standins.Host() if device.type == "cpu" else Gpu()
 
 
-class Captures(CudaRecorder):
+class Captures(CudaGraphCapturer):
     """The real one, counting."""
 
     def __init__(self) -> None:
         super().__init__()
         self.made = 0
 
-    def record(self, function, inputs) -> Recorded:
+    def record(self, function, inputs) -> CapturedGraph:
         self.made += 1
         return super().record(function, inputs)
 

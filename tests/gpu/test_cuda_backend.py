@@ -10,7 +10,7 @@ from calotype.backends.torch.cuda import CudaRunner
 from calotype.backends.torch.modules import load_module
 from calotype.errors import BackendError
 from calotype.plan import networks
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 CONFIGS = {"text_encoder": {"max_position_embeddings": 7}}
 
@@ -36,17 +36,17 @@ def folder(tmp_path_factory):
 def component(folder):
     config = diffusers.UNet2DConditionModel.load_config(folder)
     tensors = networks.unet({"unet": config, **CONFIGS})
-    artefact = Artefact(form="diffusers", path=folder, precision="fp32", check={})
+    artifact = Artifact(form="diffusers", path=folder, precision="fp32", check={})
     return PlannedComponent(
-        name="unet", inputs=tensors.inputs, outputs=tensors.outputs, artefacts=(artefact,), refused={}
+        name="unet", inputs=tensors.inputs, outputs=tensors.outputs, artifacts=(artifact,), refused={}
     )
 
 
 @pytest.fixture
 def open_in(component, folder, gpu, recorder):
     def of(precision):
-        artefact = Artefact(form="diffusers", path=folder, precision=precision, check={})
-        return CudaRunner(component, artefact, gpu, recorder, limit_bytes=2**30)
+        artifact = Artifact(form="diffusers", path=folder, precision=precision, check={})
+        return CudaRunner(component, artifact, gpu, recorder, limit_bytes=2**30)
 
     return of
 
@@ -89,11 +89,11 @@ def test_kernels_are_in_it(open_in):
 
 
 def test_a_precision_that_it_does_not_run_is_our_error(open_in):
-    with pytest.raises(BackendError, match="cuda runs fp32, fp16, bf16, and the artefact is int8"):
+    with pytest.raises(BackendError, match="cuda runs fp32, fp16, bf16, and the artifact is int8"):
         open_in("int8")
 
 
 def test_without_a_gpu_it_says_so(component, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        backend.open_runner(component, component.artefacts[0])
+        backend.open_runner(component, component.artifacts[0])

@@ -13,9 +13,9 @@ from calotype.backends.torch.modules import TextEncoder, UNet, VaeDecoder, VaeEn
 from calotype.backends.torch.weights import layers_of
 from calotype.cuda.fused_attention import FusedAttention
 from calotype.cuda.fused_modules import FusedResnet, fuse
-from calotype.cuda.fused_timesteps import FusedTimes
-from calotype.cuda.step_cache import hoisted
-from calotype.weights.delta import Patch, Patches, Term
+from calotype.cuda.fused_timesteps import FusedTimesteps
+from calotype.cuda.step_cache import step_invariants
+from calotype.weights.delta import LowRankTerm, WeightDelta, WeightDeltas
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
 BLOCKS = {
@@ -132,11 +132,11 @@ def test_a_schedule_that_is_hoisted_is_its_calls(pair, randn, device):
     steering = {n: t.to(device) for n, t in inputs.items() if n not in ("sample", "timestep")}
     times = torch.tensor([[999.0, 500.5], [500.5, 20.0]])  # slots of a batch at steps of their own
     wanted = run(plain, inputs | {"timestep": times[1]}, torch.float32, device)
-    with torch.inference_mode(), hoisted(fused, times.to(device), steering, torch.float32) as at:
+    with torch.inference_mode(), step_invariants(fused, times.to(device), steering, torch.float32) as at:
         at(1)
         other = inputs | {"encoder_hidden_states": randn(2, 7, 24)}
         assert off(run(fused, other, torch.float32, device), wanted) <= 2e-6
-    kept = [m.kept for m in fused.modules() if isinstance(m, (FusedTimes, FusedResnet, FusedAttention))]
+    kept = [m.kept for m in fused.modules() if isinstance(m, (FusedTimesteps, FusedResnet, FusedAttention))]
     assert kept == [None] * len(kept)
 
 
@@ -154,16 +154,16 @@ def test_weights_have_the_names_of_before_and_are_changed_where_they_lie(pair, r
     terms = {}
     for name in names:
         out, *into = weights.shapes()[name]
-        term = Term(up=randn(out, 2).numpy(), down=randn(2, *into).flatten(1).numpy(), middle=None, scale=0.5)
-        terms[f"{name}.weight"] = Patch(terms=(term,))
+        term = LowRankTerm(up=randn(out, 2).numpy(), down=randn(2, *into).flatten(1).numpy(), middle=None, scale=0.5)
+        terms[f"{name}.weight"] = WeightDelta(terms=(term,))
         layer = plain.get_submodule(f"model.{name}")
         layer.weight.data += torch.from_numpy(term.delta()).reshape(layer.weight.shape).to(device)
-    weights.adapt(Patches(patches=terms, key="some"))
+    weights.update_weights(WeightDeltas(patches=terms, key="some"))
     fuse(plain)
     changed = fused.state_dict()
     assert all(torch.equal(tensor, changed[name]) for name, tensor in plain.state_dict().items())
     assert not all(torch.equal(tensor, before[name]) for name, tensor in changed.items())
-    weights.adapt(Patches())
+    weights.update_weights(WeightDeltas())
     assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
 
 

@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from calotype.cuda.graphs import CudaRecorder, Graphs
+from calotype.cuda.graphs import CudaGraphCache, CudaGraphCapturer
 from calotype.errors import BackendError
 
 LIMIT = 2**28
@@ -20,7 +20,7 @@ def layer():
 
 @pytest.fixture
 def graphs(layer):
-    return Graphs(lambda i: {"y": layer(layer(i["x"]).relu())}, CudaRecorder(), limit_bytes=LIMIT)
+    return CudaGraphCache(lambda i: {"y": layer(layer(i["x"]).relu())}, CudaGraphCapturer(), limit_bytes=LIMIT)
 
 
 def picture(side, number=1.0):

@@ -10,7 +10,7 @@ import pytest
 import calotype
 from calotype.backends.torch import cuda
 from calotype.cuda import fused_modules as fused
-from calotype.cuda.graphs import Graphs
+from calotype.cuda.graphs import CudaGraphCache
 from calotype.errors import Cancelled
 from calotype.graph import runner as painter
 
@@ -31,8 +31,8 @@ def load(device, gpu, recorder, monkeypatch):
         monkeypatch.setattr(cuda, "unavailable", lambda: None)
         monkeypatch.setattr(cuda, "Gpu", lambda: gpu)
         monkeypatch.setattr(painter, "Gpu", lambda: gpu)
-    monkeypatch.setattr(cuda, "CudaRecorder", lambda: recorder)
-    monkeypatch.setattr(painter, "CudaRecorder", lambda: recorder)
+    monkeypatch.setattr(cuda, "CudaGraphCapturer", lambda: recorder)
+    monkeypatch.setattr(painter, "CudaGraphCapturer", lambda: recorder)
     return lambda model="demo": calotype.load(model, backend="cuda")
 
 
@@ -86,13 +86,15 @@ def test_a_picture_that_has_no_room_as_one_graph_is_painted_step_by_step(load, e
         raise RuntimeError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
     pipe = load()
-    real = Graphs._replayed
-    monkeypatch.setattr(Graphs, "_replayed", lambda self, given: (full if "said" in given else real)(self, given))
+    real = CudaGraphCache._replayed
+    monkeypatch.setattr(
+        CudaGraphCache, "_replayed", lambda self, given: (full if "said" in given else real)(self, given)
+    )
     got = pipe(RED, seed=2, **SMALL)
     assert near(got, eager(RED, seed=2, **SMALL), device)
     (note,) = [n for n in got.report.notes if n.startswith("painted step by step: ")]
     assert "the GPU has no room for a run of this size" in note
-    monkeypatch.setattr(Graphs, "_replayed", real)
+    monkeypatch.setattr(CudaGraphCache, "_replayed", real)
     assert "painted as one graph" in pipe(RED, seed=2, **SMALL).report.notes
 
 

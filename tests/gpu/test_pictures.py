@@ -35,7 +35,7 @@ def load(device, gpu, recorder, monkeypatch):
         monkeypatch.setattr(cuda, "unavailable", lambda: None)
         for module in (cuda, painter):
             monkeypatch.setattr(module, "Gpu", lambda: gpu)
-            monkeypatch.setattr(module, "CudaRecorder", lambda: recorder)
+            monkeypatch.setattr(module, "CudaGraphCapturer", lambda: recorder)
     return lambda **more: calotype.load("demo", backend="cuda", **more)
 
 

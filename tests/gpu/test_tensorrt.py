@@ -8,10 +8,10 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.cuda.graphs import CudaRecorder, Graphs
+from calotype.cuda.graphs import CudaGraphCache, CudaGraphCapturer
 from calotype.errors import BackendError
 from calotype.plan.bindings import Binding
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 there = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
 pytestmark = pytest.mark.skipif(not there, reason="this needs a GPU and tensorrt")
@@ -48,9 +48,9 @@ def opened(engine: Path):
     from calotype.backends.tensorrt.runner import opened_with
 
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
-    artefact = Artefact(form="tensorrt", path=engine, precision="fp32", check={})
-    component = PlannedComponent(name="unet", inputs=(x,), outputs=(y,), artefacts=(artefact,), refused={})
-    return opened_with("tensorrt", component, artefact)
+    artifact = Artifact(form="tensorrt", path=engine, precision="fp32", check={})
+    component = PlannedComponent(name="unet", inputs=(x,), outputs=(y,), artifacts=(artifact,), refused={})
+    return opened_with("tensorrt", component, artifact)
 
 
 @pytest.fixture(scope="module")
@@ -80,7 +80,9 @@ def test_it_runs_at_every_size_that_it_was_built_for_and_at_no_other(runner):
 
 
 def test_it_is_captured_with_what_is_around_it(runner):
-    graph = Graphs(lambda i: {"y": runner.run({"x": i["x"] * 2})["y"] + 1}, CudaRecorder(), limit_bytes=2**30)
+    graph = CudaGraphCache(
+        lambda i: {"y": runner.run({"x": i["x"] * 2})["y"] + 1}, CudaGraphCapturer(), limit_bytes=2**30
+    )
     for side in (8, 16, 8):
         x = given(2, side)
         got = graph({"x": torch.from_numpy(x).cuda()})["y"].cpu().numpy()

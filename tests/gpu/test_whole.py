@@ -8,15 +8,15 @@ from PIL import Image
 import calotype
 from calotype.backends.torch.cuda import Module
 from calotype.backends.torch.modules import load_module
-from calotype.cuda.graphs import Graphs
-from calotype.graph.inputs import Asked, inputs_of
-from calotype.graph.pipeline import WholePicture
+from calotype.cuda.graphs import CudaGraphCache
+from calotype.graph.inputs import GraphInputs, inputs_of
+from calotype.graph.pipeline import GraphPipeline
 from calotype.request.request import Request, resolve
 from calotype.sampling.cache import sampler_for
 from calotype.sampling.noise import BatchNoise
 from calotype.stages.conditioning import tokenizers_of
-from calotype.stages.initial_latents import set_out
-from calotype.stages.vae import Codec, Portions
+from calotype.stages.initial_latents import prepare_latents
+from calotype.stages.vae import Codec, VaeTiling
 
 PROMPTS = ["a large red circle on a blue background", "a green star on a white background"]
 LEVELS = 1  # of 255: the last digits of sums may round a pixel to the next one
@@ -32,10 +32,10 @@ def pipe():
 @pytest.fixture
 def whole(pipe, device):
     """The networks as they are: that kernels inside them change nothing is test_fused's."""
-    folders = {name: c.artefact("diffusers").path for name, c in pipe.plan.components.items()}
+    folders = {name: c.artifact("diffusers").path for name, c in pipe.plan.components.items()}
     modules = {n: load_module(n, folders[n]).to(device) for n in ("text_encoder", "unet", "vae_decoder")}
     networks = {name: Module(module, torch.float32) for name, module in modules.items()}
-    return WholePicture(pipe.plan, networks).to(device)
+    return GraphPipeline(pipe.plan, networks).to(device)
 
 
 @pytest.fixture
@@ -46,8 +46,8 @@ def inputs(pipe, device):
         job = resolve(Request(prompt=prompt, **said), pipe.plan)
         _, matrix = sampler_for(job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers, job.task.course)
         draw = BatchNoise(job.seeds, (4, job.height // 8, job.width // 8))
-        ready = set_out(pipe.plan, job, Codec(pipe.plan, pipe.component), draw, Portions())
-        arrays, _ = inputs_of(pipe.plan, tokenizers, Asked(job=job, sampler=matrix, ready=ready, draw=draw))
+        ready = prepare_latents(pipe.plan, job, Codec(pipe.plan, pipe.component), draw, VaeTiling())
+        arrays, _ = inputs_of(pipe.plan, tokenizers, GraphInputs(job=job, sampler=matrix, ready=ready, draw=draw))
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
     return of
@@ -103,7 +103,7 @@ def test_it_is_the_pipelines_picture(name, pipe, whole, inputs, device):
 
 def test_one_graph_serves_every_prompt_seed_scale_and_sampler_of_its_shapes(pipe, whole, inputs, device, recorder):
     with torch.inference_mode():
-        graph = Graphs(whole, recorder, limit_bytes=2**34)
+        graph = CudaGraphCache(whole, recorder, limit_bytes=2**34)
         for i, scheduler in enumerate(["dpm++2m-karras", "ddim", "unipc"]):
             said = {"seed": i, "steps": 2, "scheduler": scheduler, "guidance_scale": 2.0 + i, **SMALL}
             pixels = graph(inputs(PROMPTS[i % 2], **said))["pixels"]

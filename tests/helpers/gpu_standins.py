@@ -10,7 +10,7 @@ import numpy as np
 import torch
 
 from calotype.cuda.device import Arena, Gpu
-from calotype.cuda.graphs import Recorded
+from calotype.cuda.graphs import CapturedGraph
 
 
 class Host(Gpu):
@@ -60,7 +60,7 @@ class Calls:
     def __init__(self) -> None:
         self.made = 0
 
-    def record(self, function, inputs) -> Recorded:
+    def record(self, function, inputs) -> CapturedGraph:
         self.made += 1
         outputs = function(inputs)
 
@@ -68,4 +68,4 @@ class Calls:
             for name, tensor in function(inputs).items():
                 outputs[name].copy_(tensor)
 
-        return Recorded(inputs=inputs, outputs=outputs, replay=replay, size_bytes=1)
+        return CapturedGraph(inputs=inputs, outputs=outputs, replay=replay, size_bytes=1)

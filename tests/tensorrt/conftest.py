@@ -23,7 +23,7 @@ from calotype.cuda import fused_modules as fused
 from calotype.export import BuildSpec
 from calotype.export.builder import build as building
 from calotype.export.steps import subprocess_task as child
-from calotype.export.steps.subprocess_task import in_child
+from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.export.tensorrt import engines
 from calotype.files.digest import file_digest
 from calotype.graph import pipeline as whole
@@ -207,7 +207,7 @@ def here(what, function, tell=None, **arguments):
     """In this process, which has the stand-ins."""
     module, name = function.split(":")
     if not function.endswith(ON_THE_DEVICE):
-        return in_child(what, function, tell, **arguments)
+        return run_in_subprocess(what, function, tell, **arguments)
     child._tell = tell
     value = getattr(importlib.import_module(module), name)(**arguments)
     return SimpleNamespace(value=value, peak_bytes=0)
@@ -234,13 +234,13 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
     for module in (cuda, trt, painter):
         monkeypatch.setattr(module, "Gpu", lambda: gpu)
     for module in (cuda, painter):
-        monkeypatch.setattr(module, "CudaRecorder", standins.Calls)
+        monkeypatch.setattr(module, "CudaGraphCapturer", standins.Calls)
     monkeypatch.setattr(fused, "fuse", lambda module: None)
     monkeypatch.setattr(whole, "guided_step", lambda n, s, rescaled: guided_step.reference(n, s))
     monkeypatch.setattr(whole, "to_uint8", to_uint8.reference)
     for name in [n for n in sys.modules if n.startswith("calotype.export.")]:
-        if hasattr(sys.modules[name], "in_child"):
-            monkeypatch.setattr(sys.modules[name], "in_child", here)
+        if hasattr(sys.modules[name], "run_in_subprocess"):
+            monkeypatch.setattr(sys.modules[name], "run_in_subprocess", here)
     yield ours["tensorrt.plugin"]
     child._tell = None
 

@@ -21,7 +21,7 @@ KINDS = {
     "network": "INetworkDefinition",
     "parser": "OnnxParser",
     "error": "ParserError",
-    "optimisation": "IOptimizationProfile",
+    "optimization": "IOptimizationProfile",
     "refitter": "Refitter",
     "reader": "OnnxParserRefitter",
     "runner.engine": "ICudaEngine",

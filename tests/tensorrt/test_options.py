@@ -29,7 +29,7 @@ def built(folder, *words) -> dict:
     """By the command line; component -> what the stand-in made of it: graph, profiles and flags."""
     app(command(folder, *words), standalone_mode=False)
     components = read_plan(folder).components
-    return {n: pickle.loads(c.artefacts[0].path.read_bytes()) for n, c in components.items()}
+    return {n: pickle.loads(c.artifacts[0].path.read_bytes()) for n, c in components.items()}
 
 
 def test_every_word_is_read():

@@ -10,10 +10,10 @@ import pytest
 from onnx import TensorProto, helper
 
 from calotype.backends.onnxruntime import cuda as ort_cuda
-from calotype.backends.onnxruntime.cuda import CUDA, OrtCudaRunner, Provider
+from calotype.backends.onnxruntime.cuda import CUDA, OnnxRuntimeCudaRunner, Provider
 from calotype.errors import BackendError, DeviceFullError
 from calotype.plan.bindings import Binding
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 HOST = Provider(name="CPUExecutionProvider", device="cpu")
 X, Y = (Binding(name=n, dtype="float32", dims=("batch", 4)) for n in "xy")
@@ -27,8 +27,8 @@ def component(tmp_path_factory) -> PlannedComponent:
     node = helper.make_node("Add", ["x", "x"], ["y"])
     graph = helper.make_graph([node], "g", [given], [made])
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), folder / "m.onnx")
-    artefact = Artefact(form="onnx", path=folder / "m.onnx", precision="fp32", check={})
-    return PlannedComponent(name="unet", inputs=(X,), outputs=(Y,), artefacts=(artefact,), refused={})
+    artifact = Artifact(form="onnx", path=folder / "m.onnx", precision="fp32", check={})
+    return PlannedComponent(name="unet", inputs=(X,), outputs=(Y,), artifacts=(artifact,), refused={})
 
 
 class Ort:
@@ -83,7 +83,7 @@ def right(runner, count: int, start: float = 0.0) -> bool:
 
 
 def opened(component, ort, provider=CUDA):
-    return OrtCudaRunner(component, component.artefacts[0], ort, provider)
+    return OnnxRuntimeCudaRunner(component, component.artifacts[0], ort, provider)
 
 
 def test_buffers_are_bound_once_for_each_size_and_filled_anew(component):
@@ -130,7 +130,7 @@ def test_a_provider_that_fell_back_is_our_error(component):
 def test_this_onnx_runtime_says_that_it_has_no_cuda_provider(component):
     assert "has no CUDA provider (pip uninstall onnxruntime" in ort_cuda.unavailable()
     with pytest.raises(BackendError, match="has no CUDA provider"):
-        ort_cuda.open_runner(component, component.artefacts[0])
+        ort_cuda.open_runner(component, component.artifacts[0])
 
 
 def test_a_full_device_is_our_error_and_the_next_run_works(component):

@@ -23,7 +23,7 @@ from calotype.export.tensorrt import engines
 from calotype.export.tensorrt.options import EngineOptions
 from calotype.loading import load
 from calotype.plan.bindings import Binding
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import has_gpu
 
@@ -41,9 +41,9 @@ def test_a_plan_is_built_proved_and_painted_from_as_one_graph(backend, on_a_gpu,
     assert not build(spec(backend, tmp_path / "plan", **more)).fresh
     if backend == "tensorrt":
         assert plan.build["engine"] == ["chunks=2"]
-        states = plan.components["unet"].artefacts[0].check["engine"]["shapes"]["encoder_hidden_states"]
+        states = plan.components["unet"].artifacts[0].check["engine"]["shapes"]["encoder_hidden_states"]
         assert [size[1] for size in states] == [77, 77, 2 * 77]
-    assert {a.form for c in plan.components.values() for a in c.artefacts} == {backends.form_of(backend)}
+    assert {a.form for c in plan.components.values() for a in c.artifacts} == {backends.form_of(backend)}
     bound = {"tensorrt": "NVIDIA STAND-IN, driver 1", "cuda": None}
     assert plan.build["machine"]["gpu"] == bound[backend]
     pipe = load(tmp_path / "plan")  # auto: what it was built for goes first
@@ -74,8 +74,8 @@ def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_
     making = engines.Engines(backend="tensorrt", profile=profile, options=EngineOptions(refit=True))
 
     def engine(name):
-        graph = Artefact(form="onnx", path=convolution(tmp_path / name, draw), precision="fp32", check={})
-        component = PlannedComponent(name="vae_decoder", inputs=(x,), outputs=(y,), artefacts=(graph,), refused={})
+        graph = Artifact(form="onnx", path=convolution(tmp_path / name, draw), precision="fp32", check={})
+        component = PlannedComponent(name="vae_decoder", inputs=(x,), outputs=(y,), artifacts=(graph,), refused={})
         made = making.of(component, graph)
         given = draw.standard_normal((2, 4, 8, 16), dtype=np.float32)
         runner = trt.opened_with("tensorrt", component, made)
@@ -98,7 +98,7 @@ def test_a_model_is_loaded_by_name_and_auto_says_whom_it_passed_over(on_a_gpu, l
     assert levels(pipe(PROMPT, **SMALL), pipes["eager"](PROMPT, **SMALL)) <= 1
     auto = load("demo").component("unet")
     assert auto.runner.backend == "cuda"
-    assert auto.why == "first of auto's list that runs; not tensorrt: the plan holds no tensorrt artefact of the unet"
+    assert auto.why == "first of auto's list that runs; not tensorrt: the plan holds no tensorrt artifact of the unet"
     monkeypatch.setattr(cuda, "unavailable", lambda: "triton is not installed")
     why = load("demo").component("unet").why
     assert "not cuda: triton is not installed; not onnxruntime-cuda: this ONNX Runtime has no CUDA provider" in why

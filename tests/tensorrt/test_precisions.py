@@ -22,7 +22,7 @@ ZEROS = {"int8": TensorProto.INT8, "fp8": TensorProto.FLOAT8E4M3FN}
 
 
 def types_of(engine) -> set[int]:
-    """Of the numbers that the engine's graph keeps: weights, and the zeros of its quantisers."""
+    """Of the numbers that the engine's graph keeps: weights, and the zeros of its quantizers."""
     graph, _, _ = pickle.loads(engine.read_bytes())
     return {tensor.data_type for tensor in onnx.load_from_string(graph).graph.initializer}
 
@@ -36,11 +36,11 @@ def test_engines_of_every_component_are_built_named_and_opened(
     plan = build(spec("tensorrt", tmp_path / "plan", **more)).plan
     tuned = {"text_encoder", "unet", "vae_decoder"} | ({"vae_encoder"} if precision == "fp16" else set())
     wanted = {name: named if name in tuned else "fp32" for name in plan.components}
-    assert {n: (c.artefacts[0].form, c.artefacts[0].precision) for n, c in plan.components.items()} == {
+    assert {n: (c.artifacts[0].form, c.artifacts[0].precision) for n, c in plan.components.items()} == {
         name: ("tensorrt", precision) for name, precision in wanted.items()
     }
     for name in tuned:
-        types = types_of(plan.components[name].artefacts[0].path)
+        types = types_of(plan.components[name].artifacts[0].path)
         assert TensorProto.FLOAT16 in types
         assert precision == "fp16" or ZEROS[precision] in types
     assert plan.build["precision"] == precision

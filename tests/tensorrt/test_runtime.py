@@ -9,10 +9,10 @@ import torch
 
 from calotype import backends
 from calotype.backends.tensorrt import runner as backend
-from calotype.backends.tensorrt.runner import TrtRunner
+from calotype.backends.tensorrt.runner import TensorRtRunner
 from calotype.errors import BackendError, DeviceFullError
 from calotype.plan.bindings import Binding
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 X = Binding(name="x", dtype="float32", dims=("batch", 4))
 Y = Binding(name="y", dtype="float32", dims=("batch", 4))
@@ -21,13 +21,13 @@ Y = Binding(name="y", dtype="float32", dims=("batch", 4))
 @pytest.fixture
 def component(tmp_path) -> PlannedComponent:
     (tmp_path / "model.engine").write_bytes(b"engine")
-    artefact = Artefact(form="tensorrt", path=tmp_path / "model.engine", precision="fp16", check={})
-    return PlannedComponent(name="unet", inputs=(X,), outputs=(Y,), artefacts=(artefact,), refused={})
+    artifact = Artifact(form="tensorrt", path=tmp_path / "model.engine", precision="fp16", check={})
+    return PlannedComponent(name="unet", inputs=(X,), outputs=(Y,), artifacts=(artifact,), refused={})
 
 
 @pytest.fixture
 def open_with(component, gpu):
-    return lambda fake: TrtRunner(component, component.artefacts[0], fake, gpu)
+    return lambda fake: TensorRtRunner(component, component.artifacts[0], fake, gpu)
 
 
 def numbers(count: int) -> np.ndarray:
@@ -70,7 +70,7 @@ def test_sizes_are_set_when_they_change_and_memory_when_it_must_grow(engine, ope
 
 def test_runners_share_working_memory_on_a_stream_and_not_across_streams(engine, component, gpu):
     fake = engine((1, 2, 8))
-    one, two = (TrtRunner(component, component.artefacts[0], fake, gpu) for _ in range(2))
+    one, two = (TensorRtRunner(component, component.artifacts[0], fake, gpu) for _ in range(2))
     one({"x": numbers(2)})
     two({"x": numbers(8)})
     one({"x": numbers(2)})  # the buffer is another one now: it must be told
@@ -200,7 +200,7 @@ def test_without_a_gpu_nothing_of_tensorrt_is_touched(component, monkeypatch):
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
     assert "no NVIDIA GPU" in backend.unavailable()
     with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        backend.open_runner(component, component.artefacts[0])
+        backend.open_runner(component, component.artifacts[0])
 
 
 def test_it_is_opened_by_name_from_a_plan(component, engine, gpu, monkeypatch):

@@ -71,7 +71,7 @@ class Peer:
             self._time_parts()
         return {
             "threads": torch.get_num_threads(),
-            "artefact_bytes": sum(_weights_bytes(Path(f)) for f in (job["model"], *job["controlnets"])),
+            "artifact_bytes": sum(_weights_bytes(Path(f)) for f in (job["model"], *job["controlnets"])),
             "versions": dict(_versions()),
             **told,
         }

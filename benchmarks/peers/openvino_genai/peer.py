@@ -84,7 +84,7 @@ class Peer:
         genai.TorchGenerator(0)  # imports PyTorch at its first use: part of getting ready, not of the first picture
         return {
             "threads": job["threads"],
-            "artefact_bytes": sum(path.stat().st_size for path in folder.rglob("openvino_model.*")),
+            "artifact_bytes": sum(path.stat().st_size for path in folder.rglob("openvino_model.*")),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             # Beside 8-bit weights OpenVINO computes in bf16, where the processor has it: they are no 8-bit arithmetic.
             "precisions": dict.fromkeys(_PARTS, "bf16" if job["precision"] == "int8" else job["precision"]),

@@ -70,7 +70,7 @@ class Peer:
             part.forward = self._timed(name, part.forward)
         return {
             "threads": job["threads"],
-            "artefact_bytes": sum(path.stat().st_size for name in taken for path in (plan / name).iterdir()),
+            "artifact_bytes": sum(path.stat().st_size for name in taken for path in (plan / name).iterdir()),
             "versions": _versions(),
         }
 
@@ -105,7 +105,7 @@ class Peer:
         self._pipe.set_progress_bar_config(disable=True)
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Answers lie on the host, or are waited for by ONNX Runtime: no need to synchronise."""
+        """Answers lie on the host, or are waited for by ONNX Runtime: no need to synchronize."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()

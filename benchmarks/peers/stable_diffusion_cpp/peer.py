@@ -72,7 +72,7 @@ class Peer:
         )
         return {
             "threads": job["threads"],
-            "artefact_bytes": sum((folder / name).stat().st_size for name in _FILES),
+            "artifact_bytes": sum((folder / name).stat().st_size for name in _FILES),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
             "notes": ["stable-diffusion.cpp paints a batch one picture after another"] if job["batch"] > 1 else [],
         }

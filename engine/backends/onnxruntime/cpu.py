@@ -1,4 +1,4 @@
-"""The onnxruntime backend: ONNX artefacts on ONNX Runtime's CPU provider, in the precision of the artefact."""
+"""The onnxruntime backend: ONNX artifacts on ONNX Runtime's CPU provider, in the precision of the artifact."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING, Any
 from ...errors import BackendError, first_line
 from ...system import threads
 from ...system.memory import frees_after_run
-from ...weights.delta import NONE
+from ...weights.delta import NO_DELTAS
 from .weights import OnnxWeights
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from ...plan.plan import Artefact, PlannedComponent
-    from ...weights.delta import Patches
+    from ...plan.plan import Artifact, PlannedComponent
+    from ...weights.delta import WeightDeltas
     from ..base import Arrays
 
 FORM = "onnx"
@@ -33,24 +33,24 @@ def unavailable() -> str | None:
     return None
 
 
-class OrtRunner:
+class OnnxRuntimeRunner:
     """An ONNX Runtime session. Sessions are safe to run from several threads."""
 
     backend = "onnxruntime"
 
-    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
-        self.precision = artefact.precision
-        self._path = artefact.path
+    def __init__(self, component: PlannedComponent, artifact: Artifact) -> None:
+        self.precision = artifact.precision
+        self._path = artifact.path
         self._names = [b.name for b in component.outputs]
         self._name = component.name
         self._last: tuple[dict[str, tuple[int, ...]], bool] = {}, False  # shapes of the last run; does it free memory?
-        self._session: Any = self._open(NONE)
+        self._session: Any = self._open(NO_DELTAS)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Layer -> its weight's shape."""
         return self._weights.shapes()
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """A session anew, with these weights changed. The one before is closed first: never two in memory."""
         self._weights.check(patches)
         self._session = None
@@ -60,7 +60,7 @@ class OrtRunner:
     def _weights(self) -> OnnxWeights:
         return OnnxWeights(self._path)
 
-    def _open(self, patches: Patches) -> Any:
+    def _open(self, patches: WeightDeltas) -> Any:
         try:
             import onnxruntime as ort
         except ImportError as failed:  # installed, and broken
@@ -104,6 +104,6 @@ class OrtRunner:
         return options
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> OrtRunner:
+def open_runner(component: PlannedComponent, artifact: Artifact) -> OnnxRuntimeRunner:
     """Open a session on an ONNX file."""
-    return OrtRunner(component, artefact)
+    return OnnxRuntimeRunner(component, artifact)

@@ -1,4 +1,4 @@
-"""The onnxruntime-cuda backend: ONNX artefacts on ONNX Runtime's CUDA provider, bound to buffers on the device.
+"""The onnxruntime-cuda backend: ONNX artifacts on ONNX Runtime's CUDA provider, bound to buffers on the device.
 
 Inputs are copied into buffers that stay where they are for each set of shapes, which is what ONNX Runtime's own CUDA
 graph needs: a run of shapes seen before is one launch. A graph wants every node on the GPU; where the provider leaves
@@ -19,13 +19,13 @@ import numpy as np
 
 from ...cuda.device import is_full
 from ...errors import BackendError, DeviceFullError, first_line
-from ...system.lru_cache import Remembered
-from ...weights.delta import NONE
+from ...system.lru_cache import LruCache
+from ...weights.delta import NO_DELTAS
 from .weights import OnnxWeights
 
 if TYPE_CHECKING:
-    from ...plan.plan import Artefact, PlannedComponent
-    from ...weights.delta import Patches
+    from ...plan.plan import Artifact, PlannedComponent
+    from ...weights.delta import WeightDeltas
     from ..base import Arrays
 
 FORM = "onnx"
@@ -62,14 +62,14 @@ def unavailable() -> str | None:
     return None
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> OrtCudaRunner:
+def open_runner(component: PlannedComponent, artifact: Artifact) -> OnnxRuntimeCudaRunner:
     """Open a session. Raises `BackendError` where the CUDA provider cannot run it."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
     import onnxruntime as ort
 
-    return OrtCudaRunner(component, artefact, ort, CUDA)
+    return OnnxRuntimeCudaRunner(component, artifact, ort, CUDA)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,28 +81,28 @@ class _Bound:
     graph: int
 
 
-class OrtCudaRunner:
+class OnnxRuntimeCudaRunner:
     """A session with its buffers. Threads may share it: one at a time runs."""
 
     backend = "onnxruntime-cuda"
 
-    def __init__(self, component: PlannedComponent, artefact: Artefact, ort: Any, provider: Provider) -> None:
-        self.precision = artefact.precision
+    def __init__(self, component: PlannedComponent, artifact: Artifact, ort: Any, provider: Provider) -> None:
+        self.precision = artifact.precision
         self.notes: tuple[str, ...] = ()
         self._ort, self._provider = ort, provider
-        self._path = artefact.path
+        self._path = artifact.path
         self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
-        self._kept: Remembered[_Bound] = Remembered(_KEPT)
+        self._kept: LruCache[_Bound] = LruCache(_KEPT)
         self._numbered = 0
         self._graphs = provider.graphs
         try:
-            self._session = self._open(NONE)
+            self._session = self._open(NO_DELTAS)
         except BackendError as failed:
             if not self._graphs:
                 raise
             self._graphs = False
-            self._session = self._open(NONE)
+            self._session = self._open(NO_DELTAS)
             self.notes = (f"the {component.name} runs without a CUDA graph on ONNX Runtime: {failed}",)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
@@ -125,7 +125,7 @@ class OrtCudaRunner:
         """Layer -> its weight's shape."""
         return self._weights.shapes()
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """A session anew, with these weights changed. The one before goes first, with its graphs."""
         self._weights.check(patches)
         with self._lock:
@@ -137,7 +137,7 @@ class OrtCudaRunner:
     def _weights(self) -> OnnxWeights:
         return OnnxWeights(self._path)
 
-    def _open(self, patches: Patches) -> Any:
+    def _open(self, patches: WeightDeltas) -> Any:
         ort, provider = self._ort, self._provider
         options = ort.SessionOptions()
         options.log_severity_level = 3

@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from enum import IntFlag
 from typing import Any
 
-_QUANTISED = ("i8", "u8", "i4", "u4")
+_QUANTIZED = ("i8", "u8", "i4", "u4")
 
 
-class Hangs(IntFlag):
+class Dependency(IntFlag):
     """What an output's numbers depend on."""
 
     NOTHING = 0  # weights alone
@@ -29,7 +29,7 @@ class Edge:
     node: str
     port: int
     shape: tuple[int, ...]
-    hangs: Hangs
+    hangs: Dependency
     element: str  # "f32", "i64"
 
     @property
@@ -49,22 +49,22 @@ def sized(model: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
     manager.register_pass(ConstantFolding())
     manager.run_passes(copy)
     for stand_in, weights in integers:
-        taken_in(stand_in.output(0), weights.output(0))
+        replace_uses(stand_in.output(0), weights.output(0))
         copy.remove_parameter(stand_in)
     copy.validate_nodes_and_infer_types()
     return copy
 
 
 def _hidden_integers(model: Any) -> list[tuple[Any, Any]]:
-    """Inputs put in the place of quantised weights, and the weights."""
+    """Inputs put in the place of quantized weights, and the weights."""
     import openvino as ov
 
     found = []
     for node in model.get_ordered_ops():
         kind = node.get_output_element_type(0) if node.get_type_name() == "Constant" else None
-        if kind is not None and kind.get_type_name() in _QUANTISED and len(node.get_output_shape(0)):
+        if kind is not None and kind.get_type_name() in _QUANTIZED and len(node.get_output_shape(0)):
             stand_in = ov.opset13.parameter(list(node.get_output_shape(0)), kind)
-            taken_in(node.output(0), stand_in.output(0))
+            replace_uses(node.output(0), stand_in.output(0))
             found.append((stand_in, node))
     model.add_parameters([stand_in for stand_in, _ in found])
     return found
@@ -76,23 +76,23 @@ def element_types(model: Any) -> set[str]:
     return {n.get_output_element_type(0).get_type_name() for n in constants if len(n.get_output_shape(0)) > 1}
 
 
-def dependence(model: Any, inputs: Mapping[str, Hangs]) -> dict[str, Hangs]:
+def dependencies_of(model: Any, inputs: Mapping[str, Dependency]) -> dict[str, Dependency]:
     """What each node hangs on, by its name; `inputs` says what each input is."""
-    found: dict[str, Hangs] = {}
+    found: dict[str, Dependency] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Parameter":
-            hangs = Hangs(0)
+            hangs = Dependency(0)
             for name in node.output(0).get_names():
-                hangs |= inputs.get(name, Hangs.NOTHING)
+                hangs |= inputs.get(name, Dependency.NOTHING)
         else:
-            hangs = Hangs(0)
+            hangs = Dependency(0)
             for place in node.inputs():
                 hangs |= found[place.get_source_output().get_node().get_friendly_name()]
         found[node.get_friendly_name()] = hangs
     return found
 
 
-def border(model: Any, found: Mapping[str, Hangs], beyond: Hangs) -> list[Edge]:
+def cut_edges(model: Any, found: Mapping[str, Dependency], beyond: Dependency) -> list[Edge]:
     """The outputs of nodes that do not hang on `beyond`, and are taken by nodes that do or are results.
 
     Constants are none of them.
@@ -121,7 +121,7 @@ def nodes_of(model: Any) -> dict[str, Any]:
     return {node.get_friendly_name(): node for node in model.get_ordered_ops()}
 
 
-def part(model: Any, edges: Iterable[Edge], name: str) -> Any:
+def subgraph(model: Any, edges: Iterable[Edge], name: str) -> Any:
     """Of a copy of its own: the graph that computes the edges and nothing else."""
     import openvino as ov
 
@@ -134,7 +134,7 @@ def part(model: Any, edges: Iterable[Edge], name: str) -> Any:
     return _model(model, results, name)
 
 
-def taken_in(output: Any, source: Any) -> None:
+def replace_uses(output: Any, source: Any) -> None:
     """Let those that take an output take another in its place."""
     for place in list(output.get_target_inputs()):
         place.replace_source_output(source)

@@ -19,14 +19,14 @@ _MAPS = Path("/proc/self/maps")
 
 
 @contextmanager
-def giving_back(files: Sequence[Path]) -> Iterator[None]:
+def releasing_mapped_pages(files: Sequence[Path]) -> Iterator[None]:
     """Inside, something reads the files once: again and again their pages are given back, and once more at the end."""
     done = threading.Event()
 
     def run() -> None:
         while not done.wait(_EVERY_S):
             for file in files:
-                give_back(file)
+                release_mapped_pages(file)
 
     beside = threading.Thread(target=run, name="calotype-pages", daemon=True)
     beside.start()
@@ -36,10 +36,10 @@ def giving_back(files: Sequence[Path]) -> Iterator[None]:
         done.set()
         beside.join()
         for file in files:
-            give_back(file)
+            release_mapped_pages(file)
 
 
-def give_back(file: Path) -> int:
+def release_mapped_pages(file: Path) -> int:
     """Let go of the resident pages of every read-only mapping of this file; how many bytes were mapped.
 
     Where the system has no such means (it is Linux's), nothing is done.

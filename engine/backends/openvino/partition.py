@@ -17,7 +17,18 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError
-from .graph import Edge, Hangs, border, dependence, inputs_behind, nodes_of, output_of, part, rebuilt, taken_in
+from .graph import (
+    Dependency,
+    Edge,
+    cut_edges,
+    dependencies_of,
+    inputs_behind,
+    nodes_of,
+    output_of,
+    rebuilt,
+    replace_uses,
+    subgraph,
+)
 
 DEEP = "deep"  # what the deep layers made, where it is used for several calls
 TIMES = "times"  # the input of the part for each call that holds all that hangs on its timestep, one row for all
@@ -27,7 +38,7 @@ Sizing = Callable[[int], Any]  # rows of a batch -> a graph of that size, of our
 
 
 @dataclass(frozen=True, kw_only=True)
-class Parts:
+class Partition:
     """The three graphs.
 
     Attributes:
@@ -42,7 +53,9 @@ class Parts:
     each: Any
 
 
-def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: Sequence[str] | None) -> Parts:
+def partition_graph(
+    sizing: Sizing, rows: int, inputs: Mapping[str, Dependency], different: Sequence[str] | None
+) -> Partition:
     """Take apart the graph of a network.
 
     Args:
@@ -54,33 +67,33 @@ def parts_of(sizing: Sizing, rows: int, inputs: Mapping[str, Hangs], different: 
     """
     whole = sizing(rows)
     edges, timed = _cut(whole, inputs, rows)
-    alike = all(edge.hangs == Hangs.TIME and _is_added(whole, edge) for edge in timed)
+    alike = all(edge.hangs == Dependency.TIME and _is_added(whole, edge) for edge in timed)
     nodes = nodes_of(whole)
     computed = [e for e in edges if e not in timed and nodes[e.node].get_type_name() != "Parameter"]
     each = _for_each_call(whole.clone(), edges, timed, None if alike else rows)
     if different is not None:
         # Of what is cut off, that which hangs on nothing but equal halves is equal too.
-        unequal = dependence(whole, dict.fromkeys(different, Hangs.SAMPLE))
+        unequal = dependencies_of(whole, dict.fromkeys(different, Dependency.SAMPLE))
         unlike = {edge.name for edge in edges if unequal[edge.node]} | set(different)
         each = _shared(each, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
-    return Parts(
-        once=part(whole.clone(), computed, "once") if computed else None,
-        times=lambda count: part(sizing(count), timed, "times"),
+    return Partition(
+        once=subgraph(whole.clone(), computed, "once") if computed else None,
+        times=lambda count: subgraph(sizing(count), timed, "times"),
         each=each,
     )
 
 
-def _cut(whole: Any, inputs: Mapping[str, Hangs], rows: int) -> tuple[list[Edge], tuple[Edge, ...]]:
+def _cut(whole: Any, inputs: Mapping[str, Dependency], rows: int) -> tuple[list[Edge], tuple[Edge, ...]]:
     """Where the graph is cut, and which of these edges depend on the timestep.
 
     Where a table cannot hold what depends on the timestep, that stays in the part for each call.
     """
-    edges = border(whole, dependence(whole, inputs), Hangs.SAMPLE)
-    timed = tuple(edge for edge in edges if edge.hangs & Hangs.TIME)
+    edges = cut_edges(whole, dependencies_of(whole, inputs), Dependency.SAMPLE)
+    timed = tuple(edge for edge in edges if edge.hangs & Dependency.TIME)
     if _fits_a_table(whole, timed, rows):
         return edges, timed
-    inputs = {name: Hangs.SAMPLE if hangs & Hangs.TIME else hangs for name, hangs in inputs.items()}
-    return border(whole, dependence(whole, inputs), Hangs.SAMPLE), ()
+    inputs = {name: Dependency.SAMPLE if hangs & Dependency.TIME else hangs for name, hangs in inputs.items()}
+    return cut_edges(whole, dependencies_of(whole, inputs), Dependency.SAMPLE), ()
 
 
 def _fits_a_table(whole: Any, timed: Sequence[Edge], rows: int) -> bool:
@@ -89,7 +102,7 @@ def _fits_a_table(whole: Any, timed: Sequence[Edge], rows: int) -> bool:
     return floats and all(len(p.get_output_shape(0)) <= 2 for p in inputs_behind(whole, timed))
 
 
-def deep_and_shallow(each: Any) -> tuple[Any, Any]:
+def split_deep_layers(each: Any) -> tuple[Any, Any]:
     """The part for each call with `DEEP` as one more output, and what is left of it where that is an input.
 
     Cut before the last skip connection comes in, as DeepCache does (Ma et al. 2023, arXiv 2312.00858): only the first
@@ -136,7 +149,7 @@ def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], row
         if edge in timed or node.get_type_name() == "Parameter":
             continue
         inputs.append(_input(edge.name, tuple(node.get_output_shape(edge.port)), edge.element))
-        taken_in(node.output(edge.port), inputs[-1].output(0))
+        replace_uses(node.output(edge.port), inputs[-1].output(0))
     if timed:
         sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
         name = TIMES if rows is None else OWN_TIMES
@@ -144,7 +157,7 @@ def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], row
         cut = ops.variadic_split(inputs[-1], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
         for i, edge in enumerate(timed):
             shape = ops.constant(np.array((rows or 1, *edge.shape[1:]), dtype=np.int64))
-            taken_in(nodes[edge.node].output(edge.port), ops.reshape(cut.output(i), shape, False).output(0))
+            replace_uses(nodes[edge.node].output(edge.port), ops.reshape(cut.output(i), shape, False).output(0))
     return rebuilt(model, "each", inputs)
 
 
@@ -169,8 +182,8 @@ def _shared(
     for parameter in each.get_parameters():
         name = next(iter(parameter.output(0).get_names()))
         differs = name in unlike or name == OWN_TIMES
-        inputs[name] = Hangs.SAMPLE if differs else Hangs.GIVEN
-    common = border(each, dependence(each, inputs), Hangs.SAMPLE)
+        inputs[name] = Dependency.SAMPLE if differs else Dependency.GIVEN
+    common = cut_edges(each, dependencies_of(each, inputs), Dependency.SAMPLE)
     # Inputs that have all rows stay as they are; of the sample there is one half to be had.
     whole_inputs = {p.get_friendly_name() for p in each.get_parameters()} - {_named(each, "sample")}
     common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in whole_inputs]
@@ -180,12 +193,12 @@ def _shared(
         (name,) = parameter.output(0).get_names()
         if name != "sample" and name in inputs_of_whole:
             whole = inputs_of_whole[name]
-            taken_in(parameter.output(0), whole if name == TIMES else _rows(whole, half))
+            replace_uses(parameter.output(0), whole if name == TIMES else _rows(whole, half))
     found, nodes = nodes_of(small), nodes_of(each)
     for edge in common:
         node, output = nodes[edge.node], found[edge.node].output(edge.port)
-        twice = ops.concat([output, output], 0)
-        taken_in(node.output(edge.port), twice.output(0))
+        doubled = ops.concat([output, output], 0)
+        replace_uses(node.output(edge.port), doubled.output(0))
     return rebuilt(each, "each", [*small.get_parameters()])
 
 

@@ -83,7 +83,7 @@ def gated_linears(model: Any) -> int:
 
 
 def group_norms(model: Any) -> int:
-    """Group normalisation from the means of channels, which OpenVINO takes in the layout that convolutions leave.
+    """Group normalization from the means of channels, which OpenVINO takes in the layout that convolutions leave.
 
     Its own kernel puts every tensor into another layout and back. Two passes, mean and then variance, as the squares of
     bfloat16 numbers cancel.
@@ -116,9 +116,9 @@ def _normed(node: Any, shape: tuple[int, ...]) -> Any:
 
     x = node.input_value(0)
     mean = of_groups(x)
-    centred = ops.subtract(x, mean)
+    centered = ops.subtract(x, mean)
     spread = ops.sqrt(
-        ops.add(of_groups(ops.multiply(centred, centred)), ops.constant(np.float32(attributes["epsilon"])))
+        ops.add(of_groups(ops.multiply(centered, centered)), ops.constant(np.float32(attributes["epsilon"])))
     )
     scale, shift = (ops.reshape(node.input_value(i), integers(1, channels, 1, 1), False) for i in (1, 2))
     slope = ops.divide(scale, spread)
@@ -194,24 +194,26 @@ REWRITES: dict[str, Callable[[Any], int]] = {
 
 # All that can be left undone: the rewrites, and what `session` does.
 PIECES = (*REWRITES, "kept_inputs", "time_table", "shared_guidance", "parallel_guidance")
-WITHOUT = "CALOTYPE_WITHOUT"  # names of what to leave undone, with commas between: for finding out what each gains
+DISABLE_VARIABLE = (
+    "CALOTYPE_DISABLE"  # names of what to leave undone, with commas between: for finding out what each gains
+)
 
 
-def chosen() -> list[str]:
+def enabled_rewrites() -> list[str]:
     """The names of the rewrites that are in force."""
-    return [name for name in REWRITES if name not in without()]
+    return [name for name in REWRITES if name not in disabled_optimizations()]
 
 
-def without() -> frozenset[str]:
+def disabled_optimizations() -> frozenset[str]:
     """What the environment says is to be left undone. Raises `InputError` for a name that is no piece."""
-    names = frozenset(filter(None, map(str.strip, os.environ.get(WITHOUT, "").split(","))))
+    names = frozenset(filter(None, map(str.strip, os.environ.get(DISABLE_VARIABLE, "").split(","))))
     for name in sorted(names.difference(PIECES)):
         near = "".join(f" The nearest: {each}." for each in difflib.get_close_matches(name, PIECES, 1))
-        raise InputError(f"{WITHOUT} names {name!r:.80}; it may name {', '.join(PIECES)}.{near}")
+        raise InputError(f"{DISABLE_VARIABLE} names {name!r:.80}; it may name {', '.join(PIECES)}.{near}")
     return names
 
 
-def rewritten(model: Any, names: Iterable[str]) -> dict[str, int]:
+def apply_rewrites(model: Any, names: Iterable[str]) -> dict[str, int]:
     """Apply the rewrites of these names, after what must be mended; in how many places each was."""
     mend_attention(model)
     mend_scaled_norms(model)
@@ -261,9 +263,9 @@ def _doubles(interpolate: Any) -> bool:
     """Does it put each pixel four times, and nothing else?"""
     attributes = interpolate.get_attributes()
     before, after = (tuple(output.get_shape()) for output in (interpolate.input_value(0), interpolate.output(0)))
-    twice = (*before[:2], *(2 * side for side in before[2:]))
+    doubled = (*before[:2], *(2 * side for side in before[2:]))
     # Where the factor is two, all ways of rounding down or to the nearer, from corners or from middles, are the same.
-    return len(before) == 4 and after == twice and attributes["mode"] == "nearest" and _rounds_down(attributes)
+    return len(before) == 4 and after == doubled and attributes["mode"] == "nearest" and _rounds_down(attributes)
 
 
 def _rounds_down(attributes: Any) -> bool:

@@ -1,4 +1,4 @@
-"""The openvino backend: ONNX artefacts on OpenVINO's CPU device, in float32, bfloat16 or int8 by the artefact's word.
+"""The openvino backend: ONNX artifacts on OpenVINO's CPU device, in float32, bfloat16 or int8 by the artifact's word.
 
 A network is compiled for the exact shapes of its first call, and again for other shapes: with all sizes known OpenVINO
 runs the demonstration U-Net a fifth faster than with dynamic ones, and is ready no later, and `rewrites` can give
@@ -20,28 +20,28 @@ import numpy as np
 from ...errors import BackendError, InputError
 from ...system import forks, threads
 from ...system.memory import frees_after_run, one_heap
-from ...weights.delta import NONE
+from ...weights.delta import NO_DELTAS
 from ..onnxruntime.weights import OnnxWeights
 from .cache import CompiledCache, files_of
 from .graph import element_types, sized
-from .pages import giving_back
+from .pages import releasing_mapped_pages
 from .requests import Request, Requests, plain, run, streams_for
-from .rewrites import chosen, rewritten
-from .session import VinoSeries
+from .rewrites import apply_rewrites, enabled_rewrites
+from .session import OpenVinoSession
 from .shapes import Compiled, CompiledShapes
-from .weights import patch_model
+from .weights import replace_constants
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
-    from ...plan.plan import Artefact, PlannedComponent
-    from ...weights.delta import Patches
+    from ...plan.plan import Artifact, PlannedComponent
+    from ...weights.delta import WeightDeltas
     from ..base import Arrays
 
 FORM = "onnx"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "int8+bf16")
 
-# What is computed in, by the artefact's precision: fp16 files are a smaller download, x86 has no arithmetic for them.
+# What is computed in, by the artifact's precision: fp16 files are a smaller download, x86 has no arithmetic for them.
 _HINTS = {"fp32": "f32", "fp16": "f32", "bf16": "bf16", "int8": "f32", "int8+bf16": "bf16"}
 
 
@@ -98,30 +98,30 @@ def _settings(precision: str, streams: int = 1) -> dict[str, Any]:
     }
 
 
-class VinoRunner:
+class OpenVinoRunner:
     """A network on OpenVINO. Threads may share it: a lock lets one in, as the single stream would anyway."""
 
     backend = "openvino"
 
-    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
-        if artefact.precision not in PRECISIONS:
-            raise BackendError(f"openvino runs {', '.join(PRECISIONS)}, and the artefact is {artefact.precision}")
-        self.precision = artefact.precision
+    def __init__(self, component: PlannedComponent, artifact: Artifact) -> None:
+        if artifact.precision not in PRECISIONS:
+            raise BackendError(f"openvino runs {', '.join(PRECISIONS)}, and the artifact is {artifact.precision}")
+        self.precision = artifact.precision
         self.name, self._outputs = component.name, component.outputs
         self.notes: tuple[str, ...] = ()  # for reports
         self.output_names = [b.name for b in component.outputs]
-        self.weights_bytes = _bytes_of(artefact)
+        self.weights_bytes = _bytes_of(artifact)
         self.lock = forks.Lock()
-        self._path = artefact.path
-        if "bf16" in artefact.precision and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        self._path = artifact.path
+        if "bf16" in artifact.precision and "BF16" not in _core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
             raise BackendError("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)")
-        self._read(NONE)
+        self._read(NO_DELTAS)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Layer -> its weight's shape."""
         return self._weights.shapes()
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """The network read anew, with these weights changed; what is compiled is let go of first."""
         self._weights.check(patches)
         with self.lock:
@@ -132,21 +132,21 @@ class VinoRunner:
     def _weights(self) -> OnnxWeights:
         return OnnxWeights(self._path)
 
-    def _read(self, patches: Patches) -> None:
+    def _read(self, patches: WeightDeltas) -> None:
         core, path = _core(), self._path
         try:
             self._model = core.read_model(path)
         except Exception as failed:  # openvino raises RuntimeError, and kinds of its frontends
             raise BackendError(f"OpenVINO cannot open {path}: {plain(failed)}") from None
         if patches:
-            patch_model(library(), self._model, self._weights.changed(patches))
+            replace_constants(library(), self._model, self._weights.changed(patches))
         # A file in half precision has casts at its borders: what is cut out of it would not fit. It is no faster here.
         self._floats = not {"f16", "bf16"} & element_types(self._model)
         named = {name for port in self._model.outputs for name in port.get_names()}
         lacking = [b.name for b in self._outputs if b.name not in named]
         if lacking:
             raise BackendError(f"{path} gives no {', '.join(lacking)}; the plan says that it does")
-        self._rewrites = chosen()
+        self._rewrites = enabled_rewrites()
         self._cache = CompiledCache(
             library(), core, path, self.weights_bytes, {"patches": patches.key, "rewrites": self._rewrites}
         )
@@ -169,9 +169,15 @@ class VinoRunner:
                 kept.release()
         return {b.name: np.asarray(got[b.name], dtype=b.dtype) for b in self._outputs}
 
-    def series(self, given: Arrays, timesteps: np.ndarray[Any, Any], *, twice: bool, reuses: int) -> VinoSeries | None:
+    def session(
+        self, given: Arrays, timesteps: np.ndarray[Any, Any], *, guided: bool, cache_interval: int
+    ) -> OpenVinoSession | None:
         """The calls of a denoiser for one batch (see `calotype.backends.session`); None for graphs that stay whole."""
-        return VinoSeries(self, given, timesteps, twice=twice, reuses=reuses) if self._floats else None
+        return (
+            OpenVinoSession(self, given, timesteps, guided=guided, cache_interval=cache_interval)
+            if self._floats
+            else None
+        )
 
     def kept(self, key: str, make: Callable[[], Compiled]) -> Compiled:
         """What was made for this key, or is made now; those not used for longest are let go of. Under the lock."""
@@ -186,12 +192,12 @@ class VinoRunner:
     ) -> list[Request]:
         """A request for each stream of a graph, which is made only where it was not compiled before.
 
-        `key` says all that decides the graph, beside this network; `precise` is for float32, whatever the artefact is.
+        `key` says all that decides the graph, beside this network; `precise` is for float32, whatever the artifact is.
         """
         settings = _settings("fp32" if precise else self.precision, streams)
         compiled = self._cache.read(key, settings)
         if compiled is None:
-            with giving_back(files_of(self._path)):
+            with releasing_mapped_pages(files_of(self._path)):
                 compiled = self._compile(key, graph, settings)
                 self._cache.write(key, settings, compiled)
         return [Request(compiled) for _ in range(streams)]
@@ -199,7 +205,7 @@ class VinoRunner:
     def _compile(self, key: Mapping[str, Any], graph: Callable[[], Any], settings: Mapping[str, Any]) -> Any:
         try:
             model = graph()
-            rewritten(model, self._rewrites)
+            apply_rewrites(model, self._rewrites)
             compiled = _core().compile_model(model, "CPU", dict(settings))
         except InputError:
             raise
@@ -221,14 +227,14 @@ def _said(key: Mapping[str, Any]) -> str:
     return ", ".join(f"{name} {list(shape)}" for name, shape in key["shapes"].items())
 
 
-def _bytes_of(artefact: Artefact) -> int:
+def _bytes_of(artifact: Artifact) -> int:
     """The ONNX file with its external data."""
     try:
-        return sum(p.stat().st_size for p in files_of(artefact.path))
+        return sum(p.stat().st_size for p in files_of(artifact.path))
     except OSError:
         return 0
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> VinoRunner:
+def open_runner(component: PlannedComponent, artifact: Artifact) -> OpenVinoRunner:
     """Open an ONNX file; it is compiled when the shapes of the first call are known."""
-    return VinoRunner(component, artefact)
+    return OpenVinoRunner(component, artifact)

@@ -1,7 +1,7 @@
 """The calls of a denoiser for one batch on OpenVINO: what stays is computed once, and every call does the rest.
 
 The graph is taken apart by `partition`. Of many pictures, each stream has its share; of few and small ones, a half of
-the guidance. What `CALOTYPE_WITHOUT` names (`kept_inputs`, `time_table`, `shared_guidance`, `parallel_guidance`) is
+the guidance. What `CALOTYPE_DISABLE` names (`kept_inputs`, `time_table`, `shared_guidance`, `parallel_guidance`) is
 left undone, so that each can be measured.
 """
 
@@ -13,11 +13,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...errors import BackendError, InputError, first_line
-from ...system.lru_cache import Remembered
-from .graph import Hangs
-from .partition import DEEP, OWN_TIMES, TIMES, Parts, deep_and_shallow, parts_of
+from ...system.lru_cache import LruCache
+from .graph import Dependency
+from .partition import DEEP, OWN_TIMES, TIMES, Partition, partition_graph, split_deep_layers
 from .requests import Request, run, streams_for
-from .rewrites import without
+from .rewrites import disabled_optimizations
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -33,7 +33,7 @@ _BLOCKS = (1, 4, 8, 16, 32)  # timesteps that go through their part at once: one
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Share:
+class StreamSlice:
     """What one stream does: these rows of the batch, `count` of them, which take these of the sample."""
 
     rows: slice | Array
@@ -42,7 +42,7 @@ class _Share:
 
 
 @dataclass(kw_only=True)
-class Stages:
+class CompiledPartition:
     """The compiled parts for one kind of series.
 
     Attributes:
@@ -60,13 +60,13 @@ class Stages:
 
     each: list[Request]
     shallow: list[Request]
-    parts: Callable[[], Parts]
+    parts: Callable[[], Partition]
     forget: Callable[[], None]
     varying: list[str]
     times_of: str | None
     once: list[Request] = field(default_factory=list)
     times: dict[int, Request] = field(default_factory=dict)
-    tables: Remembered[Array] = field(default_factory=lambda: Remembered(_TABLES))
+    tables: LruCache[Array] = field(default_factory=lambda: LruCache(_TABLES))
     owner: object = None
 
     def requests(self) -> list[Request]:
@@ -79,28 +79,28 @@ class Stages:
             request.release()
 
 
-class VinoSeries:
+class OpenVinoSession:
     """Calls with the same inputs but for the sample, its timestep, and what ControlNets add."""
 
-    def __init__(self, runner: Compiler, given: Arrays, timesteps: Array, *, twice: bool, reuses: int) -> None:
-        """As `calotype.backends.session.Series`."""
-        left = without()
+    def __init__(self, runner: Compiler, given: Arrays, timesteps: Array, *, guided: bool, cache_interval: int) -> None:
+        """As `calotype.backends.session.DenoisingSession`."""
+        left = disabled_optimizations()
         self._runner = runner
         self._given = {name: np.ascontiguousarray(array) for name, array in given.items()}
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
-        self._twice, self._reuses = twice, reuses
+        self._guided, self._cache_interval = guided, cache_interval
         self._deepened = 0  # the call at which the deep layers were computed
         self._deep: list[Array] = []  # and what they made, for each stream
         self._token = object()  # by which stages know whose numbers they hold, without holding the series
-        self._apart = twice and "parallel_guidance" not in left  # where the pictures are few and small
-        self._halved = twice and "shared_guidance" not in left  # where they are not: the batch's sample is one half
+        self._apart = guided and "parallel_guidance" not in left  # where the pictures are few and small
+        self._halved = guided and "shared_guidance" not in left  # where they are not: the batch's sample is one half
         self._keeps, self._tabled = "kept_inputs" not in left, "time_table" not in left
         self._table: dict[int, Array] = {}  # the first call of a block -> what hangs on its timesteps, a row each
-        self._shares: list[_Share] = []  # of each stream
+        self._shares: list[StreamSlice] = []  # of each stream
         self._rows = 0  # of the whole batch
         self._worked = False  # has a call come to its end?
         self._order: Array | None = None  # in which their rows are those of the batch; None where they are so already
-        self._known: tuple[str, Callable[[], Stages]] | None = None  # of which stages; the shapes stay
+        self._known: tuple[str, Callable[[], CompiledPartition]] | None = None  # of which stages; the shapes stay
 
     def __call__(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
         """The network's outputs at this call, counted from 0: its timestep is that of the schedule.
@@ -112,12 +112,12 @@ class VinoSeries:
             sample: [B, ...], whether under guidance or not.
             changing: further inputs that are others at every call, of all rows: [B, ...], or [2B, ...].
         """
-        if self._runner.notes and self._reuses == 1:
+        if self._runner.notes and self._cache_interval == 1:
             return self._all_at_once(call, sample, changing)
         try:
             outputs = self._in_parts(call, sample, changing)
         except Exception as failed:
-            if self._worked or self._reuses > 1 or isinstance(failed, InputError):
+            if self._worked or self._cache_interval > 1 or isinstance(failed, InputError):
                 raise
             outputs = self._all_at_once(call, sample, changing)  # where this fails as well, the backend does
             self._runner.notes = (f"openvino runs the {self._runner.name} as one graph: {first_line(failed)}",)
@@ -126,7 +126,7 @@ class VinoSeries:
 
     def _all_at_once(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
         """The same by the whole network."""
-        rows = np.concatenate([sample, sample]) if self._twice else sample
+        rows = np.concatenate([sample, sample]) if self._guided else sample
         timestep = np.full(len(rows), self._timesteps[call])
         return self._runner({"sample": rows, "timestep": timestep, **self._given, **changing})
 
@@ -158,7 +158,7 @@ class VinoSeries:
             return got
         return {name: array[self._order] for name, array in got.items()}
 
-    def _shared_out(self, sample: Array) -> list[_Share]:
+    def _shared_out(self, sample: Array) -> list[StreamSlice]:
         """Who does what, decided at the first call: each stream some pictures, or one half of few and small ones."""
         count, places = len(sample), sample[0, 0].size
         few = streams_for(count) < streams_for(2 * count) and self._runner.weights_bytes * count * places <= _SMALL
@@ -167,21 +167,21 @@ class VinoSeries:
             parts = np.split(np.arange(2 * count), streams_for(2 * count))
         else:
             split = np.split(np.arange(count), streams_for(count))
-            parts = [np.concatenate([some, some + count]) if self._twice else some for some in split]
+            parts = [np.concatenate([some, some + count]) if self._guided else some for some in split]
         order = np.concatenate(parts)
         self._rows = len(order)
         self._order = None if (order[1:] > order[:-1]).all() else np.argsort(order)
         for rows in parts:
             samples = rows[: len(rows) // 2] if self._halved else rows % count
-            self._shares.append(_Share(rows=_slice(rows), samples=_slice(samples), count=len(rows)))
+            self._shares.append(StreamSlice(rows=_slice(rows), samples=_slice(samples), count=len(rows)))
         return self._shares
 
-    def _each(self, stages: Stages, call: int, inputs: list[dict[str, Array]]) -> dict[str, Array]:
+    def _each(self, stages: CompiledPartition, call: int, inputs: list[dict[str, Array]]) -> dict[str, Array]:
         """One call: of the whole part, or of its shallow layers alone where the deep ones' numbers are used again."""
         names = self._runner.output_names
-        if self._reuses == 1:
+        if self._cache_interval == 1:
             return run(stages.each, inputs, names)
-        if not self._deep or call - self._deepened >= self._reuses:
+        if not self._deep or call - self._deepened >= self._cache_interval:
             self._deepened = call
             got = run(stages.each, inputs, [*names, DEEP])
             self._deep = np.split(got.pop(DEEP), len(inputs))
@@ -189,7 +189,7 @@ class VinoSeries:
         inputs = [{**mine, DEEP: deep} for mine, deep in zip(inputs, self._deep, strict=True)]
         return run(stages.shallow, inputs, names)
 
-    def _stages(self, sample: Array, varying: Arrays) -> Stages:
+    def _stages(self, sample: Array, varying: Arrays) -> CompiledPartition:
         """The compiled parts for these shapes, which are those of every call."""
         if self._known is None:
             rows = self._shares[0].count
@@ -198,7 +198,7 @@ class VinoSeries:
             different = sorted(self._different(varying)) if self._halved else None
             key = {
                 "part": "each",
-                "reuses": self._reuses > 1,
+                "reuses": self._cache_interval > 1,
                 "shapes": shapes,
                 "varying": sorted(varying),
                 "different": different,
@@ -206,7 +206,7 @@ class VinoSeries:
             runner, given, streams = self._runner, tuple(self._given), len(self._shares)
             self._known = f"{streams} {key}", lambda: _made(runner, given, key, streams)
         made = self._runner.kept(*self._known)
-        assert isinstance(made, Stages)
+        assert isinstance(made, CompiledPartition)
         return made
 
     def _different(self, varying: Arrays) -> set[str]:
@@ -215,7 +215,7 @@ class VinoSeries:
         unlike = {name for name, array in self._given.items() if not np.array_equal(array[:half], array[half:])}
         return unlike | {name for name in varying if name != "timestep"}
 
-    def _begin(self, stages: Stages) -> None:
+    def _begin(self, stages: CompiledPartition) -> None:
         """Compute what stays, and put it where the requests for each call find it."""
         computed = sorted(
             name for names in stages.each[0].takes for name in names if ":" in name
@@ -234,7 +234,7 @@ class VinoSeries:
                 for name in request.inputs.keys() & mine.keys():
                     request.inputs[name][...] = mine[name]
 
-    def _timed(self, stages: Stages, call: int) -> dict[str, Array]:
+    def _timed(self, stages: CompiledPartition, call: int) -> dict[str, Array]:
         """What hangs on this call's timestep, by the input for it.  # TIMES [1, width], OWN_TIMES [rows, width]"""
         if stages.times_of is None:
             return {}
@@ -248,7 +248,7 @@ class VinoSeries:
                 self._table[first] = self._of_times(stages, timesteps)
         return {stages.times_of: self._table[first][call - first]}
 
-    def _of_times(self, stages: Stages, timesteps: Array) -> Array:
+    def _of_times(self, stages: CompiledPartition, timesteps: Array) -> Array:
         """What hangs on the timesteps of some calls.  # [calls, 1, width], or [calls, rows of the batch, width]"""
         length = len(timesteps)
         alike = stages.times_of == TIMES
@@ -278,22 +278,22 @@ def _slice(indices: Array) -> slice | Array:
     return slice(first, last + 1) if np.array_equal(indices, np.arange(first, last + 1)) else indices
 
 
-def _made(runner: Compiler, given: Sequence[str], key: Mapping[str, Any], streams: int) -> Stages:
+def _made(runner: Compiler, given: Sequence[str], key: Mapping[str, Any], streams: int) -> CompiledPartition:
     """Compile what `key` says. Holds nothing of the series that asked."""
-    graphs: list[Parts] = []
+    graphs: list[Partition] = []
     cuts: list[Any] = []
 
-    def parts() -> Parts:
+    def parts() -> Partition:
         if not graphs:
             shapes = key["shapes"]
-            hangs = dict.fromkeys(given, Hangs.GIVEN) | {"timestep": Hangs.TIME}
-            hangs |= dict.fromkeys(("sample", *key["varying"]), Hangs.SAMPLE)
+            hangs = dict.fromkeys(given, Dependency.GIVEN) | {"timestep": Dependency.TIME}
+            hangs |= dict.fromkeys(("sample", *key["varying"]), Dependency.SAMPLE)
             rows = shapes["timestep"][0]
-            graphs.append(parts_of(lambda n: runner.sized(_with_rows(shapes, n)), rows, hangs, key["different"]))
+            graphs.append(partition_graph(lambda n: runner.sized(_with_rows(shapes, n)), rows, hangs, key["different"]))
         return graphs[0]
 
     def cut() -> list[Any]:
-        cuts[:] = cuts or deep_and_shallow(parts().each)
+        cuts[:] = cuts or split_deep_layers(parts().each)
         return cuts
 
     def forget() -> None:
@@ -309,7 +309,7 @@ def _made(runner: Compiler, given: Sequence[str], key: Mapping[str, Any], stream
     except BaseException:
         forget()
         raise
-    return Stages(
+    return CompiledPartition(
         each=each,
         shallow=shallow,
         parts=parts,

@@ -12,23 +12,23 @@ from ...errors import BackendError
 from ...weights.onnx import Stored
 
 
-def patch_model(openvino: Any, model: Any, changed: Iterable[tuple[Stored, NDArray[np.generic]]]) -> None:
-    """Put constants with the new values in the place of those that the ONNX file's initialisers became.
+def replace_constants(openvino: Any, model: Any, changed: Iterable[tuple[Stored, NDArray[np.generic]]]) -> None:
+    """Put constants with the new values in the place of those that the ONNX file's initializers became.
 
     Each is read back from the network. Raises `BackendError` where one is not there, or does not hold what it should.
     """
     constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
     for stored, value in changed:
-        old = constants.get(stored.initialiser)
+        old = constants.get(stored.initializer)
         readers = [] if old is None else list(old.output(0).get_target_inputs())
         if old is None or not readers or tuple(old.shape) != value.shape:
-            raise BackendError(f"OpenVINO has no constant {stored.initialiser} of shape {list(value.shape)}.")
+            raise BackendError(f"OpenVINO has no constant {stored.initializer} of shape {list(value.shape)}.")
         kind = old.get_element_type()
         tensor = openvino.Tensor(kind, openvino.Shape(value.shape))
         tensor.data.view(value.dtype)[...] = value  # bfloat16, which numpy does not know, by its bits
         new = openvino.op.Constant(tensor)
-        new.set_friendly_name(stored.initialiser)
+        new.set_friendly_name(stored.initializer)
         if np.asarray(new.data).tobytes() != value.tobytes():
-            raise BackendError(f"OpenVINO did not take the new value of {stored.initialiser}.")
+            raise BackendError(f"OpenVINO did not take the new value of {stored.initializer}.")
         for reader in readers:
             reader.replace_source_output(new.output(0))

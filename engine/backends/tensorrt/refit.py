@@ -86,7 +86,7 @@ def refit(runner: Refittable, graph: Path, changed: Iterable[tuple[Stored, NDArr
     trt: Any = runner.library
     refitter = trt.Refitter(runner.engine, runner.log)
     reader = trt.OnnxParserRefitter(refitter, runner.log)
-    values = [(stored.initialiser, np.ascontiguousarray(value)) for stored, value in changed]  # outlive the reader
+    values = [(stored.initializer, np.ascontiguousarray(value)) for stored, value in changed]  # outlive the reader
     taken = (
         reader.load_model_proto(graph.read_bytes(), str(graph))
         and all(reader.load_initializer(name, value.ctypes.data, value.nbytes) for name, value in values)

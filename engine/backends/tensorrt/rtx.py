@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING
 
 from ...errors import BackendError
 from .library import lacking
-from .runner import PRECISIONS, TrtRunner, opened_with
+from .runner import PRECISIONS, TensorRtRunner, opened_with
 
 if TYPE_CHECKING:
-    from ...plan.plan import Artefact, PlannedComponent
+    from ...plan.plan import Artifact, PlannedComponent
 
 __all__ = ["FORM", "PRECISIONS", "open_runner", "unavailable"]
 
@@ -21,9 +21,9 @@ def unavailable() -> str | None:
     return lacking("tensorrt_rtx", "tensorrt-rtx")
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
+def open_runner(component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
     """Open an engine. Raises `BackendError` where it cannot run here; one for other GPUs does not open."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
-    return opened_with("tensorrt_rtx", component, artefact)
+    return opened_with("tensorrt_rtx", component, artifact)

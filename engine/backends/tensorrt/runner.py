@@ -5,8 +5,8 @@ An engine is a file that `calotype.export.tensorrt.builder` made for a GPU and a
 call may take another. Working memory is not the engines' own: components run one after another, so they share one
 buffer.
 
-`TrtRunner.run` takes and gives tensors on the device and waits for nothing: kernels launched between two engines land
-on the same stream, and a captured graph holds them all. Nothing here captures. Without a GPU nothing of TensorRT is
+`TensorRtRunner.run` takes and gives tensors on the device and waits for nothing: kernels launched between two engines
+land on the same stream, and a captured graph holds them all. Nothing here captures. Without a GPU nothing of TensorRT is
 made, as that may end the process.
 """
 
@@ -17,7 +17,7 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ...cuda.device import Gpu, fitted, is_full, no_room
+from ...cuda.device import Gpu, is_full, no_room, run_or_device_full
 from ...errors import BackendError, DeviceFullError
 from .library import imported, lacking, log_of
 
@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor
 
-    from ...plan.plan import Artefact, PlannedComponent
-    from ...weights.delta import Patches
+    from ...plan.plan import Artifact, PlannedComponent
+    from ...weights.delta import WeightDeltas
     from ..base import Arrays
     from ..onnxruntime.weights import OnnxWeights
 
@@ -49,39 +49,39 @@ def unavailable() -> str | None:
     return lacking("tensorrt", "tensorrt")
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> TrtRunner:
+def open_runner(component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
     """Open an engine. Raises `BackendError` where it cannot run here."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
-    return opened_with("tensorrt", component, artefact)
+    return opened_with("tensorrt", component, artifact)
 
 
-def opened_with(library: str, component: PlannedComponent, artefact: Artefact) -> TrtRunner:
+def opened_with(library: str, component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
     """The same with either library, where it is known to run here."""
-    return TrtRunner(component, artefact, imported(library), Gpu())
+    return TensorRtRunner(component, artifact, imported(library), Gpu())
 
 
-class TrtRunner:
+class TensorRtRunner:
     """An engine with one context. Threads may share it: a lock lets one at a time put its work on the stream."""
 
-    def __init__(self, component: PlannedComponent, artefact: Artefact, trt: Any, gpu: Gpu) -> None:
+    def __init__(self, component: PlannedComponent, artifact: Artifact, trt: Any, gpu: Gpu) -> None:
         self.backend = str(trt.__name__).replace("_", "-")
-        self.precision = artefact.precision
-        self._name, self._path = component.name, artefact.path
+        self.precision = artifact.precision
+        self._name, self._path = component.name, artifact.path
         self._trt, self._gpu = trt, gpu
         self._inputs = [b.name for b in component.inputs]
         self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
         self._log = log_of(trt)
         self._runtime = trt.Runtime(self._log)  # must outlive the engine, and the engine its context
-        self._engine = self._opened(artefact)
+        self._engine = self._opened(artifact)
         self._check_tensors()
         self._stream_weights()
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = self._engine.create_execution_context(strategy)
         if self._context is None:
-            raise self._failed(f"TensorRT makes no context of {artefact.path}")
+            raise self._failed(f"TensorRT makes no context of {artifact.path}")
         self._shapes: Shapes = {}
         self._profile = 0  # that a fresh context stands on
         self._need_bytes = 0
@@ -91,7 +91,7 @@ class TrtRunner:
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, through the device and back."""
         with self._gpu.side_stream(), self._gpu.named(self._name):
-            return fitted(lambda: self._carried(inputs), *_TOO_LARGE)
+            return run_or_device_full(lambda: self._carried(inputs), *_TOO_LARGE)
 
     def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         given = {name: self._gpu.put(array) for name, array in inputs.items()}
@@ -116,7 +116,7 @@ class TrtRunner:
         """Layer -> its weight's shape. Raises `BackendError` where the engine was not built to be refitted."""
         return self._weights.shapes()
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """Refit: the weights of the graph that it was built of, with these changed. Graphs are captured anew."""
         from .refit import refit
 
@@ -154,18 +154,18 @@ class TrtRunner:
             del memory  # from here on it may serve what comes next on the stream
             return made
 
-    def _opened(self, artefact: Artefact) -> Any:
+    def _opened(self, artifact: Artifact) -> Any:
         try:
-            content = artefact.path.read_bytes()
+            content = artifact.path.read_bytes()
         except OSError as lacking:
-            raise BackendError(f"{artefact.path} cannot be read ({lacking.strerror}).") from None
+            raise BackendError(f"{artifact.path} cannot be read ({lacking.strerror}).") from None
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None and is_full(self._why()):
             mend = "build the plan in a lower precision, or with --engine weight-streaming"
             raise DeviceFullError(no_room(f"the weights of the {self._name}", self._why(), mend))
         if engine is None:  # of another version or another GPU, or damaged
             raise BackendError(
-                f"TensorRT cannot open {artefact.path}: {self._why()}. "
+                f"TensorRT cannot open {artifact.path}: {self._why()}. "
                 "An engine is made for one version and one kind of GPU: build the plan again here."
             )
         return engine
@@ -263,7 +263,7 @@ class TrtRunner:
 class Engine:
     """An engine as a function of tensors on the device: a whole picture is made of these. Waits for nothing."""
 
-    def __init__(self, runner: TrtRunner, outputs: Sequence[str], types: Mapping[str, str]) -> None:
+    def __init__(self, runner: TensorRtRunner, outputs: Sequence[str], types: Mapping[str, str]) -> None:
         import torch
 
         self._runner, self._outputs = runner, outputs

@@ -1,6 +1,6 @@
 """The cuda backend: the model's own PyTorch modules on an NVIDIA GPU, with our kernels in them and captured as graphs.
 
-Opens the same folders as the eager backend, and computes in the precision of the artefact. Networks that are called at
+Opens the same folders as the eager backend, and computes in the precision of the artifact. Networks that are called at
 every step, or on whole pictures, are captured; a text encoder runs once a prompt, and is not.
 """
 
@@ -12,8 +12,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ...cuda.device import Gpu, fitted
-from ...cuda.graphs import CudaRecorder, Function, Graphs, Recorder
+from ...cuda.device import Gpu, run_or_device_full
+from ...cuda.graphs import CudaGraphCache, CudaGraphCapturer, Function, GraphCapturer
 from ...errors import BackendError, SourceError
 from ...system.memory import in_words
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor, nn
 
-    from ...plan.plan import Artefact, PlannedComponent
-    from ...weights.delta import Patches
+    from ...plan.plan import Artifact, PlannedComponent
+    from ...weights.delta import WeightDeltas
     from ..base import Arrays
 
     Exactness = Callable[[], AbstractContextManager[None]]
@@ -51,13 +51,13 @@ def unavailable() -> str | None:
     return None
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> CudaRunner:
+def open_runner(component: PlannedComponent, artifact: Artifact) -> CudaRunner:
     """Open a component from its folder of config and safetensors. Raises `BackendError` where it cannot run here."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
     gpu = Gpu()
-    return CudaRunner(component, artefact, gpu, CudaRecorder(), limit_bytes=gpu.total_bytes() // _GRAPHS_SHARE)
+    return CudaRunner(component, artifact, gpu, CudaGraphCapturer(), limit_bytes=gpu.total_bytes() // _GRAPHS_SHARE)
 
 
 class CudaRunner:
@@ -66,7 +66,7 @@ class CudaRunner:
     backend = "cuda"
 
     def __init__(
-        self, component: PlannedComponent, artefact: Artefact, gpu: Gpu, recorder: Recorder, *, limit_bytes: int
+        self, component: PlannedComponent, artifact: Artifact, gpu: Gpu, recorder: GraphCapturer, *, limit_bytes: int
     ) -> None:
         import torch
 
@@ -75,26 +75,28 @@ class CudaRunner:
         from .modules import load_module
         from .weights import layers_of
 
-        if artefact.precision not in PRECISIONS:
-            raise BackendError(f"cuda runs {', '.join(PRECISIONS)}, and the artefact is {artefact.precision}.")
+        if artifact.precision not in PRECISIONS:
+            raise BackendError(f"cuda runs {', '.join(PRECISIONS)}, and the artifact is {artifact.precision}.")
         try:
-            module = load_module(component.name, artefact.path)
+            module = load_module(component.name, artifact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
-        self.precision = artefact.precision
-        self._dtype: torch.dtype = getattr(torch, _TYPES[artefact.precision])
+        self.precision = artifact.precision
+        self._dtype: torch.dtype = getattr(torch, _TYPES[artifact.precision])
         layers = layers_of(module)
         self.replaced = fuse(module)
         size = sum(p.numel() * self._dtype.itemsize for p in module.parameters())
-        what = f"the weights of the {component.name} ({in_words(size)} in {artefact.precision})"
+        what = f"the weights of the {component.name} ({in_words(size)} in {artifact.precision})"
         mend = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
-        self._module = fitted(lambda: gpu.hold(module.to(self._dtype)), what, mend)
+        self._module = run_or_device_full(lambda: gpu.hold(module.to(self._dtype)), what, mend)
         self._weights = fused_weights(layers, self._module)
         self.network = Module(self._module, self._dtype)  # as a whole picture calls it
         self._name, self._outputs = component.name, [b.name for b in component.outputs]
         self._gpu, self._lock = gpu, threading.Lock()
         captured = component.name.startswith(_CAPTURED)
-        self._run: Function = Graphs(self._eager, recorder, limit_bytes=limit_bytes) if captured else self._eager
+        self._run: Function = (
+            CudaGraphCache(self._eager, recorder, limit_bytes=limit_bytes) if captured else self._eager
+        )
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name, through the device and back."""
@@ -102,16 +104,16 @@ class CudaRunner:
 
         mend = "ask for smaller pictures, or fewer at once"
         with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named(self._name):
-            return fitted(lambda: self._carried(inputs), "a run of this size", mend)
+            return run_or_device_full(lambda: self._carried(inputs), "a run of this size", mend)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Layer -> its weight's shape."""
         return self._weights.shapes()
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """Change these weights where they lie, which captured graphs read; every other is the model's own again."""
         with self._lock, self._gpu.side_stream():
-            self._weights.adapt(patches)
+            self._weights.update_weights(patches)
 
     def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         outputs = self._run({name: self._gpu.put(array) for name, array in inputs.items()})

@@ -11,8 +11,8 @@ from ...errors import BackendError, SourceError
 from ...system import forks, threads
 
 if TYPE_CHECKING:
-    from ...plan.plan import Artefact, PlannedComponent
-    from ...weights.delta import Patches
+    from ...plan.plan import Artifact, PlannedComponent
+    from ...weights.delta import WeightDeltas
     from ..base import Arrays
 
 FORM = "diffusers"
@@ -34,7 +34,7 @@ class EagerRunner:
     backend = "eager"
     precision = "fp32"
 
-    def __init__(self, component: PlannedComponent, artefact: Artefact) -> None:
+    def __init__(self, component: PlannedComponent, artifact: Artifact) -> None:
         import torch
 
         from .modules import load_module
@@ -42,7 +42,7 @@ class EagerRunner:
 
         torch.set_num_threads(1 if forks.torch_stays_alone() else threads.available())
         try:
-            self._module = load_module(component.name, artefact.path)
+            self._module = load_module(component.name, artifact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
         self._weights = ModuleWeights.of(self._module)
@@ -53,9 +53,9 @@ class EagerRunner:
         """Layer -> its weight's shape."""
         return self._weights.shapes()
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """Change these weights in place; every other is the model's own again."""
-        self._weights.adapt(patches)
+        self._weights.update_weights(patches)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         """All outputs by name."""
@@ -67,6 +67,6 @@ class EagerRunner:
         return {name: out.numpy() for name, out in zip(self._names, outputs, strict=True)}
 
 
-def open_runner(component: PlannedComponent, artefact: Artefact) -> EagerRunner:
+def open_runner(component: PlannedComponent, artifact: Artifact) -> EagerRunner:
     """Open a component from its folder of config and safetensors."""
-    return EagerRunner(component, artefact)
+    return EagerRunner(component, artifact)

@@ -139,7 +139,7 @@ class VaeDecoder(nn.Module):
         return (self.decoder(latents),)
 
 
-class QuantisingDecoder(nn.Module):
+class QuantizingDecoder(nn.Module):
     """Latents (already divided by the scaling factor), each for the nearest of the codebook, to pixels."""
 
     def __init__(self, model: Any) -> None:
@@ -153,7 +153,7 @@ class QuantisingDecoder(nn.Module):
 
 
 class VaeEncoder(nn.Module):
-    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior; of a tiny or a quantising autoencoder
+    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior; of a tiny or a quantizing autoencoder
     to latents."""
 
     def __init__(self, model: Any) -> None:
@@ -288,5 +288,5 @@ def load_module(component: str, folder: Path) -> nn.Module:
     if type(model).__name__ == "UNet2DModel":
         wrapper = UnconditionalUNet
     if type(model).__name__ == "VQModel" and component == "vae_decoder":
-        wrapper = QuantisingDecoder
+        wrapper = QuantizingDecoder
     return wrapper(model).eval().requires_grad_(False)

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...weights.delta import Patches
+from ...weights.delta import WeightDeltas
 from ...weights.onnx import plain
 
 Layers = Mapping[str, Any]  # name -> nn.Linear or nn.Conv2d
@@ -21,7 +21,7 @@ def layers_of(module: nn.Module) -> Layers:
 
 
 class ModuleWeights:
-    """Weights by their layers' names, on any device and in any type: `Adaptable`'s part of a runner."""
+    """Weights by their layers' names, on any device and in any type: `SupportsWeightUpdates`'s part of a runner."""
 
     def __init__(self, weights: Mapping[str, Tensor]) -> None:
         self._weights = dict(weights)
@@ -36,7 +36,7 @@ class ModuleWeights:
         """Layer -> its weight's shape."""
         return {name: tuple(weight.shape) for name, weight in self._weights.items()}
 
-    def adapt(self, patches: Patches) -> None:
+    def update_weights(self, patches: WeightDeltas) -> None:
         """These patches and no others: every other weight is the model's own again, bit for bit."""
         for name, own in self._own.items():
             self._weights[name].copy_(own)

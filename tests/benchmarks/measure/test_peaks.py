@@ -76,11 +76,11 @@ def test_both_libraries_have_trials(brief, precision):
 def test_a_child_measures(brief, monkeypatch):
     asked = {}
 
-    def in_child(what, function, **arguments):
+    def run_in_subprocess(what, function, **arguments):
         asked.update(arguments, function=function)
         return Outcome(value={"fp32": {"value": 2e9, "by": "a", "reason": ""}}, peak_bytes=0)
 
-    monkeypatch.setattr(peaks, "in_child", in_child)
+    monkeypatch.setattr(peaks, "run_in_subprocess", run_in_subprocess)
     assert peaks.measure(threads=3, device="cuda:1") == {"fp32": 2e9}
     assert asked == {"function": "calotype.benchmarks.measure.peaks:peaks_here", "threads": 3, "device": "cuda:1"}
 

@@ -44,7 +44,7 @@ def spoiled(path, **change) -> None:
     ("change", "said"),
     [
         ({"schema": 2}, "schema"),
-        ({"colour": "red"}, "unknown fields"),
+        ({"color": "red"}, "unknown fields"),
         ({"kind": "row"}, "no run"),
         ({"kind": "run"}, "no run"),
     ],

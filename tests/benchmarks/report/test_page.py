@@ -63,7 +63,7 @@ class Read(HTMLParser):
 
 
 def scene(pixels: int, seed: int = 0) -> np.ndarray:
-    """Something like a picture: smooth colours and an edge, uint8 [H, W, 3]."""
+    """Something like a picture: smooth colors and an edge, uint8 [H, W, 3]."""
     y, x = np.mgrid[:pixels, :pixels] / pixels
     random = np.random.default_rng(seed)
     base = np.stack([np.sin(x * a + y * b) * 90 + 128 for a, b in random.uniform(2, 9, (3, 2))], axis=2)
@@ -139,7 +139,7 @@ def test_everything_is_on_it(whole, runs):
 
 def test_labels_of_the_figures_are_text_with_all_digits(runs):
     rows = (runs.row("calotype:openvino:bf16", 0.12345),)
-    svg = plots.latency(rows, plots.colours(rows))
+    svg = plots.latency(rows, plots.colors(rows))
     assert digits(rows[0].speed.median_s) in re.sub(r"<[^>]*>", "\n", svg).split("\n")
 
 
@@ -176,16 +176,16 @@ def test_a_row_that_is_not_ok_has_no_speed(runs, tmp_path, status):
     (_, rows) = by_case(recorded)[0]
     without = runs.recorded(runs.row(runs.BASE, 0.4))
     (_, alone) = by_case(without)[0]
-    colours = plots.colours(rows)
+    colors = plots.colors(rows)
     assert plots.components(rows) == plots.components(alone)
-    assert plots.quality(rows, colours) == plots.quality(alone, colours)
+    assert plots.quality(rows, colors) == plots.quality(alone, colors)
 
 
-def test_one_colour_a_maker_and_none_twice(runs):
+def test_one_color_a_maker_and_none_twice(runs):
     rows = [runs.row(name) for name in (*NAMES, "strange:x:fp32", "other:y:fp32")]
-    colours = plots.colours(rows)
-    assert len(set(colours.values())) == len(colours) == 8
-    assert plots.colours(rows[3:])["diffusers"] == colours["diffusers"]
+    colors = plots.colors(rows)
+    assert len(set(colors.values())) == len(colors) == 8
+    assert plots.colors(rows[3:])["diffusers"] == colors["diffusers"]
 
 
 def test_labels_do_not_cover_each_other():
@@ -212,8 +212,8 @@ def test_labels_do_not_cover_each_other():
 
 def test_nothing_to_show_is_no_figure(runs):
     rows = (runs.row("a:b:fp32", None, None, status="cannot", host_peak_bytes=None),)
-    colours = plots.colours(rows)
-    assert (plots.latency(rows, colours), plots.quality(rows, colours), plots.memory(rows, colours)) == ("", "", "")
+    colors = plots.colors(rows)
+    assert (plots.latency(rows, colors), plots.quality(rows, colors), plots.memory(rows, colors)) == ("", "", "")
     assert plots.components(rows) == ""
     assert "No contender has a speed" in page.page(runs.recorded(*rows))
 

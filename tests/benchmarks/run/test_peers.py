@@ -36,7 +36,7 @@ class Peer:
         os.system("echo printed by a process of a library")
         if job.get("exits"):
             sys.exit("a library gave up")
-        return {"threads": job["threads"], "artefact_bytes": 5, "versions": {"fake": "1"}}
+        return {"threads": job["threads"], "artifact_bytes": 5, "versions": {"fake": "1"}}
 
     def paint(self, prompts, negative, seeds):
         print("printed while it paints")
@@ -69,7 +69,7 @@ def test_answers_are_json_whatever_is_printed(fake, tmp_path):
     paint = {"op": "paint", "prompts": ["x", "y"], "negative": None, "seeds": [3, 4], "out": str(tmp_path / "out.npy")}
     loaded, painted = serve(fake, {"op": "load", "job": {"threads": 2, "cache_bytes": 1 << 20}}, paint, {"op": "quit"})
     assert loaded.pop("load_s") > 0
-    told = {"threads": 2, "artefact_bytes": 5, "versions": {"fake": "1"}, "notes": [], "build_s": None}
+    told = {"threads": 2, "artifact_bytes": 5, "versions": {"fake": "1"}, "notes": [], "build_s": None}
     assert loaded == {"ok": True, "build_when": "", **told}
     assert 0 < painted.pop("seconds") < 10
     assert painted == {"ok": True, "parts": {"unet": [0.25, 0.5]}, "device_peak_bytes": None}

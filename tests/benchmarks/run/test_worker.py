@@ -22,7 +22,7 @@ class Peer:
     def load(self, job):
         print("a library says hello on stdout")
         self.job = job
-        return {"threads": len(os.sched_getaffinity(0)), "artefact_bytes": 1, "versions": {}, **job.get("told", {})}
+        return {"threads": len(os.sched_getaffinity(0)), "artifact_bytes": 1, "versions": {}, **job.get("told", {})}
 
     def paint(self, prompts, negative, seeds):
         exec(self.job.get("code", ""))

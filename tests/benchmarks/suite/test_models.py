@@ -129,10 +129,10 @@ def test_a_model_is_made_once_and_kept(monkeypatch, tmp_path):
     folder = models.model_folder("tiny")
     assert folder.parent == tmp_path / "store"
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
-    monkeypatch.setattr(models, "in_child", None)  # a second time nothing is made
+    monkeypatch.setattr(models, "run_in_subprocess", None)  # a second time nothing is made
     assert models.model_folder("tiny") == folder
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
-    monkeypatch.setattr(models, "in_child", broken)
+    monkeypatch.setattr(models, "run_in_subprocess", broken)
     with pytest.raises(BuildError):  # another seed is another model; half of one is not kept
         models.model_folder("tiny", seed=1)
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]

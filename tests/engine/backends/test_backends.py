@@ -28,10 +28,10 @@ def test_auto_takes_openvino_and_says_why(pipe):
 def test_auto_passes_over_a_network_that_its_backend_computed_otherwise(pipe):
     auto = calotype.load("demo")
     unet = auto.plan.components["unet"]
-    (artefact,) = (a for a in unet.artefacts if a.form == "onnx")
-    assert artefact.check["others"]["openvino"]["max_relative_error"] < 1e-4
-    told = {**artefact.check, "others": {"openvino": {"refused": "it differs from eager float32 by 1.0e-01"}}}
-    doubtful = replace(unet, artefacts=(replace(artefact, check=told),))
+    (artifact,) = (a for a in unet.artifacts if a.form == "onnx")
+    assert artifact.check["others"]["openvino"]["max_relative_error"] < 1e-4
+    told = {**artifact.check, "others": {"openvino": {"refused": "it differs from eager float32 by 1.0e-01"}}}
+    doubtful = replace(unet, artifacts=(replace(artifact, check=told),))
     opened = open_component(doubtful, choose("auto"))
     assert opened.runner.backend == "onnxruntime"
     assert "not openvino: it differs from eager float32" in opened.why
@@ -66,11 +66,11 @@ def test_an_empty_list_is_refused():
         backends.choose([])
 
 
-def test_a_refused_artefact_is_passed_over_with_its_reason(pipe):
+def test_a_refused_artifact_is_passed_over_with_its_reason(pipe):
     from dataclasses import replace
 
     unet = pipe.plan.components["unet"]
-    bare = replace(unet, artefacts=unet.artefacts[1:], refused={"onnx": "it differs from eager by 1e-2"})
+    bare = replace(unet, artifacts=unet.artifacts[1:], refused={"onnx": "it differs from eager by 1e-2"})
     opened = backends.open_component(bare, backends.choose("auto"))
     assert opened.runner.backend == "eager"
     assert "it differs from eager by 1e-2" in opened.why

@@ -28,10 +28,10 @@ def failing(monkeypatch):
     """Let openvino's U-Net fail, with this error after so many good runs, and the fake backend stand behind it."""
 
     def use(error, good=0):
-        def open_runner(component, artefact):
+        def open_runner(component, artifact):
             if component.name != "unet":
                 raise BackendError("this test has the U-Net alone")
-            return Failing(component, artefact.precision, error, good)
+            return Failing(component, artifact.precision, error, good)
 
         monkeypatch.setattr("calotype.backends.openvino.runner.FORM", "diffusers")
         monkeypatch.setattr("calotype.backends.openvino.runner.open_runner", open_runner)

@@ -13,12 +13,12 @@ from calotype.backends import fake as fake_backend
 from calotype.backends import open_component
 from calotype.errors import BackendError, CalotypeError, NotFiniteError
 from calotype.plan.bindings import Binding
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 
 def planned(component, *precisions, form="diffusers"):
-    made = tuple(Artefact(form=form, path=component.artefacts[0].path, precision=p, check={}) for p in precisions)
-    return replace(component, artefacts=made)
+    made = tuple(Artifact(form=form, path=component.artifacts[0].path, precision=p, check={}) for p in precisions)
+    return replace(component, artifacts=made)
 
 
 @pytest.fixture
@@ -31,33 +31,33 @@ def overflowing(monkeypatch):
             outputs = super().__call__(inputs)
             return {k: np.full_like(v, np.inf) for k, v in outputs.items()} if self.precision in broken else outputs
 
-    def open_runner(component, artefact):
-        opened.append(artefact.precision)
-        return Overflowing(component, artefact.precision)
+    def open_runner(component, artifact):
+        opened.append(artifact.precision)
+        return Overflowing(component, artifact.precision)
 
     monkeypatch.setattr(fake_backend, "open_runner", open_runner)
     return broken, opened
 
 
 def use(pipe, name, *precisions):
-    """Let the pipeline open this component with artefacts in these precisions."""
+    """Let the pipeline open this component with artifacts in these precisions."""
     pipe._opened[name] = open_component(planned(pipe.plan.components[name], *precisions), backends.choose("fake"))
 
 
-def test_the_first_artefact_that_the_backend_runs_is_taken(fake, overflowing):
+def test_the_first_artifact_that_the_backend_runs_is_taken(fake, overflowing):
     unet = fake.plan.components["unet"]
     assert open_component(planned(unet, "fp8", "fp16", "fp32"), backends.choose("fake")).runner.precision == "fp16"
     with pytest.raises(BackendError, match=r"in fp8, fp4; wanted is another of fp32, bf16, fp16, int8"):
         open_component(planned(unet, "fp8", "fp4"), backends.choose("fake"))
 
 
-def test_an_artefact_that_cannot_be_opened_is_passed_over_with_its_reason(fake, overflowing, monkeypatch):
+def test_an_artifact_that_cannot_be_opened_is_passed_over_with_its_reason(fake, overflowing, monkeypatch):
     whole = fake_backend.open_runner
 
-    def open_runner(component, artefact):
-        if artefact.precision == "bf16":
+    def open_runner(component, artifact):
+        if artifact.precision == "bf16":
             raise BackendError("this CPU has no bfloat16")
-        return whole(component, artefact)
+        return whole(component, artifact)
 
     monkeypatch.setattr(fake_backend, "open_runner", open_runner)
     opened = open_component(planned(fake.plan.components["unet"], "bf16", "fp32"), backends.choose("fake"))
@@ -139,7 +139,7 @@ def test_onnxruntime_overflows_in_fp16_and_goes_on_in_fp32(tmp_path):
     """A real one: 70,000 is more than fp16 holds."""
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy")
     cast = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
-    artefacts = []
+    artifacts = []
     for precision, kind in cast.items():
         nodes = [
             helper.make_node("Cast", ["x"], ["a"], to=kind),
@@ -148,10 +148,10 @@ def test_onnxruntime_overflows_in_fp16_and_goes_on_in_fp32(tmp_path):
         graph = helper.make_graph(nodes, "g", [x], [y])
         path = tmp_path / f"{precision}.onnx"
         onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
-        artefacts.append(Artefact(form="onnx", path=path, precision=precision, check={}))
+        artifacts.append(Artifact(form="onnx", path=path, precision=precision, check={}))
     binding = {n: Binding(name=n, dtype="float32", dims=("batch", 4)) for n in "xy"}
     component = PlannedComponent(
-        name="unet", inputs=(binding["x"],), outputs=(binding["y"],), artefacts=tuple(artefacts), refused={}
+        name="unet", inputs=(binding["x"],), outputs=(binding["y"],), artifacts=tuple(artifacts), refused={}
     )
     opened = open_component(component, backends.choose("onnxruntime"))
     assert opened(x=np.full((1, 4), 100, dtype=np.float32))["y"][0, 0] == 100

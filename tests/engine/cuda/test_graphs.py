@@ -6,7 +6,7 @@ import threading
 import pytest
 import torch
 
-from calotype.cuda.graphs import Graphs, Recorded
+from calotype.cuda.graphs import CapturedGraph, CudaGraphCache
 from calotype.errors import DeviceFullError
 
 
@@ -14,10 +14,10 @@ class Calls:
     """Stands in for captures. A replay leaves nothing of the outputs of other graphs: nobody may rely on them."""
 
     def __init__(self) -> None:
-        self.made: list[Recorded] = []
+        self.made: list[CapturedGraph] = []
         self.full = 0  # how many of the next captures find the device full
 
-    def record(self, function, inputs) -> Recorded:
+    def record(self, function, inputs) -> CapturedGraph:
         if self.full:
             self.full -= 1
             raise MemoryError("tried to allocate 20 GiB\nmore")
@@ -31,7 +31,7 @@ class Calls:
                 outputs[name].copy_(tensor)
 
         size = 4 * sum(t.numel() for t in inputs.values())
-        self.made.append(Recorded(inputs=inputs, outputs=outputs, replay=replay, size_bytes=size))
+        self.made.append(CapturedGraph(inputs=inputs, outputs=outputs, replay=replay, size_bytes=size))
         return self.made[-1]
 
     @property
@@ -46,7 +46,9 @@ def calls() -> Calls:
 
 @pytest.fixture
 def graphs(calls):
-    return lambda limit_bytes=10**6: Graphs(lambda i: {"y": i["x"] * 2 + i["z"]}, calls, limit_bytes=limit_bytes)
+    return lambda limit_bytes=10**6: CudaGraphCache(
+        lambda i: {"y": i["x"] * 2 + i["z"]}, calls, limit_bytes=limit_bytes
+    )
 
 
 def given(count: int, number: float = 1.0, dtype=torch.float32):

@@ -238,7 +238,7 @@ def test_the_machine_is_read_from_its_files(tmp_path):
     (tmp_path / "proc" / "cpuinfo").write_text(told)
     (tmp_path / "proc" / "meminfo").write_text("MemTotal: 2048 kB\nMemAvailable: 1024 kB\n")
     (tmp_path / "sys" / "fs" / "cgroup" / "cpu.max").write_text("150000 100000")
-    seen = machine.look(tmp_path)
+    seen = machine.inspect_machine(tmp_path)
     assert seen.processor == "Xeon"
     assert seen.features == ("AVX2", "AVX-512", "AVX-512 VNNI", "AVX-512 BF16", "AMX BF16", "AMX INT8")
     assert seen.lacking == ()
@@ -248,14 +248,14 @@ def test_the_machine_is_read_from_its_files(tmp_path):
 def test_arm_is_not_told_what_x86_has(tmp_path):
     (tmp_path / "proc").mkdir()
     (tmp_path / "proc" / "cpuinfo").write_text("Features : fp asimd asimddp i8mm bf16 sve\n")
-    seen = machine.look(tmp_path)
+    seen = machine.inspect_machine(tmp_path)
     assert (seen.features, seen.lacking) == (("dot product", "I8MM", "BF16", "SVE"), ())
 
 
 @pytest.mark.parametrize("home", ["/proc/nothing/here", "~no-such-user/x", "x" * 400, "/dev/null/below"])
 def test_a_machine_that_tells_nothing(tmp_path, monkeypatch, home):
     monkeypatch.setenv("CALOTYPE_HOME", home)
-    seen = machine.look(tmp_path / "empty")
+    seen = machine.inspect_machine(tmp_path / "empty")
     assert seen.features == ()
     assert seen.store_bytes is None
     if home != "x" * 400:

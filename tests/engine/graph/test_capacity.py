@@ -5,7 +5,7 @@ from dataclasses import replace
 import pytest
 
 from calotype.errors import DeviceFullError
-from calotype.graph.capacity import telling_what_fits, what_fits
+from calotype.graph.capacity import annotate_out_of_memory, suggest_fitting_size
 from calotype.request.request import Request, resolve
 
 GIB = 2**30
@@ -22,7 +22,7 @@ GIB = 2**30
     ],
 )
 def test_fewer_then_smaller_then_in_fewer_bits(batch, side, free, told, fake):
-    assert what_fits(fake.plan, batch=batch, height=side, width=side, guided=True, free_bytes=free) == told
+    assert suggest_fitting_size(fake.plan, batch=batch, height=side, width=side, guided=True, free_bytes=free) == told
 
 
 @pytest.mark.parametrize(
@@ -34,15 +34,15 @@ def test_fewer_then_smaller_then_in_fewer_bits(batch, side, free, told, fake):
 )
 def test_fewer_bits_than_the_plan_has(precision, told, fake):
     unet = fake.plan.components["unet"]
-    lower = unet.with_artefacts(replace(unet.artefacts[0], precision=precision))
+    lower = unet.with_artifacts(replace(unet.artifacts[0], precision=precision))
     plan = replace(fake.plan, components={**fake.plan.components, "unet": lower})
-    assert what_fits(plan, batch=1, height=512, width=512, guided=True, free_bytes=0) == told
+    assert suggest_fitting_size(plan, batch=1, height=512, width=512, guided=True, free_bytes=0) == told
 
 
 def test_it_is_one_sentence_with_the_error(fake):
     job = resolve(Request(prompt=["x", "y"], width=256, height=256), fake.plan)
     with (
         pytest.raises(DeviceFullError, match=r"^the GPU is full; by an estimate 1 of 256x256 pixels at once .*fit\.$"),
-        telling_what_fits(fake.plan, job),
+        annotate_out_of_memory(fake.plan, job),
     ):
         raise DeviceFullError("the GPU is full.")

@@ -8,15 +8,15 @@ import pytest
 from PIL import Image
 
 from calotype.errors import InputError
-from calotype.images.arrays import fitted, pixels_from, read_picture
+from calotype.images.arrays import load_image_array, read_image, resize_image
 
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 UNIT = (BYTES / 255).astype(np.float32)
 
 
 def read(given, *size):
-    pixels = pixels_from("image", given)
-    return fitted(pixels, *(size or pixels.shape[:2]))
+    pixels = load_image_array("image", given)
+    return resize_image(pixels, *(size or pixels.shape[:2]))
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,7 @@ def test_a_picture_that_was_taken_sideways_is_turned():
 )
 def test_other_things_are_told(given, told):
     with pytest.raises(InputError, match=f"control_image takes.*{told}"):
-        pixels_from("control_image", given)
+        load_image_array("control_image", given)
 
 
 @pytest.mark.parametrize("size", [(8, 14), (3, 4), (5, 14)])
@@ -86,9 +86,9 @@ def test_resizing_is_pils(size):
 def test_bytes_in_wider_integers_are_bytes():
     """numpy's own integers: what arithmetic on a picture, or `np.where(mask, 255, 0)`, gives."""
     for kind in (np.int64, np.int32, np.uint32):
-        np.testing.assert_array_equal(pixels_from("image", BYTES.astype(kind)), BYTES)
+        np.testing.assert_array_equal(load_image_array("image", BYTES.astype(kind)), BYTES)
     with pytest.raises(InputError, match="from 0 to 1000"):
-        pixels_from("image", np.array([[[0, 5, 1000]]]))
+        load_image_array("image", np.array([[[0, 5, 1000]]]))
 
 
 def png_of(width, height, path):
@@ -105,9 +105,9 @@ def png_of(width, height, path):
 def test_a_picture_of_too_many_pixels_is_refused_in_one_sentence(tmp_path, size):
     """Pillow warns of the first and calls the others an attack; warnings are errors here."""
     with pytest.raises(InputError, match="million"):
-        read_picture(png_of(*size, tmp_path / "x.png"))
+        read_image(png_of(*size, tmp_path / "x.png"))
 
 
 def test_a_large_picture_is_read_without_a_warning(tmp_path):
     Image.new("1", (10_000, 9_500)).save(tmp_path / "x.png")  # 95 million pixels, above where Pillow warns
-    assert read_picture(tmp_path / "x.png").size == (10_000, 9_500)
+    assert read_image(tmp_path / "x.png").size == (10_000, 9_500)

@@ -88,7 +88,7 @@ def test_it_tells_held_out_scenes_apart():
     found = measure(calotype.Clip(), 40, 10_002_000)
     assert found["above_another"] >= 0.95
     assert found["matched"] >= found["mismatched"] + 50
-    assert found["told"]["colour"] >= 0.95  # by chance a half
+    assert found["told"]["color"] >= 0.95  # by chance a half
     assert found["told"]["background"] >= 0.95
 
 

@@ -10,25 +10,25 @@ import pytest
 from PIL import Image
 
 from calotype.errors import InputError
-from calotype.images.png import picture_from, settings_of, to_uint8
+from calotype.images.png import image_from_pixels, settings_of, to_uint8
 
 
 def test_text_survives_the_png(tmp_path):
     told = {"calotype": "0", "prompt": 'ünï "你好"\n🎉', "negative_prompt": "", "seed": "7"}
-    picture_from(np.zeros((8, 8, 3), np.uint8), told).save(tmp_path / "p.png")
+    image_from_pixels(np.zeros((8, 8, 3), np.uint8), told).save(tmp_path / "p.png")
     assert settings_of(tmp_path / "p.png") == told
 
 
 def test_copies_and_pickles_keep_their_settings(tmp_path):
     told = {"calotype": "0", "seed": "7"}
-    picture = picture_from(np.zeros((8, 8, 3), np.uint8), told)
+    picture = image_from_pixels(np.zeros((8, 8, 3), np.uint8), told)
     for i, again in enumerate((copy.deepcopy(picture), pickle.loads(pickle.dumps(picture)))):
         again.save(tmp_path / f"{i}.png")
         assert settings_of(tmp_path / f"{i}.png") == told
 
 
 def test_other_formats_are_written_without(tmp_path):
-    picture_from(np.zeros((8, 8, 3), np.uint8), {"calotype": "0"}).save(tmp_path / "p.jpg")
+    image_from_pixels(np.zeros((8, 8, 3), np.uint8), {"calotype": "0"}).save(tmp_path / "p.jpg")
     with Image.open(tmp_path / "p.jpg") as image:
         assert image.size == (8, 8)
 

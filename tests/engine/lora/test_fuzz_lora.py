@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from calotype.errors import SourceError
-from calotype.lora.lora import loras_from, patches_of
+from calotype.lora.lora import parse_loras, weight_deltas_of
 
 bounded = settings(max_examples=250, deadline=None, derandomize=True, database=None)
 
@@ -98,7 +98,7 @@ def written(path, file, extra):
 def held(path, weight):
     """Whether it was read as a LoRA; all that comes of it is right."""
     try:
-        patches = patches_of(loras_from({path: weight}), NETWORKS)
+        patches = weight_deltas_of(parse_loras({path: weight}), NETWORKS)
     except SourceError:
         return False
     for component, added in patches.items():

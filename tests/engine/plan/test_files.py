@@ -27,15 +27,15 @@ def outside(editable):
 
 
 def set_path(editable, which, path):
-    if which == "artefact":
-        editable.data["components"]["unet"]["artefacts"][0]["path"] = path
+    if which == "artifact":
+        editable.data["components"]["unet"]["artifacts"][0]["path"] = path
     elif which == "tokenizer":
         editable.data["tokenizers"]["text_encoder"] = path
     else:
         editable.data["samplers"] = path
 
 
-INSIDE = {"artefact": "unet/model.onnx", "tokenizer": "tokenizer", "samplers": "samplers"}
+INSIDE = {"artifact": "unet/model.onnx", "tokenizer": "tokenizer", "samplers": "samplers"}
 
 
 @pytest.mark.parametrize("which", INSIDE)
@@ -167,5 +167,5 @@ def test_a_graph_of_another_suffix_is_refused(editable):
         path = f"unet/{name}".replace("onnx", "ort")
         editable.data["files"][path] = editable.data["files"].pop(f"unet/{name}")
         assert file_digest(editable.folder / path) == editable.data["files"][path][1]
-    set_path(editable, "artefact", "unet/model.ort")
+    set_path(editable, "artifact", "unet/model.ort")
     refused(editable, "components.unet.*onnx")

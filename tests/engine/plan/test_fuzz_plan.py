@@ -14,7 +14,7 @@ from PIL import Image
 import calotype
 from calotype.errors import CalotypeError
 from calotype.files.digest import digest_of
-from calotype.plan.plan import Artefact, read_plan, write_plan
+from calotype.plan.plan import Artifact, read_plan, write_plan
 
 ODD = [
     *(None, True, False, 0, 1, -1, 2, 3, 64, 77, 2**31, 10**400, 0.5, -1.5, 1e300, float("nan"), float("inf")),
@@ -30,7 +30,7 @@ def small(saved_plan, tmp_path_factory) -> Path:
     shutil.copytree(saved_plan, folder, ignore=shutil.ignore_patterns("*.onnx*"))
     plan = read_plan(saved_plan)
     components = {
-        name: c.with_artefacts(Artefact(form="diffusers", path=Path(name), precision="fp32", check={}))
+        name: c.with_artifacts(Artifact(form="diffusers", path=Path(name), precision="fp32", check={}))
         for name, c in plan.components.items()
     }
     tokenizers = {name: Path(path.name) for name, path in plan.tokenizers.items()}

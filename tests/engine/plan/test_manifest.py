@@ -24,7 +24,7 @@ def at(data, path):
 MISSING = [
     *("version", "family", "profile", "components", "scheduler", "tokenizers", "prompting", "files", "build"),
     *("components/unet", "components/vae_decoder", "components/vae_encoder", "components/text_encoder"),
-    *("tokenizers/text_encoder", "prompting/states/0", "components/unet/inputs", "components/unet/artefacts/0/form"),
+    *("tokenizers/text_encoder", "prompting/states/0", "components/unet/inputs", "components/unet/artifacts/0/form"),
     *("build/needs", "build/needs/onnxruntime", "build/machine", "build/backend", "build/proof/pictures", "build/spec"),
     *("components/unet/inputs/0/dims", "loads/0/pixels", "components/unet/inputs/0", "components/unet/inputs/2"),
 ]
@@ -75,9 +75,9 @@ WRONG = [
     (f"{UNET}/inputs/2/dims", ["batch", "tokens", 127]),
     *[(f"{UNET}/inputs/0/name", value) for value in ("timestep", "samples", "a\nb", "")],
     *[(f"{UNET}/outputs/0/dims", value) for value in (["batch", 10**9, 1, 1], ["batch", 4])],
-    *[(f"{UNET}/artefacts", value) for value in ([], None, [3])],
-    *[(f"{UNET}/artefacts/0/check", value) for value in (None, [], {"others": []}, {"others": {"openvino": 1}})],
-    *[(f"{UNET}/artefacts/0/check/{name}", []) for name in ("max_relative_error", "backend", "real_inputs")],
+    *[(f"{UNET}/artifacts", value) for value in ([], None, [3])],
+    *[(f"{UNET}/artifacts/0/check", value) for value in (None, [], {"others": []}, {"others": {"openvino": 1}})],
+    *[(f"{UNET}/artifacts/0/check/{name}", []) for name in ("max_relative_error", "backend", "real_inputs")],
     *[(f"{UNET}/refused", value) for value in (None, {"onnx": 3})],
     ("components/controlnet", {}),
     ("components/text_encoder/inputs/0/dims", ["batch", 10**6]),
@@ -135,7 +135,7 @@ def test_a_manifest_that_is_no_object_of_a_modest_file_is_refused(wrong, editabl
 
 def test_a_plan_in_the_making_is_read_by_the_exporter_alone(editable):
     editable.data["files"] = {}
-    editable.data["components"]["unet"]["artefacts"][0]["path"] = "/elsewhere/model.onnx"
+    editable.data["components"]["unet"]["artifacts"][0]["path"] = "/elsewhere/model.onnx"
     folder = editable.seal()
-    assert str(read_plan(folder, sealed=False).components["unet"].artefacts[0].path) == "/elsewhere/model.onnx"
+    assert str(read_plan(folder, sealed=False).components["unet"].artifacts[0].path) == "/elsewhere/model.onnx"
     refused(editable, "files")

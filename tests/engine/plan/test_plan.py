@@ -61,7 +61,7 @@ def test_every_file_truncated_flipped_or_gone_is_noticed(copy, saved_plan):
     calotype.load(copy)
 
 
-def test_artefacts_that_changed_places_are_noticed(copy):
+def test_artifacts_that_changed_places_are_noticed(copy):
     one, two = copy / "vae_decoder" / "model.onnx", copy / "vae_encoder" / "model.onnx"
     other = copy / "other"
     one.rename(other)
@@ -98,21 +98,21 @@ def plan(saved_plan):
 
 
 def told_of(plan, **build):
-    return trust.distrust(replace(plan, build={**plan.build, **build}))
+    return trust.incompatibility_reason(replace(plan, build={**plan.build, **build}))
 
 
 def test_an_older_runtime_is_refused_and_a_newer_one_noted(plan, saved_plan, monkeypatch):
-    assert trust.distrust(plan) is None
-    assert trust.newer(plan) is None
+    assert trust.incompatibility_reason(plan) is None
+    assert trust.version_drift_note(plan) is None
     monkeypatch.setattr(trust, "_installed", lambda _: "1.19.2")
-    told = trust.distrust(plan)
+    told = trust.incompatibility_reason(plan)
     assert "was built and proved with onnxruntime" in told
     assert "here is 1.19.2" in told
     assert "pip install 'onnxruntime>=" in told
     with pytest.raises(BackendError, match=r"here is 1\.19\.2"):
         calotype.load(saved_plan, backend="onnxruntime")
     monkeypatch.setattr(trust, "_installed", lambda _: "99.1.0")
-    assert trust.distrust(plan) is None
+    assert trust.incompatibility_reason(plan) is None
     result = calotype.load(saved_plan)("a red ring", steps=1, seed=0)
     assert any("here is 99.1.0" in note for note in result.report.notes)
 

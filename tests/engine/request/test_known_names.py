@@ -5,7 +5,7 @@ import inspect
 import pytest
 
 import calotype
-from calotype.backends.openvino.rewrites import PIECES, WITHOUT, without
+from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, PIECES, disabled_optimizations
 from calotype.errors import CalotypeError, InputError, NoAttributeError
 
 
@@ -67,8 +67,8 @@ def test_signatures_stay_in_sight():
 
 
 def test_pieces_that_there_are_not_are_not_left_out(monkeypatch):
-    monkeypatch.setenv(WITHOUT, f" {PIECES[0]}, {PIECES[-1]},")
-    assert without() == {PIECES[0], PIECES[-1]}
-    monkeypatch.setenv(WITHOUT, f"{PIECES[0]},kept_input")
+    monkeypatch.setenv(DISABLE_VARIABLE, f" {PIECES[0]}, {PIECES[-1]},")
+    assert disabled_optimizations() == {PIECES[0], PIECES[-1]}
+    monkeypatch.setenv(DISABLE_VARIABLE, f"{PIECES[0]},kept_input")
     with pytest.raises(InputError, match="nearest: kept_inputs"):
-        without()
+        disabled_optimizations()

@@ -10,7 +10,7 @@ from calotype.export.builder.samplers import store_samplers
 from calotype.sampling.archive import find_matrix, read_index
 from calotype.sampling.cache import sampler_for
 from calotype.sampling.compile import compile_sampler
-from calotype.sampling.schedule_range import Course
+from calotype.sampling.schedule_range import ScheduleRange
 from calotype.sampling.schedulers import spec_from
 
 CONFIG = {
@@ -53,15 +53,22 @@ def test_the_index_says_what_there_is(folder):
 
 @pytest.mark.parametrize("skipped", range(4))
 @pytest.mark.parametrize("keeps", [True, False])
-def test_setting_out_from_pictures_is_stored_too(folder, skipped, keeps):
-    for course in (Course(origin="image", skipped=skipped, keeps=keeps), Course(keeps=True)):
+def test_setting_out_from_pictures_is_stored_too(folder, skipped, preserves_unmasked):
+    for course in (
+        ScheduleRange(origin="image", skipped=skipped, preserves_unmasked=preserves_unmasked),
+        ScheduleRange(preserves_unmasked=True),
+    ):
         got, wanted = (
             find_matrix(folder, spec_from("euler-a", CONFIG), 4, course),
             compile_sampler(spec_from("euler-a", CONFIG), 4, course=course),
         )
-        for field in ("timesteps", "rows", "preview", "clean", *(["kept"] if course.keeps else [])):
+        for field in ("timesteps", "rows", "preview", "clean", *(["kept"] if course.preserves_unmasked else [])):
             np.testing.assert_array_equal(getattr(got, field), getattr(wanted, field))
-    for steps, course in ((5, Course(keeps=True)), (4, Course(end=0.5)), (4, Course(origin="latents", begin=0.5))):
+    for steps, course in (
+        (5, ScheduleRange(preserves_unmasked=True)),
+        (4, ScheduleRange(end=0.5)),
+        (4, ScheduleRange(origin="latents", begin=0.5)),
+    ):
         assert find_matrix(folder, spec_from("euler-a", CONFIG), steps, course) is None
 
 

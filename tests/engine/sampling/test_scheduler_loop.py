@@ -170,7 +170,7 @@ def test_what_is_not_linear_is_found_and_runs_itself(case, monkeypatch):
     assert isinstance(sampler, SchedulerSampler)
     assert word in sampler.reason
     got = pictures(sampler)
-    for i in range(len(NOISE)):  # each picture by itself, as a threshold must not look at its neighbours
+    for i in range(len(NOISE)):  # each picture by itself, as a threshold must not look at its neighbors
         wanted = own_loop(scheduler, 6, NOISE[i : i + 1], Draws([i]), monkeypatch)
         assert np.abs(got[i : i + 1] - wanted).max() <= 1e-6 * np.abs(wanted).max()
 

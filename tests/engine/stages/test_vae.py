@@ -9,7 +9,7 @@ from PIL import Image
 from calotype.errors import CalotypeError, InputError
 from calotype.export.quality.metrics import psnr
 from calotype.images.tiling import tiled
-from calotype.stages.vae import Codec, Portions
+from calotype.stages.vae import Codec, VaeTiling
 
 
 @pytest.fixture(scope="module")
@@ -82,11 +82,11 @@ def test_tiles_cover_all_and_weigh_one(height, width, side, ratio):
 
 def test_what_does_not_fit_goes_in_portions(pipe, picture, monkeypatch):
     codec = Codec(pipe.plan, pipe.component)
-    for mebibytes, wanted in ((None, Portions()), (10**6, Portions()), (400, Portions(sliced=True))):
+    for mebibytes, wanted in ((None, VaeTiling()), (10**6, VaeTiling()), (400, VaeTiling(sliced=True))):
         have = None if mebibytes is None else mebibytes * 2**20
         monkeypatch.setattr("calotype.stages.vae.available_bytes", lambda have=have: have)
-        assert codec.portions(4, 1024, 1024) == wanted
-    found = codec.portions(1, 2048, 2048)
+        assert codec.tiling(4, 1024, 1024) == wanted
+    found = codec.tiling(1, 2048, 2048)
     assert (found.tile, found.sliced) == (1024, False)
     assert "in tiles of 1024 pixels: the whole needs about 1.5 GiB of memory, and 400 MiB are free" in found.note
 

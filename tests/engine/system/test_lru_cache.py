@@ -1,10 +1,10 @@
 """The one cache in memory: what was used last is kept, by number or by size."""
 
-from calotype.system.lru_cache import Remembered
+from calotype.system.lru_cache import LruCache
 
 
 def test_the_least_recently_used_gives_way():
-    memory = Remembered(2)
+    memory = LruCache(2)
     for key in "abac":
         memory(key, lambda key=key: key * 2)
     assert [memory.get(key) for key in "abc"] == ["aa", None, "cc"]
@@ -12,7 +12,7 @@ def test_the_least_recently_used_gives_way():
 
 
 def test_sizes_count_and_the_newest_stays_however_large():
-    memory = Remembered(100, len)
+    memory = LruCache(100, len)
     memory.put("a", "x" * 40)
     memory.put("b", "x" * 60)
     assert memory.size == 100
@@ -26,7 +26,7 @@ def test_sizes_count_and_the_newest_stays_however_large():
 
 def test_what_gives_way_does_so_before_the_next_is_made():
     """The buffers on a device of both at once may be too much."""
-    memory = Remembered(2)
+    memory = LruCache(2)
     kept = []
     for key in "abc":
         memory(key, lambda: kept.append(len(memory)) or "value")

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 import calotype
 from calotype.errors import InputError
 from calotype.text.foreign_syntax import syntax_notes
-from calotype.text.prompt_weights import pieces_of
+from calotype.text.prompt_weights import parse_weighted_prompt
 from calotype.text.tokenizer import ClipTokenizer
 
 bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
@@ -47,7 +47,7 @@ def fake_pipe():
 
 def pieces_or_none(prompt):
     try:
-        return pieces_of(prompt)
+        return parse_weighted_prompt(prompt)
     except InputError:
         return None
 
@@ -69,7 +69,7 @@ def test_pieces_have_weights_and_all_of_the_text(prompt):
 @bounded
 @given(prompt=st.text(st.characters(exclude_characters="()\\"), max_size=300))
 def test_text_without_brackets_is_one_piece(prompt):
-    (piece,) = pieces_of(prompt)
+    (piece,) = parse_weighted_prompt(prompt)
     assert (piece.text, piece.weight) == (prompt, 1)
 
 

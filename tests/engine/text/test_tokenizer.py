@@ -7,7 +7,7 @@ import pytest
 from transformers import CLIPTokenizer
 
 from calotype.errors import InputError, SourceError
-from calotype.text.prompt_weights import pieces_of
+from calotype.text.prompt_weights import parse_weighted_prompt
 from calotype.text.tokenizer import ClipTokenizer
 
 PROMPTS = [
@@ -79,12 +79,12 @@ PIECES = {
 
 @pytest.mark.parametrize("prompt", PIECES)
 def test_weights_are_read(prompt):
-    assert [(p.text, pytest.approx(p.weight)) for p in pieces_of(prompt)] == PIECES[prompt]
+    assert [(p.text, pytest.approx(p.weight)) for p in parse_weighted_prompt(prompt)] == PIECES[prompt]
 
 
 def test_a_weight_that_is_none_is_told():
     with pytest.raises(InputError, match=r"from 0 to 10, as in \(word:1\.3\); got 30"):
-        pieces_of("(at 12:30)")
+        parse_weighted_prompt("(at 12:30)")
 
 
 @pytest.mark.parametrize("prompt", ["(" * 1_000_000, "red " * 25_001, "(red:1.1)" * 20_000])
@@ -102,15 +102,17 @@ def test_the_longest_prompt_is_read(prompt, fake):
 @pytest.mark.parametrize("weight", ["9" * 5000, "1" * 400, "0.5:" + "9" * 100])
 def test_a_weight_of_many_digits_is_told_in_short(weight):
     with pytest.raises(InputError, match="from 0 to 10") as refused:
-        pieces_of(f"(red:{weight})")
+        parse_weighted_prompt(f"(red:{weight})")
     assert len(str(refused.value)) < 300
 
 
 def test_nested_weights_do_not_grow_without_end():
-    assert [p.weight for p in pieces_of("(((red:10):10):10)") if p.text] == [1000]
+    assert [p.weight for p in parse_weighted_prompt("(((red:10):10):10)") if p.text] == [1000]
     with pytest.raises(InputError, match="nested"):
-        pieces_of("(" * 40 + "red" + ":10)" * 40)
-    assert [p.weight for p in pieces_of("(" * 40 + "red" + ":0.1)" * 40) if p.text] == [pytest.approx(1e-40)]
+        parse_weighted_prompt("(" * 40 + "red" + ":10)" * 40)
+    assert [p.weight for p in parse_weighted_prompt("(" * 40 + "red" + ":0.1)" * 40) if p.text] == [
+        pytest.approx(1e-40)
+    ]
 
 
 def test_weights_stand_at_their_tokens(folder):

@@ -17,7 +17,7 @@ from calotype.errors import BuildError, CheckError, InputError
 from calotype.export import BuildSpec, build
 from calotype.export.commands.cli import app
 from calotype.export.onnx.check import relative_error
-from calotype.export.steps.subprocess_task import in_child
+from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.plan.plan import read_plan
 from calotype.plan.profile import Range
 
@@ -34,10 +34,10 @@ def children(monkeypatch) -> list[str]:
 
     def spy(what, function, **arguments):
         done.append(what)
-        return in_child(what, function, **arguments)
+        return run_in_subprocess(what, function, **arguments)
 
     for module in MODULES:
-        monkeypatch.setattr(f"calotype.export.{module}.in_child", spy)
+        monkeypatch.setattr(f"calotype.export.{module}.run_in_subprocess", spy)
     return done
 
 
@@ -56,11 +56,11 @@ def test_a_plan_says_how_it_was_made_and_proved(saved_plan):
     assert build_told["proof"]["psnr"] >= 50
     assert build_told["tools"]["torch"]
     for component in plan.components.values():
-        (artefact,) = component.artefacts
-        assert artefact.precision == "fp32"
-        assert artefact.check["max_relative_error"] <= 1e-4
-        assert artefact.check["real_inputs"]["max_relative_error"] <= 1e-4
-        assert artefact.check["real_inputs"]["calls"] >= 1
+        (artifact,) = component.artifacts
+        assert artifact.precision == "fp32"
+        assert artifact.check["max_relative_error"] <= 1e-4
+        assert artifact.check["real_inputs"]["max_relative_error"] <= 1e-4
+        assert artifact.check["real_inputs"]["calls"] >= 1
 
 
 def test_inspect_prints_and_is_json(saved_plan):
@@ -75,7 +75,7 @@ def test_inspect_prints_and_is_json(saved_plan):
         assert words in shown
     told = json.loads(CliRunner().invoke(app, ["inspect", str(saved_plan), "--json"]).output)
     assert set(told["components"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
-    assert told["components"]["unet"]["artefacts"][0]["bytes"] > 10_000_000
+    assert told["components"]["unet"]["artifacts"][0]["bytes"] > 10_000_000
     assert told["build"]["machine"]["threads"] >= 1
     told = CliRunner().invoke(app, ["inspect", "/nowhere"])
     assert "is no plan; make one with: calotype build MODEL -o /nowhere" in str(told.exception)

@@ -28,14 +28,14 @@ def plan(pipe):
 def test_every_component_is_traced_and_checked(plan):
     assert set(plan.components) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
     for component in plan.components.values():
-        check = component.artefact("onnx").check
+        check = component.artifact("onnx").check
         assert check["max_relative_error"] <= 1e-4
         assert len(check["sizes"]) == 2
 
 
 def test_exports_have_the_bindings_names_and_dynamic_axes(plan):
     for component in plan.components.values():
-        path = component.artefact("onnx").path
+        path = component.artifact("onnx").path
         model = onnx.load(path, load_external_data=False)
         assert [o.version for o in model.opset_import if o.domain == ""] == [21]
         assert [i.name for i in model.graph.input] == [b.name for b in component.inputs]
@@ -60,7 +60,7 @@ def test_one_export_serves_sizes_it_was_not_traced_at(plan, pipes):
 
 
 def test_one_timestep_for_all_pictures_is_taken_too(plan):
-    session = onnxruntime.InferenceSession(plan.components["unet"].artefact("onnx").path)
+    session = onnxruntime.InferenceSession(plan.components["unet"].artifact("onnx").path)
     x, states = np.ones((2, 4, 8, 8), np.float32), np.ones((2, 77, 128), np.float32)
     one, two = (
         session.run(None, {"sample": x, "timestep": np.full(n, 500, np.float32), "encoder_hidden_states": states})[0]
@@ -74,7 +74,7 @@ def test_the_second_use_traces_nothing(plan, monkeypatch):
     assert prepare("demo") == plan
 
 
-def test_a_damaged_artefact_is_not_believed(tmp_path, monkeypatch):
+def test_a_damaged_artifact_is_not_believed(tmp_path, monkeypatch):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
     made = []
 
@@ -128,7 +128,7 @@ def test_a_model_that_cannot_be_traced_is_refused_and_auto_says_so(model_copy, t
         raise RuntimeError("no such operator")
 
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("calotype.export.onnx.trace_step.in_child", here)
+    monkeypatch.setattr("calotype.export.onnx.trace_step.run_in_subprocess", here)
     monkeypatch.setattr("calotype.export.onnx.trace.trace", fail)
     opened = calotype.load(model_copy).component("unet")
     assert opened.runner.backend == "eager"
@@ -163,12 +163,12 @@ def test_a_store_in_a_place_that_is_no_folder_is_told(tmp_path, monkeypatch):
         fetch("k", lambda _: {})
 
 
-def test_an_artefact_that_disagrees_is_refused_and_auto_says_so(model_copy, tmp_path, monkeypatch):
+def test_an_artifact_that_disagrees_is_refused_and_auto_says_so(model_copy, tmp_path, monkeypatch):
     monkeypatch.setattr("calotype.export.onnx.check.TOLERANCE", 0.0)
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr("calotype.export.builder.prepare.family_of", the_text_encoder_alone)
     component = prepare(model_copy).components["text_encoder"]
-    assert component.artefact("onnx") is None
+    assert component.artifact("onnx") is None
     assert "differs from eager float32" in component.refused["onnx"]
 
 
@@ -177,7 +177,7 @@ def the_text_encoder_alone(configs):
     return replace(family, components={"text_encoder": family.components["text_encoder"]})
 
 
-def test_changed_weights_are_another_artefact(model_copy, plan):
+def test_changed_weights_are_another_artifact(model_copy, plan):
     from calotype.export.sources.source import read_source
 
     before = read_source(model_copy)

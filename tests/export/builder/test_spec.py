@@ -72,7 +72,7 @@ def test_the_command_of_a_spec_makes_the_same_spec():
         ({"proof": 0}, "proof must be from 1 to 4096, got 0"),
         ({"fallback": "yes"}, "--fallback: it is true or false"),
         ({"lora": 3}, "--lora: it takes text, or a list of texts"),
-        ({"colour": "red"}, "a build knows no colour; it takes model, output, backend"),
+        ({"color": "red"}, "a build knows no color; it takes model, output, backend"),
         ({"model": ""}, "say which model to build"),
         ({"output": None}, "say where the plan goes"),
     ],

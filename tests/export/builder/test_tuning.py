@@ -14,13 +14,13 @@ from calotype.export.onnx.capture import Pictures
 from calotype.export.precision.variants import Group, check_precision, form_for, not_tried, tried_by_auto
 from calotype.export.quality.bounds import parse_bounds
 from calotype.export.steps.progress import Progress, Stage
-from calotype.plan.plan import Artefact, read_plan
+from calotype.plan.plan import Artifact, read_plan
 
 GROUPS = [Group(name=f"g{i}", nodes=(f"n{i}",), loss=8.0 - i) for i in range(8)]  # the most sensitive first
 
 
 class World:
-    """What each artefact would cost and gain: PSNR falls by `cost` dB for every group in int8, from 50."""
+    """What each artifact would cost and gain: PSNR falls by `cost` dB for every group in int8, from 50."""
 
     def __init__(self, monkeypatch, plan, *, cost=4.0, speeds=None, together=0.0, bound="psnr>=30"):
         self.cost, self.together, self.judged = cost, together, []
@@ -28,9 +28,9 @@ class World:
         self.notes = []
         home = "calotype.export.builder.tuning"
         monkeypatch.setattr(f"{home}.calibrated", lambda *_: (Path("ranges.json"), GROUPS))
-        monkeypatch.setattr(f"{home}.half", lambda part, precision, _: artefact(precision))
-        monkeypatch.setattr(f"{home}.quantised", lambda part, ranges, keep, *_: artefact("int8", len(keep)))
-        monkeypatch.setattr(Tuning, "_speed", lambda _, plan, name: self.speed(plan.components[name].artefacts[0]))
+        monkeypatch.setattr(f"{home}.half", lambda part, precision, _: artifact(precision))
+        monkeypatch.setattr(f"{home}.quantized", lambda part, ranges, keep, *_: artifact("int8", len(keep)))
+        monkeypatch.setattr(Tuning, "_speed", lambda _, plan, name: self.speed(plan.components[name].artifacts[0]))
         monkeypatch.setattr(Judging, "judge", lambda _, plan, **__: self.judge(plan))
         spec = BuildSpec(model="demo", output=Path("p"), backend="openvino", max_loss=parse_bounds([bound]))
         judging = Judging(spec=spec, pictures=Pictures(prompts=(), steps=1, height=8, width=8), reference=Path("r"))
@@ -43,7 +43,7 @@ class World:
         return self.speeds[made.precision] - 0.1 * made.check.get("kept", 0)
 
     def judge(self, plan):
-        low = {n: c.artefacts[0] for n, c in plan.components.items() if c.artefacts[0].precision != "fp32"}
+        low = {n: c.artifacts[0] for n, c in plan.components.items() if c.artifacts[0].precision != "fp32"}
         self.judged.append(sorted(low))
         psnr = 50.0 - self.together * (len(low) > 1) * len(low)
         for made in low.values():
@@ -51,9 +51,9 @@ class World:
         return {"psnr": psnr}
 
 
-def artefact(precision, kept=None):
+def artifact(precision, kept=None):
     check = {} if kept is None else {"kept": kept}
-    return Artefact(form="onnx", path=Path(f"{precision}-{kept}.onnx"), precision=precision, check=check)
+    return Artifact(form="onnx", path=Path(f"{precision}-{kept}.onnx"), precision=precision, check=check)
 
 
 @pytest.fixture
@@ -62,7 +62,7 @@ def plan(saved_plan):
 
 
 def chosen(plan):
-    return {n: c.artefacts[0].precision for n, c in plan.components.items() if c.artefacts[0].precision != "fp32"}
+    return {n: c.artifacts[0].precision for n, c in plan.components.items() if c.artifacts[0].precision != "fp32"}
 
 
 def test_as_few_groups_as_the_gate_allows_are_left_alone(monkeypatch, plan):
@@ -80,7 +80,7 @@ def test_the_fastest_that_passes_is_chosen(monkeypatch, plan):
     world = World(monkeypatch, plan, cost=0.5)
     best = world.tuning.run(("bf16", "int8", "int8+bf16"))
     assert chosen(best) == dict.fromkeys(("unet", "vae_decoder", "text_encoder"), "int8+bf16")
-    assert best.components["unet"].artefacts[1].precision == "fp32"  # to fall back to
+    assert best.components["unet"].artifacts[1].precision == "fp32"  # to fall back to
     world = World(monkeypatch, plan, cost=20)
     assert set(chosen(world.tuning.run(("bf16", "int8"))).values()) == {"bf16"}
     assert sum(row.component == "unet" and row.precision == "int8" for row in world.tuning.table) >= 3
@@ -134,7 +134,7 @@ def test_a_real_build_in_int8_passes_its_gate_and_says_what_was_tried(saved_plan
     assert {row["component"] for row in tried if row["passed"]} == {"unet", "vae_decoder"}
     assert all(row["speed"] > 0 for row in tried if row["passed"])
     for component in plan.components.values():
-        assert component.artefacts[-1].precision == "fp32"
+        assert component.artifacts[-1].precision == "fp32"
     result = calotype.load(tmp_path / "plan")("a red ring on a white background", steps=2, seed=1)
     used = {c.name: c.precision for c in result.report.components}
     assert {n for n, p in used.items() if p == "int8"} == {r["component"] for r in table if r["chosen"]}

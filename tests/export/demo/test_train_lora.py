@@ -6,7 +6,7 @@ from safetensors.numpy import load_file
 from calotype.export.demo import train_lora
 from calotype.export.judge import scenes
 
-RED, BLUE = (scenes.COLOURS[name] for name in ("red", "blue"))
+RED, BLUE = (scenes.COLORS[name] for name in ("red", "blue"))
 PROMPT = "a large red circle on a blue background"
 
 
@@ -15,7 +15,7 @@ def middle_of(picture):
 
 
 def test_things_are_hollow():
-    thing = scenes.Thing(colour="red", shape="circle", size="large", x=64, y=64, radius=40)
+    thing = scenes.Thing(color="red", shape="circle", size="large", x=64, y=64, radius=40)
     pixels = train_lora.render(scenes.Scene(background="blue", things=(thing,)))
     assert tuple(pixels[64, 64]) == tuple(pixels[0, 0]) == BLUE
     assert tuple(pixels[64, 64 + 32]) == RED

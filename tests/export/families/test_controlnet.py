@@ -102,7 +102,7 @@ def test_the_export_has_diffusers_names_and_the_unet_takes_what_it_gives(demo_fo
     plan = build(BuildSpec(model="demo", output=tmp_path / "plan", controlnet=(str(nets[0]),))).plan
     for name in ("controlnet", "unet"):
         component = plan.components[name]
-        assert component.artefacts[0].check["max_relative_error"] <= 1e-4
+        assert component.artifacts[0].check["max_relative_error"] <= 1e-4
         session = onnxruntime.InferenceSession(tmp_path / "plan" / name / "model.onnx")
         assert [i.name for i in session.get_inputs()] == [b.name for b in component.inputs]
         assert [o.name for o in session.get_outputs()] == [b.name for b in component.outputs]

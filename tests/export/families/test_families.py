@@ -123,8 +123,8 @@ def test_latents_with_means_of_their_own(sdxl_folder, tmp_path):
 
 def test_an_xl_export_has_the_names_that_optimum_reads(sdxl_folder):
     components = prepare(sdxl_folder).components
-    assert all(c.artefact("onnx").check["max_relative_error"] <= 1e-4 for c in components.values())
-    named = {name: session_names(c.artefact("onnx").path) for name, c in components.items()}
+    assert all(c.artifact("onnx").check["max_relative_error"] <= 1e-4 for c in components.values())
+    named = {name: session_names(c.artifact("onnx").path) for name, c in components.items()}
     states = [f"hidden_states.{i}" for i in range(3)]
     more = ["hidden_states.3", *(f"skipped_states.{i}" for i in range(1, 4))]
     assert named["text_encoder"] == (["input_ids"], ["last_hidden_state", "pooler_output", *states, *more])

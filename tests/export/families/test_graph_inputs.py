@@ -7,13 +7,13 @@ import torch
 from calotype.backends.torch.cuda import Module
 from calotype.backends.torch.modules import load_module
 from calotype.export import prepare
-from calotype.graph.inputs import Asked, inputs_of, why_not
-from calotype.graph.pipeline import WholePicture
+from calotype.graph.inputs import GraphInputs, graph_unsupported_reason, inputs_of
+from calotype.graph.pipeline import GraphPipeline
 from calotype.request.request import Request, resolve
 from calotype.sampling.cache import sampler_for
 from calotype.sampling.noise import BatchNoise
 from calotype.stages.conditioning import condition, tokenizers_of
-from calotype.stages.initial_latents import SettingOut
+from calotype.stages.initial_latents import InitialLatents
 
 
 @pytest.mark.parametrize(
@@ -23,13 +23,13 @@ from calotype.stages.initial_latents import SettingOut
 )
 def test_it_is_steered_as_the_pipeline_is(said, sdxl_folder):
     plan = prepare(sdxl_folder, forms=())
-    modules = {name: load_module(name, c.artefact("diffusers").path) for name, c in plan.components.items()}
+    modules = {name: load_module(name, c.artifact("diffusers").path) for name, c in plan.components.items()}
     job = resolve(Request(prompt=["a red circle", "a (star:1.2)"], steps=2, width=96, height=64, **said), plan)
     tokenizers = tokenizers_of(plan)
     _, matrix = sampler_for(job.scheduler, plan.scheduler, job.steps, plan.samplers)
     draw = BatchNoise(job.seeds, (4, 8, 12))
-    ready = SettingOut(noise=draw(), original=None, beside=None)
-    arrays, _ = inputs_of(plan, tokenizers, Asked(job=job, sampler=matrix, ready=ready, draw=draw))
+    ready = InitialLatents(noise=draw(), original=None, extra_channels=None)
+    arrays, _ = inputs_of(plan, tokenizers, GraphInputs(job=job, sampler=matrix, ready=ready, draw=draw))
     inputs = {n: torch.from_numpy(a) for n, a in arrays.items()}
 
     def encoder(name):
@@ -41,7 +41,7 @@ def test_it_is_steered_as_the_pipeline_is(said, sdxl_folder):
     wanted, _ = condition(plan, tokenizers, encoder, job)
     networks = {name: Module(module, torch.float32) for name, module in modules.items()}
     with torch.inference_mode():
-        got = WholePicture(plan, networks).steering(inputs)
+        got = GraphPipeline(plan, networks).steering(inputs)
     assert set(got) == set(wanted.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}
     for name, array in wanted.arrays.items():
         np.testing.assert_allclose(got[name].numpy(), array, rtol=1e-4, atol=1e-5)
@@ -58,4 +58,4 @@ def test_it_is_steered_as_the_pipeline_is(said, sdxl_folder):
 def test_what_is_no_single_graph_is_said(fake, said, told):
     job = resolve(Request(prompt="x", steps=2, **said), fake.plan)
     _, matrix = sampler_for(None, fake.plan.scheduler, 2, fake.plan.samplers)
-    assert told in why_not(fake.plan, job, matrix)
+    assert told in graph_unsupported_reason(fake.plan, job, matrix)

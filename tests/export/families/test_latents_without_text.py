@@ -73,7 +73,7 @@ def here(_, function, **said):
 def pipes_of(models):
     asked = [("a codebook", "eager"), ("a codebook", "onnxruntime"), ("a distribution", "eager")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calotype.export.onnx.trace_step.in_child", here)
+        patch.setattr("calotype.export.onnx.trace_step.run_in_subprocess", here)
         return {(model, backend): calotype.load(models[model], backend=backend) for model, backend in asked}
 
 

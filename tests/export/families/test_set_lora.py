@@ -22,8 +22,8 @@ from calotype.export.precision.half_convert import lower
 from calotype.export.precision.weight_only import weight_only
 from calotype.export.quality.metrics import psnr
 from calotype.images.png import settings_of
-from calotype.system.rwlock import Gate
-from calotype.weights.delta import NONE
+from calotype.system.rwlock import ReadWriteLock
+from calotype.weights.delta import NO_DELTAS
 from calotype.weights.onnx import weights_of
 
 pytestmark = [
@@ -130,8 +130,8 @@ def test_every_layer_of_an_onnx_file_is_found(request, fixture):
     """By its name in the model, with its numbers, transposed or not."""
     plan = prepare(request.getfixturevalue(fixture))
     for name, component in plan.components.items():
-        module = load_module(name, component.artefact("diffusers").path)
-        weights, stored = ModuleWeights.of(module), weights_of(component.artefact("onnx").path)
+        module = load_module(name, component.artifact("diffusers").path)
+        weights, stored = ModuleWeights.of(module), weights_of(component.artifact("onnx").path)
         assert {layer: s.shape for layer, s in stored.items()} == weights.shapes(), name
         for layer, tensor in weights._weights.items():
             if stored[layer].refused is None:
@@ -150,8 +150,8 @@ def _as_kept(stored):
 def with_unet(plan, path, precision):
     """The plan with another ONNX file for its U-Net."""
     unet = plan.components["unet"]
-    made = replace(unet.artefact("onnx"), path=path, precision=precision)
-    return replace(plan, components={**plan.components, "unet": unet.with_artefacts(made)})
+    made = replace(unet.artifact("onnx"), path=path, precision=precision)
+    return replace(plan, components={**plan.components, "unet": unet.with_artifacts(made)})
 
 
 @pytest.mark.parametrize(
@@ -162,7 +162,7 @@ def test_half_precision_is_changed_as_well(opened, tmp_path, backend, precision)
     pipes, loras = opened
     a, _ = loras("demonstration")
     pipe = pipes("demonstration", "onnxruntime")
-    lower(pipe.plan.components["unet"].artefact("onnx").path, tmp_path / "model.onnx", precision=precision, islands=())
+    lower(pipe.plan.components["unet"].artifact("onnx").path, tmp_path / "model.onnx", precision=precision, islands=())
     half = calotype.pipeline.Pipeline(with_unet(pipe.plan, tmp_path / "model.onnx", precision), choose(backend))
     assert half.component("unet").runner.precision == precision
     eager, none = pipes("demonstration", "eager"), painted(half)
@@ -178,7 +178,7 @@ def test_half_precision_is_changed_as_well(opened, tmp_path, backend, precision)
 def test_weights_in_integers_are_refused_and_all_stays(opened, tmp_path):
     pipes, loras = opened
     pipe = pipes("demonstration", "onnxruntime")
-    weight_only(pipe.plan.components["unet"].artefact("onnx").path, tmp_path / "model.onnx", bits=8)
+    weight_only(pipe.plan.components["unet"].artifact("onnx").path, tmp_path / "model.onnx", bits=8)
     small = calotype.pipeline.Pipeline(with_unet(pipe.plan, tmp_path / "model.onnx", "fp32"), choose("onnxruntime"))
     before = painted(small)
     with pytest.raises(BackendError, match=r"weight cannot be changed, for it is kept in int8: build the plan with"):
@@ -192,21 +192,21 @@ def test_a_change_that_did_not_take_is_told(opened, monkeypatch):
     pipe, (a, b) = pipes("demonstration", "onnxruntime"), loras("demonstration")
     none = painted(pipe)
     unet = pipe.component("unet").runner
-    monkeypatch.setattr(unet, "adapt", lambda patches: None)
+    monkeypatch.setattr(unet, "update_weights", lambda patches: None)
     with pytest.raises(BackendError, match="onnxruntime took the LoRAs, and the unet computes what it did without"):
         pipe.set_lora(a)
     assert pipe.loras == ()
     monkeypatch.undo()
     np.testing.assert_array_equal(painted(pipe), none)
     pipe.set_lora(b)
-    monkeypatch.setattr(unet, "adapt", lambda patches: None)
+    monkeypatch.setattr(unet, "update_weights", lambda patches: None)
     with pytest.raises(BackendError, match="took the LoRAs away, and the unet is not what it was"):
         pipe.set_lora(None)
     monkeypatch.undo()
     assert pipe.loras == ((str(b), 1.0),)
-    pipe.component("unet").adapt(NONE)
+    pipe.component("unet").update_weights(NO_DELTAS)
     pipe._adapters.__init__(pipe.plan, pipe.component)
-    pipe.component("text_encoder").adapt(NONE)
+    pipe.component("text_encoder").update_weights(NO_DELTAS)
     np.testing.assert_array_equal(painted(pipe), none)
 
 
@@ -253,13 +253,13 @@ def test_a_change_is_tried_at_the_shapes_of_the_last_picture(fake):
 
 
 def test_what_takes_over_is_changed_as_well(opened):
-    """Another artefact, where numbers are not finite."""
+    """Another artifact, where numbers are not finite."""
     pipes, loras = opened
     plan, (a, _) = pipes("demonstration", "onnxruntime").plan, loras("demonstration")
     pipe = calotype.pipeline.Pipeline(plan, choose(["onnxruntime", "eager"]))
     pipe.set_lora(a)
     wanted, unet = painted(pipe), pipe.component("unet")
-    unet._open(iter([("eager", plan.components["unet"].artefact("diffusers"))]), {})
+    unet._open(iter([("eager", plan.components["unet"].artifact("diffusers"))]), {})
     assert unet.runner.backend == "eager"
     assert psnr(painted(pipe), wanted) > 80
     pipe.set_lora(None)
@@ -316,7 +316,7 @@ def test_a_stream_under_way_is_not_disturbed(opened):
 
 
 def test_pictures_that_come_while_a_change_waits_come_after_it():
-    gate, order = Gate(), []
+    gate, order = ReadWriteLock(), []
     first, waiting = threading.Event(), threading.Event()
 
     def change():
@@ -392,11 +392,11 @@ def test_nothing_heavy_is_imported(opened):
     assert done.stdout == "[] ()\n"
 
 
-def test_one_initialiser_of_two_layers_is_refused(opened, tmp_path):
+def test_one_initializer_of_two_layers_is_refused(opened, tmp_path):
     import onnx
 
     pipes, _ = opened
-    path = pipes("demonstration", "onnxruntime").plan.components["unet"].artefact("onnx").path
+    path = pipes("demonstration", "onnxruntime").plan.components["unet"].artifact("onnx").path
     model = onnx.load(path, load_external_data=False)
     first, second = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1].startswith("val_")][:2]
     second.input[1] = first.input[1]

@@ -15,14 +15,14 @@ from calotype.export.judge.validate import GENERATED, confusion, measure, spoil
 PAIR = scenes.Scene(
     background="white",
     things=(
-        scenes.Thing(colour="red", shape="circle", size="large", x=34, y=60, radius=26),
-        scenes.Thing(colour="green", shape="square", size="small", x=94, y=66, radius=16),
+        scenes.Thing(color="red", shape="circle", size="large", x=34, y=60, radius=26),
+        scenes.Thing(color="green", shape="square", size="small", x=94, y=66, radius=16),
     ),
     relation="left of",
 )
 LONE = scenes.Scene(
     background="blue",
-    things=(scenes.Thing(colour="yellow", shape="star", size=None, x=64, y=60, radius=30),),
+    things=(scenes.Thing(color="yellow", shape="star", size=None, x=64, y=60, radius=30),),
 )
 
 
@@ -37,8 +37,8 @@ def test_parse_reads_every_word():
     assert parse("a large red circle above an orange ring on a blue background") == Asked(
         background="blue",
         things=(
-            AskedThing(size="large", colour="red", shape="circle"),
-            AskedThing(size=None, colour="orange", shape="ring"),
+            AskedThing(size="large", color="red", shape="circle"),
+            AskedThing(size=None, color="orange", shape="ring"),
         ),
         relation="above",
     )
@@ -94,7 +94,7 @@ def test_shapes_survive_a_heavier_blur():
 
 def test_a_right_picture_has_no_reason():
     assert verdict(PAIR, scenes.caption(PAIR)) == Verdict(
-        background=True, count=True, colours=True, shapes=True, sizes=True, relation=True
+        background=True, count=True, colors=True, shapes=True, sizes=True, relation=True
     )
     lone = verdict(LONE, scenes.caption(LONE))
     assert lone.right
@@ -106,7 +106,7 @@ def test_a_right_picture_has_no_reason():
     ("caption", "wrong", "reason"),
     [
         ("{0} left of {1} on a black background", "background", "the background is white, not black"),
-        ("a large red circle left of a small blue square on {2}", "colours", "the second thing is green, not blue"),
+        ("a large red circle left of a small blue square on {2}", "colors", "the second thing is green, not blue"),
         ("a large red ring left of {1} on {2}", "shapes", "the first thing looks like a circle, not a ring"),
         ("{0} left of a large green square on {2}", "sizes", "the second thing is small, not large"),
         ("{0} above {1} on {2}", "relation", "the first thing is not above the second"),
@@ -116,7 +116,7 @@ def test_a_right_picture_has_no_reason():
 def test_one_wrong_word_is_named(caption, wrong, reason):
     got = verdict(PAIR, caption.format("a large red circle", "a small green square", "a white background"))
     assert (got.right, got.reason) == (False, reason)
-    fields = ("background", "count", "colours", "shapes", "sizes", "relation")
+    fields = ("background", "count", "colors", "shapes", "sizes", "relation")
     assert [f for f in fields if getattr(got, f) is not True] == [wrong]
 
 
@@ -130,39 +130,39 @@ def test_one_wrong_word_is_named(caption, wrong, reason):
     ],
 )
 def test_a_wrong_number_of_things(kept, extra, reason):
-    more = [scenes.Thing(colour=c, shape=s, size=None, x=x, y=y, radius=15) for c, s, x, y in extra]
+    more = [scenes.Thing(color=c, shape=s, size=None, x=x, y=y, radius=15) for c, s, x, y in extra]
     got = verdict(replace(PAIR, things=(*(PAIR.things[i] for i in kept), *more)), scenes.caption(PAIR))
     assert (got.count, got.right, got.reason) == (False, False, reason)
 
 
 def _merged(pixels):
-    pixels[58:70, 40:90] = scenes.COLOURS["red"]
+    pixels[58:70, 40:90] = scenes.COLORS["red"]
 
 
 def _cut_ring(pixels):
-    pixels[55:69, 64:] = scenes.COLOURS["white"]
+    pixels[55:69, 64:] = scenes.COLORS["white"]
 
 
 def _two_tone(pixels):
-    pixels[:, 64:][pixels[:, 64:, 1] < 100] = scenes.COLOURS["purple"]
+    pixels[:, 64:][pixels[:, 64:, 1] < 100] = scenes.COLORS["purple"]
 
 
 def _rimmed(pixels):
-    core = scenes.Thing(colour="red", shape="circle", size=None, x=64, y=64, radius=19)
+    core = scenes.Thing(color="red", shape="circle", size=None, x=64, y=64, radius=19)
     rim = scenes.coverage(replace(core, radius=26)) - scenes.coverage(core)
-    pixels[rim > 0.5] = scenes.COLOURS["black"]
+    pixels[rim > 0.5] = scenes.COLORS["black"]
 
 
 @pytest.mark.parametrize(
     ("shape", "harm", "wrong"),
     [
         ("ring", _cut_ring, "shapes"),
-        ("circle", _two_tone, "colours"),
-        ("circle", _rimmed, "colours"),
+        ("circle", _two_tone, "colors"),
+        ("circle", _rimmed, "colors"),
     ],
 )
 def test_a_damaged_thing_is_not_taken_for_a_whole_one(shape, harm, wrong):
-    thing = scenes.Thing(colour="red", shape=shape, size=None, x=64, y=64, radius=26)
+    thing = scenes.Thing(color="red", shape=shape, size=None, x=64, y=64, radius=26)
     scene = scenes.Scene(background="white", things=(thing,))
     pixels = scenes.render(scene)
     assert judge(pixels, scenes.caption(scene)).right
@@ -178,7 +178,7 @@ def test_things_that_have_grown_together_are_not_two():
 
 def test_a_background_that_is_not_plain():
     pixels = scenes.render(LONE)
-    pixels[:20] = scenes.COLOURS["green"]
+    pixels[:20] = scenes.COLORS["green"]
     assert judge(pixels, scenes.caption(LONE)).background is False
 
 
@@ -187,19 +187,19 @@ def test_a_background_that_is_not_plain():
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_place_and_radius_are_measured(shape):
-    thing = scenes.Thing(colour="purple", shape=shape, size=None, x=60, y=70, radius=20)
+    thing = scenes.Thing(color="purple", shape=shape, size=None, x=60, y=70, radius=20)
     pixels = scenes.render(scenes.Scene(background="cyan", things=(thing,)))
     (seen,) = look(spoil(pixels, 0)).things
-    assert (seen.colour, seen.shape) == ("purple", shape)
+    assert (seen.color, seen.shape) == ("purple", shape)
     assert abs(seen.radius - 20) < 1.5
     assert abs(seen.x - 60) < 1.5
     assert abs(seen.y - 70) < 4  # the middle of a triangle's or heart's mass is not that of its circle
 
 
-def test_nearly_touching_tips_of_one_colour_stay_apart():
+def test_nearly_touching_tips_of_one_color_stay_apart():
     """A worst case of `draw_scene`: diamond over diamond, tips 3.5 pixels apart, black on white, where blur bridges."""
     things = tuple(
-        scenes.Thing(colour="black", shape="diamond", size="large", x=64, y=y, radius=29) for y in (33.3, 94.8)
+        scenes.Thing(color="black", shape="diamond", size="large", x=64, y=y, radius=29) for y in (33.3, 94.8)
     )
     scene = scenes.Scene(background="white", things=things, relation="above")
     for seed in range(5):

@@ -13,12 +13,12 @@ def test_the_same_seed_gives_the_same_scene_and_pixels():
     np.testing.assert_array_equal(first, again)
 
 
-def test_things_are_whole_apart_and_of_another_colour_than_the_ground():
+def test_things_are_whole_apart_and_of_another_color_than_the_ground():
     for seed in range(400):
         scene = scenes.draw_scene(seed)
         covers = [scenes.coverage(t) for t in scene.things]
         for thing, cover in zip(scene.things, covers, strict=True):
-            assert thing.colour != scene.background
+            assert thing.color != scene.background
             border = np.concatenate([cover[0], cover[-1], cover[:, 0], cover[:, -1]])
             assert border.max() == 0
         if len(covers) == 2:
@@ -27,18 +27,18 @@ def test_things_are_whole_apart_and_of_another_colour_than_the_ground():
 
 def test_every_word_is_used():
     words = {w for seed in range(600) for w in scenes.caption(scenes.draw_scene(seed)).split()}
-    assert set(scenes.COLOURS) | set(scenes.SHAPES) | {"small", "large", "above", "left"} <= words
+    assert set(scenes.COLORS) | set(scenes.SHAPES) | {"small", "large", "above", "left"} <= words
 
 
 def test_captions():
-    thing = scenes.Thing(colour="orange", shape="ring", size=None, x=40, y=60, radius=20)
-    other = scenes.Thing(colour="red", shape="square", size="small", x=90, y=60, radius=16)
+    thing = scenes.Thing(color="orange", shape="ring", size=None, x=40, y=60, radius=20)
+    other = scenes.Thing(color="red", shape="square", size="small", x=90, y=60, radius=16)
     scene = scenes.Scene(background="white", things=(thing, other), relation="left of")
     assert scenes.caption(scene) == "an orange ring left of a small red square on a white background"
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_edges_are_antialiased(shape):
-    cover = scenes.coverage(scenes.Thing(colour="red", shape=shape, size=None, x=64.3, y=63.6, radius=30.2))
+    cover = scenes.coverage(scenes.Thing(color="red", shape=shape, size=None, x=64.3, y=63.6, radius=30.2))
     assert ((cover > 0) & (cover < 1)).sum() > 40
     assert 0.12 * np.pi * 30**2 < cover.sum() < np.pi * 30**2

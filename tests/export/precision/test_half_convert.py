@@ -13,7 +13,7 @@ import pytest
 import torch
 from onnx.reference import ReferenceEvaluator
 
-from calotype.backends import Opened
+from calotype.backends import LoadedComponent
 from calotype.backends.torch.modules import load_module
 from calotype.errors import InputError, SourceError
 from calotype.export import prepare
@@ -26,7 +26,7 @@ FLOAT = onnx.TensorProto.FLOAT
 
 
 def written(folder: Path, text: str, opset: int = 21, **weights) -> Path:
-    """A graph in ONNX's text form, with these initialisers, as a file with external data."""
+    """A graph in ONNX's text form, with these initializers, as a file with external data."""
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]> {text}')
     model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items())
     onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
@@ -255,14 +255,14 @@ def test_what_cannot_be_lowered_is_refused(tmp_path):
 def recorded(pipe):
     """What the networks were called with while a picture was made: component -> sets of inputs."""
     seen = {}
-    tried = Opened.tried
+    tried = LoadedComponent.tried
 
     def record(self, run, inputs):
         seen.setdefault(self.component.name, []).append(dict(inputs()))
         return tried(self, run, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Opened, "tried", record)
+        patch.setattr(LoadedComponent, "tried", record)
         pipe("a large red circle on a blue background, which nobody asked for before", steps=4, seed=1)
     return seen
 
@@ -277,7 +277,7 @@ def test_the_demonstration_model_in_half_precision_is_near_eager_float32(
     name, precision, recorded, demo_folder, tmp_path, monkeypatch
 ):
     monkeypatch.setattr("calotype.export.onnx.file.INLINE_BYTES", 0)  # as if all of it were large
-    source = prepare("demo").components[name].artefact("onnx").path
+    source = prepare("demo").components[name].artifact("onnx").path
     islands = find_islands(source, recorded[name][:2], precision=precision)
     out = tmp_path / "model.onnx"
     report = lower(source, out, precision=precision, islands=islands)
@@ -299,7 +299,7 @@ def test_the_demonstration_model_in_half_precision_is_near_eager_float32(
 
 def test_the_demonstration_models_bindings_and_types_hold(precision, tmp_path):
     for component in prepare("demo").components.values():
-        source, out = component.artefact("onnx").path, tmp_path / component.name / "model.onnx"
+        source, out = component.artifact("onnx").path, tmp_path / component.name / "model.onnx"
         lower(source, out, precision=precision, islands=[])
         before, after = onnx.load(source, load_external_data=False), checked(out)
         for side in ("input", "output"):

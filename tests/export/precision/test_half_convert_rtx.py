@@ -22,7 +22,7 @@ def trt() -> ModuleType:
 @pytest.mark.parametrize("name", ISLANDS)
 def test_it_builds_the_demonstration_model_with_islands(name, precision, trt, pipe, tmp_path):
     component = prepare("demo").components[name]
-    source, out = component.artefact("onnx").path, tmp_path / "model.onnx"
+    source, out = component.artifact("onnx").path, tmp_path / "model.onnx"
     nodes = onnx.load(source, load_external_data=False).graph.node
     lower(source, out, precision=precision, islands=[n.name for n in nodes if n.op_type == ISLANDS[name]])
     logger = trt.Logger(trt.Logger.ERROR)

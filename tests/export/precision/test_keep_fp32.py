@@ -27,7 +27,7 @@ def decoder(pipe):
     """The demonstration model's VAE decoder, and latents that a run gave it."""
     latents = pipe("a small green ring on a white background", steps=4, seed=5, output_type="latent").images
     feeds = [{"latent_sample": (latents / pipe.plan.scaling_factor).astype(np.float32)}]
-    return prepare("demo").components["vae_decoder"].artefact("onnx").path, feeds
+    return prepare("demo").components["vae_decoder"].artifact("onnx").path, feeds
 
 
 def scaled(source: Path, out: Path, factors: dict[str, float]) -> Path:
@@ -207,7 +207,7 @@ def test_what_no_island_mends_makes_none(tmp_path, monkeypatch):
 
 def test_masks_beyond_the_range_are_kept_away_from_half_precision(pipe):
     """CLIP's mask is float32's largest number: where it is added, and the softmax that takes it away again."""
-    source = prepare("demo").components["text_encoder"].artefact("onnx").path
+    source = prepare("demo").components["text_encoder"].artifact("onnx").path
     feeds = [{"input_ids": np.arange(77, dtype=np.int64)[None]}]
     for precision in ("fp16", "bf16"):
         found = find_islands(source, feeds, precision=precision)

@@ -75,11 +75,11 @@ def ranges(source):
     return calibrate(source, feeds(4))
 
 
-def run(path, given, optimised=None):
+def run(path, given, optimized=None):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
-    if optimised is not None:
-        options.optimized_model_filepath = str(optimised)
+    if optimized is not None:
+        options.optimized_model_filepath = str(optimized)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
     return [session.run(None, feed)[0] for feed in given]
 
@@ -119,7 +119,7 @@ def test_it_is_a_valid_graph_that_computes_nearly_the_same_at_other_sizes(source
     report = quantize(source, tmp_path / "q.onnx", ranges=ranges, dtype=dtype)
     onnx.checker.check_model(str(tmp_path / "q.onnx"), full_check=True)
     assert 1e-4 < loss(tmp_path / "q.onnx", source, feeds(3, seed=2)) < allowed
-    assert {*report.quantised, *report.kept} == {c.node for c in candidates(source)}
+    assert {*report.quantized, *report.kept} == {c.node for c in candidates(source)}
     assert report.size_bytes == sum(p.stat().st_size for p in tmp_path.iterdir())
 
 
@@ -130,7 +130,7 @@ def test_weights_are_stored_in_eight_bits_with_a_scale_for_each_output_channel(s
     for candidate in candidates(source):
         assert candidate.weight not in written
         name, axis = f"{candidate.weight}.{candidate.axis}", candidate.axis
-        stored, scale = (written[f"{name}.{part}"].const_value.numpy() for part in ("quantised", "scale"))
+        stored, scale = (written[f"{name}.{part}"].const_value.numpy() for part in ("quantized", "scale"))
         original = before[candidate.weight].const_value.numpy()
         assert stored.itemsize == 1
         others = tuple(a for a in range(original.ndim) if a != axis)
@@ -144,7 +144,7 @@ def test_weights_are_stored_in_eight_bits_with_a_scale_for_each_output_channel(s
 def test_what_is_kept_is_left_alone(source, ranges, tmp_path):
     report = quantize(source, tmp_path / "q.onnx", ranges=ranges, keep=["conv_in", "linear"])
     assert report.kept == ("conv_in", "linear")
-    assert report.quantised == ("conv_mid", "gemm", "conv_out")
+    assert report.quantized == ("conv_mid", "gemm", "conv_out")
     nodes = {node.name: node for node in ir.load(tmp_path / "q.onnx").graph}
     for name, reads in (("conv_in", ["x", "w0", "b0"]), ("linear", ["last.out", "w2"])):
         assert [value.name for value in nodes[name].inputs] == reads
@@ -152,7 +152,7 @@ def test_what_is_kept_is_left_alone(source, ranges, tmp_path):
     assert loss(tmp_path / "same.onnx", source, feeds(1)) == 0
 
 
-def test_a_tensor_is_quantised_once_for_all_its_readers(tmp_path):
+def test_a_tensor_is_quantized_once_for_all_its_readers(tmp_path):
     path = write(tmp_path / "source" / "model.onnx")
     model = ir.load(path)
     mid = next(node for node in model.graph if node.name == "conv_mid")
@@ -232,8 +232,8 @@ def test_sensitivity_ranks_groups_and_a_bad_range_shows(source, ranges):
 def test_onnx_runtime_computes_its_layout_in_eight_bits(source, ranges, tmp_path):
     report = quantize(source, tmp_path / "q.onnx", ranges=ranges, dtype="uint8")
     assert report.kept == ("gemm", "conv_out")
-    run(tmp_path / "q.onnx", feeds(1), optimised=tmp_path / "optimised.onnx")
-    fused = kinds(tmp_path / "optimised.onnx")
+    run(tmp_path / "q.onnx", feeds(1), optimized=tmp_path / "optimized.onnx")
+    fused = kinds(tmp_path / "optimized.onnx")
     assert (fused["QLinearConv"], fused["MatMulIntegerToFloat"], fused["Conv"], fused["MatMul"]) == (2, 1, 1, 0)
 
 

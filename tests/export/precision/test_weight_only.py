@@ -101,7 +101,7 @@ def test_what_does_not_divide_into_blocks_stays(tmp_path):
 
 
 def test_integers_and_half_precision_go_together(source, feeds, tmp_path):
-    """The scales become half tensors, and with them what is dequantised."""
+    """The scales become half tensors, and with them what is dequantized."""
     small, out = tmp_path / "small" / "model.onnx", tmp_path / "half" / "model.onnx"
     weight_only(source, small, bits=8)
     lower(small, out, precision="fp16", islands=[])
@@ -112,7 +112,7 @@ def test_integers_and_half_precision_go_together(source, feeds, tmp_path):
 
 
 def test_the_demonstration_models_unet_in_int8_is_near(pipe, tmp_path):
-    source = prepare("demo").components["unet"].artefact("onnx").path
+    source = prepare("demo").components["unet"].artifact("onnx").path
     rng = np.random.default_rng(0)
     feeds = {
         "sample": rng.standard_normal((2, 4, 16, 16), np.float32),

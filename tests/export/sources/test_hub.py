@@ -88,7 +88,7 @@ def test_offline_makes_no_connection(demo_folder, tmp_path, monkeypatch, no_netw
     cached(tmp_path, "some-one/a-vae", demo_folder / "vae")
     plan = prepare("some-one/a-model", vae="some-one/a-vae", forms=(), offline=True)
     assert plan.fingerprint == prepare("demo", forms=()).fingerprint
-    assert plan.components["unet"].artefact("diffusers").path == folder / "unet"
+    assert plan.components["unet"].artifact("diffusers").path == folder / "unet"
     pipe = calotype.load("some-one/a-model", backend="eager", offline=True)
     assert pipe("a red ring", steps=1, seed=1, width=64, height=64).images
     with pytest.raises(SourceError, match=f"{tmp_path} has no model of that name, and offline nothing is fetched"):

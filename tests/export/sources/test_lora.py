@@ -18,8 +18,8 @@ from calotype.errors import SourceError
 from calotype.export.sources.lora import fuse, fuse_into
 from calotype.export.sources.source import read_source
 from calotype.export.sources.weight_files import check_safetensors
-from calotype.lora.formats import layers_by_name, place_of
-from calotype.lora.lora import loras_from, patches_of
+from calotype.lora.formats import layers_by_name, tensor_target
+from calotype.lora.lora import parse_loras, weight_deltas_of
 from calotype.weights.safetensors import TensorFile
 
 # Of diffusers, where it holds two adapters at once.
@@ -47,7 +47,7 @@ def here(monkeypatch):
         assert function == "calotype.export.sources.lora:fuse_into"
         return SimpleNamespace(value=fuse_into(**arguments), peak_bytes=0)
 
-    monkeypatch.setattr("calotype.export.sources.lora.in_child", run)
+    monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", run)
 
 
 @pytest.mark.usefixtures("here")
@@ -104,7 +104,7 @@ def test_stability_ais_names_are_those_that_diffusers_maps():
     blocks = [layer for layer in layers if "block" in layer.split(".")[0]]
     flat = {layer: _stability(layer, 2, layers).replace(".", "_") for layer in blocks}
     keys = {f"lora_unet_{name}.lora_down.weight": layer for layer, name in flat.items()}
-    assert {key: names[place_of(key).layer] for key in keys} == keys
+    assert {key: names[tensor_target(key).layer] for key in keys} == keys
     theirs = _maybe_map_sgm_blocks_to_diffusers(dict(keys), unet.config)
     assert len(blocks) > 700
     spelt = {
@@ -135,7 +135,7 @@ def test_a_middle_kernel_is_the_three_convolutions_one_after_the_other(tmp_path)
         | {"lora_unet_conv_in.alpha": torch.tensor(2.0)},
         path,
     )
-    patches = patches_of(loras_from((path, 0.5)), {"unet": {"conv_in": (6, 8, 3, 3)}})
+    patches = weight_deltas_of(parse_loras((path, 0.5)), {"unet": {"conv_in": (6, 8, 3, 3)}})
     added = torch.from_numpy(patches["unet"].patches["conv_in.weight"](np.zeros((6, 8, 3, 3), np.float32)))
     x = torch.randn(2, 8, 5, 5, generator=draw)
     wanted = nn.functional.conv2d(nn.functional.conv2d(nn.functional.conv2d(x, down), middle, padding=1), up)
@@ -155,7 +155,7 @@ def test_a_middle_kernel_is_the_three_convolutions_one_after_the_other(tmp_path)
     ],
 )
 def test_names_of_older_layouts(key, component, layer, part):
-    place = place_of(key)
+    place = tensor_target(key)
     assert (place.component, place.layer, place.part) == (component, layer, part)
 
 
@@ -167,7 +167,7 @@ def pair(layer="conv_in", *, rank=2, out=6, into=8, **others):
 
 def patches_in(path, tensors, shape=(6, 8), metadata=None, weight=1.0):
     save_file(tensors, path, metadata)
-    return patches_of(loras_from((path, weight)), {"unet": {"conv_in": shape}})["unet"].patches["conv_in.weight"]
+    return weight_deltas_of(parse_loras((path, weight)), {"unet": {"conv_in": shape}})["unet"].patches["conv_in.weight"]
 
 
 @pytest.mark.parametrize("kind", ["int64", "int32", "float32"])
@@ -257,11 +257,11 @@ def test_metadata_that_is_none(tmp_path, told):
     header = data[8 : 8 + length].replace(b'{"a":"b"}', told)
     path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
     if told == b"null":
-        assert patches_of(loras_from(path), {"unet": {"conv_in": (6, 8)}})
+        assert weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
         assert check_safetensors(path).metadata == {}
         return
     with pytest.raises(SourceError, match=r"x.safetensors(: its lora_adapter_metadata is no| is no safetensors file)"):
-        patches_of(loras_from(path), {"unet": {"conv_in": (6, 8)}})
+        weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
 
 
 @pytest.mark.usefixtures("here")
@@ -277,7 +277,7 @@ def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lo
     for each in ("folders", "digests"):
         before, after = getattr(source, each), getattr(fused[1], each)
         assert {name for name in before if before[name] != after[name]} == {"unet"}
-    monkeypatch.setattr("calotype.export.sources.lora.in_child", lambda *_, **__: pytest.fail("fused again"))
+    monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", lambda *_, **__: pytest.fail("fused again"))
     assert fuse(source, [path]) == fused[1]
     assert fuse(source, []) is source
 
@@ -313,7 +313,7 @@ def test_files_that_cannot_be_named_are_told(tmp_path, said, told):
     save_file({"unet.a.lora_A.weight": torch.zeros(3, 4)}, path)
     (tmp_path / "x.safetensors.bin").write_bytes(b"x")
     with pytest.raises(SourceError, match=told):
-        loras_from([said.format(path) if isinstance(said, str) else said])
+        parse_loras([said.format(path) if isinstance(said, str) else said])
 
 
 def test_what_names_no_file_at_all_is_told(eager):
@@ -325,14 +325,14 @@ def test_what_names_no_file_at_all_is_told(eager):
 def test_what_may_be_said(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"unet.a.lora_A.weight": torch.zeros(3, 4)}, path)
-    assert loras_from(None) == loras_from([]) == ()
+    assert parse_loras(None) == parse_loras([]) == ()
     said = [path, str(path), f"{path}:0.5", (path, 0.5), (str(path), np.float32(0.5))]
-    assert [lora.weight for lora in loras_from(said)] == [1.0, 1.0, 0.5, 0.5, 0.5]
-    assert loras_from((path, 0.5)) == loras_from([(path, 0.5)]) == loras_from(f"{path}:0.5")
+    assert [lora.weight for lora in parse_loras(said)] == [1.0, 1.0, 0.5, 0.5, 0.5]
+    assert parse_loras((path, 0.5)) == parse_loras([(path, 0.5)]) == parse_loras(f"{path}:0.5")
 
 
 def weights_of(named):
-    return [lora.weight for lora in loras_from(named)]
+    return [lora.weight for lora in parse_loras(named)]
 
 
 def test_a_mapping_is_of_files_to_weights(tmp_path):
@@ -348,10 +348,10 @@ def test_a_mapping_is_of_files_to_weights(tmp_path):
     assert weights_of({a: 0.5, b: 2}.items()) == [0.5, 2.0]
     for weight in (None, "much", True, [1], 10**400, 11):
         with pytest.raises(SourceError, match="weight is a number"):
-            loras_from({a: weight})
+            parse_loras({a: weight})
     for named in ({1: 0.5}, str(a).encode(), {a}, frozenset([a]), [[a]], (a, b"1")):
         with pytest.raises(SourceError, match="LoRA"):
-            loras_from(named)
+            parse_loras(named)
 
 
 def test_load_takes_what_set_lora_takes(eager, sd21_folder, tmp_path, lora_file):
@@ -368,26 +368,26 @@ def test_a_folder_is_the_lora_in_it(tmp_path):
     folder.mkdir()
     save_file(pair(), folder / "x.safetensors")
     (folder / "README.md").write_text("x")
-    assert [lora.path.name for lora in loras_from(folder)] == ["x.safetensors"]
+    assert [lora.path.name for lora in parse_loras(folder)] == ["x.safetensors"]
     assert weights_of(f"{folder}:0.8") == weights_of({folder: 0.8}) == [0.8]
     save_file(pair(), folder / "y.safetensors")
     with pytest.raises(SourceError, match=r"'x\.safetensors', 'y\.safetensors'"):
-        loras_from(folder)
+        parse_loras(folder)
     save_file(pair(), folder / "pytorch_lora_weights.safetensors")
-    assert [lora.path.name for lora in loras_from(f"{folder}:0.5")] == ["pytorch_lora_weights.safetensors"]
+    assert [lora.path.name for lora in parse_loras(f"{folder}:0.5")] == ["pytorch_lora_weights.safetensors"]
 
 
 def test_folders_that_are_no_lora_are_told(tmp_path, monkeypatch):
     with pytest.raises(SourceError, match="nothing"):
-        loras_from(tmp_path)
+        parse_loras(tmp_path)
     save_file(pair(), tmp_path / "adapter_model.safetensors")
     monkeypatch.chdir(tmp_path)
     for named in ("", ":0.5"):  # not the folder where one is
         with pytest.raises(SourceError, match="no LoRA file"):
-            loras_from(named)
+            parse_loras(named)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SourceError, match="peft"):
-        loras_from(tmp_path)
+        parse_loras(tmp_path)
 
 
 def sparse(path, entries):
@@ -413,12 +413,12 @@ def test_a_file_that_does_not_fit_is_not_hashed(tmp_path, monkeypatch, case):
     monkeypatch.setattr("calotype.lora.lora.file_digest", lambda path: pytest.fail("hashed"))
     sparse(tmp_path / "x.safetensors", TOO_LARGE[case])
     with pytest.raises(SourceError, match=r"x\.safetensors"):
-        patches_of(loras_from(tmp_path / "x.safetensors"), {"unet": {"conv_in": (6, 8)}})
+        weight_deltas_of(parse_loras(tmp_path / "x.safetensors"), {"unet": {"conv_in": (6, 8)}})
 
 
 def test_nor_is_it_for_a_build(sd21_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("calotype.lora.lora.file_digest", lambda path: pytest.fail("hashed"))
-    monkeypatch.setattr("calotype.export.sources.lora.in_child", lambda *_, **__: pytest.fail("fused"))
+    monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", lambda *_, **__: pytest.fail("fused"))
     sparse(tmp_path / "x.safetensors", TOO_LARGE["no place"])
     with pytest.raises(SourceError, match="does not fit"):
         fuse(read_source(sd21_folder), [tmp_path / "x.safetensors"])

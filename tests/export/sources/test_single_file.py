@@ -18,7 +18,7 @@ from calotype.export.sources.configs import MODELS, REFINER
 from calotype.export.sources.convert import convert_into, converted, network_of, prediction_of, shapes_of
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
-from calotype.export.steps.subprocess_task import Outcome, in_child
+from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from calotype.plan.family import family_of
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
@@ -133,7 +133,9 @@ def smaller(monkeypatch, home):
     monkeypatch.setenv("CALOTYPE_HOME", str(home))
     monkeypatch.setattr(originals, "MODELS", {name: parts for name, parts in TINY.items() if name != "refiner"})
     monkeypatch.setattr(originals, "REFINER", TINY["refiner"])
-    monkeypatch.setattr(originals, "in_child", lambda _, __, **said: Outcome(value=convert_into(**said), peak_bytes=0))
+    monkeypatch.setattr(
+        originals, "run_in_subprocess", lambda _, __, **said: Outcome(value=convert_into(**said), peak_bytes=0)
+    )
 
 
 def same_weights(folder, networks):
@@ -186,13 +188,13 @@ def test_pictures_are_those_that_diffusers_paints_from_the_file(checkpoint, kind
 
 
 def test_it_is_rewritten_once_and_that_is_said(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(originals, "in_child", in_child)
+    monkeypatch.setattr(originals, "run_in_subprocess", run_in_subprocess)
     path, _, _ = checkpoint("sd21", spread=0.2, more={"model_ema.decay": torch.ones(1), "betas": torch.ones(3)})
     folder = find(path)
     told = capsys.readouterr().err
     assert "sd21.safetensors is Stable Diffusion 2.x in the original layout" in told
     assert "it predicts v: its last transformer's first bias spreads by" in told
-    monkeypatch.setattr(originals, "in_child", None)
+    monkeypatch.setattr(originals, "run_in_subprocess", None)
     assert find(path) == folder
     assert capsys.readouterr().err == ""
 

@@ -23,7 +23,7 @@ from calotype.export.sources.convert import known_fields, network_of, part_conve
 from calotype.export.sources.single_file_components import autoencoder_in, controlnet_in
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
-from calotype.export.steps.subprocess_task import Outcome, in_child
+from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [
@@ -41,7 +41,7 @@ def in_this_process(monkeypatch):
     def run(_, function, **said):
         return Outcome(value=getattr(converting, function.partition(":")[2])(**said), peak_bytes=0)
 
-    monkeypatch.setattr(originals, "in_child", run)
+    monkeypatch.setattr(originals, "run_in_subprocess", run)
 
 
 @pytest.fixture(scope="module")
@@ -235,13 +235,13 @@ def test_full_size_controlnets_fit(layout, kind, smaller):
 
 
 def test_it_is_rewritten_once_and_that_is_said(base, demo_folder, layout, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(originals, "in_child", in_child)
+    monkeypatch.setattr(originals, "run_in_subprocess", run_in_subprocess)
     tensors = autoencoder(demo_folder, 6).state_dict()
     file = written(VAE_LAYOUTS["of a checkpoint"](layout, tensors), tmp_path / "dream.safetensors")
     folder = read_source(base, vae=file).folders["vae"]
     told = "dream.safetensors is a checkpoint whose autoencoder is taken, in the original layout"
     assert f"{told} (its latents times {SCALE}); rewriting it (once)" in capsys.readouterr().err
-    monkeypatch.setattr(originals, "in_child", None)
+    monkeypatch.setattr(originals, "run_in_subprocess", None)
     assert read_source(base, vae=file).folders["vae"] == folder
     assert capsys.readouterr().err == ""
 

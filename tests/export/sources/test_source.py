@@ -90,7 +90,7 @@ def test_weights_in_fp16_alone_are_read(model_copy, demo_folder):
 
 
 def test_a_dreambooth_folder_is_a_model(demo_folder, tmp_path):
-    """As diffusers' training script leaves one: optimiser states, logs and checkpoints of training lie beside."""
+    """As diffusers' training script leaves one: optimizer states, logs and checkpoints of training lie beside."""
     folder = shutil.copytree(demo_folder, tmp_path / "dreambooth")
     (folder / "checkpoint-500" / "unet").mkdir(parents=True)
     (folder / "checkpoint-500" / "optimizer.bin").write_bytes(b"pickle")

@@ -30,7 +30,7 @@ PLAIN = "a large <thing> left of a <Thing2>, <thing>"
 @pytest.fixture(autouse=True)
 def here(monkeypatch):
     """Words are added in this process, but for those of fixtures: a child of its own takes seconds to begin."""
-    made = "calotype.export.sources.textual_inversion.in_child"
+    made = "calotype.export.sources.textual_inversion.run_in_subprocess"
     monkeypatch.setattr(made, lambda _, __, **said: Outcome(value=learn_into(**said), peak_bytes=0))
 
 
@@ -81,7 +81,7 @@ def test_all_but_the_text_encoder_stays(words, taught):
     assert changed == {"text_encoder"}
     plain, with_words = (calotype.load("demo", backend="onnxruntime").plan, taught["onnxruntime"].plan)
     for name in ("unet", "vae_decoder", "vae_encoder"):
-        assert plain.components[name].artefacts[0].path == with_words.components[name].artefacts[0].path
+        assert plain.components[name].artifacts[0].path == with_words.components[name].artifacts[0].path
     prints = {source.fingerprint, learned.fingerprint, learn(source, [f"{words[0]}:<x>"]).fingerprint}
     assert len(prints) == 3
 

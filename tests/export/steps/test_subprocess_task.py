@@ -9,7 +9,7 @@ import time
 import pytest
 
 from calotype.errors import BuildError, CheckError
-from calotype.export.steps.subprocess_task import in_child
+from calotype.export.steps.subprocess_task import run_in_subprocess
 
 BAD = """
 import os, signal, sys, time
@@ -40,11 +40,11 @@ def functions(tmp_path, monkeypatch):
 
 
 def test_a_result_comes_back_with_its_memory():
-    done = in_child("adding", "bad_functions:add", a=1, b=2)
+    done = run_in_subprocess("adding", "bad_functions:add", a=1, b=2)
     assert done.value == {"sum": 3}
-    much = in_child("eating", "bad_functions:eat")
+    much = run_in_subprocess("eating", "bad_functions:eat")
     assert 190 << 20 < much.peak_bytes - done.peak_bytes < 230 << 20
-    assert in_child("telling", "bad_functions:tell").value == ""
+    assert run_in_subprocess("telling", "bad_functions:tell").value == ""
 
 
 @pytest.mark.parametrize(
@@ -60,21 +60,21 @@ def test_a_result_comes_back_with_its_memory():
 )
 def test_faults_are_errors(name, arguments, kind, told):
     with pytest.raises(kind, match=told):
-        in_child("adding", f"bad_functions:{name}", **arguments)
+        run_in_subprocess("adding", f"bad_functions:{name}", **arguments)
 
 
 def test_what_it_says_is_heard_and_where_nobody_listens_it_may_end_by_itself(tmp_path):
     heard = []
-    assert in_child("speaking", "bad_functions:speak", heard.append).value == [True, True]
+    assert run_in_subprocess("speaking", "bad_functions:speak", heard.append).value == [True, True]
     assert heard == ["one", "two"]
-    assert in_child("speaking", "bad_functions:speak").value == [True, True]
+    assert run_in_subprocess("speaking", "bad_functions:speak").value == [True, True]
 
     def interrupt(word):
         heard.append(word)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        in_child("chatting", "bad_functions:chat", interrupt, path=str(tmp_path / "told"))
+        run_in_subprocess("chatting", "bad_functions:chat", interrupt, path=str(tmp_path / "told"))
     assert heard[2:] == ["word 0"]
     assert (tmp_path / "told").read_text() == "it ended by itself"
 
@@ -82,8 +82,8 @@ def test_what_it_says_is_heard_and_where_nobody_listens_it_may_end_by_itself(tmp
 def test_a_child_dies_with_a_parent_that_was_killed(tmp_path):
     told = tmp_path / "pid"
     code = (
-        "from calotype.export.steps.subprocess_task import in_child; "
-        f"in_child('x', 'bad_functions:sleep', path={str(told)!r})"
+        "from calotype.export.steps.subprocess_task import run_in_subprocess; "
+        f"run_in_subprocess('x', 'bad_functions:sleep', path={str(told)!r})"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30

@@ -71,8 +71,8 @@ def in_precision(source, precision, folder):
         source = folder / "half.onnx"
     if kind:
         ranges = dict.fromkeys((name for c in candidates(source) for name in (c.reads, c.gives)), 1.0)
-        quantize(source, folder / "quantised.onnx", ranges=ranges, dtype=kind)
-        source = folder / "quantised.onnx"
+        quantize(source, folder / "quantized.onnx", ranges=ranges, dtype=kind)
+        source = folder / "quantized.onnx"
     return source
 
 
@@ -80,7 +80,7 @@ def in_precision(source, precision, folder):
 def test_it_builds_every_component(family, name, precision, trt, plans, tmp_path):
     plan = plans(family)
     component = plan.components[name]
-    graph = in_precision(component.artefact("onnx").path, precision, tmp_path)
+    graph = in_precision(component.artifact("onnx").path, precision, tmp_path)
     shapes = shapes_of(name, component.inputs, narrow(plan.profile), chunks=2)
     assert build_engine(trt, graph, [shapes], OPTIONS).engine
 
@@ -158,7 +158,7 @@ def test_a_build_in_a_child_is_heard_and_when_nobody_listens_it_ends(trt, plans,
     component = plan.components["vae_decoder"]
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
     making = Engines(backend="tensorrt-rtx", profile=narrow(plan.profile), options=OPTIONS, tell=heard.append)
-    made = making.of(component, component.artefact("onnx"))
+    made = making.of(component, component.artifact("onnx"))
     assert (made.form, made.precision, made.path.name) == ("tensorrt-rtx", "fp32", "model.engine")
     assert heard
     assert all(re.fullmatch(r".+, \d+ of \d+", line) for line in heard)
@@ -168,7 +168,7 @@ def test_a_build_in_a_child_is_heard_and_when_nobody_listens_it_ends(trt, plans,
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replace(making, options=replace(OPTIONS, level=1), tell=interrupt).of(component, component.artefact("onnx"))
+        replace(making, options=replace(OPTIONS, level=1), tell=interrupt).of(component, component.artifact("onnx"))
     assert {entry.key for entry in store.STORE.entries()} == entries
     assert not list(store.root().glob(".making-*"))
 

@@ -1,4 +1,4 @@
-"""Group normalisation against torch's, whole and split, at shapes that leave a remainder everywhere."""
+"""Group normalization against torch's, whole and split, at shapes that leave a remainder everywhere."""
 
 from dataclasses import replace
 

@@ -7,12 +7,12 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.kernels.guided_step import Network, Original, Slots, guided_step, reference
+from calotype.kernels.guided_step import Network, Slots, SourceLatents, guided_step, reference
 from calotype.sampling import matrix as sampler
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.guidance import guide
 from calotype.sampling.matrix import SamplerMatrix
-from calotype.sampling.schedule_range import Course
+from calotype.sampling.schedule_range import ScheduleRange
 
 SHAPE = (4, 5, 7)  # 140 latents: less than a block, and 35 pixels, so that a mask is no whole part of it
 WIDE = (4, 9, 13)  # 468: a block and a remainder
@@ -127,13 +127,13 @@ def test_a_slot_that_is_through_is_left_as_it_is(matrices, randn):
     assert torch.equal(batch.slots.history.isnan(), before.isnan())
 
 
-def set_out(batch: Batch, randn, *, masked: bool) -> Batch:
+def prepare_latents(batch: Batch, randn, *, masked: bool) -> Batch:
     """The same slots, from pictures of random latents; with masks, what stands elsewhere is random too."""
     count, table = batch.slots.rows.shape[:2]
     shape = batch.slots.latents.shape
     mask = (randn(count, *shape[2:]) > 0).to(torch.uint8) if masked else None
     kept = randn(count, table, 2).double() if masked else None
-    original = Original(latents=randn(*shape), clean=randn(count, table).double(), repaint=mask, kept=kept)
+    original = SourceLatents(latents=randn(*shape), clean=randn(count, table).double(), inpaint_mask=mask, kept=kept)
     return replace(batch, slots=replace(batch.slots, original=original))
 
 
@@ -142,7 +142,7 @@ def set_out(batch: Batch, randn, *, masked: bool) -> Batch:
 def test_every_tensor_is_the_references(rescaled, origin, dtype, matrices, randn):
     scales = [[7.5, 0.7], [3.0, 0.0], [1.0, 1.0], [5.0, 0.3]] if rescaled else None
     ours = batch_of(matrices, randn, WIDE, dtype=dtype, scales=scales)
-    ours = ours if origin == "noise" else set_out(ours, randn, masked=origin == "mask")
+    ours = ours if origin == "noise" else prepare_latents(ours, randn, masked=origin == "mask")
     theirs = copy.deepcopy(ours)
     for _ in range(4):
         guided_step(ours.network, ours.slots, rescaled=rescaled)
@@ -159,8 +159,8 @@ def test_every_tensor_is_the_references(rescaled, origin, dtype, matrices, randn
 
 
 COURSES = {
-    "from a picture": Course(origin="image", skipped=1),
-    "into a mask": Course(origin="image", skipped=1, keeps=True),
+    "from a picture": ScheduleRange(origin="image", skipped=1),
+    "into a mask": ScheduleRange(origin="image", skipped=1, preserves_unmasked=True),
 }
 
 
@@ -171,18 +171,18 @@ def test_pictures_that_are_set_out_from_are_the_engines(course, randn):
     matrices = [compile_sampler(n, steps, base_config=TRAINED, course=course) for n, steps in names.items()]
     batch = batch_of(matrices, randn, SHAPE)
     table = batch.slots.rows.shape[1]
-    batch = set_out(batch, randn, masked=course.keeps)
+    batch = prepare_latents(batch, randn, masked=course.preserves_unmasked)
     original = batch.slots.original
     for s, m in enumerate(matrices):
         original.clean[s, : m.calls + 1] = torch.tensor(m.clean)
-        if course.keeps:
+        if course.preserves_unmasked:
             original.kept[s, : m.calls + 1] = torch.tensor(m.kept)
     for _ in range(table):
         guided_step(batch.network, batch.slots)
         batch.network.output.copy_(answer(batch.network.sample, batch.network.timestep))
     for s, m in enumerate(matrices):
-        mask = original.repaint[s : s + 1, None].bool().cpu().numpy() if course.keeps else None
-        told = sampler.Original(latents=original.latents[s : s + 1].cpu().numpy(), repaint=mask)
+        mask = original.inpaint_mask[s : s + 1, None].bool().cpu().numpy() if course.preserves_unmasked else None
+        told = sampler.SourceLatents(latents=original.latents[s : s + 1].cpu().numpy(), inpaint_mask=mask)
         wanted = torch.from_numpy(by_numpy(m, s, batch, len(matrices), True, told))
         torch.testing.assert_close(batch.slots.latents[s].cpu(), wanted, rtol=2e-5, atol=2e-5)
 

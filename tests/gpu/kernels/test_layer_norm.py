@@ -1,4 +1,4 @@
-"""Layer normalisation against torch's."""
+"""Layer normalization against torch's."""
 
 import pytest
 import torch

@@ -6,7 +6,7 @@ import pytest
 from calotype.backends.openvino import rewrites as vino_rewrites
 from calotype.backends.openvino import runner as vino
 from calotype.backends.openvino.graph import element_types, sized
-from calotype.backends.openvino.rewrites import REWRITES, WITHOUT, chosen, rewritten
+from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, REWRITES, apply_rewrites, enabled_rewrites
 
 ov = vino.library()
 ops = ov.opset13
@@ -85,7 +85,7 @@ def computed(graph):
 def test_the_numbers_stay(name, graph, monkeypatch):
     monkeypatch.setattr(vino_rewrites, "_LARGE", 1)
     wanted = computed(graph.clone())
-    assert rewritten(graph, [name]) == {name: 1}
+    assert apply_rewrites(graph, [name]) == {name: 1}
     np.testing.assert_allclose(computed(graph), wanted, atol=2e-5)
 
 
@@ -99,33 +99,33 @@ def test_the_numbers_stay(name, graph, monkeypatch):
     ],
 )
 def test_what_is_something_else_stays_as_it_is(graph):
-    assert set(rewritten(graph, REWRITES).values()) == {0}
+    assert set(apply_rewrites(graph, REWRITES).values()) == {0}
 
 
 def test_group_norms_of_eight_bits_are_rewritten_sooner(monkeypatch):
     """They are put into another layout twice, once on each side."""
     monkeypatch.setattr(vino_rewrites, "_LARGE_IN_EIGHT_BITS", 1)
-    assert rewritten(normed(), ["group_norms"]) == {"group_norms": 0}
+    assert apply_rewrites(normed(), ["group_norms"]) == {"group_norms": 0}
     graph = normed()
     result = graph.get_results()[0].input(0)
     low, high = (ops.constant(np.float32(end)) for end in (-4, 4))
     result.replace_source_output(ops.fake_quantize(result.get_source_output(), low, high, low, high, 256).output(0))
-    assert rewritten(graph, ["group_norms"]) == {"group_norms": 1}
+    assert apply_rewrites(graph, ["group_norms"]) == {"group_norms": 1}
 
 
 def test_other_ways_of_making_larger_stay():
     for said in ({"scale": 3.0}, {"mode": "linear"}, {"rounding": "ceil"}):
         x = parameter(1, 4, 6, 6)
         graph = model(convolved(doubled(x, **said), 4, 4), x)
-        assert rewritten(graph, REWRITES)["upsampled_convolutions"] == 0
+        assert apply_rewrites(graph, REWRITES)["upsampled_convolutions"] == 0
 
 
 def test_what_the_environment_leaves_out(monkeypatch):
-    monkeypatch.setenv(WITHOUT, "gated_linears,upsampled_convolutions")
-    assert chosen() == ["group_norms"]
+    monkeypatch.setenv(DISABLE_VARIABLE, "gated_linears,upsampled_convolutions")
+    assert enabled_rewrites() == ["group_norms"]
 
 
-def test_quantised_weights_stay_quantised_where_sizes_are_folded():
+def test_quantized_weights_stay_quantized_where_sizes_are_folded():
     """In float they would cost what floats cost, and have lost what integers lose."""
     x = parameter(-1, 6)
     weights = RNG.integers(-127, 128, (6, 16)).astype(np.int8)
@@ -161,7 +161,7 @@ def test_attention_of_as_many_tokens_as_heads(batch, heads, tokens, keys):
     q, k, v = (x.reshape(batch, -1, heads, width).transpose(0, 2, 1, 3).astype(np.float64) for x in given)
     weights = np.exp(q @ k.swapaxes(2, 3) * width**-0.5)
     wanted = (weights / weights.sum(-1, keepdims=True)) @ v
-    rewritten(graph, [])
+    apply_rewrites(graph, [])
     request = ov.Core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "bf16"}).create_infer_request()
     for _ in range(5):
         got = next(iter(request.infer(given).values()))

@@ -18,23 +18,23 @@ from onnx import TensorProto, helper, numpy_helper
 import calotype
 from calotype.backends.openvino import runner as vino
 from calotype.backends.openvino import shapes as vino_shapes
-from calotype.backends.openvino.pages import give_back
+from calotype.backends.openvino.pages import release_mapped_pages
 from calotype.errors import BackendError
 from calotype.export.quality.metrics import psnr
 from calotype.files.cache import OPENVINO
 from calotype.plan.bindings import Binding
-from calotype.plan.plan import Artefact, PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 
 WEIGHTS = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
 CAPABILITIES = vino._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
-def component(*artefacts):
+def component(*artifacts):
     return PlannedComponent(
         name="unet",
         inputs=(Binding(name="x", dtype="float32", dims=("batch", "length", 64)),),
         outputs=(Binding(name="y", dtype="float32", dims=("batch", "length", 32)),),
-        artefacts=artefacts,
+        artifacts=artifacts,
         refused={},
     )
 
@@ -69,8 +69,8 @@ def open_model(home, tmp_path):
     write_onnx(path)
 
     def open_it(precision="fp32"):
-        artefact = Artefact(form="onnx", path=path, precision=precision, check={})
-        return vino.open_runner(component(artefact), artefact)
+        artifact = Artifact(form="onnx", path=path, precision=precision, check={})
+        return vino.open_runner(component(artifact), artifact)
 
     return open_it
 
@@ -253,24 +253,24 @@ def test_files_that_are_missing_or_broken(home, tmp_path):
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
-        artefact = Artefact(form="onnx", path=path, precision="fp32", check={})
+        artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
         with pytest.raises(BackendError, match=f"cannot open .*{name}") as told:
-            vino.open_runner(component(artefact), artefact)
+            vino.open_runner(component(artifact), artifact)
         assert "\n" not in str(told.value)
         assert "Exception from" not in str(told.value)
 
 
 def test_an_output_that_is_not_there(open_model, tmp_path):
-    artefact = Artefact(form="onnx", path=tmp_path / "model.onnx", precision="fp32", check={})
+    artifact = Artifact(form="onnx", path=tmp_path / "model.onnx", precision="fp32", check={})
     other = PlannedComponent(
         name="unet",
         inputs=component().inputs,
         outputs=(Binding(name="z", dtype="float32", dims=("batch",)),),
-        artefacts=(artefact,),
+        artifacts=(artifact,),
         refused={},
     )
     with pytest.raises(BackendError, match="gives no z"):
-        vino.open_runner(other, artefact)
+        vino.open_runner(other, artifact)
 
 
 def test_shapes_that_do_not_fit_are_one_plain_sentence(open_model):
@@ -309,11 +309,11 @@ def test_pages_of_a_file_are_given_back_and_come_again(tmp_path):
         return int(re.search(r"RssFile:\s+(\d+)", Path("/proc/self/status").read_text())[1]) * 1024
 
     total, before = int(read.sum(dtype=np.int64)), resident()
-    assert give_back(file) == read.size
+    assert release_mapped_pages(file) == read.size
     assert resident() <= before - read.size + 65536
     assert int(read.sum(dtype=np.int64)) == total
     assert (written == 7).all()
-    assert give_back(tmp_path / "nothing") == 0
+    assert release_mapped_pages(tmp_path / "nothing") == 0
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
@@ -326,8 +326,8 @@ def test_a_compiled_network_keeps_no_pages_of_its_file(tmp_path, monkeypatch):
     model.graph.initializer[0].CopyFrom(numpy_helper.from_array(large, "w"))
     model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = large.shape[1]
     onnx.save(model, path, save_as_external_data=True, location=file.name)
-    artefact = Artefact(form="onnx", path=path, precision="fp32", check={})
-    runner = vino.open_runner(component(artefact), artefact)
+    artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
+    runner = vino.open_runner(component(artifact), artifact)
     shapes = {"x": (1, 3, 64)}
     assert runner.compiled({"shapes": shapes}, lambda: runner.sized(shapes))
     mapped = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]

@@ -5,8 +5,8 @@ import pytest
 
 import calotype
 from calotype.backends.openvino import requests as vino_request
-from calotype.backends.openvino.rewrites import PIECES, WITHOUT
-from calotype.backends.openvino.session import VinoSeries
+from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, PIECES
+from calotype.backends.openvino.session import OpenVinoSession
 from calotype.errors import InputError
 from calotype.export.quality.metrics import psnr
 from calotype.images.png import settings_of
@@ -28,7 +28,7 @@ def whole(pipe):
 
 @pytest.mark.parametrize("piece", [*PIECES, ",".join(PIECES)])
 def test_each_piece_leaves_the_picture_as_it_is(whole, piece, monkeypatch):
-    monkeypatch.setenv(WITHOUT, piece)
+    monkeypatch.setenv(DISABLE_VARIABLE, piece)
     assert psnr(calotype.load("demo", backend="openvino")(PROMPT, **SAID).images, whole) > 90
 
 
@@ -40,7 +40,7 @@ def test_guidance_and_none_and_equal_halves(pipes, pipe):
 def test_more_calls_than_are_timed_at_once(pipe, monkeypatch):
     said = SAID | {"steps": 40}
     got = pipe(PROMPT, **said).images
-    monkeypatch.setenv(WITHOUT, "time_table")
+    monkeypatch.setenv(DISABLE_VARIABLE, "time_table")
     assert psnr(pipe(PROMPT, **said).images, got) > 90
 
 
@@ -62,8 +62,8 @@ def test_any_number_of_threads_paints_the_same(pipe, count, threads, monkeypatch
 def test_a_schedule_is_worked_out_once(pipe, whole, monkeypatch):
     pipe(PROMPT, **SAID)  # whatever was painted, and let go of, before
     worked = []
-    of_times = VinoSeries._of_times
-    monkeypatch.setattr(VinoSeries, "_of_times", lambda *given: worked.append(1) or of_times(*given))
+    of_times = OpenVinoSession._of_times
+    monkeypatch.setattr(OpenVinoSession, "_of_times", lambda *given: worked.append(1) or of_times(*given))
     np.testing.assert_array_equal(pipe(PROMPT, **SAID).images, whole)
     assert not worked
     pipe(PROMPT, **SAID | {"steps": 2})
@@ -82,14 +82,14 @@ def test_two_pictures_that_take_turns(pipe, whole):
 def test_a_picture_that_ends_while_it_begins_leaves_others_alone(pipe, whole, monkeypatch):
     stream = pipe.stream(PROMPT, **SAID)
     next(stream)
-    begin = VinoSeries._begin
+    begin = OpenVinoSession._begin
 
     def interrupted(self, stages):
         begin(self, stages)
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(VinoSeries, "_begin", interrupted)
+        patch.setattr(OpenVinoSession, "_begin", interrupted)
         pipe("a small green star", **SAID)
     *_, last = stream
     np.testing.assert_array_equal(last.result.images, whole)
@@ -98,14 +98,14 @@ def test_a_picture_that_ends_while_it_begins_leaves_others_alone(pipe, whole, mo
 def test_deep_layers_are_never_older_than_was_asked_for(pipe, monkeypatch):
     """Also where guidance begins and ends between: each of the two series has its own."""
     ages = []
-    each = VinoSeries._each
+    each = OpenVinoSession._each
 
     def noted(self, stages, call, inputs):
         got = each(self, stages, call, inputs)
         ages.append(call - self._deepened)
         return got
 
-    monkeypatch.setattr(VinoSeries, "_each", noted)
+    monkeypatch.setattr(OpenVinoSession, "_each", noted)
     pipe(PROMPT, **SAID | {"steps": 12}, cache_interval=3, guidance_interval=(0.1, 0.8))
     assert len(ages) == 12
     assert max(ages) == 2
@@ -121,7 +121,7 @@ def test_a_repeated_prompt_is_not_encoded_again(pipe, monkeypatch):
         return run(inputs)
 
     monkeypatch.setattr(type(encoder.runner), "__call__", counted)
-    monkeypatch.setattr(pipe._codec, "decode", lambda latents, portions: np.zeros((len(latents), 3, 8, 8), np.float32))
+    monkeypatch.setattr(pipe._codec, "decode", lambda latents, tiling: np.zeros((len(latents), 3, 8, 8), np.float32))
     pipe("a purple cross on a cyan background", **SAID)
     assert calls == []
     pipe(["a purple cross on a cyan background", "an orange ring"], **SAID)

@@ -5,7 +5,7 @@
 
 A part of kernels, and no kernel itself: `group_norm_silu`, `layer_norm` and `geglu` end with it where they are given a
 scale, so that what a next product reads is a quarter of float32's bytes, and no pass of its own makes it. No network of
-the `cuda` backend is quantised yet: nothing but the tests gives one.
+the `cuda` backend is quantized yet: nothing but the tests gives one.
 """
 
 from dataclasses import dataclass
@@ -37,7 +37,7 @@ class Scale:
 
 @triton.jit
 def stored(y, scale, kind: tl.constexpr):  # noqa: ANN201 - Triton's language
-    """y as it is written to a tensor of this type; `scale` is None where it is not quantised."""
+    """y as it is written to a tensor of this type; `scale` is None where it is not quantized."""
     if scale is not None:
         most: tl.constexpr = 127.0 if kind == tl.int8 else 448.0
         y = tl.minimum(tl.maximum(y / tl.load(scale), -most), most)
@@ -47,15 +47,15 @@ def stored(y, scale, kind: tl.constexpr):  # noqa: ANN201 - Triton's language
     return y.to(kind)
 
 
-def empty_for(like: Tensor, quantised: Scale | None) -> Tensor:
+def empty_for(like: Tensor, quantized: Scale | None) -> Tensor:
     """Memory for the result: of the input's type, or of the eight bits asked for."""
-    return torch.empty_like(like) if quantised is None else torch.empty_like(like, dtype=quantised.dtype)
+    return torch.empty_like(like) if quantized is None else torch.empty_like(like, dtype=quantized.dtype)
 
 
-def reference(y: Tensor, quantised: Scale | None) -> Tensor:
+def reference(y: Tensor, quantized: Scale | None) -> Tensor:
     """The same in float32, by torch."""
-    if quantised is None:
+    if quantized is None:
         return y
-    most = MOST[quantised.dtype]
-    scaled = (wide(y) / quantised.scale).clamp(-most, most)
-    return (scaled.round() if quantised.dtype == torch.int8 else scaled).to(quantised.dtype)
+    most = MOST[quantized.dtype]
+    scaled = (wide(y) / quantized.scale).clamp(-most, most)
+    return (scaled.round() if quantized.dtype == torch.int8 else scaled).to(quantized.dtype)

@@ -6,55 +6,55 @@ import torch
 from calotype.kernels.geglu import geglu
 from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
-from calotype.kernels.quantise import Scale, reference
+from calotype.kernels.quantize import Scale, reference
 
 KINDS = [torch.int8, torch.float8_e4m3fn]
 
 
 @pytest.fixture(params=KINDS, ids=["int8", "fp8"])
-def quantised(request, device) -> Scale:
+def quantized(request, device) -> Scale:
     """A scale that a few numbers are too large for."""
     return Scale(
         scale=torch.full((1,), 0.017 if request.param == torch.int8 else 0.004, device=device), dtype=request.param
     )
 
 
-def same(got: torch.Tensor, exact: torch.Tensor, quantised: Scale) -> None:
+def same(got: torch.Tensor, exact: torch.Tensor, quantized: Scale) -> None:
     """Equal but for numbers that stand within float32's last digits of the middle between two levels."""
-    wanted = reference(exact, quantised)
-    assert got.dtype == quantised.dtype
+    wanted = reference(exact, quantized)
+    assert got.dtype == quantized.dtype
     assert got.shape == wanted.shape
     apart = (got.float() - wanted.float()).abs()
-    step = wanted.float().abs() / 8 + 2**-9 if quantised.dtype == torch.float8_e4m3fn else torch.ones_like(apart)
+    step = wanted.float().abs() / 8 + 2**-9 if quantized.dtype == torch.float8_e4m3fn else torch.ones_like(apart)
     assert (apart <= step).all()
     assert (apart > 0).float().mean() <= 2e-3
-    assert got.float().abs().max() == (127 if quantised.dtype == torch.int8 else 448)  # what is too large is kept there
+    assert got.float().abs().max() == (127 if quantized.dtype == torch.int8 else 448)  # what is too large is kept there
 
 
-def test_group_norm_silu_ends_in_eight_bits(quantised, randn, device):
+def test_group_norm_silu_ends_in_eight_bits(quantized, randn, device):
     """Of a group that one program reads, and of one that is split over the pixels."""
     for shape, groups in (((2, 24, 5, 7), 4), ((1, 8, 72, 64), 2)):
         x = (randn(*shape) * 3).contiguous(memory_format=torch.channels_last)
         weight, bias = randn(shape[1]), randn(shape[1])
         plain = GroupNorm(weight=weight, bias=bias, groups=groups)
         exact, _ = group_norm_silu(x, plain)
-        norm = GroupNorm(weight=weight, bias=bias, groups=groups, quantised=quantised)
+        norm = GroupNorm(weight=weight, bias=bias, groups=groups, quantized=quantized)
         got, _ = group_norm_silu(x, norm)
         assert got.is_contiguous(memory_format=torch.channels_last)
-        same(got, exact, quantised)
+        same(got, exact, quantized)
 
 
-def test_layer_norm_ends_in_eight_bits_and_keeps_the_sum(quantised, randn):
+def test_layer_norm_ends_in_eight_bits_and_keeps_the_sum(quantized, randn):
     x, residual, weight, bias = randn(17, 40), randn(17, 40), randn(40), randn(40)
     exact, summed = layer_norm(x, weight, bias, residual=residual)
-    got, total = layer_norm(x, weight, bias, residual=residual, quantised=quantised)
-    same(got, exact, quantised)
+    got, total = layer_norm(x, weight, bias, residual=residual, quantized=quantized)
+    same(got, exact, quantized)
     assert torch.equal(total, summed)
 
 
-def test_geglu_ends_in_eight_bits(quantised, randn):
+def test_geglu_ends_in_eight_bits(quantized, randn):
     x = randn(9, 74) * 2
-    same(geglu(x, quantised=quantised), geglu(x), quantised)
+    same(geglu(x, quantized=quantized), geglu(x), quantized)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -63,9 +63,9 @@ def test_halves_go_to_the_even_side_and_what_is_outside_to_the_end(kind, randn, 
     levels = torch.tensor([0.5, 1.5, 2.5, -0.5, -3.5, 126.5, 500.0, -500.0], device=device)
     x = torch.tensor([[1.0, -1.0] * 4], device=device)
     signs = x[0].sign()
-    quantised = Scale(scale=torch.ones(1, device=device), dtype=kind)
-    got, _ = layer_norm(x, levels * signs, torch.zeros(8, device=device), eps=1e-12, quantised=quantised)
-    assert got[0].float().tolist() == reference(levels, quantised).float().tolist()
+    quantized = Scale(scale=torch.ones(1, device=device), dtype=kind)
+    got, _ = layer_norm(x, levels * signs, torch.zeros(8, device=device), eps=1e-12, quantized=quantized)
+    assert got[0].float().tolist() == reference(levels, quantized).float().tolist()
 
 
 def test_what_is_no_scale_is_refused():
