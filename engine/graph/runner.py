@@ -47,7 +47,7 @@ class GraphRunner:
         from .pipeline import GraphPipeline
 
         self._plan, self._gpu, self._tokenizers = plan, gpu, tokenizers
-        self._whole = gpu.hold(GraphPipeline(plan, networks))
+        self._whole = gpu.move_module(GraphPipeline(plan, networks))
         self._graphs = CudaGraphCache(self._whole, recorder, limit_bytes=limit_bytes)
         self._lock = threading.Lock()
 
@@ -61,11 +61,11 @@ class GraphRunner:
         arrays, notes = inputs_of(self._plan, self._tokenizers, asked)
 
         def painted() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-            made = self._graphs({name: self._gpu.put(array) for name, array in arrays.items()})
-            return self._gpu.fetch(made["pixels"]), self._gpu.fetch(made["finite"])
+            made = self._graphs({name: self._gpu.to_device(array) for name, array in arrays.items()})
+            return self._gpu.to_host(made["pixels"]), self._gpu.to_host(made["finite"])
 
         mend = "ask for smaller pictures, or fewer at once"
-        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named("picture"):
+        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.nvtx_range("picture"):
             pixels, finite = run_or_device_full(painted, "a whole picture of this size", mend)
         if not finite.all():
             raise NotFiniteError("the picture's numbers are not finite")

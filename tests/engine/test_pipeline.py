@@ -225,7 +225,7 @@ def test_notes_say_what_was_left_out(fake):
 def test_the_report_says_who_ran_what(fake):
     report = fake("x", steps=3, seed=1).report
     assert [c.name for c in report.components] == ["text_encoder", "unet", "vae_decoder"]
-    assert {c.why for c in report.components} == {"asked for"}
+    assert {c.why for c in report.components} == {"requested"}
     assert set(report.seconds) == {"text", "steps", "decode"}
     assert "3 U-Net calls" in str(report)
     assert report.to_json()["network_calls"] == 3

@@ -45,12 +45,12 @@ def built(weight: np.ndarray, folder: Path, **options) -> Path:
 
 
 def opened(engine: Path):
-    from calotype.backends.tensorrt.runner import opened_with
+    from calotype.backends.tensorrt.runner import open_with_library
 
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
     artifact = Artifact(form="tensorrt", path=engine, precision="fp32", check={})
     component = PlannedComponent(name="unet", inputs=(x,), outputs=(y,), artifacts=(artifact,), refused={})
-    return opened_with("tensorrt", component, artifact)
+    return open_with_library("tensorrt", component, artifact)
 
 
 @pytest.fixture(scope="module")
@@ -90,7 +90,7 @@ def test_it_is_captured_with_what_is_around_it(runner):
 
 
 def test_weights_are_exchanged_and_an_engine_that_keeps_a_trace_is_refused(tmp_path):
-    from calotype.backends.tensorrt.refit import exchanged
+    from calotype.backends.tensorrt.refit import refitted_engine
 
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
@@ -98,7 +98,7 @@ def test_weights_are_exchanged_and_an_engine_that_keeps_a_trace_is_refused(tmp_p
     runner = opened(built(WEIGHT, tmp_path / "ours", refit=True))
     graphs = {"ours": tmp_path / "ours" / "g.onnx", "theirs": graph_of(other, tmp_path / "theirs")}
     try:
-        made = exchanged(runner, **graphs, probe={"x": x})
+        made = refitted_engine(runner, **graphs, probe={"x": x})
     except BackendError as told:  # the residue that NVIDIA/TensorRT 3628 tells of: it is built anew then
         if "is not what it was" not in str(told):
             raise

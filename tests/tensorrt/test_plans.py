@@ -78,7 +78,7 @@ def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_
         component = PlannedComponent(name="vae_decoder", inputs=(x,), outputs=(y,), artifacts=(graph,), refused={})
         made = making.of(component, graph)
         given = draw.standard_normal((2, 4, 8, 16), dtype=np.float32)
-        runner = trt.opened_with("tensorrt", component, made)
+        runner = trt.open_with_library("tensorrt", component, made)
         (wanted,) = onnxruntime.InferenceSession(graph.path, providers=["CPUExecutionProvider"]).run(None, {"x": given})
         np.testing.assert_array_equal(runner({"x": given})["y"], wanted)
         return made.check["engine"]
