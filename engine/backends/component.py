@@ -139,7 +139,9 @@ class LoadedComponent:
                 continue
             before = self._choice.requested[: self._choice.requested.index(name)]
             ahead = {n: reason for n, reason in reasons.items() if n not in self._choice.skipped or n in before}
-            self.runner, self.artifact, self.why = runner, artifact, _reason_text(self._choice, ahead)
+            self.runner, self.artifact = runner, artifact
+            source = "requested" if self._choice.explicit else "first of auto's list that runs"
+            self.why = "; ".join([source, *(f"not {n}: {reason}" for n, reason in ahead.items())])
             return
         message = "; ".join(f"{n}: {reason}" for n, reason in reasons.items())
         raise BackendError(f"no backend could open the {self.component.name}. {message}")
@@ -259,8 +261,3 @@ def _not_finite_message(name: str, runner: Runner, reason: str) -> str:
         f"{message}, and no artifact of a higher precision can run ({reason}). Build a plan whose {name} is bf16, or "
         "one with a second artifact: calotype build MODEL --precision bf16, or with --fallback."
     )
-
-
-def _reason_text(choice: BackendSelection, skipped: Mapping[str, str]) -> str:
-    source = "requested" if choice.explicit else "first of auto's list that runs"
-    return "; ".join([source, *(f"not {n}: {reason}" for n, reason in skipped.items())])

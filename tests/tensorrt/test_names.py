@@ -26,7 +26,7 @@ KINDS = {
     "reader": "OnnxParserRefitter",
     "runner.engine": "ICudaEngine",
     "_runtime": "Runtime",
-    "_engine": "ICudaEngine",
+    "engine": "ICudaEngine",
     "_context": "IExecutionContext",
 }
 
@@ -39,8 +39,8 @@ def used_names(path: Path) -> set[str]:
             continue
         dotted = ast.unparse(node).removeprefix("self.")
         owner, _, member = dotted.rpartition(".")
-        if dotted.startswith(("trt.", "_trt.")):
-            names.add(dotted.partition("trt.")[2].removesuffix(".__init__"))
+        if dotted.startswith(("trt.", "library.")):
+            names.add(dotted.partition(".")[2].removesuffix(".__init__"))
         elif owner in KINDS:
             names.add(f"{KINDS[owner]}.{member}")
     return names - {"__name__"}

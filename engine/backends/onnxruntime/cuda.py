@@ -109,7 +109,8 @@ class OnnxRuntimeCudaRunner:
         """Run through the device buffers and return all outputs by name."""
         with self._lock:
             try:
-                buffers = self._buffers_for(inputs)
+                key = tuple((n, tuple(a.shape)) for n, a in sorted(inputs.items()))
+                buffers = self._buffers(key, lambda: self._allocate(inputs))
                 for name, array in inputs.items():
                     buffers.inputs[name].update_inplace(np.ascontiguousarray(array))
                 self._session.run_with_iobinding(buffers.binding, self._run_options(buffers.graph))
@@ -153,19 +154,15 @@ class OnnxRuntimeCudaRunner:
             raise BackendError(f"ONNX Runtime cannot use {provider.name}: it selected {', '.join(got)}")
         return session
 
-    def _buffers_for(self, inputs: Arrays) -> _Buffers:
-        """Return the buffers for these shapes, cached or new."""
-        key = tuple((n, tuple(a.shape)) for n, a in sorted(inputs.items()))
-        return self._buffers(key, lambda: self._allocate(inputs))
-
     def _allocate(self, inputs: Arrays) -> _Buffers:
         # Copy: on a CPU, as in tests, a value shares the array's memory, and every call writes into it.
-        values = {name: self._on_device(np.array(array, order="C")) for name, array in inputs.items()}
+        device, to_device = self._provider.device, self._ort.OrtValue.ortvalue_from_numpy
+        values = {name: to_device(np.array(array, order="C"), device, 0) for name, array in inputs.items()}
         loose = self._session.io_binding()
         for name, value in values.items():
             loose.bind_ortvalue_input(name, value)
         for name in self._outputs:
-            loose.bind_output(name, self._provider.device)
+            loose.bind_output(name, device)
         if not self._graphs:  # the first run allocates the buffers of the outputs
             return _Buffers(inputs=values, binding=loose, graph=-1)
         # A graph needs outputs at fixed addresses: a run without a graph determines their shapes.
@@ -177,9 +174,6 @@ class OnnxRuntimeCudaRunner:
             fixed.bind_ortvalue_output(name, value)
         self._last_graph += 1
         return _Buffers(inputs=values, binding=fixed, graph=self._last_graph)
-
-    def _on_device(self, array: np.ndarray[Any, Any]) -> Any:
-        return self._ort.OrtValue.ortvalue_from_numpy(array, self._provider.device, 0)
 
     def _run_options(self, graph: int) -> Any:
         """Return the options of a run. ONNX Runtime captures a graph at its second run, then replays it; -1: never."""

@@ -189,7 +189,8 @@ def _share_halves(
         inputs[name] = Dependency.SAMPLE if differs else Dependency.IMAGE
     common = cut_edges(per_step, dependencies_of(per_step, inputs), Dependency.SAMPLE)
     # Inputs that have all rows stay as they are. Only the sample has one half.
-    full_inputs = {p.get_friendly_name() for p in per_step.get_parameters()} - {_node_name(per_step, "sample")}
+    sample = per_step.input("sample").get_node().get_friendly_name()
+    full_inputs = {p.get_friendly_name() for p in per_step.get_parameters()} - {sample}
     common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in full_inputs]
     small = _step_graph(small, edges, timed, None if alike else half)
     outputs_by_name = {name: p.output(0) for p in per_step.get_parameters() for name in p.output(0).get_names()}
@@ -204,11 +205,6 @@ def _share_halves(
         doubled = ops.concat([output, output], 0)
         replace_uses(node.output(edge.port), doubled.output(0))
     return rebuilt(per_step, "per_step", [*small.get_parameters()])
-
-
-def _node_name(model: Any, name: str) -> str:
-    """Return the friendly name of an input's node."""
-    return str(model.input(name).get_node().get_friendly_name())
 
 
 def _rows(output: Any, count: int) -> Any:

@@ -20,6 +20,11 @@ from .graph import replace_uses
 # From this number of elements, changing a tensor's layout costs more than a few small kernels: in float graphs, and in
 # 8-bit graphs, which change layouts twice. Rewriting smaller ones in bfloat16 gains no speed and loses accuracy.
 _LARGE, _LARGE_IN_EIGHT_BITS = 1 << 20, 1 << 17
+# Ways of rounding, from corners or from centers, that are the same for a factor of two.
+_DOUBLING = (
+    *("asymmetric floor", "asymmetric simple", "half_pixel simple"),
+    *("half_pixel round_prefer_floor", "half_pixel round_prefer_ceil"),
+)
 
 
 def upsampled_convolutions(model: Any) -> int:
@@ -266,19 +271,8 @@ def _doubles(interpolate: Any) -> bool:
     attributes = interpolate.get_attributes()
     before, after = (tuple(output.get_shape()) for output in (interpolate.input_value(0), interpolate.output(0)))
     doubled = (*before[:2], *(2 * side for side in before[2:]))
-    # With a factor of two, all these ways of rounding, from corners or from centers, are the same.
-    return len(before) == 4 and after == doubled and attributes["mode"] == "nearest" and _rounds_down(attributes)
-
-
-def _rounds_down(attributes: Any) -> bool:
-    coordinates, nearest = attributes["coordinate_transformation_mode"], attributes["nearest_mode"]
-    return (coordinates, nearest) in {
-        ("asymmetric", "floor"),
-        ("half_pixel", "round_prefer_floor"),
-        ("half_pixel", "round_prefer_ceil"),
-        ("half_pixel", "simple"),
-        ("asymmetric", "simple"),
-    }
+    rounding = f"{attributes['coordinate_transformation_mode']} {attributes['nearest_mode']}"
+    return len(before) == 4 and after == doubled and attributes["mode"] == "nearest" and rounding in _DOUBLING
 
 
 def _is_plain(convolution: Any) -> bool:

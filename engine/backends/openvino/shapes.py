@@ -76,11 +76,7 @@ class CompiledShapes:
         return _MAX_SHAPES if free is None else max(1, min(_MAX_SHAPES, free // 4 // max(1, self._weights_bytes)))
 
     def _bytes(self) -> int:
-        """Estimate the memory of the cached shapes without their activations."""
-        return sum(estimate_bytes(self._weights_bytes, list(each.requests())) for each in self._cached.values())
-
-
-def estimate_bytes(weights_bytes: int, requests: list[Request]) -> int:
-    """Estimate the memory of one compiled shape: its weights, and the scratch memory of its kernels."""
-    tensors = sum(request.tensor_bytes for request in requests)
-    return weights_bytes * (1 + _COPIES_PER_STREAM * len(requests)) + _SCRATCH * tensors
+        """Estimate the memory of the cached shapes: their weights, and the scratch memory of their kernels."""
+        streams = [request for each in self._cached.values() for request in each.requests()]
+        copies = len(self._cached) + _COPIES_PER_STREAM * len(streams)
+        return self._weights_bytes * copies + _SCRATCH * sum(request.tensor_bytes for request in streams)

@@ -67,17 +67,17 @@ class TensorRtRunner:
         self.backend = str(trt.__name__).replace("_", "-")
         self.precision = artifact.precision
         self._name, self._path = component.name, artifact.path
-        self._trt, self._gpu = trt, gpu
+        self.library, self._gpu = trt, gpu
         self._inputs = [b.name for b in component.inputs]
         self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
-        self._log = create_log(trt)
-        self._runtime = trt.Runtime(self._log)  # must outlive the engine, and the engine its context
-        self._engine = self._open(artifact)
+        self.log = create_log(trt)
+        self._runtime = trt.Runtime(self.log)  # must outlive the engine, and the engine its context
+        self.engine = self._open(artifact)
         self._check_tensors()
         self._stream_weights()
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = self._engine.create_execution_context(strategy)
+        self._context = self.engine.create_execution_context(strategy)
         if self._context is None:
             raise self._error(f"TensorRT cannot create a context for {artifact.path}")
         self._shapes: Shapes = {}
@@ -94,21 +94,6 @@ class TensorRtRunner:
     def _run_arrays(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
         tensors = {name: self._gpu.to_device(array) for name, array in inputs.items()}
         return {name: self._gpu.to_host(tensor) for name, tensor in self.run(tensors).items()}
-
-    @property
-    def library(self) -> Any:
-        """The module of TensorRT."""
-        return self._trt
-
-    @property
-    def engine(self) -> Any:
-        """TensorRT's engine object."""
-        return self._engine
-
-    @property
-    def log(self) -> Any:
-        """The library's log, with its `last_error`."""
-        return self._log
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return each layer's weight shape. Raise `BackendError` if the engine was not built for refits."""
@@ -127,7 +112,7 @@ class TensorRtRunner:
     def _weights(self) -> OnnxWeights:
         from .refit import refit_weights
 
-        return refit_weights(self._path, self._engine, backend=self.backend, name=self._name)
+        return refit_weights(self._path, self.engine, backend=self.backend, name=self._name)
 
     def _network(self) -> Engine:
         return Engine(self, self._outputs, {n: self._type(n) for n in self._inputs})
@@ -174,12 +159,12 @@ class TensorRtRunner:
 
     def _stream_weights(self) -> None:
         """Let TensorRT stream the weights that do not fit on the device, if the engine was built for that."""
-        if self._engine.streamable_weights_size > 0:
-            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+        if self.engine.streamable_weights_size > 0:
+            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
 
     def _check_tensors(self) -> None:
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        inputs = [n for n in names if self._engine.get_tensor_mode(n) == self._trt.TensorIOMode.INPUT]
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        inputs = [n for n in names if self.engine.get_tensor_mode(n) == self.library.TensorIOMode.INPUT]
         outputs = set(names) - set(inputs)
         if set(inputs) != set(self._inputs) or outputs != set(self._outputs):
             raise BackendError(
@@ -223,7 +208,7 @@ class TensorRtRunner:
 
     def _profile_for(self, shapes: Shapes) -> int:
         """Return the first profile that fits: profiles for a single size come first."""
-        count = self._engine.num_optimization_profiles
+        count = self.engine.num_optimization_profiles
         for i in range(count):
             if all(_within(shape, self._profile_shapes(name, i)) for name, shape in shapes.items()):
                 return i
@@ -238,7 +223,7 @@ class TensorRtRunner:
 
     def _profile_shapes(self, name: str, profile: int) -> Sequence[tuple[int, ...]]:
         """Return an input's minimum, optimum and maximum shape in a profile."""
-        return [tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, profile)]
+        return [tuple(dims) for dims in self.engine.get_tensor_profile_shape(name, profile)]
 
     def _bind(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         expected, got = self._type(name), str(tensor.dtype).removeprefix("torch.")
@@ -250,13 +235,13 @@ class TensorRtRunner:
             raise BackendError(f"TensorRT refuses the address of {name}: {self._reason()}")
 
     def _type(self, name: str) -> str:
-        kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
+        kind = str(self.engine.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _TYPES:
             raise BackendError(f"the engine's {name} has type {kind}: expected one of {', '.join(_TYPES)}.")
         return _TYPES[kind]
 
     def _reason(self) -> str:
-        return str(self._log.last_error or "it gave no reason")
+        return str(self.log.last_error or "it gave no reason")
 
     def _error(self, what: str) -> BackendError:
         """Return the error of a failed call: `DeviceFullError` if the device is full."""
