@@ -369,7 +369,7 @@ def test_the_report_and_the_picture_name_them(opened, tmp_path):
 
 def test_what_takes_no_lora_says_so(opened, fake):
     _, loras = opened
-    with pytest.raises(BackendError, match=r"fake cannot change the weights of the .* in this version; build a plan"):
+    with pytest.raises(BackendError, match="cannot change the weights"):
         fake.set_lora(loras("demonstration")[0])
     fake.set_lora(None)
     with pytest.raises(SourceError, match="there is no LoRA file nowhere"):
