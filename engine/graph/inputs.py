@@ -14,9 +14,8 @@ from ..plan.bindings import Array
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
 from ..request.request import Job
-from ..sampling.guidance import guidance_embedding
 from ..sampling.matrix import Draw, Sampler, SamplerMatrix
-from ..stages.conditioning import notes_of, time_ids_of, tokens_of
+from ..stages.conditioning import family_inputs, notes_of, tokens_of
 from ..stages.initial_latents import InitialLatents
 from ..text.tokenizer import ClipTokenizer
 
@@ -77,13 +76,7 @@ def inputs_of(
 
 def _optional_inputs(plan: Plan, job: Job, rows: int) -> dict[str, Array]:
     """Return the inputs that only some families and requests have."""
-    arrays: dict[str, Array] = {}
-    if plan.prompting.pooled is not None:
-        arrays["time_ids"] = time_ids_of(plan, job)
-    for binding in plan.components["unet"].inputs:
-        if binding.name == "timestep_cond":
-            embedding = guidance_embedding(job.guidance_scale, int(binding.dims[1]))
-            arrays[binding.name] = np.tile(embedding, (rows, 1))
+    arrays: dict[str, Array] = {**family_inputs(plan, job, rows)}
     if job.clip_skip:
         arrays[f"{SKIP}{job.clip_skip}"] = np.zeros(1, dtype=np.float32)
     if job.guided and job.guidance_rescale:

@@ -84,28 +84,31 @@ def condition_on_images(
     if inputs.latents is not None and size != (height, width):
         raise InputError(f"image= contains latents of {size} pixels (height, width); expected {height, width}.")
     strength = inputs.strength if inputs.strength is not None else 1.0 if inputs.masks else 0.8
-    remaining = min(int(steps * strength), steps)
-    if remaining < 1 and inputs.begin is None:
-        raise InputError(
-            f"strength={strength:g} with steps={steps} runs no denoising step. Use strength >= {1 / steps:.2g} or more "
-            "steps."
-        )
-    pure_noise = bool(inputs.masks) and strength == 1  # the first latents contain nothing of the image
-    origin: Any = "latents" if inputs.begin is not None else "noise" if pure_noise else "image"
-    schedule_range = ScheduleRange(
-        origin=origin,
-        skipped=steps - remaining if inputs.begin is None else 0,
-        begin=inputs.begin,
-        end=end,
-        preserves_unmasked=bool(inputs.masks) and not plan.inpaints,
-    )
+    preserves_unmasked = bool(inputs.masks) and not plan.inpaints
     masks = [resize_image(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in inputs.masks]
     return ImageConditioning(
-        schedule_range=schedule_range,
+        schedule_range=_schedule_range(inputs, steps, strength, end, preserves_unmasked),
         image=batch(inputs.images, count, height, width) if inputs.images else None,
         latents=None if inputs.latents is None else inputs.latents.repeat(count // len(inputs.latents), axis=0),
         inpaint_mask=np.stack(masks)[:, None].repeat(count // len(masks), axis=0) if masks else None,
         strength=strength if inputs.begin is None else None,
+    )
+
+
+def _schedule_range(
+    inputs: ImageInputs, steps: int, strength: float, end: float | None, preserves_unmasked: bool
+) -> ScheduleRange:
+    remaining = min(int(steps * strength), steps)
+    if remaining < 1 and inputs.begin is None:
+        hint = f"Use strength >= {1 / steps:.2g} or more steps."
+        raise InputError(f"strength={strength:g} with steps={steps} runs no denoising step. {hint}")
+    pure_noise = bool(inputs.masks) and strength == 1  # the first latents contain nothing of the image
+    return ScheduleRange(
+        origin="latents" if inputs.begin is not None else "noise" if pure_noise else "image",
+        skipped=steps - remaining if inputs.begin is None else 0,
+        begin=inputs.begin,
+        end=end,
+        preserves_unmasked=preserves_unmasked,
     )
 
 

@@ -67,11 +67,7 @@ def condition(
     pooled = [e.pooled for e in encoded if e.pooled is not None]
     if pooled:
         arrays["text_embeds"] = _rows(np.stack(pooled), rows)
-        arrays["time_ids"] = time_ids_of(plan, job)
-    for binding in plan.components["unet"].inputs:
-        if binding.name == "timestep_cond":
-            embedding = guidance_embedding(job.guidance_scale, int(binding.dims[1]))
-            arrays[binding.name] = np.tile(embedding, (len(texts), 1))
+    arrays |= family_inputs(plan, job, len(texts))
     conditioning = Conditioning(
         arrays=arrays, guidance_scale=job.guidance_scale, guided=job.guided, guidance_rescale=job.guidance_rescale
     )
@@ -149,7 +145,17 @@ def _rows(array: Floats, rows: list[int]) -> Floats:
     return np.concatenate([array, np.zeros_like(array[:1])])[rows]
 
 
-def time_ids_of(plan: Plan, job: Job) -> Floats:
+def family_inputs(plan: Plan, job: Job, rows: int) -> dict[str, Floats]:
+    """Return the inputs of some families: SDXL's `time_ids`, and the guidance embedding of a distilled U-Net."""
+    arrays = {} if plan.prompting.pooled is None else {"time_ids": _time_ids(plan, job)}
+    for binding in plan.components["unet"].inputs:
+        if binding.name == "timestep_cond":
+            embedding = guidance_embedding(job.guidance_scale, int(binding.dims[1]))
+            arrays[binding.name] = np.tile(embedding, (rows, 1))
+    return arrays
+
+
+def _time_ids(plan: Plan, job: Job) -> Floats:
     """Return SDXL's micro-conditioning: original size, crop corner and target size (arXiv 2307.01952).
 
     The values are diffusers' defaults: an image that was neither scaled nor cropped. The refiner takes an aesthetic
