@@ -207,7 +207,7 @@ def _check_output(path: Path) -> None:
     try:
         fault = _output_fault(path)
     except OSError as failed:  # a folder without read permission, a name that is too long
-        fault = f"{path} cannot be written: {failed.strerror}."
+        fault = f"cannot write {path}: {failed.strerror}."
     if fault:
         raise InputError(fault)
 
@@ -220,7 +220,7 @@ def _output_fault(path: Path) -> str | None:
     if not path.parent.is_dir():
         return f"cannot write {path}: there is no folder {path.parent}. Create it first."
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        return f"{path} cannot be written: Permission denied."
+        return f"cannot write {path}: Permission denied."
     return None
 
 
@@ -228,7 +228,7 @@ def _write(image: Any, path: Path) -> None:
     try:
         image.save(path)
     except OSError as failed:
-        raise InputError(f"{path} cannot be written: {failed.strerror or failed}.") from None
+        raise InputError(f"cannot write {path}: {failed.strerror or failed}.") from None
 
 
 def _names(path: Path, count: int) -> list[Path]:

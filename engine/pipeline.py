@@ -269,9 +269,9 @@ class Pipeline(KnownAttributes):
             images=self._to_images(work, pixels), seeds=work.job.seeds, report=self._report(work, watch, notes)
         ), notes
 
-    def _run(self, work: ResolvedCall, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
+    def _run(self, work: ResolvedCall, stop: threading.Event, earlier_notes: tuple[str, ...] = ()) -> Iterator[Event]:
         with self._adapters.held() as loras:
-            events = self._generate(replace(work, loras=loras), stop, before)
+            events = self._generate(replace(work, loras=loras), stop, earlier_notes)
             while True:
                 with forks.running():
                     event = next(events, None)
@@ -279,7 +279,7 @@ class Pipeline(KnownAttributes):
                     return
                 yield event
 
-    def _generate(self, work: ResolvedCall, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
+    def _generate(self, work: ResolvedCall, stop: threading.Event, earlier_notes: tuple[str, ...]) -> Iterator[Event]:
         watch, sampler, job = Stopwatch(), work.sampler, work.job
         with annotate_out_of_memory(self.plan, job):
             with watch.stage("text"):
@@ -299,7 +299,7 @@ class Pipeline(KnownAttributes):
                     yield self._event(work, run, i)
             with watch.stage("decode"):
                 images = self._output(work, run.latents())
-        report = self._report(work, watch, (*notes, *before))
+        report = self._report(work, watch, (*notes, *earlier_notes))
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
     def _prompts(self, loras: tuple[Lora, ...]) -> LruCache[Encoded]:

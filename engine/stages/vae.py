@@ -54,17 +54,13 @@ class Codec:
         self._network, self._device_bytes = network, device_bytes
         self._factor = plan.profile.factor
         self.channels = int(plan.latents.dims[1])
-        self._coded = "vae_decoder" in plan.components  # a model without a VAE denoises pixels
+        self._has_vae = "vae_decoder" in plan.components  # a model without a VAE denoises pixels
         self._loads = [load for load in plan.loads if not load.guided]  # those of the VAE
-        self._posterior = self._coded and plan.components["vae_encoder"].outputs[0].dims[1] != self.channels
+        # Whether the encoder returns a distribution, from which latents are drawn.
+        self.draws = self._has_vae and plan.components["vae_encoder"].outputs[0].dims[1] != self.channels
         self._scale = np.float32(plan.scaling_factor)
         mean_and_std = [plan.latents_mean or (0,), plan.latents_std or (1,)]
         self._mean, self._std = (np.array(each, dtype=np.float32)[:, None, None] for each in mean_and_std)
-
-    @property
-    def draws(self) -> bool:
-        """Whether the encoder returns a distribution, from which latents are drawn."""
-        return self._posterior
 
     def tiling(self, count: int, height: int, width: int) -> VaeTiling:
         """Choose the tiling that fits into the free memory, for `count` images of this size in pixels."""
@@ -105,7 +101,7 @@ class Codec:
         return self._run("vae_decoder", "latent_sample", scaled, tiling, self._factor)
 
     def _run(self, name: str, input_name: str, array: Floats, tiling: VaeTiling, ratio: float) -> Floats:
-        if not self._coded:
+        if not self._has_vae:
             return array
         network = self._network(name)
 
