@@ -237,16 +237,11 @@ class Pipeline(KnownAttributes):
         tiling = self._codec.tiling_from(sliced, tile)
         if output_type not in ("pil", "np"):
             raise InputError(f"output_type must be pil or np, got {output_type!r}.")
-        if (
-            not isinstance(latents, np.ndarray)
-            or latents.ndim != 4
-            or latents.shape[1] != self._codec.channels
-            or 0 in latents.shape
-            or latents.dtype.kind not in "biuf"
-        ):
-            is_array = isinstance(latents, np.ndarray)
+        is_array, channels = isinstance(latents, np.ndarray), self._codec.channels
+        is_batch = is_array and latents.ndim == 4 and latents.shape[1] == channels and 0 not in latents.shape
+        if not is_batch or latents.dtype.kind not in "biuf":
             got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
-            raise InputError(f"latents must be an array [B, {self._codec.channels}, h, w] of numbers, got {got}.")
+            raise InputError(f"latents must be an array [B, {channels}, h, w] of numbers, got {got}.")
         pixels = self._codec.decode(latents, tiling)
         return to_unit_range(pixels) if output_type == "np" else [image_from_pixels(p, {}) for p in to_uint8(pixels)]
 
@@ -265,9 +260,8 @@ class Pipeline(KnownAttributes):
         pixels, notes = self._graph_pipeline.run(work.job, work.sampler, graph_inputs, watch, untiled=untiled)
         if pixels is None:
             return None, notes
-        return Result(
-            images=self._to_images(work, pixels), seeds=work.job.seeds, report=self._report(work, watch, notes)
-        ), notes
+        images = self._to_images(work, pixels)
+        return Result(images=images, seeds=work.job.seeds, report=self._report(work, watch, notes)), notes
 
     def _run(self, work: ResolvedCall, stop: threading.Event, earlier_notes: tuple[str, ...] = ()) -> Iterator[Event]:
         with self._adapters.held() as loras:
