@@ -124,7 +124,7 @@ def test_the_demonstration_model_is_painted_by_engines_as_one_graph():
     said = {"prompt": "a red star", "seed": 1, "steps": 4}
     pipe = calotype.load("demo", backend="tensorrt")
     result, exact = pipe(**said), calotype.load("demo", backend="eager")(**said)
-    assert "painted as one graph" in result.report.notes
+    assert "generated as one graph" in result.report.notes
     apart = np.abs(np.asarray(result.images[0]).astype(int) - np.asarray(exact.images[0]))
     assert apart.max() <= 12
 

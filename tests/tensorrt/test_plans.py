@@ -49,10 +49,10 @@ def test_a_plan_is_built_proved_and_painted_from_as_one_graph(backend, on_a_gpu,
     pipe = load(tmp_path / "plan")  # auto: what it was built for goes first
     result = pipe(PROMPT, **SMALL)
     assert {c.backend for c in result.report.components} == {backend}
-    assert "painted as one graph" in result.report.notes
+    assert "generated as one graph" in result.report.notes
     assert levels(result, pipes["eager"](PROMPT, **SMALL)) <= 1
     long = pipe(f"{PROMPT}, and {'very ' * 18}large", **SMALL)  # two chunks of text
-    assert "painted as one graph" in long.report.notes
+    assert "generated as one graph" in long.report.notes
 
 
 def convolution(folder, draw) -> Path:

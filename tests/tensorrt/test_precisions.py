@@ -52,6 +52,6 @@ def test_engines_of_every_component_are_built_named_and_opened(
     assert {c.name: (c.backend, c.precision) for c in result.report.components} == {
         name: ("tensorrt", wanted[name]) for name in ("text_encoder", "unet", "vae_decoder")
     }
-    assert "painted as one graph" in result.report.notes
+    assert "generated as one graph" in result.report.notes
     apart = np.abs(np.asarray(result.images[0], float) - np.asarray(pipes["eager"](PROMPT, **SMALL).images[0]))
     assert apart.mean() < (1 if precision == "fp16" else 8)

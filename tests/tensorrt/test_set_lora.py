@@ -46,7 +46,7 @@ def test_an_engine_is_refitted_and_put_back(refittable, outline, pipes, levels):
     assert {c.runner.backend for c in (pipe.component("unet"), pipe.component("text_encoder"))} == {"tensorrt"}
     there_and_back(pipe, pipes["eager"], outline, levels)
     painted = pipe(PROMPT, **SMALL)
-    assert "painted as one graph" in painted.report.notes
+    assert "generated as one graph" in painted.report.notes
     assert painted.report.loras == ()
 
 

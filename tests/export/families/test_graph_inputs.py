@@ -41,7 +41,7 @@ def test_it_is_steered_as_the_pipeline_is(said, sdxl_folder):
     wanted, _ = condition(plan, tokenizers, encoder, job)
     networks = {name: Module(module, torch.float32) for name, module in modules.items()}
     with torch.inference_mode():
-        got = GraphPipeline(plan, networks).steering(inputs)
+        got = GraphPipeline(plan, networks).conditioning(inputs)
     assert set(got) == set(wanted.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}
     for name, array in wanted.arrays.items():
         np.testing.assert_allclose(got[name].numpy(), array, rtol=1e-4, atol=1e-5)

@@ -70,14 +70,14 @@ def nine_channels_of(folder, tmp_path):
 @pytest.mark.parametrize("arguments", [{}, {"image": IMAGE}])
 def test_a_model_for_inpainting_wants_a_mask(inpainting_folder, arguments):
     fake = calotype.load(inpainting_folder, backend="fake")
-    with pytest.raises(InputError, match="paints in masks alone; give it image= and mask_image="):
+    with pytest.raises(InputError, match="mask_image"):
         fake.stream("x", **arguments)
     assert prepare(inpainting_folder, forms=()).family == "sd1"
 
 
 def test_a_model_for_inpainting_wants_no_latents(inpainting_folder):
     fake = calotype.load(inpainting_folder, backend="fake")
-    with pytest.raises(InputError, match="give it a picture, no latents"):
+    with pytest.raises(InputError, match="latents"):
         fake.stream("x", image=np.zeros((1, 4, 8, 12), np.float32), mask_image=MASK)
 
 

@@ -100,7 +100,7 @@ def test_a_plan_has_the_words_inside(words, taught, tmp_path):
     pipe = calotype.load(tmp_path, backend="onnxruntime")
     asked = {"steps": 2, "seed": 1, "output_type": "np", "height": 64, "width": 64}
     np.testing.assert_array_equal(pipe(PROMPT, **asked).images, taught["onnxruntime"](PROMPT, **asked).images)
-    with pytest.raises(InputError, match="is a plan, which has its learned words inside"):
+    with pytest.raises(InputError, match="is a plan"):
         calotype.load(tmp_path, textual_inversion=words[0])
 
 
