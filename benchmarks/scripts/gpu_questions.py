@@ -26,20 +26,20 @@ _RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 
 def rtx(*, target: int) -> dict[str, Any]:
     """In a child: an engine of one node for `target`, and what the runtime says of it on the GPU that is here."""
-    from calotype.backends.tensorrt.library import imported, log_of
+    from calotype.backends.tensorrt.library import create_log, import_library
     from calotype.export.tensorrt.builder import build_engine
     from calotype.export.tensorrt.options import EngineOptions
 
-    trt, shapes = imported("tensorrt_rtx"), {"x": ((1,), (1,), (1,))}
+    trt, shapes = import_library("tensorrt_rtx"), {"x": ((1,), (1,), (1,))}
     with tempfile.TemporaryDirectory() as folder:
         graph = Path(folder) / "tiny.onnx"
         graph.write_bytes(checkup.TINY)
         engine = build_engine(trt, graph, [shapes], EngineOptions(targets=(target,))).engine
     if not _has_gpu():
         return {"built_bytes": len(engine), "validity": "not asked: there is no GPU, and a runtime may end the process"}
-    log = log_of(trt)
+    log = create_log(trt)
     validity, why = trt.Runtime(log).get_engine_validity(engine)
-    return {"built_bytes": len(engine), "validity": str(validity), "why": str(why), "log": log.told}
+    return {"built_bytes": len(engine), "validity": str(validity), "why": str(why), "log": log.last_error}
 
 
 def ort_cuda() -> dict[str, Any]:

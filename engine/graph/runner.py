@@ -47,7 +47,7 @@ class GraphRunner:
         from .pipeline import GraphPipeline
 
         self._plan, self._gpu, self._tokenizers = plan, gpu, tokenizers
-        self._module = gpu.hold(GraphPipeline(plan, networks))
+        self._module = gpu.move_module(GraphPipeline(plan, networks))
         self._graphs = CudaGraphCache(self._module, recorder, limit_bytes=limit_bytes)
         self._lock = threading.Lock()
 
@@ -61,11 +61,11 @@ class GraphRunner:
         arrays, notes = inputs_of(self._plan, self._tokenizers, inputs)
 
         def launch() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-            outputs = self._graphs({name: self._gpu.put(array) for name, array in arrays.items()})
-            return self._gpu.fetch(outputs["pixels"]), self._gpu.fetch(outputs["finite"])
+            outputs = self._graphs({name: self._gpu.to_device(array) for name, array in arrays.items()})
+            return self._gpu.to_host(outputs["pixels"]), self._gpu.to_host(outputs["finite"])
 
         hint = "generate smaller images, or fewer at once"
-        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named("image"):
+        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.nvtx_range("image"):
             pixels, finite = run_or_device_full(launch, "a graph of this size", hint)
         if not finite.all():
             raise NotFiniteError("the image has numbers that are not finite")

@@ -129,7 +129,7 @@ class LoraManager:
     def _try_on(self, name: str, opened: LoadedComponent) -> Arrays:
         """Inputs of the shapes of the last whole call, for which backends have compiled; else small ones."""
         bindings, small = self._plan.components[name].inputs, self._small()
-        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(opened.shapes_given), _IDS)
+        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(opened.last_shapes), _IDS)
 
     def _small(self) -> dict[str, int]:
         """Twice the multiple: in less, a level of the U-Net may be a single place, which torch refuses."""

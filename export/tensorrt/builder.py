@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calotype.backends.tensorrt.library import log_of
+from calotype.backends.tensorrt.library import create_log
 from calotype.errors import BuildError, first_line
 from calotype.plan.bindings import Binding
 from calotype.plan.profile import Profile
@@ -73,7 +73,7 @@ def build_engine(
     """
     options = options or EngineOptions()
     _check_gpu(trt, options)
-    log, watcher = log_of(trt), Watcher(watch)
+    log, watcher = create_log(trt), Watcher(watch)
     try:
         builder = trt.Builder(log)
         network, config = builder.create_network(0), builder.create_builder_config()  # no flag: all are strongly typed
@@ -90,10 +90,10 @@ def build_engine(
         raise
     except Exception as failed:  # bindings raise RuntimeError, TypeError and AttributeError
         watcher.check(graph)
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or first_line(failed)}") from failed
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or first_line(failed)}") from failed
     watcher.check(graph)
     if engine is None:
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or 'it says nothing of why'}")
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or 'it says nothing of why'}")
     return Built(engine=bytes(engine), timing_cache=timings)
 
 

@@ -151,12 +151,12 @@ def build_here(
     out: str,
 ) -> dict[str, Any]:
     """In a child process: the engine into `out`, and what was timed on the way into the cache, by the key `timings`."""
-    from calotype.backends.tensorrt.library import imported
+    from calotype.backends.tensorrt.library import import_library
 
     from .builder import build_engine
 
     began, cache = time.monotonic(), TIMINGS.read(timings)
-    trt, said = imported(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
+    trt, said = import_library(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
     with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
         built = build_engine(
             trt,

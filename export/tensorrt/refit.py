@@ -50,8 +50,8 @@ def refit_here(
     Raises `BuildError` where the library refuses, or A -> B -> A is not exact.
     """
     from calotype.backends import form_of
-    from calotype.backends.tensorrt.refit import exchanged
-    from calotype.backends.tensorrt.runner import opened_with
+    from calotype.backends.tensorrt.refit import refitted_engine
+    from calotype.backends.tensorrt.runner import open_with_library
 
     began = time.monotonic()
     inputs, outputs = (tuple(Binding.from_json(b) for b in component[side]) for side in ("inputs", "outputs"))
@@ -61,8 +61,8 @@ def refit_here(
     )
     probe = random_inputs(inputs, usual, ids=9)
     try:
-        runner = opened_with(backend.replace("-", "_"), planned, artifact)
-        made = exchanged(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
+        runner = open_with_library(backend.replace("-", "_"), planned, artifact)
+        made = refitted_engine(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
     except BackendError as failed:
         raise BuildError(f"{failed}; it is built anew") from None
     Path(out).write_bytes(made)
