@@ -39,7 +39,7 @@ def suggest_fitting_size(
             return f"{count} of {width}x{height} pixels at once would fit"
     for share in _SHARES:
         tall, wide = (_smaller(side, share, plan.profile.multiple) for side in (height, width))
-        inside = plan.profile.height.low <= tall and plan.profile.width.low <= wide
+        inside = plan.profile.height.min <= tall and plan.profile.width.min <= wide
         if inside and need(1, tall, wide) <= most:
             return f"one of {wide}x{tall} pixels would fit"
     return _LOWER.get(plan.components["unet"].artifacts[0].precision, _NOTHING)

@@ -134,5 +134,5 @@ class LoraManager:
     def _small(self) -> dict[str, int]:
         """Twice the multiple: in less, a level of the U-Net may be a single place, which torch refuses."""
         profile = self._plan.profile
-        height, width = (min(max(r.low, 2 * profile.multiple), r.high) for r in (profile.height, profile.width))
-        return profile.sizes(batch=profile.batch.low, height=height, width=width)
+        height, width = (min(max(r.min, 2 * profile.multiple), r.max) for r in (profile.height, profile.width))
+        return profile.sizes(batch=profile.batch.min, height=height, width=width)

@@ -202,8 +202,8 @@ def _profile(configs: Mapping[str, Config]) -> Profile:
     factor = 2 ** (len(networks.vae_widths(vae)) - 1)
     side = _side(unet, factor, high=2048)
     tokens = int(configs[next(n for n in configs if n.startswith("text_encoder"))]["max_position_embeddings"])
-    batch = Range(low=1, usual=1, high=32)
-    return Profile(batch=batch, height=side, width=side, multiple=side.low, factor=factor, tokens=tokens)
+    batch = Range(min=1, opt=1, max=32)
+    return Profile(batch=batch, height=side, width=side, multiple=side.min, factor=factor, tokens=tokens)
 
 
 def _side(unet: Config, factor: int, high: int) -> Range:
@@ -214,7 +214,7 @@ def _side(unet: Config, factor: int, high: int) -> Range:
             f"unet/config.json: sample_size is {size}; expected at least {least}, which its "
             f"{len(unet['block_out_channels'])} levels (block_out_channels) halve to 1."
         )
-    return Range(low=factor * least, usual=factor * size, high=max(high, factor * size))
+    return Range(min=factor * least, opt=factor * size, max=max(high, factor * size))
 
 
 def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
@@ -259,7 +259,7 @@ def _without_text(configs: Mapping[str, Config]) -> Family:
         name="pixels" if vae is None else "latents",
         components={c.name: c for c in (networks.unconditional(config), *coded)},
         profile=Profile(
-            batch=Range(low=1, usual=1, high=32), height=side, width=side, multiple=side.low, factor=factor
+            batch=Range(min=1, opt=1, max=32), height=side, width=side, multiple=side.min, factor=factor
         ),
         prompting=Prompting(states=(), pooled=None, zero_negative=False),
         scaling_factor=1.0 if vae is None else _scaling_factor(configs),

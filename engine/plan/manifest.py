@@ -45,7 +45,7 @@ Dims = Sequence[Any]
 def _size_range(largest: int) -> Check:
     def check(value: Any, where: str) -> None:
         try:
-            fits = isinstance(value, str) and len(value) < 40 and range_from_text(value).high <= largest
+            fits = isinstance(value, str) and len(value) < 40 and range_from_text(value).max <= largest
         except InputError:
             fits = False
         if not fits:
@@ -175,7 +175,7 @@ def _check_profile(profile: Fields) -> None:
         if rest or value.bit_count() != 1:
             mismatch(f"profile.{name}", profile[name], "a power of two, and the multiple a multiple of the factor")
     for side in _PIXELS:
-        if range_from_text(profile[side]).low < profile["multiple"]:
+        if range_from_text(profile[side]).min < profile["multiple"]:
             mismatch(f"profile.{side}", profile[side], f"sizes of at least {profile['multiple']}, the multiple")
 
 

@@ -186,7 +186,7 @@ def _size(request: Request, of_picture: tuple[int, ...] | None, profile: Profile
         said = getattr(request, name)
         if said is None and of_picture is not None:
             return max(of_picture[place] // profile.multiple, 1) * profile.multiple
-        return whole(name, getattr(profile, name).usual if said is None else said, 1, 2**20)
+        return whole(name, getattr(profile, name).opt if said is None else said, 1, 2**20)
 
     return side("height", 0), side("width", 1)
 

@@ -135,7 +135,7 @@ def test_a_lora_comes_and_goes_on_engines_that_are_built_for_it(tmp_path):
     from calotype.export.sources.source import find
     from calotype.plan.profile import Range
 
-    side, said = Range(low=128, usual=128, high=128), {"prompt": "a red star", "seed": 1, "steps": 4}
+    side, said = Range(min=128, opt=128, max=128), {"prompt": "a red star", "seed": 1, "steps": 4}
     build(BuildSpec(model="demo", output=tmp_path, backend="tensorrt", height=side, width=side, engine=("refit",)))
     pipe, painted = calotype.load(tmp_path, backend="tensorrt"), []
     try:

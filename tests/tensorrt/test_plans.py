@@ -29,7 +29,7 @@ from calotype.system.nvidia import has_gpu
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
-SIDE = Range(low=64, usual=64, high=128)
+SIDE = Range(min=64, opt=64, max=128)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
@@ -68,9 +68,9 @@ def convolution(folder, draw) -> Path:
 
 def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_a_gpu, standin, monkeypatch, tmp_path):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))  # with no engine of an earlier run
-    draw, sizes = np.random.default_rng(0), Range(low=8, usual=8, high=16)
+    draw, sizes = np.random.default_rng(0), Range(min=8, opt=8, max=16)
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
-    profile = Profile(batch=Range(low=1, usual=1, high=2), height=sizes, width=sizes, multiple=8)
+    profile = Profile(batch=Range(min=1, opt=1, max=2), height=sizes, width=sizes, multiple=8)
     making = engines.Engines(backend="tensorrt", profile=profile, options=EngineOptions(refit=True))
 
     def engine(name):
@@ -94,7 +94,7 @@ def test_weights_are_exchanged_where_that_is_exact_and_else_it_is_built_anew(on_
 
 def test_a_model_is_loaded_by_name_and_auto_says_whom_it_passed_over(on_a_gpu, levels, pipes, monkeypatch):
     pipe = load("demo", backend="tensorrt")
-    assert pipe.plan.profile.height == Range(low=64, usual=128, high=192)
+    assert pipe.plan.profile.height == Range(min=64, opt=128, max=192)
     assert levels(pipe(PROMPT, **SMALL), pipes["eager"](PROMPT, **SMALL)) <= 1
     auto = load("demo").component("unet")
     assert auto.runner.backend == "cuda"
