@@ -232,13 +232,13 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
 ) -> None:
     """Say what is in a plan: components, tensors, sizes, precision, checks, and what was tried."""
-    from .plan.inspection import describe, told
+    from .plan.inspection import describe, format_plan
     from .plan.plan import is_plan, read_plan
 
     if not is_plan(plan):
         raise InputError(f"{plan} is no plan; make one with: calotype build MODEL -o {plan}")
     opened = read_plan(plan.expanduser())
-    typer.echo(json.dumps(describe(opened), indent=1) if as_json else told(opened))
+    typer.echo(json.dumps(describe(opened), indent=1) if as_json else format_plan(opened))
 
 
 @app.command()

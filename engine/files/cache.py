@@ -22,11 +22,11 @@ from pathlib import Path
 
 from ..errors import SourceError
 from . import locks
-from .paths import home, write_whole
+from .paths import home, write_atomic
 
 _SEAL, _SEAL_BYTES = hashlib.sha256, 32
 _FILE = re.compile(r"([0-9a-f]{64})(\.[a-z]+)?")
-_UNFINISHED = re.compile(r"\..+\.\d+-\d+")  # the names that `write_whole` writes under
+_UNFINISHED = re.compile(r"\..+\.\d+-\d+")  # the names that `write_atomic` writes under
 _ABANDONED_S = 60  # a file that is being written changes more often than this
 _CLOCKS_S = 2.0  # the clock of a file server may be ahead of ours by this much
 
@@ -135,7 +135,7 @@ class FileArea(Area):
                 room = self.limit_bytes - len(content) - _SEAL_BYTES
                 if evict(self.entries(), room).kept_bytes > room:
                     return
-            write_whole(self._path(key), content + _SEAL(content).digest())
+            write_atomic(self._path(key), content + _SEAL(content).digest())
 
     def fault(self, entry: Entry) -> str | None:
         """What is wrong with the entry; None for an intact one."""

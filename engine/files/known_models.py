@@ -12,7 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from ..errors import SourceError
-from .paths import home, write_whole
+from .paths import home, write_atomic
 
 SHIPPED = "demo"
 _SHIPPED_FOLDER = Path(__file__).parent.parent / "demo_model"
@@ -23,7 +23,7 @@ def remember_model(model: str) -> None:
     with suppress(OSError, RuntimeError, ValueError, SourceError):  # the note is lost, and the picture is there
         path = Path(model).expanduser()
         if path.exists() and not is_known(str(path)):
-            write_whole(_record(str(path)), b"")
+            write_atomic(_record(str(path)), b"")
 
 
 def is_known(model: str) -> bool:

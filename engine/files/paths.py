@@ -20,7 +20,7 @@ def home() -> Path:
         raise SourceError(f"there is no place for the store ({failed}); set CALOTYPE_HOME to a folder.") from None
 
 
-def write_whole(path: Path, data: bytes) -> None:
+def write_atomic(path: Path, data: bytes) -> None:
     """Write so that no reader ever sees half a file: to a new name beside it, then renamed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")

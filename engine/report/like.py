@@ -22,7 +22,7 @@ CALLED = {  # in a PNG, and in a call
     "control_ends": "control_guidance_end",
 }
 _PICTURES = (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image"))
-_NUMBERS = list_of(number(-1e6, 1e6), most=100)
+_NUMBERS = list_of(number(-1e6, 1e6), max_length=100)
 _NAME, _WEIGHT, _DIGEST = text(r"[^\x00]{1,4096}", "a path"), number(-10, 10), text(r"[0-9a-f]{64}", "a SHA-256")
 
 
@@ -100,7 +100,7 @@ def _loras(path: Path, settings: Mapping[str, str]) -> list[str]:
     """The files that the picture was made with, where they are what they were."""
     from ..lora.lora import parse_loras
 
-    entries = _checked(settings.get("loras", "[]"), list_of(_check_lora, most=100))
+    entries = _checked(settings.get("loras", "[]"), list_of(_check_lora, max_length=100))
     loras = parse_loras([(file, weight) for file, weight, _ in entries])
     for lora, (file, _, digest) in zip(loras, entries, strict=True):
         if lora.digest != digest:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import number
+from ..errors.validation import check_float
 from ..images.arrays import Pixels, as_list, batch, load_image_array
 
 
@@ -79,7 +79,7 @@ def _per_net(name: str, request: Any, nets: int, most: float) -> tuple[float, ..
     numbers = list(given) if isinstance(given, (list, tuple)) else [given] * nets
     if len(numbers) != nets:
         raise InputError(f"give one {name}, or one for each of {nets}; got {len(numbers)}.")
-    return tuple(number(name, each, most) for each in numbers)
+    return tuple(check_float(name, each, most) for each in numbers)
 
 
 def _spans(request: Any, nets: int) -> tuple[tuple[float, float], ...]:

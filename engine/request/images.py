@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import number
+from ..errors.validation import check_float
 from ..images.arrays import Pixels, as_list, batch, load_image_array, load_mask_array, resize_image
 from ..plan.plan import Plan
 from ..sampling.schedule_range import ScheduleRange
@@ -147,7 +147,7 @@ def _latents(given: Any, channels: int, prompts: int, count: int) -> Floats | No
 
 
 def _fraction(name: str, said: Any) -> float | None:
-    return None if said is None else number(name, said, 1)
+    return None if said is None else check_float(name, said, 1)
 
 
 def _check(given: ImageInputs, inpainting: bool) -> None:

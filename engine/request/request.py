@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import check_names, number, whole
+from ..errors.validation import check_float, check_int, check_names
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan, skipping
 from ..plan.profile import Profile
@@ -132,8 +132,8 @@ class Job:
 def resolve(request: Request, plan: Plan) -> Job:
     """Check everything that can be checked before any work, and fill in what was not said. Raises `InputError`."""
     prompts = _prompts(request, plan)
-    each = whole("num_images", request.num_images, 1, 2**20)
-    steps, count = whole("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
+    each = check_int("num_images", request.num_images, 1, 2**20)
+    steps, count = check_int("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
     hints = parse_control_inputs(request, len(controlnets_of(plan.components)), len(prompts))
     given = parse_image_inputs(request, plan, len(prompts), count)
     height, width = _size(request, given.size(plan.profile.factor) or hints.size, plan.profile)
@@ -146,11 +146,11 @@ def resolve(request: Request, plan: Plan) -> Job:
         negative_prompts=tuple(n for n in negatives for _ in range(each)),
         seeds=_seeds(request.seed, count),
         steps=steps,
-        guidance_scale=number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
+        guidance_scale=check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
         guided=_takes_guidance(plan) and bool(is_guided(request.guidance_scale)),
-        guidance_rescale=number("guidance_rescale", request.guidance_rescale, 1),
+        guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
         guidance_interval=_interval(request.guidance_interval),
-        cache_interval=whole("cache_interval", request.cache_interval, 1, MAX_STEPS),
+        cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
         clip_skip=_clip_skip(request.clip_skip, plan),
         width=width,
         height=height,
@@ -167,7 +167,7 @@ def resolve(request: Request, plan: Plan) -> Job:
 def _interval(said: Sequence[float]) -> tuple[float, float]:
     if isinstance(said, str) or not isinstance(said, Sequence) or len(said) != 2:
         raise InputError(f"guidance_interval is two fractions of the calls, such as (0.1, 0.8); got {said!r:.80}.")
-    start, end = (number("guidance_interval", fraction, 1) for fraction in said)
+    start, end = (check_float("guidance_interval", fraction, 1) for fraction in said)
     if start >= end:
         raise InputError(f"guidance_interval must begin before it ends; got {said!r:.80}.")
     return start, end
@@ -186,7 +186,7 @@ def _size(request: Request, of_picture: tuple[int, ...] | None, profile: Profile
         said = getattr(request, name)
         if said is None and of_picture is not None:
             return max(of_picture[place] // profile.multiple, 1) * profile.multiple
-        return whole(name, getattr(profile, name).opt if said is None else said, 1, 2**20)
+        return check_int(name, getattr(profile, name).opt if said is None else said, 1, 2**20)
 
     return side("height", 0), side("width", 1)
 
@@ -223,7 +223,7 @@ def _clip_skip(said: Any, plan: Plan) -> int | None:
     most = 0
     while all(skipping(output, most + 1) in outputs[name] for name, output in plan.prompting.states):
         most += 1
-    return whole("clip_skip", said, 0, most) or None
+    return check_int("clip_skip", said, 0, most) or None
 
 
 def _texts(name: str, given: str | Sequence[str]) -> list[str]:
@@ -244,6 +244,6 @@ def _seeds(given: Any, count: int) -> tuple[int, ...]:
     if isinstance(given, Sequence) and not isinstance(given, (str, bytes)):
         if len(given) != count:
             raise InputError(f"give one seed, or one for each of {count} pictures; got {len(given)}.")
-        return tuple(whole("seed", s, 0, MAX_SEED) for s in given)
-    first = whole("seed", given, 0, MAX_SEED)
+        return tuple(check_int("seed", s, 0, MAX_SEED) for s in given)
+    first = check_int("seed", given, 0, MAX_SEED)
     return tuple((first + i) % (MAX_SEED + 1) for i in range(count))

@@ -109,7 +109,7 @@ FAULTS = [
     (["generate", "x", "--steps", "0"], "steps must be"),
     (["generate", "x", "--width", "100"], "multiple of 16"),
     (["generate", "x", "--height", "99999968"], "height"),
-    (["generate", "x", "--num-images", "100000"], "a batch may hold 1 to 32 pictures, got 100000"),
+    (["generate", "x", "--num-images", "100000"], "1 to 32 images, got 100000"),
     (["generate", "x", "--seed", "-5"], "seed"),
     (["generate", "x", "--guidance-scale", "nan"], "guidance_scale"),
     (["generate", "x", "--scheduler", "eulr"], "euler"),

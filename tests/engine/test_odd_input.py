@@ -149,5 +149,5 @@ def test_prompts_of_any_length(pipe):
 
 def test_arguments_that_there_are_not(fake):
     for said, nearest in (("num_inference_steps", "steps"), ("guidance_scal", "guidance_scale")):
-        with pytest.raises(InputError, match=rf"there is no argument '{said}'. The nearest: {nearest}\."):
+        with pytest.raises(InputError, match=rf"unknown argument '{said}'. The nearest: {nearest}\."):
             fake("a ring", **{said: 5})

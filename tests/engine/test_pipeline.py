@@ -179,7 +179,7 @@ def test_a_scheduler_that_is_not_linear_runs_itself_and_the_report_says_so(fake)
         ({"width": 100}, "multiple of 16"),
         ({"height": 1 << 19}, "height must be from"),
         ({"width": -16}, "width"),
-        ({"num_images": 10**6}, "a batch may hold 1 to 32 pictures"),
+        ({"num_images": 10**6}, "1 to 32 images"),
         ({"num_images": 0}, "num_images"),
         ({"seed": -1}, "seed"),
         ({"seed": [1, 2]}, "one for each of 1"),

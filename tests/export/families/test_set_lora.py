@@ -144,7 +144,7 @@ def test_every_layer_of_an_onnx_file_is_found(request, fixture):
 def _as_kept(stored):
     """The file's own numbers, transposed as a whole."""
     kept = stored.read()
-    return (kept if stored.turned else kept.T).ravel()
+    return (kept if stored.transposed else kept.T).ravel()
 
 
 def with_unet(plan, path, precision):
