@@ -110,7 +110,7 @@ class Pipeline(KnownAttributes):
         work, stop = self._begun(prompt, arguments)
         notes: tuple[str, ...] = ()
         if self._whole.on_device:
-            with self._adapters.held() as loras:
+            with self._adapters.lock_weights() as loras:
                 result, notes = self._at_once(replace(work, loras=loras), stop)
             if result is not None:
                 return result
@@ -263,7 +263,7 @@ class Pipeline(KnownAttributes):
         ), notes
 
     def _run(self, work: ResolvedCall, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
-        with self._adapters.held() as loras:
+        with self._adapters.lock_weights() as loras:
             events = self._painting(replace(work, loras=loras), stop, before)
             while True:
                 with forks.running():

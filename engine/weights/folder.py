@@ -41,7 +41,7 @@ def check_weights_folder(folder: Path) -> None:
     for name, value in _implementations(read_json(config, "it describes the network")):
         if "/" in value:
             raise SourceError(
-                f"{config}: {name} is {value!r:.200}, a repository of code, which Calotype does not run. Remove this field."
+                f"{config}: {name} is {value!r:.200}, a code repository. Calotype runs no downloaded code. Remove it."
             )
 
 
