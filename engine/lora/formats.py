@@ -32,7 +32,7 @@ _OTHERS = {
     "oft_": "an OFT",
     "lora_B.bias": "a LoRA with biases",
     ".diff_b": "a difference of biases",
-    ".diff": "a difference of whole weights",
+    ".diff": "a difference of full weights",
 }
 
 

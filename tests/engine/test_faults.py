@@ -56,7 +56,7 @@ HEADERS = ['{"a":3}', '{"a":{}}', '{"a":{"data_offsets":["x","y"]}}', "[" * 5000
 @pytest.mark.parametrize("file", [UNET, "vae/diffusion_pytorch_model.safetensors", "text_encoder/model.safetensors"])
 def test_damaged_weights(model_copy, file, damage):
     damage(model_copy / file)
-    with pytest.raises(SourceError, match="fetch it again"):
+    with pytest.raises(SourceError, match="again"):
         calotype.load(model_copy, backend="eager")
 
 
@@ -194,7 +194,7 @@ def test_no_model_at_all(tmp_path):
     with pytest.raises(SourceError, match="there is no folder"):
         calotype.load(tmp_path / "nowhere")
     (tmp_path / "file.safetensors").write_bytes(b"x")
-    with pytest.raises(SourceError, match="is no safetensors file"):
+    with pytest.raises(SourceError, match="not a safetensors file"):
         calotype.load(tmp_path / "file.safetensors")
 
 

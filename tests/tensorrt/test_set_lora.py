@@ -50,9 +50,7 @@ def test_an_engine_is_refitted_and_put_back(refittable, outline, pipes, levels):
     assert painted.report.loras == ()
 
 
-@pytest.mark.parametrize(
-    ("lost", "told"), [(1, "computes what it did without them"), (2, "the unet is not what it was")]
-)
+@pytest.mark.parametrize(("lost", "told"), [(1, "did not apply"), (2, "did not remove")])
 def test_a_refit_that_did_not_take_is_told(lost, told, refittable, standin, outline, levels):
     pipe = load(refittable)
     none = pipe(PROMPT, **SMALL)

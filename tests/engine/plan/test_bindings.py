@@ -1,4 +1,4 @@
-"""Tensors described once: shapes, checks, and the tables of a family."""
+"""Bindings and profiles: shapes, checks and ranges."""
 
 import numpy as np
 import pytest
@@ -20,7 +20,7 @@ def test_shapes():
     assert Binding.from_json(SAMPLE.to_json()) == SAMPLE
 
 
-def test_arrays_that_fit_give_the_sizes():
+def test_check_arrays_returns_the_sizes():
     assert check_arrays("unet", (SAMPLE, TIME), arrays()) == {"batch": 2, "h": 8, "w": 6}
 
 
