@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import os
 import stat
-from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -62,14 +61,11 @@ def _check_regular(path: Path, status: os.stat_result, limit_bytes: int) -> None
         raise OSError(0, f"it has {status.st_size} bytes; the limit is {limit_bytes}", str(path))
 
 
-def _depth(data: object) -> int:
+def _depth(data: Any) -> int:
     """Return how deep lists and objects nest. Works level by level, without recursion."""
     depth, level = 0, [data]
     while level:
-        level = [child for node in level for child in _children(node) if isinstance(child, (dict, list))]
+        children = (child for node in level for child in (node.values() if isinstance(node, dict) else node))
+        level = [child for child in children if isinstance(child, (dict, list))]
         depth += 1
     return depth
-
-
-def _children(node: Any) -> Iterable[object]:
-    return node.values() if isinstance(node, dict) else node

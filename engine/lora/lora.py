@@ -194,7 +194,8 @@ def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], LowRankTerm]:
     for (component, layer), keys in parts.items():
         terms[component, layer] = term = _term(keys, file, lora.weight, settings.alpha(component, layer))
         if not _is_finite(term):
-            raise SourceError(f"{lora.path} holds numbers that are not finite, for {component}.{layer}.")
+            where = f"{component}.{layer}"
+            raise SourceError(f"{lora.path} holds numbers that are not finite, for {where}. Download it again.")
     return terms
 
 

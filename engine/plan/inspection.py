@@ -25,7 +25,7 @@ def describe(plan: Plan) -> dict[str, Any]:
         "profile": plan.profile.to_json(),
         "components": {c.name: _component(c) for c in plan.components.values()},
         "scheduler": plan.scheduler.get("_class_name"),
-        "samplers": _samplers(plan.samplers),
+        "samplers": [] if plan.samplers is None else sorted(p.stem for p in plan.samplers.glob("*.npz")),
         "build": dict(plan.build),
     }
 
@@ -51,10 +51,6 @@ def _bytes(path: Path) -> int:
     """Return the size of an artifact: the graph and its external data."""
     files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
     return sum(p.stat().st_size for p in files if p.is_file())
-
-
-def _samplers(folder: Path | None) -> list[str]:
-    return [] if folder is None else sorted(p.stem for p in folder.glob("*.npz"))
 
 
 def format_plan(plan: Plan) -> str:

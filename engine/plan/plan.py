@@ -190,7 +190,8 @@ def read_plan(folder: Path, *, sealed: bool = True) -> Plan:
     Raises:
         SourceError: the plan is not valid. The message has the field and the command that builds the plan again.
     """
-    data = _manifest(folder)
+    advice = f"build the plan again: {rebuild_command(None, folder)}"
+    data = read_json(folder / MANIFEST, advice, limit_bytes=_LARGEST_BYTES)
     advice = f"build it again: {rebuild_command(data.get('build'), folder)}"
     if data.get("version") != VERSION:
         got = reprlib.repr(data.get("version"))
@@ -206,12 +207,6 @@ def read_plan(folder: Path, *, sealed: bool = True) -> Plan:
     except (SchemaError, OSError, ValueError) as error:
         raise SourceError(f"cannot read the plan {folder / MANIFEST}: {error}; {advice}.") from None
     return _plan(folder, data)
-
-
-def _manifest(folder: Path) -> dict[str, Any]:
-    return read_json(
-        folder / MANIFEST, f"build the plan again: {rebuild_command(None, folder)}", limit_bytes=_LARGEST_BYTES
-    )
 
 
 def _plan(folder: Path, data: Mapping[str, Any]) -> Plan:

@@ -21,6 +21,7 @@ from ..errors import BackendError
 
 SCOPES = "pkg.torch.onnx.name_scopes"  # in a node's metadata: its modules, outermost first
 _LAYERS = ("MatMul", "Gemm", "Conv")
+_CONVERSIONS = ("DequantizeLinear", "Cast", "Transpose", "Reshape")
 _TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of onnx.TensorProto; the other types are quantized
 _STORED = {"fp32": "<f4", "fp16": "<f2", "bf16": "<u2"}
 _OTHERS = {2: "uint8", 3: "int8", 17: "fp8", 21: "uint4", 22: "int4"}
@@ -152,12 +153,7 @@ class _Graph:
 
     def _stored(self, node: _Node) -> Stored | None:
         name, computed = node.inputs[1], False
-        while name in self._producers and self._producers[name].kind in (
-            "DequantizeLinear",
-            "Cast",
-            "Transpose",
-            "Reshape",
-        ):
+        while name in self._producers and self._producers[name].kind in _CONVERSIONS:
             name, computed = self._producers[name].inputs[0], True
         tensor = self._initializers.get(name)
         if tensor is None:  # a product of two activations
