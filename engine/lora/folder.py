@@ -1,4 +1,4 @@
-"""Finds the LoRA file in a folder: the file that diffusers writes, or the only one. Reads no file."""
+"""Find the LoRA file in a folder: the file that diffusers writes, or the only one. Reads no file."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from pathlib import Path
 from ..errors import SourceError
 
 _OF_DIFFUSERS = "pytorch_lora_weights.safetensors"
-_OF_PEFT = "adapter_config.json"  # holds the alpha of the file of weights
+_OF_PEFT = "adapter_config.json"  # holds the alpha
 _MAX_LISTED = 8  # names in a message
 
 

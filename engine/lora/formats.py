@@ -56,9 +56,7 @@ def tensor_target(key: str) -> TensorTarget | None:
     for prefix, component in _FLAT.items():
         if stem.startswith(prefix):
             return TensorTarget(component=component, layer=_bare(stem.removeprefix(prefix), "_"), part=part)
-    prefix = next(
-        (p for p in _DOTTED if stem.startswith(p)), ""
-    )  # the oldest files have no prefix: they are for a U-Net
+    prefix = next((p for p in _DOTTED if stem.startswith(p)), "")  # the oldest files: no prefix, for a U-Net
     component = prefix.rstrip(".") or "unet"
     layer = _bare(stem.removeprefix(prefix).replace(".processor.", "."), ".")
     return TensorTarget(component=component, layer=_modern(component, layer), part=part)

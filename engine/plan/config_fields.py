@@ -15,7 +15,7 @@ from typing import Any
 from ..errors import SourceError
 
 _LEVELS = 16
-_SIDE = 4096  # of the sample_size of a U-Net: 32768 pixels with an autoencoder
+_SIDE = 4096  # limit of sample_size: 32768 pixels with an autoencoder
 _WIDTH = 1 << 16
 _LAYERS = 256
 

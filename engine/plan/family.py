@@ -225,9 +225,7 @@ def _loads(configs: Mapping[str, Config]) -> tuple[Load, ...]:
     """Return the largest arrays of one image: attention scores of the U-Net and the decoder, and its pixels."""
     unet, loads = configs["unet"], _loads_of_vae(configs["vae"])
     factor = 2 ** (len(networks.vae_widths(configs["vae"])) - 1)
-    heads = (
-        unet.get("num_attention_heads") or unet["attention_head_dim"]
-    )  # a misnomer of diffusers: the number of heads
+    heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
     if heads is None:
         raise SourceError("unet/config.json: attention_head_dim is None; expected the number of attention heads.")
     for level, kind in enumerate(unet["down_block_types"]):

@@ -95,8 +95,8 @@ def _check_neighbors(folder: Path, inside: str, where: str, listed: Collection[s
     with os.scandir(folder / inside) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             is_folder = entry.is_dir(follow_symlinks=False)
-            own = entry.name.startswith(".") or (not prefix and entry.name == "plan.json")  # no library opens these
-            if not is_folder and not own and prefix + entry.name not in listed:
+            ignored = entry.name.startswith(".") or (not prefix and entry.name == "plan.json")  # no library opens these
+            if not is_folder and not ignored and prefix + entry.name not in listed:
                 raise SchemaError(f"{where}: its folder also holds {prefix}{entry.name}, which is not listed in files")
 
 

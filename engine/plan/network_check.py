@@ -17,7 +17,7 @@ from ..errors import SourceError
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, Sequence[int]]
-Fact = tuple[str, Any, Any]  # a field, its value in the config, its value by the weights
+Fact = tuple[str, Any, Any]  # a field, its value in the config, its value in the weights
 
 TOKEN_TABLE = "embeddings.token_embedding.weight"
 _LONGEST_NAME = 500  # tensor names of networks are shorter

@@ -16,7 +16,7 @@ from .bindings import Binding
 Config = Mapping[str, Any]
 
 _LATENTS = ("latent_height", "latent_width")
-_TIME_IDS = (6, 5)  # SDXL: original size, crop, target size; the refiner has one aesthetic score for the target size
+_TIME_IDS = (6, 5)  # SDXL: original size, crop, target size; refiner: an aesthetic score for the target size
 
 
 @dataclass(frozen=True, kw_only=True)
