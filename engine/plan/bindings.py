@@ -45,13 +45,7 @@ class Binding:
 
 
 def random_inputs(bindings: Sequence[Binding], shapes: Mapping[str, Sequence[int]], ids: int) -> dict[str, Array]:
-    """Return an array for each binding, the same at every call: normal numbers, or token ids below `ids`.
-
-    Args:
-        bindings: the tensors.
-        shapes: the shape of each tensor, by its name.
-        ids: token ids of int64 tensors are below this.
-    """
+    """Return an array of its shape for each binding: always the same normal numbers, or token ids below `ids`."""
     rng = np.random.default_rng(0)
     return {
         b.name: rng.integers(0, ids, shapes[b.name])

@@ -17,12 +17,7 @@ from ..files.digest import file_digest
 def stamps(folder: Path, *, exclude: Collection[str] = ()) -> dict[str, tuple[int, str]]:
     """Return the size in bytes and the SHA-256 of every file below `folder`, by its relative path.
 
-    Args:
-        folder: the folder.
-        exclude: relative paths to leave out, for example the file that will hold the stamps.
-
-    Raises:
-        SourceError: an entry is not a file, or cannot be read.
+    `exclude` holds paths to leave out: the file that will hold the stamps. Raises `SourceError` for an invalid entry.
     """
     try:
         paths = {name: folder / name for name in _names(folder) if name not in exclude}
@@ -52,7 +47,7 @@ def verify(
 
     Args:
         folder: the folder.
-        stamps: size and SHA-256 of each file.
+        stamps: the result of `stamps`.
         advice: the end of the error message: what the user can do.
         allowed: further files that the folder may contain; None allows all.
 

@@ -47,16 +47,7 @@ class Profile:
     tokens: int = 77
 
     def check(self, *, batch: int, height: int, width: int) -> None:
-        """Check the sizes of a call.
-
-        Args:
-            batch: number of images.
-            height: height in pixels.
-            width: width in pixels.
-
-        Raises:
-            InputError: a size is outside of its range, or not a multiple of `multiple`.
-        """
+        """Check the sizes of a call: `batch` images of `height` x `width` pixels. Raises `InputError`."""
         for name, value, allowed in (("height", height, self.height), ("width", width, self.width)):
             if not allowed.min <= value <= allowed.max:
                 raise InputError(
@@ -78,11 +69,7 @@ class Profile:
         return f"batch {self.batch}, height {self.height}, width {self.width}, multiples of {self.multiple} px"
 
     def narrowed(self, *, batch: Range | None, height: Range | None, width: Range | None) -> Profile:
-        """Return this profile with smaller ranges. None keeps a range.
-
-        Raises:
-            InputError: a range is not inside of this profile's range, or not of multiples of `multiple`.
-        """
+        """Return this profile with smaller ranges; None keeps a range. Raises `InputError` for an invalid range."""
         for name, requested in {"batch": batch, "height": height, "width": width}.items():
             served: Range = getattr(self, name)
             if requested is None:
@@ -94,15 +81,9 @@ class Profile:
         return replace(self, batch=batch or self.batch, height=height or self.height, width=width or self.width)
 
     def sizes(self, *, batch: int, height: int, width: int, chunks: int = 1) -> dict[str, int]:
-        """Return the size of every symbol in the bindings of `networks`, for one call.
+        """Return the size of every symbol in the bindings of `networks`, for a prompt of `chunks` x `tokens` tokens.
 
         There is a symbol for each level of the U-Net: latent_height_2 is half of latent_height.
-
-        Args:
-            batch: rows of the batch.
-            height: height in pixels.
-            width: width in pixels.
-            chunks: chunks of `tokens` tokens that the prompt takes.
         """
         sizes = {"batch": batch, "height": height, "width": width, "tokens": self.tokens * chunks}
         smaller = 1
