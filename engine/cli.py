@@ -247,7 +247,7 @@ def inspect(
     if not is_plan(plan):
         raise InputError(f"cannot inspect {plan}: it is not a plan. Build one with: calotype build MODEL -o {plan}")
     opened = read_plan(plan.expanduser())
-    typer.echo(json.dumps(describe(opened), indent=1) if as_json else told(opened))
+    typer.echo(json.dumps(describe(opened), indent=1) if as_json else format_plan(opened))
 
 
 @app.command()

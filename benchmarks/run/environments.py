@@ -24,7 +24,7 @@ from calotype.errors import BackendError, InputError
 from calotype.export.store.folders import clear
 from calotype.export.store.gc import ENVIRONMENTS
 from calotype.files import locks
-from calotype.files.paths import write_whole
+from calotype.files.paths import write_atomic
 
 __all__ = ["PEERS", "make", "python_of", "remove", "why_not", "worker_file"]
 
@@ -87,7 +87,7 @@ def make(name: str, *, show: Callable[[str], None] | None = None) -> Path:
         except (BackendError, OSError) as failed:
             shutil.rmtree(half_made, ignore_errors=True)
             told = f"the environment of {name} could not be made: {failed}"
-            write_whole(_failed(place), told.encode())
+            write_atomic(_failed(place), told.encode())
             raise BackendError(told) from None
         _failed(place).unlink(missing_ok=True)
         ENVIRONMENTS.hold(place.name)

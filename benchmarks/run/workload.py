@@ -13,7 +13,7 @@ from calotype.errors import InputError
 from calotype.export.sources.configs import MODELS
 from calotype.export.sources.source import Source, read_source
 from calotype.export.store.gc import CONVERTED
-from calotype.files.paths import write_whole
+from calotype.files.paths import write_atomic
 from calotype.plan.family import family_of
 from calotype.plan.networks import controlnets_of
 from calotype.plan.plan import is_plan
@@ -66,7 +66,7 @@ def _control_image(case: Case, cache: Path, number: int) -> Path:
     path = cache / f"control-{case.width}x{case.height}-{number}.npy"
     buffer = io.BytesIO()
     np.save(buffer, np.asarray(drawn))
-    write_whole(path, buffer.getvalue())
+    write_atomic(path, buffer.getvalue())
     return path
 
 

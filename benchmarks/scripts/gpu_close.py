@@ -118,7 +118,7 @@ def main(arguments: Sequence[str]) -> int:
     if (said.backend in ON_GPU) != (said.device == "cuda"):
         raise InputError(f"the backend {said.backend} does not run on {said.device}.")
     pipe = calotype.load(said.model, backend=said.backend)
-    side = said.size or pipe.plan.profile.height.usual
+    side = said.size or pipe.plan.profile.height.opt
     request = {
         **{"prompt": "a large red circle on a blue background", "seed": 1, "steps": said.steps, "height": side},
         **{"width": side, "guidance_scale": said.guidance, "num_images": said.batch},

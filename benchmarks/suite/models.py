@@ -152,7 +152,7 @@ def once(folder: Path, backend: str = "onnxruntime") -> Iterator[str]:
     began = time.monotonic()
     report = pipe("a house by a lake", steps=1, seed=0).report
     seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    usual = f"{pipe.plan.profile.width.usual} x {pipe.plan.profile.height.usual}"
+    usual = f"{pipe.plan.profile.width.opt} x {pipe.plan.profile.height.opt}"
     yield f"one step at {usual} px: {seconds:.0f} s with all that is opened, {peak / 2**30:.1f} GiB at most"
     yield str(report)
 

@@ -57,7 +57,7 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
         backend=backend,
         precision=precision,
         scheduler=() if case.sampler == "own" else (case.sampler,),
-        steps=Range(low=1, usual=20, high=max(50, case.steps)),
+        steps=Range(min=1, opt=20, max=max(50, case.steps)),
         controlnet=tuple(str(path) for name, path in source.folders.items() if name.startswith("controlnet")),
     )
     if not case.judged:
@@ -71,10 +71,10 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
 
 def _untrained(spec: BuildSpec, case: Case) -> BuildSpec:
     """For weights that nobody trained one short picture of the case's size shows whether the arithmetic holds."""
-    height, width = (Range(low=size, usual=size, high=size) for size in (case.height, case.width))
+    height, width = (Range(min=size, opt=size, max=size) for size in (case.height, case.width))
     gate = (Bound(metric="psnr", limit=25.0),)
     spec = replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=gate)
     if spec.backend not in COMPILED:
         return spec
     # An engine is best where it is for one size alone; the proof is of one picture.
-    return replace(spec, batch=Range(low=1, usual=case.batch, high=case.batch), engine=("chunks=1",))
+    return replace(spec, batch=Range(min=1, opt=case.batch, max=case.batch), engine=("chunks=1",))

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ..errors import BackendError, InputError
-from ..errors.validation import number
+from ..errors.validation import check_float
 from .arrays import load_image_array
 
 if TYPE_CHECKING:
@@ -36,7 +36,7 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
         BackendError: OpenCV is not installed.
     """
     pixels = load_image_array("image", image)  # [H, W, 3]
-    low, high = number("low", low, MOST), number("high", high, MOST)
+    low, high = check_float("low", low, MOST), check_float("high", high, MOST)
     if low > high:
         raise InputError(f"low {low:g} must not be above high {high:g}.")
     cv2 = _opencv()

@@ -110,7 +110,7 @@ def _loras(path: Path, settings: Mapping[str, str]) -> list[str]:
     """Return the LoRA files of the image. Raise `InputError` if a file has changed since."""
     from ..lora.lora import parse_loras
 
-    entries = _checked(settings.get("loras", "[]"), list_of(_check_lora, most=100))
+    entries = _checked(settings.get("loras", "[]"), list_of(_check_lora, max_length=100))
     loras = parse_loras([(file, weight) for file, weight, _ in entries])
     for lora, (file, _, digest) in zip(loras, entries, strict=True):
         if lora.digest != digest:

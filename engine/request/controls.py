@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import number
+from ..errors.validation import check_float
 from ..images.arrays import Pixels, as_list, batch, load_image_array
 
 

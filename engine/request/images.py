@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import number
+from ..errors.validation import check_float
 from ..images.arrays import Pixels, as_list, batch, load_image_array, load_mask_array, resize_image
 from ..plan.plan import Plan
 from ..sampling.schedule_range import ScheduleRange

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import check_names, number, whole
+from ..errors.validation import check_float, check_int, check_names
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan, skipping
 from ..plan.profile import Profile
@@ -146,11 +146,11 @@ def resolve(request: Request, plan: Plan) -> Job:
         negative_prompts=tuple(n for n in negatives for _ in range(each)),
         seeds=_seeds(request.seed, count),
         steps=steps,
-        guidance_scale=number("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
+        guidance_scale=check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)"),
         guided=_takes_guidance(plan) and bool(is_guided(request.guidance_scale)),
-        guidance_rescale=number("guidance_rescale", request.guidance_rescale, 1),
+        guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
         guidance_interval=_interval(request.guidance_interval),
-        cache_interval=whole("cache_interval", request.cache_interval, 1, MAX_STEPS),
+        cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
         clip_skip=_clip_skip(request.clip_skip, plan),
         width=width,
         height=height,

@@ -18,7 +18,7 @@ from .samplers import PICTURE_STEPS
 
 def schedules(folder: Path, config: Mapping[str, Any], names: Sequence[str], steps: Range) -> dict[str, Any]:
     """Fill `folder` with the model's scheduler and the named ones, in all step counts; what was left out, and why."""
-    arguments = {"config": dict(config), "names": list(names), "steps": [steps.low, steps.high]}
+    arguments = {"config": dict(config), "names": list(names), "steps": [steps.min, steps.max]}
     key = key_of({**arguments, "pictures": list(PICTURE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")})
 
     def make(made: Path) -> Mapping[str, Any]:

@@ -39,9 +39,9 @@ class BuildSpec:
     weights: str | None = field(
         default=None, metadata=_said("int8 or int4: weights alone, arithmetic in float32, where memory is short.")
     )
-    height: Range | None = field(default=None, metadata=_said("Pixels: one size, or least:usual:most."))
-    width: Range | None = field(default=None, metadata=_said("Pixels: one size, or least:usual:most."))
-    batch: Range | None = field(default=None, metadata=_said("Pictures at once: one number, or least:usual:most."))
+    height: Range | None = field(default=None, metadata=_said("Pixels: one size, or min:opt:max."))
+    width: Range | None = field(default=None, metadata=_said("Pixels: one size, or min:opt:max."))
+    batch: Range | None = field(default=None, metadata=_said("Pictures at once: one number, or min:opt:max."))
     controlnet: tuple[str, ...] = field(
         default=(), metadata=_said("A ControlNet's folder, file or hub id; repeatable.")
     )
@@ -69,7 +69,7 @@ class BuildSpec:
     clip_model: Path | None = field(default=None, metadata=_said("A CLIP model's folder, for clip_drop."))
     scheduler: tuple[str, ...] = field(default=(), metadata=_said("Samplers to keep besides the model's; repeatable."))
     steps: Range = field(
-        default=Range(low=1, usual=20, high=50), metadata=_said("Step counts whose sampler matrices are kept.")
+        default=Range(min=1, opt=20, max=50), metadata=_said("Step counts whose sampler matrices are kept.")
     )
 
     def __post_init__(self) -> None:

@@ -102,7 +102,7 @@ def _read(folder: Path) -> Mapping[str, Any]:
         raise SourceError(f"{folder / ENTRY} is missing; {_MEND}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(f"{folder / ENTRY} is damaged; {_MEND}.") from None
-    verify(folder, files, beside=(ENTRY,), mend=_MEND)
+    verify(folder, files, allowed=(ENTRY,), advice=_MEND)
     whole: Mapping[str, Any] = entry
     return whole
 

@@ -52,7 +52,7 @@ def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, ch
         batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
         return profile.sizes(batch=batch * times, height=height, width=width, chunks=parts)
 
-    low, usual, high = sizes("low", 1), sizes("usual", halves), sizes("high", halves * rows, chunks)
+    low, usual, high = sizes("min", 1), sizes("opt", halves), sizes("max", halves * rows, chunks)
     return {b.name: (b.shape(low), b.shape(usual), b.shape(high)) for b in inputs}
 
 

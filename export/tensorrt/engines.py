@@ -123,10 +123,10 @@ def modest(profile: Profile) -> Profile:
     """
 
     def about(side: Range) -> Range:
-        low, high = (max(1, side.usual * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
-        return Range(low=max(side.low, low), usual=side.usual, high=min(side.high, max(high, side.usual)))
+        low, high = (max(1, side.opt * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
+        return Range(min=max(side.min, low), opt=side.opt, max=min(side.max, max(high, side.opt)))
 
-    batch = Range(low=1, usual=1, high=min(4, profile.batch.high))
+    batch = Range(min=1, opt=1, max=min(4, profile.batch.max))
     return replace(profile, batch=batch, height=about(profile.height), width=about(profile.width))
 
 

@@ -148,8 +148,8 @@ def test_progress_for_machines(children, tmp_path):
         (["demo", "-o", "PLACE", "--engine", "level=5"], "--engine is for tensorrt and tensorrt-rtx, and this build"),
         (["demo", "-o", "PLACE", "--engine", "speed=9"], "options are refit, exact, plugin, weight-streaming"),
         (["demo", "-o", "PLACE", "--precision", "bf16"], "ONNX Runtime computes nothing in bf16 on a CPU; take"),
-        (["demo", "-o", "PLACE", "--height", "100"], "this model's sizes are multiples of 16 pixels"),
-        (["demo", "-o", "PLACE", "--height", "16:512:4096"], "reaches outside of what this model serves, 16:128:2048"),
+        (["demo", "-o", "PLACE", "--height", "100"], "multiples of 16 pixels"),
+        (["demo", "-o", "PLACE", "--height", "16:512:4096"], "serves 16:128:2048"),
         (["demo", "-o", "OCCUPIED"], "is there and is no plan; name a folder that does not exist"),
         (["demo", "-o", "OCCUPIED/notes.txt"], "is there and is no plan"),
         (["demo", "-o", "OCCUPIED/notes.txt/plan"], "cannot be made"),
@@ -229,9 +229,9 @@ def test_an_old_plan_is_there_until_the_new_one_is_whole(saved_plan, tmp_path, m
             "calotype.export.builder.build.write_plan", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
         )
         with pytest.raises(OSError, match="full"):
-            build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+            build(BuildSpec(model="demo", output=folder, batch=Range(min=1, opt=1, max=2)))
     assert read_plan(folder).build["key"] == first
-    build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+    build(BuildSpec(model="demo", output=folder, batch=Range(min=1, opt=1, max=2)))
     assert read_plan(folder).build["key"] != first
     assert [p.name for p in tmp_path.iterdir()] == ["plan"]
 

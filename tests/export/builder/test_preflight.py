@@ -8,8 +8,8 @@ from calotype.export.builder.spec import spec_from
 from calotype.plan.profile import Profile, Range
 from calotype.system.memory import Load
 
-SIDE = Range(low=64, usual=1024, high=2048)
-PROFILE = Profile(batch=Range(low=1, usual=1, high=4), height=SIDE, width=SIDE, multiple=64)
+SIDE = Range(min=64, opt=1024, max=2048)
+PROFILE = Profile(batch=Range(min=1, opt=1, max=4), height=SIDE, width=SIDE, multiple=64)
 WEIGHTS = {"unet": 2_600_000_000, "vae_decoder": 80_000_000}
 LOADS = (Load(pixels=8, width=10, squared=True, guided=True),)
 GIB = 2**30
@@ -46,5 +46,5 @@ def test_a_build_that_does_not_fit_is_refused(said, room, told):
 def test_a_float32_build_is_proved_on_small_pictures():
     assert picture_size(spec(), PROFILE) == (256, 256)
     assert picture_size(spec(precision="int8"), PROFILE) == (1024, 1024)
-    high = Profile(batch=PROFILE.batch, height=Range(low=512, usual=768, high=1024), width=SIDE, multiple=64)
+    high = Profile(batch=PROFILE.batch, height=Range(min=512, opt=768, max=1024), width=SIDE, multiple=64)
     assert picture_size(spec(), high) == (512, 256)

@@ -160,7 +160,7 @@ def edit(path, **changes):
 @pytest.mark.parametrize(
     ("path", "changes", "told"),
     [
-        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type, an input that this version does not"),
+        ("unet/config.json", {"class_embed_type": "timestep"}, "class_embed_type"),
         ("unet/config.json", {"addition_embed_type": None}, r"unet/config\.json: addition_embed_type"),
         ("unet/config.json", {"addition_time_embed_dim": 9}, r"unet/config\.json: addition_embed_type"),
         ("unet/config.json", {"cross_attention_dim": 177}, r"unet/config\.json: cross_attention_dim"),

@@ -120,4 +120,4 @@ def check(family: Family) -> None:
     tensors = [b for c in family.components.values() for b in (*c.inputs, *c.outputs)]
     assert len(tensors) < 200
     assert all(0 < size <= 1024 for b in tensors for size in b.dims if isinstance(size, int))
-    assert family.profile.height.high <= 4096 * family.profile.factor
+    assert family.profile.height.max <= 4096 * family.profile.factor

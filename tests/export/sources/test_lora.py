@@ -176,7 +176,7 @@ def test_alpha_may_be_a_whole_number_as_diffusers_converter_writes_it(tmp_path, 
     patch = patches_in(path, pair(alpha=torch.tensor(6, dtype=getattr(torch, kind))))
     assert patch.terms[0].scale == 3
     whole = {"lora_up.weight": torch.ones(6, 2, dtype=torch.int64)}
-    with pytest.raises(SourceError, match=r"lora_up.weight is of type I64"):
+    with pytest.raises(SourceError, match=r"lora_up.weight has the type I64"):
         patches_in(path, pair(**whole))
 
 
@@ -221,22 +221,22 @@ def test_numbers_that_are_not_finite_are_told_with_their_layer(tmp_path, part, n
 
 
 NO_SENSE = {
-    "no rank": (pair(rank=0), {}, r"lora_down.weight is of shape \[0, 8\]"),
+    "no rank": (pair(rank=0), {}, r"lora_down.weight has the shape \[0, 8\]"),
     "a kernel between, of a linear layer": (
         pair(**{"lora_mid.weight": torch.ones(2, 2)}),
         {},
-        r"lora_down.weight is of shape \[2, 8\]",
+        r"lora_down.weight has the shape \[2, 8\]",
     ),
-    "no alpha": (pair(alpha=torch.ones(0)), {}, r"alpha is of shape \[0\] and should be one number"),
-    "a word": (pair(), {"unet.lora_alpha": "x"}, "the alphas in its lora_adapter_metadata make no sense"),
-    "a list": (pair(), {"unet.alpha_pattern": [1]}, "the alphas in its lora_adapter_metadata make no sense"),
-    "a pattern without end": (pair(), {"unet.alpha_pattern": {"(.*)*(.*)*x": 1}}, "make no sense"),
+    "no alpha": (pair(alpha=torch.ones(0)), {}, "expected one number"),
+    "a word": (pair(), {"unet.lora_alpha": "x"}, "invalid alphas"),
+    "a list": (pair(), {"unet.alpha_pattern": [1]}, "invalid alphas"),
+    "a pattern without end": (pair(), {"unet.alpha_pattern": {"(.*)*(.*)*x": 1}}, "invalid alphas"),
     "70 axes": (
         pair(**{"lora_up.weight": torch.ones(6, 2, *[1] * 60)}),
         {},
-        "is no safetensors file",
+        "not a safetensors file",
     ),
-    "no pattern": (pair(), {"unet.alpha_pattern": {"(": 1}}, "the alphas in its lora_adapter_metadata make no sense"),
+    "no pattern": (pair(), {"unet.alpha_pattern": {"(": 1}}, "invalid alphas"),
 }
 
 
@@ -260,7 +260,7 @@ def test_metadata_that_is_none(tmp_path, told):
         assert weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
         assert check_safetensors(path).metadata == {}
         return
-    with pytest.raises(SourceError, match=r"x.safetensors(: its lora_adapter_metadata is no| is no safetensors file)"):
+    with pytest.raises(SourceError, match=r"not a (JSON object|safetensors file)"):
         weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
 
 
@@ -288,7 +288,7 @@ def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tm
     lora_file(sdxl_folder, other, ["text_encoder_2"], "kohya")
     source = read_source(sd21_folder)
     for said in ([f"{other}:0"], [fits, f"{other}:0"]):
-        with pytest.raises(SourceError, match=r"b.safetensors does not fit the model: there is no place for lora_te2"):
+        with pytest.raises(SourceError, match=r"b.safetensors does not fit .* no layer for lora_te2"):
             fuse(source, said)
     assert fuse(source, [fits, f"{fits}:0"]) == fuse(source, [fits])
 
@@ -298,14 +298,14 @@ def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tm
     [
         ("nowhere.safetensors", "there is no LoRA file nowhere"),
         ("nowhere.safetensors:0.5", "there is no LoRA file nowhere"),
-        ("{}:much", "from -10 to 10.*got 'much'"),
+        ("{}:much", "invalid LoRA weight 'much'"),
         ("{}:nan", "from -10 to 10"),
         ("{}:99", "from -10 to 10"),
-        ("{}.bin", "is no .safetensors file"),
-        (("{}", None), "is named as FILE"),
-        (3, "is named as FILE"),
-        ("~nosuchuser/x.safetensors", "~nosuchuser/x.safetensors cannot be looked at .*home"),
-        ("x" * 300 + ".safetensors:0.5", "cannot be looked at .*too long"),
+        ("{}.bin", "expected a .safetensors file"),
+        (("{}", None), "invalid LoRA"),
+        (3, "invalid LoRA"),
+        ("~nosuchuser/x.safetensors", "~nosuchuser/x.safetensors: .*home"),
+        ("x" * 300 + ".safetensors:0.5", "cannot read .*too long"),
     ],
 )
 def test_files_that_cannot_be_named_are_told(tmp_path, said, told):
@@ -318,7 +318,7 @@ def test_files_that_cannot_be_named_are_told(tmp_path, said, told):
 
 def test_what_names_no_file_at_all_is_told(eager):
     for said in (5, 0.5, True):
-        with pytest.raises(SourceError, match=f"is named as FILE, .*; got {said}"):
+        with pytest.raises(SourceError, match=f"invalid LoRA {said}"):
             eager.set_lora(said)
 
 
@@ -347,7 +347,7 @@ def test_a_mapping_is_of_files_to_weights(tmp_path):
     assert weights_of(named for named in (a, (b, 0.5))) == [1.0, 0.5]
     assert weights_of({a: 0.5, b: 2}.items()) == [0.5, 2.0]
     for weight in (None, "much", True, [1], 10**400, 11):
-        with pytest.raises(SourceError, match="weight is a number"):
+        with pytest.raises(SourceError, match="invalid LoRA weight"):
             parse_loras({a: weight})
     for named in ({1: 0.5}, str(a).encode(), {a}, frozenset([a]), [[a]], (a, b"1")):
         with pytest.raises(SourceError, match="LoRA"):
@@ -444,33 +444,33 @@ def layer_of(folder, *, rank=2, wide=None, name="down_blocks.1.attentions.0.tran
 
 
 MISFITS = {
-    "a shape": (lambda f: layer_of(f, wide=77), r"to_q.lora_A.weight is of shape \[2, 77\].* of \[64, 64\]"),
+    "a shape": (lambda f: layer_of(f, wide=77), r"to_q.lora_A.weight has the shape \[2, 77\].* \[64, 64\]"),
     "a rank": (
         lambda f: layer_of(f) | dict([list(layer_of(f, rank=3).items())[1]]),
-        "lora_A.weight is of shape",
+        "lora_A.weight has the shape",
     ),
     "a layer": (
         lambda f: layer_of(f) | layer_of(f, name="down_blocks.9.to_q"),
-        "no place for unet.down_blocks.9.to_q.lora_A",
+        "no layer for unet.down_blocks.9.to_q.lora_A",
     ),
     "no partner": (lambda f: dict([next(iter(layer_of(f).items()))]), "to_q.lora_A.weight has no partner"),
     "a prefix": (
         lambda f: layer_of(f) | {f"x.{k}": t for k, t in layer_of(f).items()},
-        "no place for x.unet",
+        "no layer for x.unet",
     ),
-    "no LoRA": (lambda f: {"conv_in.weight": torch.ones(2, 2)}, "conv_in.weight is a name of no LoRA layout"),
-    "kohya's": (lambda f: {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "no place for lora_unet_x.lora_down"),
+    "no LoRA": (lambda f: {"conv_in.weight": torch.ones(2, 2)}, "conv_in.weight is not a name"),
+    "kohya's": (lambda f: {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "no layer for lora_unet_x.lora_down"),
     "a second encoder": (
         lambda f: {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)},
-        "no place for lora_te2_text_model",
+        "no layer for lora_te2_text_model",
     ),
     "DoRA": (lambda f: layer_of(f) | {"unet.x.dora_scale": torch.ones(2)}, r"is a DoRA \(unet.x.dora_scale\)"),
     "LoHa": (lambda f: {"lora_unet_x.hada_w1_a": torch.ones(2)}, "is a LoHa"),
     "biases": (lambda f: layer_of(f) | {"unet.x.lora_B.bias": torch.ones(2)}, "is a LoRA with biases"),
-    "nothing": (lambda f: {}, "it is empty"),
+    "nothing": (lambda f: {}, "no tensors"),
     "SDXL": (
         lambda f: layer_of(f, wide=2048, name="down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
-        "it looks like one for Stable Diffusion XL. Take a LoRA of the model's own family",
+        "a LoRA for Stable Diffusion XL",
     ),
 }
 
@@ -493,9 +493,9 @@ def test_files_that_do_not_fit_are_told(eager, sd21_folder, tmp_path, case):
 @pytest.mark.usefixtures("here")
 def test_one_of_another_family_is_told(eager, sdxl_folder, tmp_path, lora_file):
     path = lora_file(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
-    with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
+    with pytest.raises(SourceError, match="no layer for lora_te2"):
         eager.set_lora(path)
-    with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
+    with pytest.raises(SourceError, match="no layer for lora_te2"):
         fuse(read_source(eager.plan.model), [path])
 
 
@@ -507,7 +507,7 @@ def test_peft_settings_that_cannot_be_added_are_told(eager, sd21_folder, tmp_pat
         eager.set_lora(path)
     for text in ("[", "[" * 5000):
         save_file(tensors, path, {"lora_adapter_metadata": text})
-        with pytest.raises(SourceError, match="no JSON object"):
+        with pytest.raises(SourceError, match="not a JSON object"):
             eager.set_lora(path)
 
 
@@ -526,10 +526,10 @@ def test_tensors_are_read_as_float32(tmp_path, kind):
 def test_damaged_files_are_told(tmp_path):
     whole = tmp_path / "x.safetensors"
     save_file({"a": torch.ones(3, 5), "whole": torch.ones(3, dtype=torch.int64)}, whole)
-    with pytest.raises(SourceError, match="whole is of type I64"):
+    with pytest.raises(SourceError, match="whole has the type I64"):
         _ = TensorFile(whole)["whole"]
     data = whole.read_bytes()
     for cut in (b"", data[:5], data[:40], data[:-3], data + b"x", data.replace(b"[3,5]", b"[3,6]"), os.urandom(99)):
         whole.write_bytes(cut)
-        with pytest.raises(SourceError, match="fetch it again"):
+        with pytest.raises(SourceError, match="again"):
             TensorFile(whole)

@@ -351,7 +351,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path, name, elder, kinds):
         calotype.load("demo", **{name: tmp_path / "x.gguf"})
     file = written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "x.safetensors")
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(SourceError, match=r"bytes long and should be .*; fetch it again"):
+    with pytest.raises(SourceError, match=r"bytes; expected"):
         calotype.load("demo", **{name: file})
     with pytest.raises(SourceError, match=rf"a {name} in one file is named itself: .*x.safetensors"):
         calotype.load("demo", **{name: tmp_path})
@@ -401,7 +401,7 @@ def test_controlnets_of_other_models_are_told(demo_folder, sdxl_folder, made, la
     file = written(original, tmp_path / "demos.safetensors")
     with pytest.raises(SourceError, match=r"a ControlNet for another family \(levels from 64, text 128 wide\)"):
         calotype.load(sdxl_folder, controlnet=file)
-    with pytest.raises(SourceError, match="pools its conditions"):
+    with pytest.raises(SourceError, match="pool"):
         calotype.load("demo", controlnet=written(original, tmp_path / "control_v11e_sd15_shuffle.safetensors"))
     file = written({n: t for n, t in original.items() if "zero_convs.1" not in n}, tmp_path / "less.safetensors")
     with pytest.raises(

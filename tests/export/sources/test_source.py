@@ -41,7 +41,7 @@ def test_files_of_other_kinds_and_no_files_at_all(tmp_path):
     (tmp_path / "x.safetensors").write_bytes(b"GGUF")
     for name, told in (
         ("x.gguf", "GGUF; a model is a folder in diffusers' layout, a .safetensors checkpoint"),
-        ("x.safetensors", "is no safetensors file, or a damaged one"),
+        ("x.safetensors", "not a safetensors file"),
         ("owner/x.safetensors", "there is no file owner/x.safetensors"),  # and no question to the hub
     ):
         with pytest.raises(SourceError, match=told):

@@ -84,7 +84,7 @@ def test_a_padding_token_that_was_added_pads(model_copy):
 def test_a_plan_whose_tokenizer_was_exchanged_is_refused(saved_plan, tmp_path):
     folder = shutil.copytree(saved_plan, tmp_path / "plan")
     (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<thing>": ROWS}))
-    manifest = json.loads((folder / MANIFEST).read_text()) | {"files": stamps(folder, beside=[MANIFEST])}
+    manifest = json.loads((folder / MANIFEST).read_text()) | {"files": stamps(folder, exclude=[MANIFEST])}
     del manifest["digest"]
     manifest = json.loads(json.dumps(manifest))
     (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))

@@ -219,7 +219,7 @@ def test_a_file_system_without_locks_serves_what_it_has_and_refuses_the_rest(sto
     monkeypatch.setattr(fcntl, "flock", refuse)
     assert fetch("good", fill(1))[1] == {"figure": 1}
     for work in (lambda: fetch("k", fill(1)), lambda: gc(0)):
-        with pytest.raises(SourceError, match=f"cannot be locked .{os.strerror(code)}.*" + MENDS):
+        with pytest.raises(SourceError, match=f"cannot lock .*{os.strerror(code)}.*" + MENDS):
             work()
     assert [entry.key for entry in STORE.entries()] == ["good"]
 

@@ -106,10 +106,10 @@ def test_a_writers_half_file_is_swept(store):
     """Killed between a digest's writing and its renaming."""
     store.home.mkdir()
     store.run(
-        "from calotype.files.paths import write_whole\n"
+        "from calotype.files.paths import write_atomic\n"
         "if os.fork() == 0:\n"
         "    sys.addaudithook(lambda event, _: event == 'os.rename' and os.kill(os.getpid(), signal.SIGKILL))\n"
-        "    write_whole(HOME / 'digests' / 'x', b'y')\n"
+        "    write_atomic(HOME / 'digests' / 'x', b'y')\n"
         "os.wait()\n"
         "(half,) = (HOME / 'digests').iterdir()\n"
         "os.utime(half, (1, 1))\n"

@@ -207,7 +207,7 @@ def test_a_file_that_a_make_cannot_read_is_not_the_stores_fault(store, tmp_path)
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda p: p.symlink_to(p.parent.parent), lambda p: p.symlink_to("gone")])
 def test_what_is_no_file_is_not_kept(store, make):
-    with pytest.raises(SourceError, match="odd cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read .*odd"):
         fetch("k", lambda folder: make(folder / "odd") or {})
     assert store.names() == []
 
