@@ -305,11 +305,13 @@ class Pipeline(KnownAttributes):
 
     def _sampler(self, job: Job) -> tuple[SchedulerSpec, Sampler]:
         def find() -> tuple[SchedulerSpec, Sampler]:
-            return sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
+            return sampler_for(
+                job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.schedule_range
+            )
 
         said = job.scheduler.to_json() if isinstance(job.scheduler, SchedulerSpec) else job.scheduler
         if said is None or isinstance(said, str):
-            return self._samplers((type(job.scheduler), said, job.steps, job.task.course), find)
+            return self._samplers((type(job.scheduler), said, job.steps, job.task.schedule_range), find)
         return find()  # an object may have changed since
 
     def _noise(self, job: Job) -> BatchNoise:

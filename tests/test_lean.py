@@ -98,7 +98,7 @@ TOLD = {
         ["generate", "x", "--steps", "51", "--model", "PLAN"],
         [
             "in 51 steps",
-            "carries DPMSolverMultistepScheduler in 1-50 steps (from pictures 1-6, 8",
+            "carries DPMSolverMultistepScheduler in 1-50 steps (from images: 1-6, 8",
             "'calotype[build]'",
             "calotype build",
         ],
@@ -109,7 +109,7 @@ TOLD = {
     ),
     "a number of steps from a picture": (
         ["generate", "x", "--image", "IMAGE", "--steps", "7", "--model", "PLAN"],
-        ["in 7 steps from a picture has to be compiled", "(from pictures 1-6, 8, 10"],
+        ["in 7 steps from an image", "(from images: 1-6, 8, 10"],
     ),
     "an unknown scheduler": (["generate", "x", "--scheduler", "eulr", "--model", "PLAN"], ["The nearest: euler"]),
 }

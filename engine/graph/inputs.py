@@ -94,10 +94,13 @@ def _steering(plan: Plan, job: Job, rows: int) -> dict[str, Array]:
 
 def _original(matrix: SamplerMatrix, ready: InitialLatents, count: int) -> dict[str, Array]:
     """The picture that is set out from, and what the matrix makes of it."""
-    if ready.original is None or matrix.clean is None:
+    if ready.original is None or matrix.image_coefficients is None:
         return {}
-    found: dict[str, Array] = {"original": ready.original.latents, "clean": np.tile(matrix.clean, (count, 1))}
-    if ready.original.inpaint_mask is not None and matrix.kept is not None:
-        found["repaint"] = ready.original.inpaint_mask[:, 0].astype(np.uint8)
-        found["kept"] = np.tile(matrix.kept, (count, 1, 1))
+    found: dict[str, Array] = {
+        "original": ready.original.latents,
+        "image_coefficients": np.tile(matrix.image_coefficients, (count, 1)),
+    }
+    if ready.original.inpaint_mask is not None and matrix.masked_rows is not None:
+        found["inpaint_mask"] = ready.original.inpaint_mask[:, 0].astype(np.uint8)
+        found["masked_rows"] = np.tile(matrix.masked_rows, (count, 1, 1))
     return found

@@ -115,9 +115,9 @@ class GraphPipeline(nn.Module):
         history = noise.new_empty(count, rows.shape[2], *noise.shape[1:])
         history[:, 0], history[:, 1 + calls :] = noise, inputs["draws"]
         original = None
-        if "clean" in inputs:
-            names = {"latents": "original", "clean": "clean", "repaint": "repaint", "kept": "kept"}
-            original = SourceLatents(**{ours: inputs[name] for ours, name in names.items() if name in inputs})
+        if "image_coefficients" in inputs:
+            names = ("image_coefficients", "inpaint_mask", "masked_rows")
+            original = SourceLatents(latents=inputs["original"], **{n: inputs[n] for n in names if n in inputs})
         slots = Slots(
             call=noise.new_full((count,), -1, dtype=torch.int32),
             calls=noise.new_full((count,), calls, dtype=torch.int32),

@@ -56,7 +56,7 @@ class LoraManager:
 
         Raises `BackendError` where a change failed and could not be taken back.
         """
-        with self._gate.picture():
+        with self._gate.read():
             if self._broken:
                 told = " and the ".join(sorted(self._broken))
                 raise BackendError(
@@ -68,7 +68,7 @@ class LoraManager:
         """These LoRAs and no others. Raises `SourceError`, `BackendError`; all is then as it was, or `held` says no."""
         loras = parse_loras(given)
         patches = weight_deltas_of(loras, self._shapes(loras)) if loras else {}
-        with self._gate.change():
+        with self._gate.write():
             self._change(patches)
             self._loras, self._patches = loras, patches
             self._broken.clear()

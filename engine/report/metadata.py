@@ -54,7 +54,7 @@ def png_metadata(plan: Plan, work: ResolvedCall, i: int, backend: str) -> dict[s
         "height": str(job.height),
         **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
         **({"masked": "yes"} if job.task.inpaint_mask is not None else {}),
-        **{f"denoising_{n}": repr(at) for n, at in job.task.course.handoff.items()},
+        **{f"denoising_{n}": repr(at) for n, at in job.task.schedule_range.handoff.items()},
         **_of_controls(job),
         **({"loras": json.dumps([[str(x.path), x.weight, x.digest] for x in work.loras])} if work.loras else {}),
         "model": plan.model,

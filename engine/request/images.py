@@ -1,6 +1,6 @@
 """What the pictures of a request make of it: image-to-image, inpainting, taking up another model's latents, or none.
 
-Turns `image`, `mask_image`, `strength` and the hand-over's fractions into arrays of one size and a course of the
+Turns `image`, `mask_image`, `strength` and the hand-over's fractions into arrays of one size and a range of the
 schedule. Knows nothing of networks.
 """
 
@@ -26,7 +26,7 @@ Floats = NDArray[np.float32]
 class ImageConditioning:
     """All of it that is not text. Nothing of it is set for text-to-image."""
 
-    course: ScheduleRange
+    schedule_range: ScheduleRange
     image: Floats | None = None  # [B, 3, H, W] in [0, 1]
     latents: Floats | None = None  # [B, C, h, w], where the image was given as latents
     inpaint_mask: NDArray[np.bool_] | None = None  # [B, 1, H, W]
@@ -78,7 +78,7 @@ def condition_on_images(
 ) -> ImageConditioning:
     """What is to be done, for a batch of `count` pictures. Raises `InputError`."""
     if given.images == [] and given.latents is None:
-        return ImageConditioning(course=ScheduleRange(end=_inside(given.end)))
+        return ImageConditioning(schedule_range=ScheduleRange(end=_inside(given.end)))
     size = given.size(plan.profile.factor)
     if given.latents is not None and size != (height, width):
         raise InputError(f"the latents given are of {size} pixels (height, width), and {height, width} was asked for.")
@@ -91,7 +91,7 @@ def condition_on_images(
         )
     fresh = bool(given.masks) and strength == 1  # nothing of the picture is under the noise
     origin: Any = "latents" if given.begin is not None else "noise" if fresh else "image"
-    course = ScheduleRange(
+    schedule_range = ScheduleRange(
         origin=origin,
         skipped=steps - taken if given.begin is None else 0,
         begin=given.begin,
@@ -100,7 +100,7 @@ def condition_on_images(
     )
     masks = [resize_image(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in given.masks]
     return ImageConditioning(
-        course=course,
+        schedule_range=schedule_range,
         image=batch(given.images, count, height, width) if given.images else None,
         latents=None if given.latents is None else given.latents.repeat(count // len(given.latents), axis=0),
         inpaint_mask=np.stack(masks)[:, None].repeat(count // len(masks), axis=0) if masks else None,

@@ -33,7 +33,7 @@ def prepare_latents(plan: Plan, job: Job, codec: Codec, draw: Draw, tiling: VaeT
     """Encode what was given, and draw the noise."""
     task, told = job.task, plan.inpaints
     latents = task.latents
-    if task.image is not None and task.course.takes_latents:
+    if task.image is not None and task.schedule_range.takes_latents:
         latents = codec.encode(task.image, draw, tiling)
     noise = draw()
     if task.inpaint_mask is None:
@@ -45,7 +45,7 @@ def prepare_latents(plan: Plan, job: Job, codec: Codec, draw: Draw, tiling: VaeT
         :, :, ::factor, ::factor
     ]  # the nearest pixel of each latent, as diffusers takes it
     extra_channels = None
-    if task.image is not None and (told or task.course.takes_latents):
+    if task.image is not None and (told or task.schedule_range.takes_latents):
         # Grey, the middle of the range, where it is painted over. Other U-Nets have no use for it, but it takes a draw.
         hidden = np.where(task.inpaint_mask, np.float32(0.5), task.image)
         if told:
@@ -53,9 +53,9 @@ def prepare_latents(plan: Plan, job: Job, codec: Codec, draw: Draw, tiling: VaeT
             extra_channels = np.concatenate([inpaint_mask.astype(np.float32), masked], axis=1)
         elif codec.draws:
             draw()
-    if not task.course.takes_latents or latents is None:
+    if not task.schedule_range.takes_latents or latents is None:
         return InitialLatents(noise=noise, original=None, extra_channels=extra_channels)
-    kept = inpaint_mask if task.course.preserves_unmasked else None
+    kept = inpaint_mask if task.schedule_range.preserves_unmasked else None
     return InitialLatents(
         noise=noise, original=SourceLatents(latents=latents, inpaint_mask=kept), extra_channels=extra_channels
     )

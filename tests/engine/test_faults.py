@@ -177,7 +177,7 @@ def test_weights_that_are_not_finite_are_no_picture(model_copy):
 def test_a_tokenizer_of_no_kind(model_copy):
     (model_copy / "tokenizer" / "merges.txt").unlink()
     (model_copy / "tokenizer" / "tokenizer.json").unlink()
-    with pytest.raises(SourceError, match=r"neither vocab\.json and merges\.txt nor tokenizer\.json"):
+    with pytest.raises(SourceError, match=r"vocab\.json"):
         calotype.load(model_copy)
 
 

@@ -131,7 +131,7 @@ def fakes(demo_folder, nets):
     ("count", "arguments", "told"),
     [
         (0, {"control_image": EDGES[0]}, "name one when loading"),
-        (1, {"control_image": "edges.png"}, "control_image takes a PIL image"),
+        (1, {"control_image": "edges.png"}, "control_image: got str"),
         (1, {"control_image": EDGES}, "one for each of 1 prompts; got 2"),
         (2, {"control_image": EDGES[0]}, "each of 2 ControlNets, in a list; got 1"),
         (1, {"control_image": EDGES[0], "width": 90}, "width must be a multiple of 16.*got 90"),

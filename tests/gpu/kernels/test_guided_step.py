@@ -165,23 +165,27 @@ COURSES = {
 
 
 @pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
-def test_pictures_that_are_set_out_from_are_the_engines(course, randn):
+def test_pictures_that_are_set_out_from_are_the_engines(schedule_range, randn):
     """Samplers of other numbers of calls side by side, each against its own run in numpy."""
     names = {"dpm++2m": 4, "euler-a": 3}
-    matrices = [compile_sampler(n, steps, base_config=TRAINED, course=course) for n, steps in names.items()]
+    matrices = [
+        compile_sampler(n, steps, base_config=TRAINED, schedule_range=schedule_range) for n, steps in names.items()
+    ]
     batch = batch_of(matrices, randn, SHAPE)
     table = batch.slots.rows.shape[1]
-    batch = prepare_latents(batch, randn, masked=course.preserves_unmasked)
+    batch = prepare_latents(batch, randn, masked=schedule_range.preserves_unmasked)
     original = batch.slots.original
     for s, m in enumerate(matrices):
         original.clean[s, : m.calls + 1] = torch.tensor(m.clean)
-        if course.preserves_unmasked:
+        if schedule_range.preserves_unmasked:
             original.kept[s, : m.calls + 1] = torch.tensor(m.kept)
     for _ in range(table):
         guided_step(batch.network, batch.slots)
         batch.network.output.copy_(answer(batch.network.sample, batch.network.timestep))
     for s, m in enumerate(matrices):
-        mask = original.inpaint_mask[s : s + 1, None].bool().cpu().numpy() if course.preserves_unmasked else None
+        mask = (
+            original.inpaint_mask[s : s + 1, None].bool().cpu().numpy() if schedule_range.preserves_unmasked else None
+        )
         told = sampler.SourceLatents(latents=original.latents[s : s + 1].cpu().numpy(), inpaint_mask=mask)
         wanted = torch.from_numpy(by_numpy(m, s, batch, len(matrices), True, told))
         torch.testing.assert_close(batch.slots.latents[s].cpu(), wanted, rtol=2e-5, atol=2e-5)
