@@ -46,7 +46,7 @@ class Choices:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """By what is fastest for these shapes."""
         runs = {name: partial(_by_torch, q, k, v, scale, backend) for name, backend in TORCHS.items()}
-        if q.shape[3] <= ours.WIDEST:
+        if q.shape[3] <= ours.MAX_HEAD_WIDTH:
             runs[OWN] = partial(ours.attention, q, k, v, scale=scale)
         chosen = self._chosen((tuple(q.shape), tuple(k.shape), q.dtype), runs)
         return _by_torch(q, k, v, scale, None) if chosen is None else runs[chosen]()

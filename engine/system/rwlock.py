@@ -46,7 +46,7 @@ class ReadWriteLock:
         with self._free:
             if self._readers[threading.get_ident()]:
                 raise InputError(
-                    "Cannot change the weights: this thread has an open stream that uses them. Finish or close it first."
+                    "Cannot change the weights: an open stream of this thread uses them. Finish or close it first."
                 )
             self._writers += 1
             try:
