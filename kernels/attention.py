@@ -59,8 +59,7 @@ def _attention(
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     """Compute o, with the heads of each query adjacent in memory.  # [B, H, P, D], [B, H, T, D] -> [B, H, P, D]
 
-    Raises:
-        ValueError: The shapes or strides do not match.
+    Raises `ValueError` if the shapes or strides do not match.
     """
     (launch,) = launches(q, k, v, scale=scale)
     launch()
@@ -73,11 +72,8 @@ def launches(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Sequence[Launc
     """Return the launch. Its arguments contain `out`, [B, P, H, D]."""
     batch, heads, queries, width = q.shape
     match = k.shape == v.shape and k.shape[:2] == q.shape[:2] and k.shape[3] == width and k.shape[2] > 0
-    require(
-        match and width <= MAX_HEAD_WIDTH,
-        f"q [B, H, P, D], k and v [B, H, T, D], D at most {MAX_HEAD_WIDTH}",
-        [q, k, v],
-    )
+    match = match and width <= MAX_HEAD_WIDTH
+    require(match, f"q [B, H, P, D], k and v [B, H, T, D], D at most {MAX_HEAD_WIDTH}", [q, k, v])
     require(all(t.stride(3) == 1 for t in (q, k, v)), "heads that are contiguous in the last axis", [q, k, v])
     lanes = max(_MIN_TILE, power_of_two(width))
     rows = min(_QUERIES, max(_MIN_TILE, power_of_two(queries)))

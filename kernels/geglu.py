@@ -30,8 +30,7 @@ def _geglu(x, out, scale, width, BLOCK: tl.constexpr):
 def geglu(x: Tensor, *, quantized: Scale | None = None) -> Tensor:
     """Compute a gelu(b), in eight bits if `quantized` is set.  # [..., 2 D] -> [..., D]
 
-    Raises:
-        ValueError: x is not contiguous, or its width is odd.
+    Raises `ValueError` if x is not contiguous, or its width is odd.
     """
     (launch,) = launches(x, quantized=quantized)
     launch()

@@ -186,8 +186,7 @@ def group_norm_silu(
 
     `time` [B, C] is added at every pixel. `residual` has x's shape.
 
-    Raises:
-        ValueError: The shapes or the memory layouts do not match.
+    Raises `ValueError` if the shapes or the memory layouts do not match.
     """
     sequence = launches(x, norm, time=time, residual=residual)
     for launch in sequence:

@@ -165,8 +165,7 @@ def guided_step(network: Network, slots: Slots, *, rescaled: bool = False) -> No
 
     Set `rescaled` if any slot may rescale its guidance.
 
-    Raises:
-        ValueError: The shapes do not match.
+    Raises `ValueError` if the shapes do not match.
     """
     for launch in launches(network, slots, rescaled=rescaled):
         launch()

@@ -67,8 +67,7 @@ def _int8_matmul(
 def int8_matmul(a: Tensor, a_scale: Tensor, weights: Weights, *, dtype: torch.dtype = torch.float16) -> Tensor:
     """Compute y in `dtype`.  # int8 [M, K], float32 [1] -> [M, N]
 
-    Raises:
-        ValueError: The shapes or types do not match.
+    Raises `ValueError` if the shapes or types do not match.
     """
     (launch,) = launches(a, a_scale, weights, dtype=dtype)
     launch()

@@ -64,16 +64,14 @@ class Launch:
 
     def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
         """Return types by argument, constants by argument, and attributes by the argument's position."""
-        constants = dict(self.constants) | {n: a for n, a in self.arguments.items() if a is None or _is_one(a)}
+        # Triton treats the integer 1 as a constant.
+        ones = {n: a for n, a in self.arguments.items() if a is None or (isinstance(a, int) and a == 1)}
+        constants = {**self.constants, **ones}
         variables = {n: a for n, a in self.arguments.items() if n not in constants}
         types = {n: "constexpr" if n in constants else _type(variables[n]) for n in self.kernel.arg_names}
         positions = {n: i for i, n in enumerate(self.kernel.arg_names)}
         aligned = {(positions[n],): [["tt.divisibility", _ALIGNED]] for n, a in variables.items() if _is_aligned(a)}
         return types, constants, aligned
-
-
-def _is_one(argument: Any) -> bool:
-    return isinstance(argument, int) and argument == 1  # Triton treats it as a constant
 
 
 def _is_aligned(argument: Any) -> bool:

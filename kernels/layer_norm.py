@@ -56,8 +56,7 @@ def layer_norm(
 
     y is in eight bits if `quantized` is set.
 
-    Raises:
-        ValueError: The shapes or the memory layouts do not match.
+    Raises `ValueError` if the shapes or the memory layouts do not match.
     """
     (launch,) = launches(x, weight, bias, eps=eps, residual=residual, quantized=quantized)
     launch()

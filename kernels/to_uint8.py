@@ -36,8 +36,7 @@ def _to_uint8(
 def to_uint8(x: Tensor) -> Tensor:
     """Convert pixels in about [-1, 1] to bytes; x may have any strides.  # [B, 3, H, W] -> [B, H, W, 3]
 
-    Raises:
-        ValueError: x has more than four channels.
+    Raises `ValueError` if x has more than four channels.
     """
     (launch,) = launches(x)
     launch()

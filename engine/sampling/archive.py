@@ -68,28 +68,18 @@ class StoredScheduler:
 
 
 def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
-    """Return the entries of a plan's `samplers` folder. A folder without an index has no entries.
-
-    Raises:
-        SamplerError: The index cannot be read.
-    """
+    """Return the entries of a plan's `samplers` folder, none without an index. `SamplerError` if it is invalid."""
     if not (folder / INDEX).exists():
         return ()
     try:
         data = read_json(folder / INDEX, "it lists the plan's samplers")
         if data.get("version") != VERSION:
-            raise SamplerError(
-                f"Cannot read the samplers in {folder}: got version {data.get('version')!r:.20}, expected {VERSION}. "
-                "Build the plan again."
-            )
+            raise SamplerError(f"Cannot read {folder}: got version {data.get('version')!r:.20}; expected {VERSION}.")
         _INDEX(data, "")
     except (SourceError, SchemaError) as error:
         raise SamplerError(f"Cannot read the plan's sampler index {folder / INDEX}: {error}.") from None
-    return tuple(_entry(**entry) for entry in data["schedulers"])
-
-
-def _entry(*, steps: Sequence[int], pictures: Sequence[int] = (), **rest: str) -> StoredScheduler:
-    return StoredScheduler(steps=tuple(steps), pictures=tuple(pictures), **rest)
+    lists = ("steps", "pictures")
+    return tuple(StoredScheduler(**e | {n: tuple(e.get(n, ())) for n in lists}) for e in data["schedulers"])
 
 
 def _suffix(steps: int, schedule_range: ScheduleRange) -> str | None:
@@ -110,11 +100,7 @@ def image_schedule_ranges(steps: int) -> tuple[ScheduleRange, ...]:
 def find_matrix(
     folder: Path, spec: SchedulerSpec, steps: int, schedule_range: ScheduleRange = FULL_SCHEDULE
 ) -> SamplerMatrix | None:
-    """Return the stored matrix of a scheduler for a step count and a range, or None if the plan does not have it.
-
-    Raises:
-        SamplerError: The stored matrix is corrupt.
-    """
+    """Return a scheduler's stored matrix, or None if the plan does not have it. `SamplerError` if it is corrupt."""
     if spec.by_hand:
         return None
     key, suffix = spec.key(), _suffix(steps, schedule_range)

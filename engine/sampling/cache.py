@@ -39,8 +39,7 @@ def sampler_for(
         schedule_range: The part of the schedule to run.
 
     Raises:
-        SamplerError: The scheduler is unknown or cannot make the schedule, or it must be compiled and torch or
-            diffusers is missing.
+        SamplerError: The scheduler is unknown, cannot make the schedule, or needs torch and diffusers to compile.
     """
     spec = spec_from(scheduler, base_config)
     if not (scheduler is None or isinstance(scheduler, (str, type, SchedulerSpec))):

@@ -165,12 +165,8 @@ class SamplerMatrix:
         Raises:
             SamplerError: The schedule starts from images and `original` is None, or the other way round.
         """
-        check_original(
-            original,
-            takes=self.image_coefficients is not None,
-            masked=self.masked_rows is not None,
-            shape=noise.shape,
-        )
+        image, masked = self.image_coefficients is not None, self.masked_rows is not None
+        check_original(original, takes=image, masked=masked, shape=noise.shape)
         return MatrixRun(self, noise, draw, original)
 
     def to_bytes(self) -> bytes:
@@ -222,11 +218,7 @@ class MatrixRun:
         self._drawn = 0
 
     def input(self, i: int) -> Latents:
-        """Return the network's input at call i. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: i is not the next call.
-        """
+        """Return the network's input at call i. float32 [B, C, H, W]. `SamplerError` if i is not the next call."""
         check_step_order(i == self._pushed < self._matrix.calls, f"input({i})", self._pushed)
         return self._masked(i, self._mix(self._matrix.rows[i], self._image_coefficient(i)))
 
@@ -241,20 +233,12 @@ class MatrixRun:
         self._pushed += 1
 
     def latents(self) -> Latents:
-        """Return the final latents. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: A call is still missing.
-        """
+        """Return the final latents. float32 [B, C, H, W]. `SamplerError` if a call is missing."""
         check_step_order(self._pushed == self._matrix.calls, "latents()", self._pushed)
         return self._masked(-1, self._mix(self._matrix.rows[-1], self._image_coefficient(-1)))
 
     def preview(self, i: int) -> Latents:
-        """Return the clean latents as estimated at call i. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: i is not the last call pushed.
-        """
+        """Return the clean latents as estimated at call i, the last one pushed. float32 [B, C, H, W]."""
         check_step_order(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
         input_weight, output_weight = self._matrix.preview[i]
         row = input_weight * self._matrix.rows[i]
@@ -279,18 +263,15 @@ class MatrixRun:
         total = np.zeros(self._history.shape[1], dtype=np.float64)
         if columns.size:
             first, last = int(columns[0]), int(columns[-1])
-            self._draw_up_to(last - self._matrix.calls)
+            while self._drawn < last - self._matrix.calls:
+                self._store(1 + self._matrix.calls + self._drawn, self._draw(), "noise draw")
+                self._drawn += 1
             used = slice(first, last + 1) if columns.size == last + 1 - first else columns  # a slice avoids a copy
             # einsum adds in the same order for every number: an image does not depend on the rest of its batch.
             np.einsum("j,jn->n", row[used], self._history[used], out=total, dtype=np.float64)
         if image_coefficient and self._original is not None:
             total += image_coefficient * self._original.latents.ravel().astype(np.float64)
         return total.astype(np.float32).reshape(self._shape)
-
-    def _draw_up_to(self, draws: int) -> None:
-        while self._drawn < draws:
-            self._store(1 + self._matrix.calls + self._drawn, self._draw(), "noise draw")
-            self._drawn += 1
 
     def _store(self, column: int, array: Latents, label: str) -> None:
         check_shape(label, array.shape, self._shape)

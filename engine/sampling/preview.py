@@ -38,10 +38,7 @@ def preview_coefficients(scheduler: Any, timesteps: NDArray[np.float64]) -> NDAr
     if hasattr(scheduler, "precondition_outputs"):
         return _edm(scheduler, timesteps)
     if not hasattr(scheduler, "alphas_cumprod") or kind not in ("epsilon", "v_prediction", "sample", "original_sample"):
-        raise SamplerError(
-            f"Cannot use {type(scheduler).__name__} ({kind}): expected a scheduler for the networks of SD 1, SD 2 or "
-            "SDXL."
-        )
+        raise SamplerError(f"{type(scheduler).__name__} ({kind}) is not for the networks of SD 1, SD 2 or SDXL.")
     if scheduler.config.get("timestep_type") == "continuous" and kind == "v_prediction":
         alpha = 1 / (1 + np.exp(8 * timesteps))  # the timestep is log(sigma) / 4
     else:

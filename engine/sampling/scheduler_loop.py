@@ -115,11 +115,7 @@ class SchedulerRun:
         self._pushed = 0
 
     def input(self, i: int) -> Latents:
-        """Return the network's input at call i. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: i is not the next call.
-        """
+        """Return the network's input at call i. float32 [B, C, H, W]. `SamplerError` if i is not the next call."""
         check_step_order(i == self._pushed < self._sampler.calls, f"input({i})", self._pushed)
         if self._input is None:
             self._input = np.concatenate([image.input(i) for image in self._images])
@@ -140,20 +136,12 @@ class SchedulerRun:
         self._pushed += 1
 
     def latents(self) -> Latents:
-        """Return the final latents. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: A call is still missing.
-        """
+        """Return the final latents. float32 [B, C, H, W]. `SamplerError` if a call is missing."""
         check_step_order(self._pushed == self._sampler.calls, "latents()", self._pushed)
         return np.concatenate([image.latents.numpy().astype(np.float32) for image in self._images])
 
     def preview(self, i: int) -> Latents:
-        """Return the clean latents as estimated at call i. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: i is not the last call pushed.
-        """
+        """Return the clean latents as estimated at call i, the last one pushed. float32 [B, C, H, W]."""
         check_step_order(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
         assert self._last is not None
         input_weight, output_weight = self._sampler.preview[i]

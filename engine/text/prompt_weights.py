@@ -30,8 +30,7 @@ class WeightedSpan:
 def parse_weighted_prompt(prompt: str) -> tuple[WeightedSpan, ...]:
     """Split the prompt into spans; nested weights multiply. The time is linear in the prompt's length.
 
-    Raises:
-        InputError: The prompt has more than 100,000 characters, or a weight is not from 0 to 10.
+    Raises `InputError` for more than 100,000 characters, and for a weight that is not from 0 to 10.
     """
     if len(prompt) > MAX_CHARACTERS:
         raise InputError(f"Invalid prompt: got {len(prompt):,} characters; expected at most {MAX_CHARACTERS:,}.")

@@ -73,8 +73,7 @@ class ClipTokenizer:
     def __call__(self, prompts: Sequence[str], max_chunks: int = 1) -> Tokens:
         """Return chunks of start, words, end and padding. Text beyond `max_chunks` is dropped, see `Tokens.dropped`.
 
-        Raises:
-            InputError: A prompt is not text, or has an invalid weight.
+        Raises `InputError` if a prompt is not text, or has an invalid weight.
         """
         room = self.length - 2
         read = [self._read(prompt, room * max_chunks) for prompt in prompts]
@@ -128,8 +127,7 @@ class ClipTokenizer:
 def tokenizer_files(folder: Path) -> list[Path]:
     """Return the files of a CLIP vocabulary: vocab.json and merges.txt, or the newer tokenizer.json; and learned words.
 
-    Raises:
-        SourceError: The folder has neither.
+    Raises `SourceError` if the folder has neither.
     """
     for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
         if all((folder / name).is_file() for name in names):
