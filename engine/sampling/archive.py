@@ -146,14 +146,11 @@ def write_matrices(
     if not matrices or spec.by_hand:
         raise SamplerError(f"Cannot store {spec.name}: it has no matrices, or only the scheduler object describes it.")
     folder.mkdir(parents=True, exist_ok=True)
+    stored = [(str(n), matrix, FIELDS) for n, matrix in sorted(matrices.items())]
+    for n, by_range in sorted((pictures or {}).items()):
+        stored += [(f"{_suffix(n, each)}", matrix, FIELDS | IMAGE_FIELDS) for each, matrix in by_range.items()]
+    arrays = {f"{name}.{suffix}": getattr(m, field) for suffix, m, names in stored for field, name in names.items()}
     file = io.BytesIO()
-    arrays = {
-        f"{name}.{steps}": getattr(m, field) for steps, m in sorted(matrices.items()) for field, name in FIELDS.items()
-    }
-    for steps, by_range in sorted((pictures or {}).items()):
-        for schedule_range, matrix in by_range.items():
-            suffix = _suffix(steps, schedule_range)
-            arrays |= {f"{name}.{suffix}": getattr(matrix, field) for field, name in (FIELDS | IMAGE_FIELDS).items()}
     np.savez_compressed(file, allow_pickle=False, **arrays)
     data, key = file.getvalue(), spec.key()
     entry = StoredScheduler(
