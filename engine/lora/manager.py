@@ -56,7 +56,7 @@ class LoraManager:
 
         Raises `BackendError` if an update failed and its networks could not be restored.
         """
-        with self._gate.picture():
+        with self._gate.read():
             if self._broken:
                 names = " and ".join(sorted(self._broken))
                 raise BackendError(

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SamplerError
-from calotype.sampling.archive import StoredScheduler, courses, write_matrices
+from calotype.sampling.archive import StoredScheduler, image_schedule_ranges, write_matrices
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import ScheduleRange
@@ -73,16 +73,16 @@ def _runs_itself(reasons: Mapping[int, str]) -> bool:
 
 
 def _of_pictures(spec: SchedulerSpec, steps: int) -> dict[ScheduleRange, SamplerMatrix]:
-    """All courses from a picture; nothing where one of them cannot be made."""
+    """Return all ranges that start from an image, or nothing if one of them cannot be compiled."""
     made = {}
-    for course in courses(steps):
+    for schedule_range in image_schedule_ranges(steps):
         try:
-            sampler = compile_sampler(spec, steps, course=course)
+            sampler = compile_sampler(spec, steps, schedule_range=schedule_range)
         except SamplerError:
             return {}
         if not isinstance(sampler, SamplerMatrix):
             return {}
-        made[course] = sampler
+        made[schedule_range] = sampler
     return made
 
 

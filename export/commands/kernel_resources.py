@@ -89,7 +89,7 @@ def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
 def targets_of(launch: Launch) -> list[int]:
     """The compute capabilities that it is compiled for."""
-    return [target for target in TARGETS if target >= launch.least]
+    return [target for target in TARGETS if target >= launch.min_capability]
 
 
 def _named(what: str, launches: Sequence[Launch]) -> Iterator[tuple[str, Launch]]:
@@ -112,9 +112,9 @@ def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.
     network = guided_step.Network(output=half, sample=half, timestep=_empty(2 * slots))
     original = guided_step.SourceLatents(
         latents=_empty(slots, *shape),
-        clean=_empty(slots, rows, dtype=torch.float64),
+        image_coefficients=_empty(slots, rows, dtype=torch.float64),
         inpaint_mask=_empty(slots, *shape[1:], dtype=torch.uint8),
-        kept=_empty(slots, rows, 2, dtype=torch.float64),
+        masked_rows=_empty(slots, rows, 2, dtype=torch.float64),
     )
     return network, guided_step.Slots(
         call=_empty(slots, dtype=torch.int32),

@@ -299,7 +299,7 @@ def test_a_stream_under_way_is_not_disturbed(opened):
     pipe, (a, _) = pipes("demonstration", "eager"), loras("demonstration")
     none, stream = painted(pipe), pipe.stream(PROMPT, **SAID, **SIZE)
     next(stream)
-    with pytest.raises(InputError, match="this thread has a stream under way"):
+    with pytest.raises(InputError, match="open stream"):
         pipe.set_lora(a)
     change = threading.Thread(target=pipe.set_lora, args=(a,))
     change.start()
@@ -321,18 +321,18 @@ def test_pictures_that_come_while_a_change_waits_come_after_it():
 
     def change():
         waiting.set()
-        with gate.change():
+        with gate.write():
             order.append("change")
 
     def picture():
-        with gate.picture():
+        with gate.read():
             order.append("picture")
 
-    with gate.picture():
+    with gate.read():
         changing = threading.Thread(target=change)
         changing.start()
         waiting.wait()
-        while not gate._changes:
+        while not gate._writers:
             first.wait(0.001)
         painting = threading.Thread(target=picture)
         painting.start()
