@@ -208,7 +208,7 @@ def here(what, function, tell=None, **arguments):
     module, name = function.split(":")
     if not function.endswith(ON_THE_DEVICE):
         return run_in_subprocess(what, function, tell, **arguments)
-    child._tell = tell
+    child._send = tell
     value = getattr(importlib.import_module(module), name)(**arguments)
     return SimpleNamespace(value=value, peak_bytes=0)
 
@@ -242,7 +242,7 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
         if hasattr(sys.modules[name], "run_in_subprocess"):
             monkeypatch.setattr(sys.modules[name], "run_in_subprocess", here)
     yield ours["tensorrt.plugin"]
-    child._tell = None
+    child._send = None
 
 
 @pytest.fixture

