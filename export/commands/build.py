@@ -25,9 +25,9 @@ from ..steps.progress import Show, bars, json_lines, plain_lines
 def build_command(app: typer.Typer) -> None:
     """Add the command `build` to `app`."""
     _build.__signature__ = inspect.Signature([*_parameters()])  # type: ignore[attr-defined]
-    app.command(
-        name="build", help="Build a plan: trace a model, lower its precision, check it, and write it into a folder."
-    )(_build)
+    app.command(name="build", help="Build a plan: trace a model, lower its precision, check it, and write a folder.")(
+        _build
+    )
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
@@ -35,11 +35,9 @@ def _parameters() -> Iterator[inspect.Parameter]:
         yield _parameter(f)
     config = Annotated[
         Path | None,
-        typer.Option("--config", help="A TOML file with any of these options. Options on the command line win."),
+        typer.Option("--config", help="A TOML file of options; the command line wins."),
     ]
-    as_json = Annotated[
-        bool, typer.Option("--json-progress", help="Print progress as one JSON object per line on stdout.")
-    ]
+    as_json = Annotated[bool, typer.Option("--json-progress", help="Print one JSON object per line on stdout.")]
     for name, kind, default in (("config", config, None), ("json_progress", as_json, False)):
         yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 

@@ -75,9 +75,8 @@ def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
     for dtype in (torch.int8, torch.float8_e4m3fn):
         quantized, name = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
         x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
-        last = group_norm_silu.launches(x, replace(_norm(320), quantized=quantized))[
-            -1
-        ]  # its first launch computes the moments, as without quantization
+        # Its first launch computes the moments, as without quantization.
+        last = group_norm_silu.launches(x, replace(_norm(320), quantized=quantized))[-1]
         yield from _named(f"to {name}", [last])
         rows, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
         yield from _named(f"to {name}", layer_norm.launches(rows, scale, scale, residual=rows, quantized=quantized))

@@ -54,7 +54,7 @@ def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tol
 def check_other(
     *, component: Mapping[str, Any], path: str, reference: str, tolerance: float, backend: str
 ) -> dict[str, Any]:
-    """Compare another backend with eager, in a child process. Return its figures, with `refused` if `auto` must skip it."""
+    """Compare another backend with eager, in a child process. The result has `refused` if `auto` must skip it."""
     try:
         figures: dict[str, Any] = compare(
             _planned(Component.from_json(component), path), backend, read_calls(Path(reference))

@@ -24,7 +24,7 @@ _INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 def open_graph(source: Path) -> ir.Model:
     """Open a graph with types for every tensor, and with Constant nodes lifted to initializers.
 
-    Raises `SourceError` for a file that cannot be read, and for graphs with subgraphs or functions: `trace` writes none.
+    Raises `SourceError` for an unreadable file, and for graphs with subgraphs or functions: `trace` writes none.
     """
     try:
         model = ir.load(source)

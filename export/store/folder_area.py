@@ -43,7 +43,7 @@ class FolderArea(Area):
         locks.use(mark)
 
     def leftovers(self, key: str) -> tuple[Path, Path]:
-        """Return the folders where an entry is built and where it goes when removed. Only the lock's owner clears them."""
+        """Return the folders for building and for removing an entry. Only the lock's owner clears them."""
         return self.root / f".making-{key}", self.root / f".dropped-{key}"
 
     def fault(self, entry: Entry) -> str | None:
@@ -56,7 +56,7 @@ class FolderArea(Area):
             return str(damaged)
 
     def remove(self, entry: Entry) -> bool:
-        """Remove the entry unless it is being built, is in use, or was used since the listing. Return whether it went."""
+        """Remove the entry and return True, unless it is being built, in use, or was used since the listing."""
         fresh, dropped = self.leftovers(entry.key)
         with locks.exclusive(self.root / f"{entry.key}.lock") as acquired:
             if not acquired:

@@ -34,7 +34,7 @@ def all_entries() -> list[Entry]:
 def remove(keys: Sequence[str]) -> list[Entry]:
     """Remove entries by their keys, or by the first digits of their keys.
 
-    Raises `InputError` before any removal if a prefix matches no entry or several; and at the end if an entry was in use.
+    Raises `InputError` before any removal if a prefix matches no entry or several; and after it if one is in use.
     """
     chosen = list({entry.path: entry for entry in _matching(keys)}.values())
     with _as_source_error():

@@ -10,6 +10,7 @@ from PIL import Image
 
 import calotype
 from calotype.export.quality.metrics import psnr
+from tests.helpers.tiny_models import save_controlnet
 
 IMAGE, EDGES = (
     Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)
@@ -78,7 +79,7 @@ def auto(folder, backend, **parts):
 
 
 @pytest.fixture(scope="module")
-def pipelines(request, made, tmp_path_factory):
+def pipelines(request, tmp_path_factory):
     """A family's pipeline on a backend, and the one on eager that it is compared with; each loaded once."""
 
     @cache
@@ -86,7 +87,7 @@ def pipelines(request, made, tmp_path_factory):
         fixture, _, controlled = FAMILIES[family]
         folder = request.getfixturevalue(fixture)
         net = tmp_path_factory.mktemp("net") / "net"
-        return folder, {"controlnet": made(folder / "unet", net, 0)} if controlled else {}
+        return folder, {"controlnet": save_controlnet(folder / "unet", net, 0)} if controlled else {}
 
     @cache
     def load(family, backend):

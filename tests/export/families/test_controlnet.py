@@ -16,6 +16,7 @@ from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources.source import read_source
 from calotype.plan.family import family_of
+from tests.helpers.tiny_models import save_controlnet
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [
@@ -30,8 +31,10 @@ EDGES = [Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), 
 
 
 @pytest.fixture(scope="module")
-def nets(demo_folder, made, tmp_path_factory):
-    return [made(demo_folder / "unet", tmp_path_factory.mktemp("nets") / str(seed), seed) for seed in range(2)]
+def nets(demo_folder, tmp_path_factory):
+    return [
+        save_controlnet(demo_folder / "unet", tmp_path_factory.mktemp("nets") / str(seed), seed) for seed in range(2)
+    ]
 
 
 def elder_of(kind, folder, nets):
@@ -80,8 +83,8 @@ def test_between_fractions_of_the_steps(demo_folder, nets, span):
     assert psnr(pipe(PROMPTS[0], control_image=EDGES, steps=5, seed=3, **settings).images, wanted) >= 60
 
 
-def test_a_controlnet_of_stable_diffusion_xl(sdxl_folder, made, tmp_path):
-    net = made(sdxl_folder / "unet", tmp_path / "net", 5)
+def test_a_controlnet_of_stable_diffusion_xl(sdxl_folder, tmp_path):
+    net = save_controlnet(sdxl_folder / "unet", tmp_path / "net", 5)
     elder = elder_of(diffusers.StableDiffusionXLControlNetPipeline, sdxl_folder, [net])
     wanted = elder(PROMPTS[0], image=EDGES[0], num_inference_steps=3, **seeds(3), **SETTINGS).images
     pipe = calotype.load(sdxl_folder, controlnet=net, backend="eager")
@@ -205,8 +208,8 @@ def test_a_folder_of_another_class_is_told(demo_folder, nets, tmp_path):
         calotype.load(demo_folder, controlnet=net, backend="fake")
 
 
-def test_one_of_another_family_is_told(sdxl_folder, demo_folder, nets, made, tmp_path):
-    of_xl = made(sdxl_folder / "unet", tmp_path / "xl", 0)
+def test_one_of_another_family_is_told(sdxl_folder, demo_folder, nets, tmp_path):
+    of_xl = save_controlnet(sdxl_folder / "unet", tmp_path / "xl", 0)
     for folder, net in ((sdxl_folder, nets[0]), (demo_folder, of_xl)):
         with pytest.raises(SourceError, match="the controlnet is not made for this U-Net"):
             calotype.load(folder, controlnet=net, backend="fake")

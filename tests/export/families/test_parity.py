@@ -10,6 +10,7 @@ from PIL import Image
 
 import calotype
 from calotype.export.quality.metrics import psnr
+from tests.helpers.tiny_models import save_controlnet
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [
@@ -49,12 +50,12 @@ CASES = [(m, t, s) for m, (_, _, tasks, schedulers, *_) in MODELS.items() for t 
 
 
 @pytest.fixture(scope="module")
-def opened(request, made, tmp_path_factory):
+def opened(request, tmp_path_factory):
     """A model's pipelines on each backend, and diffusers' own by task; each made once."""
 
     @cache
     def net(folder):
-        path = made(folder / "unet", tmp_path_factory.mktemp("nets") / "net", 0)
+        path = save_controlnet(folder / "unet", tmp_path_factory.mktemp("nets") / "net", 0)
         return path, diffusers.ControlNetModel.from_pretrained(path, low_cpu_mem_usage=False)
 
     @cache

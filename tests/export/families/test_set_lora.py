@@ -25,6 +25,7 @@ from calotype.images.png import settings_of
 from calotype.system.rwlock import ReadWriteLock
 from calotype.weights.delta import NO_DELTAS
 from calotype.weights.onnx import weights_of
+from tests.helpers.tiny_models import save_lora
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
@@ -49,7 +50,7 @@ SIZE = {"height": 64, "width": 64}
 
 
 @pytest.fixture(scope="module")
-def opened(request, lora_file, tmp_path_factory):
+def opened(request, tmp_path_factory):
     """A model's pipeline on a backend, and two LoRAs for it; each made once."""
     folder = tmp_path_factory.mktemp("loras")
 
@@ -62,8 +63,8 @@ def opened(request, lora_file, tmp_path_factory):
         fixture, _, components = MODELS[model]
         source, stem = request.getfixturevalue(fixture), model.replace(" ", "-")
         return [
-            lora_file(source, folder / f"{stem}-a.safetensors", components, "diffusers", 1, 0.1),
-            lora_file(source, folder / f"{stem}-b.safetensors", components[:2], "kohya", 2, 0.1),
+            save_lora(source, folder / f"{stem}-a.safetensors", components, "diffusers", 1, 0.1),
+            save_lora(source, folder / f"{stem}-b.safetensors", components[:2], "kohya", 2, 0.1),
         ]
 
     return pipe, loras

@@ -12,6 +12,7 @@ import calotype
 from calotype.errors import InputError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
+from tests.helpers.tiny_models import save_controlnet, tiny_unet
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [
@@ -89,15 +90,15 @@ def test_a_plan_of_it_is_proved_on_pictures_with_masks(inpainting_folder, tmp_pa
     assert psnr(opened(PROMPT, **said).images, straight(PROMPT, **said).images) >= 90
 
 
-def control_of(made, unet_folder, folder):
-    made(unet_folder, folder, 0)
+def control_of(unet_folder, folder):
+    save_controlnet(unet_folder, folder, 0)
     return folder, diffusers.ControlNetModel.from_pretrained(folder, low_cpu_mem_usage=False)
 
 
-def test_with_a_controlnet_that_sees_no_mask_beside_nine_channels(inpainting_folder, made, tiny, tmp_path):
+def test_with_a_controlnet_that_sees_no_mask_beside_nine_channels(inpainting_folder, tmp_path):
     torch.manual_seed(8)
-    tiny(cross_attention_dim=128).save_pretrained(tmp_path / "unet")
-    folder, net = control_of(made, tmp_path / "unet", tmp_path / "net")
+    tiny_unet(cross_attention_dim=128).save_pretrained(tmp_path / "unet")
+    folder, net = control_of(tmp_path / "unet", tmp_path / "net")
     kind = diffusers.StableDiffusionControlNetInpaintPipeline
     elder = elder_of(kind, inpainting_folder, controlnet=net)
     said = {"image": IMAGE, "mask_image": MASK, "control_image": EDGES, "strength": 1.0}

@@ -21,6 +21,7 @@ from calotype.export.sources.weight_files import check_safetensors
 from calotype.lora.formats import layers_by_name, tensor_target
 from calotype.lora.lora import parse_loras, weight_deltas_of
 from calotype.weights.safetensors import TensorFile
+from tests.helpers.tiny_models import save_lora
 
 # Of diffusers, where it holds two adapters at once.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
@@ -56,9 +57,9 @@ def here(monkeypatch):
     ("fixture", "components"),
     [("sd21_folder", ["unet", "text_encoder"]), ("sdxl_folder", ["unet", "text_encoder", "text_encoder_2"])],
 )
-def test_fused_weights_are_those_of_diffusers(request, tmp_path, lora_file, layout, fixture, components):
+def test_fused_weights_are_those_of_diffusers(request, tmp_path, layout, fixture, components):
     folder = request.getfixturevalue(fixture)
-    loras = [(lora_file(folder, tmp_path / f"{s}.safetensors", components, layout, s), 0.8 - s) for s in range(2)]
+    loras = [(save_lora(folder, tmp_path / f"{s}.safetensors", components, layout, s), 0.8 - s) for s in range(2)]
     source = read_source(folder)
     fused = fuse(source, [f"{path}:{weight}" for path, weight in loras])
     elder = elder_of(folder, loras, components)
@@ -72,9 +73,9 @@ def test_fused_weights_are_those_of_diffusers(request, tmp_path, lora_file, layo
 
 
 @pytest.mark.usefixtures("here")
-def test_pefts_alphas_are_read_from_the_metadata(sd21_folder, tmp_path, lora_file):
+def test_pefts_alphas_are_read_from_the_metadata(sd21_folder, tmp_path):
     """What diffusers saves with `save_lora_adapter`'s metadata: one alpha, and others by layer."""
-    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+    path = save_lora(sd21_folder, tmp_path / "x.safetensors")
     other = next(key for key in load_file(path) if "attn1.to_q" in key).removeprefix("unet.").partition(".lora_A")[0]
     layers = sorted({key.removeprefix("unet.").partition(".lora_")[0] for key in load_file(path)})
     settings = {"r": 3, "lora_alpha": 6, "alpha_pattern": {other: 1.5}, "target_modules": layers}
@@ -265,8 +266,8 @@ def test_metadata_that_is_none(tmp_path, told):
 
 
 @pytest.mark.usefixtures("here")
-def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lora_file, monkeypatch):
-    path = lora_file(sd21_folder, tmp_path / "a:b.safetensors")
+def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, monkeypatch):
+    path = save_lora(sd21_folder, tmp_path / "a:b.safetensors")
     source = read_source(sd21_folder)
     given = ([], [path], [f"{path}:1.0"], [f"{path}:0.5"], [path, path], [f"{path}:0"])
     fused = [fuse(source, loras) for loras in given]
@@ -283,9 +284,9 @@ def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lo
 
 
 @pytest.mark.usefixtures("here")
-def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path, lora_file):
-    fits, other = lora_file(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
-    lora_file(sdxl_folder, other, ["text_encoder_2"], "kohya")
+def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path):
+    fits, other = save_lora(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    save_lora(sdxl_folder, other, ["text_encoder_2"], "kohya")
     source = read_source(sd21_folder)
     for said in ([f"{other}:0"], [fits, f"{other}:0"]):
         with pytest.raises(SourceError, match=r"b.safetensors does not fit the model: there is no place for lora_te2"):
@@ -354,8 +355,8 @@ def test_a_mapping_is_of_files_to_weights(tmp_path):
             parse_loras(named)
 
 
-def test_load_takes_what_set_lora_takes(eager, sd21_folder, tmp_path, lora_file):
-    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+def test_load_takes_what_set_lora_takes(eager, sd21_folder, tmp_path):
+    path = save_lora(sd21_folder, tmp_path / "x.safetensors")
     for named in ({path: 0.5}, (each for each in [(path, 0.5)]), f"{tmp_path}:0.5"):
         assert calotype.load(sd21_folder, backend="eager", lora=named).loras == ((str(path), 0.5),)
     eager.set_lora({path: 0.5})
@@ -491,16 +492,16 @@ def test_files_that_do_not_fit_are_told(eager, sd21_folder, tmp_path, case):
 
 
 @pytest.mark.usefixtures("here")
-def test_one_of_another_family_is_told(eager, sdxl_folder, tmp_path, lora_file):
-    path = lora_file(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
+def test_one_of_another_family_is_told(eager, sdxl_folder, tmp_path):
+    path = save_lora(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
     with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
         eager.set_lora(path)
     with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
         fuse(read_source(eager.plan.model), [path])
 
 
-def test_peft_settings_that_cannot_be_added_are_told(eager, sd21_folder, tmp_path, lora_file):
-    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+def test_peft_settings_that_cannot_be_added_are_told(eager, sd21_folder, tmp_path):
+    path = save_lora(sd21_folder, tmp_path / "x.safetensors")
     tensors = load_file(path)
     save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})})
     with pytest.raises(SourceError, match="trained with use_rslora"):

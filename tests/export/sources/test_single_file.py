@@ -20,6 +20,7 @@ from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from calotype.plan.family import family_of
+from tests.helpers.original_layout import original_text, original_unet, original_vae
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
@@ -74,12 +75,12 @@ PREFIXES = {
 }
 
 
-def in_original_layout(layout, states, kind, described):
+def in_original_layout(states, kind, described):
     """`states` of the networks by name -> the tensors of one file."""
-    found = layout.original_unet(states["unet"], described["unet"][1]["layers_per_block"])
-    found |= layout.original_vae(states["vae"], len(described["vae"][1]["block_out_channels"]))
+    found = original_unet(states["unet"], described["unet"][1]["layers_per_block"])
+    found |= original_vae(states["vae"], len(described["vae"][1]["block_out_channels"]))
     for part, prefix in PREFIXES[kind].items():
-        found |= layout.original_text(states[part], prefix)
+        found |= original_text(states[part], prefix)
     return found
 
 
@@ -103,7 +104,7 @@ def with_nine_channels(described):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, layout):
+def checkpoint(tmp_path_factory):
     """Writes a tiny checkpoint: its path, its networks, and what it is described as."""
 
     def write(kind, *, channels=4, spread=0.0, more=None, metadata=None):
@@ -114,7 +115,7 @@ def checkpoint(tmp_path_factory, layout):
             bias = level.attentions[-1].transformer_blocks[0].norm1.bias
             bias.copy_(torch.linspace(-1, 1, len(bias)) * spread * 1.7)
         states = {part: network.state_dict() for part, network in networks.items()}
-        tensors = in_original_layout(layout, states, kind, described) | (more or {})
+        tensors = in_original_layout(states, kind, described) | (more or {})
         path = tmp_path_factory.mktemp("checkpoints") / f"{kind}.safetensors"
         save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata=metadata)
         return path, networks, described
@@ -238,13 +239,13 @@ UNREAD = {
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(k, c) for k in COUNTS for c in (4, 9) if k != "refiner" or c == 4])
-def test_full_size_checkpoints_fit(kind, channels, layout, monkeypatch):
+def test_full_size_checkpoints_fit(kind, channels, monkeypatch):
     """Every name and shape of the real files, without the weights: their tensors on the meta device."""
     monkeypatch.undo()
     described = with_nine_channels(FULL[kind]) if channels == 9 else FULL[kind]
     with torch.device("meta"):
         states = {part: network.state_dict() for part, network in networks_of(described).items()}
-    tensors = in_original_layout(layout, states, kind, described)
+    tensors = in_original_layout(states, kind, described)
     if kind == "sd21":  # the layer of OpenCLIP that nothing reads, and its projection
         last = {n: t for n, t in tensors.items() if ".resblocks.22." in n}
         tensors |= {n.replace(".22.", ".23."): t for n, t in last.items()}

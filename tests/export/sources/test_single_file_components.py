@@ -24,6 +24,8 @@ from calotype.export.sources.single_file_components import autoencoder_in, contr
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
+from tests.helpers.original_layout import original_controlnet, original_vae
+from tests.helpers.tiny_models import save_controlnet, tiny_unet
 
 # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
 pytestmark = [
@@ -73,17 +75,20 @@ def of_2022(tensors):
 
 
 VAE_LAYOUTS = {
-    "original": lambda layout, t: layout.original_vae(t, 4, "") | {"loss.logvar": torch.zeros(1)},
-    "original, first_stage_model": lambda layout, t: layout.original_vae(t, 4),
-    "original, vae": lambda layout, t: layout.original_vae(t, 4, "vae."),
-    "of a checkpoint": lambda layout, t: {**layout.original_vae(t, 4), "model.diffusion_model.x": torch.zeros(1)},
-    "diffusers": lambda _, t: t,
-    "diffusers of 2022": lambda _, t: of_2022(t),
+    "original": lambda t: original_vae(t, 4, "") | {"loss.logvar": torch.zeros(1)},
+    "original, first_stage_model": lambda t: original_vae(t, 4),
+    "original, vae": lambda t: original_vae(t, 4, "vae."),
+    "of a checkpoint": lambda t: {
+        **original_vae(t, 4),
+        "model.diffusion_model.x": torch.zeros(1),
+    },
+    "diffusers": lambda t: t,
+    "diffusers of 2022": lambda t: of_2022(t),
 }
 CONTROL_LAYOUTS = {
-    "original": lambda layout, t: layout.original_controlnet(t, 1),
-    "original, bare": lambda layout, t: layout.original_controlnet(t, 1, ""),
-    "diffusers": lambda _, t: t,
+    "original": lambda t: original_controlnet(t, 1),
+    "original, bare": lambda t: original_controlnet(t, 1, ""),
+    "diffusers": lambda t: t,
 }
 
 
@@ -94,9 +99,9 @@ def same(folder, network):
 
 
 @pytest.mark.parametrize("kind", VAE_LAYOUTS)
-def test_an_autoencoders_weights_are_the_files_and_its_scaling_the_models(base, demo_folder, layout, kind, tmp_path):
+def test_an_autoencoders_weights_are_the_files_and_its_scaling_the_models(base, demo_folder, kind, tmp_path):
     network = autoencoder(demo_folder, 1)
-    file = written(VAE_LAYOUTS[kind](layout, network.state_dict()), tmp_path / "vae.safetensors")
+    file = written(VAE_LAYOUTS[kind](network.state_dict()), tmp_path / "vae.safetensors")
     source = read_source(base, vae=file)
     same(source.folders["vae"], network)
     assert source.configs["vae"] == json.loads(network.to_json_string())
@@ -104,9 +109,9 @@ def test_an_autoencoders_weights_are_the_files_and_its_scaling_the_models(base, 
 
 
 @pytest.mark.parametrize("kind", ["original", "diffusers"])
-def test_pictures_with_an_autoencoders_file_are_diffusers(base, demo_folder, layout, kind, tmp_path):
+def test_pictures_with_an_autoencoders_file_are_diffusers(base, demo_folder, kind, tmp_path):
     network = autoencoder(demo_folder, 2)
-    file = written(VAE_LAYOUTS[kind](layout, network.state_dict()), tmp_path / "vae.safetensors")
+    file = written(VAE_LAYOUTS[kind](network.state_dict()), tmp_path / "vae.safetensors")
     elder = diffusers.StableDiffusionPipeline.from_pretrained(base, vae=network, safety_checker=None)
     got = held_to(elder, calotype.load(base, vae=file, backend="eager"))
     its_own = calotype.load(base, backend="eager")(PROMPT, steps=3, seed=5, output_type="np", **SAID).images
@@ -136,10 +141,10 @@ def test_a_taesd_in_one_file(base, tmp_path):
 
 @pytest.mark.parametrize("kind", CONTROL_LAYOUTS)
 @pytest.mark.parametrize("model", ["demo_folder", "sd21_folder", "sdxl_folder"])
-def test_a_controlnets_weights_are_the_files_own(request, made, layout, model, kind, tmp_path):
+def test_a_controlnets_weights_are_the_files_own(request, model, kind, tmp_path):
     folder = request.getfixturevalue(model)
-    network = diffusers.ControlNetModel.from_pretrained(made(folder / "unet", tmp_path / "net", 4))
-    file = written(CONTROL_LAYOUTS[kind](layout, network.state_dict()), tmp_path / "control.safetensors")
+    network = diffusers.ControlNetModel.from_pretrained(save_controlnet(folder / "unet", tmp_path / "net", 4))
+    file = written(CONTROL_LAYOUTS[kind](network.state_dict()), tmp_path / "control.safetensors")
     source = read_source(folder, controlnets=[file])
     same(source.folders["controlnet"], network)
     wanted, got = json.loads((tmp_path / "net" / "config.json").read_text()), source.configs["controlnet"]
@@ -149,10 +154,10 @@ def test_a_controlnets_weights_are_the_files_own(request, made, layout, model, k
 
 
 @pytest.mark.parametrize("model", ["demo_folder", "sdxl_folder"])
-def test_pictures_with_a_controlnets_file_are_diffusers(request, made, layout, model, tmp_path):
+def test_pictures_with_a_controlnets_file_are_diffusers(request, model, tmp_path):
     folder = request.getfixturevalue(model)
-    network = diffusers.ControlNetModel.from_pretrained(made(folder / "unet", tmp_path / "net", 5))
-    file = written(layout.original_controlnet(network.state_dict(), 1), tmp_path / "control.safetensors")
+    network = diffusers.ControlNetModel.from_pretrained(save_controlnet(folder / "unet", tmp_path / "net", 5))
+    file = written(original_controlnet(network.state_dict(), 1), tmp_path / "control.safetensors")
     kind = diffusers.StableDiffusionXLControlNetPipeline
     more = {}
     if model == "demo_folder":
@@ -161,11 +166,11 @@ def test_pictures_with_a_controlnets_file_are_diffusers(request, made, layout, m
     held_to(elder, calotype.load(folder, controlnet=file, backend="eager"), control_image=EDGES)
 
 
-def test_a_controlnet_beside_an_inpainting_model_takes_latents_alone(inpainting_folder, tiny, layout, tmp_path):
+def test_a_controlnet_beside_an_inpainting_model_takes_latents_alone(inpainting_folder, tmp_path):
     network = diffusers.ControlNetModel.from_unet(
-        tiny(cross_attention_dim=128), conditioning_embedding_out_channels=(8, 8, 8, 16)
+        tiny_unet(cross_attention_dim=128), conditioning_embedding_out_channels=(8, 8, 8, 16)
     )
-    file = written(layout.original_controlnet(network.state_dict(), 1), tmp_path / "control.safetensors")
+    file = written(original_controlnet(network.state_dict(), 1), tmp_path / "control.safetensors")
     assert read_source(inpainting_folder, controlnets=[file]).configs["controlnet"]["in_channels"] == 4
 
 
@@ -186,11 +191,11 @@ def on_meta(class_name, config):
 
 # 248 and 340 are how many tensors the makers' files have: of the autoencoder, and of lllyasviel's ControlNets for 1.5.
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
-def test_full_size_autoencoders_fit(layout, kind):
+def test_full_size_autoencoders_fit(kind):
     class_name, config = MODELS[kind]["vae"]
     unet = MODELS[kind]["unet"][1]
     network, state = on_meta(class_name, config)
-    for original, tensors in {True: layout.original_vae(state, 4, ""), False: state}.items():
+    for original, tensors in {True: original_vae(state, 4, ""), False: state}.items():
         assert len(tensors) == 248
         for own in (
             {},
@@ -218,11 +223,11 @@ SMALLER = {
 @pytest.mark.parametrize(
     ("kind", "smaller"), [*((k, "") for k in ("sd15", "sd21", "sdxl")), *(("sdxl", s) for s in SMALLER)]
 )
-def test_full_size_controlnets_fit(layout, kind, smaller):
+def test_full_size_controlnets_fit(kind, smaller):
     unet = MODELS[kind]["unet"][1]
     config = {**known_fields("ControlNetModel", unet), **SMALLER.get(smaller, {})}
     network, state = on_meta("ControlNetModel", config)
-    files = {False: state} if smaller else {False: state, True: layout.original_controlnet(state, 2)}
+    files = {False: state} if smaller else {False: state, True: original_controlnet(state, 2)}
     for original, tensors in files.items():
         assert kind != "sd15" or len(tensors) == 340
         found = controlnet_in(
@@ -234,10 +239,10 @@ def test_full_size_controlnets_fit(layout, kind, smaller):
         assert shapes_of(got) == shapes_of(read.state_dict()) == shapes_of(network.state_dict())
 
 
-def test_it_is_rewritten_once_and_that_is_said(base, demo_folder, layout, tmp_path, capsys, monkeypatch):
+def test_it_is_rewritten_once_and_that_is_said(base, demo_folder, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(originals, "run_in_subprocess", run_in_subprocess)
     tensors = autoencoder(demo_folder, 6).state_dict()
-    file = written(VAE_LAYOUTS["of a checkpoint"](layout, tensors), tmp_path / "dream.safetensors")
+    file = written(VAE_LAYOUTS["of a checkpoint"](tensors), tmp_path / "dream.safetensors")
     folder = read_source(base, vae=file).folders["vae"]
     told = "dream.safetensors is a checkpoint whose autoencoder is taken, in the original layout"
     assert f"{told} (its latents times {SCALE}); rewriting it (once)" in capsys.readouterr().err
@@ -250,10 +255,10 @@ def told_by(*words):
     return CliRunner().invoke(app, list(map(str, words)))
 
 
-def test_generate_takes_both(base, demo_folder, made, layout, tmp_path):
-    network = diffusers.ControlNetModel.from_pretrained(made(demo_folder / "unet", tmp_path / "net", 7))
-    control = written(layout.original_controlnet(network.state_dict(), 1), tmp_path / "control.safetensors")
-    vae = written(layout.original_vae(autoencoder(demo_folder, 7).state_dict(), 4, ""), tmp_path / "vae.safetensors")
+def test_generate_takes_both(base, demo_folder, tmp_path):
+    network = diffusers.ControlNetModel.from_pretrained(save_controlnet(demo_folder / "unet", tmp_path / "net", 7))
+    control = written(original_controlnet(network.state_dict(), 1), tmp_path / "control.safetensors")
+    vae = written(original_vae(autoencoder(demo_folder, 7).state_dict(), 4, ""), tmp_path / "vae.safetensors")
     EDGES.save(tmp_path / "edges.png")
     beside = ["--vae", vae, "--controlnet", control, "--control-image", tmp_path / "edges.png", "--backend", "eager"]
     said = ["--steps", 2, "--seed", 3, "-o", tmp_path / "out.png"]
@@ -264,7 +269,7 @@ def test_generate_takes_both(base, demo_folder, made, layout, tmp_path):
     assert np.array_equal(np.asarray(Image.open(tmp_path / "out.png")), np.asarray(wanted))
 
 
-def test_build_reads_both_before_any_work(layout, tmp_path):
+def test_build_reads_both_before_any_work(tmp_path):
     """And so says what is wrong with them; what is built of good ones is what a folder's is."""
     other = {"conv_in.weight": (320, 4, 3, 3), "controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3)}
     control = written(zeros(**other), tmp_path / "control.safetensors")
@@ -357,7 +362,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path, name, elder, kinds):
         calotype.load("demo", **{name: tmp_path})
 
 
-def test_autoencoders_of_other_models_are_told(base, demo_folder, layout, tmp_path):
+def test_autoencoders_of_other_models_are_told(base, demo_folder, tmp_path):
     config = {**diffusers.AutoencoderKL.load_config(demo_folder / "vae")}
     wider = diffusers.AutoencoderKL.from_config({**config, "latent_channels": 16})
     file = written(wider.state_dict(), tmp_path / "16.safetensors")
@@ -372,18 +377,18 @@ def test_autoencoders_of_other_models_are_told(base, demo_folder, layout, tmp_pa
         {**config, "block_out_channels": [16, 32], "down_block_types": ["DownEncoderBlock2D"] * 2}
         | {"up_block_types": ["UpDecoderBlock2D"] * 2}
     )
-    file = written(layout.original_vae(shorter.state_dict(), 2, ""), tmp_path / "short.safetensors")
+    file = written(original_vae(shorter.state_dict(), 2, ""), tmp_path / "short.safetensors")
     with pytest.raises(SourceError, match=r"levels \[16, 32\] wide; read are those of \[128, 256, 512, 512\], and of"):
         calotype.load(base, vae=file)
     deeper = diffusers.AutoencoderKL.from_config({**config, "layers_per_block": 2})
-    file = written(layout.original_vae(deeper.state_dict(), 4, ""), tmp_path / "deep.safetensors")
+    file = written(original_vae(deeper.state_dict(), 4, ""), tmp_path / "deep.safetensors")
     with pytest.raises(
         SourceError, match=r"is an autoencoder, but beside this model it does not fit: .* such as .*; take"
     ):
         calotype.load(base, vae=file)
 
 
-def test_controlnets_of_other_models_are_told(demo_folder, sdxl_folder, made, layout, tmp_path):
+def test_controlnets_of_other_models_are_told(demo_folder, sdxl_folder, tmp_path):
     with torch.device("meta"):
         tensors = diffusers.ControlNetModel.from_config(
             known_fields("ControlNetModel", {**MODELS["sdxl"]["unet"][1], "block_out_channels": [320, 32, 32]})
@@ -396,8 +401,8 @@ def test_controlnets_of_other_models_are_told(demo_folder, sdxl_folder, made, la
         SourceError, match=told + r"levels of \[64, 128\] and text 128 wide; take one of the model's own"
     ):
         calotype.load("demo", controlnet=file)
-    network = diffusers.ControlNetModel.from_pretrained(made(demo_folder / "unet", tmp_path / "net", 8))
-    original = layout.original_controlnet(network.state_dict(), 1)
+    network = diffusers.ControlNetModel.from_pretrained(save_controlnet(demo_folder / "unet", tmp_path / "net", 8))
+    original = original_controlnet(network.state_dict(), 1)
     file = written(original, tmp_path / "demos.safetensors")
     with pytest.raises(SourceError, match=r"a ControlNet for another family \(levels from 64, text 128 wide\)"):
         calotype.load(sdxl_folder, controlnet=file)
