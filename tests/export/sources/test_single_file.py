@@ -15,7 +15,7 @@ from calotype.errors import SourceError
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources import single_file as originals
 from calotype.export.sources.configs import MODELS, REFINER
-from calotype.export.sources.convert import convert_into, converted, network_of, prediction_of, shapes_of
+from calotype.export.sources.convert import convert_into, convert_tensors, network_of, prediction_of, shapes_of
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
@@ -254,11 +254,11 @@ def test_full_size_checkpoints_fit(kind, channels, monkeypatch):
     assert tuple(sum(name.startswith(start) for name in tensors) for start in starts) == COUNTS[kind]
     tensors |= {name: torch.empty(1, device="meta") for name in UNREAD[kind]}
     header = Header(shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, types={}, metadata={})
-    found = originals.original_of(Path("x.safetensors"), header)
+    found = originals.identify_checkpoint(Path("x.safetensors"), header)
     assert found.described["pipeline"] == described["pipeline"]
     for part in (*found.texts, "unet", "vae"):
         class_name, config = found.described[part]
-        got = converted(part, tensors, config, found.texts)
+        got = convert_tensors(part, tensors, config, found.texts)
         assert shapes_of(got) == shapes_of(network_of(class_name, config).state_dict())
 
 

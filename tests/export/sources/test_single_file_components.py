@@ -19,7 +19,7 @@ from calotype.export.quality.metrics import psnr
 from calotype.export.sources import convert as converting
 from calotype.export.sources import single_file as originals
 from calotype.export.sources.configs import MODELS
-from calotype.export.sources.convert import known_fields, network_of, part_converted, shapes_of
+from calotype.export.sources.convert import convert_component_tensors, known_fields, network_of, shapes_of
 from calotype.export.sources.single_file_components import autoencoder_in, controlnet_in
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
@@ -205,7 +205,7 @@ def test_full_size_autoencoders_fit(kind):
             found = autoencoder_in(Path("x.safetensors"), header_of(tensors), unet, own)
             assert (found.original, found.class_name) == (original, "AutoencoderKL")
             assert found.config["scaling_factor"] == (0.13025 if kind == "sdxl" else 0.18215)
-            got = part_converted(network, tensors, original=original, prefix=found.prefix)
+            got = convert_component_tensors(network, tensors, original=original, prefix=found.prefix)
             assert shapes_of(got) == shapes_of(network.state_dict())
         of_other_levels = {"_class_name": class_name, **config, "block_out_channels": [32, 64], "scaling_factor": 0.5}
         found = autoencoder_in(Path("x.safetensors"), header_of(tensors), unet, of_other_levels)
@@ -235,7 +235,7 @@ def test_full_size_controlnets_fit(kind, smaller):
         )
         assert found.original == original
         read = network_of("ControlNetModel", known_fields("ControlNetModel", found.config))
-        got = part_converted(read, tensors, original=original, prefix=found.prefix)
+        got = convert_component_tensors(read, tensors, original=original, prefix=found.prefix)
         assert shapes_of(got) == shapes_of(read.state_dict()) == shapes_of(network.state_dict())
 
 

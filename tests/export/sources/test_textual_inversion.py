@@ -15,7 +15,7 @@ from calotype.export import BuildSpec, build, prepare
 from calotype.export.builder.assembly import assemble
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources.source import read_source
-from calotype.export.sources.textual_inversion import learn, learn_into
+from calotype.export.sources.textual_inversion import add_embeddings, add_embeddings_into
 from calotype.export.steps.subprocess_task import Outcome
 from calotype.plan.plan import write_plan
 from calotype.text.tokenizer import ClipTokenizer
@@ -31,7 +31,7 @@ PLAIN = "a large <thing> left of a <Thing2>, <thing>"
 def here(monkeypatch):
     """Words are added in this process, but for those of fixtures: a child of its own takes seconds to begin."""
     made = "calotype.export.sources.textual_inversion.run_in_subprocess"
-    monkeypatch.setattr(made, lambda _, __, **said: Outcome(value=learn_into(**said), peak_bytes=0))
+    monkeypatch.setattr(made, lambda _, __, **said: Outcome(value=add_embeddings_into(**said), peak_bytes=0))
 
 
 def vectors(count, width, seed):
@@ -76,13 +76,13 @@ def test_pictures_are_those_of_diffusers(demo_folder, words, taught, pipes, back
 
 def test_all_but_the_text_encoder_stays(words, taught):
     source = read_source("demo")
-    learned = learn(source, [words[0]])
+    learned = add_embeddings(source, [words[0]])
     changed = {name for name in source.digests if source.digests[name] != learned.digests[name]}
     assert changed == {"text_encoder"}
     plain, with_words = (calotype.load("demo", backend="onnxruntime").plan, taught["onnxruntime"].plan)
     for name in ("unet", "vae_decoder", "vae_encoder"):
         assert plain.components[name].artifacts[0].path == with_words.components[name].artifacts[0].path
-    prints = {source.fingerprint, learned.fingerprint, learn(source, [f"{words[0]}:<x>"]).fingerprint}
+    prints = {source.fingerprint, learned.fingerprint, add_embeddings(source, [f"{words[0]}:<x>"]).fingerprint}
     assert len(prints) == 3
 
 
@@ -95,7 +95,7 @@ def test_without_the_words_the_picture_is_the_same(taught, pipes):
 
 def test_a_plan_has_the_words_inside(words, taught, tmp_path):
     said = [words[0], f"{words[1]}:<Thing2>"]
-    plan = assemble(prepare("demo", words=said), learn(read_source("demo"), said), tmp_path)
+    plan = assemble(prepare("demo", words=said), add_embeddings(read_source("demo"), said), tmp_path)
     write_plan(plan, tmp_path, sealed=True)
     pipe = calotype.load(tmp_path, backend="onnxruntime")
     asked = {"steps": 2, "seed": 1, "output_type": "np", "height": 64, "width": 64}
@@ -125,7 +125,7 @@ def test_a_build_takes_them_with_an_autoencoder_and_no_network(words, demo_folde
 
 
 def test_words_in_prompts(words):
-    source = learn(read_source("demo"), [words[0], f"{words[1]}:hands"])
+    source = add_embeddings(read_source("demo"), [words[0], f"{words[1]}:hands"])
     size = read_source("demo").configs["text_encoder"]["vocab_size"]
     folder = source.tokenizers["text_encoder"]
     assert ClipTokenizer(folder, 77)(["<THING>hands <thing>_1 x"]).ids[0, 0, :8].tolist()[1:6] == [
@@ -178,12 +178,12 @@ def test_names_of_further_vectors_are_taken_as_well(tmp_path, counts, told):
         save_file({word: vectors(count, 128, i)}, tmp_path / f"{i}.safetensors")
         said.append(tmp_path / f"{i}.safetensors")
     if told is None:
-        assert learn(source, said)
+        assert add_embeddings(source, said)
         return
     with pytest.raises(SourceError, match=told):
-        learn(source, said)
+        add_embeddings(source, said)
     with pytest.raises(SourceError, match=r"the word '<x>_1' is in the model's vocabulary"):
-        learn(learn(source, said[:1]), said[1:])
+        add_embeddings(add_embeddings(source, said[:1]), said[1:])
 
 
 def test_the_pooled_state_is_that_of_the_end_and_not_of_a_word(model_copy, words):
@@ -192,7 +192,7 @@ def test_the_pooled_state_is_that_of_the_end_and_not_of_a_word(model_copy, words
 
     config = model_copy / "text_encoder" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"eos_token_id": 2}))
-    source = learn(read_source(model_copy), [words[0]])
+    source = add_embeddings(read_source(model_copy), [words[0]])
     ids = torch.from_numpy(ClipTokenizer(source.tokenizers["text_encoder"], 77)(["a <thing>"]).ids[0])
     encoder = CLIPTextModel.from_pretrained(source.folders["text_encoder"], dtype=torch.float32)
     with torch.no_grad():
@@ -207,7 +207,7 @@ def test_a_config_that_says_no_width_is_told(model_copy, words):
     for name in ("vocab_size", "hidden_size"):
         config.write_text(json.dumps({k: v for k, v in told.items() if k != name}))
         with pytest.raises(SourceError, match=f"config.json says no {name}; fetch the model again"):
-            learn(read_source(model_copy), [words[0]])
+            add_embeddings(read_source(model_copy), [words[0]])
 
 
 def save(path, **counts):
@@ -231,7 +231,7 @@ def test_files_that_do_not_fit_are_told(tmp_path, case):
     tensors, called, told = WRONG[case]
     save_file({n: t.contiguous() for n, t in tensors.items()}, tmp_path / "x.safetensors")
     with pytest.raises(SourceError, match=told):
-        learn(read_source("demo"), [f"{tmp_path / 'x.safetensors'}{called}"])
+        add_embeddings(read_source("demo"), [f"{tmp_path / 'x.safetensors'}{called}"])
 
 
 def test_files_that_are_not_there_or_pickles(tmp_path):
@@ -242,9 +242,9 @@ def test_files_that_are_not_there_or_pickles(tmp_path):
         ("x" * 300, "cannot be looked at .*too long"),
     ):
         with pytest.raises(SourceError, match=told):
-            learn(read_source("demo"), [tmp_path / name])
+            add_embeddings(read_source("demo"), [tmp_path / name])
     with pytest.raises(SourceError, match=r"the file ~nosuchuser/x cannot be looked at"):
-        learn(read_source("demo"), ["~nosuchuser/x"])
+        add_embeddings(read_source("demo"), ["~nosuchuser/x"])
 
 
 def test_more_vectors_than_a_prompt_holds_are_refused_before_the_file_is_hashed(demo_folder, tmp_path, monkeypatch):
@@ -254,4 +254,4 @@ def test_more_vectors_than_a_prompt_holds_are_refused_before_the_file_is_hashed(
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(path, 8 + len(header) + 512 * count)
     with pytest.raises(SourceError, match="vectors"):
-        learn(source, [path])
+        add_embeddings(source, [path])

@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import calotype
 from calotype.errors import SourceError
-from calotype.export.sources.single_file import opened
+from calotype.export.sources.single_file import open_checkpoint
 from calotype.export.sources.source import read_source
-from calotype.export.sources.textual_inversion import word_from
+from calotype.export.sources.textual_inversion import read_embedding
 from calotype.weights.types import check_types
 
 INTEGERS = {torch.int8: "I8", torch.uint8: "U8", torch.int64: "I64"}
@@ -55,7 +55,7 @@ def test_integers_of_a_part_are_refused_by_themselves_and_in_one_file(demo_folde
 def test_integers_of_a_textual_inversion_are_refused(demo_folder, tmp_path):
     save_file({"<x>": torch.ones(1, 128, dtype=torch.int8)}, tmp_path / "x.safetensors")
     with pytest.raises(SourceError, match="I8"):
-        word_from(tmp_path / "x.safetensors", read_source(demo_folder))
+        read_embedding(tmp_path / "x.safetensors", read_source(demo_folder))
 
 
 def test_integers_of_a_checkpoint_are_refused_before_it_is_rewritten(tmp_path):
@@ -64,7 +64,7 @@ def test_integers_of_a_checkpoint_are_refused_before_it_is_rewritten(tmp_path):
     tensors[names[0]] = tensors[names[0]].to(torch.int8)
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(SourceError, match="I8"):
-        opened(tmp_path / "x.safetensors")
+        open_checkpoint(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
