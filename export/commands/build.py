@@ -52,7 +52,7 @@ def _parameter(f: Field[Any]) -> inspect.Parameter:
         kind = Annotated[bool, typer.Option(flag_of(f.name), help=help_text)]
         return inspect.Parameter(f.name, keyword, default=False, annotation=kind)
     is_list = isinstance(f.default, tuple)
-    shown = ",".join(map(str, f.default)) if is_list else f.default
+    shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
     default = "" if f.default in (None, (), MISSING) else f"  [default: {shown}]"
     flags = [flag_of(f.name), *([f.metadata["short"]] if f.metadata["short"] else [])]
     option = typer.Option(*flags, help=help_text + default, show_default=False)

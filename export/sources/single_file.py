@@ -88,19 +88,19 @@ def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
         raise SourceError(_unknown(path, header))
     pooled = _SECOND_TEXT in names
     if starts == [OPENAI] and not pooled:
-        name, encoders, described = "Stable Diffusion 1.x", ("text_encoder",), MODELS["sd15"]
+        name, encoders, described = "Stable Diffusion 1.x", ["text_encoder"], MODELS["sd15"]
     elif starts in ([OPENCLIP], [_SINGLE]) and not pooled:
-        name, encoders, described = "Stable Diffusion 2.x", ("text_encoder",), MODELS["sd21"]
+        name, encoders, described = "Stable Diffusion 2.x", ["text_encoder"], MODELS["sd21"]
     elif starts == list(_XL) and pooled:
-        name, encoders, described = "Stable Diffusion XL", ("text_encoder", "text_encoder_2"), MODELS["sdxl"]
+        name, encoders, described = "Stable Diffusion XL", ["text_encoder", "text_encoder_2"], MODELS["sdxl"]
     elif starts == [_SINGLE] and pooled:
-        name, encoders, described = "the refiner of Stable Diffusion XL", ("text_encoder_2",), REFINER
+        name, encoders, described = "the refiner of Stable Diffusion XL", ["text_encoder_2"], REFINER
     else:
         raise SourceError(_unknown(path, header))
     channels = names[_FIRST][1]
     if channels not in (4, 9) or (channels == 9 and "text_encoder" not in encoders):
         raise SourceError(
-            f"{path} is {name} with {channels} input channels of the U-Net; expected 4, or 9 for inpainting."
+            f"{path} is {name} with {channels} input channels; expected 4, or 9 for inpainting."
         )
     texts = dict(zip(encoders, starts, strict=True))
     return OriginalCheckpoint(name=name, texts=texts, described=described).with_channels(channels)
