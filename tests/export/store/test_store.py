@@ -207,7 +207,7 @@ def test_an_error_names_the_file_that_make_cannot_read(store, tmp_path):
 
 @pytest.mark.parametrize("make", [os.mkfifo, lambda p: p.symlink_to(p.parent.parent), lambda p: p.symlink_to("gone")])
 def test_special_files_are_refused(store, make):
-    with pytest.raises(SourceError, match="odd cannot be read"):
+    with pytest.raises(SourceError, match="odd"):
         fetch("k", lambda folder: make(folder / "odd") or {})
     assert store.names() == []
 
