@@ -41,7 +41,7 @@ def convert_into(
 
     Return what the U-Net predicts, and the reason for that conclusion.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
     folder, tensors = Path(out), load_file(file)
     predicts, because = prediction_of(name, tensors, metadata)
@@ -55,14 +55,11 @@ def convert_into(
     index["scheduler"] = ["diffusers", scheduler]
     for part in (*texts, "unet", "vae"):
         class_name, config = parts[part]
-        library = "transformers" if part in texts else "diffusers"
-        index[part] = [library, class_name]
+        index[part] = ["transformers" if part in texts else "diffusers", class_name]
         network = network_of(class_name, config)
         state = convert_tensors(part, tensors, config, texts)
         check_fit(f"{file} is {name}, but its {part}", state, network)
-        _write(folder / part / "config.json", full_config(network))
-        stem = "model" if part in texts else "diffusion_pytorch_model"
-        save_file(dict(state), folder / part / f"{stem}.safetensors", metadata={"format": "pt"})
+        _save_network(folder / part, "model" if part in texts else "diffusion_pytorch_model", network, state)
     for part in texts:
         tokenizer = part.replace("text_encoder", "tokenizer")
         index[tokenizer] = ["transformers", "CLIPTokenizer"]
@@ -79,9 +76,8 @@ def convert_component_into(
 
     The arguments from `what` on are the fields of `single_file_components.NetworkFile`.
     """
-    from safetensors.torch import load_file, save_file
+    from safetensors.torch import load_file
 
-    folder = Path(out)
     network = network_of(class_name, known_fields(class_name, config))
     try:
         state = convert_component_tensors(network, load_file(file), original=original, prefix=prefix)
@@ -89,9 +85,15 @@ def convert_component_into(
         raise SourceError(f"{file} is {what} of an unsupported kind: {failed}") from None
     remedy = ". Use one of the model's family, or a folder that has its config"
     check_fit(f"{file} is {what}, but with this model it", state, network, remedy)
-    _write(folder / "config.json", full_config(network))
-    save_file(state, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+    _save_network(Path(out), "diffusion_pytorch_model", network, state)
     return {}
+
+
+def _save_network(folder: Path, stem: str, network: Any, state: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    _write(folder / "config.json", full_config(network))
+    save_file(state, folder / f"{stem}.safetensors", metadata={"format": "pt"})
 
 
 def convert_component_tensors(network: Any, tensors: Tensors, *, original: bool, prefix: str) -> dict[str, Tensor]:

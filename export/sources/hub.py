@@ -69,13 +69,17 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
                 f"cannot write {hub_id} to the hub's cache {constants.HF_HUB_CACHE} ({failed.strerror}). Free space "
                 "there, or set HF_HUB_CACHE to another folder."
             ) from None
-        reason = first_line(failed)
-        if (folder := _cached(hub_id)) is None or not _is_complete(folder):
-            part = " (the cache has a part of it)" if folder else ""
-            raise SourceError(f"there is no folder {hub_id}{part}, and the hub did not deliver it: {reason}") from None
-        line = f"calotype: cannot reach the hub ({reason}); using {hub_id} from the cache"
-        print(printable(line), file=sys.stderr)
-        return folder
+        return _from_cache(hub_id, first_line(failed))
+
+
+def _from_cache(hub_id: str, reason: str) -> Path:
+    """Return the complete cached model, with a message. Raises `SourceError` with `reason`, why the hub failed."""
+    if (folder := _cached(hub_id)) is None or not _is_complete(folder):
+        part = " (the cache has a part of it)" if folder else ""
+        raise SourceError(f"there is no folder {hub_id}{part}, and the hub did not deliver it: {reason}") from None
+    line = f"calotype: cannot reach the hub ({reason}); using {hub_id} from the cache"
+    print(printable(line), file=sys.stderr)
+    return folder
 
 
 def _cached(hub_id: str) -> Path | None:

@@ -35,12 +35,13 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
     shapes = {name: _shapes(source.folders[name], stem_of(name)) for name in _networks(source)}
     for lora in parsed:  # checks only the headers: a large file that does not fit is not hashed
         keys_that_fit(lora, shapes)
-    model = str(source.folder)  # not `source.model`, which may be a hub id or a checkpoint
     loras, idle = [lora for lora in parsed if lora.weight], [lora for lora in parsed if not lora.weight]
     if idle:  # they must fit as well, but are not saved
-        _fuse(idle, model, Path())
-    if not loras:
-        return source
+        _fuse(idle, source, Path())
+    return _fused(source, loras) if loras else source
+
+
+def _fused(source: Source, loras: Sequence[Lora]) -> Source:
     names = _networks(source)
     key = key_of(
         {
@@ -52,7 +53,7 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
     )
 
     def make(empty: Path) -> Mapping[str, Any]:
-        done = _fuse(loras, model, empty)
+        done = _fuse(loras, source, empty)
         return {"changed": done.value, "peak_bytes": done.peak_bytes}
 
     folder, notes = fetch(
@@ -63,7 +64,8 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
     return replace(source, folders={**source.folders, **changed}, digests={**source.digests, **digests})
 
 
-def _fuse(loras: Sequence[Lora], model: str, out: Path) -> Outcome:
+def _fuse(loras: Sequence[Lora], source: Source, out: Path) -> Outcome:
+    model = str(source.folder)  # not `source.model`, which may be a hub id or a checkpoint
     files = [[str(lora.path), lora.weight] for lora in loras]
     return run_in_subprocess(
         "fusing the LoRAs", "calotype.export.sources.lora:fuse_into", out=str(out), model=model, loras=files

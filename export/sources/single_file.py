@@ -99,9 +99,7 @@ def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
         raise SourceError(_unknown(path, header))
     channels = names[_FIRST][1]
     if channels not in (4, 9) or (channels == 9 and "text_encoder" not in encoders):
-        raise SourceError(
-            f"{path} is {name} with {channels} input channels; expected 4, or 9 for inpainting."
-        )
+        raise SourceError(f"{path} is {name} with {channels} input channels; expected 4, or 9 for inpainting.")
     texts = dict(zip(encoders, starts, strict=True))
     return OriginalCheckpoint(name=name, texts=texts, described=described).with_channels(channels)
 

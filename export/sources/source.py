@@ -122,15 +122,9 @@ def read_source(
         raise SourceError(
             describe_export(folder) or f"{folder} holds a {kind:.80}; expected one of {', '.join(TEXT_ENCODERS)}."
         )
-    vae_folder = autoencoder_of(kind)
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
-    folders |= {"vae": folder / vae_folder} if vae_folder else {}
     if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
-    nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets]
-    folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
-    if vae is not None:
-        folders["vae"] = _network_folder(vae, "vae", folders, offline)
+    folders = _network_folders(folder, kind, controlnets, vae, offline)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     _check_classes(configs, folders, vae)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
@@ -149,6 +143,20 @@ def read_source(
         digests={name: _digest(each) for name, each in files.items()},
         tokenizers=tokenizers,
     )
+
+
+def _network_folders(
+    folder: Path, kind: str, controlnets: Sequence[str | Path], vae: str | Path | None, offline: bool
+) -> dict[str, Path]:
+    """Return name in diffusers' layout -> folder, for the networks of the model and those that the user passed."""
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
+    if vae_folder := autoencoder_of(kind):
+        folders["vae"] = folder / vae_folder
+    nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets]
+    folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
+    if vae is not None:
+        folders["vae"] = _network_folder(vae, "vae", folders, offline)
+    return folders
 
 
 def _check_network(

@@ -86,17 +86,23 @@ def read_embedding(argument: str | Path, source: Source) -> LearnedEmbedding:
             f"{path} is not a textual inversion: got {len(shapes)} tensors, such as {min(shapes, default='none')}; "
             "expected a single tensor, or clip_l and clip_g."
         )
-    fits = [len(shapes[t]) in (1, 2) and shapes[t][-1] == widths[encoder] for encoder, t in tensors.items()]
-    counts = {[1, *shapes[t]][-2] for t in tensors.values()} if all(fits) else set()
+    count = _vector_count(path, {encoder: shapes[name] for encoder, name in tensors.items()}, widths)
+    return LearnedEmbedding(path=path, text=_checked_word(word or text, path), tensors=tensors, count=count)
+
+
+def _vector_count(path: Path, shapes: Mapping[str, Sequence[int]], widths: Mapping[str, int]) -> int:
+    """Return the number of vectors. `shapes` and `widths` are by text encoder. Raises `SourceError` for a misfit."""
+    fits = [len(shape) in (1, 2) and shape[-1] == widths[encoder] for encoder, shape in shapes.items()]
+    counts = {[1, *shape][-2] for shape in shapes.values()} if all(fits) else set()
     if len(counts) != 1 or 0 in counts:
-        shown = " and ".join(str(list(shapes[t])) for t in dict.fromkeys(tensors.values()))
+        shown = " and ".join(dict.fromkeys(str(list(shape)) for shape in shapes.values()))
         raise SourceError(
             f"{path} does not fit the model: its vectors have shape {shown}; expected width "
             f"{' and '.join(map(str, widths.values()))}. Use one of the model's family."
         )
     if max(counts) > _MAX_VECTORS:
         raise SourceError(f"{path} holds {max(counts)} vectors for one word; a prompt holds at most {_MAX_VECTORS}.")
-    return LearnedEmbedding(path=path, text=_checked_word(word or text, path), tensors=tensors, count=counts.pop())
+    return counts.pop()
 
 
 def _size(source: Source, encoder: str, name: str) -> int:
@@ -166,15 +172,9 @@ def _with_words(source: Source, encoder: str, words: Sequence[LearnedEmbedding])
     )
 
     def make(empty: Path) -> Mapping[str, Any]:
-        done = run_in_subprocess(
-            f"adding words to the {encoder}",
-            "calotype.export.sources.textual_inversion:add_embeddings_into",
-            out=str(empty / encoder),
-            weights=str(folder),
-            stem=stem_of(encoder),
-            words=files,
-            end=end,
-        )
+        function = "calotype.export.sources.textual_inversion:add_embeddings_into"
+        inputs = {"weights": str(folder), "stem": stem_of(encoder), "words": files, "end": end}
+        done = run_in_subprocess(f"adding words to the {encoder}", function, out=str(empty / encoder), **inputs)
         shutil.copytree(tokenizer, empty / tokenizer.name)
         _add_tokens(empty / tokenizer.name, words, first)
         return {"peak_bytes": done.peak_bytes}

@@ -152,17 +152,17 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     return {"value": value, "peak_bytes": _peak_bytes()}
 
 
-def _write(pipe: int, text: str) -> None:
-    os.write(pipe, f"{text}\n".encode())  # one call per line, because several threads may write
-
-
 def main() -> None:
     """Run in the child: read a job from stdin, and write the answer into its file."""
     global _send
     job = json.loads(sys.stdin.read())
     _die_with(job["parent"])
     os.set_inheritable(job["progress"], False)  # processes that it starts would keep the pipe open
-    _send = lambda text: _write(job["progress"], text)  # noqa: E731
+
+    def send(text: str) -> None:
+        os.write(job["progress"], f"{text}\n".encode())  # one call per line, because several threads may write
+
+    _send = send
     answer = Path(job["answer"])
     fresh = answer.with_suffix(".part")
     fresh.write_text(json.dumps(_run(job), default=str))

@@ -90,7 +90,7 @@ def _lora_pair(layout: str, component: str, layer: str, down: torch.Tensor, up: 
 
 
 def save_lora(folder: Path, path: Path, components=("unet",), layout="diffusers", seed=0, strength=0.3) -> Path:
-    """Save a LoRA of random numbers for the model in `folder`. kohya's layout has an alpha: the scale is alpha / rank."""
+    """Save a LoRA of random numbers for the model in `folder`. kohya's has an alpha: the scale is alpha / rank."""
     generator, tensors = torch.Generator().manual_seed(seed), {}
     for component in components:
         for layer, (out, into, *kernel) in _trained_layers(folder / component).items():
