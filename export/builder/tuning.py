@@ -16,11 +16,11 @@ from typing import Any
 from calotype import backends
 from calotype.plan.plan import Artifact, Plan, write_plan
 
-from ..onnx.capture import Pictures
+from ..onnx.capture import ImageSet
 from ..precision.variants import Part, calibrated, half, not_tried, quantized, tuned_as
 from ..quality.bounds import failed
 from ..steps.progress import Progress
-from ..steps.subprocess_task import Tell, run_in_subprocess
+from ..steps.subprocess_task import ProgressHandler, run_in_subprocess
 from ..tensorrt.engines import engines_for
 from .spec import BuildSpec
 
@@ -56,7 +56,7 @@ class Judging:
     """How pictures are made and measured: on held-out prompts, against `reference` (the recorded decoder)."""
 
     spec: BuildSpec
-    pictures: Pictures
+    pictures: ImageSet
     reference: Path
 
     def judge(self, plan: Plan, *, decoder_alone: bool = False) -> dict[str, Any]:
@@ -187,7 +187,7 @@ class Tuning:
         return value["speed"]
 
 
-def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: Tell | None = None) -> Part:
+def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: ProgressHandler | None = None) -> Part:
     """What the artifacts of a component are made from: its graph, or its own weights."""
     component = plan.components[name]
     form = "diffusers" if backends.form_of(spec.backend) == "diffusers" else "onnx"

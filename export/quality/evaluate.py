@@ -1,6 +1,6 @@
 """Is the picture right, and how fast is each network? Child-process functions that run a plan on its backend.
 
-Pictures are held against those of float32 eager with the same prompts and seeds, which `record` made. A time is a
+Images are held against those of float32 eager with the same prompts and seeds, which `record` made. A time is a
 ratio of two runners called in turns in one process, never a figure of its own.
 """
 
@@ -20,7 +20,7 @@ from calotype.images.png import to_uint8
 from calotype.pipeline import Pipeline
 from calotype.plan.plan import read_plan
 
-from ..onnx.capture import Pictures, read_calls
+from ..onnx.capture import ImageSet, read_calls
 from .metrics import Pixels, figures
 
 ROUNDS = 30  # of both runners; fewer where one call takes long
@@ -46,7 +46,7 @@ def prove(
 
     `decoder_alone` decodes the reference's own latents: the rest of the plan is as it was.
     """
-    asked = Pictures(**{**pictures, "prompts": tuple(pictures["prompts"])})
+    asked = ImageSet(**{**pictures, "prompts": tuple(pictures["prompts"])})
     pipe = Pipeline(read_plan(Path(plan), sealed=False), choose(backend))
     began = time.perf_counter()
     made, notes = _decoded(pipe, Path(reference)) if decoder_alone else _painted(pipe, asked)
@@ -56,7 +56,7 @@ def prove(
     return {**found, "seconds": seconds, "notes": list(notes)}
 
 
-def _painted(pipe: Pipeline, asked: Pictures) -> tuple[Pixels, tuple[str, ...]]:
+def _painted(pipe: Pipeline, asked: ImageSet) -> tuple[Pixels, tuple[str, ...]]:
     made: list[NDArray[np.uint8]] = []
     notes: tuple[str, ...] = ()
     for i in range(len(asked.prompts)):

@@ -24,7 +24,7 @@ from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import gpu_name
 
-from ..steps.subprocess_task import Tell, run_in_subprocess, say
+from ..steps.subprocess_task import ProgressHandler, report_progress, run_in_subprocess
 from ..store.folders import digests_of, files_of_graph
 from ..store.store import fetch, key_of
 from .options import EngineOptions
@@ -43,7 +43,7 @@ class Engines:
     backend: str
     profile: Profile
     options: EngineOptions
-    tell: Tell | None = None
+    tell: ProgressHandler | None = None
 
     def of(self, component: PlannedComponent, graph: Artifact) -> Artifact:
         """The engine of a component's graph, in the graph's precision. Raises `BuildError`."""
@@ -110,7 +110,9 @@ class Engines:
         return {name: [list(end) for end in found] for name, found in ends.items()}
 
 
-def engines_for(backend: str, profile: Profile, words: Sequence[str] = (), tell: Tell | None = None) -> Engines | None:
+def engines_for(
+    backend: str, profile: Profile, words: Sequence[str] = (), tell: ProgressHandler | None = None
+) -> Engines | None:
     """None for a backend that opens graphs as they are. Raises as `check_words`."""
     options = check_words(backend, words)
     return Engines(backend=backend, profile=profile, options=options, tell=tell) if backend in LIBRARIES else None
@@ -164,7 +166,7 @@ def build_here(
             profiles_of(shapes, exact=said.exact),
             said,
             timing_cache=b"" if cache is None else bytes(cache),
-            watch=lambda phase: say(f"{phase.name}, {phase.done} of {phase.of}"),
+            watch=lambda phase: report_progress(f"{phase.name}, {phase.done} of {phase.of}"),
         )
     Path(out).write_bytes(built.engine)
     if built.timing_cache:
