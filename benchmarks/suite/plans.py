@@ -11,7 +11,7 @@ from pathlib import Path
 
 from calotype.backends import COMPILED
 from calotype.export import BuildSpec, build
-from calotype.export.quality.bounds import Bound
+from calotype.export.quality.bounds import QualityBound
 from calotype.export.sources.source import Source
 from calotype.export.store.gc import PLANS
 from calotype.plan.profile import Range
@@ -72,7 +72,7 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
 def _untrained(spec: BuildSpec, case: Case) -> BuildSpec:
     """For weights that nobody trained one short picture of the case's size shows whether the arithmetic holds."""
     height, width = (Range(low=size, usual=size, high=size) for size in (case.height, case.width))
-    gate = (Bound(metric="psnr", limit=25.0),)
+    gate = (QualityBound(metric="psnr", limit=25.0),)
     spec = replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=gate)
     if spec.backend not in COMPILED:
         return spec

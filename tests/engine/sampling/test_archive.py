@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     schedulers = [None, "euler-a"]
-    store_samplers(tmp_path / "samplers", CONFIG, schedulers=schedulers, steps=[3, 4, 5, 8], pictures=[4, 6])
+    store_samplers(tmp_path / "samplers", CONFIG, schedulers=schedulers, steps=[3, 4, 5, 8], image_steps=[4, 6])
     return tmp_path / "samplers"
 
 
@@ -85,7 +85,7 @@ def test_two_names_of_one_schedule_are_one_file(tmp_path):
 
 
 def test_storing_again_replaces(folder):
-    store_samplers(folder, CONFIG, schedulers=["euler"], steps=[2], pictures=[])
+    store_samplers(folder, CONFIG, schedulers=["euler"], steps=[2], image_steps=[])
     told = ["euler-a in 3-5, 8 steps (from pictures 4)", "euler in 2 steps"]
     assert [str(entry) for entry in read_index(folder)] == told
 

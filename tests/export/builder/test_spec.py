@@ -10,7 +10,7 @@ from typer.testing import CliRunner
 from calotype.errors import InputError
 from calotype.export.builder.spec import BuildSpec, flag_of, read_config, spec_from
 from calotype.export.commands.cli import app
-from calotype.export.quality.bounds import Bound, failed, parse_bounds
+from calotype.export.quality.bounds import QualityBound, failed, parse_bounds
 from calotype.plan.profile import Range
 
 
@@ -90,7 +90,7 @@ def test_a_toml_file_has_the_same_fields(tmp_path):
     )
     spec = spec_from(read_config(path))
     assert (spec.model, spec.output, spec.batch) == ("demo", Path("p"), Range(low=1, usual=2, high=4))
-    assert (spec.max_loss, spec.proof, spec.fallback) == ((Bound(metric="psnr", limit=20.0),), 2, True)
+    assert (spec.max_loss, spec.proof, spec.fallback) == ((QualityBound(metric="psnr", limit=20.0),), 2, True)
     path.write_text("model = ")
     with pytest.raises(InputError, match="is not TOML"):
         read_config(path)
