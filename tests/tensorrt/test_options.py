@@ -48,8 +48,8 @@ def test_every_word_is_read():
     )
     assert EngineOptions.from_words(["plugin"]).plugin
     for wrong, told in (
-        ("refit=all", "an engine's options are refit, exact, plugin"),
-        ("level", "options are"),
+        ("refit=all", "refit, exact, plugin"),
+        ("level", "level"),
         ("targets=x", "targets takes whole numbers with commas between, got 'x'"),
         ("level=x", "level takes a whole number, got 'x'"),
     ):
