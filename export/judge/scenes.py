@@ -181,9 +181,9 @@ def is_held_out(words: str) -> bool:
 
 
 def draw_scene(seed: int, count: int | None = None, held_out: bool | None = None) -> Scene:
-    """A random scene, the same for the same seed. `count` things (1 or 2); by default two thirds have two.
+    """Draw a random scene, a function of the seed, with `count` (1 or 2) things; by default two thirds have two.
 
-    `held_out` asks for a caption that training never sees (True), or one that it may (False); None takes any.
+    `held_out`: True draws a caption that training never uses, False one that it may use, None any caption.
     """
     rng = np.random.default_rng([seed, 0xCA107])
     while True:
