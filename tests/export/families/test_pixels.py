@@ -104,7 +104,7 @@ def test_what_it_does_not_take_is_told(folder, tmp_path):
     assert fake(steps=1).images[0].size == (32, 32)
     assert fake("", steps=1, width=64, height=48).images[0].size == (64, 48)
     for wrong in ({"prompt": "a ring"}, {"prompt": ["", ""]}, {"negative_prompt": "a ring"}):
-        with pytest.raises(InputError, match="paints without text; give it no prompt"):
+        with pytest.raises(InputError, match="without text"):
             fake(**wrong)
     with pytest.raises(InputError, match="clip_skip is of text encoders"):
         fake(clip_skip=1)
