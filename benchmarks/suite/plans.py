@@ -11,7 +11,7 @@ from pathlib import Path
 
 from calotype.backends import COMPILED
 from calotype.export import BuildSpec, build
-from calotype.export.quality.bounds import Bound
+from calotype.export.quality.bounds import QualityBound
 from calotype.export.sources.source import Source
 from calotype.export.store.gc import PLANS
 from calotype.plan.profile import Range

@@ -29,7 +29,7 @@ def home(tmp_path, monkeypatch):
 @pytest.fixture
 def folder(tmp_path):
     schedulers = [None, "euler-a"]
-    store_samplers(tmp_path / "samplers", CONFIG, schedulers=schedulers, steps=[3, 4, 5, 8], pictures=[4, 6])
+    store_samplers(tmp_path / "samplers", CONFIG, schedulers=schedulers, steps=[3, 4, 5, 8], image_steps=[4, 6])
     return tmp_path / "samplers"
 
 
