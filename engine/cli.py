@@ -241,7 +241,7 @@ def inspect(
     as_json: Annotated[bool, typer.Option("--json", help="Print all data as one JSON object.")] = False,
 ) -> None:
     """Print what a plan contains: components, tensors, sizes, precision, checks, and the trials of its build."""
-    from .plan.inspection import describe, told
+    from .plan.inspection import describe, format_plan
     from .plan.plan import is_plan, read_plan
 
     if not is_plan(plan):

@@ -115,7 +115,7 @@ class Pipeline(KnownAttributes):
         work, stop = self._start(prompt, arguments)
         notes: tuple[str, ...] = ()
         if self._graph_pipeline.on_device:
-            with self._adapters.held() as loras:
+            with self._adapters.lock_weights() as loras:
                 result, notes = self._run_graph(replace(work, loras=loras), stop)
             if result is not None:
                 return result
@@ -264,7 +264,7 @@ class Pipeline(KnownAttributes):
         return Result(images=images, seeds=work.job.seeds, report=self._report(work, watch, notes)), notes
 
     def _run(self, work: ResolvedCall, stop: threading.Event, earlier_notes: tuple[str, ...] = ()) -> Iterator[Event]:
-        with self._adapters.held() as loras:
+        with self._adapters.lock_weights() as loras:
             events = self._generate(replace(work, loras=loras), stop, earlier_notes)
             while True:
                 with forks.running():

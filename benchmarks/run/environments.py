@@ -87,7 +87,7 @@ def make(name: str, *, show: Callable[[str], None] | None = None) -> Path:
         except (BackendError, OSError) as failed:
             shutil.rmtree(half_made, ignore_errors=True)
             message = f"cannot make the environment of {name}: {failed}"
-            write_whole(_failed(place), message.encode())
+            write_atomic(_failed(place), message.encode())
             raise BackendError(message) from None
         _failed(place).unlink(missing_ok=True)
         ENVIRONMENTS.hold(place.name)

@@ -119,7 +119,7 @@ def main(arguments: Sequence[str]) -> int:
     if (options.backend in ON_GPU) != (options.device == "cuda"):
         raise InputError(f"the backend {options.backend} does not run on {options.device}.")
     pipe = calotype.load(options.model, backend=options.backend)
-    side = options.size or pipe.plan.profile.height.usual
+    side = options.size or pipe.plan.profile.height.opt
     request = {
         **{"prompt": "a large red circle on a blue background", "seed": 1, "steps": options.steps, "height": side},
         **{"width": side, "guidance_scale": options.guidance, "num_images": options.batch},

@@ -25,7 +25,7 @@ _RTX_TARGETS = (75, 80, 86, 89, 120, 121)
 
 def rtx(*, target: int) -> dict[str, Any]:
     """Build an engine of one node for `target`, and check it on this GPU. Runs in a child process."""
-    from calotype.backends.tensorrt.library import imported, log_of
+    from calotype.backends.tensorrt.library import create_log, import_library
     from calotype.export.tensorrt.builder import build_engine
     from calotype.export.tensorrt.options import EngineOptions
 
@@ -36,7 +36,7 @@ def rtx(*, target: int) -> dict[str, Any]:
         engine = build_engine(trt, graph, [shapes], EngineOptions(targets=(target,))).engine
     if not _has_gpu():
         return {"built_bytes": len(engine), "validity": "not checked: without a GPU, the runtime may end the process"}
-    log = log_of(trt)
+    log = create_log(trt)
     validity, why = trt.Runtime(log).get_engine_validity(engine)
     return {"built_bytes": len(engine), "validity": str(validity), "why": str(why), "log": log.message}
 

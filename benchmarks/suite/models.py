@@ -153,7 +153,7 @@ def once(folder: Path, backend: str = "onnxruntime") -> Iterator[str]:
     began = time.monotonic()
     report = pipe("a house by a lake", steps=1, seed=0).report
     seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    size = f"{pipe.plan.profile.width.usual} x {pipe.plan.profile.height.usual}"
+    size = f"{pipe.plan.profile.width.opt} x {pipe.plan.profile.height.opt}"
     yield f"one step at {size} px: {seconds:.0f} s including loading, {peak / 2**30:.1f} GiB peak"
     yield str(report)
 

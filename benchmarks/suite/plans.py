@@ -73,10 +73,10 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
 
 def _untrained(spec: BuildSpec, case: Case) -> BuildSpec:
     """Use one short image of the case's size to check the arithmetic of a model with random weights."""
-    height, width = (Range(low=size, usual=size, high=size) for size in (case.height, case.width))
-    gate = (Bound(metric="psnr", limit=25.0),)
+    height, width = (Range(min=size, opt=size, max=size) for size in (case.height, case.width))
+    gate = (QualityBound(metric="psnr", limit=25.0),)
     spec = replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=gate)
     if spec.backend not in COMPILED:
         return spec
     # An engine for one size is the fastest; the evaluation needs a batch of one.
-    return replace(spec, batch=Range(low=1, usual=case.batch, high=case.batch), engine=("chunks=1",))
+    return replace(spec, batch=Range(min=1, opt=case.batch, max=case.batch), engine=("chunks=1",))

@@ -40,7 +40,7 @@ def suggest_fitting_size(
     for share in _SIDE_SHARES:
         multiple = plan.profile.multiple
         tall, wide = (int(side * share) // multiple * multiple for side in (height, width))
-        inside = plan.profile.height.low <= tall and plan.profile.width.low <= wide
+        inside = plan.profile.height.min <= tall and plan.profile.width.min <= wide
         if inside and need(1, tall, wide) <= limit:
             return f"one of {wide}x{tall} pixels would fit"
     return _LOWER.get(plan.components["unet"].artifacts[0].precision, _NOTHING)

@@ -86,10 +86,13 @@ def _optional_inputs(plan: Plan, job: Job, rows: int) -> dict[str, Array]:
 
 def _source_latents(matrix: SamplerMatrix, ready: InitialLatents, count: int) -> dict[str, Array]:
     """Return the latents of the input image, and their coefficients in the matrix."""
-    if ready.original is None or matrix.clean is None:
+    if ready.original is None or matrix.image_coefficients is None:
         return {}
-    arrays: dict[str, Array] = {"original": ready.original.latents, "clean": np.tile(matrix.clean, (count, 1))}
-    if ready.original.inpaint_mask is not None and matrix.kept is not None:
+    arrays: dict[str, Array] = {
+        "original": ready.original.latents,
+        "image_coefficients": np.tile(matrix.image_coefficients, (count, 1)),
+    }
+    if ready.original.inpaint_mask is not None and matrix.masked_rows is not None:
         arrays["inpaint_mask"] = ready.original.inpaint_mask[:, 0].astype(np.uint8)
-        arrays["kept"] = np.tile(matrix.kept, (count, 1, 1))
+        arrays["masked_rows"] = np.tile(matrix.masked_rows, (count, 1, 1))
     return arrays

@@ -115,9 +115,11 @@ class GraphPipeline(nn.Module):
         history = noise.new_empty(count, rows.shape[2], *noise.shape[1:])
         history[:, 0], history[:, 1 + calls :] = noise, inputs["draws"]
         original = None
-        if "clean" in inputs:
-            optional = {name: inputs[name] for name in ("inpaint_mask", "kept") if name in inputs}
-            original = SourceLatents(latents=inputs["original"], clean=inputs["clean"], **optional)
+        if "image_coefficients" in inputs:
+            optional = {name: inputs[name] for name in ("inpaint_mask", "masked_rows") if name in inputs}
+            original = SourceLatents(
+                latents=inputs["original"], image_coefficients=inputs["image_coefficients"], **optional
+            )
         slots = Slots(
             call=noise.new_full((count,), -1, dtype=torch.int32),
             calls=noise.new_full((count,), calls, dtype=torch.int32),

@@ -36,7 +36,7 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
         BackendError: OpenCV is not installed.
     """
     pixels = load_image_array("image", image)  # [H, W, 3]
-    low, high = number("low", low, _MAX_GRADIENT), number("high", high, _MAX_GRADIENT)
+    low, high = check_float("low", low, _MAX_GRADIENT), check_float("high", high, _MAX_GRADIENT)
     if low > high:
         raise InputError(f"Invalid thresholds: got low {low:g} above high {high:g}; expected low <= high.")
     try:

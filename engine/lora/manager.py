@@ -74,7 +74,7 @@ class LoraManager:
         """
         parsed = parse_loras(loras)
         patches = weight_deltas_of(parsed, self._shapes(parsed)) if parsed else {}
-        with self._gate.change():
+        with self._gate.write():
             self._change(patches)
             self._loras, self._patches = parsed, patches
             self._broken.clear()
@@ -137,7 +137,7 @@ class LoraManager:
     def _test_inputs(self, name: str, component: LoadedComponent) -> Arrays:
         """Return inputs with the shapes of the last call, for which backends have compiled, or else small ones."""
         bindings, small = self._plan.components[name].inputs, self._small()
-        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(component.shapes_given), _IDS)
+        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(component.last_shapes), _IDS)
 
     def _small(self) -> dict[str, int]:
         """Return sizes of twice the multiple: below, torch may reject a U-Net level of a single pixel."""

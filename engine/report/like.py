@@ -22,7 +22,7 @@ ARGUMENT_NAMES = {  # in a PNG -> in a call
     "control_ends": "control_guidance_end",
 }
 _IMAGES = (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image"))
-_NUMBERS = list_of(number(-1e6, 1e6), most=100)
+_NUMBERS = list_of(number(-1e6, 1e6), max_length=100)
 _NAME, _WEIGHT, _DIGEST = text(r"[^\x00]{1,4096}", "a path"), number(-10, 10), text(r"[0-9a-f]{64}", "a SHA-256")
 
 

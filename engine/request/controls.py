@@ -81,7 +81,7 @@ def _per_net(name: str, request: Any, nets: int, limit: float) -> tuple[float, .
     numbers = list(value) if isinstance(value, (list, tuple)) else [value] * nets
     if len(numbers) != nets:
         raise InputError(f"pass one {name}, or one for each of {nets} ControlNets; got {len(numbers)}.")
-    return tuple(number(name, each, limit) for each in numbers)
+    return tuple(check_float(name, each, limit) for each in numbers)
 
 
 def _spans(request: Any, nets: int) -> tuple[tuple[float, float], ...]:

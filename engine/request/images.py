@@ -147,7 +147,7 @@ def _latents(image: Any, channels: int, prompts: int, count: int) -> Floats | No
 
 
 def _fraction(name: str, value: Any) -> float | None:
-    return None if value is None else number(name, value, 1)
+    return None if value is None else check_float(name, value, 1)
 
 
 def _check(inputs: ImageInputs, inpainting: bool) -> None:

@@ -132,8 +132,8 @@ class Job:
 def resolve(request: Request, plan: Plan) -> Job:
     """Check all arguments that can be checked before the work, and fill in the defaults. Raises `InputError`."""
     prompts = _prompts(request, plan)
-    each = whole("num_images", request.num_images, 1, 2**20)
-    steps, count = whole("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
+    each = check_int("num_images", request.num_images, 1, 2**20)
+    steps, count = check_int("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
     controls = parse_control_inputs(request, len(controlnets_of(plan.components)), len(prompts))
     images = parse_image_inputs(request, plan, len(prompts), count)
     height, width = _size(request, images.size(plan.profile.factor) or controls.size, plan.profile)
@@ -167,7 +167,7 @@ def resolve(request: Request, plan: Plan) -> Job:
 def _interval(interval: Sequence[float]) -> tuple[float, float]:
     if isinstance(interval, str) or not isinstance(interval, Sequence) or len(interval) != 2:
         raise InputError(f"guidance_interval must be two fractions, such as (0.1, 0.8); got {interval!r:.80}.")
-    start, end = (number("guidance_interval", fraction, 1) for fraction in interval)
+    start, end = (check_float("guidance_interval", fraction, 1) for fraction in interval)
     if start >= end:
         raise InputError(f"guidance_interval must begin before it ends; got {interval!r:.80}.")
     return start, end
@@ -186,7 +186,7 @@ def _size(request: Request, image_size: tuple[int, ...] | None, profile: Profile
         value = getattr(request, name)
         if value is None and image_size is not None:
             return max(image_size[axis] // profile.multiple, 1) * profile.multiple
-        return whole(name, getattr(profile, name).usual if value is None else value, 1, 2**20)
+        return check_int(name, getattr(profile, name).usual if value is None else value, 1, 2**20)
 
     return side("height", 0), side("width", 1)
 
@@ -223,7 +223,7 @@ def _clip_skip(value: Any, plan: Plan) -> int | None:
     limit = 0
     while all(skipping(output, limit + 1) in outputs[name] for name, output in plan.prompting.states):
         limit += 1
-    return whole("clip_skip", value, 0, limit) or None
+    return check_int("clip_skip", value, 0, limit) or None
 
 
 def _texts(name: str, value: str | Sequence[str]) -> list[str]:
@@ -244,6 +244,6 @@ def _seeds(seed: Any, count: int) -> tuple[int, ...]:
     if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
         if len(seed) != count:
             raise InputError(f"pass one seed, or one for each of {count} images; got {len(seed)}.")
-        return tuple(whole("seed", each, 0, MAX_SEED) for each in seed)
-    first = whole("seed", seed, 0, MAX_SEED)
+        return tuple(check_int("seed", each, 0, MAX_SEED) for each in seed)
+    first = check_int("seed", seed, 0, MAX_SEED)
     return tuple((first + i) % (MAX_SEED + 1) for i in range(count))

@@ -201,7 +201,7 @@ class _Build:
         return replace(bare, components=components)
 
     def _record(self, bare: Plan, what: str) -> dict[str, Path]:
-        plan = replace(bare, profile=replace(bare.profile, batch=replace(bare.profile.batch, low=1, usual=1)))
+        plan = replace(bare, profile=replace(bare.profile, batch=replace(bare.profile.batch, min=1, opt=1)))
         return record_all(plan, self._work.source, self._work.images(what), what, self._progress.stage)
 
     def _lowered(self, plan: Plan, recorded: Mapping[str, Mapping[str, Path]]) -> tuple[Plan, list[Any]]:

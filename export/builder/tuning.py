@@ -57,7 +57,7 @@ class PlanEvaluator:
     """Generates images of held-out prompts with a plan and compares them with `reference` (the decoder's recording)."""
 
     spec: BuildSpec
-    images: Pictures
+    images: ImageSet
     reference: Path
 
     def evaluate(self, plan: Plan, *, decoder_only: bool = False) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class Tuning:
         return value["speed"]
 
 
-def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: Tell | None = None) -> Part:
+def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: ProgressHandler | None = None) -> Part:
     """Return what a component's artifacts are made from: its graph, or the model's own weights."""
     component = plan.components[name]
     form = "diffusers" if backends.form_of(spec.backend) == "diffusers" else "onnx"

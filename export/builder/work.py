@@ -30,7 +30,7 @@ class Work:
     prompts: Prompts
     key: str
 
-    def images(self, what: str) -> Pictures:
+    def images(self, what: str) -> ImageSet:
         """Return the configuration of the images for the "proof" (held-out prompts) or the "calibration"."""
         height, width = image_size(self.spec, self.family.profile)
         count, steps = self.spec.proof_counts

@@ -90,7 +90,7 @@ def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
 def targets_of(launch: Launch) -> list[int]:
     """Return the compute capabilities that the launch supports."""
-    return [target for target in TARGETS if target >= launch.least]
+    return [target for target in TARGETS if target >= launch.min_capability]
 
 
 def _named(what: str, launches: Sequence[Launch]) -> Iterator[tuple[str, Launch]]:

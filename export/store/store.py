@@ -108,7 +108,7 @@ def _read(folder: Path) -> Mapping[str, Any]:
         raise SourceError(f"{folder / ENTRY} is missing; {_REMEDY}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise SourceError(f"{folder / ENTRY} is damaged; {_REMEDY}.") from None
-    verify(folder, files, beside=(ENTRY,), mend=_REMEDY)
+    verify(folder, files, allowed=(ENTRY,), advice=_REMEDY)
     return entry
 
 

@@ -114,7 +114,9 @@ class Engines:
         return {name: [list(shape) for shape in shapes] for name, shapes in ends.items()}
 
 
-def engines_for(backend: str, profile: Profile, words: Sequence[str] = (), tell: Tell | None = None) -> Engines | None:
+def engines_for(
+    backend: str, profile: Profile, words: Sequence[str] = (), tell: ProgressHandler | None = None
+) -> Engines | None:
     """Return the engine builder, or None if the backend opens graphs directly. Raises as `parse_engine_options`."""
     options = parse_engine_options(backend, words)
     return Engines(backend=backend, profile=profile, options=options, tell=tell) if backend in LIBRARIES else None
@@ -160,12 +162,12 @@ def build_here(
     out: str,
 ) -> dict[str, Any]:
     """Write the engine to `out`, and the timings to the cache under the key `timings`. Runs in a child process."""
-    from calotype.backends.tensorrt.library import imported
+    from calotype.backends.tensorrt.library import import_library
 
     from .builder import build_engine
 
     began, cache = time.monotonic(), TIMINGS.read(timings)
-    trt, config = imported(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
+    trt, config = import_library(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
     with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
         built = build_engine(
             trt,

@@ -16,6 +16,7 @@ from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources.source import read_source
 from calotype.plan.family import family_of
+from calotype.report.like import read_like
 from tests.helpers.tiny_models import save_controlnet
 
 # diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
@@ -165,7 +166,6 @@ def test_arguments_that_fit(fakes):
 
 
 def test_metadata_records_the_controlnet(fakes, tmp_path):
-    from calotype.cli import _made_like
 
     fakes[1]("x", control_image=EDGES[0], steps=1, seed=1).images[0].save(tmp_path / "a.png")
     with pytest.raises(InputError, match="--control-image"):

@@ -22,7 +22,6 @@ from calotype.export.store import store
 from calotype.export.tensorrt.builder import EngineOptions, build_engine, shapes_of
 from calotype.export.tensorrt.engines import Engines
 from calotype.plan.profile import Range
-from tests.helpers.tiny_models import save_controlnet
 
 OPTIONS = EngineOptions(targets=(89,))
 COMPONENTS = {
