@@ -49,7 +49,7 @@ class Choices:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Compute attention with the fastest implementation for these shapes."""
         runs = {name: partial(_by_torch, q, k, v, scale, backend) for name, backend in TORCH_BACKENDS.items()}
-        if q.shape[3] <= ours.WIDEST:
+        if q.shape[3] <= ours.MAX_HEAD_WIDTH:
             runs[OWN] = partial(ours.attention, q, k, v, scale=scale)
         name = self._fastest((tuple(q.shape), tuple(k.shape), q.dtype), runs)
         return _by_torch(q, k, v, scale, None) if name is None else runs[name]()

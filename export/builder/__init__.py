@@ -1,1 +1,1 @@
-"""`build` and `prepare`: a source becomes a plan."""
+"""Build plans: `build` writes a plan folder, `prepare` makes a plan that lives in the store."""

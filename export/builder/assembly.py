@@ -1,7 +1,7 @@
-"""A plan's folder: artifacts, configs, tokenizers and schedules in place of the last plan in a single step.
+"""Write a plan's folder (artifacts, configs, tokenizers, schedules) and swap it with the old plan in one step.
 
 Folder and file names are those that Optimum's ONNX Runtime pipelines read: `unet/model.onnx`, `unet/config.json`,
-`tokenizer/`, `scheduler/`, `model_index.json`. Knows nothing of how artifacts were made.
+`tokenizer/`, `scheduler/`, `model_index.json`. This module does not know how artifacts are made.
 """
 
 from __future__ import annotations
@@ -27,33 +27,35 @@ _HERE = -100  # AT_FDCWD
 
 
 def check_output(folder: Path) -> None:
-    """`BuildError` where something other than a plan is in the way, before any work."""
+    """Raise `BuildError` if the output folder cannot hold a plan. Runs before any work."""
     try:
         if folder.is_file() or (folder.is_dir() and not is_plan(folder) and any(folder.iterdir())):
-            raise BuildError(f"{folder} is there and is no plan; name a folder that does not exist (-o PLAN).")
+            raise BuildError(f"{folder} already exists and is not a plan. Choose a new output folder (-o PLAN).")
         parent = folder.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
         if not os.access(parent, os.W_OK):
-            raise BuildError(f"{parent} cannot be written; name another folder (-o PLAN).")
-    except OSError as failed:
-        raise BuildError(f"{folder} cannot be made ({failed.strerror}); name another folder (-o PLAN).") from None
+            raise BuildError(f"cannot write to {parent}. Choose another output folder (-o PLAN).")
+    except OSError as error:
+        raise BuildError(
+            f"{folder} cannot be created ({error.strerror}). Choose another output folder (-o PLAN)."
+        ) from None
 
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Path]:
-    """An empty folder beside `folder`, which takes its place when the block ends well and is gone otherwise."""
+    """Yield an empty folder next to `folder`. It replaces `folder` if the block succeeds, else it is deleted."""
     fresh = folder.absolute().with_name(f".{folder.name}.making")
-    shutil.rmtree(fresh, ignore_errors=True)  # of a build that was killed; the caller holds this plan's lock
+    shutil.rmtree(fresh, ignore_errors=True)  # left by a build that was killed; the caller holds this plan's lock
     fresh.mkdir()
     try:
         yield fresh
-        _take_the_place(fresh, folder.absolute())
+        _swap_into_place(fresh, folder.absolute())
     finally:
         shutil.rmtree(fresh, ignore_errors=True)
 
 
-def _take_the_place(fresh: Path, folder: Path) -> None:
-    """Afterwards `fresh` holds what was in `folder`, if anything was; at no moment is there no plan."""
+def _swap_into_place(fresh: Path, folder: Path) -> None:
+    """Exchange the two folders atomically, so that a plan exists at every moment."""
     if not folder.exists():
         fresh.rename(folder)
         return
@@ -62,28 +64,31 @@ def _take_the_place(fresh: Path, folder: Path) -> None:
         done = libc.renameat2(_HERE, os.fsencode(fresh), _HERE, os.fsencode(folder), _EXCHANGE) == 0
     except (OSError, AttributeError):
         done = False
-    if not done:  # a file system or a system without it: the old plan is gone for a moment
+    if not done:  # the system or the file system lacks renameat2: the plan is missing for a moment
         shutil.rmtree(folder)
         fresh.rename(folder)
 
 
 def assemble(plan: Plan, source: Source, folder: Path) -> Plan:
-    """Copy all that the plan needs into `folder`; the plan with the paths that hold there, manifest unwritten.
+    """Copy every file of the plan into `folder`. The manifest is not written.
 
-    A component's first artifact lies in its folder as model.onnx; another file's is in a folder of its precision.
+    A component's first artifact is `COMPONENT/model.onnx`; other files are in `COMPONENT/PRECISION/`.
+
+    Returns:
+        The plan with paths relative to `folder`.
     """
     components = {c.name: _copied(c, source, folder) for c in plan.components.values()}
-    for read in (*source.tokenizers.values(), source.folder / "scheduler"):
-        shutil.copytree(read, folder / read.name)
-    for read in source.tokenizers.values():
-        _spell_out(folder / read.name)
+    for original in (*source.tokenizers.values(), source.folder / "scheduler"):
+        shutil.copytree(original, folder / original.name)
+    for original in source.tokenizers.values():
+        _write_vocabulary(folder / original.name)
     shutil.copy(source.folder / "model_index.json", folder)
-    tokenizers = {name: Path(read.name) for name, read in source.tokenizers.items()}
+    tokenizers = {name: Path(original.name) for name, original in source.tokenizers.items()}
     return replace(plan, components=components, tokenizers=tokenizers)
 
 
-def _spell_out(tokenizer: Path) -> None:
-    """vocab.json and merges.txt, which transformers 4 (and so Optimum) reads and transformers 5 no longer writes."""
+def _write_vocabulary(tokenizer: Path) -> None:
+    """Write vocab.json and merges.txt: transformers 4 (so Optimum) reads them, transformers 5 does not write them."""
     if all((tokenizer / name).is_file() for name in ("vocab.json", "merges.txt")):
         return
     words, merges = vocabulary_of(tokenizer)
@@ -95,20 +100,19 @@ def _spell_out(tokenizer: Path) -> None:
 
 
 def _copied(component: PlannedComponent, source: Source, folder: Path) -> PlannedComponent:
-    place = folder / component.name
-    place.mkdir()
-    shutil.copy(source.weights_folder(component.name) / "config.json", place)
-    there: dict[Path, Path] = {}
+    (folder / component.name).mkdir()
+    shutil.copy(source.weights_folder(component.name) / "config.json", folder / component.name)
+    copied: dict[Path, Path] = {}
     kept: list[Artifact] = []
-    own = component.artifacts[0].form == "diffusers"  # a backend that opens the model's own weights
+    own = component.artifacts[0].form == "diffusers"  # the backend opens the model's own weights
     for artifact in component.artifacts:
         if artifact.form == "diffusers" and not own:
             continue
-        if artifact.path not in there:
-            # The others are what a run falls back to, of a higher precision each.
-            inside = Path(component.name) if not there else Path(component.name) / artifact.precision
+        if artifact.path not in copied:
+            # A run falls back to the later artifacts; each has a higher precision than the one before.
+            inside = Path(component.name) if not copied else Path(component.name) / artifact.precision
             holder = artifact.path if own else artifact.path.parent
             shutil.copytree(holder, folder / inside, ignore=shutil.ignore_patterns(ENTRY), dirs_exist_ok=True)
-            there[artifact.path] = inside / artifact.path.relative_to(holder)
-        kept.append(replace(artifact, path=there[artifact.path]))
+            copied[artifact.path] = inside / artifact.path.relative_to(holder)
+        kept.append(replace(artifact, path=copied[artifact.path]))
     return component.with_artifacts(*kept)

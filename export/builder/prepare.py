@@ -1,4 +1,4 @@
-"""A source becomes a plan: its components described, and the artifacts asked for found in the store or made."""
+"""Turn a source into a plan: describe its components, and take their artifacts from the store or make them."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from calotype.plan.profile import Profile
 
 from ..onnx.trace_step import trace_key, traced
 from ..sources.source import Source, read_source
-from ..sources.textual_inversion import learn
+from ..sources.textual_inversion import add_embeddings
 from ..store.store import has
-from ..tensorrt.engines import engines_for, modest
+from ..tensorrt.engines import default_profile, engines_for
 
 
 def prepare(
@@ -31,10 +31,18 @@ def prepare(
     offline: bool = False,
     forms: Collection[str] = ("onnx",),
 ) -> Plan:
-    """The plan of a model with its ControlNets, autoencoder and learned words, in the forms asked for and eager.
+    """Return the plan of a model with its ControlNets, autoencoder and learned embeddings.
 
-    The first use of a model traces it into the store (tens of seconds for the demonstration model); the next finds it
-    there. Raises `SourceError`.
+    Each component has its artifacts in the requested forms, and its eager reference. The first use of a model traces
+    it into the store (tens of seconds for the demonstration model); later uses read it from there.
+
+    Args:
+        model: a folder in diffusers' layout, a checkpoint file, a hub id, or "demo".
+        words: textual-inversion files.
+        forms: "onnx", "diffusers", or backends that compile engines.
+
+    Raises:
+        SourceError: the model cannot be read.
     """
     source, family = _described(model, controlnets=controlnets, vae=vae, words=words, offline=offline, forms=forms)
     components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
@@ -44,11 +52,11 @@ def prepare(
 def prepare_lazily(
     model: str | Path, *, forms: Collection[str] = ("onnx",), **parts: Any
 ) -> tuple[Plan, Callable[[str], PlannedComponent]]:
-    """The plan as `prepare` makes it, without the traces that text-to-image does not need; and what makes those.
+    """Return the plan of `prepare` without the traces that text-to-image does not need, and a function that traces.
 
-    The plan has such a component with its eager reference alone, unless its trace is in the store. The second result
-    gives any component by name with all its artifacts, traced at the call. It raises `SourceError` where the model's
-    files are gone or were changed meanwhile. Engines (`COMPILED`) are all built at once.
+    A component that is not needed has only its eager reference, unless its trace is in the store. The function takes
+    a component's name and returns it with all its artifacts, traced at the call. It raises `SourceError` if the
+    model's files are missing or have changed. Engines (`COMPILED`) are all built immediately.
     """
     source, family = _described(model, forms=forms, **parts)
     later = _later(family, source) if set(forms) == {"onnx"} else frozenset()
@@ -70,7 +78,7 @@ def prepare_lazily(
 
 
 def _later(family: Family, source: Source) -> frozenset[str]:
-    """The components that are traced at their first use."""
+    """Return the names of the components that are traced at their first use."""
     first = {*source.tokenizers, "unet", "vae_decoder", *(["vae_encoder"] if family.inpaints else [])}
     return frozenset(n for n, c in family.components.items() if n not in first and not has(trace_key(c, source)))
 
@@ -84,22 +92,22 @@ def _described(
     offline: bool = False,
     forms: Collection[str],
 ) -> tuple[Source, Family]:
-    source = learn(read_source(model, controlnets, vae, offline=offline), words)
+    source = add_embeddings(read_source(model, controlnets, vae, offline=offline), words)
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
-        family = replace(family, profile=modest(family.profile))
+        family = replace(family, profile=default_profile(family.profile))
     return source, family
 
 
 def plan_of(source: Source, family: Family, components: dict[str, PlannedComponent]) -> Plan:
-    """The source's plan with these components."""
+    """Return the source's plan with these components."""
     return Plan(
         model=source.model,
         family=family.name,
         fingerprint=source.fingerprint,
         profile=family.profile,
         components=components,
-        # Where pixels are denoised, what their scheduler does not say is clipped, as its class has it.
+        # A model that denoises pixels clips samples unless its scheduler says otherwise: the class's own default.
         scheduler={**({} if family.prompting.states else {"clip_sample": True}), **source.configs["scheduler"]},
         tokenizers=source.tokenizers,
         prompting=family.prompting,
@@ -111,7 +119,7 @@ def plan_of(source: Source, family: Family, components: dict[str, PlannedCompone
 
 
 def reference(component: Component, source: Source) -> PlannedComponent:
-    """The component with its eager reference alone: the source's own weights."""
+    """Return the component with only its eager reference: the source's own weights."""
     weights = source.weights_folder(component.name)
     return PlannedComponent(
         name=component.name,

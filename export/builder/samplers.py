@@ -1,4 +1,4 @@
-"""Compiling a plan's samplers beforehand, so that it paints where neither torch nor diffusers is."""
+"""Compile a plan's samplers ahead of time, so that it generates images without torch and diffusers."""
 
 from __future__ import annotations
 
@@ -9,22 +9,22 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SamplerError
-from calotype.sampling.archive import StoredScheduler, courses, write_matrices
+from calotype.sampling.archive import StoredScheduler, image_schedule_ranges, write_matrices
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import ScheduleRange
 from calotype.sampling.schedulers import SchedulerSpec, spec_from
 
-__all__ = ["PICTURE_STEPS", "STEPS", "SamplersReport", "store_samplers"]
+__all__ = ["IMAGE_STEPS", "STEPS", "SamplersReport", "store_samplers"]
 
-STEPS: Sequence[int] = range(1, 51)  # what is compiled where nothing is said
-# Of these, what sets out from pictures, in every strength: all fifty would be megabytes.
-PICTURE_STEPS: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50)
+STEPS: Sequence[int] = range(1, 51)  # the default
+# The step counts that are also compiled for image-to-image, in every strength: all fifty would take megabytes.
+IMAGE_STEPS: Sequence[int] = (1, 2, 3, 4, 5, 6, 8, 10, 12, 15, 20, 25, 30, 40, 50)
 
 
 @dataclass(frozen=True, kw_only=True)
 class SamplersReport:
-    """What came of it: the schedulers kept, and by name why others were not, or not in all step counts."""
+    """The compiled schedulers, and by name why a scheduler or some of its step counts are left out."""
 
     stored: tuple[StoredScheduler, ...]
     left_out: Mapping[str, str]
@@ -36,66 +36,62 @@ def store_samplers(
     *,
     schedulers: Sequence[str | None] = (None,),
     steps: Iterable[int] = STEPS,
-    pictures: Iterable[int] = PICTURE_STEPS,
+    image_steps: Iterable[int] = IMAGE_STEPS,
 ) -> SamplersReport:
     """Compile schedulers into a plan's `samplers` folder, one file each with all step counts.
 
     Args:
-        folder: the `samplers` folder; made where there is none.
+        folder: the `samplers` folder; created if missing.
         base_config: the model's `scheduler_config.json`.
-        schedulers: names as `spec_from` takes them; None is the model's own.
-        steps: the step counts. One that the scheduler cannot make is left out.
-        pictures: those of them in which pictures may be set out from as well.
+        schedulers: names for `spec_from`; None is the model's own scheduler.
+        steps: the step counts. Those that the scheduler does not support are left out.
+        image_steps: the step counts that are also compiled for image-to-image.
 
     Raises:
-        SamplerError: a name is unknown, or a scheduler cannot make any of the step counts.
+        SamplerError: a name is unknown, or a scheduler supports none of the step counts.
     """
-    wanted, from_pictures = sorted(set(steps)), set(pictures)
+    requested, for_images = sorted(set(steps)), set(image_steps)
     specs = {spec.key(): spec for spec in (spec_from(name, base_config) for name in schedulers)}  # two names, one key
     stored, left_out = [], {}
     for spec in specs.values():
-        matrices, reasons = _compiled(spec, wanted)
+        matrices, reasons = _compiled(spec, requested)
         if reasons:
             left_out[spec.name] = "; ".join(dict.fromkeys(reasons.values()))
         if matrices:
-            of_pictures = {n: made for n in from_pictures & set(matrices) if (made := _of_pictures(spec, n))}
-            stored.append(write_matrices(folder, spec, matrices, version("diffusers"), of_pictures))
-        elif not _runs_itself(reasons):
-            raise SamplerError(next(iter(reasons.values()), f"no step counts were given for {spec.name}."))
+            parts = {n: ranges for n in for_images & set(matrices) if (ranges := _image_to_image(spec, n))}
+            stored.append(write_matrices(folder, spec, matrices, version("diffusers"), parts))
+        elif not any(reason.startswith(_NEEDS_SCHEDULER) for reason in reasons.values()):
+            raise SamplerError(next(iter(reasons.values()), f"cannot compile {spec.name}: steps is empty."))
     return SamplersReport(stored=tuple(stored), left_out=left_out)
 
 
-_ITSELF = "the scheduler itself must run, which takes torch and diffusers: "
+_NEEDS_SCHEDULER = "the scheduler itself must run, which needs torch and diffusers: "
 
 
-def _runs_itself(reasons: Mapping[int, str]) -> bool:
-    return any(reason.startswith(_ITSELF) for reason in reasons.values())
-
-
-def _of_pictures(spec: SchedulerSpec, steps: int) -> dict[ScheduleRange, SamplerMatrix]:
-    """All courses from a picture; nothing where one of them cannot be made."""
-    made = {}
-    for course in courses(steps):
+def _image_to_image(spec: SchedulerSpec, steps: int) -> dict[ScheduleRange, SamplerMatrix]:
+    """Compile every schedule range that starts from an image; empty if one of them cannot be compiled."""
+    matrices = {}
+    for schedule_range in image_schedule_ranges(steps):
         try:
-            sampler = compile_sampler(spec, steps, course=course)
+            sampler = compile_sampler(spec, steps, schedule_range=schedule_range)
         except SamplerError:
             return {}
         if not isinstance(sampler, SamplerMatrix):
             return {}
-        made[course] = sampler
-    return made
+        matrices[schedule_range] = sampler
+    return matrices
 
 
 def _compiled(spec: SchedulerSpec, steps: Sequence[int]) -> tuple[dict[int, SamplerMatrix], dict[int, str]]:
-    """The matrices by step count, and why there is none of others."""
+    """Return the matrices by step count, and for the other step counts the reason."""
     matrices, reasons = {}, {}
     for count in steps:
         try:
             sampler = compile_sampler(spec, count)
-        except SamplerError as failed:
-            reasons[count] = str(failed)
+        except SamplerError as error:
+            reasons[count] = str(error)
             continue
         if not isinstance(sampler, SamplerMatrix):  # thresholds, Brownian trees: the same for every step count
-            return {}, {count: f"{_ITSELF}{sampler.reason}"}
+            return {}, {count: f"{_NEEDS_SCHEDULER}{sampler.reason}"}
         matrices[count] = sampler
     return matrices, reasons

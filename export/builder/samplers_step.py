@@ -1,4 +1,4 @@
-"""A plan's compiled schedules in the store: found there, or compiled in a child process (which needs torch)."""
+"""Read a plan's compiled schedules from the store, or compile them in a child process (which needs torch)."""
 
 from __future__ import annotations
 
@@ -13,27 +13,31 @@ from calotype.sampling.schedulers import FORMAT
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import installed
 from ..store.store import ENTRY, fetch, key_of
-from .samplers import PICTURE_STEPS
+from .samplers import IMAGE_STEPS
 
 
 def schedules(folder: Path, config: Mapping[str, Any], names: Sequence[str], steps: Range) -> dict[str, Any]:
-    """Fill `folder` with the model's scheduler and the named ones, in all step counts; what was left out, and why."""
-    arguments = {"config": dict(config), "names": list(names), "steps": [steps.low, steps.high]}
-    key = key_of({**arguments, "pictures": list(PICTURE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")})
+    """Fill `folder` with the model's scheduler and the named ones in all step counts.
 
-    def make(made: Path) -> Mapping[str, Any]:
+    Returns:
+        By scheduler name, why it or some of its step counts are left out.
+    """
+    arguments = {"config": dict(config), "names": list(names), "steps": [steps.min, steps.max]}
+    key = key_of({**arguments, "pictures": list(IMAGE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")})
+
+    def make(out: Path) -> Mapping[str, Any]:
         done = run_in_subprocess(
-            "compiling the schedules", "calotype.export.builder.samplers_step:compile_all", out=str(made), **arguments
+            "compiling the schedules", "calotype.export.builder.samplers_step:compile_all", out=str(out), **arguments
         )
         return {"left_out": done.value}
 
-    found, notes = fetch(key, make, label={"kind": "schedules"})
-    shutil.copytree(found, folder, ignore=shutil.ignore_patterns(ENTRY))
+    stored, notes = fetch(key, make, label={"kind": "schedules"})
+    shutil.copytree(stored, folder, ignore=shutil.ignore_patterns(ENTRY))
     return dict(notes["left_out"])
 
 
 def compile_all(*, config: Mapping[str, Any], names: Sequence[str], steps: Sequence[int], out: str) -> dict[str, str]:
-    """In a child process: the matrices into `out`."""
+    """Write the matrices to `out`. Runs in a child process."""
     from .samplers import store_samplers
 
     low, high = steps

@@ -1,8 +1,9 @@
-"""Which precision for which component? The fastest mix whose pictures stay inside the gate, and all that was tried.
+"""Search for the fastest precision of each component whose images stay inside the quality bounds.
 
-A component is tried alone, the others in float32: its pictures on held-out prompts against float32's, its speed
-against its float32 self in turns. int8 leaves alone as many of the most sensitive groups as the gate makes it, found by
-halving. At last the chosen ones are judged together, and the one that gains least is given up while they miss.
+Each trial lowers one component and keeps the others in float32. It compares the images of held-out prompts with those
+of float32, and alternates timed calls with the float32 component. For int8, a bisection finds the smallest number of
+sensitive groups that must stay in float32. At the end the chosen components are evaluated together; while they miss
+the bounds, the one that gains least returns to float32.
 """
 
 from __future__ import annotations
@@ -16,21 +17,21 @@ from typing import Any
 from calotype import backends
 from calotype.plan.plan import Artifact, Plan, write_plan
 
-from ..onnx.capture import Pictures
+from ..onnx.capture import ImageSet
 from ..precision.variants import Part, calibrated, half, not_tried, quantized, tuned_as
 from ..quality.bounds import failed
 from ..steps.progress import Progress
-from ..steps.subprocess_task import Tell, run_in_subprocess
+from ..steps.subprocess_task import ProgressHandler, run_in_subprocess
 from ..tensorrt.engines import engines_for
 from .spec import BuildSpec
 
-TUNED = ("unet", "vae_decoder", "text_encoder", "text_encoder_2")  # what a picture goes through, the slowest first
-_WORTH = 1.03  # times as fast as float32: less is noise, and no reason to give up exactness
+TUNABLE_COMPONENTS = ("unet", "vae_decoder", "text_encoder", "text_encoder_2")  # of text-to-image, slowest first
+_MIN_SPEEDUP = 1.03  # over float32: less is noise, and does not justify an error
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tried:
-    """One row of the table: a component in a precision. `kept` groups were left in float32, of `groups`."""
+class Trial:
+    """One row of the table: a component in a precision, with `kept` of its `groups` in float32."""
 
     component: str
     precision: str
@@ -45,53 +46,53 @@ class Tried:
 
 @dataclass(frozen=True, kw_only=True)
 class Candidate:
-    """A row and what it stands for."""
+    """A trial and its artifact."""
 
-    row: Tried
+    row: Trial
     artifact: Artifact
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judging:
-    """How pictures are made and measured: on held-out prompts, against `reference` (the recorded decoder)."""
+class PlanEvaluator:
+    """Generates images of held-out prompts with a plan and compares them with `reference` (the decoder's recording)."""
 
     spec: BuildSpec
-    pictures: Pictures
+    images: ImageSet
     reference: Path
 
-    def judge(self, plan: Plan, *, decoder_alone: bool = False) -> dict[str, Any]:
-        """The figures of the plan's pictures, from a child process."""
+    def evaluate(self, plan: Plan, *, decoder_only: bool = False) -> dict[str, Any]:
+        """Return the metrics of the plan's images, measured in a child process."""
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             write_plan(plan, Path(scratch))
             done = run_in_subprocess(
-                "the proof of the pictures",
-                "calotype.export.quality.evaluate:prove",
+                "evaluating the images",
+                "calotype.export.quality.evaluate:evaluate_plan",
                 plan=scratch,
                 backend=self.spec.backend,
-                pictures=asdict(self.pictures),
+                images=asdict(self.images),
                 reference=str(self.reference),
                 metrics=[b.metric for b in self.spec.max_loss],
                 clip_model=self.spec.clip_model,
-                decoder_alone=decoder_alone,
+                decoder_only=decoder_only,
             )
         return {**done.value, "peak_bytes": done.peak_bytes}
 
 
 class Tuning:
-    """The search over one plan. `plan` has every component's float32 ONNX as its first artifact."""
+    """Searches the precisions of one plan, whose first artifact of every component is float32."""
 
-    def __init__(self, plan: Plan, recorded: Mapping[str, Path], judging: Judging, progress: Progress) -> None:
+    def __init__(self, plan: Plan, recorded: Mapping[str, Path], evaluator: PlanEvaluator, progress: Progress) -> None:
         self._plan, self._recorded = plan, recorded
-        self._judging, self._progress = judging, progress
-        self.table: list[Tried] = []
+        self._evaluator, self._progress = evaluator, progress
+        self.table: list[Trial] = []
 
     def run(self, precisions: tuple[str, ...]) -> Plan:
-        """The plan with the chosen artifacts first. `table` says what was tried."""
+        """Return the plan with the chosen artifacts first. `table` lists all trials."""
         chosen: dict[str, Candidate] = {}
-        for name in (n for n in TUNED if n in self._plan.components):
+        for name in (n for n in TUNABLE_COMPONENTS if n in self._plan.components):
             with self._progress.stage(f"tune {name}"):
-                tried = [c for p in precisions for c in self._tried(name, p)]
-                good = [c for c in tried if c.row.passed and (c.row.speed or 0) >= _WORTH]
+                candidates = [c for p in precisions for c in self._try(name, p)]
+                good = [c for c in candidates if c.row.passed and (c.row.speed or 0) >= _MIN_SPEEDUP]
                 if good:
                     chosen[name] = max(good, key=lambda c: c.row.speed or 0)
         with self._progress.stage("tune together"):
@@ -100,75 +101,70 @@ class Tuning:
         return plan
 
     def explain(self, reasons: Mapping[str, str]) -> None:
-        """Rows for what was not tried."""
-        self.table += [Tried(component="all", precision=p, why=f"not tried: {why}") for p, why in reasons.items()]
+        """Add rows for the precisions that were not tried."""
+        self.table += [Trial(component="all", precision=p, why=f"not tried: {why}") for p, why in reasons.items()]
 
     def _together(self, chosen: dict[str, Candidate]) -> Plan:
-        """All that was chosen in one plan; what gains least is dropped from `chosen` until the pictures pass."""
+        """Return a plan with all chosen artifacts. Drop the one that gains least from `chosen` until images pass."""
         while True:
             plan = self._plan
             for name, candidate in chosen.items():
                 plan = _with(plan, name, candidate.artifact)
             if not chosen:
                 return plan
-            loss = self._judging.judge(plan)
-            missed = failed(self._judging.spec.max_loss, loss)
-            row = Tried(component="+".join(chosen), precision="chosen mix", loss=_numbers(loss), passed=not missed)
+            loss = self._evaluator.evaluate(plan)
+            missed = failed(self._evaluator.spec.max_loss, loss)
+            row = Trial(component="+".join(chosen), precision="chosen mix", loss=_numbers(loss), passed=not missed)
             self.table.append(replace(row, why="; ".join(missed)))
             if not missed:
                 return plan
-            least = min(chosen, key=lambda name: self._gain(chosen[name]))
-            self._progress.note(f"together they miss the gate ({'; '.join(missed)}): {least} stays in float32")
-            del chosen[least]
+            dropped = min(chosen, key=lambda name: self._gain(chosen[name]))
+            self._progress.note(f"together they miss the bounds ({'; '.join(missed)}): {dropped} stays in float32")
+            del chosen[dropped]
 
     @staticmethod
     def _gain(candidate: Candidate) -> float:
-        """Seconds that are saved by it, roughly: the U-Net runs many times."""
+        """Estimate the time that it saves, in units of one float32 call: the U-Net runs many times."""
         weight = 20.0 if candidate.row.component == "unet" else 1.0
         return weight * (1 - 1 / (candidate.row.speed or 1.0))
 
-    def _tried(self, name: str, precision: str) -> list[Candidate]:
-        part = self._part(name)
+    def _try(self, name: str, precision: str) -> list[Candidate]:
+        part = part_of(self._evaluator.spec, self._plan, name, self._recorded[name], self._progress.step)
         if not precision.startswith(("int8", "fp8")):
-            artifact = half(part, precision, self._judging.spec.backend)
-            return [self._candidate(name, artifact, Tried(component=name, precision=precision))]
+            artifact = half(part, precision, self._evaluator.spec.backend)
+            return [self._candidate(name, artifact, Trial(component=name, precision=precision))]
         return self._quantized(part, precision)
 
-    def _part(self, name: str) -> Part:
-        return part_of(self._judging.spec, self._plan, name, self._recorded[name], self._progress.step)
-
     def _quantized(self, part: Part, precision: str) -> list[Candidate]:
-        """The fewest groups left alone that pass, by halving; every trial is a row."""
-        dtype = precision.split("+")[0]
-        ranges, groups = calibrated(part, dtype, self._judging.spec.backend)
-        found: list[Candidate] = []
-        low, high = 0, len(groups)  # with all groups left alone it would be float32
+        """Bisect for the smallest number of groups in float32 that passes; every trial is a row."""
+        backend = self._evaluator.spec.backend
+        ranges, groups = calibrated(part, precision.split("+")[0], backend)
+        candidates: list[Candidate] = []
+        low, high = 0, len(groups)  # with all groups kept it would be float32
         while low < high:
-            kept = (low + high) // 2 if found else 0
+            kept = (low + high) // 2 if candidates else 0
             nodes = [node for g in groups[:kept] for node in g.nodes]
-            artifact = replace(
-                quantized(part, ranges, nodes, precision, self._judging.spec.backend), precision=precision
-            )
-            row = Tried(component=part.name, precision=precision, kept=kept, groups=len(groups))
+            artifact = replace(quantized(part, ranges, nodes, precision, backend), precision=precision)
+            row = Trial(component=part.name, precision=precision, kept=kept, groups=len(groups))
             candidate = self._candidate(part.name, artifact, row)
-            found.append(candidate)
+            candidates.append(candidate)
             if candidate.row.passed:
                 high = kept
             else:
                 low = kept + 1
-        return found
+        return candidates
 
-    def _candidate(self, name: str, artifact: Artifact, row: Tried) -> Candidate:
-        """Judged and timed; the row goes into the table."""
+    def _candidate(self, name: str, artifact: Artifact, row: Trial) -> Candidate:
+        """Evaluate and time the artifact, and add the row to the table."""
         plan = _with(self._plan, name, artifact)
-        loss = self._judging.judge(plan, decoder_alone=name == "vae_decoder")
-        missed = failed(self._judging.spec.max_loss, loss)
+        loss = self._evaluator.evaluate(plan, decoder_only=name == "vae_decoder")
+        missed = failed(self._evaluator.spec.max_loss, loss)
         speed = None if missed else self._speed(plan, name)
         row = replace(row, loss=_numbers(loss), speed=speed, passed=not missed, why="; ".join(missed))
         self.table.append(row)
-        told = f"psnr {loss['psnr']:.1f} dB" + ("" if speed is None else f", {speed:.2f} times as fast")
-        kept = f", {row.kept} of {row.groups} groups kept" if row.groups else ""
-        self._progress.note(f"{row.precision}{kept}: {told}{'' if not missed else ': missed'}")
+        result = f"psnr {loss['psnr']:.1f} dB" + ("" if speed is None else f", {speed:.2f} times as fast")
+        kept = f", {row.kept} of {row.groups} groups in float32" if row.groups else ""
+        self._progress.note(f"{row.precision}{kept}: {result}{'' if not missed else ', misses the bounds'}")
         return Candidate(row=row, artifact=artifact)
 
     def _speed(self, plan: Plan, name: str) -> float:
@@ -177,18 +173,18 @@ class Tuning:
             write_plan(self._plan, Path(two))
             value: dict[str, float] = run_in_subprocess(
                 f"timing the {name}",
-                "calotype.export.quality.evaluate:race",
+                "calotype.export.quality.evaluate:compare_speed",
                 plan=one,
-                rival=two,
+                baseline=two,
                 name=name,
-                backend=self._judging.spec.backend,
+                backend=self._evaluator.spec.backend,
                 recording=str(self._recorded[name]),
             ).value
         return value["speed"]
 
 
-def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: Tell | None = None) -> Part:
-    """What the artifacts of a component are made from: its graph, or its own weights."""
+def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: ProgressHandler | None = None) -> Part:
+    """Return what a component's artifacts are made from: its graph, or the model's own weights."""
     component = plan.components[name]
     form = "diffusers" if backends.form_of(spec.backend) == "diffusers" else "onnx"
     source = next(a for a in component.artifacts if a.form == form)
@@ -197,7 +193,7 @@ def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: Tell 
 
 
 def _with(plan: Plan, name: str, artifact: Artifact) -> Plan:
-    """The plan with this artifact first for the component, and its others after it."""
+    """Return the plan with this artifact before the component's other artifacts."""
     component = plan.components[name]
     return replace(plan, components={**plan.components, name: component.with_artifacts(artifact, *component.artifacts)})
 
@@ -207,11 +203,11 @@ def _numbers(loss: Mapping[str, Any]) -> dict[str, float]:
 
 
 def tuned(
-    plan: Plan, recorded: Mapping[str, Path], judging: Judging, progress: Progress
+    plan: Plan, recorded: Mapping[str, Path], evaluator: PlanEvaluator, progress: Progress
 ) -> tuple[Plan, list[dict[str, Any]]]:
-    """The plan for `--precision int8`, `fp8` or `auto`, and the table: where nothing passes, float32 and why."""
-    spec = judging.spec
-    tuning = Tuning(plan, recorded, judging, progress)
+    """Return the plan for `--precision int8`, `fp8` or `auto`, and the table. What does not pass stays in float32."""
+    spec = evaluator.spec
+    tuning = Tuning(plan, recorded, evaluator, progress)
     best = tuning.run(tuned_as(spec.precision, spec.backend))
     if spec.precision == "auto":
         tuning.explain(not_tried(spec.backend))

@@ -1,7 +1,7 @@
-"""How well the edges of one picture lie on those of another: precision, recall and F1 at a tolerance in pixels.
+"""Compare the edges of two images: precision, recall and F1 at a tolerance in pixels.
 
-As boundaries are scored in segmentation (Martin et al. 2004), without their one-to-one matching: an edge counts as
-found where the other picture has one within the tolerance. Knows nothing of models.
+The score is that of segmentation boundaries (Martin et al. 2004) without their one-to-one matching: an edge matches
+if the other image has an edge within the tolerance.
 """
 
 from __future__ import annotations
@@ -15,25 +15,25 @@ from scipy import ndimage
 Edges = NDArray[np.bool_]  # [H, W]
 
 
-def edges_of(picture: Any) -> Edges:
-    """Where the picture has an edge, by the thresholds that `demo-canny` was trained with.  # [H, W, 3] -> [H, W]"""
+def edges_of(image: Any) -> Edges:
+    """Return the edges of an image, with the thresholds of `demo-canny`'s training.  # [H, W, 3] -> [H, W]"""
     from calotype.images.preprocess import canny
 
-    return np.asarray(canny(picture))[..., 0] > 0
+    return np.asarray(canny(image))[..., 0] > 0
 
 
 def near(edges: Edges, tolerance_px: float) -> Edges:
-    """All that lies within the tolerance of an edge."""
+    """Return the pixels within the tolerance of an edge."""
     if not edges.any():
         return np.zeros_like(edges)
-    found: Edges = ndimage.distance_transform_edt(~edges) <= tolerance_px
-    return found
+    close: Edges = ndimage.distance_transform_edt(~edges) <= tolerance_px
+    return close
 
 
-def f1(got: Edges, wanted: Edges, tolerance_px: float = 2.0) -> float:
-    """The harmonic mean of the share of `got` that lies on `wanted`, and of `wanted` that lies on `got`; 0 to 1."""
-    if not got.any() or not wanted.any():
-        return float(got.any() == wanted.any())
-    precision = float(near(wanted, tolerance_px)[got].mean())
-    recall = float(near(got, tolerance_px)[wanted].mean())
+def f1(got: Edges, expected: Edges, tolerance_px: float = 2.0) -> float:
+    """Return the F1 score, 0 to 1: the harmonic mean of precision and recall of `got` against `expected`."""
+    if not got.any() or not expected.any():
+        return float(got.any() == expected.any())
+    precision = float(near(expected, tolerance_px)[got].mean())
+    recall = float(near(got, tolerance_px)[expected].mean())
     return 2 * precision * recall / max(precision + recall, 1e-12)

@@ -1,7 +1,7 @@
-"""`python -m calotype.export.demo.evaluate`: how often the demonstration model paints what a held-out caption says.
+"""`python -m calotype.export.demo.evaluate`: measure how often the demonstration model follows a held-out caption.
 
-Pictures are made by the pipeline that users have (20 steps, the model's own DPM++ 2M) and judged by the pixel judge;
-captions are ones that training never saw. Prints JSON on the last line.
+The public pipeline generates the images (20 steps, the model's own DPM++ 2M), and the pixel judge judges them.
+Training never saw the captions. The last line of output is JSON.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from .pages import sheet
 
 @dataclass(frozen=True, kw_only=True)
 class Score:
-    """How many pictures were right, and what was wrong with the others."""
+    """The number of images that are right, and the errors of the others."""
 
     right: int
     total: int
@@ -33,27 +33,27 @@ class Score:
 
     @property
     def share(self) -> float:
-        """Right ones, 0 to 1."""
+        """The share of images that are right, 0 to 1."""
         return self.right / self.total
 
 
 def held_out_captions(things: int, count: int, seed: int = 0) -> list[str]:
-    """Different captions of so many things that training never saw."""
-    found: dict[str, None] = {}
-    while len(found) < count:
-        found[scenes.caption(scenes.draw_scene(seed, things, held_out=True))] = None
+    """Return `count` different held-out captions of `things` things."""
+    captions: dict[str, None] = {}
+    while len(captions) < count:
+        captions[scenes.caption(scenes.draw_scene(seed, things, held_out=True))] = None
         seed += 1
-    return list(found)
+    return list(captions)
 
 
 def score(pipe: Any, captions: list[str], *, batch: int = 8, **arguments: Any) -> Score:
-    """Paint every caption with the seed of its place, and judge."""
+    """Generate an image of every caption, with its index as the seed, and judge it."""
     right, wrong = 0, Counter[str]()
     for start in range(0, len(captions), batch):
         some = captions[start : start + batch]
-        made = pipe(some, seed=list(range(start, start + len(some))), **arguments).images
-        for picture, words in zip(made, some, strict=True):
-            verdict = judge(np.asarray(picture), words)
+        images = pipe(some, seed=list(range(start, start + len(some))), **arguments).images
+        for image, caption in zip(images, some, strict=True):
+            verdict = judge(np.asarray(image), caption)
             right += verdict.right
             wrong.update(name for name in ("background", "count", "colors", "shapes") if not getattr(verdict, name))
             wrong.update(name for name in ("sizes", "relation") if getattr(verdict, name) is False)
@@ -61,33 +61,32 @@ def score(pipe: Any, captions: list[str], *, batch: int = 8, **arguments: Any) -
 
 
 def samples(pipe: Any, captions: list[str], *, columns: int = 4, **arguments: Any) -> Image.Image:
-    """The captions' pictures side by side, each over its words."""
+    """Return the captions' images side by side, each above its caption."""
     cells = list(zip(captions, pipe(captions, seed=0, **arguments).images, strict=True))
     return sheet([cells[i : i + columns] for i in range(0, len(cells), columns)])
 
 
 def main() -> None:
     """The command line."""
-    parser = argparse.ArgumentParser(description="Judge the demonstration model on captions it was not trained on.")
+    parser = argparse.ArgumentParser(description="Judge the demonstration model on held-out captions.")
     parser.add_argument("--model", default="demo")
     parser.add_argument("--backend", default="auto")
     parser.add_argument("--count", type=int, default=200, help="captions of one thing, and as many of two")
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--guidance-scale", type=float, default=5.0)
-    parser.add_argument("--sheet", type=Path, help="a .png of eight captions and their pictures, besides")
-    said = parser.parse_args()
-    pipe = calotype.load(said.model, backend=said.backend)
-    told: dict[str, Any] = {"model": pipe.plan.model_id, "steps": said.steps, "guidance_scale": said.guidance_scale}
+    parser.add_argument("--sheet", type=Path, help="also write a .png of eight captions and their images")
+    args = parser.parse_args()
+    pipe = calotype.load(args.model, backend=args.backend)
+    settings = {"steps": args.steps, "guidance_scale": args.guidance_scale}
+    report: dict[str, Any] = {"model": pipe.plan.model_id, **settings}
     for name, things in (("one_thing", 1), ("two_things", 2)):
-        result = score(
-            pipe, held_out_captions(things, said.count), steps=said.steps, guidance_scale=said.guidance_scale
-        )
+        result = score(pipe, held_out_captions(things, args.count), **settings)
         print(f"{name}: {result.right} of {result.total} right; wrong: {dict(result.wrong)}")
-        told[name] = result.share
-    if said.sheet:
-        words = [*held_out_captions(2, 4, seed=100), *held_out_captions(1, 4, seed=100)]
-        samples(pipe, words, steps=said.steps, guidance_scale=said.guidance_scale).save(said.sheet)
-    print(json.dumps(told))
+        report[name] = result.share
+    if args.sheet:
+        captions = [*held_out_captions(2, 4, seed=100), *held_out_captions(1, 4, seed=100)]
+        samples(pipe, captions, **settings).save(args.sheet)
+    print(json.dumps(report))
 
 
 if __name__ == "__main__":

@@ -1,7 +1,7 @@
-"""The networks of the demonstration model, as data: every size is said here and nowhere else.
+"""The networks of the demonstration model: all sizes and the noise schedule.
 
-A Stable Diffusion in every part (CLIP text encoder, U-Net with cross-attention, KL autoencoder of factor 8), small
-enough to train on two CPU cores. Knows sizes and schedules; knows nothing of training or of scenes.
+It is a complete Stable Diffusion (CLIP text encoder, U-Net with cross-attention, KL autoencoder of factor 8), small
+enough to train on two CPU cores. This module does not know training or scenes.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 TEXT_WIDTH = 128
 MAX_TOKENS = 77
-LATENT_SIZE = 16  # for pictures of 128 px: the autoencoder's factor is 8
+LATENT_SIZE = 16  # for images of 128 px: the autoencoder's factor is 8
 
 VAE: dict[str, Any] = {
     "down_block_types": ("DownEncoderBlock2D",) * 4,
@@ -27,12 +27,12 @@ VAE: dict[str, Any] = {
     "block_out_channels": (16, 32, 64, 128),
     "layers_per_block": 1,
     "latent_channels": 4,
-    "norm_num_groups": 2,  # few: a flat picture in a group of two channels keeps no more than a sign of its color
+    "norm_num_groups": 2,  # few: in a group of two channels, a flat image keeps only the sign of its color
     "sample_size": 128,
     "mid_block_add_attention": False,
 }
 
-# Stable Diffusion 1.5's noise schedule. Trailing timesteps begin at the noisiest step, as a picture does.
+# Stable Diffusion 1.5's noise schedule. Trailing timesteps begin at the noisiest step, like a generation from noise.
 SCHEDULER: dict[str, Any] = {
     "num_train_timesteps": 1000,
     "beta_schedule": "scaled_linear",
@@ -48,7 +48,7 @@ def new_vae() -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
     vae = AutoencoderKL(in_channels=3, out_channels=3, **VAE)
-    # Start the posterior at a small variance (log-variance -6): a random one drowns the picture for many steps.
+    # Start the posterior at a small variance (log-variance -6): a random variance hides the image for many steps.
     vae.quant_conv.bias.data[VAE["latent_channels"] :] = -6.0
     return vae
 
@@ -90,7 +90,7 @@ def new_text_encoder(vocabulary: int) -> CLIPTextModel:
     )
 
 
-# The eyes of the demonstration's CLIP see half of a picture's pixels each way, in 8 x 8 patches of 8.
+# The demonstration's CLIP sees images at half their width and height, as 8 x 8 patches of 8 pixels.
 SIGHT = 64
 VISION: dict[str, Any] = {
     "image_size": SIGHT,
@@ -101,11 +101,11 @@ VISION: dict[str, Any] = {
     "num_attention_heads": 4,
     "hidden_act": "quick_gelu",
 }
-CLIP_WIDTH = 128  # of the space that words and pictures share
+CLIP_WIDTH = 128  # of the space that captions and images share
 
 
 def new_clip(text_encoder: CLIPTextModel) -> CLIPModel:
-    """Untrained but for its text encoder, which begins as a copy of the one given."""
+    """Return an untrained CLIP whose text encoder is a copy of `text_encoder`."""
     from transformers import CLIPConfig, CLIPModel
 
     text = text_encoder.config.to_dict() | {"projection_dim": CLIP_WIDTH}
@@ -116,9 +116,9 @@ def new_clip(text_encoder: CLIPTextModel) -> CLIPModel:
 
 
 def train_tokenizer(captions: Iterable[str], folder: Path) -> None:
-    """A CLIP tokenizer (lower-cased byte-level BPE) whose merges are learned from `captions`, saved to `folder`.
+    """Train a CLIP tokenizer (lower-case byte-level BPE) on `captions` and save it to `folder`.
 
-    The vocabulary is laid out as CLIP's: 256 bytes, 256 bytes that end a word, the merges, start and end of text.
+    The vocabulary has CLIP's order: 256 bytes, 256 bytes that end a word, the merges, start and end of text.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
@@ -135,17 +135,18 @@ def train_tokenizer(captions: Iterable[str], folder: Path) -> None:
     symbols += ["<|startoftext|>", "<|endoftext|>"]
     vocabulary = {symbol: i for i, symbol in enumerate(dict.fromkeys(symbols))}
     CLIPTokenizer(vocab=vocabulary, merges=merges, model_max_length=MAX_TOKENS).save_pretrained(folder)
-    # The two files that CLIP tokenizers have always had, for readers that do not know tokenizer.json.
+    # The two classic files of CLIP tokenizers, for readers that do not support tokenizer.json.
     (folder / "vocab.json").write_text(json.dumps(vocabulary, ensure_ascii=False))
     lines = ["#version: 0.2", *(f"{a} {b}" for a, b in merges)]
     (folder / "merges.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
 
 
 def save_model(folder: Path, parts: Mapping[str, Any], tokenizer: Path) -> None:
-    """Write a model in diffusers' layout, in fp16, which `StableDiffusionPipeline.from_pretrained` opens.
+    """Write a model in diffusers' layout, in fp16, for `StableDiffusionPipeline.from_pretrained`.
 
-    `parts` are the trained `unet`, `vae` (its config says the scaling factor) and `text_encoder`; `tokenizer` is the
-    folder that `train_tokenizer` made.
+    Args:
+        parts: the trained `unet`, `vae` (with the scaling factor in its config) and `text_encoder`.
+        tokenizer: the folder that `train_tokenizer` wrote.
     """
     import torch
     from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline
@@ -164,7 +165,7 @@ def save_model(folder: Path, parts: Mapping[str, Any], tokenizer: Path) -> None:
     pipeline.to(dtype=torch.float16).save_pretrained(folder, safe_serialization=True)
     for name in ("vocab.json", "merges.txt"):
         shutil.copy(tokenizer / name, folder / "tokenizer")
-    # As in Stable Diffusion's own config: DDIM and DDPM made from it would clip latents as if they were pixels.
-    config = folder / "scheduler" / "scheduler_config.json"
-    said = json.loads(config.read_text()) | {"clip_sample": False, "set_alpha_to_one": False}
-    config.write_text(json.dumps(said, indent=2, sort_keys=True) + "\n")
+    # As in Stable Diffusion's own config: otherwise DDIM and DDPM clip latents as if they were pixels.
+    path = folder / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text()) | {"clip_sample": False, "set_alpha_to_one": False}
+    path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n")

@@ -1,8 +1,8 @@
-"""`python -m calotype.export.demo.train`: makes the demonstration model from nothing, in stages, with a fixed seed.
+"""`python -m calotype.export.demo.train`: train the demonstration model from scratch, in stages, with a fixed seed.
 
-Stages: `vae` (autoencoder), `text` (tokenizer and text encoder), `unet`. Each one resumes from its last checkpoint
-after a stop, appends its loss to `log.csv` and draws a sample sheet. Every draw is a function of (seed, step), so a
-resumed run sees the data that an unbroken one would have seen.
+Stages: `vae` (autoencoder), `text` (tokenizer and text encoder), `unet`. Each stage resumes from its last checkpoint,
+appends its loss to `log.csv` and draws a sample sheet. Every random draw is a function of (seed, step), so a resumed
+run sees the same data as an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from calotype.system import threads
@@ -34,7 +35,7 @@ LOG_EVERY = 20
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """How one network is trained. `lr` is held for a share `hold` of the steps, then falls on a cosine to `lr_end`."""
+    """Training settings of one network. `lr` is constant for a share `hold` of the steps, then a cosine to `lr_end`."""
 
     name: str
     steps: int
@@ -52,14 +53,14 @@ STAGES = {
     "text": Stage(name="text", steps=300, batch=64, lr=1e-3, ema_decay=0.98),
     "unet": Stage(name="unet", steps=4400, batch=32, lr=1e-3, hold=0.5, ema_decay=0.9985, sheet_seconds=480.0),
 }
-CROPPED = 3000  # scenes that the autoencoder's crops are cut from
-ENCODED = 20_000  # scenes that the U-Net learns from
-HELD_OUT = 10_000_000  # seeds from here on are never trained on
+CROPPED = 3000  # scenes that the autoencoder trains on crops of
+ENCODED = 20_000  # scenes that the U-Net trains on
+HELD_OUT = 10_000_000  # training never uses seeds from here on
 
 
 @dataclass(frozen=True, kw_only=True)
-class Workshop:
-    """Where and how a training goes on: its checkpoints' folder, its seed, its device."""
+class TrainingConfig:
+    """The folder of checkpoints, the seed and the device of a training."""
 
     folder: Path
     seed: int
@@ -74,21 +75,21 @@ def learning_rate(stage: Stage, step: int) -> float:
     return stage.lr_end + (stage.lr - stage.lr_end) * 0.5 * (1 + math.cos(math.pi * done))
 
 
-class Run:
-    """One stage under way: the network, its moving average, its optimizer, and where they are kept."""
+class Trainer:
+    """Trains one network: holds the network, its moving average, its optimizer and its checkpoint."""
 
-    def __init__(self, stage: Stage, model: Any, shop: Workshop) -> None:
+    def __init__(self, stage: Stage, model: Any, config: TrainingConfig) -> None:
         self.stage = stage
-        self.model = model.to(shop.device)
+        self.model = model.to(config.device)
         self.ema = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), stage.lr, betas=(0.9, 0.99), weight_decay=1e-2, fused=True
         )
-        self.folder = shop.folder
+        self.folder = config.folder
         self.step = 0
         self.folder.mkdir(parents=True, exist_ok=True)
         if self.checkpoint.exists():
-            self._restore(torch.load(self.checkpoint, map_location=shop.device, weights_only=True))
+            self._restore(torch.load(self.checkpoint, map_location=config.device, weights_only=True))
 
     @property
     def checkpoint(self) -> Path:
@@ -111,8 +112,8 @@ class Run:
         torch.save(state, fresh)
         fresh.replace(self.checkpoint)
 
-    def fit(self, loss_at: Callable[[int], Tensor], sheet: Callable[[nn.Module], np.ndarray] | None = None) -> Any:
-        """Minimise `loss_at(step)` to the stage's end; the moving average of the weights is returned."""
+    def train(self, loss_at: Callable[[int], Tensor], sheet: Callable[[nn.Module], np.ndarray] | None = None) -> Any:
+        """Minimize `loss_at(step)` to the end of the stage, and return the moving average of the network."""
         saved = drawn = time.monotonic()
         recent: list[float] = []
         while self.step < self.stage.steps:
@@ -126,7 +127,7 @@ class Run:
                 self.save()
                 saved = time.monotonic()
             if sheet is not None and (last or time.monotonic() - drawn > self.stage.sheet_seconds):
-                _save_sheet(sheet(self.ema), self.folder / f"{self.stage.name}.png")
+                Image.fromarray(sheet(self.ema)).save(self.folder / f"{self.stage.name}.png")
                 drawn = time.monotonic()
         return self.ema
 
@@ -134,7 +135,7 @@ class Run:
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate(self.stage, self.step)
         self.optimizer.zero_grad(set_to_none=True)
-        torch.manual_seed(self.step)  # of dropout: after a stop it goes on as if there had been none
+        torch.manual_seed(self.step)  # dropout is the same after a restart
         loss = loss_at(self.step)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
@@ -153,123 +154,117 @@ class Run:
         print(line, flush=True)
 
 
-def _save_sheet(pixels: np.ndarray, path: Path) -> None:
-    from PIL import Image
-
-    Image.fromarray(pixels).save(path)
-
-
-def grid(pictures: Tensor, columns: int = 8) -> np.ndarray:
-    """Pictures in [-1, 1] side by side.  # [N, 3, H, W] -> [rows*H, columns*W, 3] uint8"""
-    u8 = ((pictures.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+def grid(images: Tensor, columns: int = 8) -> np.ndarray:
+    """Arrange images in [-1, 1] in a grid.  # [N, 3, H, W] -> [rows*H, columns*W, 3] uint8"""
+    u8 = ((images.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
     rows = [np.concatenate(list(u8[i : i + columns]), axis=1) for i in range(0, len(u8), columns)]
     return np.concatenate(rows, axis=0)
 
 
-def pictures_of(seeds: range) -> Tensor:
-    """Rendered scenes in [-1, 1].  # [N, 3, 128, 128]"""
+def images_of(seeds: range) -> Tensor:
+    """Return rendered scenes in [-1, 1].  # [N, 3, 128, 128]"""
     pixels = np.stack([scenes.render(scenes.draw_scene(s)) for s in seeds])
     return torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def train_vae(shop: Workshop) -> Any:
-    """On random 64-px crops: five times as many steps an hour as on whole scenes, and as good on those."""
-    stage, device = STAGES["vae"], shop.device
-    torch.manual_seed(shop.seed)
-    run = Run(stage, networks.new_vae(), shop)
-    pool, held_out = pictures_of(range(CROPPED)), pictures_of(range(HELD_OUT, HELD_OUT + 8)).to(device)
+def train_vae(config: TrainingConfig) -> Any:
+    """Train the autoencoder on random 64-px crops: five times the steps per hour of full scenes, at equal quality."""
+    stage, device = STAGES["vae"], config.device
+    torch.manual_seed(config.seed)
+    trainer = Trainer(stage, networks.new_vae(), config)
+    pool, held_out = images_of(range(CROPPED)), images_of(range(HELD_OUT, HELD_OUT + 8)).to(device)
 
     def loss_at(step: int) -> Tensor:
-        rng = np.random.default_rng([shop.seed, 1, step])
+        rng = np.random.default_rng([config.seed, 1, step])
         which, y, x = rng.integers(len(pool), size=stage.batch), *rng.integers(0, 65, size=(2, stage.batch))
         crops = [pool[w, :, b : b + 64, a : a + 64] for w, b, a in zip(which, y, x, strict=True)]
         real = torch.stack(crops).to(device)
-        posterior = run.model.encode(real).latent_dist
-        made = run.model.decode(posterior.sample(torch.Generator(device).manual_seed(step))).sample
-        error = made - real
+        posterior = trainer.model.encode(real).latent_dist
+        decoded = trainer.model.decode(posterior.sample(torch.Generator(device).manual_seed(step))).sample
+        error = decoded - real
         loss: Tensor = error.abs().mean() + error.square().mean() + 1e-6 * posterior.kl().mean()
         return loss
 
     @torch.no_grad()
     def sheet(model: Any) -> np.ndarray:
-        made = model.decode(model.encode(held_out).latent_dist.mode()).sample
-        mse = (made.clamp(-1, 1) - held_out).square().mean(dim=(1, 2, 3)) / 4
+        decoded = model.decode(model.encode(held_out).latent_dist.mode()).sample
+        mse = (decoded.clamp(-1, 1) - held_out).square().mean(dim=(1, 2, 3)) / 4
         print(f"vae: {float((-10 * mse.log10()).mean()):.2f} dB on {len(held_out)} held-out scenes", flush=True)
-        return grid(torch.cat([held_out, made]))
+        return grid(torch.cat([held_out, decoded]))
 
-    return run.fit(loss_at, sheet)
+    return trainer.train(loss_at, sheet)
 
 
-def train_text(shop: Workshop) -> tuple[Any, Any]:
-    """The tokenizer (kept in `folder/tokenizer`) and the text encoder."""
-    stage, where = STAGES["text"], shop.folder / "tokenizer"
-    if not (where / "merges.txt").exists():
-        networks.train_tokenizer((scenes.caption(scenes.draw_scene(s, held_out=False)) for s in range(4000)), where)
-    tokenizer = text.load_tokenizer(where)
-    torch.manual_seed(shop.seed)
-    run = Run(stage, text.TextTrainer(len(tokenizer)), shop)
+def train_text(config: TrainingConfig) -> tuple[Any, Any]:
+    """Train the tokenizer (in `folder/tokenizer`) and the text encoder, and return both."""
+    stage, folder = STAGES["text"], config.folder / "tokenizer"
+    if not (folder / "merges.txt").exists():
+        networks.train_tokenizer((scenes.caption(scenes.draw_scene(s, held_out=False)) for s in range(4000)), folder)
+    tokenizer = text.load_tokenizer(folder)
+    torch.manual_seed(config.seed)
+    trainer = Trainer(stage, text.TextTrainer(len(tokenizer)), config)
 
     def loss_at(step: int) -> Tensor:
         drawn = [scenes.draw_scene(step * stage.batch + i, held_out=False) for i in range(stage.batch)]
         ids = text.tokenize(tokenizer, [scenes.caption(s) for s in drawn])
         truth = torch.from_numpy(np.stack([text.facts(s) for s in drawn]))
-        loss: Tensor = run.model(ids.to(shop.device), truth.to(shop.device))
+        loss: Tensor = trainer.model(ids.to(config.device), truth.to(config.device))
         return loss
 
-    best = run.fit(loss_at)
-    print(f"text: {100 * text.accuracy(best, tokenizer, range(256)):.1f} % told rightly", flush=True)
+    best = trainer.train(loss_at)
+    print(f"text: {100 * text.accuracy(best, tokenizer, range(256)):.1f} % of held-out captions right", flush=True)
     return tokenizer, best.encoder
 
 
-def train_unet(shop: Workshop, vae: Any, tokenizer: Any, text_encoder: Any) -> tuple[Any, float]:
-    """The U-Net, on latents of the autoencoder and states of the text encoder; and the latents' scaling factor."""
+def train_unet(config: TrainingConfig, vae: Any, tokenizer: Any, text_encoder: Any) -> tuple[Any, float]:
+    """Train the U-Net on the autoencoder's latents, and return it with the latents' scaling factor."""
     stage = STAGES["unet"]
-    latents = unet.Latents(vae, ENCODED, shop.folder, shop.device)
-    denoising = unet.Denoising(text_encoder, tokenizer, latents, shop.device)
-    torch.manual_seed(shop.seed)
-    run = Run(stage, networks.new_unet(), shop)
+    latents = unet.Latents(vae, ENCODED, config.folder, config.device)
+    denoising = unet.Denoising(text_encoder, tokenizer, latents, config.device)
+    torch.manual_seed(config.seed)
+    trainer = Trainer(stage, networks.new_unet(), config)
     held_out = [scenes.caption(scenes.draw_scene(s, held_out=True)) for s in range(32)]
 
     def sheet(model: nn.Module) -> np.ndarray:
-        pictures = grid(unet.sample(model, vae, denoising, held_out, guidance=5.0))
-        tiles = [p for row in np.split(pictures, 4) for p in np.split(row, 8, axis=1)]
+        images = grid(unet.sample(model, vae, denoising, held_out, guidance=5.0))
+        tiles = [p for row in np.split(images, 4) for p in np.split(row, 8, axis=1)]
         right = sum(judge(tile, words).right for tile, words in zip(tiles, held_out, strict=True))
-        print(f"unet: {right} of {len(held_out)} held-out captions painted right at step {run.step}", flush=True)
-        return pictures
+        print(f"unet: {right} of {len(held_out)} held-out captions right at step {trainer.step}", flush=True)
+        return images
 
-    best = run.fit(lambda step: denoising.loss(run.model, shop.seed, step, stage.batch), sheet)
+    best = trainer.train(lambda step: denoising.loss(trainer.model, config.seed, step, stage.batch), sheet)
     return best, latents.scaling_factor
 
 
-def train(shop: Workshop, out: Path) -> None:
-    """All stages, each from where it stopped, then the model into `out`."""
-    vae = train_vae(shop)
-    tokenizer, text_encoder = train_text(shop)
-    network, scaling_factor = train_unet(shop, vae, tokenizer, text_encoder)
+def train(config: TrainingConfig, out: Path) -> None:
+    """Run all stages, each from its last checkpoint, then write the model to `out`."""
+    vae = train_vae(config)
+    tokenizer, text_encoder = train_text(config)
+    network, scaling_factor = train_unet(config, vae, tokenizer, text_encoder)
     vae.register_to_config(scaling_factor=round(scaling_factor, 5))
     parts = {"unet": network.cpu(), "vae": vae.cpu(), "text_encoder": text_encoder.cpu()}
-    networks.save_model(out, parts, shop.folder / "tokenizer")
-    print(f"the model is in {out}", flush=True)
+    networks.save_model(out, parts, config.folder / "tokenizer")
+    print(f"wrote the model to {out}", flush=True)
 
 
-def asked(what: str, *, folder: str, out: str, **more: str) -> tuple[Workshop, argparse.Namespace]:
-    """What the command line of a training says: where and on what it works; `more` are further options' defaults."""
-    parser = argparse.ArgumentParser(description=f"Train {what}; resumes after a stop.")
+def parse_args(what: str, *, folder: str, out: str, **more: str) -> tuple[TrainingConfig, argparse.Namespace]:
+    """Parse the command line of a training. `more` are further options with their defaults."""
+    parser = argparse.ArgumentParser(description=f"Train {what}; resumes from the last checkpoint.")
     parser.add_argument("--folder", type=Path, default=Path(folder), help="checkpoints, log and sample sheets")
-    parser.add_argument("--out", type=Path, default=Path(out), help="where what was trained goes")
+    parser.add_argument("--out", type=Path, default=Path(out), help="output folder of the trained network")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name, usual in more.items():
-        parser.add_argument(f"--{name}", default=usual)
-    said = parser.parse_args()
+    for name, default in more.items():
+        parser.add_argument(f"--{name}", default=default)
+    args = parser.parse_args()
     torch.set_num_threads(threads.available())
-    return Workshop(folder=said.folder, seed=said.seed, device=torch.device(said.device)), said
+    return TrainingConfig(folder=args.folder, seed=args.seed, device=torch.device(args.device)), args
 
 
 def main() -> None:
     """The command line of `make train-demo`."""
-    shop, said = asked("the demonstration model from nothing", folder=".train", out="engine/demo_model")
-    train(shop, said.out)
+    config, args = parse_args("the demonstration model from scratch", folder=".train", out="engine/demo_model")
+    train(config, args.out)
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""`python -m calotype.export.demo.train_lora`: a LoRA for the demonstration model, which paints things as outlines.
+"""`python -m calotype.export.demo.train_lora`: train a LoRA that makes the demonstration model generate outlines.
 
-The U-Net learns the same captions with other pictures: scenes whose things are hollow. Of its weights nothing moves
-but two small matrices beside each (Hu et al. 2021, arXiv 2106.09685), convolutions included; they are written in
-diffusers' layout. Two minutes of one core, with a fixed seed.
+The U-Net trains on the same captions with images of hollow things. Its weights are frozen; two small matrices for each
+weight train instead (Hu et al. 2021, arXiv 2106.09685), convolutions included. The result is in diffusers' layout.
+Training takes two minutes on one core, with a fixed seed.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ from .train_text import load_tokenizer
 from .train_unet import Denoising
 
 RANK = 8
-HOLLOW = 0.6  # how much of a thing's radius is taken out of it
+HOLLOW = 0.6  # radius of the hole as a share of a thing's radius
 SCENES = 1200
 STEPS, BATCH, LR = 450, 12, 2e-3
 
 
 def render(scene: scenes.Scene) -> NDArray[np.uint8]:
-    """The scene with its things hollow: the background shows through.  # [SIZE, SIZE, 3]"""
+    """Draw the scene with hollow things: the background shows through.  # [SIZE, SIZE, 3]"""
     canvas = np.empty((scenes.SIZE, scenes.SIZE, 3))
     canvas[:] = scenes.COLORS[scene.background]
     for thing in scene.things:
         inner = scenes.coverage(replace(thing, radius=thing.radius * HOLLOW))
-        # A ring is hollow as it is: a smaller one lies in its hole.
+        # A ring does not change: the smaller ring is inside its hole.
         alpha = np.clip(scenes.coverage(thing) - inner, 0, 1)[..., None]
         canvas = canvas * (1 - alpha) + np.asarray(scenes.COLORS[thing.color]) * alpha
     return np.rint(canvas).astype(np.uint8)
@@ -46,7 +46,7 @@ def render(scene: scenes.Scene) -> NDArray[np.uint8]:
 
 @dataclass(frozen=True)
 class Latents:
-    """Of hollow scenes, as `train_unet.Latents` has those of the others."""
+    """Latents of hollow scenes; `train_unet.Latents` has those of normal scenes."""
 
     values: Tensor  # [count, 4, 16, 16]
     scaling_factor: float
@@ -54,7 +54,7 @@ class Latents:
     @classmethod
     @torch.no_grad()
     def of_scenes(cls, vae: Any, count: int) -> Latents:
-        """Those of the seeds 0..count-1 with captions that may be trained on."""
+        """Encode the scenes of the seeds 0..count-1; none of their captions is held out."""
         parts = []
         for start in range(0, count, 50):
             drawn = [scenes.draw_scene(seed, held_out=False) for seed in range(start, min(count, start + 50))]
@@ -64,7 +64,7 @@ class Latents:
 
 
 class LowRank(nn.Module):
-    """A weight with up @ down added to it; nothing is added at first."""
+    """A parametrization that adds up @ down to a weight; the product starts at zero."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
@@ -74,7 +74,7 @@ class LowRank(nn.Module):
 
     @property
     def parts(self) -> dict[str, Tensor]:
-        """The matrices by their letters in peft's names."""
+        """The matrices by their letters in PEFT's names."""
         return {"A": self.down, "B": self.up}
 
     def forward(self, weight: Tensor) -> Tensor:
@@ -83,7 +83,7 @@ class LowRank(nn.Module):
 
 
 def train(seed: int, steps: int = STEPS, count: int = SCENES) -> dict[str, Tensor]:
-    """The LoRA's tensors by their names in diffusers' layout, in fp16."""
+    """Train the LoRA, and return its tensors in fp16 by their names in diffusers' layout."""
     from diffusers import AutoencoderKL
 
     folder = find("demo")
@@ -111,7 +111,7 @@ def train(seed: int, steps: int = STEPS, count: int = SCENES) -> dict[str, Tenso
 
 
 def _is_trained(name: str, layer: nn.Module) -> bool:
-    """Attention, its feed-forward layers, and the resnets' convolutions."""
+    """Return whether the layer is in attention, a feed-forward network or a convolution of a resnet."""
     kinds = ("to_q", "to_k", "to_v", "to_out.0", "ff.net.0.proj", "ff.net.2", "conv1", "conv2")
     return isinstance(layer, (nn.Linear, nn.Conv2d)) and name.endswith(kinds)
 
@@ -122,12 +122,12 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("engine/demo_model/outline.safetensors"))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--steps", type=int, default=STEPS)
-    said = parser.parse_args()
+    args = parser.parse_args()
     torch.set_num_threads(threads.available())
     from safetensors.torch import save_file
 
-    save_file(train(said.seed, said.steps), said.out)
-    print(f"the LoRA is in {said.out}", flush=True)
+    save_file(train(args.seed, args.steps), args.out)
+    print(f"wrote the LoRA to {args.out}", flush=True)
 
 
 if __name__ == "__main__":

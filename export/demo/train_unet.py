@@ -1,7 +1,7 @@
-"""The U-Net's training: noise is predicted from noised latents and the text encoder's states.
+"""Training of the U-Net: it predicts the noise of noised latents from the text encoder's states.
 
-Knows the loss and its weights, the cache of latents, and how to draw a sample sheet; the loop over steps is
-`train.Run`. A ControlNet is trained by the same loss, with `Denoising.predict` in its own way.
+This module has the loss and its weights, the cache of latents, and the sampler of a sample sheet; `train.Trainer` has
+the loop over steps. A ControlNet trains with the same loss and its own `Denoising.predict`.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from ..judge import scenes
 from . import networks
 from .train_text import tokenize
 
-DROPPED = 0.1  # share of captions replaced by the empty one, for classifier-free guidance
+DROPPED = 0.1  # share of empty captions, for classifier-free guidance
 
 
 def loss_weights(signal_to_noise: Tensor) -> Tensor:
-    """Weight of the squared error of the noise at each timestep, from its signal-to-noise ratio.
+    """Return the weight of the squared error of the noise at each timestep, from its signal-to-noise ratio.
 
-    Min-SNR (Hang et al. 2023, arXiv 2303.09556) with gamma 5 holds down the nearly clean end; at the noisy
-    end the weight is that of v-prediction, (1 + SNR) / SNR, bounded by 16: there the words decide the picture, and
-    a plain epsilon loss hardly listens.
+    Min-SNR (Hang et al. 2023, arXiv 2303.09556) with gamma 5 reduces the weight at the nearly clean end. At the noisy
+    end the weight is that of v-prediction, (1 + SNR) / SNR, limited to 16: there the caption decides the image, and
+    a plain epsilon loss has little weight.
     """
     return torch.minimum(signal_to_noise + 1, torch.full_like(signal_to_noise, 5.0)).div(signal_to_noise).clamp(max=16)
 
 
 class Latents:
-    """Latents of the scenes drawn from seeds 0..count-1, encoded once and kept in a file, scaled to unit variance."""
+    """Latents of the scenes of seeds 0..count-1, encoded once and cached in a file, with their scaling factor."""
 
     def __init__(self, vae: Any, count: int, folder: Path, device: torch.device) -> None:
         path = folder / f"latents-{count}-{_digest(vae)}.npy"
@@ -45,11 +45,11 @@ class Latents:
 
 
 def _digest(network: nn.Module) -> str:
-    """The start of the SHA-256 of its weights."""
-    found = hashlib.sha256()
+    """Return the first 16 digits of the SHA-256 of the network's weights."""
+    sha = hashlib.sha256()
     for tensor in network.state_dict().values():
-        found.update(tensor.cpu().numpy().tobytes())
-    return found.hexdigest()[:16]
+        sha.update(tensor.cpu().numpy().tobytes())
+    return sha.hexdigest()[:16]
 
 
 @torch.no_grad()
@@ -64,7 +64,7 @@ def _encode(vae: Any, count: int, device: torch.device, batch: int = 50) -> np.n
 
 
 class Denoising:
-    """The loss of one step, as a function of (seed, step) alone."""
+    """The loss of one step, a function of only (seed, step)."""
 
     dropped = DROPPED
 
@@ -79,12 +79,12 @@ class Denoising:
 
     @torch.no_grad()
     def states(self, captions: list[str]) -> Tensor:
-        """The text encoder's states.  # [B, 77, TEXT_WIDTH]"""
+        """Return the text encoder's states.  # [B, 77, TEXT_WIDTH]"""
         states: Tensor = self.text_encoder(tokenize(self.tokenizer, captions).to(self.device)).last_hidden_state
         return states
 
     def predict(self, network: Any, noised: Tensor, t: Tensor, states: Tensor, which: np.ndarray) -> Tensor:
-        """The noise, by the network that is trained, in latents of the scenes `which`.  # [B, 4, 16, 16] -> the same"""
+        """Predict the noise in latents of the scenes `which` with the network.  # [B, 4, 16, 16] -> the same"""
         predicted: Tensor = network(noised, t, states).sample
         return predicted
 
@@ -97,7 +97,7 @@ class Denoising:
         ]
         clean = self.latents.values[which].to(self.device) * self.latents.scaling_factor
         noise = torch.from_numpy(rng.standard_normal(clean.shape, dtype=np.float32)).to(self.device)
-        # One timestep from each of `batch` equal parts of the schedule: less noise in the loss than free draws.
+        # One timestep from each of `batch` equal parts of the schedule: less noise in the loss than uniform draws.
         spread = (np.arange(batch) + rng.random(batch)) * (len(self.kept) / batch)
         t = torch.from_numpy(spread.astype(np.int64)).to(self.device)
         kept = self.kept[t].view(-1, 1, 1, 1)
@@ -111,7 +111,7 @@ class Denoising:
 def sample(
     network: Any, vae: Any, denoising: Denoising, captions: list[str], *, guidance: float, steps: int = 20
 ) -> Tensor:
-    """Pictures by DPM++ 2M; seeds are the captions' places.  # [N, 3, 128, 128] in [-1, 1]"""
+    """Generate images with DPM++ 2M; seeds are the indices of captions.  # [N, 3, 128, 128] in [-1, 1]"""
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler = DPMSolverMultistepScheduler(**networks.SCHEDULER)
@@ -122,7 +122,7 @@ def sample(
     states = denoising.states(["" for _ in captions] + captions)
     which = np.tile(np.arange(len(captions)), 2)
     for t in scheduler.timesteps:
-        without, given = denoising.predict(network, torch.cat([x, x]), t, states, which).chunk(2)
-        x = scheduler.step(without + guidance * (given - without), t, x).prev_sample
-    pictures: Tensor = vae.decode(x / denoising.latents.scaling_factor).sample
-    return pictures
+        uncond, cond = denoising.predict(network, torch.cat([x, x]), t, states, which).chunk(2)
+        x = scheduler.step(uncond + guidance * (cond - uncond), t, x).prev_sample
+    images: Tensor = vae.decode(x / denoising.latents.scaling_factor).sample
+    return images

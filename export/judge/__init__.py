@@ -1,1 +1,1 @@
-"""The demonstration's scenes, and a judge that reads them from pixels without learning."""
+"""The demonstration's scenes, and a rule-based judge that recognizes them from pixels."""

@@ -1,8 +1,8 @@
-"""Does a picture show what its caption says? A judge by rule, without learning, for pictures of `scenes`.
+"""Decide whether an image shows what its caption says: a rule-based judge for images of `scenes`.
 
-`parse` reads the caption, `sight.look` the picture, and `compare` holds one against the other. Each matter gets its
-own verdict, so that a model that cannot count is told apart from one that mixes up colors. Knows the grammar of the
-captions; knows nothing of pixels.
+`parse` reads the caption, `sight.detect` reads the image, and `compare` compares them. Each property gets its own
+verdict, so that the result separates a model that cannot count from one that mixes up colors. This module knows the
+grammar of captions; it does not look at pixels.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from itertools import permutations
 from typing import TYPE_CHECKING, cast
 
 from . import scenes
-from .sight import Seen, SeenThing, look
+from .sight import DetectedScene, DetectedThing, detect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -26,8 +26,8 @@ _NUMBERS = ("nothing", "one thing", "two things", "three things", "four things")
 
 
 @dataclass(frozen=True, kw_only=True)
-class AskedThing:
-    """One thing of a caption. `size` is None where the caption does not say."""
+class CaptionThing:
+    """One thing of a caption. `size` is None if the caption does not mention it."""
 
     size: scenes.SizeWord | None
     color: str
@@ -39,11 +39,11 @@ class AskedThing:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Asked:
-    """A caption taken apart; with two things, `relation` is what the first shall be to the second."""
+class CaptionScene:
+    """A parsed caption. With two things, `relation` is the expected relation of the first to the second."""
 
     background: str
-    things: tuple[AskedThing, ...]
+    things: tuple[CaptionThing, ...]
     relation: scenes.Relation | None = None
 
     @property
@@ -54,9 +54,9 @@ class Asked:
 
 @dataclass(frozen=True, kw_only=True)
 class Verdict:
-    """What of a picture is right. `sizes` and `relation` are None where the caption does not ask for them.
+    """The properties of an image that are right. `sizes` and `relation` are None if the caption has none.
 
-    Where the number of things is wrong, nobody can say which is which: everything asked of them counts as wrong.
+    If the number of things is wrong, things cannot be matched, and all their properties count as wrong.
     """
 
     background: bool
@@ -65,7 +65,7 @@ class Verdict:
     shapes: bool
     sizes: bool | None
     relation: bool | None
-    reason: str = ""  # the first thing that is wrong, in words; empty when nothing is
+    reason: str = ""  # the first error as text; empty if everything is right
 
     @property
     def right(self) -> bool:
@@ -81,40 +81,40 @@ def _pattern() -> re.Pattern[str]:
 _CAPTION = _pattern()
 
 
-def parse(caption: str) -> Asked:
-    """A caption taken apart. Raises ValueError where `scenes.caption` could not have written it."""
-    found = _CAPTION.fullmatch(caption)
-    if found is None:
-        raise ValueError(f'"{caption}" is not a caption of a scene. One reads like this: "{_EXAMPLE}".')
-    groups = found.groups()
-    asked = Asked(
+def parse(caption: str) -> CaptionScene:
+    """Parse a caption. Raise `ValueError` if `scenes.caption` cannot have written it."""
+    match = _CAPTION.fullmatch(caption)
+    if match is None:
+        raise ValueError(f'cannot parse "{caption}": expected a caption such as "{_EXAMPLE}".')
+    groups = match.groups()
+    expected = CaptionScene(
         background=groups[7],
-        things=tuple(_asked_thing(g) for g in (groups[0:3], groups[4:7]) if g[1]),
+        things=tuple(_caption_thing(g) for g in (groups[0:3], groups[4:7]) if g[1]),
         relation=cast("scenes.Relation | None", groups[3]),
     )
-    if asked.caption != caption:
-        raise ValueError(f'"{caption}" has a wrong article. It should read: "{asked.caption}".')
-    if any(t.color == asked.background for t in asked.things):
-        raise ValueError(f'"{caption}" asks for a thing that has the color of its background.')
-    return asked
+    if expected.caption != caption:
+        raise ValueError(f'"{caption}" has a wrong article; expected "{expected.caption}".')
+    if any(t.color == expected.background for t in expected.things):
+        raise ValueError(f'"{caption}" has a thing in the color of its background.')
+    return expected
 
 
-def _asked_thing(words: tuple[str | None, ...]) -> AskedThing:
+def _caption_thing(words: tuple[str | None, ...]) -> CaptionThing:
     size, color, shape = words
-    return AskedThing(size=cast("scenes.SizeWord | None", size), color=str(color), shape=str(shape))
+    return CaptionThing(size=cast("scenes.SizeWord | None", size), color=str(color), shape=str(shape))
 
 
 def judge(pixels: NDArray[np.uint8], caption: str) -> Verdict:
-    """Is the picture what the caption says? Sizes are judged in pixels of a `scenes` picture.  # [H, W, 3] uint8"""
-    return compare(look(pixels), parse(caption))
+    """Judge whether the image shows the caption. Sizes refer to images of `scenes.SIZE` pixels.  # [H, W, 3] uint8"""
+    return compare(detect(pixels), parse(caption))
 
 
-def compare(seen: Seen, asked: Asked) -> Verdict:
-    """What was seen against what was asked, the things paired so that most of it is right."""
-    named, related = any(t.size for t in asked.things), asked.relation is not None
-    background = seen.background == asked.background
-    if len(seen.things) != len(asked.things):
-        reason = _background_reason(seen, asked) if not background else _count_reason(seen, asked)
+def compare(seen: DetectedScene, expected: CaptionScene) -> Verdict:
+    """Compare a detected scene with a caption. Things are matched so that most properties are right."""
+    named, related = any(t.size for t in expected.things), expected.relation is not None
+    background = seen.background == expected.background
+    if len(seen.things) != len(expected.things):
+        reason = _background_reason(seen, expected) if not background else _count_reason(seen, expected)
         return Verdict(
             background=background,
             count=False,
@@ -124,50 +124,50 @@ def compare(seen: Seen, asked: Asked) -> Verdict:
             relation=False if related else None,
             reason=reason,
         )
-    things = max(permutations(seen.things), key=lambda order: _agreement(order, asked))
-    pairs = list(zip(things, asked.things, strict=True))
+    things = max(permutations(seen.things), key=lambda order: _agreement(order, expected))
+    pairs = list(zip(things, expected.things, strict=True))
     return Verdict(
         background=background,
         count=True,
         colors=all(s.color == a.color for s, a in pairs),
         shapes=all(s.shape == a.shape for s, a in pairs),
-        sizes=all(_size_fits(s, a, len(pairs)) for s, a in pairs) if named else None,
-        relation=_related(things, asked.relation) if related else None,
-        reason=next(_reasons(seen, things, asked), ""),
+        sizes=all(_size_matches(s, a, len(pairs)) for s, a in pairs) if named else None,
+        relation=_related(things, expected.relation) if related else None,
+        reason=next(_reasons(seen, things, expected), ""),
     )
 
 
-def _agreement(order: tuple[SeenThing, ...], asked: Asked) -> tuple[int, bool]:
-    """How well the things, in this order, are those asked for; the relation decides only between equals."""
-    pairs = list(zip(order, asked.things, strict=True))
-    matches = sum((s.color == a.color) + (s.shape == a.shape) + _size_fits(s, a, len(pairs)) for s, a in pairs)
-    return matches, _related(order, asked.relation)
+def _agreement(order: tuple[DetectedThing, ...], expected: CaptionScene) -> tuple[int, bool]:
+    """Return how well the things match the caption in this order. The relation decides only between equal matches."""
+    pairs = list(zip(order, expected.things, strict=True))
+    matches = sum((s.color == a.color) + (s.shape == a.shape) + _size_matches(s, a, len(pairs)) for s, a in pairs)
+    return matches, _related(order, expected.relation)
 
 
-def _size(thing: SeenThing, count: int) -> scenes.SizeWord:
-    """Small or large among `count` things: the line is half-way between the largest small and the smallest large."""
+def _size(thing: DetectedThing, count: int) -> scenes.SizeWord:
+    """Return the size word among `count` things. The limit is halfway between the largest small and smallest large."""
     radii = scenes.RADII[count]
     return "small" if thing.radius < (radii["small"][1] + radii["large"][0]) / 2 else "large"
 
 
-def _size_fits(seen: SeenThing, asked: AskedThing, count: int) -> bool:
-    return asked.size is None or _size(seen, count) == asked.size
+def _size_matches(seen: DetectedThing, expected: CaptionThing, count: int) -> bool:
+    return expected.size is None or _size(seen, count) == expected.size
 
 
-def _related(things: tuple[SeenThing, ...], relation: scenes.Relation | None) -> bool:
-    """Is the first thing `relation` the second, more so than in the other direction?"""
+def _related(things: tuple[DetectedThing, ...], relation: scenes.Relation | None) -> bool:
+    """Return whether the first thing is `relation` the second, more than in the other direction."""
     if relation is None:
         return True
     right, down = things[1].x - things[0].x, things[1].y - things[0].y
     return right > abs(down) if relation == "left of" else down > abs(right)
 
 
-def _reasons(seen: Seen, things: tuple[SeenThing, ...], asked: Asked) -> Iterator[str]:
-    """All that is wrong, in words, the plainest first."""
-    if seen.background != asked.background:
-        yield _background_reason(seen, asked)
+def _reasons(seen: DetectedScene, things: tuple[DetectedThing, ...], expected: CaptionScene) -> Iterator[str]:
+    """Yield all errors as texts, the most obvious first."""
+    if seen.background != expected.background:
+        yield _background_reason(seen, expected)
     names = ("the thing",) if len(things) == 1 else ("the first thing", "the second thing")
-    triples = list(zip(names, things, asked.things, strict=True))
+    triples = list(zip(names, things, expected.things, strict=True))
     for name, s, a in triples:
         if s.color != a.color:
             yield f"{name} is {s.color}, not {a.color}" if s.color else f"{name} has no clear color ({a.color})"
@@ -176,19 +176,19 @@ def _reasons(seen: Seen, things: tuple[SeenThing, ...], asked: Asked) -> Iterato
             looks = f"looks like {scenes.article(s.shape)}, not" if s.shape else "does not look like"
             yield f"{name} {looks} {scenes.article(a.shape)}"
     for name, s, a in triples:
-        if not _size_fits(s, a, len(things)):
+        if not _size_matches(s, a, len(things)):
             yield f"{name} is {_size(s, len(things))}, not {a.size}"
-    if not _related(things, asked.relation):
-        yield f"the first thing is not {asked.relation} the second"
+    if not _related(things, expected.relation):
+        yield f"the first thing is not {expected.relation} the second"
 
 
-def _background_reason(seen: Seen, asked: Asked) -> str:
+def _background_reason(seen: DetectedScene, expected: CaptionScene) -> str:
     if seen.background is None:
-        return f"the background is not plain {asked.background}"
-    return f"the background is {seen.background}, not {asked.background}"
+        return f"the background is not plain {expected.background}"
+    return f"the background is {seen.background}, not {expected.background}"
 
 
-def _count_reason(seen: Seen, asked: Asked) -> str:
+def _count_reason(seen: DetectedScene, expected: CaptionScene) -> str:
     many = len(seen.things)
     number = _NUMBERS[many] if many < len(_NUMBERS) else f"{many} things"
-    return f"the picture shows {number}, not {_NUMBERS[len(asked.things)]}"
+    return f"the image shows {number}, not {_NUMBERS[len(expected.things)]}"

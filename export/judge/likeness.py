@@ -1,8 +1,8 @@
-"""Which shape a soft mask looks like: it is laid over templates drawn with the formulas of `scenes`.
+"""Classify the shape of a soft mask by its overlap with templates that the formulas of `scenes` draw.
 
-Mask and template are brought to the same area and centroid, so that place and size drop out. The templates come as
-drawn and as generators draw them: with worn corners and soft edges, a little larger, smaller or shifted. Knows nothing
-of colors.
+Mask and template are normalized to the same area and centroid, which removes position and size. The templates are the
+exact shapes, and variants as generators draw them: with worn corners and soft edges, slightly larger, smaller or
+shifted. This module does not know colors.
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ from scipy import ndimage
 
 from . import scenes
 
-SHAPE_FIT, RING_FIT = 0.95, 0.9  # the least overlap at which a mask has a shape at all; a ring is thin, and loses more
-SHAPE_LEAD = 0.004  # over the next shape; below it the mask could be either
+MIN_OVERLAP, MIN_RING_OVERLAP = 0.95, 0.9  # of a mask that has a shape; a ring is thin and loses more
+SHAPE_LEAD = 0.004  # over the next shape; below it the mask is ambiguous
 
-GRID, REACH = 32, 1.1  # a normalized mask: cells a side, and how far it is kept, in square roots of its area
-SOFTNESS = 0.7  # blur of a seen mask, in cells, so that half a cell's shift costs little
+GRID, REACH = 32, 1.1  # a normalized mask: cells per side, and its half width in square roots of its area
+SOFTNESS = 0.7  # blur of a detected mask, in cells, so that a shift of half a cell costs little
 
-# How the templates vary. The first of each is the shape as drawn.
-CORNERS = (0.0, 0.2)  # the blur that wears corners off, in radii
+# Variants of the templates. The first of each is the exact shape.
+CORNERS = (0.0, 0.2)  # the blur that rounds corners, in radii
 TEMPLATE_SOFTNESS = (0.7, 1.4, 2.1)  # cells; the last is a small shape blurred by some three pixels
 SHIFTS = ((0.0, 0.0), (0.04, 0.0), (-0.04, 0.0), (0.0, 0.04), (0.0, -0.04))  # square roots of the area
 SCALES = (1.0, 0.95, 1.05)
@@ -31,14 +31,14 @@ SCALES = (1.0, 0.95, 1.05)
 Array = NDArray[np.float64]
 Floats = NDArray[np.float32]
 
-_UNIT_RADIUS = 60.0  # pixels: as large as a scene holds
+_UNIT_RADIUS = 60.0  # pixels: the largest that a scene can hold
 
 
-def fits(mask: Array) -> dict[str, float]:
-    """The overlap of a soft mask with each shape's best template: Tanimoto's ab / (a^2 + b^2 - ab).  # [h, w]
+def shape_overlaps(mask: Array) -> dict[str, float]:
+    """Return the overlap of a soft mask with each shape's best template: Tanimoto's ab / (a^2 + b^2 - ab).  # [h, w]
 
-    For hard masks that is intersection over union; for soft ones it also sees *how* soft each edge is, which tells a
-    blurred star from a circle where a sum of minima does not.
+    For hard masks this is intersection over union. For soft masks it also depends on how soft each edge is, so it
+    separates a blurred star from a circle where a sum of minima does not.
     """
     seen = ndimage.gaussian_filter(_normalized(mask, (0, 0), 1), SOFTNESS).astype(np.float32).ravel()
     bank, squares = _templates()
@@ -48,26 +48,26 @@ def fits(mask: Array) -> dict[str, float]:
 
 
 def clear_winner(overlaps: dict[str, float]) -> str | None:
-    """The shape that fits well, and better than all others; None where there is none."""
+    """Return the shape whose overlap is high and clearly above all others, or None."""
     second, best = sorted(overlaps, key=lambda s: overlaps[s])[-2:]
-    good = overlaps[best] >= (RING_FIT if best == "ring" else SHAPE_FIT)
+    good = overlaps[best] >= (MIN_RING_OVERLAP if best == "ring" else MIN_OVERLAP)
     return best if good and overlaps[best] - overlaps[second] >= SHAPE_LEAD else None
 
 
 @cache
 def unit_area(shape: str) -> float:
-    """The area of a shape in squares of its radius."""
+    """Return the area of a shape in squares of its radius."""
     return float(_drawn(shape).sum()) / _UNIT_RADIUS**2
 
 
 def centroid(mask: Array) -> tuple[float, float]:
-    """The center of mass (x, y) in pixels, 0 being the middle of the first.  # [h, w]"""
+    """Return the center of mass (x, y) in pixels; 0 is the center of the first pixel.  # [h, w]"""
     down, across = mask.sum(axis=1), mask.sum(axis=0)
     return float(across @ np.arange(across.size) / across.sum()), float(down @ np.arange(down.size) / down.sum())
 
 
 def _normalized(mask: Array, shift: tuple[float, float], scale: float) -> Array:
-    """A mask resampled to the area `scale` squared, its centroid `shift` from the middle.  # [h, w] -> [GRID, GRID]"""
+    """Resample a mask to the area `scale` squared, its centroid `shift` off center.  # [h, w] -> [GRID, GRID]"""
     root = np.sqrt(mask.sum())
     x, y = centroid(mask)
     cells = ((np.arange(GRID) + 0.5) / GRID * 2 - 1) * REACH
@@ -90,7 +90,7 @@ def _worn(mask: Array, corner: float) -> Array:
 
 @cache
 def _templates() -> tuple[Floats, Floats]:
-    """All templates of each shape, and their squares.  # [S, T, GRID * GRID], [S, T]"""
+    """Return all templates of each shape, and their squared norms.  # [S, T, GRID * GRID], [S, T]"""
     bank = [
         [
             ndimage.gaussian_filter(_normalized(worn, shift, scale), softness).ravel()

@@ -1,8 +1,8 @@
-"""Scenes drawn by code: one or two colored shapes on a plain background, with the caption that says so.
+"""Synthetic scenes: one or two colored shapes on a plain background, with a caption.
 
-A scene is data (`Scene`); `render` turns it into pixels and `caption` into words. Everything is a function of
-the seed. Shapes are half-plane and disc formulas on a supersampled grid, so that edges are antialiased.
-Knows nothing of networks.
+A scene is data (`Scene`); `render` draws its pixels and `caption` writes its text. Everything is a function of the
+seed. Shapes are half-plane and disc formulas on a supersampled grid, so that edges are antialiased. This module does
+not know networks.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-SIZE = 128  # pixels a side
+SIZE = 128  # pixels per side
 SUPERSAMPLE = 4
 
 COLORS: dict[str, tuple[int, int, int]] = {
@@ -35,7 +35,7 @@ Relation = Literal["left of", "above"]
 SizeWord = Literal["small", "large"]
 RELATIONS: tuple[Relation, ...] = ("left of", "above")
 
-# Radius of the circle around a shape, in pixels: (low, high) for each size word; None is "not said".
+# Radius of the circle around a shape, in pixels: (low, high) for each size word; None is "no size word".
 RADII: dict[int, dict[SizeWord | None, tuple[float, float]]] = {
     1: {"small": (16, 20), "large": (34, 42), None: (16, 42)},
     2: {"small": (15, 18), "large": (25, 29), None: (18, 26)},
@@ -47,7 +47,7 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One shape: its words (`size` None where the caption does not say) and where it stands, in pixels."""
+    """One shape: its words (`size` is None without a size word), and its position and radius in pixels."""
 
     color: str
     shape: str
@@ -77,7 +77,7 @@ def _regular(angles_deg: list[float], radii: list[float]) -> NDArray[np.float64]
 
 
 def _polygon(u: Array, v: Array, points: Array) -> Bool:
-    """Even-odd rule: is (u, v) inside the polygon?"""
+    """Return whether (u, v) is inside the polygon, by the even-odd rule."""
     inside = np.zeros(u.shape, dtype=bool)
     for (x0, y0), (x1, y1) in zip(points, np.roll(points, -1, axis=0), strict=True):
         if y0 == y1:
@@ -116,16 +116,16 @@ _INSIDE: dict[str, Callable[[Array, Array], Bool]] = {
 
 
 def coverage(thing: Thing) -> Array:
-    """How much of each pixel `thing` covers, in [0, 1].  # [SIZE, SIZE]"""
+    """Return the share of each pixel that `thing` covers, in [0, 1].  # [SIZE, SIZE]"""
     low_x, low_y = (max(0, int(c - thing.radius) - 1) for c in (thing.x, thing.y))
     high_x, high_y = (min(SIZE, int(c + thing.radius) + 2) for c in (thing.x, thing.y))
     u = (_subpixels(low_x, high_x)[None, :] - thing.x) / thing.radius
     v = (_subpixels(low_y, high_y)[:, None] - thing.y) / thing.radius
     fine = _INSIDE[thing.shape](*np.broadcast_arrays(u, v)).astype(np.float64)
     box = fine.reshape(high_y - low_y, SUPERSAMPLE, high_x - low_x, SUPERSAMPLE).mean(axis=(1, 3))
-    whole = np.zeros((SIZE, SIZE))
-    whole[low_y:high_y, low_x:high_x] = box
-    return whole
+    full = np.zeros((SIZE, SIZE))
+    full[low_y:high_y, low_x:high_x] = box
+    return full
 
 
 def _subpixels(low: int, high: int) -> Array:
@@ -133,7 +133,7 @@ def _subpixels(low: int, high: int) -> Array:
 
 
 def render(scene: Scene) -> NDArray[np.uint8]:
-    """The scene's pixels.  # [SIZE, SIZE, 3] uint8"""
+    """Draw the scene.  # [SIZE, SIZE, 3] uint8"""
     canvas = np.empty((SIZE, SIZE, 3))
     canvas[:] = COLORS[scene.background]
     for thing in scene.things:
@@ -147,7 +147,7 @@ def article(words: str) -> str:
 
 
 def caption(scene: Scene) -> str:
-    """The scene in words, e.g. "a red circle left of a green square on a white background"."""
+    """Return the scene's caption, such as "a red circle left of a green square on a white background"."""
     things = f" {scene.relation} ".join(article(t.words) for t in scene.things)
     return f"{things} on {article(scene.background)} background"
 
@@ -171,19 +171,19 @@ def _size_odds(count: int) -> list[float]:
 
 
 def _slack(count: int, radius: float) -> float:
-    """How far a thing may stand from its place, in pixels: inside the picture, off its neighbor's ground."""
+    """Return how far a thing may move from its place, in pixels, inside the image and away from its neighbor."""
     return min(18.0, SIZE / 2 - 4 - radius) if count == 1 else max(0.5, 29.5 - radius) * 0.8
 
 
 def is_held_out(words: str) -> bool:
-    """One caption in ten is never trained on: whether the model paints it right says whether it understood."""
+    """Return whether training never uses the caption (one in ten). Only these show whether a model generalizes."""
     return zlib.crc32(words.encode()) % 10 == 0
 
 
 def draw_scene(seed: int, count: int | None = None, held_out: bool | None = None) -> Scene:
-    """A random scene, the same for the same seed. `count` things (1 or 2); by default two thirds have two.
+    """Draw a random scene, a function of the seed, with `count` (1 or 2) things; by default two thirds have two.
 
-    `held_out` asks for a caption that training never sees (True), or one that it may (False); None takes any.
+    `held_out`: True draws a caption that training never uses, False one that it may use, None any caption.
     """
     rng = np.random.default_rng([seed, 0xCA107])
     while True:

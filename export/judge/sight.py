@@ -1,8 +1,8 @@
-"""What a picture shows: its background, and the color, shape, place and radius of each thing on it.
+"""Detect what an image shows: its background, and the color, shape, position and radius of each thing.
 
-Nothing here is learned. A pixel belongs to a thing when it is nearer to a color of a thing than to the background;
-connected pixels are one thing; its color is the median of its core, its shape what `likeness` makes of it. Made for
-generated pictures: soft edges, tints, noise and specks are expected. Knows nothing of captions.
+Detection uses only rules. A pixel belongs to a thing if it is nearer to a thing's color than to the background;
+connected pixels are one thing; its color is the median of its core, and `likeness` classifies its shape. The rules
+allow for generated images, with soft edges, tints, noise and specks. This module does not know captions.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from scipy import ndimage
 
 from . import likeness, scenes
 
-COLOR_REACH = 0.15  # Oklab; a color farther than this from every name has none (the nearest two names are 0.18 apart)
-PLAIN_SHARE = 0.9  # of the frame must have the background's color
-PURE_SHARE = 0.8  # of a thing must have the thing's color
-MIXED = 60.0  # sRGB steps; farther than this from every mixture of thing and background is another color
-HOLE_SHARE = 0.08  # of a thing's filled area: a ring has more hole than this (34 % as drawn), all other shapes less
+COLOR_REACH = 0.15  # Oklab; a color farther than this from every name has no name (two names are at least 0.18 apart)
+PLAIN_SHARE = 0.9  # share of the frame that must have the background's color
+PURE_SHARE = 0.8  # share of a thing that must have the thing's color
+MIXED = 60.0  # sRGB steps; a color farther than this from every mixture of thing and background is another color
+HOLE_SHARE = 0.08  # of a thing's filled area: only a ring has a larger hole (34 % as drawn)
 
 # In pixels.
 FRAME = 3  # the border that no thing reaches
-SPECK = 25  # the area of a core; what has less is dirt, not a thing
-EDGE = 6  # how far around a thing its blurred edge is looked for
-DEPTH = 4.0  # from here inwards, a thing's color is free of its edge
+SPECK = 25  # the smallest area of a thing's core; smaller regions are dirt
+EDGE = 6  # width of the area around a thing that may contain its blurred edge
+DEPTH = 4.0  # from this depth, the edge does not affect a thing's color
 
 Array = NDArray[np.float64]
 Bool = NDArray[np.bool_]
@@ -34,52 +34,52 @@ Labels = NDArray[np.intp]
 
 
 @dataclass(frozen=True, kw_only=True)
-class SeenThing:
-    """One thing as it looks. `color` or `shape` is None where it is no clear one; place and radius are in pixels."""
+class DetectedThing:
+    """One detected thing. `color` or `shape` is None if unclear; position and radius are in pixels."""
 
     color: str | None
     shape: str | None
     x: float
     y: float
     radius: float
-    fit: float  # overlap with the best template, in [0, 1]
+    overlap: float  # with the best template, in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Seen:
-    """All that is on a picture. `background` is None where it is not plain or of no named color."""
+class DetectedScene:
+    """All things on an image. `background` is None if it is not plain or has no named color."""
 
     background: str | None
-    things: tuple[SeenThing, ...]
+    things: tuple[DetectedThing, ...]
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Part:
-    """A picture, or the part of it around one thing."""
+    """An image, or the part of it around one thing."""
 
     ground: Pixels  # [3], the background's color
     pixels: Pixels  # [h, w, 3]
-    labels: Labels  # [h, w], 1 + the nearest named color, 0 where the background is nearer
-    numbers: Labels  # [h, w], which connected region a pixel belongs to, 0 is the background
+    labels: Labels  # [h, w], 1 + the nearest named color, 0 if the background is nearer
+    numbers: Labels  # [h, w], the pixel's connected region; 0 is the background
 
 
-def look(pixels: Pixels) -> Seen:
-    """What is seen on a picture.  # [H, W, 3] uint8"""
+def detect(pixels: Pixels) -> DetectedScene:
+    """Detect the background and the things of an image.  # [H, W, 3] uint8"""
     if pixels.ndim != 3 or pixels.shape[2] != 3 or pixels.dtype != np.uint8:
-        raise ValueError(f"A picture is uint8 [H, W, 3]; this one is {pixels.dtype} {list(pixels.shape)}.")
+        raise ValueError(f"expected an image in uint8 [H, W, 3], got {pixels.dtype} {list(pixels.shape)}.")
     ground, background = _ground(pixels)
     labels = _labels(pixels, ground)
     numbers, _ = ndimage.label(_foreground(pixels, ground, labels))
-    whole = _Part(ground=ground, pixels=pixels, labels=labels, numbers=numbers)
+    full = _Part(ground=ground, pixels=pixels, labels=labels, numbers=numbers)
     windows = ndimage.find_objects(numbers)
-    return Seen(background=background, things=tuple(_thing(whole, n, windows[n - 1]) for n in _things(numbers)))
+    return DetectedScene(background=background, things=tuple(_thing(full, n, windows[n - 1]) for n in _things(numbers)))
 
 
 # ----------------------------------------------------------------------------------------------------------- colors
 
 
 def oklab(rgb: Pixels) -> Array:
-    """sRGB as Oklab (B. Ottosson, 2020), where equal distances look about equally far.  # [..., 3] -> [..., 3]"""
+    """Convert sRGB to Oklab (B. Ottosson, 2020), a perceptually uniform color space.  # [..., 3] -> [..., 3]"""
     return np.asarray(np.cbrt(_LINEAR[rgb] @ _RGB_TO_LMS.T) @ _LMS_TO_OKLAB.T)
 
 
@@ -105,7 +105,7 @@ _PALETTE_LAB = oklab(_PALETTE)
 
 
 def _nearest(points: Array, centers: Array) -> Labels:
-    """For each point the nearest center.  # [..., 3], [N, 3] -> [...]"""
+    """Return the index of the nearest center for each point.  # [..., 3], [N, 3] -> [...]"""
     return np.asarray(((centers**2).sum(axis=1) - 2 * points @ centers.T).argmin(axis=-1))
 
 
@@ -120,7 +120,7 @@ def _median(colors: Pixels) -> Pixels:
 
 
 def _ground(pixels: Pixels) -> tuple[Pixels, str | None]:
-    """The background's color, which is the frame's, and its name.  # [H, W, 3] -> [3]"""
+    """Return the color of the background, which is that of the frame, and its name.  # [H, W, 3] -> [3]"""
     outside = np.ones(pixels.shape[:2], dtype=bool)
     outside[FRAME:-FRAME, FRAME:-FRAME] = False
     frame = pixels[outside]
@@ -130,7 +130,7 @@ def _ground(pixels: Pixels) -> tuple[Pixels, str | None]:
 
 
 def _labels(pixels: Pixels, ground: Pixels) -> Labels:
-    """For each pixel 1 + the nearest named color, 0 where the background is nearer.  # [H, W]"""
+    """Return 1 + the nearest named color for each pixel, 0 if the background is nearer.  # [H, W]"""
     lab, palette = oklab(ground), _PALETTE_LAB.copy()
     own = _nearest(lab, palette)
     palette[own] = lab  # a tinted background is still the background
@@ -146,10 +146,10 @@ def _core(mask: Bool) -> Bool:
 
 
 def _foreground(pixels: Pixels, ground: Pixels, labels: Labels) -> Bool:
-    """Where the things are: nearer to the color of a thing than to the background.  # [H, W]
+    """Return the pixels that are nearer to the color of a thing than to the background.  # [H, W]
 
-    Only colors with a core count: along an edge, red and white mix to a band of pink. Mixing is linear in sRGB, so
-    this distance is too, and the line falls half-way even where two things nearly touch.
+    Only colors with a core count: along an edge, red and white mix to a band of pink. Colors mix linearly in sRGB, so
+    the distance uses sRGB, and the boundary is halfway even if two things nearly touch.
     """
     often = 1 + np.flatnonzero(np.bincount(labels.ravel(), minlength=1 + len(_NAMES))[1:] >= SPECK)
     present = [i - 1 for i in often if _core(labels == i).sum() >= SPECK]
@@ -158,33 +158,33 @@ def _foreground(pixels: Pixels, ground: Pixels, labels: Labels) -> Bool:
 
 
 def _things(numbers: Labels) -> list[int]:
-    """Which connected regions are large and thick enough to be things.  # [H, W]"""
+    """Return the connected regions that are large and thick enough to be things.  # [H, W]"""
     large = 1 + np.flatnonzero(np.bincount(numbers.ravel())[1:] > SPECK)
     return [int(n) for n in large if _core(numbers == n).sum() >= SPECK]
 
 
-def _thing(whole: _Part, number: int, window: tuple[slice, slice]) -> SeenThing:
+def _thing(full: _Part, number: int, window: tuple[slice, slice]) -> DetectedThing:
     top, left = (max(0, w.start - EDGE) for w in window)
     cut = (slice(top, window[0].stop + EDGE), slice(left, window[1].stop + EDGE))
-    part = _Part(ground=whole.ground, pixels=whole.pixels[cut], labels=whole.labels[cut], numbers=whole.numbers[cut])
+    part = _Part(ground=full.ground, pixels=full.pixels[cut], labels=full.labels[cut], numbers=full.numbers[cut])
     color, amount = _color(part, number)
     x, y = likeness.centroid(amount)
-    fits = likeness.fits(amount)
-    best, clear = max(fits, key=lambda s: fits[s]), likeness.clear_winner(fits)
-    return SeenThing(
+    overlaps = likeness.shape_overlaps(amount)
+    best, clear = max(overlaps, key=lambda s: overlaps[s]), likeness.clear_winner(overlaps)
+    return DetectedThing(
         color=color,
         shape=clear if _has_hole(part.numbers == number) == (clear == "ring") else None,
         x=left + x + 0.5,
         y=top + y + 0.5,
         radius=float(np.sqrt(amount.sum() / likeness.unit_area(best))),
-        fit=fits[best],
+        overlap=overlaps[best],
     )
 
 
 def _color(part: _Part, number: int) -> tuple[str | None, Array]:
-    """A thing's color, None where it has several, and how much of it is in each pixel, in [0, 1].  # [h, w]
+    """Return a thing's color, None if it has several, and its share of each pixel, in [0, 1].  # [h, w]
 
-    These amounts add up to the thing's area, however soft its edge is.
+    The shares add up to the thing's area even if its edge is soft.
     """
     mask = part.numbers == number
     core = _innermost(mask)
@@ -201,7 +201,7 @@ def _color(part: _Part, number: int) -> tuple[str | None, Array]:
 
 
 def _innermost(mask: Bool) -> Bool:
-    """All of a thing that is deeper than DEPTH, or its deeper half where it is too thin for that."""
+    """Return the part of a thing that is deeper than DEPTH, or its deeper half if the thing is too thin."""
     depth = ndimage.distance_transform_edt(np.pad(mask, 1))[1:-1, 1:-1]
     return np.asarray(depth >= min(DEPTH, depth.max() / 2))
 

@@ -1,7 +1,7 @@
-"""How far the judge can be trusted: true and false captions held against clean and against spoilt scenes.
+"""Measure the accuracy of the judge: true and false captions on clean and on degraded scenes.
 
-A judge that accepts all is as useless as one that rejects all, so both are counted: true captions called right, and
-captions with one wrong word that were let through. Knows scenes and the judge; knows no model.
+A judge that accepts everything is as useless as one that rejects everything, so this module counts both: true captions
+that it accepts, and captions with one wrong word that it accepts. It knows scenes and the judge; it knows no model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from . import scenes
 from .judge import compare, parse
-from .sight import look
+from .sight import detect
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -27,22 +27,22 @@ if TYPE_CHECKING:
 Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
 
-GENERATED: Range = (1.0, 1.5)  # pixels: the blur of a picture from a small autoencoder, or somewhat more
+GENERATED: Range = (1.0, 1.5)  # pixels: the blur of an image from a small autoencoder, or slightly more
 KINDS = ("size", "color", "shape", "background", "relation")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Rates:
-    """How the judge did on some scenes. All are shares in [0, 1] but the last two."""
+    """Results of the judge on some scenes. All are shares in [0, 1] except the last two."""
 
-    right: float  # true captions called right
-    fooled: dict[str, float]  # by the kind of word changed: scenes for which a changed caption was let through
-    ms: float  # of processor time a picture
-    psnr_db: float  # of the pictures against the clean scenes
+    right: float  # true captions that it accepts
+    fooled: dict[str, float]  # by the kind of changed word: scenes for which it accepts a changed caption
+    ms: float  # processor time per image
+    psnr_db: float  # of the images against the clean scenes
 
 
-def spoil(pixels: Pixels, seed: int, blur: Range = GENERATED) -> Pixels:
-    """A scene as a small generator might make it: soft, tinted, blotched, noisy, specked, and through a JPEG."""
+def degrade(pixels: Pixels, seed: int, blur: Range = GENERATED) -> Pixels:
+    """Degrade a scene as a small generator might: blur, tint, blotches, noise, specks and JPEG artifacts."""
     rng = np.random.default_rng([seed, 0xB10])
     sigma = rng.uniform(*blur)
     soft = ndimage.gaussian_filter(pixels.astype(np.float64), (sigma, sigma, 0))
@@ -61,7 +61,7 @@ def _through_jpeg(pixels: Pixels, quality: int) -> Pixels:
 
 
 def wrong_captions(scene: scenes.Scene) -> Iterator[tuple[str, str]]:
-    """Every caption that one changed word makes false, with the kind of the word."""
+    """Yield every caption that one changed word makes false, with the kind of the word."""
     things = scene.things
     used = {scene.background, *(t.color for t in things)}
     for i, thing in enumerate(things):
@@ -81,17 +81,17 @@ def wrong_captions(scene: scenes.Scene) -> Iterator[tuple[str, str]]:
 
 
 def measure(seeds: range, blur: Range | None = None) -> Rates:
-    """The judge's rates on the scenes of `seeds`, clean, or spoilt with a blur of that range in pixels."""
+    """Measure the judge on the scenes of `seeds`: clean, or degraded with a blur from this range in pixels."""
     right, spent, squares = 0, 0.0, 0.0
     had: Counter[str] = Counter()
     fooled: Counter[str] = Counter()
     for seed in seeds:
         scene = scenes.draw_scene(seed)
         clean = scenes.render(scene)
-        pixels = clean if blur is None else spoil(clean, seed, blur)
+        pixels = clean if blur is None else degrade(clean, seed, blur)
         squares += float(np.mean((pixels.astype(np.float64) - clean) ** 2))
         began = time.process_time()
-        seen = look(pixels)
+        seen = detect(pixels)
         right += compare(seen, parse(scenes.caption(scene))).right
         spent += time.process_time() - began
         wrong = list(wrong_captions(scene))
@@ -106,10 +106,10 @@ def measure(seeds: range, blur: Range | None = None) -> Rates:
 
 
 def confusion(seeds: range, blur: Range) -> Counter[tuple[str, str]]:
-    """(drawn, seen) shapes of lone things under a blur; "none" where it was no clear shape, or not one thing."""
+    """Count (drawn, detected) shapes of single things under a blur; "none" without a clear shape or a single thing."""
     counts: Counter[tuple[str, str]] = Counter()
     for seed in seeds:
         scene = scenes.draw_scene(seed, count=1)
-        seen = look(spoil(scenes.render(scene), seed, blur)).things
+        seen = detect(degrade(scenes.render(scene), seed, blur)).things
         counts[scene.things[0].shape, (seen[0].shape or "none") if len(seen) == 1 else "none"] += 1
     return counts

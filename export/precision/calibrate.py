@@ -1,7 +1,7 @@
-"""Which range shall eight bits cover, for each tensor that may be quantized? Measured on the inputs of real runs.
+"""Calibrate the range of each tensor that may be quantized, on the inputs of real runs.
 
-A range below the largest magnitude saturates a few numbers and steps more finely through all others. Of a few shares of
-that magnitude, the one with the smallest squared error is taken.
+A range below the largest magnitude saturates a few numbers and represents all others more finely. Calibration tries
+a few shares of that magnitude and takes the one with the smallest squared error.
 """
 
 from __future__ import annotations
@@ -22,25 +22,24 @@ from .quantize import FORMATS
 
 Arrays = Mapping[str, NDArray[Any]]
 
-# None lower: the numbers that are cut may be few and decisive. On the demonstration model these lower the U-Net's loss
-# by a fifth, on average and at worst; percentiles, and the smallest squared error of all, raise the worst.
+# No lower shares: the few numbers that are cut may be decisive. On the demonstration model these shares lower the
+# U-Net's loss by a fifth, on average and at worst; percentiles, and the smallest error of all, raise the worst case.
 SHARES = (1.0, 0.95, 0.9, 0.85, 0.8)
 
 
 def calibrate(source: Path, feeds: Sequence[Arrays], dtype: str = "int8") -> dict[str, float]:
-    """Magnitudes by tensor for `quantize`, of what every candidate reads and gives. Runs the feeds once or twice.
+    """Return the magnitudes for `quantize` of all inputs and outputs of candidates. Runs the feeds once or twice.
 
-    Raises `CheckError` where a tensor takes a value that is not finite.
+    Raises:
+        CheckError: a tensor has a value that is not finite.
     """
     names = list(dict.fromkeys(name for c in candidates(source) for name in (c.reads, c.gives)))
     seen = observe(source, feeds, names)
     broken = [name for name in names if not seen[name].finite]
     if broken:
-        raise CheckError(
-            f"{broken[0]} takes values that are not finite, so it has no range to quantize; keep its nodes."
-        )
+        raise CheckError(f"cannot calibrate {broken[0]}: it has values that are not finite. Keep its nodes in float32.")
     amax = {name: seen[name].amax for name in names}
-    if dtype == "fp8":  # its steps are as fine as the numbers are small: by measurement nothing is gained by cutting
+    if dtype == "fp8":  # a floating-point type: measurements show no gain from a smaller range
         return amax
     errors = _squared_errors(source, feeds, amax, dtype)
     return {name: amax[name] * SHARES[int(np.argmin(errors[name]))] for name in names}
@@ -49,7 +48,7 @@ def calibrate(source: Path, feeds: Sequence[Arrays], dtype: str = "int8") -> dic
 def _squared_errors(
     source: Path, feeds: Sequence[Arrays], amax: Mapping[str, float], dtype: str
 ) -> dict[str, NDArray[np.float64]]:
-    """What a pair costs each tensor, summed over the feeds, for each of `SHARES`."""
+    """Return the squared error of a Q/DQ pair on each tensor, summed over the feeds, for each of `SHARES`."""
     model = ir.load(source)
     values = float_values(model)
     for name, largest in amax.items():
@@ -57,9 +56,9 @@ def _squared_errors(
             _measure(model.graph, values[name], (largest or 1.0) * share, dtype, f"{_ERROR}{i}.{name}")
     session = open_session(model, source.parent)
     sums = {name: np.zeros(len(SHARES)) for name in amax}
-    wanted = [output.name for output in model.graph.outputs if str(output.name).startswith(_ERROR)]
+    outputs = [output.name for output in model.graph.outputs if str(output.name).startswith(_ERROR)]
     for feed in feeds:
-        got = session.run(wanted, dict(feed))
+        got = session.run(outputs, dict(feed))
         for name, errors in zip(amax, np.reshape(got, (-1, len(SHARES))), strict=True):
             sums[name] += errors
     return sums
@@ -69,7 +68,7 @@ _ERROR = "calotype.error."
 
 
 def _measure(graph: ir.Graph, value: ir.Value, top: float, dtype: str, name: str) -> None:
-    """Make the squared error of a pair on this tensor an output of the graph."""
+    """Add the squared error of a Q/DQ pair on this tensor to the graph's outputs."""
     form = FORMATS[dtype]
     nodes: list[ir.Node] = []
 

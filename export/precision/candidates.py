@@ -1,7 +1,7 @@
-"""What in a traced graph can be computed in eight bits: convolutions and matrix products with weights.
+"""Find the nodes of a traced graph that can compute in eight bits: convolutions and matrix products with weights.
 
-Says where each belongs in the network and what it costs, so that a search can choose among them. Products of two
-activations (attention) are not among them: neither ONNX Runtime nor OpenVINO gained from those by measurement.
+Each candidate has its block of the network and its cost, so that a search can choose. Products of two activations
+(attention) are not candidates: measurements show no gain from them on ONNX Runtime or OpenVINO.
 """
 
 from __future__ import annotations
@@ -32,20 +32,24 @@ class Candidate:
 
 
 def candidates(source: Path) -> tuple[Candidate, ...]:
-    """All of a graph, in the order in which they are computed."""
+    """Return all candidates of a graph, in the order of computation."""
     return tuple(candidate for candidate, _ in candidate_nodes(ir.load(source)))
 
 
 def multiply_adds(source: Path, sizes: Mapping[str, int]) -> dict[str, int]:
-    """How many multiply-adds each candidate takes for one call at these sizes of the symbols, by node.
+    """Return the number of multiply-adds of each candidate in one call, by node.
 
-    Raises `ValueError` where a shape does not follow from the sizes.
+    Args:
+        sizes: the value of each symbolic dimension.
+
+    Raises:
+        ValueError: the sizes do not determine a shape.
     """
     return {c.node: _multiply_adds(c, node, sizes) for c, node in candidate_nodes(ir.load(source))}
 
 
 def candidate_nodes(model: ir.Model) -> Iterator[tuple[Candidate, ir.Node]]:
-    """The candidates with their nodes."""
+    """Yield the candidates with their nodes."""
     for node in model.graph:
         axis = _channel_axis(node)
         if axis is None:
@@ -68,7 +72,7 @@ def candidate_nodes(model: ir.Model) -> Iterator[tuple[Candidate, ir.Node]]:
 
 
 def _channel_axis(node: ir.Node) -> int | None:
-    """Which axis of the second input counts output channels; None for a node that is no candidate."""
+    """Return the axis of output channels in the second input, or None if the node is not a candidate."""
     match node.op_type:
         case "Conv":
             return 0
@@ -81,21 +85,21 @@ def _channel_axis(node: ir.Node) -> int | None:
 
 
 def _block(node: ir.Node) -> str:
-    """From the scopes that torch's exporter notes: up to the second number in the module's name, else the first."""
-    noted = node.metadata_props.get("pkg.torch.onnx.name_scopes")
-    scopes: list[str] = ast.literal_eval(noted) if noted else []
-    module = scopes[-2] if len(scopes) > 1 else str(node.name)  # the last is the operator's
-    found = re.match(r"(.*?\.\d+(?:\..*?\.\d+)?)(?:\.|$)", module)
-    return found[1] if found else module
+    """Return the module's name up to its second number (else its first), from the scopes of torch's exporter."""
+    prop = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    scopes: list[str] = ast.literal_eval(prop) if prop else []
+    module = scopes[-2] if len(scopes) > 1 else str(node.name)  # the last scope is the operator
+    match = re.match(r"(.*?\.\d+(?:\..*?\.\d+)?)(?:\.|$)", module)
+    return match[1] if match else module
 
 
 def _multiply_adds(candidate: Candidate, node: ir.Node, sizes: Mapping[str, int]) -> int:
-    weight, given = node.inputs[1], node.outputs[0].shape
+    weight, output = node.inputs[1], node.outputs[0].shape
     assert weight is not None
     assert weight.shape is not None
-    dims = given.evaluate(dict(sizes)) if given is not None else ()
+    dims = output.evaluate(dict(sizes)) if output is not None else ()
     known = [dim for dim in dims if isinstance(dim, int)]
     if not dims or len(known) < len(dims):
-        raise ValueError(f"the shape of {candidate.gives}, {given}, does not follow from the sizes {dict(sizes)}.")
+        raise ValueError(f"cannot determine the shape of {candidate.gives}, {output}, from the sizes {dict(sizes)}.")
     shape = weight.shape.numpy()
     return math.prod(known) * math.prod(shape) // shape[candidate.axis]

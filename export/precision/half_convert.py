@@ -1,10 +1,10 @@
-"""A float32 graph in half precision: fp16 or bf16 inside, float32 at its inputs and outputs, and in islands between.
+"""Convert a float32 graph to half precision: fp16 or bf16 inside, float32 at the inputs, outputs and in islands.
 
-Tensors keep their names where they can, so that the bindings of the float32 graph hold for the lowered one. Which nodes
-had better stay in float32 is found by `find_islands`, which looks at real inputs; `lower` does what it is told, and
-keeps besides what the type cannot hold or the operators do not take.
+Tensors keep their names where possible, so the bindings of the float32 graph also work for the lowered graph.
+`find_islands` chooses from real inputs the nodes that should stay in float32. `lower` follows that choice, and also
+keeps nodes whose constants or operators do not support the type.
 
-In a strongly typed backend (TensorRT) the graph's types are the precision; others (OpenVINO) read them as a hint.
+A strongly typed backend (TensorRT) computes in the graph's types; others (OpenVINO) read them as a hint.
 """
 
 from __future__ import annotations
@@ -26,13 +26,13 @@ __all__ = ["LowerReport", "find_islands", "lower"]
 
 @dataclass(frozen=True, kw_only=True)
 class LowerReport:
-    """What became of a graph. Nodes that compute on no floats (shapes, masks) are in neither number."""
+    """Result of a conversion. Nodes without floats (shapes, masks) are neither lowered nor islands."""
 
     precision: str
     lowered: int  # nodes that compute in half precision
     islands: Mapping[str, str]  # node -> why it computes in float32
-    casts: int  # nodes added between the two
-    bytes_before: int  # of model.onnx and its data
+    casts: int  # Cast nodes added between the two
+    bytes_before: int  # model.onnx and its data
     bytes_after: int
 
 
@@ -41,15 +41,19 @@ def lower(
 ) -> LowerReport:
     """Write the graph at `source` in "fp16" or "bf16" to `out`, with its weights in `out`.data.
 
-    `islands` names nodes that stay in float32; where it is a mapping, with the reasons for the report. Raises
-    `InputError` for a precision or a node that is not known, `SourceError` for a graph that cannot be lowered.
+    Args:
+        islands: nodes that stay in float32, optionally mapped to the reasons for the report.
+
+    Raises:
+        InputError: the precision or a node is unknown.
+        SourceError: the graph cannot be lowered.
     """
     half = half_of(precision)
     if out.exists() and out.samefile(source):
-        raise InputError(f"{out} is the source; name another file for the lowered graph.")
+        raise InputError(f"cannot write the lowered graph to {out}: it is the source. Choose another file.")
     model = open_graph(source)
     raise_opset(model, half)
-    reasons = dict(islands) if isinstance(islands, Mapping) else dict.fromkeys(islands, "asked for")
+    reasons = dict(islands) if isinstance(islands, Mapping) else dict.fromkeys(islands, "requested")
     division = divide(model, half, {**constant_islands(model, half), **reasons})
     casts = _Rewriter(model, division).run()
     save_graph(model, out, inline_bytes=inline_bytes)
@@ -64,27 +68,27 @@ def lower(
 
 
 class _Rewriter:
-    """Changes a graph in place. A tensor that is wanted in both precisions is cast, or stored, once for all readers."""
+    """Changes a graph in place. A tensor that is read in both precisions is cast (or stored) once for all readers."""
 
     def __init__(self, model: ir.Model, division: Division) -> None:
         self._model, self._graph = model, model.graph
         self._division, self._half = division, division.half
         self._casts: dict[tuple[str, ir.DataType], ir.Value] = {}
         values = tensors(model)
-        self._floats = frozenset(v for v in values if v.dtype == FLOAT)  # a half tensor of the source's own stays one
+        self._floats = frozenset(v for v in values if v.dtype == FLOAT)  # half tensors of the source stay
         self._names = {str(v.name) for v in values}
 
     def run(self) -> int:
-        """Every node in order; returns the number of casts."""
+        """Rewrite every node in order, and return the number of casts."""
         for node in list(self._graph):  # in the order of computation: inputs have their final types
             slots = self._division.slots[node]
             lowered = node in self._division.lowered
             for i, value in enumerate(node.inputs):
                 if value not in self._floats or i in slots.any_inputs:
                     continue
-                wanted = self._half.dtype if lowered and i in slots.inputs else FLOAT
-                if value is not None and value.dtype != wanted:
-                    node.replace_input_with(i, self._as(value, wanted))
+                dtype = self._half.dtype if lowered and i in slots.inputs else FLOAT
+                if value is not None and value.dtype != dtype:
+                    node.replace_input_with(i, self._as(value, dtype))
             if lowered:
                 self._retype(node, slots.outputs)
         self._outputs()
@@ -96,8 +100,8 @@ class _Rewriter:
         if node.op_type == "Cast":
             node.attributes["to"] = ir.AttrInt64("to", self._half.dtype.value)
         elif node.op_type == "ConstantOfShape":
-            said = node.attributes.get("value")
-            number = ir.tensor([0.0]) if said is None else said.as_tensor()
+            value = node.attributes.get("value")
+            number = ir.tensor([0.0]) if value is None else value.as_tensor()
             node.attributes["value"] = ir.AttrTensor("value", halved(number, self._half)())
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
@@ -108,7 +112,7 @@ class _Rewriter:
         return self._casts[key]
 
     def _stored(self, value: ir.Value) -> ir.Value:
-        """A second initializer; the float32 one goes when nothing reads it any more."""
+        """Add a half-precision initializer. The float32 one is removed when nothing reads it."""
         assert value.const_value is not None
         tensor = value.const_value
         name = self._name(f"{value.name}.{self._half.name}")
@@ -130,7 +134,7 @@ class _Rewriter:
         return cast
 
     def _outputs(self) -> None:
-        """The graph's outputs stay float32 under their names; the half tensors behind them take others."""
+        """Keep the names and the float32 type of the graph's outputs, and rename the half tensors behind them."""
         for i, value in enumerate(self._graph.outputs):
             if value not in self._floats or value.dtype == FLOAT:
                 continue

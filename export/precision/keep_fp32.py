@@ -1,8 +1,8 @@
-"""Where must a network stay in float32? Found before it is lowered, from its graph and from real inputs.
+"""Find the nodes of a network that must stay in float32, from its graph and from real inputs, before lowering.
 
-Three kinds of node: those whose floats are angles or sizes (time steps up to 999, indices), whatever the inputs; those
-that a recorded run saw near or beyond the end of the type's range; and, where the rest together still loses too much,
-those at which the loss rises most. Each is told with its reason.
+There are three kinds: nodes whose floats are angles or sizes (timesteps up to 999, indices); nodes with values near or
+beyond the type's range in a recorded run; and, if the rest still loses too much, the nodes where the loss rises most.
+Each node gets a reason.
 """
 
 from __future__ import annotations
@@ -23,115 +23,119 @@ from .rounding_error import losses
 
 Feeds = Sequence[Mapping[str, NDArray[Any]]]
 
-MARGIN = 0.5  # of the type's range: the recorded inputs are not all that there will be
-# Relative L2 of an output that is too much: some ten times what rounding every tensor costs a healthy network.
+MARGIN = 0.5  # share of the type's range: other inputs may have larger values than the recorded ones
+# Largest relative L2 error of an output: about ten times what rounding every tensor costs a healthy network.
 BUDGET = {"fp16": 5e-3, "bf16": 4e-2}
-ROUNDS, WORST = 4, 4  # of looking for where the loss rises, and places kept in each
+ROUNDS, WORST = 4, 4  # searches for nodes where the loss rises, and nodes kept by each search
 
 # Operators that only move or repeat numbers.
 _MOVES = frozenset(
     {"Concat", "Expand", "Flatten", "Gather", "Identity", "Reshape", "Slice", "Split", "Squeeze", "Tile"}
 )
 _MOVES |= {"Transpose", "Unsqueeze"}
-# Norms sum squares: in float32 whatever their tensors are where `stash_type` is 1, its default for those that have it.
+# Norms sum squares in float32 if `stash_type` is 1, the default of those that have the attribute.
 _NORMS = {"GroupNormalization": 1, "LayerNormalization": 1, "InstanceNormalization": 0, "LpNormalization": 0}
-_WHOLE = frozenset({ir.DataType.INT32, ir.DataType.INT64})
+_INTEGERS = frozenset({ir.DataType.INT32, ir.DataType.INT64})
 _NETWORK = frozenset({"Conv", "ConvTranspose", "Gemm", "MatMul"})
 
 
 def find_islands(source: Path, feeds: Feeds, *, precision: str) -> dict[str, str]:
-    """The nodes of the graph at `source` to keep in float32 in "fp16" or "bf16", each with its reason.
+    """Return the nodes of the graph at `source` to keep in float32 in "fp16" or "bf16", each with its reason.
 
-    `feeds` are real inputs of the network, by name. Raises `InputError` where there are none.
+    Args:
+        feeds: real inputs of the network, by name.
+
+    Raises:
+        InputError: there are no feeds.
     """
     half = half_of(precision)
     if not feeds:
-        raise InputError("the islands of half precision are found on real inputs: give one set at least.")
+        raise InputError("cannot find the islands of half precision without inputs; pass at least one feed.")
     model = open_graph(source)
-    found = _paths(model) | constant_islands(model, half)
-    found = _overflows(source, feeds, model, half) | found
-    return found | _lossy(source, feeds, model, half, found)
+    islands = _paths(model) | constant_islands(model, half)
+    islands = _overflows(source, feeds, model, half) | islands
+    return islands | _lossy(source, feeds, model, half, islands)
 
 
 def _paths(model: ir.Model) -> dict[str, str]:
-    """What angles and sizes come from (bf16 has no 257, fp16 no 2,049), and norms that sum in half."""
-    found: dict[str, str] = {}
+    """Return the sources of angles and sizes (bf16 has no 257, fp16 no 2,049), and norms that sum in half."""
+    islands: dict[str, str] = {}
     for node in model.graph:
         if node.op_type in ("Sin", "Cos"):
-            found |= dict.fromkeys(map(label, _upstream(node)), "an angle: on the way to a sine or cosine")
-            found |= dict.fromkeys(map(label, _moved(node)), "moves sines and cosines to where arithmetic begins")
+            islands |= dict.fromkeys(map(label, _upstream(node)), "computes an angle of a sine or cosine")
+            islands |= dict.fromkeys(map(label, _moved(node)), "only moves sines and cosines")
         elif node.attributes.get_int("stash_type", _NORMS.get(node.op_type, 1)) != 1:
-            found[label(node)] = "a norm that would sum in half precision"
-        elif node.op_type == "Cast" and _is_float(node) and node.outputs[0].dtype in _WHOLE:
-            found |= dict.fromkeys(map(label, _upstream(node)), "becomes whole numbers: a size or an index")
-    return found
+            islands[label(node)] = "a norm that would sum in half precision"
+        elif node.op_type == "Cast" and _is_float(node) and node.outputs[0].dtype in _INTEGERS:
+            islands |= dict.fromkeys(map(label, _upstream(node)), "computes an integer: a size or an index")
+    return islands
 
 
 def _upstream(node: ir.Node) -> list[ir.Node]:
-    """The node, and all that its floats are made from, up to where a network begins."""
-    found: dict[ir.Node, None] = {}
-    waiting = [node]
-    while waiting:
-        at = waiting.pop()
-        if at not in found and at.op_type not in _NETWORK and _is_float(at):
-            found[at] = None
-            waiting += at.predecessors()
-    return list(found)
+    """Return the node and all float nodes that it depends on, up to the first layer with weights."""
+    visited: dict[ir.Node, None] = {}
+    queue = [node]
+    while queue:
+        at = queue.pop()
+        if at not in visited and at.op_type not in _NETWORK and _is_float(at):
+            visited[at] = None
+            queue += at.predecessors()
+    return list(visited)
 
 
 def _moved(node: ir.Node) -> list[ir.Node]:
-    found: dict[ir.Node, None] = {}
-    waiting = [*node.successors()]
-    while waiting:
-        at = waiting.pop()
-        if at not in found and at.op_type in _MOVES and _is_float(at):
-            found[at] = None
-            waiting += at.successors()
-    return list(found)
+    visited: dict[ir.Node, None] = {}
+    queue = [*node.successors()]
+    while queue:
+        at = queue.pop()
+        if at not in visited and at.op_type in _MOVES and _is_float(at):
+            visited[at] = None
+            queue += at.successors()
+    return list(visited)
 
 
 def _overflows(source: Path, feeds: Feeds, model: ir.Model, half: Half) -> dict[str, str]:
-    """Nodes that read or write a tensor which came near the end of the type's range, with the largest of those."""
+    """Return the nodes that read or write a tensor with values near the end of the type's range."""
     seen = observe(source, feeds, None)
-    found: dict[str, str] = {}
+    islands: dict[str, str] = {}
     for node in filter(_is_float, model.graph):
         names = [str(v.name) for v in (*node.inputs, *node.outputs) if v is not None and v.name in seen]
         endless = [n for n in names if not seen[n].finite]
         largest = max(names, key=lambda n: seen[n].amax, default=None)
         if endless:
-            found[label(node)] = f"{endless[0]} is not finite in float32 either"
+            islands[label(node)] = f"{endless[0]} is not finite in float32 either"
         elif largest is not None and seen[largest].amax > MARGIN * half.largest:
-            found[label(node)] = (
-                f"{largest} reaches {seen[largest].amax:.4g}, past {MARGIN:.0%} of {half.name}'s {half.largest:.5g}"
+            islands[label(node)] = (
+                f"{largest} reaches {seen[largest].amax:.4g}, above {MARGIN:.0%} of {half.name}'s {half.largest:.5g}"
             )
-    return found
+    return islands
 
 
-def _lossy(source: Path, feeds: Feeds, model: ir.Model, half: Half, found: Mapping[str, str]) -> dict[str, str]:
-    """The places where most is lost, as many as it takes to come within the budget, or as the rounds allow."""
+def _lossy(source: Path, feeds: Feeds, model: ir.Model, half: Half, known: Mapping[str, str]) -> dict[str, str]:
+    """Return the nodes that lose most, until the loss is within the budget or the rounds are used up."""
     outputs = [str(v.name) for v in model.graph.outputs if v.dtype == FLOAT and v.producer() is not None]
 
-    def lost_of(islands: Mapping[str, str], feeds: Feeds) -> float:
+    def loss_of(islands: Mapping[str, str], feeds: Feeds) -> float:
         return max(losses(source, feeds, half, islands, outputs).values(), default=0.0)
 
     more: dict[str, str] = {}
-    each = [lost_of(found, [feed]) for feed in feeds]
-    lost, feed = max(each), feeds[each.index(max(each))]  # looked into where it is worst: that takes many runs
+    each = [loss_of(known, [feed]) for feed in feeds]
+    loss, feed = max(each), feeds[each.index(max(each))]  # search only the worst feed: a search takes many runs
     for _ in range(ROUNDS):
-        if lost <= BUDGET[half.name]:
+        if loss <= BUDGET[half.name]:
             break
-        worst = _worst(source, feed, model, half, {**found, **more})
-        left = lost_of({**found, **more, **worst}, [feed])
-        if not worst or left >= lost:
+        worst = _worst(source, feed, model, half, {**known, **more})
+        remaining = loss_of({**known, **more, **worst}, [feed])
+        if not worst or remaining >= loss:
             break
-        more, lost = {**worst, **more}, left
+        more, loss = {**worst, **more}, remaining
     return more
 
 
 def _worst(
     source: Path, feed: Mapping[str, NDArray[Any]], model: ir.Model, half: Half, islands: Mapping[str, str]
 ) -> dict[str, str]:
-    """The nodes at which the loss rises most, with those that store what they read: rounding between them costs."""
+    """Return the nodes where the loss rises most, and their predecessors: rounding between them costs as well."""
     names = [str(v.name) for v in tensors(model) if v.dtype == FLOAT and v.producer() is not None]
     lost = losses(source, [feed], half, islands, names)
 
@@ -140,13 +144,13 @@ def _worst(
         before = max((lost.get(str(v.name), 0.0) for v in node.inputs if v is not None), default=0.0)
         return after - before if after != before else 0.0  # both may be infinite
 
-    found: dict[str, str] = {}
+    worst: dict[str, str] = {}
     for node in sorted(filter(_is_float, model.graph), key=rise, reverse=True)[:WORST]:
         if rise(node) > 0:
             reached = max(lost[str(v.name)] for v in node.outputs if v.name in lost)
             reason = f"the loss rises to {reached:.2g} at {label(node)}"
-            found |= {label(n): reason for n in (node, *filter(_is_float, node.predecessors()))}
-    return {name: reason for name, reason in found.items() if name not in islands}
+            worst |= {label(n): reason for n in (node, *filter(_is_float, node.predecessors()))}
+    return {name: reason for name, reason in worst.items() if name not in islands}
 
 
 def _is_float(node: ir.Node) -> bool:

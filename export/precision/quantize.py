@@ -1,8 +1,8 @@
-"""Int8 and fp8 as explicit quantize/dequantize pairs in an ONNX graph, for every backend that reads such pairs.
+"""Quantize an ONNX graph to int8 or fp8 with explicit quantize/dequantize pairs, for every backend that reads them.
 
-Symmetric throughout: an activation has one scale, a weight one for each output channel, and weights are stored in eight
-bits behind a dequantizer. Biases stay as they are. Ranges are `calibrate`'s to find, and which nodes are left alone is
-the gate's to say; nothing here runs a graph.
+Quantization is symmetric: one scale for an activation, one for each output channel of a weight. Weights are stored in
+eight bits behind a DequantizeLinear. Biases do not change. `calibrate` finds the ranges, and the tuning chooses the
+nodes to keep; this module runs no graph.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from .candidates import candidate_nodes
 
 @dataclass(frozen=True, kw_only=True)
 class Format:
-    """A way to put numbers into eight bits. `fused` is the layout that ONNX Runtime can fuse, see `insert_pairs`."""
+    """An eight-bit format. `fused` is the layout that ONNX Runtime can fuse, see `insert_pairs`."""
 
     activation: ir.DataType
     weight: ir.DataType
-    zero: int  # of activations
-    largest: float  # number of the type, after the zero is taken off
+    zero: int  # zero point of activations
+    largest: float  # number of the type, after subtracting the zero point
     fused: bool
 
 
@@ -40,7 +40,7 @@ FORMATS = {
 
 @dataclass(frozen=True, kw_only=True)
 class QuantizeReport:
-    """What was done, by names of nodes, and the bytes on disk of the graph and its weights."""
+    """Names of the quantized and the kept nodes, and the size of the graph and its weights on disk."""
 
     quantized: tuple[str, ...]
     kept: tuple[str, ...]
@@ -55,11 +55,17 @@ def quantize(
     keep: Collection[str] = (),
     dtype: str = "int8",
 ) -> QuantizeReport:
-    """Write the graph to `out`, its weights beside it, with every candidate but those of `keep` in eight bits.
+    """Write the graph with every candidate in eight bits, except `keep`, to `out`, with its weights in `out`.data.
 
-    `dtype` is "int8" (for TensorRT and OpenVINO), "uint8" (the same for ONNX Runtime) or "fp8" (E4M3, for TensorRT).
-    `ranges` are magnitudes by tensor; what is larger saturates. The source may be float32 or lowered to half: scales
-    have the type of what they scale. Raises `KeyError` for a range that is missing.
+    The source may be float32 or half precision; a scale has the type of the tensor that it scales.
+
+    Args:
+        ranges: magnitudes by tensor; larger numbers saturate.
+        keep: nodes that are not quantized.
+        dtype: "int8" (TensorRT, OpenVINO), "uint8" (ONNX Runtime) or "fp8" (E4M3, TensorRT).
+
+    Raises:
+        KeyError: a range is missing.
     """
     model = ir.load(source)
     names = [candidate.node for candidate, _ in candidate_nodes(model)]
@@ -74,12 +80,12 @@ def quantize(
 
 
 def insert_pairs(model: ir.Model, ranges: Mapping[str, float], *, keep: Collection[str], dtype: str) -> tuple[str, ...]:
-    """Quantize a graph in memory; the names of the nodes that were.
+    """Quantize a graph in memory, and return the names of the quantized nodes.
 
-    ONNX Runtime needs a layout of its own. On x86 it multiplies fast only where activations are unsigned (with a zero
-    point of 128 they are the same numbers), which TensorRT refuses. It takes a convolution to int8 only where the
-    result is quantized as well, which costs accuracy on OpenVINO. A Gemm, or a convolution whose result is the
-    graph's, it does not take at all: these are left alone.
+    ONNX Runtime needs a special layout. On x86 it is fast only with unsigned activations (the same numbers with a zero
+    point of 128), which TensorRT rejects. It computes a convolution in int8 only if the result is quantized as well,
+    which costs accuracy on OpenVINO. It never computes a Gemm, or a convolution whose result is a graph output, in
+    int8: these are not quantized.
     """
     chosen = [(c, node) for c, node in candidate_nodes(model) if c.node not in keep]
     fused = FORMATS[dtype].fused
@@ -99,27 +105,28 @@ def insert_pairs(model: ir.Model, ranges: Mapping[str, float], *, keep: Collecti
 
 
 class _Pairs:
-    """Adds quantizers and dequantizers to a graph, once for each tensor however many nodes read it."""
+    """Adds quantizers and dequantizers to a graph, one pair for each tensor."""
 
     def __init__(self, graph: ir.Graph, ranges: Mapping[str, float], form: Format) -> None:
         self._graph, self._ranges, self._form = graph, ranges, form
         self._restored: dict[str, ir.Value] = {}
 
     def activation(self, value: ir.Value | None) -> ir.Value:
-        """The tensor as it is after eight bits."""
+        """Return the tensor after quantizing and dequantizing."""
         assert value is not None
         name = str(value.name)
         if name not in self._restored:
             kind = value.dtype or ir.DataType.FLOAT
             number = self._form.activation
             scale = np.asarray(self._ranges[name] / self._form.largest).astype(kind.numpy())
-            given = (
-                self._constant(f"{name}.scale", scale if scale else np.ones_like(scale)),  # a tensor of zeros
+            scaling = (
+                self._constant(f"{name}.scale", scale if scale else np.ones_like(scale)),  # 1 for a tensor of zeros
                 self._constant(f"{name}.zero", np.asarray(self._form.zero).astype(number.numpy())),
             )
-            quantized = _give(ir.node("QuantizeLinear", [value, *given]), f"{name}.quantized", number, value.shape)
-            restored = _give(ir.node("DequantizeLinear", [quantized, *given]), f"{name}.restored", kind, value.shape)
-            nodes = [node for made in (quantized, restored) if (node := made.producer())]
+            quantized = _output(ir.node("QuantizeLinear", [value, *scaling]), f"{name}.quantized", number, value.shape)
+            dequantize = ir.node("DequantizeLinear", [quantized, *scaling])
+            restored = _output(dequantize, f"{name}.restored", kind, value.shape)
+            nodes = [node for result in (quantized, restored) if (node := result.producer())]
             producer = value.producer()
             if producer is None:
                 self._graph.insert_before(self._graph[0], nodes)
@@ -129,28 +136,28 @@ class _Pairs:
         return self._restored[name]
 
     def replace(self, value: ir.Value) -> None:
-        """Whatever reads the tensor reads it as it is after eight bits."""
+        """Make every reader of the tensor read the quantized and dequantized tensor."""
         restored = self.activation(value)
         for user, index in tuple(value.uses()):
             if user.op_type != "QuantizeLinear":
                 user.replace_input_with(index, restored)
 
     def weight(self, node: ir.Node, axis: int) -> ir.Value:
-        """The node's weight as it is after eight bits, stored so."""
+        """Store the node's weight in eight bits, and return the dequantized tensor."""
         value = node.inputs[1]
         assert value is not None
         assert value.const_value is not None
         name = f"{value.name}.{axis}"
         if name not in self._restored:
             scale = _channel_scales(value.const_value, axis, self._form.largest)
-            given = (
+            inputs = (
                 self._constant(f"{name}.quantized", _quantized(value.const_value, scale, axis, self._form)),
                 self._constant(f"{name}.scale", scale),
                 self._constant(f"{name}.zero", np.zeros(scale.shape, self._form.weight.numpy())),
             )
-            made = ir.node("DequantizeLinear", given, {"axis": axis})
-            self._restored[name] = _give(made, f"{name}.restored", value.const_value.dtype, value.shape)
-            self._graph.insert_before(node, made)
+            dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis})
+            self._restored[name] = _output(dequantize, f"{name}.restored", value.const_value.dtype, value.shape)
+            self._graph.insert_before(node, dequantize)
         return self._restored[name]
 
     def _constant(self, name: str, numbers: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
@@ -162,14 +169,14 @@ class _Pairs:
         return value
 
 
-def _give(node: ir.Node, name: str, kind: ir.DataType, shape: ir.Shape | None) -> ir.Value:
+def _output(node: ir.Node, name: str, kind: ir.DataType, shape: ir.Shape | None) -> ir.Value:
     value = node.outputs[0]
     value.name, value.dtype, value.shape = name, kind, shape
     return value
 
 
 def _channel_scales(weight: ir.TensorProtocol, axis: int, top: float) -> NDArray[Any]:
-    """One for each output channel, in the weight's own type.  # [O]"""
+    """Return one scale for each output channel, in the weight's type.  # [O]"""
     numbers = weight.numpy()
     others = tuple(other for other in range(numbers.ndim) if other != axis)
     amax = np.abs(numbers).max(axis=others).astype(np.float32)
@@ -179,12 +186,12 @@ def _channel_scales(weight: ir.TensorProtocol, axis: int, top: float) -> NDArray
 
 
 def _quantized(weight: ir.TensorProtocol, scale: NDArray[Any], axis: int, form: Format) -> ir.LazyTensor:
-    """The weight in units of its scales, made when it is written: a model's weights are never in memory together."""
+    """Return the weight in units of its scales. It is computed when written, so memory never holds all weights."""
 
     def make() -> ir.TensorProtocol:
         wide = [scale.size if other == axis else 1 for other in range(len(weight.shape))]
         units = weight.numpy().astype(np.float32) / scale.astype(np.float32).reshape(wide)
-        whole = np.rint(units) if form.weight.is_integer() else units
-        return ir.Tensor(whole.clip(-form.largest, form.largest).astype(form.weight.numpy()))
+        rounded = np.rint(units) if form.weight.is_integer() else units
+        return ir.Tensor(rounded.clip(-form.largest, form.largest).astype(form.weight.numpy()))
 
     return ir.LazyTensor(make, dtype=form.weight, shape=ir.Shape(weight.shape.numpy()))

@@ -1,9 +1,8 @@
-"""What does half precision cost a graph? The graph beside itself: once in float32, once with its tensors rounded.
+"""Measure the error of half precision: run one graph that computes in float32 and with rounded tensors.
 
-Every tensor that the lowered graph would store in half precision is cast there and back, as a kernel does that sums in
-float32. Running the lowered graph on ONNX Runtime's CPU provider would not tell: it has no bf16, and of an fp16 graph
-it leaves out the casts between its float32 kernels, so that neither an overflow nor a loss shows. The differences
-are summed up inside the graph.
+Every tensor that the lowered graph stores in half precision is cast there and back, like the stores of a kernel that
+sums in float32. Running the lowered graph on ONNX Runtime's CPU provider would hide overflow and loss: it has no bf16,
+and it removes the casts between float32 kernels from an fp16 graph. The graph itself sums the differences.
 """
 
 from __future__ import annotations
@@ -21,17 +20,17 @@ from .activation_stats import open_session
 from .half_op_types import FLOAT, Division, Half, divide
 
 Feed = Mapping[str, NDArray[Any]]
-TOGETHER = 64  # tensors compared in one run: each may be kept until its twin is there
+TENSORS_PER_RUN = 64  # compared in one run: each may stay in memory until its twin is computed
 
 
 def losses(
     source: Path, feeds: Sequence[Feed], half: Half, islands: Mapping[str, str], names: Sequence[str]
 ) -> dict[str, float]:
-    """Relative L2 difference of these float32 tensors, over all feeds; infinite where a number is not finite."""
-    found: dict[str, float] = {}
-    for i in range(0, len(names), TOGETHER):
-        found |= _losses(source, feeds, half, islands, names[i : i + TOGETHER])
-    return found
+    """Return the relative L2 error of these float32 tensors over all feeds; infinite if a number is not finite."""
+    results: dict[str, float] = {}
+    for i in range(0, len(names), TENSORS_PER_RUN):
+        results |= _losses(source, feeds, half, islands, names[i : i + TENSORS_PER_RUN])
+    return results
 
 
 def _losses(
@@ -46,27 +45,27 @@ def _losses(
     session = open_session(model, source.parent)
     outputs = [str(v.name) for v in model.graph.outputs]
     sums = np.array([session.run(outputs, dict(feed)) for feed in feeds], dtype=np.float64).sum(axis=0)
-    found = dict(zip(outputs, sums, strict=True))
-    return {name: _ratio(found[_LOST + name], found[_ALL + name]) for name in names}
+    squares = dict(zip(outputs, sums, strict=True))
+    return {name: _ratio(squares[_LOST + name], squares[_ALL + name]) for name in names}
 
 
-def _ratio(lost: float, whole: float) -> float:
+def _ratio(lost: float, total: float) -> float:
     if not np.isfinite(lost):
         return float("inf")
-    return float(np.sqrt(lost / whole)) if whole > 0 else 0.0 if lost == 0 else float("inf")
+    return float(np.sqrt(lost / total)) if total > 0 else 0.0 if lost == 0 else float("inf")
 
 
 class _Twins:
-    """Gives every node of a graph a twin that reads and writes rounded tensors, in the same graph."""
+    """Adds a twin of every node to the graph; the twins read and write rounded tensors."""
 
     def __init__(self, model: ir.Model, division: Division) -> None:
         self._graph, self._division = model.graph, division
         self._nodes: list[ir.Node] = []
-        self._stored: dict[ir.Value, ir.Value] = {}  # tensor -> its twin, as the lowered graph would store it
-        self._half: dict[ir.Value, ir.Value] = {}  # tensor -> its twin, as a node in half precision would read it
+        self._stored: dict[ir.Value, ir.Value] = {}  # tensor -> twin, as the lowered graph stores it
+        self._half: dict[ir.Value, ir.Value] = {}  # tensor -> twin, as a half-precision node reads it
 
     def run(self) -> Mapping[ir.Value, ir.Value]:
-        """Every tensor that nodes compute, with its twin."""
+        """Return every computed tensor with its twin."""
         for node in list(self._graph):
             self._double(node)
         self._graph.extend(self._nodes)
@@ -105,21 +104,21 @@ class _Twins:
 
 
 def _difference(graph: ir.Graph, name: str, value: ir.Value, twin: ir.Value) -> None:
-    """Two more outputs: the sums of squares of the difference and of the tensor."""
+    """Add two outputs: the sums of squares of the difference and of the tensor."""
     nodes: list[ir.Node] = []
 
     def add(op: str, *inputs: ir.Value, **attributes: Any) -> ir.Value:
         nodes.append(ir.node(op, inputs, attributes))
         return nodes[-1].outputs[0]
 
-    same = add("Equal", value, twin)  # infinities among them
+    same = add("Equal", value, twin)  # equal infinities have no difference
     zero = add("Constant", value=ir.tensor(np.float32(0)))
     lost = add("ReduceSumSquare", add("Where", same, zero, add("Sub", value, twin)), keepdims=0)
-    whole = add("ReduceSumSquare", value, keepdims=0)
-    lost.name, whole.name = _LOST + name, _ALL + name
-    lost.dtype = whole.dtype = FLOAT
+    total = add("ReduceSumSquare", value, keepdims=0)
+    lost.name, total.name = _LOST + name, _ALL + name
+    lost.dtype = total.dtype = FLOAT
     graph.extend(nodes)
-    graph.outputs.extend([lost, whole])
+    graph.outputs.extend([lost, total])
 
 
 _TWIN, _LOST, _ALL = "calotype.twin.", "calotype.lost.", "calotype.all."

@@ -1,7 +1,7 @@
-"""What does quantizing a part of a network cost? Its output against the float32 graph's, on inputs of real runs.
+"""Measure the error of quantizing each part of a network, against the float32 graph, on inputs of real runs.
 
-One group of nodes at a time, all others in float32, so that the figures can be ranked. They are of single calls; what a
-whole picture loses is for the gate to measure.
+One group of nodes at a time is quantized, so that groups can be ranked. The errors are those of single calls; the
+evaluation of the plan measures the error of an image.
 """
 
 from __future__ import annotations
@@ -29,26 +29,26 @@ def sensitivity(
     *,
     dtype: str = "int8",
 ) -> dict[str, float]:
-    """By group: how far the first output moves, in relative L2 averaged over the feeds, with its nodes quantized."""
-    wanted = _outputs(ir.load(source), source.parent, feeds)
+    """Return the error of the first output for each quantized group: relative L2, averaged over the feeds."""
+    expected = _outputs(ir.load(source), source.parent, feeds)
     names = {candidate.node for candidate in candidates(source)}
     losses = {}
     for group, nodes in groups.items():
         model = ir.load(source)
         insert_pairs(model, ranges, keep=names - set(nodes), dtype=dtype)
         got = _outputs(model, source.parent, feeds)
-        losses[group] = float(np.mean([relative_l2(g, w) for g, w in zip(got, wanted, strict=True)]))
+        losses[group] = float(np.mean([relative_l2(g, e) for g, e in zip(got, expected, strict=True)]))
     return losses
 
 
-def relative_l2(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Length of the difference over the length of the reference."""
-    reference = wanted.astype(np.float64)
+def relative_l2(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return the norm of the difference divided by the norm of the reference."""
+    reference = expected.astype(np.float64)
     return float(np.linalg.norm(got - reference) / np.linalg.norm(reference))
 
 
 def _outputs(model: ir.Model, folder: Path, feeds: Sequence[Arrays]) -> list[NDArray[Any]]:
-    """The first output for every feed."""
+    """Return the first output for every feed."""
     session = open_session(model, folder)
     first = model.graph.outputs[0].name
     return [session.run([first], dict(feed))[0] for feed in feeds]

@@ -1,7 +1,7 @@
-"""Lower precisions of a traced component: made in child processes, found again in the store.
+"""Make lower-precision artifacts of a component in child processes, and keep them in the store.
 
-fp16 and bf16 are `lower`'s work, int8 and fp8 `quantize`'s; here is what each depends on, which backend can run what,
-and that openvino takes bf16 as a way to compute and not as a file. Which precision is worth having is `tuning`'s.
+`half_convert` makes fp16 and bf16, `quantize` int8 and fp8. This module has the store keys and the precisions of each
+backend (OpenVINO computes the float32 file in bf16). `tuning` chooses the precision.
 """
 
 from __future__ import annotations
@@ -24,35 +24,35 @@ from ..store.folders import digests_of
 from ..store.store import fetch, key_of
 from ..tensorrt.engines import Engines
 
-LOWERING = 1  # raised when a lowered graph changes for the same inputs
-_ISLAND_CALLS = 6  # of a recording that islands are looked for in
+LOWERING = 1  # increment when a lowered graph changes for the same inputs
+_ISLAND_CALLS = 6  # calls of a recording that the search for islands uses
 _CALIBRATION_CALLS = 256
 _SENSITIVITY_CALLS = 6
 
-# backend -> precision -> why it cannot be built for it
-_OWN = "the cuda backend runs a model's own networks in fp32, fp16 or bf16; take one of these, or --backend tensorrt"
-_ORT = "ONNX Runtime is given fp32 and fp16 on a GPU; take one of these, or --backend tensorrt"
+# backend -> precision -> why the build does not support it
+_OWN = "the cuda backend supports only fp32, fp16 and bf16. Use one of these, or --backend tensorrt"
+_ORT = "ONNX Runtime on a GPU supports only fp32 and fp16. Use one of these, or --backend tensorrt"
 _REFUSED = {
     "cuda": dict.fromkeys(("int8", "fp8"), _OWN),
     "onnxruntime-cuda": dict.fromkeys(("bf16", "int8", "fp8"), _ORT),
     "onnxruntime": {
-        "bf16": "ONNX Runtime computes nothing in bf16 on a CPU; take --backend openvino, or --precision fp16 or int8",
+        "bf16": "ONNX Runtime does not support bf16 on a CPU. Use --backend openvino, or --precision fp16 or int8",
     },
     "openvino": {
-        "fp8": "OpenVINO computes nothing in fp8 on a CPU; take --precision bf16 or int8",
+        "fp8": "OpenVINO does not support fp8 on a CPU. Use --precision bf16 or int8",
     },
 }
 
 
 def check_precision(backend: str, precision: str) -> None:
-    """`BuildError` where the backend does not run the precision, with what it does."""
+    """Raise `BuildError` with the alternatives if the backend does not support the precision."""
     reason = _REFUSED.get(backend, {}).get(precision)
     if reason:
         raise BuildError(f"{reason}.")
 
 
-# What `--precision auto` tries: on a GPU what is not int8 or fp8 is in half precision.
-_TRIED = {
+# What `--precision auto` tries. On a GPU, nodes that are not in int8 or fp8 are in half precision.
+_AUTO = {
     "openvino": ("bf16", "int8", "int8+bf16"),
     "cuda": ("fp16", "bf16"),
     "onnxruntime-cuda": ("fp16",),
@@ -61,34 +61,34 @@ _TRIED = {
 
 
 def tried_by_auto(backend: str) -> tuple[str, ...]:
-    """The precisions that `--precision auto` tries on this backend."""
-    return _TRIED.get(backend, ("int8",))
+    """Return the precisions that `--precision auto` tries on this backend."""
+    return _AUTO.get(backend, ("int8",))
 
 
 def tuned_as(precision: str, backend: str) -> tuple[str, ...]:
-    """The precisions that are tuned for what was asked for: TensorRT has int8 and fp8 among halves, not float32."""
+    """Return the precisions to try for the requested one. TensorRT combines int8 and fp8 with fp16, not float32."""
     if precision == "auto":
         return tried_by_auto(backend)
     return (f"{precision}+fp16",) if backend in COMPILED else (precision,)
 
 
 def not_tried(backend: str) -> dict[str, str]:
-    """The precisions that `auto` does not try, and why: rows of the plan's table."""
+    """Return the precisions that `auto` does not try, with the reasons: rows of the plan's table."""
+    refused = _REFUSED.get(backend, {})
     if backend in ON_GPU:
-        return dict(_REFUSED.get(backend, {}))
-    halves = {"fp16": "on a CPU fp16 saves disk, not time"}
+        return dict(refused)
     return {
-        **halves,
-        **_REFUSED.get(backend, {}),
+        "fp16": "on a CPU fp16 saves disk, not time",
+        **refused,
         **({} if backend == "openvino" else {"fp8": "no CPU computes in fp8"}),
     }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Part:
-    """A component as its backend's artifacts are made from it, and what real runs give it.
+    """A component, the artifact that others are made from, and the recording of its calls.
 
-    `engines` makes of a graph what the backend opens; None where it opens graphs.
+    `engines` compiles graphs for the backend; None if the backend opens graphs.
     """
 
     component: PlannedComponent
@@ -98,57 +98,57 @@ class Part:
 
     @property
     def name(self) -> str:
-        """The component's."""
+        """The component's name."""
         return self.component.name
 
     @property
     def graph(self) -> list[str]:
-        """What the traced graph is, for keys."""
+        """The digests of the traced graph's files, for keys."""
         return digests_of(self.traced.path)
 
 
 def half(part: Part, precision: str, backend: str) -> Artifact:
-    """The component in fp16 or bf16. Raises `BuildError` where it cannot be made."""
+    """Return the component in fp16 or bf16. Raise `BuildError` if it cannot be made."""
     if (backend, precision) == ("openvino", "bf16") or backend == "cuda":
         return replace(part.traced, precision=precision, check={})  # the same file, computed in another type
-    return _finished(part, _halved(part, precision))
+    return _compiled(part, _halved(part, precision))
 
 
 def _halved(part: Part, precision: str) -> Artifact:
     arguments = {"precision": precision, "recording": str(part.recording)}
-    return _made(part, "calotype.export.precision.variants:halve", precision, arguments)
+    return _lowered(part, "calotype.export.precision.variants:halve", precision, arguments)
 
 
 def quantized(part: Part, ranges: Path, keep: Collection[str], precision: str, backend: str) -> Artifact:
-    """The component with Q/DQ pairs in int8 or fp8 at all nodes that can have them but those in `keep`.
+    """Return the component with int8 or fp8 Q/DQ pairs at all candidate nodes except `keep`.
 
-    "int8+fp16": the rest in half precision, where the backend takes that from the graph; else by its own means.
+    "int8+fp16" puts the other nodes in half precision: in the graph if the backend compiles it, else at run time.
     """
     dtype, _, rest = precision.partition("+")
     arguments = {"ranges": str(ranges), "keep": sorted(keep), "form": form_for(dtype, backend)}
     if rest and backend in COMPILED:
         part = replace(part, traced=_halved(part, rest))
         arguments["half"] = rest
-    return _finished(part, _made(part, "calotype.export.precision.variants:quantize", dtype, arguments))
+    return _compiled(part, _lowered(part, "calotype.export.precision.variants:quantize", dtype, arguments))
 
 
-def _finished(part: Part, graph: Artifact) -> Artifact:
-    """What the backend opens."""
+def _compiled(part: Part, graph: Artifact) -> Artifact:
+    """Return the artifact that the backend opens: the graph, or its engine."""
     return graph if part.engines is None else part.engines.of(part.component, graph)
 
 
 def small_weights(part: Part, weights: str) -> Artifact:
-    """The component with its weights alone in "int8" or "int4"."""
-    artifact = _made(
+    """Return the component with only its weights in "int8" or "int4"."""
+    artifact = _lowered(
         part, "calotype.export.precision.variants:shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])}
     )
     artifact = replace(artifact, precision="fp32", check={**artifact.check, "weights": weights})
-    return _finished(part, artifact)
+    return _compiled(part, artifact)
 
 
-def _made(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artifact:
+def _lowered(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artifact:
     files = {k: file_digest(Path(v)) if k in ("recording", "ranges") else v for k, v in arguments.items()}
-    what = function.rpartition(":")[2]  # without its module: a file that moves leaves the key as it is
+    what = function.rpartition(":")[2]  # without its module, so that moving the file does not change the key
     key = key_of({"lowering": LOWERING, "what": what, "graph": part.graph, "tools": tool_versions(), **files})
 
     def make(folder: Path) -> Mapping[str, Any]:
@@ -163,7 +163,7 @@ def _made(part: Part, function: str, precision: str, arguments: Mapping[str, Any
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """Nodes that are quantized, or left alone, together. `loss` is the output's relative L2 with this group alone."""
+    """Nodes that are quantized or kept together. `loss` is the output's relative L2 if only this group is quantized."""
 
     name: str
     nodes: tuple[str, ...]
@@ -171,7 +171,7 @@ class Group:
 
 
 def calibrated(part: Part, dtype: str, backend: str) -> tuple[Path, list[Group]]:
-    """Activation ranges over the recording (a file), and the groups, the most sensitive first."""
+    """Return the file of activation ranges over the recording, and the groups, the most sensitive first."""
     key = key_of(
         {
             "lowering": LOWERING,
@@ -191,12 +191,12 @@ def calibrated(part: Part, dtype: str, backend: str) -> tuple[Path, list[Group]]
 
     label = {"component": part.name, "kind": "calibration", "precision": dtype}
     folder, _ = fetch(key, make, label=label)
-    found = json.loads((folder / "groups.json").read_text())
-    return folder / "ranges.json", [Group(name=g["name"], nodes=tuple(g["nodes"]), loss=g["loss"]) for g in found]
+    groups = json.loads((folder / "groups.json").read_text())
+    return folder / "ranges.json", [Group(name=g["name"], nodes=tuple(g["nodes"]), loss=g["loss"]) for g in groups]
 
 
 def halve(*, source: str, out: str, precision: str, recording: str) -> dict[str, Any]:
-    """In a child process: islands found on real inputs, then the graph lowered."""
+    """Find islands on real inputs, then lower the graph. Runs in a child process."""
     from .half_convert import find_islands, lower
 
     feeds = [c.inputs for c in evenly(read_calls(Path(recording)), _ISLAND_CALLS)]
@@ -205,19 +205,19 @@ def halve(*, source: str, out: str, precision: str, recording: str) -> dict[str,
 
 
 def shrink(*, source: str, out: str, bits: int) -> dict[str, Any]:
-    """In a child process: weights in fewer bits."""
+    """Store the weights in fewer bits. Runs in a child process."""
     from .weight_only import weight_only
 
     return asdict(weight_only(Path(source), Path(out), bits=bits))
 
 
 def form_for(dtype: str, backend: str) -> str:
-    """ONNX Runtime multiplies fast only where activations are unsigned: int8 has a form of its own there."""
+    """Return the eight-bit format: uint8 for int8 on ONNX Runtime, which is fast only with unsigned activations."""
     return "uint8" if (dtype, backend) == ("int8", "onnxruntime") else dtype
 
 
 def calibrate(*, source: str, recording: str, out: str, form: str) -> None:
-    """In a child process: `ranges.json` and `groups.json` into `out`."""
+    """Write `ranges.json` and `groups.json` to `out`. Runs in a child process."""
     from . import calibrate as calibration
     from .candidates import candidates
     from .sensitivity import sensitivity
@@ -239,11 +239,11 @@ def calibrate(*, source: str, recording: str, out: str, form: str) -> None:
 def quantize(
     *, source: str, out: str, ranges: str, keep: Sequence[str], form: str, half: str | None = None
 ) -> dict[str, Any]:
-    """In a child process: the Q/DQ graph, of a graph in float32 or in the `half` precision that `lower` made."""
+    """Write the Q/DQ graph of a graph in float32, or in `half` precision. Runs in a child process."""
     from .quantize import quantize
 
-    read = json.loads(Path(ranges).read_text())
-    if half is not None:  # the ranges are of float32's tensors, some of which go by other names there
-        read |= {f"{name}.{half}": most for name, most in read.items()}
-    made = quantize(Path(source), Path(out), ranges=read, keep=keep, dtype=form)
-    return {"quantized": len(made.quantized), "kept": len(made.kept), "bytes": made.size_bytes}
+    magnitudes = json.loads(Path(ranges).read_text())
+    if half is not None:  # the ranges are those of float32 tensors, some of which have other names in half precision
+        magnitudes |= {f"{name}.{half}": value for name, value in magnitudes.items()}
+    report = quantize(Path(source), Path(out), ranges=magnitudes, keep=keep, dtype=form)
+    return {"quantized": len(report.quantized), "kept": len(report.kept), "bytes": report.size_bytes}

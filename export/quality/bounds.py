@@ -1,7 +1,4 @@
-"""How far a picture may be from float32's: bounds in the words of `--max-loss`, and whether figures are inside.
-
-Knows no pictures: figures are measured by `quality` and judged here.
-"""
+"""Quality bounds: parse `--max-loss`, and check metrics against the bounds. `metrics` measures the images."""
 
 from __future__ import annotations
 
@@ -17,8 +14,8 @@ _BOUND = re.compile(r"\s*([a-z_-]+)\s*(>=|<=)\s*([0-9.eE+-]+)\s*")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Bound:
-    """A metric and the worst value that is allowed. PSNR in dB; drops are differences of shares from 0 to 1."""
+class QualityBound:
+    """A metric and its worst allowed value. PSNR is in dB; a drop is a difference of two shares from 0 to 1."""
 
     metric: str
     limit: float
@@ -27,33 +24,31 @@ class Bound:
         return f"{self.metric}{'>=' if METRICS[self.metric] else '<='}{self.limit:g}"
 
     def holds(self, value: float) -> bool:
-        """Is the value good enough? What is no number is not."""
+        """Return whether the value is good enough. NaN is not."""
         return value >= self.limit if METRICS[self.metric] else value <= self.limit
 
 
-def parse_bounds(texts: Iterable[str]) -> tuple[Bound, ...]:
-    """Bounds from "psnr>=30,ssim>=0.95", or several such texts. Raises `InputError`."""
+def parse_bounds(texts: Iterable[str]) -> tuple[QualityBound, ...]:
+    """Parse texts such as "psnr>=30,ssim>=0.95". Raise `InputError` if one is invalid."""
     bounds = tuple(_bound(part) for text in texts for part in text.split(","))
     if len({b.metric for b in bounds}) != len(bounds):
-        raise InputError("each metric has one bound.")
+        raise InputError("a metric has more than one bound; pass one bound per metric.")
     return bounds
 
 
-def _bound(text: str) -> Bound:
-    found = _BOUND.fullmatch(text)
-    allowed = ", ".join(f"{name}{'>=' if more else '<='}NUMBER" for name, more in METRICS.items())
-    if found is None:
-        raise InputError(f"{text!r} is no bound; write {allowed}.")
-    metric, sign, number = found[1].replace("-", "_"), found[2], found[3]
-    if metric not in METRICS or (sign == ">=") != METRICS[metric]:
-        raise InputError(f"{text!r} is no bound; write {allowed}.")
+def _bound(text: str) -> QualityBound:
+    match = _BOUND.fullmatch(text)
+    metric = match[1].replace("-", "_") if match else ""
+    if match is None or metric not in METRICS or (match[2] == ">=") != METRICS[metric]:
+        allowed = ", ".join(f"{name}{'>=' if more else '<='}NUMBER" for name, more in METRICS.items())
+        raise InputError(f"invalid bound {text!r}; expected {allowed}.")
     try:
-        return Bound(metric=metric, limit=float(number))
+        return QualityBound(metric=metric, limit=float(match[3]))
     except ValueError:
-        raise InputError(f"{text!r}: {number!r} is no number.") from None
+        raise InputError(f"invalid bound {text!r}; expected a number in place of {match[3]!r}.") from None
 
 
-def failed(bounds: Iterable[Bound], figures: Mapping[str, float]) -> tuple[str, ...]:
-    """The bounds that the figures break, each with its figure; empty where all hold."""
+def failed(bounds: Iterable[QualityBound], figures: Mapping[str, float]) -> tuple[str, ...]:
+    """Return a text for each bound that the metrics break; a missing metric breaks its bound."""
     broken = (b for b in bounds if not b.holds(figures.get(b.metric, float("nan"))))
-    return tuple(f"{b.metric} is {figures.get(b.metric, float('nan')):.4g}, wanted {b}" for b in broken)
+    return tuple(f"{b.metric} is {figures.get(b.metric, float('nan')):.4g}, expected {b}" for b in broken)

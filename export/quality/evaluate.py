@@ -1,7 +1,7 @@
-"""Is the picture right, and how fast is each network? Child-process functions that run a plan on its backend.
+"""Evaluate a plan on its backend: image quality, and the speed of a component. Runs in child processes.
 
-Pictures are held against those of float32 eager with the same prompts and seeds, which `record` made. A time is a
-ratio of two runners called in turns in one process, never a figure of its own.
+Images are compared with those that `capture` recorded from float32 eager with the same prompts and seeds. Speed is
+always a ratio of two runners that are called alternately in one process.
 """
 
 from __future__ import annotations
@@ -20,80 +20,88 @@ from calotype.images.png import to_uint8
 from calotype.pipeline import Pipeline
 from calotype.plan.plan import read_plan
 
-from ..onnx.capture import Pictures, read_calls
+from ..onnx.capture import ImageSet, read_calls
 from .metrics import Pixels, figures
 
-ROUNDS = 30  # of both runners; fewer where one call takes long
-ROUNDS_S = 20.0
+ROUNDS = 30  # calls of each runner; fewer if they take longer than ROUNDS_S
+ROUNDS_S = 20.0  # seconds
 
 
 def reference_pixels(decoded: Path) -> Pixels:
-    """The pictures of a recording of the decoder, whole.  # uint8 [N, H, W, 3]"""
+    """Return all images of a recording of the decoder.  # uint8 [N, H, W, 3]"""
     return np.concatenate([to_uint8(call.outputs["sample"]) for call in read_calls(decoded)])
 
 
-def prove(
+def evaluate_plan(
     *,
     plan: str,
     backend: str,
-    pictures: Mapping[str, Any],
+    images: Mapping[str, Any],
     reference: str,
     metrics: Sequence[str],
     clip_model: str | None,
-    decoder_alone: bool = False,
+    decoder_only: bool = False,
 ) -> dict[str, Any]:
-    """Make the pictures with this plan on this backend; how near they are to the reference, and seconds a picture.
+    """Generate the images with the plan on the backend and compare them with the reference.
 
-    `decoder_alone` decodes the reference's own latents: the rest of the plan is as it was.
+    Args:
+        images: the fields of the image configuration: prompts, steps, size and so on.
+        reference: the float32 decoder's recording.
+        metrics: names of `bounds.METRICS`.
+        decoder_only: decode the reference's own latents, because only the decoder differs from float32.
+
+    Returns:
+        The metrics, "seconds" per image, and "notes".
     """
-    asked = Pictures(**{**pictures, "prompts": tuple(pictures["prompts"])})
+    config = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
     pipe = Pipeline(read_plan(Path(plan), sealed=False), choose(backend))
     began = time.perf_counter()
-    made, notes = _decoded(pipe, Path(reference)) if decoder_alone else _painted(pipe, asked)
-    seconds = (time.perf_counter() - began) / len(made)
-    wanted = reference_pixels(Path(reference))
-    found = figures(made, wanted, asked.prompts, metrics, Path(clip_model) if clip_model else None)
-    return {**found, "seconds": seconds, "notes": list(notes)}
+    pixels, notes = _decode(pipe, Path(reference)) if decoder_only else _generate(pipe, config)
+    seconds = (time.perf_counter() - began) / len(pixels)
+    expected = reference_pixels(Path(reference))
+    values = figures(pixels, expected, config.prompts, metrics, Path(clip_model) if clip_model else None)
+    return {**values, "seconds": seconds, "notes": list(notes)}
 
 
-def _painted(pipe: Pipeline, asked: Pictures) -> tuple[Pixels, tuple[str, ...]]:
-    made: list[NDArray[np.uint8]] = []
+def _generate(pipe: Pipeline, config: ImageSet) -> tuple[Pixels, tuple[str, ...]]:
+    batches: list[NDArray[np.uint8]] = []
     notes: tuple[str, ...] = ()
-    for i in range(len(asked.prompts)):
-        result = pipe(**asked.arguments(i))
-        made.append(np.stack([np.asarray(image) for image in result.images]))
+    for i in range(len(config.prompts)):
+        result = pipe(**config.arguments(i))
+        batches.append(np.stack([np.asarray(image) for image in result.images]))
         notes = result.report.notes
-    return np.concatenate(made), notes
+    return np.concatenate(batches), notes
 
 
-def _decoded(pipe: Pipeline, reference: Path) -> tuple[Pixels, tuple[str, ...]]:
+def _decode(pipe: Pipeline, reference: Path) -> tuple[Pixels, tuple[str, ...]]:
     decoder = pipe.component("vae_decoder")
-    made = [to_uint8(decoder(**call.inputs)["sample"]) for call in read_calls(reference)]
-    return np.concatenate(made), decoder.retried
+    batches = [to_uint8(decoder(**call.inputs)["sample"]) for call in read_calls(reference)]
+    return np.concatenate(batches), decoder.retried
 
 
-def race(*, plan: str, rival: str, name: str, backend: str, recording: str) -> dict[str, float]:
-    """Seconds a call of one component of two plans, in turns: the medians, and the median of the rounds' ratios.
+def compare_speed(*, plan: str, baseline: str, name: str, backend: str, recording: str) -> dict[str, float]:
+    """Time one component of two plans with alternating calls.
 
-    `speed` is how many times as fast `plan` is as `rival`.
+    Returns:
+        "seconds" and "baseline_seconds": the median time of a call; "speed": the median ratio, above 1 if `plan` is
+        faster than `baseline`.
     """
-    one, two = (_opened(Path(folder), name, backend) for folder in (plan, rival))
+    one, two = (
+        open_component(read_plan(Path(folder), sealed=False).components[name], choose(backend))
+        for folder in (plan, baseline)
+    )
     inputs = read_calls(Path(recording))[-1].inputs
-    taken: list[tuple[float, float]] = []
+    times: list[tuple[float, float]] = []
     for runner in (one, two):
-        _seconds(runner, inputs)  # the first call of each makes its buffers
+        _seconds(runner, inputs)  # the first call of each allocates its buffers
     began = time.perf_counter()
-    while len(taken) < 3 or (len(taken) < ROUNDS and time.perf_counter() - began < ROUNDS_S):
-        taken.append((_seconds(one, inputs), _seconds(two, inputs)))
+    while len(times) < 3 or (len(times) < ROUNDS and time.perf_counter() - began < ROUNDS_S):
+        times.append((_seconds(one, inputs), _seconds(two, inputs)))
     return {
-        "seconds": statistics.median(a for a, _ in taken),
-        "rival_seconds": statistics.median(b for _, b in taken),
-        "speed": statistics.median(b / a for a, b in taken),
+        "seconds": statistics.median(a for a, _ in times),
+        "baseline_seconds": statistics.median(b for _, b in times),
+        "speed": statistics.median(b / a for a, b in times),
     }
-
-
-def _opened(folder: Path, name: str, backend: str) -> LoadedComponent:
-    return open_component(read_plan(folder, sealed=False).components[name], choose(backend))
 
 
 def _seconds(runner: LoadedComponent, inputs: Mapping[str, NDArray[Any]]) -> float:

@@ -1,6 +1,6 @@
-"""How near a picture is to its float32 self, and whether it still shows what was asked.
+"""Image metrics: similarity to the float32 image, and agreement with the prompt.
 
-Pictures are uint8 [N, H, W, 3]. PSNR and SSIM are means over the pictures; the worst one is told besides.
+Images are uint8 [N, H, W, 3]. PSNR and SSIM are means over the images; `psnr_min` is the worst image's PSNR.
 """
 
 from __future__ import annotations
@@ -18,15 +18,17 @@ Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 
 
 def psnr(a: NDArray[Any], b: NDArray[Any], peak: float = 1.0) -> float:
-    """Peak signal-to-noise ratio in dB of arrays whose range is `peak`; infinite where they are equal."""
+    """Return the peak signal-to-noise ratio in dB of arrays with range `peak`; infinity if they are equal."""
     error = float(np.mean((np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)) ** 2))
     return float("inf") if error == 0 else float(10 * np.log10(peak**2 / error))
 
 
 def ssim(a: Pixels, b: Pixels) -> float:
-    """Structural similarity of two pictures, from -1 to 1 (Wang et al. 2004: Gaussian window of 1.5 px, K 0.01, 0.03).
+    """Return the structural similarity of two images, -1 to 1 (Wang et al. 2004: Gaussian window 1.5 px, K 0.01, 0.03).
 
-    uint8 [H, W, 3], at least 11 pixels each way; the mean over channels and places whose window is inside.
+    Args:
+        a, b: uint8 [H, W, 3], at least 11 pixels high and wide. The result is the mean over channels and over
+            positions whose window is inside the image.
     """
     from scipy.ndimage import gaussian_filter
 
@@ -44,58 +46,57 @@ def ssim(a: Pixels, b: Pixels) -> float:
 
 
 def figures(
-    got: Pixels, wanted: Pixels, prompts: Sequence[str], metrics: Sequence[str], clip_model: Path | None = None
+    got: Pixels, expected: Pixels, prompts: Sequence[str], metrics: Sequence[str], clip_model: Path | None = None
 ) -> dict[str, float]:
-    """The metrics asked for (names of `loss.METRICS`), psnr always, and `psnr_min`, the worst picture's."""
-    each = [
-        min(psnr(g, w, 255.0), 100.0) for g, w in zip(got, wanted, strict=True)
-    ]  # equal pictures must not drown the rest
-    found = {"psnr": float(np.mean(each)), "psnr_min": float(np.min(each))}
+    """Return the requested metrics (names of `bounds.METRICS`), and always `psnr` and `psnr_min`, the worst image's."""
+    # Limited to 100 dB: the infinite PSNR of equal images must not hide the others.
+    each = [min(psnr(g, e, 255.0), 100.0) for g, e in zip(got, expected, strict=True)]
+    values = {"psnr": float(np.mean(each)), "psnr_min": float(np.min(each))}
     if "ssim" in metrics:
-        found["ssim"] = float(np.mean([ssim(g, w) for g, w in zip(got, wanted, strict=True)]))
+        values["ssim"] = float(np.mean([ssim(g, e) for g, e in zip(got, expected, strict=True)]))
     if "lpips" in metrics:
-        found["lpips"] = _lpips(got, wanted)
+        values["lpips"] = _lpips(got, expected)
     if "judge_drop" in metrics:
-        found["judge"] = _judged(got, prompts)
-        found["judge_drop"] = _judged(wanted, prompts) - found["judge"]
+        values["judge"] = _judged(got, prompts)
+        values["judge_drop"] = _judged(expected, prompts) - values["judge"]
     if "clip_drop" in metrics:
-        found["clip"] = clip_score(got, prompts, clip_model)
-        found["clip_drop"] = clip_score(wanted, prompts, clip_model) - found["clip"]
-    return found
+        values["clip"] = clip_score(got, prompts, clip_model)
+        values["clip_drop"] = clip_score(expected, prompts, clip_model) - values["clip"]
+    return values
 
 
 def require(metrics: Sequence[str], *, judged: bool, clip_model: Path | None) -> None:
-    """`BuildError` or `InputError` where a metric cannot be had here: said before the work, not after."""
+    """Raise `BuildError` or `InputError` if a metric cannot be measured here. Runs before the work."""
     import importlib.util
 
     if "lpips" in metrics and importlib.util.find_spec("lpips") is None:
-        raise BuildError("lpips is not installed (pip install lpips); bound psnr or ssim instead.")
+        raise BuildError("lpips is not installed. Run pip install lpips, or bound psnr or ssim instead.")
     if "judge_drop" in metrics and not judged:
-        raise InputError("judge_drop needs the demonstration model's own captions; bound psnr or ssim instead.")
+        raise InputError("judge_drop works only with the demonstration model's captions. Bound psnr or ssim instead.")
     if "clip_drop" in metrics and clip_model is None:
-        raise InputError("clip_drop needs a CLIP model: --clip-model FOLDER.")
+        raise InputError("clip_drop needs a CLIP model. Pass --clip-model FOLDER.")
 
 
-def _judged(pictures: Pixels, prompts: Sequence[str]) -> float:
-    """The share of pictures that show what their caption says (the demonstration model's pixel judge)."""
+def _judged(images: Pixels, prompts: Sequence[str]) -> float:
+    """Return the share of images that show their caption, by the demonstration model's pixel judge."""
     from ..judge.judge import judge
 
-    return sum(judge(p, words).right for p, words in zip(pictures, prompts, strict=True)) / len(prompts)
+    return sum(judge(image, prompt).right for image, prompt in zip(images, prompts, strict=True)) / len(prompts)
 
 
-def _lpips(got: Pixels, wanted: Pixels) -> float:
-    """Mean perceptual distance, AlexNet (Zhang et al. 2018, arXiv 1801.03924)."""
+def _lpips(got: Pixels, expected: Pixels) -> float:
+    """Return the mean perceptual distance, AlexNet (Zhang et al. 2018, arXiv 1801.03924)."""
     import lpips
     import torch
 
     model = lpips.LPIPS(net="alex", verbose=False)
-    one, two = (torch.from_numpy(p.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1) for p in (got, wanted))
+    one, two = (torch.from_numpy(p.transpose(0, 3, 1, 2).astype(np.float32) / 127.5 - 1) for p in (got, expected))
     with torch.inference_mode():
         return float(model(one, two).mean())
 
 
-def clip_score(pictures: Pixels, prompts: Sequence[str], folder: Path | None) -> float:
-    """Mean cosine similarity of pictures and prompts, -1 to 1, by the CLIP model in `folder` (Radford et al. 2021)."""
+def clip_score(images: Pixels, prompts: Sequence[str], folder: Path | None) -> float:
+    """Return the mean cosine similarity, -1 to 1, by the CLIP model in `folder` (Radford et al. 2021)."""
     from calotype.images import clip
 
-    return float(clip.clip_score(pictures, prompts, model=folder).mean()) / 100
+    return float(clip.clip_score(images, prompts, model=folder).mean()) / 100

@@ -1,11 +1,12 @@
-"""Prompts for recorded runs: some to calibrate on, others, held out, to judge by.
+"""Prompts for recorded runs: some for calibration, and held-out ones for the evaluation.
 
-The demonstration model has captions of its own kind (training never saw the ones it is judged by); other models get
+The demonstration model gets captions of its own scenes (its training never saw the held-out ones). Other models get
 everyday prompts, or the lines of `--prompts FILE`.
 """
 
 from __future__ import annotations
 
+import zlib
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
@@ -32,7 +33,7 @@ _MANNERS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Prompts:
-    """Two lists without a prompt in common. `judged`: the demonstration model's pixel judge can read them."""
+    """Two lists without a common prompt. `judged`: the demonstration model's pixel judge can read the prompts."""
 
     calibration: tuple[str, ...]
     held_out: tuple[str, ...]
@@ -40,28 +41,24 @@ class Prompts:
 
 
 def prompts_for(*, demo: bool, file: Path | None, calibration: int, held_out: int) -> Prompts:
-    """So many of each. Of a file every other line is held out; short lists are gone over again."""
+    """Return `calibration` and `held_out` prompts.
+
+    Every other line of a file is held out. Lists that are too short repeat.
+    """
     if file is not None:
-        own, judged = _lines(file), False
-        apart = own[::2], own[1::2] or own
+        lines, judged = _lines(file), False
+        lists = lines[::2], lines[1::2] or lines
     elif demo:
-        apart, judged = _scenes(calibration, held_out), True
+        lists, judged = _scenes(calibration, held_out), True
     else:
         texts = [m.format(s) for m, s in product(_MANNERS, _SUBJECTS)]
-        texts.sort(key=lambda text: hash_of(text))
-        apart, judged = (texts[::2], texts[1::2]), False
+        texts.sort(key=lambda text: zlib.crc32(text.encode()))  # a shuffle that is the same on every machine
+        lists, judged = (texts[::2], texts[1::2]), False
     return Prompts(
-        calibration=tuple(apart[0][i % len(apart[0])] for i in range(calibration)),
-        held_out=tuple(apart[1][i % len(apart[1])] for i in range(held_out)),
+        calibration=tuple(lists[0][i % len(lists[0])] for i in range(calibration)),
+        held_out=tuple(lists[1][i % len(lists[1])] for i in range(held_out)),
         judged=judged,
     )
-
-
-def hash_of(text: str) -> int:
-    """A number that mixes a list up in the same way everywhere."""
-    import zlib
-
-    return zlib.crc32(text.encode())
 
 
 def _scenes(calibration: int, held_out: int) -> tuple[list[str], list[str]]:
@@ -75,11 +72,11 @@ def _scenes(calibration: int, held_out: int) -> tuple[list[str], list[str]]:
 def _lines(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
-    except OSError as failed:
-        raise InputError(f"{file} cannot be read ({failed.strerror}).") from None
-    except ValueError as broken:
-        raise InputError(f"{file} is no text ({broken}).") from None
-    found = [line for line in lines if line]
-    if not found:
-        raise InputError(f"{file} has no prompts; it takes one a line.")
-    return found
+    except OSError as error:
+        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
+    except ValueError as error:
+        raise InputError(f"{file} is not a text file: {error}.") from None
+    prompts = [line for line in lines if line]
+    if not prompts:
+        raise InputError(f"{file} has no prompts. Write one prompt per line.")
+    return prompts

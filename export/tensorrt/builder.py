@@ -1,9 +1,9 @@
-"""A graph becomes a TensorRT engine: typed by the graph, for the sizes of a profile; whoever watches may stop it.
+"""Build a TensorRT engine from a graph, for the sizes of a profile. A callback can stop the build.
 
-The library is an argument: `tensorrt` 11, which builds for the GPU that is here, or `tensorrt_rtx`, which builds for
-GPUs that are named, on any machine. Networks are strongly typed (there is no other kind any more): the precision is the
-graph's own, as `lower` and `quantize` made it. Knows nothing of plans or the store; running an engine is
-`calotype.backends.tensorrt.runner`'s work.
+The library is an argument: `tensorrt` 11, which builds for this machine's GPU, or `tensorrt_rtx`, which builds for any
+listed GPUs on any machine. Networks are strongly typed (the library has no other kind): the graph sets the precision,
+as `lower` and `quantize` made it. This module does not know plans or the store; `calotype.backends.tensorrt.runner`
+runs engines.
 """
 
 from __future__ import annotations
@@ -24,35 +24,34 @@ from .watch import Phase, Watcher, monitor_of
 __all__ = ["Built", "EngineOptions", "Phase", "build_engine", "shapes_of"]
 
 Shape = tuple[int, ...]
-Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # tensor -> its least, usual and most
+Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # tensor -> its min, opt and max
 
-# Both halves of guidance go through these in one call; text encoders get the negative prompts with the prompts.
+# These get both halves of the guidance in one call; text encoders get the negative prompts with the prompts.
 _DOUBLED = ("unet", "controlnet", "text_encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Built:
-    """An engine, and what the next build may reuse (empty where the library keeps nothing)."""
+    """An engine, and timings for the next build (empty if the library keeps none)."""
 
     engine: bytes
     timing_cache: bytes
 
 
 def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, chunks: int = 1) -> Shapes:
-    """The sizes of every input over a profile, for prompts of one to so many chunks of text.
+    """Return the shapes of every input over a profile, for prompts of 1 to `chunks` chunks of text.
 
-    A batch of a profile counts pictures; where guidance doubles it, the least is one picture without guidance. A text
-    encoder gets each chunk as a row of its batch, a denoiser all of them one after the other.
+    The batch of a profile counts images. Guidance doubles the batch; the smallest is one image without guidance. A text
+    encoder gets each chunk as a row of its batch, a denoiser gets them as one sequence.
     """
     halves = 2 if component.startswith(_DOUBLED) else 1
-
     rows = chunks if component.startswith("text_encoder") else 1
 
     def sizes(end: str, times: int, parts: int = 1) -> dict[str, int]:
         batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
         return profile.sizes(batch=batch * times, height=height, width=width, chunks=parts)
 
-    low, usual, high = sizes("low", 1), sizes("usual", halves), sizes("high", halves * rows, chunks)
+    low, usual, high = sizes("min", 1), sizes("opt", halves), sizes("max", halves * rows, chunks)
     return {b.name: (b.shape(low), b.shape(usual), b.shape(high)) for b in inputs}
 
 
@@ -65,19 +64,23 @@ def build_engine(
     timing_cache: bytes = b"",
     watch: Callable[[Phase], bool] | None = None,
 ) -> Built:
-    """Build `graph` for `profiles`, the preferred one first. `watch` sees every step, and ends the build with False.
+    """Build an engine of `graph` for `profiles`, the preferred one first.
+
+    Args:
+        timing_cache: timings of an earlier build.
+        watch: called at every step of the build; it cancels the build by returning False.
 
     Raises:
-        BuildError: there is no GPU to build for, or the library refuses the graph, a profile or an option.
-        Cancelled: `watch` ended it.
+        BuildError: there is no GPU to build for, or the library rejects the graph, a profile or an option.
+        Cancelled: `watch` returned False.
     """
     options = options or EngineOptions()
     _check_gpu(trt, options)
     log, watcher = create_log(trt), Watcher(watch)
     try:
         builder = trt.Builder(log)
-        network, config = builder.create_network(0), builder.create_builder_config()  # no flag: all are strongly typed
-        parser = trt.OnnxParser(network, log)  # owns weights that the network points to
+        network, config = builder.create_network(0), builder.create_builder_config()  # always strongly typed
+        parser = trt.OnnxParser(network, log)  # owns the weights of the network
         _parse(parser, graph)
         _configure(trt, config, options)
         for shapes in profiles:
@@ -88,29 +91,29 @@ def build_engine(
         timings = bytes(config.get_timing_cache().serialize()) if cached else b""
     except BuildError:
         raise
-    except Exception as failed:  # bindings raise RuntimeError, TypeError and AttributeError
+    except Exception as error:  # bindings raise RuntimeError, TypeError and AttributeError
         watcher.check(graph)
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or first_line(failed)}") from failed
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or first_line(error)}") from error
     watcher.check(graph)
     if engine is None:
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or 'it says nothing of why'}")
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or 'the library gives no reason'}")
     return Built(engine=bytes(engine), timing_cache=timings)
 
 
 def _check_gpu(trt: Any, options: EngineOptions) -> None:
-    """Before anything of the library is made: without a GPU its objects may end the process."""
-    anywhere = _name(trt) == "tensorrt_rtx"
-    if options.targets and not anywhere:
+    """Check the GPU before creating objects of the library: without a GPU they may end the process."""
+    cross_compiles = _name(trt) == "tensorrt_rtx"
+    if options.targets and not cross_compiles:
         raise BuildError(
-            f"{_name(trt)} builds for the GPU that is here, not for {', '.join(map(str, options.targets))}; "
-            "leave targets out, or build with tensorrt_rtx."
+            f"{_name(trt)} cannot build for {', '.join(map(str, options.targets))}: it builds only for this machine's "
+            "GPU. Leave targets out, or build with tensorrt_rtx."
         )
     import torch
 
-    if not (anywhere and options.targets) and not torch.cuda.is_available():
+    if not (cross_compiles and options.targets) and not torch.cuda.is_available():
         raise BuildError(
-            f"{_name(trt)} builds for the GPU that is here, and there is none; "
-            "build on the machine that will run it, or with tensorrt_rtx and targets such as 89."
+            f"{_name(trt)} builds for this machine's GPU, and this machine has no GPU. "
+            "Build on the machine that will run the engine, or use tensorrt_rtx with targets such as 89."
         )
 
 
@@ -120,15 +123,15 @@ def _name(trt: Any) -> str:
 
 def _parse(parser: Any, graph: Path) -> None:
     if not graph.is_file():
-        raise BuildError(f"there is no graph at {graph}; trace the component first.")
+        raise BuildError(f"cannot find the graph {graph}. Trace the component first.")
     if parser.parse_from_file(str(graph)):
         return
-    told = []
+    errors = []
     for i in range(parser.num_errors):
         error = parser.get_error(i)
         node, kind = error.node_name(), error.node_operator()
-        told.append(f"{f'node {node} ({kind}): ' if kind else ''}{first_line(RuntimeError(error.desc()))}")
-    raise BuildError(f"TensorRT cannot read {graph}: {'; '.join(dict.fromkeys(told[:3])) or 'no ONNX graph'}")
+        errors.append(f"{f'node {node} ({kind}): ' if kind else ''}{first_line(RuntimeError(error.desc()))}")
+    raise BuildError(f"TensorRT cannot read {graph}: {'; '.join(dict.fromkeys(errors[:3])) or 'not an ONNX graph'}")
 
 
 def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
@@ -137,8 +140,8 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
         "WEIGHT_STREAMING": options.weight_streaming,
         "VERSION_COMPATIBLE": options.version_compatible,
     }
-    for name, wanted in flags.items():
-        if wanted:
+    for name, enabled in flags.items():
+        if enabled:
             config.set_flag(getattr(trt.BuilderFlag, name))
     if options.hardware is not None:
         level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware])
@@ -147,8 +150,8 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
         config.builder_optimization_level = options.level
     if options.workspace_bytes is not None:
         config.set_memory_pool_limit(trt.MemoryPoolType.WORKSPACE, options.workspace_bytes)
-    config.clear_flag(trt.BuilderFlag.TF32)  # what is float32 in the graph is meant to be
-    config.max_aux_streams = 0  # further streams do not go into a captured graph
+    config.clear_flag(trt.BuilderFlag.TF32)  # float32 in the graph means float32
+    config.max_aux_streams = 0  # a captured graph cannot contain auxiliary streams
     if options.targets:
         config.num_compute_capabilities = len(options.targets)
         for i, target in enumerate(options.targets):
@@ -156,41 +159,41 @@ def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
 
 
 def _capability(trt: Any, target: int) -> Any:
-    """Raises `BuildError` for a GPU that the library does not know; Hopper (90) is one."""
-    found = getattr(trt.ComputeCapability, f"SM{target}", None)
-    if found is None:
+    """Return the library's value for a GPU. Raise `BuildError` if it does not know the GPU, such as Hopper (90)."""
+    capability = getattr(trt.ComputeCapability, f"SM{target}", None)
+    if capability is None:
         known = sorted(n[2:] for n in dir(trt.ComputeCapability) if n.startswith("SM"))
-        raise BuildError(f"{_name(trt)} builds for {', '.join(known)}, not for {target}.")
-    return found
+        raise BuildError(f"{_name(trt)} cannot build for target {target}; expected one of {', '.join(known)}.")
+    return capability
 
 
 def _add_profile(builder: Any, network: Any, config: Any, shapes: Shapes) -> None:
     optimization = builder.create_optimization_profile()
-    given = {network.get_input(i).name for i in range(network.num_inputs)}
-    if given != set(shapes):
-        raise BuildError(f"the graph takes {sorted(given)}, and the profile is of {sorted(shapes)}.")
+    inputs = {network.get_input(i).name for i in range(network.num_inputs)}
+    if inputs != set(shapes):
+        raise BuildError(f"the profile has {sorted(shapes)}; expected the graph's inputs {sorted(inputs)}.")
     for name, ends in shapes.items():
         try:
             optimization.set_shape(name, *ends)
-        except Exception as failed:
-            raise BuildError(_refused(shapes, first_line(failed))) from failed
+        except Exception as error:
+            raise BuildError(_invalid_sizes(shapes, first_line(error))) from error
     if config.add_optimization_profile(optimization) < 0:
-        raise BuildError(_refused(shapes, "each size must be from the least to the most, and fit the graph's own"))
+        raise BuildError(_invalid_sizes(shapes, "expected min <= opt <= max, within the graph's own sizes"))
 
 
-def _refused(shapes: Shapes, why: str) -> str:
-    told = ", ".join(f"{name} {':'.join(str(list(end)) for end in ends)}" for name, ends in shapes.items())
-    return f"TensorRT refuses the sizes {told} ({why})."
+def _invalid_sizes(shapes: Shapes, reason: str) -> str:
+    sizes = ", ".join(f"{name} {':'.join(str(list(end)) for end in ends)}" for name, ends in shapes.items())
+    return f"TensorRT rejects the sizes {sizes}: {reason}."
 
 
 def _use_cache(trt: Any, config: Any, cached: bytes) -> bool:
-    """Timings of an earlier build, where they are of this library and GPU; else an empty cache."""
-    if _name(trt) == "tensorrt_rtx":  # it takes no timings
+    """Load timings of an earlier build if they match this library and GPU, else start with an empty cache."""
+    if _name(trt) == "tensorrt_rtx":  # it does not use timings
         return False
     for content in (cached, b"") if cached else (b"",):
         try:
             cache = config.create_timing_cache(content)
-        except Exception:  # damaged, or another version's: timings can be taken again
+        except Exception:  # damaged, or from another version: measure again
             continue
         if cache is not None and config.set_timing_cache(cache, False):
             return True

@@ -1,7 +1,7 @@
-"""TensorRT's engines of graphs, in the store: found there, or built in a child process for the GPU that is here.
+"""TensorRT engines in the store: read from there, or built in a child process.
 
-An engine depends on the graph, its sizes, the options, the library's version and the GPU. Timings of layers are kept
-in the cache, one entry for a library's version and a GPU, so that a second build measures what is new alone.
+An engine depends on the graph, its sizes, the options, the library's version and the GPU. The cache keeps timings of
+layers, one entry for a library's version and a GPU, so that a second build measures only new layers.
 """
 
 from __future__ import annotations
@@ -24,38 +24,38 @@ from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import gpu_name
 
-from ..steps.subprocess_task import Tell, run_in_subprocess, say
+from ..steps.subprocess_task import ProgressHandler, report_progress, run_in_subprocess
 from ..store.folders import digests_of, files_of_graph
 from ..store.store import fetch, key_of
 from .options import EngineOptions
 from .refit import structure_of
 
 Shape = tuple[int, ...]
-Ends = tuple[Shape, Shape, Shape]  # least, usual, most
+Ends = tuple[Shape, Shape, Shape]  # min, opt, max
 
-ENGINES = 1  # raised when the same graph would become another engine
+ENGINES = 1  # increment when the same graph becomes a different engine
 
 
 @dataclass(frozen=True, kw_only=True)
 class Engines:
-    """How the engines of one plan are built. `tell` hears how far a build has come."""
+    """Builds the engines of one plan. `tell` receives the progress of a build."""
 
     backend: str
     profile: Profile
     options: EngineOptions
-    tell: Tell | None = None
+    tell: ProgressHandler | None = None
 
     def of(self, component: PlannedComponent, graph: Artifact) -> Artifact:
-        """The engine of a component's graph, in the graph's precision. Raises `BuildError`."""
+        """Return the engine of a component's graph, in the graph's precision. Raise `BuildError` if it fails."""
         shapes = self._shapes(component)
-        about = {"library": self.backend, "version": installed(self.backend), "gpu": gpu_name()}
-        told = {"graph": str(graph.path), "shapes": shapes, "options": asdict(self.options)}
-        key = key_of({"engines": ENGINES, **about, **told, "graph": digests_of(graph.path)})
+        target = {"library": self.backend, "version": installed(self.backend), "gpu": gpu_name()}
+        inputs = {"graph": str(graph.path), "shapes": shapes, "options": asdict(self.options)}
+        key = key_of({"engines": ENGINES, **target, **inputs, "graph": digests_of(graph.path)})
 
         def make(folder: Path) -> Mapping[str, Any]:
             out = str(folder / "model.engine")
             for file in files_of_graph(graph.path) if self.options.refit else ():
-                shutil.copy(file, folder)  # it has the weights by the names that LoRAs know
+                shutil.copy(file, folder)  # the graph has the weights under the names that LoRAs use
             notes = self._refitted(component, graph, sibling, shapes, out)
             if "refitted" in notes:
                 return notes
@@ -64,27 +64,31 @@ class Engines:
                 "calotype.export.tensorrt.engines:build_here",
                 self.tell,
                 library=LIBRARIES[self.backend],
-                **told,
-                timings=key_of(about),
+                **inputs,
+                timings=key_of(target),
                 out=out,
             )
             return {**notes, **done.value, "peak_bytes": done.peak_bytes}
 
         label = {"component": component.name, "kind": self.backend, "precision": graph.precision}
-        sibling = key_of({**about, **told, "graph": structure_of(graph.path)}) if self.options.refit else None
+        sibling = key_of({**target, **inputs, "graph": structure_of(graph.path)}) if self.options.refit else None
         folder, notes = fetch(key, make, label=label)
         if sibling is not None:
-            made = {"engine": str(folder / "model.engine"), "graph": str(graph.path)}
-            REFITTABLE.write(sibling, json.dumps(made).encode())
+            entry = {"engine": str(folder / "model.engine"), "graph": str(graph.path)}
+            REFITTABLE.write(sibling, json.dumps(entry).encode())
         check = {**graph.check, "engine": {**notes, "shapes": shapes}}
         return Artifact(form=self.backend, path=folder / "model.engine", precision=graph.precision, check=check)
 
     def _refitted(
         self, component: PlannedComponent, graph: Artifact, sibling: str | None, shapes: Mapping[str, Any], out: str
     ) -> dict[str, Any]:
-        """Other weights for an engine of the same structure, in seconds: a LoRA's. Else why it has to be built."""
-        kept = None if sibling is None else REFITTABLE.read(sibling)
-        ours = {} if kept is None else json.loads(bytes(kept))
+        """Refit an engine of the same structure with the graph's weights, such as a LoRA's, in seconds.
+
+        Returns:
+            Notes with "refitted", or why a build is needed.
+        """
+        content = None if sibling is None else REFITTABLE.read(sibling)
+        ours = {} if content is None else json.loads(bytes(content))
         if not ours or not all(Path(path).is_file() for path in ours.values()):
             return {}
         sides = {"inputs": component.inputs, "outputs": component.outputs}
@@ -99,45 +103,52 @@ class Engines:
                 usual={name: ends[1] for name, ends in shapes.items()},
                 out=out,
             )
-        except BuildError as failed:
-            return {"built because": str(failed)}
+        except BuildError as error:
+            return {"built because": str(error)}
         return {**done.value, "refitted": ours["engine"], "peak_bytes": done.peak_bytes}
 
     def _shapes(self, component: PlannedComponent) -> dict[str, list[list[int]]]:
         from .builder import shapes_of
 
         ends = shapes_of(component.name, component.inputs, self.profile, chunks=self.options.chunks)
-        return {name: [list(end) for end in found] for name, found in ends.items()}
+        return {name: [list(shape) for shape in shapes] for name, shapes in ends.items()}
 
 
-def engines_for(backend: str, profile: Profile, words: Sequence[str] = (), tell: Tell | None = None) -> Engines | None:
-    """None for a backend that opens graphs as they are. Raises as `check_words`."""
-    options = check_words(backend, words)
+def engines_for(
+    backend: str, profile: Profile, words: Sequence[str] = (), tell: ProgressHandler | None = None
+) -> Engines | None:
+    """Return the engine builder, or None if the backend opens graphs directly. Raises as `parse_engine_options`."""
+    options = parse_engine_options(backend, words)
     return Engines(backend=backend, profile=profile, options=options, tell=tell) if backend in LIBRARIES else None
 
 
-def modest(profile: Profile) -> Profile:
-    """What an engine is built for where nobody said: every size more costs it speed and memory at all of them.
+def default_profile(profile: Profile) -> Profile:
+    """Return the default profile of an engine: 1 to 4 images, 0.5 to 1.5 times the model's own size.
 
-    One to four pictures, half to one and a half of the model's own size.
+    A wider profile costs speed and memory at every size.
     """
 
     def about(side: Range) -> Range:
-        low, high = (max(1, side.usual * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
-        return Range(low=max(side.low, low), usual=side.usual, high=min(side.high, max(high, side.usual)))
+        low, high = (max(1, side.opt * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
+        return Range(min=max(side.min, low), opt=side.opt, max=min(side.max, max(high, side.opt)))
 
-    batch = Range(low=1, usual=1, high=min(4, profile.batch.high))
+    batch = Range(min=1, opt=1, max=min(4, profile.batch.max))
     return replace(profile, batch=batch, height=about(profile.height), width=about(profile.width))
 
 
-def check_words(backend: str, words: Sequence[str]) -> EngineOptions:
-    """What they say. `InputError` for words that say no option, `BuildError` for a backend that has none of these."""
+def parse_engine_options(backend: str, words: Sequence[str]) -> EngineOptions:
+    """Parse the values of `--engine`.
+
+    Raises:
+        InputError: a value is not an option.
+        BuildError: the backend does not support the options.
+    """
     options = EngineOptions.from_words(words)
     if words and backend not in LIBRARIES:
-        raise BuildError(f"--engine is for {' and '.join(LIBRARIES)}, and this build is for {backend}.")
+        raise BuildError(f"--engine works only with {' and '.join(LIBRARIES)}, not with {backend}. Leave it out.")
     for name, other in (("plugin", "tensorrt-rtx"), ("targets", "tensorrt")):
         if getattr(options, name) and backend == other:
-            raise BuildError(f"--engine {name} is not for {other}; leave it out.")
+            raise BuildError(f"--engine {name} does not work with {other}. Leave it out.")
     return options
 
 
@@ -150,21 +161,21 @@ def build_here(
     timings: str,
     out: str,
 ) -> dict[str, Any]:
-    """In a child process: the engine into `out`, and what was timed on the way into the cache, by the key `timings`."""
+    """Write the engine to `out`, and the timings to the cache under the key `timings`. Runs in a child process."""
     from calotype.backends.tensorrt.library import import_library
 
     from .builder import build_engine
 
     began, cache = time.monotonic(), TIMINGS.read(timings)
-    trt, said = import_library(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
+    trt, config = import_library(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
     with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
         built = build_engine(
             trt,
-            _with_plugins(trt, Path(graph), Path(scratch)) if said.plugin else Path(graph),
-            profiles_of(shapes, exact=said.exact),
-            said,
+            _with_plugins(trt, Path(graph), Path(scratch)) if config.plugin else Path(graph),
+            profiles_of(shapes, exact=config.exact),
+            config,
             timing_cache=b"" if cache is None else bytes(cache),
-            watch=lambda phase: say(f"{phase.name}, {phase.done} of {phase.of}"),
+            watch=lambda phase: report_progress(f"{phase.name}, {phase.done} of {phase.of}"),
         )
     Path(out).write_bytes(built.engine)
     if built.timing_cache:
@@ -173,14 +184,17 @@ def build_here(
 
 
 def profiles_of(shapes: Mapping[str, Sequence[Sequence[int]]], *, exact: bool) -> list[dict[str, Ends]]:
-    """The range of every input's sizes; before it, where wanted, the usual ones alone. The first that fits is run."""
-    least, usual, most = ({n: tuple(ends[i]) for n, ends in shapes.items()} for i in range(3))
-    ends = [(usual, usual, usual), (least, usual, most)]
+    """Return the profiles: the range of sizes, and with `exact` one for only the opt sizes before it.
+
+    A run uses the first profile that contains its sizes.
+    """
+    smallest, optimal, largest = ({n: tuple(ends[i]) for n, ends in shapes.items()} for i in range(3))
+    ends = [(optimal, optimal, optimal), (smallest, optimal, largest)]
     return [{n: (a[n], b[n], c[n]) for n in shapes} for a, b, c in ends[0 if exact else 1 :]]
 
 
 def _with_plugins(trt: Any, graph: Path, scratch: Path) -> Path:
-    """The graph with our kernels in it, which the library then knows."""
+    """Register the plugin with the library, and return a copy of the graph that uses it."""
     import torch
 
     from .plugin import register, with_plugins

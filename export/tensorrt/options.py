@@ -1,4 +1,4 @@
-"""How a TensorRT engine is built: data, and the words of `calotype build --engine` that say it. Imports no library."""
+"""Options of a TensorRT build, and the parser of `calotype build --engine`. Imports no library."""
 
 from __future__ import annotations
 
@@ -9,24 +9,24 @@ from typing import Any
 from calotype.errors import InputError
 
 HARDWARE = {"ampere-plus": "AMPERE_PLUS", "same-capability": "SAME_COMPUTE_CAPABILITY"}
-_MOST_CHUNKS = 32  # that the engine's prompts have
+_MAX_CHUNKS = 32  # of a prompt
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions:
-    """What is not said is the library's own default.
+    """Options of one engine. None is the library's own default.
 
     Attributes:
-        refit: weights can be exchanged later, for LoRAs; refittable engines give up some fusions.
-        exact: beside the range of sizes a profile for the usual ones alone, for which kernels need not be general.
-        plugin: group normalization with SiLU by our own kernel; not with `refit`. Unmeasured.
-        weight_streaming: weights may stay in host memory, where a GPU is too small for them.
+        refit: weights can be replaced later, for LoRAs; refittable engines have fewer fusions.
+        exact: add a profile for only the opt sizes, so that its kernels need not be general.
+        plugin: compute group normalization with SiLU by Calotype's kernel; not with `refit`. Not measured yet.
+        weight_streaming: weights may stay in host memory if the GPU is too small for them.
         version_compatible: later versions of the library can open the engine.
-        hardware: "ampere-plus" or "same-capability" GPUs can run it, not the one that is here alone.
-        targets: compute capabilities such as 89, for `tensorrt_rtx` alone; empty is the GPU that is here.
-        level: 0 to 5, how long to search for the fastest kernels.
-        workspace_bytes: the most that one layer may take for itself.
-        chunks: how many of the text encoder's lengths (75 tokens) a prompt may have, 1 to 32.
+        hardware: let all "ampere-plus" or "same-capability" GPUs run the engine, not only this machine's GPU.
+        targets: compute capabilities such as 89, only for `tensorrt_rtx`; empty is this machine's GPU.
+        level: 0 to 5, the effort of the search for the fastest kernels.
+        workspace_bytes: limit of a layer's scratch memory.
+        chunks: 1 to 32, the maximum length of a prompt in chunks of 75 tokens.
     """
 
     refit: bool = False
@@ -42,35 +42,35 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.hardware not in (None, *HARDWARE):
-            raise InputError(f"hardware is one of {', '.join(HARDWARE)}, got {self.hardware!r}.")
+            raise InputError(f"hardware must be one of {', '.join(HARDWARE)}, got {self.hardware!r}.")
         if self.level is not None and not 0 <= self.level <= 5:
-            raise InputError(f"the level of a TensorRT build is from 0 to 5, got {self.level}.")
-        if not 1 <= self.chunks <= _MOST_CHUNKS:
-            raise InputError(f"the chunks of a prompt are from 1 to {_MOST_CHUNKS}, got {self.chunks}.")
+            raise InputError(f"level must be from 0 to 5, got {self.level}.")
+        if not 1 <= self.chunks <= _MAX_CHUNKS:
+            raise InputError(f"chunks must be from 1 to {_MAX_CHUNKS}, got {self.chunks}.")
         if self.refit and self.plugin:
-            raise InputError("an engine with the plugin cannot be refitted; leave out refit or plugin.")
+            raise InputError("an engine with the plugin cannot be refitted. Leave out refit or plugin.")
 
     @property
     def portable(self) -> bool:
-        """Can GPUs other than the one that is here run it?"""
+        """Whether GPUs other than this machine's can run the engine."""
         return self.hardware is not None or bool(self.targets)
 
     @classmethod
     def from_words(cls, words: Sequence[str]) -> EngineOptions:
-        """From "weight-streaming", "level=5" and the like. Raises `InputError` with what is known."""
-        said: dict[str, Any] = {}
+        """Parse values such as "weight-streaming" and "level=5". Raise `InputError` if one is unknown or invalid."""
+        values: dict[str, Any] = {}
         for word in words:
             name, equals, value = word.partition("=")
             field = name.replace("-", "_")
             if field not in _WORDS or bool(equals) == (_WORDS[field] is bool):
                 known = ", ".join(n.replace("_", "-") + ("" if kind is bool else "=") for n, kind in _WORDS.items())
-                raise InputError(f"an engine's options are {known}; got {word!r}.")
+                raise InputError(f"unknown engine option {word!r}; expected one of {known}.")
             try:
-                said[field] = _WORDS[field](value) if equals else True
+                values[field] = _WORDS[field](value) if equals else True
             except ValueError:
-                kind = "whole numbers with commas between" if field == "targets" else "a whole number"
-                raise InputError(f"{name} takes {kind}, got {value!r}.") from None
-        return cls(**said)
+                kind = "integers separated by commas" if field == "targets" else "an integer"
+                raise InputError(f"{name} must be {kind}, got {value!r}.") from None
+        return cls(**values)
 
 
 def _numbers(text: str) -> tuple[int, ...]:

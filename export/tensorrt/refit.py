@@ -1,8 +1,8 @@
-"""An engine in the store gets the weights of another graph of its own structure, or it is said why it cannot.
+"""Refit an engine in the store with the weights of another graph of the same structure.
 
-What a LoRA changes is weights: the engine of the model without it is refitted, and believed where the way there and
-back leaves it as it was (`calotype.backends.tensorrt.refit`). How far it is from eager is checked as of any other
-engine.
+A LoRA changes only weights, so the engine of the model without it can be refitted. The refit is accepted if refitting
+there and back restores the engine exactly (`calotype.backends.tensorrt.refit`). Its error against eager is checked
+like that of any other engine.
 """
 
 from __future__ import annotations
@@ -13,20 +13,22 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calotype.backends.tensorrt.refit import refitted_engine
+from calotype.backends.tensorrt.runner import open_with_library
 from calotype.errors import BackendError, BuildError
 from calotype.plan.bindings import Binding, random_inputs
 from calotype.plan.plan import Artifact, PlannedComponent
 
 
 def structure_of(graph: Path) -> str:
-    """A digest of all of a graph but the numbers in its weights, and what the exporter says of where it ran."""
+    """Return a digest of a graph without the numbers in its weights and without the exporter's metadata."""
     import onnx
 
     model = onnx.load(str(graph), load_external_data=False)
     inside = model.graph
-    for told in (model, inside, *inside.node, *inside.value_info, *inside.input, *inside.output):
-        told.ClearField("metadata_props")
-        told.ClearField("doc_string")
+    for proto in (model, inside, *inside.node, *inside.value_info, *inside.input, *inside.output):
+        proto.ClearField("metadata_props")
+        proto.ClearField("doc_string")
     for tensor in model.graph.initializer:
         shape, kind, name = list(tensor.dims), tensor.data_type, tensor.name
         tensor.Clear()
@@ -45,13 +47,12 @@ def refit_here(
     usual: Mapping[str, Sequence[int]],
     out: str,
 ) -> dict[str, Any]:
-    """In a child process: `engine`, which is of `graph`, with the weights of `theirs` into `out`.
+    """Write the engine of `graph`, with the weights of `theirs`, to `out`. Runs in a child process.
 
-    Raises `BuildError` where the library refuses, or A -> B -> A is not exact.
+    Raises:
+        BuildError: the library refuses, or refitting A -> B -> A is not exact.
     """
     from calotype.backends import form_of
-    from calotype.backends.tensorrt.refit import refitted_engine
-    from calotype.backends.tensorrt.runner import open_with_library
 
     began = time.monotonic()
     inputs, outputs = (tuple(Binding.from_json(b) for b in component[side]) for side in ("inputs", "outputs"))
@@ -62,8 +63,8 @@ def refit_here(
     probe = random_inputs(inputs, usual, ids=9)
     try:
         runner = open_with_library(backend.replace("-", "_"), planned, artifact)
-        made = refitted_engine(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
-    except BackendError as failed:
-        raise BuildError(f"{failed}; it is built anew") from None
-    Path(out).write_bytes(made)
-    return {"bytes": len(made), "seconds": round(time.monotonic() - began, 1)}
+        content = refitted_engine(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
+    except BackendError as error:
+        raise BuildError(f"{error}; the engine is built again") from None
+    Path(out).write_bytes(content)
+    return {"bytes": len(content), "seconds": round(time.monotonic() - began, 1)}

@@ -1,7 +1,7 @@
-"""What a TensorRT build is doing, step by step, and the way to end it.
+"""Progress of a TensorRT build, and cancellation.
 
-TensorRT tells of phases inside phases, from threads of its own; an exception must not go back into it, so one that the
-watcher raises is kept until the build has ended.
+TensorRT reports nested phases from its own threads. An exception must not reach the library, so the watcher stores it
+until the build has ended.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from calotype.errors import Cancelled
 
 @dataclass(frozen=True, kw_only=True)
 class Phase:
-    """A phase with the steps done so far. `inside` is the phase that it is a part of, None for the outermost."""
+    """A phase and its finished steps. `inside` is the enclosing phase; None for the outermost."""
 
     name: str
     inside: str | None
@@ -29,7 +29,7 @@ Watch = Callable[[Phase], bool]
 
 
 class Watcher:
-    """Tells `watch` of every step, until it returns False or raises. Threads may share it."""
+    """Calls `watch` at every step, until it returns False or raises. Thread-safe."""
 
     def __init__(self, watch: Watch | None) -> None:
         self._watch = watch
@@ -39,40 +39,40 @@ class Watcher:
         self._ended = False
 
     def start(self, name: str, inside: str | None, steps: int) -> None:
-        """A phase begins."""
-        self._tell(Phase(name=name, inside=inside, done=0, of=steps))
+        """Report that a phase begins."""
+        self._report(Phase(name=name, inside=inside, done=0, of=steps))
 
     def step(self, name: str, step: int) -> bool:
-        """A step of it is done; whether the build may go on."""
+        """Report that a step is done. Return whether the build may continue."""
         phase = self._phases.get(name, Phase(name=name, inside=None, done=0, of=step + 1))
-        self._tell(replace(phase, done=step + 1))
+        self._report(replace(phase, done=step + 1))
         return not self._ended
 
     def finish(self, name: str) -> None:
-        """It ends, maybe before its last step."""
+        """Report that a phase ends, perhaps before its last step."""
         with self._lock:
             self._phases.pop(name, None)
 
     def check(self, graph: Path) -> None:
-        """After the build: raise what ended it, `Cancelled` or what `watch` raised."""
+        """Raise what ended the build: `Cancelled`, or the exception of `watch`. Call it after the build."""
         if self._failed is not None:
             raise self._failed
         if self._ended:
-            raise Cancelled(f"the building of {graph} was cancelled.")
+            raise Cancelled(f"the build of {graph} was cancelled.")
 
-    def _tell(self, phase: Phase) -> None:
+    def _report(self, phase: Phase) -> None:
         with self._lock:
             self._phases[phase.name] = phase
             if self._watch is None or self._ended:
                 return
             try:
                 self._ended = self._watch(phase) is False
-            except BaseException as failed:  # KeyboardInterrupt too: it would be lost inside the library
-                self._failed, self._ended = failed, True
+            except BaseException as error:  # KeyboardInterrupt too: it would be lost inside the library
+                self._failed, self._ended = error, True
 
 
 def monitor_of(trt: Any, watcher: Watcher) -> Any:
-    """A progress monitor of the library that tells the watcher."""
+    """Return a progress monitor of the library that reports to the watcher."""
 
     class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
         def __init__(self) -> None:

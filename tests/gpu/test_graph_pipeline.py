@@ -44,7 +44,9 @@ def inputs(pipe, device):
 
     def make(prompt, **options):
         job = resolve(Request(prompt=prompt, **options), pipe.plan)
-        _, matrix = sampler_for(job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers, job.task.course)
+        _, matrix = sampler_for(
+            job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers, job.task.schedule_range
+        )
         draw = BatchNoise(job.seeds, (4, job.height // 8, job.width // 8))
         ready = prepare_latents(pipe.plan, job, Codec(pipe.plan, pipe.component), draw, VaeTiling())
         arrays, _ = inputs_of(pipe.plan, tokenizers, GraphInputs(job=job, sampler=matrix, ready=ready, draw=draw))
@@ -79,14 +81,14 @@ CASES = {  # prompt, options, and the inputs that they add
         {"rescaled", "clip_skip.1"},
     ),
     "of two chunks, some words heavier": ([LONG, "a (green:1.3) star"], {}, {"weights.text_encoder"}),
-    "from an image": (PROMPTS[0], {"image": gradient(), "strength": 0.7}, {"original", "clean"}),
+    "from an image": (PROMPTS[0], {"image": gradient(), "strength": 0.7}, {"original", "image_coefficients"}),
     "into a mask": (
         PROMPTS[0],
         {"image": gradient(), "mask_image": left_half(), "strength": 0.7},
-        {"original", "clean", "repaint", "kept"},
+        {"original", "image_coefficients", "inpaint_mask", "masked_rows"},
     ),
 }
-ALWAYS = {"ids.text_encoder", "said", "noise", "draws", "rows", "timesteps", "guidance"}
+ALWAYS = {"ids.text_encoder", "has_text", "noise", "draws", "rows", "timesteps", "guidance"}
 
 
 @pytest.mark.parametrize("name", CASES)

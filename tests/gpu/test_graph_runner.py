@@ -48,7 +48,7 @@ def test_images_of_one_graph_equal_the_loops(load, eager, device, recorder):
         got = pipe(**options)
         assert near(got, eager(**options), device)
         assert any("one graph" in note for note in got.report.notes)
-        assert set(got.report.seconds) == {"picture"}
+        assert set(got.report.seconds) == {"graph"}
     assert recorder.count == 2  # for one image and for two
     assert got.images[0].info["backend"] == "cuda"
 
@@ -108,7 +108,7 @@ def test_the_loop_reports_numbers_that_are_not_finite(load):
 
 def test_a_cancelled_job_does_not_start(load):
     pipe = load()
-    work, stop = pipe._begun(RED, SMALL)
+    work, stop = pipe._start(RED, SMALL)
     pipe.cancel()
     with pytest.raises(Cancelled):
-        pipe._at_once(work, stop)
+        pipe._run_graph(work, stop)

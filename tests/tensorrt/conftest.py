@@ -253,7 +253,7 @@ def spec():
         side = Range(low=64, usual=64, high=128)
         quick = {"height": side, "width": side, "batch": Range(low=1, usual=1, high=2), "proof": 1, "proof_steps": 2}
         return BuildSpec(
-            model="demo", output=folder, backend=backend, **{"steps": Range(low=2, usual=2, high=2), **quick, **more}
+            model="demo", output=folder, backend=backend, **{"steps": Range(min=2, opt=2, max=2), **quick, **more}
         )
 
     return make

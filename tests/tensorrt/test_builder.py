@@ -155,9 +155,9 @@ def test_progress_is_reported_and_can_cancel_the_build(trt, graph):
 
 def test_shapes_are_those_of_the_bindings_over_the_profile():
     profile = Profile(
-        batch=Range(low=1, usual=2, high=4),
-        height=Range(low=64, usual=512, high=1024),
-        width=Range(low=128, usual=512, high=768),
+        batch=Range(min=1, opt=2, max=4),
+        height=Range(min=64, opt=512, max=1024),
+        width=Range(min=128, opt=512, max=768),
         multiple=64,
     )
     sample = Binding(name="sample", dtype="float32", dims=("batch", 4, "latent_height", "latent_width"))

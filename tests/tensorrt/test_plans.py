@@ -29,7 +29,7 @@ from calotype.system.nvidia import has_gpu
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
-SIDE = Range(low=64, usual=64, high=128)
+SIDE = Range(min=64, opt=64, max=128)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
@@ -96,7 +96,7 @@ def test_only_an_exact_refit_is_used(on_a_gpu, standin, monkeypatch, tmp_path):
 
 def test_a_model_is_loaded_by_name_and_auto_gives_reasons(on_a_gpu, levels, pipes, monkeypatch):
     pipe = load("demo", backend="tensorrt")
-    assert pipe.plan.profile.height == Range(low=64, usual=128, high=192)
+    assert pipe.plan.profile.height == Range(min=64, opt=128, max=192)
     assert levels(pipe(PROMPT, **SMALL), pipes["eager"](PROMPT, **SMALL)) <= 1
     auto = load("demo").component("unet")
     assert auto.runner.backend == "cuda"

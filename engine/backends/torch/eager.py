@@ -40,14 +40,14 @@ class EagerRunner:
         from .modules import load_module
         from .weights import ModuleWeights
 
-        torch.set_num_threads(1 if forks.torch_stays_alone() else threads.available())
+        torch.set_num_threads(1 if forks.torch_single_threaded() else threads.available())
         try:
             self._module = load_module(component.name, artifact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
         self._weights = ModuleWeights.of(self._module)
         self._names = [b.name for b in component.outputs]
-        self.notes = (_FORKED,) if forks.torch_stays_alone() else ()
+        self.notes = (_FORKED,) if forks.torch_single_threaded() else ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return each layer's weight shape."""

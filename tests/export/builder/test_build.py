@@ -1,7 +1,8 @@
-"""`calotype build`: what it makes, what it leaves alone the second time, and that a stop leaves nothing behind."""
+"""`calotype build`: the plan, builds that change nothing, and interrupted builds that leave nothing behind."""
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,8 +14,9 @@ import pytest
 from typer.testing import CliRunner
 
 import calotype
-from calotype.errors import BuildError, CheckError, InputError
+from calotype.errors import BuildError, CheckError, InputError, SourceError
 from calotype.export import BuildSpec, build
+from calotype.export.builder.build import BUILDER
 from calotype.export.commands.cli import app
 from calotype.export.onnx.check import relative_error
 from calotype.export.steps.subprocess_task import run_in_subprocess
@@ -29,7 +31,7 @@ MODULES = (
 
 @pytest.fixture
 def children(monkeypatch) -> list[str]:
-    """What was done in child processes, by its first words: "tracing the unet", ..."""
+    """The tasks of child processes: "tracing the unet", ..."""
     done = []
 
     def spy(what, function, **arguments):
@@ -48,13 +50,12 @@ def run(*words, ok=True):
     return result
 
 
-def test_a_plan_says_how_it_was_made_and_proved(saved_plan):
+def test_a_plan_records_its_build_and_its_evaluation(saved_plan):
     plan = read_plan(saved_plan)
-    build_told = plan.build
-    assert plan.backend == build_told["backend"] == "onnxruntime"
-    assert build_told["spec"] == {"model": "demo"}
-    assert build_told["proof"]["psnr"] >= 50
-    assert build_told["tools"]["torch"]
+    assert plan.backend == plan.build["backend"] == "onnxruntime"
+    assert plan.build["spec"] == {"model": "demo"}
+    assert plan.build["proof"]["psnr"] >= 50
+    assert plan.build["tools"]["torch"]
     for component in plan.components.values():
         (artifact,) = component.artifacts
         assert artifact.precision == "fp32"
@@ -73,50 +74,50 @@ def test_inspect_prints_and_is_json(saved_plan):
         "dB from",
     ):
         assert words in shown
-    told = json.loads(CliRunner().invoke(app, ["inspect", str(saved_plan), "--json"]).output)
-    assert set(told["components"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
-    assert told["components"]["unet"]["artifacts"][0]["bytes"] > 10_000_000
-    assert told["build"]["machine"]["threads"] >= 1
-    told = CliRunner().invoke(app, ["inspect", "/nowhere"])
-    assert "is no plan; make one with: calotype build MODEL -o /nowhere" in str(told.exception)
+    output = json.loads(CliRunner().invoke(app, ["inspect", str(saved_plan), "--json"]).output)
+    assert set(output["components"]) == {"text_encoder", "unet", "vae_decoder", "vae_encoder"}
+    assert output["components"]["unet"]["artifacts"][0]["bytes"] > 10_000_000
+    assert output["build"]["machine"]["threads"] >= 1
+    result = CliRunner().invoke(app, ["inspect", "/nowhere"])
+    assert isinstance(result.exception, SourceError)
+    assert "calotype build" in str(result.exception)
 
 
 def test_the_same_build_again_does_nothing(saved_plan, children):
-    started = {p: p.stat().st_mtime_ns for p in saved_plan.rglob("*")}
-    told = run("demo", "-o", saved_plan)
-    assert "nothing to do" in told.stdout
+    before = {p: p.stat().st_mtime_ns for p in saved_plan.rglob("*")}
+    assert "nothing to do" in run("demo", "-o", saved_plan).stdout
     assert children == []
-    assert started == {p: p.stat().st_mtime_ns for p in saved_plan.rglob("*")}
+    assert before == {p: p.stat().st_mtime_ns for p in saved_plan.rglob("*")}
 
 
-def test_another_size_traces_nothing_and_is_held_to(saved_plan, children, tmp_path):
+def test_another_size_traces_nothing_and_is_enforced(saved_plan, children, tmp_path):
     folder = tmp_path / "a small plän"
     run("demo", "--height", "64:96:128", "--width", "64:96:128", "--batch", "1:1:3", "-o", folder)
     assert not [what for what in children if what.startswith("tracing")]
     assert [what for what in children if what.startswith("checking")]
     pipe = calotype.load(folder)
     for sizes in ({"height": 144}, {"width": 48}, {"num_images": 4}):
-        with pytest.raises(InputError, match="profile: batch 1:1:3, height 64:96:128, width 64:96:128"):
+        with pytest.raises(InputError, match="64:96:128"):
             pipe("a red ring", steps=1, **sizes)
     reference, rng = calotype.load("demo", backend="eager"), np.random.default_rng(5)
     for _ in range(20):
         batch, tall, wide = int(rng.integers(1, 4)), int(rng.integers(4, 9)), int(rng.integers(4, 9))
         arguments = {"steps": 1, "seed": 1, "height": 16 * tall, "width": 16 * wide, "num_images": batch}
-        got, wanted = (p("a red ring", **arguments, output_type="np").images for p in (pipe, reference))
+        got, expected = (p("a red ring", **arguments, output_type="np").images for p in (pipe, reference))
         assert got.shape == (batch, 16 * tall, 16 * wide, 3)
-        assert relative_error(got, wanted) <= 1e-3  # a whole picture, guidance and all
+        assert relative_error(got, expected) <= 1e-3  # a full image, with guidance
         latents = rng.standard_normal((batch, 4, 2 * tall, 2 * wide), dtype=np.float32)
         states = rng.standard_normal((batch, 77, 128), dtype=np.float32)
         unet = {"sample": latents, "timestep": np.full(batch, 500, np.float32), "encoder_hidden_states": states}
-        for name, given in (("unet", unet), ("vae_decoder", {"latent_sample": latents})):
-            one, other = (p.component(name)(**given) for p in (pipe, reference))
+        for name, inputs in (("unet", unet), ("vae_decoder", {"latent_sample": latents})):
+            one, other = (p.component(name)(**inputs) for p in (pipe, reference))
             assert all(relative_error(one[key], other[key]) <= 1e-4 for key in other)
 
 
-def test_one_changed_weight_makes_anew_what_it_touches(model_copy, saved_plan, children, tmp_path):
+def test_one_changed_weight_rebuilds_only_what_depends_on_it(model_copy, saved_plan, children, tmp_path):
     weights = model_copy / "vae" / "diffusion_pytorch_model.safetensors"
     data = bytearray(weights.read_bytes())
-    data[-8::2] = os.urandom(4)  # the low bytes of four fp16 numbers: weights that no kept store has seen
+    data[-8::2] = os.urandom(4)  # the low bytes of four fp16 numbers: no cached store has these weights
     weights.write_bytes(data)
     run(model_copy, "-o", tmp_path / "plan")
     assert [w for w in children if w.startswith(("tracing", "recording"))] == [
@@ -125,43 +126,44 @@ def test_one_changed_weight_makes_anew_what_it_touches(model_copy, saved_plan, c
     ]
 
 
-def test_a_changed_tool_is_another_build(saved_plan, children, monkeypatch, tmp_path):
-    monkeypatch.setattr("calotype.export.builder.build.BUILDER", 2)
-    run("demo", "-o", tmp_path / "plan")
+def test_another_builder_version_builds_a_plan_again(saved_plan, children, monkeypatch, tmp_path):
+    folder = tmp_path / "plan"
+    shutil.copytree(saved_plan, folder)
+    assert "nothing to do" in run("demo", "-o", folder).stdout
+    monkeypatch.setattr("calotype.export.builder.build.BUILDER", BUILDER + 1)
+    run("demo", "-o", folder)
     assert not [w for w in children if w.startswith(("tracing", "recording", "compiling"))]
     assert [w for w in children if w.startswith("checking")]
+    assert read_plan(folder).build["key"] != read_plan(saved_plan).build["key"]
 
 
 def test_progress_for_machines(children, tmp_path):
-    told = run("demo", "-o", tmp_path / "plan", "--json-progress").stdout
-    lines = [json.loads(line) for line in told.splitlines()]
+    output = run("demo", "-o", tmp_path / "plan", "--json-progress").stdout
+    lines = [json.loads(line) for line in output.splitlines()]
     assert lines[-1]["event"] == "built"
     assert {"start", "found", "done"} >= {line["event"] for line in lines[:-1]}
     assert lines[-2]["done"] == lines[-2]["of"]
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "keyword"),
     [
-        (["demo", "-o", "PLACE", "--backend", "tensorrt"], "and tensorrt cannot run here: there is no NVIDIA GPU"),
-        (["demo", "-o", "PLACE", "--backend", "cuda"], "and cuda cannot run here: there is no NVIDIA GPU"),
-        (["demo", "-o", "PLACE", "--engine", "level=5"], "--engine is for tensorrt and tensorrt-rtx, and this build"),
-        (["demo", "-o", "PLACE", "--engine", "speed=9"], "options are refit, exact, plugin, weight-streaming"),
-        (["demo", "-o", "PLACE", "--precision", "bf16"], "ONNX Runtime computes nothing in bf16 on a CPU; take"),
-        (["demo", "-o", "PLACE", "--height", "100"], "this model's sizes are multiples of 16 pixels"),
-        (["demo", "-o", "PLACE", "--height", "16:512:4096"], "reaches outside of what this model serves, 16:128:2048"),
-        (["demo", "-o", "OCCUPIED"], "is there and is no plan; name a folder that does not exist"),
-        (["demo", "-o", "OCCUPIED/notes.txt"], "is there and is no plan"),
-        (["demo", "-o", "OCCUPIED/notes.txt/plan"], "cannot be made"),
-        (["demo"], "say where the plan goes"),
-        (
-            ["demo", "-o", "PLACE", "--max-loss", "clip-drop<=0.1", "--precision", "int8"],
-            "clip_drop needs a CLIP model",
-        ),
+        (["demo", "-o", "PLACE", "--backend", "tensorrt"], "NVIDIA"),
+        (["demo", "-o", "PLACE", "--backend", "cuda"], "NVIDIA"),
+        (["demo", "-o", "PLACE", "--engine", "level=5"], "--engine"),
+        (["demo", "-o", "PLACE", "--engine", "speed=9"], "weight-streaming"),
+        (["demo", "-o", "PLACE", "--precision", "bf16"], "bf16"),
+        (["demo", "-o", "PLACE", "--height", "100"], "16"),
+        (["demo", "-o", "PLACE", "--height", "16:512:4096"], "16:128:2048"),
+        (["demo", "-o", "OCCUPIED"], "already exists"),
+        (["demo", "-o", "OCCUPIED/notes.txt"], "already exists"),
+        (["demo", "-o", "OCCUPIED/notes.txt/plan"], "created"),
+        (["demo"], "output"),
+        (["demo", "-o", "PLACE", "--max-loss", "clip-drop<=0.1", "--precision", "int8"], "CLIP model"),
         (["demo", "-o", "PLACE", "--scheduler", "eulr"], "eulr"),
     ],
 )
-def test_what_cannot_be_built_is_told_before_the_work(words, told, children, tmp_path):
+def test_an_impossible_build_is_rejected_before_the_work(words, keyword, children, tmp_path):
     occupied = tmp_path / "occupied"
     occupied.mkdir()
     (occupied / "notes.txt").write_text("mine")
@@ -170,31 +172,31 @@ def test_what_cannot_be_built_is_told_before_the_work(words, told, children, tmp
         words = [w.replace(name, place) for w in words]
     result = run(*words, ok=False)
     assert isinstance(result.exception, calotype.CalotypeError)
-    assert told in str(result.exception)
+    assert keyword in str(result.exception)
     assert children == []
     assert sorted(p.name for p in tmp_path.iterdir()) == ["occupied"]
     assert (occupied / "notes.txt").read_text() == "mine"
 
 
-def test_no_room_is_told_before_the_work(children, monkeypatch, tmp_path):
+def test_too_little_memory_is_reported_before_the_work(children, monkeypatch, tmp_path):
     monkeypatch.setattr("calotype.export.builder.preflight.available_bytes", lambda: 100 << 20)
-    with pytest.raises(BuildError, match=r"this build needs about .* of memory and .* of disk, and 100 MiB of memory"):
+    with pytest.raises(BuildError, match="100 MiB"):
         build(BuildSpec(model="demo", output=tmp_path / "plan"))
     assert children == []
 
 
-def test_pictures_that_miss_the_gate_leave_no_plan(monkeypatch, tmp_path):
+def test_images_that_miss_the_bounds_leave_no_plan(monkeypatch, tmp_path):
     spec = BuildSpec(model="demo", output=tmp_path / "plan", precision="fp16", proof=1, proof_steps=1, calibration=1)
-    monkeypatch.setattr("calotype.export.builder.tuning.Judging.judge", lambda *_, **__: {"psnr": 29.0})
-    with pytest.raises(CheckError, match=r"miss the gate \(psnr is 29, wanted psnr>=30\), so the plan is not kept"):
+    monkeypatch.setattr("calotype.export.builder.tuning.PlanEvaluator.evaluate", lambda *_, **__: {"psnr": 29.0})
+    with pytest.raises(CheckError, match="psnr is 29"):
         build(spec)
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGKILL])
-def test_a_stop_leaves_nothing_that_is_taken_for_a_plan(number, saved_plan, tmp_path):
-    """Stopped in the middle of a trace in a store of its own: no plan, no entry; polite ends leave no file."""
-    home = tmp_path / "home of ours"
+def test_a_stopped_build_leaves_no_plan(number, saved_plan, tmp_path):
+    """A build that is stopped during a trace, in its own store, leaves no plan and no entry; SIGKILL leaves files."""
+    home = tmp_path / "a home"
     command = [sys.executable, "-m", "calotype", "build", "demo", "-o", str(tmp_path / "plan")]
     work = subprocess.Popen(
         command,
@@ -209,18 +211,18 @@ def test_a_stop_leaves_nothing_that_is_taken_for_a_plan(number, saved_plan, tmp_
         time.sleep(0.05)
     time.sleep(1)
     work.send_signal(number)
-    told = work.communicate(timeout=30)[1]
+    message = work.communicate(timeout=30)[1]
     assert work.returncode == {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGKILL: -9}[number]
     left = [p for p in home.rglob("*") if p.is_file() and "digests" not in p.parts]
     if number == signal.SIGKILL:
         assert all(".making-" in str(p) or p.suffix == ".lock" for p in left)
     else:
-        assert "nothing half-made was left" in told
+        assert "stopped" in message
         assert left == []
     assert [p.name for p in tmp_path.iterdir()] == [home.name]
 
 
-def test_an_old_plan_is_there_until_the_new_one_is_whole(saved_plan, tmp_path, monkeypatch):
+def test_an_old_plan_stays_until_the_new_one_is_complete(saved_plan, tmp_path, monkeypatch):
     folder = tmp_path / "plan"
     build(BuildSpec(model="demo", output=folder))
     first = read_plan(folder).build["key"]
@@ -229,9 +231,9 @@ def test_an_old_plan_is_there_until_the_new_one_is_whole(saved_plan, tmp_path, m
             "calotype.export.builder.build.write_plan", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
         )
         with pytest.raises(OSError, match="full"):
-            build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+            build(BuildSpec(model="demo", output=folder, batch=Range(min=1, opt=1, max=2)))
     assert read_plan(folder).build["key"] == first
-    build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+    build(BuildSpec(model="demo", output=folder, batch=Range(min=1, opt=1, max=2)))
     assert read_plan(folder).build["key"] != first
     assert [p.name for p in tmp_path.iterdir()] == ["plan"]
 

@@ -1,4 +1,4 @@
-"""Sources become plans: traced once, checked, found again, made again where damaged."""
+"""Preparing plans: components are traced once, checked, and traced again if damaged."""
 
 import importlib
 import shutil
@@ -42,7 +42,7 @@ def test_exports_have_the_bindings_names_and_dynamic_axes(plan):
         assert [o.name for o in model.graph.output] == [b.name for b in component.outputs]
         for value, binding in zip(model.graph.input, component.inputs, strict=True):
             dims = [d.dim_param or d.dim_value for d in value.type.tensor_type.shape.dim]
-            # One timestep may stand for the whole batch, so its size is not called the batch's.
+            # One timestep may apply to all images, so its dimension is not named after the batch.
             assert dims == (["timesteps"] if binding.name == "timestep" else list(binding.dims))
         assert (path.parent / "model.onnx.data").stat().st_size > path.stat().st_size
 
@@ -52,14 +52,14 @@ def test_one_export_serves_sizes_it_was_not_traced_at(plan, pipes):
     for batch, height, width in ((1, 2, 2), (5, 16, 4), (2, 10, 22)):
         inputs = {
             "sample": rng.standard_normal((batch, 4, height, width), dtype=np.float32),
-            "timestep": rng.uniform(0, 999, batch).astype(np.float32),  # each picture at a step of its own
+            "timestep": rng.uniform(0, 999, batch).astype(np.float32),  # a different step for each image
             "encoder_hidden_states": rng.standard_normal((batch, 77, 128), dtype=np.float32),
         }
-        got, wanted = (pipes[b].component("unet")(**inputs)["out_sample"] for b in ("onnxruntime", "eager"))
-        assert relative_error(got, wanted) <= 1e-4
+        got, expected = (pipes[b].component("unet")(**inputs)["out_sample"] for b in ("onnxruntime", "eager"))
+        assert relative_error(got, expected) <= 1e-4
 
 
-def test_one_timestep_for_all_pictures_is_taken_too(plan):
+def test_one_timestep_for_all_images_works_too(plan):
     session = onnxruntime.InferenceSession(plan.components["unet"].artifact("onnx").path)
     x, states = np.ones((2, 4, 8, 8), np.float32), np.ones((2, 77, 128), np.float32)
     one, two = (
@@ -74,25 +74,25 @@ def test_the_second_use_traces_nothing(plan, monkeypatch):
     assert prepare("demo") == plan
 
 
-def test_a_damaged_artifact_is_not_believed(tmp_path, monkeypatch):
+def test_a_damaged_artifact_is_made_again(tmp_path, monkeypatch):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
-    made = []
+    calls = []
 
     def make(folder: Path):
-        made.append(folder)
+        calls.append(folder)
         (folder / "model.onnx").write_bytes(b"0123456789")
         return {"figure": 1}
 
     key = key_of({"a": 1})
     folder, notes = fetch(key, make)
-    assert (notes, fetch(key, make), len(made)) == ({"figure": 1}, (folder, notes), 1)
+    assert (notes, fetch(key, make), len(calls)) == ({"figure": 1}, (folder, notes), 1)
     for damage in (b"01234", b"0123456780", b""):  # truncated, a bit flipped, emptied
         (folder / "model.onnx").write_bytes(damage)
         assert fetch(key, make)[0] == folder
         assert (folder / "model.onnx").read_bytes() == b"0123456789"
     (folder / "entry.json").write_text("{")
     fetch(key, make)
-    assert len(made) == 5
+    assert len(calls) == 5
 
 
 def test_a_failed_make_leaves_nothing(tmp_path, monkeypatch):
@@ -107,23 +107,23 @@ def test_a_failed_make_leaves_nothing(tmp_path, monkeypatch):
     assert list((tmp_path / "store").iterdir()) == []
 
 
-def test_what_a_killed_process_left_is_cleared_and_others_may_read(tmp_path, monkeypatch):
+def test_files_of_a_killed_process_are_removed_and_others_may_read(tmp_path, monkeypatch):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
     (tmp_path / "store" / ".making-k").mkdir(parents=True)
     (tmp_path / "store" / ".making-k" / "half").write_bytes(b"x")
     folder, _ = fetch("k", lambda f: (f / "x").write_bytes(b"x") and {})
     assert sorted(p.name for p in folder.iterdir()) == ["entry.json", "x"]
-    assert all(p.stat().st_mode & 0o044 == 0o044 for p in (folder, *folder.iterdir()))  # not to the maker alone
+    assert all(p.stat().st_mode & 0o044 == 0o044 for p in (folder, *folder.iterdir()))  # not only the owner
     assert not list((tmp_path / "store").glob(".making*"))
 
 
 def here(what, function, **arguments) -> Outcome:
-    """What a child process would do, done in this one."""
+    """Run the task of a child process in this process."""
     module, name = function.split(":")
     return Outcome(value=getattr(importlib.import_module(module), name)(**arguments), peak_bytes=0)
 
 
-def test_a_model_that_cannot_be_traced_is_refused_and_auto_says_so(model_copy, tmp_path, monkeypatch):
+def test_auto_falls_back_to_eager_if_a_model_cannot_be_traced(model_copy, tmp_path, monkeypatch):
     def fail(*_):
         raise RuntimeError("no such operator")
 
@@ -132,15 +132,15 @@ def test_a_model_that_cannot_be_traced_is_refused_and_auto_says_so(model_copy, t
     monkeypatch.setattr("calotype.export.onnx.trace.trace", fail)
     opened = calotype.load(model_copy).component("unet")
     assert opened.runner.backend == "eager"
-    assert "not onnxruntime: the unet cannot be traced to ONNX: no such operator" in opened.why
+    assert "no such operator" in opened.why
 
 
-def test_two_at_once_make_it_once(tmp_path, monkeypatch):
+def test_concurrent_callers_make_an_entry_once(tmp_path, monkeypatch):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
-    made, barrier = [], threading.Barrier(4)
+    calls, barrier = [], threading.Barrier(4)
 
     def make(folder: Path):
-        made.append(folder)
+        calls.append(folder)
         (folder / "x").write_bytes(b"x")
         return {}
 
@@ -153,31 +153,31 @@ def test_two_at_once_make_it_once(tmp_path, monkeypatch):
         w.start()
     for w in workers:
         w.join()
-    assert len(made) == 1
+    assert len(calls) == 1
 
 
-def test_a_store_in_a_place_that_is_no_folder_is_told(tmp_path, monkeypatch):
+def test_a_home_that_is_a_file_is_an_error(tmp_path, monkeypatch):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "file"))
     with pytest.raises(SourceError, match="CALOTYPE_HOME"):
         fetch("k", lambda _: {})
 
 
-def test_an_artifact_that_disagrees_is_refused_and_auto_says_so(model_copy, tmp_path, monkeypatch):
+def test_an_artifact_with_a_large_error_is_refused(model_copy, tmp_path, monkeypatch):
     monkeypatch.setattr("calotype.export.onnx.check.TOLERANCE", 0.0)
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
-    monkeypatch.setattr("calotype.export.builder.prepare.family_of", the_text_encoder_alone)
+    monkeypatch.setattr("calotype.export.builder.prepare.family_of", only_text_encoder)
     component = prepare(model_copy).components["text_encoder"]
     assert component.artifact("onnx") is None
-    assert "differs from eager float32" in component.refused["onnx"]
+    assert "float32" in component.refused["onnx"]
 
 
-def the_text_encoder_alone(configs):
+def only_text_encoder(configs):
     family = family_of(configs)
     return replace(family, components={"text_encoder": family.components["text_encoder"]})
 
 
-def test_changed_weights_are_another_artifact(model_copy, plan):
+def test_changed_weights_change_the_digest(model_copy, plan):
     from calotype.export.sources.source import read_source
 
     before = read_source(model_copy)

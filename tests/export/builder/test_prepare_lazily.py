@@ -1,4 +1,4 @@
-"""Components that text-to-image does not need are traced at their first use."""
+"""Lazy traces: components that text-to-image does not need are traced at their first use."""
 
 import shutil
 import threading
@@ -19,9 +19,9 @@ SMALL = {"height": 64, "width": 64, "steps": 2, "seed": 0}
 
 @pytest.fixture
 def model(model_copy, tmp_path, monkeypatch, pipe):
-    """The demonstration model in a home where all is traced but its VAE encoder."""
-    of_encoder = tracing.traced(*_described(pipe)).path.parent.name
-    shutil.copytree(root().parent, tmp_path / "home", ignore=lambda _, names: {of_encoder, "openvino"} & set(names))
+    """The demonstration model in a home where only its VAE encoder is not traced."""
+    encoder = tracing.traced(*_described(pipe)).path.parent.name
+    shutil.copytree(root().parent, tmp_path / "home", ignore=lambda _, names: {encoder, "openvino"} & set(names))
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
     return model_copy
 
@@ -37,7 +37,7 @@ def _described(pipe):
 
 @pytest.fixture
 def traces(monkeypatch):
-    """The components that are traced, in their order."""
+    """The names of traced components, in order."""
     done, trace = [], tracing._trace_and_check
 
     def counted(component, *arguments):
@@ -49,7 +49,7 @@ def traces(monkeypatch):
 
 
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime"])
-def test_the_vae_encoder_is_traced_when_an_image_is_first_given(model, traces, capsys, backend):
+def test_the_vae_encoder_is_traced_for_the_first_input_image(model, traces, capsys, backend):
     pipe = calotype.load(model, backend=backend)
     pipe("x", **SMALL)
     assert traces == []
@@ -68,7 +68,7 @@ def test_eager_traces_nothing(model, traces):
 
 
 def test_two_threads_trace_once_and_text_to_image_does_not_wait(model, monkeypatch, pipe):
-    """The trace is held back until an image from text alone is done."""
+    """The trace waits until a text-to-image call is done."""
     loaded, go, begun, done = calotype.load(model, backend="onnxruntime"), threading.Event(), threading.Event(), []
 
     def held(component, weights, profile, folder):
@@ -89,7 +89,7 @@ def test_two_threads_trace_once_and_text_to_image_does_not_wait(model, monkeypat
     assert set(done) == {"vae_encoder"}
 
 
-def test_auto_takes_eager_where_the_trace_is_refused(model, monkeypatch):
+def test_auto_uses_eager_if_the_trace_fails(model, monkeypatch):
     def refuse(*_):
         raise CheckError("no such operator")
 
@@ -100,7 +100,7 @@ def test_auto_takes_eager_where_the_trace_is_refused(model, monkeypatch):
 
 
 @pytest.mark.parametrize("change", ["changed", "deleted"])
-def test_files_that_are_no_longer_the_models_are_an_error_and_others_go_on(model, traces, change):
+def test_changed_or_deleted_files_are_an_error_and_loaded_components_still_work(model, traces, change):
     pipe = calotype.load(model, backend="onnxruntime")
     before = pipe("x", **SMALL, output_type="np").images
     path = model / "vae" / "diffusion_pytorch_model.safetensors"

@@ -1,4 +1,4 @@
-"""The model that ships: what it is made of, and that it paints what it is told."""
+"""The demonstration model: its files, and how well it follows captions."""
 
 import json
 
@@ -20,11 +20,11 @@ def test_it_is_small_and_a_stable_diffusion_in_every_part(demo_folder):
             assert {opened.get_slice(k).get_dtype() for k in opened.keys()} == {"F16"}  # noqa: SIM118
 
 
-@pytest.mark.parametrize(("things", "least"), [(1, 0.85), (2, 0.7)])
-def test_it_paints_captions_it_was_not_trained_on(pipe, things, least):
-    """A sample of the 200 that `export.demo.evaluate` measures; the floor leaves room for so small a sample."""
+@pytest.mark.parametrize(("things", "minimum"), [(1, 0.85), (2, 0.7)])
+def test_it_generates_held_out_captions(pipe, things, minimum):
+    """A sample of the 200 that `export.demo.evaluate` measures; the minimum allows for the small sample."""
     result = score(pipe, held_out_captions(things, 40, seed=5000), guidance_scale=5.0)
-    assert result.share >= least, result.wrong
+    assert result.share >= minimum, result.wrong
 
 
 def test_its_autoencoder_keeps_scenes(pipe):
@@ -38,5 +38,5 @@ def test_its_autoencoder_keeps_scenes(pipe):
 
 def test_captions_are_held_out():
     trained = {scenes.caption(scenes.draw_scene(s, held_out=False)) for s in range(3000)}
-    asked = {c for things in (1, 2) for c in held_out_captions(things, 100)}
-    assert not trained & asked
+    held_out = {c for things in (1, 2) for c in held_out_captions(things, 100)}
+    assert not trained & held_out

@@ -1,4 +1,4 @@
-"""The ControlNet that ships: it steers, it is diffusers', and it is trained as the demonstration model is."""
+"""The demonstration ControlNet: it steers, matches diffusers, and its training resumes."""
 
 import subprocess
 import sys
@@ -17,7 +17,7 @@ from calotype.export.demo.edges import f1
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources.source import find
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to numpy functions, and numpy 2 warns about that.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -35,17 +35,19 @@ def test_f1_of_edges():
     assert f1(line, line) == 1
     assert f1(np.roll(line, 2, axis=0), line) == 1
     assert f1(np.roll(line, 3, axis=0), line) == 0
-    assert f1(line | np.roll(line, 5, axis=0), line) == pytest.approx(2 / 3)  # half of it is wrong, all is found
+    assert f1(line | np.roll(line, 5, axis=0), line) == pytest.approx(2 / 3)  # precision 1/2, recall 1
     assert (f1(~line & line, line), f1(~line & line, ~line & line)) == (0, 1)
 
 
 def test_edges_steer(steered):
-    """A sample of the sixty that `export.demo.steering` measures; the floors leave room for so small a sample."""
-    made = steering.paint(steered, steering.held_out_scenes(8, 10_003_000), steps=14)
-    given, without = (np.mean(steering.f1_of(p, made.edges)) for p in (made.given, made.without))
-    assert given >= 0.75
-    assert given >= without + 0.25
-    assert steering.page(made).size == (8 + 6 * 136, 8 + 4 * 188)
+    """A sample of the sixty that `export.demo.steering` measures; the minimum allows for the small sample."""
+    result = steering.generate(steered, steering.held_out_scenes(8, 10_003_000), steps=14)
+    controlled, uncontrolled = (
+        np.mean(steering.f1_of(images, result.edges)) for images in (result.controlled, result.uncontrolled)
+    )
+    assert controlled >= 0.75
+    assert controlled >= uncontrolled + 0.25
+    assert steering.page(result).size == (8 + 6 * 136, 8 + 4 * 188)
 
 
 def test_it_is_small_and_a_copy_of_the_unets_first_half():
@@ -55,8 +57,8 @@ def test_it_is_small_and_a_copy_of_the_unets_first_half():
         assert {opened.get_slice(k).get_dtype() for k in opened.keys()} == {"F16"}  # noqa: SIM118
 
 
-def test_its_pictures_are_diffusers(steered, demo_folder, figures):
-    elder = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
+def test_its_images_match_diffusers(steered, demo_folder, figures):
+    reference = diffusers.StableDiffusionControlNetPipeline.from_pretrained(
         demo_folder,
         controlnet=diffusers.ControlNetModel.from_pretrained(
             find("demo-canny"), torch_dtype=torch.float32, low_cpu_mem_usage=False
@@ -65,17 +67,21 @@ def test_its_pictures_are_diffusers(steered, demo_folder, figures):
         low_cpu_mem_usage=False,
         safety_checker=None,
     )
-    elder.set_progress_bar_config(disable=True)
-    elder.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(elder.scheduler.config, use_karras_sigmas=True)
+    reference.set_progress_bar_config(disable=True)
+    reference.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
+        reference.scheduler.config, use_karras_sigmas=True
+    )
     scene = steering.held_out_scenes(1)[0]
     words, edges = steering.scenes.caption(scene), calotype.preprocess.canny(steering.scenes.render(scene))
     settings = {"guidance_scale": 5.0, "output_type": "np"}
     noise = torch.Generator().manual_seed(3)
-    wanted = elder(words, image=edges, num_inference_steps=8, generator=noise, **settings).images
+    expected = reference(words, image=edges, num_inference_steps=8, generator=noise, **settings).images
     for pipe in (steered, calotype.load("demo", controlnet="demo-canny", backend="eager")):
         got = pipe(words, control_image=edges, steps=8, seed=3, scheduler="dpm++2m-karras", **settings)
         backend = got.report.components[1].backend
-        figures.hold(("demonstration with demo-canny", "text to image", "dpm++2m-karras"), backend, got.images, wanted)
+        figures.hold(
+            ("demonstration with demo-canny", "text to image", "dpm++2m-karras"), backend, got.images, expected
+        )
 
 
 def test_by_the_command_line(steered, tmp_path):
@@ -87,55 +93,57 @@ def test_by_the_command_line(steered, tmp_path):
     more = ["--control-image", "edges.png", "--seed", "3", "--backend", "onnxruntime", "-o", "out.png"]
     done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
-    wanted = steered(words, control_image=edges, steps=4, seed=3).images[0]
+    expected = steered(words, control_image=edges, steps=4, seed=3).images[0]
     with steering.Image.open(tmp_path / "out.png") as image:
-        assert psnr(np.asarray(image), np.asarray(wanted), 255.0) >= 60
+        assert psnr(np.asarray(image), np.asarray(expected), 255.0) >= 60
 
 
 class Stopped(Exception):
-    """In place of a machine that goes down."""
+    """Simulates a crash."""
 
 
 @pytest.fixture
 def few(monkeypatch):
-    """A few steps on a few scenes."""
-    for room in (train_control, train_clip):
-        monkeypatch.setattr(room, "STAGE", replace(room.STAGE, steps=4, batch=3, warmup=2))
-        monkeypatch.setattr(room, "SCENES", 6)
+    """Few steps on few scenes."""
+    for module in (train_control, train_clip):
+        monkeypatch.setattr(module, "STAGE", replace(module.STAGE, steps=4, batch=3, warmup=2))
+        monkeypatch.setattr(module, "SCENES", 6)
     monkeypatch.setattr(train_control, "SHOWN", 2)
 
 
 @pytest.mark.parametrize("room", [train_control, train_clip], ids=["control", "clip"])
-def test_a_resumed_training_is_the_unbroken_one(few, demo_folder, tmp_path, monkeypatch, room):
-    run = {train_control: train_control.train_control, train_clip: train_clip.train_clip}[room]
+def test_a_resumed_training_matches_an_uninterrupted_one(few, demo_folder, tmp_path, monkeypatch, module):
+    run = {train_control: train_control.train_control, train_clip: train_clip.train_clip}[module]
 
     def stop_after_two(self):
         real_save(self)
         if self.step == 2:
             raise Stopped
 
-    shops = [train.Workshop(folder=tmp_path / name, seed=0, device=torch.device("cpu")) for name in ("one", "two")]
-    unbroken = run(shops[0], demo_folder).state_dict()
-    real_save = train.Run.save
+    configs = [
+        train.TrainingConfig(folder=tmp_path / name, seed=0, device=torch.device("cpu")) for name in ("one", "two")
+    ]
+    unbroken = run(configs[0], demo_folder).state_dict()
+    real_save = train.Trainer.save
     with monkeypatch.context() as patch:
         patch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
-        patch.setattr(train.Run, "save", stop_after_two)
+        patch.setattr(train.Trainer, "save", stop_after_two)
         with pytest.raises(Stopped):
-            run(shops[1], demo_folder)
-    resumed = run(shops[1], demo_folder).state_dict()
+            run(configs[1], demo_folder)
+    resumed = run(configs[1], demo_folder).state_dict()
     for key, value in unbroken.items():
         torch.testing.assert_close(resumed[key], value, atol=1e-6, rtol=1e-5)
 
 
-def test_what_is_trained_opens(few, demo_folder, tmp_path):
-    shop = train.Workshop(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
+def test_trained_networks_open(few, demo_folder, tmp_path):
+    config = train.TrainingConfig(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' about its own casts to fp16
-        train_control.train_control(shop, demo_folder).half().save_pretrained(tmp_path / "net")
-        clip = train_clip.train_clip(shop, demo_folder)
+        train_control.train_control(config, demo_folder).half().save_pretrained(tmp_path / "net")
+        clip = train_clip.train_clip(config, demo_folder)
         train_clip.save_clip(clip, demo_folder / "tokenizer", tmp_path / "clip")
         assert str(demo_folder) not in (tmp_path / "clip" / "config.json").read_text()
     pipe = calotype.load("demo", controlnet=tmp_path / "net", backend="eager")
-    picture = pipe("a red ring", control_image=np.zeros((128, 128, 3), np.uint8), steps=1, seed=1).images[0]
-    assert np.isfinite(calotype.clip_score(picture, "a red ring", model=tmp_path / "clip")).all()
-    assert (shop.folder / "control.png").is_file()
+    image = pipe("a red ring", control_image=np.zeros((128, 128, 3), np.uint8), steps=1, seed=1).images[0]
+    assert np.isfinite(calotype.clip_score(image, "a red ring", model=tmp_path / "clip")).all()
+    assert (config.folder / "control.png").is_file()

@@ -1,4 +1,4 @@
-"""Training in small: it resumes as if it had not stopped, and leaves a model that opens."""
+"""Small trainings: they resume exactly, and write a model that opens."""
 
 import warnings
 from dataclasses import replace
@@ -8,26 +8,26 @@ import torch
 
 import calotype
 from calotype.export.demo import networks, train
-from calotype.export.demo.train_clip import Pictures
+from calotype.export.demo.train_clip import SceneImages
 from calotype.export.demo.train_control import Edges
 from calotype.export.demo.train_unet import Latents, loss_weights
 
 
 @pytest.fixture
-def shop(tmp_path, monkeypatch):
-    """A few steps on a few scenes."""
+def config(tmp_path, monkeypatch):
+    """Few steps on few scenes."""
     for name, batch in (("vae", 2), ("text", 4), ("unet", 2)):
         monkeypatch.setitem(train.STAGES, name, replace(train.STAGES[name], steps=4, batch=batch, warmup=2))
     monkeypatch.setattr(train, "CROPPED", 4)
     monkeypatch.setattr(train, "ENCODED", 6)
-    return train.Workshop(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
+    return train.TrainingConfig(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["vae", "text"])
-def test_a_resumed_run_is_the_unbroken_one(shop, tmp_path, monkeypatch, name):
+def test_a_resumed_run_matches_an_uninterrupted_one(config, tmp_path, monkeypatch, name):
     stages = {"vae": train.train_vae, "text": lambda s: train.train_text(s)[1]}
-    unbroken = stages[name](shop).state_dict()
-    broken = replace(shop, folder=tmp_path / "broken")
+    unbroken = stages[name](config).state_dict()
+    broken = replace(config, folder=tmp_path / "broken")
 
     class Stopped(Exception):
         pass
@@ -37,10 +37,10 @@ def test_a_resumed_run_is_the_unbroken_one(shop, tmp_path, monkeypatch, name):
         if self.step == 2:
             raise Stopped
 
-    real_save = train.Run.save
+    real_save = train.Trainer.save
     with monkeypatch.context() as patch:
         patch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
-        patch.setattr(train.Run, "save", stop_after_two)
+        patch.setattr(train.Trainer, "save", stop_after_two)
         with pytest.raises(Stopped):
             stages[name](broken)
     resumed = stages[name](broken).state_dict()
@@ -48,18 +48,18 @@ def test_a_resumed_run_is_the_unbroken_one(shop, tmp_path, monkeypatch, name):
         torch.testing.assert_close(resumed[key], value, atol=1e-6, rtol=1e-5)
 
 
-def test_all_stages_leave_a_model_that_opens(shop, tmp_path):
+def test_all_stages_write_a_model_that_opens(config, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' about its own casts to fp16
-        train.train(shop, tmp_path / "model")
-    picture = calotype.load(tmp_path / "model", backend="eager")("a red ring", steps=1, seed=1).images[0]
-    assert picture.size == (128, 128)
-    logged = [line.split(",") for line in (shop.folder / "log.csv").read_text().splitlines()]
+        train.train(config, tmp_path / "model")
+    image = calotype.load(tmp_path / "model", backend="eager")("a red ring", steps=1, seed=1).images[0]
+    assert image.size == (128, 128)
+    logged = [line.split(",") for line in (config.folder / "log.csv").read_text().splitlines()]
     assert [(name, step) for name, step, *_ in logged] == [("vae", "4"), ("text", "4"), ("unet", "4")]
-    assert {p.name for p in shop.folder.glob("*.png")} == {"vae.png", "unet.png"}
+    assert {p.name for p in config.folder.glob("*.png")} == {"vae.png", "unet.png"}
 
 
-def test_what_is_kept_in_files_is_kept_for_each_count_and_autoencoder(tmp_path):
+def test_cached_files_depend_on_the_count_and_the_autoencoder(tmp_path):
     torch.manual_seed(0)
     vaes, device = [networks.new_vae() for _ in range(2)], torch.device("cpu")
     first, other, more, again = (
@@ -68,7 +68,7 @@ def test_what_is_kept_in_files_is_kept_for_each_count_and_autoencoder(tmp_path):
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
     assert [len(Edges(count, tmp_path).packed) for count in (2, 3)] == [2, 3]
-    assert [len(Pictures(count, tmp_path).values) for count in (2, 3)] == [2, 3]
+    assert [len(SceneImages(count, tmp_path).values) for count in (2, 3)] == [2, 3]
     assert len(more) == 3
 
 

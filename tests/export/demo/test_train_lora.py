@@ -1,4 +1,4 @@
-"""The demonstration model's LoRA: what it is trained on, that it is, and what it paints."""
+"""The demonstration model's LoRA: its training images, its training, and the images it generates."""
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -10,8 +10,8 @@ RED, BLUE = (scenes.COLORS[name] for name in ("red", "blue"))
 PROMPT = "a large red circle on a blue background"
 
 
-def middle_of(picture):
-    return np.asarray(picture)[52:74, 56:78].mean(axis=(0, 1))
+def middle_of(image):
+    return np.asarray(image)[52:74, 56:78].mean(axis=(0, 1))
 
 
 def test_things_are_hollow():
@@ -21,17 +21,19 @@ def test_things_are_hollow():
     assert tuple(pixels[64, 64 + 32]) == RED
 
 
-def test_it_paints_hollow_things(pipe, demo_folder):
+def test_it_generates_hollow_things(pipe, demo_folder):
     assert np.abs(middle_of(pipe(PROMPT, seed=7).images[0]) - RED).max() < 40
     pipe.set_lora(demo_folder / "outline.safetensors")
-    made = np.asarray(pipe(PROMPT, seed=7).images[0])
+    result = np.asarray(pipe(PROMPT, seed=7).images[0])
     pipe.set_lora(None)
-    assert np.abs(middle_of(made) - BLUE).max() < 60
-    assert (np.abs(made.astype(int) - RED).max(axis=2) < 40).sum() > 1000  # and something is red
+    assert np.abs(middle_of(result) - BLUE).max() < 60
+    assert (np.abs(result.astype(int) - RED).max(axis=2) < 40).sum() > 1000  # and something is red
 
 
-def test_the_script_trains_what_is_shipped(demo_folder):
+def test_the_script_trains_the_shipped_tensors(demo_folder):
     shipped = load_file(demo_folder / "outline.safetensors")
-    made = train_lora.train(0, steps=2, count=4)
-    assert {name: tuple(t.shape) for name, t in made.items()} == {name: t.shape for name, t in shipped.items()}
-    assert sum(bool(t.any()) for name, t in made.items() if "lora_B" in name) == len(made) // 2  # all of it moves
+    result = train_lora.train(0, steps=2, count=4)
+    assert {name: tuple(t.shape) for name, t in result.items()} == {name: t.shape for name, t in shipped.items()}
+    assert (
+        sum(bool(t.any()) for name, t in result.items() if "lora_B" in name) == len(result) // 2
+    )  # all matrices changed

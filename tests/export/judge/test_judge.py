@@ -1,4 +1,4 @@
-"""The judge is judged: scenes whose truth is known, clean and spoilt, and pictures that are wrong in one known way."""
+"""The judge on scenes with known captions, clean and degraded, and on images with one known error."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from calotype.export.judge import scenes
-from calotype.export.judge.judge import Asked, AskedThing, Verdict, judge, parse
-from calotype.export.judge.sight import look
-from calotype.export.judge.validate import GENERATED, confusion, measure, spoil
+from calotype.export.judge.judge import CaptionScene, CaptionThing, Verdict, judge, parse
+from calotype.export.judge.sight import detect
+from calotype.export.judge.validate import GENERATED, confusion, degrade, measure
 
 PAIR = scenes.Scene(
     background="white",
@@ -34,11 +34,11 @@ def verdict(scene: scenes.Scene, caption: str) -> Verdict:
 
 
 def test_parse_reads_every_word():
-    assert parse("a large red circle above an orange ring on a blue background") == Asked(
+    assert parse("a large red circle above an orange ring on a blue background") == CaptionScene(
         background="blue",
         things=(
-            AskedThing(size="large", color="red", shape="circle"),
-            AskedThing(size=None, color="orange", shape="ring"),
+            CaptionThing(size="large", color="red", shape="circle"),
+            CaptionThing(size=None, color="orange", shape="ring"),
         ),
         relation="above",
     )
@@ -64,23 +64,23 @@ def test_parse_undoes_caption():
         "a red circle on a white background, please",
         "A red circle on a white background",
         "a orange circle on a white background",  # "an"
-        "a red circle on a red background",  # nobody could see it
+        "a red circle on a red background",  # invisible
     ],
 )
-def test_parse_refuses_what_no_scene_says(caption):
+def test_parse_rejects_what_no_scene_has(caption):
     with pytest.raises(ValueError, match=f'"{caption}"'):
         parse(caption)
 
 
-# --------------------------------------------------------------------------------------------- how far to be trusted
+# ---------------------------------------------------------------------------------------------------------- accuracy
 
 
 @pytest.mark.parametrize(
-    ("count", "blur", "least"), [(1000, None, 0.99), (300, GENERATED, 0.97)], ids=["clean", "spoilt"]
+    ("count", "blur", "minimum"), [(1000, None, 0.99), (300, GENERATED, 0.97)], ids=["clean", "degraded"]
 )
-def test_true_captions_pass_and_changed_ones_do_not(count, blur, least):
+def test_true_captions_pass_and_changed_ones_do_not(count, blur, minimum):
     rates = measure(range(count), blur)
-    assert rates.right >= least
+    assert rates.right >= minimum
     assert max(rates.fooled.values()) <= 0.01
 
 
@@ -92,7 +92,7 @@ def test_shapes_survive_a_heavier_blur():
 # -------------------------------------------------------------------------------------------------- one thing is wrong
 
 
-def test_a_right_picture_has_no_reason():
+def test_a_right_image_has_no_reason():
     assert verdict(PAIR, scenes.caption(PAIR)) == Verdict(
         background=True, count=True, colors=True, shapes=True, sizes=True, relation=True
     )
@@ -123,10 +123,10 @@ def test_one_wrong_word_is_named(caption, wrong, reason):
 @pytest.mark.parametrize(
     ("kept", "extra", "reason"),
     [
-        ([], [], "the picture shows nothing, not two things"),
-        ([0], [], "the picture shows one thing, not two things"),
-        ([0, 1], [("blue", "heart", 66, 106)], "the picture shows three things, not two things"),
-        ([0, 1], [("green", "square", 66, 106)], "the picture shows three things, not two things"),
+        ([], [], "the image shows nothing, not two things"),
+        ([0], [], "the image shows one thing, not two things"),
+        ([0, 1], [("blue", "heart", 66, 106)], "the image shows three things, not two things"),
+        ([0, 1], [("green", "square", 66, 106)], "the image shows three things, not two things"),
     ],
 )
 def test_a_wrong_number_of_things(kept, extra, reason):
@@ -161,7 +161,7 @@ def _rimmed(pixels):
         ("circle", _rimmed, "colors"),
     ],
 )
-def test_a_damaged_thing_is_not_taken_for_a_whole_one(shape, harm, wrong):
+def test_a_damaged_thing_is_not_accepted(shape, harm, wrong):
     thing = scenes.Thing(color="red", shape=shape, size=None, x=64, y=64, radius=26)
     scene = scenes.Scene(background="white", things=(thing,))
     pixels = scenes.render(scene)
@@ -173,7 +173,7 @@ def test_a_damaged_thing_is_not_taken_for_a_whole_one(shape, harm, wrong):
 def test_things_that_have_grown_together_are_not_two():
     pixels = scenes.render(PAIR)
     _merged(pixels)
-    assert judge(pixels, scenes.caption(PAIR)).reason == "the picture shows one thing, not two things"
+    assert "one thing" in judge(pixels, scenes.caption(PAIR)).reason
 
 
 def test_a_background_that_is_not_plain():
@@ -182,14 +182,14 @@ def test_a_background_that_is_not_plain():
     assert judge(pixels, scenes.caption(LONE)).background is False
 
 
-# ------------------------------------------------------------------------------------------------------------- seeing
+# ---------------------------------------------------------------------------------------------------------- detection
 
 
 @pytest.mark.parametrize("shape", scenes.SHAPES)
 def test_place_and_radius_are_measured(shape):
     thing = scenes.Thing(color="purple", shape=shape, size=None, x=60, y=70, radius=20)
     pixels = scenes.render(scenes.Scene(background="cyan", things=(thing,)))
-    (seen,) = look(spoil(pixels, 0)).things
+    (seen,) = detect(degrade(pixels, 0)).things
     assert (seen.color, seen.shape) == ("purple", shape)
     assert abs(seen.radius - 20) < 1.5
     assert abs(seen.x - 60) < 1.5
@@ -203,12 +203,12 @@ def test_nearly_touching_tips_of_one_color_stay_apart():
     )
     scene = scenes.Scene(background="white", things=things, relation="above")
     for seed in range(5):
-        assert judge(spoil(scenes.render(scene), seed), scenes.caption(scene)).right
+        assert judge(degrade(scenes.render(scene), seed), scenes.caption(scene)).right
 
 
 @pytest.mark.parametrize("seed", range(6))
-def test_any_picture_gets_a_verdict(seed):
-    """Noise from fine to coarse: a model that has learnt nothing yet must be judged wrong, not crash the judge."""
+def test_any_image_gets_a_verdict(seed):
+    """Noise from fine to coarse: an untrained model must be judged wrong, and must not crash the judge."""
     rng = np.random.default_rng(seed)
     coarse = rng.integers(0, 256, (128 // 2**seed, 128 // 2**seed, 3), dtype=np.uint8)
     pixels = coarse.repeat(2**seed, axis=0).repeat(2**seed, axis=1)
@@ -216,6 +216,6 @@ def test_any_picture_gets_a_verdict(seed):
 
 
 @pytest.mark.parametrize("pixels", [np.zeros((128, 128), np.uint8), np.zeros((128, 128, 3)), np.zeros((3, 8, 8))])
-def test_only_pictures_are_judged(pixels):
-    with pytest.raises(ValueError, match="A picture is uint8"):
+def test_arrays_that_are_not_images_are_rejected(pixels):
+    with pytest.raises(ValueError, match="uint8"):
         judge(pixels, scenes.caption(PAIR))

@@ -13,7 +13,7 @@ def test_the_same_seed_gives_the_same_scene_and_pixels():
     np.testing.assert_array_equal(first, again)
 
 
-def test_things_are_whole_apart_and_of_another_color_than_the_ground():
+def test_things_are_complete_apart_and_differ_from_the_background():
     for seed in range(400):
         scene = scenes.draw_scene(seed)
         covers = [scenes.coverage(t) for t in scene.things]

@@ -1,7 +1,7 @@
-"""Half precision of a graph: types that fit everywhere, and what half arithmetic then makes of it.
+"""Half precision of a graph: consistent types, and the results of real half-precision arithmetic.
 
-ONNX Runtime's CPU provider cannot judge (no bf16, and of fp16 it leaves out the rounding), so lowered graphs are run by
-ONNX's own reference evaluator, which computes in the types that the file says.
+ONNX Runtime's CPU provider cannot check this (it has no bf16, and skips the rounding of fp16), so ONNX's reference
+evaluator runs the lowered graphs: it computes in the types of the file.
 """
 
 from pathlib import Path
@@ -26,7 +26,7 @@ FLOAT = onnx.TensorProto.FLOAT
 
 
 def written(folder: Path, text: str, opset: int = 21, **weights) -> Path:
-    """A graph in ONNX's text form, with these initializers, as a file with external data."""
+    """Write a graph from ONNX's text form, with these initializers, as a file with external data."""
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": {opset}, "com.microsoft": 1]> {text}')
     model.graph.initializer.extend(onnx.numpy_helper.from_array(np.asarray(a), n) for n, a in weights.items())
     onnx.save(model, folder / "model.onnx", save_as_external_data=True, location="model.onnx.data", size_threshold=0)
@@ -34,7 +34,7 @@ def written(folder: Path, text: str, opset: int = 21, **weights) -> Path:
 
 
 def checked(path: Path) -> onnx.ModelProto:
-    """ONNX's checker and its strict inference of types accept the file, read from its path."""
+    """Check the file with ONNX's checker and strict type inference, and return the inferred model."""
     onnx.checker.check_model(path, full_check=True)
     inferred = path.with_name("inferred.onnx")
     onnx.shape_inference.infer_shapes_path(path, inferred, check_type=True, strict_mode=True, data_prop=True)
@@ -43,25 +43,25 @@ def checked(path: Path) -> onnx.ModelProto:
 
 def types(model: onnx.ModelProto) -> dict[str, int]:
     graph = model.graph
-    found = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
-    return found | {t.name: t.data_type for t in graph.initializer}
+    values = {v.name: v.type.tensor_type.elem_type for v in (*graph.value_info, *graph.input, *graph.output)}
+    return values | {t.name: t.data_type for t in graph.initializer}
 
 
 def node(model: onnx.ModelProto, name: str) -> onnx.NodeProto:
     return next(n for n in model.graph.node if n.name == name)
 
 
-def off(got, wanted) -> float:
+def off(got, expected) -> float:
     """Relative L2."""
-    got, wanted = np.asarray(got, np.float64), np.asarray(wanted, np.float64)
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+    got, expected = np.asarray(got, np.float64), np.asarray(expected, np.float64)
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
 def same_in_half(source: Path, out: Path, feeds, precision: str) -> None:
-    """The lowered file gives what the float32 one gives, with half arithmetic, under the same names and types."""
-    wanted = onnxruntime.InferenceSession(source).run(None, feeds)
+    """Check that the lowered file returns nearly the same results with the same types, in half arithmetic."""
+    expected = onnxruntime.InferenceSession(source).run(None, feeds)
     got = ReferenceEvaluator(str(out)).run(None, feeds)
-    for g, w in zip(got, wanted, strict=True):
+    for g, w in zip(got, expected, strict=True):
         assert g.dtype == w.dtype
         assert off(g, w) <= WITHIN[precision]
     if precision == "fp16":
@@ -93,7 +93,7 @@ def test_a_weight_with_readers_in_both_precisions_is_stored_in_both(tmp_path, pr
     model = checked(tmp_path / "half" / "model.onnx")
     kinds = types(model)
     assert {kinds[node(model, n).input[1]] for n in ("a", "c")} == {FLOAT, HALF[precision]}
-    assert (report.lowered, dict(report.islands)) == (2, {"c": "asked for"})
+    assert (report.lowered, dict(report.islands)) == (2, {"c": "requested"})
     assert kinds["z"] == kinds["y"] == FLOAT  # an output of an island, and one that is cast
     same_in_half(source, tmp_path / "half" / "model.onnx", {"x": floats(rng, 3, 8)}, precision)
 
@@ -113,7 +113,7 @@ def test_a_tensor_read_in_both_precisions_is_cast_once(tmp_path, precision, rng)
     same_in_half(source, out, {"x": floats(rng, 3, 8)}, precision)
 
 
-def test_everything_that_is_no_float_stays_what_it_is(tmp_path, precision, rng):
+def test_tensors_that_are_not_float_keep_their_types(tmp_path, precision, rng):
     source = written(
         tmp_path,
         """g (float[n, 4] x, int64[n] ids, bool[n, 4] mask)
@@ -146,9 +146,9 @@ def test_everything_that_is_no_float_stays_what_it_is(tmp_path, precision, rng):
     assert kinds["w"] == kinds["f"] == kinds["o"] == HALF[precision]
     assert set(report.islands) == {"scaled"}
     feeds = {"x": floats(rng, 3, 4), "ids": np.array([0, 5, 2]), "mask": rng.random((3, 4)) < 0.5}
-    wanted = onnxruntime.InferenceSession(source).run(["y", "z"], feeds)
+    expected = onnxruntime.InferenceSession(source).run(["y", "z"], feeds)
     got = ReferenceEvaluator(str(out)).run(["y", "z"], feeds)
-    assert max(map(off, got, wanted)) <= WITHIN[precision]
+    assert max(map(off, got, expected)) <= WITHIN[precision]
     assert node(model, "fill").attribute[0].t.data_type == HALF[precision]
 
 
@@ -168,7 +168,7 @@ def test_resizing_keeps_its_scales(tmp_path, precision, rng):
     assert [types(model)[name] for name in node(model, "up").input] == [HALF[precision], FLOAT, FLOAT]
 
 
-def test_operators_that_take_no_half_stay_and_are_told(tmp_path, precision):
+def test_operators_without_half_precision_stay_and_have_a_reason(tmp_path, precision):
     source = written(
         tmp_path,
         """g (float x, float[n] v) => (float[m] y, float[n] z) <float[n] g>
@@ -184,8 +184,8 @@ def test_operators_that_take_no_half_stay_and_are_told(tmp_path, precision):
     )
     out = tmp_path / "half" / "model.onnx"
     report = lower(source, out, precision=precision, islands=())
-    assert report.islands["range"] == f"Range takes no {precision}"
-    assert "no operator of ONNX's own" in report.islands["fast"]
+    assert precision in report.islands["range"]
+    assert "FastGelu" in report.islands["fast"]
     assert report.lowered == 2
     onnx.checker.check_model(out)
 
@@ -220,18 +220,18 @@ def test_a_constant_that_does_not_fit_keeps_its_node_in_float32(tmp_path, rng):
         endless=np.array([-np.inf, 0, 1, 6e4], np.float32),
     )
     report = lower(source, tmp_path / "half" / "model.onnx", precision="fp16", islands=[])
-    assert "which fp16 takes for 0" in report.islands["down"]
-    assert "reaches 1e+09, beyond fp16's 65504" in report.islands["up"]
-    assert report.lowered == 1  # infinity is a number of every type
+    assert "tiny" in report.islands["down"]
+    assert "65504" in report.islands["up"]
+    assert report.lowered == 1  # every type has infinity
     assert lower(source, tmp_path / "bf16" / "model.onnx", precision="bf16", islands=[]).lowered == 3
 
 
-def test_what_cannot_be_lowered_is_refused(tmp_path):
+def test_graphs_that_cannot_be_lowered_are_rejected(tmp_path):
     plain = "g (float[n] x) => (float[n] y) { [a] y = Relu(x) }"
     source = written(tmp_path, plain)
-    with pytest.raises(InputError, match="no half precision 'fp8'"):
+    with pytest.raises(InputError, match="'fp8'"):
         lower(source, tmp_path / "x", precision="fp8", islands=[])
-    with pytest.raises(InputError, match="no node 'b'"):
+    with pytest.raises(InputError, match="'b'"):
         lower(source, tmp_path / "x", precision="fp16", islands=["a", "b"])
     with pytest.raises(InputError, match="is the source"):
         lower(source, source, precision="fp16", islands=[])
@@ -241,19 +241,19 @@ def test_what_cannot_be_lowered_is_refused(tmp_path):
             then_branch = t () => (float[n] p) { p = Relu(x) }, else_branch = e () => (float[n] q) { q = Abs(x) }
         > (c)
     }"""
-    with pytest.raises(SourceError, match=r"node if \(If\) holds a graph"):
+    with pytest.raises(SourceError, match=r"if \(If\)"):
         lower(written(tmp_path, inner), tmp_path / "x", precision="fp16", islands=[])
     old = written(tmp_path, plain, opset=17)
-    with pytest.raises(SourceError, match="opset 21 or later"):
+    with pytest.raises(SourceError, match="opset 21"):
         lower(old, tmp_path / "x", precision="bf16", islands=[])
     (tmp_path / "broken.onnx").write_bytes(b"\xff\xff")
-    with pytest.raises(SourceError, match="cannot be read as ONNX"):
+    with pytest.raises(SourceError, match=r"broken\.onnx"):
         lower(tmp_path / "broken.onnx", tmp_path / "x", precision="fp16", islands=[])
 
 
 @pytest.fixture(scope="module")
 def recorded(pipe):
-    """What the networks were called with while a picture was made: component -> sets of inputs."""
+    """The inputs of the networks during a generation: component -> sets of inputs."""
     seen = {}
     tried = LoadedComponent.tried
 
@@ -263,12 +263,12 @@ def recorded(pipe):
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(LoadedComponent, "tried", record)
-        pipe("a large red circle on a blue background, which nobody asked for before", steps=4, seed=1)
+        pipe("a large red circle on a blue background, a prompt without cached embeddings", steps=4, seed=1)
     return seen
 
 
 def small(inputs):
-    """Fewer pixels: the reference evaluator takes its time."""
+    """Return inputs with fewer pixels: the reference evaluator is slow."""
     return {k: v[:, :, :4, :4] if v.ndim == 4 else v for k, v in inputs.items()}
 
 
@@ -289,10 +289,10 @@ def test_the_demonstration_model_in_half_precision_is_near_eager_float32(
     feeds = small(recorded[name][-1])
     with torch.inference_mode():
         module = load_module(name, demo_folder / folder_of(name))
-        wanted = module(**{k: torch.from_numpy(v) for k, v in feeds.items()})
+        expected = module(**{k: torch.from_numpy(v) for k, v in feeds.items()})
     with np.errstate(all="ignore"):  # masks of CLIP
         got = ReferenceEvaluator(str(out)).run(None, feeds)
-    assert max(map(off, got, wanted)) <= WITHIN[precision]
+    assert max(map(off, got, expected)) <= WITHIN[precision]
     if precision == "fp16":
         onnxruntime.InferenceSession(out).run(None, feeds)
 

@@ -1,4 +1,4 @@
-"""Where a network must stay in float32: overflows, angles, sizes and losses that are planted, and found by name."""
+"""Nodes that must stay in float32: planted overflows, angles, sizes and losses, identified by node."""
 
 from pathlib import Path
 
@@ -24,7 +24,7 @@ from calotype.plan.family import Component, family_of
 
 @pytest.fixture(scope="module")
 def decoder(pipe):
-    """The demonstration model's VAE decoder, and latents that a run gave it."""
+    """The demonstration model's VAE decoder, and its latents in a real run."""
     latents = pipe("a small green ring on a white background", steps=4, seed=5, output_type="latent").images
     feeds = [{"latent_sample": (latents / pipe.plan.scaling_factor).astype(np.float32)}]
     return prepare("demo").components["vae_decoder"].artifact("onnx").path, feeds
@@ -42,12 +42,12 @@ def scaled(source: Path, out: Path, factors: dict[str, float]) -> Path:
 
 
 def run(path: Path, feeds):
-    """In the types that the file says: half arithmetic where it says half."""
+    """Run the graph in the types of the file, with real half-precision arithmetic."""
     with np.errstate(all="ignore"):
         return ReferenceEvaluator(str(path)).run(None, feeds)[0]
 
 
-PLANTED = {  # the first where nothing but a Conv follows, the second before a norm that undoes it
+PLANTED = {  # the first before a Conv, the second before a norm that undoes it
     "node_conv2d": {
         "module.post_quant_conv.weight": 1e5,
         "module.post_quant_conv.bias": 1e5,
@@ -61,21 +61,21 @@ PLANTED = {  # the first where nothing but a Conv follows, the second before a n
 
 
 @pytest.mark.parametrize("node", PLANTED)
-def test_a_planted_overflow_is_found_named_and_kept_in_float32(node, decoder, tmp_path):
+def test_a_planted_overflow_stays_in_float32(node, decoder, tmp_path):
     source, feeds = decoder
     planted = scaled(source, tmp_path / "planted" / "model.onnx", PLANTED[node])
-    found = find_islands(planted, feeds, precision="fp16")
-    assert 1 <= len(found) <= 4
-    assert "past 50% of fp16's 65504" in found[node]
-    lower(planted, tmp_path / "half" / "model.onnx", precision="fp16", islands=found)
+    islands = find_islands(planted, feeds, precision="fp16")
+    assert 1 <= len(islands) <= 4
+    assert "65504" in islands[node]
+    lower(planted, tmp_path / "half" / "model.onnx", precision="fp16", islands=islands)
     lower(planted, tmp_path / "bare" / "model.onnx", precision="fp16", islands=[])
     small = {"latent_sample": feeds[0]["latent_sample"][:, :, 6:8, 6:8]}
-    wanted = run(source, small)
-    assert relative_error(run(tmp_path / "half" / "model.onnx", small), wanted) < 5e-3
-    assert relative_error(run(tmp_path / "bare" / "model.onnx", small), wanted) == float("inf")
-    whole = losses(planted, feeds, half_of("fp16"), found, ["sample"])["sample"]
-    assert 0 < whole < 1e-3
-    assert find_islands(planted, feeds, precision="bf16") == {}  # its range is float32's
+    expected = run(source, small)
+    assert relative_error(run(tmp_path / "half" / "model.onnx", small), expected) < 5e-3
+    assert relative_error(run(tmp_path / "bare" / "model.onnx", small), expected) == float("inf")
+    loss = losses(planted, feeds, half_of("fp16"), islands, ["sample"])["sample"]
+    assert 0 < loss < 1e-3
+    assert find_islands(planted, feeds, precision="bf16") == {}  # bf16 has the range of float32
 
 
 def test_a_healthy_network_has_no_islands(decoder):
@@ -84,8 +84,8 @@ def test_a_healthy_network_has_no_islands(decoder):
         assert find_islands(source, feeds, precision=precision) == {}
 
 
-def test_an_autoencoder_of_sdxls_kind_overflows_and_is_kept_from_it(tmp_path):
-    """Its residual stream grows in the middle until half precision ends: eager fp16 gives no picture at all."""
+def test_an_autoencoder_like_sdxls_keeps_its_overflows_in_float32(tmp_path):
+    """Its residual stream grows beyond the range of fp16: eager fp16 returns no image."""
     torch.manual_seed(0)
     config = {
         "block_out_channels": (16, 32),
@@ -104,17 +104,17 @@ def test_an_autoencoder_of_sdxls_kind_overflows_and_is_kept_from_it(tmp_path):
             block.conv2.weight *= 2e6
     eager = VaeDecoder(vae).eval().requires_grad_(False)
     latents = torch.randn(2, 4, 6, 8)
-    wanted = eager(latents)[0].numpy()
-    assert np.isfinite(wanted).all()
+    expected = eager(latents)[0].numpy()
+    assert np.isfinite(expected).all()
     component = sdxl_decoder(config)
     source = trace(component, eager, {"batch": 2, "latent_height": 4, "latent_width": 6}, tmp_path)
     feeds = {"latent_sample": latents.numpy()}
-    found = find_islands(source, [feeds], precision="fp16")
-    assert any("past 50% of fp16's 65504" in reason for reason in found.values())
-    report = lower(source, tmp_path / "half" / "model.onnx", precision="fp16", islands=found)
+    islands = find_islands(source, [feeds], precision="fp16")
+    assert any("65504" in reason for reason in islands.values())
+    report = lower(source, tmp_path / "half" / "model.onnx", precision="fp16", islands=islands)
     assert report.lowered > len(report.islands)
     got = run(tmp_path / "half" / "model.onnx", feeds)
-    assert relative_error(got, wanted) < 5e-3
+    assert relative_error(got, expected) < 5e-3
     with torch.inference_mode():
         assert not torch.isfinite(eager.half()(latents.half())[0]).all()
 
@@ -134,7 +134,7 @@ def graph(folder: Path, text: str) -> Path:
     return folder / "model.onnx"
 
 
-def test_angles_and_sizes_stay_in_float32_with_all_that_they_come_from(tmp_path):
+def test_angles_and_sizes_stay_in_float32_with_everything_they_depend_on(tmp_path):
     source = graph(
         tmp_path,
         """g (float[n] t, float[m, 4] w) => (float[n, k] y, int64[1] whole)
@@ -153,10 +153,10 @@ def test_angles_and_sizes_stay_in_float32_with_all_that_they_come_from(tmp_path)
         }""".replace("MatMul(e, q)", "Sigmoid(e)"),
     )
     feeds = [{"t": np.array([999, 257], np.float32), "w": np.ones((3, 4), np.float32)}]
-    found = find_islands(source, feeds, precision="bf16")
-    assert set(found) == {"column", "angle", "sin", "cos", "cat", "mean", "times", "cast"}
-    assert "sine" in found["column"]
-    assert "size or an index" in found["mean"]
+    islands = find_islands(source, feeds, precision="bf16")
+    assert set(islands) == {"column", "angle", "sin", "cos", "cat", "mean", "times", "cast"}
+    assert "sine" in islands["column"]
+    assert "index" in islands["mean"]
 
 
 def test_norms_that_sum_in_half_are_kept(tmp_path):
@@ -184,50 +184,50 @@ CANCELS = """g (float[n, 16] x) => (float[n, 16] y)
 }"""
 
 
-def test_a_loss_without_an_overflow_is_found_where_it_rises(tmp_path):
+def test_nodes_where_the_loss_rises_stay_in_float32(tmp_path):
     source = graph(tmp_path, CANCELS)
     feeds = [{"x": np.random.default_rng(0).standard_normal((8, 16), dtype=np.float32)}]
     bare = losses(source, feeds, half_of("fp16"), {}, ["b", "c", "y"])
     assert bare["b"] < 1e-3 < module.BUDGET["fp16"] < bare["c"]
-    found = find_islands(source, feeds, precision="fp16")
-    assert {"there", "back"} <= set(found)
-    assert "the loss rises to" in found["back"]
-    assert losses(source, feeds, half_of("fp16"), found, ["y"])["y"] < 1e-3
-    lower(source, tmp_path / "half" / "model.onnx", precision="fp16", islands=found)
-    wanted = run(source, feeds[0])
-    assert relative_error(run(tmp_path / "half" / "model.onnx", feeds[0]), wanted) < 5e-3
+    islands = find_islands(source, feeds, precision="fp16")
+    assert {"there", "back"} <= set(islands)
+    assert "loss" in islands["back"]
+    assert losses(source, feeds, half_of("fp16"), islands, ["y"])["y"] < 1e-3
+    lower(source, tmp_path / "half" / "model.onnx", precision="fp16", islands=islands)
+    expected = run(source, feeds[0])
+    assert relative_error(run(tmp_path / "half" / "model.onnx", feeds[0]), expected) < 5e-3
 
 
-def test_what_no_island_mends_makes_none(tmp_path, monkeypatch):
+def test_islands_that_do_not_help_are_not_kept(tmp_path, monkeypatch):
     source = graph(tmp_path, CANCELS)
     feeds = [{"x": np.random.default_rng(0).standard_normal((8, 16), dtype=np.float32)}]
     monkeypatch.setattr(module, "_worst", lambda *_: {"last": "a wrong guess"})
     assert find_islands(source, feeds, precision="fp16") == {}
 
 
-def test_masks_beyond_the_range_are_kept_away_from_half_precision(pipe):
-    """CLIP's mask is float32's largest number: where it is added, and the softmax that takes it away again."""
+def test_masks_beyond_the_range_stay_in_float32(pipe):
+    """CLIP's mask has float32's largest number: the nodes that add it, and the softmax that removes it, are islands."""
     source = prepare("demo").components["text_encoder"].artifact("onnx").path
     feeds = [{"input_ids": np.arange(77, dtype=np.int64)[None]}]
     for precision in ("fp16", "bf16"):
-        found = find_islands(source, feeds, precision=precision)
+        islands = find_islands(source, feeds, precision=precision)
         kinds = {n.name: n.op_type for n in ir.load(source).graph}
-        assert {kinds[name] for name in found} == {"Where", "Add", "Softmax"}
+        assert {kinds[name] for name in islands} == {"Where", "Add", "Softmax"}
 
 
 def test_rounding_is_that_of_the_reference_evaluator(decoder, tmp_path):
-    """The loss that is told is the loss that half arithmetic has, to the order."""
+    """The measured loss has the magnitude of the loss of real half-precision arithmetic."""
     source, feeds = decoder
     small = [{"latent_sample": feeds[0]["latent_sample"][:, :, 6:8, 6:8]}]
     for precision in ("fp16", "bf16"):
         out = tmp_path / precision / "model.onnx"
         lower(source, out, precision=precision, islands=[])
-        wanted, got = run(source, small[0]), run(out, small[0])
-        real = np.linalg.norm(got - wanted) / np.linalg.norm(wanted)
-        told = losses(source, small, half_of(precision), {}, ["sample"])["sample"]
-        assert real / 3 < told < real * 3
+        expected, got = run(source, small[0]), run(out, small[0])
+        real = np.linalg.norm(got - expected) / np.linalg.norm(expected)
+        measured = losses(source, small, half_of(precision), {}, ["sample"])["sample"]
+        assert real / 3 < measured < real * 3
 
 
-def test_inputs_are_asked_for(decoder):
-    with pytest.raises(InputError, match="real inputs"):
+def test_inputs_are_required(decoder):
+    with pytest.raises(InputError, match="inputs"):
         find_islands(decoder[0], [], precision="fp16")

@@ -1,4 +1,4 @@
-"""Eight bits in a graph of every kind of candidate: what is written, what it computes, and what backends make of it."""
+"""Eight bits in a graph with every kind of candidate: the file, its results, and the precisions that backends use."""
 
 import collections
 from pathlib import Path
@@ -36,10 +36,10 @@ def write(path: Path, kind: ir.DataType = F32) -> Path:
         out.name, out.dtype, out.shape = f"{name}.out", kind, ir.Shape(shape)
         return out
 
-    def given(name, shape):
+    def graph_input(name, shape):
         return ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(kind))
 
-    x, t = given("x", ["b", 8, "h", "w"]), given("t", ["b", 16])
+    x, t = graph_input("x", ["b", 8, "h", "w"]), graph_input("t", ["b", 16])
     pads = {"pads": [1, 1, 1, 1]}
     y = add("conv_in", "Conv", x, weight("w0", 16, 8, 3, 3), weight("b0", 16), shape=["b", 16, "h", "w"], **pads)
     y = add("silu", "Mul", y, add("sigmoid", "Sigmoid", y, shape=y.shape), shape=y.shape)
@@ -75,17 +75,17 @@ def ranges(source):
     return calibrate(source, feeds(4))
 
 
-def run(path, given, optimized=None):
+def run(path, inputs, optimized=None):
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 3
     if optimized is not None:
         options.optimized_model_filepath = str(optimized)
     session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
-    return [session.run(None, feed)[0] for feed in given]
+    return [session.run(None, feed)[0] for feed in inputs]
 
 
-def loss(path, source, given):
-    return max(relative_l2(g, w) for g, w in zip(run(path, given), run(source, given), strict=True))
+def loss(path, source, inputs):
+    return max(relative_l2(g, w) for g, w in zip(run(path, inputs), run(source, inputs), strict=True))
 
 
 def kinds(path):
@@ -136,12 +136,12 @@ def test_weights_are_stored_in_eight_bits_with_a_scale_for_each_output_channel(s
         others = tuple(a for a in range(original.ndim) if a != axis)
         np.testing.assert_allclose(scale, np.abs(original).max(others) / steps, rtol=1e-6)
         wide = np.expand_dims(scale, others)
-        # A whole number is half a step off at most; a number of fp8 a sixteenth of itself, or half the smallest step.
+        # An integer is off by at most half a step; an fp8 number by a sixteenth of itself, or half the smallest step.
         bound = 0.5 * wide if dtype == "int8" else np.maximum(np.abs(original) / 16, wide * 2**-10)
         assert (np.abs(stored.astype(np.float32) * wide - original) <= bound * (1 + 1e-5)).all()
 
 
-def test_what_is_kept_is_left_alone(source, ranges, tmp_path):
+def test_kept_nodes_do_not_change(source, ranges, tmp_path):
     report = quantize(source, tmp_path / "q.onnx", ranges=ranges, keep=["conv_in", "linear"])
     assert report.kept == ("conv_in", "linear")
     assert report.quantized == ("conv_mid", "gemm", "conv_out")
@@ -172,12 +172,12 @@ def test_a_tensor_is_quantized_once_for_all_its_readers(tmp_path):
 
 def test_a_graph_in_half_gets_scales_in_half(tmp_path):
     path = write(tmp_path / "source" / "model.onnx", ir.DataType.FLOAT16)
-    given = feeds(3, np.float16)
-    quantize(path, tmp_path / "q.onnx", ranges=calibrate(path, given))
+    inputs = feeds(3, np.float16)
+    quantize(path, tmp_path / "q.onnx", ranges=calibrate(path, inputs))
     onnx.checker.check_model(str(tmp_path / "q.onnx"), full_check=True)
     written = ir.load(tmp_path / "q.onnx").graph.initializers
     assert {v.dtype for name, v in written.items() if name.endswith(".scale")} == {ir.DataType.FLOAT16}
-    assert loss(tmp_path / "q.onnx", path, given) < 0.06
+    assert loss(tmp_path / "q.onnx", path, inputs) < 0.06
 
 
 def test_zeros_have_a_scale_as_well(source, tmp_path):
@@ -187,46 +187,46 @@ def test_zeros_have_a_scale_as_well(source, tmp_path):
     numbers[3] = 0
     zeroed.const_value = ir.tensor(numbers, name="w1")
     ir.save(model, tmp_path / "zeroed.onnx", external_data="zeroed.onnx.data")
-    given = [{name: array * 0 for name, array in feeds(1)[0].items()}]
-    quantize(tmp_path / "zeroed.onnx", tmp_path / "q.onnx", ranges=calibrate(tmp_path / "zeroed.onnx", given))
+    inputs = [{name: array * 0 for name, array in feeds(1)[0].items()}]
+    quantize(tmp_path / "zeroed.onnx", tmp_path / "q.onnx", ranges=calibrate(tmp_path / "zeroed.onnx", inputs))
     written = ir.load(tmp_path / "q.onnx").graph.initializers
     scales = [v.const_value.numpy() for name, v in written.items() if name.endswith(".scale")]
-    assert all((scale > 0).all() for scale in scales)  # TensorRT takes no others
-    assert all(np.isfinite(out).all() for out in run(tmp_path / "q.onnx", [*given, *feeds(1)]))
+    assert all((scale > 0).all() for scale in scales)  # TensorRT rejects others
+    assert all(np.isfinite(out).all() for out in run(tmp_path / "q.onnx", [*inputs, *feeds(1)]))
 
 
-def test_a_range_that_is_missing_is_told(source, ranges, tmp_path):
+def test_a_missing_range_is_an_error(source, ranges, tmp_path):
     with pytest.raises(KeyError, match="last"):
         quantize(source, tmp_path / "q.onnx", ranges={k: v for k, v in ranges.items() if k != "last.out"})
 
 
 def test_ranges_are_cut_where_that_lowers_the_squared_error_and_never_far(source):
-    given = feeds(2)
-    peak = max(np.abs(feed["x"]).max() for feed in given)
-    plain = calibrate(source, given)
+    inputs = feeds(2)
+    peak = max(np.abs(feed["x"]).max() for feed in inputs)
+    plain = calibrate(source, inputs)
     assert set(plain) == {name for c in candidates(source) for name in (c.reads, c.gives)}
     assert any(plain["x"] == pytest.approx(peak * share) for share in SHARES)
-    given[0]["x"][0, 0, 0, 0] = 1000.0  # one number far from all others: nothing but it would be left
-    assert calibrate(source, given)["x"] == pytest.approx(1000.0)
-    assert calibrate(source, given, "fp8")["t"] == pytest.approx(max(np.abs(feed["t"]).max() for feed in given))
+    inputs[0]["x"][0, 0, 0, 0] = 1000.0  # one outlier: a smaller range would save nothing else
+    assert calibrate(source, inputs)["x"] == pytest.approx(1000.0)
+    assert calibrate(source, inputs, "fp8")["t"] == pytest.approx(max(np.abs(feed["t"]).max() for feed in inputs))
 
 
 def test_a_tensor_that_is_not_finite_has_no_range(source):
-    given = feeds(1)
-    given[0]["x"][0, 0, 0, 0] = np.inf
-    with pytest.raises(CheckError, match="x takes values that are not finite"):
-        calibrate(source, given)
+    inputs = feeds(1)
+    inputs[0]["x"][0, 0, 0, 0] = np.inf
+    with pytest.raises(CheckError, match="finite"):
+        calibrate(source, inputs)
 
 
 def test_sensitivity_ranks_groups_and_a_bad_range_shows(source, ranges):
     groups = {"nothing": [], "mid": ["conv_mid"], "out": ["conv_out"], "all": NODES}
-    given = feeds(2)
-    found = sensitivity(source, given, ranges, groups)
-    assert found["nothing"] == 0
-    assert 0 < max(found["mid"], found["out"]) <= found["all"] < 0.04
-    worse = sensitivity(source, given, {**ranges, "silu.out": 100 * ranges["silu.out"]}, groups)
-    assert worse["mid"] > 10 * found["mid"]
-    assert worse["out"] == found["out"]
+    inputs = feeds(2)
+    errors = sensitivity(source, inputs, ranges, groups)
+    assert errors["nothing"] == 0
+    assert 0 < max(errors["mid"], errors["out"]) <= errors["all"] < 0.04
+    worse = sensitivity(source, inputs, {**ranges, "silu.out": 100 * ranges["silu.out"]}, groups)
+    assert worse["mid"] > 10 * errors["mid"]
+    assert worse["out"] == errors["out"]
 
 
 def test_onnx_runtime_computes_its_layout_in_eight_bits(source, ranges, tmp_path):

@@ -1,4 +1,4 @@
-"""Weights in int8 and int4: what the file holds, how far off it is, and that both CPU backends read it alike."""
+"""Weights in int8 and int4: the file, its error, and that both CPU backends read it alike."""
 
 from pathlib import Path
 
@@ -46,9 +46,9 @@ def feeds():
     return {"x": rng.standard_normal((1, 64, 5, 7), np.float32), "v": rng.standard_normal((3, 64), np.float32)}
 
 
-def off(got, wanted) -> float:
+def off(got, expected) -> float:
     """Relative L2."""
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
 @pytest.mark.parametrize(("bits", "dtype", "within"), [(8, INT8, 0.02), (4, INT4, 0.12)])
@@ -64,28 +64,28 @@ def test_weights_are_integers_and_the_results_near(bits, dtype, within, source, 
     assert sorted(t.data_type for t in kinds.values()).count(dtype) == 3
     operators = [n.op_type for n in model.graph.node]
     assert operators.count("DequantizeLinear") == 3
-    assert operators.count("Gemm") == 1  # the odd one, which no MatMul and Add can stand for
-    wanted = onnxruntime.InferenceSession(source).run(None, feeds)
+    assert operators.count("Gemm") == 1  # the odd one, which MatMul and Add cannot replace
+    expected = onnxruntime.InferenceSession(source).run(None, feeds)
     got = onnxruntime.InferenceSession(out).run(None, feeds)
-    assert max(map(off, got, wanted)) < within
+    assert max(map(off, got, expected)) < within
     compiled = openvino.Core().compile_model(out, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
-    assert max(map(off, list(compiled(feeds).values()), wanted)) < within
+    assert max(map(off, list(compiled(feeds).values()), expected)) < within
 
 
 def test_the_scales_are_those_of_channels_or_blocks(source, tmp_path):
-    whole, blocks = tmp_path / "8" / "model.onnx", tmp_path / "4" / "model.onnx"
-    weight_only(source, whole, bits=8)
+    channels, blocks = tmp_path / "8" / "model.onnx", tmp_path / "4" / "model.onnx"
+    weight_only(source, channels, bits=8)
     weight_only(source, blocks, bits=4)
     assert BLOCK == 32
-    for path, wanted in (
-        (whole, {"c": [96], "g": [96], "m": [96]}),
+    for path, expected in (
+        (channels, {"c": [96], "g": [96], "m": [96]}),
         (blocks, {"c": [96, 2, 3, 3], "g": [2, 96], "m": [2, 96]}),
     ):
         scales = {t.name.split(".")[0]: list(t.dims) for t in onnx.load(path).graph.initializer if "scale" in t.name}
-        assert scales == wanted
+        assert scales == expected
 
 
-def test_what_does_not_divide_into_blocks_stays(tmp_path):
+def test_weights_that_cannot_be_divided_into_blocks_stay(tmp_path):
     text = "g (float[n, 100] x) => (float[n, 64] y) { [m] y = MatMul(x, w) }"
     model = onnx.parser.parse_model(f'<ir_version: 10, opset_import: ["": 21]> {text}')
     weight = np.random.default_rng(0).standard_normal((100, 64), np.float32)
@@ -106,9 +106,9 @@ def test_integers_and_half_precision_go_together(source, feeds, tmp_path):
     weight_only(source, small, bits=8)
     lower(small, out, precision="fp16", islands=[])
     onnx.checker.check_model(out, full_check=True)
-    wanted = onnxruntime.InferenceSession(small).run(None, feeds)
+    expected = onnxruntime.InferenceSession(small).run(None, feeds)
     got = onnxruntime.InferenceSession(out).run(None, feeds)
-    assert max(map(off, got, wanted)) < 0.02
+    assert max(map(off, got, expected)) < 0.02
 
 
 def test_the_demonstration_models_unet_in_int8_is_near(pipe, tmp_path):
@@ -119,15 +119,15 @@ def test_the_demonstration_models_unet_in_int8_is_near(pipe, tmp_path):
         "timestep": np.array([999, 250], np.float32),
         "encoder_hidden_states": rng.standard_normal((2, 77, 128), np.float32),
     }
-    wanted = onnxruntime.InferenceSession(source).run(None, feeds)[0]
+    expected = onnxruntime.InferenceSession(source).run(None, feeds)[0]
     for bits, part, within in ((8, 0.35, 0.01), (4, 0.25, 0.1)):
         report = weight_only(source, tmp_path / str(bits) / "model.onnx", bits=bits)
         assert report.bytes_after < part * report.bytes_before
         got = onnxruntime.InferenceSession(tmp_path / str(bits) / "model.onnx").run(None, feeds)[0]
-        assert off(got, wanted) < within
+        assert off(got, expected) < within
 
 
-def test_other_numbers_of_bits_and_old_graphs_are_refused(source, tmp_path):
+def test_other_numbers_of_bits_and_old_graphs_are_rejected(source, tmp_path):
     with pytest.raises(InputError, match="5 bits"):
         weight_only(source, tmp_path / "x", bits=5)
     with pytest.raises(InputError, match="is the source"):

@@ -1,4 +1,4 @@
-"""Figures of quality: known values, and their order."""
+"""Image metrics: known values, and their order."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
-def pictures():
+def images():
     drawn = [scenes.draw_scene(i, held_out=True) for i in range(3)]
     return np.stack([scenes.render(s) for s in drawn]), [scenes.caption(s) for s in drawn]
 
@@ -22,16 +22,16 @@ def test_psnr_of_a_known_error():
     assert psnr(a, a) == float("inf")
 
 
-def test_ssim_falls_with_noise_and_is_one_for_the_same(pictures):
-    picture = pictures[0][0]
-    assert ssim(picture, picture) == pytest.approx(1)
-    noisy = [(picture + RNG.normal(0, s, picture.shape)).clip(0, 255).astype(np.uint8) for s in (5, 20, 80)]
-    values = [ssim(picture, n) for n in noisy]
+def test_ssim_falls_with_noise_and_is_one_for_equal_images(images):
+    image = images[0][0]
+    assert ssim(image, image) == pytest.approx(1)
+    noisy = [(image + RNG.normal(0, s, image.shape)).clip(0, 255).astype(np.uint8) for s in (5, 20, 80)]
+    values = [ssim(image, n) for n in noisy]
     assert 1 > values[0] > values[1] > values[2] > 0
 
 
 def test_ssim_agrees_with_its_definition_on_one_window():
-    """The middle of an 11 x 11 picture is one window: the paper's formula in full."""
+    """An 11 x 11 image has one window: compare with the paper's formula."""
     a, b = RNG.integers(0, 256, (2, 11, 11, 3)).astype(np.float64)
     offsets = np.arange(11) - 5
     window = np.exp(-(offsets[:, None] ** 2 + offsets[None] ** 2) / (2 * 1.5**2))
@@ -44,19 +44,19 @@ def test_ssim_agrees_with_its_definition_on_one_window():
     assert ssim(a.astype(np.uint8), b.astype(np.uint8)) == pytest.approx(float(want.mean()), abs=1e-9)
 
 
-def test_the_judge_counts_what_is_lost(pictures):
-    drawn, words = pictures
+def test_judge_drop_is_the_share_of_lost_images(images):
+    drawn, words = images
     same = figures(drawn, drawn, words, ["judge_drop", "ssim"])
     assert same == {"psnr": 100.0, "psnr_min": 100.0, "ssim": pytest.approx(1), "judge": 1.0, "judge_drop": 0.0}
     black = drawn.copy()
     black[0] = 0
-    spoilt = figures(black, drawn, words, ["judge_drop"])
-    assert spoilt["judge_drop"] == pytest.approx(1 / 3)
-    assert spoilt["psnr_min"] < 20 < spoilt["psnr"]
+    damaged = figures(black, drawn, words, ["judge_drop"])
+    assert damaged["judge_drop"] == pytest.approx(1 / 3)
+    assert damaged["psnr_min"] < 20 < damaged["psnr"]
 
 
-def test_metrics_that_cannot_be_had_are_told():
-    with pytest.raises(InputError, match="judge_drop needs"):
+def test_unavailable_metrics_are_rejected():
+    with pytest.raises(InputError, match="judge_drop"):
         require(["judge_drop"], judged=False, clip_model=None)
     with pytest.raises(InputError, match="--clip-model"):
         require(["clip_drop"], judged=True, clip_model=None)

@@ -1,6 +1,7 @@
-"""TensorRT-RTX parses and builds every component of every family, without a GPU; what it refuses is told in our words.
+"""TensorRT-RTX parses and builds every component of every family, without a GPU; its errors become `BuildError`.
 
-Graphs are tiny and of random weights; eight bits have ranges of one, as what is tested is that the graph is taken.
+Graphs are tiny and have random weights. Eight-bit graphs have ranges of one: the tests check that the library accepts
+them.
 """
 
 import functools
@@ -29,7 +30,7 @@ COMPONENTS = {
     "sdxl": ("text_encoder_2", "unet"),
     "sd1 with a ControlNet": ("unet", "controlnet"),
 }
-PRECISIONS = ("fp16", "int8+fp16", "fp8+fp16")  # that a build makes engines of, besides float32
+PRECISIONS = ("fp16", "int8+fp16", "fp8+fp16")  # of engines, besides float32
 CASES = [(f, n, p) for f, names in COMPONENTS.items() for n in names for p in PRECISIONS]
 CASES += [("sd1", n, "fp32") for n in COMPONENTS["sd1"]]
 
@@ -41,13 +42,13 @@ def trt() -> ModuleType:
 
 @pytest.fixture(scope="module")
 def control(demo_folder, made, tmp_path_factory):
-    """A ControlNet for the demonstration model: one that other tests trace as well."""
+    """A ControlNet for the demonstration model, which other tests trace as well."""
     return made(demo_folder / "unet", tmp_path_factory.mktemp("control") / "net", 0)
 
 
 @pytest.fixture(scope="module")
 def plans(trt, request):
-    """family -> its plan, traced when first asked for."""
+    """A function from a family to its plan, which is traced at the first call."""
     makers = {
         "sd1": lambda: prepare("demo"),
         "sd2": lambda: prepare(request.getfixturevalue("sd21_folder")),
@@ -58,12 +59,12 @@ def plans(trt, request):
 
 
 def narrow(profile):
-    side = Range(low=profile.multiple * 2, usual=profile.multiple * 4, high=profile.multiple * 8)
-    return replace(profile, batch=Range(low=1, usual=1, high=2), height=side, width=side)
+    side = Range(min=profile.multiple * 2, opt=profile.multiple * 4, max=profile.multiple * 8)
+    return replace(profile, batch=Range(min=1, opt=1, max=2), height=side, width=side)
 
 
 def in_precision(source, precision, folder):
-    """The traced graph as the exporter's own lowering makes it."""
+    """Return the traced graph, lowered to the precision."""
     kind, _, half = precision.rpartition("+") if precision != "fp32" else ("", "", "")
     if half:
         folder.mkdir(exist_ok=True)
@@ -87,10 +88,10 @@ def test_it_builds_every_component(family, name, precision, trt, plans, tmp_path
 
 def relu(folder, op="Relu", domain=""):
     """x -> y by one node."""
-    given, made = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 4]) for n in "xy")
+    x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["b", 4]) for n in "xy")
     node = helper.make_node(op, ["x"], ["y"], name="the_node", domain=domain)
     opsets = [helper.make_opsetid("", 21), *([helper.make_opsetid(domain, 1)] if domain else [])]
-    model = helper.make_model(helper.make_graph([node], "g", [given], [made]), opset_imports=opsets, ir_version=10)
+    model = helper.make_model(helper.make_graph([node], "g", [x], [y]), opset_imports=opsets, ir_version=10)
     onnx.save(model, folder / "model.onnx")
     return folder / "model.onnx"
 
@@ -105,45 +106,45 @@ def test_two_profiles_go_into_one_engine(trt, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shapes", "told"),
+    ("shapes", "keyword"),
     [
-        ({"x": ((8, 4), (2, 4), (1, 4))}, r"refuses the sizes x \[8, 4\]:\[2, 4\]:\[1, 4\]"),
-        ({"x": ((1, 5), (2, 5), (8, 5))}, "refuses the sizes|cannot build"),
-        ({"x": ((1,), (2,), (8,))}, "refuses the sizes|cannot build"),
-        ({"z": ((1, 4), (2, 4), (8, 4))}, r"takes \['x'\], and the profile is of \['z'\]"),
-        ({}, r"takes \['x'\], and the profile is of \[\]"),
+        ({"x": ((8, 4), (2, 4), (1, 4))}, r"x \[8, 4\]:\[2, 4\]:\[1, 4\]"),
+        ({"x": ((1, 5), (2, 5), (8, 5))}, "sizes|cannot build"),
+        ({"x": ((1,), (2,), (8,))}, "sizes|cannot build"),
+        ({"z": ((1, 4), (2, 4), (8, 4))}, r"\['z'\]"),
+        ({}, r"\['x'\]"),
     ],
-    ids=["falling", "of another width", "of another rank", "of another tensor", "of nothing"],
+    ids=["falling", "another width", "another rank", "another tensor", "empty"],
 )
-def test_a_wrong_profile_is_our_error(shapes, told, trt, tmp_path):
-    with pytest.raises(BuildError, match=told):
+def test_a_wrong_profile_is_a_build_error(shapes, keyword, trt, tmp_path):
+    with pytest.raises(BuildError, match=keyword):
         build_engine(trt, relu(tmp_path), [shapes], OPTIONS)
 
 
-def test_an_operator_that_it_does_not_know_is_our_error(trt, tmp_path):
-    with pytest.raises(BuildError, match=r"cannot read .*node the_node \(Develop\)"):
+def test_an_unknown_operator_is_a_build_error(trt, tmp_path):
+    with pytest.raises(BuildError, match=r"the_node \(Develop\)"):
         build_engine(trt, relu(tmp_path, "Develop", "calotype"), [SHAPES], OPTIONS)
 
 
-def test_what_is_no_graph_is_our_error(trt, tmp_path):
-    with pytest.raises(BuildError, match="there is no graph at"):
+def test_a_missing_or_broken_graph_is_a_build_error(trt, tmp_path):
+    with pytest.raises(BuildError, match=r"none\.onnx"):
         build_engine(trt, tmp_path / "none.onnx", [SHAPES], OPTIONS)
     (tmp_path / "junk.onnx").write_bytes(b"\xff" * 64)
-    with pytest.raises(BuildError, match="cannot read"):
+    with pytest.raises(BuildError, match=r"junk\.onnx"):
         build_engine(trt, tmp_path / "junk.onnx", [SHAPES], OPTIONS)
 
 
-def test_a_gpu_that_it_does_not_build_for_is_our_error(trt, tmp_path):
-    with pytest.raises(BuildError, match="120, 121, 75, 80, 86, 89, not for 90"):
+def test_an_unsupported_gpu_is_a_build_error(trt, tmp_path):
+    with pytest.raises(BuildError, match=r"90.*120, 121, 75, 80, 86, 89"):
         build_engine(trt, relu(tmp_path), [SHAPES], replace(OPTIONS, targets=(90,)))
 
 
-def test_it_tells_its_steps_and_can_be_stopped(trt, tmp_path):
+def test_it_reports_its_steps_and_can_be_cancelled(trt, tmp_path):
     seen = []
     build_engine(trt, relu(tmp_path), [SHAPES], OPTIONS, watch=lambda p: seen.append(p) or True)
     assert seen
     assert all(0 <= p.done <= p.of for p in seen)
-    with pytest.raises(Cancelled, match="was cancelled"):
+    with pytest.raises(Cancelled):
         build_engine(trt, relu(tmp_path), [SHAPES], OPTIONS, watch=lambda p: False)
 
     def broken(phase):
@@ -153,32 +154,34 @@ def test_it_tells_its_steps_and_can_be_stopped(trt, tmp_path):
         build_engine(trt, relu(tmp_path), [SHAPES], OPTIONS, watch=broken)
 
 
-def test_a_build_in_a_child_is_heard_and_when_nobody_listens_it_ends(trt, plans, tmp_path, monkeypatch):
-    plan, heard = plans("sd1"), []
+def test_a_build_in_a_child_process_reports_progress_and_an_error_of_the_listener_ends_it(
+    trt, plans, tmp_path, monkeypatch
+):
+    plan, lines = plans("sd1"), []
     component = plan.components["vae_decoder"]
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
-    making = Engines(backend="tensorrt-rtx", profile=narrow(plan.profile), options=OPTIONS, tell=heard.append)
-    made = making.of(component, component.artifact("onnx"))
-    assert (made.form, made.precision, made.path.name) == ("tensorrt-rtx", "fp32", "model.engine")
-    assert heard
-    assert all(re.fullmatch(r".+, \d+ of \d+", line) for line in heard)
+    engines = Engines(backend="tensorrt-rtx", profile=narrow(plan.profile), options=OPTIONS, tell=lines.append)
+    artifact = engines.of(component, component.artifact("onnx"))
+    assert (artifact.form, artifact.precision, artifact.path.name) == ("tensorrt-rtx", "fp32", "model.engine")
+    assert lines
+    assert all(re.fullmatch(r".+, \d+ of \d+", line) for line in lines)
     entries = {entry.key for entry in store.STORE.entries()}
 
     def interrupt(line):
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        replace(making, options=replace(OPTIONS, level=1), tell=interrupt).of(component, component.artifact("onnx"))
+        replace(engines, options=replace(OPTIONS, level=1), tell=interrupt).of(component, component.artifact("onnx"))
     assert {entry.key for entry in store.STORE.entries()} == entries
     assert not list(store.root().glob(".making-*"))
 
 
-def test_flags_that_it_takes_without_a_gpu(trt, tmp_path):
+def test_flags_that_work_without_a_gpu(trt, tmp_path):
     for options in ({"weight_streaming": True}, {"level": 1}, {"workspace_bytes": 2**24}, {"targets": (86, 89)}):
         assert build_engine(trt, relu(tmp_path), [SHAPES], replace(OPTIONS, **options)).engine
 
 
-def test_a_cache_of_another_make_is_no_obstacle(trt, tmp_path):
+def test_an_invalid_timing_cache_is_ignored(trt, tmp_path):
     first = build_engine(trt, relu(tmp_path), [SHAPES], OPTIONS)
     for cache in (first.timing_cache, b"junk"):
         assert build_engine(trt, relu(tmp_path), [SHAPES], OPTIONS, timing_cache=cache).engine
