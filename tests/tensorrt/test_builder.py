@@ -83,9 +83,9 @@ def test_timings_of_the_last_build_are_used_and_others_are_not(trt, graph):
 
 def test_without_a_gpu_nothing_of_the_library_is_made(trt, graph, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    with pytest.raises(BuildError, match="there is none"):
+    with pytest.raises(BuildError, match="no GPU"):
         build_engine(trt, graph, [SHAPES])
-    with pytest.raises(BuildError, match=r"not for 89; leave targets out"):
+    with pytest.raises(BuildError, match="89"):
         build_engine(trt, graph, [SHAPES], EngineOptions(targets=(89,)))
     assert trt.calls == []
 

@@ -1,4 +1,4 @@
-"""What a build is told: flags, TOML and the dataclass say the same, and mistakes are told before any work."""
+"""Configuration of a build: flags, TOML and the dataclass agree, and mistakes are reported before any work."""
 
 import shlex
 from dataclasses import fields
