@@ -199,10 +199,7 @@ def engine(fake) -> Callable[..., FakeTrt]:
 
 
 # What needs the device. All else is done in children, as it is: tracing would look for a GPU that is not there.
-ON_THE_DEVICE = (
-    *("check:check_planned", "evaluate:evaluate_plan", "evaluate:compare_speed"),
-    *("engines:build_here", "refit:refit_here"),
-)
+ON_THE_DEVICE = ("check:check_planned", "evaluate:evaluate_plan", "evaluate:compare_speed", "engines:build_here", "refit:refit_here")
 GPU_NAME = "NVIDIA STAND-IN, driver 1"
 
 
