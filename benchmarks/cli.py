@@ -18,8 +18,8 @@ from calotype.errors import BackendError, InputError
 from calotype.export.commands import cli
 
 if TYPE_CHECKING:
-    from .measure.record import Recorded
-    from .run.case_run import Settings
+    from .measure.record import RunRecord
+    from .run.case_run import RunSettings
     from .suite.cases import Case
 
 main = cli.main
@@ -28,7 +28,7 @@ bench = typer.Typer(
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
-    help="Compare backends and peers on the same pictures: speed, and whether the picture is right.",
+    help="Compare backends and peers on the same images: speed, and whether the images are correct.",
 )
 cli.app.add_typer(bench, name="bench")
 
@@ -36,28 +36,36 @@ cli.app.add_typer(bench, name="bench")
 @bench.callback(invoke_without_command=True)
 def run_cases(
     context: typer.Context,
-    preset: Annotated[str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu, full.")] = "quick",
+    preset: Annotated[
+        str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu or full.")
+    ] = "quick",
     case: Annotated[
         list[str] | None,
-        typer.Option(help='Instead of a preset: "model=sd15 size=512 steps=4 backend=openvino precision=bf16".'),
+        typer.Option(
+            help='A case in place of a preset: "model=sd15 size=512 steps=4 backend=openvino precision=bf16".'
+        ),
     ] = None,
     backend: Annotated[
         list[str] | None,
-        typer.Option(help="Who runs: a backend of ours, a peer, or MAKER[:BACKEND]:PRECISION; may be repeated."),
+        typer.Option(help="A backend, a peer, or MAKER[:BACKEND]:PRECISION; may be repeated."),
     ] = None,
-    wanted: Annotated[str, typer.Option("--filter", help="Only rows (CASE CONTENDER) that contain this.")] = "",
+    row_filter: Annotated[
+        str, typer.Option("--filter", help="Run only the rows (CASE CONTENDER) that contain this text.")
+    ] = "",
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The run's folder.  [default: bench-DATE-PRESET]")
+        Path | None, typer.Option("--output", "-o", help="The folder of the run.  [default: bench-DATE-PRESET]")
     ] = None,
-    threads: Annotated[int | None, typer.Option(help="For everybody alike.  [default: all we may use]")] = None,
-    timeout: Annotated[float, typer.Option(help="Seconds that a worker may take for one answer.")] = 1800.0,
-    clip_model: Annotated[Path | None, typer.Option(help="A CLIP model's folder, for the CLIP score.")] = None,
-    listed: Annotated[bool, typer.Option("--list", help="Say which rows would run, and leave.")] = False,
+    threads: Annotated[
+        int | None, typer.Option(help="Threads of each contender.  [default: all available cores]")
+    ] = None,
+    timeout: Annotated[float, typer.Option(help="Seconds that a worker may take for one request.")] = 1800.0,
+    clip_model: Annotated[Path | None, typer.Option(help="The folder of a CLIP model, for the CLIP score.")] = None,
+    listed: Annotated[bool, typer.Option("--list", help="List the rows that would run, and exit.")] = False,
 ) -> None:
-    """Run a preset, or cases of your own; a table, run.jsonl, report.html, and a last line of JSON."""
+    """Run a preset, or your own cases. Print a table and a last line of JSON; write run.jsonl and report.html."""
     if context.invoked_subcommand is not None:
         return
-    cases = _cases(preset, case or [], tuple(backend or ()), wanted)
+    cases = _cases(preset, case or [], tuple(backend or ()), row_filter)
     if listed:
         for one in cases:
             for contender in one.contenders:
@@ -67,22 +75,22 @@ def run_cases(
     name = "case" if case else preset
     folder = output or Path(f"bench-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}-{name}")
     _check(folder, clip_model)
-    from .run.case_run import Settings
+    from .run.case_run import RunSettings
 
-    said = {"--case": case or [], "--preset": [] if case else [preset], "--backend": backend or []}
-    said |= {"--filter": [wanted] if wanted else [], "--threads": [] if threads is None else [str(threads)]}
-    said |= {"--clip-model": [] if clip_model is None else [str(clip_model)]}
+    options = {"--case": case or [], "--preset": [] if case else [preset], "--backend": backend or []}
+    options |= {"--filter": [row_filter] if row_filter else [], "--threads": [] if threads is None else [str(threads)]}
+    options |= {"--clip-model": [] if clip_model is None else [str(clip_model)]}
     command = shlex.join(
-        ["calotype", "bench", *(word for flag, values in said.items() for v in values for word in (flag, v))]
+        ["calotype", "bench", *(word for flag, values in options.items() for v in values for word in (flag, v))]
     )
-    settings = Settings(
+    settings = RunSettings(
         preset=name,
         command=command,
         output=folder,
         threads=cores,
         timeout_s=timeout,
         clip_model=clip_model,
-        tell=_tell,
+        show=_log,
     )
     _report(_run(cases, settings), folder)
 
@@ -92,12 +100,12 @@ def _cores(threads: int | None) -> int:
 
     allowed = cores.available()
     if threads is not None and not 1 <= threads <= allowed:
-        raise InputError(f"--threads takes 1 to {allowed}, as many cores as this process may use; got {threads}.")
+        raise InputError(f"--threads takes 1 to {allowed}, the cores that this process may use; got {threads}.")
     return threads or allowed
 
 
-def _run(cases: tuple[Case, ...], settings: Settings) -> Recorded:
-    """What is done is on disk after each case, also where the run is stopped."""
+def _run(cases: tuple[Case, ...], settings: RunSettings) -> RunRecord:
+    """Run the cases. After each case, all finished cases are on disk, so a run that is stopped keeps them."""
     from .measure import record
     from .run.suite_run import run
 
@@ -105,46 +113,46 @@ def _run(cases: tuple[Case, ...], settings: Settings) -> Recorded:
         return run(cases, settings, written=lambda recorded: record.write(recorded, settings.output))
     except KeyboardInterrupt:
         done = settings.output / record.ROWS_FILE
-        told = f"{done} has the cases that were done" if done.exists() else "no case was done yet"
-        typer.echo(f"calotype: stopped; workers were ended, and {told}.", err=True)
+        saved = f"{done} contains the finished cases" if done.exists() else "no case was finished"
+        typer.echo(f"calotype: stopped the run and its workers; {saved}.", err=True)
         raise typer.Exit(130) from None
 
 
-def _cases(preset: str, own: list[str], backends: tuple[str, ...], wanted: str) -> tuple[Case, ...]:
+def _cases(preset: str, own: list[str], backends: tuple[str, ...], row_filter: str) -> tuple[Case, ...]:
     from .suite.cases import case_from, chosen
     from .suite.presets import PRESETS, usual
 
     if not own and preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}; known are {', '.join(PRESETS)}.")
+        raise InputError(f"unknown preset {preset!r}. Use {', '.join(PRESETS)}.")
     written = [case_from(words) for words in own]
     cases = [replace(case, contenders=case.contenders or usual(case)) for case in written] or PRESETS[preset]
-    return chosen(tuple(cases), backends, wanted)
+    return chosen(tuple(cases), backends, row_filter)
 
 
 def _check(folder: Path, clip_model: Path | None) -> None:
-    """What a run needs is found out before the work, not after it."""
-    lacking = [
+    """Check what a run needs before the work starts. Raises `InputError`."""
+    missing = [
         name for name in ("torch", "diffusers", "transformers", "scipy") if importlib.util.find_spec(name) is None
     ]
-    if lacking:
-        raise InputError(f"the suite needs {', '.join(lacking)}: pip install 'calotype[build,cpu,bench]'.")
+    if missing:
+        raise InputError(f"the benchmark suite needs {', '.join(missing)}: pip install 'calotype[build,cpu,bench]'.")
     if clip_model is not None and not (clip_model / "config.json").is_file():
-        raise InputError(f"{clip_model} is no CLIP model's folder: it has no config.json.")
+        raise InputError(f"cannot read the CLIP model {clip_model}: it has no config.json.")
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is there already and not empty; name another folder with -o.")
+        raise InputError(f"{folder} is not empty. Choose another folder with -o.")
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
-    except OSError as failed:
-        raise InputError(f"{folder} cannot be written: {failed.strerror}.") from None
+    except OSError as error:
+        raise InputError(f"cannot write to {folder}: {error.strerror}.") from None
 
 
-def _tell(line: str) -> None:
+def _log(line: str) -> None:
     typer.echo(f"calotype: {line}", err=True)
 
 
-def _report(recorded: Recorded, folder: Path) -> None:
+def _report(recorded: RunRecord, folder: Path) -> None:
     from rich.console import Console
 
     from .measure.record import ROWS_FILE
@@ -152,15 +160,15 @@ def _report(recorded: Recorded, folder: Path) -> None:
 
     path = folder / ROWS_FILE
     table.show(recorded, Console())
-    told: dict[str, Any] = {"benchmark": "calotype", "record": str(path), "page": None}
+    summary: dict[str, Any] = {"benchmark": "calotype", "record": str(path), "page": None}
     try:
         from .report.page import write_page
 
         write_page(recorded, folder / "report.html")
-        told["page"] = str(folder / "report.html")
-    except (InputError, BackendError) as lacking:
-        _tell(str(lacking))
-    print(json.dumps({**told, "rows": [_line(row) for row in recorded.rows]}), flush=True)
+        summary["page"] = str(folder / "report.html")
+    except (InputError, BackendError) as error:
+        _log(str(error))
+    print(json.dumps({**summary, "rows": [_line(row) for row in recorded.rows]}), flush=True)
     if not any(row.speed for row in recorded.rows):
         sys.exit(1)
 
@@ -180,32 +188,32 @@ def _line(row: Any) -> dict[str, Any]:
 
 @bench.command()
 def peers(
-    names: Annotated[list[str] | None, typer.Argument(help="Which; without names they are listed.")] = None,
-    everything: Annotated[bool, typer.Option("--all", help="Make all that can run here.")] = False,
-    remove: Annotated[bool, typer.Option("--remove", help="Remove the environments named.")] = False,
+    names: Annotated[list[str] | None, typer.Argument(help="Names of peers; without names, list all.")] = None,
+    everything: Annotated[bool, typer.Option("--all", help="Make every environment that can run here.")] = False,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove the named environments.")] = False,
 ) -> None:
-    """Make the peers' environments, each its own, from its pinned requirements; or say which are there."""
-    from .measure import system_load as watch
+    """List the environments of the peers, or make or remove some. Each has its own pinned requirements."""
+    from .measure import system_load
     from .run import environments
     from .suite.contenders import PEERS
 
-    runs_here = [n for n in environments.PEERS if watch.has_gpu() or n not in ("onnxruntime_cuda", "tensorrt")]
-    # A peer's name, or that of its environment, which several may share.
+    runs_here = [n for n in environments.PEERS if system_load.has_gpu() or n not in ("onnxruntime_cuda", "tensorrt")]
+    # A name is that of a peer, or that of an environment, which several peers may share.
     chosen = [PEERS[n].folder if n in PEERS else n for n in names or (runs_here if everything else [])]
     failed = 0
     for name in chosen:
         if remove:
             environments.remove(name)
             continue
-        _tell(f"making the environment of {name}")
+        _log(f"making the environment of {name}")
         try:
             environments.make(name, show=lambda line: None)
-        except BackendError as told:
+        except BackendError as error:
             failed += 1
-            _tell(str(told))
+            _log(str(error))
     for name in environments.PEERS:
         there = environments.python_of(name) is not None
-        typer.echo(f"{name:<24} {'ready' if there else environments.why_not(name) or 'not made'}")
+        typer.echo(f"{name:<24} {'ready' if there else environments.failure_reason(name) or 'not installed'}")
     if failed:
         sys.exit(1)
 
@@ -213,42 +221,44 @@ def peers(
 @bench.command()
 def compare(
     old: Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")],
-    new: Annotated[Path, typer.Argument(help="The run to hold against it.")],
-    threshold: Annotated[float, typer.Option(help="A row this much slower is a regression: 0.05 is 5 %.")] = 0.05,
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON object.")] = False,
+    new: Annotated[Path, typer.Argument(help="The run to compare with it.")],
+    threshold: Annotated[
+        float, typer.Option(help="A row that is this much slower is a regression: 0.05 is 5 %.")
+    ] = 0.05,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
-    """What moved between two runs beyond noise; exit code 1 where something got worse past the threshold."""
+    """Compare two runs and show what changed beyond noise. Exit code 1 for a regression past the threshold."""
     from rich.console import Console
 
     from .measure.record import read
-    from .report import compare_table as moves
-    from .report.compare import compare as compared
+    from .report import compare_table
+    from .report.compare import compare as compare_runs
 
-    found = compared(read(old), read(new), threshold=threshold)
+    comparison = compare_runs(read(old), read(new), threshold=threshold)
     if as_json:
-        typer.echo(json.dumps(found.to_json()))
+        typer.echo(json.dumps(comparison.to_json()))
     else:
-        moves.show(found, Console())
-    if found.regressed:
+        compare_table.show(comparison, Console())
+    if comparison.regressed:
         sys.exit(1)
 
 
 @bench.command()
 def targets(folder: Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")]) -> None:
-    """Say which of the targets for one H200 a run of the preset gpu met."""
+    """Show which of the targets for one H200 a run of the preset gpu met."""
     from .measure.record import read
-    from .report.targets import told
+    from .report.targets import describe_targets
 
-    for line in told(read(folder).rows):
+    for line in describe_targets(read(folder).rows):
         typer.echo(line)
 
 
 @bench.command()
 def page(
     folder: Annotated[Path, typer.Argument(help="A run's folder.")],
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: report.html in it]")] = None,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: report.html in the folder]")] = None,
 ) -> None:
-    """Write the run's HTML page anew."""
+    """Write the HTML page of a run."""
     from .measure.record import read
     from .report.page import write_page
 
@@ -259,13 +269,15 @@ def page(
 
 @bench.command()
 def results(
-    runs: Annotated[list[Path] | None, typer.Argument(help="Runs' folders to keep; none: only the table.")] = None,
-    into: Annotated[Path, typer.Option(help="The repository's folder of results.")] = Path("benchmarks/results"),
+    runs: Annotated[
+        list[Path] | None, typer.Argument(help="Folders of runs to keep; without them, only generate RESULTS.md.")
+    ] = None,
+    into: Annotated[Path, typer.Option(help="The folder of results in the repository.")] = Path("benchmarks/results"),
 ) -> None:
-    """Keep runs among the committed results, and write RESULTS.md anew from all of them."""
+    """Keep runs among the committed results, and generate RESULTS.md from all of them."""
     from .measure.record import read
-    from .report import results as kept
+    from .report import results as committed
 
     for run in runs or []:
-        typer.echo(str(kept.keep(read(run), into)))
-    typer.echo(str(kept.write(into)))
+        typer.echo(str(committed.keep(read(run), into)))
+    typer.echo(str(committed.write(into)))

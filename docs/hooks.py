@@ -21,7 +21,7 @@ def on_page_markdown(markdown: str, **_: Any) -> str:
 
 def reference() -> str:
     """Describe every command in Markdown, in the order of the app."""
-    from calotype.benchmarks import cli  # the complete app: the benchmark suite adds its commands to the others
+    from calotype.benchmarks import cli  # the complete app: the suite adds its commands
 
     root = typer.main.get_command(cli.cli.app)
     return "\n\n".join(_section(name, command) for name, command in commands(root, "calotype"))
@@ -51,5 +51,5 @@ def _section(name: str, command: Any) -> str:
 
 
 def _plain(words: str) -> str:
-    """One line of text that Markdown leaves as it is."""
+    """Return one line of text that Markdown does not change."""
     return re.sub(r"([|<>*_\[\]])", r"\\\1", " ".join(words.split()))

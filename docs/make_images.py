@@ -41,8 +41,8 @@ def text_to_image(pipe: Any) -> Rows:
 def image_to_image(pipe: Any) -> Rows:
     """One image at rising strengths."""
     circle = pipe(CIRCLE, seed=7).images[0]
-    made = [pipe(STAR, image=circle, strength=strength, seed=5).images[0] for strength in (0.15, 0.3, 0.8)]
-    return {"image-to-image": [circle, *made]}
+    stars = [pipe(STAR, image=circle, strength=strength, seed=5).images[0] for strength in (0.15, 0.3, 0.8)]
+    return {"image-to-image": [circle, *stars]}
 
 
 def inpainting(pipe: Any) -> Rows:
@@ -60,18 +60,18 @@ def controlnet(pipe: Any) -> Rows:
     steered = calotype.load("demo", controlnet="demo-canny")
     prompt = "a red heart left of a green ring on a white background"
     scales = (0.0, 0.5, 1.0)
-    made = [steered(prompt, control_image=edges, controlnet_conditioning_scale=s, seed=8).images[0] for s in scales]
-    return {"controlnet": [edges, *made]}
+    hearts = [steered(prompt, control_image=edges, controlnet_conditioning_scale=s, seed=8).images[0] for s in scales]
+    return {"controlnet": [edges, *hearts]}
 
 
 def lora(pipe: Any) -> Rows:
     """The LoRA of outlines at rising weights."""
-    made = []
+    outlined = []
     for weight in (0.0, 0.5, 1.0):
         pipe.set_lora([(str(files("calotype") / "demo_model/outline.safetensors"), weight)])
-        made.append(pipe(HEART, seed=3).images[0])
+        outlined.append(pipe(HEART, seed=3).images[0])
     pipe.set_lora(None)
-    return {"lora": made}
+    return {"lora": outlined}
 
 
 def textual_inversion(pipe: Any) -> Rows:

@@ -4,7 +4,7 @@
     pipe = calotype.load("demo")
     pipe("a small red ring on a white background", seed=7).images[0].save("ring.png")
 
-Importing this package imports neither torch nor diffusers nor numpy: names are looked up when they are used.
+Importing this package imports neither torch nor diffusers nor numpy: a name is imported at its first use.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ __all__ = [
     "scheduler_names",
 ]
 
-_HOMES = {
+_MODULES = {
     "Clip": "calotype.images.clip",
     "Event": "calotype.pipeline",
     "Pipeline": "calotype.pipeline",
@@ -70,6 +70,6 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     if name == "preprocess":
         return importlib.import_module("calotype.images.preprocess")
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'calotype' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

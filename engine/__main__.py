@@ -1,6 +1,6 @@
 """`python -m calotype` and `calotype`: the command line.
 
-`calotype doctor` is answered here, before anything is imported that may be what it is asked about.
+`calotype doctor` runs here, before the imports that it may have to report as broken.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ def main() -> None:
 
         try:
             doctor.main(as_json="--json" in sys.argv)
-        except OSError as failed:  # a disk that is full, a pipe that was closed
+        except OSError as failed:  # a full disk, a closed pipe
             sys.exit(f"calotype: output: {failed.strerror or failed}")
         return
     try:
-        from calotype.benchmarks import cli  # the suite's commands, the exporter's and the runtime's
+        from calotype.benchmarks import cli  # the commands of the benchmarks, the exporter and the engine
     except (Exception, SystemExit) as broken:  # typer is missing or broken
-        told = str(broken) or type(broken).__name__
-        sys.exit(f"calotype: the command line cannot start ({told}); calotype doctor says what is broken.")
+        reason = str(broken) or type(broken).__name__
+        sys.exit(f"calotype: the command line cannot start: {reason}. Run calotype doctor to see what is broken.")
     cli.main()
 
 

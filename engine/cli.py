@@ -1,4 +1,4 @@
-"""The command line: a thin projection of `Request`, `load` and the doctor. Heavy imports wait until a command runs."""
+"""The command line of the engine: `Request`, `load` and the doctor as options. A command does its heavy imports."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import typer
 from .errors import CalotypeError, InputError
 from .errors.printable import printable
 from .files.known_models import remember_model
-from .report.like import CALLED, Like, read_like
+from .report.like import ARGUMENT_NAMES, Like, read_like
 from .system.version import __version__
 
 if TYPE_CHECKING:
@@ -29,8 +29,8 @@ app = typer.Typer(
 )
 
 
-def _version(wanted: bool) -> None:
-    if wanted:
+def _version(requested: bool) -> None:
+    if requested:
         typer.echo(f"calotype {__version__}")
         raise typer.Exit
 
@@ -38,7 +38,7 @@ def _version(wanted: bool) -> None:
 @app.callback()
 def _options(
     version: Annotated[
-        bool, typer.Option("--version", callback=_version, is_eager=True, help="Say it and leave.")
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
     ] = False,
 ) -> None:
     """Calotype: a compiled inference engine for Stable Diffusion."""
@@ -46,99 +46,108 @@ def _options(
 
 @app.command()
 def generate(
-    prompt: Annotated[str | None, typer.Argument(help="What to paint, in words.", show_default=False)] = None,
+    prompt: Annotated[str | None, typer.Argument(help="Text that describes the image.", show_default=False)] = None,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .png file; with several, -0, -1, ... is added.")
+        Path, typer.Option("--output", "-o", help="A .png file; several images get -0, -1, ... added.")
     ] = Path("out.png"),
     like: Annotated[
-        Path | None, typer.Option(help="A PNG of ours: take all that is not said here from it.", show_default=False)
+        Path | None, typer.Option(help="Reuse the settings in a PNG of Calotype; options win.", show_default=False)
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option(help="demo, a plan, a model's folder, a checkpoint, or a hub id.  [default: demo]"),
+        typer.Option(help="demo, a plan, a model folder, a checkpoint, or a hub id.  [default: demo]"),
     ] = None,
     backend: Annotated[
-        str | None, typer.Option(help="auto, or names in order of preference: onnxruntime,eager.  [default: auto]")
+        str | None, typer.Option(help="auto, or names by preference: onnxruntime,eager.  [default: auto]")
     ] = None,
-    negative_prompt: Annotated[str | None, typer.Option(help="What to steer away from.", show_default=False)] = None,
-    steps: Annotated[int | None, typer.Option(help="Steps of the scheduler.  [default: 20]")] = None,
+    negative_prompt: Annotated[
+        str | None, typer.Option(help="Text that describes what to avoid.", show_default=False)
+    ] = None,
+    steps: Annotated[int | None, typer.Option(help="Denoising steps.  [default: 20]")] = None,
     guidance_scale: Annotated[
-        float | None, typer.Option(help="How strongly the prompt steers; 1 is off.  [default: 5.0]")
+        float | None, typer.Option(help="Strength of the prompt; 1 turns guidance off.  [default: 5.0]")
     ] = None,
     guidance_rescale: Annotated[
-        float | None, typer.Option(help="How far its spread is taken back, 0 to 1.  [default: 0.0]")
+        float | None, typer.Option(help="Correction of overexposure by guidance, 0 to 1.  [default: 0.0]")
     ] = None,
     guidance_interval: Annotated[
         tuple[float, float] | None,
-        typer.Option(help="Fractions of the steps between which there is guidance.", show_default=False),
+        typer.Option(help="Start and end of guidance, as fractions of the steps.", show_default=False),
     ] = None,
     cache_interval: Annotated[
-        int | None, typer.Option(help="Steps for which the U-Net's deep layers serve.  [default: 1]")
+        int | None, typer.Option(help="Compute the deep U-Net layers every N steps.  [default: 1]")
     ] = None,
     clip_skip: Annotated[
-        int | None, typer.Option(help="Layers of the text encoders left out before their end.", show_default=False)
+        int | None, typer.Option(help="Number of last text encoder layers to skip.", show_default=False)
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="The same seed gives the same picture.  [default: random]")] = None,
+    seed: Annotated[int | None, typer.Option(help="The same seed gives the same image.  [default: random]")] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
     height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]")] = None,
-    num_images: Annotated[int | None, typer.Option(help="Pictures; the i-th has seed + i.  [default: 1]")] = None,
+    num_images: Annotated[
+        int | None, typer.Option(help="Images to generate; image i uses seed + i.  [default: 1]")
+    ] = None,
     scheduler: Annotated[
         str | None, typer.Option(help="For example dpm++2m-karras or euler.  [default: the model's]")
     ] = None,
-    image: Annotated[Path | None, typer.Option(help="A picture to set out from.", show_default=False)] = None,
+    image: Annotated[
+        Path | None, typer.Option(help="Input of image-to-image and inpainting.", show_default=False)
+    ] = None,
     mask_image: Annotated[
-        Path | None, typer.Option(help="Where it is painted over: white; the rest stays.", show_default=False)
+        Path | None, typer.Option(help="Inpainting mask: white is repainted, black is kept.", show_default=False)
     ] = None,
     strength: Annotated[
-        float | None, typer.Option(help="How far to go from it, 0 to 1.  [default: 0.8; with a mask 1]")
+        float | None, typer.Option(help="How much --image may change, 0 to 1.  [default: 0.8; with a mask 1]")
     ] = None,
     controlnet: Annotated[
         list[str] | None,
-        typer.Option(help="demo-canny, a ControlNet's folder, file or hub id; may be repeated.", show_default=False),
+        typer.Option(help="demo-canny, a ControlNet folder, file or hub id; repeatable.", show_default=False),
     ] = None,
     control_image: Annotated[
-        list[Path] | None, typer.Option(help="A picture for each of them.", show_default=False)
+        list[Path] | None, typer.Option(help="An input image for each --controlnet.", show_default=False)
     ] = None,
     controlnet_conditioning_scale: Annotated[
-        list[float] | None, typer.Option(help="How strongly each steers; one for all will do.  [default: 1.0]")
+        list[float] | None, typer.Option(help="Strength of each ControlNet, or one for all.  [default: 1.0]")
     ] = None,
     control_guidance_start: Annotated[
-        list[float] | None, typer.Option(help="From which fraction of the steps they steer.  [default: 0.0]")
+        list[float] | None, typer.Option(help="Fraction of the steps at which they start.  [default: 0.0]")
     ] = None,
     control_guidance_end: Annotated[
-        list[float] | None, typer.Option(help="Up to which.  [default: 1.0]", show_default=False)
+        list[float] | None,
+        typer.Option(help="Fraction of the steps at which they stop.  [default: 1.0]", show_default=False),
     ] = None,
     vae: Annotated[
         str | None,
-        typer.Option(help="An autoencoder's folder, file or hub id, in place of the model's.", show_default=False),
+        typer.Option(help="A folder, file or hub id of another VAE.", show_default=False),
     ] = None,
     lora: Annotated[
         list[str] | None,
-        typer.Option(help="A LoRA's file or folder, as FILE or FILE:0.8; may be repeated.", show_default=False),
+        typer.Option(help="A LoRA file or folder, as FILE or FILE:0.8; repeatable.", show_default=False),
     ] = None,
     textual_inversion: Annotated[
         list[str] | None,
-        typer.Option(help="Learned words: FILE or FILE:<word>; may be repeated.", show_default=False),
+        typer.Option(help="Learned words: FILE or FILE:<word>; repeatable.", show_default=False),
     ] = None,
-    offline: Annotated[bool, typer.Option("--offline", help="Look for hub ids in the cache alone.")] = False,
-    report: Annotated[bool, typer.Option("--report", help="Print backends, precision and seconds by stage.")] = False,
+    offline: Annotated[bool, typer.Option("--offline", help="Read hub ids from the cache only.")] = False,
+    report: Annotated[
+        bool, typer.Option("--report", help="Print backends, precision and the time of each stage.")
+    ] = False,
 ) -> None:
-    """Paint pictures from a prompt, and from pictures."""
-    said = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value not in (None, [])}
+    """Generate images from a prompt, and from input images."""
+    options = {name: value for name, value in locals().items() if name in _REQUEST_OPTIONS and value not in (None, [])}
     _check_output(output)
-    made = read_like(like, said, loras_named=bool(lora), model_named=model is not None) if like else Like()
-    arguments = {**made.arguments, **said, **_pictures(said)}
+    recorded = read_like(like, options, loras_named=bool(lora), model_named=model is not None) if like else Like()
+    arguments = {**recorded.arguments, **options, **_read_images(options)}
     if "prompt" not in arguments:
-        raise typer.BadParameter("give a prompt, or --like a picture that has one.", param_hint="PROMPT")
-    which = made.model if model is None else model, made.backend if backend is None else backend
-    parts = {"controlnet": controlnet or [], "lora": lora or made.loras, "vae": vae, "offline": offline}
+        raise typer.BadParameter("pass a prompt, or --like with an image that has one.", param_hint="PROMPT")
+    which = recorded.model if model is None else model, recorded.backend if backend is None else backend
+    parts = {"controlnet": controlnet or [], "lora": lora or recorded.loras, "vae": vae, "offline": offline}
     pipe = _load(*which, {**parts, "textual_inversion": textual_inversion or []})
     if model is not None:
         remember_model(model)
-    if model is None and made.fingerprint not in (None, pipe.plan.fingerprint):
+    if model is None and recorded.fingerprint not in (None, pipe.plan.fingerprint):
         raise InputError(
-            f"{like} was made by a model of fingerprint {str(made.fingerprint)[:12]}, and {made.model} now has "
-            f"{pipe.plan.model_id}; name a --model to use it all the same."
+            f"{like} was generated by a model with fingerprint {str(recorded.fingerprint)[:12]}, but {recorded.model} "
+            f"now has {pipe.plan.model_id}. Pass --model to use it anyway."
         )
     result = _with_progress(pipe, arguments)
     for path, image, used in zip(_names(output, len(result.images)), result.images, result.seeds, strict=True):
@@ -150,23 +159,23 @@ def generate(
         typer.echo(str(result.report))
 
 
-_PER_CONTROLNET = tuple(CALLED.values())
-_PICTURES = ("image", "mask_image", "control_image")
+_PER_CONTROLNET = tuple(ARGUMENT_NAMES.values())
+_IMAGES = ("image", "mask_image", "control_image")
 _REQUEST_OPTIONS = frozenset(
     {"prompt", "negative_prompt", "steps", "guidance_scale", "seed", "width", "height", "num_images", "scheduler"}
-    | {*_PICTURES, *_PER_CONTROLNET, "strength", "guidance_rescale", "clip_skip", "guidance_interval", "cache_interval"}
+    | {*_IMAGES, *_PER_CONTROLNET, "strength", "guidance_rescale", "clip_skip", "guidance_interval", "cache_interval"}
 )
 
 
-def _pictures(said: Mapping[str, Any]) -> dict[str, Any]:
-    """The files that were named, read; and what is said once for all ControlNets."""
+def _read_images(options: Mapping[str, Any]) -> dict[str, Any]:
+    """Read the image files of the options. Turn a list of one value for all ControlNets into that value."""
     from .images.arrays import read_image
 
-    read: dict[str, Any] = {n: read_image(said[n]) for n in ("image", "mask_image") if n in said}
-    if "control_image" in said:
-        pictures = [read_image(path) for path in said["control_image"]]
-        read["control_image"] = pictures if len(pictures) > 1 else pictures[0]
-    return read | {n: said[n][0] for n in _PER_CONTROLNET if len(said.get(n, ())) == 1}
+    read: dict[str, Any] = {n: read_image(options[n]) for n in ("image", "mask_image") if n in options}
+    if "control_image" in options:
+        images = [read_image(path) for path in options["control_image"]]
+        read["control_image"] = images if len(images) > 1 else images[0]
+    return read | {n: options[n][0] for n in _PER_CONTROLNET if len(options.get(n, ())) == 1}
 
 
 def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
@@ -177,7 +186,7 @@ def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
 
 
 def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
-    """Run; a bar on a terminal, nothing in a pipe."""
+    """Run the pipeline, with a progress bar if stderr is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return pipe(**arguments)
     stream = pipe.stream(**arguments)
@@ -186,7 +195,7 @@ def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("painting", total=None)
+        task = progress.add_task("generating", total=None)
         for event in stream:
             progress.update(task, completed=event.step, total=event.total)
     assert event.result is not None
@@ -194,24 +203,24 @@ def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
 
 
 def _check_output(path: Path) -> None:
-    """Find out before the work whether the picture can be written."""
+    """Raise `InputError` before the work if the image cannot be written."""
     try:
         fault = _output_fault(path)
-    except OSError as failed:  # a folder that may not be looked into, a name that is too long
-        fault = f"{path} cannot be written: {failed.strerror}."
+    except OSError as failed:  # a folder without read permission, a name that is too long
+        fault = f"cannot write {path}: {failed.strerror}."
     if fault:
         raise InputError(fault)
 
 
 def _output_fault(path: Path) -> str | None:
     if path.suffix.lower() != ".png":
-        return f"pictures are written as .png, got {path}."
+        return f"cannot write {path}: images are written as .png."
     if path.is_dir():
-        return f"{path} is a folder; name a .png file."
+        return f"cannot write {path}: it is a folder. Pass the name of a .png file."
     if not path.parent.is_dir():
-        return f"there is no folder {path.parent} to write {path.name} into."
+        return f"cannot write {path}: there is no folder {path.parent}. Create it first."
     if not os.access(path if path.exists() else path.parent, os.W_OK):
-        return f"{path} cannot be written: Permission denied."
+        return f"cannot write {path}: Permission denied."
     return None
 
 
@@ -219,7 +228,7 @@ def _write(image: Any, path: Path) -> None:
     try:
         image.save(path)
     except OSError as failed:
-        raise InputError(f"{path} cannot be written: {failed.strerror or failed}.") from None
+        raise InputError(f"cannot write {path}: {failed.strerror or failed}.") from None
 
 
 def _names(path: Path, count: int) -> list[Path]:
@@ -228,36 +237,36 @@ def _names(path: Path, count: int) -> list[Path]:
 
 @app.command()
 def inspect(
-    plan: Annotated[Path, typer.Argument(help="A plan's folder.")],
-    as_json: Annotated[bool, typer.Option("--json", help="Everything, as one JSON object.")] = False,
+    plan: Annotated[Path, typer.Argument(help="A plan folder.")],
+    as_json: Annotated[bool, typer.Option("--json", help="Print all data as one JSON object.")] = False,
 ) -> None:
-    """Say what is in a plan: components, tensors, sizes, precision, checks, and what was tried."""
-    from .plan.inspection import describe, told
+    """Print what a plan contains: components, tensors, sizes, precision, checks, and the trials of its build."""
+    from .plan.inspection import describe, format_plan
     from .plan.plan import is_plan, read_plan
 
     if not is_plan(plan):
-        raise InputError(f"{plan} is no plan; make one with: calotype build MODEL -o {plan}")
+        raise InputError(f"cannot inspect {plan}: it is not a plan. Build one with: calotype build MODEL -o {plan}")
     opened = read_plan(plan.expanduser())
-    typer.echo(json.dumps(describe(opened), indent=1) if as_json else told(opened))
+    typer.echo(json.dumps(describe(opened), indent=1) if as_json else format_plan(opened))
 
 
 @app.command()
 def doctor(
-    as_json: Annotated[bool, typer.Option("--json", help="Plain data, for a program or a bug report.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for a program or a bug report.")] = False,
 ) -> None:
-    """Say what this machine can run, why not the rest, and the line that mends it."""
+    """Print what this machine can run, what it cannot run and why, and the command that fixes it."""
     from .doctor import doctor
 
     doctor.main(as_json=as_json)
 
 
 def main() -> None:
-    """Run the command line: exit code 0, 1 with one plain message on stderr, or 2 for wrong usage."""
+    """Run the command line. Exit with 0, with 1 and one message on stderr, or with 2 for wrong usage."""
     try:
         app()
-    except CalotypeError as told:
-        typer.echo(f"calotype: {told}", err=True)
+    except CalotypeError as error:
+        typer.echo(f"calotype: {error}", err=True)
         sys.exit(1)
-    except OSError as failed:  # a disk that is full, a path that may not be looked at
+    except OSError as failed:  # a full disk, a path without read permission
         typer.echo(printable(f"calotype: {failed.filename or 'output'}: {failed.strerror or failed}"), err=True)
         sys.exit(1)

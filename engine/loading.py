@@ -1,4 +1,4 @@
-"""`calotype.load`: open a model, whatever it is given as."""
+"""`calotype.load`: open a plan, a model folder, a checkpoint or a hub id as a `Pipeline`."""
 
 from __future__ import annotations
 
@@ -30,60 +30,63 @@ def load(
     textual_inversion: str | Path | Sequence[str | Path] = (),
     offline: bool = False,
 ) -> Pipeline:
-    """Open a model.
+    """Load a model.
 
     Args:
-        model: "demo" (the model that ships with Calotype), a plan's folder, a folder in diffusers' layout, a checkpoint
+        model: "demo" (the model that ships with Calotype), a plan folder, a folder in diffusers' layout, a checkpoint
             in the original layout (one .safetensors file), or a hub id.
-        backend: "auto", a name, or a list of names in order of preference. A backend asked for by name works or raises.
-        controlnet: "demo-canny", a ControlNet's folder, .safetensors file or hub id, or several, for calls with
-            `control_image`. A plan has its own.
-        lora: a LoRA's file or folder, "FILE:0.8", (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, or several:
-            what `set_lora` takes, which changes them later.
-        vae: the folder, .safetensors file or hub id of an autoencoder to take in place of the model's: an
-            AutoencoderKL, or TAESD's AutoencoderTiny, which decodes many times as fast. Of a checkpoint its autoencoder
-            is taken. A file does not say what its latents are scaled by: an AutoencoderKL's is the factor of the
-            model's own (0.18215 of Stable Diffusion 1.x and 2.x, 0.13025 of XL). A plan has its own.
-        textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), `FILE:<word>` to call it
-            otherwise than the file does, or several. A plan has its own.
-        offline: make no connection; hub ids are looked for in the hub's cache alone, as with HF_HUB_OFFLINE=1.
+        backend: "auto", a name, or a list of names by preference. A backend that is named explicitly runs or raises.
+        controlnet: "demo-canny", a ControlNet folder, .safetensors file or hub id, or several, for calls with
+            `control_image`. A plan contains its own.
+        lora: a LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
+            `set_lora` takes the same values and changes the LoRAs later.
+        vae: the folder, .safetensors file or hub id of a VAE that replaces the model's: an AutoencoderKL, or TAESD's
+            AutoencoderTiny, which decodes many times as fast. A checkpoint contributes its VAE. A file does not contain
+            the scaling factor of its latents: an AutoencoderKL uses the model's (0.18215 for Stable Diffusion 1.x and
+            2.x, 0.13025 for XL). A plan contains its own.
+        textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), `FILE:<word>` to rename the
+            word, or several. A plan contains its own.
+        offline: make no connection; read hub ids from the hub's cache only, as with HF_HUB_OFFLINE=1.
+
+    Returns:
+        The loaded pipeline. Call it with a prompt to generate images.
 
     Raises:
-        SourceError: the model, or a file for it, cannot be read.
+        SourceError: the model, or a file that belongs to it, cannot be read.
         BackendError: no requested backend can run.
-        InputError: a plan contains its ControlNets, VAE and learned words, and takes no others.
+        InputError: `model` is a plan, and `controlnet`, `vae` or `textual_inversion` is set: a plan contains its own.
     """
-    loras = parse_loras(lora)  # a file that is missing is told before the work
-    beside = {"ControlNets": _several(controlnet), "autoencoder": vae, "learned words": _several(textual_inversion)}
-    pipe = _opened_plan(model, backend, beside) if is_plan(model) else _traced(model, backend, beside, offline)
+    loras = parse_loras(lora)  # a missing file raises before the work
+    extras = {"ControlNets": _as_list(controlnet), "VAE": vae, "learned words": _as_list(textual_inversion)}
+    pipe = _load_plan(model, backend, extras) if is_plan(model) else _trace_model(model, backend, extras, offline)
     if loras:
-        pipe.set_lora([(each.path, each.weight) for each in loras])  # `lora` may be a generator, which is spent
+        pipe.set_lora([(each.path, each.weight) for each in loras])  # `lora` may be a generator, which is used up
     return pipe
 
 
-def _opened_plan(model: str | Path, backend: str | Sequence[str], beside: Mapping[str, Any]) -> Pipeline:
-    for what, named in beside.items():
-        if named:
-            raise InputError(f"{model} is a plan, which has its {what} inside; name them when it is built.")
+def _load_plan(model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any]) -> Pipeline:
+    for name, value in extras.items():
+        if value:
+            raise InputError(f"{model} is a plan, which contains its {name}. Pass them when you build the plan.")
     folder = Path(model).expanduser()
     plan = read_plan(folder)
     for name, tokenizer in plan.tokenizers.items():
-        config = read_json(folder / name / "config.json", "it says how many token ids the text encoder knows")
+        config = read_json(folder / name / "config.json", "it contains the vocabulary size of the text encoder")
         check_token_ids(tokenizer, checked(name, name, config)["vocab_size"], folder / name)
     reason = incompatibility_reason(plan)
     refused = {plan.backend: reason} if plan.backend and reason else {}
     return Pipeline(plan, choose(backend, first=plan.backend, refused=refused))
 
 
-def _traced(model: str | Path, backend: str | Sequence[str], beside: Mapping[str, Any], offline: bool) -> Pipeline:
+def _trace_model(model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any], offline: bool) -> Pipeline:
     choice = choose(backend)
-    # The one arrow from the runtime to the exporter: a source that is no plan yet becomes one.
+    # The only import of the exporter in the engine: it turns a source that is not a plan into one.
     from calotype.export import prepare_lazily
 
-    nets, vae, words = beside.values()
+    nets, vae, words = extras.values()
     plan, component = prepare_lazily(model, controlnets=nets, vae=vae, words=words, offline=offline, forms=choice.forms)
     return Pipeline(plan, choice, component)
 
 
-def _several(given: str | Path | Sequence[str | Path]) -> list[str | Path]:
-    return [given] if isinstance(given, (str, Path)) else list(given)
+def _as_list(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:
+    return [paths] if isinstance(paths, (str, Path)) else list(paths)

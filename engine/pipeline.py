@@ -1,6 +1,6 @@
-"""From a prompt to pictures: text, noise, steps, pixels. One pipeline for every family and task.
+"""From a prompt to images: text, noise, steps, pixels. One pipeline for every family and task.
 
-Knows the order of the work; what runs each network is behind `backends`, what a schedule is behind `sampler`.
+Knows the order of the work. `backends` runs the networks, and `sampling` computes the schedule.
 """
 
 from __future__ import annotations
@@ -46,27 +46,27 @@ from .system.memory import available_bytes, check_memory, peak_bytes
 from .system.trace import Stopwatch, traced
 
 Floats = NDArray[np.float32]
-_OF_TORCH = ("eager", "cuda", *COMPILED)  # backends whose work PyTorch's profiler sees
+_TORCH_BACKENDS = ("eager", "cuda", *COMPILED)  # PyTorch's profiler sees their work
 
-_PROMPTS = 64  # whose encoding is remembered: 0.2 MB for each chunk of Stable Diffusion 1, 0.6 MB of XL
-_SCHEDULES = 32
+_MAX_PROMPTS = 64  # encoded prompts in the cache: 0.2 MB for each chunk of Stable Diffusion 1, 0.6 MB of XL
+_MAX_SCHEDULES = 32
 
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """What a call gives: the pictures (or arrays, by `output_type`), their seeds, and the report."""
+    """Result of a call: the images (or arrays, by `output_type`), their seeds, and the report."""
 
-    images: Any  # list[Picture], float32 [N, H, W, 3] in [0, 1], or latents float32 [N, C, h, w]
+    images: Any  # list[GeneratedImage], float32 [N, H, W, 3] in [0, 1], or latents float32 [N, C, h, w]
     seeds: tuple[int, ...]
     report: Report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """One step is done. The last event of a stream carries the `result`.
+    """End of one step. The last event of a stream carries the `result`.
 
-    `preview()` decodes the clean pictures as they look from this step; it costs one run of the VAE decoder, and is to
-    be called before the stream goes on.
+    `preview()` decodes the images that this step predicts. It costs one run of the VAE decoder. Call it before you take
+    the next event.
     """
 
     step: int
@@ -76,42 +76,47 @@ class Event:
 
 
 class Pipeline(KnownAttributes):
-    """A loaded model. Calls may come from several threads; `cancel` ends those that are under way."""
+    """A loaded model. Several threads may call it; `cancel` ends the running calls."""
 
     plan: Plan
 
     def __init__(
         self, plan: Plan, choice: BackendSelection, planned: Callable[[str], PlannedComponent] | None = None
     ) -> None:
-        """`planned` gives a component with its artifacts when it is opened; without it the plan has them all."""
+        """`planned` returns a component with its artifacts when it is opened; the default is the plan's components."""
         self.plan = plan
         self._choice = choice
         self._planned = planned or plan.components.__getitem__
         self._opened: dict[str, LoadedComponent] = {}
         self._opening = forks.Lock()
         self._guard = forks.Lock()
-        self._under_way: weakref.WeakSet[threading.Event] = weakref.WeakSet()
+        self._active: weakref.WeakSet[threading.Event] = weakref.WeakSet()
         self._tokenizers = tokenizers_of(plan)
         self._codec = Codec(plan, self.component, lambda: free_bytes() if self._on_gpu else None)
         self._denoiser = Denoisers(plan, self.component)
-        self._whole = GraphPipelineManager(plan, self._tokenizers, self.component)
+        self._graph_pipeline = GraphPipelineManager(plan, self._tokenizers, self.component)
         self._adapters = LoraManager(plan, self.component)
-        self._texts: LruCache[Encoded] = LruCache(_PROMPTS)
-        self._texts_of: tuple[Lora, ...] = ()  # the LoRAs that were in force when they were encoded
-        self._samplers: LruCache[tuple[SchedulerSpec, Sampler]] = LruCache(_SCHEDULES)
-        for name in (*plan.tokenizers, "unet", "vae_decoder"):  # others are opened by the first picture that needs them
+        self._prompt_cache: LruCache[Encoded] = LruCache(_MAX_PROMPTS)
+        self._prompt_cache_loras: tuple[Lora, ...] = ()  # the LoRAs with which they were encoded
+        self._samplers: LruCache[tuple[SchedulerSpec, Sampler]] = LruCache(_MAX_SCHEDULES)
+        for name in (*plan.tokenizers, "unet", "vae_decoder"):  # the first call that needs another component opens it
             if name in plan.components:
                 self.component(name)
 
     def __call__(self, prompt: Any = None, **arguments: Any) -> Result:
-        """Make pictures; the arguments are those of `Request`, and only a model without text goes without a prompt.
+        """Generate images. The arguments are those of `Request`; only an unconditional model takes no prompt.
 
-        Raises `InputError`, `SamplerError`, `Cancelled`."""
-        work, stop = self._begun(prompt, arguments)
+        Returns:
+            The images, their seeds, and the report.
+
+        Raises:
+            InputError: an argument is wrong; SamplerError: the scheduler cannot run; Cancelled: `cancel` was called.
+        """
+        work, stop = self._start(prompt, arguments)
         notes: tuple[str, ...] = ()
-        if self._whole.on_device:
-            with self._adapters.held() as loras:
-                result, notes = self._at_once(replace(work, loras=loras), stop)
+        if self._graph_pipeline.on_device:
+            with self._adapters.lock_weights() as loras:
+                result, notes = self._run_graph(replace(work, loras=loras), stop)
             if result is not None:
                 return result
         *_, last = self._run(work, stop, notes)
@@ -119,19 +124,19 @@ class Pipeline(KnownAttributes):
         return last.result
 
     def stream(self, prompt: Any = None, **arguments: Any) -> Iterator[Event]:
-        """The same work step by step: one `Event` a step. Closing the stream between two steps abandons the picture.
+        """Generate images step by step: yield one `Event` a step. Closing the stream between two steps ends the work.
 
-        The arguments are checked before the first event is asked for.
+        The call itself checks the arguments, before the first event.
         """
-        return self._run(*self._begun(prompt, arguments))
+        return self._run(*self._start(prompt, arguments))
 
     def profile(self, path: str | Path, prompt: Any = None, **arguments: Any) -> Result:
-        """Make pictures as a call does, and write when what was done to `path`: a Chrome trace, in JSON.
+        """Generate images as a call does, and write a Chrome trace (JSON) of the work to `path`.
 
-        Where PyTorch has a part, its operators and a GPU's kernels are in it too. Raises what a call raises, and
-        `InputError` where the file cannot be written.
+        If PyTorch runs a component, the trace contains its operators and GPU kernels. Raises what a call raises, and
+        `InputError` if the file cannot be written.
         """
-        by_torch = any(o.runner.backend in _OF_TORCH for o in tuple(self._opened.values()))
+        by_torch = any(o.runner.backend in _TORCH_BACKENDS for o in tuple(self._opened.values()))
         with traced(Path(path), by_torch=by_torch):
             return self(prompt, **arguments)
 
@@ -139,16 +144,16 @@ class Pipeline(KnownAttributes):
     def _on_gpu(self) -> bool:
         return "unet" in self._opened and self._opened["unet"].runner.backend in ON_GPU
 
-    def _begun(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[ResolvedCall, threading.Event]:
-        """All questions answered, and what `cancel` sets."""
+    def _start(self, prompt: Any, arguments: Mapping[str, Any]) -> tuple[ResolvedCall, threading.Event]:
+        """Resolve a call's arguments; the event is what `cancel` sets."""
         forks.check()
         stop = threading.Event()
         with self._guard:
-            self._under_way.add(stop)  # for as long as the work lives
+            self._active.add(stop)  # as long as the work holds it
         job = resolve(parse_request(prompt, arguments), self.plan)
         size = {"height": job.height, "width": job.width}
-        loads = [load for load in self.plan.loads if load.guided]  # the autoencoder's go in portions that fit
-        if not self._on_gpu:  # which keeps no attention scores, and tells when it is full
+        loads = [load for load in self.plan.loads if load.guided]  # the VAE splits its work to fit
+        if not self._on_gpu:  # a GPU keeps no attention scores, and raises when it is full
             check_memory(peak_bytes(loads, batch=len(job.seeds), **size, guided=job.guided), available_bytes())
         with forks.running():
             spec, sampler = self._sampler(job)
@@ -156,19 +161,20 @@ class Pipeline(KnownAttributes):
         return ResolvedCall(job=job, spec=spec, sampler=sampler, tiling=tiling), stop
 
     def cancel(self) -> None:
-        """End every call and every stream under way at its next step, with `Cancelled`; from any thread."""
+        """End every running call and stream at its next step, with `Cancelled`. Any thread may call it."""
         with self._guard:
-            for stop in self._under_way:
+            for stop in self._active:
                 stop.set()
 
     def component(self, name: str) -> LoadedComponent:
-        """The component with its runner, opened at first use, and traced before that where nothing has needed it yet.
+        """Return the component with its runner. Its first use traces it if necessary, and opens it.
 
-        Raises `SourceError` where it cannot be traced from the model's files, `BackendError` where no backend opens it.
+        Raises:
+            SourceError: it cannot be traced from the model's files; BackendError: no backend opens it.
         """
         opened = self._opened.get(name)
         if opened is None:
-            with self._opening:  # others that are open are used meanwhile: a trace takes seconds
+            with self._opening:  # open components stay usable: a trace takes seconds
                 opened = self._opened.get(name)
                 if opened is None:
                     opened = self._opened[name] = open_component(self._planned(name), self._choice)
@@ -177,94 +183,89 @@ class Pipeline(KnownAttributes):
 
     @with_known_names({})
     def set_lora(self, lora: LoraLike = None) -> None:
-        """Paint with these LoRAs from now on, in place of those before; with None, with the model's own weights.
+        """Replace the active LoRAs with these; None restores the model's own weights.
 
-        What diffusers does in `load_lora_weights`, `set_adapters` and `unload_lora_weights`. Nothing is built or
-        exported anew. It waits for the pictures under way (`cancel` ends them), and those asked for meanwhile wait for
-        it. Where it fails, all is as it was; where that fails as well, pictures are refused until a call succeeds.
+        Does what `load_lora_weights`, `set_adapters` and `unload_lora_weights` do in diffusers, without a new build or
+        export. It waits for running calls (`cancel` ends them), and later calls wait for it. If it fails, it restores
+        the LoRAs before it; if that fails too, calls raise until `set_lora` succeeds.
 
         Args:
             lora: a .safetensors file of diffusers, peft or kohya, or a folder as diffusers saves a LoRA; "FILE:0.8",
-                (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, from -10 to 10; or a list of these, all of which
-                are added. A weight of 0 leaves a file out.
+                (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, from -10 to 10; or a list of these, whose deltas
+                are added. A file of weight 0 is not used.
 
         Raises:
-            SourceError: a file is missing, is no LoRA, or has a tensor without a place in the model, which is named;
-            BackendError: the backend cannot change these weights; InputError: a stream of this thread is under way.
+            SourceError: a file is missing, is not a LoRA, or has a tensor (the error names it) that the model lacks.
+            BackendError: the backend cannot change these weights.
+            InputError: this thread has an open stream.
         """
         self._adapters.set(lora)
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:
-        """The LoRAs in force, as (file, weight)."""
+        """The active LoRAs, as (file, weight)."""
         return tuple((str(lora.path), lora.weight) for lora in self._adapters.loras)
 
     @with_known_names({})
     def encode(self, image: Any, *, tile: int | None = None, sliced: bool = False) -> Floats:
-        """A picture, or several of one size, to latents of the U-Net.  # -> float32 [B, C, h, w]
+        """Encode one image, or several of one size, as latents of the U-Net.  # -> float32 [B, C, h, w]
 
         Args:
-            image: what `Request.image` takes, resized down to sizes that the autoencoder divides (8 pixels).
-            tile: work in tiles of so many pixels a side; unsaid, as much at once as fits into the memory that is free.
-            sliced: picture by picture.
+            image: the values of `Request.image`; sizes are rounded down to a multiple of the VAE's factor (8 pixels).
+            tile: side of a tile in pixels; by default, as much at once as fits into the free memory.
+            sliced: encode one image at a time.
 
         Raises:
-            InputError: the picture or the tile is none.
+            InputError: the image or the tile is invalid.
         """
-        pictures = [load_image_array("image", picture) for picture in as_list(image)]
-        if not pictures:
-            raise InputError("image must be a picture, or a list of pictures that is not empty.")
+        images = [load_image_array("image", each) for each in as_list(image)]
+        if not images:
+            raise InputError("image must be an image, or a list of images that is not empty.")
         factor = self.plan.profile.factor
-        height, width = (max(side // factor, 1) * factor for side in pictures[0].shape[:2])
-        pixels = batch(pictures, len(pictures), height, width)
+        height, width = (max(side // factor, 1) * factor for side in images[0].shape[:2])
+        pixels = batch(images, len(images), height, width)
         return self._codec.encode(pixels, tiling=self._codec.tiling_from(sliced, tile))
 
     @with_known_names({})
     def decode(
         self, latents: Floats, *, output_type: str = "pil", tile: int | None = None, sliced: bool = False
     ) -> Any:
-        """Latents of the U-Net to pictures: PIL's, or "np": float32 [B, H, W, 3] in [0, 1].  # [B, C, h, w]
+        """Decode latents [B, C, h, w] of the U-Net to PIL images, or for "np" to float32 [B, H, W, 3] in [0, 1].
 
         `tile` and `sliced` are as in `encode`. Raises `InputError`.
         """
         tiling = self._codec.tiling_from(sliced, tile)
         if output_type not in ("pil", "np"):
             raise InputError(f"output_type must be pil or np, got {output_type!r}.")
-        if (
-            not isinstance(latents, np.ndarray)
-            or latents.ndim != 4
-            or latents.shape[1] != self._codec.channels
-            or 0 in latents.shape
-            or latents.dtype.kind not in "biuf"
-        ):
-            is_array = isinstance(latents, np.ndarray)
+        is_array, channels = isinstance(latents, np.ndarray), self._codec.channels
+        is_batch = is_array and latents.ndim == 4 and latents.shape[1] == channels and 0 not in latents.shape
+        if not is_batch or latents.dtype.kind not in "biuf":
             got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
-            raise InputError(f"latents are an array [B, {self._codec.channels}, h, w] of numbers; got {got}.")
+            raise InputError(f"latents must be an array [B, {channels}, h, w] of numbers, got {got}.")
         pixels = self._codec.decode(latents, tiling)
         return to_unit_range(pixels) if output_type == "np" else [image_from_pixels(p, {}) for p in to_uint8(pixels)]
 
-    def _at_once(self, work: ResolvedCall, stop: threading.Event) -> tuple[Result | None, tuple[str, ...]]:
-        """The result as one graph; or None, and the note that says why it is painted step by step."""
+    def _run_graph(self, work: ResolvedCall, stop: threading.Event) -> tuple[Result | None, tuple[str, ...]]:
+        """Run the call as one graph. Return the result, or None and a note with the reason against it."""
         if stop.is_set():
             raise Cancelled(f"cancelled after 0 of {work.sampler.calls} steps.")
         watch, draw = Stopwatch(), self._noise(work.job)
 
-        def tiling_from() -> GraphInputs:
+        def graph_inputs() -> GraphInputs:
             with watch.stage("encode") if work.job.task.image is not None else nullcontext():
                 ready = prepare_latents(self.plan, work.job, self._codec, draw, work.tiling)
             return GraphInputs(job=work.job, sampler=work.sampler, ready=ready, draw=draw)
 
-        whole = work.tiling == VaeTiling()
-        pixels, notes = self._whole.run(work.job, work.sampler, tiling_from, watch, whole=whole)
+        untiled = work.tiling == VaeTiling()
+        pixels, notes = self._graph_pipeline.run(work.job, work.sampler, graph_inputs, watch, untiled=untiled)
         if pixels is None:
             return None, notes
-        return Result(
-            images=self._drawn(work, pixels), seeds=work.job.seeds, report=self._report(work, watch, notes)
-        ), notes
+        images = self._to_images(work, pixels)
+        return Result(images=images, seeds=work.job.seeds, report=self._report(work, watch, notes)), notes
 
-    def _run(self, work: ResolvedCall, stop: threading.Event, before: tuple[str, ...] = ()) -> Iterator[Event]:
-        with self._adapters.held() as loras:
-            events = self._painting(replace(work, loras=loras), stop, before)
+    def _run(self, work: ResolvedCall, stop: threading.Event, earlier_notes: tuple[str, ...] = ()) -> Iterator[Event]:
+        with self._adapters.lock_weights() as loras:
+            events = self._generate(replace(work, loras=loras), stop, earlier_notes)
             while True:
                 with forks.running():
                     event = next(events, None)
@@ -272,12 +273,12 @@ class Pipeline(KnownAttributes):
                     return
                 yield event
 
-    def _painting(self, work: ResolvedCall, stop: threading.Event, before: tuple[str, ...]) -> Iterator[Event]:
+    def _generate(self, work: ResolvedCall, stop: threading.Event, earlier_notes: tuple[str, ...]) -> Iterator[Event]:
         watch, sampler, job = Stopwatch(), work.sampler, work.job
         with annotate_out_of_memory(self.plan, job):
             with watch.stage("text"):
-                memory = self._memory(work.loras)
-                conditioning, notes = condition(self.plan, self._tokenizers, self.component, job, memory)
+                cache = self._prompts(work.loras)
+                conditioning, notes = condition(self.plan, self._tokenizers, self.component, job, cache)
             draw = self._noise(job)
             with watch.stage("encode") if job.task.image is not None else nullcontext():
                 ready = prepare_latents(self.plan, job, self._codec, draw, work.tiling)
@@ -292,25 +293,27 @@ class Pipeline(KnownAttributes):
                     yield self._event(work, run, i)
             with watch.stage("decode"):
                 images = self._output(work, run.latents())
-        report = self._report(work, watch, (*notes, *before))
+        report = self._report(work, watch, (*notes, *earlier_notes))
         yield self._event(work, run, sampler.calls - 1, Result(images=images, seeds=work.job.seeds, report=report))
 
-    def _memory(self, loras: tuple[Lora, ...]) -> LruCache[Encoded]:
-        """Of prompts, as these weights encode them: all pictures that are painted at one time have the same."""
+    def _prompts(self, loras: tuple[Lora, ...]) -> LruCache[Encoded]:
+        """Return the cache of prompts encoded with these LoRAs. All calls that run at one time have the same LoRAs."""
         with self._guard:
-            if loras is not self._texts_of:
-                self._texts.clear()
-                self._texts_of = loras
-        return self._texts
+            if loras is not self._prompt_cache_loras:
+                self._prompt_cache.clear()
+                self._prompt_cache_loras = loras
+        return self._prompt_cache
 
     def _sampler(self, job: Job) -> tuple[SchedulerSpec, Sampler]:
-        def find() -> tuple[SchedulerSpec, Sampler]:
-            return sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, job.task.course)
+        part = job.task.schedule_range
 
-        said = job.scheduler.to_json() if isinstance(job.scheduler, SchedulerSpec) else job.scheduler
-        if said is None or isinstance(said, str):
-            return self._samplers((type(job.scheduler), said, job.steps, job.task.course), find)
-        return find()  # an object may have changed since
+        def find() -> tuple[SchedulerSpec, Sampler]:
+            return sampler_for(job.scheduler, self.plan.scheduler, job.steps, self.plan.samplers, part)
+
+        name = job.scheduler.to_json() if isinstance(job.scheduler, SchedulerSpec) else job.scheduler
+        if name is None or isinstance(name, str):
+            return self._samplers((type(job.scheduler), name, job.steps, part), find)
+        return find()  # an object may have changed since its last call
 
     def _noise(self, job: Job) -> BatchNoise:
         sizes = self.plan.profile.sizes(batch=len(job.seeds), height=job.height, width=job.width)
@@ -319,7 +322,7 @@ class Pipeline(KnownAttributes):
 
     def _event(self, work: ResolvedCall, run: SamplerRun, i: int, result: Result | None = None) -> Event:
         def preview() -> list[GeneratedImage]:
-            return self._pictures(work, run.preview(i))
+            return self._decode_images(work, run.preview(i))
 
         return Event(step=i + 1, total=work.sampler.calls, preview=preview, result=result)
 
@@ -328,12 +331,12 @@ class Pipeline(KnownAttributes):
             return latents
         if work.job.output_type == "np":
             return to_unit_range(self._codec.decode(latents, work.tiling))
-        return self._pictures(work, latents)
+        return self._decode_images(work, latents)
 
-    def _pictures(self, work: ResolvedCall, latents: Floats) -> list[GeneratedImage]:
-        return self._drawn(work, to_uint8(self._codec.decode(latents, work.tiling)))
+    def _decode_images(self, work: ResolvedCall, latents: Floats) -> list[GeneratedImage]:
+        return self._to_images(work, to_uint8(self._codec.decode(latents, work.tiling)))
 
-    def _drawn(self, work: ResolvedCall, pixels: NDArray[np.uint8]) -> list[GeneratedImage]:
+    def _to_images(self, work: ResolvedCall, pixels: NDArray[np.uint8]) -> list[GeneratedImage]:
         backend = self.component("unet").runner.backend
         return [image_from_pixels(p, png_metadata(self.plan, work, i, backend)) for i, p in enumerate(pixels)]
 

@@ -1,8 +1,7 @@
-"""From a model's files to artifacts: sources, tracing to ONNX, precision, checking, the store, plans.
+"""Turn a model's files into plans: read sources, trace to ONNX, lower the precision, check, and store.
 
-`prepare_lazily` is what `calotype.load` calls for a model that is no plan yet; `build` leaves a plan in a folder.
-Names are looked up when they are used, so that the command line starts at once; heavy libraries are imported when
-something has to be made.
+`calotype.load` calls `prepare_lazily` for a model that is not a plan; `build` writes a plan folder. The names below are
+imported at first use, so that the command line starts fast. Heavy libraries are imported when a build step needs them.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ if TYPE_CHECKING:
 
 __all__ = ["BuildSpec", "build", "prepare", "prepare_lazily"]
 
-_HOMES = {
+_MODULES = {
     "BuildSpec": "builder.spec",
     "build": "builder.build",
     "prepare": "builder.prepare",
@@ -26,6 +25,6 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'calotype.export' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"calotype.export.{_HOMES[name]}"), name)
+    return getattr(importlib.import_module(f"calotype.export.{_MODULES[name]}"), name)

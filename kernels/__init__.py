@@ -1,5 +1,5 @@
-"""Triton kernels, each in a file of its own with its formula, its float32 reference and its launcher.
+"""Triton kernels. Each file has one kernel with its formula, its float32 reference and its launcher.
 
-A launcher does not launch: it makes `Launch`es, which run where their tensors are, or are compiled ahead of time for a
-GPU that is not there. Imports torch and triton alone, and knows nothing of models, plans or backends.
+A launcher returns `Launch` objects. They run on the device of their tensors, or are compiled ahead of time without a
+GPU. This package only imports torch and triton, and does not know models, plans or backends.
 """

@@ -1,10 +1,10 @@
 """Attention in one pass over the keys, without the matrix of scores (Dao et al. 2022, arXiv 2205.14135).
 
-    o = softmax(q k' scale) v        for each picture and head
+    o = softmax(q k' scale) v        for each image and head
 
-A program holds some rows of q, and walks over k and v with the row's largest score and sum so far. Queries may be many
-(pixels) and keys few (a text): both lengths may be anything. `calotype.cuda.attention` measures it against cuDNN's and
-flash attention, and takes what is fastest for a shape.
+A program holds some rows of q and iterates over k and v, with each row's running maximum and sum. Both lengths may have
+any value, for example many queries (pixels) and few keys (a text). `calotype.cuda.attention` compares its speed with
+cuDNN's and flash attention, and selects the fastest for a shape.
 """
 
 from collections.abc import Sequence
@@ -16,9 +16,9 @@ from torch.nn import functional
 
 from .launch import Launch, blocks, power_of_two, require, wide
 
-WIDEST = 128  # of a head: beyond, rows of q and of the result no longer fit into registers
+MAX_HEAD_WIDTH = 128  # above it, rows of q and of the result no longer fit into registers
 _QUERIES, _KEYS = 64, 64
-_LEAST = 16  # that the tensor cores multiply
+_MIN_TILE = 16  # the smallest tile of the tensor cores
 
 
 @triton.jit
@@ -33,7 +33,7 @@ def _attention(
     wide = lane < WIDTH
     here = (row < queries)[:, None] & wide[None, :]
     rows = tl.load(q + image * q_b + head * q_h + row.to(tl.int64)[:, None] * q_p + lane[None, :], mask=here, other=0)
-    most = tl.full([QUERIES], -float("inf"), tl.float32)
+    row_max = tl.full([QUERIES], -float("inf"), tl.float32)
     total = tl.zeros([QUERIES], tl.float32)
     mixed = tl.zeros([QUERIES, LANES], tl.float32)
     for first in range(0, keys, KEYS):
@@ -44,22 +44,22 @@ def _attention(
         vs = tl.load(v + image * v_b + head * v_h + place * v_p + lane[None, :], mask=there, other=0)
         scores = tl.dot(rows, tl.trans(ks), input_precision="ieee") * (scale * 1.4426950408889634)
         scores = tl.where((key < keys)[None, :], scores, -float("inf"))
-        now = tl.maximum(most, tl.max(scores, axis=1))
+        now = tl.maximum(row_max, tl.max(scores, axis=1))
         shares = tl.exp2(scores - now[:, None])
-        fade = tl.exp2(most - now)
+        fade = tl.exp2(row_max - now)
         total = total * fade + tl.sum(shares, axis=1)
         mixed = mixed * fade[:, None]
         mixed = tl.dot(shares.to(vs.dtype), vs, mixed, input_precision="ieee")
-        most = now
+        row_max = now
     y = mixed / total[:, None]
     place = ((image * queries + row.to(tl.int64)) * heads + head)[:, None] * WIDTH + lane[None, :]  # [B, P, H, D]
     tl.store(out + place, y.to(out.dtype.element_ty), mask=here)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """o, whose heads lie side by side for each query.  # [B, H, P, D], [B, H, T, D] -> [B, H, P, D]
+    """Compute o, with the heads of each query adjacent in memory.  # [B, H, P, D], [B, H, T, D] -> [B, H, P, D]
 
-    Raises `ValueError` for tensors that do not fit.
+    Raises `ValueError` if the shapes or strides do not match.
     """
     (launch,) = launches(q, k, v, scale=scale)
     launch()
@@ -69,22 +69,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
 
 def launches(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Sequence[Launch]:
-    """The launch; its arguments have `out`, [B, P, H, D]."""
+    """Return the launch. Its arguments contain `out`, [B, P, H, D]."""
     batch, heads, queries, width = q.shape
-    fit = k.shape == v.shape and k.shape[:2] == q.shape[:2] and k.shape[3] == width and k.shape[2] > 0
-    require(fit and width <= WIDEST, f"q [B, H, P, D], k and v [B, H, T, D], D at most {WIDEST}", [q, k, v])
-    require(all(t.stride(3) == 1 for t in (q, k, v)), "heads whose numbers lie side by side", [q, k, v])
-    lanes = max(_LEAST, power_of_two(width))
-    rows = min(_QUERIES, max(_LEAST, power_of_two(queries)))
-    keys = _KEYS if lanes <= _KEYS else _KEYS // 2  # of wide heads fewer at once: registers are the limit
-    given = {"q": q, "k": k, "v": v}
-    strides = {f"{n}_{axis}": t.stride(i) for n, t in given.items() for i, axis in enumerate("bhp")}
+    match = k.shape == v.shape and k.shape[:2] == q.shape[:2] and k.shape[3] == width and k.shape[2] > 0
+    match = match and width <= MAX_HEAD_WIDTH
+    require(match, f"q [B, H, P, D], k and v [B, H, T, D], D at most {MAX_HEAD_WIDTH}", [q, k, v])
+    require(all(t.stride(3) == 1 for t in (q, k, v)), "heads that are contiguous in the last axis", [q, k, v])
+    lanes = max(_MIN_TILE, power_of_two(width))
+    rows = min(_QUERIES, max(_MIN_TILE, power_of_two(queries)))
+    keys = _KEYS if lanes <= _KEYS else _KEYS // 2  # wide heads need fewer keys at once: registers are the limit
+    inputs = {"q": q, "k": k, "v": v}
+    strides = {f"{n}_{axis}": t.stride(i) for n, t in inputs.items() for i, axis in enumerate("bhp")}
     return [
         Launch(
             kernel=_attention,
             grid=(blocks(queries, rows), batch * heads),
             arguments={
-                **{**given, "out": q.new_empty(batch, queries, heads, width), "scale": scale},
+                **{**inputs, "out": q.new_empty(batch, queries, heads, width), "scale": scale},
                 **{"heads": heads, "queries": queries, "keys": k.shape[2]},
                 **strides,
             },
@@ -95,5 +96,5 @@ def launches(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Sequence[Launc
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """The same in float32, by torch."""
+    """Compute the same with torch in float32."""
     return functional.softmax(wide(q) @ wide(k).transpose(2, 3) * scale, dim=-1) @ wide(v)

@@ -1,6 +1,6 @@
-"""A gated linear unit whose gate is a GELU, after the projection that makes both (Shazeer 2020, arXiv 2002.05202).
+"""GEGLU: a gated linear unit with GELU as its gate, after the projection of both (Shazeer 2020, arXiv 2002.05202).
 
-y = a gelu(b)        a, b the halves of x;  gelu(b) = b (1 + erf(b / sqrt 2)) / 2, as diffusers computes it
+y = a gelu(b)        a, b the halves of x;  gelu(b) = b (1 + erf(b / sqrt 2)) / 2, as in diffusers
 """
 
 from collections.abc import Sequence
@@ -28,9 +28,9 @@ def _geglu(x, out, scale, width, BLOCK: tl.constexpr):
 
 
 def geglu(x: Tensor, *, quantized: Scale | None = None) -> Tensor:
-    """a gelu(b), in eight bits where a scale is given.  # [..., 2 D] -> [..., D]
+    """Compute a gelu(b), in eight bits if `quantized` is set.  # [..., 2 D] -> [..., D]
 
-    Raises `ValueError` where x is not contiguous, or of odd width.
+    Raises `ValueError` if x is not contiguous, or its width is odd.
     """
     (launch,) = launches(x, quantized=quantized)
     launch()
@@ -40,7 +40,7 @@ def geglu(x: Tensor, *, quantized: Scale | None = None) -> Tensor:
 
 
 def launches(x: Tensor, *, quantized: Scale | None = None) -> Sequence[Launch]:
-    """The launch; its arguments have `out`."""
+    """Return the launch. Its arguments contain `out`."""
     require(x.is_contiguous() and x.shape[-1] % 2 == 0, "x [..., 2 D], contiguous", [x])
     width = x.shape[-1] // 2
     block = min(_BLOCK, power_of_two(width))
@@ -60,7 +60,7 @@ def launches(x: Tensor, *, quantized: Scale | None = None) -> Sequence[Launch]:
 
 
 def reference(x: Tensor) -> Tensor:
-    """The same in float32, by torch."""
+    """Compute the same with torch in float32."""
     a, b = wide(x).chunk(2, dim=-1)
     y: Tensor = a * functional.gelu(b)
     return y

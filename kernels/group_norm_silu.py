@@ -1,12 +1,12 @@
-"""Group normalization and SiLU over channels-last pictures, with what is added before it (Wu and He 2018, 1803.08494).
+"""Group normalization and SiLU of channels-last images, with the additions before it (Wu and He 2018, 1803.08494).
 
     s = x + time + residual
     y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias       over the pixels and channels of a group
     y = y sigmoid(y)
 
-Means and variances are merged tile by tile (Chan, Golub and LeVeque 1983), so a mean far from zero costs no digits.
-A group that is small is read twice by one program. A large one is split over the pixels: a first kernel leaves the
-moments of each part, a second merges them and normalizes.
+Means and variances are merged tile by tile (Chan, Golub and LeVeque 1983), so a mean far from zero loses no digits.
+One program reads a small group two times. A large group is split over the pixels: a first kernel computes the moments
+of each part, and a second one merges them and normalizes.
 """
 
 from collections.abc import Sequence
@@ -21,27 +21,27 @@ from torch.nn import functional
 from .launch import Arguments, Launch, blocks, power_of_two, require, wide
 from .quantize import Scale, empty_for, stored
 
-_TILE = 2048  # numbers that a program holds at once
-_SMALL = 16384  # numbers of a group that one program reads alone
-_PARTS = 128  # of a group, at most: every program of the second kernel reads the moments of all
-_WIDE = 64  # channels side by side that make full cache lines
+_TILE = 2048  # the numbers that a program holds at once
+_SMALL = 16384  # the largest group, in numbers, for one program
+_MAX_PARTS = 128  # of a group: every program of the second kernel reads the moments of all parts
+_WIDE = 64  # adjacent channels that fill cache lines
 
 
 @dataclass(frozen=True, kw_only=True)
 class GroupNorm:
-    """The layer: its parameters, and whether SiLU comes after it."""
+    """The layer: its parameters, and whether SiLU follows."""
 
     weight: Tensor  # [C]
     bias: Tensor  # [C]
     groups: int = 32
     eps: float = 1e-5
     silu: bool = True
-    quantized: Scale | None = None  # y in eight bits, for the convolution that comes next
+    quantized: Scale | None = None  # stores y in eight bits, for the next convolution
 
 
 @triton.jit
 def _tile(x, time, residual, pixel, image, pixels, group, C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr):
-    """s for some pixels and groups, where it lies, and which of it is there.  # [P], [G] -> [P, G, LANES]"""
+    """Load s for some pixels and groups; return s, its offsets and its mask.  # [P], [G] -> [P, G, LANES]"""
     lane = tl.arange(0, LANES)
     channel = group[:, None] * WIDTH + lane[None, :]  # [G, LANES]
     there = (pixel < pixels)[:, None, None] & (lane < WIDTH)[None, None, :] & (group >= 0)[None, :, None]
@@ -60,7 +60,7 @@ def _moments(
     x, time, residual, total, start, stop, image, pixels, group,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
 ):  # fmt: skip
-    """The mean, and the sum of squares about it, of each group over the pixels from `start` to `stop`.  # [G], [G]"""
+    """Return each group's mean and centered sum of squares over the pixels from `start` to `stop`.  # [G], [G]"""
     count = 0.0
     mean = tl.zeros([group.shape[0]], tl.float32)
     squares = tl.zeros([group.shape[0]], tl.float32)
@@ -86,7 +86,7 @@ def _normalize(
     x, time, residual, weight, bias, out, quantized, mean, scale, start, stop, image, pixels, group,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
-    """y for the pixels from `start` to `stop`, stored.  # mean [G], scale [G]"""
+    """Compute and store y for the pixels from `start` to `stop`.  # mean [G], scale [G]"""
     lane = tl.arange(0, LANES)
     channel = group[:, None] * WIDTH + lane[None, :]
     w = tl.load(weight + channel, mask=(lane < WIDTH)[None, :], other=0).to(tl.float32) * scale[:, None]
@@ -102,7 +102,7 @@ def _normalize(
 
 
 @triton.jit
-def _group_norm_whole(
+def _group_norm_single(
     x, time, residual, weight, bias, out, quantized, total, pixels, eps,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr,
@@ -125,7 +125,7 @@ def _group_norm_plugin(
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    """`_group_norm_whole` as TensorRT calls a plugin: tensors given, whole numbers, tensors made, and nothing else."""
+    """`_group_norm_single` with the arguments of a TensorRT plugin: input tensors, integers, output tensors."""
     group = tl.program_id(0) + tl.arange(0, 1)
     image = tl.program_id(1)
     mean, squares = _moments(x, None, None, None, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS)
@@ -182,14 +182,16 @@ def _group_norm_parts(
 def group_norm_silu(
     x: Tensor, norm: GroupNorm, *, time: Tensor | None = None, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and s where there is a residual (the next one needs it).  # [B, C, H, W] channels last -> the same
+    """Return y, and s if there is a residual (the next layer needs it).  # [B, C, H, W] channels last -> the same
 
-    `time` [B, C] is added at every pixel, `residual` has x's shape. Raises `ValueError` for tensors that do not fit.
+    `time` [B, C] is added at every pixel. `residual` has x's shape.
+
+    Raises `ValueError` if the shapes or the memory layouts do not match.
     """
-    made = launches(x, norm, time=time, residual=residual)
-    for launch in made:
+    sequence = launches(x, norm, time=time, residual=residual)
+    for launch in sequence:
         launch()
-    out, total = made[-1].arguments["out"], made[0].arguments["total"]
+    out, total = sequence[-1].arguments["out"], sequence[0].arguments["total"]
     assert isinstance(out, Tensor)
     assert total is None or isinstance(total, Tensor)
     return out, total
@@ -198,7 +200,7 @@ def group_norm_silu(
 def launches(
     x: Tensor, norm: GroupNorm, *, time: Tensor | None = None, residual: Tensor | None = None
 ) -> Sequence[Launch]:
-    """One launch where a group is small, two where it is split. The last has `out`, the first `total`."""
+    """Return one launch for small groups, two for split ones. The last contains `out`, the first `total`."""
     _check(x, norm, time, residual)
     total = None if residual is None else torch.empty_like(x)
     read: Arguments = {"x": x, "time": time, "residual": residual, "pixels": x.shape[2] * x.shape[3]}
@@ -211,7 +213,7 @@ def launches(
         return _split(x, norm, {**read, "total": total}, {**read, **scaled})
     return [
         Launch(
-            kernel=_group_norm_whole,
+            kernel=_group_norm_single,
             grid=(norm.groups, len(x)),
             arguments={**read, **scaled, "total": total},
             constants={**_shape(x, width, 1), "SILU": norm.silu},
@@ -221,7 +223,7 @@ def launches(
 
 
 def plugin_launch(x: Tensor, norm: GroupNorm) -> Launch:
-    """The single launch that TensorRT makes of this layer where it is a plugin; its arguments have `out`."""
+    """Return the single launch of this layer as a TensorRT plugin. Its arguments contain `out`."""
     _check(x, norm, None, None)
     shape = _shape(x, x.shape[1] // norm.groups, 1)
     del shape["GROUPS"]
@@ -238,13 +240,13 @@ def plugin_launch(x: Tensor, norm: GroupNorm) -> Launch:
 
 
 def _split(x: Tensor, norm: GroupNorm, first: Arguments, second: Arguments) -> Sequence[Launch]:
-    """Moments of parts, then all parts' moments merged and used; `first` and `second` are the kernels' arguments."""
+    """Return the launches for the moments of parts, and for merging and normalizing, with their arguments."""
     width, pixels = x.shape[1] // norm.groups, x.shape[2] * x.shape[3]
-    side = 1  # groups of a program: narrow ones alone would leave most of a cache line unread
+    side = 1  # groups of a program: one narrow group would only use a part of each cache line
     while side * width < _WIDE and norm.groups % (2 * side) == 0:
         side *= 2
     shape = _shape(x, width, side)
-    part = power_of_two(max(4 * shape["PIXELS"], blocks(pixels, _PARTS)))
+    part = power_of_two(max(4 * shape["PIXELS"], blocks(pixels, _MAX_PARTS)))
     grid = (blocks(pixels, part), norm.groups // side, len(x))
     moments = torch.empty(len(x), norm.groups, grid[0], 2, dtype=torch.float32, device=x.device)
     split: Arguments = {"moments": moments, "part_pixels": part}
@@ -267,20 +269,21 @@ def _shape(x: Tensor, width: int, side: int) -> dict[str, int]:
 
 
 def _check(x: Tensor, norm: GroupNorm, time: Tensor | None, residual: Tensor | None) -> None:
-    given = [x, norm.weight, norm.bias, time, residual]
-    require(x.ndim == 4 and x.shape[1] % norm.groups == 0, f"x [B, C, H, W] with C a multiple of {norm.groups}", given)
+    tensors = [x, norm.weight, norm.bias, time, residual]
+    multiple = x.ndim == 4 and x.shape[1] % norm.groups == 0
+    require(multiple, f"x [B, C, H, W] with C a multiple of {norm.groups}", tensors)
     for tensor in (x, residual):
         last = tensor is None or tensor.is_contiguous(memory_format=torch.channels_last)
-        require(last and (tensor is None or tensor.shape == x.shape), "pictures that lie channels last", given)
-    require(norm.weight.shape == norm.bias.shape == x.shape[1:2], "a weight and a bias for each channel", given)
-    fits = time is None or (time.shape == x.shape[:2] and time.is_contiguous())
-    require(fits, "time [B, C], contiguous", given)
+        require(last and (tensor is None or tensor.shape == x.shape), "x and residual in channels last", tensors)
+    require(norm.weight.shape == norm.bias.shape == x.shape[1:2], "a weight and a bias for each channel", tensors)
+    match = time is None or (time.shape == x.shape[:2] and time.is_contiguous())
+    require(match, "time [B, C], contiguous", tensors)
 
 
 def reference(
     x: Tensor, norm: GroupNorm, *, time: Tensor | None = None, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The same in float32, by torch."""
+    """Compute the same with torch in float32."""
     s = wide(x)
     s = s if time is None else s + wide(time)[:, :, None, None]
     s = s if residual is None else s + wide(residual)

@@ -1,22 +1,21 @@
-"""One step of a batch between two calls of the network: guidance, sampler, inpainting and the next input, in one pass.
+"""One sampling step between two network calls: guidance, sampler, inpainting and the next input, in one pass.
 
-For slot s, whose network has just answered call i:
+For slot s, after call i of its network:
 
     e = u + g (c - u)                                   guidance (Ho and Salimans 2022, arXiv 2207.12598)
     e = e (r std(c) / std(e) + 1 - r)                   its rescaling (Lin et al. 2023, arXiv 2305.08891)
     history[1 + i] = e
     x = sum_j rows[i + 1, j] history[j]                 the sampler matrix (`calotype.sampling.matrix`)
-      + clean[i + 1] original                           of a picture that is set out from
-    x = m x + (1 - m) (kept[i + 1] . (noise, original)) inpainting, m 0 or 1
+      + image_coefficients[i + 1] original              for slots that start from an image
+    x = m x + (1 - m) (masked_rows[i + 1] . (noise, original))      inpainting, m 0 or 1
 
-x, cast, is the input of call i + 1 for both halves of guidance; after the last call it is the final latents. All that
-differs between slots and steps (i, rows, timesteps, g, r) is read from device memory: one captured graph serves every
-sampler and step, and slots may stand at different ones. i = -1 makes the first input, of which no network has answered
-anything; a slot that is through its calls is left as it is.
+x, cast, is the input of call i + 1 for both halves of guidance. After the last call it is the final latents. Values
+that differ between slots and steps (i, rows, timesteps, g, r) are in device memory: one captured graph works for every
+sampler and step, and slots may be at different steps. i = -1 computes the first input, before any call of the network.
+The kernel does not change a slot after its last call.
 
-Names and orders are those of `SamplerMatrix`.
-
-Sums are made in float64, as the reference in numpy makes them: at a high sigma large terms cancel.
+Names and orders are those of `SamplerMatrix`. Sums are in float64, as in the numpy reference: at a high sigma large
+terms cancel.
 """
 
 from collections.abc import Sequence
@@ -29,40 +28,42 @@ from torch import Tensor
 
 from .launch import Launch, blocks, require
 
-_BLOCK = 256  # latents of a program
-_COLUMNS = 8  # of the history that are under way at once
+_BLOCK = 256  # the latents of a program
+_IMAGE_TENSORS = ("image_coefficients", "inpaint_mask", "masked_rows")
+_COLUMNS = 8  # the columns of the history that a program loads at once
 
 
 @dataclass(frozen=True, kw_only=True)
 class SourceLatents:
-    """The pictures that slots set out from, and what a mask keeps of them."""
+    """The images that slots start from, and their masks."""
 
     latents: Tensor  # float32 [S, C, H, W], clean
-    clean: Tensor  # float64 [S, R], how much of them is in each row
-    inpaint_mask: Tensor | None = None  # uint8 [S, H, W], 1 where the picture is painted anew; None is everywhere
-    kept: Tensor | None = None  # float64 [S, R, 2], of the noise and of the clean latents: what stands elsewhere
+    image_coefficients: Tensor  # float64 [S, R], their weight in each row
+    inpaint_mask: Tensor | None = None  # uint8 [S, H, W], 1 where the image is generated anew; None means everywhere
+    masked_rows: Tensor | None = None  # float64 [S, R, 2], the weights of noise and clean latents elsewhere
 
 
 @dataclass(frozen=True, kw_only=True)
 class Slots:
-    """The state of a batch on the device. R is the most calls of any slot and one, K the most columns of any matrix.
+    """The state of a batch on the device. R is the maximum of calls + 1 of any slot, K of columns of any matrix.
 
-    `history` holds the initial noise, the outputs after guidance and the draws of noise, which are there beforehand.
+    `history` contains the initial noise, the outputs after guidance and the noise draws. Noise and draws are there
+    before the first call.
     """
 
-    call: Tensor  # int32 [S], the call that the network has answered; -1 before the first
+    call: Tensor  # int32 [S], the last call of the network; -1 before the first
     calls: Tensor  # int32 [S]
     rows: Tensor  # float64 [S, R, K], zeros where a slot's matrix is smaller
     timesteps: Tensor  # float32 [S, R]
-    guidance: Tensor  # float32 [S, 2], the scale and the share that is rescaled
+    guidance: Tensor  # float32 [S, 2], the scale and the rescaling factor
     history: Tensor  # float32 [S, K, C, H, W]
-    latents: Tensor  # float32 [S, C, H, W], written: the mix before it is cast
+    latents: Tensor  # float32 [S, C, H, W], written: the mix before the cast
     original: SourceLatents | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network's tensors. N is 2S with guidance (the unconditional half first), else S."""
+    """The network's tensors. N is 2S with guidance (the unconditional half comes first), otherwise S."""
 
     output: Tensor  # [N, C, H, W]
     sample: Tensor  # [N, C, H, W], written
@@ -70,19 +71,19 @@ class Network:
 
 
 @triton.jit
-def _deviations(output, slot, given_slot, size, scale, BLOCK: tl.constexpr):
-    """std(c) / std(e) over a slot, from one pass over both halves.  # [N, C, H, W] -> scalar"""
+def _deviations(output, slot, cond_slot, size, scale, BLOCK: tl.constexpr):
+    """Return std(c) / std(e) over a slot, from one pass over both halves.  # [N, C, H, W] -> scalar"""
     u_sum, c_sum = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for start in range(0, size, BLOCK):
         here = start + tl.arange(0, BLOCK)
         u_sum += tl.load(output + slot * size + here, mask=here < size, other=0).to(tl.float32)
-        c_sum += tl.load(output + given_slot * size + here, mask=here < size, other=0).to(tl.float32)
+        c_sum += tl.load(output + cond_slot * size + here, mask=here < size, other=0).to(tl.float32)
     u_mean, c_mean = tl.sum(u_sum, axis=0) / size, tl.sum(c_sum, axis=0) / size
     c_square, e_square = tl.zeros([BLOCK], tl.float32), tl.zeros([BLOCK], tl.float32)
     for start in range(0, size, BLOCK):
         here = start + tl.arange(0, BLOCK)
         u = tl.load(output + slot * size + here, mask=here < size, other=0).to(tl.float32) - u_mean
-        c = tl.load(output + given_slot * size + here, mask=here < size, other=0).to(tl.float32) - c_mean
+        c = tl.load(output + cond_slot * size + here, mask=here < size, other=0).to(tl.float32) - c_mean
         e = u + scale * (c - u)
         c_square += tl.where(here < size, c * c, 0)
         e_square += tl.where(here < size, e * e, 0)
@@ -91,38 +92,38 @@ def _deviations(output, slot, given_slot, size, scale, BLOCK: tl.constexpr):
 
 @triton.jit
 def _guided(output, guidance, slot, slots, here, size, mask, GUIDED: tl.constexpr, RESCALED: tl.constexpr):
-    """The network's output after guidance, at `here`.  # [N, C, H, W] -> [BLOCK] float32"""
-    given_slot = slot + slots if GUIDED else slot
-    e = tl.load(output + given_slot * size + here, mask=mask, other=0).to(tl.float32)
+    """Return the network's output after guidance, at `here`.  # [N, C, H, W] -> [BLOCK] float32"""
+    cond_slot = slot + slots if GUIDED else slot
+    e = tl.load(output + cond_slot * size + here, mask=mask, other=0).to(tl.float32)
     if GUIDED:
         u = tl.load(output + slot * size + here, mask=mask, other=0).to(tl.float32)
         scale = tl.load(guidance + slot * 2)
         e = u + scale * (e - u)
         if RESCALED:
             share = tl.load(guidance + slot * 2 + 1)
-            # Every program sums its whole slot up: a second launch would cost more than reading it from the cache.
-            ratio = _deviations(output, slot, given_slot, size, scale, here.shape[0])
+            # Every program sums over its full slot: a second launch would cost more than reading it from the cache.
+            ratio = _deviations(output, slot, cond_slot, size, scale, here.shape[0])
             e *= tl.where(share > 0, share * ratio + (1 - share), 1)
-    return tl.where(mask, e, 0)  # the ratio of what no network has written may be anything
+    return tl.where(mask, e, 0)  # before the first call the ratio is arbitrary
 
 
 @triton.jit
 def _mixed(past, row, columns, size, fresh, inside, alive, COLUMNS: tl.constexpr):
-    """The row's mix of the history, but for the column `fresh`, at the places of `past`.  # -> [BLOCK] float64"""
+    """Mix the history by the row's weights, without the column `fresh`, at `past`.  # -> [BLOCK] float64"""
     total = tl.zeros(past.shape, tl.float64)
     for first in range(0, columns, COLUMNS):
         column = first + tl.arange(0, COLUMNS)
         weight = tl.load(row + column, mask=(column < columns) & alive, other=0)
-        wanted = (weight != 0) & (column != fresh)  # what has no weight may not be there yet
-        terms = tl.load(past[None, :] + column[:, None] * size, mask=wanted[:, None] & inside[None, :], other=0)
-        total += tl.sum(tl.where(wanted, weight, 0)[:, None] * terms.to(tl.float64), axis=0)
+        used = (weight != 0) & (column != fresh)  # columns without a weight may not exist yet
+        terms = tl.load(past[None, :] + column[:, None] * size, mask=used[:, None] & inside[None, :], other=0)
+        total += tl.sum(tl.where(used, weight, 0)[:, None] * terms.to(tl.float64), axis=0)
     return total
 
 
 @triton.jit
 def _guided_step(
-    output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance, original, clean, inpaint_mask,
-    kept, slots, table, columns, size, pixels,
+    output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance,
+    original, image_coefficients, inpaint_mask, masked_rows, slots, table, columns, size, pixels,
     GUIDED: tl.constexpr, RESCALED: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     block, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
@@ -140,14 +141,14 @@ def _guided_step(
 
     total += _mixed(past, row, columns, size, tl.where(at >= 0, 1 + at, -1), inside, alive, COLUMNS)
     if original is not None:
-        picture = tl.load(original + slot * size + here, mask=inside, other=0).to(tl.float64)
-        total += tl.load(clean + slot * table + at + 1, mask=alive, other=0) * picture
+        image = tl.load(original + slot * size + here, mask=inside, other=0).to(tl.float64)
+        total += tl.load(image_coefficients + slot * table + at + 1, mask=alive, other=0) * image
         if inpaint_mask is not None:
-            mix = kept + (slot * table + at + 1) * 2
-            stands = tl.load(mix, mask=alive, other=0) * tl.load(past, mask=inside, other=0).to(tl.float64)
-            stands += tl.load(mix + 1, mask=alive, other=0) * picture
-            painted = tl.load(inpaint_mask + slot * pixels + here % pixels, mask=inside, other=0)
-            total = tl.where(painted != 0, total, stands)
+            mix = masked_rows + (slot * table + at + 1) * 2
+            preserved = tl.load(mix, mask=alive, other=0) * tl.load(past, mask=inside, other=0).to(tl.float64)
+            preserved += tl.load(mix + 1, mask=alive, other=0) * image
+            generated = tl.load(inpaint_mask + slot * pixels + here % pixels, mask=inside, other=0)
+            total = tl.where(generated != 0, total, preserved)
 
     x = total.to(tl.float32)
     tl.store(latents + slot * size + here, x, mask=inside)
@@ -160,18 +161,19 @@ def _guided_step(
 
 
 def guided_step(network: Network, slots: Slots, *, rescaled: bool = False) -> None:
-    """Take the network's output into the history, write its next input and timestep, and advance every slot's call.
+    """Store the network's output in the history, write its next input and timestep, and advance every slot's call.
 
-    `rescaled` is whether any slot may have a share of its guidance rescaled. Raises `ValueError` for tensors that do
-    not fit together.
+    Set `rescaled` if any slot may rescale its guidance.
+
+    Raises `ValueError` if the shapes do not match.
     """
     for launch in launches(network, slots, rescaled=rescaled):
         launch()
-    slots.call.add_(1)  # not inside: programs of a slot would read it while another writes it
+    slots.call.add_(1)  # not in the kernel: programs of a slot would read it while another program writes it
 
 
 def launches(network: Network, slots: Slots, *, rescaled: bool = False) -> Sequence[Launch]:
-    """The launch for these tensors. It leaves `slots.call` as it is."""
+    """Return the launch for these tensors. It does not change `slots.call`."""
     guided = _check(network, slots)
     count, table, columns = slots.rows.shape
     size = slots.latents[0].numel()
@@ -185,7 +187,7 @@ def launches(network: Network, slots: Slots, *, rescaled: bool = False) -> Seque
                 **{n: getattr(slots, n) for n in ("latents", "history", "rows", "timesteps")},
                 **{n: getattr(slots, n) for n in ("call", "calls", "guidance")},
                 "original": None if original is None else original.latents,
-                **{n: None if original is None else getattr(original, n) for n in ("clean", "inpaint_mask", "kept")},
+                **{n: None if original is None else getattr(original, n) for n in _IMAGE_TENSORS},
                 **{"slots": count, "table": table, "columns": columns},
                 **{"size": size, "pixels": slots.latents[0, 0].numel()},
             },
@@ -196,37 +198,40 @@ def launches(network: Network, slots: Slots, *, rescaled: bool = False) -> Seque
 
 
 def _check(network: Network, slots: Slots) -> bool:
-    """Is there guidance? `ValueError` where the tensors do not fit together."""
+    """Return whether there is guidance. Raise `ValueError` if the shapes do not match."""
     count, *shape = slots.latents.shape
     guided = len(network.output) == 2 * count
     rows = list(slots.rows.shape)
-    wanted = {
+    expected = {
         "output": (network.output, [count * (1 + guided), *shape]),
         "sample": (network.sample, [count * (1 + guided), *shape]),
         "timestep": (network.timestep, [count * (1 + guided)]),
         "history": (slots.history, [count, rows[-1], *shape]),
         "timesteps": (slots.timesteps, rows[:2]),
         "guidance": (slots.guidance, [count, 2]),
-        **({} if slots.original is None else _wanted(slots.original, shape, rows)),
+        **({} if slots.original is None else _image_shapes(slots.original, shape, rows)),
     }
-    for name, (tensor, dims) in wanted.items():
-        fits = list(tensor.shape) == dims and tensor.is_contiguous()
-        require(fits, f"{name} {dims}, contiguous, beside latents {[count, *shape]} and rows {rows}", [tensor])
+    for name, (tensor, dims) in expected.items():
+        match = list(tensor.shape) == dims and tensor.is_contiguous()
+        require(match, f"{name} {dims}, contiguous, for latents {[count, *shape]} and rows {rows}", [tensor])
     return guided
 
 
-def _wanted(original: SourceLatents, shape: list[int], rows: list[int]) -> dict[str, tuple[Tensor, list[int]]]:
-    wanted = {"original": (original.latents, [rows[0], *shape]), "clean": (original.clean, rows[:2])}
-    given = [t for t in (original.inpaint_mask, original.kept) if t is not None]
-    require(len(given) != 1, "repaint and kept, or neither", given)
-    if original.inpaint_mask is not None and original.kept is not None:
-        wanted["repaint"] = (original.inpaint_mask, [rows[0], *shape[1:]])
-        wanted["kept"] = (original.kept, [*rows[:2], 2])
-    return wanted
+def _image_shapes(original: SourceLatents, shape: list[int], rows: list[int]) -> dict[str, tuple[Tensor, list[int]]]:
+    expected = {
+        "original": (original.latents, [rows[0], *shape]),
+        "image_coefficients": (original.image_coefficients, rows[:2]),
+    }
+    tensors = [t for t in (original.inpaint_mask, original.masked_rows) if t is not None]
+    require(len(tensors) != 1, "inpaint_mask and masked_rows, or neither", tensors)
+    if original.inpaint_mask is not None and original.masked_rows is not None:
+        expected["inpaint_mask"] = (original.inpaint_mask, [rows[0], *shape[1:]])
+        expected["masked_rows"] = (original.masked_rows, [*rows[:2], 2])
+    return expected
 
 
 def reference(network: Network, slots: Slots) -> None:
-    """The same in torch, slot by slot, in float32 with sums in float64."""
+    """Compute the same with torch, slot by slot, in float32 with sums in float64."""
     count = len(slots.latents)
     for s in range(count):
         i = int(slots.call[s])
@@ -236,15 +241,15 @@ def reference(network: Network, slots: Slots) -> None:
         if i >= 0:
             slots.history[s, 1 + i] = _guided_reference(halves, *slots.guidance[s])
         row = slots.rows[s, i + 1]
-        terms = slots.history[s, row != 0].double()  # the others may not be there yet
+        terms = slots.history[s, row != 0].double()  # the other columns may not exist yet
         x = (row[row != 0][:, None, None, None] * terms).sum(0)
         original = slots.original
         if original is not None:
-            x = x + original.clean[s, i + 1] * original.latents[s]
-            if original.inpaint_mask is not None and original.kept is not None:
-                of_noise, of_clean = original.kept[s, i + 1]
-                stands = of_noise * slots.history[s, 0].double() + of_clean * original.latents[s]
-                x = torch.where(original.inpaint_mask[s].bool(), x, stands)
+            x = x + original.image_coefficients[s, i + 1] * original.latents[s]
+            if original.inpaint_mask is not None and original.masked_rows is not None:
+                noise_weight, clean_weight = original.masked_rows[s, i + 1]
+                preserved = noise_weight * slots.history[s, 0].double() + clean_weight * original.latents[s]
+                x = torch.where(original.inpaint_mask[s].bool(), x, preserved)
         slots.latents[s] = x.float()
         network.sample.view(-1, *slots.latents.shape)[:, s] = slots.latents[s].to(network.sample.dtype)
         last = i + 1 == int(slots.calls[s])
@@ -254,8 +259,8 @@ def reference(network: Network, slots: Slots) -> None:
 
 def _guided_reference(halves: Tensor, scale: Tensor, share: Tensor) -> Tensor:
     """# [2, C, H, W] (or [1, C, H, W] without guidance) -> [C, H, W]"""
-    given = halves[-1]
+    cond = halves[-1]
     if len(halves) == 1:
-        return given
-    guided = halves[0] + scale * (given - halves[0])
-    return torch.where(share > 0, guided * (share * given.std() / guided.std() + 1 - share), guided)
+        return cond
+    guided = halves[0] + scale * (cond - halves[0])
+    return torch.where(share > 0, guided * (share * cond.std() / guided.std() + 1 - share), guided)

@@ -1,10 +1,10 @@
-"""A product of two int8 matrices with all that comes after it, for networks that were quantized (Jacob et al. 2018).
+"""Product of two int8 matrices with scales and bias, for quantized networks (Jacob et al. 2018).
 
     y[m, n] = (sum_k a[m, k] b[n, k]) a_scale b_scale[n] + bias[n]
 
-Sums are whole numbers, and exact. torch has such a product without the scales and the bias (`torch._int_mm`), whose
-int32 result is four times y's bytes, written and read once more. Activations have one scale, weights one for each row.
-No network of the `cuda` backend is quantized yet: nothing but the tests calls it.
+Sums are integers, and exact. torch's product (`torch._int_mm`) has no scales and bias: a second kernel must read its
+int32 result. Activations have one scale, weights one for each row. The `cuda` backend has no quantized network yet:
+only the tests call this kernel.
 """
 
 from collections.abc import Sequence
@@ -18,8 +18,8 @@ from torch import Tensor
 from .launch import Launch, blocks, power_of_two, require
 
 _ROWS, _COLUMNS, _DEPTH = 128, 128, 64  # of a program's tile
-_BAND = 8  # rows of tiles side by side: what they read of b is still in the cache
-_LEAST = 16  # that the tensor cores multiply
+_BAND = 8  # adjacent rows of tiles: they read the same part of b from the cache
+_MIN_TILE = 16  # the smallest tile of the tensor cores
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,9 +65,9 @@ def _int8_matmul(
 
 
 def int8_matmul(a: Tensor, a_scale: Tensor, weights: Weights, *, dtype: torch.dtype = torch.float16) -> Tensor:
-    """y in `dtype`.  # int8 [M, K], float32 [1] -> [M, N]
+    """Compute y in `dtype`.  # int8 [M, K], float32 [1] -> [M, N]
 
-    Raises `ValueError` for tensors that do not fit.
+    Raises `ValueError` if the shapes or types do not match.
     """
     (launch,) = launches(a, a_scale, weights, dtype=dtype)
     launch()
@@ -77,14 +77,14 @@ def int8_matmul(a: Tensor, a_scale: Tensor, weights: Weights, *, dtype: torch.dt
 
 
 def launches(a: Tensor, a_scale: Tensor, weights: Weights, *, dtype: torch.dtype = torch.float16) -> Sequence[Launch]:
-    """The launch; its arguments have `out`."""
+    """Return the launch. Its arguments contain `out`."""
     b, bias = weights.values, weights.bias
-    whole = a.ndim == b.ndim == 2 and a.dtype == b.dtype == torch.int8 and a.shape[1] == b.shape[1]
-    require(whole and a.is_contiguous() and b.is_contiguous(), "int8 [M, K] and [N, K], contiguous", [a, b])
-    fits = a_scale.numel() == 1 and weights.scale.shape == b.shape[:1]
-    require(fits and (bias is None or bias.shape == b.shape[:1]), "a scale, and one for each of N", [a_scale, b, bias])
+    match = a.ndim == b.ndim == 2 and a.dtype == b.dtype == torch.int8 and a.shape[1] == b.shape[1]
+    require(match and a.is_contiguous() and b.is_contiguous(), "int8 [M, K] and [N, K], contiguous", [a, b])
+    match = a_scale.numel() == 1 and weights.scale.shape == b.shape[:1]
+    require(match and (bias is None or bias.shape == b.shape[:1]), "a scale, and one for each of N", [a_scale, b, bias])
     rows, columns = len(a), len(b)
-    tall, broad = (min(most, max(_LEAST, power_of_two(n))) for most, n in ((_ROWS, rows), (_COLUMNS, columns)))
+    tall, broad = (min(limit, max(_MIN_TILE, power_of_two(n))) for limit, n in ((_ROWS, rows), (_COLUMNS, columns)))
     return [
         Launch(
             kernel=_int8_matmul,
@@ -101,7 +101,7 @@ def launches(a: Tensor, a_scale: Tensor, weights: Weights, *, dtype: torch.dtype
 
 
 def reference(a: Tensor, a_scale: Tensor, weights: Weights) -> Tensor:
-    """The same by torch: whole numbers exactly, then in float64."""
+    """Compute the same with torch: exact integers, then float64."""
     total = a.long() @ weights.values.long().T
     y = total.double() * (a_scale.double() * weights.scale.double())
     return y if weights.bias is None else y + weights.bias.double()

@@ -1,7 +1,7 @@
-"""One launch of a kernel as a value: what is launched is what the ahead-of-time check compiles.
+"""One launch of a kernel as a value, so that the ahead-of-time check compiles exactly what runs.
 
-Triton makes a kernel anew for other types, for constants, and for integers and addresses that 16 divides. `signature`
-says which of them a launch asks for, in the words of `triton.compiler.ASTSource`; tensors on the meta device will do.
+Triton compiles a kernel again for other types and constants, and for integers and addresses divisible by 16.
+`signature` returns these in the format of `triton.compiler.ASTSource`; it also works for tensors on the meta device.
 """
 
 from collections.abc import Iterable, Mapping
@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-Arguments = Mapping[str, Tensor | int | float | None]  # None: a tensor that is not there
+Arguments = Mapping[str, Tensor | int | float | None]  # None: an absent tensor
 
 _TYPES = {
     torch.float64: "fp64",
@@ -25,14 +25,14 @@ _TYPES = {
     torch.int32: "i32",
     torch.int64: "i64",
 }
-_ALIGNED = 16  # bytes of an address, or a factor of an integer: what makes wide loads possible
+_ALIGNED = 16  # bytes of an address, or a factor of an integer: the condition for wide loads
 
 
 @dataclass(frozen=True, kw_only=True)
 class Launch:
     """A kernel with its grid, its arguments and its constants.
 
-    `exact` keeps a product and a sum two roundings, for kernels that promise the very bits of their reference.
+    `exact` disables fused multiply-add, for kernels that equal their reference bit for bit.
     """
 
     kernel: Any
@@ -43,19 +43,19 @@ class Launch:
     exact: bool = False
 
     @property
-    def least(self) -> int:
-        """The compute capability from which on GPUs, and so the compiler, know all of its types."""
+    def min_capability(self) -> int:
+        """The minimum compute capability of GPUs, and so of the compiler, for all of its types."""
         kinds = [a.dtype for a in self.arguments.values() if isinstance(a, Tensor)]
         return 89 if torch.float8_e4m3fn in kinds else 80
 
     @property
     def name(self) -> str:
-        """The kernel's own name."""
+        """The kernel's name."""
         return str(self.kernel.__name__)
 
     @property
     def options(self) -> dict[str, Any]:
-        """What the compiler is told besides."""
+        """The compiler's options."""
         return {"num_warps": self.warps, "enable_fp_fusion": not self.exact}
 
     def __call__(self) -> None:
@@ -63,21 +63,19 @@ class Launch:
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
     def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-        """Types by argument, constants by argument, and attributes by the argument's place."""
-        constants = dict(self.constants) | {n: a for n, a in self.arguments.items() if a is None or _is_one(a)}
-        given = {n: a for n, a in self.arguments.items() if n not in constants}
-        types = {n: "constexpr" if n in constants else _type(given[n]) for n in self.kernel.arg_names}
-        places = {n: i for i, n in enumerate(self.kernel.arg_names)}
-        aligned = {(places[n],): [["tt.divisibility", _ALIGNED]] for n, a in given.items() if _is_aligned(a)}
+        """Return types by argument, constants by argument, and attributes by the argument's position."""
+        # Triton treats the integer 1 as a constant.
+        ones = {n: a for n, a in self.arguments.items() if a is None or (isinstance(a, int) and a == 1)}
+        constants = {**self.constants, **ones}
+        variables = {n: a for n, a in self.arguments.items() if n not in constants}
+        types = {n: "constexpr" if n in constants else _type(variables[n]) for n in self.kernel.arg_names}
+        positions = {n: i for i, n in enumerate(self.kernel.arg_names)}
+        aligned = {(positions[n],): [["tt.divisibility", _ALIGNED]] for n, a in variables.items() if _is_aligned(a)}
         return types, constants, aligned
 
 
-def _is_one(argument: Any) -> bool:
-    return isinstance(argument, int) and argument == 1  # Triton takes it for a constant
-
-
 def _is_aligned(argument: Any) -> bool:
-    if isinstance(argument, Tensor):  # the allocator aligns what is no view into something larger
+    if isinstance(argument, Tensor):  # the allocator aligns tensors that are not views
         return argument.storage_offset() * argument.element_size() % _ALIGNED == 0
     return isinstance(argument, int) and argument % _ALIGNED == 0
 
@@ -88,23 +86,23 @@ def _type(argument: Any) -> str:
     return "fp32" if isinstance(argument, float) else "i32" if -(2**31) <= argument < 2**31 else "i64"
 
 
-def power_of_two(least: int) -> int:
-    """The smallest power of two that is not below `least`: Triton's blocks come in these."""
-    return 1 << max(0, least - 1).bit_length()
+def power_of_two(minimum: int) -> int:
+    """Return the smallest power of two that is at least `minimum`: the size of a Triton block."""
+    return 1 << max(0, minimum - 1).bit_length()
 
 
 def blocks(size: int, block: int) -> int:
-    """How many blocks cover `size`."""
+    """Return the number of blocks that cover `size`."""
     return -(-size // block)
 
 
-def require(holds: bool, wanted: str, tensors: Iterable[Tensor | None]) -> None:
-    """`ValueError` that says what was wanted and what the tensors are, unless it holds."""
-    if not holds:
+def require(condition: bool, expected: str, tensors: Iterable[Tensor | None]) -> None:
+    """Raise a `ValueError` with the expected and the actual tensors if the condition is false."""
+    if not condition:
         got = ", ".join(f"{str(t.dtype)[6:]} {list(t.shape)} strides {t.stride()}" for t in tensors if t is not None)
-        raise ValueError(f"wanted {wanted}; got {got}.")
+        raise ValueError(f"Invalid tensors: got {got}; expected {expected}.")
 
 
 def wide(tensor: Tensor) -> Tensor:
-    """What references compute in: float32, or float64 where that is given (the truth that float32 is held to)."""
+    """Convert to the type of references: float64 stays (to test float32 kernels), all others become float32."""
     return tensor if tensor.dtype == torch.float64 else tensor.float()

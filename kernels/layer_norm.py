@@ -3,7 +3,7 @@
     s = x + residual
     y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias
 
-A program holds whole rows: the variance is about the mean, from registers, and memory is read once.
+A program holds full rows in registers: it computes the variance about the mean, and reads memory once.
 """
 
 from collections.abc import Sequence
@@ -17,8 +17,8 @@ from torch.nn import functional
 from .launch import Launch, blocks, power_of_two, require, wide
 from .quantize import Scale, empty_for, stored
 
-_TILE = 4096  # numbers that a program holds
-_WIDEST = 16384  # a row that still fits into registers
+_TILE = 4096  # the numbers that a program holds
+_MAX_WIDTH = 16384  # the longest row that fits into registers
 
 
 @triton.jit
@@ -52,9 +52,11 @@ def layer_norm(
     residual: Tensor | None = None,
     quantized: Scale | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """y, and s where there is a residual (the next one needs it).  # [..., C], [C], [C] -> [..., C]
+    """Return y, and s if there is a residual (the next layer needs it).  # [..., C], [C], [C] -> [..., C]
 
-    y is in eight bits where a scale is given. Raises `ValueError` for tensors that do not fit.
+    y is in eight bits if `quantized` is set.
+
+    Raises `ValueError` if the shapes or the memory layouts do not match.
     """
     (launch,) = launches(x, weight, bias, eps=eps, residual=residual, quantized=quantized)
     launch()
@@ -73,13 +75,13 @@ def launches(
     residual: Tensor | None = None,
     quantized: Scale | None = None,
 ) -> Sequence[Launch]:
-    """The launch; its arguments have `out` and `total`."""
-    given = [x, weight, bias, residual]
-    whole = all(t is None or (t.shape == x.shape and t.is_contiguous()) for t in (x, residual))
-    require(whole, "x and residual of one shape, contiguous", given)
-    require(weight.shape == bias.shape == x.shape[-1:], "a weight and a bias for each channel", given)
+    """Return the launch. Its arguments contain `out` and `total`."""
+    tensors = [x, weight, bias, residual]
+    match = all(t is None or (t.shape == x.shape and t.is_contiguous()) for t in (x, residual))
+    require(match, "x and residual of one shape, contiguous", tensors)
+    require(weight.shape == bias.shape == x.shape[-1:], "a weight and a bias for each channel", tensors)
     width = x.shape[-1]
-    require(width <= _WIDEST, f"rows of at most {_WIDEST}", given)
+    require(width <= _MAX_WIDTH, f"rows of at most {_MAX_WIDTH}", tensors)
     lanes = power_of_two(width)
     rows = max(1, min(_TILE // lanes, 16))
     count = x.numel() // width
@@ -101,7 +103,7 @@ def launches(
 def reference(
     x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, residual: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """The same in float32, by torch."""
+    """Compute the same with torch in float32."""
     s = wide(x) if residual is None else wide(x) + wide(residual)
     y = functional.layer_norm(s, s.shape[-1:], wide(weight), wide(bias), eps)
     return y, None if residual is None else s

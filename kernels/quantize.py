@@ -1,11 +1,11 @@
-"""Eight bits at the end of another kernel: one scale for a whole tensor, read from device memory.
+"""Quantization to eight bits at the end of another kernel, with one scale for a tensor, read from device memory.
 
-    int8:  q = rint(y / scale), kept within -127 and 127      a half to the even side, as ONNX's QuantizeLinear rounds
-    fp8:   q = y / scale in float8_e4m3fn, kept within its largest number, 448
+    int8:  q = rint(y / scale), clamped to -127 and 127      rounds half to even, as ONNX's QuantizeLinear
+    fp8:   q = y / scale in float8_e4m3fn, clamped to its largest number, 448
 
-A part of kernels, and no kernel itself: `group_norm_silu`, `layer_norm` and `geglu` end with it where they are given a
-scale, so that what a next product reads is a quarter of float32's bytes, and no pass of its own makes it. No network of
-the `cuda` backend is quantized yet: nothing but the tests gives one.
+This is a part of kernels: `group_norm_silu`, `layer_norm` and `geglu` end with it if they get a scale. Then the next
+product reads a quarter of float32's bytes, and quantization needs no extra pass. The `cuda` backend has no quantized
+network yet: only the tests use a scale.
 """
 
 from dataclasses import dataclass
@@ -17,45 +17,45 @@ from torch import Tensor
 
 from .launch import wide
 
-MOST = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
+MAX_VALUE = {torch.int8: 127.0, torch.float8_e4m3fn: 448.0}
 
 
 @dataclass(frozen=True, kw_only=True)
 class Scale:
-    """How a result is stored: `scale` is float32 [1], on the device; `dtype` int8 or float8_e4m3fn."""
+    """The storage of a result: `scale` is float32 [1], on the device; `dtype` is int8 or float8_e4m3fn."""
 
     scale: Tensor
     dtype: torch.dtype
 
     def __post_init__(self) -> None:
-        if self.dtype not in MOST or self.scale.dtype != torch.float32 or self.scale.numel() != 1:
+        if self.dtype not in MAX_VALUE or self.scale.dtype != torch.float32 or self.scale.numel() != 1:
             raise ValueError(
-                f"wanted one scale in float32, and int8 or float8_e4m3fn; got {self.scale.dtype} "
-                f"{list(self.scale.shape)}, and {self.dtype}."
+                f"Invalid scale: got {self.scale.dtype} {list(self.scale.shape)}, and {self.dtype}; "
+                "expected one scale in float32, and int8 or float8_e4m3fn."
             )
 
 
 @triton.jit
 def stored(y, scale, kind: tl.constexpr):  # noqa: ANN201 - Triton's language
-    """y as it is written to a tensor of this type; `scale` is None where it is not quantized."""
+    """Convert y to the type of a stored tensor; `scale` is None without quantization."""
     if scale is not None:
-        most: tl.constexpr = 127.0 if kind == tl.int8 else 448.0
-        y = tl.minimum(tl.maximum(y / tl.load(scale), -most), most)
+        limit: tl.constexpr = 127.0 if kind == tl.int8 else 448.0
+        y = tl.minimum(tl.maximum(y / tl.load(scale), -limit), limit)
         if kind == tl.int8:
-            # Numbers about 1.5 * 2^23 are whole, so the sum is rounded to one, a half to the even side.
+            # Numbers near 1.5 * 2^23 are integers, so the sum rounds to an integer, half to even.
             y = (y + 12582912.0) - 12582912.0
     return y.to(kind)
 
 
 def empty_for(like: Tensor, quantized: Scale | None) -> Tensor:
-    """Memory for the result: of the input's type, or of the eight bits asked for."""
+    """Allocate the result, in the input's type or in `quantized.dtype`."""
     return torch.empty_like(like) if quantized is None else torch.empty_like(like, dtype=quantized.dtype)
 
 
 def reference(y: Tensor, quantized: Scale | None) -> Tensor:
-    """The same in float32, by torch."""
+    """Compute the same with torch in float32."""
     if quantized is None:
         return y
-    most = MOST[quantized.dtype]
-    scaled = (wide(y) / quantized.scale).clamp(-most, most)
+    limit = MAX_VALUE[quantized.dtype]
+    scaled = (wide(y) / quantized.scale).clamp(-limit, limit)
     return (scaled.round() if quantized.dtype == torch.int8 else scaled).to(quantized.dtype)

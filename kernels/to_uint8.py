@@ -1,6 +1,6 @@
-"""The autoencoder's pixels to bytes, channels last: what a picture's file holds.
+"""Convert the VAE's pixels to bytes, channels last, the content of an image file.
 
-y = rint(255 clamp(x / 2 + 1/2, 0, 1))        a half to the even side, as numpy, torch and diffusers round
+y = rint(255 clamp(x / 2 + 1/2, 0, 1))        rounds half to even, as numpy, torch and diffusers
 """
 
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ from torch import Tensor
 from .launch import Launch, blocks, require
 
 _BLOCK = 512
-_CHANNELS = 4  # that a program has room for: three, in a power of two
+_CHANNELS = 4  # the maximum in a program: three, rounded up to a power of two
 
 
 @triton.jit
@@ -28,15 +28,15 @@ def _to_uint8(
     v = tl.load(x + image * stride_b + place, mask=there, other=0).to(tl.float32)
     v = tl.where(v == v, v, -1.0)
     v = tl.minimum(tl.maximum(v * 0.5 + 0.5, 0.0), 1.0) * 255
-    # Numbers from 2^23 to 2^24 are whole, so the sum is rounded to one, a half to the even side.
+    # Numbers from 2^23 to 2^24 are integers, so the sum rounds to an integer, half to even.
     v = (v + 8388608.0) - 8388608.0
     tl.store(out + (image * pixels + pixel[:, None]) * channels + channel[None, :], v.to(tl.uint8), mask=there)
 
 
 def to_uint8(x: Tensor) -> Tensor:
-    """Pixels in about [-1, 1] to bytes; x may lie in any order.  # [B, 3, H, W] -> [B, H, W, 3]
+    """Convert pixels in about [-1, 1] to bytes; x may have any strides.  # [B, 3, H, W] -> [B, H, W, 3]
 
-    Raises `ValueError` where x has more than four channels.
+    Raises `ValueError` if x has more than four channels.
     """
     (launch,) = launches(x)
     launch()
@@ -46,7 +46,7 @@ def to_uint8(x: Tensor) -> Tensor:
 
 
 def launches(x: Tensor) -> Sequence[Launch]:
-    """The launch; its arguments have `out`."""
+    """Return the launch. Its arguments contain `out`."""
     require(x.ndim == 4 and x.shape[1] <= _CHANNELS, f"x [B, C, H, W] of at most {_CHANNELS} channels", [x])
     batch, channels, height, width = x.shape
     strides = dict(zip(("stride_b", "stride_c", "stride_h", "stride_w"), x.stride(), strict=True))
@@ -64,6 +64,6 @@ def launches(x: Tensor) -> Sequence[Launch]:
 
 
 def reference(x: Tensor) -> Tensor:
-    """The same in float32, by torch."""
+    """Compute the same with torch in float32."""
     unit = (x.float().nan_to_num(nan=-1) * 0.5 + 0.5).clamp(0, 1)
     return (unit * 255).round().to(torch.uint8).permute(0, 2, 3, 1).contiguous()

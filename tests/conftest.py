@@ -1,4 +1,4 @@
-"""What every test shares: a store of its own, the models, and the rule that tests see the installed package alone."""
+"""Shared fixtures: a separate store, the models, and a search path with the installed package only."""
 
 import os
 import shutil
@@ -6,14 +6,14 @@ import sys
 import tempfile
 from pathlib import Path
 
-# The repository's root holds a folder `kernels`, which would shadow Hugging Face's package of that name.
+# The folder `kernels` of the repository would shadow Hugging Face's package of that name.
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
-# Before anything reads it: tests neither use nor fill the user's store. CALOTYPE_TEST_HOME keeps traces between runs.
-# Workers of one run share what its first process made.
-_GIVEN = os.environ.get("CALOTYPE_TEST_HOME") or os.environ.get("CALOTYPE_TESTS_OF_ONE_RUN")
-_HOME = _GIVEN or tempfile.mkdtemp(prefix="calotype-tests-")
+# Set before the first import: tests do not use the user's store. CALOTYPE_TEST_HOME keeps traces between runs.
+# Workers of one run share the store of its first process.
+_PROVIDED = os.environ.get("CALOTYPE_TEST_HOME") or os.environ.get("CALOTYPE_TESTS_OF_ONE_RUN")
+_HOME = _PROVIDED or tempfile.mkdtemp(prefix="calotype-tests-")
 os.environ["CALOTYPE_HOME"] = os.environ["CALOTYPE_TESTS_OF_ONE_RUN"] = _HOME
 os.environ["HF_HUB_OFFLINE"] = "1"
 
@@ -26,50 +26,48 @@ from calotype.export.sources.source import find  # noqa: E402
 
 
 def pytest_sessionfinish() -> None:
-    if _GIVEN is None:
+    if _PROVIDED is None:
         shutil.rmtree(_HOME, ignore_errors=True)
 
 
-LEAST_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
+MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--parity", type=Path, help="write the figures of the parity tests that ran into this Markdown file"
-    )
+    parser.addoption("--parity", type=Path, help="write the results of the parity tests to this Markdown file")
 
 
 class Figures:
-    """How near our pictures are to diffusers': each is held to what is promised, and kept for the table."""
+    """PSNR of our images to those of diffusers: each must reach the minimum, and goes into the table."""
 
     def __init__(self):
-        self.least = {}  # (model, task, scheduler) -> backend -> dB, the least of those that were held
+        self.lowest = {}  # (model, task, scheduler) -> backend -> the lowest dB
 
-    def hold(self, cell, backend, got, wanted, peak=1.0):
-        figure = psnr(got, wanted, peak)
-        row = self.least.setdefault(cell, {})
+    def hold(self, cell, backend, got, expected, peak=1.0):
+        figure = psnr(got, expected, peak)
+        row = self.lowest.setdefault(cell, {})
         row[backend] = min(figure, row.get(backend, figure))
-        assert figure >= LEAST_DB[backend], (cell, backend)
+        assert figure >= MIN_DB[backend], (cell, backend)
 
     def table(self) -> str:
-        schedulers = list(dict.fromkeys(scheduler for _, _, scheduler in self.least))
+        schedulers = list(dict.fromkeys(scheduler for _, _, scheduler in self.lowest))
         lines = [f"| model | task | {' | '.join(schedulers)} |", "| --- " * (2 + len(schedulers)) + "|"]
-        for model, task in dict.fromkeys(cell[:2] for cell in self.least):
-            cells = [self._cell(self.least.get((model, task, s), {})) for s in schedulers]
+        for model, task in dict.fromkeys(cell[:2] for cell in self.lowest):
+            cells = [self._cell(self.lowest.get((model, task, s), {})) for s in schedulers]
             lines.append(f"| {model} | {task} | {' | '.join(cells)} |")
         return "\n".join(lines) + "\n"
 
     @staticmethod
     def _cell(figures) -> str:
-        return " / ".join(f"{figures[b]:.0f}" if b in figures else "-" for b in LEAST_DB) if figures else ""
+        return " / ".join(f"{figures[b]:.0f}" if b in figures else "-" for b in MIN_DB) if figures else ""
 
 
 @pytest.fixture(scope="session")
 def figures(request):
-    kept = Figures()
-    yield kept
+    figures_of_run = Figures()
+    yield figures_of_run
     if path := request.config.getoption("--parity"):
-        path.write_text(PARITY.format(table=kept.table()))
+        path.write_text(PARITY.format(table=figures_of_run.table()))
 
 
 PARITY = """# Parity with diffusers
@@ -92,7 +90,7 @@ def demo_folder() -> Path:
 @pytest.fixture(scope="session")
 def pipes() -> dict:
     """The demonstration model on every backend."""
-    return {name: calotype.load("demo", backend=name) for name in LEAST_DB}
+    return {name: calotype.load("demo", backend=name) for name in MIN_DB}
 
 
 @pytest.fixture(scope="session")
@@ -102,7 +100,7 @@ def pipe(pipes):
 
 @pytest.fixture(scope="session")
 def saved_plan(tmp_path_factory) -> Path:
-    """The demonstration model as a plan in a folder. Nobody may change it."""
+    """The demonstration model as a plan in a folder. Tests must not change it."""
     folder = tmp_path_factory.mktemp("plans") / "demo-plan"
     build(BuildSpec(model="demo", output=folder))
     return folder
@@ -110,7 +108,7 @@ def saved_plan(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def fake():
-    """A pipeline without networks: everything but the pictures is real."""
+    """A pipeline with the fake backend: everything but the networks is real."""
     return calotype.load("demo", backend="fake")
 
 

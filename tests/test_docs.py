@@ -1,4 +1,4 @@
-"""The documentation site: it builds strictly, fetches nothing, and says something about every error."""
+"""The documentation site: it builds strictly, fetches nothing, and has an entry for every error."""
 
 import os
 import re
@@ -31,7 +31,7 @@ def site(tmp_path_factory):
 
 
 class Assets(HTMLParser):
-    """Collect what a browser fetches for a page: everything with an address but links for people."""
+    """Collect the addresses that a browser fetches for a page: all but links."""
 
     def __init__(self):
         super().__init__()
@@ -68,7 +68,7 @@ def test_every_error_has_an_entry():
     assert set(errors.__all__) - {"CalotypeError"} <= set(heads)
 
 
-def test_images_are_small_and_all_of_them_are_shown():
+def test_images_are_small_and_used():
     images = sorted((DOCS / "images").iterdir())
     text = "".join(page.read_text() for page in DOCS.rglob("*.md"))
     assert max(image.stat().st_size for image in images) < 60_000

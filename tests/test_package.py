@@ -1,4 +1,4 @@
-"""The wheel, in an environment that has seen nothing else: it installs what it needs, and the command runs."""
+"""The wheel in a fresh environment: it installs its dependencies, and the command runs."""
 
 import json
 import os
@@ -16,17 +16,17 @@ ROOT = Path(__file__).parent.parent
 
 @pytest.fixture(scope="module")
 def wheel(tmp_path_factory) -> Path:
-    """Built from a copy: setuptools would put what lies in an old build folder into the wheel."""
+    """Build the wheel from a copy: setuptools would include files of an old build folder."""
     out = tmp_path_factory.mktemp("wheel")
     shutil.copytree(ROOT, out / "source", ignore=shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__"))
     subprocess.run([sys.executable, "-m", "pip", "wheel", "-q", "--no-deps", "-w", out, out / "source"], check=True)
     return next(out.glob("calotype-*.whl"))
 
 
-def test_the_wheel_holds_the_rooms_under_one_name(wheel):
+def test_the_wheel_contains_one_package(wheel):
     names = zipfile.ZipFile(wheel).namelist()
     assert {n.split("/")[0] for n in names} <= {"calotype", next(n for n in names if "dist-info" in n).split("/")[0]}
-    for wanted in (
+    for name in (
         "py.typed",
         "export/onnx/trace.py",
         "demo_model/unet/config.json",
@@ -34,11 +34,11 @@ def test_the_wheel_holds_the_rooms_under_one_name(wheel):
         "demo_clip/model.safetensors",
         "demo_clip/preprocessor_config.json",
     ):
-        assert f"calotype/{wanted}" in names
+        assert f"calotype/{name}" in names
     assert wheel.stat().st_size < 22 << 20
 
 
-def test_a_plan_paints_in_an_environment_without_torch(wheel, saved_plan, tmp_path):
+def test_a_plan_runs_in_an_environment_without_torch(wheel, saved_plan, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python, constraints = tmp_path / "env" / "bin" / "python", ROOT / "constraints.txt"
     install = [python, "-m", "pip", "install", "-q", "-c", constraints, wheel, "onnxruntime"]
@@ -53,7 +53,7 @@ def test_a_plan_paints_in_an_environment_without_torch(wheel, saved_plan, tmp_pa
     assert not installed & {"torch", "diffusers", "transformers", "onnx", "scipy", "safetensors"}
 
 
-def test_a_fresh_environment_makes_a_picture(wheel, pipe, tmp_path):
+def test_a_fresh_environment_generates_an_image(wheel, pipe, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python = tmp_path / "env" / "bin" / "python"
     subprocess.run(

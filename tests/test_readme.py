@@ -1,4 +1,4 @@
-"""The Python and the commands of README.md and docs/: blocks run as they stand, commands are parsed by the app.
+"""The Python and the commands of README.md and docs/: the test runs the blocks, and the app parses the commands.
 
 The blocks of a page share one process and one namespace, in an empty folder, as a reader would run them.
 """
@@ -33,13 +33,13 @@ for number, code in enumerate(json.load(sys.stdin)):
 
 
 def in_pages(pattern):
-    """Each match in a page once, with the page's name."""
+    """Return each match once, with the name of its page."""
     flags = re.MULTILINE
     joined = {name: re.sub(r"\\\n +", "", text) for name, text in PAGES.items()}  # lines that end in a backslash
     return sorted({(name, code) for name, text in joined.items() for code in re.findall(pattern, text, flags)})
 
 
-# A command is a line of an indented block, or inline code; in both, capital letters stand for what a reader fills in.
+# A command is a line of an indented block, or inline code. Capital letters are placeholders.
 LINES = in_pages(r"^    (calotype .+)$")
 INLINE = in_pages(r"`(calotype [^`|\n]+)`")
 
@@ -63,7 +63,7 @@ def test_the_blocks_of_a_page_run(page, pipe, tmp_path):
 
 
 def resolve(words):
-    """The command that the words name, its full name, and the words that are left for it."""
+    """Return the command, its full name, and its arguments."""
     command, name, rest = typer.main.get_command(cli.app), "calotype", words[1:]
     while rest and rest[0] in getattr(command, "commands", {}):
         command, name, rest = command.commands[rest[0]], f"{name} {rest[0]}", rest[1:]
@@ -98,7 +98,7 @@ def test_the_extras_and_modules_that_pages_name_exist():
     assert set(re.findall(r"(?:^    |`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= set(targets)
 
 
-def test_the_readme_is_short_and_what_it_links_to_is_there():
+def test_the_readme_is_short_and_its_links_exist():
     assert len(re.findall(r"\S+", README)) <= 700
     for path in re.findall(r'(?:src="|\]\()([^")#]+)', README):
         assert (ROOT / path).is_file(), path

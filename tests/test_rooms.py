@@ -1,4 +1,4 @@
-"""The layout: which folder may import which, no circles, the sizes of files and folders, and the public names."""
+"""The layout: which folder may import which, no cycles, the sizes of files and folders, and the public names."""
 
 import ast
 from collections import Counter
@@ -33,21 +33,21 @@ EXCEPTIONS = {
     ("engine/loading.py", "export/__init__.py"),  # a source that is not a plan yet becomes one
     ("engine/__main__.py", "benchmarks/cli.py"),  # the command line has the commands of every root folder
 }
-# Run by a path under another name: they are part of no package.
+# Run by their paths: they belong to no package.
 OUTSIDE = ("benchmarks/peers/", "benchmarks/hot/", "benchmarks/results/")
-MOST_LINES, MOST_FILES, MOST_IN_ENGINE = 350, 14, 10
+MAX_LINES, MAX_FILES, MAX_FILES_IN_ENGINE = 350, 14, 10
 
 
 @cache
 def files() -> dict[str, ast.Module]:
-    """The files of the package by their paths, parsed."""
-    paths = (path.relative_to(ROOT).as_posix() for room in PACKAGES for path in sorted((ROOT / room).rglob("*.py")))
+    """Return the parsed files of the package by their paths."""
+    paths = (path.relative_to(ROOT).as_posix() for root in PACKAGES for path in sorted((ROOT / root).rglob("*.py")))
     return {path: ast.parse((ROOT / path).read_text()) for path in paths if not path.startswith(OUTSIDE)}
 
 
 def module_of(path: str) -> str:
-    room, *parts = path.removesuffix(".py").split("/")
-    return ".".join([PACKAGES[room], *(part for part in parts if part != "__init__")])
+    root, *parts = path.removesuffix(".py").split("/")
+    return ".".join([PACKAGES[root], *(part for part in parts if part != "__init__")])
 
 
 @cache
@@ -56,24 +56,24 @@ def modules() -> dict[str, str]:
 
 
 def imported(path: str) -> set[tuple[int, str]]:
-    """The level and the absolute name of every import of the package, inside functions and TYPE_CHECKING as well."""
+    """Return the level and absolute name of every import of the package, in functions and TYPE_CHECKING too."""
     package = module_of(path).split(".")
     package = package if path.endswith("__init__.py") else package[:-1]
-    found = set()
+    names = set()
     for node in ast.walk(files()[path]):
         if isinstance(node, ast.Import):
-            found |= {(0, alias.name) for alias in node.names}
+            names |= {(0, alias.name) for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
             base = package[: len(package) - node.level + 1] if node.level else []
             module = ".".join([*base, *([node.module] if node.module else [])])
             named = {f"{module}.{alias.name}" for alias in node.names}
-            found |= {(node.level, name if name in modules() else module) for name in named}
-    return {(level, name) for level, name in found if name.split(".")[0] == "calotype"}
+            names |= {(node.level, name if name in modules() else module) for name in named}
+    return {(level, name) for level, name in names if name.split(".")[0] == "calotype"}
 
 
 @cache
 def targets(path: str) -> frozenset[str]:
-    """The files that a file imports."""
+    """Return the files that a file imports."""
     return frozenset(modules()[name] for _, name in imported(path)) - {path}
 
 
@@ -95,7 +95,7 @@ def test_folders_import_one_way():
     assert against == EXCEPTIONS
 
 
-def test_no_two_files_import_each_other_by_any_way():
+def test_there_are_no_import_cycles():
     rest = {path: {t for t in targets(path) if (path, t) not in EXCEPTIONS} for path in files()}
     while ends := [path for path, needs in rest.items() if not needs & rest.keys()]:
         for path in ends:
@@ -105,8 +105,8 @@ def test_no_two_files_import_each_other_by_any_way():
 
 @pytest.mark.parametrize("path", files())
 def test_imports_are_relative_inside_a_root_folder_and_absolute_across(path):
-    room = path.partition("/")[0]
-    wrong = {name for level, name in imported(path) if (level > 0) != (modules()[name].partition("/")[0] == room)}
+    root = path.partition("/")[0]
+    wrong = {name for level, name in imported(path) if (level > 0) != (modules()[name].partition("/")[0] == root)}
     assert not wrong
 
 
@@ -122,16 +122,16 @@ def test_kernels_import_torch_and_triton_and_nothing_else():
 
 def test_files_and_folders_are_small():
     lines = {path: len((ROOT / path).read_text().splitlines()) for path in files()}
-    assert {path: count for path, count in lines.items() if count > MOST_LINES} == {}
+    assert {path: count for path, count in lines.items() if count > MAX_LINES} == {}
     tests = [path.relative_to(ROOT).as_posix() for path in (ROOT / "tests").rglob("*.py")]
     counts = Counter(map(folder_of, [*files(), *tests]))
-    assert {folder: count for folder, count in counts.items() if count > MOST_FILES} == {}
-    assert counts["engine"] <= MOST_IN_ENGINE
+    assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
+    assert counts["engine"] <= MAX_FILES_IN_ENGINE
 
 
-@pytest.mark.parametrize("room", [*PACKAGES, "tests"])
-def test_every_root_folder_has_a_short_readme(room):
-    assert len((ROOT / room / "README.md").read_text().splitlines()) <= 25
+@pytest.mark.parametrize("root", [*PACKAGES, "tests"])
+def test_every_root_folder_has_a_short_readme(root):
+    assert len((ROOT / root / "README.md").read_text().splitlines()) <= 25
 
 
 def test_public_names():

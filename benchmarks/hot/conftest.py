@@ -1,9 +1,9 @@
-"""What the benchmarks of the hot pieces share. Run them with: pytest benchmarks --benchmark-only"""
+"""Fixtures of the microbenchmarks. Run them with: pytest benchmarks --benchmark-only"""
 
 import sys
 from pathlib import Path
 
-# The repository's root holds a folder `kernels`, which would shadow Hugging Face's package of that name.
+# The folder `kernels` of the repository would shadow Hugging Face's package of that name.
 ROOT = Path(__file__).resolve().parent.parent.parent
 sys.path[:] = [p for p in sys.path if Path(p or ".").resolve() != ROOT]
 
@@ -19,24 +19,26 @@ def pipe(request) -> calotype.Pipeline:
     """The demonstration model on each backend that runs here."""
     try:
         return calotype.load("demo", backend=request.param)
-    except calotype.BackendError as lacking:
-        pytest.skip(str(lacking))
+    except calotype.BackendError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
 def fake() -> calotype.Pipeline:
-    """Everything of a pipeline but the networks."""
+    """A pipeline without networks."""
     return calotype.load("demo", backend="fake")
 
 
 @pytest.fixture(scope="session")
 def inputs(pipe) -> dict:
-    """Name of a component -> what a guided picture of 128 pixels gives it."""
+    """Inputs of each component for one guided image of 128 pixels, by the component's name."""
     profile = pipe.plan.profile
-    made = {}
+    inputs_by_component = {}
     for name, component in pipe.plan.components.items():
         sizes = profile.sizes(batch=2 if name == "unet" else 1, height=128, width=128)
-        made[name] = random_inputs(component.inputs, {b.name: b.shape(sizes) for b in component.inputs}, ids=100)
-        if "timestep" in made[name]:
-            made[name]["timestep"] = np.full(2, 500, np.float32)
-    return made
+        inputs_by_component[name] = random_inputs(
+            component.inputs, {b.name: b.shape(sizes) for b in component.inputs}, ids=100
+        )
+        if "timestep" in inputs_by_component[name]:
+            inputs_by_component[name]["timestep"] = np.full(2, 500, np.float32)
+    return inputs_by_component

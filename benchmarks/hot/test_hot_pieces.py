@@ -1,7 +1,7 @@
-"""The pieces that a picture spends its time in, one by one: `pytest benchmarks --benchmark-only`.
+"""Microbenchmarks of the functions that an image spends its time in: `pytest benchmarks --benchmark-only`.
 
-Save a run with `--benchmark-autosave`, hold the next against it with `--benchmark-compare`. Whole pictures, peers and
-the proof that pictures are right are `calotype bench`'s.
+Save a run with `--benchmark-autosave`, and compare the next run with `--benchmark-compare`. `calotype bench` measures
+complete images, peers and correctness.
 """
 
 import threading
@@ -18,7 +18,7 @@ from calotype.stages.loop import Conditioning, denoise
 
 PROMPTS = ["a large red circle on a blue background", "a small green ring above a white cross on an orange background"]
 STEPS, LATENTS = 20, (1, 4, 16, 16)
-LARGE = (1, 4, 128, 128)  # of a picture of 1024 pixels
+LARGE = (1, 4, 128, 128)  # an image of 1024 pixels
 
 
 def normal(*shape):
@@ -34,7 +34,7 @@ def test_guidance(benchmark, shape):
 @pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
 @pytest.mark.parametrize("name", ["euler", "dpm++2m-karras", "unipc"])
 def test_sampler_row(benchmark, fake, name, shape):
-    """All rows of a schedule, as a picture goes through them; divide by its steps."""
+    """All rows of a schedule, as one image uses them. Divide by the number of steps."""
     _, sampler = sampler_for(name, fake.plan.scheduler, STEPS)
     noise, outputs = normal(*shape), [normal(*shape) for _ in range(sampler.calls)]
 
@@ -51,7 +51,7 @@ def test_sampler_row(benchmark, fake, name, shape):
 
 @pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
 def test_guided_step(benchmark, fake, shape):
-    """All that stands between two calls of the U-Net: guidance, the sampler's row, the next input for both halves."""
+    """The work between two calls of the U-Net: guidance, the sampler's row, the next input for both halves."""
     _, sampler = sampler_for("euler", fake.plan.scheduler, STEPS)
     noise, output = normal(*shape), normal(2 * shape[0], *shape[1:])
 
@@ -67,7 +67,7 @@ def test_guided_step(benchmark, fake, shape):
 
 
 def test_prompt_encoding(benchmark, pipe):
-    """Text to what steers the U-Net: tokens, and the text encoder over the prompt and the empty one."""
+    """Text to embeddings: tokens, and the text encoder for the prompt and the empty prompt."""
     job = resolve(Request(prompt=PROMPTS[0], seed=1), pipe.plan)
     tokenizers = tokenizers_of(pipe.plan)
     condition(pipe.plan, tokenizers, pipe.component, job)
@@ -82,7 +82,7 @@ def test_tokens(benchmark, fake):
 @pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
 def test_component(benchmark, pipe, inputs, name):
     component = pipe.component(name)
-    component(**inputs[name])  # buffers and compiled shapes are made by the first call
+    component(**inputs[name])  # the first call allocates buffers and compiles the shape
     benchmark.extra_info["precision"] = component.runner.precision
     benchmark(lambda: component(**inputs[name]))
 
@@ -107,7 +107,7 @@ def test_loop_overhead(benchmark, fake):
     benchmark(loop)
 
 
-def test_picture_without_networks(benchmark, fake):
-    """A whole call on the fake backend: all that Calotype adds to the networks, the PNG's settings included."""
+def test_image_without_networks(benchmark, fake):
+    """A complete call on the fake backend: what Calotype adds to the networks, including the PNG's metadata."""
     benchmark.extra_info["steps"] = STEPS
     benchmark(lambda: fake(PROMPTS[0], steps=STEPS, seed=1, scheduler="euler"))

@@ -1,6 +1,7 @@
-"""Are a contender's pictures right? Held against float32 eager's of the same prompts and seeds, by number.
+"""Correctness of a contender's images, compared with those of float32 eager PyTorch for the same prompts and seeds.
 
-A contender whose worst picture is further away than its precision excuses is *wrong*, and gets no figure of speed.
+A contender has the status "wrong" if its worst image is further away than its precision allows. It then gets no figure
+of speed.
 """
 
 from __future__ import annotations
@@ -19,77 +20,79 @@ from .record import Quality
 
 Pixels = NDArray[np.uint8]  # [N, H, W, 3]
 
-# The least PSNR in dB of every picture. Rounding to bytes alone leaves some 59 dB; the lower precisions keep what
-# `calotype build` asks of them by default (30), int8 as much again as its calibration may miss on a new prompt.
-LEAST_DB = {"fp32": 45.0, "fp16": 35.0, "bf16": 30.0}
-_LEAST_DB = 25.0  # int8, fp8, and mixes found by "auto"
-# Of weights that nobody trained, another prompt moves a picture by two fifths of its contrast, and a ControlNet that is
-# left out by a seventh: PSNR alone would not see it. A float32 picture whose bytes are cut off, not rounded, has 0.02.
-MOST_L2 = {"fp32": 0.03, "fp16": 0.06, "bf16": 0.1}
-_MOST_L2 = 0.12
+# The lowest allowed PSNR of an image, in dB. Rounding to bytes leaves about 59 dB. bf16 has the default limit of
+# `calotype build` (30); int8 has a margin for prompts that its calibration did not see.
+MIN_PSNR_DB = {"fp32": 45.0, "fp16": 35.0, "bf16": 30.0}
+_DEFAULT_MIN_PSNR_DB = 25.0  # int8, fp8, and the mixes of "auto"
+# With random weights, another prompt changes an image by two fifths of its contrast, and a missing ControlNet by one
+# seventh. PSNR would not detect this. A float32 image whose values are truncated to bytes, not rounded, has 0.02.
+MAX_L2 = {"fp32": 0.03, "fp16": 0.06, "bf16": 0.1}
+_DEFAULT_MAX_L2 = 0.12
 
 
 @dataclass(frozen=True, kw_only=True)
-class Judging:
-    """What every contender of a case is held against."""
+class QualityReference:
+    """The images and settings that every contender of a case is compared with."""
 
-    prompts: Sequence[str]  # of each picture
-    wanted: Pixels
-    judged: bool  # the demonstration model's pixel judge can read the prompts
+    prompts: Sequence[str]  # one for each image
+    expected: Pixels
+    judged: bool  # the demonstration model's judge can read the prompts
     clip_model: Path | None
 
 
-def least_db(precision: str) -> float:
-    """The PSNR that every picture of this precision must reach."""
-    return LEAST_DB.get(precision, _LEAST_DB)
+def min_psnr_db(precision: str) -> float:
+    """Return the lowest PSNR in dB that an image in this precision may have."""
+    return MIN_PSNR_DB.get(precision, _DEFAULT_MIN_PSNR_DB)
 
 
-def fault(got: Pixels, wanted: Pixels, precision: str, *, trained: bool = True) -> str | None:
-    """What is wrong with one picture, in words; None where it is right.  # [H, W, 3]
+def find_fault(got: Pixels, expected: Pixels, precision: str, *, trained: bool = True) -> str | None:
+    """Return what is wrong with one image, or None if it is correct. # [H, W, 3]
 
-    Pictures of weights that nobody `trained` have little contrast, and are held to it as well.
+    Images of a model that was not `trained` have little contrast, so they must also be close relative to that contrast.
     """
-    if got.shape != wanted.shape or got.dtype != np.uint8:
-        return f"a picture of {got.dtype} {list(got.shape)} for one of uint8 {list(wanted.shape)}"
-    if wanted.std() >= 1 and got.std() < 0.05 * wanted.std():
-        return f"a flat picture (a contrast of {got.std():.1f} levels for {wanted.std():.1f})"
-    near, least = psnr(got, wanted, 255.0), least_db(precision)
-    if near < least:
-        return f"a wrong picture: {near:.1f} dB from float32 eager's, {least:g} or more wanted"
-    error, most = relative_l2(got[None], wanted[None]), MOST_L2.get(precision, _MOST_L2)
-    if error > most and not trained:
-        return f"a wrong picture: {error:.2f} of its contrast from float32 eager's, {most:g} or less wanted"
+    if got.shape != expected.shape or got.dtype != np.uint8:
+        return f"an image of {got.dtype} {list(got.shape)}, expected uint8 {list(expected.shape)}"
+    if expected.std() >= 1 and got.std() < 0.05 * expected.std():
+        return f"a flat image: a contrast of {got.std():.1f} levels, expected {expected.std():.1f}"
+    near, minimum = psnr(got, expected, 255.0), min_psnr_db(precision)
+    if near < minimum:
+        return f"a wrong image: {near:.1f} dB PSNR to float32 eager, expected {minimum:g} or more"
+    error, maximum = contrast_error(got[None], expected[None]), MAX_L2.get(precision, _DEFAULT_MAX_L2)
+    if error > maximum and not trained:
+        return f"a wrong image: an error of {error:.2f} of the contrast of float32 eager, expected {maximum:g} or less"
     return None
 
 
-def quality(got: Pixels, judging: Judging) -> Quality:
-    """The figures of right and wrong pictures alike.  # [N, H, W, 3]"""
-    metrics = ["ssim", *_optional(judging)]
-    found = figures(got, judging.wanted, judging.prompts, metrics, judging.clip_model)
-    judge, clip = found.get("judge"), found.get("clip")
+def quality(got: Pixels, reference: QualityReference) -> Quality:
+    """Return the quality figures of images, correct or not. # [N, H, W, 3]"""
+    metrics = ["ssim", *_optional(reference)]
+    values = figures(got, reference.expected, reference.prompts, metrics, reference.clip_model)
+    judge, clip = values.get("judge"), values.get("clip")
     return Quality(
         pictures=len(got),
-        psnr_db=found["psnr"],
-        psnr_min_db=found["psnr_min"],
-        ssim=found["ssim"],
-        relative_l2=relative_l2(got, judging.wanted),
-        lpips=found.get("lpips"),
+        psnr_db=values["psnr"],
+        psnr_min_db=values["psnr_min"],
+        ssim=values["ssim"],
+        relative_l2=contrast_error(got, reference.expected),
+        lpips=values.get("lpips"),
         clip=clip,
-        clip_reference=None if clip is None else clip + found["clip_drop"],
+        clip_reference=None if clip is None else clip + values["clip_drop"],
         judge=judge,
-        judge_reference=None if judge is None else judge + found["judge_drop"],
+        judge_reference=None if judge is None else judge + values["judge_drop"],
     )
 
 
-def _optional(judging: Judging) -> list[str]:
-    found = ["judge_drop"] if judging.judged else []
-    found += ["lpips"] if importlib.util.find_spec("lpips") is not None else []
-    return found + (["clip_drop"] if judging.clip_model is not None else [])
+def _optional(reference: QualityReference) -> list[str]:
+    values = ["judge_drop"] if reference.judged else []
+    values += ["lpips"] if importlib.util.find_spec("lpips") is not None else []
+    return values + (["clip_drop"] if reference.clip_model is not None else [])
 
 
-def relative_l2(got: Pixels, wanted: Pixels) -> float:
-    """|got - wanted| / |wanted - its mean|: the error as a share of the contrast; 0 for two equal flat pictures."""
-    error = got.astype(np.float64) - wanted.astype(np.float64)
-    contrast = wanted.astype(np.float64) - wanted.mean(axis=(1, 2, 3), keepdims=True)
+def contrast_error(got: Pixels, expected: Pixels) -> float:
+    """Return |got - expected| / |expected - its mean|: the error as a share of the contrast; 0 for two equal flat
+    images.
+    """
+    error = got.astype(np.float64) - expected.astype(np.float64)
+    contrast = expected.astype(np.float64) - expected.mean(axis=(1, 2, 3), keepdims=True)
     size = float(np.linalg.norm(contrast))
     return float(np.linalg.norm(error)) / size if size else float(np.linalg.norm(error) > 0)

@@ -1,4 +1,4 @@
-"""Medians, quantiles, and how sure one can be of them. Nothing here assumes that times are distributed normally."""
+"""Medians and quantiles with confidence intervals. Nothing here assumes that times are normally distributed."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ COVERAGE = 0.95
 
 @dataclass(frozen=True, kw_only=True)
 class Interval:
-    """A median, and where the true one lies. `low` and `high` are None where the samples are too few to say."""
+    """A median with its confidence interval. `low` and `high` are None if there are too few samples."""
 
     median: float
     low: float | None
     high: float | None
-    coverage: float  # of the interval; 0 where there is none
+    coverage: float  # of the interval; 0 without one
 
     def excludes(self, value: float) -> bool:
-        """Is the value outside, with certainty? Never where there is no interval."""
+        """Return whether the value lies outside the interval. False if there is no interval."""
         return self.low is not None and self.high is not None and not self.low <= value <= self.high
 
 
 def quantile(samples: Sequence[float], share: float) -> float:
-    """Linear between the samples, as numpy's; of one sample that sample."""
+    """Return a quantile by linear interpolation between the samples, as numpy does."""
     ordered = sorted(samples)
     place = share * (len(ordered) - 1)
     low = math.floor(place)
@@ -34,11 +34,11 @@ def quantile(samples: Sequence[float], share: float) -> float:
 
 
 def of_median(samples: Sequence[float], coverage: float = COVERAGE) -> Interval:
-    """The distribution-free interval of a median: two order statistics (David and Nagaraja 2003, 7.1).
+    """Return the distribution-free interval of a median: two order statistics (David and Nagaraja 2003, 7.1).
 
-    The true median lies between the k-th smallest and the k-th largest of n independent samples unless fewer than k of
-    them fell on one side of it, as so many coins would; k is the largest that keeps the coverage. At least six samples
-    are needed for 95 %.
+    The true median lies between the k-th smallest and the k-th largest of n independent samples, unless fewer than k of
+    them lie on one side of it. This is a binomial probability with p = 1/2. k is the largest value that keeps the
+    coverage. 95 % needs at least six samples.
     """
     ordered, n = sorted(samples), len(samples)
     median = statistics.median(ordered)

@@ -1,8 +1,8 @@
-"""What else happened on the machine while something was timed, and what the machine was.
+"""Load of other programs while something is timed, and facts about the machine.
 
-A `Watch` holds the time that the processors were busy against the time that the watched processes used; the rest was
-somebody else's. Other files read the clocks, the load, the GPU and the versions of the tools. Reads and never
-judges, but for `disturbed`. What a system does not tell is None. Knows nothing of what is timed.
+A `LoadMonitor` compares the time that the processors were busy with the time that the watched processes used; the rest
+belongs to other programs. The other functions read clocks, caches, the GPU and the versions of the tools. Only
+`disturbed` judges. A value that the system does not report is None. This module does not know what is timed.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from typing import Any
 import calotype
 from calotype.doctor.machine import inspect_machine
 
-# More than the method errs by, and enough to matter. Held against the clocks of all processes it errs over 1 s by 0.013
-# cores (standard deviation; 0.03 at worst), over 3 s by 0.007, over 0.3 s by 0.04; a quiet system's own work is 0.01.
-# On two cores 0.10 slows work that is split in halves by up to 10 %, as the slower half is waited for.
+# Larger than the error of the method, and large enough to matter. Compared with the clocks of all processes, the error
+# over 1 s is 0.013 cores (standard deviation; 0.03 at worst), over 3 s 0.007, over 0.3 s 0.04. An idle system has 0.01.
+# On two cores, 0.10 slows work that is split in halves by up to 10 %, because the faster half waits.
 DISTURBED_CORES = 0.10
 TOOLS = ("torch", "diffusers", "transformers", "numpy", "onnx", "onnxruntime", "onnxruntime-gpu", "openvino", "triton")
 _TICKS = os.sysconf("SC_CLK_TCK")
@@ -31,35 +31,36 @@ _ROOT = Path("/")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Load:
-    """Between two marks, in cores: one core busy all the time is 1."""
+class LoadSample:
+    """The load between two marks, in cores: one core that is always busy is 1."""
 
     seconds: float
-    own: float  # the watched processes, their descendants, and this one without its own
-    others: float  # everything else, the system's own work too
-    steal: float  # taken by the host of a virtual machine
+    own: float  # the watched processes, their descendants, and this process without its other children
+    others: float  # everything else, including the system
+    steal: float  # taken by the host of the virtual machine
 
     @property
     def share(self) -> float:
-        """What was not ours."""
+        """Return the load that was not ours."""
         return self.others + self.steal
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Mark:
     at_s: float
-    idle_s: float  # of all processors together; so is stolen
+    idle_s: float  # sum over all processors, as is stolen_s
     stolen_s: float
     own_s: float
     processors: int
 
 
-class Watch:
-    """The load of others, from a `start` to each `stop`, which starts anew. A mark takes a few milliseconds.
+class LoadMonitor:
+    """The load of other programs, from `start` to each `stop`, which starts anew. A mark takes a few milliseconds.
 
-    Time is what /proc/stat does not call idle: that is exact where ticks stop when idle, unlike its busy columns, which
-    are sampled. Ours is the processes' own clocks, and what children that ended had used. What a watched process
-    that is not this one's descendant used before it ended is lost, and counts as others'.
+    Busy time is what /proc/stat does not count as idle. Idle time is exact on kernels that stop the tick when idle,
+    unlike the busy columns, which are sampled. Our time is that of the processes' own clocks, plus the time of children
+    that ended. If a watched process is not a descendant of this one, the time that it used before it ended is lost and
+    counts as others'.
     """
 
     def __init__(self, pids: Iterable[int] = (), root: Path = _ROOT) -> None:
@@ -67,26 +68,26 @@ class Watch:
         self._mark = self._now()
 
     def start(self) -> None:
-        """The first mark."""
+        """Set the first mark."""
         self._mark = self._now()
 
-    def stop(self) -> Load:
-        """The second mark, and the first of what follows."""
+    def stop(self) -> LoadSample:
+        """Set the second mark, which is also the first mark of the next sample."""
         before, self._mark = self._mark, self._now()
         now = self._mark
         seconds = max(now.at_s - before.at_s, 1e-9)
         own, stolen = now.own_s - before.own_s, now.stolen_s - before.stolen_s
         busy = seconds * now.processors - (now.idle_s - before.idle_s) - stolen
         others = max(busy - own, 0.0)
-        return Load(seconds=seconds, own=own / seconds, others=others / seconds, steal=max(stolen, 0.0) / seconds)
+        return LoadSample(seconds=seconds, own=own / seconds, others=others / seconds, steal=max(stolen, 0.0) / seconds)
 
     def _now(self) -> _Mark:
-        own = self._own()  # takes the longest: before the others, which then belong together
+        own = self._own()  # the slowest call comes first, so that the other values belong together
         columns = (self._root / "proc/stat").read_text().splitlines()
         fields = [int(n) for n in columns[0].split()[1:]]
         return _Mark(
             at_s=time.monotonic(),
-            idle_s=(fields[3] + fields[4]) / _TICKS,  # waiting for a disk is idle, too
+            idle_s=(fields[3] + fields[4]) / _TICKS,  # waiting for a disk counts as idle
             stolen_s=fields[7] / _TICKS if len(fields) > 7 else 0.0,
             own_s=own,
             processors=sum(line.startswith("cpu") for line in columns) - 1,
@@ -95,40 +96,40 @@ class Watch:
     def _own(self) -> float:
         table = dict(_processes(self._root))
         ours, grown = set(self._pids), True
-        while grown:  # whoever's parent is ours
+        while grown:  # add processes whose parent is ours
             more = {pid for pid, (parent, _, _) in table.items() if parent in ours} - ours
             ours, grown = ours | more, bool(more)
         used = {pid: _clock_s(pid, table[pid][1]) + table[pid][2] for pid in ours if pid in table}
-        # This process alone: its other children may be contenders who should be idle, and are not.
+        # This process without its children: they may be contenders that should be idle and are not.
         me = os.getpid()
         return sum(used.values()) + (_clock_s(me, table[me][1]) if me in table and me not in used else 0.0)
 
 
 def disturbed(share: float) -> bool:
-    """Did others use more than DISTURBED_CORES, so that a time is not to be trusted?"""
+    """Return whether others used more than DISTURBED_CORES, so that a time is not reliable."""
     return share > DISTURBED_CORES
 
 
 def _processes(root: Path) -> Iterator[tuple[int, tuple[int, float, float]]]:
-    """Each process: its parent, the seconds that it used, and those of its children that ended."""
+    """Yield each process with its parent, the seconds that it used, and those of its children that ended."""
     for folder in (root / "proc").iterdir():
         if folder.name.isdigit():
-            with suppress(OSError, ValueError, IndexError):  # it ended meanwhile
+            with suppress(OSError, ValueError, IndexError):  # the process ended
                 fields = (folder / "stat").read_text(errors="replace").rpartition(")")[2].split()
                 used, ended = (sum(int(n) for n in fields[i : i + 2]) / _TICKS for i in (11, 13))
                 yield int(folder.name), (int(fields[1]), used, ended)
 
 
 def _clock_s(pid: int, sampled: float) -> float:
-    """A process' own clock, in nanoseconds where /proc has hundredths (clock_getcpuclockid(3) makes such numbers)."""
+    """Return the process' CPU clock, exact to nanoseconds; /proc has hundredths. See clock_getcpuclockid(3)."""
     try:
         return time.clock_gettime((~pid << 3) | 2)
-    except OSError:  # it has ended, and its parent has not asked for it
+    except OSError:  # it has ended, and its parent has not waited for it
         return sampled
 
 
 def peak_bytes(pid: int | None = None, root: Path = _ROOT) -> int | None:
-    """The most memory that a living process held so far; None names this one."""
+    """Return the peak memory of a living process so far; None is this process."""
     with suppress(OSError, IndexError, ValueError):
         status = (root / "proc" / ("self" if pid is None else str(pid)) / "status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -136,7 +137,7 @@ def peak_bytes(pid: int | None = None, root: Path = _ROOT) -> int | None:
 
 
 def clocks(root: Path = _ROOT) -> dict[str, Any]:
-    """MHz of each core, now, and the governor. A virtual machine mostly tells a nominal clock."""
+    """Return the current MHz of each core, and the governor. Most virtual machines report a nominal clock."""
     cores = root / "sys/devices/system/cpu"
     mhz: list[float] = []
     with suppress(OSError, ValueError):
@@ -151,7 +152,7 @@ def clocks(root: Path = _ROOT) -> dict[str, Any]:
 
 
 def clock_mhz(device: str = "cpu", root: Path = _ROOT) -> float | None:
-    """One figure: the mean of the cores, or the GPU's multiprocessors."""
+    """Return one clock: the mean of the cores, or that of the GPU's multiprocessors."""
     if device == "cuda":
         card = gpu()
         return None if card is None else card.sm_mhz
@@ -160,12 +161,12 @@ def clock_mhz(device: str = "cpu", root: Path = _ROOT) -> float | None:
 
 
 def has_gpu(root: Path = _ROOT) -> bool:
-    """Has the machine an NVIDIA GPU that its driver shows?"""
+    """Return whether the driver shows an NVIDIA GPU."""
     return (root / "dev/nvidiactl").exists()
 
 
 def cache_bytes(level: int = 3, root: Path = _ROOT) -> int | None:
-    """The size of the first core's cache of that level."""
+    """Return the size of the first core's cache of this level."""
     for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
         with suppress(OSError, ValueError):
             kind, size = (folder / "type").read_text().strip(), (folder / "size").read_text().strip()
@@ -176,8 +177,8 @@ def cache_bytes(level: int = 3, root: Path = _ROOT) -> int | None:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gpu:
-    """An NVIDIA GPU, now."""
+class GpuState:
+    """The current state of an NVIDIA GPU."""
 
     name: str
     driver: str
@@ -185,12 +186,15 @@ class Gpu:
     memory_mhz: int | None
     celsius: int | None
     watts: float | None
-    energy_j: float | None  # since the driver was loaded: a run's is the difference of two
-    throttled: int | None  # NVML's bits of the reasons; 1 is idle
+    energy_j: float | None  # since the driver was loaded; a run takes the difference of two values
+    throttled: int | None  # NVML's bit mask of the reasons; 1 is idle
 
 
-def gpu(which: int | str = 0) -> Gpu | None:
-    """By NVML's number, or the UUID, which CUDA shares; None without NVML (pip install nvidia-ml-py) or a GPU."""
+def gpu(which: int | str = 0) -> GpuState | None:
+    """Return a GPU by its NVML number or its UUID (the same in CUDA).
+
+    None without a GPU or without NVML (pip install nvidia-ml-py).
+    """
     try:
         nvml: Any = importlib.import_module("pynvml")
     except ImportError:
@@ -208,41 +212,41 @@ def gpu(which: int | str = 0) -> Gpu | None:
         nvml.nvmlShutdown()
 
 
-def _gpu(nvml: Any, handle: Any) -> Gpu:
-    def told(question: str, *which: Any) -> Any:
+def _gpu(nvml: Any, handle: Any) -> GpuState:
+    def query(function: str, *which: Any) -> Any:
         try:
-            return getattr(nvml, question)(handle, *which)
-        except (nvml.NVMLError, AttributeError):  # this GPU does not tell
+            return getattr(nvml, function)(handle, *which)
+        except (nvml.NVMLError, AttributeError):  # this GPU does not report it
             return None
 
-    milliwatts, millijoules = told("nvmlDeviceGetPowerUsage"), told("nvmlDeviceGetTotalEnergyConsumption")
-    return Gpu(
-        name=str(told("nvmlDeviceGetName")),
+    milliwatts, millijoules = query("nvmlDeviceGetPowerUsage"), query("nvmlDeviceGetTotalEnergyConsumption")
+    return GpuState(
+        name=str(query("nvmlDeviceGetName")),
         driver=str(nvml.nvmlSystemGetDriverVersion()),
-        sm_mhz=told("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-        memory_mhz=told("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-        celsius=told("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+        sm_mhz=query("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+        memory_mhz=query("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+        celsius=query("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
         watts=None if milliwatts is None else milliwatts / 1000,
         energy_j=None if millijoules is None else millijoules / 1000,
-        throttled=told("nvmlDeviceGetCurrentClocksThrottleReasons"),
+        throttled=query("nvmlDeviceGetCurrentClocksThrottleReasons"),
     )
 
 
 def versions(names: Iterable[str] = TOOLS) -> dict[str, str]:
-    """Of those packages that are installed."""
-    found = {"calotype": calotype.__version__}
+    """Return the versions of the installed packages among these."""
+    versions_by_name = {"calotype": calotype.__version__}
     for name in names:
         with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
+            versions_by_name[name] = version(name)
+    return versions_by_name
 
 
 def commit(folder: Path | None = None) -> str:
-    """The repository's commit, with "+" where a file that git knows was changed; "" where this is no checkout."""
+    """Return the commit of the repository, with "+" if a tracked file was changed; "" outside a checkout."""
     file = folder or Path(calotype.__file__).resolve()
     where = file if file.is_dir() else file.parent
     try:
-        if file.is_file():  # else an installed copy would tell the commit of whatever repository its user sits in
+        if file.is_file():  # otherwise an installed copy would return the commit of the user's own repository
             _git(where, "ls-files", "--error-unmatch", file.name)
         return _git(where, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
     except (OSError, subprocess.SubprocessError):
@@ -255,11 +259,11 @@ def _git(where: Path, *words: str) -> str:
 
 
 def machine() -> Mapping[str, Any]:
-    """All that a run records of the machine, as plain data."""
-    seen, card = inspect_machine(), gpu()
+    """Return all facts about the machine that a run records, as plain data."""
+    info, card = inspect_machine(), gpu()
     names = ("system", "python", "processor", "features", "cores", "affinity", "quota", "memory_bytes")
     return {
-        **{name: getattr(seen, name) for name in names},
+        **{name: getattr(info, name) for name in names},
         "cache_bytes": cache_bytes(),
         **clocks(),
         "load_average": round(os.getloadavg()[0], 2),

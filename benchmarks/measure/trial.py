@@ -1,4 +1,6 @@
-"""A trial of known work, and the best figure that trials reached. Knows no device and no library."""
+"""Trials with a known amount of work, and the best rate that they reached. This module knows neither devices nor
+libraries.
+"""
 
 from __future__ import annotations
 
@@ -11,16 +13,16 @@ PRECISIONS = ("fp32", "tf32", "bf16", "fp16", "fp8", "int8")
 
 @dataclass(frozen=True, kw_only=True)
 class Peak:
-    """One figure, operations or bytes a second; None with the reason."""
+    """One rate, in operations or bytes a second, or None with the reason."""
 
     value: float | None = None
-    by: str = ""  # whose best it was
+    by: str = ""  # the trial that reached it
     reason: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
-class Trial:
-    """Something to time that does known work."""
+class PeakTrial:
+    """A function to time, with a known amount of work."""
 
     name: str
     work: float  # operations, or bytes

@@ -1,1 +1,1 @@
-"""What a run shows: tables, pages, comparisons, and committed results."""
+"""Output of a run: tables, pages, comparisons, and committed results."""

@@ -1,8 +1,9 @@
-"""What moved between two runs beyond noise, and what got worse.
+"""Comparison of two runs: rows that changed beyond noise, and regressions.
 
-A row is matched by its case and its contender. Its time *moved* when the interval of the ratio of medians, new to old,
-excludes 1; it *regressed* when it moved to more than 1 + threshold. Two runs are two times of day, maybe two machines:
-what the machine itself did is told, and the ratio without it; a row then regressed only if both ratios say so.
+A row is identified by its case and its contender. Its time *moved* if the interval of the ratio of medians, new to old,
+excludes 1. It *regressed* if it moved to more than 1 + threshold. Two runs happen at two times of day, perhaps on two
+machines. The comparison therefore reports how the machine changed, and also a ratio corrected for it. A row regressed
+only if both ratios show it.
 """
 
 from __future__ import annotations
@@ -14,20 +15,20 @@ from typing import Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from ..measure.record import BUSY, Recorded, Row, Run
+from ..measure.record import BUSY, ResultRow, Run, RunRecord
 from .table_columns import honest, rate, title, why
 
 RESAMPLES, SEED, COVERAGE = 4000, 0, 0.95
-LEAST_SAMPLES = 6  # of either run; fewer give no interval that holds what it promises
-PEAKS_APART = 0.05  # measured peaks that differ by more are another machine, or another state of it
-PSNR_DROP_DB, PSNR_CEILING_DB = 1.0, 80.0  # above the ceiling it is single pixels, off by one level of 255
+MIN_SAMPLES = 6  # of each run; fewer give no reliable interval
+PEAKS_APART = 0.05  # a larger difference of the peaks means another machine or another state
+PSNR_DROP_DB, PSNR_CEILING_DB = 1.0, 80.0  # above the ceiling, single pixels differ by one level of 255
 MEMORY_RISE = 0.05
 
 Moved = Literal["slower", "faster", "level", "unknown"]  # unknown: too few samples for an interval
 
 
 @dataclass(frozen=True, kw_only=True)
-class Change:
+class RowChange:
     """One row in both runs. Ratios are new to old: more than 1 is slower."""
 
     case_id: str
@@ -36,12 +37,12 @@ class Change:
     old_s: float | None
     new_s: float | None
     ratio: float | None
-    low: float | None  # the interval of `ratio`, where the samples are enough
+    low: float | None  # the interval of `ratio`, if there are enough samples
     high: float | None
-    corrected: float | None  # without what the fp32 peak says of the machine; only where the machine moved
-    moved: Moved | None  # None: not both have a speed
-    regressions: tuple[str, ...]  # in words
-    told: tuple[str, ...]  # what is no regression, and should be known
+    corrected: float | None  # corrected by the fp32 peak; only if the machine changed
+    moved: Moved | None  # None: one run has no speed
+    regressions: tuple[str, ...]  # as text
+    notes: tuple[str, ...]  # remarks that are not regressions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,23 +50,23 @@ class Comparison:
     """All rows of two runs."""
 
     threshold: float
-    machine: tuple[str, ...]  # how the machine differs, in words; nothing where it does not
-    changes: tuple[Change, ...]
+    machine: tuple[str, ...]  # how the machines differ; empty if they do not
+    changes: tuple[RowChange, ...]
     only_old: tuple[str, ...]  # "CASE_ID CONTENDER"
     only_new: tuple[str, ...]
 
     @property
     def regressed(self) -> bool:
-        """Did anything get worse, past the threshold and beyond noise?"""
+        """Whether anything got worse, past the threshold and beyond noise."""
         return any(change.regressions for change in self.changes)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the comparison as plain data."""
         return {"regressed": self.regressed, **asdict(self)}
 
 
-def compare(old: Recorded, new: Recorded, *, threshold: float) -> Comparison:
-    """Holds `new` against `old`; `threshold` 0.05 lets a row be 5 % slower."""
+def compare(old: RunRecord, new: RunRecord, *, threshold: float) -> Comparison:
+    """Compare `new` with `old`. A `threshold` of 0.05 allows a row to be 5 % slower."""
     was, now = ({(row.case_id, row.contender): honest(row) for row in one.rows} for one in (old, new))
     machine = _machine(old.run, new.run)
     factor = _factor(old.run, new.run)
@@ -79,11 +80,12 @@ def compare(old: Recorded, new: Recorded, *, threshold: float) -> Comparison:
 
 
 def ratio_interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, float] | None:
-    """Where median(new) / median(old) lies: the percentile bootstrap of both medians (Efron 1979), with a fixed seed.
+    """Return the interval of median(new) / median(old): the percentile bootstrap (Efron 1979) with a fixed seed.
 
-    None where either has fewer than LEAST_SAMPLES. Samples are taken as independent: a drift within a run is not seen.
+    None if either run has fewer than MIN_SAMPLES. Samples count as independent, so a drift within a run is not
+    detected.
     """
-    if min(len(old), len(new)) < LEAST_SAMPLES:
+    if min(len(old), len(new)) < MIN_SAMPLES:
         return None
     random = np.random.default_rng(SEED)
     ratios = _medians(random, new) / _medians(random, old)
@@ -92,18 +94,18 @@ def ratio_interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, f
 
 
 def _medians(random: np.random.Generator, samples: Sequence[float]) -> NDArray[np.float64]:
-    """Of RESAMPLES draws with replacement."""
+    """Return the medians of RESAMPLES draws with replacement."""
     drawn = random.choice(np.asarray(samples, dtype=np.float64), size=(RESAMPLES, len(samples)))
     medians: NDArray[np.float64] = np.median(drawn, axis=1)
     return medians
 
 
-def _change(old: Row, new: Row, threshold: float, factor: float | None) -> Change:
+def _change(old: ResultRow, new: ResultRow, threshold: float, factor: float | None) -> RowChange:
     ratio = low = high = moved = None
     if old.speed and new.speed:
         ratio = new.speed.median_s / old.speed.median_s
-        found = ratio_interval(old.speed.samples_s, new.speed.samples_s)
-        low, high = found or (None, None)
+        interval = ratio_interval(old.speed.samples_s, new.speed.samples_s)
+        low, high = interval or (None, None)
         moved = _moved(low, high)
     corrected = None if ratio is None or factor is None else ratio * factor
     worse = [
@@ -112,7 +114,7 @@ def _change(old: Row, new: Row, threshold: float, factor: float | None) -> Chang
         *_quality(old, new),
         *_memory(old, new, threshold),
     ]
-    return Change(
+    return RowChange(
         case_id=new.case_id,
         title=title(new.case) or new.case_id,
         contender=new.contender,
@@ -124,7 +126,7 @@ def _change(old: Row, new: Row, threshold: float, factor: float | None) -> Chang
         corrected=corrected,
         moved=moved,
         regressions=tuple(words for words in worse if words),
-        told=tuple(_told(old, new, moved)),
+        notes=tuple(_notes(old, new, moved)),
     )
 
 
@@ -134,21 +136,23 @@ def _moved(low: float | None, high: float | None) -> Moved:
     return "slower" if low > 1 else "faster" if high < 1 else "level"
 
 
-def _status(old: Row, new: Row) -> str:
+def _status(old: ResultRow, new: ResultRow) -> str:
     return f"was ok, is {new.status}: {why(new)}" if old.status == "ok" != new.status else ""
 
 
 def _time(ratio: float | None, low: float | None, factor: float | None, threshold: float) -> str:
-    """Slower past the threshold, beyond noise; where the machine moved, also after what it did is taken out."""
+    """Return a message if the row is slower past the threshold and beyond noise, also after the correction for the
+    machine.
+    """
     if ratio is None or low is None:
         return ""
-    held = min(1.0, factor or 1.0)  # both ratios must show it: the peak is a measurement too
+    held = min(1.0, factor or 1.0)  # both ratios must show it, because the peak is a measurement too
     if ratio * held <= 1 + threshold or low * held <= 1:
         return ""
     return f"{ratio - 1:.0%} slower (more than {threshold:.0%})"
 
 
-def _quality(old: Row, new: Row) -> list[str]:
+def _quality(old: ResultRow, new: ResultRow) -> list[str]:
     if old.quality is None or new.quality is None:
         return []
     was, now = old.quality, new.quality
@@ -156,11 +160,11 @@ def _quality(old: Row, new: Row) -> list[str]:
     if min(was.psnr_db, PSNR_CEILING_DB) - now.psnr_db > PSNR_DROP_DB:
         worse.append(f"PSNR fell from {was.psnr_db:.1f} to {now.psnr_db:.1f} dB")
     if was.judge is not None and now.judge is not None and now.judge < was.judge:
-        worse.append(f"pictures judged right fell from {was.judge:.0%} to {now.judge:.0%}")
+        worse.append(f"correct images (judge) fell from {was.judge:.0%} to {now.judge:.0%}")
     return worse
 
 
-def _memory(old: Row, new: Row, threshold: float) -> list[str]:
+def _memory(old: ResultRow, new: ResultRow, threshold: float) -> list[str]:
     allowed = max(threshold, MEMORY_RISE)
     peaks = {
         "host": (old.host_peak_bytes, new.host_peak_bytes),
@@ -173,38 +177,38 @@ def _memory(old: Row, new: Row, threshold: float) -> list[str]:
     ]
 
 
-def _told(old: Row, new: Row, moved: Moved | None) -> list[str]:
-    told = []
+def _notes(old: ResultRow, new: ResultRow, moved: Moved | None) -> list[str]:
+    notes = []
     if moved == "unknown" and old.speed and new.speed:
         counts = f"{len(old.speed.samples_s)} and {len(new.speed.samples_s)} samples"
-        told.append(f"no interval: {counts}, {LEAST_SAMPLES} of each are needed")
+        notes.append(f"no interval: {counts}, each run needs {MIN_SAMPLES}")
     if old.status != "ok" and new.status == "ok":
-        told.append(f"was {old.status}, is ok")
+        notes.append(f"was {old.status}, is ok")
     if old.status != "ok" and new.status != "ok":
-        told.append(f"still {new.status}" if old.status == new.status else f"was {old.status}, is {new.status}")
+        notes.append(f"still {new.status}" if old.status == new.status else f"was {old.status}, is {new.status}")
     if old.disturbed_rounds or new.disturbed_rounds:
-        told.append(f"disturbed rounds: {old.disturbed_rounds} old, {new.disturbed_rounds} new")
-    return told
+        notes.append(f"disturbed rounds: {old.disturbed_rounds} old, {new.disturbed_rounds} new")
+    return notes
 
 
 def _machine(old: Run, new: Run) -> tuple[str, ...]:
-    """How the two runs' machines differ, in words."""
-    told = []
+    """Describe how the machines of the two runs differ."""
+    notes = []
     if old.device != new.device:
-        told.append(f"another device: {old.device}, now {new.device}")
+        notes.append(f"another device: {old.device}, now {new.device}")
     if old.threads != new.threads:
-        told.append(f"{old.threads} threads, now {new.threads}")
+        notes.append(f"{old.threads} threads, now {new.threads}")
     for name, was in old.peaks.items():
         now = new.peaks.get(name)
         if was and now and abs(now / was - 1) > PEAKS_APART:
             unit = "B" if name == "copy" else "FLOP"
-            told.append(f"the measured {name} peak: {rate(was, unit)}, now {rate(now, unit)} ({now / was - 1:+.0%})")
-    return tuple(told)
+            notes.append(f"the measured {name} peak: {rate(was, unit)}, now {rate(now, unit)} ({now / was - 1:+.0%})")
+    return tuple(notes)
 
 
 def _factor(old: Run, new: Run) -> float | None:
-    """What a ratio of times is multiplied with to take the machine out of it."""
+    """Return the factor that corrects a ratio of times for the machine, or None."""
     was, now = old.peaks.get("fp32"), new.peaks.get("fp32")
     if not was or not now or abs(now / was - 1) <= PEAKS_APART or BUSY in (*old.notes, *new.notes):
-        return None  # the same speed of arithmetic, or a figure that was measured beside other work
+        return None  # the same speed, or a peak that other work disturbed
     return now / was

@@ -1,4 +1,4 @@
-"""A comparison of two runs, for the terminal: every row, and last what got worse. Knows nothing of how it was found."""
+"""Table of a comparison for the terminal: every row, and then the regressions. This module does not compare."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from .compare import Change, Comparison
+from .compare import Comparison, RowChange
 from .table import unwrapped
 from .table_columns import digits
 
@@ -14,13 +14,13 @@ STYLES = {"slower": "red", "faster": "green", "unknown": "yellow"}
 
 
 def show(comparison: Comparison, console: Console) -> None:
-    """The machine, the rows of each case, what regressed, and the rows that only one of the runs has."""
+    """Print the machine, the rows of each case, the regressions, and the rows that only one run has."""
     with unwrapped(console):
         if comparison.machine:
-            console.print(Text("The machine moved between the runs:", style="bold yellow"))
+            console.print(Text("The machine changed between the runs:", style="bold yellow"))
             for line in comparison.machine:
                 console.print(Text(f"  {line}"))
-            console.print(Text("  corrected: the ratio without what the fp32 peak says of the machine", style="dim"))
+            console.print(Text("  corrected: the ratio after a correction by the fp32 peak", style="dim"))
         for case_id in dict.fromkeys(change.case_id for change in comparison.changes):
             changes = [change for change in comparison.changes if change.case_id == case_id]
             console.print()
@@ -31,7 +31,7 @@ def show(comparison: Comparison, console: Console) -> None:
             console.print(words)
 
 
-def _table(changes: list[Change]) -> Table:
+def _table(changes: list[RowChange]) -> Table:
     table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
     corrected = any(change.corrected is not None for change in changes)
     table.add_column("contender", no_wrap=True)
@@ -54,12 +54,12 @@ def _ratio(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
-def _words(change: Change) -> Text:
+def _words(change: RowChange) -> Text:
     text = Text(change.moved or "", style=STYLES.get(change.moved or "", "dim"))
     if change.regressions:
         text.append(f"{', ' if text else ''}regressed", style="bold red")
-    for told in change.told:
-        text.append(f"{', ' if text else ''}{told}", style="dim")
+    for note in change.notes:
+        text.append(f"{', ' if text else ''}{note}", style="dim")
     return text
 
 
@@ -72,6 +72,6 @@ def _worse(comparison: Comparison) -> list[Text]:
     return lines + [Text(f"only in the new run: {row}", style="dim") for row in comparison.only_new]
 
 
-def _regressed(change: Change) -> Text:
-    told = f" ({change.case_id}): {'; '.join(change.regressions)}"
-    return Text.assemble(("regressed: ", "bold red"), (change.contender, "bold"), told)
+def _regressed(change: RowChange) -> Text:
+    details = f" ({change.case_id}): {'; '.join(change.regressions)}"
+    return Text.assemble(("regressed: ", "bold red"), (change.contender, "bold"), details)

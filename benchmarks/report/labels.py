@@ -1,4 +1,4 @@
-"""Names beside the points of a scatter, set so that none covers another. Knows nothing of what the points are."""
+"""Labels next to the points of a scatter plot, without overlaps. This module does not know what the points are."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 SIDES = ((1, 0), (-1, 0), (0, 1), (0, -1), (1, 1), (-1, 1), (1, -1), (-1, -1))
-RINGS = 12  # how far away a name may stand, in steps of its height
+RINGS = 12  # largest distance of a name, in steps of its height
 
 
 def label(figure: Any, axes: Any, points: Sequence[tuple[str, float, float]]) -> None:
-    """Sets each name beside its point, where no other name and no point is; a line leads to one that stands away."""
+    """Put each name next to its point, away from other names and points. A line connects a distant name."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.transforms import Bbox
 
@@ -19,7 +19,7 @@ def label(figure: Any, axes: Any, points: Sequence[tuple[str, float, float]]) ->
     places = [axes.transData.transform((x, y)) for _, x, y in points]
     dots = [Bbox.from_bounds(px - 5, py - 5, 10, 10) for px, py in places]
     inside = axes.get_window_extent(renderer)
-    taken: list[Any] = []  # by names, and by lines to them
+    taken: list[Any] = []  # by names and their lines
     ink = axes.xaxis.label.get_color()
     for (name, x, y), place in zip(points, places, strict=True):
         probe = axes.text(x, y, name, fontsize=8)
@@ -35,21 +35,21 @@ def label(figure: Any, axes: Any, points: Sequence[tuple[str, float, float]]) ->
 def _free(
     place: Any, width: float, height: float, things: Sequence[Any], names: Sequence[Any], inside: Any
 ) -> tuple[Any, bool]:
-    """The nearest box that covers no thing, with a line that crosses no name; the least bad one where all do."""
-    tried: list[tuple[int, int, Any]] = []
+    """Return the nearest box that covers nothing and whose line crosses no name, or else the box that covers least."""
+    candidates: list[tuple[int, int, Any]] = []
     for box, far in _boxes(place, width, height):
-        whole = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
-        covered = 100 * sum(box.overlaps(thing) for thing in things) + 1000 * (not whole)
+        is_inside = inside.x0 <= box.x0 and box.x1 <= inside.x1 and inside.y0 <= box.y0 and box.y1 <= inside.y1
+        covered = 100 * sum(box.overlaps(thing) for thing in things) + 1000 * (not is_inside)
         if far:
             covered += sum(spot.overlaps(name) for spot in _line(box, place) for name in names)
         if not covered:
             return box, far
-        tried.append((covered, len(tried), box))
-    return min(tried)[2], True
+        candidates.append((covered, len(candidates), box))
+    return min(candidates)[2], True
 
 
 def _boxes(place: Any, width: float, height: float) -> Iterator[tuple[Any, bool]]:
-    """Places for a name around a point, the nearest first; and whether a line has to lead there."""
+    """Yield places for a name around a point, the nearest first, and whether each needs a line."""
     from matplotlib.transforms import Bbox
 
     for ring in range(RINGS):
@@ -60,7 +60,7 @@ def _boxes(place: Any, width: float, height: float) -> Iterator[tuple[Any, bool]
 
 
 def _line(box: Any, place: Any) -> list[Any]:
-    """The line from the middle of a name to its point, as small boxes: those outside the name and off the point."""
+    """Return the line from a name to its point as small boxes, without those inside the name or on the point."""
     from matplotlib.transforms import Bbox
 
     middle = ((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)

@@ -1,7 +1,7 @@
-"""The figures of a case, as SVG to be set into a page. One color a maker; texts and lines take the page's own color.
+"""Plots of a case as SVG for a page. Each maker has one color; text and lines take the color of the page.
 
-Every function takes the rows of one case, in the order of the run, and gives "" where there is nothing to show. Rows
-come through `columns.honest`: those whose pictures are wrong have no speed to draw. Knows nothing of the page.
+Every function takes the rows of one case, in the order of the run, and returns "" if there is nothing to show. The rows
+come from `table_columns.honest`, so rows with wrong images have no speed. This module does not know the page.
 """
 
 from __future__ import annotations
@@ -11,28 +11,28 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..measure.record import Row, Speed
+from ..measure.record import ResultRow, Speed
 from .labels import label
 from .table_columns import digits, interval
 
-# Okabe and Ito's colors, which the color-blind tell apart; all readable on white and on near black.
+# Okabe and Ito's colors, which color-blind readers can distinguish; readable on white and on near black.
 MAKERS = {"calotype": "#0072B2", "diffusers": "#E69F00", "torch-compile": "#D55E00", "optimum": "#009E73"}
 MAKERS |= {"openvino-genai": "#56B4E9", "stable-diffusion.cpp": "#CC79A7"}
 OTHERS = ("#8A8A00", "#8C6BB1", "#888888")
-# Components are shades of one grey blue: no maker's color.
+# Shades of gray blue for components: no maker has this color.
 SHADES = ("#33475B", "#5F7A93", "#8FA6BA", "#BCCBD8", "#DDE5EB")
 REST = "the rest"
-# Of an SVG that stands alone: who made it, its sheet of styles, the names of its parts, its fonts.
+# Parts of an SVG file that a page does not need: metadata, styles, ids, fonts.
 NEEDLESS = (
     r"<metadata>.*?</metadata>",
     r"<style.*?</style>",
     r' id="[a-z]+[\w.]*_\w+"',
     r"font-family:[^;\"]*;? ?",
 )
-INK, GRID = "#010203", "#040506"  # stand for the page's colors until the SVG is written
+INK, GRID = "#010203", "#040506"  # placeholders for the page's colors
 SETTINGS = {
     "svg.fonttype": "none",
-    "svg.hashsalt": "calotype",  # the same figure has the same names inside
+    "svg.hashsalt": "calotype",  # makes the ids deterministic
     "font.size": 9,
     "text.color": INK,
     "axes.labelcolor": INK,
@@ -47,15 +47,15 @@ SETTINGS = {
 }
 
 
-def colors(rows: Sequence[Row]) -> dict[str, str]:
-    """A color for each maker: the same in every run for those that are known."""
+def colors(rows: Sequence[ResultRow]) -> dict[str, str]:
+    """Return a color for each maker. Known makers have the same color in every run."""
     makers = list(dict.fromkeys(row.maker for row in rows))
     strange = [maker for maker in makers if maker not in MAKERS]
     return {m: MAKERS[m] if m in MAKERS else OTHERS[min(strange.index(m), len(OTHERS) - 1)] for m in makers}
 
 
-def latency(rows: Sequence[Row], color: Mapping[str, str]) -> str:
-    """Bars of the median with p10 to p90; beside them how many times as fast as the base, with its interval."""
+def latency(rows: Sequence[ResultRow], color: Mapping[str, str]) -> str:
+    """Draw bars of the median with p10 to p90, and the ratio to the base with its interval."""
     if not any(row.speed for row in rows):
         return ""
     with _drawing():
@@ -63,50 +63,50 @@ def latency(rows: Sequence[Row], color: Mapping[str, str]) -> str:
         _names(left, rows)
         for y, row in enumerate(rows):
             if row.speed is None:
-                status = "pictures wrong" if row.status == "wrong" else row.status
-                _beside(left, 0, y, f"{status}: no speed", style="italic")
+                status = "wrong images" if row.status == "wrong" else row.status
+                _annotate(left, 0, y, f"{status}: no speed", style="italic")
                 continue
             _bar(left, y, row.speed, color[row.maker], row.disturbed_rounds)
             _against(right, y, row, color[row.maker])
         left.set_xlim(0, max(row.speed.p90_s for row in rows if row.speed) * 1.18)
-        left.set_xlabel("seconds a picture (or batch): median, line from p10 to p90; less is better")
+        left.set_xlabel("seconds for an image (or batch): median, line from p10 to p90; less is better")
         right.axvline(1, color=INK, linewidth=0.8)
-        right.set_xlabel("times as fast as the base, 95 % interval; more is better")
+        right.set_xlabel("speed relative to the base, 95 % interval; more is better")
         ends = [row.ratio.high or row.ratio.median for row in rows if row.ratio]
         starts = [row.ratio.low or row.ratio.median for row in rows if row.ratio]
-        least, most = min([1.0, *starts]), max([1.0, *ends])
-        right.set_xlim(least - 0.08 * (most - least) - 0.05, most + 0.6 * (most - least) + 0.05)  # room for the words
+        low, high = min([1.0, *starts]), max([1.0, *ends])
+        right.set_xlim(low - 0.08 * (high - low) - 0.05, high + 0.6 * (high - low) + 0.05)  # room for the text
         return _svg(figure)
 
 
 def _bar(axes: Any, y: int, speed: Speed, color: str, disturbed: int) -> None:
     axes.barh(y, speed.median_s, color=color, height=0.66)
     axes.plot([speed.p10_s, speed.p90_s], [y, y], color=INK, linewidth=1.4, marker="|", markersize=6)
-    _beside(axes, speed.p90_s, y, digits(speed.median_s) + (f" ({disturbed} rounds disturbed)" if disturbed else ""))
+    _annotate(axes, speed.p90_s, y, digits(speed.median_s) + (f" ({disturbed} rounds disturbed)" if disturbed else ""))
 
 
-def _against(axes: Any, y: int, row: Row, color: str) -> None:
+def _against(axes: Any, y: int, row: ResultRow, color: str) -> None:
     if row.ratio is None:
         return
     low, high = row.ratio.low, row.ratio.high
     if row.ratio.verdict == "base":
-        _beside(axes, 1, y, "base", style="italic")
+        _annotate(axes, 1, y, "base", style="italic")
         return
     if low is not None and high is not None:
         axes.plot([low, high], [y, y], color=color, linewidth=5, solid_capstyle="butt")
     axes.plot([row.ratio.median], [y], marker="|", color=INK, markersize=9, markeredgewidth=1.4)
     between = interval(row.ratio)
-    told = f"{row.ratio.median:.2f}x" + (f" ({between})" if between else "") + f" {row.ratio.verdict}"
-    _beside(axes, row.ratio.median if high is None else high, y, told)
+    text = f"{row.ratio.median:.2f}x" + (f" ({between})" if between else "") + f" {row.ratio.verdict}"
+    _annotate(axes, row.ratio.median if high is None else high, y, text)
 
 
-def _beside(axes: Any, x: float, y: float, words: str, **more: Any) -> None:
-    """To the right of a place, with a gap that is not made of spaces: a page would swallow them."""
+def _annotate(axes: Any, x: float, y: float, words: str, **more: Any) -> None:
+    """Write to the right of a point, with an offset in place of spaces, because a page would drop them."""
     axes.annotate(words, (x, y), xytext=(7, 0), textcoords="offset points", va="center", **more)
 
 
-def quality(rows: Sequence[Row], color: Mapping[str, str]) -> str:
-    """Pictures a second against PSNR: up and to the right is better."""
+def quality(rows: Sequence[ResultRow], color: Mapping[str, str]) -> str:
+    """Draw images a second against PSNR: up and to the right is better."""
     shown = [(r, r.speed.images_per_s, r.quality.psnr_db) for r in rows if r.speed and r.quality]
     if not shown:
         return ""
@@ -123,13 +123,13 @@ def quality(rows: Sequence[Row], color: Mapping[str, str]) -> str:
         axes.margins(x=0.12)
         axes.set_ylim(min(levels) - 6, max(*levels, min(levels) + 10) + 8)
         axes.set_xlabel("images/s; more is better")
-        axes.set_ylabel("PSNR to float32 eager, dB; more is nearer")
+        axes.set_ylabel("PSNR to float32 eager, dB; more is better")
         label(figure, axes, [(row.contender, x, y) for row, x, y in shown])
         return _svg(figure)
 
 
-def memory(rows: Sequence[Row], color: Mapping[str, str]) -> str:
-    """Peaks on the host, and on the device where there is one."""
+def memory(rows: Sequence[ResultRow], color: Mapping[str, str]) -> str:
+    """Draw the peak memory of the host, and of the device if there is one."""
     shown = [row for row in rows if row.host_peak_bytes or row.device_peak_bytes]
     if not shown:
         return ""
@@ -152,11 +152,11 @@ def _memory_bar(axes: Any, y: float, count: int | None, color: str, half: bool, 
     axes.barh(
         y, count / 2**30, color=color, height=0.36 if half else 0.66, hatch=hatch, edgecolor=INK if hatch else color
     )
-    _beside(axes, count / 2**30, y, f"{count / 2**30:.2f}")
+    _annotate(axes, count / 2**30, y, f"{count / 2**30:.2f}")
 
 
-def components(rows: Sequence[Row]) -> str:
-    """Where the time of a picture goes, stacked; what is left of the median is the loop, the host and the copies."""
+def components(rows: Sequence[ResultRow]) -> str:
+    """Draw the time of an image by component. The rest of the median is the loop, the host and the copies."""
     shown = [row for row in rows if row.speed and row.parts]
     if not shown:
         return ""
@@ -171,16 +171,16 @@ def components(rows: Sequence[Row]) -> str:
                 axes.barh(y, seconds, left=left, color=shade, height=0.66, edgecolor=INK, linewidth=0.6)
                 left += seconds
         axes.set_xlim(0, max(sum(s for _, s in _shares(row, names)) for row in shown) * 1.02)
-        axes.set_xlabel("seconds a picture (or batch)")
+        axes.set_xlabel("seconds for an image (or batch)")
         _legend(axes, names)
         return _svg(figure)
 
 
-def _shares(row: Row, names: Sequence[str]) -> list[tuple[str, float]]:
-    """Every component's seconds, and what is left of the whole: never less than nothing, medians need not add up."""
+def _shares(row: ResultRow, names: Sequence[str]) -> list[tuple[str, float]]:
+    """Return the seconds of every component and of the rest, which is never negative: medians need not add up."""
     parts = [(name, row.parts[name].median_s) for name in names if name in row.parts]
-    whole = row.speed.median_s if row.speed else 0.0
-    return [*parts, (REST, max(0.0, whole - sum(seconds for _, seconds in parts)))]
+    total = row.speed.median_s if row.speed else 0.0
+    return [*parts, (REST, max(0.0, total - sum(seconds for _, seconds in parts)))]
 
 
 def _legend(axes: Any, names: Sequence[str]) -> None:
@@ -194,7 +194,7 @@ def _legend(axes: Any, names: Sequence[str]) -> None:
 
 
 def _axes(bars: int, width: float, height: float = 0.0, columns: int = 1) -> tuple[Any, Any]:
-    """A figure with one line of the page for each bar, or as high as said."""
+    """Return a figure with one line for each bar, or of the requested height."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height + (0.3 * bars + 0.75 if bars else 0)), layout="constrained")
@@ -206,9 +206,9 @@ def _axes(bars: int, width: float, height: float = 0.0, columns: int = 1) -> tup
     return figure, axes
 
 
-def _names(axes: Any, rows: Sequence[Row]) -> None:
+def _names(axes: Any, rows: Sequence[ResultRow]) -> None:
     axes.set_yticks(range(len(rows)), [row.contender for row in rows])
-    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first one on top
+    axes.set_ylim(len(rows) - 0.4, -0.6)  # the first row on top
 
 
 def _drawing() -> Any:
@@ -218,7 +218,7 @@ def _drawing() -> Any:
 
 
 def _svg(figure: Any) -> str:
-    """The figure without what belongs to a file of its own: prologue, addresses, fonts, names, a fixed size."""
+    """Return the figure without what a file of its own needs: prologue, URLs, fonts, names, a fixed size."""
     out = io.StringIO()
     figure.savefig(out, format="svg", transparent=True, metadata={"Date": None})
     text = out.getvalue()[out.getvalue().index("<svg") :]

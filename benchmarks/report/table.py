@@ -1,6 +1,7 @@
-"""A run as tables for the terminal: one a case. Two lines a row where the terminal is narrow, one where it is wide.
+"""Tables of a run for the terminal, one for each case. A narrow terminal gets two lines for each row, a wide one gets
+one.
 
-In a pipe nothing is wrapped: a row is one line, for grep and for files. Knows nothing of how anything was measured.
+Output to a pipe is not wrapped: a row is one line, for grep and for files. This module does not measure.
 """
 
 from __future__ import annotations
@@ -13,16 +14,16 @@ from rich.padding import Padding
 from rich.table import Table
 from rich.text import Text
 
-from ..measure.record import Recorded, Row, Run
+from ..measure.record import ResultRow, Run, RunRecord
 from .table_columns import COLUMNS, by_case, filled, rate, why
 
-WIDE = 170  # columns of a terminal from which a row fits on one line
+WIDE = 170  # columns of a terminal in which a row fits on one line
 COLORS = {"ahead": "green", "behind": "red", "unknown": "yellow", "wrong": "red", "failed": "red", "cannot": "yellow"}
 LINE = (
     *("contender", "precision", "median", "spread", "rounds", "disturbed", "images", "its", "ratio", "interval"),
     *("verdict", "alike", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
 )
-# Narrow: the two lines of each column. The precision is the end of the name.
+# Narrow terminals: the two lines of each column. The name ends with the precision.
 STACKED = (
     (("contender",), ("disturbed",)),
     (("median", "rounds"), ("spread",)),
@@ -36,8 +37,8 @@ STACKED = (
 HEADS = {"ratio, verdict": "vs. base", "ssim, judge": "SSIM judge", "first, load": "first, load", "disturbed": ""}
 
 
-def show(recorded: Recorded, console: Console) -> None:
-    """The whole run: the machine, a table for each case, and under it who has no speed and why."""
+def show(recorded: RunRecord, console: Console) -> None:
+    """Print the run: the machine, a table for each case, and below it who has no speed and why."""
     with unwrapped(console):
         for line in heading(recorded.run):
             console.print(Text(line), style="dim", soft_wrap=not console.is_terminal)
@@ -53,7 +54,7 @@ def show(recorded: Recorded, console: Console) -> None:
 
 @contextmanager
 def unwrapped(console: Console) -> Iterator[None]:
-    """A pipe has no width, and rich would take 80."""
+    """Widen a console without a terminal, for which rich assumes 80 columns."""
     width = console.width
     if not console.is_terminal:
         console.width = max(width, 220)
@@ -65,18 +66,18 @@ def unwrapped(console: Console) -> Iterator[None]:
 
 
 def heading(run: Run) -> list[str]:
-    """What was run, where, and the peaks that utilisation is a share of."""
+    """Return the preset, the machine, and the peaks that utilization refers to."""
     peaks = ", ".join(f"{n} {rate(p, 'B' if n == 'copy' else 'FLOP')}" for n, p in run.peaks.items() if p)
     commit = f" ({run.commit[:12].rstrip('+')}{'+' if run.commit.endswith('+') else ''})" if run.commit else ""
     lines = [
         f"{run.preset}, {run.date[:16].replace('T', ' ')} UTC, calotype {run.version}{commit}, {run.seconds:.0f} s"
     ]
     lines.append(f"{run.device}, {run.threads} threads" + (f"; measured peaks: {peaks}" if peaks else ""))
-    return [*lines, f"again: {run.command}", *(f"note: {note}" for note in run.notes)]
+    return [*lines, f"command: {run.command}", *(f"note: {note}" for note in run.notes)]
 
 
-def case_table(rows: tuple[Row, ...], width: int) -> Table:
-    """One case, as wide as it may be."""
+def case_table(rows: tuple[ResultRow, ...], width: int) -> Table:
+    """Return the table of one case for this width."""
     return _one_line(rows) if width >= WIDE else _two_lines(rows)
 
 
@@ -84,7 +85,7 @@ def _table() -> Table:
     return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
 
 
-def _one_line(rows: tuple[Row, ...]) -> Table:
+def _one_line(rows: tuple[ResultRow, ...]) -> Table:
     table, columns = _table(), filled(rows, LINE)
     for column in columns:
         left = column.key in ("contender", "precision", "verdict")
@@ -94,13 +95,13 @@ def _one_line(rows: tuple[Row, ...]) -> Table:
     return table
 
 
-def _two_lines(rows: tuple[Row, ...]) -> Table:
+def _two_lines(rows: tuple[ResultRow, ...]) -> Table:
     table, there = _table(), {column.key for column in filled(rows, LINE)}
     stacks = [[tuple(k for k in line if k in there) for line in stack] for stack in STACKED]
     stacks = [stack for stack in stacks if any(stack)]
     for stack in stacks:
         left = "contender" in stack[0]
-        # Only the name may be folded: a figure that breaks cannot be read.
+        # Only the name may wrap: a number that wraps is not readable.
         table.add_column(_heads(stack), justify="left" if left else "right", no_wrap=not left, overflow="fold")
     for row in rows:
         table.add_row(*(_stack(row, stack) for stack in stacks))
@@ -112,7 +113,7 @@ def _heads(stack: list[tuple[str, ...]]) -> str:
     return "\n".join(HEADS.get(", ".join(line), head) for line, head in zip(stack, usual, strict=True))
 
 
-def _stack(row: Row, stack: list[tuple[str, ...]]) -> Text:
+def _stack(row: ResultRow, stack: list[tuple[str, ...]]) -> Text:
     marks = {"rounds": "n {}", "disturbed": "  ! {} rounds disturbed"}
     lines = []
     for keys in stack:
@@ -128,15 +129,15 @@ def _colored(cell: str) -> Text:
     return Text(cell, style=COLORS.get(cell, ""))
 
 
-def _beneath(rows: tuple[Row, ...]) -> Iterator[Text]:
-    """The rows without a speed, the disturbed ones, and what contenders noted."""
+def _beneath(rows: tuple[ResultRow, ...]) -> Iterator[Text]:
+    """Yield the rows without a speed, the disturbed rows, and the notes of the contenders."""
     for row in rows:
         if row.speed is None:
             status = "no speed" if row.status == "ok" else row.status
             yield Text.assemble((f"{status}: ", COLORS.get(row.status, "")), (row.contender, "bold"), f"  {why(row)}")
     disturbed = [row.contender for row in rows if row.disturbed_rounds]
     if disturbed:
-        yield Text("disturbed: rounds in which something else kept the machine busy; they are counted all the same.")
+        yield Text("disturbed: rounds in which other work kept the machine busy; they count nevertheless.")
     for row in rows:
         for note in row.notes:
             yield Text(f"note: {row.contender}: {note}", style="dim")

@@ -1,6 +1,7 @@
-"""One case from its contenders' names to their rows: who can is opened, judged and raced; who cannot has a reason.
+"""One case, from the names of its contenders to their rows. A contender that cannot run gets a row with the reason.
 
-The order of the work, and nothing else: lanes know processes, `race` knows turns, `rows` knows arithmetic.
+This module knows the order of the work only: `contender_process` knows processes, `runner` knows turns, `results_row`
+knows arithmetic.
 """
 
 from __future__ import annotations
@@ -16,146 +17,152 @@ from PIL import Image
 
 from calotype.errors import CalotypeError, first_line
 
-from ..measure import system_load as watch
-from ..measure.record import PICTURES, Row, file_name
+from ..measure import system_load
+from ..measure.record import IMAGES_FOLDER, ResultRow, file_name
 from ..suite.cases import Case
 from ..suite.contenders import Contender
-from .contender_process import Lane, Sample, Shot
-from .reference import shots_of
-from .results_row import Work, quality_of, row_of
-from .runner import Limits, Round, Tell, base_of, qualify, race, ratio_of
-from .start_contender import Entrance, enter
-from .workload import job_of, source_of, work_of
+from .contender_process import BenchmarkCall, ContenderProcess, Sample
+from .reference import reference_calls
+from .results_row import Workload, quality_of, result_row
+from .runner import Round, RoundLimits, ShowLine, base_of, ratio_of, run_rounds, warm_up
+from .start_contender import CaseContext, start_contender
+from .workload import job_for, source_of, workload_of
 
-_TICKS_S = 0.03  # of others' work below which a picture is not called disturbed: the system counts in hundredths
+_TICKS_S = 0.03  # less work of others does not disturb an image: the system counts in hundredths
 
 
 @dataclass(frozen=True, kw_only=True)
-class Settings:
-    """How a run is made. `output` is the folder for the record and the pictures."""
+class RunSettings:
+    """The settings of a run. `output` is the folder for the record and the images."""
 
     preset: str
     command: str
     output: Path
     threads: int
-    timeout_s: float = 1800.0  # of anything a worker is asked; compilers take minutes
+    timeout_s: float = 1800.0  # for each request to a worker; compilers take minutes
     clip_model: Path | None = None
-    tell: Tell = print
+    show: ShowLine = print
 
 
-def rows_of(case: Case, settings: Settings, peaks: Mapping[str, float | None]) -> list[Row]:
-    """A row for every contender, come what may: what stops the whole case is the reason of all its rows."""
-    if case.device == "cuda" and not watch.has_gpu():
-        return _none(case, settings, "this case is for an NVIDIA GPU, and this machine has none")
+def run_case(case: Case, settings: RunSettings, peaks: Mapping[str, float | None]) -> list[ResultRow]:
+    """Return a row for every contender. An error of the complete case becomes the reason of all its rows."""
+    if case.device == "cuda" and not system_load.has_gpu():
+        return _all_unsupported(case, settings, "this case needs an NVIDIA GPU, and this machine has none")
     try:
         source = source_of(case)
-        job = job_of(case, source, threads=settings.threads)
-        work = work_of(case, source)
-        entrance = Entrance(case=case, source=source, job=job, threads=settings.threads, timeout_s=settings.timeout_s)
-        return _CaseRun(case, settings, entrance, work).rows(peaks)
+        job = job_for(case, source, threads=settings.threads)
+        work = workload_of(case, source)
+        context = CaseContext(case=case, source=source, job=job, threads=settings.threads, timeout_s=settings.timeout_s)
+        return _CaseRun(case, settings, context, work).rows(peaks)
     except CalotypeError as failed:
-        return _none(case, settings, str(failed))
-    except Exception as failed:  # a fault of the suite's own must not take the other cases' rows with it
+        return _all_unsupported(case, settings, str(failed))
+    except Exception as failed:  # a fault of the suite must not lose the rows of other cases
         traceback.print_exc()
-        return _none(case, settings, f"the suite itself failed: {first_line(failed)}")
+        return _all_unsupported(case, settings, f"the benchmark suite failed: {first_line(failed)}")
 
 
-def _none(case: Case, settings: Settings, reason: str) -> list[Row]:
-    settings.tell(reason)
-    return [_refused(case, contender, reason) for contender in case.contenders]
+def _all_unsupported(case: Case, settings: RunSettings, reason: str) -> list[ResultRow]:
+    settings.show(reason)
+    return [_unsupported_row(case, contender, reason) for contender in case.contenders]
 
 
 class _CaseRun:
-    """A case under way."""
+    """A case in progress."""
 
-    def __init__(self, case: Case, settings: Settings, entrance: Entrance, work: Work) -> None:
-        self._case, self._settings, self._entrance, self._work = case, settings, entrance, work
-        self._lanes: list[Lane] = []
+    def __init__(self, case: Case, settings: RunSettings, context: CaseContext, work: Workload) -> None:
+        self._case, self._settings, self._context, self._work = case, settings, context, work
+        self._processes: list[ContenderProcess] = []
 
-    def rows(self, peaks: Mapping[str, float | None]) -> list[Row]:
-        """Run it; no process is left behind."""
-        refused = self._enter()
-        shots = self._shots() if self._lanes else []
+    def rows(self, peaks: Mapping[str, float | None]) -> list[ResultRow]:
+        """Run the case and end all its processes."""
+        refused = self._start_contenders()
+        calls = self._reference_calls() if self._processes else []
         try:
-            rounds, base = self._race(shots)
+            rounds, base = self._run_rounds(calls)
         finally:
-            for lane in self._lanes:
-                lane.close()
-        self._keep("reference", [wanted for shot in shots for wanted in shot.wanted])
+            for process in self._processes:
+                process.close()
+        self._keep("reference", [image for call in calls for image in call.expected])
         rows = {row.contender: row for row in refused}
-        rows |= {lane.contender.name: self._row(lane, base, rounds, peaks) for lane in self._lanes}
-        for lane in self._lanes:
-            found = quality_of(self._case, lane, shots, self._settings.clip_model)
-            rows[lane.contender.name] = replace(rows[lane.contender.name], quality=found)
-            self._keep(lane.contender.name, list(lane.pictures.values()))
+        rows |= {process.contender.name: self._row(process, base, rounds, peaks) for process in self._processes}
+        for process in self._processes:
+            quality = quality_of(self._case, process, calls, self._settings.clip_model)
+            rows[process.contender.name] = replace(rows[process.contender.name], quality=quality)
+            self._keep(process.contender.name, list(process.images.values()))
         return [rows[contender.name] for contender in self._case.contenders]
 
-    def _enter(self) -> list[Row]:
-        """Give every contender that can be started a lane; the rows of the others."""
+    def _start_contenders(self) -> list[ResultRow]:
+        """Add a process for every contender that can run. Return the rows of the others."""
         refused = []
         for contender in self._case.contenders:
-            self._settings.tell(f"entering {contender.name}")
+            self._settings.show(f"preparing {contender.name}")
             try:
-                self._lanes.append(enter(contender, self._entrance))
+                self._processes.append(start_contender(contender, self._context))
             except CalotypeError as failed:
-                refused.append(_refused(self._case, contender, str(failed)))
-                self._settings.tell(f"{contender.name}: {failed}")
+                refused.append(_unsupported_row(self._case, contender, str(failed)))
+                self._settings.show(f"{contender.name}: {failed}")
         return refused
 
-    def _shots(self) -> list[Shot]:
-        self._settings.tell("painting float32 eager's pictures, which all others are held against")
-        # A case of fakes alone (the instrument's own test) has a fake for its reference.
+    def _reference_calls(self) -> list[BenchmarkCall]:
+        self._settings.show("generating the reference images with float32 eager")
+        # A case with only fake contenders (a test of the suite) also has a fake reference.
         fake = all(c.backend == "fake" for c in self._case.contenders)
-        job = {**self._entrance.job, "backend": "fake"} if fake else self._entrance.job
-        fingerprint, entrance = self._entrance.source.fingerprint, self._entrance
-        return shots_of(self._case, job, fingerprint, threads=entrance.threads, timeout_s=entrance.timeout_s)
+        job = {**self._context.job, "backend": "fake"} if fake else self._context.job
+        fingerprint, context = self._context.source.fingerprint, self._context
+        return reference_calls(self._case, job, fingerprint, threads=context.threads, timeout_s=context.timeout_s)
 
-    def _race(self, shots: Sequence[Shot]) -> tuple[list[Round], Lane | None]:
-        case, tell = self._case, self._settings.tell
-        if not shots:
+    def _run_rounds(self, calls: Sequence[BenchmarkCall]) -> tuple[list[Round], ContenderProcess | None]:
+        case, show = self._case, self._settings.show
+        if not calls:
             return [], None
-        qualify(self._lanes, shots[0], tell)
-        base = base_of(self._lanes)
+        warm_up(self._processes, calls[0], show)
+        base = base_of(self._processes)
         if base is None:
             return [], None
-        limits = Limits(rounds=case.rounds, budget_s=case.budget_s)
-        rounds = race(self._lanes, base, shots, limits=limits, timed=self._timed, show=tell)
-        return rounds, base_of(self._lanes) if base.out else base
+        limits = RoundLimits(rounds=case.rounds, budget_s=case.budget_s)
+        rounds = run_rounds(self._processes, base, calls, limits=limits, timed=self._timed, show=show)
+        return rounds, base_of(self._processes) if base.exclusion else base
 
-    def _timed(self, lane: Lane, shot: Shot) -> Sample | None:
-        before, seen = self._energy_j(), watch.Watch([lane.pid] if lane.pid else [])
-        sample = lane.paint(shot)
+    def _timed(self, process: ContenderProcess, call: BenchmarkCall) -> Sample | None:
+        before, seen = self._energy_j(), system_load.LoadMonitor([process.pid] if process.pid else [])
+        sample = process.generate(call)
         if sample is None:
             return None
         load, after = seen.stop(), self._energy_j()
-        others = watch.disturbed(load.share) and load.share * load.seconds > _TICKS_S
-        used = None if before is None or after is None else after - before
-        return replace(sample, disturbed=others, energy_j=used, clock_mhz=watch.clock_mhz(self._case.device))
+        others = system_load.disturbed(load.share) and load.share * load.seconds > _TICKS_S
+        energy = None if before is None or after is None else after - before
+        return replace(sample, disturbed=others, energy_j=energy, clock_mhz=system_load.clock_mhz(self._case.device))
 
     def _energy_j(self) -> float | None:
-        card = watch.gpu() if self._case.device == "cuda" else None
+        card = system_load.gpu() if self._case.device == "cuda" else None
         return None if card is None else card.energy_j
 
-    def _row(self, lane: Lane, base: Lane | None, rounds: Sequence[Round], peaks: Mapping[str, float | None]) -> Row:
-        row = row_of(self._case, lane, work=self._work, peaks=peaks)
+    def _row(
+        self,
+        process: ContenderProcess,
+        base: ContenderProcess | None,
+        rounds: Sequence[Round],
+        peaks: Mapping[str, float | None],
+    ) -> ResultRow:
+        row = result_row(self._case, process, work=self._work, peaks=peaks)
         if row.speed is None or base is None:
             return row
-        alike = base_of(self._lanes, lane.contender.precision)
+        alike = base_of(self._processes, process.contender.precision)
         return replace(
             row,
-            ratio=ratio_of(lane, base, rounds),
-            alike=None if alike in (None, base) else ratio_of(lane, alike, rounds),
+            ratio=ratio_of(process, base, rounds),
+            alike=None if alike in (None, base) else ratio_of(process, alike, rounds),
         )
 
-    def _keep(self, name: str, pictures: Sequence[np.ndarray[Any, Any]]) -> None:
-        folder = self._settings.output / PICTURES / file_name(self._case.id)
+    def _keep(self, name: str, images: Sequence[np.ndarray[Any, Any]]) -> None:
+        folder = self._settings.output / IMAGES_FOLDER / file_name(self._case.id)
         folder.mkdir(parents=True, exist_ok=True)
-        for i, pixels in enumerate(pictures):
+        for i, pixels in enumerate(images):
             Image.fromarray(pixels).save(folder / f"{file_name(name)}-{i}.png")
 
 
-def _refused(case: Case, contender: Contender, reason: str) -> Row:
-    return Row(
+def _unsupported_row(case: Case, contender: Contender, reason: str) -> ResultRow:
+    return ResultRow(
         case=case.to_json(),
         case_id=case.id,
         contender=contender.name,

@@ -1,6 +1,6 @@
-"""One contender at one case: its process, what it told when it was opened, and the pictures it was asked for.
+"""One contender at one case: its process, its answer to "load", and its images.
 
-A lane that cannot go on is *out*, with a reason; it never raises for what its process does.
+A process that cannot go on is *excluded*, with a reason. A failure of the process never raises.
 """
 
 from __future__ import annotations
@@ -15,30 +15,30 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ..measure import system_load as watch
-from ..measure.correctness import fault
+from ..measure import system_load
+from ..measure.correctness import find_fault
 from ..measure.record import Status
 from ..suite.contenders import Contender
-from ..suite.plans import Built
-from .worker import Cannot, Worker, WorkerError
+from ..suite.plans import BuiltPlan
+from .worker import UnsupportedCase, Worker, WorkerError
 
 Pixels = NDArray[np.uint8]  # [B, H, W, 3]
-_WARM = 2  # pictures after the first, before any is timed
+_WARM_UPS = 2  # images after the first, before the timed ones
 
 
 @dataclass(frozen=True, kw_only=True)
-class Shot:
-    """One call: a batch of prompts with their seeds, and what float32 eager made of them."""
+class BenchmarkCall:
+    """One call: a batch of prompts with their seeds, and the images of float32 eager."""
 
     prompts: tuple[str, ...]
     seeds: tuple[int, ...]
-    wanted: Pixels
-    trained: bool = True  # else weights are random, and pictures of little contrast
+    expected: Pixels
+    trained: bool = True  # False: random weights, whose images have little contrast
 
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
-    """One timed picture (or batch)."""
+    """One timed image (or batch)."""
 
     seconds: float
     parts: Mapping[str, Sequence[float]]
@@ -48,16 +48,16 @@ class Sample:
 
 
 @dataclass(frozen=True, kw_only=True)
-class LoadedComponent:
-    """What a fresh process told: of the first time it was started, as later ones find warm caches."""
+class LoadReport:
+    """The report of the first start of the process. Later starts find warm caches."""
 
-    told: Mapping[str, Any]  # the answer to "load"
+    answer: Mapping[str, Any]  # to "load"
     first_s: float
 
 
 @dataclass(kw_only=True)
-class Lane:
-    """A contender at work. `need_bytes` is an estimate of its memory until its peak is known."""
+class ContenderProcess:
+    """A contender and its process. `need_bytes` is an estimate of its memory until the peak is known."""
 
     contender: Contender
     python: Path
@@ -66,13 +66,13 @@ class Lane:
     threads: int
     timeout_s: float
     need_bytes: int
-    built: Built | None = None  # the plan, where it is ours to tell of
-    opened: LoadedComponent | None = None
-    warm_s: float | None = None  # the best of the pictures after the first: what the base is chosen by
-    out: tuple[Status, str] | None = None
-    waited: Sample | None = None  # a picture whose components were waited for; on a GPU alone
+    built: BuiltPlan | None = None  # our plan, whose build time we report
+    load_report: LoadReport | None = None
+    warm_s: float | None = None  # the fastest image after the first; it decides which contender is the base
+    exclusion: tuple[Status, str] | None = None  # status and reason
+    synchronized: Sample | None = None  # an image timed by its components; only on a GPU
     samples: list[Sample] = field(default_factory=list)
-    pictures: dict[int, Pixels] = field(default_factory=dict)  # seed -> [H, W, 3], as first painted
+    images: dict[int, Pixels] = field(default_factory=dict)  # seed -> [H, W, 3], the first of each seed
     host_peak_bytes: int | None = None
     device_peak_bytes: int | None = None
     last_used: float = 0.0
@@ -80,101 +80,113 @@ class Lane:
 
     @property
     def alive(self) -> bool:
-        """Has it a process?"""
+        """Whether the process runs."""
         return self._worker is not None
 
     @property
     def pid(self) -> int | None:
-        """Of its process."""
+        """The id of the process."""
         return None if self._worker is None else self._worker.pid
 
-    def open(self, shot: Shot) -> None:
-        """Start the process, load, and paint a first picture (which compiles what is compiled late) and some more."""
-        if self.alive or self.out:
+    def open(self, call: BenchmarkCall) -> None:
+        """Start the process, load, and generate images: the first one compiles what is compiled late, the others warm
+        up.
+        """
+        if self.alive or self.exclusion:
             return
         try:
             self._worker = Worker(self.python, self.file, threads=self.threads)
-            told = self._worker.ask({"op": "load", "job": self.job}, self.timeout_s)
-            if told["threads"] != self.threads:
-                raise WorkerError(f"it uses {told['threads']} threads where everybody has {self.threads}")
+            answer = self._worker.ask({"op": "load", "job": self.job}, self.timeout_s)
+            if answer["threads"] != self.threads:
+                raise WorkerError(f"it uses {answer['threads']} threads, expected {self.threads}")
         except WorkerError as failed:
-            self.leave("cannot" if isinstance(failed, Cannot) else "failed", str(failed))
+            self.exclude("cannot" if isinstance(failed, UnsupportedCase) else "failed", str(failed))
             return
-        first = self.paint(shot)
+        first = self.generate(call)
         if first is not None:
-            self.opened = self.opened or LoadedComponent(told=told, first_s=first.seconds)
+            self.load_report = self.load_report or LoadReport(answer=answer, first_s=first.seconds)
             if self.job["device"] == "cuda":
-                self.waited = self.paint(shot, wait=True)
-            warm = [sample.seconds for sample in (self.paint(shot) for _ in range(_WARM)) if sample is not None]
+                self.synchronized = self.generate(call, wait=True)
+            warm = [sample.seconds for sample in (self.generate(call) for _ in range(_WARM_UPS)) if sample is not None]
             self.warm_s = min(warm, default=self.warm_s)
 
-    def paint(self, shot: Shot, *, wait: bool = False) -> Sample | None:
-        """The picture is judged at once: a lane that paints wrongly is out. None where it is.
+    def generate(self, call: BenchmarkCall, *, wait: bool = False) -> Sample | None:
+        """Generate an image and check it. Return None if the contender is, or gets, excluded.
 
-        To `wait` for every component on a GPU is what its parts take to be told; it is no time of a picture.
+        `wait` makes a GPU synchronize after every component, to time the parts. The time of the image then does not
+        count.
         """
-        if self._worker is None or self.out:
+        if self._worker is None or self.exclusion:
             return None
-        _chill()
+        _evict_cache()
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             out = Path(scratch) / "pixels.npy"
-            request: dict[str, Any] = {"op": "paint", "prompts": shot.prompts, "negative": None, "seeds": shot.seeds}
+            request: dict[str, Any] = {"op": "generate", "prompts": call.prompts, "negative": None, "seeds": call.seeds}
             request |= {"out": str(out), "wait": wait}
             try:
-                told = self._worker.ask(request, self.timeout_s)
+                answer = self._worker.ask(request, self.timeout_s)
                 pixels: Pixels = np.load(out)
             except (WorkerError, OSError, ValueError) as failed:
-                self.leave("failed", str(failed))
+                self.exclude("failed", str(failed))
                 return None
         self.last_used = time.monotonic()
-        self._learn(told)
-        self._judge(shot, pixels)
-        return Sample(seconds=told["seconds"], parts={n: tuple(s) for n, s in told["parts"].items()})
+        self._update_peaks(answer)
+        self._check_images(call, pixels)
+        return Sample(seconds=answer["seconds"], parts={n: tuple(s) for n, s in answer["parts"].items()})
 
-    def leave(self, status: Status, reason: str) -> None:
-        """Out, for good; the first reason counts."""
-        self.out = self.out or (status, reason)
+    def exclude(self, status: Status, reason: str) -> None:
+        """Exclude the contender for good. The first reason counts."""
+        self.exclusion = self.exclusion or (status, reason)
         self.close()
 
     def close(self) -> None:
-        """End the process; the lane may be opened again."""
+        """End the process. It may be opened again."""
         if self._worker is not None:
-            self._learn({})
+            self._update_peaks({})
             self._worker.close()
             self._worker = None
 
-    def _learn(self, told: Mapping[str, Any]) -> None:
-        found = None if self.pid is None else watch.peak_bytes(self.pid)
-        self.host_peak_bytes = max(filter(None, (self.host_peak_bytes, found)), default=None)
-        device = told.get("device_peak_bytes")
+    def _update_peaks(self, answer: Mapping[str, Any]) -> None:
+        host_peak = None if self.pid is None else system_load.peak_bytes(self.pid)
+        self.host_peak_bytes = max(filter(None, (self.host_peak_bytes, host_peak)), default=None)
+        device = answer.get("device_peak_bytes")
         self.device_peak_bytes = max(filter(None, (self.device_peak_bytes, device)), default=None)
         self.need_bytes = self.host_peak_bytes or self.need_bytes
 
-    def _judge(self, shot: Shot, pixels: Pixels) -> None:
-        if pixels.shape[:1] != (len(shot.seeds),):
-            self.leave("wrong", f"an array {list(pixels.shape)} for {len(shot.seeds)} pictures")
+    def _check_images(self, call: BenchmarkCall, pixels: Pixels) -> None:
+        if pixels.shape[:1] != (len(call.seeds),):
+            self.exclude("wrong", f"it returned an array {list(pixels.shape)} for {len(call.seeds)} images")
             return
-        for seed, got, wanted in zip(shot.seeds, pixels, shot.wanted, strict=True):
-            self.pictures.setdefault(seed, got)
-            wrong = fault(got, wanted, self.contender.precision, trained=shot.trained)
+        for seed, got, expected in zip(call.seeds, pixels, call.expected, strict=True):
+            self.images.setdefault(seed, got)
+            wrong = find_fault(got, expected, self.contender.precision, trained=call.trained)
             if wrong is not None:
-                self.pictures[seed] = got  # the one that is wrong is the one to show
-                self.leave("wrong", wrong)
+                self.images[seed] = got  # the wrong image is the one to show
+                self.exclude("wrong", wrong)
                 return
 
 
-def _chill() -> None:
-    """Write over twice the processor's last cache: nothing of the last picture is left in it. Not by the worker, whose
-    memory is measured.
+def _evict_cache() -> None:
+    """Write twice the size of the processor's last cache, so that it holds nothing of the last image.
+
+    The worker does not do this, because its memory is measured.
     """
-    np.full(2 * (watch.cache_bytes() or 0) // 8, 1.0)
+    np.full(2 * (system_load.cache_bytes() or 0) // 8, 1.0)
 
 
-def make_room(lanes: Sequence[Lane], keep: Sequence[Lane], need_bytes: int, free: Callable[[], int | None]) -> None:
-    """End processes that are not of `keep`, the longest idle first, until so much memory is free."""
-    idle = sorted((lane for lane in lanes if lane.alive and lane not in keep), key=lambda lane: lane.last_used)
-    for lane in idle:
+def make_room(
+    processes: Sequence[ContenderProcess],
+    keep: Sequence[ContenderProcess],
+    need_bytes: int,
+    free: Callable[[], int | None],
+) -> None:
+    """End processes that are not in `keep`, the longest idle first, until `need_bytes` of memory are free."""
+    idle = sorted(
+        (process for process in processes if process.alive and process not in keep),
+        key=lambda process: process.last_used,
+    )
+    for process in idle:
         have = free()
         if have is None or have >= need_bytes:
             return
-        lane.close()
+        process.close()

@@ -1,7 +1,7 @@
-"""Calotype as a contender: the worker that `peers/serve.py` serves for us, in the same words as everybody's.
+"""Calotype as a contender: the worker that `peers/serve.py` serves, with the same protocol as every peer.
 
-A job with a plan opens it as a user would; one without opens the model itself (the eager backend, the fake one). For
-the fake backend `settings` plant what the instrument is to find: {"sleep_ms": {"unet": 5}, "error": 0.1}.
+A job with a plan opens it as a user would. A job without one opens the model itself (the backends eager and fake). For
+the fake backend, `settings` contain planted faults: {"sleep_ms": {"unet": 5}, "error": 0.1}.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from calotype.images.arrays import load_image_array
 from calotype.system import threads
 
 Arrays = Mapping[str, NDArray[Any]]
-_TOLD = ("calotype", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
+_PACKAGES = ("calotype", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
 
 
 class Peer:
@@ -34,28 +34,28 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
-        self.waits = False
-        self._painted = 0
+        self.synchronizes = False
+        self._calls = 0
 
-    def cannot(self, job: Mapping[str, Any]) -> str | None:
-        """Nothing: what we cannot do is found out when the plan is built."""
+    def unsupported_reason(self, job: Mapping[str, Any]) -> str | None:
+        """Return None: the build of the plan finds out what cannot run."""
         return None
 
     def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
-        """Open the plan, or the model; the U-Net, the decoder and the text encoders are ready after it."""
+        """Open the plan or the model, with the U-Net, the decoder and the text encoders."""
         self._settings = job["settings"]
         os.environ[DISABLE_VARIABLE] = ",".join(self._settings.get("without", ()))
         source = job["plan"] or job["model"]
         controlnets = () if job["plan"] else job["controlnets"]
         self._pipe = calotype.load(source, backend=job["backend"], controlnet=controlnets)
         self._arguments = _arguments(job) | self._settings.get("arguments", {})
-        self._held = np.ones(self._settings.get("hold_mib", 0) << 17)
+        self._ballast = np.ones(self._settings.get("hold_mib", 0) << 17)
         opened = {n: self._pipe.component(n) for n in self._pipe.plan.components if n != "vae_encoder"}
         self._runners = {
             component: (component.runner, _Timed(component.runner, name, self.parts, job["settings"]))
             for name, component in opened.items()
         }
-        self._whole = job["backend"] in ON_GPU  # where a picture may be one graph, which has no parts to time
+        self._may_capture_graph = job["backend"] in ON_GPU  # an image may be one graph, without parts to time
         return {
             "notes": list(dict.fromkeys(n for c in opened.values() for n in getattr(c.runner, "notes", ()))),
             "threads": threads.available(),
@@ -64,25 +64,25 @@ class Peer:
             "precisions": {name: component.runner.precision for name, component in opened.items()},
         }
 
-    def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> NDArray[np.uint8]:
-        """uint8 [B, H, W, 3]."""
+    def generate(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> NDArray[np.uint8]:
+        """Return uint8 [B, H, W, 3]."""
         self.parts.clear()
         for component, (bare, timed) in self._runners.items():
-            component.runner = bare if self._whole and not self.waits else timed
-        self._painted += 1
-        if self._painted == self._settings.get("die_at"):
+            component.runner = bare if self._may_capture_graph and not self.synchronizes else timed
+        self._calls += 1
+        if self._calls == self._settings.get("die_at"):
             os.kill(os.getpid(), signal.SIGSEGV)
         result = self._pipe(list(prompts), negative_prompt=negative, seed=list(seeds), **self._arguments)
         return np.stack([np.asarray(image) for image in result.images])
 
     def device_peak_bytes(self) -> int | None:
-        """PyTorch's own count: our backends for GPUs have their memory from it."""
-        torch = sys.modules.get("torch")  # not imported for this: a plan on a CPU does without
+        """Return PyTorch's own count: our GPU backends allocate through it."""
+        torch = sys.modules.get("torch")  # do not import it only for this: a plan on a CPU does not need it
         return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else None
 
 
 class _Timed:
-    """A runner with a watch on it; on the fake backend also with faults."""
+    """A runner with a timer; on the fake backend also with faults."""
 
     def __init__(self, runner: Any, name: str, parts: dict[str, list[float]], settings: Mapping[str, Any]) -> None:
         self._runner, self._name, self._parts = runner, name, parts
@@ -90,11 +90,11 @@ class _Timed:
         self._error = settings.get("error", 0.0) if name == "vae_decoder" else 0.0
         self.backend, self.precision = runner.backend, runner.precision
 
-    def session(self, given: Arrays, timesteps: NDArray[Any], **said: Any) -> Any:
-        """The runner's own series with the watch on each call; None where it has none."""
+    def session(self, inputs: Arrays, timesteps: NDArray[Any], **options: Any) -> Any:
+        """Return the runner's own session with a timer around each call, or None if it has none."""
         if not isinstance(self._runner, SupportsSessions):
             return None
-        calls: Any = self._runner.session(given, timesteps, **said)
+        calls: Any = self._runner.session(inputs, timesteps, **options)
 
         def timed(call: int, sample: NDArray[Any], changing: Arrays) -> Any:
             began = time.perf_counter()
@@ -121,29 +121,29 @@ def _arguments(job: Mapping[str, Any]) -> dict[str, Any]:
 
     scheduler = job["scheduler"]
     spec = SchedulerSpec(name=scheduler["name"], class_name=scheduler["class"], config=scheduler["config"])
-    told = {
+    versions = {
         **{"height": job["height"], "width": job["width"], "steps": job["steps"]},
         **{"guidance_scale": job["guidance"], "scheduler": spec},
     }
     if job["controlnets"]:
-        told["control_image"] = [load_image_array("control_image", np.load(path)) for path in job["control_images"]]
-        if len(told["control_image"]) == 1:
-            told["control_image"] = told["control_image"][0]
-    return told
+        versions["control_image"] = [load_image_array("control_image", np.load(path)) for path in job["control_images"]]
+        if len(versions["control_image"]) == 1:
+            versions["control_image"] = versions["control_image"][0]
+    return versions
 
 
 def _files(opened: Iterable[LoadedComponent]) -> set[Path]:
-    """Of the artifacts that were opened."""
+    """Return the files of the opened artifacts."""
     paths = [component.artifact.path for component in opened]
-    found = [p for path in paths for p in (path.glob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))]
-    return {p for p in found if p.is_file()}
+    files = [p for path in paths for p in (path.glob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))]
+    return {p for p in files if p.is_file()}
 
 
 def _versions() -> dict[str, str]:
-    told = {}
-    for name in _TOLD:
+    versions = {}
+    for name in _PACKAGES:
         try:
-            told[name] = version(name)
+            versions[name] = version(name)
         except PackageNotFoundError:
             continue
-    return told
+    return versions

@@ -1,6 +1,6 @@
-"""What every contender is held against: float32 eager's pictures of a case's prompts and seeds, made once and kept.
+"""Reference images of a case: float32 eager PyTorch generates them once for its prompts and seeds, and they are kept.
 
-They are diffusers' own, so that a fault of ours makes us wrong and nobody else.
+diffusers generates them, so a fault of ours affects only our own rows.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from calotype.export.steps.versions import versions
 from calotype.export.store.store import fetch, key_of
 
 from ..suite.cases import Case, prompts_of
-from .contender_process import Shot
+from .contender_process import BenchmarkCall
 from .worker import Worker, WorkerError
 
 _HERE = Path(__file__).resolve().parent.parent
@@ -25,10 +25,12 @@ OURS, DIFFUSERS = _HERE / "run" / "ours.py", _HERE / "peers" / "diffusers" / "pe
 _FIRST_SEED = 100
 
 
-def shots_of(case: Case, job: Mapping[str, Any], fingerprint: str, *, threads: int, timeout_s: float) -> list[Shot]:
-    """The case's pictures in batches, each with float32 eager's own. Raises `BackendError` where eager fails.
+def reference_calls(
+    case: Case, job: Mapping[str, Any], fingerprint: str, *, threads: int, timeout_s: float
+) -> list[BenchmarkCall]:
+    """Return the calls of a case in batches, each with the images of float32 eager. Raises `BackendError`.
 
-    A fake backend has no networks: its reference is itself without faults.
+    A fake backend has no networks: its reference is a fake without faults.
     """
     texts = prompts_of(case)
     places = [
@@ -38,17 +40,17 @@ def shots_of(case: Case, job: Mapping[str, Any], fingerprint: str, *, threads: i
     seeds = [tuple(_FIRST_SEED + start * case.batch + i for i in range(case.batch)) for start in range(len(places))]
     fake = job["backend"] == "fake"
     calm = {**job, "plan": None, "precision": "fp32", "settings": {}}
-    painter = OURS if fake else DIFFUSERS
+    peer_file = OURS if fake else DIFFUSERS
 
     def make(folder: Path) -> Mapping[str, Any]:
         calls = [(p, s, folder / f"{i}.npy") for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
-        _paint(painter, calm, calls, threads=threads, timeout_s=timeout_s)
+        _generate(peer_file, calm, calls, threads=threads, timeout_s=timeout_s)
         return {}
 
-    key = _key(painter, calm, fingerprint, [prompts, seeds])
-    folder, _ = fetch(key, make, label={"kind": "float32 eager's pictures of", "case": case.id})
+    key = _key(peer_file, calm, fingerprint, [prompts, seeds])
+    folder, _ = fetch(key, make, label={"kind": "reference images", "case": case.id})
     return [
-        Shot(prompts=p, seeds=s, wanted=np.load(folder / f"{i}.npy"), trained=case.judged)
+        BenchmarkCall(prompts=p, seeds=s, expected=np.load(folder / f"{i}.npy"), trained=case.judged)
         for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))
     ]
 
@@ -57,21 +59,21 @@ def _batches(case: Case, texts: Sequence[str]) -> int:
     return max(1, -(-len(texts) // case.batch))
 
 
-def _key(painter: Path, job: Mapping[str, Any], fingerprint: str, pictures: Any) -> str:
+def _key(peer_file: Path, job: Mapping[str, Any], fingerprint: str, inputs: Any) -> str:
     left_out = ("cache", "threads", "model", "controlnets", "control_images", "plan", "backend")
-    said = {name: value for name, value in job.items() if name not in left_out}
-    told = [painter.read_text(), fingerprint, said, pictures, versions()]
-    return key_of({"reference": told})
+    kept_fields = {name: value for name, value in job.items() if name not in left_out}
+    request = [peer_file.read_text(), fingerprint, kept_fields, inputs, versions()]
+    return key_of({"reference": request})
 
 
-def _paint(
+def _generate(
     peer: Path, job: Mapping[str, Any], calls: Sequence[tuple[Any, Any, Path]], *, threads: int, timeout_s: float
 ) -> None:
     try:
         with Worker(Path(sys.executable), peer, threads=threads) as worker:
             worker.ask({"op": "load", "job": job}, timeout_s)
             for prompts, seeds, file in calls:
-                told = {"op": "paint", "prompts": prompts, "negative": None, "seeds": seeds, "out": str(file)}
-                worker.ask(told, timeout_s)
+                request = {"op": "generate", "prompts": prompts, "negative": None, "seeds": seeds, "out": str(file)}
+                worker.ask(request, timeout_s)
     except WorkerError as failed:
-        raise BackendError(f"float32 eager, which pictures are held against: {failed}") from None
+        raise BackendError(f"cannot generate the reference images with float32 eager: {failed}") from None

@@ -1,7 +1,7 @@
-"""The race: contenders take turns on the same pictures, round by round, and ratios are taken within a round.
+"""Rounds in which contenders take turns on the same images. Ratios are computed within a round.
 
-A machine's speed drifts; within a round it drifts little. Who goes first changes from round to round. Where memory does
-not hold all contenders at once they race in groups, each with the base.
+The speed of a machine drifts, but little within one round. The order changes from round to round. If memory does not
+hold all contenders at once, they run in groups, each with the base.
 """
 
 from __future__ import annotations
@@ -16,98 +16,112 @@ from calotype.system.memory import available_bytes
 
 from ..measure.interval import of_median
 from ..measure.record import Ratio, Verdict
-from .contender_process import Lane, Sample, Shot, make_room
+from .contender_process import BenchmarkCall, ContenderProcess, Sample, make_room
 
-LEAST_ROUNDS = 6  # an interval of 95 % takes no fewer
-_SETTLE_S = 0.25  # thread pools spin after their work (OpenBLAS 0.1 s, OpenMP up to 0.2 s): the next shall not feel it
-_RESERVE_BYTES = 1 << 30  # left free, for this process and the system
+MIN_ROUNDS = 6  # a 95 % interval needs six
+_SETTLE_S = 0.25  # thread pools spin after their work (OpenBLAS 0.1 s, OpenMP up to 0.2 s): wait for them
+_RESERVE_BYTES = 1 << 30  # stays free for this process and the system
 
-Tell = Callable[[str], None]
-Timed = Callable[[Lane, Shot], Sample | None]  # paints, and says whether something disturbed it
+ShowLine = Callable[[str], None]
+Timed = Callable[
+    [ContenderProcess, BenchmarkCall], Sample | None
+]  # generates, and notes whether other work disturbed it
 
 
 @dataclass(frozen=True, kw_only=True)
-class Limits:
-    """How long a race (of one group) goes on: six rounds at least, then until either of these is reached."""
+class RoundLimits:
+    """The end of the rounds of one group: at least six rounds, then until one of these limits is reached."""
 
     rounds: int
     budget_s: float
 
 
-Round = Mapping[str, float]  # contender -> seconds; who painted wrongly or broke is not in it
+Round = Mapping[str, float]  # contender -> seconds; without contenders that failed
 
 
-def qualify(lanes: Sequence[Lane], shot: Shot, show: Tell) -> None:
-    """Open every lane once: what it takes to load, to paint a first picture, and in memory; who cannot is out."""
-    for lane in lanes:
-        show(f"opening {lane.contender.name}")
-        make_room(lanes, [lane], lane.need_bytes + _RESERVE_BYTES, available_bytes)
-        lane.open(shot)
-        if lane.out:
-            show(f"{lane.contender.name}: {lane.out[1]}")
+def warm_up(processes: Sequence[ContenderProcess], call: BenchmarkCall, show: ShowLine) -> None:
+    """Open every contender once: measure its load time, first image and memory. Exclude those that fail."""
+    for process in processes:
+        show(f"opening {process.contender.name}")
+        make_room(processes, [process], process.need_bytes + _RESERVE_BYTES, available_bytes)
+        process.open(call)
+        if process.exclusion:
+            show(f"{process.contender.name}: {process.exclusion[1]}")
 
 
-def race(
-    lanes: Sequence[Lane], base: Lane, shots: Sequence[Shot], *, limits: Limits, timed: Timed, show: Tell
+def run_rounds(
+    processes: Sequence[ContenderProcess],
+    base: ContenderProcess,
+    calls: Sequence[BenchmarkCall],
+    *,
+    limits: RoundLimits,
+    timed: Timed,
+    show: ShowLine,
 ) -> list[Round]:
-    """Run all rounds of all groups; the samples are in the lanes."""
-    rivals = [lane for lane in lanes if lane is not base and not lane.out]
+    """Run all rounds of all groups. The samples are in the contenders' processes."""
+    challengers = [process for process in processes if process is not base and not process.exclusion]
     rounds: list[Round] = []
-    for group in groups(base, rivals):
-        for lane in group:
-            make_room(lanes, group, lane.need_bytes + _RESERVE_BYTES if not lane.alive else 0, available_bytes)
-            lane.open(shots[0])
-        show(f"racing {', '.join(lane.contender.name for lane in group if not lane.out)}")
-        rounds += _rounds(group, shots, limits, timed)
+    for group in groups(base, challengers):
+        for process in group:
+            make_room(
+                processes, group, process.need_bytes + _RESERVE_BYTES if not process.alive else 0, available_bytes
+            )
+            process.open(calls[0])
+        show(f"timing {', '.join(process.contender.name for process in group if not process.exclusion)}")
+        rounds += _rounds(group, calls, limits, timed)
     return rounds
 
 
-def groups(base: Lane, rivals: Sequence[Lane]) -> Iterator[list[Lane]]:
-    """The base with as many rivals as memory holds beside it, until every rival had its race."""
-    held = sum(lane.need_bytes for lane in (base, *rivals) if lane.alive)
+def groups(base: ContenderProcess, challengers: Sequence[ContenderProcess]) -> Iterator[list[ContenderProcess]]:
+    """Yield the base with as many other contenders as fit into memory, until each was in one group."""
+    held = sum(process.need_bytes for process in (base, *challengers) if process.alive)
     free = available_bytes()
     room = float("inf") if free is None else free + held - _RESERVE_BYTES
     group, taken = [base], base.need_bytes
-    for rival in rivals:
-        if len(group) > 1 and taken + rival.need_bytes > room:
+    for challenger in challengers:
+        if len(group) > 1 and taken + challenger.need_bytes > room:
             yield group
             group, taken = [base], base.need_bytes
-        group.append(rival)
-        taken += rival.need_bytes
+        group.append(challenger)
+        taken += challenger.need_bytes
     yield group
 
 
-def _rounds(group: Sequence[Lane], shots: Sequence[Shot], limits: Limits, timed: Timed) -> Iterator[Round]:
+def _rounds(
+    group: Sequence[ContenderProcess], calls: Sequence[BenchmarkCall], limits: RoundLimits, timed: Timed
+) -> Iterator[Round]:
     began = time.monotonic()
-    for number in range(max(limits.rounds, LEAST_ROUNDS)):
-        if number >= LEAST_ROUNDS and time.monotonic() - began > limits.budget_s:
+    for number in range(max(limits.rounds, MIN_ROUNDS)):
+        if number >= MIN_ROUNDS and time.monotonic() - began > limits.budget_s:
             break
         taken: dict[str, float] = {}
-        for lane in _order(group, number):
+        for process in _order(group, number):
             time.sleep(_SETTLE_S)
-            sample = timed(lane, shots[number % len(shots)])
-            if sample is not None and not lane.out:
-                taken[lane.contender.name] = sample.seconds
-                lane.samples.append(sample)
+            sample = timed(process, calls[number % len(calls)])
+            if sample is not None and not process.exclusion:
+                taken[process.contender.name] = sample.seconds
+                process.samples.append(sample)
         yield taken
 
 
-def _order(group: Sequence[Lane], number: int) -> list[Lane]:
-    """A shuffled order, and the same backwards in the next round: who goes after whom is left to chance."""
+def _order(group: Sequence[ContenderProcess], number: int) -> list[ContenderProcess]:
+    """Return a shuffled order, and the reverse of it for the next round, so that no contender always follows the same
+    one.
+    """
     shuffled = list(group)
     random.Random(number // 2).shuffle(shuffled)
     return shuffled[::-1] if number % 2 else shuffled
 
 
-def ratio_of(lane: Lane, base: Lane, rounds: Sequence[Round]) -> Ratio | None:
-    """How many times as fast as the base; None where the two never met, or the base's pictures are wrong."""
-    name, other = lane.contender.name, base.contender.name
-    found = [taken[other] / taken[name] for taken in rounds if name in taken and other in taken]
-    if not found or base.out:
+def ratio_of(process: ContenderProcess, base: ContenderProcess, rounds: Sequence[Round]) -> Ratio | None:
+    """Return the speed relative to the base; None if they share no round, or if the base's images are wrong."""
+    name, other = process.contender.name, base.contender.name
+    ratios = [taken[other] / taken[name] for taken in rounds if name in taken and other in taken]
+    if not ratios or base.exclusion:
         return None
-    if lane is base:
-        return Ratio(base=name, median=1.0, low=1.0, high=1.0, coverage=1.0, rounds=len(found), verdict="base")
-    interval = of_median(found)
+    if process is base:
+        return Ratio(base=name, median=1.0, low=1.0, high=1.0, coverage=1.0, rounds=len(ratios), verdict="base")
+    interval = of_median(ratios)
     verdict: Verdict = "unknown" if interval.low is None else "level"
     if interval.excludes(1.0):
         verdict = "ahead" if interval.median > 1 else "behind"
@@ -117,25 +131,27 @@ def ratio_of(lane: Lane, base: Lane, rounds: Sequence[Round]) -> Ratio | None:
         low=interval.low,
         high=interval.high,
         coverage=interval.coverage,
-        rounds=len(found),
+        rounds=len(ratios),
         verdict=verdict,
     )
 
 
-def base_of(lanes: Sequence[Lane], precision: str | None = None) -> Lane | None:
-    """What others are held against: our fastest (of a precision), or whoever is fastest where none of ours runs."""
-    able = [lane for lane in lanes if not lane.out and lane.warm_s is not None]
+def base_of(processes: Sequence[ContenderProcess], precision: str | None = None) -> ContenderProcess | None:
+    """Return the base of the ratios: our fastest contender (of one precision), or the fastest of all if ours cannot
+    run.
+    """
+    able = [process for process in processes if not process.exclusion and process.warm_s is not None]
     ours = [
-        lane
-        for lane in able
-        if lane.contender.is_ours
-        and not lane.contender.variant  # which does another work, or leaves it out
-        and lane.contender.precision == (precision or lane.contender.precision)
+        process
+        for process in able
+        if process.contender.is_ours
+        and not process.contender.variant  # a variant does other work, or less
+        and process.contender.precision == (precision or process.contender.precision)
     ]
     return min(ours or ([] if precision else able), key=_typical_s, default=None)
 
 
-def _typical_s(lane: Lane) -> float:
-    """The median of the rounds; before there are any, the best warm picture."""
-    seconds = [sample.seconds for sample in lane.samples]
-    return statistics.median(seconds) if seconds else lane.warm_s or 0.0
+def _typical_s(process: ContenderProcess) -> float:
+    """Return the median of the rounds; before the first round, the fastest image after the warm-up."""
+    seconds = [sample.seconds for sample in process.samples]
+    return statistics.median(seconds) if seconds else process.warm_s or 0.0

@@ -1,7 +1,7 @@
-"""The parent's side of a worker process: started in an environment, asked in JSON lines, ended whatever happens.
+"""The parent's side of a worker process: start it in an environment, send JSON lines, and end it in every case.
 
-What can go wrong with a process (it dies, hangs, prints nonsense) is a `WorkerError` in one sentence. Knows nothing of
-cases or of time; the protocol is described in `peers/serve.py`.
+Every failure of the process (it dies, hangs, prints nonsense) is a `WorkerError` with one sentence. This module knows
+neither cases nor times. `peers/serve.py` describes the protocol.
 """
 
 from __future__ import annotations
@@ -23,31 +23,31 @@ from calotype.errors import CalotypeError
 
 SERVE = Path(__file__).resolve().parent.parent / "peers" / "serve.py"
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
-_KEPT = 2000  # characters of a dead worker's last words that are looked at
+_LOG_BYTES = 2000  # of stderr, searched for the last line of a dead worker
 
 
 class WorkerError(CalotypeError):
-    """A worker could not do what it was asked."""
+    """A worker failed to answer a request."""
 
 
-class Cannot(WorkerError):
-    """The worker says that it cannot do the case at all; its reason is the message."""
+class UnsupportedCase(WorkerError):
+    """The worker reports that it cannot run the case. The message is its reason."""
 
 
 class Worker:
-    """One process. Use it as a context, or `close` it."""
+    """One process. Use it as a context manager, or `close` it."""
 
     def __init__(self, python: Path, file: Path, *, threads: int) -> None:
-        """Start `file`'s `Peer` in the interpreter `python`, on so many of the cores that we may use."""
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - for as long as the process
+        """Start `file`'s `Peer` in the interpreter `python`, on `threads` of the available cores."""
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - lives as long as the process
         self._rest = b""
         self._process = subprocess.Popen(
             [python, SERVE, file],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._said,
+            stderr=self._stderr,
             env=_environment(threads),
-            start_new_session=True,  # Ctrl-C comes to us alone, and we end the worker
+            start_new_session=True,  # only this process gets Ctrl-C, and it ends the worker
             preexec_fn=_on(_cores(threads)),
         )
 
@@ -59,11 +59,11 @@ class Worker:
 
     @property
     def pid(self) -> int:
-        """Of the process; its children are its own affair."""
+        """The id of the process."""
         return self._process.pid
 
     def ask(self, request: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """Send a request, wait for its answer. Raises `WorkerError`; `Cannot` where the worker declines."""
+        """Send a request and return the answer. Raises `WorkerError`, or `UnsupportedCase` if the worker declines."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write((json.dumps(request) + "\n").encode())
@@ -74,11 +74,11 @@ class Worker:
         if answer.get("ok"):
             return answer
         if "cannot" in answer:
-            raise Cannot(str(answer["cannot"]))
+            raise UnsupportedCase(str(answer["cannot"]))
         raise WorkerError(f"it failed to {request['op']}: {answer.get('error', 'no reason given')}")
 
     def close(self) -> None:
-        """End the process and whatever it started."""
+        """End the process and everything that it started."""
         with contextlib.suppress(OSError, ValueError, subprocess.TimeoutExpired):
             assert self._process.stdin is not None
             self._process.stdin.write(b'{"op": "quit"}\n')
@@ -87,7 +87,7 @@ class Worker:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
-        for stream in (self._process.stdin, self._process.stdout, self._said):
+        for stream in (self._process.stdin, self._process.stdout, self._stderr):
             with contextlib.suppress(BrokenPipeError):
                 stream.close()  # type: ignore[union-attr]
 
@@ -96,9 +96,9 @@ class Worker:
         try:
             answer = json.loads(line)
         except ValueError:
-            raise WorkerError(f"it answered {line[:100]!r}, which is no JSON") from None
+            raise WorkerError(f"it answered {line[:100]!r}, expected JSON") from None
         if not isinstance(answer, dict):
-            raise WorkerError(f"it answered {line[:100]!r}, which is no JSON object")
+            raise WorkerError(f"it answered {line[:100]!r}, expected a JSON object")
         return answer
 
     def _line(self, op: str, until: float, timeout_s: float) -> bytes:
@@ -109,7 +109,7 @@ class Worker:
                 left = until - time.monotonic()
                 if left <= 0 or not selector.select(left):
                     self.close()
-                    raise WorkerError(f"it did not {op} within {timeout_s:g} s, and was ended")
+                    raise WorkerError(f"it did not {op} within {timeout_s:g} s, and its process was ended")
                 got = os.read(self._process.stdout.fileno(), 1 << 16)
                 if not got:
                     raise WorkerError(self._died())
@@ -119,12 +119,12 @@ class Worker:
 
     def _died(self) -> str:
         code = self._process.wait()
-        self._said.seek(0, os.SEEK_END)
-        self._said.seek(max(0, self._said.tell() - _KEPT))
-        words = [w.strip() for w in self._said.read().decode("utf-8", "replace").splitlines() if w.strip()]
-        last = words[-1][:300] if words else "it said nothing"
+        self._stderr.seek(0, os.SEEK_END)
+        self._stderr.seek(max(0, self._stderr.tell() - _LOG_BYTES))
+        words = [w.strip() for w in self._stderr.read().decode("utf-8", "replace").splitlines() if w.strip()]
+        last = words[-1][:300] if words else "no output"
         if code == -signal.SIGKILL:
-            return "its process was killed, as the system does where memory runs out"
+            return "its process was killed, probably because memory ran out"
         how = f"signal {signal.Signals(-code).name}" if code < 0 else f"exit code {code}"
         return f"its process ended ({how}): {last}"
 
@@ -135,7 +135,7 @@ def _cores(threads: int) -> Sequence[int]:
 
 
 def _on(cores: Sequence[int]) -> Any:
-    """Libraries that count cores for themselves count only these; and the worker ends when we do, even by a kill."""
+    """Limit the process to these cores, for libraries that count cores, and let it end when the parent is killed."""
 
     def pin() -> None:
         os.sched_setaffinity(0, cores)
@@ -146,7 +146,7 @@ def _on(cores: Sequence[int]) -> Any:
 
 
 def _environment(threads: int) -> dict[str, str]:
-    """The same for everybody: so many threads, no network, no telemetry, and nobody else's packages."""
+    """Return the same environment for every worker: the threads, no network, no telemetry, no foreign packages."""
     counts = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS")
     ours = ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")
     return {

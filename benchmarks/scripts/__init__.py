@@ -1,1 +1,1 @@
-"""Commands beside the suite, one file each."""
+"""Commands next to the suite, one file each."""

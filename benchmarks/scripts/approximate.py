@@ -1,10 +1,10 @@
-"""What the approximations gain, and what they make of the picture: rows of a table for the docs.
+"""Speed and image quality of the approximations, as a table for the documentation.
 
     python -m calotype.benchmarks.scripts.approximate PLAN... [--pictures 12] [--steps 20] [-o docs/approximate.md]
 
-The suite gives no figure of speed to a contender whose picture is below its gate; whoever asks for an approximation has
-left that gate knowingly, and wants both figures side by side. Each plan paints the same prompts and seeds in turns, as
-it is and with each approximation. Pictures are held against those that eager PyTorch makes in float32.
+The suite gives no figure of speed to a contender whose images miss its limit. An approximation misses it on purpose,
+and its user needs both figures. Each plan generates the same prompts and seeds in turns, without settings and with each
+approximation. The images are compared with those of eager PyTorch in float32.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ SETTINGS: tuple[Mapping[str, Any], ...] = (
 
 
 @dataclass(kw_only=True)
-class Row:
-    """One plan with one setting: the seconds of each picture, and how near each came."""
+class ApproximationRow:
+    """One plan with one setting: the seconds and the quality of each image."""
 
     plan: str
     setting: str
@@ -49,31 +49,33 @@ class Row:
 
 
 def measure(
-    plans: Sequence[str], *, pictures: int, steps: int, settings: Sequence[Mapping[str, Any]] = SETTINGS
-) -> list[Row]:
-    """Paint in turns; the first plan's first setting is what the others' speed is held against."""
-    case = Case(prompts=pictures, steps=steps)
-    asked = [
+    plans: Sequence[str], *, images: int, steps: int, settings: Sequence[Mapping[str, Any]] = SETTINGS
+) -> list[ApproximationRow]:
+    """Generate in turns. The speed of the others is relative to the first plan with the first setting."""
+    case = Case(prompts=images, steps=steps)
+    requests = [
         {"prompt": prompt, "seed": seed, "steps": steps, "scheduler": case.sampler}
         for seed, prompt in enumerate(prompts_of(case))
     ]
     eager = calotype.load(case.model, backend="eager")
-    wanted = [_painted(eager, each, {})[1] for each in asked]
+    references = [_generate(eager, each, {})[1] for each in requests]
     opened = {Path(plan).name: calotype.load(plan) for plan in plans}
-    runs = [(Row(plan=name, setting=_words(s)), pipe, s) for name, pipe in opened.items() for s in settings]
-    for _, pipe, setting in runs:  # what is compiled for a shape is compiled before the clock runs
-        _painted(pipe, asked[0], setting)
-    for i, (each, reference) in enumerate(zip(asked, wanted, strict=True)):
+    runs = [
+        (ApproximationRow(plan=name, setting=_words(s)), pipe, s) for name, pipe in opened.items() for s in settings
+    ]
+    for _, pipe, setting in runs:  # compile for the shape before the clock starts
+        _generate(pipe, requests[0], setting)
+    for i, (each, reference) in enumerate(zip(requests, references, strict=True)):
         for row, pipe, setting in runs if i % 2 else reversed(runs):
-            took, got = _painted(pipe, each, setting)
+            took, got = _generate(pipe, each, setting)
             row.seconds.append(took)
             row.psnr_db.append(psnr(got, reference, peak=255))
             row.ssim.append(ssim(got, reference))
     return [row for row, _, _ in runs]
 
 
-def table(rows: Sequence[Row]) -> str:
-    """In Markdown: the seconds, the ratios to the first row picture by picture, and the worst and usual picture."""
+def table(rows: Sequence[ApproximationRow]) -> str:
+    """Return a Markdown table: seconds, ratios to the first row image by image, and the worst and median image."""
     lines = [
         "| plan | setting | seconds | times faster | worst PSNR, dB | median PSNR, dB | worst SSIM |",
         "| --- | --- | --- | --- | --- | --- | --- |",
@@ -87,34 +89,36 @@ def table(rows: Sequence[Row]) -> str:
     return "\n".join(lines) + "\n"
 
 
-def _painted(pipe: Any, asked: Mapping[str, Any], setting: Mapping[str, Any]) -> tuple[float, NDArray[np.uint8]]:
+def _generate(pipe: Any, requests: Mapping[str, Any], setting: Mapping[str, Any]) -> tuple[float, NDArray[np.uint8]]:
     began = time.perf_counter()
-    (image,) = pipe(**asked, **setting).images
+    (image,) = pipe(**requests, **setting).images
     return time.perf_counter() - began, np.asarray(image)  # [H, W, 3]
 
 
 def _words(setting: Mapping[str, Any]) -> str:
-    return ", ".join(f"`{name}={value}`" for name, value in setting.items()) or "as it is"
+    return ", ".join(f"`{name}={value}`" for name, value in setting.items()) or "none"
 
 
-def _interval(found: Interval) -> str:
-    if found.low is None or found.high is None:
-        return f"{found.median:.2f}"
-    return f"{found.median:.2f} ({found.low:.2f}–{found.high:.2f})"
+def _interval(interval: Interval) -> str:
+    if interval.low is None or interval.high is None:
+        return f"{interval.median:.2f}"
+    return f"{interval.median:.2f} ({interval.low:.2f}–{interval.high:.2f})"
 
 
 def main() -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(description="Speed against pictures of the approximations.")
-    parser.add_argument("plans", nargs="+", metavar="PLAN", help="of the demonstration model, for the openvino backend")
-    parser.add_argument("--pictures", type=int, default=12)
+    """Run the command line."""
+    parser = argparse.ArgumentParser(description="Measure speed and image quality of the approximations.")
+    parser.add_argument(
+        "plans", nargs="+", metavar="PLAN", help="a plan of the demonstration model for the openvino backend"
+    )
+    parser.add_argument("--pictures", dest="images", type=int, default=12)
     parser.add_argument("--steps", type=int, default=20)
-    parser.add_argument("-o", "--output", type=Path, help="a Markdown file, whose table is written anew")
-    said = parser.parse_args()
-    made = table(measure(said.plans, pictures=said.pictures, steps=said.steps))
-    print(made, end="")
-    if said.output:
-        said.output.write_text(made, encoding="utf-8")
+    parser.add_argument("-o", "--output", type=Path, help="a Markdown file to overwrite with the table")
+    options = parser.parse_args()
+    text = table(measure(options.plans, images=options.images, steps=options.steps))
+    print(text, end="")
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,9 @@
-"""`python -m calotype.benchmarks.scripts.gpu_close`: one pipeline on a GPU by the GPU's own clock, beside the host's.
+"""Times of one pipeline on a GPU by the GPU's own clock and by the host's: `python -m
+calotype.benchmarks.scripts.gpu_close`.
 
-How long a picture takes on the host, how long the GPU works on each network alone, and how much of one picture's time
-on the GPU is work. Needs torch, triton and diffusers, and a GPU for its figures; `--device cpu` goes the same way with
-the host's clock in place of the GPU's, to see that it runs.
+Measures how long an image takes on the host, how long the GPU works on each network, and which share of an image's time
+on the GPU is work. Needs torch, triton, diffusers and a GPU; `--device cpu` runs the same code with the host's clock,
+to test it.
 """
 
 from __future__ import annotations
@@ -20,23 +21,23 @@ from calotype.backends import ON_GPU
 from calotype.errors import InputError
 from calotype.plan.bindings import random_inputs
 
-Clock = Callable[[Callable[[], Any]], float]  # seconds that the device works on what the function launches
-Span = tuple[float, float]  # when one piece of work on the GPU began and ended, in microseconds
+Clock = Callable[[Callable[[], Any]], float]  # seconds of the device's work for a function
+Span = tuple[float, float]  # start and end of one GPU activity, in microseconds
 
 
 def spans_of(run: Callable[[], Any]) -> list[Span]:
-    """What the GPU does for a function, in order, by PyTorch's profile of its activities; [] where that shows none."""
+    """Return the GPU's activities during a function, in order, from PyTorch's profiler; [] if it shows none."""
     import torch
 
     profiler = torch.profiler
-    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as looked:
+    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
         run()
-    found = (e for e in looked.events() if str(e.device_type).endswith("CUDA"))
-    return sorted((e.time_range.start, e.time_range.end) for e in found)
+    results_by_name = (e for e in profile.events() if str(e.device_type).endswith("CUDA"))
+    return sorted((e.time_range.start, e.time_range.end) for e in results_by_name)
 
 
 def busy_and_gaps(spans: Sequence[Span]) -> tuple[float, list[float]]:
-    """How long at least one of the spans lasts, and the pauses between, in microseconds. They are in order."""
+    """Return how long at least one span lasts, and the gaps between them, in microseconds. Spans are in order."""
     busy, until, gaps = 0.0, spans[0][0], []
     for start, end in spans:
         if start > until:
@@ -47,21 +48,21 @@ def busy_and_gaps(spans: Sequence[Span]) -> tuple[float, list[float]]:
 
 
 def by_gpu(run: Callable[[], Any]) -> float:
-    """By what the GPU did: the host's part, with copies that it waits for, is not in it."""
+    """Return the seconds in which the GPU was busy, without the host's part."""
     spans = spans_of(run)
     return busy_and_gaps(spans)[0] / 1e6 if spans else float("nan")
 
 
 def by_host(run: Callable[[], Any]) -> float:
-    """By the host's, where the host is the device."""
+    """Return the seconds on the host, if the host is the device."""
     began = time.perf_counter()
     run()
     return time.perf_counter() - began
 
 
 def close(pipe: calotype.Pipeline, *, clock: Clock, rounds: int, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Seconds of a whole picture on the host, of its networks, and whether it was one graph. Medians of the rounds."""
-    results = [pipe(**request)]  # captures, and is not timed
+    """Return the seconds of an image and of its networks, and whether it was one graph. Medians of the rounds."""
+    results = [pipe(**request)]  # captures the graph; not timed
     walls: list[float] = []
     for _ in range(rounds):
         began = time.perf_counter()
@@ -78,7 +79,7 @@ def close(pipe: calotype.Pipeline, *, clock: Clock, rounds: int, request: Mappin
     networks = {name: statistics.median(seconds) for name, seconds in taken.items()}
     wall = statistics.median(walls)
     return {
-        "as_one_graph": "painted as one graph" in results[-1].report.notes,
+        "as_one_graph": "generated as one graph" in results[-1].report.notes,
         "picture_s": wall,
         "networks_s": networks,
         "notes": list(results[-1].report.notes),
@@ -87,16 +88,16 @@ def close(pipe: calotype.Pipeline, *, clock: Clock, rounds: int, request: Mappin
 
 
 def host_share(spans: Sequence[Span]) -> dict[str, Any]:
-    """Of one picture's work on the GPU: how much of the time from its beginning to its end is work."""
+    """Return which share of an image's time on the GPU, from its first to its last activity, is work."""
     if not spans:
         return {}
     busy, gaps = busy_and_gaps(spans)
-    whole = max(end for _, end in spans) - spans[0][0]
-    return {"busy_share": busy / whole, "activities": len(spans), "median_gap_us": statistics.median(gaps or [0.0])}
+    total = max(end for _, end in spans) - spans[0][0]
+    return {"busy_share": busy / total, "activities": len(spans), "median_gap_us": statistics.median(gaps or [0.0])}
 
 
 def _inputs(pipe: calotype.Pipeline, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
-    """Random inputs of the request's size, both halves of guidance where there are such."""
+    """Return random inputs of the request's size, with both halves of the guidance if it is on."""
     component, profile = pipe.plan.components[name], pipe.plan.profile
     halves = 2 if name != "vae_decoder" and request["guidance_scale"] > 1 else 1
     sizes = profile.sizes(
@@ -106,28 +107,38 @@ def _inputs(pipe: calotype.Pipeline, name: str, request: Mapping[str, Any]) -> d
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command: one JSON object on stdout."""
+    """Run the command: print one JSON object on stdout."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="demo", help="demo, a folder or a plan")
     parser.add_argument("--backend", default="cuda")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
-    for name, usual in (("steps", 20), ("size", 0), ("batch", 1), ("rounds", 10)):
-        parser.add_argument(f"--{name}", type=int, default=usual)
+    for name, default in (("steps", 20), ("size", 0), ("batch", 1), ("rounds", 10)):
+        parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--guidance", type=float, default=5.0)
-    said = parser.parse_args(arguments)
-    if (said.backend in ON_GPU) != (said.device == "cuda"):
-        raise InputError(f"the backend {said.backend} does not run on {said.device}.")
-    pipe = calotype.load(said.model, backend=said.backend)
-    side = said.size or pipe.plan.profile.height.usual
+    options = parser.parse_args(arguments)
+    if (options.backend in ON_GPU) != (options.device == "cuda"):
+        raise InputError(f"the backend {options.backend} does not run on {options.device}.")
+    pipe = calotype.load(options.model, backend=options.backend)
+    side = options.size or pipe.plan.profile.height.opt
     request = {
-        **{"prompt": "a large red circle on a blue background", "seed": 1, "steps": said.steps, "height": side},
-        **{"width": side, "guidance_scale": said.guidance, "num_images": said.batch},
+        **{"prompt": "a large red circle on a blue background", "seed": 1, "steps": options.steps, "height": side},
+        **{"width": side, "guidance_scale": options.guidance, "num_images": options.batch},
     }
-    clock = by_gpu if said.device == "cuda" else by_host
-    found = close(pipe, clock=clock, rounds=said.rounds, request=request)
-    if said.device == "cuda":
-        found |= host_share(spans_of(lambda: pipe(**request)))
-    print(json.dumps({"model": said.model, "backend": said.backend, "size": side, "steps": said.steps, **found}))
+    clock = by_gpu if options.device == "cuda" else by_host
+    results_by_name = close(pipe, clock=clock, rounds=options.rounds, request=request)
+    if options.device == "cuda":
+        results_by_name |= host_share(spans_of(lambda: pipe(**request)))
+    print(
+        json.dumps(
+            {
+                "model": options.model,
+                "backend": options.backend,
+                "size": side,
+                "steps": options.steps,
+                **results_by_name,
+            }
+        )
+    )
     return 0
 
 

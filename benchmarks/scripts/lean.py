@@ -1,11 +1,11 @@
-"""A plan without PyTorch: what it takes to install, and how long the first picture takes.
+"""A plan without PyTorch: the size of its installation, and the time to its first image.
 
     python -m calotype.benchmarks.scripts.lean [--plan FOLDER] [--steps 20] [--runs 5]
 
-For each backend: a fresh environment with the wheel and that backend alone; the size of what was installed; the wall
-time of `calotype generate` with an empty home (cold) and after (the best of `--runs`); the seconds from the start of a
-Python process to its first and its second picture; and how near the picture is to the one that eager PyTorch makes
-here. Needs the repository and pip. The last line is JSON.
+For each backend, this installs the wheel and only that backend into a new environment. It measures the installed size;
+the wall time of `calotype generate` with an empty home (cold) and after that (the best of `--runs`); the seconds from
+the start of a Python process to its first and its second image; and the PSNR to the image of eager PyTorch. Needs the
+repository and pip. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -49,20 +49,20 @@ print(json.dumps([seconds[0], seconds[1] - seconds[0]]))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Measured:
-    """One backend's figures."""
+class LeanFigures:
+    """The figures of one backend."""
 
     backend: str
     installed_mib: float
     cold_s: float  # `calotype generate`, with an empty home
     warm_s: float
-    first_s: float  # a Python process: from its first line to its first picture
+    first_s: float  # from the first line of a Python process to its first image
     second_s: float
     psnr_db: float
 
 
 def wheel(folder: Path) -> Path:
-    """Built from a copy: setuptools would put what lies in an old build folder into the wheel."""
+    """Build the wheel from a copy: setuptools would include the files of an old build folder."""
     ignored = shutil.ignore_patterns(".*", "build", "*.egg-info", "__pycache__", "tests")
     shutil.copytree(ROOT, folder / "source", ignore=ignored)
     command: list[str | Path] = [
@@ -81,20 +81,20 @@ def wheel(folder: Path) -> Path:
 
 
 def environment(folder: Path, built: Path, backend: str) -> Path:
-    """A fresh environment with the wheel and one backend; its Python."""
+    """Install the wheel and one backend into a new environment. Return its Python."""
     venv.create(folder, with_pip=True)
     python = folder / "bin" / "python"
     command: list[str | Path] = [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", built, backend]
     subprocess.run(command, check=True, stderr=subprocess.DEVNULL)
-    found = f"import importlib.util as u; print([n for n in {HEAVY!r} if u.find_spec(n)])"
-    heavy = subprocess.run([python, "-c", found], check=True, capture_output=True, text=True).stdout.strip()
+    script = f"import importlib.util as u; print([n for n in {HEAVY!r} if u.find_spec(n)])"
+    heavy = subprocess.run([python, "-c", script], check=True, capture_output=True, text=True).stdout.strip()
     if heavy != "[]":
-        raise RuntimeError(f"the lean environment has {heavy}")
+        raise RuntimeError(f"the lean environment must not contain {heavy}")
     return python
 
 
 def installed_bytes(python: Path) -> int:
-    """Everything in site-packages but pip and setuptools, which venv put there."""
+    """Return the size of site-packages without pip and setuptools, which venv installs."""
     (site,) = (python.parent.parent / "lib").glob("python*/site-packages")
     tools = ("pip", "setuptools", "pkg_resources", "_distutils_hack", "distutils-precedence")
     folders = [p for p in site.iterdir() if not p.name.startswith(tools)]
@@ -104,7 +104,7 @@ def installed_bytes(python: Path) -> int:
 
 def measure(
     python: Path, backend: str, plan: Path, reference: NDArray[np.float64], options: argparse.Namespace
-) -> Measured:
+) -> LeanFigures:
     with tempfile.TemporaryDirectory() as folder:
         home, out = {**os.environ, "CALOTYPE_HOME": f"{folder}/home"}, Path(folder) / "out.png"
         command = [python.parent / "calotype", "generate", PROMPT, "--seed", SEED, "--steps", options.steps]
@@ -117,11 +117,11 @@ def measure(
 
         cold, warm = generate(), min(generate() for _ in range(options.runs))
         script = [python, "-c", _SCRIPT, plan, backend, PROMPT, SEED, options.steps]
-        told = [json.loads(subprocess.check_output(list(map(str, script)), env=home)) for _ in range(options.runs)]
+        timings = [json.loads(subprocess.check_output(list(map(str, script)), env=home)) for _ in range(options.runs)]
         with Image.open(out) as image:
             near = psnr(np.asarray(image) / 255, reference)
-    first, second = (min(column) for column in zip(*told, strict=True))
-    return Measured(
+    first, second = (min(column) for column in zip(*timings, strict=True))
+    return LeanFigures(
         backend=backend,
         installed_mib=installed_bytes(python) / 2**20,
         cold_s=cold,
@@ -134,7 +134,9 @@ def measure(
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--plan", type=Path, help="a plan's folder; without it the demonstration model is saved as one")
+    parser.add_argument(
+        "--plan", type=Path, help="the folder of a plan; by default one of the demonstration model is built"
+    )
     parser.add_argument("--steps", type=int, default=20)
     parser.add_argument("--runs", type=int, default=5)
     options = parser.parse_args()
@@ -143,7 +145,7 @@ def main() -> None:
         plan = options.plan.resolve() if options.plan else work / "plan"
         if not options.plan:
             build(BuildSpec(model="demo", output=plan))
-        # Of the demonstration model the picture of PyTorch itself; a plan has no weights for it.
+        # PyTorch generates the reference of the demonstration model; a plan has no weights for PyTorch.
         reference_of = calotype.load(plan if options.plan else "demo", backend="auto" if options.plan else "eager")
         reference = np.asarray(reference_of(PROMPT, seed=SEED, steps=options.steps).images[0]) / 255
         built = wheel(work)

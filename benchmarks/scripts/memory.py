@@ -3,9 +3,9 @@
     python -m calotype.benchmarks.scripts.memory [--backend openvino] [--model demo] [--requests 200] [--sizes 20]
     [--steps 4]
 
-One request in four is image-to-image, and a request asks for one or two images. The sizes and their order are the same
-in every run. Prints a row every `--every` requests; the last line of the output is JSON. Linux only: the figures come
-from /proc/self/smaps_rollup.
+One request in four is image-to-image, and a request generates one or two images. The sizes and their order are the same
+in every run. Prints a row every `--every` requests; the last line is JSON. Linux only: the figures come from
+/proc/self/smaps_rollup.
 """
 
 from __future__ import annotations
@@ -27,21 +27,21 @@ _MIB = 2**20
 
 
 def resident(rollup: Path = _ROLLUP) -> dict[str, int]:
-    """Bytes that this process holds in memory: all, of those anonymous, and of those mapped from files."""
+    """Return the bytes that this process holds in memory: all, anonymous, and mapped from files."""
     lines = (line.split() for line in rollup.read_text().splitlines()[1:])
     sizes = {name.rstrip(":"): int(size) * 1024 for name, size, *_ in lines}
     return {"rss": sizes["Rss"], "anonymous": sizes["Anonymous"], "files": sizes["Rss"] - sizes["Anonymous"]}
 
 
 def sizes_of(count: int, multiple: int, largest: int = _LARGEST) -> list[tuple[int, int]]:
-    """`count` different (height, width), both multiples of `multiple` and at most `largest` pixels."""
+    """Return `count` different (height, width), both multiples of `multiple` and at most `largest` pixels."""
     sides = range(max(2 * multiple, 64), largest + 1, multiple)
     every = [(height, width) for height in sides for width in sides]
     return random.Random(0).sample(every, count)
 
 
 def requests(count: int, sizes: Sequence[tuple[int, int]], steps: int) -> Iterator[dict[str, Any]]:
-    """The arguments of `count` calls of a pipeline."""
+    """Yield the arguments of `count` calls of a pipeline."""
     draw = random.Random(1)
     for seed in range(count):
         height, width = draw.choice(sizes)
@@ -50,7 +50,7 @@ def requests(count: int, sizes: Sequence[tuple[int, int]], steps: int) -> Iterat
 
 
 def measure(model: str, backend: str, calls: Iterator[dict[str, Any]], every: int) -> list[dict[str, Any]]:
-    """Memory and seconds after each `every` calls, the first row before them."""
+    """Return memory and seconds before the first call and after each `every` calls."""
     from PIL import Image
 
     pipe = calotype.load(model, backend=backend)
@@ -67,8 +67,8 @@ def measure(model: str, backend: str, calls: Iterator[dict[str, Any]], every: in
 
 def _row(done: int, began: float) -> dict[str, Any]:
     row = {"requests": done, "seconds": round(time.perf_counter() - began, 1), **resident()}
-    told = "  ".join(f"{name} {row[name] / _MIB:7.0f} MiB" for name in ("rss", "anonymous", "files"))
-    print(f"{done:5} requests  {row['seconds']:7.1f} s  {told}", flush=True)
+    columns = "  ".join(f"{name} {row[name] / _MIB:7.0f} MiB" for name in ("rss", "anonymous", "files"))
+    print(f"{done:5} requests  {row['seconds']:7.1f} s  {columns}", flush=True)
     return row
 
 
@@ -81,14 +81,14 @@ def main() -> None:
     parser.add_argument("--sizes", type=int, default=20)
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--every", type=int, default=20)
-    asked = parser.parse_args()
+    options = parser.parse_args()
     from calotype.export.sources.source import read_source
     from calotype.plan.family import family_of
 
-    multiple = family_of(read_source(asked.model).configs).profile.multiple
-    calls = requests(asked.requests, sizes_of(asked.sizes, multiple), asked.steps)
-    rows = measure(asked.model, asked.backend, calls, asked.every)
-    print(json.dumps({"benchmark": "memory", "backend": asked.backend, "model": asked.model, "rows": rows}))
+    multiple = family_of(read_source(options.model).configs).profile.multiple
+    calls = requests(options.requests, sizes_of(options.sizes, multiple), options.steps)
+    rows = measure(options.model, options.backend, calls, options.every)
+    print(json.dumps({"benchmark": "memory", "backend": options.backend, "model": options.model, "rows": rows}))
 
 
 if __name__ == "__main__":

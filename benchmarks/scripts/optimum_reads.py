@@ -1,12 +1,12 @@
-"""Plans in Optimum's hands: do its ONNX Runtime pipelines open them unchanged, and paint the same pictures?
+"""Check that Optimum's ONNX Runtime pipelines open our plans unchanged and generate the same images.
 
     python -m calotype.benchmarks.scripts.optimum_reads
 
-Makes Optimum's environment where it is not there yet. Builds plans of the demonstration model and of a tiny Stable
-Diffusion XL of random weights, paints with them here, and has `peers/optimum/paint.py` open the same folders with
-`ORTStableDiffusionPipeline` and `ORTStableDiffusionXLPipeline` and paint from the same noise: two prompts at once, not
-square, with the plan's own scheduler, with DDIM, and with a negative prompt. Ends with status 1 where a picture is less
-than `--least` dB near. The last line is JSON.
+Makes Optimum's environment if it does not exist. Builds plans of the demonstration model and of a tiny Stable Diffusion
+XL with random weights, generates images with them here, and runs `peers/optimum/generate.py` on the same folders and
+noise, with `ORTStableDiffusionPipeline` and `ORTStableDiffusionXLPipeline`: two prompts at once, not square, with the
+plan's own scheduler, with DDIM, and with a negative prompt. Exits with 1 if an image has less than `--least` dB. The
+last line is JSON.
 """
 
 from __future__ import annotations
@@ -35,13 +35,13 @@ from ..run import environments
 PEER = Path(__file__).resolve().parent.parent / "peers" / "optimum"
 PROMPTS = ("a large red circle on a blue background", "a small green square on a white background")
 SEEDS, STEPS, GUIDANCE, HEIGHT, WIDTH = (7, 8), 4, 5.0, 128, 192
-# scheduler (None: the plan's own) and negative prompt (None: not said)
-PICTURES = ((None, None), ("DDIMScheduler", None), ("DDIMScheduler", "a yellow triangle"))
+# scheduler (None: the plan's own) and negative prompt
+CALLS = ((None, None), ("DDIMScheduler", None), ("DDIMScheduler", "a yellow triangle"))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Compared:
-    """One call here and there. Numbers in [0, 1]; an infinite PSNR is kept as None."""
+class CallComparison:
+    """One call with both programs. Numbers are in [0, 1]; None stands for an infinite PSNR."""
 
     plan: str
     scheduler: str
@@ -49,11 +49,11 @@ class Compared:
     psnr_db: float | None
     largest_difference: float
     largest_levels: int  # of 8-bit pixels
-    contrast: float  # standard deviation of our picture: a flat one would be equal to anything
+    contrast: float  # standard deviation of our image; a flat one would match too easily
 
 
 def make_tiny_xl(folder: Path) -> Path:
-    """A Stable Diffusion XL in diffusers' layout: random U-Net and text encoder 2, the rest the demonstration's."""
+    """Write a Stable Diffusion XL in diffusers' layout: random U-Net and text encoder 2, the rest from the demo."""
     import diffusers
     import torch
     from transformers import CLIPTextModelWithProjection, CLIPTokenizer
@@ -103,54 +103,54 @@ def _text_config(tokenizer: Any) -> Any:
     )
 
 
-def paint_here(plan: Path) -> list[NDArray[np.float32]]:
-    """Our pictures, float32 [2, H, W, 3] each."""
+def generate_here(plan: Path) -> list[NDArray[np.float32]]:
+    """Return our images, float32 [2, H, W, 3] each."""
     pipe = calotype.load(plan, backend="onnxruntime")
     arguments: dict[str, Any] = {
         **{"seed": SEEDS, "steps": STEPS, "guidance_scale": GUIDANCE, "height": HEIGHT, "width": WIDTH},
         "output_type": "np",
     }
-    return [pipe(PROMPTS, scheduler=s, negative_prompt=n, **arguments).images for s, n in PICTURES]
+    return [pipe(PROMPTS, scheduler=s, negative_prompt=n, **arguments).images for s, n in CALLS]
 
 
-def paint_there(plan: Path, python: Path, work: Path) -> list[NDArray[np.float32]]:
-    """Optimum's pictures of the same noise."""
+def generate_there(plan: Path, python: Path, work: Path) -> list[NDArray[np.float32]]:
+    """Return Optimum's images for the same noise."""
     work.mkdir(exist_ok=True)
     np.save(work / "noise.npy", BatchNoise(SEEDS, (4, HEIGHT // 8, WIDTH // 8))())
-    outs = [work / f"{i}.npy" for i in range(len(PICTURES))]
-    pictures = [
+    outs = [work / f"{i}.npy" for i in range(len(CALLS))]
+    calls = [
         {"scheduler": s, "negative_prompt": n and [n] * len(PROMPTS), "out": str(out)}
-        for (s, n), out in zip(PICTURES, outs, strict=True)
+        for (s, n), out in zip(CALLS, outs, strict=True)
     ]
     arguments = {
         **{"prompt": PROMPTS, "num_inference_steps": STEPS, "guidance_scale": GUIDANCE},
         **{"height": HEIGHT, "width": WIDTH},
     }
     job = work / "job.json"
-    job.write_text(json.dumps({"noise": str(work / "noise.npy"), "arguments": arguments, "pictures": pictures}))
-    done = subprocess.run([python, PEER / "paint.py", plan, job], capture_output=True, text=True)
+    job.write_text(json.dumps({"noise": str(work / "noise.npy"), "arguments": arguments, "calls": calls}))
+    done = subprocess.run([python, PEER / "generate.py", plan, job], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"Optimum did not paint with {plan}:\n{done.stderr[-4000:]}")
+        raise RuntimeError(f"Optimum cannot generate with {plan}:\n{done.stderr[-4000:]}")
     return [np.load(out) for out in outs]
 
 
-def compare(name: str, plan: Path, python: Path, work: Path) -> list[Compared]:
+def compare(name: str, plan: Path, python: Path, work: Path) -> list[CallComparison]:
     rows = []
     own = json.loads((plan / "scheduler" / "scheduler_config.json").read_text())["_class_name"]
-    for (scheduler, negative), here, there in zip(
-        PICTURES, paint_here(plan), paint_there(plan, python, work), strict=True
+    for (scheduler, negative), cores, there in zip(
+        CALLS, generate_here(plan), generate_there(plan, python, work), strict=True
     ):
-        levels = np.round(here * 255) - np.round(there * 255)
-        near = psnr(here, there)
+        levels = np.round(cores * 255) - np.round(there * 255)
+        near = psnr(cores, there)
         rows.append(
-            Compared(
+            CallComparison(
                 plan=name,
                 scheduler=scheduler or f"{own} (its own)",
                 negative=negative is not None,
                 psnr_db=None if near == np.inf else near,
-                largest_difference=float(np.abs(here - there).max()),
+                largest_difference=float(np.abs(cores - there).max()),
                 largest_levels=int(np.abs(levels).max()),
-                contrast=float(here.std()),
+                contrast=float(cores.std()),
             )
         )
     return rows
@@ -158,34 +158,36 @@ def compare(name: str, plan: Path, python: Path, work: Path) -> list[Compared]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--work", type=Path, help="keep models, plans and pictures there; without it nothing is kept")
-    parser.add_argument("--least", type=float, default=60.0, help="PSNR in dB that every picture must reach")
+    parser.add_argument("--work", type=Path, help="keep models, plans and images there; by default nothing is kept")
+    parser.add_argument(
+        "--least", dest="min_psnr", type=float, default=60.0, help="PSNR in dB that every image must reach"
+    )
     options = parser.parse_args()
     python = environments.make("optimum")
     with tempfile.TemporaryDirectory() as temporary:
         work = (options.work or Path(temporary)).absolute()
         work.mkdir(parents=True, exist_ok=True)
-        rows: list[Compared] = []
+        rows: list[CallComparison] = []
         failed: list[str] = []
         for name, model in (("demo", "demo"), ("tiny-sdxl", str(make_tiny_xl(work / "model-tiny-sdxl")))):
             build(BuildSpec(model=model, output=work / name))
             try:
-                rows += compare(name, work / name, python, work / f"{name}-pictures")
-            except RuntimeError as told:  # the other plans are still worth their rows
-                print(told, file=sys.stderr)
+                rows += compare(name, work / name, python, work / f"{name}-images")
+            except RuntimeError as error:  # the other plans still get their rows
+                print(error, file=sys.stderr)
                 failed.append(name)
     report(rows, failed)
-    sys.exit(bool(failed) or not all(r.psnr_db is None or r.psnr_db >= options.least for r in rows))
+    sys.exit(bool(failed) or not all(r.psnr_db is None or r.psnr_db >= options.min_psnr for r in rows))
 
 
-def report(rows: list[Compared], failed: list[str]) -> None:
+def report(rows: list[CallComparison], failed: list[str]) -> None:
     print(f"{'plan':<10} {'scheduler':<40} {'negative':<9} {'PSNR':>9} {'largest':>9} {'8-bit':>6} {'contrast':>9}")
     for r in rows:
         near = "equal" if r.psnr_db is None else f"{r.psnr_db:.1f} dB"
-        told = f"{near:>9} {r.largest_difference:>9.1e} {r.largest_levels:>6} {r.contrast:>9.3f}"
-        print(f"{r.plan:<10} {r.scheduler:<40} {'yes' if r.negative else 'no':<9} {told}")
-    told_all = {"benchmark": "optimum_reads", "steps": STEPS, "failed": failed, "rows": [asdict(r) for r in rows]}
-    print(json.dumps(told_all))
+        figures = f"{near:>9} {r.largest_difference:>9.1e} {r.largest_levels:>6} {r.contrast:>9.3f}"
+        print(f"{r.plan:<10} {r.scheduler:<40} {'yes' if r.negative else 'no':<9} {figures}")
+    summary = {"benchmark": "optimum_reads", "steps": STEPS, "failed": failed, "rows": [asdict(r) for r in rows]}
+    print(json.dumps(summary))
 
 
 if __name__ == "__main__":

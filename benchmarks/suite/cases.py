@@ -1,7 +1,7 @@
-"""What is run: cases as data, and how they are written. Nothing here runs anything.
+"""The cases of the benchmark suite as data, and how users write them. Nothing here runs anything.
 
 A *case* is a piece of work that is the same for every contender: the model, the task, the size, the steps, the sampler.
-`--case "model=sd15 height=512 width=512 steps=4"` writes one by hand.
+`--case "model=sd15 height=512 width=512 steps=4"` describes one.
 """
 
 from __future__ import annotations
@@ -20,22 +20,22 @@ from .contenders import OURS, PEERS, Contender, contender, contenders
 
 TASKS = ("text-to-image",)
 DEVICES = ("cpu", "cuda")
-# What a prompt is made of where weights are random and words mean nothing: single letters have the same token ids in
-# every CLIP vocabulary, also in those that peers carry inside.
+# Prompts for random weights, which give words no meaning: single letters have the same token ids in every CLIP
+# vocabulary, including those inside the peers.
 _LETTERS = ("a b c d", "e f g h i j", "k l m", "n o p q r s t u", "v w x", "y z a c", "b d f h", "g i k m o")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Case:
-    """One piece of work. `height` and `width` are pixels; a guidance of 1 or less is none.
+    """One piece of work. `height` and `width` are pixels; a guidance of 1 or less turns guidance off.
 
     Attributes:
         model: demo, one of `models.MODELS` (full-size, random weights), or a folder in diffusers' layout.
         sampler: a name of `calotype.scheduler_names()`, or "own" for the model's.
         controlnets: folders, or "random": one of the model's own shape with random weights.
-        prompts: how many different prompts (and seeds) the rounds go through, over and over.
-        rounds: at most so many; at least six, which an interval takes, whatever `budget_s` says.
-        budget_s: the seconds after which no further round of the race begins.
+        prompts: the number of different prompts (and seeds) that the rounds cycle through.
+        rounds: the maximum; six always run, because an interval needs them, whatever `budget_s` is.
+        budget_s: seconds after which no further round starts.
     """
 
     model: str = "demo"
@@ -55,25 +55,25 @@ class Case:
 
     def __post_init__(self) -> None:
         if self.task not in TASKS:
-            raise InputError(f"the suite knows the tasks {', '.join(TASKS)}; got {self.task!r}.")
+            raise InputError(f"a case's task is {', '.join(TASKS)}; got {self.task!r}.")
         if self.device not in DEVICES:
-            raise InputError(f"a case's device is {' or '.join(DEVICES)}, got {self.device!r}.")
+            raise InputError(f"a case's device is {' or '.join(DEVICES)}; got {self.device!r}.")
         for name in ("height", "width", "batch", "steps", "prompts", "rounds"):
             if getattr(self, name) < 1:
-                raise InputError(f"a case's {name} must be 1 or more, got {getattr(self, name)}.")
+                raise InputError(f"a case's {name} must be 1 or more; got {getattr(self, name)}.")
         for name in ("guidance", "budget_s"):
             if not math.isfinite(getattr(self, name)):
-                raise InputError(f"a case's {name} must be a number, got {getattr(self, name)}.")
+                raise InputError(f"a case's {name} must be a finite number; got {getattr(self, name)}.")
         if not self.model:
-            raise InputError("a case's model is demo, a full-size model's name, or a folder; got nothing.")
+            raise InputError("a case's model is demo, the name of a full-size model, or a folder; got an empty name.")
         if self.sampler != "own":
             _check_sampler(self.sampler)
         if self.rounds < 6:
-            raise InputError(f"a case needs 6 rounds or more for an interval, got {self.rounds}.")
+            raise InputError(f"a case needs 6 rounds or more for an interval; got {self.rounds}.")
 
     @property
     def id(self) -> str:
-        """Short and the same for the same work: rows of two runs are matched by it."""
+        """A short name that is the same for the same work. It matches the rows of two runs."""
         model, control = _short(self.model), "".join(f"-controlnet-{_short(net)}" for net in self.controlnets)
         size = f"{self.width}" if self.width == self.height else f"{self.width}x{self.height}"
         guidance = f"g{self.guidance:g}" if self.guided else "unguided"
@@ -82,45 +82,48 @@ class Case:
 
     @property
     def guided(self) -> bool:
-        """Does the U-Net see every picture twice?"""
+        """Whether the U-Net runs on every image twice."""
         return self.guidance > 1
 
     @property
     def judged(self) -> bool:
-        """Can the demonstration model's pixel judge read the prompts?"""
+        """Whether the demonstration model's judge can read the prompts."""
         return self.model == "demo"
 
     def to_json(self) -> dict[str, Any]:
-        """The work as plain data; how long it is measured and by whom is not part of it."""
+        """Return the work as plain data, without the contenders and the number of rounds."""
         left_out = ("prompts", "rounds", "budget_s", "contenders")
         return {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items() if n not in left_out}
 
     def words(self) -> str:
-        """As `--case` takes it: what is not the default."""
+        """Return the case as `--case` takes it, without default values."""
         usual = Case()
-        told = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)}
-        told.pop("contenders", None)
-        said = {
-            n: ",".join(v) if isinstance(v, tuple) else f"{v:g}" if isinstance(v, float) else v for n, v in told.items()
+        changed = {
+            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)
         }
-        return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in said.items()) or "model=demo"
+        changed.pop("contenders", None)
+        words = {
+            n: ",".join(v) if isinstance(v, tuple) else f"{v:g}" if isinstance(v, float) else v
+            for n, v in changed.items()
+        }
+        return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in words.items()) or "model=demo"
 
 
 def _check_sampler(name: str) -> None:
     try:
         spec_from(name, {})
-    except SamplerError as unknown:
-        raise InputError(f"a case's sampler: {unknown}") from None
+    except SamplerError as error:
+        raise InputError(f"a case's sampler: {error}") from None
 
 
 def _short(model: str) -> str:
-    """A model's own name; a folder's last part, and a digest of the whole so that two of one name are told apart."""
+    """Return the name of the model; for a folder, its last part and a digest of the path, to separate equal names."""
     last = model.rstrip("/").rpartition("/")[2]
     return last if last == model else f"{last}-{hashlib.sha256(model.encode()).hexdigest()[:6]}"
 
 
 def prompts_of(case: Case) -> list[str]:
-    """The fixed prompts of the case: captions that training never saw, or letters where weights are random."""
+    """Return the fixed prompts of the case: captions that the training never saw, or letters for random weights."""
     if case.judged:
         from calotype.export.demo.evaluate import held_out_captions
 
@@ -129,79 +132,81 @@ def prompts_of(case: Case) -> list[str]:
     return [_LETTERS[i % len(_LETTERS)] for i in range(case.prompts)]
 
 
-def _whole(text: str) -> int:
+def _parse_int(text: str) -> int:
     return int(text)
 
 
 _KINDS: Mapping[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("height", "width", "batch", "steps", "prompts", "rounds"), _whole),
+    **dict.fromkeys(("height", "width", "batch", "steps", "prompts", "rounds"), _parse_int),
     **dict.fromkeys(("guidance", "budget_s"), float),
     **dict.fromkeys(("model", "task", "sampler", "device"), str),
     "controlnets": lambda text: tuple(t for t in text.split(",") if t),
 }
 
 
-def case_from(words: str) -> Case:
-    """A case from `name=value` words; `size=512` is height and width, `backend=` and `precision=` name who runs it.
+def case_from(text: str) -> Case:
+    """Return a case from `name=value` words. `size=512` sets height and width; `backend=` and `precision=` name
+    contenders.
 
-    Raises `InputError` with what is allowed.
+    Raises `InputError` with the allowed words.
     """
-    said: dict[str, str] = {}
+    options: dict[str, str] = {}
     try:
-        parts = shlex.split(words)
-    except ValueError as broken:
-        raise InputError(f"a case is words like model=demo steps=20; got {words!r} ({broken}).") from None
+        parts = shlex.split(text)
+    except ValueError as error:
+        raise InputError(f"a case is words like model=demo steps=20; got {text!r} ({error}).") from None
     for word in parts:
         name, equals, value = word.partition("=")
         if not equals or name not in (*_KINDS, "size", "backend", "precision"):
             allowed = ", ".join([*_KINDS, "size", "backend", "precision"])
-            raise InputError(f"a case is words like model=demo steps=20; got {word!r}, and the names are {allowed}.")
-        said[name] = value
-    given: dict[str, Any] = {}
-    if "size" in said:
-        given |= dict.fromkeys(("height", "width"), _value("size", said.pop("size"), _whole))
-    who = _asked(said.pop("backend", ""), said.pop("precision", ""))
-    given |= {name: _value(name, value, _KINDS[name]) for name, value in said.items()}
-    return Case(**given, contenders=who)
+            raise InputError(f"a case is words like model=demo steps=20; got {word!r}. The names are {allowed}.")
+        options[name] = value
+    values: dict[str, Any] = {}
+    if "size" in options:
+        values |= dict.fromkeys(("height", "width"), _value("size", options.pop("size"), _parse_int))
+    who = _contenders_from(options.pop("backend", ""), options.pop("precision", ""))
+    values |= {name: _value(name, value, _KINDS[name]) for name, value in options.items()}
+    return Case(**values, contenders=who)
 
 
 def _value(name: str, text: str, kind: Callable[[str], Any]) -> Any:
     try:
         return kind(text)
     except ValueError:
-        raise InputError(f"a case's {name} is a number, got {text!r}.") from None
+        raise InputError(f"a case's {name} is a number; got {text!r}.") from None
 
 
-def _asked(backends: str, precisions: str) -> tuple[Contender, ...]:
-    """The contenders that `backend=openvino,eager precision=bf16` names."""
+def _contenders_from(backends: str, precisions: str) -> tuple[Contender, ...]:
+    """Return the contenders that `backend=openvino,eager precision=bf16` names."""
     words = [b for b in backends.split(",") if b]
     if not precisions:
         return tuple(c for word in words for c in contenders(word))
-    found = {c.name: c for word in words for c in (contender(_name(word, p)) for p in precisions.split(","))}
+    named = {c.name: c for word in words for c in (contender(_name(word, p)) for p in precisions.split(","))}
     if not words:
-        raise InputError("precision= in a case goes with backend=.")
-    return tuple(found.values())
+        raise InputError("precision= in a case needs backend=.")
+    return tuple(named.values())
 
 
 def _name(word: str, precision: str) -> str:
     return f"{word}:{precision}" if word in PEERS else f"{OURS}:{word}:{precision}"
 
 
-def chosen(cases: tuple[Case, ...], backends: tuple[str, ...], wanted: str) -> tuple[Case, ...]:
-    """The cases with the contenders of `--backend` in place of their own, and those rows alone that `--filter` is in.
+def chosen(cases: tuple[Case, ...], backends: tuple[str, ...], row_filter: str) -> tuple[Case, ...]:
+    """Return the cases with the contenders of `--backend`, and only the rows that contain `--filter`.
 
-    Raises `InputError` where nothing is left.
+    Raises `InputError` if no row is left.
     """
     named = tuple({c.name: c for word in backends for c in contenders(word)}.values())
-    asked = [replace(case, contenders=named) if named else case for case in cases]
+    requested = [replace(case, contenders=named) if named else case for case in cases]
     kept = [
-        replace(case, contenders=tuple(c for c in case.contenders if wanted in f"{case.id} {c.name}")) for case in asked
+        replace(case, contenders=tuple(c for c in case.contenders if row_filter in f"{case.id} {c.name}"))
+        for case in requested
     ]
     left = tuple(case for case in kept if case.contenders)
     ids = [case.id for case in left]
     if len(set(ids)) < len(ids):
-        raise InputError(f"two cases are the same work: {max(ids, key=ids.count)}; name each once.")
+        raise InputError(f"two cases are the same work: {max(ids, key=ids.count)}. Name each case once.")
     if not left:
-        rows = ", ".join(f"{case.id} {c.name}" for case in asked for c in case.contenders)[:400]
-        raise InputError(f"--filter {wanted!r} leaves nothing of: {rows or 'no contenders'}.")
+        rows = ", ".join(f"{case.id} {c.name}" for case in requested for c in case.contenders)[:400]
+        raise InputError(f"--filter {row_filter!r} matches none of the rows: {rows or 'no contenders'}.")
     return left

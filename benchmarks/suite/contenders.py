@@ -1,9 +1,9 @@
-"""Who runs a case: a backend of ours in some precision, or a peer. Data, and the words that name them.
+"""The contenders of a case: a Calotype backend in a precision, or a peer. Data, and the words that name them.
 
-A contender's name is MAKER[:BACKEND]:PRECISION: "calotype:openvino:bf16", "diffusers:fp32". Backends and precisions of
-ours need no list here: what a plan can be built for is known to `calotype.export`. One of ours may have a variant
-behind: "calotype:openvino:bf16:without=kept_inputs" leaves a piece of work undone (`vino_rewrites.WITHOUT`), and
-"...:cache_interval=3" or "...:guidance_interval=0.2-0.8" paints with less work than the whole.
+The name of a contender is MAKER[:BACKEND]:PRECISION: "calotype:openvino:bf16", "diffusers:fp32". `calotype.export`
+knows the backends and precisions that a plan can have. A Calotype contender may end in a variant:
+"calotype:openvino:bf16:without=kept_inputs" disables an optimization (see CALOTYPE_DISABLE), and "...:cache_interval=3"
+or "...:guidance_interval=0.2-0.8" does less work for an image.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ OURS = "calotype"
 
 
 @dataclass(frozen=True, kw_only=True)
-class Peer:
-    """A rival: the folder of its environment and worker, and what it is told beside the job."""
+class PeerSpec:
+    """A peer: the folder of its environment and worker, and its settings in addition to the job."""
 
     folder: str
     precisions: tuple[str, ...]
@@ -31,21 +31,21 @@ class Peer:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
-PEERS: Mapping[str, Peer] = {
-    "diffusers": Peer(folder="diffusers", precisions=("fp32", "bf16", "fp16"), device="any"),
-    "torch-compile": Peer(
+PEERS: Mapping[str, PeerSpec] = {
+    "diffusers": PeerSpec(folder="diffusers", precisions=("fp32", "bf16", "fp16"), device="any"),
+    "torch-compile": PeerSpec(
         folder="diffusers", precisions=("fp32", "bf16", "fp16"), device="any", settings={"compile": True}
     ),
-    "optimum": Peer(folder="optimum", precisions=("fp32",), settings={"provider": "CPUExecutionProvider"}),
-    "openvino-genai": Peer(folder="openvino_genai", precisions=("fp32", "bf16", "int8")),
-    "stable-diffusion.cpp": Peer(folder="stable_diffusion_cpp", precisions=("fp16",)),
-    "onnxruntime-cuda": Peer(
+    "optimum": PeerSpec(folder="optimum", precisions=("fp32",), settings={"provider": "CPUExecutionProvider"}),
+    "openvino-genai": PeerSpec(folder="openvino_genai", precisions=("fp32", "bf16", "int8")),
+    "stable-diffusion.cpp": PeerSpec(folder="stable_diffusion_cpp", precisions=("fp16",)),
+    "onnxruntime-cuda": PeerSpec(
         folder="onnxruntime_cuda",
         precisions=("fp32",),
         device="cuda",
         settings={"provider": "CUDAExecutionProvider"},
     ),
-    "tensorrt": Peer(
+    "tensorrt": PeerSpec(
         folder="tensorrt",
         precisions=("fp32", "fp16"),
         device="cuda",
@@ -56,28 +56,28 @@ PEERS: Mapping[str, Peer] = {
 
 @dataclass(frozen=True, kw_only=True)
 class Contender:
-    """One of them, in one precision. `settings` go to its worker as they are."""
+    """One contender in one precision. Its worker gets `settings` unchanged."""
 
     maker: str
-    backend: str  # ours: the backend; a peer's: its own name
+    backend: str  # of Calotype: the backend; of a peer: its own name
     precision: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    variant: str = ""  # of ours: "without=kept_inputs", "cache_interval=3"
+    variant: str = ""  # of Calotype: "without=kept_inputs", "cache_interval=3"
 
     @property
     def name(self) -> str:
-        """As people write it, and as rows are matched."""
+        """The name as users write it; it also matches rows."""
         words = [self.maker, self.backend, self.precision] if self.is_ours else [self.maker, self.precision]
         return ":".join([*words, self.variant] if self.variant else words)
 
     @property
     def is_ours(self) -> bool:
-        """Is it Calotype itself?"""
+        """Whether the contender is Calotype itself."""
         return self.maker == OURS
 
 
 def contender(name: str) -> Contender:
-    """From its name. Raises `InputError` with the nearest known ones."""
+    """Return the contender of a name. Raises `InputError` with the nearest known names."""
     maker, *rest = name.strip().split(":")
     if maker == OURS and len(rest) in (2, 3) and rest[0] in {*NAMES, *BACKENDS} and _known(rest[1]):
         variant = "".join(rest[2:])
@@ -91,12 +91,12 @@ def contender(name: str) -> Contender:
     if maker in PEERS and len(rest) == 1 and rest[0] in PEERS[maker].precisions:
         return Contender(maker=maker, backend=maker, precision=rest[0], settings=PEERS[maker].settings)
     near = difflib.get_close_matches(name, known_names(), n=3)
-    hint = f" The nearest: {', '.join(near)}." if near else ""
-    raise InputError(f"there is no contender {name!r}; write calotype:BACKEND:PRECISION or PEER:PRECISION.{hint}")
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    raise InputError(f"unknown contender {name!r}. Write calotype:BACKEND:PRECISION or PEER:PRECISION.{hint}")
 
 
 def _varied(variant: str) -> dict[str, Any]:
-    """What a worker of ours is told of a variant. Raises `InputError`."""
+    """Return the settings of a variant. Raises `InputError`."""
     name, _, value = variant.partition("=")
     try:
         if name == "without" and (value == "all" or set(value.split("+")) <= set(PIECES)):
@@ -109,13 +109,15 @@ def _varied(variant: str) -> dict[str, Any]:
     except ValueError:
         pass
     raise InputError(
-        f"there is no variant {variant!r}; write without=all, without=PIECE+PIECE of {', '.join(PIECES)}, "
+        f"unknown variant {variant!r}. Write without=all, without=PIECE+PIECE of {', '.join(PIECES)}, "
         "cache_interval=3 or guidance_interval=0.2-0.8."
     )
 
 
 def contenders(word: str) -> tuple[Contender, ...]:
-    """From a name, or from a backend or peer alone: all its usual precisions. Raises `InputError`."""
+    """Return the contenders of a name; of a backend or peer without a precision, all its usual ones. Raises
+    `InputError`.
+    """
     if ":" in word:
         return (contender(word),)
     if word in PEERS:
@@ -125,12 +127,12 @@ def contenders(word: str) -> tuple[Contender, ...]:
     if word == OURS:
         return tuple(contender(f"{OURS}:{b}:{p}") for b, usual in USUAL.items() for p in usual)
     near = difflib.get_close_matches(word, [OURS, *NAMES, *BACKENDS, *PEERS], n=3)
-    hint = f" The nearest: {', '.join(near)}." if near else ""
+    hint = f" Did you mean {', '.join(near)}?" if near else ""
     ours, peers = ", ".join(dict.fromkeys([*NAMES, *BACKENDS])), ", ".join(PEERS)
-    raise InputError(f"there is no backend or peer {word!r}; backends are {ours}, peers are {peers}.{hint}")
+    raise InputError(f"unknown backend or peer {word!r}. Backends are {ours}; peers are {peers}.{hint}")
 
 
-# The precisions of our backends that are worth a row where nothing else is said.
+# The default precisions of our backends.
 USUAL: Mapping[str, tuple[str, ...]] = {
     "openvino": ("fp32", "bf16", "auto"),
     "onnxruntime": ("fp32", "auto"),
@@ -146,6 +148,6 @@ def _known(precision: str) -> bool:
 
 
 def known_names() -> list[str]:
-    """Every contender that has a name here."""
+    """Return the names of all contenders."""
     ours = [f"{OURS}:{backend}:{p}" for backend in {*NAMES, *BACKENDS} for p in PRECISIONS]
     return [*ours, *(f"{maker}:{p}" for maker, peer in PEERS.items() for p in peer.precisions)]

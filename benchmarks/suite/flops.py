@@ -1,12 +1,13 @@
-"""Counted floating point operations of a component: what utilisation is computed from.
+"""Number of floating point operations of a component, for the utilization.
 
-Two for each multiply-add of a convolution, a matrix product or an attention (both its products), of the network as its
-config says, whatever a backend makes of it: one that saves some of them is faster, and so is its utilisation. Norms,
-activations, softmax, biases and resizing are not counted, which is the custom: together they are well under 1 %.
+Each multiply-add of a convolution, a matrix product or an attention (both its products) counts as two operations. The
+network's config decides, whatever a backend does with it: a backend that saves operations is faster, and so is its
+utilization. Norms, activations, softmax, biases and resizing do not count, as is usual: together they are well under 1
+%.
 
-The network runs once on the meta device, which has shapes and no numbers: no weights are read, no memory is taken.
-`torch.utils.flop_counter` counts what it is asked for. It knows no kernel that fuses an attention on the CPU and would
-count nothing there, so attention is made of its two products here, which it counts as such on every device.
+The network runs once on the meta device, which has shapes and no numbers, so this reads no weights and takes no memory.
+`torch.utils.flop_counter` counts the calls. It does not know the fused attention kernel of the CPU, so attention runs
+as its two products here, which it counts on every device.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from calotype.errors import InputError
 from calotype.export.sources.source import Source, read_source
 from calotype.plan.family import family_of
 
-_MADE_OF: Mapping[str, tuple[str, type[nn.Module]]] = {
+_CLASSES: Mapping[str, tuple[str, type[nn.Module]]] = {
     "text_encoder": ("CLIPTextModel", TextEncoder),
     "text_encoder_2": ("CLIPTextModelWithProjection", ProjectedTextEncoder),
     "unet": ("UNet2DConditionModel", UNet),
@@ -36,10 +37,10 @@ _MADE_OF: Mapping[str, tuple[str, type[nn.Module]]] = {
 
 
 def component_flops(source: Source | str | Path, name: str, *, batch: int, height: int, width: int) -> int:
-    """Of one call, for pictures of that size in pixels.
+    """Return the operations of one call for images of this size in pixels.
 
-    `batch` is what the network sees: guidance doubles the U-Net's and the ControlNets', and the caller knows of it. The
-    source says which components there are: with a ControlNet the U-Net takes its states, which costs additions alone.
+    `batch` is the network's own batch: the caller doubles it for guidance. The source decides which components exist.
+    With a ControlNet, the U-Net takes its states, which costs only additions.
     """
     source = source if isinstance(source, Source) else read_source(source)
     family = family_of(source.configs)
@@ -53,7 +54,7 @@ def component_flops(source: Source | str | Path, name: str, *, batch: int, heigh
 
 
 def count(module: nn.Module, **inputs: torch.Tensor) -> int:
-    """Operations of one call of `module`, which lies on the meta device as its inputs do."""
+    """Return the operations of one call of `module`. The module and its inputs are on the meta device."""
     counter = FlopCounterMode(display=False)
     with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), counter:
         module(**inputs)
@@ -61,15 +62,15 @@ def count(module: nn.Module, **inputs: torch.Tensor) -> int:
 
 
 def module_of(name: str, config: Mapping[str, Any]) -> nn.Module:
-    """The component on the meta device, otherwise as `calotype.backends.torch.modules.load_module` makes it."""
+    """Return the component on the meta device, as `calotype.backends.torch.modules.load_module` builds it."""
     import diffusers
     import transformers
 
-    class_name, wrapper = _MADE_OF["controlnet" if name.startswith("controlnet") else name]
+    class_name, wrapper = _CLASSES["controlnet" if name.startswith("controlnet") else name]
     with torch.device("meta"):
         if name.startswith("text_encoder"):
             model = getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
         else:
-            kind = config.get("_class_name") if name.startswith("vae") else None  # TAESD's is another class
+            kind = config.get("_class_name") if name.startswith("vae") else None  # TAESD has another class
             model = getattr(diffusers, str(kind or class_name)).from_config(dict(config))
         return wrapper(model).eval()

@@ -1,11 +1,11 @@
-"""`python -m calotype.benchmarks.suite.models sd15 [--once]`: full-size models of seeded random weights, without a
-download.
+"""Full-size models with seeded random weights, without a download: `python -m calotype.benchmarks.suite.models sd15`.
 
-Configs are the published ones; weights are the libraries' own initialization under a seed, kept in fp16. Pictures of
-such a model mean nothing, but every layer, size and name is the real one: for figures of speed, memory and exactness.
-They are no flat grey: the decoder's last norm makes states of unit size of any latents, and the initial weights of its
-last convolution make of these a contrast of 38 of 255 levels in each channel (SD 1.5 at 256 px, 2 steps; another prompt
-moves pixels by 16 levels, another control picture by 5). So a fault does not drown in the rounding to bytes.
+The configs are the published ones. The weights are the libraries' own initialization under a seed, kept in fp16. Images
+of such a model mean nothing, but every layer, size and name is the real one, so the models serve for speed, memory and
+exactness. Their images are not flat: the decoder's last norm gives states of unit size for any latents, and the initial
+weights of its last convolution turn these into a contrast of 38 of 255 levels in each channel (SD 1.5 at 256 px, 2
+steps). Another prompt moves pixels by 16 levels, another control image by 5. A fault therefore does not disappear in
+the rounding to bytes.
 """
 
 from __future__ import annotations
@@ -27,26 +27,26 @@ from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.export.store.store import fetch, key_of
 from calotype.text.tokenizer import END, START
 
-# What makes what; raised when the same config and seed are made into other weights.
+# Versions of the functions: increase one if it makes other weights from the same config and seed.
 _VERSIONS = {"make_described": 1, "make_controlnet": 2}
 
 
 def model_folder(name: str, *, seed: int = 0) -> Path:
-    """The model's folder among what Calotype keeps, made at the first call (GBs, and a minute or two)."""
+    """Return the folder of the model in the cache. The first call creates it (gigabytes, and a minute or two)."""
     if name not in MODELS:
-        raise InputError(f"there is no model {name!r} to make; the full-size models are {', '.join(sorted(MODELS))}.")
+        raise InputError(f"unknown model {name!r}. The full-size models are {', '.join(sorted(MODELS))}.")
     return _kept(name, f"the model {name}", "make_described", described=MODELS[name], seed=seed)
 
 
 def controlnet_folder(name: str, *, seed: int = 0) -> Path:
-    """A ControlNet for that model, likewise."""
+    """Return the folder of a ControlNet for the model. The first call creates it."""
     model = model_folder(name, seed=seed)
     return _kept(f"{name}-controlnet", f"a ControlNet for {name}", "make_controlnet", model=str(model), seed=seed)
 
 
 def _kept(name: str, what: str, function: str, **how: Any) -> Path:
-    """What `function` makes of `how`, in the store: in a child, whose memory ends with it."""
-    # Not where a model lies, which is its user's: its folder's name says what it is.
+    """Return the cached result of `function`. A child process creates it, so that its memory is freed."""
+    # The key contains the name of the model's folder and not its path, which depends on the user.
     about = {**how, "model": Path(how["model"]).name} if "model" in how else how
 
     def make(folder: Path) -> Mapping[str, Any]:
@@ -74,7 +74,7 @@ def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: in
         if part.startswith("text_encoder"):
             tokenizer = part.replace("text_encoder", "tokenizer")
             index[tokenizer] = ["transformers", "CLIPTokenizer"]
-            # OpenAI's encoder was trained on prompts filled up with its end mark, OpenCLIP's (with gelu) on others.
+            # OpenAI's encoder was trained with its end token as padding, OpenCLIP's (with gelu) with "!".
             _make_tokenizer(folder / tokenizer, pad="!" if config["hidden_act"] == "gelu" else END)
     _write(folder / "model_index.json", index)
 
@@ -86,37 +86,38 @@ def _make_network(library: str, class_name: str, config: Mapping[str, Any], fold
 
     torch.manual_seed(seed)
     if library == "transformers":
-        made = getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
+        model = getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
     else:
-        made = getattr(diffusers, class_name).from_config(dict(config))
-    made.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+        model = getattr(diffusers, class_name).from_config(dict(config))
+    model.to(torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
 def make_controlnet(*, model: str | Path, folder: str | Path, seed: int = 0) -> None:
-    """Write a ControlNet for the model's U-Net: its copy, as training begins with, and steering from the start.
+    """Write a ControlNet for the model's U-Net: its copy, as at the start of training, that steers at once.
 
-    What training begins with at zero (Zhang et al. 2023, arXiv 2302.05543) gets small random numbers: each output is
-    about a fifth as large as the state of the copy that it is computed from. The picture's embedding, whose first
-    numbers would let hardly anything of a picture through, gets larger ones, and no biases: black stays nothing.
+    The layers that start at zero in training (Zhang et al. 2023, arXiv 2302.05543) get small random numbers: each
+    output is about a fifth as large as the state that it is computed from. The embedding of the control image gets
+    larger numbers, because its initial ones would pass almost nothing of the image. It gets no biases, so that a black
+    image has no effect.
     """
     import diffusers
     import torch
 
     unet = diffusers.UNet2DConditionModel.from_pretrained(Path(model) / "unet", torch_dtype=torch.float16)
     torch.manual_seed(seed)
-    made = diffusers.ControlNetModel.from_unet(unet)
+    net = diffusers.ControlNetModel.from_unet(unet)
     del unet
-    outputs = [(0.2, layer) for layer in (*made.controlnet_down_blocks, made.controlnet_mid_block)]
-    picture = made.controlnet_cond_embedding  # 2 makes up for a SiLU, whose slope is a half near zero
-    hidden = [(2.0, layer) for layer in (picture.conv_in, *picture.blocks)]
-    for size, layer in (*outputs, *hidden, (1.0, picture.conv_out)):
+    outputs = [(0.2, layer) for layer in (*net.controlnet_down_blocks, net.controlnet_mid_block)]
+    embedding = net.controlnet_cond_embedding  # 2 compensates for a SiLU, whose slope near zero is a half
+    hidden = [(2.0, layer) for layer in (embedding.conv_in, *embedding.blocks)]
+    for size, layer in (*outputs, *hidden, (1.0, embedding.conv_out)):
         torch.nn.init.normal_(layer.weight, std=size * layer.weight[0].numel() ** -0.5)
         torch.nn.init.zeros_(layer.bias)
-    made.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    net.to(torch.float16).save_pretrained(folder, safe_serialization=True)
 
 
 def control_image(*, height: int, width: int, seed: int = 0) -> Image.Image:
-    """White outlines on black, as an edge detector draws them: what most ControlNets are steered by."""
+    """Draw white outlines on black, as an edge detector does: the input of most ControlNets."""
     drawn = Image.new("RGB", (width, height))
     pen, dice = ImageDraw.Draw(drawn), random.Random(seed)
     for _ in range(12):
@@ -127,7 +128,7 @@ def control_image(*, height: int, width: int, seed: int = 0) -> Image.Image:
 
 
 def _make_tokenizer(folder: Path, *, pad: str) -> None:
-    """CLIP's alphabet of bytes without merges: every prompt is spelt letter by letter."""
+    """Write a tokenizer with CLIP's alphabet of bytes and no merges: it splits every prompt into letters."""
     shown = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(b) for b in shown] + [chr(256 + i) for i in range(256 - len(shown))]
     words = [*letters, *(letter + "</w>" for letter in letters)]
@@ -137,23 +138,23 @@ def _make_tokenizer(folder: Path, *, pad: str) -> None:
     _write(
         folder / "special_tokens_map.json", {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
     )
-    said = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad}
-    _write(folder / "tokenizer_config.json", {**said, "bos_token": START, "eos_token": END, "unk_token": END})
+    options = {"tokenizer_class": "CLIPTokenizer", "model_max_length": 77, "pad_token": pad}
+    _write(folder / "tokenizer_config.json", {**options, "bos_token": START, "eos_token": END, "unk_token": END})
 
 
 def once(folder: Path, backend: str = "onnxruntime") -> Iterator[str]:
-    """Trace every component, paint one step at the model's own size, and say what that took: a line each."""
+    """Trace every component, run one step at the model's own size, and yield a line about the cost of each."""
     from calotype.loading import load
 
     pipe = load(folder, backend=backend)
     for name in pipe.plan.components:
-        made = pipe.component(name).component.artifacts[0].check
-        yield f"{name}: traced and checked in {made['seconds']:.0f} s, {made['peak_bytes'] / 2**30:.1f} GiB at most"
+        check = pipe.component(name).component.artifacts[0].check
+        yield f"{name}: traced and checked in {check['seconds']:.0f} s, {check['peak_bytes'] / 2**30:.1f} GiB peak"
     began = time.monotonic()
     report = pipe("a house by a lake", steps=1, seed=0).report
     seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    usual = f"{pipe.plan.profile.width.usual} x {pipe.plan.profile.height.usual}"
-    yield f"one step at {usual} px: {seconds:.0f} s with all that is opened, {peak / 2**30:.1f} GiB at most"
+    size = f"{pipe.plan.profile.width.opt} x {pipe.plan.profile.height.opt}"
+    yield f"one step at {size} px: {seconds:.0f} s including loading, {peak / 2**30:.1f} GiB peak"
     yield str(report)
 
 
@@ -163,18 +164,18 @@ def _write(path: Path, data: Mapping[str, Any]) -> None:
 
 
 def main() -> None:
-    """The command line: makes the model once, and says where it is."""
-    parser = argparse.ArgumentParser(description="Make a full-size model with random weights, once.")
+    """Run the command line: create the model and print its folder."""
+    parser = argparse.ArgumentParser(description="Create a full-size model with random weights.")
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--controlnet", action="store_true", help="a ControlNet for it as well")
-    parser.add_argument("--once", action="store_true", help="trace it, paint one step, and say memory and seconds")
-    said = parser.parse_args()
-    print(model_folder(said.model, seed=said.seed))
-    if said.controlnet:
-        print(controlnet_folder(said.model, seed=said.seed))
-    if said.once:
-        for line in once(model_folder(said.model, seed=said.seed)):
+    parser.add_argument("--controlnet", action="store_true", help="also create a ControlNet for it")
+    parser.add_argument("--once", action="store_true", help="trace it, run one step, and print memory and seconds")
+    options = parser.parse_args()
+    print(model_folder(options.model, seed=options.seed))
+    if options.controlnet:
+        print(controlnet_folder(options.model, seed=options.seed))
+    if options.once:
+        for line in once(model_folder(options.model, seed=options.seed)):
             print(line, flush=True)
 
 

@@ -1,6 +1,6 @@
-"""The plans that a case needs: ours are built once for each precision, and peers read the float32 one.
+"""The plans of a case. Each precision of ours is built once; peers read the float32 plan.
 
-Knows what a case asks of a build; building, and finding again what was built, is `calotype.export`'s.
+This module decides the settings of a build. `calotype.export` builds, and finds existing builds again.
 """
 
 from __future__ import annotations
@@ -19,35 +19,37 @@ from calotype.plan.profile import Range
 from .cases import Case
 from .contenders import Contender
 
-# Nothing is searched or calibrated for these, and the suite judges every picture itself: a short proof is enough.
+# These need no search and no calibration, and the suite checks every image: a short evaluation is enough.
 _PLAIN = ("fp32", "fp16", "bf16")
-PLANLESS = ("eager", "fake")  # backends that run a model's own weights, in float32, or none
+PLANLESS = ("eager", "fake")  # backends that run the model's own weights in float32, or no weights
 
 
 @dataclass(frozen=True, kw_only=True)
-class Built:
-    """A plan, and what building it took when that was done."""
+class BuiltPlan:
+    """A plan, and the seconds that its build took."""
 
     folder: Path
     seconds: float
-    when: str  # ISO date; empty: just now
+    when: str  # ISO date; empty: in this run
 
 
 def needs_plan(contender: Contender) -> bool:
-    """Is the contender ours, and on a backend that opens what was built?"""
-    exact = contender.backend == "cuda" and contender.precision == "fp32"  # the model as it is
+    """Return whether the contender is ours and its backend opens a plan."""
+    exact = contender.backend == "cuda" and contender.precision == "fp32"  # it opens the model itself
     return contender.is_ours and contender.backend not in PLANLESS and not exact
 
 
-def plan_for(case: Case, source: Source, contender: Contender) -> Built:
-    """Build what this contender opens, or find it built. Raises what `calotype build` raises."""
-    # Float32 files serve every backend that reads ONNX; what is proved for them is proved on ONNX Runtime.
+def plan_for(case: Case, source: Source, contender: Contender) -> BuiltPlan:
+    """Build the plan of this contender, or return the existing one. Raises the errors of `calotype build`."""
+    # Float32 files work in every backend that reads ONNX; their build is evaluated on ONNX Runtime.
     exact = contender.precision == "fp32" and contender.backend in ("onnxruntime", "openvino")
     spec = _spec(case, source, "onnxruntime" if exact else contender.backend, contender.precision)
     built = build(spec)
     PLANS.hold(spec.output.name)
-    told = built.plan.build
-    return Built(folder=spec.output, seconds=float(told["seconds"]), when="" if built.fresh else str(told["made"]))
+    facts = built.plan.build
+    return BuiltPlan(
+        folder=spec.output, seconds=float(facts["seconds"]), when="" if built.fresh else str(facts["made"])
+    )
 
 
 def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec:
@@ -57,7 +59,7 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
         backend=backend,
         precision=precision,
         scheduler=() if case.sampler == "own" else (case.sampler,),
-        steps=Range(low=1, usual=20, high=max(50, case.steps)),
+        steps=Range(min=1, opt=20, max=max(50, case.steps)),
         controlnet=tuple(str(path) for name, path in source.folders.items() if name.startswith("controlnet")),
     )
     if not case.judged:
@@ -70,11 +72,11 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
 
 
 def _untrained(spec: BuildSpec, case: Case) -> BuildSpec:
-    """For weights that nobody trained one short picture of the case's size shows whether the arithmetic holds."""
-    height, width = (Range(low=size, usual=size, high=size) for size in (case.height, case.width))
+    """Use one short image of the case's size to check the arithmetic of a model with random weights."""
+    height, width = (Range(min=size, opt=size, max=size) for size in (case.height, case.width))
     gate = (QualityBound(metric="psnr", limit=25.0),)
     spec = replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=gate)
     if spec.backend not in COMPILED:
         return spec
-    # An engine is best where it is for one size alone; the proof is of one picture.
-    return replace(spec, batch=Range(low=1, usual=case.batch, high=case.batch), engine=("chunks=1",))
+    # An engine for one size is the fastest; the evaluation needs a batch of one.
+    return replace(spec, batch=Range(min=1, opt=case.batch, max=case.batch), engine=("chunks=1",))

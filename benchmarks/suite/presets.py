@@ -1,4 +1,4 @@
-"""Presets: the cases that have a name, and who runs them. Data alone."""
+"""Presets: named cases with their contenders, as data."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ _CPU = (
 )
 
 _BF16 = "calotype:openvino:bf16"
-# What each piece of work that is not done gains: all of them, all but one, none.
+# The gain of each optimization: all of them, all but one, none.
 _ABLATION = (_BF16, *(f"{_BF16}:without={piece}" for piece in PIECES), f"{_BF16}:without=all")
 _APPROXIMATE = (
     _BF16,
@@ -49,7 +49,7 @@ _APPROXIMATE = (
     "calotype:openvino:auto:cache_interval=2",
 )
 
-# Full-size networks with random weights: nothing to calibrate int8 on, and no picture to lose.
+# Full-size networks with random weights have no data to calibrate int8 on.
 _LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
 _GPU = (
     "calotype:tensorrt:fp16",
@@ -62,12 +62,12 @@ _GPU = (
     "onnxruntime-cuda:fp32",
     "tensorrt:fp16",
 )
-# The cases that have a target of their own: what is fastest here, and the two rivals that the targets name.
+# Contenders of the cases with targets: our fastest, and the two peers that the targets name.
 _AIMED = ("calotype:tensorrt:fp16", "calotype:cuda:fp16", "diffusers:fp16", "torch-compile:fp16")
 
 
 def usual(case: Case) -> tuple[Contender, ...]:
-    """Who runs a case that names nobody."""
+    """Return the default contenders of a case."""
     names = _GPU if case.device == "cuda" else _CPU if case.judged else _LARGE
     return _by(names)
 
@@ -85,7 +85,7 @@ _SD15_GPU = Case(model="sd15", height=512, width=512, device="cuda", guidance=7.
 _SDXL_RUNNERS = _by((*_AIMED, "calotype:tensorrt:fp8"))
 _SDXL_GPU = replace(_SD15_GPU, model="sdxl", height=1024, width=1024, guidance=5.0, contenders=_SDXL_RUNNERS)
 _TURBO_GPU = replace(_SD15_GPU, model="sd-turbo-taesd", steps=1, guidance=0.0, contenders=_by(_AIMED))
-# Figures without a picture (the decoder alone, the host's time) are `benchmarks.gpu_close`'s.
+# `scripts.gpu_close` measures what no image shows: the decoder by itself, and the host's time.
 _ON_GPU = (
     _SD15_GPU,
     replace(_SDXL_GPU, steps=30),

@@ -1,4 +1,4 @@
-"""Ways to execute a network: a backend opens an artifact, a runner runs it over named arrays."""
+"""Backends: each opens an artifact and returns a runner, which runs the network over named arrays."""
 
 from .component import LoadedComponent, open_component
 from .registry import COMPILED, NAMES, ON_GPU, BackendSelection, choose, form_of, unavailable

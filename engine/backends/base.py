@@ -1,4 +1,7 @@
-"""What every backend provides: a runner over named arrays. Knows no backend and no way to choose one."""
+"""The interfaces that every backend provides: a runner over named arrays, and optional weight updates.
+
+This module knows no backend and does not choose one.
+"""
 
 from __future__ import annotations
 
@@ -13,27 +16,30 @@ Arrays = Mapping[str, NDArray[Any]]
 
 
 class Runner(Protocol):
-    """A loaded component. Threads may share it."""
+    """A loaded component. Threads may share a runner."""
 
     backend: str
     precision: str
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
-        """All outputs by name. The caller has checked the inputs against the bindings."""
+        """Return all outputs by name. The caller has checked the inputs against the bindings."""
         ...
 
 
 @runtime_checkable
 class SupportsWeightUpdates(Protocol):
-    """A runner whose weights can be changed: by new initializers, new constants, a refit, or in place."""
+    """A runner whose weights can be changed: by new initializers, by new constants, by a refit, or in place."""
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Layer, as the model calls it -> its weight's shape: of every linear layer and convolution."""
+        """Return the weight's shape of every linear layer and convolution, by the layer's name in the model."""
         ...
 
-    def update_weights(self, patches: WeightDeltas) -> None:
-        """From now on each weight is its own with its patch added, and every other its own, bit for bit.
+    def update_weights(self, deltas: WeightDeltas) -> None:
+        """Set each weight that has a delta to its original value plus the delta, and all others to their originals.
 
-        Nobody runs it meanwhile. Raises `BackendError`; the runner may then be used no more until `adapt` succeeds.
+        The original values come back bit for bit. The caller makes sure that nothing runs meanwhile.
+
+        Raises:
+            BackendError: the update failed. The runner cannot be used again until an update succeeds.
         """
         ...

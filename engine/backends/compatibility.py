@@ -1,8 +1,8 @@
-"""May a plan's artifacts be used on this machine? A plan was proved with one version of a backend, on one kind of GPU.
+"""Compatibility of a plan's artifacts with this machine. A plan was evaluated with one backend version on one GPU.
 
-ONNX files are portable: a newer runtime may open them, and the report says that the figures are another version's; an
-older one may lack what they use, and is refused. What was compiled for a GPU is bound to its name and to the exact
-version that compiled it.
+ONNX files are portable. A newer runtime may open them, and the report says that the figures come from another version.
+An older runtime may lack operators that they use, so it is refused. An engine that was compiled for a GPU needs a GPU
+of the same name and the exact version that compiled it.
 """
 
 from __future__ import annotations
@@ -27,45 +27,45 @@ _PACKAGES = {
 
 
 def incompatibility_reason(plan: Plan) -> str | None:
-    """Why the backend that the plan was built for may not run it here, with what mends it; None where it may."""
+    """Return why the backend that built the plan cannot run it here, and how to fix that; None if it can."""
     build = plan.build
     name = build.get("backend")
     if name not in _PACKAGES:
         return None
-    again = f"build it again here: {rebuild_command(build, plan.model)}"
+    rebuild = f"build it again here: {rebuild_command(build, plan.model)}"
     gpu = build["machine"].get("gpu")
     if gpu and gpu != (here := gpu_name()):
-        return f"the plan was built for {gpu}, and here is {here or 'no NVIDIA GPU'}; {again}"
-    wanted, got = build["needs"][name], _installed(name)
-    if got is None or wanted == got:
-        return None  # what is not installed is told by the backend itself
+        return f"the plan was built for {gpu}, and here is {here or 'no NVIDIA GPU'}; {rebuild}"
+    required, got = build["needs"][name], _installed(name)
+    if got is None or required == got:
+        return None  # the backend itself reports that its package is missing
     if name in COMPILED and "version-compatible" not in build.get("engine", ()):
-        return f"the plan was compiled by {name} {wanted}, and here is {got}; {again}"
-    if _numbers(got) < _numbers(wanted):
+        return f"the plan was compiled by {name} {required}, and here is {got}; {rebuild}"
+    if _numbers(got) < _numbers(required):
         return (
-            f"the plan was built and proved with {name} {wanted}, and here is {got}, which may lack what it uses; "
-            f"pip install '{_PACKAGES[name][0]}>={wanted}', or {again}"
+            f"the plan was built and proved with {name} {required}, and here is {got}, which may lack operators of it; "
+            f"pip install '{_PACKAGES[name][0]}>={required}', or {rebuild}"
         )
     return None
 
 
 def version_drift_note(plan: Plan) -> str | None:
-    """What a report says where the backend is newer than the one that the plan's figures were measured with."""
+    """Return the report's note for a backend newer than the one that the plan was evaluated with, or None."""
     name = plan.build.get("backend")
     if name not in _PACKAGES:
         return None
-    wanted, got = plan.build["needs"][name], _installed(name)
-    if got is None or _numbers(got) <= _numbers(wanted):
+    proved, got = plan.build["needs"][name], _installed(name)
+    if got is None or _numbers(got) <= _numbers(proved):
         return None
-    return f"the plan was proved with {name} {wanted}, and here is {got}: its figures are those of the older one"
+    return f"the plan was proved with {name} {proved}, and here is {got}: its figures are of the older version"
 
 
 def installed(backend: str) -> str | None:
-    """The version of what a backend runs on; None where it is not installed."""
+    """Return the version of the package that a backend runs on, or None if it is not installed."""
     return _installed(backend)
 
 
-@functools.cache  # every picture's report asks, and it is read from files
+@functools.cache  # every report needs it, and reading it takes file accesses
 def _installed(name: str) -> str | None:
     for package in _PACKAGES[name]:
         try:
@@ -76,5 +76,5 @@ def _installed(name: str) -> str | None:
 
 
 def _numbers(text: str) -> tuple[int, ...]:
-    """1.32.0 and 2026.4.1-123-abc as (1, 32) and (2026, 4): patches add nothing that a graph could use."""
+    """Return major and minor version: "2026.4.1-123-abc" -> (2026, 4). Patch releases add no operators."""
     return tuple(int(n) for n in re.findall(r"\d+", text)[:2])

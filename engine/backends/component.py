@@ -1,4 +1,4 @@
-"""A component of a plan, opened with the first backend that can; another artifact or backend may take over later."""
+"""A loaded component of a plan: it opens with the first backend that works, and may switch to another one later."""
 
 from __future__ import annotations
 
@@ -19,26 +19,26 @@ from ..weights.delta import NO_DELTAS, WeightDeltas
 from .base import Arrays, Runner, SupportsWeightUpdates
 from .registry import ON_GPU, BackendSelection, backend_module, form_of
 
-_RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by the numbers that they can hold, and then by their digits; the rest: 0
+_RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by range, and then by digits; all others: 0
 
 
 class LoadedComponent:
-    """A component with the runner that was chosen for it, and why. Threads may share it.
+    """A component with the runner that was chosen for it, and the reason. Threads may share it.
 
-    Where the numbers that come out are not finite, the next artifact of a higher precision takes over, for good. Where
-    a backend of a list fails at its first run, the next one does. `retried` then says so.
+    If the outputs are not finite, the component switches for good to the next artifact of a higher precision. If a
+    backend of a list fails at its first run, the component switches to the next backend. `retried` then says so.
     """
 
     def __init__(self, component: PlannedComponent, choice: BackendSelection) -> None:
-        """Open with the first backend of the choice that can. Raises `BackendError` where none does."""
+        """Open with the first backend of the choice that works. Raise `BackendError` if none does."""
         self.component = component
         self.retried: tuple[str, ...] = ()
-        self.shapes_given: Mapping[str, tuple[int, ...]] = {}  # of the inputs that were checked last
+        self.last_shapes: Mapping[str, tuple[int, ...]] = {}  # of the inputs that `check` last accepted
         self._choice = choice
-        self._patches = NO_DELTAS
+        self._deltas = NO_DELTAS
         self._switching = forks.Lock()
-        self._of_the_parent = False  # is the runner one of a process that this one was forked from?
-        self._skipped: Mapping[str, str] = {}  # backend -> why another was taken
+        self._inherited = False  # does the runner belong to the process that forked this one?
+        self._skipped: Mapping[str, str] = {}  # backend -> why it was skipped
         self._ran: Runner | None = None  # the runner that has worked
         self.runner: Runner
         with forks.running():
@@ -46,47 +46,54 @@ class LoadedComponent:
         forks.track(self)
 
     def after_fork(self) -> None:
-        """The runner's threads are not in this process."""
-        self._of_the_parent = True
+        """Mark the runner as inherited: its threads do not exist in a forked child."""
+        self._inherited = True
 
     def reopen_after_fork(self) -> None:
-        """Open anew in a forked child. Raises `BackendError` where the device or a library cannot be used in one."""
+        """Open a new runner in a forked child. Raise `BackendError` if the device or a library cannot be used there."""
         forks.check()
-        if not self._of_the_parent:
+        if not self._inherited:
             return
         with self._switching:
-            if not self._of_the_parent:  # another thread has done it
+            if not self._inherited:  # another thread has done it
                 return
             if self.runner.backend in ON_GPU:
                 raise BackendError(
-                    f"{self.runner.backend} cannot be used in a process that was forked from one that uses the GPU; "
-                    "start processes by spawn: multiprocessing.get_context('spawn')."
+                    f"{self.runner.backend} cannot run in a process that was forked from one that uses the GPU. "
+                    "Start processes with spawn: multiprocessing.get_context('spawn')."
                 )
             forks.keep(self.runner)
             self._open(_candidates(self.component, self._choice), self._choice.skipped)
-            self._ran, self._of_the_parent = None, False
+            self._ran, self._inherited = None, False
 
     def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
-        """Check the inputs against the bindings, then run.
+        """Check the inputs against the bindings, run, and return the outputs by name.
 
         Raises:
-            BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
+            InputError: the inputs do not fit the bindings.
+            BackendError: the backend failed.
+            NotFiniteError: the outputs are not finite, and no artifact of a higher precision works.
         """
         self.check(inputs)
         return self.run_with_fallback(lambda runner: runner(inputs), lambda: inputs)
 
     def check(self, inputs: Arrays) -> None:
-        """Raise `InputError` unless these are the component's inputs; `shapes_given` are then theirs."""
+        """Raise `InputError` unless the inputs fit the bindings; else store their shapes in `last_shapes`."""
         check_arrays(self.component.name, self.component.inputs, inputs)
-        self.shapes_given = {name: array.shape for name, array in inputs.items()}
+        self.last_shapes = {name: array.shape for name, array in inputs.items()}
 
     def run_with_fallback(
         self, run: Callable[[Runner], dict[str, NDArray[Any]]], inputs: Callable[[], Arrays]
     ) -> dict[str, NDArray[Any]]:
-        """What `run` makes of the runner, with every failure as ours; `inputs` says what it was given.
+        """Call `run` with the runner and return its outputs; switch to another runner where it fails.
+
+        Args:
+            run: runs the component.
+            inputs: returns the inputs of that run; called only if the outputs are not finite.
 
         Raises:
-            BackendError: the backend failed; NotFiniteError: its numbers are not finite, and nothing better is there.
+            BackendError: the backend failed.
+            NotFiniteError: the inputs or the outputs are not finite, and no artifact of a higher precision works.
         """
         self.reopen_after_fork()
         while True:
@@ -103,127 +110,130 @@ class LoadedComponent:
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
-                raise NotFiniteError(f"the {_display_name(self.component)} was given numbers that are not finite.")
+                raise NotFiniteError(f"the {_display_name(self.component)} got inputs that are not finite.")
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Layer -> its weight's shape, of those that `adapt` changes. Raises `BackendError` where none can be."""
+        """Return the shape of each weight that can change. Raise `BackendError` if the runner supports no updates."""
         return _adaptable(self.runner, self.component).shapes()
 
-    def update_weights(self, patches: WeightDeltas) -> None:
-        """Update the weights, as `SupportsWeightUpdates.update_weights`; an artifact that takes over gets the same."""
+    def update_weights(self, deltas: WeightDeltas) -> None:
+        """Update the weights, as `SupportsWeightUpdates.update_weights`. A later runner gets the same update."""
         with self._switching:
-            _adaptable(self.runner, self.component).update_weights(patches)
-            self._patches = patches
+            _adaptable(self.runner, self.component).update_weights(deltas)
+            self._deltas = deltas
 
     def _open(self, candidates: Iterator[tuple[str, Artifact | str]], skipped: Mapping[str, str]) -> None:
         """Take the first candidate that opens."""
-        told = self._skipped = dict(skipped)
+        reasons = self._skipped = dict(skipped)
         for name, artifact in candidates:
-            if isinstance(artifact, str):  # the reason why there is none
-                told[name] = artifact
+            if isinstance(artifact, str):  # the reason why the backend has no artifact
+                reasons[name] = artifact
                 continue
             try:
                 runner: Runner = backend_module(name).open_runner(self.component, artifact)
-                if self._patches:
-                    _adaptable(runner, self.component).update_weights(self._patches)
+                if self._deltas:
+                    _adaptable(runner, self.component).update_weights(self._deltas)
             except BackendError as failed:
-                told[f"{name} {artifact.precision}" if name in told else name] = str(failed)
+                reasons[f"{name} {artifact.precision}" if name in reasons else name] = str(failed)
                 continue
             before = self._choice.requested[: self._choice.requested.index(name)]
-            ahead = {n: why for n, why in told.items() if n not in self._choice.skipped or n in before}
-            self.runner, self.artifact, self.why = runner, artifact, _reason_text(self._choice, ahead)
+            ahead = {n: reason for n, reason in reasons.items() if n not in self._choice.skipped or n in before}
+            self.runner, self.artifact = runner, artifact
+            source = "requested" if self._choice.explicit else "first of auto's list that runs"
+            self.why = "; ".join([source, *(f"not {n}: {reason}" for n, reason in ahead.items())])
             return
-        said = "; ".join(f"{n}: {why_not}" for n, why_not in told.items())
-        raise BackendError(f"no backend could open the {self.component.name}. {said}")
+        message = "; ".join(f"{n}: {reason}" for n, reason in reasons.items())
+        raise BackendError(f"no backend could open the {self.component.name}. {message}")
 
     def _hand_over(self, failed: Runner, error: Exception) -> None:
-        """Open the next artifact in the order of the choice where the backend fails at its first run.
+        """Switch to the next artifact in the order of the choice after the backend failed at its first run.
 
         Raises:
-            BackendError: the backend was named alone, worked before, or ran out of memory; or nothing else can run.
+            BackendError: the backend is the only one in the list, worked before, or ran out of memory; or no other
+                backend works.
         """
         reason = first_line(error)
         with self._switching:
             if self.runner is not failed:  # another thread has done it
                 return
-            told = f"{failed.backend} failed on the {self.component.name}: {reason}"
+            message = f"{failed.backend} failed on the {self.component.name}: {reason}"
             full = isinstance(error, MemoryError) or is_full(reason)
             if self._ran is failed or full or len(self._choice.requested) == 1:
-                raise BackendError(told) from error
-            here = failed.backend, self.artifact
-            candidates = itertools.dropwhile(lambda each: each != here, _candidates(self.component, self._choice))
+                raise BackendError(message) from error
+            current = failed.backend, self.artifact
+            candidates = itertools.dropwhile(lambda each: each != current, _candidates(self.component, self._choice))
             next(candidates, None)
             try:
                 self._open(candidates, {**self._skipped, failed.backend: f"failed at its first run: {reason}"})
-            except BackendError as none:
-                raise BackendError(f"{told}; {none}") from error
+            except BackendError as other:
+                raise BackendError(f"{message}; {other}") from error
             self.retried += (
                 f"{_display_name(self.component)}: {failed.backend} failed at its first run ({reason}); "
                 f"{self.runner.backend} took over",
             )
 
     def _raise_precision(self, failed: Runner) -> None:
-        """Replace the runner whose numbers are not finite. Raises `NotFiniteError` where nothing higher can run."""
+        """Replace a runner whose outputs are not finite. Raise `NotFiniteError` if no higher precision works."""
         with self._switching:
             if self.runner is not failed:  # another thread has done it
                 return
-            called = _display_name(self.component)
+            name = _display_name(self.component)
             try:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})
-            except BackendError as none:
-                raise NotFiniteError(_not_finite_message(called, failed, str(none))) from None
+            except BackendError as other:
+                raise NotFiniteError(_not_finite_message(name, failed, str(other))) from None
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
-            self.retried += (f"{called}: numbers not finite in {failed.precision}, retried in {now}",)
+            self.retried += (f"{name}: numbers not finite in {failed.precision}, retried in {now}",)
 
 
 def _adaptable(runner: Runner, component: PlannedComponent) -> SupportsWeightUpdates:
     if isinstance(runner, SupportsWeightUpdates):
         return runner
     raise BackendError(
-        f"{runner.backend} cannot change the weights of the {_display_name(component)} in this version; build a plan "
-        "with the LoRA in it (calotype build MODEL --lora FILE), or take cuda, onnxruntime, openvino or eager."
+        f"{runner.backend} cannot change the weights of the {_display_name(component)} in this version. Build a plan "
+        "with the LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager."
     )
 
 
 def open_component(component: PlannedComponent, choice: BackendSelection) -> LoadedComponent:
-    """Open with the first backend of the choice that can; the reasons of the others are in `why`."""
+    """Open with the first backend of the choice that works. `why` has the reasons against the others."""
     return LoadedComponent(component, choice)
 
 
 def _candidates(
     component: PlannedComponent, choice: BackendSelection, *, above: Runner | None = None
 ) -> Iterator[tuple[str, Artifact | str]]:
-    """What may be opened, in order: a backend, and an artifact for it or the reason why there is none.
+    """Yield what may be opened, in order: a backend, with an artifact for it or the reason why it has none.
 
-    The order is that of the choice, and for each backend that of the plan. `above` a runner are the artifacts of a
-    higher precision than its own, from its own backend on.
+    The order is that of the choice, and within a backend that of the plan. `above` limits the artifacts to precisions
+    higher than this runner's, and the backends to its own and those after it.
     """
     names = choice.names if above is None else choice.names[choice.names.index(above.backend) :]
     lowest = 0 if above is None else _rank(above.precision) + 1
     for name in names:
         of_form = [a for a in component.artifacts if a.form == form_of(name)]
-        fit = [a for a in of_form if a.precision in backend_module(name).PRECISIONS and _rank(a.precision) >= lowest]
-        yield from ((name, _unless_refused(choice, name, artifact)) for artifact in fit)
-        if not fit:
-            yield name, _lacking(component, name, of_form)
+        usable = [a for a in of_form if a.precision in backend_module(name).PRECISIONS and _rank(a.precision) >= lowest]
+        yield from ((name, _unless_refused(choice, name, artifact)) for artifact in usable)
+        if not usable:
+            yield name, _missing_reason(component, name, of_form)
 
 
 def _unless_refused(choice: BackendSelection, name: str, artifact: Artifact) -> Artifact | str:
-    """The artifact; or why the backend is passed over: by auto where its numbers differ, by all where it crashes."""
+    """Return the artifact, or why it is skipped: it crashes; or, for auto only, its outputs are not close enough."""
     other = artifact.check.get("others", {}).get(name, {})
     refused = other.get("refused")
     return artifact if not refused or (choice.explicit and not other.get("crashes")) else str(refused)
 
 
-def _lacking(component: PlannedComponent, name: str, of_form: Sequence[Artifact]) -> str:
-    form, runs = form_of(name), ", ".join(backend_module(name).PRECISIONS)
-    if of_form:
-        held = ", ".join(a.precision for a in of_form)
-        return f"the plan holds {form} artifacts of the {component.name} in {held}; wanted is another of {runs}"
-    return component.refused.get(form, f"the plan holds no {form} artifact of the {component.name}")
+def _missing_reason(component: PlannedComponent, name: str, of_form: Sequence[Artifact]) -> str:
+    form = form_of(name)
+    if not of_form:
+        return component.refused.get(form, f"the plan has no {form} artifact of the {component.name}")
+    available, expected = (", ".join(p) for p in ([a.precision for a in of_form], backend_module(name).PRECISIONS))
+    return f"the plan has the {form} artifacts of the {component.name} in {available}; expected one of {expected}"
 
 
 def _rank(precision: str) -> int:
@@ -231,7 +241,7 @@ def _rank(precision: str) -> int:
 
 
 def _finite(arrays: Arrays) -> bool:
-    """A finite sum has finite terms; where it is none, the terms may still be: they are looked at one by one."""
+    """Return whether all floats are finite. A finite sum has finite terms; else check each, as sums may overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return all(
             np.isfinite(np.add.reduce(a, None)) or np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"
@@ -239,20 +249,15 @@ def _finite(arrays: Arrays) -> bool:
 
 
 def _display_name(component: PlannedComponent) -> str:
-    """As people say it: "U-Net", "VAE decoder", "text encoder"."""
+    """Return the component's name for messages: "U-Net", "VAE decoder", "text encoder"."""
     return component.name.replace("_", " ").replace("unet", "U-Net").replace("vae", "VAE")
 
 
-def _not_finite_message(called: str, runner: Runner, why: str) -> str:
-    told = f"the {called} gave numbers that are not finite in {runner.precision} ({runner.backend})"
+def _not_finite_message(name: str, runner: Runner, reason: str) -> str:
+    message = f"the {name} gave numbers that are not finite in {runner.precision} ({runner.backend})"
     if _rank(runner.precision) == _rank("fp32"):
-        return f"{told}: its weights are damaged."
+        return f"{message}: its weights are damaged."
     return (
-        f"{told}, and nothing of a higher precision can run ({why}). Make a plan whose {called} is bf16, or that "
-        "keeps a second artifact for this: calotype build MODEL --precision bf16, or with --fallback."
+        f"{message}, and no artifact of a higher precision can run ({reason}). Build a plan whose {name} is bf16, or "
+        "one with a second artifact: calotype build MODEL --precision bf16, or with --fallback."
     )
-
-
-def _reason_text(choice: BackendSelection, skipped: Mapping[str, str]) -> str:
-    asked = "asked for" if choice.explicit else "first of auto's list that runs"
-    return "; ".join([asked, *(f"not {n}: {reason}" for n, reason in skipped.items())])

@@ -1,7 +1,7 @@
-"""The fake backend: no weights, no network, outputs of the right shapes at once. For tests of all that is around it.
+"""The fake backend: outputs of the right shapes without weights or a network, for tests of everything around it.
 
-Each output is a smooth function of the means of the inputs, one picture at a time, so that a wrong order, a wrong
-seed or a leak between pictures of a batch shows.
+Each output is a smooth function of the means of the inputs, computed for each image separately. So tests notice a wrong
+order, a wrong seed, or one image of a batch that changes another.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ PRECISIONS = ("fp32", "bf16", "fp16", "int8")
 
 
 def unavailable() -> str | None:
-    """The fake backend always runs."""
+    """Return None: the fake backend always runs."""
     return None
 
 
 class FakeRunner:
-    """Stands in for a component; `calls` counts how often it ran."""
+    """A runner without a network. `calls` counts its runs."""
 
     backend = "fake"
 
@@ -37,7 +37,7 @@ class FakeRunner:
         self.calls = 0
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """All outputs by name, from the symbols' sizes and the inputs' means."""
+        """Return all outputs by name, computed from the dimensions and the inputs' means."""
         self.calls += 1
         sizes = check_arrays(self._component.name, self._component.inputs, inputs)
         for pixels, latents in (("height", "latent_height"), ("width", "latent_width")):
@@ -57,12 +57,12 @@ class FakeRunner:
 
 
 def _mean(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-    """The mean of each picture's part, of the order of 1 for token ids too.  # [B, ...] -> [B]"""
+    """Return the mean of each image's values, scaled to the order of 1 for token ids too.  # [B, ...] -> [B]"""
     scale = 1000 if array.dtype.kind == "i" else 1
     means: np.ndarray[Any, Any] = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) / scale
     return means
 
 
 def open_runner(component: PlannedComponent, artifact: Artifact) -> FakeRunner:
-    """Open a stand-in; of the artifact nothing but the precision's name is read."""
+    """Open a fake runner. It uses nothing of the artifact except the name of its precision."""
     return FakeRunner(component, artifact.precision)

@@ -1,8 +1,8 @@
-"""Which backends there are, which of them can run here, and in which order they are tried.
+"""The list of backends: which can run here, and in which order they are tried.
 
-The order of `AUTO` is the order in which `backend="auto"` tries; every name passed over is told with its reason. A
-backend that was asked for by name works or raises. Only this module knows the list; each backend is a module of
-its own, imported when it is opened.
+`backend="auto"` tries the backends in the order of `AUTO` and reports why it skipped one. A backend that the caller
+names either works or raises an error. Only this module knows the list. Each backend is a separate module, imported when
+it is opened.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from types import ModuleType
 from ..errors import BackendError
 from ..system.nvidia import has_gpu
 
-# name -> module. Each module has FORM (the artifacts it opens), PRECISIONS (those it runs), `unavailable()` and
+# name -> module. Each module has FORM (the artifact form it opens), PRECISIONS (those it runs), `unavailable()` and
 # `open_runner(component, artifact)`.
 _MODULES = {
     "onnxruntime": "calotype.backends.onnxruntime.cpu",
@@ -28,18 +28,22 @@ _MODULES = {
     "fake": "calotype.backends.fake",
 }
 NAMES = tuple(_MODULES)
-# The fake backend makes no pictures: by name alone.
+# Without the fake backend: it generates no real images, so a caller has to name it.
 AUTO = ("openvino", "onnxruntime", "eager")
-COMPILED = ("tensorrt", "tensorrt-rtx")  # forms that take minutes to make: auto opens them, and does not make them
+COMPILED = ("tensorrt", "tensorrt-rtx")  # these take minutes to build: auto opens existing ones and builds none
 ON_GPU = (*COMPILED, "cuda", "onnxruntime-cuda")
-AUTO_ON_GPU = ("tensorrt", "cuda", "onnxruntime-cuda")  # before the others, where there is an NVIDIA GPU
+AUTO_ON_GPU = ("tensorrt", "cuda", "onnxruntime-cuda")  # auto tries these first if there is an NVIDIA GPU
 
 
 @dataclass(frozen=True, kw_only=True)
 class BackendSelection:
-    """The backends to try, in order, and what was passed over already: name -> reason.
+    """The backends to try, in order.
 
-    `wanted` is the whole list that was asked for: who stands behind the one that was taken needs no excuse.
+    Attributes:
+        names: those that can run here.
+        skipped: those that cannot, with the reason.
+        requested: all that were requested, in order. Reports give no reason for those after the one that opened.
+        explicit: the caller named them; False for "auto".
     """
 
     names: tuple[str, ...]
@@ -49,23 +53,23 @@ class BackendSelection:
 
     @property
     def forms(self) -> frozenset[str]:
-        """The artifacts that the first choice needs, and no others: making them costs minutes."""
+        """The artifact form that the first choice needs. No other form is built, as that takes minutes."""
         forms = [form_of(name) for name in self.names]
         return frozenset([form for form in forms if self.explicit or form not in COMPILED][:1])
 
 
 def backend_module(name: str) -> ModuleType:
-    """The module of a backend, imported now."""
+    """Import a backend's module and return it."""
     return importlib.import_module(_MODULES[name])
 
 
 def form_of(name: str) -> str:
-    """The form of artifact that the backend opens."""
+    """Return the form of artifact that the backend opens."""
     return str(backend_module(name).FORM)
 
 
 def unavailable(name: str) -> str | None:
-    """Why the backend cannot run on this machine (with the command that mends it), or None where it can."""
+    """Return why the backend cannot run on this machine and the command that fixes it, or None if it can."""
     reason: str | None = backend_module(name).unavailable()
     return reason
 
@@ -73,23 +77,29 @@ def unavailable(name: str) -> str | None:
 def choose(
     request: str | Sequence[str], *, first: str | None = None, refused: Mapping[str, str] | None = None
 ) -> BackendSelection:
-    """ "auto", a name, or a list of names in order of preference. Raises `BackendError` where none can run.
+    """Select the backends to try.
 
-    `first` is what auto tries before all others: the backend that a plan was built for. `refused` are backends that may
-    not run, with the reason. Where there is no NVIDIA GPU, auto asks for none.
+    Args:
+        request: "auto", a name, or a list of names in order of preference.
+        first: the backend that auto tries first: the one that a plan was built for.
+        refused: backends that must not run, with the reason.
+
+    Raises:
+        BackendError: a name is unknown, or none of the backends can run. Without an NVIDIA GPU, auto tries no backend
+            that needs one.
     """
     listed = (*(AUTO_ON_GPU if has_gpu() else ()), *AUTO)
     auto = tuple(dict.fromkeys([first, *listed] if first in NAMES else listed))
     requested = auto if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
     for name in requested:
         if name == "auto":
-            raise BackendError("auto is an order of its own; give it alone, or a list of names without it.")
+            raise BackendError('"auto" cannot be combined with backend names. Pass "auto", or a list of names.')
         if name not in _MODULES:
-            raise BackendError(f"unknown backend {name!r}; known are auto, {', '.join(NAMES)}.")
+            raise BackendError(f"unknown backend {name!r}: expected one of auto, {', '.join(NAMES)}.")
     reasons = {name: (refused or {}).get(name) or unavailable(name) for name in requested}
-    names = tuple(n for n, why_not in reasons.items() if why_not is None)
-    skipped = {n: why_not for n, why_not in reasons.items() if why_not is not None}
+    names = tuple(n for n, reason in reasons.items() if reason is None)
+    skipped = {n: reason for n, reason in reasons.items() if reason is not None}
     if not names:
-        told = "; ".join(f"{n}: {why_not}" for n, why_not in skipped.items())
-        raise BackendError(f"no backend can run here. {told}" if told else "the list of backends is empty.")
+        message = "; ".join(f"{n}: {reason}" for n, reason in skipped.items())
+        raise BackendError(f"no backend can run here. {message}" if message else "the list of backends is empty.")
     return BackendSelection(names=names, skipped=skipped, requested=tuple(requested), explicit=request != "auto")

@@ -1,6 +1,6 @@
-"""The calls of one network for one batch, in which little changes: backends that can compute the rest once do so.
+"""One denoising session: runs a network for all steps of a batch. Backends may precompute what stays the same.
 
-Knows what an opened component is; knows nothing of steps, schedules or prompts.
+This module knows loaded components. It knows nothing of schedules or prompts.
 """
 
 from __future__ import annotations
@@ -21,64 +21,79 @@ Calls = Any  # (call, sample [B, ...], changing inputs) -> outputs by name
 
 @runtime_checkable
 class SupportsSessions(Protocol):
-    """A runner that makes something of what stays the same."""
+    """A runner that can precompute what stays the same in all calls of a session."""
 
-    def session(self, given: Arrays, timesteps: NDArray[Any], *, guided: bool, cache_interval: int) -> Calls | None:
-        """As `DenoisingSession`; None where it makes nothing of it."""
+    def session(self, constants: Arrays, timesteps: NDArray[Any], *, guided: bool, cache_interval: int) -> Calls | None:
+        """Return the session's calls, with the arguments of `DenoisingSession`; None if it can precompute nothing."""
         ...
 
 
 class DenoisingSession:
-    """A denoiser's or a ControlNet's calls for one batch.
+    """The calls of a denoiser or a ControlNet for one batch.
 
     Args:
-        opened: the component.
-        given: its inputs that stay, with a row for each row of the batch.
-        timesteps: of every call.  # [calls]
-        twice: the batch has two halves, of guidance, with the same sample.
-        reuses: for how many calls the deep layers' numbers serve; 1 computes them at every call.
+        component: the loaded network.
+        constants: the inputs that stay the same, with a row for each row of the batch.
+        timesteps: the timestep of each call.  # [calls]
+        guided: the batch has two halves, for classifier-free guidance, which share the sample.
+        cache_interval: the deep layers are recomputed every so many calls; 1 recomputes them at every call.
     """
 
     def __init__(
-        self, opened: LoadedComponent, given: Arrays, timesteps: NDArray[Any], *, guided: bool, cache_interval: int = 1
+        self,
+        component: LoadedComponent,
+        constants: Arrays,
+        timesteps: NDArray[Any],
+        *,
+        guided: bool,
+        cache_interval: int = 1,
     ) -> None:
-        self._opened, self._given, self._guided, self._cache_interval = opened, dict(given), guided, cache_interval
+        self._component, self._constants = component, dict(constants)
+        self._guided, self._cache_interval = guided, cache_interval
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
         self._runner: Runner | None = None
         self._calls: Calls = None
 
     def __call__(self, call: int, sample: Floats, changing: Mapping[str, Floats]) -> dict[str, NDArray[Any]]:
-        """The outputs by name.  # sample [B, C, h, w]; what changes besides, and the outputs: [B, ...] or [2B, ...]
+        """Run one call and return the outputs by name.
 
-        Raises `BackendError`, `NotFiniteError`.
+        Args:
+            call: the number of the call, from 0.
+            sample: the latents.  # [B, C, h, w]
+            changing: other inputs that change at every call.  # [B, ...], or [2B, ...] with guidance, as the outputs
+
+        Raises:
+            BackendError: the backend failed; NotFiniteError: the outputs are not finite.
         """
-        return self._opened.run_with_fallback(
+        return self._component.run_with_fallback(
             lambda runner: self._run(runner, call, sample, changing), lambda: self._inputs(call, sample, changing)
         )
 
     def _run(self, runner: Runner, call: int, sample: Floats, changing: Mapping[str, Floats]) -> Any:
-        if self._runner is not runner:  # the first call, or another artifact took over
-            self._opened.check(self._inputs(call, sample, changing))
+        if self._runner is not runner:  # the first call, or the component switched to another runner
+            self._component.check(self._inputs(call, sample, changing))
             self._runner = runner
             self._calls = None
             if isinstance(runner, SupportsSessions):
-                halves, cache_interval = self._guided, self._cache_interval
-                self._calls = runner.session(self._given, self._timesteps, guided=halves, cache_interval=cache_interval)
+                guided, cache_interval = self._guided, self._cache_interval
+                self._calls = runner.session(
+                    self._constants, self._timesteps, guided=guided, cache_interval=cache_interval
+                )
             if self._calls is None and self._cache_interval > 1:
                 raise InputError(
-                    f"cache_interval={self._cache_interval} needs the openvino backend in fp32, bf16 or int8; the U-Net runs "
-                    f"on {runner.backend} in {runner.precision}. Leave it out, or load with backend='openvino'."
+                    f"cache_interval={self._cache_interval} needs the openvino backend in fp32, bf16 or int8: the "
+                    f"U-Net runs on {runner.backend} in {runner.precision}. Remove it, or load with backend='openvino'."
                 )
         if self._calls is not None:
             return self._calls(call, sample, changing)
         return runner(self._inputs(call, sample, changing))
 
     def _inputs(self, call: int, sample: Floats, changing: Mapping[str, Floats]) -> dict[str, NDArray[Any]]:
-        """As the network itself has them."""
+        """Return all inputs of one call of the network."""
         rows = np.concatenate([sample, sample]) if self._guided else sample
         return {
             "sample": rows,
             "timestep": np.full(len(rows), self._timesteps[call], dtype=np.float32),
-            **self._given,
+            **self._constants,
             **changing,
         }

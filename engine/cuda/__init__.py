@@ -1,1 +1,1 @@
-"""What CUDA backends share: the device, captured graphs, and modules that call the kernels."""
+"""Shared parts of the CUDA backends: the device, CUDA graphs, and modules that call the kernels."""

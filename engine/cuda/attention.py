@@ -1,8 +1,8 @@
-"""Which attention? cuDNN's, flash attention, torch's memory-efficient one or our own: what is fastest for a shape here.
+"""Attention with the fastest implementation for a shape: cuDNN's, flash, torch's memory-efficient one or our kernel.
 
-Measured once for each shape and type, on the GPU that is here, before anything is captured; what nobody could measure
-(no GPU, or a capture that is under way) is torch's own choice. Another process may find another one fastest, whose sums
-are rounded otherwise. Imports torch and triton.
+Each shape and type is measured once on the current GPU, before a capture. Without a GPU, or during a capture, torch
+chooses the implementation. Another process may choose another implementation, which rounds differently. Imports torch
+and triton.
 """
 
 from __future__ import annotations
@@ -22,43 +22,46 @@ from calotype.kernels import attention as ours
 Run = Callable[[], Tensor]
 Key = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
-TORCHS = {
+TORCH_BACKENDS = {
     "cudnn": SDPBackend.CUDNN_ATTENTION,
     "flash": SDPBackend.FLASH_ATTENTION,
     "efficient": SDPBackend.EFFICIENT_ATTENTION,
 }
 OWN = "triton"
-_LOOK_MS = 20  # for how long each is tried
+_TRIAL_MS = 20  # how long each implementation is measured
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
-    """softmax(q k' scale) v.  # [B, H, P, D], [B, H, T, D] -> [B, H, P, D]"""
+    """Compute softmax(q k' scale) v.  # [B, H, P, D], [B, H, T, D] -> [B, H, P, D]"""
     return CHOICES.attend(q, k, v, scale)
 
 
 class Choices:
-    """What was found fastest. Threads may share it. `seconds` times a run, or says that it cannot be with None."""
+    """The fastest implementation for each shape and type. Threads may share it.
+
+    `seconds` measures a run. It returns None if the implementation does not support the shape or type.
+    """
 
     def __init__(self, seconds: Callable[[Run], float | None]) -> None:
         self._seconds, self._lock = seconds, threading.Lock()
-        self.found: dict[Key, str | None] = {}  # None: torch's own choice
+        self.fastest: dict[Key, str | None] = {}  # None: torch chooses
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
-        """By what is fastest for these shapes."""
-        runs = {name: partial(_by_torch, q, k, v, scale, backend) for name, backend in TORCHS.items()}
-        if q.shape[3] <= ours.WIDEST:
+        """Compute attention with the fastest implementation for these shapes."""
+        runs = {name: partial(_by_torch, q, k, v, scale, backend) for name, backend in TORCH_BACKENDS.items()}
+        if q.shape[3] <= ours.MAX_HEAD_WIDTH:
             runs[OWN] = partial(ours.attention, q, k, v, scale=scale)
-        chosen = self._chosen((tuple(q.shape), tuple(k.shape), q.dtype), runs)
-        return _by_torch(q, k, v, scale, None) if chosen is None else runs[chosen]()
+        name = self._fastest((tuple(q.shape), tuple(k.shape), q.dtype), runs)
+        return _by_torch(q, k, v, scale, None) if name is None else runs[name]()
 
-    def _chosen(self, key: Key, runs: Mapping[str, Run]) -> str | None:
+    def _fastest(self, key: Key, runs: Mapping[str, Run]) -> str | None:
         with self._lock:
-            if key not in self.found:
+            if key not in self.fastest:
                 if not _measurable():
                     return None
-                took = {name: seconds for name, run in runs.items() if (seconds := self._seconds(run)) is not None}
-                self.found[key] = min(took, key=lambda name: took[name]) if took else None
-            return self.found[key]
+                times = {name: seconds for name, run in runs.items() if (seconds := self._seconds(run)) is not None}
+                self.fastest[key] = min(times, key=lambda name: times[name]) if times else None
+            return self.fastest[key]
 
 
 def _by_torch(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: SDPBackend | None) -> Tensor:
@@ -73,12 +76,12 @@ def _measurable() -> bool:
 
 
 def _on_gpu(run: Run) -> float | None:
-    """Seconds of a run, the median of several; None for what this GPU, shape or type does not have."""
+    """Return the median seconds of a run; None if the kernel does not support this GPU, shape or type."""
     try:
-        return float(do_bench(run, warmup=5, rep=_LOOK_MS, return_mode="median")) / 1000
-    except torch.OutOfMemoryError:  # which says nothing of the kernel, and is not to be remembered as if it did
+        return float(do_bench(run, warmup=5, rep=_TRIAL_MS, return_mode="median")) / 1000
+    except torch.OutOfMemoryError:  # says nothing about the kernel, so it must not be stored
         raise
-    except (RuntimeError, TritonError):  # how torch and triton say that a kernel is not for these
+    except (RuntimeError, TritonError):  # torch and triton raise these for unsupported kernels
         return None
 
 

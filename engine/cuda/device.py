@@ -1,6 +1,6 @@
-"""The GPU as backends see it: streams, copies, and the working memory that engines share.
+"""The GPU for the backends: streams, copies, and the working memory that engines share.
 
-Everything that needs a device is here, so that the rest can be tested without one. Imports torch when it is used.
+Everything that needs a device is in this module, so that tests can replace it. Imports torch when it is used.
 """
 
 from __future__ import annotations
@@ -22,52 +22,52 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-# What torch, NVIDIA's libraries and C++ say where there is no memory.
+# What the errors of torch, NVIDIA's libraries and C++ contain if memory is full.
 _FULL = ("bad_alloc", "out of memory", "alloc_failed", "cuda_error_out_of_memory", "outofmemory", "failed to allocate")
 
 
-def is_full(told: str) -> bool:
-    """Do a library's words say that the device has no room?"""
-    return any(words in told.lower() for words in _FULL)
+def is_full(message: str) -> bool:
+    """Return whether a library's error message says that the device is full."""
+    return any(words in message.lower() for words in _FULL)
 
 
 def raising_memory_error(run: Callable[[], T]) -> T:
-    """What `run` gives. Where the device has no room, `MemoryError`, as a host raises it."""
+    """Return the result of `run`. Raise `MemoryError`, as on a host, if the device is full."""
     try:
         return run()
-    except RuntimeError as failed:  # torch's own kind derives from it; libraries below it raise it as it is
-        told = next((t for t in _told_by(failed) if is_full(t)), None)
-        if told is None:
+    except RuntimeError as failed:  # torch's error is a subclass; other libraries raise it directly
+        message = next((m for m in _messages(failed) if is_full(m)), None)
+        if message is None:
             raise
-    empty_cache()  # out here no traceback holds on to tensors
-    raise MemoryError(told.partition(" ")[2])
+    empty_cache()  # outside of `except`, so that no traceback keeps tensors alive
+    raise MemoryError(message.partition(" ")[2])
 
 
-def run_or_device_full(run: Callable[[], T], what: str, mend: str) -> T:
-    """What `run` gives. Where the device has no room, `DeviceFullError`: none for `what`, and `mend` is what to do."""
+def run_or_device_full(run: Callable[[], T], what: str, fix: str) -> T:
+    """Return the result of `run`. Raise `DeviceFullError`, with the advice `fix`, if there is no room for `what`."""
     try:
         return raising_memory_error(run)
     except MemoryError as full:
-        told = first_line(full)
-    raise DeviceFullError(no_room(what, told, mend))
+        message = first_line(full)
+    raise DeviceFullError(device_full_message(what, message, fix))
 
 
-def _told_by(failed: BaseException | None) -> Iterator[str]:
-    """Kind and message of an error, and of those that it came of: a capture that fails says no more than that."""
+def _messages(failed: BaseException | None) -> Iterator[str]:
+    """Yield type and message of an error and of its causes: a failed capture hides the real error."""
     while failed is not None:
         yield f"{type(failed).__name__} {first_line(failed)}"
         failed = failed.__cause__ or failed.__context__
 
 
-def no_room(what: str, told: str, mend: str) -> str:
-    """The sentence: what has no room, what the library says, how much is free, and what to do."""
+def device_full_message(what: str, message: str, fix: str) -> str:
+    """Return the error message: what has no room, the library's message, the free memory, and what to do."""
     free = free_bytes()
-    left = "" if free is None else f"; {in_words(free)} are free"
-    return f"the GPU has no room for {what} ({told}{left}); {mend}."
+    available = "" if free is None else f"; {in_words(free)} are free"
+    return f"the GPU has no room for {what} ({message}{available}); {fix}."
 
 
 def free_bytes() -> int | None:
-    """What this process may still take of the device; None without one. Does not wake a device that nobody uses."""
+    """Return the device memory that this process can still use; None without a device, or if torch has not used it."""
     torch = sys.modules.get("torch")
     if torch is None or not torch.cuda.is_initialized():
         return None
@@ -78,16 +78,16 @@ def free_bytes() -> int | None:
 
 
 def empty_cache() -> None:
-    """What torch keeps of the device for later use goes back."""
+    """Release the device memory that torch caches."""
     import torch
 
-    torch.cuda.empty_cache()  # nothing where no device was used
+    torch.cuda.empty_cache()  # does nothing if no device was used
 
 
 class Arena:
-    """Working memory for engines that run one after another on one stream; it grows to the most that any needs.
+    """Working memory for engines that run one after another on one stream. It grows to the largest need.
 
-    Not for captured runs: a graph would hold the address of a buffer that is let go of when a larger one is wanted.
+    Captured runs cannot use it: a graph would keep the address of a buffer that is freed when a larger one is needed.
     """
 
     def __init__(self, allocate: Callable[[int], Tensor]) -> None:
@@ -96,10 +96,10 @@ class Arena:
         self._memory: Tensor | None = None
 
     def at_least(self, size_bytes: int) -> Tensor:
-        """A buffer of at least this size. One before may be in use still: torch frees it in the stream's order."""
+        """Return a buffer of at least this size. The old one may still be in use: torch frees it in stream order."""
         with self._lock:
             if self._memory is None or self._memory.numel() < size_bytes:
-                self._memory = None  # first let go of it: the two need not be there together
+                self._memory = None  # first free it: the two need not exist together
                 self._memory = self._allocate(max(1, size_bytes))
             return self._memory
 
@@ -108,24 +108,24 @@ class Gpu:
     """The current CUDA device of torch."""
 
     _lock = threading.Lock()
-    _side: Any = None  # one stream for all runners called with arrays, so that they share an arena
-    _arenas: dict[int, Arena] = {}  # noqa: RUF012  of the process: streams are the device's
+    _side: Any = None  # one stream for all runners that take arrays, so that they share an arena
+    _arenas: dict[int, Arena] = {}  # noqa: RUF012  shared by the process, as streams are
 
     def current_stream(self) -> int:
-        """The handle of torch's current stream."""
+        """Return the handle of torch's current stream."""
         import torch
 
         return int(torch.cuda.current_stream().cuda_stream)
 
     def capturing(self) -> bool:
-        """Is what is launched now recorded into a graph?"""
+        """Return whether a graph is being captured."""
         import torch
 
         return bool(torch.cuda.is_current_stream_capturing())
 
     @contextmanager
     def side_stream(self) -> Iterator[None]:
-        """Inside, a stream of our own is current: on the default one TensorRT would wait for the whole device."""
+        """Use a separate stream inside the block: on the default stream TensorRT would wait for the whole device."""
         import torch
 
         with Gpu._lock:
@@ -134,46 +134,46 @@ class Gpu:
             yield
 
     def arena(self, stream: int) -> Arena:
-        """The working memory of a stream: runs on two streams may overlap, and may not share it."""
+        """Return the working memory of a stream. Runs on two streams may overlap, so they must not share it."""
         with Gpu._lock:
             return Gpu._arenas.setdefault(stream, Arena(lambda size: self.empty((size,), "uint8")))
 
     def empty(self, shape: tuple[int, ...], dtype: str) -> Tensor:
-        """Memory on the device; torch aligns it to 512 bytes, TensorRT wants 256."""
+        """Allocate memory on the device. torch aligns it to 512 bytes; TensorRT needs 256."""
         import torch
 
         return torch.empty(shape, dtype=getattr(torch, dtype), device="cuda")
 
     @contextmanager
-    def named(self, name: str) -> Iterator[None]:
-        """Inside, a range of this name: what a profiler of NVIDIA's shows. Costs next to nothing where none looks."""
+    def nvtx_range(self, name: str) -> Iterator[None]:
+        """Mark the block as a range of this name for NVIDIA's profilers. Costs almost nothing without one."""
         import torch
 
         with torch.cuda.nvtx.range(name):
             yield
 
-    def hold(self, module: nn.Module) -> nn.Module:
-        """The module with its parameters on the device."""
+    def move_module(self, module: nn.Module) -> nn.Module:
+        """Move a module's parameters to the device."""
         return module.to("cuda")
 
     def total_bytes(self) -> int:
-        """The device's memory."""
+        """Return the size of the device's memory."""
         import torch
 
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
-    def put(self, array: np.ndarray[Any, Any]) -> Tensor:
-        """The array on the device, in the order of the current stream."""
+    def to_device(self, array: np.ndarray[Any, Any]) -> Tensor:
+        """Copy an array to the device, in the order of the current stream."""
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(array)).to("cuda")
 
-    def fetch(self, tensor: Tensor) -> np.ndarray[Any, Any]:
-        """The tensor as an array, once the current stream has made it: through pinned memory."""
+    def to_host(self, tensor: Tensor) -> np.ndarray[Any, Any]:
+        """Copy a tensor to the host through pinned memory, after the current stream has computed it."""
         import torch
 
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        found: np.ndarray[Any, Any] = host.numpy()
-        return found
+        array: np.ndarray[Any, Any] = host.numpy()
+        return array

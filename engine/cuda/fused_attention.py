@@ -1,6 +1,6 @@
-"""Attention with its projections packed, and the keys and values of a text that does not change.
+"""Attention with packed projections, and with cached keys and values of a text that does not change.
 
-Imports torch and diffusers; a part of `calotype.cuda.fused_modules`.
+Imports torch and diffusers. Used by `calotype.cuda.fused_modules`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from .attention import attend
 
 
 class FusedAttention(nn.Module):
-    """Attention whose projections of one input are one product: q, k and v of the picture, or k and v of the text."""
+    """Attention with one product for all projections of an input: q, k and v of the image, or k and v of the text."""
 
     def __init__(self, attention: Attention) -> None:
         super().__init__()
@@ -24,14 +24,14 @@ class FusedAttention(nn.Module):
         self.to_q = attention.to_q if crossed else None
         layers = [*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v]
         self.packed = _packed(*layers)
-        self.rows = list(_rows(layers))  # where each layer's weight lies in it
+        self.rows = list(_rows(layers))  # of each layer's weight in it
         for layer in layers:
-            layer.weight = layer.bias = None  # it is in the other one now
+            layer.weight = layer.bias = None  # the packed layer has it now
         self.to_out = attention.to_out[0]
-        self.kept: tuple[Tensor, ...] | None = None  # keys and values of a text that does not change, see `remembered`
+        self.cached: tuple[Tensor, ...] | None = None  # the text's keys and values, see `cached_text_projections`
 
-    def of_text(self, text: Tensor) -> tuple[Tensor, ...]:
-        """Its keys and values.  # [B, T, W] -> 2 x [B, T, C]"""
+    def project_text(self, text: Tensor) -> tuple[Tensor, ...]:
+        """Return the text's keys and values.  # [B, T, W] -> 2 x [B, T, C]"""
         keys, values = self.packed(text).chunk(2, dim=-1)
         return keys, values
 
@@ -42,11 +42,11 @@ class FusedAttention(nn.Module):
         assert attention_mask is None
         if self.to_q is None:
             parts = self.packed(x).chunk(3, dim=-1)
-        elif self.kept is not None:
-            parts = (self.to_q(x), *self.kept)
+        elif self.cached is not None:
+            parts = (self.to_q(x), *self.cached)
         else:
             assert encoder_hidden_states is not None
-            parts = (self.to_q(x), *self.of_text(encoder_hidden_states))
+            parts = (self.to_q(x), *self.project_text(encoder_hidden_states))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
         mixed = attend(q, k, v, scale=self._scale)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
@@ -54,13 +54,13 @@ class FusedAttention(nn.Module):
 
 
 def _packed(*layers: nn.Linear) -> nn.Linear:
-    """Layers of one input, as one."""
+    """Pack layers of the same input into one layer."""
     first = layers[0]
-    made = nn.Linear(first.in_features, sum(n.out_features for n in layers), bias=first.bias is not None)
-    made.weight = nn.Parameter(torch.cat([n.weight for n in layers]), requires_grad=False)
+    packed = nn.Linear(first.in_features, sum(n.out_features for n in layers), bias=first.bias is not None)
+    packed.weight = nn.Parameter(torch.cat([n.weight for n in layers]), requires_grad=False)
     if first.bias is not None:
-        made.bias = nn.Parameter(torch.cat([n.bias for n in layers]), requires_grad=False)
-    return made
+        packed.bias = nn.Parameter(torch.cat([n.bias for n in layers]), requires_grad=False)
+    return packed
 
 
 def _rows(layers: Sequence[nn.Linear]) -> Iterator[tuple[nn.Linear, int, int]]:
@@ -71,25 +71,25 @@ def _rows(layers: Sequence[nn.Linear]) -> Iterator[tuple[nn.Linear, int, int]]:
 
 
 def fused_attention(attention: Attention) -> nn.Module | None:
-    """Attention as Stable Diffusion's U-Nets have it: over rows, with nothing but projections about it."""
-    about = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
-    plain = type(attention.processor) is AttnProcessor2_0 and all(getattr(attention, n, None) is None for n in about)
+    """Fuse attention of Stable Diffusion's U-Nets: on token rows, without norms or added projections. Else None."""
+    extras = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
+    plain = type(attention.processor) is AttnProcessor2_0 and all(getattr(attention, n, None) is None for n in extras)
     after = attention.residual_connection or attention.rescale_output_factor != 1
     same = len({layer.bias is None for layer in (attention.to_k, attention.to_v)}) == 1
     return FusedAttention(attention) if plain and same and not after else None
 
 
 @contextmanager
-def remembered(module: nn.Module, text: Tensor) -> Iterator[None]:
-    """Inside, every attention in `module` to text has the keys and values of this text, computed once for all calls.
+def cached_text_projections(module: nn.Module, text: Tensor) -> Iterator[None]:
+    """Compute the text's keys and values once, and use them in every fused cross-attention of `module` in the block.
 
-    One thread at a time may be inside. What was not fused computes its own at every call, as it would.
+    Only one thread may be inside. Modules that are not fused compute their own at every call, as usual.
     """
     to_text = [m for m in module.modules() if isinstance(m, FusedAttention) and m.to_q is not None]
     try:
         for attention in to_text:
-            attention.kept = attention.of_text(text)
+            attention.cached = attention.project_text(text)
         yield
     finally:
         for attention in to_text:
-            attention.kept = None
+            attention.cached = None

@@ -1,9 +1,9 @@
-"""A network's own modules with our kernels in their place: by a rule for each type, not by a copy of the network.
+"""Replaces modules of a network by modules that call our kernels, with a rule for each type of module.
 
-A rule takes a module that it knows in every respect, and leaves all others as they are; what was replaced is counted.
-The replacements hold the very parameters of what they replace, or rows of one that is packed from them. They want
-pictures channels last, and a GPU (or Triton's interpreter). Imports torch, diffusers and triton: only the cuda backend
-imports this file, when it is opened.
+A rule replaces a module only if it supports all its settings. `fuse` counts the replaced modules. A replacement uses
+the parameters of the original module, or rows of a parameter packed from them. It needs images in channels-last format
+and a GPU (or Triton's interpreter). Imports torch, diffusers and triton: only the cuda backend imports this file, when
+it is opened.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from .fused_timesteps import fuse_timesteps
 
 
 class FusedGroupNorm(nn.Module):
-    """Group normalization, with SiLU after it where that comes next, and the time embedding before it."""
+    """Group normalization, optionally with the time embedding added before it and SiLU after it."""
 
     def __init__(self, norm: nn.GroupNorm, *, silu: bool) -> None:
         super().__init__()
@@ -38,11 +38,11 @@ class FusedGroupNorm(nn.Module):
 
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """# [B, C, H, W] or [B, C, P], time [B, C] -> as x"""
-        picture = x if x.ndim == 4 else x[..., None]
+        image = x if x.ndim == 4 else x[..., None]
         norm = GroupNorm(
             weight=self.weight, bias=self.bias, groups=self._groups, eps=self._eps, silu=self._silu
         )  # fmt: skip
-        out, _ = group_norm_silu(picture.contiguous(memory_format=torch.channels_last), norm, time=time)
+        out, _ = group_norm_silu(image.contiguous(memory_format=torch.channels_last), norm, time=time)
         return out if x.ndim == 4 else out[..., 0]
 
 
@@ -58,14 +58,14 @@ class FusedLayerNorm(nn.Module):
         return layer_norm(x.contiguous(), self.weight, self.bias, eps=self._eps)[0]
 
     def after(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:
-        """The norm of x + residual, and the sum itself.  # [..., C], [..., C] -> [..., C], [..., C]"""
+        """Return the norm of x + residual, and the sum.  # [..., C], [..., C] -> [..., C], [..., C]"""
         out, total = layer_norm(x.contiguous(), self.weight, self.bias, eps=self._eps, residual=residual.contiguous())
         assert total is not None
         return out, total
 
 
 class FusedGeglu(nn.Module):
-    """The projection, and its halves multiplied."""
+    """GEGLU: the projection, then one half times the GELU of the other."""
 
     def __init__(self, module: GEGLU) -> None:
         super().__init__()
@@ -77,7 +77,7 @@ class FusedGeglu(nn.Module):
 
 
 class FusedResnet(nn.Module):
-    """A residual block: both norms with SiLU, the second with the time embedding before it."""
+    """A residual block with both norms and SiLUs fused; the second also adds the time embedding."""
 
     def __init__(self, block: ResnetBlock2D) -> None:
         super().__init__()
@@ -85,25 +85,25 @@ class FusedResnet(nn.Module):
         self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
         self.time_emb_proj = block.time_emb_proj
         self._scale = block.output_scale_factor
-        self.kept: Tensor | None = None  # the projection of the call that is next, see `hoisted`
+        self.cached: Tensor | None = None  # the time projection of the next call, see `step_cache`
 
     def forward(self, x: Tensor, temb: Tensor | None) -> Tensor:
         """# [B, C, H, W], [B, E] -> [B, D, H, W]"""
         assert (self.time_emb_proj is None) == (temb is None)
-        time = self.projected(temb) if self.kept is None and temb is not None else self.kept
+        time = self.projected(temb) if self.cached is None and temb is not None else self.cached
         h = self.conv2(self.norm2(self.conv1(self.norm1(x)), time))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         out: Tensor = h if self._scale == 1 else h / self._scale
         return out
 
     def projected(self, temb: Tensor) -> Tensor:
-        """What is added between the convolutions.  # [..., E] -> [..., D]"""
+        """Project the time embedding that is added between the convolutions.  # [..., E] -> [..., D]"""
         added: Tensor = self.time_emb_proj(nn.functional.silu(temb))
         return added
 
 
 class FusedTransformerBlock(nn.Module):
-    """Self-attention, cross-attention and feed-forward; each norm takes the residual before it along."""
+    """Self-attention, cross-attention and feed-forward; each norm is fused with the residual addition before it."""
 
     def __init__(self, block: BasicTransformerBlock) -> None:
         super().__init__()
@@ -156,24 +156,24 @@ _RULES: Mapping[type[nn.Module], Callable[[Any], nn.Module | None]] = {
 
 
 def fuse(module: nn.Module) -> Counter[str]:
-    """Replace inside `module` what the rules know, and lay its pictures channels last; how many of which type."""
-    done: Counter[str] = Counter()
-    _fuse_inside(module, done)
+    """Replace the modules that a rule supports, and use channels-last format. Return the count for each type."""
+    counts: Counter[str] = Counter()
+    _fuse_inside(module, counts)
     module.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return done
+    return counts
 
 
-def _fuse_inside(module: nn.Module, done: Counter[str]) -> None:
+def _fuse_inside(module: nn.Module, counts: Counter[str]) -> None:
     if type(module) is UNet2DConditionModel and fuse_timesteps(module):
-        done["times"] += 1
+        counts["times"] += 1
     norm = getattr(module, "conv_norm_out", None)
     if type(norm) is nn.GroupNorm and isinstance(getattr(module, "conv_act", None), nn.SiLU):
         module.conv_norm_out, module.conv_act = FusedGroupNorm(norm, silu=True), nn.Identity()
-        done["GroupNorm"] += 1
+        counts["GroupNorm"] += 1
     for name, child in list(module.named_children()):
-        rule = _RULES.get(type(child))  # the very type: a subclass may compute something else
-        made = rule(child) if rule is not None else None
-        if made is not None:
-            setattr(module, name, made)
-            done[type(child).__name__] += 1
-        _fuse_inside(made or child, done)
+        rule = _RULES.get(type(child))  # the exact type: a subclass may compute something else
+        fused = rule(child) if rule is not None else None
+        if fused is not None:
+            setattr(module, name, fused)
+            counts[type(child).__name__] += 1
+        _fuse_inside(fused or child, counts)

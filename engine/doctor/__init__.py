@@ -1,1 +1,1 @@
-"""`calotype doctor`: the machine, what is installed, and what works."""
+"""`calotype doctor`: report on the machine, the installed libraries and the backends that work."""

@@ -1,7 +1,7 @@
-"""What this machine is: processor, threads, memory, disk, read from the system's own files.
+"""Inspect the machine: processor, threads, memory and disk, read from the system's files.
 
-Reads and never computes; what is not told is None. Knows nothing of packages or backends, and imports no numpy, so
-that `calotype.doctor.doctor` can say something where everything else is broken.
+Unknown values are None. This file does not know packages or backends, and does not import numpy, so that
+`calotype.doctor.doctor` works even if everything else is broken.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from ..files.paths import home
 from ..system import threads
 from ..system.memory import available_bytes
 
-# Flags of /proc/cpuinfo that decide how fast a network runs, in words: x86 first, then Arm.
+# Flags of /proc/cpuinfo that affect the speed of networks, and their names: x86 first, then Arm.
 _FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -32,12 +32,12 @@ _FEATURES = {
     "bf16": "BF16",
     "sve": "SVE",
 }
-_X86 = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # said where they lack, too
+_X86 = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_bf16", "amx_int8")  # listed as absent, too
 
 
 @dataclass(frozen=True, kw_only=True)
 class Machine:
-    """The findings. Sizes are bytes, None where the system does not tell."""
+    """Properties of the machine. Sizes are in bytes; None means unknown."""
 
     system: str
     python: str
@@ -46,18 +46,18 @@ class Machine:
     lacking: tuple[str, ...]
     cores: int | None
     affinity: int | None
-    quota: float | None  # cores' worth of time by cgroup; None where there is no limit
-    threads: int  # what Calotype uses
+    quota: float | None  # cores by cgroup; None means no limit
+    threads: int  # the number that Calotype uses
     memory_bytes: int | None
     memory_free_bytes: int | None
-    disk_free_bytes: int | None  # of the store's file system
+    disk_free_bytes: int | None  # on the cache's file system
     store: str
-    store_bytes: int | None  # None where it is not made yet
+    store_bytes: int | None  # None if it does not exist yet
     store_writable: bool
 
 
 def inspect_machine(root: Path = Path("/")) -> Machine:
-    """Look at the machine; what cannot be read is left out."""
+    """Return the machine's properties. Unreadable ones are None or empty."""
     flags, processor = _cpu(root)
     store, writable = _store()
     return Machine(
@@ -73,22 +73,22 @@ def inspect_machine(root: Path = Path("/")) -> Machine:
         memory_bytes=_memory(root),
         memory_free_bytes=available_bytes(root),
         disk_free_bytes=None if store is None else _free(store),
-        store="no place for it: set CALOTYPE_HOME to a folder" if store is None else str(store),
+        store="no folder: set CALOTYPE_HOME to one" if store is None else str(store),
         store_bytes=_size(store),
         store_writable=writable,
     )
 
 
 def _cpu(root: Path) -> tuple[frozenset[str], str]:
-    """The flags, and what the processor calls itself."""
-    told: dict[str, str] = {}
+    """Return the flags and the name of the processor."""
+    entries: dict[str, str] = {}
     with suppress(OSError, ValueError):
         for line in (root / "proc/cpuinfo").read_text(errors="replace").splitlines():
             name, colon, value = line.partition(":")
             if colon:
-                told.setdefault(name.strip().lower(), value.strip())
-    flags = told.get("flags", told.get("features", "")).lower()
-    return frozenset(flags.split()), told.get("model name", platform.machine())
+                entries.setdefault(name.strip().lower(), value.strip())
+    flags = entries.get("flags", entries.get("features", "")).lower()
+    return frozenset(flags.split()), entries.get("model name", platform.machine())
 
 
 def _memory(root: Path) -> int | None:
@@ -100,7 +100,7 @@ def _memory(root: Path) -> int | None:
 
 
 def _store() -> tuple[Path | None, bool]:
-    """The store's folder, and whether it (or, before it is made, the folder that will hold it) can be written."""
+    """Return the cache folder, and whether it (or, before it exists, its nearest existing parent) is writable."""
     try:
         store = home()
     except CalotypeError:
@@ -112,7 +112,7 @@ def _store() -> tuple[Path | None, bool]:
 
 
 def _nearest(path: Path) -> Path:
-    """The folder itself, or the nearest one above it that is there."""
+    """Return the folder itself, or its nearest existing parent."""
     return next(p for p in (path, *path.parents) if p.exists())
 
 
@@ -124,7 +124,7 @@ def _free(store: Path) -> int | None:
 
 
 def _size(store: Path | None) -> int | None:
-    """What the store's files take; some may vanish while they are counted."""
+    """Return the total size of the cache's files. Some may vanish during the count."""
     if store is None or not os.path.isdir(store):
         return None
     total = 0

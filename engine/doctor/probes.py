@@ -1,8 +1,7 @@
-"""The questions that `calotype.doctor.doctor` asks of each library, one child process each: `python -m
-calotype.doctor.probes NAME`.
+"""Probes of libraries for `calotype.doctor.doctor`, each in a child process: `python -m calotype.doctor.probes NAME`.
 
-A broken library may raise anything, end the process, crash or hang; here it may. The answer is one line of JSON behind
-a mark, since libraries print what they like. Knows nothing of how answers are judged.
+A broken library may raise anything, end the process, crash or hang. The result is one line of JSON after a mark,
+because libraries may print other lines. This file does not judge the results.
 """
 
 from __future__ import annotations
@@ -17,22 +16,22 @@ from typing import Any
 
 MARK = "calotype-checkup:"
 
-# y = relu(x) for one number, as an ONNX file (ir_version 8, opset 13): onnx itself need not be installed.
+# y = relu(x) for one number, as an ONNX file (ir_version 8, opset 13), so that onnx need not be installed.
 TINY = bytes.fromhex(
     "08083a330a0c0a0178120179220452656c751201675a0f0a0178120a0a08080112040a020801620f0a0179120a0a08080112040a0208014202100d"
 )
-# A client for models on a server: it "opens" anything, and runs nothing here.
+# A client for models on a server: it opens any model and runs nothing locally.
 _REMOTE = ("AzureExecutionProvider",)
 
 
 def imported(name: str) -> dict[str, Any]:
-    """Does it import?"""
+    """Import the library and return its version."""
     module = importlib.import_module(name)
     return {"version": str(getattr(module, "__version__", ""))}
 
 
 def torch() -> dict[str, Any]:
-    """Its version, the CUDA runtime that it carries, and the devices that it sees."""
+    """Return PyTorch's version, its CUDA runtime and the devices that it finds."""
     import torch
 
     cuda = torch.cuda.is_available()
@@ -41,14 +40,14 @@ def torch() -> dict[str, Any]:
 
 
 def gpu() -> dict[str, Any]:
-    """NVIDIA's driver and devices, from the driver's own library: neither torch nor a CUDA toolkit is needed."""
+    """Return NVIDIA's driver and devices from the driver's library, without torch or a CUDA toolkit."""
     try:
         cuda = ctypes.CDLL("libcuda.so.1")
     except OSError:
-        return {"absent": "no NVIDIA driver (there is no libcuda.so.1)"}
+        return {"absent": "no NVIDIA driver (libcuda.so.1 is missing)"}
     status = cuda.cuInit(0)
     if status:
-        return {"absent": f"the NVIDIA driver finds no GPU (cuInit says {status})"}
+        return {"absent": f"the NVIDIA driver finds no GPU (cuInit returns {status})"}
     number = ctypes.c_int()
     cuda.cuDriverGetVersion(ctypes.byref(number))
     supports = f"{number.value // 1000}.{number.value % 1000 // 10}"
@@ -67,32 +66,32 @@ def _device(cuda: Any, index: int) -> dict[str, Any]:
         number = ctypes.c_int()
         cuda.cuDeviceGetAttribute(ctypes.byref(number), attribute, handle)
         capability.append(str(number.value))
-    told = name.value.decode(errors="replace")
-    return {"name": told, "capability": ".".join(capability), "memory_bytes": memory.value}
+    text = name.value.decode(errors="replace")
+    return {"name": text, "capability": ".".join(capability), "memory_bytes": memory.value}
 
 
 def _driver() -> str | None:
-    """The driver's version, which its management library tells."""
+    """Return the driver's version from its management library."""
     try:
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         text = ctypes.create_string_buffer(96)
-        told = nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0
+        success = nvml.nvmlInit_v2() == 0 and nvml.nvmlSystemGetDriverVersion(text, len(text)) == 0
     except (OSError, AttributeError):
         return None
-    return text.value.decode(errors="replace") if told else None
+    return text.value.decode(errors="replace") if success else None
 
 
 def tensorrt(name: str) -> dict[str, Any]:
-    """Its version; with a GPU, whether a builder can be made. Without one, TensorRT may end the process."""
+    """Return TensorRT's version. With a GPU, also create a builder. Without one, TensorRT may end the process."""
     trt = importlib.import_module(name)
-    found = {"version": str(trt.__version__)}
+    result = {"version": str(trt.__version__)}
     if "devices" in gpu():
-        found["builder"] = str(bool(trt.Builder(trt.Logger(trt.Logger.ERROR))))
-    return found
+        result["builder"] = str(bool(trt.Builder(trt.Logger(trt.Logger.ERROR))))
+    return result
 
 
 def onnxruntime() -> dict[str, Any]:
-    """Its version, and the execution providers that this build has."""
+    """Return ONNX Runtime's version and the execution providers of this build."""
     import onnxruntime
 
     providers = [p for p in onnxruntime.get_available_providers() if p not in _REMOTE]
@@ -100,22 +99,22 @@ def onnxruntime() -> dict[str, Any]:
 
 
 def provider(name: str) -> dict[str, Any]:
-    """Open and run a tiny model: providers that cannot start fall back to the CPU with no more than a log line."""
+    """Run a tiny model: providers that cannot start fall back to the CPU and only write a log line."""
     import numpy as np
     import onnxruntime
 
     options = onnxruntime.SessionOptions()
     options.log_severity_level = 4
     session = onnxruntime.InferenceSession(TINY, options, providers=[name])
-    took = session.get_providers()
-    if took[:1] != [name]:
-        return {"absent": f"it falls back to {', '.join(took)}"}
+    providers = session.get_providers()
+    if providers[:1] != [name]:
+        return {"absent": f"it falls back to {', '.join(providers)}"}
     (y,) = session.run(None, {"x": np.array([2], dtype=np.float32)})
     return {} if y.tolist() == [2] else {"absent": f"it computes relu(2) = {y.tolist()}"}
 
 
 def openvino() -> dict[str, Any]:
-    """Its version, devices and what the CPU computes in, after a tiny model ran there."""
+    """Run a tiny model and return OpenVINO's version, its devices and the CPU's precisions."""
     import numpy as np
 
     from ..backends.openvino.runner import library
@@ -129,7 +128,7 @@ def openvino() -> dict[str, Any]:
     return {"version": openvino.__version__.partition("-")[0], "devices": core.available_devices, "computes": able}
 
 
-_QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
+_PROBES: dict[str, Callable[..., dict[str, Any]]] = {
     "gpu": gpu,
     "imported": imported,
     "onnxruntime": onnxruntime,
@@ -141,17 +140,17 @@ _QUESTIONS: dict[str, Callable[..., dict[str, Any]]] = {
 
 
 def main() -> None:
-    """Answer the question named by the arguments."""
-    question, *arguments = sys.argv[1:]
+    """Run the probe named by the arguments and print its result."""
+    probe, *arguments = sys.argv[1:]
     try:
-        answer = _QUESTIONS[question](*arguments)
-    except BaseException as broken:  # whatever it is, SystemExit too: it is the answer
-        told = (str(broken).strip() or type(broken).__name__).splitlines()[0][:300]
-        missing = isinstance(broken, ModuleNotFoundError) and broken.name
-        answer = {"error": f"{type(broken).__name__}: {told}", "missing": missing or None}
+        result = _PROBES[probe](*arguments)
+    except BaseException as error:  # any error is the result, also SystemExit
+        message = (str(error).strip() or type(error).__name__).splitlines()[0][:300]
+        missing = isinstance(error, ModuleNotFoundError) and error.name
+        result = {"error": f"{type(error).__name__}: {message}", "missing": missing or None}
     sys.stdout.flush()
-    print(f"\n{MARK}{json.dumps(answer)}", flush=True)
-    os._exit(0)  # what a library does on its way out, or the threads that it left, are not asked for
+    print(f"\n{MARK}{json.dumps(result)}", flush=True)
+    os._exit(0)  # skip the exit handlers and threads of the library
 
 
 if __name__ == "__main__":

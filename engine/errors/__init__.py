@@ -1,19 +1,19 @@
 """Every error that Calotype raises on purpose.
 
 CalotypeError
-├── InputError      an argument of a call is wrong: a prompt, a size, a step count
-│   └── NoAttributeError  a pipeline has no attribute of this name; an AttributeError as well
-├── SourceError     the model cannot be read: missing, broken, unsafe, or not one we know
-├── BackendError    a backend cannot run: not installed, or no such device
-│   └── DeviceFullError  a GPU has no room for the weights, or for a picture of this size
-├── SamplerError    the scheduler is unknown, or cannot make this schedule
-├── BuildError      a plan cannot be built: no room, a builder that died, a precision that misses its gate
-├── CheckError      an artifact does not agree with the eager float32 reference
-├── NotFiniteError  a network's numbers are not finite, and no higher precision is at hand
-└── Cancelled       the picture was cancelled between two steps
+├── InputError      an argument of a call is invalid: a prompt, a size, a step count
+│   └── NoAttributeError  a pipeline has no attribute of this name; also an AttributeError
+├── SourceError     a model or file cannot be read: missing, damaged, unsafe or not supported
+├── BackendError    a backend cannot run: not installed, or no device
+│   └── DeviceFullError  the memory of a GPU is too small for the weights or for an image of this size
+├── SamplerError    a scheduler is unknown, or does not support a schedule
+├── BuildError      a plan cannot be built: no memory or disk space, a crashed builder, a quality bound not met
+├── CheckError      an artifact does not match the eager float32 reference
+├── NotFiniteError  a network returned numbers that are not finite, and there is no higher precision to retry with
+└── Cancelled       the generation was cancelled between two steps
 
-A message says what was wanted, what was got, what is allowed, and the next step. No library's bare error
-reaches the user.
+A message says what failed, what was got, what is expected, and what to try. Errors of libraries are converted into
+these classes.
 """
 
 from __future__ import annotations
@@ -36,20 +36,20 @@ __all__ = [
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of a library's message, or its kind where it has none."""
+    """Return the first line of an error's message, or its type if the message is empty."""
     return (str(error).strip() or type(error).__name__).splitlines()[0][:300]
 
 
 class CalotypeError(Exception):
-    """The root of the tree: catch it to catch all of ours."""
+    """The base class of all errors of Calotype."""
 
     def __str__(self) -> str:
-        """The message on one line, safe to print or log: it may quote names out of a stranger's file."""
+        """Return the message on one line, escaped for terminals and logs: it may quote a stranger's file."""
         return printable(super().__str__())
 
 
 class InputError(CalotypeError, ValueError):
-    """An argument of a call is wrong."""
+    """An argument of a call is invalid."""
 
 
 class NoAttributeError(InputError, AttributeError):
@@ -57,19 +57,19 @@ class NoAttributeError(InputError, AttributeError):
 
 
 class SourceError(CalotypeError):
-    """A model cannot be read."""
+    """A model or file cannot be read."""
 
 
 class BackendError(CalotypeError):
-    """A backend cannot run here."""
+    """A backend cannot run on this machine."""
 
 
 class DeviceFullError(BackendError):
-    """A GPU has no room. What did not fit is let go of; the next, smaller request works."""
+    """The memory of a GPU is too small. It is freed again, so that a smaller request works afterwards."""
 
 
 class SamplerError(CalotypeError, ValueError):
-    """A scheduler is unknown or cannot make the schedule asked for."""
+    """A scheduler is unknown, or does not support the requested schedule."""
 
 
 class BuildError(CalotypeError):
@@ -77,12 +77,12 @@ class BuildError(CalotypeError):
 
 
 class CheckError(CalotypeError):
-    """An artifact does not agree with the reference."""
+    """An artifact does not match the reference."""
 
 
 class NotFiniteError(CalotypeError):
-    """A network's numbers are not finite: its weights are damaged, or its precision is too low for the model."""
+    """A network returned numbers that are not finite: its weights are damaged, or its precision is too low."""
 
 
 class Cancelled(CalotypeError):
-    """The picture was cancelled between two steps; the pipeline is good for the next one."""
+    """The generation was cancelled between two steps. The pipeline can generate again."""

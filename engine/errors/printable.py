@@ -1,12 +1,12 @@
-"""Text of strangers for a terminal or a log: what could move the cursor, start a line or hide letters is escaped."""
+"""Escape text from strangers for a terminal or a log."""
 
 from __future__ import annotations
 
 
 def printable(text: str) -> str:
-    """The text on one line, with control characters, escape sequences, bidirectional overrides and the like escaped.
+    """Return the text on one line, with control characters, escape sequences and bidirectional overrides escaped.
 
-    "\\x1b[2J" comes out as the six visible characters of its escape. Escaping the result again changes nothing.
+    "\\x1b" becomes the four visible characters of its escape. Escaping the result again changes nothing.
     """
     if text.isprintable():
         return text

@@ -1,7 +1,7 @@
-"""Checks for plain data from JSON: types, ranges and structure. The error names the field.
+"""Checks of JSON data: types, ranges and structure. The error names the field.
 
-A check is a function of a value and of the field's path ("profile.multiple") that returns nothing or raises
-`SchemaError`. Checks combine: `list_of(integer(1, 9))`. Knows nothing of any file's format.
+A check is a function of a value and the field's path ("profile.multiple"). It returns None or raises `SchemaError`.
+Checks combine: `list_of(integer(1, 9))`. Knows no file format.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ Check = Callable[[Any, str], None]
 
 
 class SchemaError(ValueError):
-    """A field is missing, or holds what it may not hold."""
+    """A field is missing, unknown, or has an invalid value."""
 
 
 def mismatch(where: str, got: Any, expected: str) -> NoReturn:
-    """Raise the `SchemaError` of a field."""
+    """Raise the `SchemaError` for the value of a field."""
     raise SchemaError(f"{where} is {reprlib.repr(got)}; expected {expected}")
 
 
 def integer(low: int, high: int) -> Check:
-    """An integer in a range. True and false are not integers."""
+    """Return a check for an integer in a range. Booleans are not integers."""
 
     def check(value: Any, where: str) -> None:
         if isinstance(value, bool) or not isinstance(value, int) or not low <= value <= high:
@@ -34,7 +34,7 @@ def integer(low: int, high: int) -> Check:
 
 
 def number(low: float, high: float) -> Check:
-    """A finite number in a range."""
+    """Return a check for a finite number in a range."""
 
     def check(value: Any, where: str) -> None:
         if isinstance(value, bool) or not isinstance(value, (int, float)) or not low <= value <= high:
@@ -44,19 +44,19 @@ def number(low: float, high: float) -> Check:
 
 
 def figure(value: Any, where: str) -> None:
-    """A measured number, which may be infinite or not a number."""
+    """Check for a measured number, which may be infinite or NaN."""
     if not isinstance(value, float) and (isinstance(value, bool) or not isinstance(value, int) or abs(value) >= 2**63):
         mismatch(where, value, "a number")
 
 
 def boolean(value: Any, where: str) -> None:
-    """True or false."""
+    """Check for true or false."""
     if not isinstance(value, bool):
         mismatch(where, value, "true or false")
 
 
 def text(pattern: str = r"[\s\S]{0,2000}", expected: str = "text of at most 2000 characters") -> Check:
-    """Text that matches a pattern from end to end; `expected` says in words what matches."""
+    """Return a check for text that fully matches a pattern. `expected` describes the pattern in the error."""
     compiled = re.compile(pattern)
 
     def check(value: Any, where: str) -> None:
@@ -67,7 +67,7 @@ def text(pattern: str = r"[\s\S]{0,2000}", expected: str = "text of at most 2000
 
 
 def one_of(*allowed: str) -> Check:
-    """One of these texts."""
+    """Return a check for one of these texts."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, str) or value not in allowed:
@@ -77,28 +77,28 @@ def one_of(*allowed: str) -> Check:
 
 
 def nullable(check: Check) -> Check:
-    """Null, or what passes the check."""
+    """Return a check for null or a value that passes `check`."""
     return lambda value, where: None if value is None else check(value, where)
 
 
-def list_of(check: Check, least: int = 0, most: int = 10_000) -> Check:
-    """A list whose entries pass the check."""
+def list_of(check: Check, min_length: int = 0, max_length: int = 10_000) -> Check:
+    """Return a check for a list whose entries pass `check`."""
 
     def check_list(value: Any, where: str) -> None:
-        if not isinstance(value, list) or not least <= len(value) <= most:
-            mismatch(where, value, f"a list of {least} to {most} entries")
+        if not isinstance(value, list) or not min_length <= len(value) <= max_length:
+            mismatch(where, value, f"a list of {min_length} to {max_length} entries")
         for i, entry in enumerate(value):
             check(entry, f"{where}[{i}]")
 
     return check_list
 
 
-def mapping_of(check: Check, key: Check | None = None, *, least: int = 0) -> Check:
-    """An object whose values pass the check, and whose names pass `key`."""
+def mapping_of(check: Check, key: Check | None = None) -> Check:
+    """Return a check for an object whose values pass `check` and whose names pass `key`."""
 
     def check_mapping(value: Any, where: str) -> None:
-        if not isinstance(value, dict) or len(value) < least:
-            mismatch(where, value, "an object" if not least else f"an object of at least {least} entries")
+        if not isinstance(value, dict):
+            mismatch(where, value, "an object")
         for name, entry in value.items():
             if key is not None:
                 key(name, f"a name in {where}")
@@ -108,7 +108,7 @@ def mapping_of(check: Check, key: Check | None = None, *, least: int = 0) -> Che
 
 
 def record(fields: Mapping[str, Check], *, optional: Collection[str] = (), more: bool = False) -> Check:
-    """An object with these fields. `more` allows others beside them, unchecked."""
+    """Return a check for an object with these fields. `more` allows other fields, which are not checked."""
 
     def check(value: Any, where: str) -> None:
         if not isinstance(value, dict):
@@ -121,6 +121,6 @@ def record(fields: Mapping[str, Check], *, optional: Collection[str] = (), more:
                 raise SchemaError(f"{prefix}{name} is missing")
         unknown = set() if more else set(value) - set(fields)
         if unknown:
-            raise SchemaError(f"{prefix}{min(unknown)} is a field that is not known")
+            raise SchemaError(f"{prefix}{min(unknown)} is an unknown field")
 
     return check

@@ -1,4 +1,4 @@
-"""Arguments as people give them: names and numbers, checked and made plain. Knows nothing of what they are for."""
+"""Checks of arguments: names and numbers. Knows nothing of their purpose."""
 
 from __future__ import annotations
 
@@ -17,20 +17,20 @@ R = TypeVar("R")
 
 
 def check_names(names: Iterable[str], known: Sequence[str], hints: Mapping[str, str]) -> None:
-    """Check the names of a call's arguments. Raises `InputError` with a name's hint, or with the nearest name."""
+    """Check the names of a call's arguments. Raises `InputError` with the hint for a name, or with the nearest name."""
     for name in names:
         if name not in known:
-            raise InputError(f"there is no argument {name!r}. {hints.get(name) or nearest(name, known)}")
+            raise InputError(f"unknown argument {name!r}. {hints.get(name) or nearest(name, known)}")
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
-    """A sentence with the known name that is nearest, or with all of them where none is near."""
+    """Return a sentence with the nearest known name, or with all names if none is near."""
     near = difflib.get_close_matches(name, known, 1)
-    return f"The nearest: {near[0]}." if near else f"There are: {', '.join(known)}."
+    return f"The nearest: {near[0]}." if near else f"Expected one of: {', '.join(known)}."
 
 
 def with_known_names(hints: Mapping[str, str]) -> Callable[[Callable[P, R]], Callable[P, R]]:
-    """Decorate a function so that an unknown argument raises `InputError`; its signature stays in sight."""
+    """Decorate a function so that an unknown argument raises `InputError`. Its signature stays visible."""
 
     def decorate(function: Callable[P, R]) -> Callable[P, R]:
         known = [name for name in inspect.signature(function).parameters if name != "self"]
@@ -45,23 +45,23 @@ def with_known_names(hints: Mapping[str, str]) -> Callable[[Callable[P, R]], Cal
     return decorate
 
 
-def whole(name: str, given: int, low: int, high: int) -> int:
-    """A whole number from `low` to `high`, of Python or numpy. Raises `InputError` naming the argument."""
+def check_int(name: str, value: int, low: int, high: int) -> int:
+    """Return an integer from `low` to `high`, of Python or numpy. Raises `InputError` naming the argument."""
     try:
-        found = operator.index(given)
+        result = operator.index(value)
     except TypeError:
-        found = None
-    if found is None or isinstance(given, bool) or not low <= found <= high:
-        raise InputError(f"{name} must be a whole number from {low} to {high}, got {given!r:.80}.")
-    return found
+        result = None
+    if result is None or isinstance(value, bool) or not low <= result <= high:
+        raise InputError(f"{name} must be a whole number from {low} to {high}, got {value!r:.80}.")
+    return result
 
 
-def number(name: str, given: Any, most: float, hint: str = "") -> float:
-    """A number from 0 to `most`; NaN is none. Raises `InputError` naming the argument."""
+def check_float(name: str, value: Any, high: float, hint: str = "") -> float:
+    """Return a number from 0 to `high`. Raises `InputError` naming the argument, also for NaN."""
     try:
-        found = math.nan if isinstance(given, (bool, str)) else float(given)
+        result = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError, OverflowError):
-        found = math.nan
-    if not 0 <= found <= most:
-        raise InputError(f"{name} must be a number from 0 to {most}{hint}, got {given!r:.80}.")
-    return found
+        result = math.nan
+    if not 0 <= result <= high:
+        raise InputError(f"{name} must be a number from 0 to {high}{hint}, got {value!r:.80}.")
+    return result

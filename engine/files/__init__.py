@@ -1,1 +1,1 @@
-"""Files that Calotype keeps: paths, digests, locks between processes, and JSON of strangers."""
+"""Files: the cache, its paths and locks, digests, and JSON files from strangers."""

@@ -1,9 +1,9 @@
-"""What is kept under `CALOTYPE_HOME`: areas of entries, with one listing, one rule of eviction and one verification.
+"""The cache under `CALOTYPE_HOME`: areas of entries, with one listing, one eviction rule and one verification.
 
-    AREA/KEY              an entry that is one file: the content, then the content's SHA-256 in 32 bytes
-    AREA/.KEY.PID-THREAD  a file that is being written; it gets its name when it is complete
+    AREA/KEY              an entry that is one file: the content, then its SHA-256 in 32 bytes
+    AREA/.KEY.PID-THREAD  an unfinished file, which is renamed when it is complete
 
-The modification time of an entry is the time of its last use. Entries that are folders:
+The modification time of an entry is the time of its last use. For entries that are folders see
 `calotype.export.store.folder_area`.
 """
 
@@ -22,18 +22,18 @@ from pathlib import Path
 
 from ..errors import SourceError
 from . import locks
-from .paths import home, write_whole
+from .paths import home, write_atomic
 
 _SEAL, _SEAL_BYTES = hashlib.sha256, 32
 _FILE = re.compile(r"([0-9a-f]{64})(\.[a-z]+)?")
-_UNFINISHED = re.compile(r"\..+\.\d+-\d+")  # the names that `write_whole` writes under
-_ABANDONED_S = 60  # a file that is being written changes more often than this
+_UNFINISHED = re.compile(r"\..+\.\d+-\d+")  # the temporary names of `write_atomic`
+_ABANDONED_S = 60  # a file in progress changes more often than this
 _CLOCKS_S = 2.0  # the clock of a file server may be ahead of ours by this much
 
 
 @dataclass(frozen=True, kw_only=True)
 class Entry:
-    """One entry of an area, as it was when the area was listed."""
+    """One entry of an area, at the time of the listing."""
 
     area: Area
     key: str
@@ -44,12 +44,12 @@ class Entry:
 
     @property
     def title(self) -> str:
-        """What a person calls the entry."""
+        """A readable name of the entry."""
         return title(self.key, self.label)
 
     @property
     def fault(self) -> str | None:
-        """What is wrong with the entry; None for an intact one, and where the area cannot tell."""
+        """The fault of the entry; None if it is intact, or if the area cannot verify it."""
         return self.area.fault(self)
 
 
@@ -60,16 +60,16 @@ class Area(ABC):
 
     @property
     def verifiable(self) -> bool:
-        """Can `fault` tell an intact entry from a damaged one?"""
+        """Whether `fault` can verify an entry."""
         return True
 
     @property
     def root(self) -> Path:
-        """The folder, which need not exist yet."""
+        """The folder, which may not exist yet."""
         return home() / self.name
 
     def entries(self) -> list[Entry]:
-        """All entries, the least recently used first. Raises `SourceError` where the folder cannot be read."""
+        """Return all entries, the least recently used first. Raises `SourceError` if the folder cannot be read."""
         listed = []
         try:
             for path in self._paths():
@@ -83,15 +83,15 @@ class Area(ABC):
 
     @abstractmethod
     def fault(self, entry: Entry) -> str | None:
-        """What is wrong with the entry; None for an intact one."""
+        """Return the fault of the entry; None if it is intact."""
 
     @abstractmethod
     def remove(self, entry: Entry) -> bool:
-        """Remove the entry; False, and nothing is removed, where a process uses it or has used it since the listing."""
+        """Remove the entry. Returns False and keeps it if a process uses it or has used it since the listing."""
 
     @abstractmethod
     def clear_leftovers(self) -> None:
-        """Remove what processes that were killed have left."""
+        """Remove unfinished files of killed processes."""
 
     @abstractmethod
     def _paths(self) -> Iterator[Path]: ...
@@ -104,16 +104,16 @@ class Area(ABC):
 class FileArea(Area):
     """An area whose entries are files.
 
-    A cache that cannot be read or written costs time and never fails: `read` returns None, and `write` writes nothing.
+    A cache that cannot be read or written only costs time: `read` returns None, and `write` does nothing.
     """
 
     name: str
-    content: str  # what an entry is, for people
+    content: str  # description of an entry
     suffix: str = ""
-    limit_bytes: int | None = None  # of all entries; the least recently used ones make room for a new one
+    limit_bytes: int | None = None  # of all entries: `write` evicts the least recently used ones
 
     def read(self, key: str) -> memoryview | None:
-        """The entry's content, mapped; None where there is none or it is damaged.
+        """Return the content of an entry, memory-mapped; None if it does not exist or is damaged.
 
         The entry is in use as long as the content is referenced.
         """
@@ -122,33 +122,33 @@ class FileArea(Area):
             if (descriptor := locks.share(path)) is not None:
                 content = _intact(descriptor)
                 if content is not None:
-                    with suppress(OSError):  # in a cache that cannot be written
+                    with suppress(OSError):  # a read-only cache
                         os.utime(path)
                 return content
         return None
 
     def write(self, key: str, content: bytes) -> None:
-        """Keep the content under the key."""
+        """Store the content under the key."""
         with suppress(OSError, SourceError):
             if self.limit_bytes is not None:
                 self.clear_leftovers()
                 room = self.limit_bytes - len(content) - _SEAL_BYTES
                 if evict(self.entries(), room).kept_bytes > room:
                     return
-            write_whole(self._path(key), content + _SEAL(content).digest())
+            write_atomic(self._path(key), content + _SEAL(content).digest())
 
     def fault(self, entry: Entry) -> str | None:
-        """What is wrong with the entry; None for an intact one."""
+        """Return the fault of the entry; None if it is intact."""
         try:
             descriptor = locks.share(entry.path)
-            if descriptor is None or _intact(descriptor) is not None:  # None: it has been removed since the listing
+            if descriptor is None or _intact(descriptor) is not None:  # None: removed since the listing
                 return None
         except (OSError, ValueError) as failed:
             return f"cannot read {entry.path}: {failed}."
-        return f"{entry.path} is damaged: its bytes are not those that were written."
+        return f"{entry.path} is damaged: its SHA-256 differs from the recorded one."
 
     def remove(self, entry: Entry) -> bool:
-        """Remove the entry; False where a process uses it or has used it since the listing."""
+        """Remove the entry. Returns False if a process uses it or has used it since the listing."""
         with locks.unused(entry.path) as free, suppress(FileNotFoundError):
             if not free or entry.path.stat().st_mtime != entry.used:
                 return False
@@ -156,11 +156,11 @@ class FileArea(Area):
         return True
 
     def clear_leftovers(self) -> None:
-        """Remove the files that processes were killed over."""
+        """Remove unfinished files of killed processes."""
         for folder, _, names in os.walk(self.root):
             for path in (Path(folder, name) for name in names if _UNFINISHED.fullmatch(name)):
                 with suppress(FileNotFoundError):
-                    if abs(time.time() - path.stat().st_mtime) > _ABANDONED_S:  # the future is as far away as the past
+                    if abs(time.time() - path.stat().st_mtime) > _ABANDONED_S:  # also for times in the future
                         path.unlink()
 
     def _path(self, key: str) -> Path:
@@ -181,21 +181,21 @@ OPENVINO = FileArea(name="openvino", content="network compiled by OpenVINO", suf
 SAMPLERS = FileArea(name="samplers", content="sampler matrix")
 DIGESTS = FileArea(name="digests", content="digest of a file")
 TIMINGS = FileArea(name="timings", content="layer timings of TensorRT")
-REFITTABLE = FileArea(name="refittable", content="place of a refittable engine")
+REFITTABLE = FileArea(name="refittable", content="path of a refittable engine")
 FILE_AREAS = (OPENVINO, SAMPLERS, DIGESTS, TIMINGS, REFITTABLE)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evicted:
-    """What `evict` did."""
+    """The result of `evict`."""
 
     removed: tuple[Entry, ...]
-    busy: tuple[Entry, ...]  # least recently used as well, but in use
+    busy: tuple[Entry, ...]  # also least recently used, but in use
     kept_bytes: int
 
 
 def evict(entries: Iterable[Entry], max_bytes: int) -> Evicted:
-    """Remove the least recently used entries until the rest is `max_bytes` or less; what is in use stays."""
+    """Remove the least recently used entries until the rest has at most `max_bytes`. Keeps entries in use."""
     ordered = least_recent_first(entries)
     left = sum(entry.size_bytes for entry in ordered)
     removed, busy = [], []
@@ -217,14 +217,14 @@ def least_recent_first(entries: Iterable[Entry]) -> list[Entry]:
 
 
 def title(key: str, label: Mapping[str, str]) -> str:
-    """What a person calls an entry."""
+    """Return a readable name for an entry."""
     return " ".join(" ".join(map(str, label.values())).split()) or f"entry {key[:12]}"
 
 
 def _intact(descriptor: int) -> memoryview | None:
-    """The content of an open file, mapped, if its seal holds. Closes the descriptor; the mapping keeps its lock."""
+    """Return the mapped content of an open file if its SHA-256 matches. Only the mapping keeps the lock."""
     try:
-        # A copy: OpenVINO takes what may be written, and writes nothing.
+        # Copy-on-write: OpenVINO requires a writable buffer, but does not write.
         data = memoryview(mmap.mmap(descriptor, 0, access=mmap.ACCESS_COPY))
     finally:
         os.close(descriptor)

@@ -1,8 +1,8 @@
-"""Who may touch what in the cache. Locks between processes, which the system releases however a process ends.
+"""Locks between processes for the cache. The system releases them when a process ends in any way.
 
-`KEY.lock` is held by the one process that makes or removes an entry, and is there only as long. An entry that a process
-was handed is *in use* until that process ends: it holds the entry's own `entry.json`, shared with others, so that
-reading needs no second file and works in a store that cannot be written.
+The process that builds or removes an entry holds `KEY.lock`, which exists only for that time. An entry that a process
+has received is *in use* until the process ends: it holds a shared lock on the entry's `entry.json`. So reading needs no
+second file and works in a read-only store.
 """
 
 from __future__ import annotations
@@ -19,39 +19,45 @@ from pathlib import Path
 from ..errors import SourceError
 from ..errors.printable import printable
 
-_PATIENCE_S = 1.0  # a shorter wait is not worth a word
+_QUIET_S = 1.0  # print no message for a shorter wait
 _NO_FILE = (FileNotFoundError, NotADirectoryError, IsADirectoryError)
 
-_in_use: dict[Path, int] = {}  # a descriptor for each entry that this process was handed
+_in_use: dict[Path, int] = {}  # a descriptor for each entry that this process uses
 _guard = threading.Lock()
 
 
 @contextmanager
 def exclusive(path: Path, *, wait_for: str | None = None) -> Iterator[bool]:
-    """Hold the lock file `path`, which is made now and gone afterwards.
+    """Hold the lock file `path`, which exists only during the block. Yields True while it is held.
 
-    With `wait_for` (what its holder is making) wait, and say on stderr what for; without, yield False where another
-    process or thread holds it. Raises `SourceError` on a file system that knows no locks.
+    If another process or thread holds it, wait and print the reason to stderr, or without `wait_for` yield False.
+
+    Args:
+        path: the lock file.
+        wait_for: what the holder is working on, for the message.
+
+    Raises:
+        SourceError: the file system does not support locks.
     """
-    started, told = time.monotonic(), wait_for is None
+    started, printed = time.monotonic(), False
     while (descriptor := _take(path)) is None and wait_for is not None:
-        if not told and time.monotonic() - started > _PATIENCE_S:
+        if not printed and time.monotonic() - started > _QUIET_S:
             line = f"calotype: waiting for {_holder(path)}, which is busy with {wait_for}"
             print(printable(line), file=sys.stderr, flush=True)
-            told = True
+            printed = True
         time.sleep(0.05)
     try:
         yield descriptor is not None
     finally:
         if descriptor is not None:
-            with suppress(OSError):  # the file is removed while it is held: whoever opened it meanwhile looks again
+            with suppress(OSError):  # remove it while it is held: others that opened it check it again
                 if _is(descriptor, path):
                     path.unlink()
             os.close(descriptor)
 
 
 def use(path: Path) -> bool:
-    """Share the lock of this file until this process ends; False where there is none, or it is being removed."""
+    """Share the lock of a file until this process ends. Returns False if it does not exist or is being removed."""
     if (descriptor := share(path)) is None:
         return False
     with _guard:
@@ -63,12 +69,13 @@ def use(path: Path) -> bool:
 
 
 def share(path: Path) -> int | None:
-    """Open a file with its lock shared, until the descriptor and its copies are closed; None as `use` says False.
+    """Open a file with a shared lock, until the descriptor and its copies are closed.
 
-    Where the file system knows no locks nothing can be removed either (`exclusive` refuses), so reading needs none.
+    Returns None if the file does not exist or is being removed. On a file system without locks no file can be removed
+    either (`exclusive` raises), so reading needs no lock.
     """
     try:
-        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # a pipe in its place is not waited for
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)  # does not wait for a pipe
     except _NO_FILE:
         return None
     try:
@@ -86,10 +93,10 @@ def share(path: Path) -> int | None:
 
 @contextmanager
 def unused(path: Path) -> Iterator[bool]:
-    """Is the entry of this `entry.json` used by no process, this one included? If so, none may begin to meanwhile."""
+    """Yield whether no process, also not this one, uses the entry of this `entry.json`. If so, block new uses."""
     try:
         descriptor = os.open(path, os.O_RDWR)
-    except _NO_FILE:  # nobody is handed an entry without this file
+    except _NO_FILE:  # no process receives an entry without this file
         yield True
         return
     try:
@@ -99,20 +106,20 @@ def unused(path: Path) -> Iterator[bool]:
 
 
 def _take(path: Path) -> int | None:
-    """The lock file's descriptor, locked; None where another holds it."""
+    """Lock the lock file and return its descriptor; None if another process holds it."""
     descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        mine = _lock(descriptor, path) and _is(descriptor, path)
-        if mine:
-            with suppress(OSError):  # for those who wait; a full disk has no room for it
+        locked = _lock(descriptor, path) and _is(descriptor, path)
+        if locked:
+            with suppress(OSError):  # for the message of those who wait; fails on a full disk
                 os.truncate(descriptor, 0)
                 os.write(descriptor, f"{os.getpid()} {os.uname().nodename}".encode())
     except BaseException:
         os.close(descriptor)
         raise
-    if not mine:
+    if not locked:
         os.close(descriptor)
-    return descriptor if mine else None
+    return descriptor if locked else None
 
 
 def _lock(descriptor: int, path: Path) -> bool:
@@ -123,13 +130,13 @@ def _lock(descriptor: int, path: Path) -> bool:
         return False
     except OSError as failed:  # ENOLCK, EOPNOTSUPP, ENOSYS: some network and FUSE file systems
         raise SourceError(
-            f"{path} cannot be locked ({failed.strerror}), so two processes could not be kept from one entry; "
-            "name a folder on a local disk with `export CALOTYPE_HOME=FOLDER`."
+            f"cannot lock {path} ({failed.strerror}): the file system does not support locks. Choose a folder on a "
+            "local disk with `export CALOTYPE_HOME=FOLDER`."
         ) from None
 
 
 def _is(descriptor: int, path: Path) -> bool:
-    """Does the path still lead to the open file, and is it a file?"""
+    """Tell whether the path still leads to the open file, and is a regular file."""
     with suppress(OSError):
         return path.is_file() and os.path.samestat(os.fstat(descriptor), path.stat())
     return False

@@ -1,4 +1,4 @@
-"""Where Calotype keeps what it made: `CALOTYPE_HOME`, or the user's cache folder."""
+"""The folder of the cache: `CALOTYPE_HOME`, or the user's cache folder."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from ..errors import SourceError
 
 
 def home() -> Path:
-    """The folder, which need not exist yet: $CALOTYPE_HOME, else $XDG_CACHE_HOME/calotype, else ~/.cache/calotype."""
-    said, cache = os.environ.get("CALOTYPE_HOME"), os.environ.get("XDG_CACHE_HOME")
+    """Return $CALOTYPE_HOME, $XDG_CACHE_HOME/calotype or ~/.cache/calotype. The folder may not exist yet."""
+    configured, cache = os.environ.get("CALOTYPE_HOME"), os.environ.get("XDG_CACHE_HOME")
     try:
-        if said:
-            return Path(said).expanduser().absolute()
+        if configured:
+            return Path(configured).expanduser().absolute()
         return (Path(cache) if cache else Path.home() / ".cache") / "calotype"
     except RuntimeError as failed:  # no such user, or a user without a home
-        raise SourceError(f"there is no place for the store ({failed}); set CALOTYPE_HOME to a folder.") from None
+        raise SourceError(f"cannot find a cache folder ({failed}). Set CALOTYPE_HOME to a folder.") from None
 
 
-def write_whole(path: Path, data: bytes) -> None:
-    """Write so that no reader ever sees half a file: to a new name beside it, then renamed."""
+def write_atomic(path: Path, data: bytes) -> None:
+    """Write a file so that readers never see a part of it: write to a temporary name, then rename."""
     path.parent.mkdir(parents=True, exist_ok=True)
     fresh = path.with_name(f".{path.name}.{os.getpid()}-{threading.get_ident()}")
     try:

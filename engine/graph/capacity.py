@@ -1,7 +1,7 @@
-"""What would fit on a device that was too full for a picture: fewer at once, or smaller ones, by an estimate.
+"""Capacity hint for a full device: estimate how many images, or which smaller size, would fit.
 
-The estimate is the largest array of a run that grows with the picture (`Load`), without attention scores, which no
-backend of a GPU keeps. It is only held against itself: a request that failed says how far it is to be believed.
+The estimate is the largest array of a run that grows with the image (`Load`), without attention scores, which no GPU
+backend keeps. It is compared only with itself: the request that failed calibrates it.
 """
 
 from __future__ import annotations
@@ -15,46 +15,43 @@ from ..plan.plan import Plan
 from ..request.request import Job
 from ..system.memory import peak_bytes
 
-_LESS = 0.75  # of what did not fit, at the most: libraries want room of their own
-_HALF = "a plan in a lower precision takes less: calotype build MODEL --precision fp16"
-_EIGHT = "a plan in int8 takes less: calotype build MODEL --backend tensorrt --precision int8"
-_NOTHING = "no picture of this model fits beside what the GPU holds"
-_LOWER = {"fp32": _HALF, "fp16": _EIGHT, "bf16": _EIGHT}  # the U-Net's precision -> what takes less
-_SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)  # of a side
+_FITTING_SHARE = 0.75  # of the estimate that did not fit: libraries need memory too
+_FP16 = "a plan in a lower precision takes less memory: calotype build MODEL --precision fp16"
+_INT8 = "a plan in int8 takes less memory: calotype build MODEL --backend tensorrt --precision int8"
+_NOTHING = "no image of this model fits into the GPU memory that is free"
+_LOWER = {"fp32": _FP16, "fp16": _INT8, "bf16": _INT8}  # the U-Net's precision -> a hint
+_SIDE_SHARES = (0.875, 0.75, 0.625, 0.5, 0.375, 0.25)
 
 
 def suggest_fitting_size(
     plan: Plan, *, batch: int, height: int, width: int, guided: bool, free_bytes: int | None
 ) -> str:
-    """In words, what of this model fits where `batch` pictures of this size in pixels did not."""
+    """Return a hint of what would fit, as text, after `batch` images of this size in pixels did not."""
     loads = [load for load in plan.loads if not load.squared]
 
     def need(count: int, tall: int, wide: int) -> int:
         return peak_bytes(loads, batch=count, height=tall, width=wide, guided=guided)
 
-    asked = need(batch, height, width)
-    most = asked * _LESS if free_bytes is None else min(asked * _LESS, free_bytes)
+    limit = need(batch, height, width) * _FITTING_SHARE
+    limit = limit if free_bytes is None else min(limit, free_bytes)
     for count in range(batch - 1, 0, -1):
-        if need(count, height, width) <= most:
+        if need(count, height, width) <= limit:
             return f"{count} of {width}x{height} pixels at once would fit"
-    for share in _SHARES:
-        tall, wide = (_smaller(side, share, plan.profile.multiple) for side in (height, width))
-        inside = plan.profile.height.low <= tall and plan.profile.width.low <= wide
-        if inside and need(1, tall, wide) <= most:
+    for share in _SIDE_SHARES:
+        multiple = plan.profile.multiple
+        tall, wide = (int(side * share) // multiple * multiple for side in (height, width))
+        inside = plan.profile.height.min <= tall and plan.profile.width.min <= wide
+        if inside and need(1, tall, wide) <= limit:
             return f"one of {wide}x{tall} pixels would fit"
     return _LOWER.get(plan.components["unet"].artifacts[0].precision, _NOTHING)
 
 
-def _smaller(side: int, share: float, multiple: int) -> int:
-    return int(side * share) // multiple * multiple
-
-
 @contextmanager
 def annotate_out_of_memory(plan: Plan, job: Job) -> Iterator[None]:
-    """Inside, a device that is full is told with what would fit."""
+    """Add the hint to a `DeviceFullError` of the block."""
     try:
         yield
     except DeviceFullError as full:
         size = {"batch": len(job.seeds), "height": job.height, "width": job.width}
-        told = suggest_fitting_size(plan, **size, guided=job.guided, free_bytes=free_bytes())
-        raise DeviceFullError(f"{str(full).rstrip('.')}; by an estimate {told}.") from None
+        hint = suggest_fitting_size(plan, **size, guided=job.guided, free_bytes=free_bytes())
+        raise DeviceFullError(f"{str(full).rstrip('.')}; by an estimate {hint}.") from None

@@ -1,11 +1,11 @@
-"""A whole picture as one function of tensors on a device: token ids and noise in, bytes out.
+"""The pipeline as one function of tensors on a device: token ids and noise in, image bytes out.
 
-Text encoders, every call of the denoiser with the step between, and the autoencoder's decoder follow each other on one
-stream, and nothing waits for the host: captured by `graphs`, a picture is one launch. All that a request says is in the
-inputs (`calotype.graph.inputs`). Shapes, and which inputs there are, decide what is launched: one graph serves every
-prompt, seed, guidance and sampler of one size and number of calls.
+The text encoders, every call of the denoiser with its scheduler step, and the VAE decoder run on one stream, and
+nothing waits for the host: captured by `cuda.graphs`, a batch is one launch. `calotype.graph.inputs` turns a request
+into the inputs. Their names and shapes decide what is launched: one graph serves every prompt, seed, guidance scale and
+sampler of one size and number of calls.
 
-Imports torch and triton. Knows nothing of graphs, backends or where networks come from; has no ControlNets.
+Imports torch and triton. Does not know graphs, backends or the sources of networks. Supports no ControlNets.
 """
 
 from __future__ import annotations
@@ -30,14 +30,14 @@ Tensors = Mapping[str, Tensor]
 class OnDevice(Protocol):
     """A network as a function of tensors on the device: inputs by name, outputs in the bindings' order."""
 
-    dtype: torch.dtype  # of its floats
+    dtype: torch.dtype  # of its float inputs
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Put it on the current stream."""
+        """Launch the network on the current stream."""
 
 
 class GraphPipeline(nn.Module):
-    """The function. `networks` are the plan's by name, on the device of the inputs."""
+    """The function. `networks` are the plan's components by name, on the device of the inputs."""
 
     _scale: Tensor
     _mean: Tensor
@@ -51,73 +51,75 @@ class GraphPipeline(nn.Module):
         self.register_buffer("_mean", mean, persistent=False)
 
     def forward(self, inputs: Tensors) -> dict[str, Tensor]:
-        """`pixels` uint8 [B, H, W, 3], and whether all numbers that they are made of are `finite`, bool [1]."""
-        steering = self.steering(inputs)
-        network, slots = self._at_the_start(inputs, guided=len(inputs["said"]) == 2 * len(inputs["noise"]))
-        rescaled, unet, extra_channels = "rescaled" in inputs, self._networks["unet"], inputs.get("beside")
+        """Return `pixels`, uint8 [B, H, W, 3], and `finite`, bool [1]: whether all of them were finite numbers."""
+        conditioning = self.conditioning(inputs)
+        network, slots = self._initial_state(inputs, guided=len(inputs["has_text"]) == 2 * len(inputs["noise"]))
+        rescaled, unet, extra_channels = "rescaled" in inputs, self._networks["unet"], inputs.get("extra_channels")
         guided_step(network, slots, rescaled=rescaled)
-        with self._step_invariants(inputs, steering) as at:
+        with self._step_invariants(inputs, conditioning) as select_step:
             for i in range(inputs["timesteps"].shape[1] - 1):
-                at(i)
+                select_step(i)
                 sample = network.sample
-                if extra_channels is not None:  # the mask and the masked picture's latents
+                if extra_channels is not None:  # the mask and the latents of the masked image
                     sample = torch.cat([sample, extra_channels.to(sample.dtype)], dim=1)
-                output = unet(sample=sample, timestep=network.timestep, **steering)[0]
+                output = unet(sample=sample, timestep=network.timestep, **conditioning)[0]
                 network = replace(network, output=output.contiguous())
                 guided_step(network, slots, rescaled=rescaled)
         latents = slots.latents * self._scale + self._mean
         decoder = self._networks["vae_decoder"]
         pixels = decoder(latent_sample=latents.to(decoder.dtype))[0]
-        return {"pixels": to_uint8(pixels), "finite": torch.isfinite(pixels).all()[None]}  # bytes would not show it
+        return {"pixels": to_uint8(pixels), "finite": torch.isfinite(pixels).all()[None]}  # bytes do not show it
 
-    def steering(self, inputs: Tensors) -> dict[str, Tensor]:
-        """What the denoiser is given at every call besides the sample and the timestep."""
+    def conditioning(self, inputs: Tensors) -> dict[str, Tensor]:
+        """Return the inputs of the denoiser that stay the same at every call."""
         prompting, outputs = self._plan.prompting, {}
         for name in dict.fromkeys(component for component, _ in prompting.states):
             outputs[name] = self._encoded(name, inputs[IDS + name])
         kind = self._networks["unet"].dtype
-        said = inputs["said"].to(kind)  # 0 makes the zeros of a negative prompt that was not said
+        has_text = inputs["has_text"].to(kind)  # 0 gives the zeros of an absent negative prompt
         skip = next((int(name.removeprefix(SKIP)) for name in inputs if name.startswith(SKIP)), None)
-        without = len(said) - len(inputs["noise"])  # rows to steer away from, whose layers are all taken
+        negatives = len(has_text) - len(inputs["noise"])  # rows of negative prompts, which skip no layer
         states = []
         for component, output in prompting.states:
-            taken = outputs[component][skipping(output, skip)]
+            state = outputs[component][skipping(output, skip)]
             if skip is not None:
-                taken = torch.cat([outputs[component][output][:without], taken[without:]])
-            states.append(_weighed(taken, inputs.get(WEIGHTS + component)).to(kind))
-        found = {"encoder_hidden_states": torch.cat(states, dim=-1) * said[:, None, None]}
+                state = torch.cat([outputs[component][output][:negatives], state[negatives:]])
+            states.append(_weighed(state, inputs.get(WEIGHTS + component)).to(kind))
+        arrays = {"encoder_hidden_states": torch.cat(states, dim=-1) * has_text[:, None, None]}
         if prompting.pooled is not None:
             component, output = prompting.pooled
-            found["text_embeds"] = outputs[component][output][:, 0].to(kind) * said[:, None]
-        return found | {name: inputs[name] for name in ("time_ids", "timestep_cond") if name in inputs}
+            arrays["text_embeds"] = outputs[component][output][:, 0].to(kind) * has_text[:, None]
+        return arrays | {name: inputs[name] for name in ("time_ids", "timestep_cond") if name in inputs}
 
     def _encoded(self, name: str, ids: Tensor) -> dict[str, Tensor]:
-        """Every output for every chunk.  # [N, chunks, T] -> [N, chunks, ...]"""
+        """Return all outputs of a text encoder for all chunks.  # [N, chunks, T] -> [N, chunks, ...]"""
         outputs = [b.name for b in self._plan.components[name].outputs]
-        made = self._networks[name](input_ids=ids.flatten(0, 1))
-        return {n: t.reshape(*ids.shape[:2], *t.shape[1:]) for n, t in zip(outputs, made, strict=True)}
+        tensors = self._networks[name](input_ids=ids.flatten(0, 1))
+        return {n: t.reshape(*ids.shape[:2], *t.shape[1:]) for n, t in zip(outputs, tensors, strict=True)}
 
-    def _step_invariants(self, inputs: Tensors, steering: Tensors) -> AbstractContextManager[Callable[[int], None]]:
-        """Inside, what does not depend on the sample is computed once; the function says which call is next."""
+    def _step_invariants(self, inputs: Tensors, conditioning: Tensors) -> AbstractContextManager[Callable[[int], None]]:
+        """Precompute what does not depend on the sample. The function that it yields selects the next call."""
         module: Any = getattr(self._networks["unet"], "module", None)
         if module is None:  # an engine
             return nullcontext(lambda call: None)
         from ..cuda.step_cache import step_invariants
 
-        halves = len(inputs["said"]) // len(inputs["noise"])
+        halves = len(inputs["has_text"]) // len(inputs["noise"])
         return step_invariants(
-            module, inputs["timesteps"][:, :-1].repeat(halves, 1).T, steering, self._networks["unet"].dtype
+            module, inputs["timesteps"][:, :-1].repeat(halves, 1).T, conditioning, self._networks["unet"].dtype
         )
 
-    def _at_the_start(self, inputs: Tensors, *, guided: bool) -> tuple[Network, Slots]:
+    def _initial_state(self, inputs: Tensors, *, guided: bool) -> tuple[Network, Slots]:
         noise, rows = inputs["noise"], inputs["rows"]
         count, calls = len(noise), rows.shape[1] - 1
         history = noise.new_empty(count, rows.shape[2], *noise.shape[1:])
         history[:, 0], history[:, 1 + calls :] = noise, inputs["draws"]
         original = None
-        if "clean" in inputs:
-            names = {"latents": "original", "clean": "clean", "repaint": "repaint", "kept": "kept"}
-            original = SourceLatents(**{ours: inputs[name] for ours, name in names.items() if name in inputs})
+        if "image_coefficients" in inputs:
+            optional = {name: inputs[name] for name in ("inpaint_mask", "masked_rows") if name in inputs}
+            original = SourceLatents(
+                latents=inputs["original"], image_coefficients=inputs["image_coefficients"], **optional
+            )
         slots = Slots(
             call=noise.new_full((count,), -1, dtype=torch.int32),
             calls=noise.new_full((count,), calls, dtype=torch.int32),
@@ -135,13 +137,13 @@ class GraphPipeline(nn.Module):
 
 
 def _weighed(states: Tensor, weights: Tensor | None) -> Tensor:
-    """Each token's state as often as it counts, each prompt's mean as it was; chunks one after the other.
+    """Scale each token's state by its weight and keep each prompt's mean; join the chunks.
 
-    As `calotype.stages.conditioning` does it.  # [N, chunks, T, W], [N, chunks, T] -> [N, chunks * T, W]
+    Does what `calotype.stages.conditioning` does.  # [N, chunks, T, W], [N, chunks, T] -> [N, chunks * T, W]
     """
     if weights is not None:
-        heavier = states.float() * weights[..., None]
-        before, after = (each.double().mean(dim=(1, 2, 3), keepdim=True) for each in (states, heavier))
-        some = (weights != 1).flatten(1).any(dim=1)[:, None, None, None]
-        states = torch.where(some, (heavier * (before / after)).float(), states.float())
+        weighted = states.float() * weights[..., None]
+        before, after = (each.double().mean(dim=(1, 2, 3), keepdim=True) for each in (states, weighted))
+        has_weights = (weights != 1).flatten(1).any(dim=1)[:, None, None, None]
+        states = torch.where(has_weights, (weighted * (before / after)).float(), states.float())
     return states.flatten(1, 2)

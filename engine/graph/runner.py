@@ -1,7 +1,7 @@
-"""Whole pictures on an NVIDIA GPU: a job in, bytes out, one graph launch between.
+"""Graph execution on an NVIDIA GPU: a job in, image bytes out, one graph launch.
 
-Takes the networks of runners that are open on the device (`cuda`, `tensorrt`), and keeps graphs of `whole` by size,
-batch and number of calls. What cannot be one graph is told with its reason, and is for the pipeline's loop to do.
+Takes the networks of the runners on the device (`cuda`, `tensorrt`), and keeps graphs of `GraphPipeline` by size, batch
+and number of calls. For a job that cannot run as one graph it returns the reason, and the pipeline's loop runs the job.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ if TYPE_CHECKING:
     from ..backends import LoadedComponent
     from .pipeline import OnDevice
 
-_GRAPHS_SHARE = 2  # half of the device's memory may be graphs of whole pictures
+_MEMORY_SHARE = 2  # graphs may hold half of the device's memory
 
 
 class GraphRunner:
-    """Pictures of one plan. Threads may share it: one at a time is painted."""
+    """CUDA-graph runner of one plan. Threads may share it: it runs one job at a time."""
 
     def __init__(
         self,
@@ -47,80 +47,83 @@ class GraphRunner:
         from .pipeline import GraphPipeline
 
         self._plan, self._gpu, self._tokenizers = plan, gpu, tokenizers
-        self._whole = gpu.hold(GraphPipeline(plan, networks))
-        self._graphs = CudaGraphCache(self._whole, recorder, limit_bytes=limit_bytes)
+        self._module = gpu.move_module(GraphPipeline(plan, networks))
+        self._graphs = CudaGraphCache(self._module, recorder, limit_bytes=limit_bytes)
         self._lock = threading.Lock()
 
-    def run(self, asked: GraphInputs) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-        """The pictures, and notes for the report.  # [B, H, W, 3]
+    def run(self, inputs: GraphInputs) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
+        """Return the pixels and notes for the report.  # [B, H, W, 3]
 
-        Raises `DeviceFullError`, and `NotFiniteError` where numbers are not finite.
+        Raises `DeviceFullError`, and `NotFiniteError` if a number is not finite.
         """
         import torch
 
-        arrays, notes = inputs_of(self._plan, self._tokenizers, asked)
+        arrays, notes = inputs_of(self._plan, self._tokenizers, inputs)
 
-        def painted() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-            made = self._graphs({name: self._gpu.put(array) for name, array in arrays.items()})
-            return self._gpu.fetch(made["pixels"]), self._gpu.fetch(made["finite"])
+        def launch() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+            outputs = self._graphs({name: self._gpu.to_device(array) for name, array in arrays.items()})
+            return self._gpu.to_host(outputs["pixels"]), self._gpu.to_host(outputs["finite"])
 
-        mend = "ask for smaller pictures, or fewer at once"
-        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named("picture"):
-            pixels, finite = run_or_device_full(painted, "a whole picture of this size", mend)
+        hint = "generate smaller images, or fewer at once"
+        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.nvtx_range("image"):
+            pixels, finite = run_or_device_full(launch, "a graph of this size", hint)
         if not finite.all():
-            raise NotFiniteError("the picture's numbers are not finite")
+            raise NotFiniteError("the image has numbers that are not finite")
         return pixels, notes
 
 
 class GraphPipelineManager:
-    """A pipeline's painter, made when a first job can be one graph; and why others are not painted so."""
+    """Owner of a pipeline's `GraphRunner`, which the first job that can run as one graph creates."""
 
     def __init__(
         self, plan: Plan, tokenizers: Mapping[str, ClipTokenizer], opened: Callable[[str], LoadedComponent]
     ) -> None:
         self._plan, self._tokenizers, self._opened = plan, tokenizers, opened
         self._lock = threading.Lock()
-        self._made: tuple[tuple[Any, ...], GraphRunner] | None = None
+        self._current: tuple[tuple[Any, ...], GraphRunner] | None = None  # (its networks, the runner)
 
     @property
     def names(self) -> tuple[str, ...]:
-        """The components that a whole picture is made of."""
-        wanted = (*self._plan.tokenizers, "unet", "vae_decoder")
-        return tuple(name for name in wanted if name in self._plan.components)
+        """The components that a graph contains."""
+        names = (*self._plan.tokenizers, "unet", "vae_decoder")
+        return tuple(name for name in names if name in self._plan.components)
 
     @property
     def on_device(self) -> bool:
-        """Can any picture be one graph: does every one of its networks lie on a GPU that captures?"""
+        """Whether all of these components are on a GPU whose runner supports capture."""
         return all(hasattr(getattr(self._opened(name), "runner", None), "network") for name in self.names)
 
     def run(
-        self, job: Job, sampler: Sampler, asked: Callable[[], GraphInputs], watch: Stopwatch, *, whole: bool
+        self, job: Job, sampler: Sampler, inputs: Callable[[], GraphInputs], watch: Stopwatch, *, untiled: bool
     ) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
-        """The pictures and notes; or None, and the note that says why the loop has to make them.
+        """Return the pixels and notes; or None, and a note with the reason why the loop has to run the job.
 
-        `asked` is called for a job that can be one graph. `whole`: the autoencoder takes all at once.
+        `inputs` is called for a job that can run as one graph. `untiled`: the VAE takes the batch at once.
         """
-        reason = graph_unsupported_reason(self._plan, job, sampler) if whole else "the autoencoder works in portions"
+        reason = graph_unsupported_reason(self._plan, job, sampler) if untiled else "the VAE works in slices or tiles"
         if reason is None:
             try:
-                given, painter = asked(), self._runner()
-                with watch.stage("picture"):
-                    pixels, notes = painter.run(given)
-                return pixels, (*notes, "painted as one graph")
-            except (DeviceFullError, NotFiniteError) as failed:  # the loop takes less room, and may raise the precision
+                graph_inputs, runner = inputs(), self._runner()
+                with watch.stage("graph"):
+                    pixels, notes = runner.run(graph_inputs)
+                return pixels, (*notes, "generated as one graph")
+            except (
+                DeviceFullError,
+                NotFiniteError,
+            ) as failed:  # the loop needs less memory, and may raise the precision
                 reason = first_line(failed).rstrip(".")
-        return None, (f"painted step by step: {reason}",)
+        return None, (f"generated step by step: {reason}",)
 
     def _runner(self) -> GraphRunner:
-        """Made of the networks of now: a runner that was replaced, for its precision, or refitted, has another."""
+        """Return the runner of the current networks. A component runner that was replaced or refitted has a new one."""
         with self._lock:
             runners: Mapping[str, Any] = {name: self._opened(name).runner for name in self.names}
             networks = {name: runner.network for name, runner in runners.items()}
-            if self._made is None or self._made[0] != tuple(networks.values()):
-                self._made = tuple(networks.values()), self._new(networks)
-            return self._made[1]
+            if self._current is None or self._current[0] != tuple(networks.values()):
+                self._current = tuple(networks.values()), self._new(networks)
+            return self._current[1]
 
     def _new(self, networks: Mapping[str, OnDevice]) -> GraphRunner:
         gpu = Gpu()
-        limit_bytes = gpu.total_bytes() // _GRAPHS_SHARE
+        limit_bytes = gpu.total_bytes() // _MEMORY_SHARE
         return GraphRunner(self._plan, self._tokenizers, networks, gpu, CudaGraphCapturer(), limit_bytes=limit_bytes)

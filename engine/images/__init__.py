@@ -1,1 +1,1 @@
-"""Images in and out: arrays, PNG files, tiles, edges, and CLIP's score."""
+"""Images: arrays, PNG files, VAE tiles, edges for ControlNets, and CLIP scores."""

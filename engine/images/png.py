@@ -1,7 +1,7 @@
-"""Pixels to PIL pictures that remember how they were made.
+"""Generated images with their settings in PNG text chunks.
 
-A `GeneratedImage` is a PIL image; saved as PNG it carries its settings as text chunks, from which `settings_of` reads
-them back, so that the same picture can be made again.
+A `GeneratedImage` is a PIL image. Saved as PNG, it has its settings as text chunks. `settings_of` reads them, so that
+Calotype can generate the same image again.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from PIL import Image, PngImagePlugin
 
 from ..errors import InputError, first_line
 
-CHUNK = "calotype"  # the chunk that says the others are ours; its value is the version that wrote them
+CHUNK = "calotype"  # the chunk that marks Calotype's settings; its value is the version that wrote them
 
 
 class GeneratedImage(Image.Image):
-    """A PIL image whose settings are the texts in its `info`, which copies and pickles keep."""
+    """A PIL image with its settings as texts in `info`, which copies and pickles preserve."""
 
     def save(self, fp: Any, format: str | None = None, **params: Any) -> None:
-        """As PIL's `save`; a PNG gets the settings as text chunks, unless `pnginfo` is given."""
+        """Save as PIL does. A PNG gets the settings as text chunks, unless `pnginfo` is passed."""
         chunks = PngImagePlugin.PngInfo()
         for key, value in self.info.items():
             if isinstance(value, str):
@@ -35,27 +35,27 @@ class GeneratedImage(Image.Image):
 
 
 def to_unit_range(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """The autoencoder's pixels to the range of 0 to 1.  # [B, 3, H, W] in about [-1, 1] -> [B, H, W, 3]"""
+    """Map the VAE's pixels to the range of 0 to 1.  # [B, 3, H, W] in about [-1, 1] -> [B, H, W, 3]"""
     return (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
 
 
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """The autoencoder's pixels to bytes, rounded as diffusers rounds.  # [B, 3, H, W] in [-1, 1] -> [B, H, W, 3]"""
+    """Convert the VAE's pixels to bytes, rounded as in diffusers.  # [B, 3, H, W] in [-1, 1] -> [B, H, W, 3]"""
     rounded: NDArray[np.uint8] = np.rint(to_unit_range(pixels) * 255).astype(np.uint8)
     return rounded
 
 
 def image_from_pixels(pixels: NDArray[np.uint8], settings: Mapping[str, str]) -> GeneratedImage:
-    """One picture from its bytes.  # [H, W, 3]"""
+    """Create one image from its bytes.  # [H, W, 3]"""
     image = Image.fromarray(np.ascontiguousarray(pixels))
-    image.__class__ = GeneratedImage  # PIL makes images by factory functions alone: there is no constructor to call
+    image.__class__ = GeneratedImage  # PIL creates images only by factory functions: it has no constructor to call
     assert isinstance(image, GeneratedImage)
     image.info.update(settings)
     return image
 
 
 def settings_of(path: Path) -> dict[str, str]:
-    """The settings in a PNG that Calotype wrote. Raises `InputError` where there are none."""
+    """Read the settings from a PNG that Calotype wrote. Raises `InputError` if it has none."""
     try:
         if not stat.S_ISREG(os.stat(path).st_mode):
             raise OSError("it is not a regular file")
@@ -65,8 +65,8 @@ def settings_of(path: Path) -> dict[str, str]:
             with Image.open(path, formats=("PNG",)) as image:  # readers of other formats may run programs
                 image.load()
                 chunks = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
-    except Exception as broken:  # damaged bytes make Pillow raise all sorts
-        raise InputError(f"{path} cannot be read as a PNG ({first_line(broken)}).") from None
+    except Exception as error:  # for corrupt bytes Pillow raises many types
+        raise InputError(f"Cannot read PNG {path} ({first_line(error)}).") from None
     if CHUNK not in chunks:
-        raise InputError(f"{path} does not say how it was made: it is no PNG that Calotype wrote, or lost its text.")
+        raise InputError(f"{path} has no settings: Calotype did not write it, or another program removed its text.")
     return chunks

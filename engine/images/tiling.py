@@ -1,7 +1,6 @@
-"""Pictures too large for a network at once: overlapping tiles of one size, run one by one and blended into each other.
+"""Tiling for large images: run a network on overlapping tiles of one size, one by one, and blend the results.
 
-Knows nothing of what the network does, but that it looks no further than the tiles overlap, or little of what it does
-depends on that.
+It assumes that the network's receptive field is not larger than the overlap, or that the rest has little effect.
 """
 
 from __future__ import annotations
@@ -13,41 +12,41 @@ from numpy.typing import NDArray
 
 Floats = NDArray[np.float32]
 
-OVERLAP = 0.25  # of a tile's side, as diffusers has it
+OVERLAP = 0.25  # of a tile's side, as in diffusers
 
 
-def tiled(run: Callable[[Floats], Floats], given: Floats, side: int, ratio: float) -> Floats:
-    """What `run` makes of `given`, tile by tile and picture by picture.
+def tiled(run: Callable[[Floats], Floats], inputs: Floats, side: int, ratio: float) -> Floats:
+    """Call `run` for each tile of each image and blend the results.
 
-    `side` is a tile's, in places of `given`, which a ratio below 1 divides; what comes out is `ratio` times as large.
+    `side` is a tile's size in pixels of `inputs`; a ratio below 1 divides it. The output is `ratio` times as large.
     # [B, C, h, w] -> [B, D, H, W]
     """
-    batch, _, height, width = given.shape
-    whole: Floats | None = None
+    batch, _, height, width = inputs.shape
+    blended: Floats | None = None
     weights: Floats | None = None
     for top in _starts(height, side, ratio):
         for left in _starts(width, side, ratio):
-            part = np.ascontiguousarray(given[:, :, top : top + side, left : left + side])
-            made = np.concatenate([run(part[i : i + 1]) for i in range(batch)])
-            if whole is None or weights is None:
-                whole = np.zeros((batch, made.shape[1], round(height * ratio), round(width * ratio)), np.float32)
-                weights = np.zeros(whole.shape[2:], np.float32)
+            part = np.ascontiguousarray(inputs[:, :, top : top + side, left : left + side])
+            tile = np.concatenate([run(part[i : i + 1]) for i in range(batch)])
+            if blended is None or weights is None:
+                blended = np.zeros((batch, tile.shape[1], round(height * ratio), round(width * ratio)), np.float32)
+                weights = np.zeros(blended.shape[2:], np.float32)
             rows, columns = (
-                _place(start, size, ratio) for start, size in zip((top, left), made.shape[2:], strict=True)
+                _place(start, size, ratio) for start, size in zip((top, left), tile.shape[2:], strict=True)
             )
-            ramp = np.minimum.outer(_ramp(made.shape[2]), _ramp(made.shape[3]))
-            whole[:, :, rows, columns] += made * ramp
+            ramp = np.minimum.outer(_ramp(tile.shape[2]), _ramp(tile.shape[3]))
+            blended[:, :, rows, columns] += tile * ramp
             weights[rows, columns] += ramp
-    assert whole is not None
+    assert blended is not None
     assert weights is not None
-    whole /= weights
-    return whole
+    blended /= weights
+    return blended
 
 
 def _starts(length: int, side: int, ratio: float) -> list[int]:
-    """Where tiles begin: all of one size, the last one moved back to the end.
+    """Return the start of each tile: all have one size, and the last one ends at the border.
 
-    Between two places of what comes out, a tile would be laid down beside where it belongs.
+    Starts are multiples of an output pixel. Otherwise a tile would be blended at a shifted position.
     """
     if length <= side:
         return [0]
@@ -61,7 +60,7 @@ def _place(start: int, size: int, ratio: float) -> slice:
 
 
 def _ramp(size: int) -> Floats:
-    """How much each place of a tile counts: all the same inside, less towards the borders.  # [size]"""
+    """Return the weight of each pixel of a tile: constant inside, decreasing towards the borders.  # [size]"""
     from_border = np.minimum(np.arange(size) + 0.5, size - np.arange(size) - 0.5)
     ramp: Floats = np.minimum(from_border / max(1.0, size * OVERLAP), 1).astype(np.float32)
     return ramp

@@ -1,1 +1,1 @@
-"""LoRA files: their formats, and the weight changes that loaded components get from them."""
+"""LoRA files: their formats, and the weight updates of loaded components."""

@@ -1,9 +1,9 @@
-"""The layouts that LoRA files come in, read by the names of their tensors.
+"""The formats of LoRA files, recognized by the names of their tensors.
 
-diffusers' and peft's (`unet.mid_block.attentions.0.proj_in.lora_A.weight`), diffusers' older ones (`.lora.down.weight`,
-`attn1.processor.to_q_lora.down.weight`), kohya's (`lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`), and
-kohya's for Stable Diffusion XL, where the U-Net's blocks have the names of Stability AI's own code
-(`lora_unet_middle_block_1_proj_in`). Knows names alone, no numbers.
+diffusers and peft (`unet.mid_block.attentions.0.proj_in.lora_A.weight`), older diffusers (`.lora.down.weight`,
+`attn1.processor.to_q_lora.down.weight`), kohya (`lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`), and kohya
+for Stable Diffusion XL, where the blocks of the U-Net have the names of Stability AI's code
+(`lora_unet_middle_block_1_proj_in`). Knows only names, no values.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _FLAT = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_en
 _DOTTED = ("unet.", "text_encoder.", "text_encoder_2.")
 _OF_OLDER_ENCODERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
-# What is trained in such files besides, and is no pair of matrices that are added.
+# Marks of files that are not plain LoRAs (pairs of matrices).
 _OTHERS = {
     "dora_scale": "a DoRA",
     "lora_magnitude_vector": "a DoRA",
@@ -32,13 +32,13 @@ _OTHERS = {
     "oft_": "an OFT",
     "lora_B.bias": "a LoRA with biases",
     ".diff_b": "a difference of biases",
-    ".diff": "a difference of whole weights",
+    ".diff": "a difference of full weights",
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class TensorTarget:
-    """Where a tensor belongs: a network, one of its layers as the file calls it, and its part in the product."""
+    """The target of a tensor: a network, one of its layers by its name in the file, and the part of the product."""
 
     component: str
     layer: str
@@ -46,29 +46,29 @@ class TensorTarget:
 
 
 def tensor_target(key: str) -> TensorTarget | None:
-    """None for a name of no layout known here."""
+    """Parse the name of a tensor. Returns None for an unknown format."""
     ending = _ENDING.search(key)
     if ending is None:
         return None
     stem = key[: ending.start()].removeprefix("base_model.model.")
-    said = ending["peft"] or ending["kohya"] or ending["older"] or ending["alpha"]
-    part = _PARTS.get(said, said)
+    mark = ending["peft"] or ending["kohya"] or ending["older"] or ending["alpha"]
+    part = _PARTS.get(mark, mark)
     for prefix, component in _FLAT.items():
         if stem.startswith(prefix):
             return TensorTarget(component=component, layer=_bare(stem.removeprefix(prefix), "_"), part=part)
-    prefix = next((p for p in _DOTTED if stem.startswith(p)), "")  # the oldest files are of a U-Net, and do not say so
+    prefix = next((p for p in _DOTTED if stem.startswith(p)), "")  # the oldest files: no prefix, for a U-Net
     component = prefix.rstrip(".") or "unet"
     layer = _bare(stem.removeprefix(prefix).replace(".processor.", "."), ".")
     return TensorTarget(component=component, layer=_modern(component, layer), part=part)
 
 
 def kind_of(key: str) -> str | None:
-    """What the file is, where this tensor says that it is something else than a LoRA."""
+    """Return the kind of a file that is not a plain LoRA, judged by the name of a tensor; else None."""
     return next((kind for mark, kind in _OTHERS.items() if mark in key), None)
 
 
 def _bare(layer: str, dot: str) -> str:
-    """Without the level that text encoders have in some versions of transformers."""
+    """Remove the prefix that text encoders have in some versions of transformers."""
     return layer.removeprefix(f"text_model{dot}")
 
 
@@ -80,7 +80,7 @@ def _modern(component: str, layer: str) -> str:
 
 
 def layers_by_name(layers: Iterable[str], component: str) -> Mapping[str, str]:
-    """What a file may call them -> the layers: by their dotted names, kohya's flat ones, and Stability AI's."""
+    """Return the layer for each name that a file may use: dotted, kohya's flat, and Stability AI's names."""
     listed = list(layers)
     names = {layer: layer for layer in listed} | {layer.replace(".", "_"): layer for layer in listed}
     if component != "unet":
@@ -90,7 +90,7 @@ def layers_by_name(layers: Iterable[str], component: str) -> Mapping[str, str]:
     return {**{name.replace(".", "_"): layer for name, layer in others.items() if name}, **names}
 
 
-_WHOLE = {
+_FULL_NAMES = {
     "conv_in": "input_blocks.0.0",
     "conv_out": "out.2",
     "time_embedding.linear_1": "time_embed.0",
@@ -107,15 +107,15 @@ _IN_RESNETS = {
 
 
 def _stability(layer: str, depth: int, layers: list[str]) -> str | None:
-    """The layer's name in Stability AI's code, of a U-Net with `depth` resnets a level; None for one without."""
-    if layer in _WHOLE:
-        return _WHOLE[layer]
-    found = re.match(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.+)", layer)
-    if found is None:
+    """Return the name in Stability AI's code, for a U-Net with `depth` resnets per level; None if it has no name."""
+    if layer in _FULL_NAMES:
+        return _FULL_NAMES[layer]
+    match = re.match(r"(?:(down|up)_blocks\.(\d+)|mid_block)\.(resnets|attentions|\w+samplers)\.(\d+)\.(.+)", layer)
+    if match is None:
         return None
-    side, level, kind, index, rest = found[1], int(found[2] or 0), found[3], int(found[4]), found[5]
+    side, level, kind, index, rest = match[1], int(match[2] or 0), match[3], int(match[4]), match[5]
     rest = _IN_RESNETS.get(rest, rest) if kind == "resnets" else rest
-    second = int(kind == "attentions")  # in its block, after the resnet
+    second = int(kind == "attentions")  # an attention is in the block of its resnet, after it
     if side is None:
         return f"middle_block.{2 * index + second}.{rest}"
     if side == "down":

@@ -1,7 +1,7 @@
-"""LoRA files: what a user names, read and given to the layers that they were trained for.
+"""LoRA files: parse the user's argument, read the files and match their tensors to layers.
 
-Every tensor of a file must find its layer, and fit. Knows the sums' parts (`patches`) and the layouts' names
-(`formats`); which networks there are, and how their weights are changed, is said by the caller.
+Every tensor of a file must match a layer and its shape. Knows low-rank terms (`weights.delta`) and file formats
+(`formats`). The caller passes the networks and updates their weights.
 """
 
 from __future__ import annotations
@@ -23,11 +23,12 @@ from .folder import lora_in
 from .formats import TensorTarget, kind_of, layers_by_name, tensor_target
 from .peft_metadata import settings_of
 
-READER = 2  # raised when the same file would change weights in another way
-_UNSAID = object()
-_LARGEST = float(np.finfo(np.float32).max)
-_RANK = 1024  # the largest rank that is read, and that of no layer is larger than its sides
-_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}  # of text
+READER = 2  # increase when the same file changes weights in another way
+_UNSET = object()
+_MAX_FLOAT = float(np.finfo(np.float32).max)
+_MAX_RANK = 1024  # or the largest side of the layer, if that is larger
+# cross_attention_dim -> model family
+_WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 
 Shapes: TypeAlias = Mapping[str, tuple[int, ...]]
 Parts: TypeAlias = Mapping[tuple[str, str], Mapping[str, str]]  # (component, layer) -> part -> key
@@ -38,142 +39,147 @@ LoraLike: TypeAlias = Weighed | Iterable[Weighed] | None
 
 @dataclass(frozen=True, kw_only=True)
 class Lora:
-    """A file, and how strongly it counts."""
+    """A LoRA file and its weight."""
 
     path: Path
     weight: float
 
     @cached_property
     def digest(self) -> str:
-        """The file's SHA-256, computed when first needed: after the file was seen to fit. Raises `SourceError`."""
+        """The file's SHA-256, computed on first access, after the file was checked. Raises `SourceError`."""
         return file_digest(self.path)
 
     def __str__(self) -> str:
         return f"{self.path}:{self.weight!r}"
 
 
-def parse_loras(given: LoraLike) -> tuple[Lora, ...]:
-    """Read what a user names: None, FILE, "FILE:0.8", (FILE, 0.8), {FILE: 0.8}, or several of these.
+def parse_loras(loras: LoraLike) -> tuple[Lora, ...]:
+    """Parse a `lora` argument: None, FILE, "FILE:0.8", (FILE, 0.8), {FILE: 0.8}, or several of these.
 
-    FILE may be a folder that holds `pytorch_lora_weights.safetensors`, or a single .safetensors file. Of each file the
-    header is checked. Raises `SourceError`.
+    FILE is a .safetensors file, or a folder with `pytorch_lora_weights.safetensors` or only one .safetensors file.
+    Checks the header of each file. Raises `SourceError`.
     """
-    if given is None:
+    if loras is None:
         return ()
-    if isinstance(given, (set, frozenset)):
-        raise SourceError(f"LoRAs are added in an order, which a set does not have; give a list. Got {given!r:.80}.")
-    if isinstance(given, (str, bytes, Path, Mapping)) or _is_pair(given) or not isinstance(given, Iterable):
-        return tuple(_each(given))
-    return tuple(lora for some in given for lora in _each(some))
+    if isinstance(loras, (set, frozenset)):
+        raise SourceError(f"cannot use a set of LoRAs, which has no order: got {loras!r:.80}. Pass a list.")
+    if isinstance(loras, (str, bytes, Path, Mapping)) or _is_pair(loras) or not isinstance(loras, Iterable):
+        return tuple(_parse_item(loras))
+    return tuple(lora for item in loras for lora in _parse_item(item))
 
 
-def _is_pair(given: Any) -> bool:
-    """Is it (FILE, WEIGHT)? A tuple of two files is two LoRAs."""
-    several = (str, bytes, Path, tuple, Mapping, type(None))
-    return isinstance(given, tuple) and len(given) == 2 and not isinstance(given[1], several)
+def _is_pair(item: Any) -> bool:
+    """Tell whether it is (FILE, WEIGHT). A tuple of two files is two LoRAs."""
+    not_a_weight = (str, bytes, Path, tuple, Mapping, type(None))
+    return isinstance(item, tuple) and len(item) == 2 and not isinstance(item[1], not_a_weight)
 
 
-def _each(given: Any) -> Iterator[Lora]:
-    """The LoRAs of a mapping, or the one that is named otherwise."""
-    if isinstance(given, Mapping):
-        for name, number in given.items():
-            yield _lora_from(name, number, given)
-    elif _is_pair(given):
-        name, number = given
-        yield _lora_from(name, number, given)
+def _parse_item(item: Any) -> Iterator[Lora]:
+    """Yield the LoRAs of a mapping, or the LoRA of another item."""
+    if isinstance(item, Mapping):
+        for name, weight in item.items():
+            yield _parse_lora(name, weight, item)
+    elif _is_pair(item):
+        yield _parse_lora(item[0], item[1], item)
     else:
-        yield _lora_from(given, _UNSAID, given)
+        yield _parse_lora(item, _UNSET, item)
 
 
-def _lora_from(name: Any, number: Any, given: Any) -> Lora:
-    """One of them, after a look at its header: the file exists and is complete."""
+def _parse_lora(name: Any, number: Any, item: Any) -> Lora:
+    """Return one LoRA. Checks that its file exists and is complete, by its header."""
     if not isinstance(name, (str, Path)):
-        raise SourceError(f"a LoRA is named as FILE, 'FILE:0.8', (FILE, 0.8) or {{FILE: 0.8}}; got {given!r:.80}.")
-    path, there = _looked_at(name)
-    if number is _UNSAID and not there and ":" in str(name):
+        raise SourceError(f"invalid LoRA {item!r:.80}: expected FILE, 'FILE:0.8', (FILE, 0.8) or {{FILE: 0.8}}.")
+    path, exists = _find(name)
+    if number is _UNSET and not exists and ":" in str(name):
         stem, _, number = str(name).rpartition(":")
-        path, there = _looked_at(stem)
-    weight = 1.0 if number is _UNSAID else _number(number)
+        path, exists = _find(stem)
+    weight = 1.0 if number is _UNSET else _number(number)
     if not -10 <= weight <= 10:
-        raise SourceError(f"{path}: a LoRA's weight is a number from -10 to 10, as in FILE:0.8; got {number!r:.80}.")
-    if there and path.is_dir():
+        raise SourceError(f"{path}: invalid LoRA weight {number!r:.80}; expected a number from -10 to 10.")
+    if exists and path.is_dir():
         path = lora_in(path)
-    if not there or not path.is_file():
-        raise SourceError(f"there is no LoRA file {path}; name a .safetensors file, as in FILE or FILE:0.8.")
+    if not exists or not path.is_file():
+        raise SourceError(f"there is no LoRA file {path}; expected a .safetensors file: FILE or FILE:0.8.")
     if path.suffix != ".safetensors":
-        raise SourceError(f"{path} is no .safetensors file; a LoRA is read from nothing else, since pickles run code.")
-    TensorFile(path)  # raises for a file that is damaged
+        raise SourceError(f"cannot read {path}: expected a .safetensors file. Other formats (pickle) can run code.")
+    TensorFile(path)  # raises for a damaged file
     return Lora(path=path, weight=weight)
 
 
-def _looked_at(name: Named) -> tuple[Path, bool]:
-    """The path, and whether there is a file or a folder. An empty name is not the current folder."""
+def _find(name: Named) -> tuple[Path, bool]:
+    """Return the path, and whether it is an existing file or folder. An empty name is not the current folder."""
     try:
         path = Path(name).expanduser()
         return path, name != "" and path.exists()
-    except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home
-        told = failed.strerror if isinstance(failed, OSError) else first_line(failed)
-        raise SourceError(f"the LoRA file {name!s:.80} cannot be looked at ({told}).") from None
+    except (OSError, RuntimeError, ValueError) as failed:  # no permission, a name that is too long, an unknown home
+        reason = failed.strerror if isinstance(failed, OSError) else first_line(failed)
+        raise SourceError(f"cannot read the LoRA file {name!s:.80}: {reason}.") from None
 
 
-def _number(given: Any) -> float:
+def _number(value: Any) -> float:
     try:
-        return math.nan if isinstance(given, bool) else float(given)
+        return math.nan if isinstance(value, bool) else float(value)
     except (TypeError, ValueError, OverflowError):
         return math.nan
 
 
 def weight_deltas_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> dict[str, WeightDeltas]:
-    """What the LoRAs add to each network, of all that are named: the shapes of its layers' weights, layer by layer.
+    """Return the weight updates of each network that the LoRAs change.
 
-    A LoRA of weight 0 must fit as well, and adds nothing. Raises `SourceError` naming a tensor without a place.
+    A LoRA of weight 0 changes nothing, but it must match as well.
+
+    Args:
+        loras: the LoRAs, in the order in which they are added.
+        networks: the shapes of each network's layers, by name.
+
+    Raises:
+        SourceError: a tensor does not match. The message names it.
     """
-    fitting = [keys_that_fit(lora, networks) for lora in loras]  # of all, by their headers, before one is read whole
+    matches = [keys_that_fit(lora, networks) for lora in loras]  # headers only: checks all files before reading one
     digests = [lora.digest for lora in loras]
     terms: dict[str, dict[str, list[LowRankTerm]]] = {name: {} for name in networks}
-    weighed: dict[str, list[Any]] = {name: [] for name in networks}
-    for lora, keys, digest in zip(loras, fitting, digests, strict=True):
-        read = _terms(lora, keys)
+    keys_of: dict[str, list[Any]] = {name: [] for name in networks}
+    for lora, keys, digest in zip(loras, matches, digests, strict=True):
+        added = _terms(lora, keys)
         if not lora.weight:
             continue
-        for (component, layer), term in read.items():
+        for (component, layer), term in added.items():
             terms[component].setdefault(f"{layer}.weight", []).append(term)
-        for component in {component for component, _ in read}:
-            weighed[component].append([digest, lora.weight])
+        for component in {component for component, _ in added}:
+            keys_of[component].append([digest, lora.weight])
     return {
         name: WeightDeltas(
-            patches={parameter: WeightDelta(terms=tuple(each)) for parameter, each in found.items()},
-            key=digest_of([READER, weighed[name]]),
+            patches={parameter: WeightDelta(terms=tuple(each)) for parameter, each in changed.items()},
+            key=digest_of([READER, keys_of[name]]),
         )
-        for name, found in terms.items()
-        if found
+        for name, changed in terms.items()
+        if changed
     }
 
 
 def components_in(lora: Lora) -> set[str]:
-    """The networks that the file has tensors for, by its own word."""
-    return {place.component for place in map(tensor_target, TensorFile(lora.path)) if place is not None}
+    """Return the networks for which the file has tensors, by the tensors' names."""
+    return {target.component for target in map(tensor_target, TensorFile(lora.path)) if target is not None}
 
 
 def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
-    """The file's keys by the layers that they are for, by its header alone. Raises `SourceError` where one misfits."""
+    """Return the file's keys by layer and part. Reads only the header. Raises `SourceError` if a key does not match."""
     file = TensorFile(lora.path)
     names = {component: layers_by_name(shapes, component) for component, shapes in networks.items()}
     parts: dict[tuple[str, str], dict[str, str]] = {}
     for key in file:
-        place = _placed(lora, key)
-        layer = names.get(place.component, {}).get(place.layer)
+        target = _target(lora, key)
+        layer = names.get(target.component, {}).get(target.layer)
         if layer is None:
             raise SourceError(_misfit(lora, key, file, networks))
-        other = parts.setdefault((place.component, layer), {}).setdefault(place.part, key)
+        other = parts.setdefault((target.component, layer), {}).setdefault(target.part, key)
         if other != key:
-            raise SourceError(f"{lora.path} is no LoRA: {other} and {key} are for one and the same; fetch it again.")
+            raise SourceError(f"cannot use {lora.path}: {other} and {key} have the same target. Download it again.")
     if not parts:
-        raise SourceError(f"{lora.path} does not fit the model: it is empty.")
+        raise SourceError(f"{lora.path} does not fit the model: it holds no tensors.")
     for (component, layer), keys in parts.items():
-        lone = {"down", "up"} - set(keys)
-        if lone:
-            raise SourceError(f"{lora.path} is no whole LoRA: {min(keys.values())} has no partner; fetch it again.")
+        if {"down", "up"} - set(keys):
+            raise SourceError(f"{lora.path} is incomplete: {min(keys.values())} has no partner. Download it again.")
         shape = networks[component][layer]
         if not _fits(keys, file, shape):
             raise SourceError(_misfit(lora, keys["down"], file, networks, shape))
@@ -181,37 +187,36 @@ def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
 
 
 def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], LowRankTerm]:
-    """(component, layer) -> what this file adds to it."""
+    """Return the update of each (component, layer)."""
     file = TensorFile(lora.path)
     settings = settings_of(file)
-    found = {}
+    terms = {}
     for (component, layer), keys in parts.items():
-        found[component, layer] = _term(keys, file, lora.weight, settings.alpha(component, layer))
-        if not _finite(found[component, layer]):
-            raise SourceError(
-                f"{lora.path} holds numbers that are not finite, for {component}.{layer}; fetch it again."
-            )
-    return found
+        terms[component, layer] = term = _term(keys, file, lora.weight, settings.alpha(component, layer))
+        if not _is_finite(term):
+            where = f"{component}.{layer}"
+            raise SourceError(f"{lora.path} holds numbers that are not finite, for {where}. Download it again.")
+    return terms
 
 
-def _placed(lora: Lora, key: str) -> TensorTarget:
-    place, other = tensor_target(key), kind_of(key)
+def _target(lora: Lora, key: str) -> TensorTarget:
+    target, other = tensor_target(key), kind_of(key)
     if other is not None:
-        raise SourceError(f"{lora.path} is {other} ({key}), which this version cannot add; take an ordinary LoRA.")
-    if place is None:
+        raise SourceError(f"{lora.path} is {other} ({key}), which is not supported. Use a plain LoRA.")
+    if target is None:
         raise SourceError(
-            f"{lora.path} does not fit the model: {key} is a name of no LoRA layout; read are those of diffusers, "
-            "peft and kohya."
+            f"{lora.path} does not fit the model: {key} is not a name of a LoRA format; expected the format of "
+            "diffusers, peft or kohya."
         )
-    return place
+    return target
 
 
 def _fits(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> bool:
-    """Do the matrices multiply to the weight's shape?"""
+    """Tell whether the product of the matrices has the weight's shape."""
     up, down = file.shape(keys["up"]), file.shape(keys["down"])
     if len(up) < 2 or len(down) < 2 or math.prod(up[2:]) != 1 or not down[0]:
         return False
-    if max(down[0], up[1]) > max(_RANK, *shape):
+    if max(down[0], up[1]) > max(_MAX_RANK, *shape):
         return False
     if "mid" not in keys:
         inner = len(down) == 2 or len(shape) == 2 or down[2:] == shape[2:]
@@ -225,11 +230,11 @@ def _fits(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> 
     )
 
 
-def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float | None) -> LowRankTerm:
-    """The rank divides alpha, which is the rank where nobody says it: diffusers' and kohya's convention."""
+def _term(keys: Mapping[str, str], file: TensorFile, weight: float, default_alpha: float | None) -> LowRankTerm:
+    """Return the update, scaled by alpha / rank. Alpha defaults to the rank, as in diffusers and kohya."""
     up, down = file[keys["up"]], file[keys["down"]]
     rank = len(down)
-    alpha = file.number(keys["alpha"]) if "alpha" in keys else rank if told is None else told
+    alpha = file.number(keys["alpha"]) if "alpha" in keys else rank if default_alpha is None else default_alpha
     return LowRankTerm(
         up=up.reshape(up.shape[:2]),
         down=down.reshape(rank, -1),
@@ -238,34 +243,28 @@ def _term(keys: Mapping[str, str], file: TensorFile, weight: float, told: float 
     )
 
 
-def _finite(term: LowRankTerm) -> bool:
-    """Are its numbers finite, and is their product sure to be, in whatever order it is computed?"""
+def _is_finite(term: LowRankTerm) -> bool:
+    """Tell whether the numbers are finite, and their product is in any order of computation."""
     arrays = [term.up, term.down, *([] if term.middle is None else [term.middle])]
-    sums = math.prod(array.shape[0] for array in arrays[1:])  # each number of the product is a sum of so many
-    largest = [float(np.abs(array).max(initial=1)) for array in arrays]  # NaN where a number is
-    return math.isfinite(term.scale) and math.prod([*largest, sums, max(abs(term.scale), 1)]) <= _LARGEST
+    sums = math.prod(array.shape[0] for array in arrays[1:])  # terms in the sum of each element of the product
+    largest = [float(np.abs(array).max(initial=1)) for array in arrays]  # NaN if an element is
+    return math.isfinite(term.scale) and math.prod([*largest, sums, max(abs(term.scale), 1)]) <= _MAX_FLOAT
 
 
 def _misfit(
     lora: Lora, key: str, file: TensorFile, networks: Mapping[str, Shapes], shape: tuple[int, ...] | None = None
 ) -> str:
-    """What was wanted, what was got, and of which family the file seems to be."""
+    """Return the message for a mismatch, with the model family that the file seems to be for."""
     if shape is None:
-        told = f"there is no place for {key}"
+        reason = f"the model has no layer for {key}"
     else:
-        told = f"{key} is of shape {list(file.shape(key))}, and the weight that it is for of {list(shape)}"
-    theirs = _text_width({_layer(k): file.shape(k) for k in file if (p := tensor_target(k)) and p.part == "down"})
-    ours = _text_width(networks.get("unet", {}))
-    family = f"; it looks like one for {_WIDTHS[theirs]}" if theirs in _WIDTHS and theirs != ours else ""
-    return f"{lora.path} does not fit the model: {told}{family}. Take a LoRA of the model's own family."
-
-
-def _layer(key: str) -> str:
-    place = tensor_target(key)
-    return "" if place is None else place.layer
+        reason = f"{key} has the shape {list(file.shape(key))}, its weight {list(shape)}"
+    width = _text_width({t.layer: file.shape(k) for k in file if (t := tensor_target(k)) and t.part == "down"})
+    differs = width in _WIDTHS and width != _text_width(networks.get("unet", {}))
+    family = f"; it looks like a LoRA for {_WIDTHS[width]}" if width is not None and differs else ""
+    return f"{lora.path} does not fit the model: {reason}{family}. Use a LoRA of the same model family."
 
 
 def _text_width(shapes: Shapes) -> int | None:
-    """How wide the text is that the U-Net attends to."""
-    found = (shape[1] for name, shape in shapes.items() if name.endswith(("attn2.to_k", "attn2_to_k")))
-    return next(found, None)
+    """Return the width of the text states in the cross-attention of a U-Net, or None."""
+    return next((shape[1] for name, shape in shapes.items() if name.endswith(("attn2.to_k", "attn2_to_k"))), None)

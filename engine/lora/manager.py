@@ -1,7 +1,7 @@
-"""The LoRAs in force: set, changed and removed while a model is loaded, between pictures.
+"""The active LoRAs: set, changed and removed on a loaded model, between generations.
 
-Knows the order: read and fit all files, wait for the pictures under way, change network by network, try each one. How a
-backend changes weights is behind `backends`; where a change fails, all networks are put back.
+Knows the order: read and match all files, wait for running generations, update and test one network after the other.
+Restores all networks if an update fails. `backends` know how to update weights.
 """
 
 from __future__ import annotations
@@ -21,118 +21,126 @@ from ..system.rwlock import ReadWriteLock
 from ..weights.delta import NO_DELTAS, WeightDeltas
 from .lora import Lora, LoraLike, Shapes, components_in, parse_loras, weight_deltas_of
 
-_IDS = 64  # token ids below this are in every vocabulary
-_SEEN = 1e-3  # what is added to a weight moves what comes out, in any precision, if it is as large as this
+_IDS = 64  # every vocabulary has the token ids below this
+_VISIBLE = 1e-3  # an update of this magnitude changes the outputs in any precision
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Own:
-    """What a network gave when its weights were its own."""
+class _Reference:
+    """The outputs of a network with its original weights."""
 
     runner: Runner
-    given: Arrays
-    got: Arrays
+    inputs: Arrays
+    outputs: Arrays
 
 
 class LoraManager:
-    """What is added to a pipeline's networks. Threads may share it."""
+    """The weight updates of a pipeline's networks. Thread-safe."""
 
     def __init__(self, plan: Plan, component: Callable[[str], LoadedComponent]) -> None:
         self._plan, self._component = plan, component
         self._gate = ReadWriteLock()
         self._loras: tuple[Lora, ...] = ()
         self._patches: Mapping[str, WeightDeltas] = {}
-        self._own: dict[str, _Own] = {}
-        self._broken: set[str] = set()  # networks that could neither be changed nor put back
+        self._references: dict[str, _Reference] = {}
+        self._broken: set[str] = set()  # networks that could neither be updated nor restored
 
     @property
     def loras(self) -> tuple[Lora, ...]:
-        """Those in force, in the order in which they are added."""
+        """The active LoRAs, in the order in which they are added."""
         return self._loras
 
     @contextmanager
-    def held(self) -> Iterator[tuple[Lora, ...]]:
-        """For as long as a picture is painted: the LoRAs that are in force, and stay so.
+    def lock_weights(self) -> Iterator[tuple[Lora, ...]]:
+        """Keep the weights unchanged during a generation. Yields the active LoRAs.
 
-        Raises `BackendError` where a change failed and could not be taken back.
+        Raises `BackendError` if an update failed and its networks could not be restored.
         """
-        with self._gate.picture():
+        with self._gate.read():
             if self._broken:
-                told = " and the ".join(sorted(self._broken))
+                names = " and ".join(sorted(self._broken))
                 raise BackendError(
-                    f"a change of LoRAs failed and the {told} could not be put back; set_lora again, or load anew."
+                    f"cannot generate: a LoRA update failed and {names} could not be restored. Call set_lora again, or "
+                    "load the model again."
                 )
             yield self._loras
 
-    def set(self, given: LoraLike) -> None:
-        """These LoRAs and no others. Raises `SourceError`, `BackendError`; all is then as it was, or `held` says no."""
-        loras = parse_loras(given)
-        patches = weight_deltas_of(loras, self._shapes(loras)) if loras else {}
-        with self._gate.change():
+    def set(self, loras: LoraLike) -> None:
+        """Replace the active LoRAs.
+
+        Raises:
+            SourceError: a file cannot be read, or does not fit the model.
+            BackendError: an update failed. The weights are restored, or `lock_weights` raises.
+        """
+        parsed = parse_loras(loras)
+        patches = weight_deltas_of(parsed, self._shapes(parsed)) if parsed else {}
+        with self._gate.write():
             self._change(patches)
-            self._loras, self._patches = loras, patches
+            self._loras, self._patches = parsed, patches
             self._broken.clear()
 
     def _shapes(self, loras: Sequence[Lora]) -> dict[str, Shapes]:
-        """Of the networks that the files have tensors for, and the U-Net, which tells families apart."""
+        """Return the shapes of the networks that the files target, and of the U-Net, which identifies the family."""
         if not self._plan.tokenizers:
-            raise SourceError(f"{self._plan.model} is no Stable Diffusion, and takes no LoRA.")
-        wanted = {"unet"}.union(*map(components_in, loras))
-        return {name: self._component(name).shapes() for name in (*self._plan.tokenizers, "unet") if name in wanted}
+            raise SourceError(f"{self._plan.model} is not a Stable Diffusion model and does not support LoRAs.")
+        targets = {"unet"}.union(*map(components_in, loras))
+        return {name: self._component(name).shapes() for name in (*self._plan.tokenizers, "unet") if name in targets}
 
     def _change(self, patches: Mapping[str, WeightDeltas]) -> None:
-        """Network by network; one that is to have what it has is left alone."""
+        """Update network by network. Skips networks whose updates do not change."""
         done = []
         try:
             for name in sorted({*patches, *self._patches, *self._broken}):
-                wanted, there = patches.get(name, NO_DELTAS), self._patches.get(name, NO_DELTAS)
+                new, current = patches.get(name, NO_DELTAS), self._patches.get(name, NO_DELTAS)
                 if name in self._broken:
                     self._component(name).update_weights(NO_DELTAS)
-                    self._update_weights(name, wanted, NO_DELTAS)
-                elif wanted.key != there.key:
+                    self._update_weights(name, new, NO_DELTAS)
+                elif new.key != current.key:
                     done.append(name)
-                    self._update_weights(name, wanted, there)
+                    self._update_weights(name, new, current)
         except BaseException:
             for name in done:
-                self._put_back(name)
+                self._restore(name)
             raise
 
-    def _put_back(self, name: str) -> None:
-        """Never raises: what is told is why the change failed."""
+    def _restore(self, name: str) -> None:
+        """Restore the weights of a network. Never raises, so that the error of the update stays visible."""
         try:
             self._component(name).update_weights(self._patches.get(name, NO_DELTAS))
         except BaseException:
             self._broken.add(name)
 
-    def _update_weights(self, name: str, wanted: WeightDeltas, there: WeightDeltas) -> None:
-        """Change one network and try it: with LoRAs it computes something else, and without them what it did before.
+    def _update_weights(self, name: str, new: WeightDeltas, current: WeightDeltas) -> None:
+        """Update one network and test it: LoRAs must change its outputs, and no LoRAs must restore them.
 
-        Raises `BackendError` where the backend says that it changed the weights, and it did not.
+        Raises `BackendError` if the backend did not update the weights, contrary to its report.
         """
-        opened = self._component(name)
-        if not there:
-            given = self._try_on(name, opened)
-            got = opened(**given)
-            self._own[name] = _Own(runner=opened.runner, given=given, got=got)
-        opened.update_weights(wanted)
-        own = self._own[name]
-        got = opened(**own.given)
-        if opened.runner is not own.runner:  # another artifact has taken over: there is nothing to hold it against
+        component = self._component(name)
+        if not current:
+            inputs = self._test_inputs(name, component)
+            outputs = component(**inputs)
+            self._references[name] = _Reference(runner=component.runner, inputs=inputs, outputs=outputs)
+        component.update_weights(new)
+        reference = self._references[name]
+        got = component(**reference.inputs)
+        if component.runner is not reference.runner:  # a fallback to another artifact: its outputs are not comparable
             return
-        told = opened.runner.backend
-        same = all(np.array_equal(got[output], array) for output, array in own.got.items())
-        if same and wanted and max(patch.largest() for patch in wanted.patches.values()) > _SEEN:
-            raise BackendError(f"{told} took the LoRAs, and the {name} computes what it did without them.")
-        if not same and not wanted:
-            raise BackendError(f"{told} took the LoRAs away, and the {name} is not what it was; load it anew.")
+        backend = component.runner.backend
+        same = all(np.array_equal(got[output], array) for output, array in reference.outputs.items())
+        if same and new and max(patch.largest() for patch in new.patches.values()) > _VISIBLE:
+            raise BackendError(f"{backend} did not apply the LoRAs: the outputs of {name} did not change.")
+        if not same and not new:
+            raise BackendError(
+                f"{backend} did not remove the LoRAs: the outputs of {name} differ. Load the model again."
+            )
 
-    def _try_on(self, name: str, opened: LoadedComponent) -> Arrays:
-        """Inputs of the shapes of the last whole call, for which backends have compiled; else small ones."""
+    def _test_inputs(self, name: str, component: LoadedComponent) -> Arrays:
+        """Return inputs with the shapes of the last call, for which backends have compiled, or else small ones."""
         bindings, small = self._plan.components[name].inputs, self._small()
-        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(opened.shapes_given), _IDS)
+        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(component.last_shapes), _IDS)
 
     def _small(self) -> dict[str, int]:
-        """Twice the multiple: in less, a level of the U-Net may be a single place, which torch refuses."""
+        """Return sizes of twice the multiple: below, torch may reject a U-Net level of a single pixel."""
         profile = self._plan.profile
-        height, width = (min(max(r.low, 2 * profile.multiple), r.high) for r in (profile.height, profile.width))
-        return profile.sizes(batch=profile.batch.low, height=height, width=width)
+        height, width = (min(max(r.min, 2 * profile.multiple), r.max) for r in (profile.height, profile.width))
+        return profile.sizes(batch=profile.batch.min, height=height, width=width)

@@ -1,4 +1,4 @@
-"""What peft was told when it made a LoRA, as diffusers keeps it in the file's metadata: alphas, by layer too."""
+"""The peft configuration that diffusers stores in the metadata of a LoRA file: alphas, also by layer."""
 
 from __future__ import annotations
 
@@ -12,49 +12,47 @@ from ..errors import SourceError
 from ..weights.safetensors import TensorFile
 
 _METADATA = "lora_adapter_metadata"
-
-
-_MOST_MARKS = 2  # in a pattern: with more, or with a repeated group, matching may take years
+_MAX_MARKS = 2  # in a pattern: with more, or with a repeated group, matching may take years
 _MARKS, _REPEATED_GROUP = re.compile(r"[*+?{|]"), re.compile(r"\)[*+?{]")
 
 
 class PeftMetadata:
-    """Of one file."""
+    """The peft configuration of one file."""
 
-    def __init__(self, path: Path, told: Mapping[str, Any]) -> None:
-        self._path, self._told = path, told
-        self._patterns: dict[str, list[tuple[re.Pattern[str], Any]]] = {}  # of each component, compiled once
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self._path, self._config = path, config
+        self._patterns: dict[str, list[tuple[re.Pattern[str], Any]]] = {}  # by component
 
     def alpha(self, component: str, layer: str) -> float | None:
-        """None where nothing is said. Raises `SourceError` where what is said makes no sense."""
+        """Return the alpha of a layer, or None if there is no value. Raises `SourceError` for an invalid value."""
         try:
             if component not in self._patterns:
-                alphas = self._told.get(f"{component}.alpha_pattern") or {}
+                alphas = self._config.get(f"{component}.alpha_pattern") or {}
                 self._patterns[component] = [(_pattern(key), alpha) for key, alpha in alphas.items()]
-            names = (layer, f"text_model.{layer}")  # text encoders of some versions begin so
+            names = (layer, f"text_model.{layer}")  # the prefix of text encoders in some versions
             matching = (alpha for p, alpha in self._patterns[component] if any(map(p.match, names)))
-            alpha = next(matching, self._told.get(f"{component}.lora_alpha"))
+            alpha = next(matching, self._config.get(f"{component}.lora_alpha"))
             return None if alpha is None else float(alpha)
         except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, re.error) as failed:
-            raise SourceError(f"{self._path}: the alphas in its {_METADATA} make no sense ({failed}).") from None
+            raise SourceError(f"{self._path}: invalid alphas in its {_METADATA} ({failed}).") from None
 
 
 def _pattern(key: str) -> re.Pattern[str]:
-    """peft's rule: a key is a pattern for endings of names."""
-    if len(_MARKS.findall(key)) > _MOST_MARKS or _REPEATED_GROUP.search(key):
+    """Compile a key of peft: a pattern for the end of a layer's name."""
+    if len(_MARKS.findall(key)) > _MAX_MARKS or _REPEATED_GROUP.search(key):
         raise ValueError(f"the pattern {key!r:.80} is too complex")
     return re.compile(rf"(.*\.)?({key})$")
 
 
 def settings_of(file: TensorFile) -> PeftMetadata:
-    """Raises `SourceError` where they cannot be read, or say what is not added here."""
+    """Read the configuration. Raises `SourceError` if it is invalid, or has a setting that is not supported."""
     try:
-        told = json.loads(file.metadata.get(_METADATA, "{}"))
+        config = json.loads(file.metadata.get(_METADATA, "{}"))
     except (ValueError, RecursionError):
-        told = None
-    if not isinstance(told, dict):
-        raise SourceError(f"{file.path}: its {_METADATA} is no JSON object; fetch it again.")
+        config = None
+    if not isinstance(config, dict):
+        raise SourceError(f"{file.path}: its {_METADATA} is not a JSON object. Download it again.")
     for setting in ("use_rslora", "use_dora", "lora_bias"):
-        if any(value for name, value in told.items() if name.endswith(f".{setting}")):
-            raise SourceError(f"{file.path} was trained with {setting}, which this version cannot add.")
-    return PeftMetadata(file.path, told)
+        if any(value for name, value in config.items() if name.endswith(f".{setting}")):
+            raise SourceError(f"{file.path} was trained with {setting}, which is not supported.")
+    return PeftMetadata(file.path, config)

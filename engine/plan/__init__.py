@@ -1,1 +1,1 @@
-"""A plan: its manifest, its components and their tensors, and the families of models."""
+"""The plan of a model: its manifest, its components and their tensors, and the model families."""

@@ -1,7 +1,7 @@
-"""The command that rebuilds a plan, out of what its manifest says of the build.
+"""The command that rebuilds a plan, from the build options in its manifest.
 
-A manifest may come from a stranger, and the command is there to be pasted into a shell. So only values of a strict form
-are printed; names of models and files are free text, and stand as placeholders.
+A manifest may come from a stranger, and users paste the command into a shell. So only values of a strict form are
+printed. Names of models and files are free text: placeholders are printed in their place.
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ NAME = text(r"[a-z][a-z0-9+-]{0,39}", "a name of lower-case letters, digits, + a
 _RANGE = text(r"\d{1,7}(:\d{1,7}:\d{1,7})?", "a size, or min:opt:max")
 _FREE = text()
 
-# The fields of a build that are printed, in this order, by their option's name.
+# The build options that are printed, in this order, by name.
 _PRINTED: Mapping[str, Check] = {
     "backend": NAME,
     "precision": NAME,
     "weights": one_of("int8", "int4"),
     **dict.fromkeys(("height", "width", "batch"), _RANGE),
     "offline": boolean,
-    "engine": list_of(text(r"[a-z][a-z_-]{0,39}(=[a-z0-9,-]{1,60})?", "an option of the engine"), most=40),
-    "max_loss": list_of(text(r"[a-z_]{1,40}[<>]=[0-9.e+-]{1,40}", "a bound such as psnr>=30"), most=40),
+    "engine": list_of(text(r"[a-z][a-z_-]{0,39}(=[a-z0-9,-]{1,60})?", "an engine option"), max_length=40),
+    "max_loss": list_of(text(r"[a-z_]{1,40}[<>]=[0-9.e+-]{1,40}", "a bound, for example psnr>=30"), max_length=40),
     "fallback": boolean,
     **dict.fromkeys(("calibration", "proof", "proof_steps"), integer(1, 4096)),
-    "scheduler": list_of(text(r"[A-Za-z0-9+][A-Za-z0-9+ _-]{0,79}", "a scheduler's name"), most=100),
+    "scheduler": list_of(text(r"[A-Za-z0-9+][A-Za-z0-9+ _-]{0,79}", "a scheduler's name"), max_length=100),
     "steps": _RANGE,
 }
 # Free text -> its placeholder.
@@ -40,7 +40,7 @@ _SHIPPED = ("demo", "demo-canny")  # models that come with Calotype
 
 
 def _names(value: Any, where: str) -> None:
-    _FREE(value, where) if isinstance(value, str) else list_of(_FREE, most=100)(value, where)
+    _FREE(value, where) if isinstance(value, str) else list_of(_FREE, max_length=100)(value, where)
 
 
 SPEC: Check = record(
@@ -49,7 +49,7 @@ SPEC: Check = record(
 
 
 def rebuild_command(build: object, folder: str | Path) -> str:
-    """The command line that makes the plan in `folder` again. What does not pass its check is left out."""
+    """Return the command line that builds the plan in `folder` again. Leaves out each value that fails its check."""
     spec = build.get("spec") if isinstance(build, Mapping) else None
     words = _words(spec) if isinstance(spec, Mapping) else ["calotype", "build", "MODEL"]
     return shlex.join([*words, "-o", str(folder)])

@@ -1,8 +1,8 @@
-"""The fields of a model's configs that tables are computed from, with their types and limits.
+"""The fields of model configs that the bindings are computed from, with their types and limits.
 
-A config may be a stranger's. `checked` refuses a value of another type or size by the name of its file and field, so
-that what computes with it need not doubt it. Knows nothing of how fields fit together (`family`), or fit the weights
-(`network_check`). The limits lie far above every published model.
+A config may come from a stranger. `checked` rejects a value of another type or size and names its file and field, so
+that later code can rely on the values. Does not check fields against each other (`family`) or against the weights
+(`network_check`). The limits are far above every published model.
 """
 
 from __future__ import annotations
@@ -15,28 +15,28 @@ from typing import Any
 from ..errors import SourceError
 
 _LEVELS = 16
-_SIDE = 4096  # of a U-Net's sample: 32768 pixels with an autoencoder
+_SIDE = 4096  # limit of sample_size: 32768 pixels with an autoencoder
 _WIDTH = 1 << 16
 _LAYERS = 256
 
 
 class Fields(dict[str, Any]):
-    """A config that names its file and the field where one is missing."""
+    """A config whose error for a missing field names the file and the field."""
 
     def __init__(self, file: str, config: Mapping[str, Any]) -> None:
         super().__init__(config)
         self.file = file
 
     def __missing__(self, field: str) -> Any:
-        raise SourceError(f"{self.file} has no {field}; take the config of the same model as the weights.")
+        raise SourceError(f"{self.file} has no {field}. Use the config of the same model as the weights.")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Int:
-    """A whole number; `each` takes a list of them as well, one for each level."""
+    """An integer. With `each` also a list of integers, one per level."""
 
-    low: int = 1
-    high: int = _WIDTH
+    min: int = 1
+    max: int = _WIDTH
     each: bool = False
     optional: bool = False
 
@@ -46,26 +46,26 @@ class _Int:
         return self._takes_one(value) or (self.optional and value is None)
 
     def _takes_one(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and self.low <= value <= self.high
+        return isinstance(value, int) and not isinstance(value, bool) and self.min <= value <= self.max
 
     def __str__(self) -> str:
-        return f"a whole number from {self.low} to {self.high}" + (", or one for each level" if self.each else "")
+        return f"an integer from {self.min} to {self.max}" + (", or one per level" if self.each else "")
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Ints:
-    """A list of whole numbers, one for each level."""
+    """A list of integers, one per level."""
 
     def takes(self, value: Any) -> bool:
         return isinstance(value, list) and _Int(each=True).takes(value)
 
     def __str__(self) -> str:
-        return f"a list of 1 to {_LEVELS} whole numbers from 1 to {_WIDTH}"
+        return f"a list of 1 to {_LEVELS} integers from 1 to {_WIDTH}"
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Words:
-    """A list of names, one for each level."""
+class _Names:
+    """A list of names, one per level."""
 
     def takes(self, value: Any) -> bool:
         return isinstance(value, list) and 0 < len(value) <= _LEVELS and all(isinstance(v, str) for v in value)
@@ -76,7 +76,7 @@ class _Words:
 
 @dataclass(frozen=True, kw_only=True)
 class _Number:
-    """A finite number above zero; with `each` a list of them that may be zero or less."""
+    """A finite number above 0. With `each` a list of finite numbers of any sign."""
 
     each: bool = False
     optional: bool = False
@@ -93,38 +93,38 @@ class _Number:
 
 
 def _is_finite(value: Any) -> bool:
-    """A huge whole number is not: no float holds it."""
+    """Tell whether a value is a finite number. An integer that no float can hold is not."""
     try:
         return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
     except OverflowError:
         return False
 
 
-_Field = _Int | _Ints | _Words | _Number
+_Field = _Int | _Ints | _Names | _Number
 
 _TEXT: Mapping[str, _Field] = {
-    "num_hidden_layers": _Int(high=_LAYERS),
-    "max_position_embeddings": _Int(low=3, high=4096),  # a start, a word, an end
+    "num_hidden_layers": _Int(max=_LAYERS),
+    "max_position_embeddings": _Int(min=3, max=4096),  # start token, one word, end token
     "hidden_size": _Int(),
-    "vocab_size": _Int(high=1 << 24),
+    "vocab_size": _Int(max=1 << 24),
     "projection_dim": _Int(optional=True),
 }
-_LEVELLED: Mapping[str, _Field] = {
+_BLOCKS: Mapping[str, _Field] = {
     "block_out_channels": _Ints(),
-    "down_block_types": _Words(),
-    "up_block_types": _Words(),
-    "layers_per_block": _Int(high=_LAYERS, each=True),
+    "down_block_types": _Names(),
+    "up_block_types": _Names(),
+    "layers_per_block": _Int(max=_LAYERS, each=True),
     "in_channels": _Int(),
     "out_channels": _Int(),
 }
-_BY_LEVEL = ("down_block_types", "up_block_types", "layers_per_block", "attention_head_dim", "num_attention_heads")
+_PER_LEVEL = ("down_block_types", "up_block_types", "layers_per_block", "attention_head_dim", "num_attention_heads")
 _UNET: Mapping[str, _Field] = {
-    **_LEVELLED,
-    "sample_size": _Int(high=_SIDE),
+    **_BLOCKS,
+    "sample_size": _Int(max=_SIDE),
     "attention_head_dim": _Int(each=True, optional=True),
     "num_attention_heads": _Int(each=True, optional=True),
     "cross_attention_dim": _Int(),
-    "downsample_padding": _Int(low=0, high=1),
+    "downsample_padding": _Int(min=0, max=1),
     "time_cond_proj_dim": _Int(optional=True),
     "addition_time_embed_dim": _Int(optional=True),
     "projection_class_embeddings_input_dim": _Int(optional=True),
@@ -135,12 +135,12 @@ _CONTROLNET: Mapping[str, _Field] = {
     "conditioning_embedding_out_channels": _Ints(),
 }
 _VAE: Mapping[str, _Field] = {
-    **_LEVELLED,
+    **_BLOCKS,
     "encoder_block_out_channels": _Ints(),
     "decoder_block_out_channels": _Ints(),
     "num_encoder_blocks": _Ints(),
     "num_decoder_blocks": _Ints(),
-    "upsampling_scaling_factor": _Int(low=2, high=2),
+    "upsampling_scaling_factor": _Int(min=2, max=2),
     "latent_channels": _Int(),
     "vq_embed_dim": _Int(optional=True),
     "scaling_factor": _Number(),
@@ -148,9 +148,9 @@ _VAE: Mapping[str, _Field] = {
     "latents_std": _Number(each=True, optional=True),
 }
 _SCHEDULER: Mapping[str, _Field] = {
-    "num_train_timesteps": _Int(high=100_000),
-    "solver_order": _Int(high=16),
-    "steps_offset": _Int(low=0, high=1000),
+    "num_train_timesteps": _Int(max=100_000),
+    "solver_order": _Int(max=16),
+    "steps_offset": _Int(min=0, max=1000),
     "trained_betas": _Number(each=True, optional=True),
     "beta_start": _Number(),
     "beta_end": _Number(),
@@ -158,21 +158,26 @@ _SCHEDULER: Mapping[str, _Field] = {
 
 
 def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
-    """The config of a network or of the scheduler. Raises `SourceError` where a field is not what it should be.
+    """Check the config of a network or of the scheduler.
 
     Args:
-        name: what it is the config of: text_encoder, unet, controlnet_1, vae, scheduler, ...
+        name: text_encoder, unet, controlnet_1, vae, scheduler, ...
         folder: the folder's name, for errors.
-        config: what the file says.
+        config: the content of the file.
+
+    Raises:
+        SourceError: a field has a wrong type or size.
     """
     file = f"{folder}/{'scheduler_config' if name == 'scheduler' else 'config'}.json"
     for field, kind in _fields_of(name).items():
         if field in config and not kind.takes(config[field]):
             raise SourceError(f"{file}: {field} is {config[field]!r:.80}; expected {kind}.")
-        if field in _BY_LEVEL and isinstance(config.get(field), list) and "block_out_channels" in config:
+        if field in _PER_LEVEL and isinstance(config.get(field), list) and "block_out_channels" in config:
             levels, count = len(config["block_out_channels"]), len(config[field])
             if count != levels:
-                raise SourceError(f"{file}: {field} has {count} entries; expected {levels}, as block_out_channels has.")
+                raise SourceError(
+                    f"{file}: {field} has {count} entries; expected {levels}, one per block_out_channels."
+                )
     return Fields(file, config)
 
 

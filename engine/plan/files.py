@@ -1,7 +1,7 @@
-"""Which files a plan may open: plain files inside its folder, listed in `files` and so verified.
+"""Checks of the files that a plan opens: regular files inside its folder that the manifest lists in `files`.
 
-A plan may come from a stranger who computed its digest. So paths and links that lead outside of the folder are refused,
-and any file beside an artifact that is not listed, which a backend might open.
+A plan may come from a stranger who also computed its digest. So the checks reject paths and links that lead out of the
+folder, and any unlisted file next to an artifact, because a backend might open it.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from typing import Any
 from ..errors.schema import SchemaError
 from ..weights.onnx import external_files
 
-_FOLDER = "diffusers"  # the form of artifact that is a folder; the others are a file
+_FOLDER = "diffusers"  # the only form of artifact that is a folder and not a file
 _GRAPH = ".onnx"
 
 
 def check_listed_files(folder: Path, listed: Collection[str]) -> None:
-    """Raise `SchemaError` unless files are listed, each inside the folder, and none reached through a link or a pipe.
+    """Check that files are listed and that each is a regular file inside the folder. Raises `SchemaError`.
 
-    What is missing is left to the comparison of digests.
+    Ignores missing files: the comparison of digests reports them.
     """
     if not listed:
         raise SchemaError("files is empty; expected every file of the plan with its size and SHA-256")
@@ -31,27 +31,33 @@ def check_listed_files(folder: Path, listed: Collection[str]) -> None:
     parents = {str(parent) for name in listed for parent in PurePosixPath(name).parents} - {"."}
     for name in sorted(parents):
         if not stat.S_ISDIR(_mode(folder / name, stat.S_IFDIR)):
-            raise SchemaError(f"{folder / name} is not a folder but a link or a file, and links are not followed")
+            raise SchemaError(f"{folder / name} is a link or a file; expected a folder")
     for name in listed:
         if not stat.S_ISREG(_mode(folder / name, stat.S_IFREG)):
-            raise SchemaError(f"{folder / name} is not a regular file; links and pipes are not followed")
+            raise SchemaError(f"{folder / name} is not a regular file (links and pipes are not allowed)")
 
 
 def check_opened_files(folder: Path, data: Mapping[str, Any]) -> None:
-    """Raise `SchemaError` that names the field, or `OSError`, unless all that the plan opens is in its listed files.
+    """Check that the manifest lists every file that the plan opens.
 
-    `data` passed `plan_schema.check_manifest`, and its listed files `check_listed_files`.
+    Args:
+        folder: the plan's folder.
+        data: the manifest, after `check_manifest` and `check_listed_files`.
+
+    Raises:
+        SchemaError: a file is not listed. The message names the field.
+        OSError: a file cannot be read.
     """
     listed = data["files"]
     for where, path, form in _opened(data):
         _check_inside(path, where)
         if form and path not in listed:
-            raise SchemaError(f"{where} is {path!r}, which files does not list")
-        if form == "onnx" and not path.endswith(_GRAPH):  # ONNX Runtime takes other suffixes for other formats
+            raise SchemaError(f"{where} is {path!r}, which is not listed in files")
+        if form == "onnx" and not path.endswith(_GRAPH):  # ONNX Runtime reads other suffixes as other formats
             raise SchemaError(f"{where} is {path!r}; expected the name of an {_GRAPH} file")
         _check_neighbors(folder, str(PurePosixPath(path).parent) if form else path, where, listed)
     for name in listed:
-        if name.endswith(_GRAPH):  # those of artifacts, and those beside an engine, which a refit reads
+        if name.endswith(_GRAPH):  # of artifacts, and the file next to an engine that a refit reads
             _check_external(folder, name, listed)
 
 
@@ -63,7 +69,7 @@ def _mode(path: Path, missing: int) -> int:
 
 
 def _opened(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Each path that the manifest names: its field, the path, and a file's form, which is empty for a folder."""
+    """Yield each path in the manifest: its field, the path, and the form of a file (empty for a folder)."""
     for name, component in data["components"].items():
         for i, artifact in enumerate(component["artifacts"]):
             form = artifact["form"]
@@ -75,27 +81,27 @@ def _opened(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def _check_inside(path: str, where: str) -> None:
-    """A relative path in its shortest spelling, below the plan's folder."""
+    """Check for a relative path below the plan's folder, in its shortest spelling."""
     parts = path.split("/")
     if path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\\" in path:
-        raise SchemaError(f"{where} has {path!r}; expected a path inside the plan's folder, without . and ..")
+        raise SchemaError(f"{where} is {path!r}; expected a path inside the plan's folder, without . and ..")
 
 
 def _check_neighbors(folder: Path, inside: str, where: str, listed: Collection[str]) -> None:
-    """All of the files in a folder from which something is opened are listed: libraries look for more by themselves."""
+    """Check that all files of an opened folder are listed, because libraries open further files on their own."""
     prefix = "" if inside == "." else f"{inside}/"
     if not any(name.startswith(prefix) for name in listed):
-        raise SchemaError(f"{where} is {inside!r}, a folder of which files lists nothing")
+        raise SchemaError(f"{where} is {inside!r}, a folder without files in the list")
     with os.scandir(folder / inside) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             is_folder = entry.is_dir(follow_symlinks=False)
-            own = entry.name.startswith(".") or (not prefix and entry.name == "plan.json")  # no library opens these
-            if not is_folder and not own and prefix + entry.name not in listed:
-                raise SchemaError(f"{where}: {prefix}{entry.name} lies beside it, and files does not list it")
+            ignored = entry.name.startswith(".") or (not prefix and entry.name == "plan.json")  # no library opens these
+            if not is_folder and not ignored and prefix + entry.name not in listed:
+                raise SchemaError(f"{where}: its folder also holds {prefix}{entry.name}, which is not listed in files")
 
 
 def _check_external(folder: Path, path: str, listed: Collection[str]) -> None:
-    """An ONNX file reads its weights from listed files of its own folder alone."""
+    """Check that an ONNX file reads its weights only from listed files of its own folder."""
     try:
         names = external_files(folder / path)
     except ValueError as broken:
@@ -103,4 +109,4 @@ def _check_external(folder: Path, path: str, listed: Collection[str]) -> None:
     parent = str(PurePosixPath(path).parent)
     for name in sorted(names):
         if "/" in name or (name if parent == "." else f"{parent}/{name}") not in listed:
-            raise SchemaError(f"{path} reads {name!r}; expected a file of its own folder that files lists")
+            raise SchemaError(f"{path} reads {name!r}; expected a file of its own folder that is listed in files")

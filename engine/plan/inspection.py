@@ -1,4 +1,4 @@
-"""`calotype inspect`: what is in a plan, for people and as JSON."""
+"""`calotype inspect`: the content of a plan as text and as JSON."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ _UNITS = {
 
 
 def describe(plan: Plan) -> dict[str, Any]:
-    """All there is to say of a plan, as plain data. Sizes are bytes."""
+    """Return the content of a plan as plain data. Sizes are in bytes."""
     return {
         "family": plan.family,
         "fingerprint": plan.fingerprint,
         "profile": plan.profile.to_json(),
         "components": {c.name: _component(c) for c in plan.components.values()},
         "scheduler": plan.scheduler.get("_class_name"),
-        "samplers": _samplers(plan.samplers),
+        "samplers": [] if plan.samplers is None else sorted(p.stem for p in plan.samplers.glob("*.npz")),
         "build": dict(plan.build),
     }
 
@@ -48,43 +48,39 @@ def _component(component: PlannedComponent) -> dict[str, Any]:
 
 
 def _bytes(path: Path) -> int:
-    """Of the graph and its external data."""
+    """Return the size of an artifact: the graph and its external data."""
     files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
     return sum(p.stat().st_size for p in files if p.is_file())
 
 
-def _samplers(folder: Path | None) -> list[str]:
-    return [] if folder is None else sorted(p.stem for p in folder.glob("*.npz"))
-
-
-def told(plan: Plan) -> str:
-    """The same for a terminal."""
+def format_plan(plan: Plan) -> str:
+    """Return the content of a plan as text for a terminal."""
     build, profile = plan.build, plan.profile
     lines = [f"plan         {plan.model}", f"family       {plan.family}, fingerprint {plan.model_id}"]
     lines.append(f"profile      {profile}")
     if build:
-        how = f"for {build['backend']}, precision {build['precision']}, in {build['seconds']} s"
-        lines.append(f"built        {build['made']} {how}")
-        lines.append(f"of           {build['spec']['model']}")
-        lines.append(f"by           {rebuild_command(build, plan.model)}")
-        lines.append(f"tools        {', '.join(f'{n} {v}' for n, v in build['tools'].items())}")
+        target = f"for {build['backend']}, precision {build['precision']}, in {build['seconds']} s"
+        lines.append(f"built        {build['made']} {target}")
+        lines.append(f"source       {build['spec']['model']}")
+        lines.append(f"command      {rebuild_command(build, plan.model)}")
+        lines.append(f"versions     {', '.join(f'{n} {v}' for n, v in build['tools'].items())}")
         proof = build["proof"]
         lines.append(
-            f"proof        {_figures(proof)} from float32 eager, {proof['pictures']} pictures of "
-            f"{proof['width']}x{proof['height']}, {proof['steps']} steps; gate {', '.join(build['max_loss'])}"
+            f"evaluation   {_figures(proof)} against float32 eager, {proof['pictures']} images of "
+            f"{proof['width']}x{proof['height']}, {proof['steps']} steps; bounds {', '.join(build['max_loss'])}"
         )
     lines += ["", *_table(_component_rows(plan))]
     for c in plan.components.values():
         lines += ["", c.name, *(f"  in   {b}" for b in c.inputs), *_outputs(c)]
     if build.get("table"):
-        lines += ["", "tried", *_table(_tried_rows(build["table"]))]
+        lines += ["", "trials", *_table(_trial_rows(build["table"]))]
     return "\n".join(map(printable, lines))
 
 
 def _outputs(component: PlannedComponent) -> list[str]:
     shown = [b for b in component.outputs if not b.name.startswith(("hidden_states.", "skipped_states."))]
     more = len(component.outputs) - len(shown)
-    return [*(f"  out  {b}" for b in shown), *([f"  out  and {more} hidden_states"] if more else [])]
+    return [*(f"  out  {b}" for b in shown), *([f"  out  {more} more hidden states"] if more else [])]
 
 
 def _component_rows(plan: Plan) -> Iterable[Sequence[str]]:
@@ -103,8 +99,8 @@ def _component_rows(plan: Plan) -> Iterable[Sequence[str]]:
             )
 
 
-def _tried_rows(table: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
-    yield ("component", "precision", "left in fp32", "speed", "loss", "", "")
+def _trial_rows(table: Sequence[Mapping[str, Any]]) -> Iterable[Sequence[str]]:
+    yield ("component", "precision", "kept in fp32", "speed", "loss", "", "")
     for row in table:
         verdict = "chosen" if row["chosen"] else "passed" if row["passed"] else ""
         kept = f"{row['kept']} of {row['groups']}" if row["groups"] else ""

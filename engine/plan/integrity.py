@@ -1,6 +1,6 @@
-"""Is a folder what was once written into it? Size and SHA-256 of every file, taken once and held against it later.
+"""Integrity of a folder: record the size and SHA-256 of every file, and verify them later.
 
-For the store's entries and for plans alike. Knows nothing of either: the caller says what mends a damage.
+Used for the store's entries and for plans. Knows nothing of either: the caller passes the advice of the error.
 """
 
 from __future__ import annotations
@@ -14,73 +14,81 @@ from ..errors import SourceError
 from ..files.digest import file_digest
 
 
-def stamps(folder: Path, *, beside: Collection[str] = ()) -> dict[str, tuple[int, str]]:
-    """Size in bytes and SHA-256 of every file below `folder`, by its relative path.
+def stamps(folder: Path, *, exclude: Collection[str] = ()) -> dict[str, tuple[int, str]]:
+    """Return the size in bytes and the SHA-256 of every file below `folder`, by its relative path.
 
-    `beside` are left out: the file that will carry the stamps. Raises `SourceError` for what is no file or unreadable.
+    `exclude` holds paths to leave out: the file that will hold the stamps. Raises `SourceError` for an invalid entry.
     """
     try:
-        paths = {name: folder / name for name in _names(folder) if name not in beside}
+        paths = {name: folder / name for name in _names(folder) if name not in exclude}
         return {name: (path.stat().st_size, file_digest(path)) for name, path in paths.items()}
     except OSError as failed:
-        raise SourceError(f"{failed.filename or folder} cannot be read ({failed.strerror}).") from None
+        raise SourceError(f"cannot read {failed.filename or folder}: {failed.strerror}.") from None
 
 
 def stamps_from_json(data: Any) -> dict[str, tuple[int, str]]:
-    """What `json.dumps(stamps(...))` said. Raises `ValueError` for anything else, or paths out of the folder."""
+    """Parse the JSON form of `stamps`. Raises `ValueError` for other data, and for paths that leave the folder."""
     read = {}
     for name, stamp in data.items() if isinstance(data, dict) else [("", data)]:
         match stamp:
             case [int(size), str(digest)] if name and not os.path.isabs(name) and ".." not in Path(name).parts:
                 read[name] = (size, digest)
             case _:
-                raise ValueError(f"not the sizes and digests of files in a folder: {name!r}")
+                raise ValueError(
+                    f"invalid entry {name!r} in files: expected a path inside the folder, size and SHA-256"
+                )
     return read
 
 
 def verify(
-    folder: Path, stamps: Mapping[str, tuple[int, str]], *, mend: str, beside: Collection[str] | None = None
+    folder: Path, stamps: Mapping[str, tuple[int, str]], *, advice: str, allowed: Collection[str] | None = None
 ) -> None:
-    """Raise `SourceError` unless every stamped file is there and as it was: "<file> <what is wrong>; <mend>."
+    """Verify every stamped file. Does not read large files again that did not change since they were last read.
 
-    Of files that nobody stamped only those in `beside` are allowed; None allows all. Large files that did not change
-    since they were last read are not read again.
+    Args:
+        folder: the folder.
+        stamps: the result of `stamps`.
+        advice: the end of the error message: what the user can do.
+        allowed: further files that the folder may contain; None allows all.
+
+    Raises:
+        SourceError: a file is missing, changed or not allowed.
     """
-    fault = _fault(folder, stamps, beside)
+    fault = _fault(folder, stamps, allowed)
     if fault:
-        raise SourceError(f"{fault}; {mend}.")
+        raise SourceError(f"{fault}; {advice}.")
 
 
-def _fault(folder: Path, stamps: Mapping[str, tuple[int, str]], beside: Collection[str] | None) -> str | None:
-    """What is wrong; sizes before contents, as they cost nothing."""
+def _fault(folder: Path, stamps: Mapping[str, tuple[int, str]], allowed: Collection[str] | None) -> str | None:
+    """Return the first fault; None for an intact folder. Compares sizes first, because that is cheap."""
     try:
         for name, (size, _) in stamps.items():
             got = (folder / name).stat().st_size
             if got != size:
-                return f"{folder / name} is {got} bytes long and should be {size}"
-        if beside is not None:
-            for name in sorted(set(_names(folder)) - set(stamps) - set(beside)):
-                return f"{folder / name} does not belong there"
+                return f"{folder / name} has {got} bytes; expected {size}"
+        if allowed is not None:
+            for name in sorted(set(_names(folder)) - set(stamps) - set(allowed)):
+                return f"{folder / name} is not a file of this folder"
         for name, (_, digest) in stamps.items():
             if file_digest(folder / name) != digest:
-                return f"{folder / name} is damaged: its bytes are not those that were written"
+                return f"{folder / name} is damaged: its SHA-256 differs from the recorded one"
     except (FileNotFoundError, NotADirectoryError) as missing:
         return f"{missing.filename} is missing"
     except OSError as failed:
-        return f"{failed.filename or folder} cannot be read ({failed.strerror})"
+        return f"cannot read {failed.filename or folder}: {failed.strerror}"
     except SourceError as failed:
         return str(failed).rstrip(".")
     return None
 
 
 def _names(folder: Path) -> list[str]:
-    """Relative paths of all that is no folder; a link to a folder is not followed, and so is told as no file."""
+    """Return the relative paths of all entries that are not folders. A link to a folder counts as a file."""
 
     def refuse(failed: OSError) -> None:
         raise failed
 
-    found = []
+    names = []
     for root, folders, files in os.walk(folder, onerror=refuse):
         links = [name for name in folders if os.path.islink(os.path.join(root, name))]
-        found += [os.path.relpath(os.path.join(root, name), folder) for name in (*files, *links)]
-    return sorted(found)
+        names += [os.path.relpath(os.path.join(root, name), folder) for name in (*files, *links)]
+    return sorted(names)

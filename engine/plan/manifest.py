@@ -1,7 +1,7 @@
-"""The schema of `plan.json`: the type and range of every field, and which components and tensors go together.
+"""The schema of `plan.json`: the type and range of every field, and which components and tensors belong together.
 
-A plan may come from a stranger, and later code reads it without looking again. Which files it may open is checked in
-`files`; how it becomes a `Plan` is known in `plan`.
+A plan may come from a stranger, and later code does not check it again. `files` checks which files it opens. `plan`
+converts it into a `Plan`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from .scheduler_config import check_scheduler_config
 
 TEXT_FAMILIES = ("sd1", "sd2", "sdxl")
 _FAMILIES = (*TEXT_FAMILIES, "pixels", "latents")
-_WIDEST = 65536  # of a tensor's channels
+_MAX_CHANNELS = 65536
 _LATENTS = ("latent_height", "latent_width")
 _PIXELS = ("height", "width")
 _RESIDUAL = re.compile(r"down_block_additional_residual\.\d{1,3}|mid_block_additional_residual")
@@ -45,11 +45,11 @@ Dims = Sequence[Any]
 def _size_range(largest: int) -> Check:
     def check(value: Any, where: str) -> None:
         try:
-            fits = isinstance(value, str) and len(value) < 40 and range_from_text(value).high <= largest
+            valid = isinstance(value, str) and len(value) < 40 and range_from_text(value).max <= largest
         except InputError:
-            fits = False
-        if not fits:
-            mismatch(where, value, f"min:opt:max from 1 to {largest}, such as 512:768:1024")
+            valid = False
+        if not valid:
+            mismatch(where, value, f"min:opt:max from 1 to {largest}, for example 512:768:1024")
 
     return check
 
@@ -60,13 +60,13 @@ def _dims(value: Any, where: str) -> None:
         mismatch(f"{where}[0]", value[0], "batch")
 
 
-_CHANNELS = integer(1, _WIDEST)
-_SYMBOL = text(r"[a-z]+(_[a-z]+)?(_\d{1,4})?", "a symbol such as latent_height")
+_CHANNELS = integer(1, _MAX_CHANNELS)
+_SYMBOL = text(r"[a-z]+(_[a-z]+)?(_\d{1,4})?", "a symbol, for example latent_height")
 _DIGEST = text(r"[0-9a-f]{64}", "64 hexadecimal digits")
 _PATH = text(r"[^\x00]{1,4096}", "a path")
 _TEXT = text(r"[\s\S]{0,10000}", "text of at most 10000 characters")
 _NETWORK = text(r"unet|vae_decoder|vae_encoder|text_encoder(_2)?|controlnet(_[1-9]\d?)?", "the name of a network")
-# A version is printed in a command line: `pip install 'onnxruntime>=1.32.0'`.
+# Versions are printed in a command line: `pip install 'onnxruntime>=1.32.0'`.
 _VERSION = text(r"\d[0-9A-Za-z.+_-]{0,99}", "a version")
 _PROFILE = record(
     {
@@ -105,7 +105,7 @@ _LOAD = record(
     {"pixels": integer(1, 65536), "width": integer(1, 1 << 20), "squared": boolean, "guided": boolean},
 )
 _LOSSES = ("psnr", "ssim", "lpips", "judge", "clip")
-_TRIED = record(
+_TRIAL = record(
     {
         **{"component": _TEXT, "precision": _TEXT, "why": _TEXT, "chosen": boolean, "passed": boolean},
         **{"kept": integer(0, 1 << 20), "groups": integer(0, 1 << 20), "speed": nullable(figure)},
@@ -121,13 +121,13 @@ _BUILD = record(
         **{"max_loss": list_of(_TEXT), "engine": list_of(_TEXT), "needs": mapping_of(_VERSION, NAME)},
         "tools": mapping_of(nullable(_TEXT)),
         "machine": record({"gpu": nullable(_TEXT)}, more=True),
-        **{"proof": _PROOF, "table": list_of(_TRIED)},
+        **{"proof": _PROOF, "table": list_of(_TRIAL)},
     },
     optional=("engine",),
     more=True,
 )
 _PAIR = list_of(_TEXT, 2, 2)
-_PROMPTING = record({"states": list_of(_PAIR, most=2), "pooled": nullable(_PAIR), "zero_negative": boolean})
+_PROMPTING = record({"states": list_of(_PAIR, max_length=2), "pooled": nullable(_PAIR), "zero_negative": boolean})
 _MANIFEST = record(
     {
         **{"version": integer(0, 1 << 20), "family": one_of(*_FAMILIES), "fingerprint": _DIGEST},
@@ -136,7 +136,7 @@ _MANIFEST = record(
         "scaling_factor": number(1e-6, 1e6),
         "latents_mean": list_of(number(-1e6, 1e6)),
         "latents_std": list_of(number(1e-6, 1e6)),
-        "loads": list_of(_LOAD, most=1000),
+        "loads": list_of(_LOAD, max_length=1000),
         "build": lambda value, where: None if value == {} else _BUILD(value, where),
         "samplers": nullable(_PATH),
         "files": mapping_of(lambda stamp, where: _stamp(stamp, where), _PATH),
@@ -145,7 +145,7 @@ _MANIFEST = record(
 
 
 def check_manifest(data: Any) -> None:
-    """Raise `SchemaError` that names the field, unless this is the manifest of a plan without its digest."""
+    """Check the manifest of a plan, without its digest. Raises `SchemaError` that names the field."""
     _MANIFEST(data, "")
     _check_profile(data["profile"])
     components = data["components"]
@@ -169,18 +169,18 @@ def _stamp(value: Any, where: str) -> None:
 
 
 def _check_profile(profile: Fields) -> None:
-    """The multiple is the factor times a power of two, one halving for each level of the U-Net."""
+    """Check that the multiple is the factor times a power of two: one halving per level of the U-Net."""
     levels, rest = divmod(profile["multiple"], profile["factor"])
     for name, value in (("factor", profile["factor"]), ("multiple", levels)):
         if rest or value.bit_count() != 1:
-            mismatch(f"profile.{name}", profile[name], "a power of two, and the multiple a multiple of the factor")
+            mismatch(f"profile.{name}", profile[name], "a power of two (multiple: a power of two times factor)")
     for side in _PIXELS:
-        if range_from_text(profile[side]).low < profile["multiple"]:
+        if range_from_text(profile[side]).min < profile["multiple"]:
             mismatch(f"profile.{side}", profile[side], f"sizes of at least {profile['multiple']}, the multiple")
 
 
 def _check_names(bindings: Sequence[Fields], where: str, profile: Fields) -> None:
-    """No name comes twice, and every symbol has a value."""
+    """Check that no name occurs twice and that every symbol has a value."""
     symbols = Profile.from_json(profile).sizes(batch=1, height=profile["multiple"], width=profile["multiple"])
     names: set[str] = set()
     for i, binding in enumerate(bindings):
@@ -189,29 +189,29 @@ def _check_names(bindings: Sequence[Fields], where: str, profile: Fields) -> Non
         names.add(binding["name"])
         for dim in binding["dims"]:
             if isinstance(dim, str) and dim not in symbols:
-                mismatch(f"{where}[{i}].dims", binding["dims"], f"symbols out of {', '.join(symbols)}")
+                mismatch(f"{where}[{i}].dims", binding["dims"], f"symbols from {', '.join(symbols)}")
 
 
 def _check_networks(data: Fields) -> None:
-    """The networks that the family has, each text encoder with its tokenizer, and no others."""
-    components, of_text = data["components"], data["family"] in TEXT_FAMILIES
-    wanted = {"unet"} | (set() if data["family"] == "pixels" else {"vae_decoder", "vae_encoder"})
-    for name in sorted(wanted):
+    """Check that there are exactly the networks of the family, and a tokenizer for each text encoder."""
+    components, has_text = data["components"], data["family"] in TEXT_FAMILIES
+    required = {"unet"} | (set() if data["family"] == "pixels" else {"vae_decoder", "vae_encoder"})
+    for name in sorted(required):
         if name not in components:
-            raise SchemaError(f"components.{name} is missing, which a model of the family {data['family']} has")
+            raise SchemaError(f"components.{name} is missing; the family {data['family']} requires it")
     texts = {name for name in components if name.startswith("text_encoder")}
-    others = set(components) - wanted - (texts | set(controlnets_of(components)) if of_text else set())
+    others = set(components) - required - (texts | set(controlnets_of(components)) if has_text else set())
     if others:
         mismatch("components", sorted(components), f"no {min(others)} in the family {data['family']}")
-    if of_text and not texts:
-        raise SchemaError(f"components.text_encoder is missing, which a model of the family {data['family']} has")
+    if has_text and not texts:
+        raise SchemaError(f"components.text_encoder is missing; the family {data['family']} requires it")
     if set(data["tokenizers"]) != texts:
         mismatch("tokenizers", sorted(data["tokenizers"]), f"one for each text encoder: {', '.join(sorted(texts))}")
 
 
 def _check_prompting(data: Fields) -> tuple[int, int | None]:
-    """The text encoders agree with the profile and with what prompting takes of them; the widths of states and pooled
-    state. Zero is a model without text."""
+    """Check the text encoders against the profile and the prompting. Returns the widths of the hidden states and of the
+    pooled state; width 0 means a model without text."""
     components, prompting, tokens = data["components"], data["prompting"], data["profile"]["tokens"]
     texts = sorted(data["tokenizers"])
     if sorted(name for name, _ in prompting["states"]) != texts:
@@ -233,17 +233,17 @@ def _check_prompting(data: Fields) -> tuple[int, int | None]:
 
 
 def _width(components: Fields, pair: Sequence[str], where: str, rank: int) -> int:
-    """The last dimension of a text encoder's output: of a pair of their names."""
+    """Return the last dimension of a text encoder's output. `pair` holds the names of both."""
     name, output = pair
-    known = components[name]["outputs"] if name in components and name.startswith("text_encoder") else []
-    dims: Dims = next((b["dims"] for b in known if b["name"] == output), [])
+    outputs = components[name]["outputs"] if name in components and name.startswith("text_encoder") else []
+    dims: Dims = next((b["dims"] for b in outputs if b["name"] == output), [])
     if len(dims) != rank or not isinstance(dims[-1], int):
-        mismatch(where, pair, f"a text encoder and one of its outputs, of {rank} dimensions")
+        mismatch(where, pair, f"a text encoder and one of its outputs with {rank} dimensions")
     return int(dims[-1])
 
 
 def _check_autoencoder(data: Fields) -> int:
-    """The channels of the latents, or of the pixels where the model has no autoencoder."""
+    """Check the autoencoder. Returns the channels of the latents, or 3 (pixels) for a model without an autoencoder."""
     components = data["components"]
     channels = 3
     if "vae_decoder" in components:
@@ -253,47 +253,50 @@ def _check_autoencoder(data: Fields) -> int:
         _check_only(decoder["inputs"], "components.vae_decoder.inputs", {"latent_sample": _map(channels)})
         _check_only(decoder["outputs"], "components.vae_decoder.outputs", {"sample": ("batch", 3, *_PIXELS)})
         _check_only(encoder["inputs"], "components.vae_encoder.inputs", {"sample": ("batch", 3, *_PIXELS)})
-        drawn = encoder["outputs"][0]["name"] == "latent_parameters"  # mean and log-variance
-        coded = {"latent_parameters": _map(2 * channels)} if drawn else {"latents": _map(channels)}
-        _check_only(encoder["outputs"], "components.vae_encoder.outputs", coded)
+        sampled = encoder["outputs"][0]["name"] == "latent_parameters"  # mean and log-variance
+        encoded = {"latent_parameters": _map(2 * channels)} if sampled else {"latents": _map(channels)}
+        _check_only(encoder["outputs"], "components.vae_encoder.outputs", encoded)
     for name in ("latents_mean", "latents_std"):
         if len(data[name]) not in (0, channels) or len(data["latents_mean"]) != len(data["latents_std"]):
-            mismatch(name, data[name], f"one number for each of {channels} channels in both, or none in both")
+            mismatch(name, data[name], f"one number per channel ({channels}) in both lists, or two empty lists")
     return channels
 
 
 def _check_unet(unet: Fields, channels: int, states: int, pooled: int | None) -> None:
     sample = unet["inputs"][0]
     inpaints = states > 0 and sample["dims"] == list(_map(2 * channels + 1))
-    wanted: dict[str, Dims] = {"sample": _map(2 * channels + 1 if inpaints else channels), "timestep": ("batch",)}
+    expected: dict[str, Dims] = {"sample": _map(2 * channels + 1 if inpaints else channels), "timestep": ("batch",)}
     by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
     where = "components.unet.inputs"
     if states:
-        wanted |= _steered(by_name, states, pooled)
+        expected |= _text_inputs(by_name, states, pooled)
         residuals = {name: dims for name, dims in by_name.items() if _RESIDUAL.fullmatch(name)}
-        if "timestep_cond" in by_name:  # an even width: sines and cosines
+        if "timestep_cond" in by_name:  # half sines, half cosines
             width = by_name["timestep_cond"][-1]
-            wanted["timestep_cond"] = ("batch", width if isinstance(width, int) and not width % 2 else "an even number")
-        wanted |= residuals
-    _check_only(unet["inputs"], where, wanted)
+            expected["timestep_cond"] = (
+                "batch",
+                width if isinstance(width, int) and not width % 2 else "an even number",
+            )
+        expected |= residuals
+    _check_only(unet["inputs"], where, expected)
     if sample["name"] != "sample":
         mismatch(f"{where}[0].name", sample["name"], "sample")
     _check_only(unet["outputs"], "components.unet.outputs", {"out_sample": _map(channels)})
 
 
-def _steered(by_name: Mapping[str, Dims], states: int, pooled: int | None) -> dict[str, Dims]:
-    """The inputs that carry text, and with a pooled state what goes with it: six numbers of sizes, or five."""
+def _text_inputs(by_name: Mapping[str, Dims], states: int, pooled: int | None) -> dict[str, Dims]:
+    """Return the inputs for text: hidden states, and with a pooled state also 6 time ids (5 for the SDXL refiner)."""
     chunks = by_name.get("encoder_hidden_states", ["batch", "tokens"])[1:2]
-    fixed = chunks and isinstance(chunks[0], int)  # for one chunk of text alone
-    wanted: dict[str, Dims] = {"encoder_hidden_states": ("batch", chunks[0] if fixed else "tokens", states)}
+    fixed = chunks and isinstance(chunks[0], int)  # the model takes only one chunk of text
+    inputs: dict[str, Dims] = {"encoder_hidden_states": ("batch", chunks[0] if fixed else "tokens", states)}
     if pooled is not None:
         ids = by_name.get("time_ids", [])[-1:]
-        wanted |= {"text_embeds": ("batch", pooled), "time_ids": ("batch", 5 if ids == [5] else 6)}
-    return wanted
+        inputs |= {"text_embeds": ("batch", pooled), "time_ids": ("batch", 5 if ids == [5] else 6)}
+    return inputs
 
 
 def _check_controlnets(components: Fields, channels: int) -> None:
-    """Each ControlNet takes what the U-Net takes, and gives what the U-Net adds."""
+    """Check that each ControlNet has the inputs of the U-Net and outputs the residuals that the U-Net adds."""
     unet = {b["name"]: b["dims"] for b in components["unet"]["inputs"]}
     added = [dims for name, dims in unet.items() if _RESIDUAL.fullmatch(name)]
     nets = controlnets_of(components)
@@ -302,13 +305,13 @@ def _check_controlnets(components: Fields, channels: int) -> None:
         if len(dims) != 4 or not isinstance(dims[1], int) or levels != list(_LATENTS):
             mismatch("components.unet.inputs", dims, "residuals [batch, C, latent_height_N, latent_width_N]")
     if bool(nets) != bool(added):
-        mismatch("components", sorted(components), "a ControlNet if the U-Net has inputs for one, and only then")
+        mismatch("components", sorted(components), "a ControlNet if and only if the U-Net has residual inputs")
     for name in nets:
         where = f"components.{name}"
         shared = ("timestep", "encoder_hidden_states", "text_embeds", "time_ids")
-        wanted: dict[str, Dims] = {n: unet[n] for n in shared if n in unet}
-        wanted |= {"sample": _map(channels), "controlnet_cond": ("batch", 3, *_PIXELS)}
-        _check_only(components[name]["inputs"], f"{where}.inputs", {**wanted, "conditioning_scale": ("batch",)})
+        inputs: dict[str, Dims] = {n: unet[n] for n in shared if n in unet}
+        inputs |= {"sample": _map(channels), "controlnet_cond": ("batch", 3, *_PIXELS)}
+        _check_only(components[name]["inputs"], f"{where}.inputs", {**inputs, "conditioning_scale": ("batch",)})
         outputs = components[name]["outputs"]
         if [b["dims"] for b in outputs] != added or any(b["dtype"] != "float32" for b in outputs):
             mismatch(f"{where}.outputs", [b["dims"] for b in outputs], "the residual inputs of the U-Net")
@@ -318,12 +321,12 @@ def _map(channels: int) -> tuple[Any, ...]:
     return "batch", channels, *_LATENTS
 
 
-def _check_only(bindings: Iterable[Fields], where: str, wanted: Mapping[str, Dims], dtype: str = "float32") -> None:
-    """These are the tensors with exactly these names, dimensions and type."""
+def _check_only(bindings: Iterable[Fields], where: str, expected: Mapping[str, Dims], dtype: str = "float32") -> None:
+    """Check for exactly the tensors with these names, dimensions and type."""
     got = {b["name"]: b for b in bindings}
-    if set(got) != set(wanted):
-        mismatch(where, sorted(got), f"the tensors {', '.join(sorted(wanted))}")
-    for name, dims in wanted.items():
+    if set(got) != set(expected):
+        mismatch(where, sorted(got), f"the tensors {', '.join(sorted(expected))}")
+    for name, dims in expected.items():
         if list(got[name]["dims"]) != list(dims) or got[name]["dtype"] != dtype:
             shape = f"{got[name]['dtype']} {got[name]['dims']}"
             mismatch(f"{where}.{name}", shape, f"{dtype} [{', '.join(map(str, dims))}]")

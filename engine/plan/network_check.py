@@ -1,8 +1,8 @@
-"""A network's config held against the headers of its weights, before anything of the config's size is built.
+"""The check of a network's config against the headers of its weights, before a module of the config's size is built.
 
-A config may say ten million layers. What it says of layers and widths is compared with the names and shapes of the
-tensors, so that a module is never larger than the file that fills it. Reads no weights and imports no torch. A field
-that a config does not have is its class's default, and is not compared.
+A config may claim ten million layers. The check compares its layers and widths with the names and shapes of the
+tensors, so that a module is never larger than its file of weights. Reads no weights and imports no torch. Skips fields
+that a config lacks: they have the default of its class.
 """
 
 from __future__ import annotations
@@ -17,37 +17,40 @@ from ..errors import SourceError
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, Sequence[int]]
-Fact = tuple[str, Any, Any]  # a field, what the config says, what the weights hold
+Fact = tuple[str, Any, Any]  # a field, its value in the config, its value in the weights
 
 TOKEN_TABLE = "embeddings.token_embedding.weight"
-_LONGEST_NAME = 500  # no network's tensors are called longer
+_LONGEST_NAME = 500  # tensor names of networks are shorter
 _INDEX = re.compile(r"\.(\d+)(?=\.)")
 
 
 def check_network(file: Path, component: str, config: Config, shapes: Shapes) -> None:
-    """`SourceError` where a config says other layers or widths than the weights beside it hold.
+    """Check that a config has the layers and widths of its weights.
 
     Args:
-        file: the config, for the error.
+        file: the path of the config, for the error.
         component: the network's name: text_encoder, unet, controlnet_1, vae, vae_decoder, ...
-        config: what the file says.
-        shapes: the shape of each tensor, of all files of weights together.
+        config: the content of the file.
+        shapes: the shape of each tensor, from all files of weights.
+
+    Raises:
+        SourceError: a field of the config does not match the weights.
     """
-    for field, says, holds in _facts(component, config)(config, _Tensors(shapes)):
-        if says is not None and says != holds:
+    for field, configured, actual in _facts(component, config)(config, _Tensors(shapes)):
+        if configured is not None and configured != actual:
             raise SourceError(
-                f"{file}: {field} is {says!r:.80}, but the weights beside it have {holds!r:.80}; "
-                "take both from the same model."
+                f"{file}: {field} is {configured!r:.80}, but the weights have {actual!r:.80}. "
+                "Use config and weights of the same model."
             )
 
 
 def token_rows(shapes: Shapes) -> int | None:
-    """How many token ids a text encoder's weights have an embedding for."""
+    """Return the number of token embeddings in the weights of a text encoder."""
     return next((shape[0] for name, shape in shapes.items() if name.endswith(TOKEN_TABLE) and shape), None)
 
 
 class _Tensors:
-    """Names and shapes, with the layers under each name counted once: `layers["down_blocks"]` are those of a U-Net."""
+    """Names and shapes of tensors. Indexes once how many layers each module list has."""
 
     def __init__(self, shapes: Shapes) -> None:
         self._shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
@@ -57,16 +60,16 @@ class _Tensors:
                 self._layers[name[: at.start()]].add(at[1])
 
     def layers(self, start: str) -> int:
-        """How many layers stand in the list of this name."""
+        """Return the number of layers in a module list, for example "down_blocks"."""
         return len(self._layers.get(start, ()))
 
     def size(self, name: str, axis: int) -> int | None:
-        """A tensor's size along an axis; None where there is no such tensor."""
+        """Return the size of a tensor along an axis; None if the tensor does not exist."""
         shape = self._shapes.get(name, ())
         return shape[axis] if axis < len(shape) else None
 
     def size_of_any(self, end: str, axis: int) -> int | None:
-        """The size of the first tensor whose name ends so."""
+        """Return the size of the first tensor whose name ends with `end`."""
         return next((self.size(name, axis) for name in self._shapes if name.endswith(end)), None)
 
 
@@ -82,7 +85,7 @@ def _facts(component: str, config: Config) -> Callable[[Config, _Tensors], Itera
 
 
 def _sizes(config: Config, tensors: _Tensors, table: Iterable[tuple[str, str, int]]) -> Iterator[Fact]:
-    """Fields that are the size of one tensor: (field, tensor, axis)."""
+    """Yield the fields that are the size of one tensor. `table` holds (field, tensor, axis)."""
     for field, name, axis in table:
         yield field, config.get(field), tensors.size(name, axis)
 
@@ -111,7 +114,7 @@ def _unet(config: Config, tensors: _Tensors) -> Iterator[Fact]:
 
 
 def _first_half(config: Config, tensors: _Tensors) -> Iterator[Fact]:
-    """What U-Nets and ControlNets share beside their levels."""
+    """Yield the fields that U-Nets and ControlNets share, without those of their levels."""
     table = (
         ("in_channels", "conv_in.weight", 1),
         ("time_cond_proj_dim", "time_embedding.cond_proj.weight", 1),
@@ -128,18 +131,18 @@ def _first_half(config: Config, tensors: _Tensors) -> Iterator[Fact]:
         depth = config.get("transformer_layers_per_block")
         depth = depth[-1] if isinstance(depth, list) and depth else depth
         blocks = tensors.layers("mid_block.attentions.0.transformer_blocks")
-        # It has one attention: of a list for several the first holds.
+        # The block has one attention. The first entry of a list applies to it.
         yield "transformer_layers_per_block", depth[:1] if isinstance(depth, list) else depth, _like(depth, [blocks])
 
 
 def _is_deep(config: Config, field: str, kind: str) -> bool:
-    """Are these attentions stacks of transformer blocks? A `UNet2DModel`'s are not, nor are those of two texts."""
+    """Tell whether attentions are stacks of transformer blocks: not in a `UNet2DModel` or with dual cross attention."""
     plain = config.get("_class_name") == "UNet2DModel" or config.get("dual_cross_attention")
     return not plain and config.get(field, kind) == kind
 
 
 def _half(config: Config, tensors: _Tensors, side: str, more: int = 0) -> Iterator[Fact]:
-    """The levels of one side, which has `more` layers than the config says; in the order of the config."""
+    """Yield the fields of the levels of one side, in config order. The side has `more` layers than layers_per_block."""
     levels, field = tensors.layers(side), f"{side.rpartition('.')[2].removesuffix('s')}_types"
     kinds = config.get(field)
     yield f"the length of {field}", len(kinds) if isinstance(kinds, list) else kinds, levels
@@ -148,14 +151,14 @@ def _half(config: Config, tensors: _Tensors, side: str, more: int = 0) -> Iterat
         widths = [tensors.size(f"{side}.{i}.resnets.0.conv1.weight", 0) for i in order]
         yield "block_out_channels", config.get("block_out_channels"), widths
     layers = config.get("layers_per_block")
-    held = [tensors.layers(f"{side}.{i}.resnets") - more for i in order]
-    yield "layers_per_block", layers, _like(layers, held)
+    actual = [tensors.layers(f"{side}.{i}.resnets") - more for i in order]
+    yield "layers_per_block", layers, _like(layers, actual)
     if isinstance(kinds, list):
         yield from _depths(config, tensors, side, dict(zip(order, kinds[:: 1 if order.step > 0 else -1], strict=True)))
 
 
 def _depths(config: Config, tensors: _Tensors, side: str, kinds: Mapping[int, Any]) -> Iterator[Fact]:
-    """Transformer blocks in each attention of the levels that have such, by level in the order of the config."""
+    """Yield the number of transformer blocks in each attention, by level in config order."""
     field, depths = "transformer_layers_per_block", config.get("transformer_layers_per_block")
     if side == "up_blocks" and config.get(f"reverse_{field}") is not None:
         field, depths = f"reverse_{field}", config[f"reverse_{field}"]
@@ -166,14 +169,14 @@ def _depths(config: Config, tensors: _Tensors, side: str, kinds: Mapping[int, An
         if not _is_deep({**config, "kind": kind}, "kind", f"CrossAttn{side.removesuffix('_blocks').title()}Block2D"):
             continue
         count = tensors.layers(f"{side}.{i}.resnets")
-        held = [tensors.layers(f"{side}.{i}.attentions.{j}.transformer_blocks") for j in range(count)]
-        says = depths[place] if isinstance(depths, list) else depths
-        yield f"{field} of level {place}", says, _like(says, held)
+        actual = [tensors.layers(f"{side}.{i}.attentions.{j}.transformer_blocks") for j in range(count)]
+        configured = depths[place] if isinstance(depths, list) else depths
+        yield f"{field} of level {place}", configured, _like(configured, actual)
 
 
-def _like(says: Any, held: list[int]) -> Any:
-    """What the weights hold, as a list where the config has a list, else as the number that all are."""
-    return held[0] if len(set(held)) == 1 and not isinstance(says, list) else held
+def _like(configured: Any, actual: list[int]) -> Any:
+    """Return one number if the config has one and all values are equal; else the list."""
+    return actual[0] if len(set(actual)) == 1 and not isinstance(configured, list) else actual
 
 
 def _controlnet(config: Config, tensors: _Tensors) -> Iterator[Fact]:
@@ -204,13 +207,13 @@ def _codebook(config: Config, tensors: _Tensors) -> Iterator[Fact]:
 
 
 def _tiny(config: Config, tensors: _Tensors) -> Iterator[Fact]:
-    """A convolution before each level's blocks in the encoder and after them in the decoder, and one at the end."""
+    """Yield the fields of a tiny autoencoder: a convolution per level besides its blocks, and one at the end."""
     for side in ("encoder", "decoder"):
         blocks, widths = config.get(f"num_{side}_blocks"), config.get(f"{side}_block_out_channels")
         if isinstance(blocks, list) and isinstance(widths, list):
             yield f"the length of {side}_block_out_channels", len(widths), len(blocks)
-            whole = sum(n for n in blocks if isinstance(n, int)) + len(blocks) + 1
-            yield f"the number of layers by num_{side}_blocks", whole, tensors.layers(f"{side}.layers")
+            total = sum(n for n in blocks if isinstance(n, int)) + len(blocks) + 1
+            yield f"the number of layers by num_{side}_blocks", total, tensors.layers(f"{side}.layers")
             yield f"{side}_block_out_channels", widths[:1], [tensors.size(f"{side}.layers.0.weight", 0)]
     table = (
         ("in_channels", "encoder.layers.0.weight", 1),

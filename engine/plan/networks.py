@@ -1,7 +1,7 @@
-"""The tensors of each network, from its config: the tables of bindings that everything else is computed from.
+"""The tensors of each network: bindings computed from its config.
 
-Names are the ones that Optimum's ONNX Runtime pipelines use; for ControlNets, which it cannot read, they are diffusers'
-names in that style. Knows nothing of which networks make a model (`family`), and runs nothing.
+Names are those of Optimum's ONNX Runtime pipelines. Optimum does not support ControlNets: their names are diffusers'
+names in the same style. Knows nothing of which networks a model has (`family`), and runs no network.
 """
 
 from __future__ import annotations
@@ -16,12 +16,12 @@ from .bindings import Binding
 Config = Mapping[str, Any]
 
 _LATENTS = ("latent_height", "latent_width")
-_TIME_IDS = (6, 5)  # of SDXL: original size, crop, target size; of its refiner the last is one aesthetic score
+_TIME_IDS = (6, 5)  # SDXL: original size, crop, target size; refiner: an aesthetic score for the target size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Component:
-    """One network: its tensors, and the config it was made from."""
+    """One network: its tensors and its config."""
 
     name: str
     inputs: tuple[Binding, ...]
@@ -29,36 +29,36 @@ class Component:
     config: Config = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, for a process that works on this component alone."""
+        """Return plain data, for a child process that works on this component."""
         sides = {side: [b.to_json() for b in getattr(self, side)] for side in ("inputs", "outputs")}
         return {"name": self.name, "config": dict(self.config), **sides}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Component:
-        """The inverse of `to_json`."""
+        """Return the component that `to_json` wrote."""
         inputs, outputs = (tuple(Binding.from_json(b) for b in data[side]) for side in ("inputs", "outputs"))
         return cls(name=data["name"], inputs=inputs, outputs=outputs, config=data["config"])
 
 
 def folder_of(component: str) -> str:
-    """The folder of a component's config and weights in a model of diffusers' layout."""
+    """Return the folder of a component's config and weights in a model of the diffusers layout."""
     return "vae" if component.startswith("vae_") else component
 
 
 def controlnets_of(names: Iterable[str]) -> list[str]:
-    """Those of the names that are ControlNets': controlnet, controlnet_1, ..."""
+    """Return the names of ControlNets: controlnet, controlnet_1, ..."""
     return [n for n in names if n.startswith("controlnet")]
 
 
 def text_encoder(name: str, config: Config) -> Component:
-    """CLIP's, with its pooled state; the second of SDXL gives that projected, and first, as Optimum reads it."""
+    """Return a CLIP text encoder. SDXL's second one outputs the projected pooled state first, as Optimum expects."""
     layers, tokens = config["num_hidden_layers"], config["max_position_embeddings"]
     state = ("batch", tokens, config["hidden_size"])
     last = _float("last_hidden_state", *state)
     skipped: tuple[Binding, ...] = ()
     if name == "text_encoder":
         pooled = (last, _float("pooler_output", "batch", config["hidden_size"]))
-        # The state before the last `i` layers, through the final norm: what clip_skip=i takes.
+        # The hidden state before the last `i` layers, after the final norm: the output for clip_skip=i.
         skipped = tuple(_float(f"skipped_states.{i}", *state) for i in range(1, layers + 1))
     else:
         pooled = (_float("text_embeds", "batch", config["projection_dim"]), last)
@@ -71,7 +71,7 @@ def text_encoder(name: str, config: Config) -> Component:
 
 
 def unet(configs: Mapping[str, Config]) -> Component:
-    """The denoiser; where the model has ControlNets, with an input for each state that they add to."""
+    """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals."""
     config = configs["unet"]
     residuals: tuple[Binding, ...] = ()
     if controlnets_of(configs):
@@ -89,7 +89,7 @@ def unet(configs: Mapping[str, Config]) -> Component:
 
 
 def unconditional(config: Config) -> Component:
-    """A denoiser of pixels or latents that is told nothing but the timestep."""
+    """Return the U-Net of an unconditional model: it takes only pixels or latents and the timestep."""
     return Component(
         name="unet",
         inputs=(_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")),
@@ -99,7 +99,7 @@ def unconditional(config: Config) -> Component:
 
 
 def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
-    """The U-Net's trainable copy: what it adds to the skip connections (Zhang et al. 2023, arXiv 2302.05543)."""
+    """Return a ControlNet, which outputs residuals for the U-Net (Zhang et al. 2023, arXiv 2302.05543)."""
     config = configs[name]
     *down, middle = _residual_dims(config)
     return Component(
@@ -119,7 +119,7 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
 
 
 def vae(config: Config) -> tuple[Component, Component]:
-    """The autoencoder's decoder and encoder; latents of a tiny or a quantizing one are no distribution."""
+    """Return decoder and encoder. Tiny and quantizing autoencoders output latents, others a distribution of them."""
     pixels, channels = ("batch", 3, "height", "width"), latent_channels(config)
     decoder = Component(
         name="vae_decoder",
@@ -127,7 +127,7 @@ def vae(config: Config) -> tuple[Component, Component]:
         outputs=(_float("sample", *pixels),),
         config=config,
     )
-    # Mean and log-variance of the posterior, one after the other.
+    # Mean and log-variance of the posterior, concatenated.
     posterior = _float("latent_parameters", "batch", 2 * channels, *_LATENTS)
     plain = is_tiny(config) or is_quantizing(config)
     encoder = Component(
@@ -140,22 +140,22 @@ def vae(config: Config) -> tuple[Component, Component]:
 
 
 def is_tiny(config: Config) -> bool:
-    """Is it TAESD's autoencoder (https://github.com/madebyollin/taesd)?"""
+    """Tell whether it is the autoencoder TAESD (https://github.com/madebyollin/taesd)."""
     return config.get("_class_name") == "AutoencoderTiny"
 
 
 def is_quantizing(config: Config) -> bool:
-    """Does it take each latent for the nearest of its codebook (van den Oord et al. 2017, arXiv 1711.00937)?"""
+    """Tell whether it has a codebook of latents (VQ-VAE: van den Oord et al. 2017, arXiv 1711.00937)."""
     return config.get("_class_name") == "VQModel"
 
 
 def latent_channels(config: Config) -> int:
-    """Of an autoencoder's latents as a U-Net sees them."""
+    """Return the number of channels of the latents that the U-Net takes."""
     return int((is_quantizing(config) and config.get("vq_embed_dim")) or config["latent_channels"])
 
 
 def vae_widths(config: Config) -> Sequence[int]:
-    """The channels of an autoencoder's levels, one for each halving and one more."""
+    """Return the channels of each level of an autoencoder. There is one level more than there are halvings."""
     widths: Sequence[int] = config["decoder_block_out_channels" if is_tiny(config) else "block_out_channels"]
     return widths
 
@@ -167,21 +167,21 @@ def _float(name: str, *dims: int | str) -> Binding:
 def _latents_and_text(config: Config) -> tuple[Binding, ...]:
     return (
         _float("sample", "batch", config["in_channels"], *_LATENTS),
-        # One timestep a picture: slots of a batch may stand at different steps.
+        # One timestep per image: images of a batch may be at different steps.
         _float("timestep", "batch"),
-        # Long prompts are several of the encoder's lengths.
+        # A long prompt has several chunks of the encoder's context length.
         _float("encoder_hidden_states", "batch", "tokens", config["cross_attention_dim"]),
     )
 
 
 def _guidance(config: Config) -> tuple[Binding, ...]:
-    """Of a latent consistency model, which was distilled with its guidance (Luo et al. 2023, arXiv 2310.04378)."""
+    """Return the guidance input of a latent consistency model (Luo et al. 2023, arXiv 2310.04378)."""
     width = config.get("time_cond_proj_dim")
     return () if width is None else (_float("timestep_cond", "batch", int(width)),)
 
 
 def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
-    """What a network of SDXL takes beside the timestep."""
+    """Return the added conditions of an SDXL network."""
     if not config.get("addition_embed_type"):
         return ()
     kind, pooled = config["addition_embed_type"], configs["text_encoder_2"]["projection_dim"]
@@ -191,14 +191,14 @@ def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]
         raise SourceError(
             f"{getattr(config, 'file', 'the config')}: addition_embed_type is {kind!r:.80}, "
             f"projection_class_embeddings_input_dim {width} and addition_time_embed_dim {each}; expected text_time, "
-            f"and beside the {pooled} of text_encoder_2's projection_dim {' or '.join(map(str, _TIME_IDS))} times "
+            f"and {pooled} (projection_dim of text_encoder_2) plus {' or '.join(map(str, _TIME_IDS))} times "
             "addition_time_embed_dim."
         )
     return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids))
 
 
 def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:
-    """The states that a ControlNet adds to: of the first convolution, each layer, each halving; of the middle, last."""
+    """Return the shapes of the residuals: first convolution, each layer and each halving, and last the middle."""
     widths, layers = config["block_out_channels"], config["layers_per_block"]
     dims = [_level_dims(widths[0], 0)]
     for level, width in enumerate(widths):
@@ -209,5 +209,5 @@ def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:
 
 
 def _level_dims(width: int, level: int) -> tuple[int | str, ...]:
-    """Symbols say by how much a level is smaller than the latents: latent_height_2."""
+    """Return the shape of a level. A symbol names the factor to the latents: latent_height_2 is half their height."""
     return "batch", width, *(f"{side}_{2**level}" if level else side for side in _LATENTS)

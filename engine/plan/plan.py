@@ -1,9 +1,8 @@
-"""What can be run: a manifest of components, their tensors, and the artifacts made or found for each.
+"""The plan of a model: its components, their tensors and artifacts, and the manifest `plan.json`.
 
-`plan.json` in a folder says it on disk; paths in it are relative to that folder, or absolute for the weights of a
-source that stay where they are. The manifest carries the size and SHA-256 of every file beside it and a digest of
-itself, so that nothing damaged or exchanged is opened. Knows nothing of how artifacts are made (`calotype.export`) or
-run (`backends`).
+Paths in a manifest are relative to its folder, or absolute for weights of a source that are not copied. The manifest
+holds the size and SHA-256 of every other file of the folder and a digest of itself, so that no damaged or exchanged
+file is opened. Knows nothing of how artifacts are built (`calotype.export`) or run (`backends`).
 """
 
 from __future__ import annotations
@@ -29,14 +28,14 @@ from .profile import Profile
 
 MANIFEST = "plan.json"
 VERSION = 4
-_LARGEST_BYTES = 16 << 20  # of a manifest: that of the largest model is a hundredth
+_LARGEST_BYTES = 16 << 20  # of a manifest; the largest model needs a hundredth of it
 
 
 @dataclass(frozen=True, kw_only=True)
 class Artifact:
-    """One thing that a backend can open: `form` is "onnx" (a file) or "diffusers" (a folder of config and weights).
+    """A file or folder that a backend can open: `form` is "onnx" (a file) or "diffusers" (a folder with weights).
 
-    `check` says how it was held against the eager float32 reference (empty for the reference itself).
+    `check` holds the results of the comparison with the eager float32 reference. It is empty for the reference itself.
     """
 
     form: str
@@ -49,7 +48,7 @@ class Artifact:
 class PlannedComponent:
     """One network of the plan: its tensors and its artifacts.
 
-    `refused` says of a form of artifact why there is none: it was made, and did not agree with the reference.
+    `refused` maps a form of artifact to the reason why it is missing: it was built, but did not match the reference.
     """
 
     name: str
@@ -59,24 +58,24 @@ class PlannedComponent:
     refused: Mapping[str, str]
 
     def with_artifacts(self, *artifacts: Artifact) -> PlannedComponent:
-        """The same component with these artifacts, the preferred one first."""
+        """Return the component with these artifacts, the preferred one first."""
         return replace(self, artifacts=artifacts)
 
-    def with_refusal(self, form: str, why: str) -> PlannedComponent:
-        """The same component with the reason why it has no artifact of this form."""
-        return replace(self, refused={**self.refused, form: why})
+    def with_refusal(self, form: str, reason: str) -> PlannedComponent:
+        """Return the component with the reason why it has no artifact of this form."""
+        return replace(self, refused={**self.refused, form: reason})
 
     def artifact(self, form: str) -> Artifact | None:
-        """The artifact of this form, if there is one."""
+        """Return the artifact of this form, or None."""
         return next((a for a in self.artifacts if a.form == form), None)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Prompting:
-    """How text becomes what the U-Net takes: (text encoder, name of one of its outputs) pairs.
+    """The outputs of text encoders that the U-Net takes, as pairs (text encoder, name of its output).
 
-    `states` stand side by side along their width; `pooled` is what `text_embeds` gets, where the U-Net has such an
-    input. With `zero_negative` a negative prompt that was not said is zeros, and not the empty text.
+    `states` are concatenated along their width. `pooled` is the U-Net's input `text_embeds`, if it has one. With
+    `zero_negative` a missing negative prompt is encoded as zeros, else as the empty text.
     """
 
     states: tuple[tuple[str, str], ...]
@@ -85,14 +84,14 @@ class Prompting:
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Prompting:
-        """From the plain data that a plan's manifest holds."""
+        """Return the prompting that a plan's manifest holds."""
         states = tuple((str(component), str(output)) for component, output in data["states"])
         pooled = data["pooled"] and (str(data["pooled"][0]), str(data["pooled"][1]))
         return cls(states=states, pooled=pooled, zero_negative=bool(data["zero_negative"]))
 
 
 def skipping(output: str, clip_skip: int | None) -> str:
-    """The name of the text encoder's output so many layers before the one that the model was trained with."""
+    """Return the name of the text encoder's output that is `clip_skip` layers before `output`."""
     if not clip_skip:
         return output
     if output == "last_hidden_state":
@@ -102,9 +101,9 @@ def skipping(output: str, clip_skip: int | None) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """A model, ready to be opened."""
+    """A model that can be loaded."""
 
-    model: str  # what the user called it; a plan that was read from a folder is called by the folder
+    model: str  # the name that the user passed, or the folder of the plan
     family: str
     fingerprint: str  # SHA-256 over the source's weights and configs
     profile: Profile
@@ -113,37 +112,36 @@ class Plan:
     tokenizers: Mapping[str, Path]  # text encoder -> the folder of its vocabulary
     prompting: Prompting
     scaling_factor: float  # latents of the U-Net = scaling_factor x (latents of the autoencoder - mean) / std
-    latents_mean: tuple[float, ...]  # of each channel, as `latents_std`; both empty for all but a few models
+    latents_mean: tuple[float, ...]  # per channel, like `latents_std`; both are empty for most models
     latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
-    # How `calotype build` made it: command, backend, versions, machine, figures, what was tried. Empty for a source.
+    # The record of `calotype build`: options, backend, versions, machine, measurements, trials. Empty for a source.
     build: Mapping[str, Any] = field(default_factory=dict)
-    samplers: Path | None = None  # the folder of `archive`, in a plan that was built
+    samplers: Path | None = None  # the folder of `archive`, in a built plan
 
     @property
     def latents(self) -> Binding:
-        """What is denoised: latents of the autoencoder, or pixels where the model has none."""
-        coded = self.components.get("vae_decoder")
-        return (coded or self.components["unet"]).inputs[0]
+        """The binding of the denoised tensor: latents, or pixels for a model without an autoencoder."""
+        return self.components.get("vae_decoder", self.components["unet"]).inputs[0]
 
     @property
     def inpaints(self) -> bool:
-        """Does the U-Net take a mask and the masked picture's latents beside the latents that it cleans?"""
+        """Tell whether the U-Net is an inpainting model: it also takes a mask and the latents of the masked image."""
         return self.components["unet"].inputs[0].dims[1] != self.latents.dims[1]
 
     @property
     def backend(self) -> str | None:
-        """The backend that the plan was built for and proved on."""
+        """The backend that the plan was built for and evaluated on; None for a source."""
         return self.build.get("backend")
 
     @property
     def model_id(self) -> str:
-        """The first twelve digits of the fingerprint: enough to tell models apart in a picture's metadata."""
+        """The first twelve digits of the fingerprint, which identify the model in the metadata of an image."""
         return self.fingerprint[:12]
 
 
 def write_plan(plan: Plan, folder: Path, *, sealed: bool = False) -> None:
-    """`plan.json` into `folder`. `sealed` adds the stamp of every file there: the folder is whole as it stands."""
+    """Write `plan.json` into `folder`. `sealed` adds size and SHA-256 of every file of the complete folder."""
     manifest = {
         "version": VERSION,
         "family": plan.family,
@@ -159,7 +157,7 @@ def write_plan(plan: Plan, folder: Path, *, sealed: bool = False) -> None:
         "loads": [vars(load) for load in plan.loads],
         "build": dict(plan.build),
         "samplers": None if plan.samplers is None else str(plan.samplers),
-        "files": stamps(folder, beside=(MANIFEST,)) if sealed else {},
+        "files": stamps(folder, exclude=(MANIFEST,)) if sealed else {},
     }
     (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": digest_of(manifest)}, indent=1))
 
@@ -177,7 +175,7 @@ def _component_json(component: PlannedComponent) -> dict[str, Any]:
 
 
 def is_plan(folder: str | Path) -> bool:
-    """Is there a plan in this folder? What cannot be looked at is none."""
+    """Tell whether a folder holds a plan. A folder that cannot be read does not."""
     try:
         return (Path(folder).expanduser() / MANIFEST).exists()
     except (OSError, RuntimeError, ValueError):
@@ -185,45 +183,39 @@ def is_plan(folder: str | Path) -> bool:
 
 
 def read_plan(folder: Path, *, sealed: bool = True) -> Plan:
-    """The plan in `folder`, checked against the schema, and every file of it verified.
+    """Read the plan in `folder`, check it against the schema and verify all of its files.
 
-    A plan that is not `sealed` is the exporter's own, in the making: no file is listed, and paths may lead elsewhere.
+    With `sealed=False` it reads an unfinished plan of the exporter: it lists no files, and paths may leave the folder.
 
     Raises:
-        SourceError: it cannot be read, with the field and the command that builds it again.
+        SourceError: the plan is not valid. The message has the field and the command that builds the plan again.
     """
-    data = _manifest(folder)
-    again = f"build it again: {rebuild_command(data.get('build'), folder)}"
+    advice = f"build the plan again: {rebuild_command(None, folder)}"
+    data = read_json(folder / MANIFEST, advice, limit_bytes=_LARGEST_BYTES)
+    advice = f"build it again: {rebuild_command(data.get('build'), folder)}"
     if data.get("version") != VERSION:
         got = reprlib.repr(data.get("version"))
-        raise SourceError(f"{folder} is a plan of version {got}, and {VERSION} is read here; {again}.")
+        raise SourceError(f"cannot read the plan {folder}: got version {got}, expected {VERSION}; {advice}.")
     if data.pop("digest", None) != digest_of(data):
-        raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {again}.")
+        raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {advice}.")
     try:
         check_manifest(data)
         if sealed:
             check_listed_files(folder, data["files"])
-            verify(folder, stamps_from_json(data["files"]), mend=again)
+            verify(folder, stamps_from_json(data["files"]), advice=advice)
             check_opened_files(folder, data)
-    except (SchemaError, OSError, ValueError) as wrong:
-        raise SourceError(f"the plan {folder / MANIFEST} cannot be used: {wrong}; {again}.") from None
+    except (SchemaError, OSError, ValueError) as error:
+        raise SourceError(f"cannot read the plan {folder / MANIFEST}: {error}; {advice}.") from None
     return _plan(folder, data)
 
 
-def _manifest(folder: Path) -> dict[str, Any]:
-    return read_json(
-        folder / MANIFEST, f"build the plan again: {rebuild_command(None, folder)}", limit_bytes=_LARGEST_BYTES
-    )
-
-
 def _plan(folder: Path, data: Mapping[str, Any]) -> Plan:
-    """From a manifest that was checked."""
     return Plan(
         model=str(folder),
         family=data["family"],
         fingerprint=data["fingerprint"],
         profile=Profile.from_json(data["profile"]),
-        components={name: _component(folder, name, told) for name, told in data["components"].items()},
+        components={name: _component(folder, name, component) for name, component in data["components"].items()},
         scheduler=data["scheduler"],
         tokenizers={name: folder / path for name, path in data["tokenizers"].items()},
         prompting=Prompting.from_json(data["prompting"]),

@@ -1,7 +1,7 @@
-"""How large the pictures may be: the least, the usual and the most of each symbolic size.
+"""The sizes of a plan: minimum, optimum and maximum of batch, height and width, as in a TensorRT profile.
 
-Batches count pictures, heights and widths are pixels. Knows nothing of networks; what a component's own symbols
-come to (latents, guidance halves) is said by `Profile.sizes`.
+A batch counts images. Height and width are in pixels. `Profile.sizes` computes the sizes of a component's symbolic
+dimensions (latents, tokens). Knows nothing of networks.
 """
 
 from __future__ import annotations
@@ -15,26 +15,28 @@ from ..errors import InputError
 
 @dataclass(frozen=True, kw_only=True)
 class Range:
-    """The least, the usual and the most of one size."""
+    """The range of one size: minimum, optimum (the default of a call) and maximum."""
 
-    low: int
-    usual: int
-    high: int
+    min: int
+    opt: int
+    max: int
 
     def __post_init__(self) -> None:
-        if not 1 <= self.low <= self.usual <= self.high:
-            raise InputError(f"a range must rise: got {self}; write it as least:usual:most, as in 512:768:1024.")
+        if not 1 <= self.min <= self.opt <= self.max:
+            raise InputError(
+                f"invalid range {self}: expected min:opt:max with 1 <= min <= opt <= max, for example 512:768:1024."
+            )
 
     def __str__(self) -> str:
-        return f"{self.low}:{self.usual}:{self.high}"
+        return f"{self.min}:{self.opt}:{self.max}"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Profile:
-    """The sizes that a plan serves. `multiple` is what height and width must divide by, in pixels.
+    """The sizes that a plan serves.
 
-    `factor` is how many pixels one latent is wide (8 for every Stable Diffusion autoencoder); `tokens` how many the
-    text encoders take at a time.
+    Height and width must be multiples of `multiple` pixels. `factor` is the number of pixels per latent along each side
+    (8 for every Stable Diffusion autoencoder). `tokens` is the context length of the text encoders.
     """
 
     batch: Range
@@ -45,11 +47,11 @@ class Profile:
     tokens: int = 77
 
     def check(self, *, batch: int, height: int, width: int) -> None:
-        """`InputError` with what is allowed, where a size is outside."""
+        """Check the sizes of a call: `batch` images of `height` x `width` pixels. Raises `InputError`."""
         for name, value, allowed in (("height", height, self.height), ("width", width, self.width)):
-            if not allowed.low <= value <= allowed.high:
+            if not allowed.min <= value <= allowed.max:
                 raise InputError(
-                    f"{name} must be from {allowed.low} to {allowed.high} pixels, got {value} (profile: {self})."
+                    f"{name} must be from {allowed.min} to {allowed.max} pixels, got {value} (profile: {self})."
                 )
             if value % self.multiple:
                 below = value // self.multiple * self.multiple
@@ -57,32 +59,31 @@ class Profile:
                     f"{name} must be a multiple of {self.multiple} pixels for this model, got {value}; "
                     f"try {below} or {below + self.multiple}."
                 )
-        if not self.batch.low <= batch <= self.batch.high:
+        if not self.batch.min <= batch <= self.batch.max:
             raise InputError(
-                f"a batch may hold {self.batch.low} to {self.batch.high} pictures, got {batch} (profile: {self}); "
-                "ask for the rest in further calls."
+                f"a batch must hold {self.batch.min} to {self.batch.max} images, got {batch} (profile: {self}). "
+                "Generate the rest in further calls."
             )
 
     def __str__(self) -> str:
         return f"batch {self.batch}, height {self.height}, width {self.width}, multiples of {self.multiple} px"
 
     def narrowed(self, *, batch: Range | None, height: Range | None, width: Range | None) -> Profile:
-        """The part of this profile that was asked for; None is all of it. `InputError` where it reaches outside."""
-        asked = {"batch": batch, "height": height, "width": width}
-        for name, said in asked.items():
-            whole: Range = getattr(self, name)
-            if said is None:
+        """Return this profile with smaller ranges; None keeps a range. Raises `InputError` for an invalid range."""
+        for name, requested in {"batch": batch, "height": height, "width": width}.items():
+            served: Range = getattr(self, name)
+            if requested is None:
                 continue
-            if said.low < whole.low or said.high > whole.high:
-                raise InputError(f"{name} {said} reaches outside of what this model serves, {whole}.")
-            if name != "batch" and any(size % self.multiple for size in (said.low, said.usual, said.high)):
-                raise InputError(f"{name} {said}: this model's sizes are multiples of {self.multiple} pixels.")
+            if requested.min < served.min or requested.max > served.max:
+                raise InputError(f"invalid {name} {requested}: this model serves {served}.")
+            if name != "batch" and any(s % self.multiple for s in (requested.min, requested.opt, requested.max)):
+                raise InputError(f"invalid {name} {requested}: expected multiples of {self.multiple} pixels.")
         return replace(self, batch=batch or self.batch, height=height or self.height, width=width or self.width)
 
     def sizes(self, *, batch: int, height: int, width: int, chunks: int = 1) -> dict[str, int]:
-        """The values of every symbol that the bindings of `networks` use, for one call with so many chunks of text.
+        """Return the size of every symbol in the bindings of `networks`, for a prompt of `chunks` x `tokens` tokens.
 
-        Beside the latents' own there is one for each level of the U-Net: latent_height_2 is half of latent_height.
+        There is a symbol for each level of the U-Net: latent_height_2 is half of latent_height.
         """
         sizes = {"batch": batch, "height": height, "width": width, "tokens": self.tokens * chunks}
         smaller = 1
@@ -94,23 +95,23 @@ class Profile:
         return sizes
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data, for a plan's manifest."""
+        """Return plain data for a plan's manifest."""
         ranges = {n: str(getattr(self, n)) for n in ("batch", "height", "width")}
         return {**ranges, "multiple": self.multiple, "factor": self.factor, "tokens": self.tokens}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
-        """The inverse of `to_json`."""
+        """Return the profile that `to_json` wrote."""
         ranges = {n: range_from_text(data[n]) for n in ("batch", "height", "width")}
         return cls(**ranges, multiple=data["multiple"], factor=data["factor"], tokens=data["tokens"])
 
 
 def range_from_text(text: str) -> Range:
-    """A range from "512" or "512:768:1024". Raises `InputError`."""
+    """Parse a range: "512" or "512:768:1024". Raises `InputError`."""
     try:
         numbers = [int(part) for part in text.split(":")]
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 3):
-        raise InputError(f"{text!r} is no range; write one number, or least:usual:most, as in 512:768:1024.")
-    return Range(low=numbers[0], usual=numbers[len(numbers) // 2], high=numbers[-1])
+        raise InputError(f"invalid range {text!r}: expected a number or min:opt:max, for example 512:768:1024.")
+    return Range(min=numbers[0], opt=numbers[len(numbers) // 2], max=numbers[-1])

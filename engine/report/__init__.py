@@ -1,1 +1,1 @@
-"""What a call reports, and what a PNG file records about it."""
+"""The report of a call, and the metadata of its PNG files."""

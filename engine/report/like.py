@@ -1,7 +1,7 @@
-"""`--like`: what a PNG says of how it was made, as the arguments that make it again.
+"""`--like`: read the settings in a PNG as the arguments that generate its image again.
 
-The PNG may come from a stranger. So it chooses no model but one that the user named before, each value is checked, and
-a LoRA has to be the very file that the picture was made with.
+The PNG may come from a stranger. So it can only choose a model that the user has named before, each value is checked,
+and a LoRA must be the same file, by its digest.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ from ..errors import InputError
 from ..errors.schema import Check, list_of, number, text
 from ..files.known_models import SHIPPED, is_known
 
-CALLED = {  # in a PNG, and in a call
+ARGUMENT_NAMES = {  # in a PNG -> in a call
     "control_scales": "controlnet_conditioning_scale",
     "control_starts": "control_guidance_start",
     "control_ends": "control_guidance_end",
 }
-_PICTURES = (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image"))
-_NUMBERS = list_of(number(-1e6, 1e6), most=100)
+_IMAGES = (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image"))
+_NUMBERS = list_of(number(-1e6, 1e6), max_length=100)
 _NAME, _WEIGHT, _DIGEST = text(r"[^\x00]{1,4096}", "a path"), number(-10, 10), text(r"[0-9a-f]{64}", "a SHA-256")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Like:
-    """What a PNG says of how it was made; without a PNG, what holds where nothing is said."""
+    """Settings of a generated image from its PNG; the defaults are those without a PNG."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     model: str = SHIPPED
@@ -38,10 +38,16 @@ class Like:
 
 
 def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_named: bool) -> Like:
-    """Read a PNG's settings. `options` are those of the command line that were given, whose values win.
+    """Read the settings of a PNG.
+
+    Args:
+        path: a PNG that Calotype wrote.
+        options: the names of the options on the command line. Their values win.
+        loras_named: whether the command line names LoRAs; model_named: whether it names a model.
 
     Raises:
-        InputError: it is no PNG of ours, its settings are damaged, or it takes a picture or a model to be named.
+        InputError: the file is not a PNG of Calotype, its settings are damaged, or it needs an option: an input image,
+            a LoRA or a model.
     """
     from ..backends import NAMES
     from ..images.png import settings_of
@@ -54,8 +60,8 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
             raise ValueError(f"backend {backend!r:.80}")
         if not model_named and not is_known(model):
             raise InputError(
-                f"{path} was made with the model {model!r:.300}, and a picture does not choose what is loaded. If you "
-                "trust this model, name it: --model NAME."
+                f"{path} was generated with the model {model!r:.300}, which you have not used before. If you trust "
+                "this model, pass --model NAME."
             )
         return Like(
             arguments=_arguments(settings),
@@ -67,17 +73,21 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
     except InputError:
         raise
     except (KeyError, ValueError, RecursionError) as broken:
-        raise InputError(f"{path} does not say all of how it was made ({broken}).") from None
+        raise InputError(f"cannot read all settings of {path}: {broken}.") from None
 
 
 def _check_pictures(path: Path, settings: Mapping[str, str], options: Collection[str]) -> None:
-    """Raise `InputError` where the picture was made from others, which have to be named."""
-    for mark, option in _PICTURES:
+    """Raise `InputError` if the image was generated from input images that no option names."""
+    for mark, option in _IMAGES:
         if mark in settings and option not in options:
             name = option.replace("_", "-")
-            raise InputError(f"{path} was made with a picture, which a PNG does not hold; name it: --{name} FILE.")
+            raise InputError(
+                f"{path} was generated from an input image, which a PNG does not contain. Pass --{name} FILE."
+            )
     if "denoising_start" in settings or "denoising_end" in settings:
-        raise InputError(f"{path} is one part of a hand-over between models, whose latents a PNG does not hold.")
+        raise InputError(
+            f"{path} was generated with a handoff of latents between models, which a PNG does not contain."
+        )
 
 
 def _arguments(settings: Mapping[str, str]) -> dict[str, Any]:
@@ -86,10 +96,10 @@ def _arguments(settings: Mapping[str, str]) -> dict[str, Any]:
     kinds: dict[str, Callable[[str], Any]] = {"prompt": str, "steps": int, "seed": int, "width": int}
     kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
     optional: dict[str, Callable[[str], Any]] = {"negative_prompt": str, "strength": float}
-    optional |= {**dict.fromkeys(CALLED, _numbers), "guidance_interval": _numbers}
+    optional |= {**dict.fromkeys(ARGUMENT_NAMES, _numbers), "guidance_interval": _numbers}
     optional |= {"guidance_rescale": float, "clip_skip": int, "cache_interval": int}
-    kinds |= {name: kind for name, kind in optional.items() if name in settings}  # left out where it was not said
-    return {CALLED.get(name, name): kind(settings[name]) for name, kind in kinds.items()}
+    kinds |= {name: kind for name, kind in optional.items() if name in settings}  # absent if it was not set
+    return {ARGUMENT_NAMES.get(name, name): kind(settings[name]) for name, kind in kinds.items()}
 
 
 def _numbers(value: str) -> list[float]:
@@ -97,14 +107,14 @@ def _numbers(value: str) -> list[float]:
 
 
 def _loras(path: Path, settings: Mapping[str, str]) -> list[str]:
-    """The files that the picture was made with, where they are what they were."""
+    """Return the LoRA files of the image. Raise `InputError` if a file has changed since."""
     from ..lora.lora import parse_loras
 
-    entries = _checked(settings.get("loras", "[]"), list_of(_check_lora, most=100))
+    entries = _checked(settings.get("loras", "[]"), list_of(_check_lora, max_length=100))
     loras = parse_loras([(file, weight) for file, weight, _ in entries])
     for lora, (file, _, digest) in zip(loras, entries, strict=True):
         if lora.digest != digest:
-            raise InputError(f"{file} is another file than the picture was made with; name those to use: --lora FILE.")
+            raise InputError(f"{file} is not the LoRA file that the image was generated with. Pass --lora FILE.")
     return [str(lora) for lora in loras]
 
 
@@ -115,7 +125,7 @@ def _check_lora(value: Any, where: str) -> None:
 
 
 def _checked(value: str, check: Check) -> Any:
-    """The data in JSON. Raises `ValueError` where they do not pass the check."""
+    """Return the data in a JSON string. Raises `ValueError` if they fail the check."""
     data = json.loads(value)
     check(data, "a setting")
     return data

@@ -1,7 +1,4 @@
-"""What is told of a picture: in its PNG, enough to make it again; in the report, how it came about.
-
-Knows a job with all that was decided for it, and who ran the components; makes nothing.
-"""
+"""Metadata of a generated image: the settings in its PNG, which `--like` reads, and the report of the call."""
 
 from __future__ import annotations
 
@@ -24,7 +21,7 @@ from .report import ComponentReport, Report
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedCall:
-    """One call, with nothing left to decide."""
+    """A job with its scheduler, sampler, VAE tiling and LoRAs."""
 
     job: Job
     spec: SchedulerSpec
@@ -34,7 +31,7 @@ class ResolvedCall:
 
 
 def png_metadata(plan: Plan, work: ResolvedCall, i: int, backend: str) -> dict[str, str]:
-    """What picture i's PNG says of itself: enough to make it again. `backend` is the U-Net's."""
+    """Return the settings for the PNG of image i, enough to generate it again. `backend` is the U-Net's."""
     job, spec = work.job, work.spec
     negative = job.negative_prompts[i]
     return {
@@ -54,8 +51,8 @@ def png_metadata(plan: Plan, work: ResolvedCall, i: int, backend: str) -> dict[s
         "height": str(job.height),
         **({} if job.task.strength is None else {"strength": repr(job.task.strength)}),
         **({"masked": "yes"} if job.task.inpaint_mask is not None else {}),
-        **{f"denoising_{n}": repr(at) for n, at in job.task.course.handoff.items()},
-        **_of_controls(job),
+        **{f"denoising_{n}": repr(at) for n, at in job.task.schedule_range.handoff.items()},
+        **_control_metadata(job),
         **({"loras": json.dumps([[str(x.path), x.weight, x.digest] for x in work.loras])} if work.loras else {}),
         "model": plan.model,
         "model_fingerprint": plan.fingerprint,
@@ -70,7 +67,7 @@ def build_report(
     seconds: Mapping[str, float],
     notes: Iterable[str],
 ) -> Report:
-    """How a result came about; `notes` are what the work itself had to say."""
+    """Return the report of a call; `notes` are those of its stages."""
     opened, sampler = tuple(opened), work.sampler
     return Report(
         model=plan.model,
@@ -95,30 +92,29 @@ def _notes(plan: Plan, work: ResolvedCall, opened: Iterable[LoadedComponent], no
     if (older := version_drift_note(plan)) is not None:
         yield older
     if work.sampler.reason:
-        yield f"the scheduler itself runs, not a sampler matrix: {work.sampler.reason}"
+        yield f"the scheduler's own code ran, not a sampler matrix: {work.sampler.reason}"
 
 
 def _approximations(job: Job) -> Iterator[str]:
-    """What makes another picture than the whole work would, in words for the report."""
+    """Yield a note for each setting that approximates the result."""
     if job.cache_interval > 1:
-        yield f"the U-Net's deep layers were computed at every {job.cache_interval}. call alone (cache_interval)"
+        yield f"U-Net deep features were recomputed once in {job.cache_interval} calls (cache_interval)"
     if job.guided and job.guidance_interval != (0, 1):
         start, end = job.guidance_interval
-        yield f"guidance from {start:g} to {end:g} of the U-Net's calls alone (guidance_interval)"
+        yield f"guidance ran from {start:g} to {end:g} of the U-Net calls only (guidance_interval)"
 
 
-def _of_controls(job: Job) -> dict[str, str]:
-    """What a PNG says of its ControlNets; nothing where none had a part."""
+def _control_metadata(job: Job) -> dict[str, str]:
     if not job.control_images:
         return {}
-    said = {"control_scales": job.control_scales}
-    said |= {f"control_{end}s": tuple(span[i] for span in job.control_spans) for i, end in enumerate(("start", "end"))}
-    return {name: json.dumps(values) for name, values in said.items()}
+    starts, ends = zip(*job.control_spans, strict=True)
+    values = {"control_scales": job.control_scales, "control_starts": starts, "control_ends": ends}
+    return {name: json.dumps(numbers) for name, numbers in values.items()}
 
 
 def _component_report(opened: LoadedComponent) -> ComponentReport:
     check, backend = opened.artifact.check, opened.runner.backend
-    checked = check.get("backend", "onnxruntime") == backend  # what another backend made of it says nothing of this one
+    checked = check.get("backend", "onnxruntime") == backend  # a check of another backend does not apply to this one
     return ComponentReport(
         name=opened.component.name,
         backend=backend,

@@ -1,4 +1,4 @@
-"""What was done and by whom: the backend of each component and why, the sampler, and where the time went."""
+"""Report of a call: the backend of each component with the reason, the sampler, and the time of each stage."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..errors.printable import printable
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentReport:
-    """Who ran one component. `error` is its largest relative difference from eager float32 where it was checked."""
+    """Backend of one component. `error` is its largest relative difference from eager float32, if it was checked."""
 
     name: str
     backend: str
@@ -21,7 +21,7 @@ class ComponentReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """How a result came about. `str(report)` is a table for people, `to_json()` plain data."""
+    """Report of a call. `str(report)` is a table, `to_json()` returns plain data."""
 
     model: str
     model_id: str
@@ -34,7 +34,7 @@ class Report:
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """As plain data."""
+        """Return the report as plain data."""
         return {
             "model": self.model,
             "model_id": self.model_id,

@@ -1,4 +1,1 @@
-"""A call's arguments: read, checked, and resolved against the plan.
-
-Knows no network and no backend.
-"""
+"""Parsing and validation of a call's arguments. Does not know networks or backends."""

@@ -1,6 +1,6 @@
-"""Names that diffusers' pipelines have and Calotype does not: each is refused, with what to use in its place.
+"""Names that diffusers' pipelines have and Calotype lacks. An error names the replacement of each.
 
-Knows names alone; what they stand for here is behind `load` and `Pipeline`.
+Knows names only; `load` and `Pipeline` implement the replacements.
 """
 
 from __future__ import annotations
@@ -10,15 +10,15 @@ from typing import TYPE_CHECKING, Any
 from ..errors import NoAttributeError
 from ..errors.validation import nearest
 
-_PRECISION = "A plan has its precision: calotype build MODEL -o PLAN --precision bf16."
-_NO_CHECKER = "Leave it out: Calotype loads no safety checker."
-_SCHEDULER = "Use scheduler= of a call: pipe(prompt, scheduler='euler')."
+_PRECISION = "Choose the precision when you build a plan: calotype build MODEL -o PLAN --precision bf16."
+_NO_CHECKER = "Omit it: Calotype loads no safety checker."
+_SCHEDULER = "Pass scheduler= in a call: pipe(prompt, scheduler='euler')."
 _LORA = "Use set_lora(...)."
 _BACKEND = "Use load(MODEL, backend=...)."
-_MEMORY = "Leave it out: the pipeline chooses slices and tiles by the memory that is free."
-_MODEL = "Load a model that has it: load(FOLDER)."
+_MEMORY = "Omit it: the pipeline chooses slices and tiles by the free memory."
+_MODEL = "Load a model that contains it: load(FOLDER)."
 
-# Arguments of from_pretrained.
+# Arguments of `from_pretrained`.
 OF_LOADING = {
     **dict.fromkeys(("torch_dtype", "dtype", "precision"), _PRECISION),
     **dict.fromkeys(("device", "device_map", "provider", "providers"), "Use backend=, such as backend='eager'."),
@@ -26,13 +26,13 @@ OF_LOADING = {
     "scheduler": _SCHEDULER,
     "local_files_only": "Use offline=True.",
     "pretrained_model_name_or_path": "Use model=.",
-    "use_safetensors": "Leave it out: weights are read from .safetensors alone.",
-    "variant": "Leave it out: fp16 files are read where a model has no others.",
+    "use_safetensors": "Omit it: weights are read from .safetensors files only.",
+    "variant": "Omit it: fp16 files are read if a model has no others.",
 }
 
 # Attributes and methods of a pipeline.
 OF_PIPELINES = {
-    "scheduler": f"{_SCHEDULER} The model's own is plan.scheduler.",
+    "scheduler": f"{_SCHEDULER} The default is plan.scheduler.",
     **dict.fromkeys(("load_lora_weights", "unload_lora_weights", "fuse_lora", "unfuse_lora", "lora"), _LORA),
     **dict.fromkeys(("set_adapters", "delete_adapters", "enable_lora", "disable_lora"), _LORA),
     **dict.fromkeys(("get_active_adapters", "get_list_adapters"), "Use loras."),
@@ -49,17 +49,17 @@ OF_PIPELINES = {
     "from_pretrained": "Use calotype.load(MODEL).",
     "from_single_file": "Use calotype.load(FILE).",
     "save_pretrained": "Use calotype build MODEL -o PLAN.",
-    "set_progress_bar_config": "Use stream(...), which gives an event for each step.",
+    "set_progress_bar_config": "Use stream(...), which yields an event for each step.",
 }
 
 
 class KnownAttributes:
-    """A base class whose objects have no other public attributes than their class declares.
+    """Base class of objects with a fixed set of public attributes.
 
-    Setting another raises `NoAttributeError`, since nothing would read it. Names that begin with "_" are free.
+    Setting another attribute raises `NoAttributeError`, since nothing would read it. Names with a leading "_" are free.
     """
 
-    if not TYPE_CHECKING:  # a type checker would take every name for known
+    if not TYPE_CHECKING:  # with them, a type checker would accept every name
 
         def __setattr__(self, name: str, value: Any) -> None:
             if not name.startswith("_") and not _may_be_set(type(self), name):
@@ -71,7 +71,7 @@ class KnownAttributes:
 
 
 def _may_be_set(kind: type, name: str) -> bool:
-    """Is it a method, or an attribute that the class declares? A property is neither."""
+    """Return whether the name is a method or a declared attribute. A property is neither."""
     return callable(getattr(kind, name, None)) or name in _declared(kind)
 
 
@@ -81,7 +81,7 @@ def _declared(kind: type) -> set[str]:
 
 def _refusal(kind: type, name: str) -> NoAttributeError:
     if isinstance(getattr(kind, name, None), property):
-        return NoAttributeError(f"{name} of a {kind.__name__} cannot be set. {OF_PIPELINES.get(f'set_{name}', _LORA)}")
+        return NoAttributeError(f"cannot set {name} of a {kind.__name__}. {OF_PIPELINES.get(f'set_{name}', _LORA)}")
     public = sorted(each for each in {*dir(kind), *_declared(kind)} if not each.startswith("_"))
     return NoAttributeError(
         f"a {kind.__name__} has no attribute {name!r}. {OF_PIPELINES.get(name) or nearest(name, public)}"

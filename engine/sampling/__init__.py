@@ -1,1 +1,1 @@
-"""Schedulers as matrices: compiled, stored, run step by step; noise and guidance."""
+"""Schedulers compiled to matrices: compile, store and run them. Also noise and guidance."""

@@ -1,12 +1,12 @@
-"""The sampler matrices that a plan carries, so that it paints without diffusers.
+"""The sampler matrices stored in a plan. With them a plan generates images without diffusers.
 
     samplers/index.json     {"version": 1, "schedulers": [{"name", "key", "file", "sha256", "steps", "diffusers"}, ...]}
-    samplers/NAME-KEY.npz   timesteps.N, rows.N and preview.N for every step count N; for some of them as well what
-                            sets out from pictures: rows.N.S, clean.N.S, kept.N.S, ... with the first S steps left out,
-                            and rows.N.noise, ... for a mask that is painted over from noise alone
+    samplers/NAME-KEY.npz   timesteps.N, rows.N and preview.N for every step count N. Some step counts also have the
+                            matrices that start from an image: rows.N.S, clean.N.S, kept.N.S, ... skip the first S
+                            steps, and rows.N.noise, ... start from noise and use a mask.
 
-A scheduler is found by the `key` of its spec: what it is and how it is configured, and not which diffusers compiled
-it, since a machine that only paints has none. How matrices are compiled is not known here.
+Look-ups use the `key` of a scheduler's spec. It depends on the class and its configuration, and not on the version of
+diffusers, because a machine that only generates images need not have diffusers. This file compiles nothing.
 """
 
 from __future__ import annotations
@@ -26,17 +26,15 @@ import numpy as np
 from ..errors import SamplerError, SourceError
 from ..errors.schema import SchemaError, integer, list_of, record, text
 from ..files.json_file import read_json
-from .matrix import SamplerMatrix
+from .matrix import FIELDS, IMAGE_FIELDS, SamplerMatrix
 from .schedule_range import FULL_SCHEDULE, ScheduleRange
 from .schedulers import SchedulerSpec
 
-__all__ = ["StoredScheduler", "courses", "find_matrix", "read_index", "write_matrices"]
+__all__ = ["StoredScheduler", "find_matrix", "image_schedule_ranges", "read_index", "write_matrices"]
 
 INDEX = "index.json"
 VERSION = 1
-_FIELDS = ("timesteps", "rows", "preview")
-_OF_PICTURES = ("clean", "kept")
-_LARGEST_BYTES = 1 << 30  # of one scheduler's matrices, unpacked
+_MAX_BYTES = 1 << 30  # one scheduler's matrices, unpacked
 _STEPS = list_of(integer(1, 1 << 20))
 _INDEX = record(
     {
@@ -54,7 +52,7 @@ _INDEX = record(
 
 @dataclass(frozen=True, kw_only=True)
 class StoredScheduler:
-    """One scheduler of the index. `diffusers` is the version that it was compiled with."""
+    """One entry of the index. `diffusers` is the version of diffusers that compiled it."""
 
     name: str
     key: str
@@ -62,78 +60,70 @@ class StoredScheduler:
     sha256: str
     steps: tuple[int, ...]
     diffusers: str
-    pictures: tuple[int, ...] = ()  # the step counts in which it sets out from pictures
+    pictures: tuple[int, ...] = ()  # the step counts that also have matrices starting from an image
 
     def __str__(self) -> str:
-        from_pictures = f" (from pictures {_ranges(self.pictures)})" if self.pictures else ""
-        return f"{self.name} in {_ranges(self.steps)} steps{from_pictures}"
+        from_images = f" (from images: {_ranges(self.pictures)})" if self.pictures else ""
+        return f"{self.name} in {_ranges(self.steps)} steps{from_images}"
 
 
 def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
-    """What a plan's `samplers` folder holds; nothing where there is none.
-
-    Raises:
-        SamplerError: the index cannot be read.
-    """
+    """Return the entries of a plan's `samplers` folder, none without an index. `SamplerError` if it is invalid."""
     if not (folder / INDEX).exists():
         return ()
     try:
         data = read_json(folder / INDEX, "it lists the plan's samplers")
         if data.get("version") != VERSION:
-            raise SamplerError(f"{folder} is of version {data.get('version')!r:.20}; this Calotype reads {VERSION}.")
+            raise SamplerError(f"Cannot read {folder}: got version {data.get('version')!r:.20}; expected {VERSION}.")
         _INDEX(data, "")
-    except (SourceError, SchemaError) as broken:
-        raise SamplerError(f"the plan's list of samplers {folder / INDEX} cannot be used: {broken}.") from None
-    return tuple(_entry(**entry) for entry in data["schedulers"])
+    except (SourceError, SchemaError) as error:
+        raise SamplerError(f"Cannot read the plan's sampler index {folder / INDEX}: {error}.") from None
+    lists = ("steps", "pictures")
+    return tuple(StoredScheduler(**e | {n: tuple(e.get(n, ())) for n in lists}) for e in data["schedulers"])
 
 
-def _entry(*, steps: Sequence[int], pictures: Sequence[int] = (), **rest: str) -> StoredScheduler:
-    return StoredScheduler(steps=tuple(steps), pictures=tuple(pictures), **rest)
-
-
-def _suffix(steps: int, course: ScheduleRange) -> str | None:
-    """Of the arrays' names; None for a course that is in no plan."""
-    if course.begin is not None or course.end is not None:
+def _suffix(steps: int, schedule_range: ScheduleRange) -> str | None:
+    """Return the suffix of the arrays' names, or None if plans do not store this range."""
+    if schedule_range.begin is not None or schedule_range.end is not None:
         return None
-    if course.origin == "image":
-        return f"{steps}.{course.skipped}"
-    return f"{steps}.noise" if course.preserves_unmasked else str(steps)
+    if schedule_range.origin == "image":
+        return f"{steps}.{schedule_range.skipped}"
+    return f"{steps}.noise" if schedule_range.preserves_unmasked else str(steps)
 
 
-def courses(steps: int) -> tuple[ScheduleRange, ...]:
-    """Every way of setting out from a picture in so many steps. What is made for masks serves without one too."""
-    kept = (ScheduleRange(origin="image", skipped=skipped, preserves_unmasked=True) for skipped in range(steps))
-    return (*kept, ScheduleRange(origin="noise", preserves_unmasked=True))
+def image_schedule_ranges(steps: int) -> tuple[ScheduleRange, ...]:
+    """Return every range of `steps` that starts from an image. Matrices for masks also work without a mask."""
+    from_image = (ScheduleRange(origin="image", skipped=skipped, preserves_unmasked=True) for skipped in range(steps))
+    return (*from_image, ScheduleRange(origin="noise", preserves_unmasked=True))
 
 
 def find_matrix(
-    folder: Path, spec: SchedulerSpec, steps: int, course: ScheduleRange = FULL_SCHEDULE
+    folder: Path, spec: SchedulerSpec, steps: int, schedule_range: ScheduleRange = FULL_SCHEDULE
 ) -> SamplerMatrix | None:
-    """The matrix of this scheduler for so many steps and this course; None where the plan does not hold it.
-
-    Raises:
-        SamplerError: it is there and damaged.
-    """
+    """Return a scheduler's stored matrix, or None if the plan does not have it. `SamplerError` if it is corrupt."""
     if spec.by_hand:
         return None
-    key, suffix = spec.key(), _suffix(steps, course)
+    key, suffix = spec.key(), _suffix(steps, schedule_range)
     entry = next((e for e in read_index(folder) if e.key == key), None)
-    if entry is None or suffix is None or steps not in (entry.pictures if course.takes_latents else entry.steps):
+    if (
+        entry is None
+        or suffix is None
+        or steps not in (entry.pictures if schedule_range.takes_latents else entry.steps)
+    ):
         return None
-    path = folder / Path(entry.file).name  # a plan may come from a stranger: nothing outside its folder is read
+    path = folder / Path(entry.file).name  # a plan may be untrusted: read nothing outside its folder
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != entry.sha256:
-            raise ValueError("its SHA-256 is another")
+            raise ValueError("its SHA-256 differs")
         with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            if sum(entry.file_size for entry in packed.infolist()) > _LARGEST_BYTES:
-                raise ValueError(f"it unpacks to more than {_LARGEST_BYTES} bytes")
+            if sum(entry.file_size for entry in packed.infolist()) > _MAX_BYTES:
+                raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
         with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            fields: dict[str, Any] = {
-                name: arrays[f"{name}.{suffix}"] for name in (*_FIELDS, *(_OF_PICTURES if course.takes_latents else ()))
-            }
-    except Exception as broken:  # damaged bytes make numpy and zipfile raise all sorts
-        raise SamplerError(f"the plan's samplers {path} are damaged ({broken}); build the plan again.") from None
+            names = FIELDS | (IMAGE_FIELDS if schedule_range.takes_latents else {})
+            fields: dict[str, Any] = {field: arrays[f"{name}.{suffix}"] for field, name in names.items()}
+    except Exception as error:  # for corrupt bytes numpy and zipfile raise many types
+        raise SamplerError(f"Cannot read the plan's samplers: {path} is damaged ({error}). Build it again.") from None
     return SamplerMatrix(name=spec.name, **fields)
 
 
@@ -144,19 +134,23 @@ def write_matrices(
     diffusers: str,
     pictures: Mapping[int, Mapping[ScheduleRange, SamplerMatrix]] | None = None,
 ) -> StoredScheduler:
-    """Add a scheduler to a `samplers` folder: step count -> matrix; and -> its `courses` -> their matrices.
+    """Add a scheduler to a `samplers` folder, or replace it.
 
-    One that is there already is replaced.
+    Args:
+        folder: The `samplers` folder, created if missing.
+        spec: The scheduler.
+        matrices: Step count -> matrix.
+        diffusers: The version of diffusers that compiled the matrices.
+        pictures: Step count -> the ranges of `image_schedule_ranges` -> their matrices.
     """
     if not matrices or spec.by_hand:
-        raise SamplerError(f"there is nothing of {spec.name} to keep.")
+        raise SamplerError(f"Cannot store {spec.name}: it has no matrices, or only the scheduler object describes it.")
     folder.mkdir(parents=True, exist_ok=True)
+    stored = [(str(n), matrix, FIELDS) for n, matrix in sorted(matrices.items())]
+    for n, by_range in sorted((pictures or {}).items()):
+        stored += [(f"{_suffix(n, each)}", matrix, FIELDS | IMAGE_FIELDS) for each, matrix in by_range.items()]
+    arrays = {f"{name}.{suffix}": getattr(m, field) for suffix, m, names in stored for field, name in names.items()}
     file = io.BytesIO()
-    arrays = {f"{name}.{steps}": getattr(m, name) for steps, m in sorted(matrices.items()) for name in _FIELDS}
-    for steps, made in sorted((pictures or {}).items()):
-        for course, matrix in made.items():
-            named = {name: getattr(matrix, name) for name in (*_FIELDS, *_OF_PICTURES)}
-            arrays |= {f"{name}.{_suffix(steps, course)}": array for name, array in named.items()}
     np.savez_compressed(file, allow_pickle=False, **arrays)
     data, key = file.getvalue(), spec.key()
     entry = StoredScheduler(
@@ -169,14 +163,14 @@ def write_matrices(
         pictures=tuple(sorted(pictures or ())),
     )
     (folder / entry.file).write_bytes(data)
-    kept = [e for e in read_index(folder) if e.key != key]
-    index = {"version": VERSION, "schedulers": [vars(e) for e in (*kept, entry)]}
+    others = [e for e in read_index(folder) if e.key != key]
+    index = {"version": VERSION, "schedulers": [vars(e) for e in (*others, entry)]}
     (folder / INDEX).write_text(json.dumps(index, indent=1), encoding="utf-8")
     return entry
 
 
 def _ranges(numbers: Sequence[int]) -> str:
-    """1, 2, 3, 7 as "1-3, 7"."""
+    """Format numbers as ranges: 1, 2, 3, 7 becomes "1-3, 7"."""
     runs: list[list[int]] = []
     for number in sorted(numbers):
         if runs and number == runs[-1][1] + 1:

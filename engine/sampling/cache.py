@@ -1,6 +1,6 @@
-"""Compiled samplers, found again: in the plan, in the store by fingerprint, or compiled and kept there.
+"""Look up compiled samplers: first in the plan, then in the cache by fingerprint; otherwise compile and cache them.
 
-With a matrix found a picture needs neither torch nor diffusers.
+A call with a stored matrix needs neither torch nor diffusers.
 """
 
 from __future__ import annotations
@@ -27,49 +27,53 @@ def sampler_for(
     base_config: Mapping[str, Any],
     steps: int,
     folder: Path | None = None,
-    course: ScheduleRange = FULL_SCHEDULE,
+    schedule_range: ScheduleRange = FULL_SCHEDULE,
 ) -> tuple[SchedulerSpec, Sampler]:
-    """The scheduler that is meant, and its compiled form for so many steps, or what `course` walks of them.
+    """Return a scheduler's spec and its compiled sampler.
 
-    `folder` holds the plan's own samplers.
+    Args:
+        scheduler: What `spec_from` takes.
+        base_config: The model's `scheduler_config.json`.
+        steps: The number of steps.
+        folder: The plan's `samplers` folder.
+        schedule_range: The part of the schedule to run.
 
     Raises:
-        SamplerError: the scheduler is unknown, cannot make the schedule, or must be compiled where diffusers is not.
+        SamplerError: The scheduler is unknown, cannot make the schedule, or needs torch and diffusers to compile.
     """
     spec = spec_from(scheduler, base_config)
     if not (scheduler is None or isinstance(scheduler, (str, type, SchedulerSpec))):
-        # An object is taken as it is, and may have been changed in ways that its config does not tell.
-        return spec, compile_sampler(scheduler, steps, course=course)
-    carried = None if folder is None else find_matrix(folder, spec, steps, course)
-    if carried is not None:
-        return spec, carried
-    key = spec.fingerprint(steps, course)
-    if (kept := SAMPLERS.read(key)) is not None:
-        # The key leaves the name out: two names of one schedule share a matrix.
-        return spec, replace(SamplerMatrix.from_bytes(bytes(kept)), name=spec.name)
-    _check_tools(spec, steps, folder, course)
-    sampler = compile_sampler(scheduler, steps, base_config=base_config, course=course)
-    # A class from outside diffusers has a new key each time: nothing would find it again.
+        # Compile an object itself: its config may not show every change made to it.
+        return spec, compile_sampler(scheduler, steps, schedule_range=schedule_range)
+    stored = None if folder is None else find_matrix(folder, spec, steps, schedule_range)
+    if stored is not None:
+        return spec, stored
+    key = spec.fingerprint(steps, schedule_range)
+    if (cached := SAMPLERS.read(key)) is not None:
+        # The key does not contain the name: two names of one schedule share a matrix.
+        return spec, replace(SamplerMatrix.from_bytes(bytes(cached)), name=spec.name)
+    _check_tools(spec, steps, folder, schedule_range)
+    sampler = compile_sampler(scheduler, steps, base_config=base_config, schedule_range=schedule_range)
+    # A class from outside diffusers has a new key each time, so a cached matrix would never be read.
     if isinstance(sampler, SamplerMatrix) and not spec.by_hand:
         SAMPLERS.write(key, sampler.to_bytes())
     return spec, sampler
 
 
-def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, course: ScheduleRange) -> None:
-    """`SamplerError` with what the plan holds, where a scheduler cannot be compiled here."""
-    lacking = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
-    if not lacking:
+def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, schedule_range: ScheduleRange) -> None:
+    """Raise a `SamplerError` that lists the plan's samplers if torch or diffusers is missing."""
+    missing = [name for name in ("torch", "diffusers") if importlib.util.find_spec(name) is None]
+    if not missing:
         return
     stored = () if folder is None else read_index(folder)
-    held = f"this plan carries {'; '.join(map(str, stored))}" if stored else "this plan carries none"
     raise SamplerError(
-        f"{spec.name} in {steps} steps{_part(course)} has to be compiled, which takes {' and '.join(lacking)}: {held}. "
-        "Ask for one of these, or pip install 'calotype[build]', or build the plan with it: calotype build MODEL "
-        "--scheduler NAME."
+        f"Cannot compile {spec.name} in {steps} steps{_part(schedule_range)}: {' and '.join(missing)} not installed. "
+        f"This plan carries {'; '.join(map(str, stored)) or 'none'}. Use one of these, or pip install "
+        "'calotype[build]', or build the plan with this scheduler: calotype build MODEL --scheduler NAME."
     )
 
 
-def _part(course: ScheduleRange) -> str:
-    if course.begin is not None or course.end is not None:
-        return ", cut where it is handed over,"
-    return " from a picture" if course.takes_latents else ""
+def _part(schedule_range: ScheduleRange) -> str:
+    if schedule_range.begin is not None or schedule_range.end is not None:
+        return " with denoising_start or denoising_end"
+    return " from an image" if schedule_range.takes_latents else ""

@@ -1,12 +1,11 @@
-"""Compiling a scheduler of diffusers into a sampler matrix, by running it over basis vectors.
+"""Compile a diffusers scheduler into a sampler matrix, by running it over basis vectors.
 
-The scheduler is linear in the initial noise, the network's outputs and the noise it draws. So it is run with the
-first basis vector in place of the noise, the next ones in place of the outputs, the last ones in place of the draws:
-what comes out is a row of coefficients. Random numbers run along, and are the proof: where the matrix does not make
-of them what the scheduler made, the scheduler is not linear and must be run itself.
+Most schedulers are linear in the initial noise, the network's outputs and the noise that they draw. The compiler runs
+the scheduler with the first basis vector as the noise, the next ones as the outputs, and the last ones as the draws:
+each result is a row of coefficients. Random numbers run along as a test. If the matrix does not map them to the
+scheduler's own result, the scheduler is not linear and must run itself.
 
-Nothing is known here of any scheduler's formulas, nor of a network. torch and diffusers are imported only when
-something here is called.
+This file knows neither the formulas of schedulers nor the network. It imports torch and diffusers only when called.
 """
 
 from __future__ import annotations
@@ -40,10 +39,10 @@ if TYPE_CHECKING:
 
 __all__ = ["compile_sampler", "resolve_scheduler"]
 
-_WIDTH = 256  # how many random numbers run along
-_PROBE_SCALE = 10.0  # they are this much louder than a picture, so that no clipping stays out of sight
-_MOST_DRAWS = 2  # of noise in one call; no scheduler of diffusers draws more
-_TOLERANCE = 1e-6  # of the sum of the terms' magnitudes: what float32 itself would show
+_WIDTH = 256  # the number of random test values
+_PROBE_SCALE = 10.0  # the test values are this much larger than latents, so that clipping always shows
+_MAX_DRAWS = 2  # noise draws in one call; no scheduler of diffusers makes more
+_TOLERANCE = 1e-6  # relative to the sum of the terms' magnitudes: the precision of float32
 _COMPILING = forks.Lock(threading.RLock)
 
 
@@ -52,172 +51,179 @@ def compile_sampler(
     steps: int,
     *,
     base_config: Mapping[str, Any] | None = None,
-    course: ScheduleRange = FULL_SCHEDULE,
+    schedule_range: ScheduleRange = FULL_SCHEDULE,
 ) -> SamplerMatrix | SchedulerSampler:
     """Compile a scheduler for a number of steps.
 
     Args:
-        scheduler: what `spec_from` takes: a name, a class, a scheduler (which is copied), a spec, or None.
-        steps: the steps asked for; the network may be called more often.
-        base_config: the model's `scheduler_config.json`; see `spec_from`.
-        course: which part of the schedule is walked, and from what.
+        scheduler: What `spec_from` takes: a name, a class, a scheduler (which is copied), a spec, or None.
+        steps: The number of steps. Some schedulers call the network more often.
+        base_config: The model's `scheduler_config.json`; see `spec_from`.
+        schedule_range: The part of the schedule to run, and its starting point.
 
     Returns:
-        The matrix; or the scheduler ready to run itself, with the reason, where it is not linear.
+        The matrix; or, for a scheduler that is not linear, the scheduler ready to run itself, with the reason.
 
     Raises:
-        SamplerError: the scheduler is unknown, or cannot make this schedule.
+        SamplerError: The scheduler is unknown, or cannot make this schedule.
     """
     with _quiet():
         spec = spec_from(scheduler, base_config)
-        made = resolve_scheduler(scheduler, base_config)
+        resolved = resolve_scheduler(scheduler, base_config)
         try:
-            timed = _timed(spec, made, steps)
-            return _compiled(spec, timed, steps, _stretch(spec, timed, steps, course))
+            timed = _timed(spec, resolved, steps)
+            return _compiled(spec, timed, steps, _slice(spec, timed, steps, schedule_range))
         except SamplerError:
             raise
         except Exception as error:
-            raise SamplerError(_cannot(spec, steps, _said(error))) from None
+            raise SamplerError(_cannot(spec, steps, _error_text(error))) from None
 
 
 def resolve_scheduler(scheduler: SchedulerLike, base_config: Mapping[str, Any] | None = None) -> Any:
-    """Make the diffusers scheduler that is meant; one that is passed in is copied.
+    """Create the diffusers scheduler, or copy the one passed in.
 
     Raises:
-        SamplerError: it is unknown, needs a package that is missing, or refuses its configuration.
+        SamplerError: The scheduler is unknown, needs a missing package, or refuses its configuration.
     """
     spec = spec_from(scheduler, base_config)
     if not (scheduler is None or isinstance(scheduler, (SchedulerSpec, str, type))):
         return copy.deepcopy(scheduler)
     if spec.by_hand and not isinstance(scheduler, type):
-        raise SamplerError(f"{spec.name} cannot be made from data, as {spec.by_hand}; pass the scheduler itself.")
+        raise SamplerError(f"Cannot create {spec.name} from its config: {spec.by_hand}. Pass the scheduler itself.")
     try:
-        made: Any = scheduler if isinstance(scheduler, type) else _class_of(spec)
-        takes = inspect.signature(made).parameters
+        kind: Any = scheduler if isinstance(scheduler, type) else _class_of(spec)
+        takes = inspect.signature(kind).parameters
         with _quiet():
-            return made(**{key: value for key, value in spec.config.items() if key in takes})
+            return kind(**{key: value for key, value in spec.config.items() if key in takes})
     except SamplerError:
         raise
     except ImportError as error:
-        raise SamplerError(f"{spec.name} needs a package that is not installed: {_said(error)}.") from None
+        raise SamplerError(f"{spec.name} needs a package that is not installed: {_error_text(error)}.") from None
     except Exception as error:
-        raise SamplerError(f"{spec.name} refuses its configuration: {_said(error)}.") from None
+        raise SamplerError(f"{spec.name} refuses its configuration: {_error_text(error)}.") from None
 
 
 def _class_of(spec: SchedulerSpec) -> Any:
     import diffusers
 
-    found = getattr(diffusers, spec.class_name, None)
-    if found is None:
+    kind = getattr(diffusers, spec.class_name, None)
+    if kind is None:
         raise SamplerError(f"diffusers {diffusers.__version__} has no scheduler called {spec.class_name}.")
-    return found
+    return kind
 
 
 def _timed(spec: SchedulerSpec, scheduler: Any, steps: int) -> Any:
-    """The same scheduler with its timesteps set, standing before the first."""
+    """Set the scheduler's timesteps and return it, ready for the first one."""
     trained = int(scheduler.config.get("num_train_timesteps", 1000))
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= trained:
-        raise SamplerError(f"steps is {steps!r}; it must be a whole number from 1 to {trained}.")
+        raise SamplerError(f"Invalid steps: got {steps!r}; expected an integer from 1 to {trained}.")
     scheduler.set_timesteps(steps)
     if len(scheduler.timesteps) == 0:
-        raise SamplerError(_cannot(spec, steps, "it has no timesteps for them"))
+        raise SamplerError(_cannot(spec, steps, "it has no timesteps"))
     return scheduler
 
 
-def _stretch(spec: SchedulerSpec, scheduler: Any, steps: int, course: ScheduleRange) -> TimestepSlice:
-    """The calls that the course comes to, counted as diffusers' pipelines count them; the scheduler stands before it.
+def _slice(spec: SchedulerSpec, scheduler: Any, steps: int, schedule_range: ScheduleRange) -> TimestepSlice:
+    """Return the calls of a range, counted as diffusers' pipelines count them. Set the scheduler's begin index.
 
-    Raises `SamplerError` where there are none.
+    Raises `SamplerError` if the range contains no call.
     """
     times, trained = scheduler.timesteps, int(scheduler.config.get("num_train_timesteps", 1000))
-    first, last = course.skipped * scheduler.order, len(times)
-    if course.begin is not None:
-        after = int((times < round(trained - course.begin * trained)).sum())
+    first, last = schedule_range.skipped * scheduler.order, len(times)
+    if schedule_range.begin is not None:
+        after = int((times < round(trained - schedule_range.begin * trained)).sum())
         first = len(times) - after - (1 if scheduler.order == 2 and after % 2 == 0 else 0)
-    if course.end is not None:
-        last = int((times >= round(trained - course.end * trained)).sum())
+    if schedule_range.end is not None:
+        last = int((times >= round(trained - schedule_range.end * trained)).sum())
     if not 0 <= first < last:
-        raise SamplerError(_cannot(spec, steps, "none of them is left between where it is to begin and to end"))
+        raise SamplerError(_cannot(spec, steps, "no step is left between its start and its end"))
     if hasattr(scheduler, "set_begin_index"):
-        # Rounded timesteps may repeat, and the search for the first by its value would find the second.
+        # Rounded timesteps may repeat, and a search by value would return the second one.
         scheduler.set_begin_index(first)
-    return TimestepSlice(course=course, first=first, calls=last - first)
+    return TimestepSlice(schedule_range=schedule_range, first=first, calls=last - first)
 
 
 def _compiled(
-    spec: SchedulerSpec, scheduler: Any, steps: int, stretch: TimestepSlice
+    spec: SchedulerSpec, scheduler: Any, steps: int, timestep_slice: TimestepSlice
 ) -> SamplerMatrix | SchedulerSampler:
-    timesteps = scheduler.timesteps.numpy().astype(np.float64)[stretch.first :][: stretch.calls]
+    timesteps = scheduler.timesteps.numpy().astype(np.float64)[timestep_slice.first :][: timestep_slice.calls]
     preview = preview_coefficients(scheduler, timesteps)
-    walk = _probe_run(scheduler, stretch)
-    if not np.isfinite(walk.probe_rows).all():
-        raise SamplerError(_cannot(spec, steps, "its own numbers are not finite"))
-    if _is_linear(walk):
-        own = {"clean": walk.clean} if stretch.course.takes_latents else {}
-        own |= {"kept": walk.kept} if stretch.course.preserves_unmasked else {}
-        return SamplerMatrix(name=spec.name, timesteps=timesteps, rows=walk.rows, preview=preview, **own)
+    probe = _probe_run(scheduler, timestep_slice)
+    if not np.isfinite(probe.probe_rows).all():
+        raise SamplerError(_cannot(spec, steps, "its numbers are not finite"))
+    if _is_linear(probe):
+        return SamplerMatrix(
+            name=spec.name,
+            timesteps=timesteps,
+            rows=probe.rows,
+            preview=preview,
+            image_coefficients=probe.image_coefficients if timestep_slice.schedule_range.takes_latents else None,
+            masked_rows=probe.masked_rows if timestep_slice.schedule_range.preserves_unmasked else None,
+        )
     return SchedulerSampler(
         name=spec.name,
         reason=_reason(spec, scheduler),
         timesteps=timesteps,
         preview=preview,
         scheduler=scheduler,
-        stretch=stretch,
+        timestep_slice=timestep_slice,
     )
 
 
 @dataclass(frozen=True, kw_only=True)
 class _ProbeRun:
-    """One run of a scheduler. A column of history is the noise, an output of the network, or a draw."""
+    """One run of a scheduler. A column of the history is the noise, an output of the network, or a draw."""
 
-    rows: NDArray[np.float64]  # [calls + 1, columns]: what the basis vectors became
-    clean: NDArray[np.float64]  # [calls + 1]: and the one in place of a picture's latents
-    kept: NDArray[np.float64]  # [calls + 1, 2]: of noise and clean latents, where a mask keeps the picture
-    probe_history: NDArray[np.float64]  # [columns, _WIDTH]: the random numbers that went in
+    rows: NDArray[np.float64]  # [calls + 1, columns]: the results of the basis vectors
+    image_coefficients: NDArray[np.float64]  # [calls + 1]: the result of the one for the image's latents
+    masked_rows: NDArray[np.float64]  # [calls + 1, 2]: noise and clean latents in the area that a mask preserves
+    probe_history: NDArray[np.float64]  # [columns, _WIDTH]: the random inputs
     probe_clean: NDArray[np.float64]  # [_WIDTH]
-    probe_rows: NDArray[np.float64]  # [calls + 1, _WIDTH]: what they became
+    probe_rows: NDArray[np.float64]  # [calls + 1, _WIDTH]: the results of the random inputs
 
 
-def _probe_run(scheduler: Any, stretch: TimestepSlice) -> _ProbeRun:
-    """Run a copy of the scheduler over basis vectors and random numbers, side by side in one tensor."""
+def _probe_run(scheduler: Any, timestep_slice: TimestepSlice) -> _ProbeRun:
+    """Run a copy of the scheduler over basis vectors and random numbers, which lie side by side in one tensor."""
     import torch
 
-    scheduler, kind, calls = copy.deepcopy(scheduler), _exact_tensor(), stretch.calls
-    most = 1 + calls + _MOST_DRAWS * calls  # after which the clean latents stand
+    scheduler, kind, calls = copy.deepcopy(scheduler), _exact_tensor(), timestep_slice.calls
+    last = 1 + calls + _MAX_DRAWS * calls  # the column of the clean latents
     draws = itertools.count(1 + calls)
 
-    def given(column: int) -> Any:
-        basis = np.zeros(most + 1)
-        basis[column : column + 1] = 1  # nothing for a draw too many, which the random numbers will betray
-        both = torch.from_numpy(np.concatenate([basis, _probe_noise(column)]))
-        return both.reshape(1, -1, 1, 1).as_subclass(kind)  # some schedulers want four dimensions
+    def column(index: int) -> Any:
+        basis = np.zeros(last + 1)
+        basis[index : index + 1] = 1  # zeros for one draw too many, which then fails the test with random numbers
+        both = torch.from_numpy(np.concatenate([basis, _probe_noise(index)]))
+        return both.reshape(1, -1, 1, 1).as_subclass(kind)  # some schedulers require four dimensions
 
     def drawn(_: Any) -> Any:
-        column = next(draws)
-        return given(column if column < most else most + 1)
+        index = next(draws)
+        return column(index if index < last else last + 1)
 
-    noise, clean, made, kept = given(0), given(most), [], []
+    noise, clean, mixed, masked = column(0), column(last), [], []
     with served_draws(scheduler, drawn), torch.no_grad(), torch.random.fork_rng(devices=[]):
-        latents = prepare_latents(scheduler, stretch, noise, clean)
+        latents = prepare_latents(scheduler, timestep_slice, noise, clean)
         for i in range(calls):
-            timestep = scheduler.timesteps[stretch.first + i]
-            stays = (
-                with_noise(scheduler, stretch, i, noise, clean) if i and stretch.course.preserves_unmasked else latents
+            timestep = scheduler.timesteps[timestep_slice.first + i]
+            preserved = (
+                with_noise(scheduler, timestep_slice, i, noise, clean)
+                if i and timestep_slice.schedule_range.preserves_unmasked
+                else latents
             )
-            kept.append(scheduler.scale_model_input(stays, timestep).flatten())
-            made.append(scheduler.scale_model_input(latents, timestep).flatten())
-            latents = scheduler_step(scheduler, stretch.first + i, given(1 + i), latents)
-    made.append(latents.flatten())
-    kept.append(clean.flatten())
-    columns = min(next(draws), most)
-    rows, stays = (torch.stack(each).double().numpy() for each in (made, kept))
+            masked.append(scheduler.scale_model_input(preserved, timestep).flatten())
+            mixed.append(scheduler.scale_model_input(latents, timestep).flatten())
+            latents = scheduler_step(scheduler, timestep_slice.first + i, column(1 + i), latents)
+    mixed.append(latents.flatten())
+    masked.append(clean.flatten())
+    columns = min(next(draws), last)
+    rows, masked_rows = (torch.stack(each).double().numpy() for each in (mixed, masked))
     return _ProbeRun(
         rows=rows[:, :columns],
-        clean=rows[:, most],
-        kept=stays[:, [0, most]],
-        probe_history=np.stack([_probe_noise(column) for column in range(columns)]),
-        probe_clean=_probe_noise(most),
-        probe_rows=rows[:, most + 1 :],
+        image_coefficients=rows[:, last],
+        masked_rows=masked_rows[:, [0, last]],
+        probe_history=np.stack([_probe_noise(index) for index in range(columns)]),
+        probe_clean=_probe_noise(last),
+        probe_rows=rows[:, last + 1 :],
     )
 
 
@@ -227,7 +233,7 @@ def _probe_noise(column: int) -> NDArray[np.float64]:
 
 @functools.cache
 def _exact_tensor() -> Any:
-    """A tensor that stays float64. Some schedulers cast to float32, and the matrix would keep their rounding."""
+    """Return a tensor class that stays float64. Some schedulers cast to float32, which would round the matrix."""
     import torch
 
     class Exact(torch.Tensor):
@@ -241,12 +247,13 @@ def _exact_tensor() -> Any:
     return Exact
 
 
-def _is_linear(walk: _ProbeRun) -> bool:
-    if not np.isfinite(walk.rows).all():
+def _is_linear(probe: _ProbeRun) -> bool:
+    if not np.isfinite(probe.rows).all():
         return False
-    wrong = np.abs(walk.rows @ walk.probe_history + np.outer(walk.clean, walk.probe_clean) - walk.probe_rows)
-    terms = np.abs(walk.rows) @ np.abs(walk.probe_history) + np.abs(np.outer(walk.clean, walk.probe_clean))
-    return bool((wrong <= _TOLERANCE * terms).all())
+    from_image = np.outer(probe.image_coefficients, probe.probe_clean)
+    error = np.abs(probe.rows @ probe.probe_history + from_image - probe.probe_rows)
+    terms = np.abs(probe.rows) @ np.abs(probe.probe_history) + np.abs(from_image)
+    return bool((error <= _TOLERANCE * terms).all())
 
 
 def _reason(spec: SchedulerSpec, scheduler: Any) -> str:
@@ -256,16 +263,16 @@ def _reason(spec: SchedulerSpec, scheduler: Any) -> str:
         return f"{spec.name} clips the clean latents (clip_sample), which is not linear"
     if hasattr(scheduler, "noise_sampler"):
         return f"{spec.name} draws its noise from a Brownian tree"
-    return f"{spec.name} is not linear in the noise and the network's outputs, or draws noise by means of its own"
+    return f"{spec.name} is not linear in the noise and the network's outputs, or draws noise without randn_tensor"
 
 
-def _cannot(spec: SchedulerSpec, steps: int, why: str) -> str:
+def _cannot(spec: SchedulerSpec, steps: int, reason: str) -> str:
     schedule = "a schedule of one step" if steps == 1 else f"a schedule of {steps} steps"
-    return f"{spec.name} cannot make {schedule}: {why}. Try another number of steps, or another scheduler."
+    return f"{spec.name} cannot make {schedule}: {reason}. Try another number of steps, or another scheduler."
 
 
-def _said(error: Exception) -> str:
-    """What a library said on purpose, in one sentence. An error it ran into by itself says nothing to the user."""
+def _error_text(error: Exception) -> str:
+    """Return the first sentence of an error that a library raised on purpose; other errors do not help the user."""
     text = " ".join(str(error).split())
     if isinstance(error, ImportError):
         return text.rstrip(".")
@@ -277,7 +284,7 @@ def _said(error: Exception) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """No warnings of what is looked at and refused here anyway; one thread at a time, as the filters are global."""
+    """Silence warnings, as this file checks results itself. One thread at a time: the filters are global."""
     with _COMPILING, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield

@@ -1,8 +1,8 @@
-"""Noise as a function of a seed: the numbers that `torch.randn` gives on the CPU, without torch.
+"""Noise as a function of a seed: the numbers of `torch.randn` on the CPU, without torch.
 
-A picture's noise depends on its seed alone, never on the batch it is drawn in. PyTorch draws 32-bit numbers from a
-Mersenne twister, keeps 24 bits of each as a uniform number, and turns blocks of sixteen into normal ones by
-Box and Muller (aten/src/ATen/native/cpu/DistributionTemplates.h, `normal_fill`); so do we, equal to about 1e-6.
+An image's noise depends only on its seed, never on the batch. PyTorch draws 32-bit numbers from a Mersenne twister,
+uses 24 bits of each as a uniform number, and turns blocks of sixteen into normal ones by Box and Muller
+(aten/src/ATen/native/cpu/DistributionTemplates.h, `normal_fill`). This code does the same; results agree to about 1e-6.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from ..errors import InputError
 
 Floats = NDArray[np.float32]
 
-MAX_SEED = 2**32 - 1  # PyTorch's twister keeps the low 32 bits of a seed; larger seeds would be duplicates
+MAX_SEED = 2**32 - 1  # PyTorch's twister uses the low 32 bits of a seed; larger seeds would be duplicates
 
 
 class NoiseStream:
@@ -24,19 +24,19 @@ class NoiseStream:
 
     def __init__(self, seed: int) -> None:
         if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
-            raise InputError(f"a seed is a whole number from 0 to {MAX_SEED}, got {seed!r}.")
+            raise InputError(f"Invalid seed: got {seed!r}; expected an integer from 0 to {MAX_SEED}.")
         # A legacy RandomState seeds the twister as PyTorch does (init_genrand); `default_rng` would not.
         self._twister = np.random.RandomState(int(seed))
 
     def draw(self, shape: tuple[int, ...]) -> Floats:
-        """The next normal numbers, as `torch.randn(shape, generator=...)` draws them; at least sixteen."""
+        """Draw the next normal numbers, as `torch.randn(shape, generator=...)` does. `shape` has at least sixteen."""
         count = int(np.prod(shape))
         if count < 16:
-            raise InputError(f"noise is drawn sixteen numbers at a time or more, got the shape {list(shape)}.")
+            raise InputError(f"Cannot draw noise: got the shape {list(shape)}; expected at least sixteen numbers.")
         values = self._uniform(count)
-        whole = count - count % 16
-        values[:whole] = _box_muller(values[:whole])
-        if count % 16:  # the last block of an odd count is drawn afresh, over the end of the one before
+        aligned = count - count % 16
+        values[:aligned] = _box_muller(values[:aligned])
+        if count % 16:  # a remainder is drawn again as a full block, over the end of the block before it
             values[-16:] = _box_muller(self._uniform(16))
         return values.reshape(shape)
 
@@ -46,7 +46,7 @@ class NoiseStream:
 
 
 def _box_muller(uniform: Floats) -> Floats:
-    """Blocks of eight radii and eight angles to sixteen normal numbers.  # [16 n] -> [16 n]"""
+    """Turn blocks of eight radii and eight angles into sixteen normal numbers.  # [16 n] -> [16 n]"""
     blocks = uniform.reshape(-1, 2, 8)
     radius = np.sqrt(-2.0 * np.log(1.0 - blocks[:, 0]))
     angle = np.float32(2 * np.pi) * blocks[:, 1]
@@ -54,13 +54,13 @@ def _box_muller(uniform: Floats) -> Floats:
 
 
 class BatchNoise:
-    """Draws for a batch, each picture from its own stream."""
+    """Noise for a batch. Each image draws from its own stream."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> None:
-        """`shape` is one picture's latents, (channels, height, width)."""
+        """`shape` is that of one image's latents, (channels, height, width)."""
         self._streams = [NoiseStream(s) for s in seeds]
         self._shape = shape
 
     def __call__(self) -> Floats:
-        """The next draw.  # [B, C, H, W]"""
+        """Return the next draw.  # [B, C, H, W]"""
         return np.concatenate([s.draw((1, *self._shape)) for s in self._streams])

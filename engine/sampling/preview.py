@@ -1,7 +1,7 @@
-"""How the picture looks on the way: the clean latents, estimated from one input and output of the network.
+"""Preview coefficients: estimate the clean latents from one input and output of the network.
 
-Both coefficients follow from the network's side alone: from what it predicts, and from the noise level it is told.
-So they hold for every scheduler, whatever it does with the output.
+Both coefficients depend only on the network: on its prediction type and on the noise level at a timestep. So they are
+valid for every scheduler.
 """
 
 from __future__ import annotations
@@ -17,30 +17,30 @@ if TYPE_CHECKING:
 
 __all__ = ["preview_coefficients"]
 
-_LEAST_ALPHA = 2.0**-24  # what diffusers itself takes in place of zero, at a zero terminal signal-to-noise ratio
+_MIN_ALPHA = 2.0**-24  # diffusers' own replacement for zero, at a zero terminal signal-to-noise ratio
 
 
 def preview_coefficients(scheduler: Any, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The pairs (a, b) such that `a * input + b * output` estimates the clean latents. float64 [calls, 2].
+    """Return the pairs (a, b) such that `a * input + b * output` estimates the clean latents. float64 [calls, 2].
 
-    An input is `sqrt(A) * clean + sqrt(1 - A) * noise`, A being alpha-bar (Ho et al., "Denoising Diffusion
+    An input is `sqrt(A) * clean + sqrt(1 - A) * noise`, where A is alpha-bar (Ho et al., "Denoising Diffusion
     Probabilistic Models", eq. 4; v: Salimans & Ho, "Progressive Distillation", appendix D). Sigma schedulers scale
-    their inputs to that form, with A = 1 / (1 + sigma^2); like theirs, log sigma is interpolated between timesteps.
+    their inputs to that form, with A = 1 / (1 + sigma^2). As in those, log sigma is interpolated between timesteps.
 
     Args:
-        scheduler: a diffusers scheduler.
-        timesteps: what the network is told at each call. [calls].
+        scheduler: A diffusers scheduler.
+        timesteps: The network's timestep at each call. [calls].
 
     Raises:
-        SamplerError: it is not a scheduler for the networks of SD 1, SD 2 or SDXL.
+        SamplerError: The scheduler is not for the networks of SD 1, SD 2 or SDXL.
     """
     kind = scheduler.config.get("prediction_type", "epsilon")
     if hasattr(scheduler, "precondition_outputs"):
         return _edm(scheduler, timesteps)
     if not hasattr(scheduler, "alphas_cumprod") or kind not in ("epsilon", "v_prediction", "sample", "original_sample"):
-        raise SamplerError(f"{type(scheduler).__name__} ({kind}) is not made for the networks of SD 1, SD 2 or SDXL.")
+        raise SamplerError(f"{type(scheduler).__name__} ({kind}) is not for the networks of SD 1, SD 2 or SDXL.")
     if scheduler.config.get("timestep_type") == "continuous" and kind == "v_prediction":
-        alpha = 1 / (1 + np.exp(8 * timesteps))  # here the network is told log(sigma) / 4
+        alpha = 1 / (1 + np.exp(8 * timesteps))  # the timestep is log(sigma) / 4
     else:
         alpha = _alpha_bar(scheduler.alphas_cumprod.numpy().astype(np.float64), timesteps)
     signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
@@ -52,7 +52,7 @@ def preview_coefficients(scheduler: Any, timesteps: NDArray[np.float64]) -> NDAr
 
 
 def _alpha_bar(trained: NDArray[np.float64], timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
-    trained = np.clip(trained, _LEAST_ALPHA, 1 - _LEAST_ALPHA)
+    trained = np.clip(trained, _MIN_ALPHA, 1 - _MIN_ALPHA)
     log_sigmas = np.log((1 - trained) / trained) / 2
     log_sigma = np.interp(timesteps, np.arange(trained.size), log_sigmas)
     return np.asarray(1 / (1 + np.exp(2 * log_sigma)), dtype=np.float64)
@@ -62,7 +62,7 @@ def _edm(scheduler: Any, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
     """Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", table 1."""
     pairs = []
     for timestep in timesteps:
-        sigma = float(np.exp(4 * timestep))  # the network is told log(sigma) / 4
+        sigma = float(np.exp(4 * timestep))  # the timestep is log(sigma) / 4
         unscaled = float(np.hypot(sigma, scheduler.config["sigma_data"]))
         clean = scheduler.precondition_outputs
         pairs.append((float(clean(unscaled, 0.0, sigma)), float(clean(0.0, 1.0, sigma))))

@@ -1,7 +1,6 @@
-"""Which part of a schedule one call walks, and what it sets out from: what image-to-image makes of a scheduler.
+"""The part of a schedule that one call runs, and its starting point, as image-to-image and inpainting need it.
 
-Plain data, part of a compiled sampler's key. What it means for a scheduler's timesteps is `calotype.sampling.compile`'s
-to say.
+Plain data, and part of a compiled sampler's key. `calotype.sampling.compile` maps it to a scheduler's timesteps.
 """
 
 from __future__ import annotations
@@ -14,15 +13,15 @@ Origin = Literal["noise", "image", "latents"]
 
 @dataclass(frozen=True, kw_only=True)
 class ScheduleRange:
-    """The whole schedule from noise, where nothing is said.
+    """A part of a schedule. The default is the full schedule from noise.
 
     Attributes:
-        origin: "noise"; "image": clean latents with the noise of the first step on them; "latents": latents as they
-            are, on their way already.
-        skipped: steps left out at the beginning.
-        begin, end: fractions of the schedule, by the timesteps that the network was trained with; where it is taken up
-            from another model, and where it is handed on.
-        keeps: whether a mask will keep part of the clean latents.
+        origin: The starting point. "noise"; "image": clean latents plus the noise of the first step; "latents": latents
+            of an earlier model, which are already partly denoised.
+        skipped: The number of steps left out at the beginning.
+        begin, end: Fractions of the schedule, in training timesteps: where this model takes over from an earlier one,
+            and where it hands over to a later one.
+        preserves_unmasked: Whether a mask preserves part of the clean latents.
     """
 
     origin: Origin = "noise"
@@ -33,17 +32,16 @@ class ScheduleRange:
 
     @property
     def takes_latents(self) -> bool:
-        """Are there clean latents in it?"""
+        """Return whether a run needs latents of an image."""
         return self.preserves_unmasked or self.origin != "noise"
 
     @property
     def handoff(self) -> dict[str, float]:
-        """Where it is taken up ("start") and handed on ("end"), where it is."""
-        said = {"start": self.begin, "end": self.end}
-        return {name: at for name, at in said.items() if at is not None}
+        """Return the fractions that are set: "start" for `begin`, "end" for `end`."""
+        return {name: at for name, at in (("start", self.begin), ("end", self.end)) if at is not None}
 
     def key(self) -> dict[str, Any]:
-        """What makes it another one than the whole schedule, for a key."""
+        """Return the attributes that differ from the full schedule, for a key."""
         return {name: value for name, value in asdict(self).items() if value != getattr(FULL_SCHEDULE, name)}
 
 

@@ -1,11 +1,11 @@
-"""Running a scheduler of diffusers itself, for the few that cannot be a matrix.
+"""Run a scheduler of diffusers itself, for the few that are not linear and so cannot be a matrix.
 
-Every picture of a batch gets a scheduler of its own. So no picture depends on its neighbors, whatever the scheduler
-does with a batch: thresholds over it, or grows one Brownian tree for all of it. The scheduler's `randn_tensor` is
-served from the run's own `draw`; a scheduler that draws otherwise (DPM-Solver SDE's Brownian tree, torch's global
-generator) is seeded for each picture, so that the picture is still a function of its seed.
+Each image of a batch has its own scheduler. So no image depends on the others, even if the scheduler computes
+thresholds over the batch, or one Brownian tree for all of it. The run's `draw` replaces the scheduler's `randn_tensor`.
+A scheduler that draws in another way (DPM-Solver SDE's Brownian tree, torch's global generator) is seeded for each
+image, so that the image is still a function of its seed.
 
-torch and diffusers are imported only when something here is called.
+This file imports torch and diffusers only when called.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ _PATCHING = forks.Lock(threading.RLock)
 
 @dataclass(frozen=True, kw_only=True)
 class TimestepSlice:
-    """The part of a scheduler's timesteps that a course comes to: `calls` of them from `first` on."""
+    """The part of a scheduler's timesteps that a range covers: `calls` of them, starting at `first`."""
 
-    course: ScheduleRange
+    schedule_range: ScheduleRange
     first: int
     calls: int
 
@@ -50,13 +50,12 @@ class SchedulerSampler:
     """A schedule that the scheduler itself must run.
 
     Attributes:
-        name: what reports call it.
-        reason: why it is no matrix, in words for the report.
-        timesteps: what the network is told at each call. float64 [calls].
-        preview: the clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
-        scheduler: a diffusers scheduler with its timesteps set, standing before the first call; it is copied for every
-            picture.
-        stretch: which of the scheduler's timesteps these are.
+        name: The name in reports.
+        reason: The reason for the report why the scheduler is not a matrix.
+        timesteps: The network's timestep at each call. float64 [calls].
+        preview: The clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
+        scheduler: A diffusers scheduler with its timesteps set, ready for the first call. Each image gets a copy.
+        timestep_slice: The part of the scheduler's timesteps to run.
     """
 
     name: str
@@ -64,32 +63,34 @@ class SchedulerSampler:
     timesteps: NDArray[np.float64]
     preview: NDArray[np.float64]
     scheduler: Any
-    stretch: TimestepSlice
+    timestep_slice: TimestepSlice
 
     @property
     def calls(self) -> int:
-        """How often the network is called."""
+        """The number of network calls."""
         return int(self.timesteps.size)
 
     def run(
         self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
     ) -> SchedulerRun:
         """Start a batch from standard-normal noise [B, C, H, W]; see `SchedulerRun`."""
-        course = self.stretch.course
-        check_original(original, takes=course.takes_latents, masked=course.preserves_unmasked, shape=noise.shape)
+        schedule_range = self.timestep_slice.schedule_range
+        check_original(
+            original, takes=schedule_range.takes_latents, masked=schedule_range.preserves_unmasked, shape=noise.shape
+        )
         return SchedulerRun(self, noise, draw, seeds=seeds, original=original)
 
 
 class SchedulerRun:
-    """One batch through a `SchedulerSampler`, in float32.
+    """One run of a batch through a `SchedulerSampler`, in float32.
 
     Args:
-        sampler: the schedule.
-        noise: standard-normal noise, [B, C, H, W].
-        draw: hands out the noise that the scheduler asks of `randn_tensor`, of the same shape.
-        seeds: one for each picture, for noise that the scheduler draws by other means. Without them they are made
-            from the noise of each picture, so that the same noise still gives the same picture.
-        original: the picture that it sets out from, where the course has one.
+        sampler: The schedule.
+        noise: Standard-normal noise, [B, C, H, W].
+        draw: Returns the noise for the scheduler's calls of `randn_tensor`, of the same shape.
+        seeds: One for each image, for noise that the scheduler draws in another way. By default a hash of each image's
+            noise, so that the same noise gives the same image.
+        original: The images to start from, if the range has them.
     """
 
     def __init__(
@@ -102,64 +103,52 @@ class SchedulerRun:
         original: SourceLatents | None = None,
     ) -> None:
         if seeds is not None and len(seeds) != len(noise):
-            raise SamplerError(f"There are {len(seeds)} seeds for {len(noise)} pictures.")
+            raise SamplerError(f"Invalid seeds: got {len(seeds)} seeds for {len(noise)} images.")
         self._sampler = sampler
         self._draw = draw
         self._original = original
         self._draws: list[Latents] = []
-        own = [_seed_of(picture) for picture in noise] if seeds is None else seeds
-        self._pictures = [_Picture(sampler, i, noise[i : i + 1], seed, original) for i, seed in enumerate(own)]
-        self._input: Latents | None = None  # of the next call, once it was asked for
+        seeds = [_seed_of(image) for image in noise] if seeds is None else seeds
+        self._images = [_ImageRun(sampler, i, noise[i : i + 1], seed, original) for i, seed in enumerate(seeds)]
+        self._input: Latents | None = None  # the next call's, after `input`
         self._last: tuple[Latents, Latents] | None = None  # input and output of the last call
         self._pushed = 0
 
     def input(self, i: int) -> Latents:
-        """What the network is given at call i. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: i is not the next call.
-        """
+        """Return the network's input at call i. float32 [B, C, H, W]. `SamplerError` if i is not the next call."""
         check_step_order(i == self._pushed < self._sampler.calls, f"input({i})", self._pushed)
         if self._input is None:
-            self._input = np.concatenate([picture.input(i) for picture in self._pictures])
+            self._input = np.concatenate([image.input(i) for image in self._images])
         return self._input.copy()
 
     def push(self, i: int, output: Latents) -> None:
-        """Take what the network answered to input i, after guidance. [B, C, H, W].
+        """Store the network's output for input i, after guidance. [B, C, H, W].
 
         Raises:
             SamplerError: i is not the next call, or the shape is not that of the noise.
         """
         check_step_order(i == self._pushed < self._sampler.calls, f"push({i})", self._pushed)
         self._last = (self.input(i), np.array(output, dtype=np.float32))
-        check_shape("output of the network", output.shape, self._last[0].shape)
-        for picture, answer in zip(self._pictures, self._last[1], strict=True):
-            picture.step(i, answer[np.newaxis], self._draw_at)
+        check_shape("network output", output.shape, self._last[0].shape)
+        for image, image_output in zip(self._images, self._last[1], strict=True):
+            image.step(i, image_output[np.newaxis], self._draw_at)
         self._input = None
         self._pushed += 1
 
     def latents(self) -> Latents:
-        """The final latents. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: a call is still missing.
-        """
+        """Return the final latents. float32 [B, C, H, W]. `SamplerError` if a call is missing."""
         check_step_order(self._pushed == self._sampler.calls, "latents()", self._pushed)
-        return np.concatenate([picture.latents.numpy().astype(np.float32) for picture in self._pictures])
+        return np.concatenate([image.latents.numpy().astype(np.float32) for image in self._images])
 
     def preview(self, i: int) -> Latents:
-        """The clean latents as they look from call i. float32 [B, C, H, W].
-
-        Raises:
-            SamplerError: i is not the last call pushed.
-        """
+        """Return the clean latents as estimated at call i, the last one pushed. float32 [B, C, H, W]."""
         check_step_order(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
         assert self._last is not None
-        of_input, of_output = self._sampler.preview[i]
-        seen = np.asarray(of_input * self._last[0] + of_output * self._last[1], dtype=np.float32)
+        input_weight, output_weight = self._sampler.preview[i]
+        estimate = np.asarray(input_weight * self._last[0] + output_weight * self._last[1], dtype=np.float32)
         if self._original is None or self._original.inpaint_mask is None:
-            return seen
-        return np.where(self._original.inpaint_mask, seen, self._original.latents)
+            return estimate
+        return np.where(self._original.inpaint_mask, estimate, self._original.latents)
 
     def _draw_at(self, number: int) -> Latents:
         while len(self._draws) <= number:
@@ -167,8 +156,8 @@ class SchedulerRun:
         return self._draws[number]
 
 
-class _Picture:
-    """One picture of the batch: its own scheduler, its own latents, its own random state."""
+class _ImageRun:
+    """One image of the batch, with its own scheduler, latents and random state."""
 
     def __init__(
         self, sampler: SchedulerSampler, index: int, noise: Latents, seed: int, original: SourceLatents | None
@@ -176,7 +165,7 @@ class _Picture:
         import torch
 
         self._index = index
-        self._stretch = sampler.stretch
+        self._timestep_slice = sampler.timestep_slice
         self._noise = torch.from_numpy(noise.copy())  # [1, C, H, W]
         self._clean = None if original is None else torch.from_numpy(original.latents[index : index + 1].copy())
         inpaint_mask = None if original is None else original.inpaint_mask
@@ -190,10 +179,12 @@ class _Picture:
             self._options["generator"] = generator
         self._random = generator.get_state()
         self._drawn = 0
-        self.latents = prepare_latents(self._scheduler, self._stretch, self._noise, self._clean)  # [1, C, H, W]
+        self.latents = prepare_latents(self._scheduler, self._timestep_slice, self._noise, self._clean)  # [1, C, H, W]
 
     def input(self, i: int) -> Latents:
-        latents = self._scheduler.scale_model_input(self.latents, self._scheduler.timesteps[self._stretch.first + i])
+        latents = self._scheduler.scale_model_input(
+            self.latents, self._scheduler.timesteps[self._timestep_slice.first + i]
+        )
         return np.asarray(latents.numpy(), dtype=np.float32)
 
     def step(self, i: int, output: Latents, draw_at: Callable[[int], Latents]) -> None:
@@ -201,48 +192,50 @@ class _Picture:
 
         def serve(shape: tuple[int, ...]) -> Any:
             drawn = draw_at(self._drawn)[self._index : self._index + 1]
-            check_shape("draw of noise", drawn.shape, shape)
+            check_shape("noise draw", drawn.shape, shape)
             self._drawn += 1
             return torch.from_numpy(drawn.copy())
 
         with served_draws(self._scheduler, serve), torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.set_rng_state(self._random)
-            given = torch.from_numpy(output)
-            self.latents = scheduler_step(
-                self._scheduler, self._stretch.first + i, given, self.latents, **self._options
-            )
+            index, tensor = self._timestep_slice.first + i, torch.from_numpy(output)
+            self.latents = scheduler_step(self._scheduler, index, tensor, self.latents, **self._options)
             self._random = torch.get_rng_state()
         if self._inpaint_mask is not None and self._clean is not None:
-            stays = self._clean
-            if i + 1 < self._stretch.calls:
-                stays = with_noise(self._scheduler, self._stretch, i + 1, self._noise, self._clean)
-            self.latents = torch.where(self._inpaint_mask, self.latents, stays)
+            preserved = self._clean
+            if i + 1 < self._timestep_slice.calls:
+                preserved = with_noise(self._scheduler, self._timestep_slice, i + 1, self._noise, self._clean)
+            self.latents = torch.where(self._inpaint_mask, self.latents, preserved)
 
 
-def prepare_latents(scheduler: Any, stretch: TimestepSlice, noise: Any, clean: Any) -> Any:
-    """The latents before the first call, as diffusers' pipelines make them."""
-    if stretch.course.origin == "noise":
+def prepare_latents(scheduler: Any, timestep_slice: TimestepSlice, noise: Any, clean: Any) -> Any:
+    """Return the latents before the first call, as in diffusers' pipelines."""
+    if timestep_slice.schedule_range.origin == "noise":
         return noise * scheduler.init_noise_sigma
-    return clean if stretch.course.origin == "latents" else with_noise(scheduler, stretch, 0, noise, clean)
+    return (
+        clean
+        if timestep_slice.schedule_range.origin == "latents"
+        else with_noise(scheduler, timestep_slice, 0, noise, clean)
+    )
 
 
-def with_noise(scheduler: Any, stretch: TimestepSlice, i: int, noise: Any, clean: Any) -> Any:
-    """The clean latents with the noise of call i, which the scheduler stands before."""
-    return scheduler.add_noise(clean, noise, scheduler.timesteps[stretch.first + i].reshape(1))
+def with_noise(scheduler: Any, timestep_slice: TimestepSlice, i: int, noise: Any, clean: Any) -> Any:
+    """Return the clean latents with the noise of call i, the scheduler's next call."""
+    return scheduler.add_noise(clean, noise, scheduler.timesteps[timestep_slice.first + i].reshape(1))
 
 
 def scheduler_step(scheduler: Any, i: int, output: Any, latents: Any, **options: Any) -> Any:
-    """The latents after call i, whether `step` answers with a tuple or with an object."""
-    answer = scheduler.step(output, scheduler.timesteps[i], latents, **options)
-    return answer.prev_sample if hasattr(answer, "prev_sample") else answer[0]
+    """Return the latents after call i. A scheduler's `step` returns a tuple or an object."""
+    result = scheduler.step(output, scheduler.timesteps[i], latents, **options)
+    return result.prev_sample if hasattr(result, "prev_sample") else result[0]
 
 
 @contextmanager
 def served_draws(scheduler: Any, serve: Callable[[tuple[int, ...]], Any]) -> Iterator[None]:
-    """Let `serve(shape)` answer in place of `randn_tensor`, for this scheduler's code on this thread.
+    """Call `serve(shape)` in place of `randn_tensor`, for this scheduler's code on this thread.
 
-    The function is replaced in the modules of the scheduler's class and its bases. One thread at a time does so; to
-    every other thread the replaced function is the old one.
+    This replaces the function in the modules of the scheduler's class and its bases, one thread at a time. Other
+    threads still get the original function.
     """
     owner = threading.get_ident()
     modules = {sys.modules[base.__module__] for base in type(scheduler).__mro__ if base.__module__ in sys.modules}

@@ -1,8 +1,8 @@
-"""Schedulers by name: which diffusers class a word stands for, and with which configuration.
+"""Schedulers by name: each name's diffusers class and configuration.
 
-A `SchedulerSpec` is plain data. It is made without importing torch or diffusers, so that a process which finds its
-sampler matrix in a file never needs either. Not known here: what a scheduler does; `calotype.sampling.compile` makes
-one from a spec and compiles it.
+A `SchedulerSpec` is plain data. Creating one imports neither torch nor diffusers, so a process that reads its sampler
+matrix from a file needs neither. This file does not know what a scheduler does: `calotype.sampling.compile` creates it
+from a spec and compiles it.
 """
 
 from __future__ import annotations
@@ -30,12 +30,12 @@ __all__ = ["SchedulerLike", "SchedulerSpec", "scheduler_names", "spec_from"]
 SchedulerLike: TypeAlias = Any
 """A name, a class of diffusers, a scheduler of diffusers, a `SchedulerSpec`, or None for the model's own."""
 
-FORMAT: Final = 1  # raise it when the same spec would compile to another matrix
+FORMAT: Final = 1  # raise it when the same spec compiles to another matrix
 
 _SIGMAS: Final = ("karras", "exponential", "beta")
 _MULTISTEP: Final = {"algorithm_type": "dpmsolver++", "solver_order": 2}
 
-# name: (class of diffusers, what the name itself settles, whether a -karras, -exponential or -beta may follow)
+# name: (class of diffusers, configuration that the name implies, whether -karras, -exponential or -beta may follow)
 _NAMES: Final[Mapping[str, tuple[str, Mapping[str, Any], bool]]] = {
     "ddim": ("DDIMScheduler", {}, False),
     "ddpm": ("DDPMScheduler", {}, False),
@@ -59,9 +59,9 @@ _NAMES: Final[Mapping[str, tuple[str, Mapping[str, Any], bool]]] = {
 }
 _ALIASES: Final = {"euler-ancestral": "euler-a", "kdpm2-ancestral": "kdpm2-a", "dpm2": "kdpm2", "dpm2-a": "kdpm2-a"}
 
-# Latents have no bounds to clip to; the classes' default of True was made for pixels.
+# Latents have no bounds to clip to; the classes' default of True is for pixels.
 _LATENTS: Final = {"clip_sample": False}
-# What the networks of SD 1, SD 2 and SDXL were trained with; it holds where no model says otherwise.
+# The training configuration of SD 1, SD 2 and SDXL: the default without a model's own.
 _STABLE_DIFFUSION: Final = {
     "beta_start": 0.00085,
     "beta_end": 0.012,
@@ -84,11 +84,11 @@ class SchedulerSpec:
     """A scheduler as plain data.
 
     Attributes:
-        name: how reports call it: "euler-karras", or the name of the class.
-        class_name: the class of diffusers, e.g. "EulerDiscreteScheduler".
-        config: arguments of the class; those it does not take are ignored.
-        by_hand: empty, or what of the scheduler these data do not tell. Then only the scheduler itself can be
-            compiled, no fingerprint is like another, and the matrix is not worth keeping.
+        name: The name in reports: "euler-karras", or the name of the class.
+        class_name: The class of diffusers, for example "EulerDiscreteScheduler".
+        config: Arguments of the class. Unknown ones are ignored.
+        by_hand: Empty, or the part of the scheduler that these data do not describe. Then only the scheduler object can
+            be compiled, every fingerprint is different, and the matrix is not cached.
     """
 
     name: str
@@ -97,7 +97,7 @@ class SchedulerSpec:
     by_hand: str = ""
 
     def to_json(self) -> str:
-        """One line of JSON, for a manifest."""
+        """Return one line of JSON, for a manifest."""
         return self._json
 
     @functools.cached_property
@@ -106,19 +106,19 @@ class SchedulerSpec:
 
     @classmethod
     def from_json(cls, text: str) -> SchedulerSpec:
-        """The spec that `to_json` wrote.
+        """Read the spec that `to_json` wrote.
 
         Raises:
-            SamplerError: the text is something else.
+            SamplerError: The text is not such a spec.
         """
         try:
             spec = cls(**json.loads(text))
             check_scheduler_config(spec.config, "config")
         except (TypeError, ValueError, RecursionError):
             spec = None
-        # The text may come from a stranger's picture: it names a scheduler, and nothing else is made of it.
+        # The text may come from an untrusted image: it may name a scheduler and nothing else.
         if spec is None or not spec._is_plain():
-            raise SamplerError(f"This is not a scheduler written by calotype: {text[:80]!r}.")
+            raise SamplerError(f"Cannot read the scheduler: got {text[:80]!r}; expected one written by calotype.")
         return spec
 
     def _is_plain(self) -> bool:
@@ -126,45 +126,47 @@ class SchedulerSpec:
         return words and isinstance(self.config, dict) and self.class_name.endswith("Scheduler")
 
     def key(self) -> str:
-        """What the scheduler is and how it is configured, whatever its name, as 64 hexadecimal digits.
+        """Return a hash of the class and configuration, without the name, as 64 hexadecimal digits.
 
-        A plan's matrices are found by it, where diffusers need not be installed and its version says nothing.
+        It identifies a plan's matrices, and does not depend on diffusers, which need not be installed.
         """
         return self._digest({"format": FORMAT})
 
-    def fingerprint(self, steps: int, course: ScheduleRange = FULL_SCHEDULE) -> str:
-        """The key of the compiled matrix in the store: sha256 over all that decides it, as 64 hexadecimal digits.
+    def fingerprint(self, steps: int, schedule_range: ScheduleRange = FULL_SCHEDULE) -> str:
+        """Return the key of the compiled matrix in the cache: a sha256 as 64 hexadecimal digits.
 
-        That is the class, its configuration, the steps and what is walked of them, the version of diffusers and of the
-        compiler; the name is left out. It imports neither torch nor diffusers.
+        It covers the class, its configuration, the steps and their range, the versions of diffusers and of the
+        compiler, but not the name. It imports neither torch nor diffusers.
         """
-        return self._digest({"steps": steps, "format": FORMAT, "diffusers": _diffusers_version(), **course.key()})
+        return self._digest(
+            {"steps": steps, "format": FORMAT, "diffusers": _diffusers_version(), **schedule_range.key()}
+        )
 
     def _digest(self, more: Mapping[str, Any]) -> str:
-        said = asdict(self) | dict(more)
+        content = asdict(self) | dict(more)
         if self.by_hand:
-            said["by_hand"] = str(uuid.uuid4())
-        del said["name"]
-        return hashlib.sha256(json.dumps(said, sort_keys=True).encode()).hexdigest()
+            content["by_hand"] = str(uuid.uuid4())
+        del content["name"]
+        return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
 
 
 def scheduler_names() -> tuple[str, ...]:
-    """Every name that `spec_from` knows, sorted; aliases are left out."""
+    """Return every name that `spec_from` knows, sorted, without aliases."""
     with_sigmas = [f"{name}-{sigmas}" for name, entry in _NAMES.items() if entry[2] for sigmas in _SIGMAS]
     return tuple(sorted([*_NAMES, *with_sigmas]))
 
 
 def spec_from(scheduler: SchedulerLike = None, base_config: Mapping[str, Any] | None = None) -> SchedulerSpec:
-    """Say what scheduler is meant.
+    """Return the spec of a scheduler.
 
     Args:
-        scheduler: a name of `scheduler_names()`, spelled freely ("DPM++ 2M Karras" will do); a class of diffusers or
-            the name of one; a scheduler, which then is taken as it is; a spec; None for the model's own.
-        base_config: the model's `scheduler_config.json`. Betas, prediction type and timestep spacing come from it, as
-            in `Class.from_config(base_config)`. Without one the values of Stable Diffusion hold.
+        scheduler: A name of `scheduler_names()` in any spelling ("DPM++ 2M Karras" works); a class of diffusers or its
+            name; a scheduler object, which is used unchanged; a spec; or None for the model's own.
+        base_config: The model's `scheduler_config.json`. Betas, prediction type and timestep spacing come from it, as
+            in `Class.from_config(base_config)`. The default is Stable Diffusion's.
 
     Raises:
-        SamplerError: the name is unknown, or the value is none of the above.
+        SamplerError: The name or the type is unknown.
     """
     if isinstance(scheduler, SchedulerSpec):
         return scheduler
@@ -173,13 +175,13 @@ def spec_from(scheduler: SchedulerLike = None, base_config: Mapping[str, Any] | 
     if isinstance(scheduler, str):
         return _from_name(scheduler, base_config)
     if isinstance(scheduler, type):
-        by_hand = "" if _is_diffusers(scheduler) else "its class is not one of diffusers"
+        by_hand = "" if _is_diffusers(scheduler) else _FOREIGN
         return SchedulerSpec(
             name=scheduler.__name__, class_name=scheduler.__name__, config=_base(base_config), by_hand=by_hand
         )
     if hasattr(scheduler, "config") and hasattr(scheduler, "set_timesteps"):
         return _from_object(scheduler)
-    raise SamplerError(f"scheduler= takes a name, a class or a scheduler of diffusers, not {scheduler!r}.")
+    raise SamplerError(f"Invalid scheduler: got {scheduler!r}; expected a name, a class or a scheduler of diffusers.")
 
 
 def _from_name(name: str, base_config: Mapping[str, Any] | None) -> SchedulerSpec:
@@ -193,10 +195,10 @@ def _from_name(name: str, base_config: Mapping[str, Any] | None) -> SchedulerSpe
     head, _, sigmas = full.rpartition("-")
     if sigmas not in _SIGMAS:
         head, sigmas = full, ""
-    class_name, settled, _ = _NAMES[head]
-    # A suffix rules out the two other schedules, which the model may have asked for: a class takes one at most.
+    class_name, implied, _ = _NAMES[head]
+    # A suffix disables the two other schedules, which the model's config may set: a class takes one at most.
     flags = {f"use_{word}_sigmas": word == sigmas for word in _SIGMAS} if sigmas else {}
-    return SchedulerSpec(name=full, class_name=class_name, config={**_base(base_config), **settled, **flags})
+    return SchedulerSpec(name=full, class_name=class_name, config={**_base(base_config), **implied, **flags})
 
 
 def _unknown(name: str, known: Mapping[str, str]) -> str:
@@ -204,50 +206,53 @@ def _unknown(name: str, known: Mapping[str, str]) -> str:
     nearest = f" The nearest: {', '.join(near)}." if near else ""
     suffixed = ", ".join(word for word, entry in _NAMES.items() if entry[2])
     return (
-        f"There is no scheduler called {name!r}.{nearest} Known: {', '.join(sorted(_NAMES))};"
-        f" -karras, -exponential or -beta may follow {suffixed}."
+        f"There is no scheduler called {name!r}.{nearest} Known names: {', '.join(sorted(_NAMES))}."
+        f" These also take -karras, -exponential or -beta: {suffixed}."
     )
 
 
+_FOREIGN = "its class is not from diffusers"
+
+
 def _from_object(scheduler: Any) -> SchedulerSpec:
-    made: Any = type(scheduler)
+    kind: Any = type(scheduler)
     config: dict[str, Any] = {}
-    by_hand = "" if _is_diffusers(made) else "its class is not one of diffusers"
+    by_hand = "" if _is_diffusers(kind) else _FOREIGN
     for key, value in scheduler.config.items():
         try:
             config |= {} if key.startswith("_") else {key: _plain(value)}
         except TypeError:
             by_hand = f"its {key} is a {type(value).__name__}"
     if not by_hand and hasattr(scheduler, "alphas_cumprod"):
-        # The configuration does not tell of betas that were replaced in the object, as some do for a zero signal.
-        asked = _alphas(made, json.dumps({key: config[key] for key in _BETAS if key in config}))
-        by_hand = "" if scheduler.alphas_cumprod.tolist() == asked else "its alphas_cumprod was replaced"
-    return SchedulerSpec(name=made.__name__, class_name=made.__name__, config=config, by_hand=by_hand)
+        # The configuration does not show betas that were replaced in the object, as some do for a zero signal.
+        expected = _alphas(kind, json.dumps({key: config[key] for key in _BETAS if key in config}))
+        by_hand = "" if scheduler.alphas_cumprod.tolist() == expected else "its alphas_cumprod was replaced"
+    return SchedulerSpec(name=kind.__name__, class_name=kind.__name__, config=config, by_hand=by_hand)
 
 
-@functools.lru_cache(maxsize=32)  # some schedulers take half a second to be made
-def _alphas(made: Any, betas: str) -> list[float]:
+@functools.lru_cache(maxsize=32)  # creating some schedulers takes half a second
+def _alphas(kind: Any, betas: str) -> list[float]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        alphas: list[float] = made(**json.loads(betas)).alphas_cumprod.tolist()
+        alphas: list[float] = kind(**json.loads(betas)).alphas_cumprod.tolist()
     return alphas
 
 
 def _base(base_config: Mapping[str, Any] | None) -> dict[str, Any]:
     if base_config is None:
         return {**_LATENTS, **_STABLE_DIFFUSION}
-    # As `from_config` does: what the model never said is left to the default of the new class.
-    unsaid = base_config.get("_use_default_values")
-    unsaid = unsaid if isinstance(unsaid, (list, tuple)) else ()
-    said = {key: value for key, value in base_config.items() if key not in unsaid and not key.startswith("_")}
+    # As in `from_config`: values that the model did not set get the default of the new class.
+    defaults = base_config.get("_use_default_values")
+    defaults = defaults if isinstance(defaults, (list, tuple)) else ()
+    config = {key: value for key, value in base_config.items() if key not in defaults and not key.startswith("_")}
     try:
-        return {**_LATENTS, **_plain(said)}
+        return {**_LATENTS, **_plain(config)}
     except TypeError as error:
-        raise SamplerError(f"The model's scheduler configuration cannot be written as JSON: {error}.") from None
+        raise SamplerError(f"Cannot write the model's scheduler configuration as JSON: {error}.") from None
 
 
 def _plain(value: Any) -> Any:
-    """The value as JSON gives it back; arrays become lists. TypeError for what JSON cannot say."""
+    """Return the value after a round trip through JSON, with arrays as lists. TypeError if JSON cannot store it."""
     return json.loads(json.dumps(value, default=_listed))
 
 
@@ -261,8 +266,8 @@ def _squeezed(name: str) -> str:
     return re.sub(r"[\s_-]", "", name.lower()).replace("dpmpp", "dpm++")
 
 
-def _is_diffusers(made: type) -> bool:
-    return made.__module__.partition(".")[0] == "diffusers"
+def _is_diffusers(kind: type) -> bool:
+    return kind.__module__.partition(".")[0] == "diffusers"
 
 
 def _diffusers_version() -> str:

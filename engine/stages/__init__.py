@@ -1,1 +1,1 @@
-"""The stages of a call: text encoders, ControlNets, the U-Net's loop, and the autoencoder."""
+"""The stages of a call: text encoders, ControlNets, the denoising loop of the U-Net, and the VAE."""

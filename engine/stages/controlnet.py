@@ -1,6 +1,6 @@
-"""What ControlNets add to the U-Net: one call of each a step, their outputs summed, zeros where none acts.
+"""ControlNets: run each active one at every step, and sum their outputs; zeros while none is active.
 
-Knows the plan's components by their bindings; knows nothing of steps, prompts or backends.
+Knows the plan's components by their bindings. Does not know steps, prompts or backends.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ Floats = NDArray[np.float32]
 
 
 class Control:
-    """The ControlNets' part in one job. Called at every step, before the U-Net."""
+    """The ControlNets of one job. The U-Net calls it at every step."""
 
     def __init__(
         self,
@@ -33,12 +33,12 @@ class Control:
         *,
         guided: bool,
     ) -> None:
-        """`network` gives a component by its name; only those that have a part in the job are opened.
+        """Open the ControlNets that the job uses; `network` returns a component by its name.
 
-        `conditioning` is what the U-Net is given beside the sample, of both halves where `guided`. Fractions of the
-        way are counted in calls of the U-Net, as diffusers does.
+        `conditioning` are the other inputs of the U-Net, for both halves if `guided`. As in diffusers, start and end
+        are fractions of the U-Net calls.
         """
-        self._takes = [b for b in plan.components["unet"].inputs if "additional_residual" in b.name]
+        self._residuals = [b for b in plan.components["unet"].inputs if "additional_residual" in b.name]
         self._components, self._total = plan.components, len(timesteps)
         halves = 2 if guided else 1
         names = controlnets_of(plan.components) if job.control_images else []
@@ -47,29 +47,29 @@ class Control:
             names, job.control_images, job.control_scales, job.control_spans, strict=True
         ):
             if scale != 0:
-                steered = {
+                arrays = {
                     **conditioning,
                     "controlnet_cond": np.concatenate([image] * halves),
                     "conditioning_scale": np.full(len(image) * halves, scale, dtype=np.float32),
                 }
-                given = {b.name: steered[b.name] for b in plan.components[name].inputs if b.name in steered}
-                self._nets.append((name, DenoisingSession(network(name), given, timesteps, guided=guided), span))
+                inputs = {b.name: arrays[b.name] for b in plan.components[name].inputs if b.name in arrays}
+                self._nets.append((name, DenoisingSession(network(name), inputs, timesteps, guided=guided), span))
         sizes = plan.profile.sizes(batch=len(job.seeds) * halves, height=job.height, width=job.width)
-        self._zeros = {b.name: np.zeros(b.shape(sizes), np.float32) for b in self._takes}
+        self._zeros = {b.name: np.zeros(b.shape(sizes), np.float32) for b in self._residuals}
 
     @property
-    def stays(self) -> dict[str, Floats]:
-        """What the U-Net is given in their place at every call, where none has a part in the job."""
+    def constant_inputs(self) -> dict[str, Floats]:
+        """The residual inputs of the U-Net if the job uses no ControlNet: zeros at every call."""
         return {} if self._nets else self._zeros
 
     def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
-        """The U-Net's residual inputs by name, unless they stay.  # [B, C, h, w]"""
+        """Return the U-Net's residual inputs by name, unless they are constant.  # [B, C, h, w]"""
         if not self._nets:
             return {}
         sums: list[Floats] = []
         for outputs in self._outputs(call, sample):
             sums = [a + b for a, b in zip(sums, outputs, strict=True)] if sums else list(outputs)
-        return {b.name: total for b, total in zip(self._takes, sums, strict=True)} if sums else self._zeros
+        return {b.name: total for b, total in zip(self._residuals, sums, strict=True)} if sums else self._zeros
 
     def _outputs(self, call: int, sample: Floats) -> Iterator[list[Floats]]:
         for name, session, (start, end) in self._nets:

@@ -1,6 +1,6 @@
-"""From a job's pictures to what its first step needs: noise, clean latents, and what an inpainting U-Net is told.
+"""Initial latents of a job: noise, the latents of the input image, and the extra channels of an inpainting U-Net.
 
-Draws are made in the order in which diffusers makes them, so that the same seed gives the same picture.
+Noise is drawn in the order of diffusers, so the same seed gives the same image.
 """
 
 from __future__ import annotations
@@ -20,42 +20,36 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True)
 class InitialLatents:
-    """The noise [B, C, h, w], the picture that is set out from, and channels that go with the latents at every step."""
+    """Noise [B, C, h, w], the latents of the input image, and the extra channels of every sample."""
 
     noise: Floats
     original: SourceLatents | None
-    extra_channels: (
-        Floats | None
-    )  # [B, 1 + C, h, w]: the mask, and the latents of the picture without what is painted over
+    extra_channels: Floats | None  # [B, 1 + C, h, w]: the mask, and the latents of the masked image
 
 
 def prepare_latents(plan: Plan, job: Job, codec: Codec, draw: Draw, tiling: VaeTiling) -> InitialLatents:
-    """Encode what was given, and draw the noise."""
-    task, told = job.task, plan.inpaints
+    """Encode the input images, and draw the noise."""
+    task, takes_latents = job.task, job.task.schedule_range.takes_latents
     latents = task.latents
-    if task.image is not None and task.course.takes_latents:
+    if task.image is not None and takes_latents:
         latents = codec.encode(task.image, draw, tiling)
     noise = draw()
     if task.inpaint_mask is None:
-        return InitialLatents(
-            noise=noise, original=None if latents is None else SourceLatents(latents=latents), extra_channels=None
-        )
+        original = None if latents is None else SourceLatents(latents=latents)
+        return InitialLatents(noise=noise, original=original, extra_channels=None)
     factor = plan.profile.factor
-    inpaint_mask = task.inpaint_mask[
-        :, :, ::factor, ::factor
-    ]  # the nearest pixel of each latent, as diffusers takes it
+    inpaint_mask = task.inpaint_mask[:, :, ::factor, ::factor]  # nearest pixel of each latent, as in diffusers
     extra_channels = None
-    if task.image is not None and (told or task.course.takes_latents):
-        # Grey, the middle of the range, where it is painted over. Other U-Nets have no use for it, but it takes a draw.
-        hidden = np.where(task.inpaint_mask, np.float32(0.5), task.image)
-        if told:
-            masked = codec.encode(hidden, draw, tiling)
-            extra_channels = np.concatenate([inpaint_mask.astype(np.float32), masked], axis=1)
+    if task.image is not None and (plan.inpaints or takes_latents):
+        # The masked area is gray, the middle of the range. Other U-Nets do not use the result, but it takes a draw.
+        masked = np.where(task.inpaint_mask, np.float32(0.5), task.image)
+        if plan.inpaints:
+            channels = [inpaint_mask.astype(np.float32), codec.encode(masked, draw, tiling)]
+            extra_channels = np.concatenate(channels, axis=1)
         elif codec.draws:
             draw()
-    if not task.course.takes_latents or latents is None:
-        return InitialLatents(noise=noise, original=None, extra_channels=extra_channels)
-    kept = inpaint_mask if task.course.preserves_unmasked else None
-    return InitialLatents(
-        noise=noise, original=SourceLatents(latents=latents, inpaint_mask=kept), extra_channels=extra_channels
-    )
+    original = None
+    if takes_latents and latents is not None:
+        mask = inpaint_mask if task.schedule_range.preserves_unmasked else None
+        original = SourceLatents(latents=latents, inpaint_mask=mask)
+    return InitialLatents(noise=noise, original=original, extra_channels=extra_channels)

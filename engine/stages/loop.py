@@ -1,7 +1,6 @@
-"""The loop over the steps of a schedule, as a generator: the caller may look, wait or leave between any two.
+"""The denoising loop as a generator: the caller may preview, wait or stop between two steps.
 
-Knows a denoiser (a function), a sampler's run and the arrays that the denoiser is given at every step; knows nothing
-of backends, families or prompts.
+Knows a denoiser (a function), a sampler's run and the conditioning. Does not know backends, families or prompts.
 """
 
 from __future__ import annotations
@@ -24,7 +23,7 @@ Denoiser = Callable[[int, Floats], Floats]
 
 @dataclass(frozen=True, kw_only=True)
 class Conditioning:
-    """What steers a batch: inputs of the network by name, the unconditional half first where there is guidance."""
+    """Conditioning of a batch: inputs of the network by name, the unconditional half first if there is guidance."""
 
     arrays: Mapping[str, Floats]  # [2B, ...] when guided, else [B, ...]
     guidance_scale: float
@@ -35,7 +34,7 @@ class Conditioning:
 def denoise(
     denoiser: Denoiser, sampler: Sampler, run: SamplerRun, conditioning: Conditioning, stop: Event
 ) -> Iterator[int]:
-    """Yield i after call i of the network. Raises `Cancelled` at the first step after `stop` was set."""
+    """Yield i after call i of the network. Raises `Cancelled` at the first step after `stop` is set."""
     strengths = conditioning.guidance_scale, conditioning.guidance_rescale
     for i in range(sampler.calls):
         if stop.is_set():

@@ -1,6 +1,6 @@
-"""The U-Net as the loop calls it: with what steers it, what ControlNets add, and guidance where there is some.
+"""The U-Net as the denoiser of the loop: with its conditioning, the ControlNets' residuals, and guidance.
 
-Knows which inputs stay for a whole picture; what that is worth is the backends' to know (`series`).
+Knows which inputs stay the same for a batch; the backends use that (`backends.session`).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Floats = NDArray[np.float32]
 
 
 class Denoisers:
-    """Makes a denoiser for a job. `network` gives a component by its name."""
+    """Factory of a job's denoiser. `network` returns a component by its name."""
 
     def __init__(self, plan: Plan, network: Callable[[str], LoadedComponent]) -> None:
         self._plan, self._network = plan, network
@@ -30,33 +30,29 @@ class Denoisers:
     def __call__(
         self, job: Job, sampler: Sampler, conditioning: Conditioning, extra_channels: Floats | None
     ) -> Denoiser:
-        """For one batch; `beside` are further channels of every sample, as U-Nets that paint in masks take.
-
-        # beside [B, C, h, w]
-        """
+        """Return the denoiser of one batch. An inpainting U-Net takes `extra_channels` [B, C, h, w] at every call."""
         calls = self._calls(job, sampler, conditioning.arrays, guided=conditioning.guided)
         if conditioning.guided and job.guidance_interval != (0, 1):
-            halves = {name: array[len(job.seeds) :] for name, array in conditioning.arrays.items()}
-            calls = _between(
-                job.guidance_interval, sampler.calls, calls, self._calls(job, sampler, halves, guided=False)
-            )
+            positive = {name: array[len(job.seeds) :] for name, array in conditioning.arrays.items()}
+            unguided = self._calls(job, sampler, positive, guided=False)
+            calls = _between(job.guidance_interval, sampler.calls, calls, unguided)
 
         def run(call: int, sample: Floats) -> Floats:
-            return calls(
-                call, sample, sample if extra_channels is None else np.concatenate([sample, extra_channels], axis=1)
-            )
+            if extra_channels is None:
+                return calls(call, sample, sample)
+            return calls(call, sample, np.concatenate([sample, extra_channels], axis=1))
 
         return run
 
     def _calls(self, job: Job, sampler: Sampler, arrays: Mapping[str, Floats], *, guided: bool) -> _Calls:
         control = Control(self._plan, job, self._network, arrays, sampler.timesteps, guided=guided)
-        given = {**arrays, **control.stays}
+        inputs = {**arrays, **control.constant_inputs}
         session = DenoisingSession(
-            self._network("unet"), given, sampler.timesteps, guided=guided, cache_interval=job.cache_interval
+            self._network("unet"), inputs, sampler.timesteps, guided=guided, cache_interval=job.cache_interval
         )
 
-        def run(call: int, sample: Floats, whole: Floats) -> Floats:
-            return session(call, whole, control(call, sample))["out_sample"]
+        def run(call: int, sample: Floats, unet_sample: Floats) -> Floats:
+            return session(call, unet_sample, control(call, sample))["out_sample"]
 
         return run
 
@@ -65,10 +61,10 @@ _Calls = Callable[[int, Floats, Floats], Floats]  # (call, the sample for Contro
 
 
 def _between(span: tuple[float, float], total: int, within: _Calls, outside: _Calls) -> _Calls:
-    """One of two by how far a call is on the way."""
+    """Choose one of two denoisers by the fraction of the calls that are done."""
     start, end = span
 
-    def run(call: int, sample: Floats, whole: Floats) -> Floats:
-        return (within if start <= call / total < end else outside)(call, sample, whole)
+    def run(call: int, sample: Floats, unet_sample: Floats) -> Floats:
+        return (within if start <= call / total < end else outside)(call, sample, unet_sample)
 
     return run

@@ -1,9 +1,8 @@
-"""Fork: what a child process makes anew, because the threads of its parent are not in it.
+"""Fork safety: reset locks and objects in a forked child, which does not have the parent's other threads.
 
-Locks that a thread of the parent held would stay locked for ever, and libraries would wait for threads that are gone.
-So locks are `Lock`s, which are free again in a child, and `track` lets other objects prepare for it. A library's own
-locks cannot be freed: a child that was forked while another thread was `running` raises. Knows nothing of what these
-objects are.
+Otherwise locks that a thread of the parent held would stay locked forever, and libraries would wait for missing
+threads. So locks are `Lock`s, which are free again in a child, and `track` resets other objects. A library's own locks
+cannot be reset: a child that was forked while another thread was `running` raises.
 """
 
 from __future__ import annotations
@@ -19,15 +18,15 @@ from typing import Any, Protocol
 from ..errors import BackendError
 
 _kept: list[Any] = []
-_running: list[int] = []  # threads that are in a library, one entry for each level
-_torch_stays_alone = _torn = False
+_running: list[int] = []  # the threads inside a library, one entry for each level
+_torch_single_threaded = _torn = False
 
 
 class Forkable(Protocol):
     """An object that `track` takes."""
 
     def after_fork(self) -> None:
-        """Prepare for the child process, which has one thread as yet."""
+        """Reset the object in the child process, which has only one thread."""
 
 
 _tracked: weakref.WeakSet[Any] = weakref.WeakSet()
@@ -39,13 +38,13 @@ def track(thing: Forkable) -> None:
 
 
 def keep(thing: Any) -> None:
-    """Never delete this object of the parent: a library would wait for its threads."""
+    """Never delete this object of the parent, because its library would wait for its threads."""
     _kept.append(thing)
 
 
-def torch_stays_alone() -> bool:
-    """Return whether PyTorch must use one thread: a fork lost its pool, and it would wait for the others."""
-    return _torch_stays_alone
+def torch_single_threaded() -> bool:
+    """Return whether PyTorch must use one thread: after a fork it would wait for the parent's thread pool."""
+    return _torch_single_threaded
 
 
 @contextmanager
@@ -57,7 +56,7 @@ def running() -> Iterator[None]:
     try:
         yield
     finally:
-        if thread in _running:  # not in a child that was forked inside
+        if thread in _running:  # a child that was forked inside has no entry
             _running.remove(thread)
 
 
@@ -71,7 +70,7 @@ def check() -> None:
 
 
 class Lock:
-    """A lock that is free in a forked child, whoever held it in the parent."""
+    """A lock that is free in a forked child, even if a thread of the parent held it."""
 
     def __init__(self, kind: Callable[[], AbstractContextManager[Any]] = threading.Lock) -> None:
         self._kind = kind
@@ -79,7 +78,7 @@ class Lock:
         track(self)
 
     def after_fork(self) -> None:
-        """Be free."""
+        """Replace the lock by a free one."""
         self._lock = self._kind()
 
     def __enter__(self) -> None:
@@ -90,12 +89,12 @@ class Lock:
 
 
 def _run_in_subprocess() -> None:
-    global _torch_stays_alone, _torn
+    global _torch_single_threaded, _torn
     _torn = _torn or any(thread != threading.get_ident() for thread in _running)
     _running.clear()
     torch = sys.modules.get("torch")
     if torch is not None:
-        _torch_stays_alone = True
+        _torch_single_threaded = True
         torch.set_num_threads(1)
     for thing in list(_tracked):
         thing.after_fork()

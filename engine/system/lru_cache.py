@@ -1,4 +1,4 @@
-"""What was worked out before and is likely to be asked for again: the last so many things, and no more."""
+"""LRU cache in memory, limited by the number or the total size of its values."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ Value = TypeVar("Value")
 
 
 class LruCache(Generic[Value]):
-    """The values of the keys used last. Threads may share it; two that miss the same key both work it out."""
+    """The values of the most recently used keys. Threads may share it; two that miss a key both create its value."""
 
-    def __init__(self, most: int, size: Callable[[Value], int] = lambda _: 1) -> None:
-        """`most` is the sum of `size` over what is kept; without `size` it is how many are kept."""
-        self._most, self._size = most, size
+    def __init__(self, maxsize: int, size: Callable[[Value], int] = lambda _: 1) -> None:
+        """`maxsize` limits the sum of `size` over all values; the default counts the values."""
+        self._maxsize, self._size = maxsize, size
         self._values: OrderedDict[Hashable, Value] = OrderedDict()
         self._lock = forks.Lock()
 
-    def __call__(self, key: Hashable, make: Callable[[], Value]) -> Value:
-        """The key's value, made now where it is not remembered; what gives way for it does so before that."""
-        found = self.get(key)
-        if found is None:
+    def __call__(self, key: Hashable, create: Callable[[], Value]) -> Value:
+        """Return the key's value. Create it if it is missing, after evicting others to free space for it."""
+        value = self.get(key)
+        if value is None:
             with self._lock:
-                self._trim(self._most - 1)
-            found = make()
-            self.put(key, found)
-        return found
+                self._trim(self._maxsize - 1)
+            value = create()
+            self.put(key, value)
+        return value
 
     def get(self, key: Hashable) -> Value | None:
-        """The key's value, or None."""
+        """Return the key's value, or None."""
         with self._lock:
             if key not in self._values:
                 return None
@@ -39,26 +39,26 @@ class LruCache(Generic[Value]):
             return self._values[key]
 
     def put(self, key: Hashable, value: Value) -> None:
-        """Remember it, and forget what was not asked for for longest. The newest stays, however large it is."""
+        """Store a value and evict the least recently used ones. The new value stays even if it exceeds the limit."""
         with self._lock:
             self._values.pop(key, None)
-            self._trim(self._most - self._size(value))
+            self._trim(self._maxsize - self._size(value))
             self._values[key] = value
 
     @property
     def size(self) -> int:
-        """The sum of the sizes of what is kept now."""
+        """The sum of the sizes of all values."""
         return sum(map(self._size, self._values.values()))
 
     def clear(self) -> None:
-        """Forget everything."""
+        """Remove all values."""
         with self._lock:
             self._values.clear()
 
     def __len__(self) -> int:
-        """How many are kept now."""
+        """Return the number of values."""
         return len(self._values)
 
-    def _trim(self, most: int) -> None:
-        while self._values and self.size > most:
+    def _trim(self, limit: int) -> None:
+        while self._values and self.size > limit:
             self._values.popitem(last=False)

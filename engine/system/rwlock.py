@@ -1,4 +1,4 @@
-"""Who may be inside: many pictures at once, or one change of the weights that they are painted with."""
+"""Reader-writer lock for weights: several calls generate images at once, or one call changes the weights."""
 
 from __future__ import annotations
 
@@ -12,47 +12,46 @@ from . import forks
 
 
 class ReadWriteLock:
-    """A change waits for the pictures under way; pictures that come while it waits are painted after it."""
+    """A writer waits for the current readers. Readers that arrive while it waits run after it."""
 
     def __init__(self) -> None:
         self.after_fork()
         forks.track(self)
 
     def after_fork(self) -> None:
-        """Be empty: who was inside is a thread of the parent."""
+        """Reset the lock: its holders are threads of the parent."""
         self._free = threading.Condition()
-        self._painting: Counter[int] = Counter()  # thread -> its pictures under way
-        self._changes = 0  # waiting, or being made
-        self._changing = False
+        self._readers: Counter[int] = Counter()  # thread -> number of its reads
+        self._writers = 0  # waiting or writing
+        self._writing = False
 
     @contextmanager
-    def picture(self) -> Iterator[None]:
-        """For as long as a picture is painted, which may be between two `next`s of a stream, by several threads."""
+    def read(self) -> Iterator[None]:
+        """Hold the lock while generating. It may stay held between two `next`s of a stream, on several threads."""
         thread = threading.get_ident()
         with self._free:
-            # Who is inside already must not wait for a change that waits for it.
-            self._free.wait_for(lambda: not self._changing and (not self._changes or self._painting[thread]))
-            self._painting[thread] += 1
+            # A thread that already reads must not wait for a writer that waits for it.
+            self._free.wait_for(lambda: not self._writing and (not self._writers or self._readers[thread]))
+            self._readers[thread] += 1
         try:
             yield
         finally:
             with self._free:
-                self._painting -= Counter((thread,))  # and forgets it at 0
+                self._readers -= Counter((thread,))  # which drops the thread at 0
                 self._free.notify_all()
 
     @contextmanager
-    def change(self) -> Iterator[None]:
-        """While nothing is painted. Raises `InputError` where this thread itself has begun a picture."""
+    def write(self) -> Iterator[None]:
+        """Hold the lock exclusively. Raises `InputError` if this thread reads, for example in an open stream."""
         with self._free:
-            if self._painting[threading.get_ident()]:
+            if self._readers[threading.get_ident()]:
                 raise InputError(
-                    "this thread has a stream under way, painted with the weights as they are; "
-                    "finish or close it before they are changed."
+                    "Cannot change the weights: an open stream of this thread uses them. Finish or close it first."
                 )
-            self._changes += 1
+            self._writers += 1
             try:
-                self._free.wait_for(lambda: not self._changing and not self._painting.total())
-                self._changing = True
+                self._free.wait_for(lambda: not self._writing and not self._readers.total())
+                self._writing = True
             except BaseException:  # an interrupt while waiting
                 self._leave()
                 raise
@@ -60,9 +59,9 @@ class ReadWriteLock:
             yield
         finally:
             with self._free:
-                self._changing = False
+                self._writing = False
                 self._leave()
 
     def _leave(self) -> None:
-        self._changes -= 1
+        self._writers -= 1
         self._free.notify_all()

@@ -1,7 +1,7 @@
-"""How many threads to use: what this process may run on, not what the machine has.
+"""The number of threads to use: the cores available to this process, not those of the machine.
 
-A container's CPU quota and a process's affinity are both invisible to ONNX Runtime, and partly to PyTorch; asking
-for more threads than there are cores to run them is many times slower than asking for fewer.
+ONNX Runtime ignores a container's CPU quota and a process's affinity, and so does PyTorch in part. Using more threads
+than available cores is many times slower than using fewer.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ _CGROUP = Path("/sys/fs/cgroup")
 
 
 def available(cgroup: Path = _CGROUP) -> int:
-    """Cores that this process may keep busy, by affinity and by cgroup quota; at least 1."""
+    """Return the number of cores available to this process, by affinity and cgroup quota; at least 1."""
     try:
         cores = len(os.sched_getaffinity(0))
     except AttributeError:  # not on macOS or Windows
@@ -24,7 +24,7 @@ def available(cgroup: Path = _CGROUP) -> int:
 
 
 def quota(cgroup: Path = _CGROUP) -> float | None:
-    """Cores' worth of time that the cgroup grants, or None where it sets no limit."""
+    """Return the cgroup's quota in cores, or None without a limit."""
     try:  # version 2: "max 100000" or "150000 100000"
         limit, period = (cgroup / "cpu.max").read_text().split()
         return None if limit == "max" else int(limit) / int(period)

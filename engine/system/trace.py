@@ -1,7 +1,7 @@
-"""When one call does what, as a Chrome trace (chrome://tracing, https://ui.perfetto.dev).
+"""Chrome trace of one call (open it in chrome://tracing or https://ui.perfetto.dev), and a stopwatch.
 
-Stages and networks are spans wherever nobody looks too, which costs nothing. Where PyTorch computes, its own profiler
-looks, and has the spans beside its operators and a GPU's kernels; elsewhere the trace holds the spans alone.
+Stages and networks are always spans, which costs nothing without a trace. On PyTorch backends, PyTorch's profiler
+records the spans together with its operators and the GPU's kernels. On other backends the trace only has the spans.
 """
 
 from __future__ import annotations
@@ -24,21 +24,21 @@ from ..errors import InputError
 class _Timeline:
     """Spans as a Chrome trace's complete events, in microseconds."""
 
-    torch: Any = None  # where its profiler looks
+    torch: Any = None  # the module, if its profiler records
     events: list[dict[str, Any]] = field(default_factory=list)
 
 
-_watching: ContextVar[_Timeline | None] = ContextVar("calotype_timeline", default=None)
+_timeline_var: ContextVar[_Timeline | None] = ContextVar("calotype_timeline", default=None)
 
 
 @contextmanager
 def span(name: str) -> Iterator[None]:
-    """The block is a span of this name in the trace of whoever watches this thread's call."""
-    timeline = _watching.get()
+    """Record the block as a span of this name, if this thread's call has a trace."""
+    timeline = _timeline_var.get()
     if timeline is None:
         yield
         return
-    if timeline.torch is not None:  # which keeps its own
+    if timeline.torch is not None:  # its profiler records the span
         with timeline.torch.profiler.record_function(name):
             yield
         return
@@ -53,11 +53,11 @@ def span(name: str) -> Iterator[None]:
 
 @contextmanager
 def traced(path: Path, *, by_torch: bool) -> Iterator[None]:
-    """Watch the block, and leave its trace in `path`. Raises `InputError` where it cannot be written."""
+    """Record the block and write its trace to `path`. Raises `InputError` if that fails."""
     if not path.parent.is_dir():
-        raise InputError(f"there is no folder {path.parent} to write {path.name} into.")
+        raise InputError(f"Cannot write {path.name}: there is no folder {path.parent}.")
     timeline = _Timeline(torch=_torch() if by_torch else None)
-    token = _watching.set(timeline)
+    token = _timeline_var.set(timeline)
     try:
         if timeline.torch is None:
             yield
@@ -65,13 +65,13 @@ def traced(path: Path, *, by_torch: bool) -> Iterator[None]:
             path.write_text(text, encoding="utf-8")
         else:
             profiler = timeline.torch.profiler
-            with profiler.profile(activities=profiler.supported_activities()) as looked:
+            with profiler.profile(activities=profiler.supported_activities()) as profile:
                 yield
-            looked.export_chrome_trace(str(path))
-    except OSError as failed:
-        raise InputError(f"{path} cannot be written: {failed.strerror or failed}.") from None
+            profile.export_chrome_trace(str(path))
+    except OSError as error:
+        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from None
     finally:
-        _watching.reset(token)
+        _timeline_var.reset(token)
 
 
 @dataclass
@@ -82,7 +82,7 @@ class Stopwatch:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """Count the time inside the block towards `name`."""
+        """Add the time of the block to `name`."""
         began = time.perf_counter()
         try:
             with span(name):

@@ -1,3 +1,3 @@
-"""The version, which everything may import without the rest of the package."""
+"""The version, in a file that imports nothing else of the package."""
 
 __version__ = "0.1.0"

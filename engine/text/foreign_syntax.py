@@ -1,7 +1,7 @@
-"""Syntax of other programs' prompts that means nothing here: found, so that a report can say what to use instead.
+"""Detect prompt syntax of other programs that Calotype does not support, so that a report can name the alternative.
 
-AUTOMATIC1111's web UI, Dynamic Prompts and their kin. Changes no prompt: all of it is text to the text encoder. What is
-plain English as well ("[1]", "and", one pair of brackets) is left alone.
+Covers AUTOMATIC1111's web UI, Dynamic Prompts and similar programs. This file changes no prompt: the text encoder reads
+the syntax as text. Syntax that is also plain English ("[1]", "and", one pair of brackets) gets no note.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
-# Each ends at the next bracket of its kind, so that the time is linear.
+# Each pattern ends at the next bracket of its kind, so that the time is linear.
 _EXTRA = re.compile(r"<(?:lora|lyco|hypernet):[^<>]+>", re.IGNORECASE)
 _SQUARE = re.compile(r"(?<!\\)\[([^\[\]]*)(?<!\\)\]")
 _BRACES = re.compile(r"(?<!\\)\{[^{}|]*\|[^{}]*\}")
@@ -25,36 +25,36 @@ _INSTEAD = {
     "change": "leave it out: a prompt is the same at all steps",
     "choice": "give a list of prompts",
     "BREAK": "leave it out: a long prompt is cut into chunks of 75 tokens",
-    "AND": "leave it out: an image has one prompt; weigh its parts as in (word:1.2)",
+    "AND": "leave it out: an image has one prompt; weight its parts as in (word:1.2)",
 }
 
 
 def syntax_notes(prompts: Iterable[str]) -> tuple[str, ...]:
-    """One note for each kind of syntax in the prompts, with its first example."""
+    """Return one note for each kind of syntax in the prompts, with its first example."""
     examples: dict[str, str] = {}
     for prompt in dict.fromkeys(prompts):
-        for kind, example in _found(prompt):
+        for kind, example in _matches(prompt):
             examples.setdefault(kind, example)
     return tuple(
-        f"{example!r:.60} has no meaning in a prompt here, and was read as text; {_INSTEAD[kind]}"
+        f"{example!r:.60} has no special meaning in a prompt and was read as text; {_INSTEAD[kind]}"
         for kind, example in examples.items()
     )
 
 
-def _found(prompt: str) -> Iterator[tuple[str, str]]:
-    """(kind, example)"""
+def _matches(prompt: str) -> Iterator[tuple[str, str]]:
+    """Yield pairs of a kind and an example."""
     for pattern, kind in ((_EXTRA, "extra"), (_BRACES, "choice"), (_WILDCARD, "choice")):
         yield from ((kind, match[0]) for match in pattern.finditer(prompt))
     yield from (("more", match[0]) for match in _DOUBLE.finditer(prompt) if any(map(str.isalpha, match[1])))
     for match in _SQUARE.finditer(prompt):
-        if meant := _kind_in_square(match[1]):
-            yield meant, match[0]
-    if not prompt.isupper():  # where all is in capitals these are words like others
+        if square_kind := _kind_in_square(match[1]):
+            yield square_kind, match[0]
+    if not prompt.isupper():  # in a prompt of capitals these are ordinary words
         yield from ((match[0], match[0]) for match in _KEYWORD.finditer(prompt))
 
 
 def _kind_in_square(text: str) -> str | None:
-    """What square brackets around this text mean elsewhere; None for a footnote, an ellipsis or the like."""
+    """Return the meaning of square brackets in other programs, or None for a footnote, an ellipsis or the like."""
     words, colon, last = text.rpartition(":")
     if colon and _NUMBER.fullmatch(last.strip()):
         return "change" if any(map(str.isalpha, words)) else None

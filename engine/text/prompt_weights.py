@@ -1,7 +1,7 @@
-"""`(words:1.3)`: how strongly parts of a prompt count, as people write it.
+"""Prompt weights: parse `(words:1.3)` into spans of text with a weight.
 
-Only brackets that end in a colon and a number are meant; all others are text, and so is what a backslash stands before.
-Knows nothing of tokens.
+Only brackets that end in a colon and a number are syntax. All others are text, and so is a bracket after a backslash.
+This file does not know tokens.
 """
 
 from __future__ import annotations
@@ -12,28 +12,28 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 
-MOST = 10.0
-MOST_CHARACTERS = 100_000  # of one prompt: some forty times what the text encoder takes
-_MOST_NESTED = 1000.0  # the product of nested weights; float32 states would overflow far above it
+MAX_WEIGHT = 10.0
+MAX_CHARACTERS = 100_000  # in one prompt: some forty times as many as the text encoder reads
+_MAX_NESTED = 1000.0  # the product of nested weights; float32 states overflow far above it
 _PARTS = re.compile(r"\\[()]|[()]|[^()\\]+|\\")
 _NUMBER = re.compile(r"\d*\.\d+|\d+")
 
 
 @dataclass(frozen=True, kw_only=True)
 class WeightedSpan:
-    """A part of a prompt that counts `weight` times."""
+    """A part of a prompt and its weight."""
 
     text: str
     weight: float
 
 
 def parse_weighted_prompt(prompt: str) -> tuple[WeightedSpan, ...]:
-    """Split the prompt into pieces; nested weights multiply. The time is linear in the prompt's length.
+    """Split the prompt into spans; nested weights multiply. The time is linear in the prompt's length.
 
-    Raises `InputError` for a prompt of more than 100,000 characters, and for a weight that is not from 0 to 10.
+    Raises `InputError` for more than 100,000 characters, and for a weight that is not from 0 to 10.
     """
-    if len(prompt) > MOST_CHARACTERS:
-        raise InputError(f"a prompt has at most {MOST_CHARACTERS:,} characters; got {len(prompt):,}. Shorten it.")
+    if len(prompt) > MAX_CHARACTERS:
+        raise InputError(f"Invalid prompt: got {len(prompt):,} characters; expected at most {MAX_CHARACTERS:,}.")
     texts: list[str] = []
     spans: dict[int, tuple[int, float]] = {}  # index of an opening bracket -> index of its end, and its weight
     opened: list[int] = []
@@ -54,36 +54,37 @@ def parse_weighted_prompt(prompt: str) -> tuple[WeightedSpan, ...]:
 
 
 def _weights(count: int, spans: Mapping[int, tuple[int, float]], prompt: str) -> list[float]:
-    """Multiply, for each of `count` texts, the weights of all spans that it lies in."""
+    """Return, for each of `count` texts, the product of the weights of all spans that contain it."""
     weights: list[float] = []
-    around = [(count, 1.0)]  # the spans that are open here: where each ends, and the product up to it
+    around = [(count, 1.0)]  # the open spans: the end of each, and the product up to it
     for i in range(count):
         while i >= around[-1][0] and len(around) > 1:
             around.pop()
         if i in spans:
             end, weight = spans[i]
             product = weight * around[-1][1]
-            if product > _MOST_NESTED:
+            if product > _MAX_NESTED:
                 raise InputError(
-                    f"nested weights in a prompt multiply to at most {_MOST_NESTED:g}; got {product:g} in "
-                    f"{prompt!r:.80}."
+                    f"Invalid prompt: got nested weights that multiply to {product:g} in {prompt!r:.80}; expected at "
+                    f"most {_MAX_NESTED:g}."
                 )
             around.append((end, product))
         weights.append(around[-1][1])
     return weights
 
 
-def _weight(said: str, prompt: str) -> float:
-    weight = float(said)
-    if not weight <= MOST:
+def _weight(number: str, prompt: str) -> float:
+    weight = float(number)
+    if not weight <= MAX_WEIGHT:
         raise InputError(
-            f"a weight in a prompt is a number from 0 to {MOST:g}, as in (word:1.3); got {said:.20} in {prompt!r:.80}."
+            f"Invalid weight in a prompt: got {number:.20} in {prompt!r:.80}; expected a number from 0 to "
+            f"{MAX_WEIGHT:g}, as in (word:1.3)."
         )
     return weight
 
 
 def _joined(texts: Sequence[str], weights: Sequence[float]) -> tuple[WeightedSpan, ...]:
-    """Neighbors of one weight together: a word is not torn where nothing is meant."""
+    """Join neighbors of equal weight, so that brackets without a weight do not split a word."""
     runs: list[tuple[float, list[str]]] = []
     for text, weight in zip(texts, weights, strict=True):
         if runs and (runs[-1][0] == weight or not text):

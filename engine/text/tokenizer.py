@@ -1,8 +1,8 @@
-"""Words to token ids, as CLIP reads them.
+"""CLIP tokenizer: turn prompts into token ids.
 
-A byte-level BPE over lower-cased text (Radford et al. 2021), run by the `tokenizers` library straight from the
-vocabulary and its merges: the same ids as transformers' CLIPTokenizer, without importing transformers.
-Knows nothing of the text encoder.
+A byte-level BPE over lower-case text (Radford et al. 2021). The `tokenizers` library runs it directly from the
+vocabulary and its merges: the ids equal those of transformers' CLIPTokenizer, without importing transformers.
+This file does not know the text encoder.
 """
 
 from __future__ import annotations
@@ -21,17 +21,17 @@ from ..files.json_file import read_json, read_text
 from .prompt_weights import parse_weighted_prompt
 
 START, END = "<|startoftext|>", "<|endoftext|>"
-MARKS = ("tokenizer_config.json", "special_tokens_map.json")  # which token pads; the first that says it
-ADDED = "added_tokens.json"  # what was learned beside the vocabulary: a word's number, as transformers keeps it
-# CLIP's own splitting rule: contractions, letters, single digits, and runs of anything else.
+MARKS = ("tokenizer_config.json", "special_tokens_map.json")  # the padding token: the first file that has it wins
+ADDED = "added_tokens.json"  # learned words and their ids, in transformers' format
+# CLIP's splitting rule: contractions, letters, single digits, and runs of anything else.
 _WORDS = r"""<\|startoftext\|>|<\|endoftext\|>|'s|'t|'re|'ve|'m|'ll|'d|[\p{L}]+|[\p{N}]|[^\s\p{L}\p{N}]+"""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Tokens:
-    """Padded token ids of several prompts, in as many chunks as the longest needs, and how much each token counts.
+    """Padded token ids and weights of several prompts, in as many chunks as the longest prompt needs.
 
-    `dropped` is what did not fit: one string a prompt, empty where all did.
+    `dropped` is the text that did not fit: one string for each prompt, empty if all of it fit.
     """
 
     ids: NDArray[np.int64]  # [B, chunks, length]
@@ -39,12 +39,12 @@ class Tokens:
     dropped: tuple[str, ...]
 
     def of(self, rows: Sequence[int]) -> Tokens:
-        """Those of some of the prompts."""
+        """Return the tokens of the prompts `rows`."""
         at = list(rows)
         return Tokens(ids=self.ids[at], weights=self.weights[at], dropped=tuple(self.dropped[i] for i in at))
 
     def with_chunks(self, chunks: int, padding: NDArray[np.int64]) -> Tokens:
-        """The same with chunks of `padding` [length] added, up to so many."""
+        """Append chunks of `padding` [length] up to `chunks`."""
         if chunks == self.ids.shape[1]:
             return self
         more = ((0, 0), (0, chunks - self.ids.shape[1]), (0, 0))
@@ -57,7 +57,7 @@ class ClipTokenizer:
     """The tokenizer of one text encoder. Threads may share it."""
 
     def __init__(self, folder: Path, length: int) -> None:
-        """`folder` holds vocab.json and merges.txt; `length` is the text encoder's number of tokens (77)."""
+        """Load vocab.json and merges.txt from `folder`. `length` is the text encoder's number of tokens (77)."""
         self.length = length
         self._bpe, vocabulary, self._pad = _read(folder)
         self._start, self._end = vocabulary[START], vocabulary[END]
@@ -70,13 +70,13 @@ class ClipTokenizer:
         """The chunk of the empty prompt.  # [length]"""
         return np.array(self._chunk([]), dtype=np.int64)
 
-    def __call__(self, prompts: Sequence[str], most: int = 1) -> Tokens:
-        """Chunks of start, words, end and padding; what goes past `most` of them is dropped and said.
+    def __call__(self, prompts: Sequence[str], max_chunks: int = 1) -> Tokens:
+        """Return chunks of start, words, end and padding. Text beyond `max_chunks` is dropped, see `Tokens.dropped`.
 
-        Raises `InputError` where a prompt is no text, or says a weight that is none.
+        Raises `InputError` if a prompt is not text, or has an invalid weight.
         """
         room = self.length - 2
-        read = [self._read(prompt, room * most) for prompt in prompts]
+        read = [self._read(prompt, room * max_chunks) for prompt in prompts]
         chunks = max(1, *(-(-len(ids) // room) for ids, _, _ in read))
         ids = [[self._chunk(ids[i * room : (i + 1) * room]) for i in range(chunks)] for ids, _, _ in read]
         weights = np.ones((len(read), chunks, self.length), dtype=np.float32)
@@ -87,70 +87,73 @@ class ClipTokenizer:
         return Tokens(ids=np.array(ids, dtype=np.int64), weights=weights, dropped=tuple(left for _, _, left in read))
 
     def _chunk(self, ids: list[int]) -> list[int]:
-        whole = [self._start, *ids, self._end]
-        return whole + [self._pad] * (self.length - len(whole))
+        chunk = [self._start, *ids, self._end]
+        return chunk + [self._pad] * (self.length - len(chunk))
 
-    def _read(self, prompt: str, most: int) -> tuple[list[int], list[float], str]:
-        """At most so many tokens of the words, their weights, and the text that is left."""
+    def _read(self, prompt: str, limit: int) -> tuple[list[int], list[float], str]:
+        """Return at most `limit` tokens, their weights, and the rest of the text."""
         if not isinstance(prompt, str):
-            raise InputError(f"a prompt is text, got {type(prompt).__name__}: {prompt!r}.")
+            raise InputError(f"Invalid prompt: got {type(prompt).__name__} {prompt!r}; expected text.")
         ids: list[int] = []
         weights: list[float] = []
         left: list[str] = []
-        for piece in parse_weighted_prompt(prompt):
+        for span in parse_weighted_prompt(prompt):
             if left:
-                left.append(piece.text)
+                left.append(span.text)
                 continue
-            found = self._encoded(piece.text)
-            room = most - len(ids)
-            if len(found) > room:
-                left.append(piece.text[found[room][1] :])
-            ids += [number for number, _ in found[:room]]
-            weights += [piece.weight] * len(found[:room])
+            tokens = self._encoded(span.text)
+            room = limit - len(ids)
+            if len(tokens) > room:
+                left.append(span.text[tokens[room][1] :])
+            ids += [number for number, _ in tokens[:room]]
+            weights += [span.weight] * len(tokens[:room])
         return ids, weights, "".join(left)
 
     def _encoded(self, text: str) -> list[tuple[int, int]]:
-        """Token numbers, and where in the text each begins; a word that was learned is all of its numbers."""
-        found: list[tuple[int, int]] = []
-        # Python takes "ı" for an "i" where case is ignored, and it is none in small letters: then it is not that word.
-        found_words = self._word.finditer(text) if self._word else ()
-        matches = [match for match in found_words if match[0].lower() in self._words]
+        """Return token ids and each token's start in the text. A learned word becomes all of its ids."""
+        tokens: list[tuple[int, int]] = []
+        # With IGNORECASE Python matches "ı" to "i", but lower() does not: then it is not that word.
+        candidates = self._word.finditer(text) if self._word else ()
+        matches = [match for match in candidates if match[0].lower() in self._words]
         ends = [0, *(match.end() for match in matches)]
         for begin, match in zip(ends, [*matches, None], strict=True):
             code = self._bpe.encode(text[begin : match.start() if match else None], add_special_tokens=False)
-            found += [(number, begin + at) for number, (at, _) in zip(code.ids, code.offsets, strict=True)]
+            tokens += [(number, begin + at) for number, (at, _) in zip(code.ids, code.offsets, strict=True)]
             if match:
-                found += [(number, match.start()) for number in self._words[match[0].lower()]]
-        return found
+                tokens += [(number, match.start()) for number in self._words[match[0].lower()]]
+        return tokens
 
 
 def tokenizer_files(folder: Path) -> list[Path]:
-    """The files that say a CLIP vocabulary: vocab.json and merges.txt, or tokenizer.json, which newer tools write; and
-    what was learned beside it.
+    """Return the files of a CLIP vocabulary: vocab.json and merges.txt, or the newer tokenizer.json; and learned words.
 
-    Raises `SourceError` where neither is there.
+    Raises `SourceError` if the folder has neither.
     """
     for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
         if all((folder / name).is_file() for name in names):
             return [folder / name for name in (*names, ADDED) if (folder / name).is_file()]
-    raise SourceError(f"{folder} has neither vocab.json and merges.txt nor tokenizer.json; a CLIP tokenizer has one.")
+    raise SourceError(f"{folder} is not a CLIP tokenizer: expected vocab.json and merges.txt, or tokenizer.json.")
 
 
 def vocabulary_of(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token numbers and merges, in their order. Raises `SourceError` where the files are missing or broken."""
+    """Return token ids by text, and the merges in order. Raises `SourceError` for missing or invalid files."""
     files = tokenizer_files(folder)
     try:
         vocabulary, merges = _vocabulary(files)
         odd = next((text for text, n in vocabulary.items() if type(n) is not int), None)
         if odd is not None:
             raise ValueError(f"the id of {odd!r:.80} is {vocabulary[odd]!r:.80}")
-    except (ValueError, TypeError, LookupError, AttributeError) as broken:
-        raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
+    except (ValueError, TypeError, LookupError, AttributeError) as error:
+        raise _unreadable(folder, error) from None
     return vocabulary, merges
 
 
+def _unreadable(folder: Path, error: Exception) -> SourceError:
+    return SourceError(f"Cannot read the tokenizer in {folder} ({type(error).__name__}: {error}).")
+
+
 def added_numbers(folder: Path) -> dict[str, int]:
-    """What a tokenizer knows beside its vocabulary, in the order of its numbers. Raises `SourceError`."""
+    """Return the learned words that are not in the vocabulary, in the order of their ids. Raises `SourceError`."""
     _, added, special = _added_tokens(folder)
     vocabulary = vocabulary_of(folder)[0] if added else {}
     words = [(text, n) for text, n in added.items() if text not in vocabulary and text not in special]
@@ -158,9 +161,9 @@ def added_numbers(folder: Path) -> dict[str, int]:
 
 
 def check_token_ids(folder: Path, rows: int, encoder: Path) -> None:
-    """`SourceError` where a token's id is past the `rows` of the embedding table of the text encoder in `encoder`.
+    """Raise `SourceError` if a token id exceeds the `rows` of the embedding table of the text encoder in `encoder`.
 
-    A backend would read past the table's end, and some do so without an error.
+    A backend would read beyond the table's end, and some do so without an error.
     """
     file, added, _ = _added_tokens(folder)
     for path, numbers in ((tokenizer_files(folder)[0], vocabulary_of(folder)[0]), (file, added)):
@@ -170,13 +173,13 @@ def check_token_ids(folder: Path, rows: int, encoder: Path) -> None:
             top = numbers[token]
             raise SourceError(
                 f"{path}: the token {token!r:.80} has the id {top if top >= rows else lowest}, and the text encoder in "
-                f"{encoder} has embeddings for the ids 0 to {rows - 1}. Take the tokenizer of the same model, or call "
+                f"{encoder} has embeddings for the ids 0 to {rows - 1}. Use the tokenizer of the same model, or call "
                 f"resize_token_embeddings({top + 1}) on the text encoder and save it."
             )
 
 
 def _added_tokens(folder: Path) -> tuple[Path, dict[str, int], set[str]]:
-    """The file that says what a tokenizer knows beside its vocabulary, those tokens' ids, and which are special."""
+    """Return the file with the added tokens, their ids, and the set of special tokens."""
     file, full = folder / ADDED, folder / "tokenizer.json"
     special: set[str] = set()
     try:
@@ -188,28 +191,27 @@ def _added_tokens(folder: Path) -> tuple[Path, dict[str, int], set[str]]:
             special = {str(token["content"]) for token in tokens if token["special"]}
         else:
             added = {}
-    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as broken:
-        raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+        raise _unreadable(folder, error) from None
     return file if file.is_file() else full, added, special
 
 
 def added_words(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Words that were learned, in small letters -> their numbers: those of "word", "word_1", "word_2", ...
+    """Return learned words in lower case -> their ids: those of "word", "word_1", "word_2", ...
 
-    As diffusers reads textual inversions of several vectors; "word_1" in a prompt is the second vector alone.
+    As in diffusers for textual inversions of several vectors; "word_1" in a prompt is only the second vector.
     """
     numbers = {text.lower(): n for text, n in added_numbers(folder).items()}
-    found = {}
+    words = {}
     for text in numbers:
-        more = [text]
-        while f"{text}_{len(more)}" in numbers:
-            more.append(f"{text}_{len(more)}")
-        found[text] = tuple(numbers[each] for each in more)
-    return found
+        parts = [text]
+        while f"{text}_{len(parts)}" in numbers:
+            parts.append(f"{text}_{len(parts)}")
+        words[text] = tuple(numbers[part] for part in parts)
+    return words
 
 
 def _vocabulary(files: list[Path]) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Token numbers and merges, in their order."""
     if files[0].name == "tokenizer.json":
         data = read_json(files[0], "a tokenizer")
         marks = {t["content"]: t["id"] for t in data["added_tokens"] if t["content"] in (START, END)}
@@ -221,7 +223,7 @@ def _vocabulary(files: list[Path]) -> tuple[dict[str, int], list[tuple[str, str]
 
 
 def _read(folder: Path) -> tuple[Any, dict[str, int], int]:
-    """The BPE, its vocabulary, and the number of the padding token."""
+    """Return the BPE, its vocabulary, and the id of the padding token."""
     from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
     vocabulary, merges = vocabulary_of(folder)
@@ -231,8 +233,8 @@ def _read(folder: Path) -> tuple[Any, dict[str, int], int]:
         vocabulary[START]
     except SourceError:
         raise
-    except Exception as broken:  # the tokenizers library raises bare Exception
-        raise SourceError(f"the tokenizer in {folder} cannot be read ({type(broken).__name__}: {broken}).") from None
+    except Exception as error:  # the tokenizers library raises bare Exception
+        raise _unreadable(folder, error) from None
     bpe = Tokenizer(model)
     bpe.add_special_tokens([START, END])
     bpe.normalizer = normalizers.Sequence(
@@ -248,7 +250,7 @@ def _read(folder: Path) -> tuple[Any, dict[str, int], int]:
 
 
 def _pad_token(folder: Path) -> str:
-    """The padding token's text: the end token in Stable Diffusion 1.x, "!" in 2.x."""
+    """Return the padding token's text: the end token in Stable Diffusion 1.x, "!" in 2.x."""
     for name in MARKS:
         path = folder / name
         if path.exists():

@@ -1,1 +1,1 @@
-"""Weights: read from files without the libraries that wrote them, and low-rank changes of them."""
+"""Weights: readers for files of weights that need no further library, and low-rank updates."""

@@ -1,7 +1,7 @@
-"""What LoRAs do to weights: to each, a sum of products of two small matrices (Hu et al. 2021, arXiv 2106.09685).
+"""Low-rank updates of weights by LoRAs (Hu et al. 2021, arXiv 2106.09685).
 
-Knows neither files nor backends: a patch turns a weight's own value into its new one, one weight at a time, so that
-the changed weights of a large network are never all in memory beside the others for its sake.
+Knows neither files nor backends. A delta computes the new value of one weight, so that a second copy of a large network
+is never in memory.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class LowRankTerm:
-    """scale x up @ down, or, with a kernel `middle` between (LoCon's Tucker form), the product of all three.
+    """The product scale x up @ down, or with `middle` (the Tucker form of LoCon) the product of all three.
 
     # up [out, r], down [r, in x ...]; with middle [r, s, k, k]: up [out, r], down [s, in]
     """
@@ -28,7 +28,7 @@ class LowRankTerm:
     scale: float
 
     def delta(self) -> Floats:
-        """What is added to the weight, its axes after the first perhaps in one.  # [out, in x ...], [out, in, k, k]"""
+        """Return the update of the weight.  # [out, in x ...], or with middle [out, in, k, k]"""
         if self.middle is None:
             product: Floats = self.up @ self.down
         else:
@@ -38,28 +38,28 @@ class LowRankTerm:
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightDelta:
-    """All that is added to one weight, in the order in which it was asked for."""
+    """The sum of all updates of one weight, in the order in which they are applied."""
 
     terms: tuple[LowRankTerm, ...]
 
-    def __call__(self, own: NDArray[np.floating]) -> Floats:
-        """The weight's new value from its own."""
-        new = own.astype(np.float32)
+    def __call__(self, original: NDArray[np.floating]) -> Floats:
+        """Return the new value of a weight, from its original value."""
+        new = original.astype(np.float32)
         for term in self.terms:
-            new += term.delta().reshape(own.shape)
+            new += term.delta().reshape(original.shape)
         return new
 
     def largest(self) -> float:
-        """The largest number that is added."""
+        """Return the largest magnitude of the update."""
         first, *others = (term.delta().ravel() for term in self.terms)
         return float(np.abs(sum(others, first)).max())
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class WeightDeltas:
-    """The patches of one network, by the names of its weights ("mid_block.attentions.0.proj_in.weight").
+    """The updates of one network, by the names of its weights ("mid_block.attentions.0.proj_in.weight").
 
-    Equal `key`s mean equal patches: for what is kept on disk.
+    Equal `key`s mean equal updates. The key identifies changed networks in caches on disk.
     """
 
     patches: Mapping[str, WeightDelta] = field(default_factory=dict)

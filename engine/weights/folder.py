@@ -1,8 +1,8 @@
-"""Folders of a config and weights, checked before PyTorch's libraries open them: nothing in one leads out of it.
+"""Checks of a folder with a config and weights, before transformers or diffusers opens it.
 
-transformers and diffusers join the names in an index of shards to the folder without a look at them. transformers opens
-another model where the folder holds an adapter of it, and where the config names a repository of kernels as its
-attention it downloads code and runs it.
+Both libraries append the file names of a shard index to the folder without a check. transformers also opens another
+model if the folder holds an adapter, and downloads and runs code if the config names a repository of kernels as its
+attention implementation.
 """
 
 from __future__ import annotations
@@ -18,35 +18,35 @@ _ADAPTER = "adapter_config.json"
 
 
 def shard_names(folder: Path, index: Mapping[str, Any]) -> list[str]:
-    """The files that an index of shards names, each once. Raises `SourceError` unless all are names of safetensors."""
+    """Return the files of a shard index. Raises `SourceError` unless all are .safetensors files of the folder."""
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not shards:
-        raise SourceError(f"the list of shards in {folder} names no files; download it again.")
+        raise SourceError(f"the shard index in {folder} names no files. Download the model again.")
     for name in shards.values():
         if not isinstance(name, str) or not name.endswith(".safetensors") or "/" in name or "\\" in name:
             raise SourceError(
-                f"the list of shards in {folder} names {name!r:.200}; expected .safetensors files of that folder. "
+                f"the shard index in {folder} names {name!r:.200}; expected .safetensors files of that folder. "
                 "Download the model from a source that you trust."
             )
     return sorted(set(shards.values()))
 
 
 def check_weights_folder(folder: Path) -> None:
-    """Raise `SourceError` where PyTorch's libraries would open or download files outside of the folder."""
+    """Check that transformers and diffusers open only files of the folder. Raises `SourceError`."""
     if (folder / _ADAPTER).exists():
-        raise SourceError(f"{folder} holds an adapter ({_ADAPTER}), not a model; pass it as a LoRA.")
+        raise SourceError(f"{folder} holds an adapter ({_ADAPTER}), not a model. Pass it as a LoRA.")
     for index in sorted(folder.glob("*.index*.json")):
         shard_names(folder, read_json(index, "it lists the shards of the weights"))
     config = folder / "config.json"
     for name, value in _implementations(read_json(config, "it describes the network")):
         if "/" in value:
             raise SourceError(
-                f"{config}: {name} is {value!r:.200}, code to be downloaded, which is never run; remove this field."
+                f"{config}: {name} is {value!r:.200}, a code repository. Calotype runs no downloaded code. Remove it."
             )
 
 
 def _implementations(config: Any) -> Iterator[tuple[str, str]]:
-    """The fields of a config, at any depth, that choose an implementation (of attention, of experts)."""
+    """Yield the fields of a config, at any depth, that select an implementation (of attention, of experts)."""
     for name, value in config.items() if isinstance(config, dict) else ():
         if "_implementation" in name:
             yield name, str(value)

@@ -1,6 +1,6 @@
-"""Safetensors files read with numpy alone: names and shapes from the header, a tensor when it is asked for.
+"""A reader for safetensors files that needs only numpy. Reads the header first, and each tensor on access.
 
-The format: https://github.com/huggingface/safetensors. Knows nothing of what the tensors are for.
+The format: https://github.com/huggingface/safetensors. Knows nothing of the purpose of the tensors.
 """
 
 from __future__ import annotations
@@ -20,69 +20,71 @@ from ..errors import SourceError
 
 Floats = NDArray[np.float32]
 
-_HEADER_BYTES = 100_000_000  # no header is longer
-_AXES = 32  # of an array of numpy 1
+_HEADER_BYTES = 100_000_000  # the limit of the format
+_MAX_AXES = 32  # of an array of numpy 1
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
-_WHOLE = {"I64": "<i8", "I32": "<i4"}
+_INTEGERS = {"I64": "<i8", "I32": "<i4"}
 
 
 class TensorFile(Mapping[str, Floats]):
-    """The tensors of one file by name, each as float32, whatever it is stored in."""
+    """The tensors of one file by name, converted to float32."""
 
     def __init__(self, path: Path) -> None:
-        """Read the header. Raises `SourceError` where the file is no safetensors, or is not whole."""
+        """Read the header. Raises `SourceError` for a file that is not safetensors, or not complete."""
         self.path = path
         self.metadata: Mapping[str, str] = {}
         try:
             status = path.stat()
-            if not stat.S_ISREG(status.st_mode):  # opening a pipe would wait for ever
+            if not stat.S_ISREG(status.st_mode):  # opening a pipe would block
                 raise OSError(0, "it is not a regular file")
             size = status.st_size
             with path.open("rb") as file:
                 start = file.read(8)
                 length = struct.unpack("<Q", start)[0] if len(start) == 8 else size
                 header: Any = json.loads(file.read(length)) if length <= min(size, _HEADER_BYTES) else None
-            said = header.pop("__metadata__", None)
-            self.metadata = {} if said is None else {name: str(value) for name, value in said.items()}
-            self._entries = {name: _Entry(told) for name, told in header.items()}
+            metadata = header.pop("__metadata__", None)
+            self.metadata = {} if metadata is None else {name: str(value) for name, value in metadata.items()}
+            self._entries = {name: _Entry(entry) for name, entry in header.items()}
             _check_no_holes(self._entries.values())
-        except OSError as broken:
-            raise SourceError(f"{path} cannot be read ({broken.strerror}).") from None
+        except OSError as failed:
+            raise SourceError(f"cannot read {path}: {failed.strerror}.") from None
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
-            raise SourceError(f"{path} is no safetensors file, or a damaged one; fetch it again.") from None
+            raise SourceError(
+                f"cannot read {path}: it is not a safetensors file, or it is damaged. Download it again."
+            ) from None
         self._start = 8 + length
-        whole = self._start + max((entry.end for entry in self._entries.values()), default=0)
-        if size != whole:
-            raise SourceError(f"{path} is {size} bytes long and should be {whole}; fetch it again.")
+        expected = self._start + max((entry.end for entry in self._entries.values()), default=0)
+        if size != expected:
+            raise SourceError(f"{path} has {size} bytes; expected {expected}. Download it again.")
 
     def shape(self, name: str) -> tuple[int, ...]:
-        """The shape, from the header."""
+        """Return the shape of a tensor, from the header."""
         return self._entries[name].shape
 
     def kind(self, name: str) -> str:
-        """The type in which the tensor is stored, as the format calls it: F16, BF16, I8, ..."""
+        """Return the stored type of a tensor by its name in the format: F16, BF16, I8, ..."""
         return self._entries[name].kind
 
     def __getitem__(self, name: str) -> Floats:
-        """Raises `KeyError`; `SourceError` for a type that no weights are stored in."""
+        """Read a tensor. Raises `KeyError`, and `SourceError` for a type that is not a float."""
         return self._read(name, _TYPES)
 
     def number(self, name: str) -> float:
-        """A tensor of one number, which may be stored as a whole one. Raises as `[]` does, and where it is of more."""
+        """Read a tensor of one number, a float or an integer. Raises like `[]`, and `SourceError` for another size."""
         if math.prod(self.shape(name)) != 1:
-            raise SourceError(f"{self.path}: {name} is of shape {list(self.shape(name))} and should be one number.")
-        return float(self._read(name, _TYPES | _WHOLE).reshape(-1)[0])
+            raise SourceError(f"{self.path}: {name} has the shape {list(self.shape(name))}; expected one number.")
+        return float(self._read(name, _TYPES | _INTEGERS).reshape(-1)[0])
 
     def _read(self, name: str, types: Mapping[str, str]) -> Floats:
         entry = self._entries[name]
         if entry.kind not in types:
-            raise SourceError(f"{self.path}: {name} is of type {entry.kind}; read are {', '.join(types)}.")
+            raise SourceError(f"{self.path}: {name} has the type {entry.kind}; expected one of {', '.join(types)}.")
         count = math.prod(entry.shape)
         with self.path.open("rb") as file:
             stored = np.fromfile(file, types[entry.kind], count, offset=self._start + entry.begin)
         if entry.kind == "BF16":  # the upper half of a float32
             stored = (stored.astype(np.uint32) << 16).view(np.float32)
-        with np.errstate(over="ignore"):  # what no float32 can hold is infinite
+        with np.errstate(over="ignore"):  # numbers above the range of float32 become infinite
             return stored.astype(np.float32, copy=False).reshape(entry.shape)
 
     def __iter__(self) -> Iterator[str]:
@@ -93,7 +95,7 @@ class TensorFile(Mapping[str, Floats]):
 
 
 def _check_no_holes(entries: Iterable[_Entry]) -> None:
-    """Each tensor begins where the one before it ends, as the format has it: a file is no longer than its tensors."""
+    """Check that each tensor begins where the one before it ends, as the format requires."""
     end = 0
     for entry in sorted(entries, key=lambda entry: (entry.begin, entry.end)):
         if entry.begin != end:
@@ -102,15 +104,15 @@ def _check_no_holes(entries: Iterable[_Entry]) -> None:
 
 
 class _Entry:
-    """One line of the header. Raises whatever a wrong one makes Python raise."""
+    """One entry of the header. An invalid entry raises any exception of Python."""
 
-    def __init__(self, told: Any) -> None:
-        self.kind = str(told["dtype"])
-        if len(told["shape"]) > _AXES:
+    def __init__(self, entry: Any) -> None:
+        self.kind = str(entry["dtype"])
+        if len(entry["shape"]) > _MAX_AXES:
             raise ValueError(self.kind)
-        self.shape = tuple(int(size) for size in told["shape"])
-        self.begin, self.end = (int(at) for at in told["data_offsets"])
-        known = (_TYPES | _WHOLE).get(self.kind)
-        held = self.end - self.begin if known is None else math.prod(self.shape) * np.dtype(known).itemsize
-        if self.begin < 0 or min(self.shape, default=0) < 0 or self.end - self.begin != held:
+        self.shape = tuple(int(size) for size in entry["shape"])
+        self.begin, self.end = (int(at) for at in entry["data_offsets"])
+        dtype, size = (_TYPES | _INTEGERS).get(self.kind), self.end - self.begin
+        expected = size if dtype is None else math.prod(self.shape) * np.dtype(dtype).itemsize
+        if self.begin < 0 or min(self.shape, default=0) < 0 or size != expected:
             raise ValueError(self.kind)

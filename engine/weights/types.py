@@ -1,7 +1,7 @@
-"""The types in which a network's weights may be stored: floats, which every backend starts from.
+"""The stored types of weights: floats, which every backend starts from.
 
-A library turns any number into a float without a word, so integers that are quantized weights would make noise, not an
-error. Knows the names that tools for quantization give their tensors.
+Libraries silently convert integers to floats, so quantized weights would give noise and not an error. Knows the tensor
+names of quantization tools.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ from typing import Any
 
 from ..errors import SourceError
 
-# fp8 without scales is a float like the others: each number stands for itself.
+# fp8 without scales is a float type like the others: no further factor applies to its numbers.
 FLOATS = ("F64", "F32", "F16", "BF16", "F8_E4M3", "F8_E5M2")
-_BUFFERS = ("position_ids", "num_batches_tracked", "num_updates")  # counters, which no network computes with
-_QUANTIZED = {  # how the name of a tensor ends that only quantized weights have -> what wrote it
+_BUFFERS = ("position_ids", "num_batches_tracked", "num_updates")  # counters that no network computes with
+_QUANTIZED = {  # the end of a tensor's name that only quantized weights have -> the tool that wrote it
     ".SCB": "bitsandbytes in int8",
     ".absmax": "bitsandbytes in 4 bits",
     ".quant_map": "bitsandbytes in 4 bits",
@@ -27,25 +27,25 @@ _QUANTIZED = {  # how the name of a tensor ends that only quantized weights have
     ".weight_scale": "a tool that keeps a scale for each weight",
     "._scale": "quanto",
 }
-_MEND = (
-    "Calotype reads float weights (fp32, fp16, bf16, fp8 without scales). Take the model's float weights; "
+_ADVICE = (
+    "Calotype reads float weights (fp32, fp16, bf16, fp8 without scales). Use the model's float weights; "
     "`calotype build --precision int8` quantizes them"
 )
 
 
 def check_types(path: Path, types: Mapping[str, str]) -> None:
-    """`SourceError` unless the tensors of a file, name -> type, are float weights."""
+    """Check that the tensors of a file (name -> type) are float weights. Raises `SourceError`."""
     for name in types:
         tool = next((tool for end, tool in _QUANTIZED.items() if name.endswith(end)), None)
         if tool or ".quant_state." in name:
-            raise SourceError(f"{path} holds weights quantized by {tool or 'bitsandbytes'} ({name}); {_MEND}.")
+            raise SourceError(f"{path} holds weights quantized by {tool or 'bitsandbytes'} ({name}). {_ADVICE}.")
     for name, kind in types.items():
         if kind not in FLOATS and not name.endswith(_BUFFERS):
-            raise SourceError(f"{path} stores {name} as {kind}, which is not a float type; {_MEND}.")
+            raise SourceError(f"{path} stores {name} as {kind}, which is not a float type. {_ADVICE}.")
 
 
 def check_not_quantized(file: Path, config: Mapping[str, Any]) -> None:
-    """`SourceError` where a config says that the weights beside it are quantized."""
+    """Check that a config does not declare quantized weights. Raises `SourceError`."""
     if settings := config.get("quantization_config"):
         method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
-        raise SourceError(f"{file}: quantization_config says weights quantized by {method!r:.80}; {_MEND}.")
+        raise SourceError(f"{file}: quantization_config declares weights quantized by {method!r:.80}. {_ADVICE}.")

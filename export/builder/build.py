@@ -35,7 +35,7 @@ from ..quality.metrics import require
 from ..quality.prompts import prompts_for
 from ..sources.lora import fuse
 from ..sources.source import Source, read_source
-from ..sources.textual_inversion import learn
+from ..sources.textual_inversion import add_embeddings
 from ..steps.progress import Progress, Show, quietly
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import tool_versions
@@ -106,7 +106,7 @@ def check_backend(spec: BuildSpec) -> None:
 
 def _prepared(spec: BuildSpec) -> Work:
     source = read_source(spec.model, spec.controlnet, spec.vae, offline=spec.offline)
-    source = learn(fuse(source, spec.lora), spec.textual_inversion)
+    source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
     if not family.prompting.states:
         raise BuildError(
@@ -190,7 +190,7 @@ class _Build:
             return bare
         engines = engines_for(work.spec.backend, work.family.profile, work.spec.engine, self._progress.step)
         for component in self._components():
-            with self._progress.stage(f"trace {component.name}", found=has(trace_key(component, work.source))):
+            with self._progress.stage(f"trace {component.name}", cached=has(trace_key(component, work.source))):
                 planned = bare.components[component.name]
                 artifact = traced(component, work.source, work.family.profile)
             artifacts = [artifact]
@@ -201,7 +201,7 @@ class _Build:
         return replace(bare, components=components)
 
     def _record(self, bare: Plan, what: str) -> dict[str, Path]:
-        plan = replace(bare, profile=replace(bare.profile, batch=replace(bare.profile.batch, low=1, usual=1)))
+        plan = replace(bare, profile=replace(bare.profile, batch=replace(bare.profile.batch, min=1, opt=1)))
         return record_all(plan, self._work.source, self._work.images(what), what, self._progress.stage)
 
     def _lowered(self, plan: Plan, recorded: Mapping[str, Mapping[str, Path]]) -> tuple[Plan, list[Any]]:

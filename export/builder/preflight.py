@@ -106,9 +106,9 @@ def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: 
 def image_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:
     """Return height and width of the recorded images: the profile's usual size if bounds apply, else a small one."""
     if spec.gated:
-        return profile.height.usual, profile.width.usual
+        return profile.height.opt, profile.width.opt
     small = -(-256 // profile.multiple) * profile.multiple
-    height, width = (max(r.low, min(r.usual, small)) for r in (profile.height, profile.width))
+    height, width = (max(r.min, min(r.opt, small)) for r in (profile.height, profile.width))
     return height, width
 
 
@@ -129,6 +129,6 @@ def _smaller(spec: BuildSpec, profile: Profile) -> list[tuple[str, BuildSpec, Pr
 
 
 def _narrow(size: Range, multiple: int) -> Range:
-    low = max(size.low, multiple)
-    usual = max(low, size.usual // 2 // multiple * multiple)
-    return Range(low=low, usual=usual, high=usual)
+    low = max(size.min, multiple)
+    usual = max(low, size.opt // 2 // multiple * multiple)
+    return Range(min=low, opt=usual, max=usual)

@@ -17,7 +17,7 @@ from calotype.plan.profile import Profile
 
 from ..onnx.trace_step import trace_key, traced
 from ..sources.source import Source, read_source
-from ..sources.textual_inversion import learn
+from ..sources.textual_inversion import add_embeddings
 from ..store.store import has
 from ..tensorrt.engines import default_profile, engines_for
 
@@ -92,7 +92,7 @@ def _described(
     offline: bool = False,
     forms: Collection[str],
 ) -> tuple[Source, Family]:
-    source = learn(read_source(model, controlnets, vae, offline=offline), words)
+    source = add_embeddings(read_source(model, controlnets, vae, offline=offline), words)
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
         family = replace(family, profile=default_profile(family.profile))

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SamplerError
-from calotype.sampling.archive import StoredScheduler, courses, write_matrices
+from calotype.sampling.archive import StoredScheduler, image_schedule_ranges, write_matrices
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import ScheduleRange
@@ -71,9 +71,9 @@ _NEEDS_SCHEDULER = "the scheduler itself must run, which needs torch and diffuse
 def _image_to_image(spec: SchedulerSpec, steps: int) -> dict[ScheduleRange, SamplerMatrix]:
     """Compile every schedule range that starts from an image; empty if one of them cannot be compiled."""
     matrices = {}
-    for schedule_range in courses(steps):
+    for schedule_range in image_schedule_ranges(steps):
         try:
-            sampler = compile_sampler(spec, steps, course=schedule_range)
+            sampler = compile_sampler(spec, steps, schedule_range=schedule_range)
         except SamplerError:
             return {}
         if not isinstance(sampler, SamplerMatrix):

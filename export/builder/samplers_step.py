@@ -22,7 +22,7 @@ def schedules(folder: Path, config: Mapping[str, Any], names: Sequence[str], ste
     Returns:
         By scheduler name, why it or some of its step counts are left out.
     """
-    arguments = {"config": dict(config), "names": list(names), "steps": [steps.low, steps.high]}
+    arguments = {"config": dict(config), "names": list(names), "steps": [steps.min, steps.max]}
     key = key_of({**arguments, "pictures": list(IMAGE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")})
 
     def make(out: Path) -> Mapping[str, Any]:

@@ -75,9 +75,7 @@ class BuildSpec:
     )
     clip_model: Path | None = field(default=None, metadata=_option("A CLIP model's folder, for clip_drop."))
     scheduler: tuple[str, ...] = field(default=(), metadata=_option("More schedulers to compile; repeatable."))
-    steps: Range = field(
-        default=Range(low=1, usual=20, high=50), metadata=_option("Step counts to compile samplers for.")
-    )
+    steps: Range = field(default=Range(min=1, opt=20, max=50), metadata=_option("Step counts to compile samplers for."))
 
     def __post_init__(self) -> None:
         for name, known in (("backend", BACKENDS), ("precision", PRECISIONS)):

@@ -17,11 +17,11 @@ from typing import Any
 from calotype import backends
 from calotype.plan.plan import Artifact, Plan, write_plan
 
-from ..onnx.capture import Pictures
+from ..onnx.capture import ImageSet
 from ..precision.variants import Part, calibrated, half, not_tried, quantized, tuned_as
 from ..quality.bounds import failed
 from ..steps.progress import Progress
-from ..steps.subprocess_task import Tell, run_in_subprocess
+from ..steps.subprocess_task import ProgressHandler, run_in_subprocess
 from ..tensorrt.engines import engines_for
 from .spec import BuildSpec
 
@@ -57,7 +57,7 @@ class PlanEvaluator:
     """Generates images of held-out prompts with a plan and compares them with `reference` (the decoder's recording)."""
 
     spec: BuildSpec
-    images: Pictures
+    images: ImageSet
     reference: Path
 
     def evaluate(self, plan: Plan, *, decoder_only: bool = False) -> dict[str, Any]:
@@ -183,7 +183,7 @@ class Tuning:
         return value["speed"]
 
 
-def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: Tell | None = None) -> Part:
+def part_of(spec: BuildSpec, plan: Plan, name: str, recording: Path, tell: ProgressHandler | None = None) -> Part:
     """Return what a component's artifacts are made from: its graph, or the model's own weights."""
     component = plan.components[name]
     form = "diffusers" if backends.form_of(spec.backend) == "diffusers" else "onnx"

@@ -9,7 +9,7 @@ from typing import Any
 from calotype import backends
 from calotype.plan.family import Family
 
-from ..onnx.capture import Pictures, groups
+from ..onnx.capture import ImageSet, groups
 from ..quality.prompts import Prompts
 from ..sources.source import Source
 from ..steps.progress import Stage
@@ -30,15 +30,15 @@ class Work:
     prompts: Prompts
     key: str
 
-    def images(self, what: str) -> Pictures:
+    def images(self, what: str) -> ImageSet:
         """Return the configuration of the images for the "proof" (held-out prompts) or the "calibration"."""
         height, width = image_size(self.spec, self.family.profile)
         count, steps = self.spec.proof_counts
         common: dict[str, Any] = {"height": height, "width": width, "controls": len(self.spec.controlnet)}
         common["masked"] = self.family.inpaints
         if what == "proof":
-            return Pictures(prompts=self.prompts.held_out[:count], steps=steps, **common)
-        return Pictures(prompts=self.prompts.calibration, steps=20, first_seed=1_000_000, **common)
+            return ImageSet(prompts=self.prompts.held_out[:count], steps=steps, **common)
+        return ImageSet(prompts=self.prompts.calibration, steps=20, first_seed=1_000_000, **common)
 
 
 def weights_of(work: Work) -> dict[str, int]:

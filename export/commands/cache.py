@@ -1,4 +1,4 @@
-"""`calotype cache`: what is kept under `CALOTYPE_HOME`, and what leaves it. Heavy imports wait until a command runs."""
+"""`calotype cache`: list, remove and verify the entries under `CALOTYPE_HOME`. Commands import heavy modules late."""
 
 from __future__ import annotations
 
@@ -15,18 +15,18 @@ from calotype.errors.printable import printable
 if TYPE_CHECKING:
     from calotype.files.cache import Entry
 
-app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="See, verify and clear what is kept.")
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, verify and clear the cache.")
 
 _COLUMNS = ("key", "area", "what", "size", "last used")
-_SHORT = 12  # digits of a key: enough to tell entries apart
-_LATEST_S = 253_402_214_400.0  # the year 9999, which `datetime` ends with
+_SHORT = 12  # shown digits of a key
+_LATEST_S = 253_402_214_400.0  # the year 9999, the last of `datetime`
 
 
 @app.command("ls")
 def list_entries(
-    as_json: Annotated[bool, typer.Option("--json", help="Print an array of objects, with all that is known.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the full entries as a JSON array.")] = False,
 ) -> None:
-    """List the entries, the least recently used first."""
+    """List the entries, least recently used first."""
     from calotype.files.paths import home
 
     from ..store.gc import all_entries
@@ -44,9 +44,9 @@ def list_entries(
 
 @app.command("rm")
 def remove_entries(
-    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys, or the first digits of them.")],
+    keys: Annotated[list[str], typer.Argument(metavar="KEY...", help="Keys, or their first digits.")],
 ) -> None:
-    """Remove entries, unless they are in use."""
+    """Remove entries that are not in use."""
     from ..store.gc import remove
 
     _print_removed(remove(keys))
@@ -54,9 +54,9 @@ def remove_entries(
 
 @app.command("gc")
 def collect(
-    max_size: Annotated[str, typer.Option(help="What may stay: 20GB, 500MB, 1.5GiB.", show_default=False)],
+    max_size: Annotated[str, typer.Option(help="The size to keep: 20GB, 500MB, 1.5GiB.", show_default=False)],
 ) -> None:
-    """Remove the least recently used entries until the rest fits, and what killed processes left."""
+    """Remove least recently used entries until the cache fits, and leftovers of killed processes."""
     from rich.filesize import decimal
 
     from ..store.gc import gc
@@ -64,15 +64,15 @@ def collect(
 
     swept = gc(bytes_of(max_size))
     _print_removed(swept.removed)
-    typer.echo(f"{decimal(swept.kept_bytes)} are kept")
+    typer.echo(f"{decimal(swept.kept_bytes)} remain in the cache")
     if swept.busy:
         names = ", ".join(f"{entry.key[:_SHORT]} ({entry.title})" for entry in swept.busy)
-        typer.echo(printable(f"calotype: in use, so not removed: {names}"), err=True)
+        typer.echo(printable(f"calotype: not removed because in use: {names}"), err=True)
 
 
 @app.command("verify")
 def verify_entries() -> None:
-    """Read every entry again. List damaged ones, and exit with 1 if there are any."""
+    """Check every entry against its digests. List damaged entries, and exit with 1 if there are any."""
     from calotype.files.digest import rereading
 
     from ..store.gc import all_entries
@@ -87,7 +87,7 @@ def verify_entries() -> None:
                 typer.echo(printable(f"damaged {entry.key[:_SHORT]}  {entry.area.name}  {entry.title}: {fault}"))
     typer.echo(f"{len(verifiable)} entries read, {damaged} damaged")
     if rest := {entry.area.name for entry in entries if not entry.area.verifiable}:
-        typer.echo(f"not verified, as there are no digests of their files: {', '.join(sorted(rest))}")
+        typer.echo(f"not verified, because these areas store no digests: {', '.join(sorted(rest))}")
     if damaged:
         raise typer.Exit(1)
 

@@ -1,4 +1,4 @@
-"""The whole command line: the runtime's, and the commands of this room. Heavy imports wait until a command runs."""
+"""The complete command line: the runtime's commands and those of `export`. Commands import heavy modules late."""
 
 from __future__ import annotations
 

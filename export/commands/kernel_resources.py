@@ -1,10 +1,10 @@
-"""What the kernels take of a GPU that is not there: registers, shared memory and spills, from an ahead-of-time build.
+"""Registers, shared memory and spills of the kernels, from ahead-of-time builds that need no GPU.
 
-    python -m calotype.export.commands.kernel_resources            # compares with kernels/resources.json
-    python -m calotype.export.commands.kernel_resources --write    # writes it anew
+    python -m calotype.export.commands.kernel_resources            # compare with kernels/resources.json
+    python -m calotype.export.commands.kernel_resources --write    # write it
 
-The launches are those of the shapes of full-size models, on the meta device. Each is compiled as Triton would compile
-it at its first launch, and NVIDIA's assembler, which Triton brings along, says what it came to. Nothing is run.
+The launches have the shapes of full-size models, on the meta device. Each is compiled as Triton would compile it at its
+first launch. NVIDIA's assembler, which Triton ships, reports the resources. No kernel runs.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ Table = dict[str, Any]
 
 
 def cases() -> Iterator[tuple[str, Launch]]:
-    """Launches of full-size models and of kernels that wait for one, by names that tell them apart; not all shapes."""
+    """Yield (unique name, launch): typical shapes of full-size models, and kernels that no model uses yet."""
     half = torch.bfloat16
     for what, shape, added in (
         ("SD 1.5's first level", (2, 320, 64, 64), "time"),
@@ -71,15 +71,16 @@ def cases() -> Iterator[tuple[str, Launch]]:
 
 
 def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """The kernels that end in eight bits, and the product that begins with them."""
+    """Yield the kernels whose output has eight bits, and the matrix product that reads it."""
     for dtype in (torch.int8, torch.float8_e4m3fn):
-        quantized, told = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
+        quantized, name = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
         x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
-        last = group_norm_silu.launches(x, replace(_norm(320), quantized=quantized))[-1]  # moments are moments
-        yield from _named(f"to {told}", [last])
+        # Its first launch computes the moments, as without quantization.
+        last = group_norm_silu.launches(x, replace(_norm(320), quantized=quantized))[-1]
+        yield from _named(f"to {name}", [last])
         rows, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
-        yield from _named(f"to {told}", layer_norm.launches(rows, scale, scale, residual=rows, quantized=quantized))
-        yield from _named(f"to {told}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantized=quantized))
+        yield from _named(f"to {name}", layer_norm.launches(rows, scale, scale, residual=rows, quantized=quantized))
+        yield from _named(f"to {name}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantized=quantized))
     weights = int8_matmul.Weights(
         values=_empty(10240, 1280, dtype=torch.int8), scale=_empty(10240), bias=_empty(10240, dtype=half)
     )
@@ -88,8 +89,8 @@ def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
 
 
 def targets_of(launch: Launch) -> list[int]:
-    """The compute capabilities that it is compiled for."""
-    return [target for target in TARGETS if target >= launch.least]
+    """Return the compute capabilities that the launch supports."""
+    return [target for target in TARGETS if target >= launch.min_capability]
 
 
 def _named(what: str, launches: Sequence[Launch]) -> Iterator[tuple[str, Launch]]:
@@ -106,15 +107,15 @@ def _norm(channels: int) -> group_norm_silu.GroupNorm:
 
 
 def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.Slots]:
-    """Guided slots of SDXL's size, with inpainting: all that the kernel can do is in it."""
+    """Build guided slots of SDXL's size with inpainting, which use every path of the kernel."""
     shape, rows, columns = (4, 128, 128), calls + 1, 2 * calls + 1
     half = _empty(2 * slots, *shape, dtype=torch.bfloat16)
     network = guided_step.Network(output=half, sample=half, timestep=_empty(2 * slots))
     original = guided_step.SourceLatents(
         latents=_empty(slots, *shape),
-        clean=_empty(slots, rows, dtype=torch.float64),
+        image_coefficients=_empty(slots, rows, dtype=torch.float64),
         inpaint_mask=_empty(slots, *shape[1:], dtype=torch.uint8),
-        kept=_empty(slots, rows, 2, dtype=torch.float64),
+        masked_rows=_empty(slots, rows, 2, dtype=torch.float64),
     )
     return network, guided_step.Slots(
         call=_empty(slots, dtype=torch.int32),
@@ -129,9 +130,9 @@ def _batch(*, slots: int, calls: int) -> tuple[guided_step.Network, guided_step.
 
 
 def resources(launch: Launch, capability: int) -> dict[str, int]:
-    """Registers of a thread, bytes of shared memory of a program, and bytes of each thread that went to memory.
+    """Return registers per thread, bytes of shared memory per program, and bytes spilled per thread.
 
-    Raises whatever Triton raises for a kernel that it cannot compile.
+    Raises Triton's errors for a kernel that it cannot compile.
     """
     import triton
     from triton.backends.compiler import GPUTarget
@@ -139,9 +140,9 @@ def resources(launch: Launch, capability: int) -> dict[str, int]:
 
     types, constants, aligned = launch.signature()
     source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=aligned)
-    made = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
-    registers, stack, _, local = _usage(made.asm["cubin"])
-    return {"registers": registers, "shared_bytes": int(made.metadata.shared), "spilled_bytes": stack + local}
+    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    registers, stack, _, local = _usage(compiled.asm["cubin"])
+    return {"registers": registers, "shared_bytes": int(compiled.metadata.shared), "spilled_bytes": stack + local}
 
 
 def _usage(cubin: bytes) -> tuple[int, ...]:
@@ -151,37 +152,37 @@ def _usage(cubin: bytes) -> tuple[int, ...]:
         file.write(cubin)
         file.flush()
         command = [knobs.nvidia.cuobjdump.path, "-res-usage", file.name]
-        told = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    found = _USED.search(told)
-    assert found, told
-    return tuple(map(int, found.groups()))
+        output = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    match = _USED.search(output)
+    assert match, output
+    return tuple(map(int, match.groups()))
 
 
 def table() -> Table:
-    """case -> "sm_90" -> resources, with the version of Triton that compiled them."""
+    """Return case -> "sm_90" -> resources, with the version of Triton that compiled them."""
     import triton
 
-    found = {name: {f"sm_{t}": resources(launch, t) for t in targets_of(launch)} for name, launch in cases()}
-    return {"triton": triton.__version__, "kernels": found}
+    kernels = {name: {f"sm_{t}": resources(launch, t) for t in targets_of(launch)} for name, launch in cases()}
+    return {"triton": triton.__version__, "kernels": kernels}
 
 
-def differences(found: Mapping[str, Any], committed: Mapping[str, Any]) -> list[str]:
-    """A line for everything in which the tables differ."""
-    names = sorted({*found["kernels"], *committed["kernels"]})
-    pairs = [(n, found["kernels"].get(n), committed["kernels"].get(n)) for n in names]
-    pairs.append(("triton", found["triton"], committed["triton"]))
-    return [f"{name}: {now}, and the table has {then}" for name, now, then in pairs if now != then]
+def differences(current: Mapping[str, Any], committed: Mapping[str, Any]) -> list[str]:
+    """Return one line for each difference of the tables."""
+    names = sorted({*current["kernels"], *committed["kernels"]})
+    pairs = [(n, current["kernels"].get(n), committed["kernels"].get(n)) for n in names]
+    pairs.append(("triton", current["triton"], committed["triton"]))
+    return [f"{name}: got {now}; the table has {then}" for name, now, then in pairs if now != then]
 
 
 def main(arguments: Sequence[str]) -> int:
-    """The command: compare, or write."""
+    """Compare the table with `kernels/resources.json`, or write it; return the exit code."""
     path = Path.cwd() / "kernels" / "resources.json"
-    found = table()
+    current = table()
     if "--write" in arguments:
-        path.write_text(json.dumps(found, indent=1) + "\n")
-    apart = differences(found, json.loads(path.read_text()))
-    print("\n".join(apart) or f"{path} is what {len(found['kernels'])} launches come to.")
-    return 1 if apart else 0
+        path.write_text(json.dumps(current, indent=1) + "\n")
+    changes = differences(current, json.loads(path.read_text()))
+    print("\n".join(changes) or f"{path} matches the {len(current['kernels'])} launches.")
+    return 1 if changes else 0
 
 
 if __name__ == "__main__":

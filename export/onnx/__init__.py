@@ -1,1 +1,1 @@
-"""Components as ONNX: traced, checked against PyTorch, and run on captured inputs."""
+"""Trace components to ONNX, check them against PyTorch, and capture the inputs of real runs."""

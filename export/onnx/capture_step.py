@@ -1,7 +1,6 @@
-"""Recordings of real runs in the store: found there, or made on the eager backend, a child process for each component.
+"""Recordings of real runs as entries of the store, captured on the eager backend in one child process per component.
 
-Each component's recording depends on the components before it in a run and on nothing after, so that a changed decoder
-does not make the U-Net's anew.
+A recording depends only on its component and on those before it in a run: a new decoder does not change the U-Net's.
 """
 
 from __future__ import annotations
@@ -21,49 +20,48 @@ from ..sources.source import Source
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
 from ..store.store import fetch, key_of
-from .capture import Pictures, groups
+from .capture import ImageSet, groups
 
-RECORDER = 2  # raised when what is recorded changes
+RECORDER = 2  # increased when the content of recordings changes
 
-# The stage's block, and what the child held at most.
-Stage = Callable[[str], AbstractContextManager[None]]
+Stage = Callable[[str], AbstractContextManager[None]]  # name of a stage -> context manager of its work
 
 
-def record_all(plan: Plan, source: Source, pictures: Pictures, what: str, stage: Stage) -> dict[str, Path]:
-    """The recording of every component of the plan over these pictures: component -> .npz of `record.Call`s.
+def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, stage: Stage) -> dict[str, Path]:
+    """Record every component of the plan over the images: component -> .npz file of `capture.Call`s.
 
-    `plan` has the eager reference of every component; `what` ("calibration", "proof") names the pictures.
+    `plan` has the eager reference of every component. `purpose` ("calibration", "proof") appears in progress.
     """
-    found: dict[str, Path] = {}
+    recordings: dict[str, Path] = {}
     before: list[str] = []
-    for names in groups(tuple(plan.components), masked=pictures.masked):
+    for names in groups(tuple(plan.components), masked=images.masked):
         before += names
-        key = _key(plan, source, pictures, tuple(before))
-        with stage(f"record {', '.join(names)} ({what})"):
-            folder = _recorded(key, plan, names, found, pictures)
-        found |= {name: folder / f"{name}.npz" for name in names}
+        key = _key(plan, source, images, tuple(before))
+        with stage(f"record {', '.join(names)} ({purpose})"):
+            folder = _recorded(key, plan, names, recordings, images)
+        recordings |= {name: folder / f"{name}.npz" for name in names}
         pending = folder / "vae_decoder.pending.npz"
         if pending.is_file():
-            found["vae_decoder"] = pending
-        if "vae_decoder" in names and not pictures.masked:
-            found["vae_encoder"] = found["vae_decoder"]
-    return found
+            recordings["vae_decoder"] = pending
+        if "vae_decoder" in names and not images.masked:
+            recordings["vae_encoder"] = recordings["vae_decoder"]
+    return recordings
 
 
-def _key(plan: Plan, source: Source, pictures: Pictures, names: tuple[str, ...]) -> str:
+def _key(plan: Plan, source: Source, images: ImageSet, names: tuple[str, ...]) -> str:
     return key_of(
         {
             "recorder": RECORDER,
             "components": {n: [source.weights_digest(n), plan.components[n].inputs] for n in names},
             "tokenizers": [file_digest(p) for folder in plan.tokenizers.values() for p in tokenizer_files(folder)],
             "scheduler": plan.scheduler,
-            "pictures": asdict(pictures),
+            "pictures": asdict(images),
             "tools": versions(),
         }
     )
 
 
-def _recorded(key: str, plan: Plan, names: tuple[str, ...], earlier: Mapping[str, Path], pictures: Pictures) -> Path:
+def _recorded(key: str, plan: Plan, names: tuple[str, ...], earlier: Mapping[str, Path], images: ImageSet) -> Path:
     def make(folder: Path) -> Mapping[str, Any]:
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             write_plan(plan, Path(scratch))
@@ -73,7 +71,7 @@ def _recorded(key: str, plan: Plan, names: tuple[str, ...], earlier: Mapping[str
                 plan=scratch,
                 names=list(names),
                 earlier={name: str(path) for name, path in earlier.items()},
-                pictures=asdict(pictures),
+                images=asdict(images),
                 out=str(folder),
             )
         return {"peak_bytes": done.peak_bytes}

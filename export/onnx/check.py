@@ -1,7 +1,7 @@
-"""Is an artifact the network it was made from? Held against recorded answers of the eager float32 module before use.
+"""Compare artifacts with recorded outputs of the eager float32 module before they are used.
 
-The reference comes from `trace` (sizes it was not traced at) or from `record` (what real runs give it). Imports no
-torch: the module and the artifact need not be in memory together.
+The reference comes from `trace` (at sizes that were not traced) or from `capture` (real runs). This module does not
+import torch, so the eager module and the artifact are never in memory together.
 """
 
 from __future__ import annotations
@@ -20,33 +20,33 @@ from calotype.plan.plan import Artifact, PlannedComponent, read_plan
 
 from .capture import Call, evenly, read_calls
 
-TOLERANCE = 1e-4  # of the largest value of each output, where the artifact computes in float32
-KEPT_CALLS = 8  # of a recording are enough: each is a whole run of the network
+TOLERANCE = 1e-4  # relative to the largest value of each output, for artifacts that compute in float32
+KEPT_CALLS = 8  # of a recording; each is a full run of the network
 
 
-def relative_error(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Largest difference over largest magnitude of the reference; infinite where a number is not finite."""
-    difference = float(np.abs(got.astype(np.float64) - wanted).max())
-    scale = float(np.abs(wanted).max())
+def relative_error(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return max|got - expected| / max|expected|; infinite if a value is not finite."""
+    difference = float(np.abs(got.astype(np.float64) - expected).max())
+    scale = float(np.abs(expected).max())
     return difference / max(scale, 1e-12) if np.isfinite(difference) else float("inf")
 
 
-def relative_l2(got: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Length of the difference over length of the reference; infinite where a number is not finite."""
-    difference = float(np.linalg.norm((got.astype(np.float64) - wanted).ravel()))
-    length = float(np.linalg.norm(wanted.astype(np.float64).ravel()))
+def relative_l2(got: NDArray[Any], expected: NDArray[Any]) -> float:
+    """Return ||got - expected|| / ||expected|| (L2 norms); infinite if a value is not finite."""
+    difference = float(np.linalg.norm((got.astype(np.float64) - expected).ravel()))
+    length = float(np.linalg.norm(expected.astype(np.float64).ravel()))
     return difference / max(length, 1e-12) if np.isfinite(difference) else float("inf")
 
 
 def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tolerance: float) -> dict[str, Any]:
-    """In a child process: ONNX Runtime against eager; `CheckError` past the tolerance."""
+    """Compare ONNX Runtime with eager, in a child process. Raises `CheckError` above the tolerance."""
     described = Component.from_json(component)
     planned = _planned(described, path)
     figures = compare(planned, "onnxruntime", read_calls(Path(reference)))
     if figures["max_relative_error"] > tolerance:
         raise CheckError(
-            f"the traced {described.name} differs from eager float32 by {figures['max_relative_error']:.1e} of its "
-            f"largest value (allowed: {tolerance:.0e}), so it is not used"
+            f"cannot use the traced {described.name}: it differs from eager float32 by "
+            f"{figures['max_relative_error']:.1e} of its largest value; expected at most {tolerance:.0e}"
         )
     return {**figures, "tolerance": tolerance}
 
@@ -54,7 +54,7 @@ def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tol
 def check_other(
     *, component: Mapping[str, Any], path: str, reference: str, tolerance: float, backend: str
 ) -> dict[str, Any]:
-    """In a child process: what `auto` would take first. The same figures, or why the backend is `refused`."""
+    """Compare another backend with eager, in a child process. The result has `refused` if `auto` must skip it."""
     try:
         figures: dict[str, Any] = compare(
             _planned(Component.from_json(component), path), backend, read_calls(Path(reference))
@@ -63,7 +63,7 @@ def check_other(
         return {"refused": str(failed)}
     error = figures["max_relative_error"]
     if error > tolerance:
-        figures["refused"] = f"it differs from eager float32 by {error:.1e} (allowed: {tolerance:.0e})"
+        figures["refused"] = f"it differs from eager float32 by {error:.1e} (expected at most {tolerance:.0e})"
     return figures
 
 
@@ -75,21 +75,21 @@ def _planned(component: Component, path: str) -> PlannedComponent:
 
 
 def check_planned(*, plan: str, name: str, backend: str, reference: str) -> dict[str, float]:
-    """In a child process: a component of a plan on its backend, over what real runs gave it. The figures alone."""
+    """Compare a component of a plan on `backend` with a recording of real runs, in a child process."""
     component = read_plan(Path(plan), sealed=False).components[name]
     return compare(component, backend, evenly(read_calls(Path(reference)), KEPT_CALLS))
 
 
 def compare(component: PlannedComponent, backend: str, calls: list[Call]) -> dict[str, float]:
-    """The worst figures of the component on this backend over the calls."""
+    """Return the largest errors of the component on this backend over the calls."""
     try:
         opened = open_component(component, choose(backend))
     except BackendError as failed:
-        raise CheckError(f"the {component.name} cannot be opened: {failed}") from None
-    largest = far = 0.0
+        raise CheckError(f"cannot open the {component.name}: {failed}") from None
+    max_error = max_l2 = 0.0
     for call in calls:
         got = opened(**call.inputs)
-        for name, wanted in call.outputs.items():
-            largest = max(largest, relative_error(got[name], wanted))
-            far = max(far, relative_l2(got[name], wanted))
-    return {"max_relative_error": largest, "relative_l2": far, "calls": len(calls)}
+        for name, expected in call.outputs.items():
+            max_error = max(max_error, relative_error(got[name], expected))
+            max_l2 = max(max_l2, relative_l2(got[name], expected))
+    return {"max_relative_error": max_error, "relative_l2": max_l2, "calls": len(calls)}

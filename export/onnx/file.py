@@ -1,7 +1,7 @@
-"""ONNX graphs as files: opened without their weights, written with the weights in one file beside them.
+"""Read and write ONNX files whose weights are external data.
 
-Weights are mapped from the file they are in and written one at a time, so that a model larger than memory, or than the
-2 GB that a protobuf may be, passes through. Knows nothing of what is done to a graph.
+Weights are memory-mapped and written one tensor at a time, so models may be larger than memory and than protobuf's
+limit of 2 GB. This module does not know what is done to a graph.
 """
 
 from __future__ import annotations
@@ -15,16 +15,16 @@ from onnx_ir.passes import common as passes
 from calotype.errors import SourceError, first_line
 
 MODEL = "model.onnx"
-INLINE_BYTES = 256  # a tensor of at most this many bytes stays inside the graph's own file
+INLINE_BYTES = 256  # tensors up to this size stay inside the graph's file
 
-_SHAPE_BYTES = 1024  # no shape, and no list of axes, takes more
-_WHOLE = (ir.DataType.INT32, ir.DataType.INT64)
+_SHAPE_BYTES = 1024  # an upper bound for a shape or a list of axes
+_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
 
 
 def open_graph(source: Path) -> ir.Model:
-    """The graph, every tensor typed, its Constant nodes turned into initializers.
+    """Open a graph with types for every tensor, and with Constant nodes lifted to initializers.
 
-    Raises `SourceError` for what cannot be read, and for graphs with subgraphs or functions: no export of ours has any.
+    Raises `SourceError` for an unreadable file, and for graphs with subgraphs or functions: `trace` writes none.
     """
     try:
         model = ir.load(source)
@@ -32,14 +32,14 @@ def open_graph(source: Path) -> ir.Model:
         raise SourceError(f"{source} cannot be read as ONNX: {first_line(broken)}") from None
     inner = [n for n in model.graph if any(a.type in _GRAPHS for a in n.attributes.values())]
     if inner or model.functions:
-        what = f"node {inner[0].name} ({inner[0].op_type}) holds a graph of its own" if inner else "it holds functions"
-        raise SourceError(f"{source}: {what}; export it without control flow, and with functions inlined.")
+        what = f"node {inner[0].name} ({inner[0].op_type}) holds a subgraph" if inner else "it has functions"
+        raise SourceError(f"cannot use {source}: {what}. Export it without control flow and with inlined functions.")
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     if _untyped(model):
         _into_memory(v for v in model.graph.initializers.values() if _read_by_inference(v))
         passes.ShapeInferencePass()(model)
     for node, name in _untyped(model):
-        raise SourceError(f"{source}: the type of {name}, which {label(node)} makes, is not known.")
+        raise SourceError(f"cannot use {source}: the type of {name}, an output of {label(node)}, is unknown.")
     return model
 
 
@@ -48,28 +48,28 @@ def _untyped(model: ir.Model) -> list[tuple[ir.Node, str]]:
 
 
 def label(node: ir.Node) -> str:
-    """A node's name; where it has none, its first output's."""
+    """Return a node's name, or its operator and first output if it has no name."""
     return node.name or f"{node.op_type}:{node.outputs[0].name}"
 
 
 def tensors(model: ir.Model) -> list[ir.Value]:
-    """Every named tensor of the graph: inputs, initializers, and what nodes compute."""
+    """Return every named tensor of the graph: inputs, initializers, and outputs of nodes."""
     computed = (v for n in model.graph for v in n.outputs if v.name)
     return list(dict.fromkeys([*model.graph.inputs, *model.graph.initializers.values(), *computed]))
 
 
 def save_graph(model: ir.Model, out: Path, *, inline_bytes: int | None = None) -> None:
-    """Write `out` and, beside it, `out`.data with every tensor above `inline_bytes` (None: `INLINE_BYTES`).
+    """Write `out`, and `out`.data with every tensor larger than `inline_bytes` (None: `INLINE_BYTES`).
 
-    Shapes, axes and scales of sizes stay in the graph: ONNX Runtime opens none whose inference would have to look for
-    them in another file.
+    Shapes, axes and resize scales stay in the graph: ONNX Runtime's shape inference does not read them from external
+    data.
     """
     out.parent.mkdir(parents=True, exist_ok=True)
-    passes.RemoveUnusedNodesPass()(model)  # and the initializers that nothing reads any more
-    most = INLINE_BYTES if inline_bytes is None else inline_bytes
-    held = [(v, v.const_value) for v in model.graph.initializers.values() if v.const_value is not None]
-    outside = [(v, tensor) for v, tensor in held if tensor.nbytes > most and not _read_by_inference(v)]
-    _into_memory({v for v, _ in held} - {v for v, _ in outside})
+    passes.RemoveUnusedNodesPass()(model)  # and unused initializers
+    limit = INLINE_BYTES if inline_bytes is None else inline_bytes
+    constants = [(v, v.const_value) for v in model.graph.initializers.values() if v.const_value is not None]
+    outside = [(v, tensor) for v, tensor in constants if tensor.nbytes > limit and not _read_by_inference(v)]
+    _into_memory({v for v, _ in constants} - {v for v, _ in outside})
     stored = ir.external_data.convert_tensors_to_external(
         [tensor for _, tensor in outside], base_dir=out.parent, relative_path=f"{out.name}.data"
     )
@@ -81,7 +81,7 @@ def save_graph(model: ir.Model, out: Path, *, inline_bytes: int | None = None) -
 def _read_by_inference(value: ir.Value) -> bool:
     tensor = value.const_value
     small = tensor is not None and len(tensor.shape) <= 1 and tensor.nbytes <= _SHAPE_BYTES
-    return small and (value.dtype in _WHOLE or any(n.op_type in ("Resize", "Range") for n in value.consumers()))
+    return small and (value.dtype in _INTEGERS or any(n.op_type in ("Resize", "Range") for n in value.consumers()))
 
 
 def _into_memory(values: Iterable[ir.Value]) -> None:
@@ -91,7 +91,7 @@ def _into_memory(values: Iterable[ir.Value]) -> None:
 
 
 def bytes_of(path: Path) -> int:
-    """What the graph and its external data take on disk."""
+    """Return the size on disk of the graph and its external data, in bytes."""
     stored = (v.const_value for v in ir.load(path).graph.initializers.values())
     files = {path.parent / t.location for t in stored if isinstance(t, ir.ExternalTensor)}
     return sum(file.stat().st_size for file in (path, *files))

@@ -1,7 +1,6 @@
-"""One component to ONNX: dynamic in batch, height and width, with the names and dimensions of its bindings.
+"""Trace one component to ONNX: dynamic in batch, height and width, with the names and dimensions of its bindings.
 
-Knows torch's exporter; what a component's tensors are comes from its bindings, and whether the result is right is
-`check`'s to say.
+This module knows torch's exporter. The component's bindings describe its tensors, and `check` validates the result.
 """
 
 from __future__ import annotations
@@ -37,9 +36,12 @@ def trace_component(
     others: Sequence[Mapping[str, int]],
     out: str,
 ) -> None:
-    """In a child process: the component's ONNX into `out`, and what eager answers at the `others` sizes beside it.
+    """Write a component's ONNX and its eager outputs at the `others` sizes into the folder `out`, in a child process.
 
-    The reference is made first and the module let go of with the process: what checks the graph need not hold both.
+    The module is freed with the process, so the check of the graph does not hold both in memory.
+
+    Raises:
+        CheckError: torch's exporter failed.
     """
     described, folder = Component.from_json(component), Path(out)
     module = load_module(described.name, Path(weights))
@@ -49,7 +51,7 @@ def trace_component(
         trace(described, module, sizes, folder)
     except (CalotypeError, OSError):
         raise
-    except Exception as failed:  # torch's exporter raises whatever its inside raises
+    except Exception as failed:  # torch's exporter raises errors of any type
         raise CheckError(f"the {described.name} cannot be traced to ONNX: {first_line(failed)}") from failed
 
 
@@ -62,7 +64,7 @@ def _eager_call(component: Component, module: nn.Module, sizes: Mapping[str, int
 
 
 def sample_inputs(component: Component, sizes: Mapping[str, int], seed: int) -> dict[str, Tensor]:
-    """Inputs as a run would have: normal latents, timesteps and sizes of 0 to 999, token ids, pictures in [0, 1]."""
+    """Draw realistic inputs: normal latents, timesteps and sizes from 0 to 999, token ids, images in [0, 1]."""
     generator = torch.Generator().manual_seed(seed)
 
     def draw(binding: Binding) -> Tensor:
@@ -79,7 +81,10 @@ def sample_inputs(component: Component, sizes: Mapping[str, int], seed: int) -> 
 
 
 def trace(component: Component, module: nn.Module, sizes: Mapping[str, int], folder: Path) -> Path:
-    """Write `model.onnx` and its external data into `folder`. `sizes` is one example; a batch of 1 would be fixed."""
+    """Write `model.onnx` and its external data into `folder`.
+
+    `sizes` is one example. Its batch must exceed 1: the exporter would treat a batch of 1 as fixed.
+    """
     inputs = sample_inputs(component, sizes, seed=0)
     dynamic = [{axis: d for axis, d in enumerate(b.dims) if isinstance(d, str)} for b in component.inputs]
     with _quiet():
@@ -94,13 +99,13 @@ def trace(component: Component, module: nn.Module, sizes: Mapping[str, int], fol
             verbose=False,
         )
         assert program is not None
-        _one_timestep_will_do(program.model)
+        _allow_one_timestep(program.model)
         program.save(folder / MODEL, external_data=True)
     return folder / MODEL
 
 
 class _ByPosition(nn.Module):
-    """The exporter takes any number of tensors by position, but not by names that are no parameters of `forward`."""
+    """Takes tensors by position: the exporter does not pass tensors by names that are not parameters of `forward`."""
 
     def __init__(self, module: nn.Module, names: list[str]) -> None:
         super().__init__()
@@ -108,30 +113,30 @@ class _ByPosition(nn.Module):
         self.names = names
 
     def forward(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """All inputs in the bindings' order."""
+        """Run the module on the inputs in the order of the bindings."""
         outputs: tuple[Tensor, ...] = self.module(**dict(zip(self.names, tensors, strict=True)))
         return outputs
 
 
-def _one_timestep_will_do(model: ir.Model) -> None:
-    """One timestep may stand for the whole batch, as Optimum gives it; one a picture is taken as well."""
+def _allow_one_timestep(model: ir.Model) -> None:
+    """Accept one timestep for the full batch, as Optimum passes it, as well as one per image."""
     inputs = {value.name: value for value in model.graph.inputs}
     if "timestep" not in inputs:
         return
     timestep = inputs["timestep"]
     uses = list(timestep.uses())
     batch = ir.node("Shape", [inputs["sample"]], {"start": 0, "end": 1})
-    each = ir.node("Expand", [timestep, batch.outputs[0]])
+    expand = ir.node("Expand", [timestep, batch.outputs[0]])
     for use in uses:
-        use.node.replace_input_with(use.idx, each.outputs[0])
-    each.outputs[0].type = timestep.type
+        use.node.replace_input_with(use.idx, expand.outputs[0])
+    expand.outputs[0].type = timestep.type
     timestep.shape = ir.Shape(["timesteps"])  # not "batch": ONNX Runtime shares buffers between sizes of one name
-    model.graph.insert_before(model.graph[0], [batch, each])
+    model.graph.insert_before(model.graph[0], [batch, expand])
 
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """The exporter's warnings and log lines are about its own insides; what matters is checked afterwards."""
+    """Silence the exporter: its warnings concern its internals, and `check` validates the result."""
     loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
     levels = [log.level for log in loggers]
     try:

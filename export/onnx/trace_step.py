@@ -1,4 +1,4 @@
-"""Components as checked float32 ONNX in the store: found there, or traced, each in a child process of its own."""
+"""Traced and checked float32 ONNX components as entries of the store. Each step runs in a child process."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ from ..steps.versions import versions
 from ..store.store import fetch, key_of
 from . import check
 
-TRACER = 4  # raised when the way components are traced changes what comes out
+TRACER = 4  # increased when tracing produces other graphs
 
 
 def trace_key(component: Component, source: Source) -> str:
-    """Of the component's traced graph in the store: everything that it depends on."""
+    """Return the store key of the component's traced graph, over everything that it depends on."""
     return key_of(
         {
             "component": component.to_json(),
@@ -35,7 +35,7 @@ def trace_key(component: Component, source: Source) -> str:
 
 
 def traced(component: Component, source: Source, profile: Profile) -> Artifact:
-    """The component's float32 ONNX. Raises `CheckError` where it cannot be traced, or is not what eager computes."""
+    """Return the component's float32 ONNX. Raises `CheckError` if tracing fails or the graph differs from eager."""
     weights = source.weights_folder(component.name)
 
     def make(folder: Path) -> Mapping[str, Any]:
@@ -81,7 +81,7 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
 
 
 def _check_other(name: str, backend: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """In a process of its own: a backend that ends it is refused, by name as well, and no other backend is."""
+    """Check another backend in a child process. A backend that crashes it is refused, even if requested by name."""
     try:
         what = f"checking the {name} on {backend}"
         figures: Mapping[str, Any] = run_in_subprocess(
@@ -92,6 +92,6 @@ def _check_other(name: str, backend: str, arguments: Mapping[str, Any]) -> Mappi
         return {"refused": str(died), "crashes": True}
 
 
-def _sizes(profile: Profile, batch: int, tall: int, wide: int, chunks: int = 1) -> dict[str, int]:
-    """Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations."""
-    return profile.sizes(batch=batch, height=tall * profile.multiple, width=wide * profile.multiple, chunks=chunks)
+def _sizes(profile: Profile, batch: int, rows: int, columns: int, chunks: int = 1) -> dict[str, int]:
+    """Return small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations."""
+    return profile.sizes(batch=batch, height=rows * profile.multiple, width=columns * profile.multiple, chunks=chunks)

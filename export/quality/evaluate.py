@@ -20,7 +20,7 @@ from calotype.images.png import to_uint8
 from calotype.pipeline import Pipeline
 from calotype.plan.plan import read_plan
 
-from ..onnx.capture import Pictures, read_calls
+from ..onnx.capture import ImageSet, read_calls
 from .metrics import Pixels, figures
 
 ROUNDS = 30  # calls of each runner; fewer if they take longer than ROUNDS_S
@@ -53,7 +53,7 @@ def evaluate_plan(
     Returns:
         The metrics, "seconds" per image, and "notes".
     """
-    config = Pictures(**{**images, "prompts": tuple(images["prompts"])})
+    config = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
     pipe = Pipeline(read_plan(Path(plan), sealed=False), choose(backend))
     began = time.perf_counter()
     pixels, notes = _decode(pipe, Path(reference)) if decoder_only else _generate(pipe, config)
@@ -63,7 +63,7 @@ def evaluate_plan(
     return {**values, "seconds": seconds, "notes": list(notes)}
 
 
-def _generate(pipe: Pipeline, config: Pictures) -> tuple[Pixels, tuple[str, ...]]:
+def _generate(pipe: Pipeline, config: ImageSet) -> tuple[Pixels, tuple[str, ...]]:
     batches: list[NDArray[np.uint8]] = []
     notes: tuple[str, ...] = ()
     for i in range(len(config.prompts)):

@@ -1,1 +1,1 @@
-"""Models as users have them: folders, single files, hub ids, LoRAs, and textual inversions."""
+"""Read models in the forms that users have: folders, single files, hub ids, LoRAs and textual inversions."""

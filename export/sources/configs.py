@@ -1,7 +1,6 @@
-"""The published configs of the models that people run, as data: what a network is made of, without its weights.
+"""Published configs of common models, as data without weights.
 
-What a checkpoint in the original layout is read into (`originals`), and what the benchmarks' models are made of. Knows
-nothing of either.
+`single_file` reads checkpoints in the original layout into them, and the benchmarks build their models from them.
 """
 
 from __future__ import annotations
@@ -22,7 +21,7 @@ _TEXT_BIG = {
     **{"hidden_size": 1280, "intermediate_size": 5120, "num_hidden_layers": 32, "num_attention_heads": 20},
     **{"hidden_act": "gelu", "projection_dim": 1280},
 }
-_TEXT_OPEN = {  # OpenCLIP ViT-H: diffusers ships 23 of its 24 layers, as Stable Diffusion 2 reads the last but one
+_TEXT_OPEN = {  # OpenCLIP ViT-H: diffusers ships 23 of its 24 layers, because Stable Diffusion 2 reads the last but one
     **_TEXT,
     **{"hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 23, "num_attention_heads": 16},
     **{"hidden_act": "gelu", "projection_dim": 512},
@@ -85,8 +84,8 @@ REFINER: Mapping[str, Any] = {  # stabilityai/stable-diffusion-xl-refiner-1.0
     "vae": ("AutoencoderKL", _VAE_XL),
 }
 
-# After runwayml/stable-diffusion-v1-5 and stabilityai/{stable-diffusion-2-1, sd-turbo, stable-diffusion-xl-base-1.0,
-# sdxl-turbo}, each part under its folder's name: the class, and its config's fields that are not the class's defaults.
+# From runwayml/stable-diffusion-v1-5 and stabilityai/{stable-diffusion-2-1, sd-turbo, stable-diffusion-xl-base-1.0,
+# sdxl-turbo}: folder -> the class, and the config's fields that differ from the class's defaults.
 MODELS: Mapping[str, Mapping[str, Any]] = {
     "sd15": {
         "pipeline": "StableDiffusionPipeline",
@@ -109,7 +108,7 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         **_OPEN,
         "scheduler": ("EulerDiscreteScheduler", {**_BETAS, **_TURBO}),
         "unet": ("UNet2DConditionModel", {**_UNET_2, "sample_size": 64}),
-        "vae": ("AutoencoderTiny", {}),  # madebyollin/taesd: the class's defaults are its sizes
+        "vae": ("AutoencoderTiny", {}),  # madebyollin/taesd: the class's default sizes
     },
     "sdxl": {
         **_XL,

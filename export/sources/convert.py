@@ -1,7 +1,7 @@
-"""The tensors of a checkpoint in the original layout under diffusers' names: its own converters, and a check of each.
+"""Convert checkpoints in the original layout to diffusers' names with diffusers' converters, and check every tensor.
 
-A tensor that finds no place, one that is missing and one of another shape are errors: a library that fills in random
-numbers makes noise, not an error. Imports torch: it runs in a child process.
+Unknown tensors, missing tensors and wrong shapes are errors: diffusers would fill in random numbers and generate noise.
+This module imports torch, so it runs in a child process.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from .single_file import UNET, VAE
 
 Tensors = Mapping[str, Tensor]
 
-_OF_VAE = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
+_VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _V_SPREAD = 0.09
 
 
@@ -37,8 +37,11 @@ def convert_into(
     described: Mapping[str, Any],
     metadata: Mapping[str, str],
 ) -> dict[str, str]:
-    """In a child process: write the checkpoint as a folder of diffusers' layout; what it predicts, and how we know."""
-    from safetensors.torch import load_file, save_file
+    """Write the checkpoint as a folder in diffusers' layout, in a child process.
+
+    Return what the U-Net predicts, and the reason for that conclusion.
+    """
+    from safetensors.torch import load_file
 
     folder, tensors = Path(out), load_file(file)
     predicts, because = prediction_of(name, tensors, metadata)
@@ -52,56 +55,61 @@ def convert_into(
     index["scheduler"] = ["diffusers", scheduler]
     for part in (*texts, "unet", "vae"):
         class_name, config = parts[part]
-        library = "transformers" if part in texts else "diffusers"
-        index[part] = [library, class_name]
+        index[part] = ["transformers" if part in texts else "diffusers", class_name]
         network = network_of(class_name, config)
-        found = converted(part, tensors, config, texts)
-        check_fit(f"{file} is {name}, but its {part}", found, network)
-        _write(folder / part / "config.json", full_config(network))
-        stem = "model" if part in texts else "diffusion_pytorch_model"
-        save_file(dict(found), folder / part / f"{stem}.safetensors", metadata={"format": "pt"})
+        state = convert_tensors(part, tensors, config, texts)
+        check_fit(f"{file} is {name}, but its {part}", state, network)
+        _save_network(folder / part, "model" if part in texts else "diffusion_pytorch_model", network, state)
     for part in texts:
         tokenizer = part.replace("text_encoder", "tokenizer")
         index[tokenizer] = ["transformers", "CLIPTokenizer"]
-        # OpenAI's encoder was trained on prompts filled up with its end mark, OpenCLIP's (with gelu) on others.
+        # OpenAI's encoder was trained with the end token as padding, OpenCLIP's (with gelu) with another.
         write_tokenizer(folder / tokenizer, pad="!" if parts[part][1]["hidden_act"] == "gelu" else END)
     _write(folder / "model_index.json", index)
     return {"predicts": {"epsilon": "the noise", "v_prediction": "v"}[predicts], "because": because}
 
 
-def convert_part_into(
+def convert_component_into(
     *, out: str, file: str, what: str, original: bool, prefix: str, class_name: str, config: Mapping[str, Any]
 ) -> dict[str, str]:
-    """In a child process: write one network's file as its folder in diffusers' layout. The rest as in `parts.Part`."""
-    from safetensors.torch import load_file, save_file
+    """Write one network's file as a folder in diffusers' layout, in a child process.
 
-    folder = Path(out)
+    The arguments from `what` on are the fields of `single_file_components.NetworkFile`.
+    """
+    from safetensors.torch import load_file
+
     network = network_of(class_name, known_fields(class_name, config))
     try:
-        found = part_converted(network, load_file(file), original=original, prefix=prefix)
-    except SourceError as lost:
-        raise SourceError(f"{file} is {what} of a kind that is not read: {lost}") from None
-    mend = "; take one of the model's own family, or a folder that has its config"
-    check_fit(f"{file} is {what}, but beside this model it", found, network, mend)
-    _write(folder / "config.json", full_config(network))
-    save_file(found, folder / "diffusion_pytorch_model.safetensors", metadata={"format": "pt"})
+        state = convert_component_tensors(network, load_file(file), original=original, prefix=prefix)
+    except SourceError as failed:
+        raise SourceError(f"{file} is {what} of an unsupported kind: {failed}") from None
+    remedy = ". Use one of the model's family, or a folder that has its config"
+    check_fit(f"{file} is {what}, but with this model it", state, network, remedy)
+    _save_network(Path(out), "diffusion_pytorch_model", network, state)
     return {}
 
 
-def part_converted(network: Any, tensors: Tensors, *, original: bool, prefix: str) -> dict[str, Tensor]:
-    """The tensors of an autoencoder or a ControlNet alone, under the network's own names. Raises `SourceError`."""
-    coded = type(network).__name__ == "AutoencoderKL"
-    starts = tuple(prefix + part for part in _OF_VAE) if coded else prefix
+def _save_network(folder: Path, stem: str, network: Any, state: dict[str, Tensor]) -> None:
+    from safetensors.torch import save_file
+
+    _write(folder / "config.json", full_config(network))
+    save_file(state, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+
+
+def convert_component_tensors(network: Any, tensors: Tensors, *, original: bool, prefix: str) -> dict[str, Tensor]:
+    """Return the tensors of one autoencoder or ControlNet under the network's names. Raises `SourceError`."""
+    is_vae = type(network).__name__ == "AutoencoderKL"
+    starts = tuple(prefix + part for part in _VAE_STARTS) if is_vae else prefix
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
     if original:
-        return _renamed("vae" if coded else "controlnet", own, network.config, prefix)
-    found = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in own.items()}
-    network._fix_state_dict_keys_on_load(found)  # attention had other names in 2022
-    return found
+        return _renamed("vae" if is_vae else "controlnet", own, network.config, prefix)
+    state = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in own.items()}
+    network._fix_state_dict_keys_on_load(state)  # attention had other names in 2022
+    return state
 
 
 def known_fields(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """The fields of a config that the class takes: a ControlNet's are among its U-Net's."""
+    """Return the fields of a config that the class accepts. A ControlNet's fields are a subset of its U-Net's."""
     import diffusers
 
     fields = inspect.signature(getattr(diffusers, class_name).__init__).parameters
@@ -109,29 +117,32 @@ def known_fields(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def prediction_of(name: str, tensors: Tensors, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """ "epsilon" or "v_prediction", and how that is known: by what the file says, its marks, or else as ComfyUI does.
+    """Return "epsilon" or "v_prediction", and the reason: the metadata, a marker tensor, or ComfyUI's rule.
 
-    Stable Diffusion 2 came in both kinds, of the same names and shapes. Those that predict v have a larger spread in
-    the first norm's bias of the U-Net's last transformer (ComfyUI, `supported_models.SD20`). Raises `SourceError`.
+    Stable Diffusion 2 exists in both kinds, with equal names and shapes. Models that predict v have a larger spread in
+    the first norm's bias of the U-Net's last transformer (ComfyUI, `supported_models.SD20`).
+
+    Raises:
+        SourceError: the model uses EDM's noise.
     """
     if "edm_mean" in tensors or "edm_vpred.sigma_max" in tensors:
-        raise SourceError(f"this {name} was trained with EDM's noise (Karras et al. 2022), which is not read here.")
-    said = metadata.get("modelspec.prediction_type", "").lower()
-    if said in ("v", "v_prediction", "epsilon"):
-        return "epsilon" if said == "epsilon" else "v_prediction", "its metadata says so"
+        raise SourceError(f"this {name} was trained with EDM's noise (Karras et al. 2022), which is not supported.")
+    declared = metadata.get("modelspec.prediction_type", "").lower()
+    if declared in ("v", "v_prediction", "epsilon"):
+        return "epsilon" if declared == "epsilon" else "v_prediction", "its metadata says so"
     if "v_pred" in tensors:
-        return "v_prediction", "it is marked so"
+        return "v_prediction", "a tensor named v_pred marks it"
     if name != "Stable Diffusion 2.x":
-        return "epsilon", f"as {name} does, and nothing marks it otherwise"
+        return "epsilon", f"the default of {name}; no metadata and no tensor says otherwise"
     ends = ".1.transformer_blocks.0.norm1.bias"
     biases = {int(n.split(".")[3]): n for n in tensors if n.startswith(f"{UNET}output_blocks.") and n.endswith(ends)}
     spread = float(tensors[biases[max(biases)]].float().std(correction=0)) if biases else 0.0
-    because = f"its last transformer's first bias spreads by {spread:.3f}, and above {_V_SPREAD} is taken for v"
+    because = f"the first bias of its last transformer has a spread of {spread:.3f}; above {_V_SPREAD} means v"
     return "v_prediction" if spread > _V_SPREAD else "epsilon", because
 
 
 def with_prediction(described: Mapping[str, Any], predicts: str, *, zero_snr: bool) -> dict[str, Any]:
-    """The parts with a scheduler of this prediction; Stable Diffusion 2 that predicts noise was trained at 512 px."""
+    """Set the scheduler's prediction type. Stable Diffusion 2 models that predict noise were trained at 512 px."""
     scheduler, settings = described["scheduler"]
     settings = {**settings, "prediction_type": predicts, **({"rescale_betas_zero_snr": True} if zero_snr else {})}
     parts = {**described, "scheduler": (scheduler, settings)}
@@ -141,68 +152,70 @@ def with_prediction(described: Mapping[str, Any], predicts: str, *, zero_snr: bo
     return parts
 
 
-def converted(part: str, tensors: Tensors, config: Mapping[str, Any], texts: Mapping[str, str]) -> dict[str, Tensor]:
-    """The tensors of one part under the names that its config's network has. Raises `SourceError`."""
+def convert_tensors(
+    part: str, tensors: Tensors, config: Mapping[str, Any], texts: Mapping[str, str]
+) -> dict[str, Tensor]:
+    """Return the tensors of one part under the names of its config's network. Raises `SourceError`."""
     if part in texts:
-        return _text(part, tensors, config, texts[part])
-    starts = (UNET,) if part == "unet" else tuple(f"{VAE}{name}" for name in _OF_VAE)
+        return _text_tensors(part, tensors, config, texts[part])
+    starts = (UNET,) if part == "unet" else tuple(f"{VAE}{name}" for name in _VAE_STARTS)
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
     return _renamed(part, own, config)
 
 
 def _renamed(part: str, own: Tensors, config: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
-    """By diffusers' converter. `SourceError` unless every tensor found its place."""
-    from diffusers.loaders import single_file_utils as elder
+    """Rename with diffusers' converter. Raises `SourceError` if a tensor was not used."""
+    from diffusers.loaders import single_file_utils as diffusers_utils
 
     convert = {
-        "unet": elder.convert_ldm_unet_checkpoint,
-        "vae": elder.convert_ldm_vae_checkpoint,
-        "controlnet": elder.convert_controlnet_checkpoint,
+        "unet": diffusers_utils.convert_ldm_unet_checkpoint,
+        "vae": diffusers_utils.convert_ldm_vae_checkpoint,
+        "controlnet": diffusers_utils.convert_controlnet_checkpoint,
     }[part]
-    found = convert(dict(own), config)
-    if part == "controlnet" and config["addition_embed_type"]:  # of SDXL, which the converter has in a table alone
-        table = elder.DIFFUSERS_TO_LDM_MAPPING[part]["addition_embed_type"]
-        found |= {new: own.get(prefix + old) for new, old in table.items()}
-    found = {name: tensor.contiguous() for name, tensor in found.items() if tensor is not None}
-    if len(found) != len(own):
-        raise SourceError(f"{len(own) - len(found)} tensors of the checkpoint's {part} have no place in its network.")
-    return found
+    state = convert(dict(own), config)
+    if part == "controlnet" and config["addition_embed_type"]:  # SDXL's: the converter has these only in a table
+        table = diffusers_utils.DIFFUSERS_TO_LDM_MAPPING[part]["addition_embed_type"]
+        state |= {new: own.get(prefix + old) for new, old in table.items()}
+    state = {name: tensor.contiguous() for name, tensor in state.items() if tensor is not None}
+    if len(state) != len(own):
+        raise SourceError(f"{len(own) - len(state)} tensors of the checkpoint's {part} are unknown to its network.")
+    return state
 
 
-def _text(part: str, tensors: Tensors, config: Mapping[str, Any], start: str) -> dict[str, Tensor]:
-    from diffusers.loaders import single_file_utils as elder
+def _text_tensors(part: str, tensors: Tensors, config: Mapping[str, Any], start: str) -> dict[str, Tensor]:
+    from diffusers.loaders import single_file_utils as diffusers_utils
 
     own = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
-    if start.endswith(".transformer."):  # as transformers has it; the oldest files lack the outer module
+    if start.endswith(".transformer."):  # transformers' layout; the oldest files lack the outer module
         bare = {name.removeprefix(start).removeprefix("text_model."): tensor for name, tensor in own.items()}
-        found = {f"text_model.{name}": tensor for name, tensor in bare.items()}
-    else:  # as OpenCLIP has it; of Stable Diffusion 2's layers the last is read by nobody
+        state = {f"text_model.{name}": tensor for name, tensor in bare.items()}
+    else:  # OpenCLIP's layout; Stable Diffusion 2 does not use the last layer
         used = {name: tensor for name, tensor in own.items() if _layer(name) < config["num_hidden_layers"]}
-        wide = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
-        found = elder.convert_open_clip_checkpoint(wide, used, prefix=start)
+        model = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
+        state = diffusers_utils.convert_open_clip_checkpoint(model, used, prefix=start)
         if part == "text_encoder":
-            found.pop("text_projection.weight", None)
-    return {name: tensor.contiguous() for name, tensor in found.items() if not name.endswith("position_ids")}
+            state.pop("text_projection.weight", None)
+    return {name: tensor.contiguous() for name, tensor in state.items() if not name.endswith("position_ids")}
 
 
 def _layer(name: str) -> int:
     return int(name.partition(".resblocks.")[2].partition(".")[0] or -1)
 
 
-def check_fit(what: str, tensors: Tensors, network: Any, mend: str = "") -> None:
-    """`SourceError`, with `mend` at its end, unless the network has exactly these tensors, of these shapes."""
-    wanted, got = shapes_of(network.state_dict()), shapes_of(tensors)
-    wrong = [name for name in wanted | got if wanted.get(name) != got.get(name)]
+def check_fit(subject: str, tensors: Tensors, network: Any, remedy: str = "") -> None:
+    """Raise `SourceError` unless the network has exactly these tensors and shapes. `remedy` ends the message."""
+    expected, got = shapes_of(network.state_dict()), shapes_of(tensors)
+    wrong = [name for name in expected | got if expected.get(name) != got.get(name)]
     if wrong:
         name = min(wrong)
         raise SourceError(
-            f"{what} does not fit: {len(wrong)} tensors are missing, too many, or of another shape, such as {name} "
-            f"(wanted {wanted.get(name, 'none')}, got {got.get(name, 'none')}){mend}."
+            f"{subject} does not fit: {len(wrong)} tensors are missing, unknown or of another shape, such as {name} "
+            f"(expected {expected.get(name, 'none')}, got {got.get(name, 'none')}){remedy}."
         )
 
 
 def network_of(class_name: str, config: Mapping[str, Any]) -> Any:
-    """The network of a config, without weights: its tensors are on the meta device."""
+    """Build the network of a config on the meta device, without weights."""
     import diffusers
     import transformers
 
@@ -213,20 +226,20 @@ def network_of(class_name: str, config: Mapping[str, Any]) -> Any:
 
 
 def full_config(network: Any) -> dict[str, Any]:
-    """The network's config with every default spelt out, as a folder holds it."""
-    if hasattr(network, "to_json_string"):  # diffusers' networks tell it themselves
+    """Return the network's config with all default values, as a model folder stores it."""
+    if hasattr(network, "to_json_string"):  # a diffusers network
         return dict(json.loads(network.to_json_string()))
-    told = json.loads(network.config.to_json_string(use_diff=False))
-    return {**told, "architectures": [type(network).__name__]}
+    config = json.loads(network.config.to_json_string(use_diff=False))
+    return {**config, "architectures": [type(network).__name__]}
 
 
 def shapes_of(tensors: Tensors) -> dict[str, list[int]]:
-    """Names and shapes of tensors."""
+    """Return name -> shape."""
     return {_bare(name): list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _bare(name: str) -> str:
-    return name.removeprefix("text_model.")  # which transformers has inside or not, from version to version
+    return name.removeprefix("text_model.")  # a prefix that depends on the version of transformers
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:

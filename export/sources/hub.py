@@ -1,6 +1,6 @@
-"""Models of the Hugging Face hub: only what a model is made of is fetched, and offline nothing is asked for at all.
+"""Fetch models from the Hugging Face hub: only the files that are read here, and no connection in offline mode.
 
-Knows the hub's client, `huggingface_hub`, whose cache is used and filled. What the files must be is `source`'s to say.
+Uses the cache of the client, `huggingface_hub`. `source` checks the files.
 """
 
 from __future__ import annotations
@@ -21,30 +21,33 @@ from .weight_files import PICKLES, weight_files
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
 _SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
-_WEIGHTS = {  # folder -> how its files of weights begin
+_WEIGHTS = {  # folder -> stem of its weight files
     **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
     **dict.fromkeys(("unet", "vae", "vqvae"), "diffusion_pytorch_model"),
 }
-_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # no room, no right: it is not the hub
+_DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of the local disk, not of the hub
 
 
 def from_hub(hub_id: str, *, offline: bool) -> Path:
-    """The folder of a model, a ControlNet or an autoencoder in the hub's cache, fetched first where it is not there.
+    """Return the folder of a model, a ControlNet or an autoencoder in the hub's cache, and fetch it if it is missing.
 
-    `offline`, as HF_HUB_OFFLINE=1, makes no connection. Where the hub cannot be reached, what the cache has is taken,
-    and that is said. Raises `SourceError`.
+    `offline` (or HF_HUB_OFFLINE=1) makes no connection. If the hub cannot be reached, the cached files are used, with a
+    message on stderr.
+
+    Raises:
+        SourceError: the hub has no such model, or it is neither cached nor reachable.
     """
     try:
         from huggingface_hub import HfApi, constants, errors, snapshot_download
     except ImportError:
         raise SourceError(
-            f"there is no folder {hub_id}; to have it from the hub, pip install 'calotype[build]'."
+            f"there is no folder {hub_id}. To fetch models from the hub, pip install 'calotype[build]'."
         ) from None
     if offline or constants.HF_HUB_OFFLINE:
         if (folder := _cached(hub_id)) is None:
             raise SourceError(
-                f"there is no folder {hub_id}, the hub's cache {constants.HF_HUB_CACHE} has no model of that name, and "
-                "offline nothing is fetched; load it once without offline (and without HF_HUB_OFFLINE)."
+                f"there is no folder {hub_id}, and the hub's cache {constants.HF_HUB_CACHE} has no such model. "
+                "Offline mode fetches nothing: load the model once without offline (and without HF_HUB_OFFLINE)."
             )
         return folder
     try:
@@ -52,43 +55,46 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=needed(hub_id, files)))
     except errors.GatedRepoError:
         raise SourceError(
-            f"{hub_id} is gated: ask for access on its page at the hub, then log in with: hf auth login"
+            f"{hub_id} is gated. Request access on its page at the hub, then log in with: hf auth login"
         ) from None
     except errors.RepositoryNotFoundError:
         raise SourceError(
-            f"there is no folder {hub_id}, and the hub has no model of that name (for a private one log in with: "
-            "hf auth login)."
+            f"there is no folder {hub_id}, and the hub has no such model. For private models, log in: hf auth login"
         ) from None
     except SourceError:
         raise
-    except Exception as failed:  # the hub's client and its HTTP library raise kinds of their own
+    except Exception as failed:  # the client and its HTTP library have their own error types
         if isinstance(failed, OSError) and failed.errno in _DISKS:
             raise SourceError(
-                f"{hub_id} cannot be kept in the hub's cache {constants.HF_HUB_CACHE} ({failed.strerror}); make room "
-                "there, or name another folder as HF_HUB_CACHE."
+                f"cannot write {hub_id} to the hub's cache {constants.HF_HUB_CACHE} ({failed.strerror}). Free space "
+                "there, or set HF_HUB_CACHE to another folder."
             ) from None
-        why = first_line(failed)
-        if (folder := _cached(hub_id)) is None or not _is_whole(folder):
-            part = " (the cache has a part of it)" if folder else ""
-            raise SourceError(f"there is no folder {hub_id}{part}, and it cannot be had from the hub: {why}") from None
-        line = f"calotype: the hub cannot be asked ({why}); taking {hub_id} as the cache has it"
-        print(printable(line), file=sys.stderr)
-        return folder
+        return _from_cache(hub_id, first_line(failed))
+
+
+def _from_cache(hub_id: str, reason: str) -> Path:
+    """Return the complete cached model, with a message. Raises `SourceError` with `reason`, why the hub failed."""
+    if (folder := _cached(hub_id)) is None or not _is_complete(folder):
+        part = " (the cache has a part of it)" if folder else ""
+        raise SourceError(f"there is no folder {hub_id}{part}, and the hub did not deliver it: {reason}") from None
+    line = f"calotype: cannot reach the hub ({reason}); using {hub_id} from the cache"
+    print(printable(line), file=sys.stderr)
+    return folder
 
 
 def _cached(hub_id: str) -> Path | None:
-    """The model's folder in the cache, as far as it was fetched; no connection is made."""
+    """Return the model's folder in the cache, which may be incomplete. Makes no connection."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in (_INDEX, _CONFIG):
-        found: Any = try_to_load_from_cache(hub_id, name)
-        if isinstance(found, str):
-            return Path(found).parent
+        path: Any = try_to_load_from_cache(hub_id, name)
+        if isinstance(path, str):
+            return Path(path).parent
     return None
 
 
-def _is_whole(folder: Path) -> bool:
-    """Has a folder of the cache all that its index speaks of, as far as it is read here?"""
+def _is_complete(folder: Path) -> bool:
+    """Return whether a cached folder has all files of its index that are read here."""
     try:
         if not (folder / _INDEX).is_file():
             return bool(weight_files(folder, _WEIGHTS["unet"]))
@@ -108,9 +114,10 @@ def _is_whole(folder: Path) -> bool:
 
 
 def needed(hub_id: str, files: Sequence[str]) -> list[str]:
-    """Of a repository's files those that are read here: configs, vocabularies, and one set of weights for each network.
+    """Select the files that are read here: configs, vocabularies, and one set of weights for each network.
 
-    Weights in full precision, or in fp16 where there are no others. Raises `SourceError` where there is no model.
+    The weights are in full precision, or in fp16 if a repository has no others. Raises `SourceError` for a repository
+    without a model.
     """
     if _INDEX in files:
         settings = [f for f in files if f.split("/")[0] in _SETTINGS and f.count("/") == 1 and _is_text(f)]
@@ -118,18 +125,18 @@ def needed(hub_id: str, files: Sequence[str]) -> list[str]:
         configs = [f"{folder}/{_CONFIG}" for folder in networks]
         weights = [f for folder in networks for f in _weights(hub_id, files, f"{folder}/{_WEIGHTS[folder]}")]
         return [_INDEX, *settings, *configs, *weights]
-    if _CONFIG in files:  # a network alone: a ControlNet or an autoencoder
+    if _CONFIG in files:  # a single network: a ControlNet or an autoencoder
         return [_CONFIG, *_weights(hub_id, files, _WEIGHTS["unet"])]
     single = [f for f in files if f.endswith(".safetensors")]
     if single:
         raise SourceError(
-            f"{hub_id} is no folder in diffusers' layout; it holds {_some(single)}. Fetch the checkpoint that you want "
-            f"(hf download {hub_id} {single[0]}) and name the file."
+            f"{hub_id} is not in diffusers' layout; it holds {_some(single)}. Download one checkpoint "
+            f"(hf download {hub_id} {single[0]}) and pass the file."
         )
     pickled = [f for f in files if Path(f).suffix in PICKLES]
     if pickled:
         raise SourceError(_pickled(hub_id, pickled))
-    raise SourceError(f"{hub_id} holds no model: {_INDEX} and {_CONFIG} are not among its {len(files)} files.")
+    raise SourceError(f"{hub_id} holds no model: its {len(files)} files include neither {_INDEX} nor {_CONFIG}.")
 
 
 def _is_text(name: str) -> bool:
@@ -137,11 +144,11 @@ def _is_text(name: str) -> bool:
 
 
 def _weights(hub_id: str, files: Sequence[str], stem: str) -> list[str]:
-    """One set of safetensors: whole or in shards."""
+    """Select one set of safetensors: a single file, or an index and its shards."""
     for variant in ("", ".fp16"):
-        whole, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
-        if whole in files:
-            return [whole]
+        single, index = f"{stem}{variant}.safetensors", f"{stem}.safetensors.index{variant}.json"
+        if single in files:
+            return [single]
         if index in files:
             shard = re.compile(re.escape(f"{stem}{variant}") + r"-\d+-of-\d+\.safetensors")
             return [index, *(f for f in files if shard.fullmatch(f))]
@@ -149,13 +156,13 @@ def _weights(hub_id: str, files: Sequence[str], stem: str) -> list[str]:
     pickled = [f for f in files if f.rpartition("/")[0] == folder and Path(f).suffix in PICKLES]
     if pickled:
         raise SourceError(_pickled(hub_id, pickled))
-    raise SourceError(f"{hub_id} has no {stem}.safetensors; weights are read from safetensors.")
+    raise SourceError(f"{hub_id} has no {stem}.safetensors; only weights in safetensors are read.")
 
 
 def _pickled(hub_id: str, pickled: Sequence[str]) -> str:
     return (
-        f"{hub_id} holds {_some(pickled)}, pickles, which can run any code when they are opened, so they are not "
-        "fetched. Load the model with diffusers where you trust it, save it with save_pretrained, and name that folder."
+        f"{hub_id} holds {_some(pickled)}. Pickles can run any code when they are opened, so they are not fetched. "
+        "If you trust the model, load it with diffusers, save it with save_pretrained, and pass that folder."
     )
 
 

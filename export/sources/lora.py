@@ -1,7 +1,6 @@
-"""LoRAs fused into a model's weights before anything is traced: for plans that are to have them inside.
+"""Fuse LoRAs into a model's weights before tracing, for plans that contain them.
 
-The store keeps the fused weights. Reading, fitting and adding is the runtime's own (`calotype.lora.lora`); what is done
-here is that fused weights are found again by what they were made from.
+The fused weights are entries of the store. The runtime (`calotype.lora.lora`) reads, matches and adds LoRAs.
 """
 
 from __future__ import annotations
@@ -21,26 +20,28 @@ from ..store.store import fetch, key_of
 from .source import Source, read_source, stem_of
 from .weight_files import check_safetensors, weight_files
 
-FUSER = 2  # raised when the way weights are fused changes what comes out
+FUSER = 2  # increased when fusing produces other weights
 
 
-def fuse(source: Source, said: Sequence[str | Path]) -> Source:
-    """The source with these LoRAs in its weights: the folders of the networks they change are entries of the store.
+def fuse(source: Source, files: Sequence[str | Path]) -> Source:
+    """Return the source with these LoRAs in its weights. The changed networks are folders of the store.
 
-    Raises `SourceError` where a file is missing, is no LoRA, or does not fit the model.
+    Raises:
+        SourceError: a file is missing, is not a LoRA, or does not fit the model.
     """
-    given = parse_loras(list(said))
-    if given and not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
-        raise SourceError(f"{source.model} is no Stable Diffusion, and takes no LoRA.")
+    parsed = parse_loras(list(files))
+    if parsed and not TEXT_ENCODERS[source.configs["model_index"]["_class_name"]]:
+        raise SourceError(f"{source.model} is not a Stable Diffusion model, and takes no LoRA.")
     shapes = {name: _shapes(source.folders[name], stem_of(name)) for name in _networks(source)}
-    for lora in given:  # by the headers alone: a large file that does not fit is not read to be hashed
+    for lora in parsed:  # checks only the headers: a large file that does not fit is not hashed
         keys_that_fit(lora, shapes)
-    model = str(source.folder)  # not the name, which may be the hub's, or a checkpoint's
-    loras, idle = [lora for lora in given if lora.weight], [lora for lora in given if not lora.weight]
-    if idle:  # they must fit as well; nothing of them is saved
-        _fuse(idle, model, Path())
-    if not loras:
-        return source
+    loras, idle = [lora for lora in parsed if lora.weight], [lora for lora in parsed if not lora.weight]
+    if idle:  # they must fit as well, but are not saved
+        _fuse(idle, source, Path())
+    return _fused(source, loras) if loras else source
+
+
+def _fused(source: Source, loras: Sequence[Lora]) -> Source:
     names = _networks(source)
     key = key_of(
         {
@@ -52,7 +53,7 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
     )
 
     def make(empty: Path) -> Mapping[str, Any]:
-        done = _fuse(loras, model, empty)
+        done = _fuse(loras, source, empty)
         return {"changed": done.value, "peak_bytes": done.peak_bytes}
 
     folder, notes = fetch(
@@ -63,7 +64,8 @@ def fuse(source: Source, said: Sequence[str | Path]) -> Source:
     return replace(source, folders={**source.folders, **changed}, digests={**source.digests, **digests})
 
 
-def _fuse(loras: Sequence[Lora], model: str, out: Path) -> Outcome:
+def _fuse(loras: Sequence[Lora], source: Source, out: Path) -> Outcome:
+    model = str(source.folder)  # not `source.model`, which may be a hub id or a checkpoint
     files = [[str(lora.path), lora.weight] for lora in loras]
     return run_in_subprocess(
         "fusing the LoRAs", "calotype.export.sources.lora:fuse_into", out=str(out), model=model, loras=files
@@ -71,7 +73,7 @@ def _fuse(loras: Sequence[Lora], model: str, out: Path) -> Outcome:
 
 
 def _shapes(folder: Path, stem: str) -> Shapes:
-    """Layer -> its weight's shape, by the headers of a network's files; embeddings are among them."""
+    """Return layer -> shape of its weight, embeddings included, from the headers of a network's files."""
     return {
         name.removeprefix("text_model.").removesuffix(".weight"): tuple(shape)
         for file in weight_files(folder, stem)
@@ -85,16 +87,16 @@ def _networks(source: Source) -> list[str]:
 
 
 def fuse_into(*, out: str, model: str, loras: Sequence[tuple[str, float]]) -> list[str]:
-    """In a child process: save the networks that the LoRAs change into `out`; their names."""
+    """Save the networks that the LoRAs change into `out`, in a child process; return their names."""
     from calotype.backends.torch.modules import load_module
     from calotype.backends.torch.weights import ModuleWeights
 
     source, read = read_source(model), parse_loras([(path, weight) for path, weight in loras])
-    wanted = {"unet"}.union(*map(components_in, read))  # the U-Net tells families apart
-    modules: dict[str, Any] = {n: load_module(n, source.folders[n]) for n in _networks(source) if n in wanted}
+    needed = {"unet"}.union(*map(components_in, read))  # the U-Net shows the model's family
+    modules: dict[str, Any] = {n: load_module(n, source.folders[n]) for n in _networks(source) if n in needed}
     weights = {name: ModuleWeights.of(module) for name, module in modules.items()}
-    patches = weight_deltas_of(read, {name: each.shapes() for name, each in weights.items()})
-    for name, added in patches.items():
+    deltas = weight_deltas_of(read, {name: each.shapes() for name, each in weights.items()})
+    for name, added in deltas.items():
         weights[name].update_weights(added)
         modules[name].model.save_pretrained(Path(out) / name)
-    return sorted(patches)
+    return sorted(deltas)

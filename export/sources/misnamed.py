@@ -1,6 +1,6 @@
-"""What lies in a folder that is not a model, and which argument takes it: the way out that an error names.
+"""Describe paths that are not a model, and the argument that takes them, for error messages.
 
-Knows names of files and what configs say of themselves; opens no weights.
+Reads file names and configs, and headers of weight files.
 """
 
 from __future__ import annotations
@@ -10,61 +10,61 @@ from typing import Any
 
 from calotype.files.json_file import read_json
 
-from .single_file import what_is_in
+from .single_file import describe_contents
 from .weight_files import EXPORTED, EXPORTS, check_safetensors
 
-_ARGUMENTS = {  # diffusers' class -> the argument that takes its folder beside a model
+_ARGUMENTS = {  # diffusers' class -> the argument that takes its folder
     "ControlNetModel": "controlnet",
     "AutoencoderKL": "vae",
     "AutoencoderTiny": "vae",
 }
-_WHOLE = (
+_MODEL = (
     "a model is a folder in diffusers' layout, which has a model_index.json and the folders unet, vae, text_encoder, "
     "tokenizer and scheduler"
 )
 
 
 def kind_of_file(path: Path) -> str:
-    """What a file is that holds no weights that are read here, with an article."""
+    """Return the kind of a file whose weights are not read here, with an article."""
     return EXPORTS.get(path.suffix.lower(), "a file")
 
 
-def other_folder(folder: Path, named_as: str = "model") -> str | None:
-    """What a folder holds that is not what it was named as, and which argument takes it; None where that is unknown.
+def describe_other_folder(folder: Path, named_as: str = "model") -> str | None:
+    """Describe a folder that is not a `named_as`, and the argument that takes it; None if it is unknown.
 
-    Raises `SourceError` where its config or its only file of weights cannot be read.
+    Raises `SourceError` if its config or its only weight file cannot be read.
     """
     if (folder / "adapter_config.json").is_file():
-        return f"{folder} holds a LoRA of peft; name its .safetensors file as lora= (--lora) beside a model."
+        return f"{folder} holds a peft LoRA. Pass its .safetensors file as lora= (--lora), together with a model."
     if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json", "it says what the folder holds")
+        config = read_json(folder / "config.json", "the folder's config")
         if kind := _class_of(config):
-            return f"{folder} holds {kind}, not a whole model; {_way_out(folder, kind)}."
-    if export := exported(folder):
+            return f"{folder} holds {kind}, not a full model. {_remedy(folder, kind)}."
+    if export := describe_export(folder):
         return export
     single = sorted(folder.glob("*.safetensors"))
-    if len(single) == 1 and "(name it as " in (what := what_is_in(check_safetensors(single[0]), named_as)):
-        return f"{folder} has no model_index.json and no config.json; {single[0].name} in it holds {what}."
+    if len(single) == 1 and "(pass it as " in (contents := describe_contents(check_safetensors(single[0]), named_as)):
+        return f"{folder} has no model_index.json and no config.json. Its {single[0].name} holds {contents}."
     return None
 
 
 def _class_of(config: dict[str, Any]) -> str:
-    """What a config calls its network: diffusers has `_class_name`, transformers has `architectures`."""
-    named = config.get("_class_name") or config.get("architectures") or config.get("model_type")
-    return str(named[0] if isinstance(named, list) else named or "")[:80]
+    """Return the class of a config's network: `_class_name` of diffusers, or `architectures` of transformers."""
+    value = config.get("_class_name") or config.get("architectures") or config.get("model_type")
+    return str(value[0] if isinstance(value, list) else value or "")[:80]
 
 
-def _way_out(folder: Path, kind: str) -> str:
+def _remedy(folder: Path, kind: str) -> str:
     if argument := _ARGUMENTS.get(kind):
-        return f"name it as {argument}= (--{argument}) beside a model"
+        return f"Pass it as {argument}= (--{argument}), together with a model"
     parent = folder.absolute().parent
     if (parent / "model_index.json").is_file():
-        return f"name the model's folder: {parent}"
-    return f"no argument takes it alone. Name the folder of the model that it belongs to: {_WHOLE}"
+        return f"Pass the model's folder: {parent}"
+    return f"No argument takes it. Pass the folder of its model: {_MODEL}"
 
 
-def exported(folder: Path) -> str | None:
-    """What another program's export is that lies in a folder or the folders in it; None where there is none."""
+def describe_export(folder: Path) -> str | None:
+    """Describe another program's export in a folder or its subfolders; None if it has none."""
     for file in sorted([*folder.glob("*"), *folder.glob("*/*")]):
         if file.suffix in EXPORTS and file.is_file():
             return f"{folder} holds {EXPORTS[file.suffix]} ({file.name}). {EXPORTED}."

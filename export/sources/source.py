@@ -1,9 +1,8 @@
-"""Models as they are found: a folder in diffusers' layout, a checkpoint in the original one, "demo", or a hub id.
+"""Read a model: a folder in diffusers' layout, a checkpoint in the original layout, "demo", or a hub id.
 
-An autoencoder and ControlNets beside a model are found the same ways.
-
-Everything that can be wrong with a model's files is found here, before any library opens them: a missing folder, a
-config that is no JSON, a pickle, a truncated weight file. Nothing of the user's is changed. Imports no torch.
+Autoencoders and ControlNets are read in the same ways. All checks of files happen here, before any library opens them:
+a missing folder, a config that is not JSON, a pickle, a truncated weight file. The user's files are never changed. This
+module does not import torch.
 """
 
 from __future__ import annotations
@@ -27,15 +26,15 @@ from calotype.text.tokenizer import MARKS, check_token_ids, tokenizer_files
 from calotype.weights.types import check_not_quantized, check_types
 
 from .hub import from_hub
-from .misnamed import exported, kind_of_file, other_folder
-from .single_file import opened
-from .single_file_components import part_opened
+from .misnamed import describe_export, describe_other_folder, kind_of_file
+from .single_file import open_checkpoint
+from .single_file_components import open_component
 from .weight_files import PICKLES, check_safetensors, count_weights, pickles_in, refusal_of_pickle, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-# What pictures depend on in a model_index.json.
-_SAID = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
-_KINDS = {  # what is named -> what it may be, and the class of diffusers that reads it from one file
+# The fields of a model_index.json that change images.
+_INDEX_FIELDS = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
+_KINDS = {  # argument -> its forms, and diffusers' class that reads it from one file
     "model": (
         "a model is a folder in diffusers' layout, a .safetensors checkpoint, a plan, a hub id, or demo",
         "StableDiffusionPipeline",
@@ -49,41 +48,41 @@ _KINDS = {  # what is named -> what it may be, and the class of diffusers that r
         "ControlNetModel",
     ),
 }
-_SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # what comes with Calotype, and its folder
+_SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # models that ship with Calotype -> folder
 
 
 @dataclass(frozen=True, kw_only=True)
 class Source:
-    """A model whose files are all there and whole."""
+    """A model whose files are complete and valid."""
 
-    model: str  # what the user called it
+    model: str  # the name that the user passed
     folder: Path
-    configs: Mapping[str, Mapping[str, Any]]  # of each folder of weights; model_index and scheduler
-    folders: Mapping[str, Path]  # where each of them is, by the name it has in diffusers' layout: unet, controlnet, ...
-    digests: Mapping[str, str]  # SHA-256 of the weights in each
-    tokenizers: Mapping[str, Path]  # text encoder -> the folder of its vocabulary
+    configs: Mapping[str, Mapping[str, Any]]  # per folder of weights, model_index and scheduler
+    folders: Mapping[str, Path]  # name in diffusers' layout (unet, controlnet, ...) -> folder
+    digests: Mapping[str, str]  # folder's name -> SHA-256 of its weights
+    tokenizers: Mapping[str, Path]  # text encoder -> folder of its tokenizer
 
     def weights_folder(self, component: str) -> Path:
-        """Where the component's config and weights lie."""
+        """Return the folder of the component's config and weights."""
         return self.folders[folder_of(component)]
 
     def weights_digest(self, component: str) -> str:
-        """SHA-256 of the component's weights."""
+        """Return the SHA-256 of the component's weights."""
         return self.digests[folder_of(component)]
 
     def check_unchanged(self, component: str) -> None:
-        """Raise `SourceError` unless the component's weights are still those that were read."""
+        """Raise `SourceError` if the component's weights changed since they were read."""
         folder, stem = self.weights_folder(component), stem_of(folder_of(component))
         if _digest(weight_files(folder, stem)) != self.weights_digest(component):
-            raise SourceError(f"the weights in {folder} were changed after the model was loaded; load it again.")
+            raise SourceError(f"the weights in {folder} were changed after the model was loaded. Load it again.")
 
     def weights_count(self, component: str) -> int:
-        """How many numbers the folder of the component's weights holds."""
+        """Return the number of values in the component's weight files."""
         return count_weights(self.weights_folder(component), stem_of(folder_of(component)))
 
     @property
     def fingerprint(self) -> str:
-        """SHA-256 over configs, weights and tokenizers: what the pictures depend on."""
+        """Return the SHA-256 of configs, weights and tokenizers, on which images depend."""
         files = [
             path
             for folder in self.tokenizers.values()
@@ -91,8 +90,8 @@ class Source:
             if path.is_file()
         ]
         vocabulary = [[path.name, file_digest(path)] for path in files]
-        said = json.dumps([self.configs, self.digests, vocabulary], sort_keys=True)
-        return hashlib.sha256(said.encode()).hexdigest()
+        content = json.dumps([self.configs, self.digests, vocabulary], sort_keys=True)
+        return hashlib.sha256(content.encode()).hexdigest()
 
 
 def read_source(
@@ -102,52 +101,68 @@ def read_source(
     *,
     offline: bool = False,
 ) -> Source:
-    """Find a model, the ControlNets to go with it and an autoencoder in place of its own, and check their files.
+    """Find a model, its ControlNets and an autoencoder that replaces its own, and check their files.
 
-    Of a ControlNet or an autoencoder in one `.safetensors`, what the file does not say is as the model has it: among
-    that an autoencoder's scaling factor (`parts`). `offline` makes no connection for hub ids. Raises `SourceError` in a
-    sentence that says what is wrong and where.
+    A ControlNet or an autoencoder in one `.safetensors` has no config: `single_file_components` completes it from the
+    model, the scaling factor of an autoencoder included.
+
+    Args:
+        model: a folder, a `.safetensors` checkpoint, a hub id, or "demo".
+        controlnets: the ControlNets, in the same forms.
+        vae: the autoencoder, in the same forms; None for the model's own.
+        offline: make no connection for hub ids.
+
+    Raises:
+        SourceError: a file is missing, damaged, unsupported, or does not fit.
     """
     folder = find(model, offline=offline)
     index = _index(folder)
     kind = str(index.get("_class_name"))
     if kind not in TEXT_ENCODERS:
         raise SourceError(
-            exported(folder) or f"{folder} holds a {kind:.80}; this version reads {', '.join(TEXT_ENCODERS)}."
+            describe_export(folder) or f"{folder} holds a {kind:.80}; expected one of {', '.join(TEXT_ENCODERS)}."
         )
-    coded = autoencoder_of(kind)
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
-    folders |= {"vae": folder / coded} if coded else {}
     if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
-    nets = [_part(said, "controlnet", folders, offline) for said in controlnets]
-    folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
-    if vae is not None:
-        folders["vae"] = _part(vae, "vae", folders, offline)
+    folders = _network_folders(folder, kind, controlnets, vae, offline)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     _check_classes(configs, folders, vae)
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
     tokenizers = {encoder: folder / name for encoder, name in TEXT_ENCODERS[kind].items()}
     for vocabulary in tokenizers.values():
         tokenizer_files(vocabulary)
-    files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # all headers, then all digests
+    files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # headers before digests
     for name, path in folders.items():
         _check_network(name, path, configs[name], files[name], tokenizers.get(name))
-    said = {name: index[name] for name in _SAID if name in index}
+    fields = {name: index[name] for name in _INDEX_FIELDS if name in index}
     return Source(
         model=str(model),
         folder=folder,
-        configs={**configs, "scheduler": scheduler, "model_index": said},
+        configs={**configs, "scheduler": scheduler, "model_index": fields},
         folders=folders,
         digests={name: _digest(each) for name, each in files.items()},
         tokenizers=tokenizers,
     )
 
 
+def _network_folders(
+    folder: Path, kind: str, controlnets: Sequence[str | Path], vae: str | Path | None, offline: bool
+) -> dict[str, Path]:
+    """Return name in diffusers' layout -> folder, for the networks of the model and those that the user passed."""
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
+    if vae_folder := autoencoder_of(kind):
+        folders["vae"] = folder / vae_folder
+    nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets]
+    folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
+    if vae is not None:
+        folders["vae"] = _network_folder(vae, "vae", folders, offline)
+    return folders
+
+
 def _check_network(
     name: str, folder: Path, config: Mapping[str, Any], files: Iterable[Path], tokenizer: Path | None
 ) -> None:
-    """`SourceError` unless a network's weights are floats as its config says, and every token has an embedding."""
+    """Raise `SourceError` unless the weights are floats, fit the config, and have an embedding for every token."""
     check_not_quantized(folder / "config.json", config)
     shapes: dict[str, Sequence[int]] = {}
     for file in files:
@@ -160,79 +175,80 @@ def _check_network(
 
 
 def _check_classes(configs: Mapping[str, Any], folders: Mapping[str, Path], vae: str | Path | None) -> None:
-    """`SourceError` unless the parts that were named are what they were named as."""
+    """Raise `SourceError` unless the networks that the user passed are of the classes of their arguments."""
     for name in controlnets_of(configs):
         if configs[name].get("_class_name") != "ControlNetModel":
-            told = configs[name].get("_class_name")
-            raise SourceError(f"{folders[name]} holds a {told}; a ControlNet is a folder of a ControlNetModel.")
+            raise SourceError(f"{folders[name]} holds a {configs[name].get('_class_name')}; expected ControlNetModel.")
     if vae is not None and configs["vae"].get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
-        told = configs["vae"].get("_class_name")
-        raise SourceError(f"{folders['vae']} holds a {told}; an autoencoder is an AutoencoderKL or an AutoencoderTiny.")
+        kind = configs["vae"].get("_class_name")
+        raise SourceError(f"{folders['vae']} holds a {kind}; expected AutoencoderKL or AutoencoderTiny.")
 
 
 def stem_of(name: str) -> str:
-    """How a folder's file of weights is called: as transformers does for text encoders, else as diffusers."""
+    """Return the stem of a folder's weight file: transformers' for text encoders, else diffusers'."""
     return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def find(model: str | Path, *, offline: bool = False) -> Path:
-    """The model's folder: fetched first if `model` is a hub id, rewritten if it is a checkpoint in one file."""
+    """Return the model's folder; fetch a hub id, and convert a checkpoint in one file."""
     path = _located(model, "model", offline)
-    return opened(path) if path.is_file() else path
+    return open_checkpoint(path) if path.is_file() else path
 
 
-def _located(said: str | Path, name: str, offline: bool) -> Path:
-    """The folder, or the file of safetensors, that was named as `name`. Raises `SourceError`."""
-    if str(said) in _SHIPPED:
-        return Path(calotype.__file__).parent / _SHIPPED[str(said)]
-    kinds, elder = _KINDS[name]
+def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
+    """Return the folder or the safetensors file for the argument `name`. Raises `SourceError`."""
+    if str(name_or_path) in _SHIPPED:
+        return Path(calotype.__file__).parent / _SHIPPED[str(name_or_path)]
+    forms, class_name = _KINDS[name]
     try:
-        path = Path(said).expanduser()
+        path = Path(name_or_path).expanduser()
         if path.is_dir():
             return path.absolute()
         is_file = path.is_file()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home, a NUL
-        raise SourceError(f"{said} cannot be looked at ({failed}); {kinds}.") from None
-    of_weights = path.suffix in (".safetensors", *PICKLES)
+        raise SourceError(f"cannot read {name_or_path} ({failed}); {forms}.") from None
+    has_weights = path.suffix in (".safetensors", *PICKLES)
     if is_file:
         if path.suffix == ".safetensors":
             return path.absolute()
-        raise SourceError(refusal_of_pickle(path, elder) if of_weights else f"{path} is {kind_of_file(path)}; {kinds}.")
-    if _HUB_ID.fullmatch(str(said)) and not of_weights:
-        return from_hub(str(said), offline=offline)
-    raise SourceError(f"there is no {'file' if of_weights else 'folder'} {path}; {kinds}.")
+        raise SourceError(
+            refusal_of_pickle(path, class_name) if has_weights else f"{path} is {kind_of_file(path)}; {forms}."
+        )
+    if _HUB_ID.fullmatch(str(name_or_path)) and not has_weights:
+        return from_hub(str(name_or_path), offline=offline)
+    raise SourceError(f"there is no {'file' if has_weights else 'folder'} {path}; {forms}.")
 
 
-def _part(said: str | Path, name: str, own: Mapping[str, Path], offline: bool) -> Path:
-    """The folder of a network that was named by itself; `own` are those of the model. Raises `SourceError`."""
-    path = _located(said, name, offline)
+def _network_folder(network: str | Path, name: str, own: Mapping[str, Path], offline: bool) -> Path:
+    """Return the folder of a network for the argument `name`. `own`: the model's folders. Raises `SourceError`."""
+    path = _located(network, name, offline)
     if path.is_file():
         with_config = path.name == f"{stem_of(name)}.safetensors" and path.with_name("config.json").is_file()
-        return path.parent if with_config else part_opened(path, name, own)
+        return path.parent if with_config else open_component(path, name, own)
     if (path / "model_index.json").is_file():
         inside = path / name
-        mend = f"name its {name}, {inside}" if inside.is_dir() else f"it has no {name} to be named"
-        raise SourceError(f"{said} is a whole model; {mend}.")
+        remedy = f"Pass its {name}: {inside}" if inside.is_dir() else f"It has no {name}"
+        raise SourceError(f"{network} is a full model. {remedy}.")
     single = sorted(path.glob("*.safetensors"))
     if single and not (path / "config.json").is_file():
-        if other := other_folder(path, name):
+        if other := describe_other_folder(path, name):
             raise SourceError(other)
-        raise SourceError(f"{path / 'config.json'} is missing; a {name} in one file is named itself: {single[0]}")
+        raise SourceError(f"{path / 'config.json'} is missing. To use a {name} in one file, pass the file: {single[0]}")
     return path
 
 
 def _index(folder: Path) -> dict[str, Any]:
-    """What the folder's `model_index.json` says. Raises `SourceError` that knows what may lie there in its place."""
+    """Read the folder's `model_index.json`. Raises `SourceError`, which describes the folder if the file is missing."""
     path = folder / "model_index.json"
     if not path.exists():
-        if other := other_folder(folder):
+        if other := describe_other_folder(folder):
             raise SourceError(other)
         single, pickled = [p.name for p in sorted(folder.glob("*.safetensors"))], pickles_in(folder)
         if single:
-            raise SourceError(f"{path} is missing; a checkpoint in one file is named itself: {folder / single[0]}")
+            raise SourceError(f"{path} is missing. To use a single checkpoint, pass the file: {folder / single[0]}")
         if pickled:
             raise SourceError(refusal_of_pickle(folder / pickled[0]))
-    return read_json(path, "it is the list of parts that a model in diffusers' layout begins with")
+    return read_json(path, "the list of parts of a model in diffusers' layout")
 
 
 def _digest(files: Iterable[Path]) -> str:

@@ -1,1 +1,1 @@
-"""What the steps of a build share: child processes, progress, and the versions of tools."""
+"""Shared by the steps of a build: child processes, progress display, and the versions of tools."""

@@ -1,8 +1,8 @@
-"""How far a build has come: stages with the time gone, and what is left by the pace so far.
+"""Progress of a build: stages, elapsed time, and an estimate of the remaining time.
 
-Three ways to show it: bars on a terminal, lines in a pipe, JSON lines for machines. Each stage comes with a guess of
-its seconds; what is left is the guesses of the stages to come, scaled by how those that are done compare with theirs.
-Knows nothing of what the stages do.
+Three displays: bars on a terminal, lines in a pipe, JSON lines for machines. Each stage has a guess of its seconds. The
+remaining time is the sum of the guesses for the stages ahead, scaled by measured time / guess of the finished stages.
+This module does not know what the stages do.
 """
 
 from __future__ import annotations
@@ -17,13 +17,13 @@ from typing import Any, Protocol
 
 from calotype.errors.printable import printable
 
-_STEP_S = 1.0  # between two steps that are told
-_LINE_S = 10.0  # between two lines of them
+_STEP_S = 1.0  # between two "step" events
+_LINE_S = 10.0  # between two printed lines of "step" events
 
 
 @dataclass(frozen=True, kw_only=True)
 class Stage:
-    """One thing to do. `guess_s` is how long it takes on a middling machine, in seconds."""
+    """One stage of a build. `guess_s` is its time on an average machine, in seconds."""
 
     name: str
     guess_s: float
@@ -31,7 +31,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """Where the build stands. `eta_s` is None until something has been timed."""
+    """The state of a build. `eta_s` is None until one stage has been timed."""
 
     event: str  # "start", "done", "found" (in the store), "note", "step" (within a stage, about once a second)
     stage: str
@@ -43,48 +43,48 @@ class State:
 
 
 class Show(Protocol):
-    """What is done with a state."""
+    """A function that displays a state."""
 
     def __call__(self, state: State) -> None:
-        """Show it."""
+        """Display the state."""
 
 
 class Progress:
-    """Goes through the stages in their order."""
+    """Tracks the stages of a build and reports each change to `show`."""
 
     def __init__(self, stages: Sequence[Stage], show: Show) -> None:
         self._stages, self._show = list(stages), show
         self._began = time.monotonic()
         self._done = 0
-        self._scheduler_step = self._began
+        self._last_step = self._began
         self._timed: list[tuple[float, float]] = []  # guess, taken
         self._current = ""
 
     @contextmanager
-    def stage(self, name: str, *, found: bool = False) -> Iterator[None]:
-        """Work on the stage inside the block. `found`: there is nothing to do, and it says nothing of the pace."""
+    def stage(self, name: str, *, cached: bool = False) -> Iterator[None]:
+        """Run the block as the stage `name`. `cached`: the store has the result, so the stage is not timed."""
         self._current = name
-        if not found:
-            self._tell("start")
+        if not cached:
+            self._report("start")
         began = time.monotonic()
         yield
         guess = next((s.guess_s for s in self._stages if s.name == name), 0.0)
-        if not found and guess:
+        if not cached and guess:
             self._timed.append((guess, time.monotonic() - began))
         self._done += 1
-        self._tell("found" if found else "done")
+        self._report("found" if cached else "done")
 
     def note(self, text: str) -> None:
-        """Something worth saying inside a stage."""
-        self._tell("note", text)
+        """Report a remark on the current stage."""
+        self._report("note", text)
 
     def step(self, text: str) -> None:
-        """How far a long stage has come. Call it as often as you like."""
-        if time.monotonic() - self._scheduler_step >= _STEP_S:
-            self._scheduler_step = time.monotonic()
-            self._tell("step", text)
+        """Report progress inside a long stage. Frequent calls are cheap: one event a second passes."""
+        if time.monotonic() - self._last_step >= _STEP_S:
+            self._last_step = time.monotonic()
+            self._report("step", text)
 
-    def _tell(self, event: str, text: str = "") -> None:
+    def _report(self, event: str, text: str = "") -> None:
         elapsed = time.monotonic() - self._began
         state = State(
             event=event,
@@ -92,12 +92,12 @@ class Progress:
             done=self._done,
             of=len(self._stages),
             elapsed_s=round(elapsed, 1),
-            eta_s=self._left(),
+            eta_s=self._remaining_s(),
             text=printable(text),
         )
         self._show(state)
 
-    def _left(self) -> float | None:
+    def _remaining_s(self) -> float | None:
         if not self._timed:
             return None
         pace = sum(taken for _, taken in self._timed) / sum(guess for guess, _ in self._timed)
@@ -111,13 +111,13 @@ def quietly() -> Iterator[Show]:
 
 
 def json_lines(state: State) -> None:
-    """One JSON object a line, on stdout."""
+    """Print the state as one line of JSON on stdout."""
     print(json.dumps(vars(state)), flush=True)
 
 
 @contextmanager
 def plain_lines() -> Iterator[Show]:
-    """A line for each stage, and now and then for a step of a long one, on stderr: for pipes and logs."""
+    """Print a line for each stage on stderr, and one every 10 s inside a long stage: for pipes and logs."""
     last_s = 0.0
 
     def show(state: State) -> None:
@@ -135,18 +135,17 @@ def plain_lines() -> Iterator[Show]:
 
 
 def clock(seconds: float) -> str:
-    """Seconds as people say them: 43 s, 2 min 05 s, 1 h 12 min."""
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    return (
-        f"{whole // 60} min {whole % 60:02d} s" if whole < 3600 else f"{whole // 3600} h {whole % 3600 // 60:02d} min"
-    )
+    """Format a duration: 43 s, 2 min 05 s, 1 h 12 min."""
+    total = round(seconds)
+    if total < 60:
+        return f"{total} s"
+    minutes, rest = divmod(total, 60)
+    return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 @contextmanager
 def bars() -> Iterator[Show]:
-    """A live bar on the terminal, with each finished stage on a line above it."""
+    """Show a live bar on the terminal, with a line above it for each finished stage."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
     from rich.progress import Progress as Bars
@@ -162,7 +161,7 @@ def bars() -> Iterator[Show]:
             live.update(task, description=at, completed=state.done, total=state.of, left=left)
             if state.event not in ("start", "step"):
                 mark = {"done": "[green]✓[/]", "found": "[dim]=[/]", "note": " "}[state.event]
-                told = {"done": "", "found": " [dim](in the store)[/]", "note": f": {state.text}"}[state.event]
-                live.console.print(f"{mark} {state.stage}{told}", highlight=False)
+                suffix = {"done": "", "found": " [dim](in the store)[/]", "note": f": {state.text}"}[state.event]
+                live.console.print(f"{mark} {state.stage}{suffix}", highlight=False)
 
         yield show

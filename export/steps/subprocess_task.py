@@ -1,8 +1,8 @@
-"""Work in a child process: its memory ends with it, and a crash in a builder is an error, not our end.
+"""Run a function in a child process: its memory is freed at its end, and a crash in a builder becomes an error.
 
-`run_in_subprocess("module:function", ...)` runs a function of plain-data arguments in a fresh interpreter and gives its
-plain-data result. Errors of ours come back as themselves; anything else, a crash included, is a `BuildError`. What the
-function says on the way (`say`) is heard while it works. Knows nothing of what the functions do.
+`run_in_subprocess(task, "module:function", ...)` runs a function with plain-data arguments in a fresh interpreter and
+returns its plain-data result. A `CalotypeError` of the child is raised again in the parent; any other failure, a crash
+included, is a `BuildError`. Lines that the function passes to `report_progress` arrive while it works.
 """
 
 from __future__ import annotations
@@ -22,17 +22,17 @@ from typing import Any
 from calotype import errors
 from calotype.errors import BuildError
 
-Tell = Callable[[str], None]
+ProgressHandler = Callable[[str], None]
 
-_POLITE_S = 5.0  # that a child has to end by itself, once nobody listens: a builder has temporary files of its own
-_tell: Tell | None = None  # in a child
+_GRACE_S = 5.0  # for a child to end by itself once the parent stops reading: builders remove their temporary files
+_send: ProgressHandler | None = None  # set in a child
 
 
-def say(text: str) -> bool:
-    """From inside a child, a line to the parent. False where it listens no more: the work is to end."""
+def report_progress(text: str) -> bool:
+    """Send a line from a child to its parent. Return False if the parent stopped reading: the work should end."""
     try:
-        if _tell is not None:
-            _tell(text)
+        if _send is not None:
+            _send(text)
     except BrokenPipeError:
         return False
     return True
@@ -40,62 +40,72 @@ def say(text: str) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class Outcome:
-    """What a child gave, and the most memory it held."""
+    """The result of a child, and its peak memory."""
 
     value: Any
     peak_bytes: int
 
 
-def run_in_subprocess(what: str, function: str, tell: Tell | None = None, /, **arguments: Any) -> Outcome:
-    """Run `function` ("calotype.export.onnx.trace:trace_component") on JSON-able arguments; `what` names it in errors.
+def run_in_subprocess(
+    task: str, function: str, on_progress: ProgressHandler | None = None, /, **arguments: Any
+) -> Outcome:
+    """Run `function` in a child process.
 
-    `tell` hears what it says. Whatever ends the waiting (Ctrl-C, or `tell` raises) ends the child as well.
+    Args:
+        task: what the function does, for errors: "tracing the unet".
+        function: "module:function", such as "calotype.export.onnx.trace:trace_component".
+        on_progress: receives each line of `report_progress`. If it raises, or on Ctrl-C, the child is ended as well.
+        arguments: keyword arguments of the function, which JSON can hold.
+
+    Raises:
+        CalotypeError: the child raised it.
+        BuildError: the child failed in another way, or died.
     """
-    with tempfile.TemporaryDirectory(prefix="calotype-") as scratch, tempfile.TemporaryFile() as told:
+    with tempfile.TemporaryDirectory(prefix="calotype-") as scratch, tempfile.TemporaryFile() as log:
         answer = Path(scratch) / "answer.json"
-        heard, saying = os.pipe()
+        reader, writer = os.pipe()
         job = {"function": function, "arguments": arguments, "answer": str(answer), "parent": os.getpid()}
         child = subprocess.Popen(
             [sys.executable, "-c", "from calotype.export.steps.subprocess_task import main; main()"],
             stdin=subprocess.PIPE,
-            stdout=told,
-            stderr=told,
-            pass_fds=(saying,),
-            start_new_session=True,  # Ctrl-C comes to us alone, and we end the child
+            stdout=log,
+            stderr=log,
+            pass_fds=(writer,),
+            start_new_session=True,  # Ctrl-C reaches only the parent, which ends the child
         )
-        os.close(saying)
+        os.close(writer)
         try:
-            with os.fdopen(heard, encoding="utf-8") as lines:
-                _give(child, {**job, "saying": saying})
+            with os.fdopen(reader, encoding="utf-8") as lines:
+                _send_job(child, {**job, "progress": writer})
                 for line in lines:  # until the child ends
-                    if tell:
-                        tell(line.rstrip("\n"))
+                    if on_progress:
+                        on_progress(line.rstrip("\n"))
             child.wait()
         except BaseException:
             with contextlib.suppress(subprocess.TimeoutExpired):
-                child.wait(_POLITE_S if tell else 0)
+                child.wait(_GRACE_S if on_progress else 0)
             child.kill()
             child.wait()
             raise
-        told.seek(0)
-        return _outcome(what, child.returncode, answer, told.read().decode("utf-8", "replace"))
+        log.seek(0)
+        return _outcome(task, child.returncode, answer, log.read().decode("utf-8", "replace"))
 
 
-def _give(child: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
+def _send_job(child: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
     assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin as there:
-        there.write(json.dumps(job, default=str).encode())
+    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+        pipe.write(json.dumps(job, default=str).encode())
 
 
-def _outcome(what: str, code: int, answer: Path, told: str) -> Outcome:
+def _outcome(task: str, code: int, answer: Path, log: str) -> Outcome:
     try:
         data = json.loads(answer.read_text())
     except (OSError, ValueError):
-        last = (told.strip().splitlines() or ["it said nothing"])[-1][:300]
-        raise BuildError(f"{what} died ({_death(code)}): {last}") from None
+        last = (log.strip().splitlines() or ["it printed nothing"])[-1][:300]
+        raise BuildError(f"{task} died ({_death(code)}): {last}") from None
     if "error" in data:
         kind = getattr(errors, data["kind"], BuildError)
-        raise kind(data["error"] if kind is not BuildError else f"{what} failed: {data['error']}")
+        raise kind(data["error"] if kind is not BuildError else f"{task} failed: {data['error']}")
     return Outcome(value=data["value"], peak_bytes=data["peak_bytes"])
 
 
@@ -103,11 +113,11 @@ def _death(code: int) -> str:
     if code >= 0:
         return f"exit code {code}"
     name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    return f"{name}, most often for lack of memory" if -code == signal.SIGKILL else name
+    return f"{name}, most often out of memory" if -code == signal.SIGKILL else name
 
 
 def _die_with(parent: int) -> None:
-    """Linux ends this process with its parent, even one that was killed; elsewhere it goes on to its own end."""
+    """Make Linux end this process with its parent, even if the parent is killed. Other systems let it finish."""
     import ctypes
 
     with contextlib.suppress(OSError, AttributeError):
@@ -117,7 +127,7 @@ def _die_with(parent: int) -> None:
 
 
 def _peak_bytes() -> int:
-    """The most memory that this program held. `ru_maxrss` would count the parent's, from before exec."""
+    """Return the peak memory of this program. `ru_maxrss` would count the parent's, from before exec."""
     try:
         status = Path("/proc/self/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
@@ -135,24 +145,24 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
         value = getattr(importlib.import_module(module), name)(**job["arguments"])
     except errors.CalotypeError as failed:
         return {"error": str(failed), "kind": type(failed).__name__}
-    except OSError as failed:  # a full disk, foremost
+    except OSError as failed:  # most often a full disk
         return {"error": f"{failed.filename or 'a file'}: {failed.strerror or failed}", "kind": "BuildError"}
     except MemoryError:
-        return {"error": "the memory is used up", "kind": "BuildError"}
+        return {"error": "out of memory", "kind": "BuildError"}
     return {"value": value, "peak_bytes": _peak_bytes()}
 
 
-def _write(pipe: int, text: str) -> None:
-    os.write(pipe, f"{text}\n".encode())  # a line at once, from whichever thread
-
-
 def main() -> None:
-    """The child's side: a job on stdin, the answer into a file."""
-    global _tell
+    """Run in the child: read a job from stdin, and write the answer into its file."""
+    global _send
     job = json.loads(sys.stdin.read())
     _die_with(job["parent"])
-    os.set_inheritable(job["saying"], False)  # processes that it starts would keep the parent listening
-    _tell = lambda text: _write(job["saying"], text)  # noqa: E731
+    os.set_inheritable(job["progress"], False)  # processes that it starts would keep the pipe open
+
+    def send(text: str) -> None:
+        os.write(job["progress"], f"{text}\n".encode())  # one call per line, because several threads may write
+
+    _send = send
     answer = Path(job["answer"])
     fresh = answer.with_suffix(".part")
     fresh.write_text(json.dumps(_run(job), default=str))

@@ -1,4 +1,4 @@
-"""What decides a graph besides the model: the versions of the tools, read without importing any of them."""
+"""The versions of the tools that decide a traced graph, read without importing the tools."""
 
 from __future__ import annotations
 
@@ -9,30 +9,30 @@ from calotype.errors import SourceError
 
 OPSET = 21  # has GroupNormalization and Gelu; 23's Attention pays only in fp16 with TensorRT
 _TOOLS = ("torch", "onnxscript", "diffusers", "transformers")
-_LACKING = "none"
+_MISSING = "none"
 
 
 def versions() -> dict[str, str]:
-    """Part of a traced graph's key in the store. Raises `SourceError` where a tool is missing."""
-    found = {name: installed(name) for name in _TOOLS}
-    lacking = [name for name, told in found.items() if told == _LACKING]
-    if lacking:
+    """Return tool -> version for the store key of a traced graph. Raises `SourceError` if a tool is not installed."""
+    tools = {name: installed(name) for name in _TOOLS}
+    missing = [name for name, number in tools.items() if number == _MISSING]
+    if missing:
         raise SourceError(
-            f"only a plan can be opened without {', '.join(lacking)}: to make one of another model, "
-            "pip install 'calotype[build]'."
+            f"cannot trace a model: {', '.join(missing)} not installed. Only plans load without it; to use other "
+            "models, pip install 'calotype[build]'."
         )
-    return {**found, "opset": str(OPSET)}
+    return {**tools, "opset": str(OPSET)}
 
 
 def tool_versions(backend: str | None = None) -> dict[str, str]:
-    """Part of the key of what is made from a traced graph; with the backend's own, of what is proved on it."""
+    """Return tool -> version for keys of artifacts that derive from a traced graph, with `backend`'s package if any."""
     tools = {name: installed(name) for name in ("onnx", "onnx-ir", "numpy")}
-    return {**versions(), **tools, **({} if backend is None else {backend: trust.installed(backend) or _LACKING})}
+    return {**versions(), **tools, **({} if backend is None else {backend: trust.installed(backend) or _MISSING})}
 
 
 def installed(package: str) -> str:
-    """The version of a package, "none" where it is not installed."""
+    """Return the version of a package, "none" if it is not installed."""
     try:
         return version(package)
     except PackageNotFoundError:
-        return _LACKING
+        return _MISSING

@@ -1,1 +1,1 @@
-"""The store: folders addressed by the content that they were made from."""
+"""The store: folders addressed by the digest of everything that they were built from."""

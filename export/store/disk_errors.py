@@ -1,4 +1,4 @@
-"""What the system says of a disk that is full or may not be written, as one sentence with the command that mends it."""
+"""Errors of full or read-only disks as one message with the command that fixes them."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ _FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 @contextmanager
-def plainly(root: Path, what: str) -> Iterator[None]:
-    """Tell system errors by whose file it was: the store's at `root`, or one that making `what` needs."""
+def disk_errors_as_source_errors(root: Path, title: str) -> Iterator[None]:
+    """Raise `SourceError` for system errors: of the store at `root`, or of a file that building `title` reads."""
     try:
         yield
     except OSError as failed:
         path = failed.filename
         if failed.errno in _FULL:
-            told = no_room(root, what, str(failed.strerror), 0)
+            message = no_space_message(root, title, str(failed.strerror), 0)
         elif isinstance(path, str) and not (Path(path).is_relative_to(root) or root.is_relative_to(path)):
-            told = f"{what} cannot be made: {path}: {failed.strerror}."
+            message = f"cannot build {title}: {path}: {failed.strerror}."
         else:
-            told = (
-                f"the store {root} cannot be written ({failed.strerror or failed}), and {what} has to be made there; "
-                "name a folder that you may write with `export CALOTYPE_HOME=FOLDER`."
+            message = (
+                f"the store {root} cannot be written ({failed.strerror or failed}), so {title} cannot be built. "
+                "Choose a writable folder with `export CALOTYPE_HOME=FOLDER`."
             )
-        raise SourceError(told) from failed
+        raise SourceError(message) from failed
 
 
-def full_disk(failed: BaseException | None) -> str:
-    """The system's words, if a full disk made `make` fail: libraries wrap its error, or keep the words alone."""
+def full_disk_reason(failed: BaseException | None) -> str:
+    """Return the system's message if a full disk caused the error, else "". Libraries wrap it or keep only its text."""
     while failed is not None:
         for code in _FULL:
             if getattr(failed, "errno", None) == code or os.strerror(code) in str(failed):
@@ -43,16 +43,15 @@ def full_disk(failed: BaseException | None) -> str:
     return ""
 
 
-def no_room(root: Path, what: str, said: str, written_bytes: int) -> str:
-    """The sentence for a full disk."""
-    from rich.filesize import decimal  # imported late: rich takes its time
+def no_space_message(root: Path, title: str, reason: str, written_bytes: int) -> str:
+    """Return the error message for a full disk."""
+    from rich.filesize import decimal  # a slow import
 
     free = "an unknown amount"
     with suppress(OSError):
         free = decimal(shutil.disk_usage(root.parent).free)
-    wrote = f" after {decimal(written_bytes)}, which are removed again" if written_bytes else ""
+    written = f" after {decimal(written_bytes)}, which were removed" if written_bytes else ""
     return (
-        f"the store {root} has no room for {what}: {said}{wrote}; {free} is free now, and it needs more; make room "
-        "with `calotype cache gc --max-size 10GB`, or name a folder on a larger disk with "
-        "`export CALOTYPE_HOME=FOLDER`."
+        f"the store {root} has no space for {title}: {reason}{written}; {free} is free now. Free space with "
+        "`calotype cache gc --max-size 10GB`, or choose a larger disk with `export CALOTYPE_HOME=FOLDER`."
     )

@@ -1,10 +1,10 @@
 """Areas of the cache whose entries are folders.
 
     AREA/KEY/            an entry
-    AREA/KEY.lock        there while the entry is made or removed
-    AREA/.making-KEY/    the next entry, renamed when it is complete; `.dropped-KEY/` is what it replaced
+    AREA/KEY.lock        exists while the entry is built or removed
+    AREA/.making-KEY/    the next entry, renamed when it is complete; `.dropped-KEY/` is the entry that it replaced
 
-One file of each entry is the `mark`: its lock says that the entry is in use, its modification time when it was used.
+One file of each entry is the `mark`: its lock means that the entry is in use, its modification time is the last use.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from .folders import clear, set_aside, size_of
 
 @dataclass(frozen=True, kw_only=True)
 class FolderArea(Area):
-    """An area whose entries are folders. `check` raises `SourceError` for a damaged one; None: nothing can tell."""
+    """An area whose entries are folders. `check` raises `SourceError` for a damaged one; None: not verifiable."""
 
     name: str
     mark: str
@@ -32,22 +32,22 @@ class FolderArea(Area):
 
     @property
     def verifiable(self) -> bool:
-        """Can `fault` tell an intact entry from a damaged one?"""
+        """Whether `fault` can tell an intact entry from a damaged one."""
         return self.check is not None
 
     def hold(self, key: str) -> None:
         """Mark the entry as used now, and as in use until this process ends."""
         mark = self.root / key / self.mark
-        with suppress(OSError):  # a cache that cannot be written
+        with suppress(OSError):  # a read-only cache
             mark.touch()
         locks.use(mark)
 
     def leftovers(self, key: str) -> tuple[Path, Path]:
-        """Where an entry is made, and where it goes when it is replaced or removed: for who has its lock to clear."""
+        """Return the folders for building and for removing an entry. Only the lock's owner clears them."""
         return self.root / f".making-{key}", self.root / f".dropped-{key}"
 
     def fault(self, entry: Entry) -> str | None:
-        """What is wrong with the entry; None for an intact one, and where nothing can tell."""
+        """Return what is wrong with the entry; None if it is intact or not verifiable."""
         try:
             if self.check is not None:
                 self.check(entry.path)
@@ -56,28 +56,28 @@ class FolderArea(Area):
             return str(damaged)
 
     def remove(self, entry: Entry) -> bool:
-        """Remove the entry, unless it is being made, is in use, or was used since the listing."""
+        """Remove the entry and return True, unless it is being built, in use, or was used since the listing."""
         fresh, dropped = self.leftovers(entry.key)
-        with locks.exclusive(self.root / f"{entry.key}.lock") as mine:
-            if not mine:
+        with locks.exclusive(self.root / f"{entry.key}.lock") as acquired:
+            if not acquired:
                 return False
             with locks.unused(entry.path / self.mark) as free, suppress(FileNotFoundError):
                 if not free or self._used(entry.path) != entry.used:
                     return False
                 clear(dropped)
-                set_aside(entry.path, dropped, first=self.mark)  # gone at once for all who look; then its gigabytes
+                set_aside(entry.path, dropped, first=self.mark)  # invisible at once; then delete its gigabytes
             clear(dropped)
             clear(fresh)
         return True
 
     def clear_leftovers(self) -> None:
-        """Remove what is half made or half removed by processes that have ended, and their locks."""
-        there = list(self.root.iterdir()) if self.root.is_dir() else []
-        left = [path.name for path in there if path.name.startswith((".making-", ".dropped-"))]
-        keys = {name.split("-", 1)[1] for name in left} | {path.stem for path in there if path.suffix == ".lock"}
+        """Remove unfinished and half-removed entries of processes that have ended, and their locks."""
+        paths = list(self.root.iterdir()) if self.root.is_dir() else []
+        leftovers = [path.name for path in paths if path.name.startswith((".making-", ".dropped-"))]
+        keys = {name.split("-", 1)[1] for name in leftovers} | {path.stem for path in paths if path.suffix == ".lock"}
         for key in keys:
-            with locks.exclusive(self.root / f"{key}.lock") as mine:
-                for path in self.leftovers(key) if mine else ():
+            with locks.exclusive(self.root / f"{key}.lock") as acquired:
+                for path in self.leftovers(key) if acquired else ():
                     clear(path)
 
     def _paths(self) -> Iterator[Path]:
@@ -94,7 +94,7 @@ class FolderArea(Area):
         )
 
     def _used(self, folder: Path) -> float:
-        """The modification time of the mark, or of the folder where the mark is lost."""
+        """Return the modification time of the mark, or of the folder if the mark is missing."""
         with suppress(OSError):
             return (folder / self.mark).stat().st_mtime
         return folder.stat().st_mtime

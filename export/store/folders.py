@@ -1,4 +1,4 @@
-"""Folders of files on a disk: what is in them, onto the disk with it, and out of the way."""
+"""Folders of files: list, measure, flush to disk, and remove."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from calotype.files.digest import file_digest
 
 
 def files_of(folder: Path) -> Iterator[Path]:
-    """All files below, as far as they stay there while we look."""
-    for where, _, names in os.walk(folder):
-        yield from (Path(where, name) for name in names)
+    """Yield all files below the folder. A file may vanish meanwhile."""
+    for parent, _, names in os.walk(folder):
+        yield from (Path(parent, name) for name in names)
 
 
 def size_of(folder: Path) -> int:
-    """Bytes of all files below."""
+    """Return the bytes of all files below the folder."""
     sizes = []
     for path in files_of(folder):
         with suppress(OSError):
@@ -28,20 +28,20 @@ def size_of(folder: Path) -> int:
 
 
 def flush(path: Path) -> None:
-    """What the system keeps of this file or folder in memory goes to the disk."""
+    """Flush a file or folder to the disk."""
     if path.is_file() or path.is_dir():
         descriptor = os.open(path, os.O_RDONLY)
         try:
             os.fsync(descriptor)
         except OSError as failed:
-            if failed.errno != errno.EINVAL:  # a file system that cannot, for folders
+            if failed.errno != errno.EINVAL:  # some file systems cannot flush folders
                 raise
         finally:
             os.close(descriptor)
 
 
 def clear(path: Path) -> None:
-    """Remove a folder or a file, if it is there."""
+    """Remove a folder or a file if it exists."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
@@ -49,21 +49,21 @@ def clear(path: Path) -> None:
 
 
 def set_aside(folder: Path, aside: Path, *, first: str) -> None:
-    """Take a folder from its place: at once, or where the file system cannot, from the file `first` on."""
+    """Rename the folder to `aside`. If the file system cannot, delete it, beginning with the file `first`."""
     try:
         folder.rename(aside)
     except OSError as failed:
-        if failed.errno != errno.EXDEV:  # an overlay does not rename a folder of the image below it
+        if failed.errno != errno.EXDEV:  # an overlay does not rename a folder of its lower layer
             raise
         clear(folder / first)
         clear(folder)
 
 
 def files_of_graph(graph: Path) -> list[Path]:
-    """An ONNX file, and its weights beside it."""
+    """Return an ONNX file and the files of its weights."""
     return sorted(graph.parent.glob(f"{graph.name}*"))
 
 
 def digests_of(graph: Path) -> list[str]:
-    """What a graph and its weights are, for keys."""
+    """Return the digests of a graph and its weights, for keys."""
     return [file_digest(file) for file in files_of_graph(graph)]

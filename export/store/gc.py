@@ -1,6 +1,6 @@
-"""All areas of the cache in one table, and what leaves them: entries by name, or the least recently used.
+"""The areas of the cache, and the removal of entries by key or by least recent use.
 
-An entry that is being made or is in use, by whatever process, stays (see `locks`).
+An entry that any process is building or using stays (see `locks`).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from calotype.plan.plan import MANIFEST, read_plan
 from .folder_area import FolderArea
 from .store import STORE
 
-# What the benchmarks keep. An environment is pip's, and what a peer converts is its own: no digests tell their damages.
+# Caches of the benchmarks. Environments are written by pip, and converted files by peers, so neither has digests.
 ENVIRONMENTS = FolderArea(
     name="bench/environments", mark="pyvenv.cfg", check=None, label=lambda _: {"kind": "environment of a peer"}
 )
@@ -27,50 +27,52 @@ AREAS = (STORE, *FILE_AREAS, ENVIRONMENTS, CONVERTED, PLANS)
 
 
 def all_entries() -> list[Entry]:
-    """The entries of all areas, the least recently used first. Raises `SourceError` where one cannot be read."""
+    """Return the entries of all areas, least recently used first. Raises `SourceError` if an area cannot be read."""
     return least_recent_first(entry for area in AREAS for entry in area.entries())
 
 
 def remove(keys: Sequence[str]) -> list[Entry]:
-    """Remove entries, each named by its key or the first digits of it.
+    """Remove entries by their keys, or by the first digits of their keys.
 
-    Raises `InputError`, before anything is removed, where a name fits no entry or several; and where one is in use.
+    Raises `InputError` before any removal if a prefix matches no entry or several; and after it if one is in use.
     """
-    chosen = list({entry.path: entry for entry in _named(keys)}.values())
-    with _plainly():
+    chosen = list({entry.path: entry for entry in _matching(keys)}.values())
+    with _as_source_error():
         busy = [entry for entry in chosen if not entry.area.remove(entry)]
     if busy:
-        told = ", ".join(f"{entry.key[:12]} ({entry.title})" for entry in busy)
-        raise InputError(f"in use, so not removed: {told}; try again when the process that uses or makes it has ended.")
+        titles = ", ".join(f"{entry.key[:12]} ({entry.title})" for entry in busy)
+        raise InputError(
+            f"cannot remove entries in use: {titles}. Try again when the process that uses or builds it ends."
+        )
     return chosen
 
 
 def gc(max_bytes: int) -> Evicted:
-    """Remove the least recently used entries until the rest is `max_bytes` or less, and what killed processes left."""
+    """Remove least recently used entries until at most `max_bytes` remain, and leftovers of killed processes."""
     entries = all_entries()
-    with _plainly():
+    with _as_source_error():
         swept = evict(entries, max_bytes)
         for area in AREAS:
             area.clear_leftovers()
     return swept
 
 
-def _named(keys: Sequence[str]) -> Iterator[Entry]:
-    there = all_entries()
+def _matching(keys: Sequence[str]) -> Iterator[Entry]:
+    entries = all_entries()
     for key in keys:
-        fits = [e for e in there if e.key == key] or [e for e in there if e.key.startswith(key)]
-        if not key or not fits:
-            raise InputError(f"no entry's key begins with {key!r}; `calotype cache ls` lists them.")
-        if len(fits) > 1:
-            told = ", ".join(e.key[:16] for e in fits)
-            raise InputError(f"{len(fits)} entries' keys begin with {key!r}: {told}; say more of the one you mean.")
-        yield fits[0]
+        matches = [e for e in entries if e.key == key] or [e for e in entries if e.key.startswith(key)]
+        if not key or not matches:
+            raise InputError(f"no key begins with {key!r}. List the keys with `calotype cache ls`.")
+        if len(matches) > 1:
+            shown = ", ".join(e.key[:16] for e in matches)
+            raise InputError(f"{len(matches)} keys begin with {key!r}: {shown}. Give more digits.")
+        yield matches[0]
 
 
 @contextmanager
-def _plainly() -> Iterator[None]:
+def _as_source_error() -> Iterator[None]:
     try:
         yield
     except OSError as failed:
-        where: Path | str = failed.filename or home()
-        raise SourceError(f"the cache {home()} cannot be cleared ({where}: {failed.strerror or failed}).") from failed
+        path: Path | str = failed.filename or home()
+        raise SourceError(f"the cache {home()} cannot be cleared ({path}: {failed.strerror or failed}).") from failed

@@ -1,4 +1,4 @@
-"""Amounts of bytes as people write them: 20GB, 500 MB, 1.5GiB. `rich.filesize` writes them."""
+"""Parse amounts of bytes: 20GB, 500 MB, 1.5GiB. (`rich.filesize` formats them.)"""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ _UNITS = {"b": 1} | {f"{p}b": 1000**i for i, p in _STEPS} | {f"{p}ib": 1024**i f
 _AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([kmgt]?i?b)", re.ASCII | re.IGNORECASE)
 
 
-def bytes_of(said: str) -> int:
-    """How many bytes "20GB" are (1000 to a step; 1024 with an i: "20GiB"). Raises `InputError`."""
-    found = _AMOUNT.fullmatch(said.strip())
-    unit = found and _UNITS.get(found[2].lower())
-    if not found or not unit:
-        raise InputError(f"{said!r} is no amount of bytes; write it as 20GB, 500MB or 1.5GiB.")
-    return int(Decimal(found[1]) * unit)
+def bytes_of(text: str) -> int:
+    """Return the bytes of an amount: "20GB" is 20 * 1000**3, "20GiB" is 20 * 1024**3. Raises `InputError`."""
+    match = _AMOUNT.fullmatch(text.strip())
+    unit = match and _UNITS.get(match[2].lower())
+    if not match or not unit:
+        raise InputError(f"{text!r} is not an amount of bytes; expected a form such as 20GB, 500MB or 1.5GiB.")
+    return int(Decimal(match[1]) * unit)

@@ -1,11 +1,11 @@
-"""Folders addressed by what they were made from. A folder appears whole or not at all, and is made by one at a time.
+"""Folders addressed by the digest of what they are built from. An entry appears complete, and one process builds it.
 
-    store/KEY/             an entry: its files, and `entry.json` with their sizes and SHA-256, the key, and what it is
-    store/KEY.lock         there while the entry is made or removed
-    store/.making-KEY/     the next entry, renamed when it is whole; `.dropped-KEY/` is what it replaced
+    store/KEY/             an entry: its files, and `entry.json` with their sizes and SHA-256, the key and the label
+    store/KEY.lock         exists while the entry is built or removed
+    store/.making-KEY/     the next entry, renamed when complete; `.dropped-KEY/` is the entry that it replaced
 
-An entry is believed only if `entry.json` is sealed and speaks of this key, and every file is as it says; else it is
-made again. `entry.json`'s own modification time is when the entry was last used. Who may remove an entry: `locks`.
+An entry is valid if `entry.json` has its seal and this key, and every file matches its size and SHA-256; else the entry
+is built again. The modification time of `entry.json` is the last use. `locks` decides who may remove an entry.
 """
 
 from __future__ import annotations
@@ -26,43 +26,49 @@ from calotype.files.cache import title
 from calotype.files.digest import digest_of
 from calotype.plan.integrity import stamps, stamps_from_json, verify
 
-from .disk_errors import full_disk, no_room, plainly
+from .disk_errors import disk_errors_as_source_errors, full_disk_reason, no_space_message
 from .folder_area import FolderArea
 from .folders import clear, files_of, flush, set_aside, size_of
 
 ENTRY = "entry.json"
-_MEND = "the entry will be made again"
+_REMEDY = "the entry will be built again"
 
 
 def root() -> Path:
-    """The store's folder, which need not exist yet."""
+    """Return the store's folder, which may not exist yet."""
     return STORE.root
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
-    """SHA-256 over plain data: everything that the artifact depends on."""
+    """Return the SHA-256 of plain data: of everything that the artifact depends on."""
     return digest_of(parts)
 
 
 def fetch(
     key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping[str, str] | None = None
 ) -> tuple[Path, Mapping[str, Any]]:
-    """The entry's folder and its notes. `make(folder)` fills an empty folder and returns notes, if there is none.
+    """Return an entry's folder and notes, and build the entry first if it does not exist.
 
-    `label` says what the entry is (`{"component": "unet", "precision": "fp16", ...}`) to those who look at the store.
-    The entry is in use, and so not removed, until this process ends. Raises whatever `make` raises (nothing is left
-    behind), and `SourceError` where the store has no room or cannot be written.
+    The entry is in use, and so is not removed, until this process ends.
+
+    Args:
+        key: the entry's key, from `key_of`.
+        make: fills an empty folder and returns the notes.
+        label: describes the entry in listings: `{"component": "unet", "precision": "fp16", ...}`.
+
+    Raises:
+        SourceError: the disk is full, or the store cannot be written. Errors of `make` pass through. No files are left.
     """
     folder = root() / key
-    with suppress(SourceError):  # damaged: told below, by the one who makes it again
-        if (notes := _believed(folder)) is not None:
+    with suppress(SourceError):  # damaged: reported below, under the lock
+        if (notes := _valid_notes(folder)) is not None:
             return folder, notes
-    what = title(key, label or {})
-    with plainly(root(), what):
+    name = title(key, label or {})
+    with disk_errors_as_source_errors(root(), name):
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with locks.exclusive(folder.parent / f"{key}.lock", wait_for=what):
+        with locks.exclusive(folder.parent / f"{key}.lock", wait_for=name):
             try:
-                notes = _believed(folder)  # another process may have made it while we waited
+                notes = _valid_notes(folder)  # another process may have built it during the wait
             except SourceError as damaged:
                 print(f"calotype: {damaged}", file=sys.stderr)
                 notes = None
@@ -70,45 +76,44 @@ def fetch(
 
 
 def has(key: str) -> bool:
-    """Is there an entry of this key? Whether it is whole is found out when it is fetched."""
+    """Return whether an entry of this key exists. `fetch` checks whether it is intact."""
     return (root() / key / ENTRY).is_file()
 
 
-def _believed(folder: Path) -> Mapping[str, Any] | None:
-    """The notes of a whole entry, now in use; None where there is none. Raises `SourceError` for a damaged one."""
+def _valid_notes(folder: Path) -> Mapping[str, Any] | None:
+    """Mark an entry as in use and return its notes; None if it does not exist. Raises `SourceError` if damaged."""
     try:
         if not locks.use(folder / ENTRY):
             if os.path.lexists(folder):
-                raise SourceError(f"{folder / ENTRY} is missing; {_MEND}.")
+                raise SourceError(f"{folder / ENTRY} is missing; {_REMEDY}.")
             return None
     except OSError as failed:
-        raise SourceError(f"{folder / ENTRY} cannot be read ({failed.strerror}); {_MEND}.") from None
+        raise SourceError(f"{folder / ENTRY} cannot be read ({failed.strerror}); {_REMEDY}.") from None
     notes: Mapping[str, Any] = _read(folder)["notes"]
-    with suppress(OSError):  # not in a store that cannot be written
+    with suppress(OSError):  # a read-only store
         os.utime(folder / ENTRY)
     return notes
 
 
 def _read(folder: Path) -> Mapping[str, Any]:
-    """A whole entry's `entry.json`. Raises `SourceError` for a damaged entry."""
+    """Return the `entry.json` of an intact entry. Raises `SourceError` for a damaged entry."""
     try:
-        entry = json.loads(_text(folder))
+        entry: dict[str, Any] = json.loads(_text(folder))
         if entry.pop("seal") != _seal(entry):
             raise ValueError
         if entry["key"] != folder.name:
-            raise SourceError(f"{folder / ENTRY} is of another entry; {_MEND}.")
+            raise SourceError(f"{folder / ENTRY} belongs to another entry; {_REMEDY}.")
         files = stamps_from_json(entry["files"])
     except (FileNotFoundError, NotADirectoryError):
-        raise SourceError(f"{folder / ENTRY} is missing; {_MEND}.") from None
+        raise SourceError(f"{folder / ENTRY} is missing; {_REMEDY}.") from None
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise SourceError(f"{folder / ENTRY} is damaged; {_MEND}.") from None
-    verify(folder, files, beside=(ENTRY,), mend=_MEND)
-    whole: Mapping[str, Any] = entry
-    return whole
+        raise SourceError(f"{folder / ENTRY} is damaged; {_REMEDY}.") from None
+    verify(folder, files, allowed=(ENTRY,), advice=_REMEDY)
+    return entry
 
 
 def _label(folder: Path) -> dict[str, str]:
-    """The label as `entry.json` has it; nothing where that is damaged."""
+    """Return the label in `entry.json`; an empty one if that file is damaged."""
     try:
         return {str(name): str(value) for name, value in json.loads(_text(folder))["label"].items()}
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -116,55 +121,54 @@ def _label(folder: Path) -> dict[str, str]:
 
 
 def _text(folder: Path) -> str:
-    if not (folder / ENTRY).is_file():  # a pipe would be waited for without end
+    if not (folder / ENTRY).is_file():  # reading a named pipe would block forever
         raise FileNotFoundError
     return (folder / ENTRY).read_text(encoding="utf-8")
 
 
 def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]], label: Mapping[str, str]) -> Mapping[str, Any]:
-    # One name a key, under its lock: what a killed process left is cleared by the next.
+    # The names depend only on the key, and the lock is held: this clears leftovers of killed processes.
     fresh, dropped = STORE.leftovers(folder.name)
     clear(fresh)
     clear(dropped)
     fresh.mkdir()
     try:
         notes = _finish(fresh, {"key": folder.name, "label": dict(label), "notes": dict(make(fresh))})
-        if os.path.lexists(folder):  # damaged, or we would not be here
+        if os.path.lexists(folder):  # a damaged entry
             set_aside(folder, dropped, first=ENTRY)
         fresh.rename(folder)
     except BaseException as failed:
         written = size_of(fresh)
         shutil.rmtree(fresh, ignore_errors=True)
-        if isinstance(failed, Exception) and (told := full_disk(failed)):
-            raise SourceError(no_room(folder.parent, title(folder.name, label), told, written)) from failed
+        if isinstance(failed, Exception) and (reason := full_disk_reason(failed)):
+            raise SourceError(no_space_message(folder.parent, title(folder.name, label), reason, written)) from failed
         raise
     flush(folder.parent)
     locks.use(folder / ENTRY)
-    with suppress(OSError):  # `gc` clears what cannot be cleared now
+    with suppress(OSError):  # `gc` clears it later
         clear(dropped)
     return notes
 
 
-def _finish(fresh: Path, said: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Write `entry.json`, and all of the folder to the disk; the notes as they will be read.
+def _finish(fresh: Path, description: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Write `entry.json`, flush the folder to the disk, and return the notes as they will be read.
 
-    To the disk before it has its name: after a loss of power an entry is whole or absent. Its digests could tell, but a
-    large file's is remembered, and would speak for bytes that never arrived; so the files are flushed before that.
-    Gigabytes take seconds to flush, now or later; making them takes minutes.
+    The flush comes before the rename: after a power loss an entry is complete or absent. The digests alone would not
+    show lost bytes, because digests of large files are cached; so the files are flushed before they are hashed.
     """
     for path in files_of(fresh):
         flush(path)
-    entry = json.loads(json.dumps({**said, "made": time.time(), "files": stamps(fresh)}))
+    entry = json.loads(json.dumps({**description, "made": time.time(), "files": stamps(fresh)}))
     (fresh / ENTRY).write_text(json.dumps({**entry, "seal": _seal(entry)}), encoding="utf-8")
     flush(fresh / ENTRY)
-    for where, _, _ in os.walk(fresh):
-        flush(Path(where))
+    for parent, _, _ in os.walk(fresh):
+        flush(Path(parent))
     notes: Mapping[str, Any] = entry["notes"]
     return notes
 
 
 def _seal(entry: Mapping[str, Any]) -> str:
-    """Of `entry.json` itself: a figure in the notes is as little to be believed damaged as a file is."""
+    """Return the digest of `entry.json`'s content, so that damaged notes are noticed as well."""
     return digest_of(entry)
 
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calotype.backends.tensorrt.library import log_of
+from calotype.backends.tensorrt.library import create_log
 from calotype.errors import BuildError, first_line
 from calotype.plan.bindings import Binding
 from calotype.plan.profile import Profile
@@ -51,7 +51,7 @@ def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, ch
         batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
         return profile.sizes(batch=batch * times, height=height, width=width, chunks=parts)
 
-    low, usual, high = sizes("low", 1), sizes("usual", halves), sizes("high", halves * rows, chunks)
+    low, usual, high = sizes("min", 1), sizes("opt", halves), sizes("max", halves * rows, chunks)
     return {b.name: (b.shape(low), b.shape(usual), b.shape(high)) for b in inputs}
 
 
@@ -76,7 +76,7 @@ def build_engine(
     """
     options = options or EngineOptions()
     _check_gpu(trt, options)
-    log, watcher = log_of(trt), Watcher(watch)
+    log, watcher = create_log(trt), Watcher(watch)
     try:
         builder = trt.Builder(log)
         network, config = builder.create_network(0), builder.create_builder_config()  # always strongly typed

@@ -24,7 +24,7 @@ from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import gpu_name
 
-from ..steps.subprocess_task import Tell, run_in_subprocess, say
+from ..steps.subprocess_task import ProgressHandler, report_progress, run_in_subprocess
 from ..store.folders import digests_of, files_of_graph
 from ..store.store import fetch, key_of
 from .options import EngineOptions
@@ -43,7 +43,7 @@ class Engines:
     backend: str
     profile: Profile
     options: EngineOptions
-    tell: Tell | None = None
+    tell: ProgressHandler | None = None
 
     def of(self, component: PlannedComponent, graph: Artifact) -> Artifact:
         """Return the engine of a component's graph, in the graph's precision. Raise `BuildError` if it fails."""
@@ -114,7 +114,9 @@ class Engines:
         return {name: [list(shape) for shape in shapes] for name, shapes in ends.items()}
 
 
-def engines_for(backend: str, profile: Profile, words: Sequence[str] = (), tell: Tell | None = None) -> Engines | None:
+def engines_for(
+    backend: str, profile: Profile, words: Sequence[str] = (), tell: ProgressHandler | None = None
+) -> Engines | None:
     """Return the engine builder, or None if the backend opens graphs directly. Raises as `parse_engine_options`."""
     options = parse_engine_options(backend, words)
     return Engines(backend=backend, profile=profile, options=options, tell=tell) if backend in LIBRARIES else None
@@ -127,10 +129,10 @@ def default_profile(profile: Profile) -> Profile:
     """
 
     def about(side: Range) -> Range:
-        low, high = (max(1, side.usual * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
-        return Range(low=max(side.low, low), usual=side.usual, high=min(side.high, max(high, side.usual)))
+        low, high = (max(1, side.opt * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
+        return Range(min=max(side.min, low), opt=side.opt, max=min(side.max, max(high, side.opt)))
 
-    batch = Range(low=1, usual=1, high=min(4, profile.batch.high))
+    batch = Range(min=1, opt=1, max=min(4, profile.batch.max))
     return replace(profile, batch=batch, height=about(profile.height), width=about(profile.width))
 
 
@@ -160,12 +162,12 @@ def build_here(
     out: str,
 ) -> dict[str, Any]:
     """Write the engine to `out`, and the timings to the cache under the key `timings`. Runs in a child process."""
-    from calotype.backends.tensorrt.library import imported
+    from calotype.backends.tensorrt.library import import_library
 
     from .builder import build_engine
 
     began, cache = time.monotonic(), TIMINGS.read(timings)
-    trt, config = imported(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
+    trt, config = import_library(library), EngineOptions(**{**options, "targets": tuple(options["targets"])})
     with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
         built = build_engine(
             trt,
@@ -173,7 +175,7 @@ def build_here(
             profiles_of(shapes, exact=config.exact),
             config,
             timing_cache=b"" if cache is None else bytes(cache),
-            watch=lambda phase: say(f"{phase.name}, {phase.done} of {phase.of}"),
+            watch=lambda phase: report_progress(f"{phase.name}, {phase.done} of {phase.of}"),
         )
     Path(out).write_bytes(built.engine)
     if built.timing_cache:

@@ -13,6 +13,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from calotype.backends.tensorrt.refit import refitted_engine
+from calotype.backends.tensorrt.runner import open_with_library
 from calotype.errors import BackendError, BuildError
 from calotype.plan.bindings import Binding, random_inputs
 from calotype.plan.plan import Artifact, PlannedComponent
@@ -51,8 +53,6 @@ def refit_here(
         BuildError: the library refuses, or refitting A -> B -> A is not exact.
     """
     from calotype.backends import form_of
-    from calotype.backends.tensorrt.refit import exchanged
-    from calotype.backends.tensorrt.runner import opened_with
 
     began = time.monotonic()
     inputs, outputs = (tuple(Binding.from_json(b) for b in component[side]) for side in ("inputs", "outputs"))
@@ -62,8 +62,8 @@ def refit_here(
     )
     probe = random_inputs(inputs, usual, ids=9)
     try:
-        runner = opened_with(backend.replace("-", "_"), planned, artifact)
-        content = exchanged(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
+        runner = open_with_library(backend.replace("-", "_"), planned, artifact)
+        content = refitted_engine(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
     except BackendError as error:
         raise BuildError(f"{error}; the engine is built again") from None
     Path(out).write_bytes(content)

@@ -1,4 +1,4 @@
-"""Plans whose manifests a test changes as a stranger would: with the digest computed again."""
+"""Plans whose manifests a test changes as a stranger would: with a new digest."""
 
 import json
 import os
@@ -21,13 +21,13 @@ class Editable:
         self.data.pop("digest")
 
     def seal(self) -> Path:
-        """Write the manifest with the digest that belongs to it; the plan's folder."""
+        """Write the manifest with its digest, and return the plan's folder."""
         (self.folder / "plan.json").unlink(missing_ok=True)
         (self.folder / "plan.json").write_text(json.dumps({**self.data, "digest": digest_of(self.data)}))
         return self.folder
 
     def put(self, name: str, content: bytes) -> None:
-        """A file of the plan, listed with the digest that belongs to it."""
+        """Replace a file of the plan, and list it with its digest."""
         path = self.folder / name
         path.unlink(missing_ok=True)
         path.write_bytes(content)
@@ -41,7 +41,7 @@ def editable(saved_plan, tmp_path) -> Editable:
 
 @pytest.fixture(scope="session")
 def limited():
-    """A block that may take five seconds of the CPU and no more: what hangs or grows without end fails."""
+    """Limit a block to five seconds of CPU time, so that an endless loop fails."""
 
     def expire(number, frame):
         raise AssertionError("it took more than five seconds")

@@ -1,4 +1,4 @@
-"""The same pictures as diffusers: the demonstration model, the same seeds, float32, on both backends."""
+"""Parity with diffusers: the demonstration model with the same seeds, in float32, on every backend."""
 
 import diffusers
 import numpy as np
@@ -7,7 +7,7 @@ import torch
 
 from calotype.export.quality.metrics import psnr
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to numpy functions, and numpy 2 warns about it.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -21,12 +21,12 @@ SCHEDULERS = {
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
-LEAST_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
+MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
 STEPS = 12
 
 
 @pytest.fixture(scope="module")
-def elder(demo_folder):
+def diffusers_pipe(demo_folder):
     pipe = diffusers.StableDiffusionPipeline.from_pretrained(
         demo_folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
     )
@@ -37,11 +37,13 @@ def elder(demo_folder):
 @pytest.mark.parametrize("batch", [1, 3])
 @pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_pictures_are_those_of_diffusers(elder, pipes, figures, name, guidance_scale, batch):
+def test_images_match_diffusers(diffusers_pipe, pipes, figures, name, guidance_scale, batch):
     kind, overrides = SCHEDULERS[name]
-    elder.scheduler = kind.from_config(elder.scheduler.config, **{"use_karras_sigmas": False, **overrides})
+    diffusers_pipe.scheduler = kind.from_config(
+        diffusers_pipe.scheduler.config, **{"use_karras_sigmas": False, **overrides}
+    )
     seeds = list(range(40, 40 + batch))
-    wanted = elder(
+    expected = diffusers_pipe(
         PROMPTS[:batch],
         negative_prompt=["a blue ring on a red background"] * batch,
         num_inference_steps=STEPS,
@@ -49,7 +51,7 @@ def test_pictures_are_those_of_diffusers(elder, pipes, figures, name, guidance_s
         generator=[torch.Generator().manual_seed(s) for s in seeds],
         output_type="np",
     ).images
-    assert wanted.std() > 0.05  # a picture, not a flat grey on which all would agree
+    assert expected.std() > 0.05  # an image, not a flat gray on which all agree
     for backend, pipe in pipes.items():
         got = pipe(
             PROMPTS[:batch],
@@ -60,12 +62,12 @@ def test_pictures_are_those_of_diffusers(elder, pipes, figures, name, guidance_s
             scheduler=name,
             output_type="np",
         )
-        figures.hold(("demonstration", "text to image", name), backend, got.images, wanted)
+        figures.hold(("demonstration", "text to image", name), backend, got.images, expected)
 
 
-def test_the_models_own_scheduler_is_the_default(elder, pipes, demo_folder):
-    elder.scheduler = diffusers.DPMSolverMultistepScheduler.from_pretrained(demo_folder, subfolder="scheduler")
-    wanted = elder(
+def test_the_models_own_scheduler_is_the_default(diffusers_pipe, pipes, demo_folder):
+    diffusers_pipe.scheduler = diffusers.DPMSolverMultistepScheduler.from_pretrained(demo_folder, subfolder="scheduler")
+    expected = diffusers_pipe(
         PROMPTS[1],
         num_inference_steps=20,
         guidance_scale=5.0,
@@ -75,14 +77,14 @@ def test_the_models_own_scheduler_is_the_default(elder, pipes, demo_folder):
         height=96,
     ).images
     got = pipes["eager"](PROMPTS[1], seed=3, guidance_scale=5.0, output_type="np", width=160, height=96).images
-    assert psnr(got, wanted) >= 60
+    assert psnr(got, expected) >= 60
 
 
-@pytest.mark.parametrize("backend", LEAST_DB)
-def test_a_picture_of_a_batch_is_the_picture_of_its_seed(pipes, backend):
+@pytest.mark.parametrize("backend", MIN_DB)
+def test_an_image_of_a_batch_depends_on_its_seed_only(pipes, backend):
     pipe = pipes[backend]
     batch = pipe(PROMPTS[:2], seed=[7, 8], steps=8, output_type="np").images
     for i in range(2):
-        alone = pipe(PROMPTS[i], seed=7 + i, steps=8, output_type="np").images
-        # Libraries sum in another order in another batch: the last bits of float32, and no more.
-        np.testing.assert_allclose(batch[i : i + 1], alone, atol=1e-4)
+        single = pipe(PROMPTS[i], seed=7 + i, steps=8, output_type="np").images
+        # Libraries sum in another order in another batch, which changes the last bits of float32.
+        np.testing.assert_allclose(batch[i : i + 1], single, atol=1e-4)

@@ -1,4 +1,4 @@
-"""The pipeline around the networks, with the fake backend: events, seeds, cancelling, arguments, outputs."""
+"""The pipeline with the fake backend: events, seeds, cancellation, arguments, outputs."""
 
 import threading
 
@@ -9,18 +9,18 @@ from diffusers import DDIMScheduler, EulerDiscreteScheduler
 from calotype.errors import BackendError, CalotypeError, Cancelled, InputError, SamplerError
 
 
-def test_stream_gives_every_step_and_the_result_last(fake):
+def test_a_stream_yields_every_step_and_then_the_result(fake):
     events = list(fake.stream("x", steps=5, seed=1))
     assert [(e.step, e.total) for e in events] == [(i, 5) for i in range(1, 6)]
     assert [e.result is not None for e in events] == [False] * 4 + [True]
 
 
-def test_previews_are_pictures_when_asked(fake):
+def test_previews_are_images(fake):
     for event in fake.stream("x", steps=3, seed=[1, 2], num_images=2):
         assert [p.size for p in event.preview()] == [(128, 128)] * 2
 
 
-def test_previews_cost_nothing_unless_asked(fake):
+def test_a_call_without_previews_decodes_once(fake):
     decoder = fake.component("vae_decoder").runner
     fake("x", steps=4, seed=1)
     assert decoder.calls == 1
@@ -28,7 +28,7 @@ def test_previews_cost_nothing_unless_asked(fake):
 
 @pytest.mark.parametrize(("guidance_scale", "batch"), [(1.0, 1), (0.0, 1), (1.01, 2), (5.0, 2)])
 def test_guidance_doubles_the_batch_only_above_one(fake, guidance_scale, batch):
-    seen = []
+    batches = []
     unet = fake.component("unet").runner
     run = type(unet).__call__
     unet_inputs = []
@@ -38,24 +38,24 @@ def test_guidance_doubles_the_batch_only_above_one(fake, guidance_scale, batch):
 
         def __call__(self, inputs):
             unet_inputs.append(inputs)
-            seen.append(len(inputs["sample"]))
+            batches.append(len(inputs["sample"]))
             return run(unet, inputs)
 
     object.__setattr__(fake.component("unet"), "runner", Spy())
     fake("x", steps=2, seed=1, guidance_scale=guidance_scale)
-    assert seen == [batch, batch]
+    assert batches == [batch, batch]
     assert all((i["timestep"] == i["timestep"][0]).all() for i in unet_inputs)
 
 
 @pytest.mark.parametrize("scheduler", ["euler", "euler-a", "ddim"])
-def test_a_picture_of_a_batch_is_the_picture_of_its_seed(fake, scheduler):
+def test_an_image_of_a_batch_depends_on_its_seed_only(fake, scheduler):
     settings = {"steps": 6, "scheduler": scheduler, "output_type": "latent"}
     batch = fake(["a", "b"], num_images=2, seed=[5, 6, 7, 8], **settings).images
-    alone = fake("b", seed=7, **settings).images
-    np.testing.assert_allclose(batch[2:3], alone, atol=1e-6)
+    single = fake("b", seed=7, **settings).images
+    np.testing.assert_allclose(batch[2:3], single, atol=1e-6)
 
 
-def test_seeds_count_up_and_unsaid_ones_are_told(fake):
+def test_seeds_count_up_and_random_seeds_are_returned(fake):
     assert fake("x", steps=1, seed=7, num_images=3).seeds == (7, 8, 9)
     first, second = (fake("x", steps=1).seeds for _ in range(2))
     assert first != second
@@ -74,9 +74,9 @@ def test_outputs(fake):
     assert fake("x", steps=1, seed=1, output_type="latent").images.shape == (1, 4, 16, 16)
 
 
-def test_cancelling_from_another_thread_leaves_the_pipeline_good(fake):
+def test_cancel_from_another_thread(fake):
     before = fake("x", steps=4, seed=1, output_type="latent").images
-    with pytest.raises(Cancelled, match="of 500 steps"):
+    with pytest.raises(Cancelled, match="500"):
         for event in fake.stream("x", steps=500, seed=1):
             if event.step == 3:
                 thread = threading.Thread(target=fake.cancel)
@@ -85,15 +85,15 @@ def test_cancelling_from_another_thread_leaves_the_pipeline_good(fake):
     np.testing.assert_array_equal(fake("x", steps=4, seed=1, output_type="latent").images, before)
 
 
-def test_cancelling_before_the_first_step_counts(fake):
+def test_cancel_before_the_first_step(fake):
     stream = fake.stream("x", steps=5, seed=1)
     fake.cancel()
-    with pytest.raises(Cancelled, match="after 0 of 5"):
+    with pytest.raises(Cancelled, match="0 of 5"):
         next(stream)
 
 
 @pytest.mark.parametrize(("component", "name"), [("vae_decoder", "VAE decoder"), ("text_encoder", "text encoder")])
-def test_numbers_that_are_not_finite_are_no_black_picture(fake, component, name):
+def test_numbers_that_are_not_finite_raise(fake, component, name):
     opened = fake.component(component)
     real = opened.runner
 
@@ -104,11 +104,11 @@ def test_numbers_that_are_not_finite_are_no_black_picture(fake, component, name)
             return {k: v * np.nan for k, v in real(inputs).items()}
 
     object.__setattr__(opened, "runner", Broken())
-    with pytest.raises(CalotypeError, match=f"the {name} gave numbers that are not finite"):
+    with pytest.raises(CalotypeError, match=name):
         fake("x", steps=2, seed=1)
 
 
-def test_a_librarys_error_is_told_as_ours(fake):
+def test_an_error_of_a_library_is_a_backend_error(fake):
     class Broken:
         backend, precision = "fake", "fp32"
 
@@ -116,43 +116,43 @@ def test_a_librarys_error_is_told_as_ours(fake):
             raise RuntimeError("out of memory\n  at line 3 of something")
 
     object.__setattr__(fake.component("unet"), "runner", Broken())
-    with pytest.raises(BackendError, match=r"^fake failed on the unet: out of memory$"):
+    with pytest.raises(BackendError, match="out of memory"):
         fake("x", steps=2, seed=1)
 
 
-def test_numbers_of_numpy_are_numbers(fake):
+def test_numpy_numbers_are_accepted(fake):
     settings = {"steps": np.int64(3), "guidance_scale": np.float32(2.0), "output_type": "latent"}
     arrays = fake("x", num_images=np.int32(2), seed=np.array([4, 5]), **settings).images
     np.testing.assert_array_equal(arrays, fake("x", num_images=2, seed=[4, 5], **settings).images)
 
 
-def test_a_prompt_of_lone_surrogates_is_a_picture(fake, tmp_path):
+def test_a_prompt_of_lone_surrogates_generates_an_image(fake, tmp_path):
     fake("red \udcff circle", steps=1, seed=1).images[0].save(tmp_path / "x.png")
 
 
-def test_leaving_a_stream_leaves_the_pipeline_good(fake):
+def test_a_closed_stream_does_not_change_later_calls(fake):
     before = fake("x", steps=4, seed=1, output_type="latent").images
     stream = fake.stream("x", steps=50, seed=2)
     next(stream)
     stream.close()
-    fake.cancel()  # nothing is under way: nothing happens
+    fake.cancel()  # no call is running: no effect
     np.testing.assert_array_equal(fake("x", steps=4, seed=1, output_type="latent").images, before)
 
 
 def test_threads_do_not_mix(fake):
-    wanted = {s: fake("x", steps=8, seed=s, scheduler="euler-a", output_type="latent").images for s in range(6)}
-    got = {}
+    expected = {s: fake("x", steps=8, seed=s, scheduler="euler-a", output_type="latent").images for s in range(6)}
+    results = {}
 
     def work(seed):
-        got[seed] = fake("x", steps=8, seed=seed, scheduler="euler-a", output_type="latent").images
+        results[seed] = fake("x", steps=8, seed=seed, scheduler="euler-a", output_type="latent").images
 
-    workers = [threading.Thread(target=work, args=(s,)) for s in wanted]
+    workers = [threading.Thread(target=work, args=(s,)) for s in expected]
     for t in workers:
         t.start()
     for t in workers:
         t.join()
-    for seed, latents in wanted.items():
-        np.testing.assert_array_equal(got[seed], latents)
+    for seed, latents in expected.items():
+        np.testing.assert_array_equal(results[seed], latents)
 
 
 def test_schedulers_as_name_object_and_class(fake):
@@ -160,26 +160,26 @@ def test_schedulers_as_name_object_and_class(fake):
     config = dict(fake.plan.scheduler)
     name = fake("x", scheduler="euler", **settings).images
     np.testing.assert_array_equal(name, fake("x", scheduler=EulerDiscreteScheduler, **settings).images)
-    made = EulerDiscreteScheduler.from_config(config)
-    np.testing.assert_array_equal(name, fake("x", scheduler=made, **settings).images)
+    scheduler = EulerDiscreteScheduler.from_config(config)
+    np.testing.assert_array_equal(name, fake("x", scheduler=scheduler, **settings).images)
 
 
-def test_a_scheduler_that_is_not_linear_runs_itself_and_the_report_says_so(fake):
+def test_a_note_reports_a_scheduler_that_is_not_linear(fake):
     clipping = DDIMScheduler.from_config(dict(fake.plan.scheduler), clip_sample=True)
     report = fake("x", steps=4, seed=1, scheduler=clipping).report
-    assert any("the scheduler itself runs" in note for note in report.notes)
+    assert any("sampler matrix" in note for note in report.notes)
 
 
 @pytest.mark.parametrize(
-    ("arguments", "told"),
+    ("arguments", "keyword"),
     [
-        ({"steps": 0}, "steps must be a whole number from 1"),
+        ({"steps": 0}, "steps"),
         ({"steps": 2.5}, "steps"),
         ({"steps": 10**9}, "steps"),
         ({"width": 100}, "multiple of 16"),
         ({"height": 1 << 19}, "height must be from"),
         ({"width": -16}, "width"),
-        ({"num_images": 10**6}, "a batch may hold 1 to 32 pictures"),
+        ({"num_images": 10**6}, "batch"),
         ({"num_images": 0}, "num_images"),
         ({"seed": -1}, "seed"),
         ({"seed": [1, 2]}, "one for each of 1"),
@@ -190,42 +190,42 @@ def test_a_scheduler_that_is_not_linear_runs_itself_and_the_report_says_so(fake)
         ({"guidance_scale": float("nan")}, "guidance_scale"),
         ({"guidance_scale": "much"}, "guidance_scale"),
         ({"output_type": "jpeg"}, "output_type"),
-        ({"guidance_rescale": 1.5}, "guidance_rescale must be a number from 0 to 1"),
-        ({"clip_skip": 99}, "clip_skip must be a whole number from 0 to"),
+        ({"guidance_rescale": 1.5}, "guidance_rescale"),
+        ({"clip_skip": 99}, "clip_skip"),
         ({"clip_skip": -1}, "clip_skip"),
-        ({"negative_prompt": "(red:11)"}, "a weight in a prompt is a number from 0 to 10"),
-        ({"negative_prompt": ["a", "b"]}, "negative prompt"),
+        ({"negative_prompt": "(red:11)"}, "weight"),
+        ({"negative_prompt": ["a", "b"]}, "negative_prompt"),
         ({"negative_prompt": 3}, "negative_prompt"),
     ],
 )
-def test_wrong_arguments_are_plain_errors_before_any_work(fake, arguments, told):
-    with pytest.raises(InputError, match=told):
+def test_wrong_arguments_raise_before_the_work(fake, arguments, keyword):
+    with pytest.raises(InputError, match=keyword):
         fake.stream("x", **arguments)
     assert fake.component("unet").runner.calls == 0
 
 
 @pytest.mark.parametrize("prompt", [None, 3, [], ["a", 3], {"a": 1}])
-def test_prompts_that_are_no_text(fake, prompt):
+def test_prompts_that_are_not_text(fake, prompt):
     with pytest.raises(InputError, match="prompt"):
         fake(prompt)
 
 
-def test_an_unknown_scheduler_is_told_with_the_known(fake):
+def test_an_unknown_scheduler_raises_with_the_known_names(fake):
     with pytest.raises(SamplerError, match="euler"):
         fake("x", scheduler="eulr")
 
 
-def test_notes_say_what_was_left_out(fake):
+def test_notes_report_text_that_was_left_out(fake):
     notes = fake("red " * 10_000, steps=1, seed=1, negative_prompt="blue", guidance_scale=1.0).report.notes
-    assert any("too long for 2400 tokens; left out: 'red red " in n and "(7600 words)" in n for n in notes)
+    assert any("2400 tokens" in n and "(7600 words)" in n for n in notes)
     assert not any("too long" in n for n in fake("red " * 2400, steps=1, seed=1).report.notes)
-    assert any("negative prompt has no part" in n for n in notes)
+    assert any("negative prompt" in n for n in notes)
 
 
-def test_the_report_says_who_ran_what(fake):
+def test_the_report_lists_components_and_stages(fake):
     report = fake("x", steps=3, seed=1).report
     assert [c.name for c in report.components] == ["text_encoder", "unet", "vae_decoder"]
-    assert {c.why for c in report.components} == {"asked for"}
+    assert all(c.why for c in report.components)
     assert set(report.seconds) == {"text", "steps", "decode"}
     assert "3 U-Net calls" in str(report)
     assert report.to_json()["network_calls"] == 3

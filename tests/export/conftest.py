@@ -1,6 +1,6 @@
-"""Stores of a test's own; and models of other families than the demonstration's, tiny and of random weights.
+"""A store for each test, and tiny models of other families with random weights.
 
-What need not differ is the demonstration model's, file by file, so that a test session traces it once.
+Files that need not differ are the demonstration model's, so that a test session traces them once.
 """
 
 import json
@@ -13,131 +13,9 @@ from pathlib import Path
 import diffusers
 import pytest
 import torch
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig, CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
+from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
-from tests.helpers import original_layout
-
-SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
-
-
-def text_config(tokenizer, **settings) -> CLIPTextConfig:
-    return CLIPTextConfig(
-        vocab_size=len(tokenizer),
-        intermediate_size=64,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        hidden_act="gelu",
-        eos_token_id=tokenizer.eos_token_id,
-        **settings,
-    )
-
-
-def tiny_unet(**settings) -> diffusers.UNet2DConditionModel:
-    return diffusers.UNet2DConditionModel(
-        sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        **settings,
-    )
-
-
-def made_controlnet(unet_folder: Path, folder: Path, seed: int) -> Path:
-    """A ControlNet whose zero convolutions are not zero: else it would add nothing, and all would agree."""
-    torch.manual_seed(seed)
-    unet = diffusers.UNet2DConditionModel.from_pretrained(unet_folder, low_cpu_mem_usage=False)
-    net = diffusers.ControlNetModel.from_unet(unet, conditioning_embedding_out_channels=(8, 8, 8, 16))
-    for weight in net.parameters():
-        if not weight.detach().any():
-            torch.nn.init.normal_(weight, std=0.2)
-    net.save_pretrained(folder)
-    return folder
-
-
-def assembled(folder: Path, demo_folder: Path, kind: str, parts: dict) -> Path:
-    """A model's folder: `parts` by name, and the rest of the demonstration's."""
-    libraries = {"tokenizer": "transformers", "text_encoder": "transformers", "unet": "diffusers"}
-    for name in ("tokenizer", "text_encoder", "vae", "scheduler"):
-        if name not in parts:
-            shutil.copytree(demo_folder / name, folder / name)
-    index = json.loads((demo_folder / "model_index.json").read_text()) | {"_class_name": kind}
-    for name, part in parts.items():
-        part.save_pretrained(folder / name)
-        index[name] = [libraries.get(name.removesuffix("_2"), "diffusers"), type(part).__name__]
-    (folder / "model_index.json").write_text(json.dumps(index))
-    return folder
-
-
-RANK = 3
-# Attention and more of the U-Net; of a text encoder what kohya trains, all of it: diffusers knows it by that.
-TRAINED = ("to_q", "to_k", "to_out.0", "ff.net.0.proj", "conv1", "proj_in")
-TRAINED += ("q_proj", "k_proj", "v_proj", "out_proj", "fc1", "fc2")
-IN_KOHYAS = {"unet": "lora_unet", "text_encoder": "lora_te1", "text_encoder_2": "lora_te2"}
-
-
-def trained_layers(folder: Path) -> dict[str, tuple[int, ...]]:
-    """Layer -> the shape of its weight, of those that a LoRA of ours changes."""
-    shapes = {n: tuple(t.shape) for n, t in load_file(next(folder.glob("*.safetensors"))).items()}
-    return {n.removesuffix(".weight"): s for n, s in shapes.items() if n.removesuffix(".weight").endswith(TRAINED)}
-
-
-def lora_tensors(layout: str, component: str, layer: str, down: torch.Tensor, up: torch.Tensor) -> dict:
-    """One layer's pair in one of the layouts."""
-    if layout == "diffusers":
-        stem, named = f"{component}.{layer}", ("lora_A", "lora_B")
-    elif layout == "older":
-        stem, named = f"{component}.{layer}", ("lora.down", "lora.up")
-        if component != "unet":
-            named = ("lora_linear_layer.down", "lora_linear_layer.up")
-    else:  # kohya's are the names of older transformers, whose text models lay one level deeper
-        deeper = "text_model." if component == "text_encoder" and not layer.startswith("text_model.") else ""
-        stem, named = f"{IN_KOHYAS[component]}_{(deeper + layer).replace('.', '_')}", ("lora_down", "lora_up")
-    pair = {f"{stem}.{named[0]}.weight": down, f"{stem}.{named[1]}.weight": up}
-    return pair | ({f"{stem}.alpha": torch.tensor(2.0)} if layout == "kohya" else {})
-
-
-def made_lora(folder: Path, path: Path, components=("unet",), layout="diffusers", seed=0, strength=0.3) -> Path:
-    """A LoRA file of random numbers for a model; kohya's with an alpha, which scales by alpha / rank."""
-    generator, tensors = torch.Generator().manual_seed(seed), {}
-    for component in components:
-        for layer, (out, into, *kernel) in trained_layers(folder / component).items():
-            down = torch.randn(RANK, into, *kernel, generator=generator) / into**0.5
-            up = torch.randn(out, RANK, *(1 for _ in kernel), generator=generator) * strength
-            tensors |= lora_tensors(layout, component, layer, down, up)
-    save_file(tensors, path)
-    return path
-
-
-@pytest.fixture(scope="session")
-def lora_file():
-    """`made_lora`, for tests that want one."""
-    return made_lora
-
-
-@pytest.fixture(scope="session")
-def made():
-    """`made_controlnet`, for tests that want one."""
-    return made_controlnet
-
-
-@pytest.fixture(scope="session")
-def layout():
-    """`original_layout`, for tests that want it."""
-    return original_layout
-
-
-@pytest.fixture(scope="session")
-def text():
-    """`text_config`, for tests that want one."""
-    return text_config
-
-
-@pytest.fixture(scope="session")
-def tiny():
-    """`tiny_unet`, for tests that want one."""
-    return tiny_unet
+from tests.helpers.tiny_models import SCHEDULE, save_model, text_config, tiny_unet
 
 
 @pytest.fixture(scope="session")
@@ -153,12 +31,12 @@ def sd21_folder(tmp_path_factory, demo_folder) -> Path:
             **SCHEDULE, prediction_type="v_prediction", clip_sample=False, set_alpha_to_one=False
         ),
     }
-    return assembled(tmp_path_factory.mktemp("sd21") / "model", demo_folder, "StableDiffusionPipeline", parts)
+    return save_model(tmp_path_factory.mktemp("sd21") / "model", demo_folder, "StableDiffusionPipeline", parts)
 
 
 @pytest.fixture(scope="session")
 def sdxl_folder(tmp_path_factory, demo_folder) -> Path:
-    """SDXL base: two text encoders of different widths and paddings, pooled text and sizes beside the timestep."""
+    """SDXL base: two text encoders of different widths and paddings, and pooled text and sizes as conditions."""
     torch.manual_seed(2)
     second = CLIPTokenizer.from_pretrained(demo_folder / "tokenizer", pad_token="!")
     parts = {
@@ -175,12 +53,12 @@ def sdxl_folder(tmp_path_factory, demo_folder) -> Path:
         ),
         "scheduler": diffusers.EulerDiscreteScheduler(**SCHEDULE, timestep_spacing="leading"),
     }
-    return assembled(tmp_path_factory.mktemp("sdxl") / "model", demo_folder, "StableDiffusionXLPipeline", parts)
+    return save_model(tmp_path_factory.mktemp("sdxl") / "model", demo_folder, "StableDiffusionXLPipeline", parts)
 
 
 @pytest.fixture(scope="session")
 def refiner_folder(tmp_path_factory, sdxl_folder) -> Path:
-    """SDXL's refiner: the second text encoder alone, and an aesthetic score in place of the size wanted."""
+    """SDXL's refiner: only the second text encoder, and an aesthetic score in place of the target size."""
     torch.manual_seed(8)
     folder = tmp_path_factory.mktemp("refiner") / "model"
     skipped = shutil.ignore_patterns("unet", "text_encoder*", "tokenizer")
@@ -207,16 +85,16 @@ def refiner_folder(tmp_path_factory, sdxl_folder) -> Path:
 
 @pytest.fixture(scope="session")
 def inpainting_folder(tmp_path_factory, demo_folder) -> Path:
-    """Stable Diffusion 1.5's inpainting model: a U-Net of nine channels, latents, mask, and masked picture."""
+    """Stable Diffusion 1.5's inpainting model: a U-Net with nine channels (latents, mask, masked image)."""
     torch.manual_seed(3)
     unet = tiny_unet(cross_attention_dim=128, in_channels=9)
     folder = tmp_path_factory.mktemp("inpainting") / "model"
-    return assembled(folder, demo_folder, "StableDiffusionInpaintPipeline", {"unet": unet})
+    return save_model(folder, demo_folder, "StableDiffusionInpaintPipeline", {"unet": unet})
 
 
 @pytest.fixture(scope="session")
 def lcm_folder(tmp_path_factory, demo_folder) -> Path:
-    """A latent consistency model: it is told its guidance, and has a scheduler of its own."""
+    """A latent consistency model: a U-Net with a guidance embedding, and the LCM scheduler."""
     torch.manual_seed(4)
     folder = tmp_path_factory.mktemp("lcm") / "model"
     shutil.copytree(demo_folder, folder, ignore=shutil.ignore_patterns("unet", "scheduler"))
@@ -240,7 +118,7 @@ from calotype.export.store.gc import gc, remove
 entries = STORE.entries
 HOME = Path(os.environ["CALOTYPE_HOME"])
 
-def maker(folder):  # two files, one in a folder, that say which key they are of
+def maker(folder):  # two files, one in a folder; the content depends on the key
     (folder / "deep").mkdir()
     (folder / "model.onnx").write_bytes(folder.name.removeprefix(".making-").encode() * 1000)
     (folder / "deep" / "w.bin").write_bytes(bytes(2000))
@@ -250,10 +128,10 @@ def put(key, make=maker):
     return fetch(key, make, label={"component": "unet", "precision": "fp16", "model": key})[0]
 
 def right(folder):
-    told = (folder / "model.onnx").read_bytes() == folder.name.encode() * 1000
-    return told and (folder / "deep" / "w.bin").read_bytes() == bytes(2000)
+    matches = (folder / "model.onnx").read_bytes() == folder.name.encode() * 1000
+    return matches and (folder / "deep" / "w.bin").read_bytes() == bytes(2000)
 
-def say(word):
+def emit(word):
     print(word, flush=True)
 
 def wait_for(path, seconds=60):
@@ -265,7 +143,7 @@ def wait_for(path, seconds=60):
 
 
 class Store:
-    """The store's home, and Python that runs beside us with `PRELUDE` before it."""
+    """A store's folders, and child processes that run `PRELUDE` and more Python code."""
 
     def __init__(self, home: Path):
         self.home, self.root, self.started = home, home / "store", []
@@ -290,7 +168,7 @@ class Store:
 
 @pytest.fixture
 def store_at(monkeypatch):
-    """A store in a folder of the test's choice."""
+    """A function that returns the store of a folder, and ends its processes after the test."""
     stores = []
 
     def at(home: Path) -> Store:
@@ -312,7 +190,7 @@ def store(store_at, tmp_path) -> Store:
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of a megabyte, as a folder, and a function that remounts it; skipped where this user may not mount."""
+    """A disk of a megabyte, as a folder, and a function that remounts it; skipped if this user may not mount."""
     folder = tmp_path / "disk"
     folder.mkdir()
 
@@ -326,4 +204,4 @@ def disk(tmp_path):
     if os.getuid() or not mount("-o", "size=1m,mode=755"):
         pytest.skip("this user may not mount a file system")
     yield folder, mount
-    subprocess.run(["umount", "--lazy", folder], check=True)  # this process may still use what it was handed
+    subprocess.run(["umount", "--lazy", folder], check=True)  # this process may still use entries of it

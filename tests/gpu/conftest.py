@@ -1,6 +1,6 @@
-"""What needs a GPU is skipped without one; kernels also run where Triton's interpreter stands in for it.
+"""Tests that need a GPU are skipped without one; Triton's interpreter can also run the kernels.
 
-No other conftest is needed here: `pytest --confcutdir=tests/gpu tests/gpu` wants torch, triton and calotype alone.
+These tests need no other conftest: `pytest --confcutdir=tests/gpu tests/gpu` needs only torch, triton and calotype.
 """
 
 import pytest
@@ -12,7 +12,7 @@ from calotype.cuda.graphs import CapturedGraph, CudaGraphCapturer
 from tests.helpers import gpu_standins as standins
 
 INTERPRETED = knobs.runtime.interpret
-torch.backends.cudnn.allow_tf32 = False  # where float32 is said, it is meant
+torch.backends.cudnn.allow_tf32 = False  # full float32
 
 
 def pytest_collection_modifyitems(items) -> None:
@@ -35,14 +35,14 @@ def gpu(device) -> Gpu:
 
 
 class Captures(CudaGraphCapturer):
-    """The real one, counting."""
+    """The real capturer, with a count of captures."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.made = 0
+        self.count = 0
 
     def record(self, function, inputs) -> CapturedGraph:
-        self.made += 1
+        self.count += 1
         return super().record(function, inputs)
 
 
@@ -53,14 +53,14 @@ def recorder():
 
 @pytest.fixture(autouse=True)
 def _nothing_is_zero_by_chance(monkeypatch) -> None:
-    """Memory that a kernel is given to write in holds NaN, or a large whole number: what it leaves out shows."""
+    """Fill output memory with NaN or a large integer, so that values that a kernel does not write show."""
     for owner, name in ((torch, "empty"), (torch, "empty_like"), (torch.Tensor, "new_empty")):
         monkeypatch.setattr(owner, name, _filled(getattr(owner, name)))
 
 
 def _filled(make):
-    def made(*args, **kwargs):
+    def filled(*args, **kwargs):
         tensor = make(*args, **kwargs)
         return tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
 
-    return made
+    return filled

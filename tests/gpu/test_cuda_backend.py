@@ -1,4 +1,4 @@
-"""The cuda backend against the eager one; in the interpreter with a stand-in for the device and for captures."""
+"""The cuda backend compared with the eager one; the interpreter uses stand-ins for the device and captures."""
 
 import diffusers
 import numpy as np
@@ -44,11 +44,11 @@ def component(folder):
 
 @pytest.fixture
 def open_in(component, folder, gpu, recorder):
-    def of(precision):
+    def make(precision):
         artifact = Artifact(form="diffusers", path=folder, precision=precision, check={})
         return CudaRunner(component, artifact, gpu, recorder, limit_bytes=2**30)
 
-    return of
+    return make
 
 
 def inputs(height, seed, batch=2):
@@ -58,26 +58,26 @@ def inputs(height, seed, batch=2):
     return arrays | {"timestep": np.array([999.0, 3.0][:batch], dtype=np.float32)}
 
 
-def off(got, wanted) -> float:
-    return float(np.linalg.norm(got - wanted) / np.linalg.norm(wanted))
+def relative_error(got, expected) -> float:
+    return float(np.linalg.norm(got - expected) / np.linalg.norm(expected))
 
 
-@pytest.mark.parametrize(("precision", "most", "heights"), [("fp32", 1e-5, (2, 1)), ("bf16", 3e-2, (1,))])
-def test_it_computes_what_eager_computes_at_every_size(precision, most, heights, open_in, recorder, folder):
+@pytest.mark.parametrize(("precision", "tolerance", "heights"), [("fp32", 1e-5, (2, 1)), ("bf16", 3e-2, (1,))])
+def test_it_computes_what_eager_computes_at_every_size(precision, tolerance, heights, open_in, recorder, folder):
     runner = open_in(precision)
     module = load_module("unet", folder)
     for seed, height in enumerate(heights):
-        given = inputs(height, seed)
+        arrays = inputs(height, seed)
         with torch.inference_mode():
-            (wanted,) = module(**{n: torch.from_numpy(a) for n, a in given.items()})
-        got = runner(given)["out_sample"]
+            (expected,) = module(**{n: torch.from_numpy(a) for n, a in arrays.items()})
+        got = runner(arrays)["out_sample"]
         assert got.dtype == np.float32
-        assert off(got, wanted.numpy()) <= most
+        assert relative_error(got, expected.numpy()) <= tolerance
     assert runner.precision == precision
-    assert recorder.made == len(set(heights))
+    assert recorder.count == len(set(heights))
 
 
-def test_kernels_are_in_it(open_in):
+def test_it_uses_the_kernels(open_in):
     assert set(open_in("fp32").replaced) == {
         "ResnetBlock2D",
         "BasicTransformerBlock",
@@ -88,8 +88,8 @@ def test_kernels_are_in_it(open_in):
     }
 
 
-def test_a_precision_that_it_does_not_run_is_our_error(open_in):
-    with pytest.raises(BackendError, match="cuda runs fp32, fp16, bf16, and the artifact is int8"):
+def test_an_unsupported_precision_raises(open_in):
+    with pytest.raises(BackendError, match="int8"):
         open_in("int8")
 
 

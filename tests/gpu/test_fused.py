@@ -1,4 +1,4 @@
-"""Networks with our kernels in them against the same networks without, tiny and of random weights."""
+"""Fused networks compared with the same networks without kernels: tiny ones with random weights."""
 
 import copy
 
@@ -31,7 +31,7 @@ XL = {
 
 
 def unet(**settings) -> nn.Module:
-    """Norms that do something: fresh ones multiply by one and add nothing."""
+    """Return a small U-Net."""
     return UNet(
         diffusers.UNet2DConditionModel(cross_attention_dim=24, attention_head_dim=4, **COMMON, **BLOCKS, **settings)
     )
@@ -78,9 +78,9 @@ KEPT_WIDE = ("timestep", "time_ids")
 
 @pytest.fixture
 def pair(request, device):
-    """A network, and the same one fused; norms that scale and shift, as trained ones do."""
+    """Return a network and its fused copy. Their norms scale and shift, as trained ones do."""
 
-    def of(name):
+    def make(name):
         torch.manual_seed(3)
         plain = NETWORKS[name][0]().eval().requires_grad_(False)
         for module in plain.modules():
@@ -91,7 +91,7 @@ def pair(request, device):
         replaced = fuse(fused)
         return plain.to(device), fused.to(device), replaced
 
-    return of
+    return make
 
 
 @pytest.fixture
@@ -109,8 +109,8 @@ def run(network, inputs, dtype, device):
         return [t.double().cpu() for t in network.to(dtype)(**cast)]
 
 
-def off(got, wanted) -> float:
-    return max(float((g - w).norm() / w.norm()) for g, w in zip(got, wanted, strict=True))
+def relative_error(got, expected) -> float:
+    return max(float((g - w).norm() / w.norm()) for g, w in zip(got, expected, strict=True))
 
 
 @pytest.mark.parametrize("name", NETWORKS)
@@ -119,29 +119,29 @@ def test_it_computes_what_the_network_computes(name, pair, randn, device):
     assert dict(replaced) == REPLACED[name]
     inputs = NETWORKS[name][1](randn)
     truth = run(plain, inputs, torch.float64, device)
-    wide = off(run(fused, inputs, torch.float32, device), truth)
-    assert wide <= 2 * max(1e-6, off(run(plain, inputs, torch.float32, device), truth))
-    half = off(run(fused, inputs, torch.bfloat16, device), truth)
-    assert half <= 2 * off(run(plain, inputs, torch.bfloat16, device), truth)
+    wide = relative_error(run(fused, inputs, torch.float32, device), truth)
+    assert wide <= 2 * max(1e-6, relative_error(run(plain, inputs, torch.float32, device), truth))
+    half = relative_error(run(fused, inputs, torch.bfloat16, device), truth)
+    assert half <= 2 * relative_error(run(plain, inputs, torch.bfloat16, device), truth)
 
 
-def test_a_schedule_that_is_hoisted_is_its_calls(pair, randn, device):
-    """Inside, the timestep and the text that a call is given have no part: the schedule's and its own have."""
+def test_a_precomputed_schedule_equals_its_calls(pair, randn, device):
+    """Inside the block, the timestep and text of a call have no effect: those of the schedule are used."""
     plain, fused, _ = pair("U-Net of SDXL")
     inputs = NETWORKS["U-Net of SDXL"][1](randn)
     steering = {n: t.to(device) for n, t in inputs.items() if n not in ("sample", "timestep")}
-    times = torch.tensor([[999.0, 500.5], [500.5, 20.0]])  # slots of a batch at steps of their own
-    wanted = run(plain, inputs | {"timestep": times[1]}, torch.float32, device)
-    with torch.inference_mode(), step_invariants(fused, times.to(device), steering, torch.float32) as at:
-        at(1)
+    times = torch.tensor([[999.0, 500.5], [500.5, 20.0]])  # rows of a batch at different steps
+    expected = run(plain, inputs | {"timestep": times[1]}, torch.float32, device)
+    with torch.inference_mode(), step_invariants(fused, times.to(device), steering, torch.float32) as select_step:
+        select_step(1)
         other = inputs | {"encoder_hidden_states": randn(2, 7, 24)}
-        assert off(run(fused, other, torch.float32, device), wanted) <= 2e-6
-    kept = [m.kept for m in fused.modules() if isinstance(m, (FusedTimesteps, FusedResnet, FusedAttention))]
-    assert kept == [None] * len(kept)
+        assert relative_error(run(fused, other, torch.float32, device), expected) <= 2e-6
+    cached = [m.cached for m in fused.modules() if isinstance(m, (FusedTimesteps, FusedResnet, FusedAttention))]
+    assert cached == [None] * len(cached)
 
 
-def test_weights_have_the_names_of_before_and_are_changed_where_they_lie(pair, randn, device):
-    """Every layer's, those that are rows of a packed one too; put back bit for bit."""
+def test_weights_keep_their_names_and_change_in_place(pair, randn, device):
+    """Every layer's weight, also rows of a packed one, is restored bit for bit."""
     plain, _, _ = pair("U-Net")
     torch.manual_seed(3)
     fused = copy.deepcopy(plain)
@@ -167,13 +167,13 @@ def test_weights_have_the_names_of_before_and_are_changed_where_they_lie(pair, r
     assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
 
 
-def test_parameters_are_the_networks_own(pair):
+def test_the_number_of_parameters_stays(pair):
     _, fused, _ = pair("U-Net")
     plain = NETWORKS["U-Net"][0]()
     assert sum(p.numel() for p in fused.parameters()) == sum(p.numel() for p in plain.parameters())
 
 
-def test_what_a_rule_does_not_know_in_every_respect_is_left_alone():
+def test_modules_that_no_rule_supports_stay():
     settings = {"in_channels": 8, "temb_channels": 4, "groups": 2}
     known = diffusers.models.resnet.ResnetBlock2D(**settings)
     others = [

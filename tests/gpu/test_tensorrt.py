@@ -1,4 +1,4 @@
-"""TensorRT itself, where there is a GPU and it is installed: an engine is built, run at its sizes, and captured."""
+"""The real TensorRT, if it is installed and there is a GPU: an engine is built, run at its sizes, and captured."""
 
 import importlib
 import importlib.util
@@ -13,14 +13,14 @@ from calotype.errors import BackendError
 from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
 
-there = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
-pytestmark = pytest.mark.skipif(not there, reason="this needs a GPU and tensorrt")
+available = torch.cuda.is_available() and importlib.util.find_spec("tensorrt") is not None
+pytestmark = pytest.mark.skipif(not available, reason="this needs a GPU and tensorrt")
 SHAPES = {"x": ((1, 4, 8, 8), (2, 4, 16, 16), (4, 4, 32, 32))}
 WEIGHT = np.random.default_rng(0).standard_normal((4, 4, 3, 3), dtype=np.float32)
 
 
 def graph_of(weight: np.ndarray, folder: Path) -> Path:
-    """y = relu(conv(x))."""
+    """Write y = relu(conv(x)) as ONNX."""
     import onnx
     from onnx import helper
 
@@ -34,120 +34,120 @@ def graph_of(weight: np.ndarray, folder: Path) -> Path:
     return folder / "g.onnx"
 
 
-def built(weight: np.ndarray, folder: Path, **options) -> Path:
+def build_file(weight: np.ndarray, folder: Path, **options) -> Path:
     from calotype.export.tensorrt.builder import build_engine
     from calotype.export.tensorrt.options import EngineOptions
 
     trt = importlib.import_module("tensorrt")
-    made = build_engine(trt, graph_of(weight, folder), [SHAPES], EngineOptions(**options))
-    (folder / "g.engine").write_bytes(made.engine)
+    built = build_engine(trt, graph_of(weight, folder), [SHAPES], EngineOptions(**options))
+    (folder / "g.engine").write_bytes(built.engine)
     return folder / "g.engine"
 
 
-def opened(engine: Path):
-    from calotype.backends.tensorrt.runner import opened_with
+def open_file(engine: Path):
+    from calotype.backends.tensorrt.runner import open_with_library
 
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
     artifact = Artifact(form="tensorrt", path=engine, precision="fp32", check={})
     component = PlannedComponent(name="unet", inputs=(x,), outputs=(y,), artifacts=(artifact,), refused={})
-    return opened_with("tensorrt", component, artifact)
+    return open_with_library("tensorrt", component, artifact)
 
 
 @pytest.fixture(scope="module")
 def engine(tmp_path_factory):
-    return built(WEIGHT, tmp_path_factory.mktemp("engine"))
+    return build_file(WEIGHT, tmp_path_factory.mktemp("engine"))
 
 
 @pytest.fixture
 def runner(engine):
-    return opened(engine)
+    return open_file(engine)
 
 
-def given(batch: int, side: int) -> np.ndarray:
+def random_input(batch: int, side: int) -> np.ndarray:
     return np.random.default_rng(side).standard_normal((batch, 4, side, side), dtype=np.float32)
 
 
-def wanted(x: np.ndarray, weight: np.ndarray = WEIGHT) -> np.ndarray:
+def expected(x: np.ndarray, weight: np.ndarray = WEIGHT) -> np.ndarray:
     return torch.conv2d(torch.from_numpy(x), torch.from_numpy(weight), padding=1).relu().numpy()
 
 
-def test_it_runs_at_every_size_that_it_was_built_for_and_at_no_other(runner):
+def test_it_runs_only_at_sizes_that_it_was_built_for(runner):
     for batch, side in ((1, 8), (4, 32), (2, 16), (1, 8)):
-        x = given(batch, side)
-        np.testing.assert_allclose(runner({"x": x})["y"], wanted(x), rtol=1e-2, atol=1e-2)
+        x = random_input(batch, side)
+        np.testing.assert_allclose(runner({"x": x})["y"], expected(x), rtol=1e-2, atol=1e-2)
     with pytest.raises(BackendError, match="was built for"):
-        runner({"x": given(5, 8)})
+        runner({"x": random_input(5, 8)})
 
 
-def test_it_is_captured_with_what_is_around_it(runner):
+def test_it_is_captured_with_surrounding_kernels(runner):
     graph = CudaGraphCache(
         lambda i: {"y": runner.run({"x": i["x"] * 2})["y"] + 1}, CudaGraphCapturer(), limit_bytes=2**30
     )
     for side in (8, 16, 8):
-        x = given(2, side)
+        x = random_input(2, side)
         got = graph({"x": torch.from_numpy(x).cuda()})["y"].cpu().numpy()
-        np.testing.assert_allclose(got, wanted(2 * x) + 1, rtol=1e-2, atol=1e-2)
+        np.testing.assert_allclose(got, expected(2 * x) + 1, rtol=1e-2, atol=1e-2)
 
 
-def test_weights_are_exchanged_and_an_engine_that_keeps_a_trace_is_refused(tmp_path):
-    from calotype.backends.tensorrt.refit import exchanged
+def test_a_refit_is_exact_or_refused(tmp_path):
+    from calotype.backends.tensorrt.refit import refitted_engine
 
     for name in ("ours", "theirs"):
         (tmp_path / name).mkdir()
-    other, x = WEIGHT[::-1].copy(), given(2, 16)
-    runner = opened(built(WEIGHT, tmp_path / "ours", refit=True))
+    other, x = WEIGHT[::-1].copy(), random_input(2, 16)
+    runner = open_file(build_file(WEIGHT, tmp_path / "ours", refit=True))
     graphs = {"ours": tmp_path / "ours" / "g.onnx", "theirs": graph_of(other, tmp_path / "theirs")}
     try:
-        made = exchanged(runner, **graphs, probe={"x": x})
-    except BackendError as told:  # the residue that NVIDIA/TensorRT 3628 tells of: it is built anew then
-        if "is not what it was" not in str(told):
+        engine_bytes = refitted_engine(runner, **graphs, probe={"x": x})
+    except BackendError as error:  # residue (NVIDIA/TensorRT issue 3628): then the engine is built again
+        if "is not what it was" not in str(error):
             raise
-        pytest.xfail(str(told))
-    (tmp_path / "theirs" / "g.engine").write_bytes(made)
-    got = opened(tmp_path / "theirs" / "g.engine")({"x": x})["y"]
-    np.testing.assert_allclose(got, wanted(x, other), rtol=1e-2, atol=1e-2)
-    np.testing.assert_allclose(runner({"x": x})["y"], wanted(x), rtol=1e-2, atol=1e-2)
+        pytest.xfail(str(error))
+    (tmp_path / "theirs" / "g.engine").write_bytes(engine_bytes)
+    got = open_file(tmp_path / "theirs" / "g.engine")({"x": x})["y"]
+    np.testing.assert_allclose(got, expected(x, other), rtol=1e-2, atol=1e-2)
+    np.testing.assert_allclose(runner({"x": x})["y"], expected(x), rtol=1e-2, atol=1e-2)
 
 
 @pytest.mark.parametrize(
     "options", [{"weight_streaming": True}, {"version_compatible": True}, {"hardware": "ampere-plus"}], ids=str
 )
-def test_engines_of_every_option_compute_the_same(options, tmp_path):
-    x = given(2, 16)
-    got = opened(built(WEIGHT, tmp_path, **options))({"x": x})["y"]
-    np.testing.assert_allclose(got, wanted(x), rtol=1e-2, atol=1e-2)
+def test_engines_with_every_option_compute_the_same(options, tmp_path):
+    x = random_input(2, 16)
+    got = open_file(build_file(WEIGHT, tmp_path, **options))({"x": x})["y"]
+    np.testing.assert_allclose(got, expected(x), rtol=1e-2, atol=1e-2)
 
 
-def test_the_demonstration_model_is_painted_by_engines_as_one_graph():
+def test_the_demonstration_model_runs_as_one_graph():
     import calotype
 
-    said = {"prompt": "a red star", "seed": 1, "steps": 4}
+    options = {"prompt": "a red star", "seed": 1, "steps": 4}
     pipe = calotype.load("demo", backend="tensorrt")
-    result, exact = pipe(**said), calotype.load("demo", backend="eager")(**said)
-    assert "painted as one graph" in result.report.notes
-    apart = np.abs(np.asarray(result.images[0]).astype(int) - np.asarray(exact.images[0]))
-    assert apart.max() <= 12
+    result, exact = pipe(**options), calotype.load("demo", backend="eager")(**options)
+    assert any("one graph" in note for note in result.report.notes)
+    difference = np.abs(np.asarray(result.images[0]).astype(int) - np.asarray(exact.images[0]))
+    assert difference.max() <= 12
 
 
-def test_a_lora_comes_and_goes_on_engines_that_are_built_for_it(tmp_path):
+def test_a_lora_is_set_and_removed_on_refittable_engines(tmp_path):
     import calotype
     from calotype.export import BuildSpec, build
     from calotype.export.sources.source import find
     from calotype.plan.profile import Range
 
-    side, said = Range(low=128, usual=128, high=128), {"prompt": "a red star", "seed": 1, "steps": 4}
+    side, options = Range(low=128, usual=128, high=128), {"prompt": "a red star", "seed": 1, "steps": 4}
     build(BuildSpec(model="demo", output=tmp_path, backend="tensorrt", height=side, width=side, engine=("refit",)))
-    pipe, painted = calotype.load(tmp_path, backend="tensorrt"), []
+    pipe, images = calotype.load(tmp_path, backend="tensorrt"), []
     try:
         for weight in (0, 1.0, -2.0, 1.0, 0):
             pipe.set_lora((find("demo") / "outline.safetensors", weight))
-            painted.append(np.asarray(pipe(**said).images[0]))
-    except BackendError as told:  # the residue, as above
-        if "is not what it was" not in str(told):
+            images.append(np.asarray(pipe(**options).images[0]))
+    except BackendError as error:  # residue, as above
+        if "is not what it was" not in str(error):
             raise
-        pytest.xfail(str(told))
-    none, a, b, again, after = painted
-    assert (a != none).any()
+        pytest.xfail(str(error))
+    original, a, b, again, after = images
+    assert (a != original).any()
     assert (a != b).any()
     assert (a == again).all()
-    assert (none == after).all()
+    assert (original == after).all()

@@ -1,4 +1,4 @@
-"""What stands in for a GPU where there is none: memory of the CPU, streams that are numbers, captures that are calls.
+"""Stand-ins for a GPU: memory of the CPU, streams that are numbers, captures that are calls.
 
 Imported as `tests.helpers.gpu_standins` by the conftests of `tests/gpu` (for Triton's interpreter) and
 `tests/tensorrt`.
@@ -14,7 +14,7 @@ from calotype.cuda.graphs import CapturedGraph
 
 
 class Host(Gpu):
-    """The device. `stream` is the current one, `captures` whether a graph is being recorded."""
+    """The device. `stream` is the current stream; `captures` is whether a graph is being captured."""
 
     def __init__(self) -> None:
         self.stream, self.side, self.captures = 7, 11, False
@@ -23,10 +23,10 @@ class Host(Gpu):
     def current_stream(self) -> int:
         return self.stream
 
-    def named(self, name: str):
+    def nvtx_range(self, name: str):
         return nullcontext()
 
-    def hold(self, module: torch.nn.Module) -> torch.nn.Module:
+    def move_module(self, module: torch.nn.Module) -> torch.nn.Module:
         return module
 
     def total_bytes(self) -> int:
@@ -47,21 +47,21 @@ class Host(Gpu):
     def empty(self, shape, dtype: str) -> torch.Tensor:
         return torch.empty(shape, dtype=getattr(torch, dtype))
 
-    def put(self, array: np.ndarray) -> torch.Tensor:
+    def to_device(self, array: np.ndarray) -> torch.Tensor:
         return torch.from_numpy(np.ascontiguousarray(array))
 
-    def fetch(self, tensor: torch.Tensor) -> np.ndarray:
+    def to_host(self, tensor: torch.Tensor) -> np.ndarray:
         return tensor.numpy()
 
 
 class Calls:
-    """Captures: a replay is a call. `made` counts the captures."""
+    """A capturer whose replay is a call. `count` is the number of captures."""
 
     def __init__(self) -> None:
-        self.made = 0
+        self.count = 0
 
     def record(self, function, inputs) -> CapturedGraph:
-        self.made += 1
+        self.count += 1
         outputs = function(inputs)
 
         def replay() -> None:

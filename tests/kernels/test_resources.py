@@ -1,4 +1,4 @@
-"""Every kernel compiles for GPUs that are not here, spills nothing, and takes what the committed table says."""
+"""Every kernel compiles without a GPU, spills no registers, and uses the resources of the committed table."""
 
 import json
 import re
@@ -16,37 +16,37 @@ from calotype.export.commands.kernel_resources import cases, differences, resour
 KERNELS = Path(__file__).parent.parent.parent / "kernels"
 COMMITTED = json.loads((KERNELS / "resources.json").read_text())
 CASES = dict(cases())
-MOST_REGISTERS = 80  # of a thread: with four warps, six programs are on a multiprocessor at once
+MAX_REGISTERS = 80  # for each thread: with four warps, six programs fit on a multiprocessor
 PRODUCTS = {"int8_matmul": 255, "attention": 255}  # their tiles are held in registers
 
 
 @pytest.fixture(scope="module", autouse=True)
 def _compiled_here(tmp_path_factory):
-    """Not taken from the user's cache: what was compiled there may be of another version's making."""
+    """Use an empty cache: the user's may contain kernels of another version."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("TRITON_CACHE_DIR", str(tmp_path_factory.mktemp("triton")))
         yield
 
 
 @pytest.mark.parametrize(("name", "target"), [(name, t) for name, launch in CASES.items() for t in targets_of(launch)])
-def test_it_compiles_to_what_the_table_says(name, target):
-    found = resources(CASES[name], target)
-    assert found["spilled_bytes"] == 0
+def test_it_compiles_to_the_committed_resources(name, target):
+    measured = resources(CASES[name], target)
+    assert measured["spilled_bytes"] == 0
     if triton.__version__ != COMMITTED["triton"]:
-        pytest.skip(f"the table is of triton {COMMITTED['triton']}, and this is {triton.__version__}")
-    assert found == COMMITTED["kernels"][name][f"sm_{target}"]
+        pytest.skip(f"the table is for triton {COMMITTED['triton']}, installed is {triton.__version__}")
+    assert measured == COMMITTED["kernels"][name][f"sm_{target}"]
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_what_triton_itself_would_compile_at_the_first_launch(name):
-    """Its own binder, which looks at the arguments of a launch, says the same types, constants and alignments."""
+def test_it_is_what_triton_compiles_at_the_first_launch(name):
+    """Triton's own binder gives the same types, constants and alignments for the arguments of a launch."""
     launch = CASES[name]
     backend = make_backend(GPUTarget("cuda", 90, 32))
     bind = create_function_from_signature(launch.kernel.signature, launch.kernel.params, backend)
-    bound, found, _ = bind(**launch.arguments, **launch.constants, **launch.options)
+    bound, kinds, _ = bind(**launch.arguments, **launch.constants, **launch.options)
     types, _, aligned = launch.signature()
-    assert dict(zip(bound, (kind for kind, _ in found), strict=True)) == types
-    assert {(i,) for i, (_, marks) in enumerate(found) if marks == "D"} == set(aligned)  # constants carry their values
+    assert dict(zip(bound, (kind for kind, _ in kinds), strict=True)) == types
+    assert {(i,) for i, (_, marks) in enumerate(kinds) if marks == "D"} == set(aligned)  # constants carry their values
 
 
 def test_the_table_has_every_kernel_and_nothing_else():
@@ -57,13 +57,13 @@ def test_the_table_has_every_kernel_and_nothing_else():
     assert written - parts == {launch.name for launch in CASES.values()}
 
 
-def test_no_kernel_crowds_the_others_out():
+def test_register_limits():
     for name, of in COMMITTED["kernels"].items():
-        most = PRODUCTS.get(name.partition(":")[0], MOST_REGISTERS)
-        assert max(entry["registers"] for entry in of.values()) <= most, name
+        limit = PRODUCTS.get(name.partition(":")[0], MAX_REGISTERS)
+        assert max(entry["registers"] for entry in of.values()) <= limit, name
 
 
-def test_the_command_tells_what_changed(tmp_path, monkeypatch, capsys):
+def test_the_command_lists_changes(tmp_path, monkeypatch, capsys):
     now = json.loads(json.dumps(COMMITTED))
     name = next(iter(CASES))
     now["kernels"][name]["sm_90"]["registers"] += 1

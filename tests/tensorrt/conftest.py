@@ -1,7 +1,7 @@
-"""A `tensorrt` that is not there: it records what is called, answers what a test says, and knows the real one's names.
+"""A fake `tensorrt`: it records calls, returns what a test sets, and has only the real library's names.
 
-Every attribute that is asked for must be among `names.txt`, which was read from the bindings of TensorRT 11.4; one that
-is not fails the test, even where our code would have made an error of it.
+Every attribute that the code uses must be in `names.txt`, which lists the names of TensorRT 11.4's bindings. Any other
+name fails the test, even if our code catches the error.
 """
 
 import ctypes
@@ -15,26 +15,25 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.backends import compatibility as trust
-from calotype.backends import registry
-from calotype.backends.tensorrt import runner as trt
+from calotype.backends import compatibility, registry
+from calotype.backends.tensorrt import runner as tensorrt_runner
 from calotype.backends.torch import cuda
 from calotype.cuda import fused_modules as fused
 from calotype.export import BuildSpec
-from calotype.export.builder import build as building
-from calotype.export.steps import subprocess_task as child
+from calotype.export.builder import build as build_module
+from calotype.export.steps import subprocess_task
 from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.export.tensorrt import engines
 from calotype.files.digest import file_digest
-from calotype.graph import pipeline as whole
-from calotype.graph import runner as painter
+from calotype.graph import pipeline as graph_pipeline
+from calotype.graph import runner as graph_runner
 from calotype.kernels import guided_step, to_uint8
 from calotype.plan.profile import Range
 from tests.helpers import gpu_standins
 
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
-# What a method makes, where a test does not say.
-MADE = {
+# The kind of object that a method returns, unless a test sets its result.
+RETURNS = {
     "Builder.create_network": "INetworkDefinition",
     "Builder.create_builder_config": "IBuilderConfig",
     "Builder.create_optimization_profile": "IOptimizationProfile",
@@ -44,8 +43,8 @@ MADE = {
 }
 
 
-class Thing:
-    """An object of the library: methods are recorded, properties are what was set or what the test answers."""
+class FakeObject:
+    """An object of the library: it records method calls; a property is what was set, or what the test sets."""
 
     def __init__(self, fake: "FakeTrt", kind: str) -> None:
         self.__dict__.update(_fake=fake, _kind=kind)
@@ -57,11 +56,11 @@ class Thing:
         if answer is not None and not callable(answer):
             return answer
 
-        def method(*given):
-            fake.calls.append((what, *given))
+        def method(*args):
+            fake.calls.append((what, *args))
             if callable(answer):
-                return answer(*given)
-            return Thing(fake, MADE[what]) if what in MADE else True
+                return answer(*args)
+            return FakeObject(fake, RETURNS[what]) if what in RETURNS else True
 
         return method
 
@@ -71,8 +70,8 @@ class Thing:
         self.__dict__[name] = value
 
 
-class Words:
-    """An enumeration: its members are their own names."""
+class Enumeration:
+    """An enumeration whose members are their names."""
 
     def __init__(self, fake: "FakeTrt", kind: str) -> None:
         self._fake, self._kind = fake, kind
@@ -83,7 +82,7 @@ class Words:
 
 
 class FakeTrt:
-    """The module. `answers` is "Kind.member" -> a value, or a function of the arguments."""
+    """The module. `answers` maps "Kind.member" to a value, or to a function of the arguments."""
 
     def __init__(self) -> None:
         self.__name__ = "tensorrt"
@@ -100,21 +99,21 @@ class FakeTrt:
     def called(self, name: str) -> list[tuple]:
         return [call[1:] for call in self.calls if call[0] == name]
 
-    def say(self, text: str) -> None:
-        """An error in the log."""
+    def log_error(self, text: str) -> None:
+        """Write an error into the log."""
         self.logs[-1].log("ILogger.ERROR", text)
 
     def __getattr__(self, name: str):
         self.check(name)
         if name in ("Builder", "Runtime", "OnnxParser"):
-            return lambda *given: self._made(name, *given)
+            return lambda *args: self._create(name, *args)
         if name in ("ILogger", "IProgressMonitor"):
             return self._base(name)
-        return Words(self, name)
+        return Enumeration(self, name)
 
-    def _made(self, kind: str, *given) -> Thing:
-        self.calls.append((kind, *given))
-        return Thing(self, kind)
+    def _create(self, kind: str, *args) -> FakeObject:
+        self.calls.append((kind, *args))
+        return FakeObject(self, kind)
 
     def _base(self, kind: str) -> type:
         fake = self
@@ -130,31 +129,31 @@ class FakeTrt:
 
 
 def by_path(path: Path) -> ModuleType:
-    """A module that is no test, by its file."""
-    place = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(place)
-    sys.modules[path.stem] = module  # where its objects are pickled
-    place.loader.exec_module(module)
+    """Import a module by its file."""
+    module_spec = importlib.util.spec_from_file_location(path.stem, path)
+    module = importlib.util.module_from_spec(module_spec)
+    sys.modules[path.stem] = module  # so that its objects can be pickled
+    module_spec.loader.exec_module(module)
     return module
 
 
 @pytest.fixture
 def fake():
-    made = FakeTrt()
-    yield made
-    assert made.unknown == [], "names that TensorRT 11.4 does not have"
+    fake = FakeTrt()
+    yield fake
+    assert fake.unknown == [], "names that TensorRT 11.4 does not have"
 
 
 @pytest.fixture(scope="session")
 def standin():
-    """A TensorRT that computes, see standin.py."""
+    """The TensorRT that computes, see standin.py."""
     yield by_path(Path(__file__).with_name("standin.py"))
     del sys.modules["standin"]
 
 
 @pytest.fixture(scope="session")
 def standins():
-    """Of the device and of captures: those of tests/gpu."""
+    """The stand-ins for the device and for captures."""
     return gpu_standins
 
 
@@ -164,7 +163,7 @@ def gpu(standins):
 
 
 def double(addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
-    """What the fake engine computes: y = 2 x, in float32, at the addresses it was given."""
+    """Compute y = 2 x in float32 at these addresses, as the fake engine."""
     count = int(np.prod(shapes["x"]))
     x, y = ((ctypes.c_float * count).from_address(addresses[n]) for n in "xy")
     for i in range(count):
@@ -173,9 +172,9 @@ def double(addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> Non
 
 @pytest.fixture
 def engine(fake) -> Callable[..., FakeTrt]:
-    """Give the fake an engine x [n, 4] -> y [n, 4] with these profiles of n, which needs 100 n bytes to run."""
+    """Set up an engine x [n, 4] -> y [n, 4] with these profiles of n; a run needs 100 n bytes."""
 
-    def of(*profiles: tuple[int, int, int], **answers) -> FakeTrt:
+    def make(*profiles: tuple[int, int, int], **answers) -> FakeTrt:
         shapes, addresses = {}, {}
         fake.answers |= {
             "ICudaEngine.num_io_tensors": 2,
@@ -195,75 +194,76 @@ def engine(fake) -> Callable[..., FakeTrt]:
         }
         return fake
 
-    return of
+    return make
 
 
-# What needs the device. All else is done in children, as it is: tracing would look for a GPU that is not there.
-ON_THE_DEVICE = ("check:check_planned", "evaluate:evaluate_plan", "evaluate:compare_speed", "engines:build_here", "refit:refit_here")
+# Tasks that need the device. All others run in child processes, as tracing would look for a real GPU.
+ON_THE_DEVICE = ("check:check_planned", "evaluate:prove", "evaluate:race", "engines:build_here", "refit:refit_here")
 GPU_NAME = "NVIDIA STAND-IN, driver 1"
 
 
-def here(what, function, tell=None, **arguments):
-    """In this process, which has the stand-ins."""
+def run_here(what, function, tell=None, **arguments):
+    """Run a task in this process, which has the stand-ins."""
     module, name = function.split(":")
     if not function.endswith(ON_THE_DEVICE):
         return run_in_subprocess(what, function, tell, **arguments)
-    child._tell = tell
+    subprocess_task._tell = tell
     value = getattr(importlib.import_module(module), name)(**arguments)
     return SimpleNamespace(value=value, peak_bytes=0)
 
 
 @pytest.fixture
 def on_a_gpu(gpu, standin, standins, monkeypatch):
-    """A machine with a GPU and TensorRT, as far as anyone can see; what `tensorrt.plugin` was given."""
+    """A machine that seems to have a GPU and TensorRT. Yields the fake `tensorrt.plugin`."""
     real_spec, real_import = importlib.util.find_spec, importlib.import_module
-    ours = {"tensorrt": standin, "tensorrt.plugin": standin.plugin()}
+    modules = {"tensorrt": standin, "tensorrt.plugin": standin.plugin()}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda n, *a: real_spec("onnx") if n == "tensorrt" else real_spec(n, *a)
     )
     monkeypatch.setattr(
-        importlib, "import_module", lambda n, *a, **k: ours[n] if n in ours else real_import(n, *a, **k)
+        importlib, "import_module", lambda n, *a, **k: modules[n] if n in modules else real_import(n, *a, **k)
     )
     monkeypatch.setattr(registry, "has_gpu", lambda: True)
-    monkeypatch.setattr(trust, "_installed", lambda name: "11.4.0")
-    monkeypatch.setattr(engines, "ENGINES", file_digest(Path(standin.__file__)))  # of another stand-in are others
-    for module in (trust, engines, building):
+    monkeypatch.setattr(compatibility, "_installed", lambda name: "11.4.0")
+    # Another stand-in builds other engines.
+    monkeypatch.setattr(engines, "ENGINES", file_digest(Path(standin.__file__)))
+    for module in (compatibility, engines, build_module):
         monkeypatch.setattr(module, "gpu_name", lambda: GPU_NAME)
-    for module in (cuda, trt, painter):
+    for module in (cuda, tensorrt_runner, graph_runner):
         monkeypatch.setattr(module, "Gpu", lambda: gpu)
-    for module in (cuda, painter):
+    for module in (cuda, graph_runner):
         monkeypatch.setattr(module, "CudaGraphCapturer", standins.Calls)
     monkeypatch.setattr(fused, "fuse", lambda module: None)
-    monkeypatch.setattr(whole, "guided_step", lambda n, s, rescaled: guided_step.reference(n, s))
-    monkeypatch.setattr(whole, "to_uint8", to_uint8.reference)
+    monkeypatch.setattr(graph_pipeline, "guided_step", lambda n, s, rescaled: guided_step.reference(n, s))
+    monkeypatch.setattr(graph_pipeline, "to_uint8", to_uint8.reference)
     for name in [n for n in sys.modules if n.startswith("calotype.export.")]:
         if hasattr(sys.modules[name], "run_in_subprocess"):
-            monkeypatch.setattr(sys.modules[name], "run_in_subprocess", here)
-    yield ours["tensorrt.plugin"]
-    child._tell = None
+            monkeypatch.setattr(sys.modules[name], "run_in_subprocess", run_here)
+    yield modules["tensorrt.plugin"]
+    subprocess_task._tell = None
 
 
 @pytest.fixture
 def spec():
-    """The spec of a small build of the demonstration model."""
+    """Make the spec of a small build of the demonstration model."""
 
-    def of(backend, folder, **more):
+    def make(backend, folder, **more):
         side = Range(low=64, usual=64, high=128)
         quick = {"height": side, "width": side, "batch": Range(low=1, usual=1, high=2), "proof": 1, "proof_steps": 2}
         return BuildSpec(
-            model="demo", output=folder, backend=backend, **{"steps": Range(low=2, usual=2, high=2), **quick, **more}
+            model="demo", output=folder, backend=backend, **{"steps": Range(min=2, opt=2, max=2), **quick, **more}
         )
 
-    return of
+    return make
 
 
 @pytest.fixture
 def levels():
-    """How far two results' first pictures are apart, of 255."""
+    """Return the largest difference of two results' first images, of 255."""
 
-    def apart(got, wanted) -> int:
-        return int(np.abs(np.asarray(got.images[0]).astype(int) - np.asarray(wanted.images[0])).max())
+    def distance(got, expected) -> int:
+        return int(np.abs(np.asarray(got.images[0]).astype(int) - np.asarray(expected.images[0])).max())
 
-    return apart
+    return distance

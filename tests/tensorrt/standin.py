@@ -1,8 +1,8 @@
-"""A TensorRT that works without a GPU: its engines are ONNX Runtime's sessions, its device memory is the host's.
+"""A TensorRT that works without a GPU: its engines are ONNX Runtime sessions, its device memory is the host's.
 
-It has the names that our code uses and no others, each of them TensorRT 11.4's (a test holds it to that). An engine is
-the graph with its profiles and flags; sizes outside of them are refused, as the real one does. `plugin` is what
-`tensorrt.plugin` is, and our plugin's node computes.
+It has only the names that our code uses, and a test checks that TensorRT 11.4 has them too. An engine is the graph with
+its profiles and flags. Like a real one, it refuses sizes outside of its profiles. `plugin` replaces `tensorrt.plugin`,
+and our plugin's node computes.
 """
 
 import ctypes
@@ -14,7 +14,7 @@ import numpy as np
 import onnx
 import onnxruntime
 
-__name__ = "tensorrt"  # as the library says of itself
+__name__ = "tensorrt"  # as in the real library
 
 _TYPES = {1: "FLOAT", 7: "INT64", 10: "HALF", 16: "BF16"}
 _NUMPY = {"FLOAT": np.float32, "INT64": np.int64, "HALF": np.float16}
@@ -64,8 +64,8 @@ class IOptimizationProfile:
     def __init__(self) -> None:
         self._ends = {}
 
-    def set_shape(self, name, least, usual, most) -> None:
-        self._ends[name] = (tuple(least), tuple(usual), tuple(most))
+    def set_shape(self, name, low, optimum, high) -> None:
+        self._ends[name] = (tuple(low), tuple(optimum), tuple(high))
 
 
 class IBuilderConfig:
@@ -122,20 +122,20 @@ class OnnxParser:
 
 
 def _plugins_function() -> onnx.FunctionProto:
-    """What the plugin's node computes."""
+    """Return a function that computes the plugin's node."""
     norm = onnx.helper.make_node("GroupNormalization", ["x", "weight", "bias"], ["n"])
     for ours, theirs, kind in (("groups", "num_groups", "INT"), ("eps", "epsilon", "FLOAT")):
-        said = {"name": theirs, "ref_attr_name": ours, "type": getattr(onnx.AttributeProto, kind)}
-        norm.attribute.append(onnx.AttributeProto(**said))
+        attribute = {"name": theirs, "ref_attr_name": ours, "type": getattr(onnx.AttributeProto, kind)}
+        norm.attribute.append(onnx.AttributeProto(**attribute))
     nodes = [norm, onnx.helper.make_node("Sigmoid", ["n"], ["s"]), onnx.helper.make_node("Mul", ["n", "s"], ["y"])]
     attributes = ["groups", "eps", "plugin_namespace", "plugin_version"]
     opsets = [onnx.helper.make_opsetid("", 21)]
-    given = ["x", "weight", "bias"]
-    return onnx.helper.make_function("calotype", "group_norm_silu", given, ["y"], nodes, opsets, attributes)
+    inputs = ["x", "weight", "bias"]
+    return onnx.helper.make_function("calotype", "group_norm_silu", inputs, ["y"], nodes, opsets, attributes)
 
 
 class plugin:
-    """`tensorrt.plugin`, and what it was given."""
+    """A fake `tensorrt.plugin`, which stores the registered functions."""
 
     __module__ = "tensorrt.plugin"
 
@@ -154,14 +154,14 @@ class plugin:
     SymInt32 = int
 
     def __init__(self) -> None:
-        self.given = {}
+        self.registered = {}
 
     def SymIntExprs(self, count):
         return [None] * count
 
     def __getattr__(self, name):
         assert name in ("register", "autotune", "aot_impl")
-        return lambda plugin: lambda function: self.given.setdefault((name, plugin), function)
+        return lambda plugin: lambda function: self.registered.setdefault((name, plugin), function)
 
 
 class Builder:
@@ -179,16 +179,16 @@ class Builder:
 
     def build_serialized_network(self, network, config) -> bytes | None:
         assert "TF32" not in config._flags
-        if config.progress_monitor is not None and not self._told(config.progress_monitor):
+        if config.progress_monitor is not None and not self._report_progress(config.progress_monitor):
             return None
-        said = {f"{n} {vars(config)[n]}" for n in _LEVELS if n in vars(config)}
-        return pickle.dumps((network._graph, config._profiles, sorted(config._flags | said)))
+        levels = {f"{n} {vars(config)[n]}" for n in _LEVELS if n in vars(config)}
+        return pickle.dumps((network._graph, config._profiles, sorted(config._flags | levels)))
 
-    def _told(self, monitor) -> bool:
+    def _report_progress(self, monitor) -> bool:
         monitor.phase_start("Building", None, 2)
-        goes_on = all(monitor.step_complete("Building", i) for i in range(2))
+        continues = all(monitor.step_complete("Building", i) for i in range(2))
         monitor.phase_finish("Building")
-        return goes_on
+        return continues
 
 
 class Runtime:
@@ -242,7 +242,7 @@ class ICudaEngine:
 
 
 class Refitter:
-    """`_lost` is what tests set: the how manieth exchange from now is said to be done, and is not."""
+    """Tests set `_lost`: the number of the next refit, from 1, that reports success but changes nothing."""
 
     _lost = 0
 
@@ -270,11 +270,11 @@ class OnnxParserRefitter:
         tensor = next((t for t in self._model.graph.initializer if t.name == name), None)
         if tensor is None:
             return False
-        wanted = int(np.prod(tensor.dims)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
+        expected = int(np.prod(tensor.dims)) * onnx.helper.tensor_dtype_to_np_dtype(tensor.data_type).itemsize
         tensor.ClearField("external_data")
         tensor.data_location = onnx.TensorProto.DEFAULT
         tensor.raw_data = ctypes.string_at(address, size)
-        return wanted == size
+        return expected == size
 
     def refit_model_proto(self) -> bool:
         onnx.load_external_data_for_model(self._model, str(self._folder))
@@ -292,16 +292,16 @@ class IExecutionContext:
         return True
 
     def set_input_shape(self, name, shape) -> bool:
-        least, _, most = self._engine._profiles[self._profile][name]
+        low, _, high = self._engine._profiles[self._profile][name]
         self._shapes[name] = tuple(shape)
-        return all(a <= n <= b for a, n, b in zip(least, shape, most, strict=True))
+        return all(a <= n <= b for a, n, b in zip(low, shape, high, strict=True))
 
     def infer_shapes(self) -> list[str]:
         types = self._engine._types
         zeros = {n: np.zeros(self._shapes[n], _NUMPY[types[n]]) for n in self._engine._inputs}
         outputs = [n for n in types if n not in zeros]
-        made = self._engine._session.run(outputs, zeros)
-        self._shapes |= {n: a.shape for n, a in zip(outputs, made, strict=True)}
+        arrays = self._engine._session.run(outputs, zeros)
+        self._shapes |= {n: a.shape for n, a in zip(outputs, arrays, strict=True)}
         return []
 
     def get_tensor_shape(self, name):
@@ -319,14 +319,14 @@ class IExecutionContext:
 
     def execute_async_v3(self, stream) -> bool:
         types = self._engine._types
-        given = {n: self._view(n).copy() for n in self._engine._inputs}
-        outputs = [n for n in types if n not in given]
-        for name, made in zip(outputs, self._engine._session.run(outputs, given), strict=True):
-            self._view(name)[...] = made
+        inputs = {n: self._view(n).copy() for n in self._engine._inputs}
+        outputs = [n for n in types if n not in inputs]
+        for name, array in zip(outputs, self._engine._session.run(outputs, inputs), strict=True):
+            self._view(name)[...] = array
         return True
 
     def _view(self, name) -> np.ndarray:
         kind, shape = np.dtype(_NUMPY[self._engine._types[name]]), self._shapes[name]
         count = int(np.prod(shape))
-        held = (ctypes.c_byte * (count * kind.itemsize)).from_address(self._addresses[name])
-        return np.frombuffer(held, dtype=kind).reshape(shape)
+        content = (ctypes.c_byte * (count * kind.itemsize)).from_address(self._addresses[name])
+        return np.frombuffer(content, dtype=kind).reshape(shape)

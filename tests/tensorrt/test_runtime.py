@@ -1,4 +1,4 @@
-"""The tensorrt backend against a TensorRT that is not there: opened, run, run at other sizes, and failing."""
+"""The tensorrt backend with a fake TensorRT: opening, running at several sizes, and failing."""
 
 import importlib
 import threading
@@ -34,7 +34,7 @@ def numbers(count: int) -> np.ndarray:
     return np.arange(4 * count, dtype=np.float32).reshape(count, 4)
 
 
-def test_it_opens_the_engine_and_gives_it_no_memory_of_its_own(engine, open_with):
+def test_the_engine_opens_without_its_own_working_memory(engine, open_with):
     fake = engine((1, 2, 8))
     assert open_with(fake).precision == "fp16"
     assert fake.called("Runtime.deserialize_cuda_engine") == [(b"engine",)]
@@ -42,13 +42,13 @@ def test_it_opens_the_engine_and_gives_it_no_memory_of_its_own(engine, open_with
     assert fake.called("ICudaEngine.create_execution_context") == [(strategy,)]
 
 
-def test_it_runs_on_a_stream_of_its_own_with_arrays(engine, open_with):
+def test_arrays_run_on_the_side_stream(engine, open_with):
     fake = engine((1, 2, 8))
     assert (open_with(fake)({"x": numbers(3)})["y"] == 2 * numbers(3)).all()
     assert fake.called("IExecutionContext.execute_async_v3") == [(11,)]
 
 
-def test_it_runs_on_the_current_stream_with_tensors_and_writes_where_it_is_told(engine, open_with):
+def test_tensors_run_on_the_current_stream_into_the_callers_outputs(engine, open_with):
     fake = engine((1, 2, 8))
     x, y = torch.ones(2, 4), torch.empty(2, 4)
     assert open_with(fake).run({"x": x}, {"y": y})["y"] is y
@@ -57,14 +57,14 @@ def test_it_runs_on_the_current_stream_with_tensors_and_writes_where_it_is_told(
     assert dict(fake.called("IExecutionContext.set_tensor_address")) == {"x": x.data_ptr(), "y": y.data_ptr()}
 
 
-def test_sizes_are_set_when_they_change_and_memory_when_it_must_grow(engine, open_with):
+def test_sizes_are_set_when_they_change_and_memory_when_it_grows(engine, open_with):
     fake = engine((1, 2, 8))
     runner = open_with(fake)
     for count in (2, 2, 8, 1):
         assert (runner({"x": numbers(count)})["y"] == 2 * numbers(count)).all()
     assert fake.called("IExecutionContext.set_input_shape") == [("x", (n, 4)) for n in (2, 8, 1)]
     memory = fake.called("IExecutionContext.set_device_memory")
-    assert [size for _, size in memory] == [200, 800, 800]  # of one buffer, which does not shrink
+    assert [size for _, size in memory] == [200, 800, 800]  # one buffer, which does not shrink
     assert memory[1] == memory[2]
 
 
@@ -73,7 +73,7 @@ def test_runners_share_working_memory_on_a_stream_and_not_across_streams(engine,
     one, two = (TensorRtRunner(component, component.artifacts[0], fake, gpu) for _ in range(2))
     one({"x": numbers(2)})
     two({"x": numbers(8)})
-    one({"x": numbers(2)})  # the buffer is another one now: it must be told
+    one({"x": numbers(2)})  # the buffer has changed: the context needs the new address
     places = fake.called("IExecutionContext.set_device_memory")
     assert [size for _, size in places] == [200, 800, 800]
     assert places[1] == places[2]
@@ -82,7 +82,7 @@ def test_runners_share_working_memory_on_a_stream_and_not_across_streams(engine,
     assert set(gpu.arenas) == {7, 11}
 
 
-def test_a_captured_run_has_working_memory_of_its_own(engine, open_with, gpu):
+def test_a_captured_run_has_its_own_working_memory(engine, open_with, gpu):
     fake = engine((1, 2, 8))
     runner, gpu.captures = open_with(fake), True
     captured = runner.run({"x": torch.ones(2, 4)})["y"]
@@ -94,7 +94,7 @@ def test_a_captured_run_has_working_memory_of_its_own(engine, open_with, gpu):
     assert place == gpu.arenas[7].at_least(1).data_ptr()
 
 
-def test_the_first_profile_that_fits_is_taken(engine, open_with):
+def test_the_first_profile_that_fits_is_used(engine, open_with):
     fake = engine((2, 2, 2), (1, 4, 8), (1, 4, 64))
     runner = open_with(fake)
     for count in (2, 8, 2, 64, 8):
@@ -102,59 +102,57 @@ def test_the_first_profile_that_fits_is_taken(engine, open_with):
     assert fake.called("IExecutionContext.set_optimization_profile_async") == [(n, 11) for n in (1, 0, 2, 1)]
 
 
-def test_sizes_that_it_was_not_built_for_are_told_with_those_that_it_was(engine, open_with):
+def test_other_sizes_are_refused_with_the_supported_ones(engine, open_with):
     runner = open_with(engine((1, 2, 8), (16, 16, 16)))
-    with pytest.raises(
-        BackendError, match=r"built for x \[1, 4\] to \[8, 4\]; or x \[16, 4\] to \[16, 4\], and was given x \[9, 4\]"
-    ):
+    with pytest.raises(BackendError, match=r"x \[1, 4\] to \[8, 4\]; or x \[16, 4\] to \[16, 4\]: got x \[9, 4\]"):
         runner({"x": numbers(9)})
-    assert (runner({"x": numbers(2)})["y"] == 2 * numbers(2)).all()  # and it goes on
+    assert (runner({"x": numbers(2)})["y"] == 2 * numbers(2)).all()  # and it still works
 
 
-def test_types_and_layouts_that_are_not_its_own_are_refused(engine, open_with):
+def test_other_types_and_layouts_are_refused(engine, open_with):
     runner = open_with(engine((1, 2, 8)))
-    with pytest.raises(BackendError, match=r"x is wanted as float32 \[2, 4\], contiguous; got float16"):
+    with pytest.raises(BackendError, match="float16"):
         runner.run({"x": torch.ones(2, 4).half()})
     with pytest.raises(BackendError, match="contiguous"):
         runner.run({"x": torch.ones(4, 2).T})
-    with pytest.raises(BackendError, match=r"y is wanted as float32 \[2, 4\], contiguous; got float32 \[3, 4\]"):
+    with pytest.raises(BackendError, match=r"y: got float32 \[3, 4\]"):
         runner.run({"x": torch.ones(2, 4)}, {"y": torch.empty(3, 4)})
 
 
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "keyword"),
     [
-        ({"Runtime.deserialize_cuda_engine": lambda content: None}, "cannot open .*: why. An engine is made for one"),
-        ({"ICudaEngine.create_execution_context": lambda strategy: None}, "makes no context of .*: why"),
-        ({"ICudaEngine.num_io_tensors": 1}, r"takes \['x'\] and gives \[\]; the plan says \['x'\] and \['y'\]"),
+        ({"Runtime.deserialize_cuda_engine": lambda content: None}, "cannot open .*: why"),
+        ({"ICudaEngine.create_execution_context": lambda strategy: None}, "context .*: why"),
+        ({"ICudaEngine.num_io_tensors": 1}, r"outputs \[\]"),
     ],
     ids=["of another version", "no context", "other tensors"],
 )
-def test_an_engine_that_does_not_open_is_our_error(answer, told, engine, open_with):
+def test_an_engine_that_does_not_open_raises(answer, keyword, engine, open_with):
     fake = engine((1, 2, 8), **answer)
-    for what, given in answer.items():
-        if callable(given):
-            fake.answers[what] = lambda *args: fake.say("why")
-    with pytest.raises(BackendError, match=told):
+    for what, args in answer.items():
+        if callable(args):
+            fake.answers[what] = lambda *args: fake.log_error("why")
+    with pytest.raises(BackendError, match=keyword):
         open_with(fake)
 
 
 @pytest.mark.parametrize("name", ["set_input_shape", "set_tensor_address", "execute_async_v3"])
-def test_a_run_that_fails_is_our_error_and_the_next_one_works(name, engine, open_with):
+def test_a_failed_run_raises_and_the_next_one_works(name, engine, open_with):
     fake = engine((1, 2, 8))
     runner = open_with(fake)
     works = fake.answers[f"IExecutionContext.{name}"]
-    fake.answers[f"IExecutionContext.{name}"] = lambda *given: bool(fake.say("out of memory"))
+    fake.answers[f"IExecutionContext.{name}"] = lambda *args: bool(fake.log_error("out of memory"))
     with pytest.raises(BackendError, match="out of memory"):
         runner({"x": numbers(2)})
     fake.answers[f"IExecutionContext.{name}"] = works
     assert (runner({"x": numbers(2)})["y"] == 2 * numbers(2)).all()
 
 
-def test_a_full_device_is_an_error_of_its_own_wherever_it_is_found(engine, component, open_with, gpu, monkeypatch):
+def test_a_full_device_raises_device_full_everywhere(engine, component, open_with, gpu, monkeypatch):
     fake = engine((1, 2, 8))
-    fake.answers["Runtime.deserialize_cuda_engine"] = lambda content: fake.say("CUDA error 2: out of memory")
-    with pytest.raises(DeviceFullError, match=r"no room for the weights of the unet .*--engine weight-streaming\.$"):
+    fake.answers["Runtime.deserialize_cuda_engine"] = lambda content: fake.log_error("CUDA error 2: out of memory")
+    with pytest.raises(DeviceFullError, match="weight-streaming"):
         open_with(fake)
     del fake.answers["Runtime.deserialize_cuda_engine"]
     runner, real = open_with(fake), gpu.empty
@@ -163,13 +161,13 @@ def test_a_full_device_is_an_error_of_its_own_wherever_it_is_found(engine, compo
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
 
     monkeypatch.setattr(gpu, "empty", full)  # of outputs, and of the working memory
-    with pytest.raises(DeviceFullError, match=r"no room for a run of this size \(CUDA out of memory"):
+    with pytest.raises(DeviceFullError, match="CUDA out of memory"):
         runner({"x": numbers(2)})
     monkeypatch.setattr(gpu, "empty", real)
     assert (runner({"x": numbers(2)})["y"] == 2 * numbers(2)).all()
 
 
-def test_weights_may_stay_in_host_memory_where_the_engine_allows_it(engine, open_with):
+def test_weights_may_stay_in_host_memory_if_the_engine_allows_it(engine, open_with):
     budget = {"ICudaEngine.get_weight_streaming_automatic_budget": lambda: 123}
     fake = engine((1, 2, 8), **{"ICudaEngine.streamable_weights_size": 999}, **budget)
     open_with(fake)
@@ -195,7 +193,7 @@ def test_threads_may_share_it(engine, open_with):
     assert wrong == []
 
 
-def test_without_a_gpu_nothing_of_tensorrt_is_touched(component, monkeypatch):
+def test_without_a_gpu_tensorrt_is_not_imported(component, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
     assert "no NVIDIA GPU" in backend.unavailable()
@@ -203,14 +201,14 @@ def test_without_a_gpu_nothing_of_tensorrt_is_touched(component, monkeypatch):
         backend.open_runner(component, component.artifacts[0])
 
 
-def test_it_is_opened_by_name_from_a_plan(component, engine, gpu, monkeypatch):
+def test_a_plan_opens_it_by_name(component, engine, gpu, monkeypatch):
     fake = engine((1, 2, 8))
     monkeypatch.setattr(backend, "unavailable", lambda: None)
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name: fake if name == "tensorrt" else real(name))
     monkeypatch.setattr(backend, "Gpu", lambda: gpu)
     opened = backends.open_component(component, backends.choose("tensorrt"))
-    assert opened.why == "asked for"
+    assert opened.why == "requested"
     assert (opened(x=numbers(2))["y"] == 2 * numbers(2)).all()
-    with pytest.raises(BackendError, match=r"tensorrt failed on the unet: the engine was built for"):
+    with pytest.raises(BackendError, match="built for"):
         opened(x=numbers(9))

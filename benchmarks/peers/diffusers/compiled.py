@@ -1,7 +1,7 @@
-"""torch.compile as diffusers' own guide has it: U-Net and VAE decoder, max-autotune, frozen on a CPU, graphs on a GPU.
+"""torch.compile as in diffusers' own guide: U-Net and VAE decoder, max-autotune, frozen on a CPU, graphs on a GPU.
 
-What inductor made is kept in the job's cache; the seconds that it took when nothing was there are kept beside it, and
-told again (with their date) when a later process finds it done.
+Inductor's results stay in the job's cache. The seconds of the first compilation are kept next to them, and reported
+with their date when a later process finds the results.
 """
 
 from __future__ import annotations
@@ -14,46 +14,46 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-_ASKED = ("model", "precision", "height", "width", "batch", "guidance", "controlnets", "threads", "device")
+_KEY_FIELDS = ("model", "precision", "height", "width", "batch", "guidance", "controlnets", "threads", "device")
 
 
 def apply(pipe: Any, device: str) -> None:
-    """Compile both at their first call. `forward` and `decode` are replaced, so that timers stay outside the graph."""
+    """Compile both at their first call. It replaces `forward` and `decode`, so that timers stay outside the graph."""
     import torch
 
-    # Weights become constants, which is what has oneDNN's packing and inductor's own products of matrices on a CPU.
+    # Weights become constants, which allows oneDNN's packing and inductor's own matrix products on a CPU.
     torch._inductor.config.freezing = device == "cpu"
 
     def compiled(call: Callable[..., Any]) -> Callable[..., Any]:
-        made = torch.compile(call, mode="max-autotune")
-        return _owned(made) if device == "cuda" else made
+        compiled_call = torch.compile(call, mode="max-autotune")
+        return _owned(compiled_call) if device == "cuda" else compiled_call
 
     pipe.unet.forward = compiled(pipe.unet.forward)
     pipe.vae.decode = compiled(pipe.vae.decode)
 
 
 def build(warm_up: Callable[[], None], job: Mapping[str, Any]) -> dict[str, Any]:
-    """Run `warm_up`, in which everything is compiled; the seconds of that, or of the first time it was done."""
+    """Run `warm_up`, which compiles everything. Return its seconds, or those of the first compilation."""
     import torch
 
     cache = Path(job["cache"])
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = str(cache / "inductor")
-    asked = json.dumps(
-        [{key: job[key] for key in _ASKED}, torch.__version__, torch._inductor.config.freezing], sort_keys=True
+    key = json.dumps(
+        [{name: job[name] for name in _KEY_FIELDS}, torch.__version__, torch._inductor.config.freezing], sort_keys=True
     )
-    kept = cache / f"compiled-{hashlib.sha256(asked.encode()).hexdigest()[:16]}.json"
+    kept = cache / f"compiled-{hashlib.sha256(key.encode()).hexdigest()[:16]}.json"
     began = time.perf_counter()
     warm_up()
     if kept.exists():
-        told: dict[str, Any] = json.loads(kept.read_text())
-        return told
+        record: dict[str, Any] = json.loads(kept.read_text())
+        return record
     built_s = time.perf_counter() - began
     kept.write_text(json.dumps({"build_s": built_s, "build_when": time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())}))
     return {"build_s": built_s, "build_when": ""}
 
 
 def _owned(call: Callable[..., Any]) -> Callable[..., Any]:
-    """A captured graph writes each answer over the last one; schedulers keep answers, so they get copies."""
+    """Copy each output: a captured graph overwrites its last output, and schedulers keep outputs."""
     import torch
 
     def copied(*args: Any, **kwargs: Any) -> Any:

@@ -1,8 +1,8 @@
-"""diffusers: eager PyTorch, and with torch.compile of U-Net and VAE decoder (settings: {"compile": true}).
+"""diffusers: eager PyTorch, and torch.compile of U-Net and VAE decoder (settings: {"compile": true}).
 
-Channels-last, in fp32, bf16, and on a GPU fp16. Stable Diffusion 1, 2 and XL, text to image, ControlNets too. On a GPU
-`parts` are told where `waits` is set alone, as every part has to be waited for. A job and a `Peer` are
-described in `serve.py`; how torch.compile is used, in `compiled.py`.
+Channels-last, in fp32, bf16, and on a GPU fp16. Stable Diffusion 1, 2 and XL, text to image, with ControlNets. On a
+GPU, `parts` are filled only if `synchronizes` is set, because each part needs a synchronization. `serve.py` describes a
+job and a `Peer`; `compiled.py` describes the use of torch.compile.
 """
 
 from __future__ import annotations
@@ -28,20 +28,20 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
-        self.waits = False
+        self.synchronizes = False
         self._pipe: Any = None
         self._job: Mapping[str, Any] = {}
         self._images: list[Any] = []
 
-    def cannot(self, job: Mapping[str, Any]) -> str | None:
+    def unsupported_reason(self, job: Mapping[str, Any]) -> str | None:
         kind = json.loads((Path(job["model"]) / "model_index.json").read_text())["_class_name"]
         precision, device = job["precision"], job["device"]
         if kind not in _PIPELINES:
-            return f"this suite has diffusers paint with {' and '.join(_PIPELINES)}, not with {kind}"
+            return f"this suite runs diffusers with {' and '.join(_PIPELINES)}, not with {kind}"
         if precision not in _DTYPES:
-            return f"diffusers alone computes in {', '.join(_DTYPES)}; {precision} needs another library"
+            return f"diffusers computes in {', '.join(_DTYPES)}; {precision} needs another library"
         if device == "cpu" and precision == "fp16":
-            return "PyTorch computes fp16 on a CPU in detours, slower than fp32; bf16 is what it has for CPUs"
+            return "PyTorch's fp16 on a CPU is slower than fp32; use bf16 on a CPU"
         import diffusers
         import torch
 
@@ -57,35 +57,35 @@ class Peer:
         self._job = job
         torch.set_num_threads(job["threads"])
         torch.backends.cudnn.benchmark = True
-        torch.backends.cudnn.allow_tf32 = False  # fp32 is to be what it says; products of matrices are so by default
+        torch.backends.cudnn.allow_tf32 = False  # fp32 must be exact; matrix products are exact by default
         self._pipe = _open(job)
         _draw_in_float32(self._pipe)
-        self._images = _pictures(job)
-        told: dict[str, Any] = {"build_s": None}
+        self._images = _control_images(job)
+        report: dict[str, Any] = {"build_s": None}
         if job["settings"].get("compile"):
             compiled = _sibling("compiled")
             compiled.apply(self._pipe, job["device"])
             self._time_parts()
-            told = compiled.build(lambda: self._paint_twice_shortly(), job)
+            report = compiled.build(lambda: self._generate_short(), job)
         else:
             self._time_parts()
         return {
             "threads": torch.get_num_threads(),
             "artifact_bytes": sum(_weights_bytes(Path(f)) for f in (job["model"], *job["controlnets"])),
             "versions": dict(_versions()),
-            **told,
+            **report,
         }
 
-    def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
+    def generate(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
         self.parts = {}
-        return self._paint(prompts, negative, seeds, self._job["steps"])
+        return self._generate(prompts, negative, seeds, self._job["steps"])
 
     def device_peak_bytes(self) -> int | None:
         import torch
 
         return torch.cuda.max_memory_allocated() if self._job["device"] == "cuda" else None
 
-    def _paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int], steps: int) -> Any:
+    def _generate(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int], steps: int) -> Any:
         import torch
 
         job, more = self._job, {}
@@ -104,10 +104,10 @@ class Peer:
         ).images
         return np.stack([np.asarray(image) for image in images])
 
-    def _paint_twice_shortly(self) -> None:
-        """What is compiled at a first call, and captured at a second, is there after this."""
+    def _generate_short(self) -> None:
+        """Run twice with two steps: the first call compiles, the second captures graphs."""
         for _ in range(2):
-            self._paint(["a"] * self._job["batch"], None, range(self._job["batch"]), 2)
+            self._generate(["a"] * self._job["batch"], None, range(self._job["batch"]), 2)
 
     def _time_parts(self) -> None:
         pipe = self._pipe
@@ -123,7 +123,7 @@ class Peer:
         on_gpu = self._job["device"] == "cuda"
 
         def timed(*args: Any, **kwargs: Any) -> Any:
-            if on_gpu and not self.waits:
+            if on_gpu and not self.synchronizes:
                 return call(*args, **kwargs)
             if on_gpu:
                 torch.cuda.synchronize()
@@ -138,7 +138,7 @@ class Peer:
 
 
 def _versions() -> Iterator[tuple[str, str]]:
-    """Of what is installed: a machine with a GPU may have less than the requirements."""
+    """Yield the versions of installed packages: a machine with a GPU may have fewer than the requirements."""
     for name in _PACKAGES:
         try:
             yield name, metadata.version(name)
@@ -147,7 +147,7 @@ def _versions() -> Iterator[tuple[str, str]]:
 
 
 def _open(job: Mapping[str, Any]) -> Any:
-    """The pipeline, with the job's scheduler, on the job's device."""
+    """Return the pipeline with the job's scheduler on the job's device."""
     import diffusers
     import torch
 
@@ -171,7 +171,7 @@ def _open(job: Mapping[str, Any]) -> Any:
 
 
 def _draw_in_float32(pipe: Any) -> None:
-    """torch.randn draws quite other numbers in bf16 and fp16: draw in float32, and round."""
+    """Draw noise in float32 and round it: torch.randn returns other numbers in bf16 and fp16."""
     import torch
     from diffusers.utils.torch_utils import randn_tensor
 
@@ -182,7 +182,7 @@ def _draw_in_float32(pipe: Any) -> None:
         sys.modules[owner.__module__].randn_tensor = draw  # type: ignore[attr-defined]
 
 
-def _pictures(job: Mapping[str, Any]) -> list[Any]:
+def _control_images(job: Mapping[str, Any]) -> list[Any]:
     from PIL import Image
 
     return [Image.fromarray(np.load(path)) for path in job["control_images"]]
@@ -193,7 +193,7 @@ def _weights_bytes(folder: Path) -> int:
 
 
 def _sibling(name: str) -> Any:
-    """Another file of this folder, which is on nobody's path."""
+    """Import another file of this folder, which is not on the path."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""ONNX Runtime's CUDA provider: the peer of `optimum`, in an environment whose ONNX Runtime knows NVIDIA GPUs."""
+"""ONNX Runtime's CUDA provider: the peer of `optimum`, in an environment with ONNX Runtime for NVIDIA GPUs."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def _optimum() -> Any:
 
 
 class Peer(_optimum().Peer):  # type: ignore[misc]
-    """One pipeline of Optimum, on CUDA where the settings say nothing else."""
+    """One pipeline of Optimum, on CUDA by default."""
 
     PROVIDER = "CUDAExecutionProvider"

@@ -1,9 +1,9 @@
-"""A folder in diffusers' layout to OpenVINO IR in the layout that GenAI reads, by OpenVINO's own tools (optimum-intel).
+"""Convert a folder in diffusers' layout to the OpenVINO IR that GenAI reads, with OpenVINO's own tools (optimum-intel).
 
     python convert.py MODEL OUT fp32|int8
 
-`int8` has NNCF compress the weights to 8 bits, and leaves the activations alone. A process of its own, so that its
-memory is not counted as the peer's.
+`int8` lets NNCF compress the weights to 8 bits, and does not change the activations. This is a separate process, so
+that its memory does not count as the peer's.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ def main() -> None:
     model, out, form = Path(sys.argv[1]), Path(sys.argv[2]), sys.argv[3]
     with tempfile.TemporaryDirectory(dir=out.parent) as folder:
         staged = stage(model, Path(folder) / "model")
-        asked = f"export openvino --task text-to-image --library diffusers --weight-format {form}".split()
-        sys.argv = ["optimum-cli", *asked, "--model", str(staged), str(out)]
+        command = f"export openvino --task text-to-image --library diffusers --weight-format {form}".split()
+        sys.argv = ["optimum-cli", *command, "--model", str(staged), str(out)]
         optimum_cli()
     _plain_scheduler(out / "scheduler" / "scheduler_config.json")
 
 
 def stage(model: Path, folder: Path) -> Path:
-    """The model, by links, in the words that these versions of the tools understand."""
+    """Link the files of the model in a layout that these versions of the tools understand."""
     for path in model.rglob("*"):
         if path.is_file():
             place = folder / path.relative_to(model)
@@ -41,7 +41,7 @@ def stage(model: Path, folder: Path) -> Path:
 
 
 def _with_prefix(weights: Path) -> None:
-    """transformers 5.6 leaves `text_model.` out of names; before, it takes such weights for missing, in silence."""
+    """Add `text_model.` to names: transformers 5.6 omits it, and older versions then ignore the weights silently."""
     from safetensors.torch import load_file, save_file
 
     held = load_file(weights)
@@ -52,7 +52,7 @@ def _with_prefix(weights: Path) -> None:
 
 
 def _plain_scheduler(path: Path) -> None:
-    """GenAI's reader of JSON knows no infinity, and it refuses classes that it lacks; a job brings its own anyway."""
+    """Rewrite the config: GenAI's JSON reader rejects infinity and unknown classes. A job brings its own scheduler."""
     config: dict[str, Any] = json.loads(path.read_text())
     kept = {k: v for k, v in config.items() if not (isinstance(v, float) and not math.isfinite(v))}
     path.write_text(json.dumps({**kept, "_class_name": "EulerDiscreteScheduler"}))

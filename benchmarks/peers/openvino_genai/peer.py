@@ -1,7 +1,7 @@
 """OpenVINO GenAI's Text2ImagePipeline on the CPU, in fp32, bf16, and with int8 weights.
 
-The model is converted once by `convert.py`, and kept in the job's cache under a key of its content. GenAI takes one
-prompt a call, so a batch is painted one picture after another. A job and a `Peer` are described in `serve.py`.
+`convert.py` converts the model once; the result stays in the job's cache under a key of the model's content. GenAI
+takes one prompt a call, so it generates a batch one image after another. `serve.py` describes a job and a `Peer`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ import numpy as np
 _PACKAGES = ("openvino", "openvino-genai", "openvino-tokenizers", "optimum-intel", "nncf", "diffusers", "torch")
 _PIPELINES = ("StableDiffusionPipeline", "StableDiffusionXLPipeline")
 _PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
-_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": None}  # int8: whatever OpenVINO thinks best beside 8-bit weights
+_HINTS = {"fp32": "f32", "bf16": "bf16", "int8": None}  # int8: OpenVINO's own choice for 8-bit weights
 _SCHEDULERS = (
     "DDIMScheduler",
     "EulerAncestralDiscreteScheduler",
@@ -32,8 +32,8 @@ _SCHEDULERS = (
     "LCMScheduler",
     "PNDMScheduler",
 )
-# Where a configuration says nothing, diffusers means this, and GenAI something else.
-_UNSAID = {
+# diffusers' defaults for missing values; GenAI has other defaults.
+_DEFAULTS = {
     "DDIMScheduler": {"beta_schedule": "linear"},
     "EulerAncestralDiscreteScheduler": {"timestep_spacing": "linspace"},
     "EulerDiscreteScheduler": {"beta_schedule": "linear", "timestep_spacing": "linspace"},
@@ -47,23 +47,23 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
-        self.waits = False
+        self.synchronizes = False
         self._pipe: Any = None
         self._job: Mapping[str, Any] = {}
 
-    def cannot(self, job: Mapping[str, Any]) -> str | None:
+    def unsupported_reason(self, job: Mapping[str, Any]) -> str | None:
         kind = json.loads((Path(job["model"]) / "model_index.json").read_text())["_class_name"]
         scheduler, precision = job["scheduler"], job["precision"]
         if job["controlnets"]:
-            return "GenAI's Text2ImagePipeline knows no ControlNets"
+            return "GenAI's Text2ImagePipeline does not support ControlNets"
         if job["device"] != "cpu":
-            return f"OpenVINO runs on processors and Intel's GPUs, not on {job['device']}"
+            return f"OpenVINO runs on CPUs and Intel GPUs, not on {job['device']}"
         if kind not in _PIPELINES:
-            return f"this suite has GenAI paint with {' and '.join(_PIPELINES)}, not with {kind}"
+            return f"this suite runs GenAI with {' and '.join(_PIPELINES)}, not with {kind}"
         if precision not in _HINTS:
-            return f"GenAI is run in {', '.join(_HINTS)} here, not in {precision}"
+            return f"this suite runs GenAI in {', '.join(_HINTS)}, not in {precision}"
         if precision == "bf16" and not _has_bf16():
-            return "this processor has no bf16, and OpenVINO would compute in fp32 instead"
+            return "this processor has no bf16; OpenVINO would compute in fp32"
         if scheduler["class"] not in _SCHEDULERS:
             return f"GenAI has no {scheduler['class']}; it has {', '.join(_SCHEDULERS)}"
         if any(scheduler["config"].get(flag) for flag in _OTHER_SIGMAS):
@@ -81,29 +81,29 @@ class Peer:
         pipe.reshape(1, job["height"], job["width"], float(job["guidance"]))
         pipe.compile("CPU", **_settings(job))
         self._pipe = pipe
-        genai.TorchGenerator(0)  # imports PyTorch at its first use: part of getting ready, not of the first picture
+        genai.TorchGenerator(0)  # its first use imports PyTorch, which belongs to loading
         return {
             "threads": job["threads"],
             "artifact_bytes": sum(path.stat().st_size for path in folder.rglob("openvino_model.*")),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
-            # Beside 8-bit weights OpenVINO computes in bf16, where the processor has it: they are no 8-bit arithmetic.
+            # With 8-bit weights OpenVINO computes in bf16 on processors that have it, not in 8 bits.
             "precisions": dict.fromkeys(_PARTS, "bf16" if job["precision"] == "int8" else job["precision"]),
             "notes": _notes(job),
             **built,
         }
 
-    def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
+    def generate(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
         self.parts = {}
-        return np.concatenate([self._paint(p, negative, s) for p, s in zip(prompts, seeds, strict=True)])
+        return np.concatenate([self._generate(p, negative, s) for p, s in zip(prompts, seeds, strict=True)])
 
     def device_peak_bytes(self) -> int | None:
         return None
 
-    def _paint(self, prompt: str, negative: str | None, seed: int) -> np.ndarray[Any, Any]:
+    def _generate(self, prompt: str, negative: str | None, seed: int) -> np.ndarray[Any, Any]:
         import openvino_genai as genai
 
         job, more = self._job, {}
-        if negative is not None and job["guidance"] > 1:  # without guidance GenAI refuses it, and diffusers ignores it
+        if negative is not None and job["guidance"] > 1:  # without guidance, GenAI rejects it and diffusers ignores it
             more["negative_prompt"] = negative
         image = self._pipe.generate(
             prompt,
@@ -118,16 +118,16 @@ class Peer:
         return np.array(image.data)
 
     def _take_parts(self) -> None:
-        told = self._pipe.get_performance_metrics()
-        spent = {name: [ms / 1000] for name, ms in told.get_text_encoder_infer_duration().items()}
-        spent["unet"] = [us / 1e6 for us in told.raw_metrics.unet_inference_durations]
-        spent["vae_decoder"] = [told.get_vae_decoder_infer_duration() / 1000]
+        metrics = self._pipe.get_performance_metrics()
+        spent = {name: [ms / 1000] for name, ms in metrics.get_text_encoder_infer_duration().items()}
+        spent["unet"] = [us / 1e6 for us in metrics.raw_metrics.unet_inference_durations]
+        spent["vae_decoder"] = [metrics.get_vae_decoder_infer_duration() / 1000]
         for name, seconds in spent.items():
             self.parts.setdefault(name, []).extend(seconds)
 
 
 def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
-    """Pinned threads are faster, but with fewer than all cores they would all be pinned to the machine's first."""
+    """Return OpenVINO's settings. Pinning is faster, but fewer threads than cores would all use the first cores."""
     hint = _HINTS[job["precision"]]
     return {
         "PERFORMANCE_HINT": "LATENCY",
@@ -137,18 +137,18 @@ def _settings(job: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _said(scheduler: Mapping[str, Any]) -> dict[str, Any]:
-    return {**_UNSAID.get(scheduler["class"], {}), **scheduler["config"]}
+def _full_config(scheduler: Mapping[str, Any]) -> dict[str, Any]:
+    return {**_DEFAULTS.get(scheduler["class"], {}), **scheduler["config"]}
 
 
 def _notes(job: Mapping[str, Any]) -> list[str]:
-    notes = ["GenAI cuts pixels off where others round: half a level darker, at best 51 dB"]
+    notes = ["GenAI truncates pixels and does not round them: half a level darker, 51 dB at best"]
     if job["batch"] > 1:
-        notes.append("GenAI paints a batch one picture after another")
-    config = _said(job["scheduler"])
+        notes.append("GenAI generates a batch one image after another")
+    config = _full_config(job["scheduler"])
     last = config.get("num_train_timesteps", 1000) - 1
     if config.get("timestep_spacing") == "linspace" and last % max(1, job["steps"] - 1):
-        notes.append("GenAI rounds timesteps that diffusers leaves between whole ones")
+        notes.append("GenAI rounds timesteps to integers; diffusers does not")
     return notes
 
 
@@ -159,8 +159,8 @@ def _has_bf16() -> bool:
 
 
 def _written(scheduler: Mapping[str, Any], cache: Path) -> Path:
-    """The scheduler's configuration as a file, without the infinities that GenAI cannot read."""
-    kept = {k: v for k, v in _said(scheduler).items() if not (isinstance(v, float) and not math.isfinite(v))}
+    """Write the scheduler's config to a file, without the infinities that GenAI cannot read."""
+    kept = {k: v for k, v in _full_config(scheduler).items() if not (isinstance(v, float) and not math.isfinite(v))}
     text = json.dumps({**kept, "_class_name": scheduler["class"]}, sort_keys=True)
     path = cache / f"scheduler-{hashlib.sha256(text.encode()).hexdigest()[:16]}.json"
     path.write_text(text)
@@ -168,22 +168,22 @@ def _written(scheduler: Mapping[str, Any], cache: Path) -> Path:
 
 
 def _converted(model: Path, form: str, cache: Path) -> tuple[Path, dict[str, Any]]:
-    """The model's IR, and how long it took to make and when."""
+    """Return the folder of the model's IR, with the seconds and the date of its conversion."""
     converter = Path(__file__).with_name("convert.py")
-    made_by = [*(metadata.version(name) for name in _PACKAGES), converter.read_text()]
-    key = hashlib.sha256(json.dumps([_content(model), form, made_by]).encode()).hexdigest()[:16]
-    folder, told = cache / f"ir-{key}", cache / f"ir-{key}" / "converted.json"
-    if told.exists():
-        return folder, json.loads(told.read_text())
+    versions = [*(metadata.version(name) for name in _PACKAGES), converter.read_text()]
+    key = hashlib.sha256(json.dumps([_content(model), form, versions]).encode()).hexdigest()[:16]
+    folder, record = cache / f"ir-{key}", cache / f"ir-{key}" / "converted.json"
+    if record.exists():
+        return folder, json.loads(record.read_text())
     fresh = cache / f".making-ir-{key}-{os.getpid()}"
     began = time.perf_counter()
     done = subprocess.run([sys.executable, converter, model, fresh, form], stdout=sys.stderr, check=False)
     if done.returncode:
         shutil.rmtree(fresh, ignore_errors=True)
-        raise RuntimeError(f"optimum-intel did not convert the model (status {done.returncode}); its words are above")
+        raise RuntimeError(f"optimum-intel cannot convert the model (status {done.returncode}); its output is above")
     built_s = time.perf_counter() - began
     when = time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime())
-    (fresh / told.name).write_text(json.dumps({"build_s": built_s, "build_when": when}))
+    (fresh / record.name).write_text(json.dumps({"build_s": built_s, "build_when": when}))
     try:
         fresh.rename(folder)
     except OSError:  # another worker was first
@@ -192,13 +192,13 @@ def _converted(model: Path, form: str, cache: Path) -> tuple[Path, dict[str, Any
 
 
 def _content(model: Path) -> str:
-    """SHA-256 over names and contents; weights are sampled every 4 MiB, as reading gigabytes would count as loading."""
-    found = hashlib.sha256()
+    """Return a SHA-256 of names and contents. Weights are sampled every 4 MiB, to keep the load time short."""
+    digest = hashlib.sha256()
     for path in sorted(path for path in model.rglob("*") if path.is_file()):
         size = path.stat().st_size
-        found.update(f"{path.relative_to(model)} {size}\n".encode())
+        digest.update(f"{path.relative_to(model)} {size}\n".encode())
         with path.open("rb") as file:
             for start in range(0, size, _STRIDE_BYTES):
                 file.seek(start)
-                found.update(file.read(_SAMPLE_BYTES if path.suffix == ".safetensors" else _STRIDE_BYTES))
-    return found.hexdigest()
+                digest.update(file.read(_SAMPLE_BYTES if path.suffix == ".safetensors" else _STRIDE_BYTES))
+    return digest.hexdigest()

@@ -1,9 +1,9 @@
-"""Optimum's ONNX Runtime pipelines on a plan's folder, which they read as it lies there.
+"""Optimum's ONNX Runtime pipelines on a plan's folder, which they read unchanged.
 
-settings {"provider": "CPUExecutionProvider" | "CUDAExecutionProvider" | "TensorrtExecutionProvider"}; the first where
-nothing is said. ONNX Runtime falls back to its CPU provider with no more than a log line, so every session is asked
-what it runs on. The graphs are fp32; TensorRT alone can lower them (fp16) by itself. A job and a `Peer` are described
-in `serve.py`; `paint.py` beside this is another program's.
+Settings: {"provider": "CPUExecutionProvider" | "CUDAExecutionProvider" | "TensorrtExecutionProvider"}; the default is
+the first. ONNX Runtime falls back to its CPU provider with only a log line, so the peer checks the providers of every
+session. The graphs are fp32; only TensorRT can lower them to fp16 itself. `serve.py` describes a job and a `Peer`;
+`generate.py` belongs to `scripts/optimum_reads.py`.
 """
 
 from __future__ import annotations
@@ -26,29 +26,29 @@ _PARTS = ("text_encoder", "text_encoder_2", "unet", "vae_decoder")
 class Peer:
     """One pipeline of Optimum."""
 
-    PROVIDER = _CPU  # where the settings name none
+    PROVIDER = _CPU  # the default of the settings
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
-        self.waits = False
+        self.synchronizes = False
         self._pipe: Any = None
         self._job: Mapping[str, Any] = {}
 
-    def cannot(self, job: Mapping[str, Any]) -> str | None:
+    def unsupported_reason(self, job: Mapping[str, Any]) -> str | None:
         provider, precision = self._provider(job), job["precision"]
         if job["controlnets"]:
-            return "Optimum's ONNX Runtime pipelines know no ControlNets"
+            return "Optimum's ONNX Runtime pipelines do not support ControlNets"
         if job["plan"] is None:
-            return "it runs ONNX files, and there is no plan in Optimum's layout for this model"
+            return "it needs ONNX files, and this model has no plan in Optimum's layout"
         kind = json.loads((Path(job["plan"]) / "model_index.json").read_text())["_class_name"]
         if kind not in _PIPELINES:
-            return f"this suite has Optimum paint with {' and '.join(_PIPELINES)}, not with {kind}"
+            return f"this suite runs Optimum with {' and '.join(_PIPELINES)}, not with {kind}"
         if precision != "fp32" and (precision, provider) != ("fp16", _TENSORRT):
-            return f"the graphs that it is given are fp32, and {provider} does not make {precision} of them"
+            return f"its graphs are fp32, and {provider} cannot run them in {precision}"
         if (provider == _CPU) != (job["device"] == "cpu"):
             needs = "runs on the CPU" if provider == _CPU else "needs an NVIDIA GPU"
             return f"{provider} {needs}, and this run is on {job['device']}"
-        return _cannot_here(provider, job["scheduler"]["class"])
+        return _unsupported_here(provider, job["scheduler"]["class"])
 
     def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
         from optimum import onnxruntime
@@ -66,7 +66,9 @@ class Peer:
         taken = {name: getattr(self._pipe, name) for name in _PARTS if getattr(self._pipe, name, None) is not None}
         for name, part in taken.items():
             if provider not in part.session.get_providers():
-                raise RuntimeError(f"ONNX Runtime did not take {provider} for {name}: {part.session.get_providers()}")
+                raise RuntimeError(
+                    f"ONNX Runtime does not use {provider} for {name}: got {part.session.get_providers()}"
+                )
             part.forward = self._timed(name, part.forward)
         return {
             "threads": job["threads"],
@@ -74,7 +76,7 @@ class Peer:
             "versions": _versions(),
         }
 
-    def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
+    def generate(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
         import torch
 
         job, self.parts = self._job, {}
@@ -91,11 +93,11 @@ class Peer:
         return np.stack([np.asarray(image) for image in images])
 
     def device_peak_bytes(self) -> int | None:
-        return None  # ONNX Runtime does not tell of its arena
+        return None  # ONNX Runtime does not report its arena
 
     def _provider(self, job: Mapping[str, Any]) -> str:
-        said: str = job["settings"].get("provider", self.PROVIDER)
-        return said
+        provider: str = job["settings"].get("provider", self.PROVIDER)
+        return provider
 
     def _take_scheduler(self) -> None:
         import diffusers
@@ -105,7 +107,7 @@ class Peer:
         self._pipe.set_progress_bar_config(disable=True)
 
     def _timed(self, name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        """Answers lie on the host, or are waited for by ONNX Runtime: no need to synchronize."""
+        """Time a call. Outputs are on the host, or ONNX Runtime has waited for them: no synchronization is needed."""
 
         def timed(*args: Any, **kwargs: Any) -> Any:
             began = time.perf_counter()
@@ -116,17 +118,17 @@ class Peer:
         return timed
 
 
-def _cannot_here(provider: str, scheduler: str) -> str | None:
+def _unsupported_here(provider: str, scheduler: str) -> str | None:
     import diffusers
     import onnxruntime
     import torch
 
     if not hasattr(diffusers, scheduler):
-        return f"the diffusers {diffusers.__version__} that Optimum works with has no {scheduler}"
+        return f"diffusers {diffusers.__version__}, which Optimum uses, has no {scheduler}"
     if provider not in onnxruntime.get_available_providers():
         return f"the ONNX Runtime in this environment was built without {provider}"
     if provider != _CPU and not torch.cuda.is_available():
-        return f"{provider} needs an NVIDIA GPU, and there is none here"
+        return f"{provider} needs an NVIDIA GPU, and this machine has none"
     return None
 
 
@@ -139,20 +141,20 @@ def _session_options(threads: int) -> Any:
 
 
 def _provider_options(provider: str, job: Mapping[str, Any]) -> dict[str, Any]:
-    """TensorRT builds an engine for the sizes of the first picture, which it keeps for the next process."""
+    """Return the provider's options. TensorRT builds an engine for the sizes of the first image, and caches it."""
     if provider != _TENSORRT:
-        return {} if provider == _CPU else {"use_tf32": "0"}  # fp32 is to be what it says
-    import tensorrt  # noqa: F401  its libraries are then in memory, where ONNX Runtime finds them
+        return {} if provider == _CPU else {"use_tf32": "0"}  # fp32 must be exact
+    import tensorrt  # noqa: F401  loads its libraries, so that ONNX Runtime finds them
 
     half = job["precision"] == "fp16"
     return {"trt_engine_cache_enable": True, "trt_engine_cache_path": job["cache"], "trt_fp16_enable": half}
 
 
 def _versions() -> dict[str, str]:
-    found = {}
+    versions = {}
     for name in _PACKAGES:
         try:
-            found[name] = metadata.version(name)
+            versions[name] = metadata.version(name)
         except metadata.PackageNotFoundError:
             continue
-    return found
+    return versions

@@ -1,9 +1,9 @@
-"""stable-diffusion.cpp through its Python binding, on the CPU, in fp16, as its convolutions are whatever is asked for.
+"""stable-diffusion.cpp through its Python binding, on the CPU, in fp16: its convolutions always run in fp16.
 
 Its networks have the published shapes of Stable Diffusion 1 and 2 and no others. It reads a folder in diffusers'
-layout, draws the noise that PyTorch draws (rng_type "cpu"), and is given Euler's sigmas as diffusers has them
-(`sigmas.py`). It takes one prompt a call, so a batch is painted one picture after another. `parts` stay empty: it tells
-of none. A job and a `Peer` are described in `serve.py`.
+layout, draws the noise of PyTorch (rng_type "cpu"), and gets Euler's sigmas as diffusers computes them (`sigmas.py`).
+It takes one prompt a call, so it generates a batch one image after another. `parts` stay empty, because it does not
+report them. `serve.py` describes a job and a `Peer`.
 """
 
 from __future__ import annotations
@@ -37,21 +37,23 @@ class Peer:
 
     def __init__(self) -> None:
         self.parts: dict[str, list[float]] = {}
-        self.waits = False
+        self.synchronizes = False
         self._model: Any = None
         self._sigmas = ""
         self._job: Mapping[str, Any] = {}
 
-    def cannot(self, job: Mapping[str, Any]) -> str | None:
+    def unsupported_reason(self, job: Mapping[str, Any]) -> str | None:
         if job["controlnets"]:
-            return "this suite has stable-diffusion.cpp paint without ControlNets"
+            return "this suite runs stable-diffusion.cpp without ControlNets"
         if job["device"] != "cpu":
-            return "its binding was built for the CPU"
+            return "its binding is built for the CPU"
         if job["precision"] != "fp16":
-            return f"its convolutions are in fp16 whatever is asked for, so that it cannot be {job['precision']}"
+            return f"its convolutions always run in fp16, not in {job['precision']}"
         if job["scheduler"]["class"] != "EulerDiscreteScheduler":
-            return f"of diffusers' schedulers it can be given the sigmas of Euler, not of {job['scheduler']['class']}"
-        return _sibling("sigmas").cannot(job["scheduler"]["config"]) or _cannot_read(Path(job["model"]))
+            return f"this suite has sigmas of Euler for it, not of {job['scheduler']['class']}"
+        return _sibling("sigmas").unsupported_reason(job["scheduler"]["config"]) or _unsupported_model(
+            Path(job["model"])
+        )
 
     def load(self, job: Mapping[str, Any]) -> dict[str, Any]:
         from stable_diffusion_cpp import StableDiffusion
@@ -74,16 +76,16 @@ class Peer:
             "threads": job["threads"],
             "artifact_bytes": sum((folder / name).stat().st_size for name in _FILES),
             "versions": {name: metadata.version(name) for name in _PACKAGES},
-            "notes": ["stable-diffusion.cpp paints a batch one picture after another"] if job["batch"] > 1 else [],
+            "notes": ["stable-diffusion.cpp generates a batch one image after another"] if job["batch"] > 1 else [],
         }
 
-    def paint(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
-        return np.stack([self._paint(p, negative or "", s) for p, s in zip(prompts, seeds, strict=True)])
+    def generate(self, prompts: Sequence[str], negative: str | None, seeds: Sequence[int]) -> np.ndarray[Any, Any]:
+        return np.stack([self._generate(p, negative or "", s) for p, s in zip(prompts, seeds, strict=True)])
 
     def device_peak_bytes(self) -> int | None:
         return None
 
-    def _paint(self, prompt: str, negative: str, seed: int) -> np.ndarray[Any, Any]:
+    def _generate(self, prompt: str, negative: str, seed: int) -> np.ndarray[Any, Any]:
         job = self._job
         (image,) = self._model.generate_image(
             prompt=prompt,
@@ -99,31 +101,31 @@ class Peer:
         return np.asarray(image.convert("RGB"))
 
 
-def _cannot_read(model: Path) -> str | None:
-    """Why the folder is not one of the models that are built into the program."""
+def _unsupported_model(model: Path) -> str | None:
+    """Return why the folder is not one of the models that the program contains, or None."""
     kind = json.loads((model / "model_index.json").read_text())["_class_name"]
     if kind != "StableDiffusionPipeline":
-        return f"this suite has stable-diffusion.cpp paint with Stable Diffusion 1 and 2, not with {kind}"
+        return f"this suite runs stable-diffusion.cpp with Stable Diffusion 1 and 2, not with {kind}"
     missing = [name for name in _FILES if not (model / name).is_file()]
     if missing:
-        return f"it looks for weights in {missing[0]}, which is not there"
+        return f"it needs weights in {missing[0]}, which does not exist"
     unet = json.loads((model / "unet" / "config.json").read_text())
     vae = json.loads((model / "vae" / "config.json").read_text())
     shapes = (unet["block_out_channels"], vae["block_out_channels"], vae.get("scaling_factor", _LATENT_SCALE))
     if shapes != (_UNET_BLOCKS, _VAE_BLOCKS, _LATENT_SCALE) or unet["cross_attention_dim"] not in _TEXT_WIDTHS:
-        told = f"U-Net {unet['block_out_channels']}, autoencoder {vae['block_out_channels']}"
-        return f"its networks have the published shapes of Stable Diffusion 1 and 2, and this model has others ({told})"
+        got = f"U-Net {unet['block_out_channels']}, autoencoder {vae['block_out_channels']}"
+        return f"its networks have the shapes of Stable Diffusion 1 and 2; this model has other shapes ({got})"
     return None
 
 
 def _staged(model: Path, cache: Path) -> Path:
-    """The model with the names that transformers gave a text encoder's weights before 5.6: the rest by links."""
+    """Return the model with the names that transformers used for text encoders before 5.6; other files are links."""
     texts = model / _FILES[2]
     header, start = _header(texts)
     if any(name.startswith("text_model.") for name in header):
         return model
-    told = f"{texts.resolve()} {texts.stat().st_size} {texts.stat().st_mtime_ns}"
-    folder = cache / f"named-{hashlib.sha256(told.encode()).hexdigest()[:16]}"
+    identity = f"{texts.resolve()} {texts.stat().st_size} {texts.stat().st_mtime_ns}"
+    folder = cache / f"named-{hashlib.sha256(identity.encode()).hexdigest()[:16]}"
     for name in _FILES[:2]:
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
         (folder / name).unlink(missing_ok=True)
@@ -142,7 +144,7 @@ def _staged(model: Path, cache: Path) -> Path:
 
 
 def _header(path: Path) -> tuple[dict[str, Any], int]:
-    """What a safetensors file says of its tensors, and where their bytes begin."""
+    """Return the tensors of a safetensors file and the offset of their bytes."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header: dict[str, Any] = json.loads(file.read(length))
@@ -151,7 +153,7 @@ def _header(path: Path) -> tuple[dict[str, Any], int]:
 
 
 def _sibling(name: str) -> Any:
-    """Another file of this folder, which is on nobody's path."""
+    """Import another file of this folder, which is not on the path."""
     spec = importlib.util.spec_from_file_location(name, Path(__file__).with_name(f"{name}.py"))
     assert spec is not None
     assert spec.loader is not None

@@ -1,4 +1,4 @@
-"""ONNX Runtime's TensorRT provider: the peer of `optimum`, in an environment with TensorRT 10. Has fp16 too."""
+"""ONNX Runtime's TensorRT provider: the peer of `optimum`, in an environment with TensorRT 10. Supports fp16."""
 
 from __future__ import annotations
 
@@ -18,6 +18,6 @@ def _optimum() -> Any:
 
 
 class Peer(_optimum().Peer):  # type: ignore[misc]
-    """One pipeline of Optimum, on TensorRT where the settings say nothing else."""
+    """One pipeline of Optimum, on TensorRT by default."""
 
     PROVIDER = "TensorrtExecutionProvider"

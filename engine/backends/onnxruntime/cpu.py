@@ -1,4 +1,4 @@
-"""The onnxruntime backend: ONNX artifacts on ONNX Runtime's CPU provider, in the precision of the artifact."""
+"""The onnxruntime backend: runs ONNX artifacts with ONNX Runtime's CPU provider, in the artifact's precision."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ _SHRINK = ("memory.enable_memory_arena_shrinkage", "cpu:0")
 
 
 def unavailable() -> str | None:
-    """None where onnxruntime is installed, else the line that installs it."""
+    """Return None if onnxruntime is installed, else the command that installs it."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install 'calotype[cpu]')"
     return None
 
 
 class OnnxRuntimeRunner:
-    """An ONNX Runtime session. Sessions are safe to run from several threads."""
+    """An ONNX Runtime session. Several threads may run it."""
 
     backend = "onnxruntime"
 
@@ -43,55 +43,58 @@ class OnnxRuntimeRunner:
         self._path = artifact.path
         self._names = [b.name for b in component.outputs]
         self._name = component.name
-        self._last: tuple[dict[str, tuple[int, ...]], bool] = {}, False  # shapes of the last run; does it free memory?
+        self._last: tuple[dict[str, tuple[int, ...]], bool] = (
+            {},
+            False,
+        )  # the last run's shapes; must the next run free memory?
         self._session: Any = self._open(NO_DELTAS)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Layer -> its weight's shape."""
+        """Return each layer's weight shape."""
         return self._weights.shapes()
 
-    def update_weights(self, patches: WeightDeltas) -> None:
-        """A session anew, with these weights changed. The one before is closed first: never two in memory."""
-        self._weights.check(patches)
+    def update_weights(self, deltas: WeightDeltas) -> None:
+        """Open a new session with these weights changed. Close the old one first: two never share the memory."""
+        self._weights.check(deltas)
         self._session = None
-        self._session = self._open(patches)
+        self._session = self._open(deltas)
 
     @cached_property
     def _weights(self) -> OnnxWeights:
         return OnnxWeights(self._path)
 
-    def _open(self, patches: WeightDeltas) -> Any:
+    def _open(self, deltas: WeightDeltas) -> Any:
         try:
             import onnxruntime as ort
-        except ImportError as failed:  # installed, and broken
+        except ImportError as failed:  # installed, but broken
             raise BackendError(f"onnxruntime cannot be imported: {first_line(failed)}") from None
         options = ort.SessionOptions()
-        options.intra_op_num_threads = threads.available()  # its own guess ignores container quotas
+        options.intra_op_num_threads = threads.available()  # its default ignores container quotas
         options.log_severity_level = 3
-        weights = self._weights.given(ort, options, patches) if patches else nullcontext()
+        weights = self._weights.override_initializers(ort, options, deltas) if deltas else nullcontext()
         try:
             with weights:
                 session = ort.InferenceSession(str(self._path), options, providers=_PROVIDERS)
-        except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
+        except Exception as failed:  # onnxruntime's errors have no common base class below Exception
             raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
         got = session.get_providers()
-        if got[: len(_PROVIDERS)] != _PROVIDERS:  # it falls back with no more than a log line
-            raise BackendError(f"ONNX Runtime was asked for {_PROVIDERS} and took {got}")
+        if got[: len(_PROVIDERS)] != _PROVIDERS:  # it only logs that it falls back
+            raise BackendError(f"ONNX Runtime cannot use {_PROVIDERS}: it selected {got}")
         return session
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """All outputs by name."""
+        """Return all outputs by name."""
         if self._session is None:
-            raise BackendError("its session could not be opened again with other weights")
+            raise BackendError("its session could not be opened again with changed weights")
         outputs = self._session.run(self._names, dict(inputs), self._shrinking(inputs))
         self._last = self._last[0], frees_after_run(self._name, (*inputs.values(), *outputs))
         return dict(zip(self._names, outputs, strict=True))
 
     def _shrinking(self, inputs: Arrays) -> Any | None:
-        """Options of a run that frees the arena at its end, or None for a run that leaves it as it is.
+        """Return options for a run that frees the arena at its end, or None for a run that keeps it.
 
-        ONNX Runtime's arena does not shrink by itself: it would hold what the largest size of all calls needed. It is
-        freed when the sizes change, and after every run of an autoencoder on large images.
+        ONNX Runtime's arena does not shrink by itself: it would keep the memory of the largest size of all calls. So a
+        run frees it if the sizes changed, and after every run of an autoencoder on large images.
         """
         (shapes, frees), now = self._last, {name: array.shape for name, array in inputs.items()}
         self._last = now, frees

@@ -1,8 +1,8 @@
-"""The onnxruntime-cuda backend: ONNX artifacts on ONNX Runtime's CUDA provider, bound to buffers on the device.
+"""The onnxruntime-cuda backend: runs ONNX artifacts with ONNX Runtime's CUDA provider, on fixed device buffers.
 
-Inputs are copied into buffers that stay where they are for each set of shapes, which is what ONNX Runtime's own CUDA
-graph needs: a run of shapes seen before is one launch. A graph wants every node on the GPU; where the provider leaves
-some to the CPU, the session is opened without, and `notes` say so. Needs no torch.
+Each set of shapes has buffers at fixed addresses, which ONNX Runtime's own CUDA graph needs: a run of known shapes is
+one launch. A CUDA graph requires every node on the GPU. If the provider leaves some to the CPU, the session opens
+without a graph, and `notes` say so. This module does not need torch.
 """
 
 from __future__ import annotations
@@ -31,13 +31,13 @@ if TYPE_CHECKING:
 FORM = "onnx"
 PRECISIONS = ("fp32", "fp16")
 
-_KEPT = 8  # sets of shapes whose buffers and graphs are kept; the one not seen for longest gives way
-_MEND = "ask for smaller pictures, or fewer at once"
+_MAX_SHAPES = 8  # sets of shapes with cached buffers and graphs; the least recently used one is dropped
+_FIX = "request smaller images, or fewer at once"
 
 
 @dataclass(frozen=True, kw_only=True)
 class Provider:
-    """Where a session runs: ONNX Runtime's name of the provider, its options, and the device of the buffers."""
+    """An execution provider of ONNX Runtime: its name, its options, and the device of the buffers."""
 
     name: str
     device: str
@@ -45,12 +45,12 @@ class Provider:
     graphs: bool = False
 
 
-# TF32 is off, so that float32 is what it says; half graphs have their own types.
+# TF32 is off, so that float32 graphs compute in full float32.
 CUDA = Provider(name="CUDAExecutionProvider", device="cuda", options={"use_tf32": "0"}, graphs=True)
 
 
 def unavailable() -> str | None:
-    """None where ONNX Runtime is installed with its CUDA provider, else the line that installs it."""
+    """Return None if ONNX Runtime is installed with its CUDA provider, else how to install it."""
     if importlib.util.find_spec("onnxruntime") is None:
         return "onnxruntime is not installed (pip install 'calotype[gpu]')"
     try:
@@ -63,7 +63,7 @@ def unavailable() -> str | None:
 
 
 def open_runner(component: PlannedComponent, artifact: Artifact) -> OnnxRuntimeCudaRunner:
-    """Open a session. Raises `BackendError` where the CUDA provider cannot run it."""
+    """Open a session. Raise `BackendError` if the CUDA provider cannot run the artifact."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
@@ -73,8 +73,8 @@ def open_runner(component: PlannedComponent, artifact: Artifact) -> OnnxRuntimeC
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Bound:
-    """The buffers of one set of shapes. `graph` is ONNX Runtime's number for what it captured of it."""
+class _Buffers:
+    """The buffers of one set of shapes. `graph` is ONNX Runtime's number of the captured graph."""
 
     inputs: Mapping[str, Any]
     binding: Any
@@ -82,7 +82,7 @@ class _Bound:
 
 
 class OnnxRuntimeCudaRunner:
-    """A session with its buffers. Threads may share it: one at a time runs."""
+    """A session with its buffers. Threads may share it; one runs at a time."""
 
     backend = "onnxruntime-cuda"
 
@@ -93,8 +93,8 @@ class OnnxRuntimeCudaRunner:
         self._path = artifact.path
         self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
-        self._kept: LruCache[_Bound] = LruCache(_KEPT)
-        self._numbered = 0
+        self._buffers: LruCache[_Buffers] = LruCache(_MAX_SHAPES)
+        self._last_graph = 0
         self._graphs = provider.graphs
         try:
             self._session = self._open(NO_DELTAS)
@@ -106,83 +106,77 @@ class OnnxRuntimeCudaRunner:
             self.notes = (f"the {component.name} runs without a CUDA graph on ONNX Runtime: {failed}",)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """All outputs by name, through buffers on the device."""
+        """Run through the device buffers and return all outputs by name."""
         with self._lock:
             try:
-                bound = self._bound(inputs)
+                key = tuple((n, tuple(a.shape)) for n, a in sorted(inputs.items()))
+                buffers = self._buffers(key, lambda: self._allocate(inputs))
                 for name, array in inputs.items():
-                    bound.inputs[name].update_inplace(np.ascontiguousarray(array))
-                self._session.run_with_iobinding(bound.binding, self._run_options(bound.graph))
-                return dict(zip(self._outputs, bound.binding.copy_outputs_to_cpu(), strict=True))
-            except Exception as failed:  # onnxruntime raises its own kinds, all derived from Exception alone
-                told = first_line(failed)
-                if not is_full(told):
+                    buffers.inputs[name].update_inplace(np.ascontiguousarray(array))
+                self._session.run_with_iobinding(buffers.binding, self._run_options(buffers.graph))
+                return dict(zip(self._outputs, buffers.binding.copy_outputs_to_cpu(), strict=True))
+            except Exception as failed:  # onnxruntime's errors have no common base class below Exception
+                message = first_line(failed)
+                if not is_full(message):
                     raise
-            self._kept.clear()  # their buffers go with them
-        raise DeviceFullError(f"the GPU has no room for a run of this size ({told}); {_MEND}.")
+            self._buffers.clear()
+        raise DeviceFullError(f"the GPU has no room for a run of this size ({message}); {_FIX}.")
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Layer -> its weight's shape."""
+        """Return each layer's weight shape."""
         return self._weights.shapes()
 
-    def update_weights(self, patches: WeightDeltas) -> None:
-        """A session anew, with these weights changed. The one before goes first, with its graphs."""
-        self._weights.check(patches)
+    def update_weights(self, deltas: WeightDeltas) -> None:
+        """Open a new session with these weights changed. Drop the old one and its graphs first."""
+        self._weights.check(deltas)
         with self._lock:
-            self._kept.clear()
+            self._buffers.clear()
             self._session = None
-            self._session = self._open(patches)
+            self._session = self._open(deltas)
 
     @cached_property
     def _weights(self) -> OnnxWeights:
         return OnnxWeights(self._path)
 
-    def _open(self, patches: WeightDeltas) -> Any:
+    def _open(self, deltas: WeightDeltas) -> Any:
         ort, provider = self._ort, self._provider
         options = ort.SessionOptions()
         options.log_severity_level = 3
-        weights = self._weights.given(ort, options, patches) if patches else nullcontext()
-        told = {**provider.options, **({"enable_cuda_graph": "1"} if self._graphs else {})}
+        weights = self._weights.override_initializers(ort, options, deltas) if deltas else nullcontext()
+        settings = {**provider.options, **({"enable_cuda_graph": "1"} if self._graphs else {})}
         try:
             with weights:
-                session = ort.InferenceSession(str(self._path), options, providers=[(provider.name, told)])
+                session = ort.InferenceSession(str(self._path), options, providers=[(provider.name, settings)])
         except Exception as failed:
             raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
         got = session.get_providers()
-        if got[:1] != [provider.name]:  # it falls back with no more than a log line
-            raise BackendError(f"ONNX Runtime was asked for {provider.name} and took {', '.join(got)}")
+        if got[:1] != [provider.name]:  # it only logs that it falls back
+            raise BackendError(f"ONNX Runtime cannot use {provider.name}: it selected {', '.join(got)}")
         return session
 
-    def _bound(self, inputs: Arrays) -> _Bound:
-        """The buffers for these shapes: kept ones, or new ones."""
-        key = tuple((n, tuple(a.shape)) for n, a in sorted(inputs.items()))
-        return self._kept(key, lambda: self._new(inputs))
-
-    def _new(self, inputs: Arrays) -> _Bound:
-        # Copies: on a CPU, as in tests, a value is the array that it was made from, and every call writes into it.
-        given = {name: self._on_device(np.array(array, order="C")) for name, array in inputs.items()}
+    def _allocate(self, inputs: Arrays) -> _Buffers:
+        # Copy: on a CPU, as in tests, a value shares the array's memory, and every call writes into it.
+        device, to_device = self._provider.device, self._ort.OrtValue.ortvalue_from_numpy
+        values = {name: to_device(np.array(array, order="C"), device, 0) for name, array in inputs.items()}
         loose = self._session.io_binding()
-        for name, value in given.items():
+        for name, value in values.items():
             loose.bind_ortvalue_input(name, value)
         for name in self._outputs:
-            loose.bind_output(name, self._provider.device)
-        if not self._graphs:  # its first run makes the outputs' buffers, and keeps them
-            return _Bound(inputs=given, binding=loose, graph=-1)
-        # A graph wants its outputs where they stay: a run outside of it tells their shapes.
+            loose.bind_output(name, device)
+        if not self._graphs:  # the first run allocates the buffers of the outputs
+            return _Buffers(inputs=values, binding=loose, graph=-1)
+        # A graph needs outputs at fixed addresses: a run without a graph determines their shapes.
         self._session.run_with_iobinding(loose, self._run_options(-1))
         fixed = self._session.io_binding()
-        for name, value in given.items():
+        for name, value in values.items():
             fixed.bind_ortvalue_input(name, value)
         for name, value in zip(self._outputs, loose.get_outputs(), strict=True):
             fixed.bind_ortvalue_output(name, value)
-        self._numbered += 1
-        return _Bound(inputs=given, binding=fixed, graph=self._numbered)
-
-    def _on_device(self, array: np.ndarray[Any, Any]) -> Any:
-        return self._ort.OrtValue.ortvalue_from_numpy(array, self._provider.device, 0)
+        self._last_graph += 1
+        return _Buffers(inputs=values, binding=fixed, graph=self._last_graph)
 
     def _run_options(self, graph: int) -> Any:
-        """`graph` is what is captured at its second run and replayed from its third; -1 is not to be captured."""
+        """Return the options of a run. ONNX Runtime captures a graph at its second run, then replays it; -1: never."""
         options = self._ort.RunOptions()
         if self._graphs:
             options.add_run_config_entry("gpu_graph_id", str(graph))

@@ -1,4 +1,4 @@
-"""New values for the initializers of an ONNX file: what its weights are with patches added to them."""
+"""New values for the initializers of an ONNX file: its weights with deltas added."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ from ...weights.onnx import Stored, weights_of
 
 
 class OnnxWeights:
-    """Of every linear layer and convolution, by the layer's name in the model."""
+    """The weights of every linear layer and convolution, by the layer's name in the model."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self._stored = weights_of(path)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Layer -> its weight's shape."""
+        """Return each layer's weight shape."""
         return {name: stored.shape for name, stored in self._stored.items()}
 
-    def check(self, patches: WeightDeltas) -> None:
-        """`BackendError` where one of these weights cannot be changed, with what to do."""
-        for parameter in patches.patches:
+    def check(self, deltas: WeightDeltas) -> None:
+        """Raise `BackendError` if one of these weights cannot be changed."""
+        for parameter in deltas.patches:
             stored = self._of(parameter)
             if stored.refused:
                 raise BackendError(
@@ -36,17 +36,19 @@ class OnnxWeights:
                     "(calotype build MODEL --lora FILE), or in fp32, fp16 or bf16."
                 )
 
-    def changed(self, patches: WeightDeltas) -> Iterator[tuple[Stored, NDArray[np.generic]]]:
-        """Each changed weight, as the file would have it; one at a time. Every other is the file's own."""
-        for parameter, patch in patches.patches.items():
+    def changed(self, deltas: WeightDeltas) -> Iterator[tuple[Stored, NDArray[np.generic]]]:
+        """Yield each changed weight in the file's type and layout."""
+        for parameter, delta in deltas.patches.items():
             stored = self._of(parameter)
-            yield stored, stored.put(patch(stored.read()))
+            yield stored, stored.put(delta(stored.read()))
 
     @contextmanager
-    def given(self, ort: Any, options: Any, patches: WeightDeltas) -> Iterator[None]:
-        """Inside, a session of ONNX Runtime made with these options has the changed weights, and copies them."""
-        changed = list(self.changed(patches))
-        values = [ort.OrtValue.ortvalue_from_numpy(value) for _, value in changed]  # of memory that is numpy's
+    def override_initializers(self, ort: Any, options: Any, deltas: WeightDeltas) -> Iterator[None]:
+        """Make an ONNX Runtime session that opens with these options inside the block copy the changed weights."""
+        changed = list(self.changed(deltas))
+        values = [
+            ort.OrtValue.ortvalue_from_numpy(value) for _, value in changed
+        ]  # in numpy's memory, which must stay alive
         if changed:
             options.add_external_initializers([stored.initializer for stored, _ in changed], values)
         yield

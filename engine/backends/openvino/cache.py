@@ -1,8 +1,9 @@
-"""Networks that OpenVINO compiled, kept on disk: the next start reads them in half the time.
+"""Disk cache of networks that OpenVINO compiled: the next start reads them in half the time.
 
-OpenVINO's own cache (`CACHE_DIR`) notices a blob that is cut short, and not one whose numbers changed: it would paint
-with them. And it raises where its folder cannot be made. So `calotype.files.cache` keeps the blobs, under a key of all
-that decides them, with a SHA-256 at the end. What is missing, damaged or written by another version is compiled again.
+OpenVINO's own cache (`CACHE_DIR`) detects a truncated blob but not one with changed values, and would generate images
+with it. It also raises an error if it cannot create its folder. So `calotype.files.cache` stores the blobs with a
+SHA-256, under a key of everything that they depend on. A network whose blob is missing, damaged or of another version
+is compiled again.
 """
 
 from __future__ import annotations
@@ -20,46 +21,46 @@ from ...errors import SourceError
 from ...files.cache import OPENVINO
 from ...files.digest import digest_of
 
-_LARGEST_BYTES = 512 << 20  # a blob holds all weights again: for large networks the disk is worth more than the seconds
-_GRAPHS = 7  # counts up when a file of one version is taken apart or rewritten otherwise than before
+_LARGEST_BYTES = 512 << 20  # a blob repeats all weights: for large networks, disk space is worth more than the seconds
+_GRAPHS = 7  # increase it when the partition or the rewrites of a graph change
 
 
 class CompiledCache:
     """The compiled forms of one ONNX file and of its parts."""
 
     def __init__(self, library: Any, core: Any, path: Path, size: int, identity: Mapping[str, Any]) -> None:
-        """`size` is that of the file with its weights, in bytes; `identity` what else decides the graphs."""
+        """`size` is the size of the file with its weights, in bytes; `identity` has what else the graphs depend on."""
         self._core = core
         self._library = library
         version = core.get_versions("CPU")["CPU"].build_number
         about = {"version": version, "machine": _machine(core), "files": _files(path), "graphs": _GRAPHS}
         self._identity = {**about, **identity}
-        self.worth_it = size <= _LARGEST_BYTES  # else nothing is kept
+        self.worth_it = size <= _LARGEST_BYTES  # else the cache stores nothing
 
     def read(self, key: Mapping[str, Any], settings: Mapping[str, Any]) -> Any | None:
-        """The graph of this key as it was compiled, or None where it was not, or the file is damaged."""
+        """Return the compiled graph of this key, or None if the cache has none or the file is damaged."""
         if not self.worth_it:
             return None
-        kept = OPENVINO.read(self._key(key, settings))
-        if kept is None:
+        content = OPENVINO.read(self._key(key, settings))
+        if content is None:
             return None
-        # Weights stay where the file is mapped: read into memory, they would be there twice.
-        blob = np.frombuffer(kept, np.uint8)
+        # The weights stay mapped from the file: in memory they would exist twice.
+        blob = np.frombuffer(content, np.uint8)
         try:
             compiled = self._core.import_model(self._library.Tensor(blob, shared_memory=True), "CPU", dict(settings))
         except Exception:  # another build of the same version, another CPU: compile
             return None
-        compiled.blob = blob  # OpenVINO has a pointer alone
-        if isinstance(kept.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
-            kept.obj.madvise(mmap.MADV_DONTNEED)  # all was read once, and packed; the rest comes from the file again
+        compiled.blob = blob  # keeps it alive: OpenVINO has only a pointer
+        if isinstance(content.obj, mmap.mmap) and hasattr(mmap, "MADV_DONTNEED"):
+            content.obj.madvise(mmap.MADV_DONTNEED)  # OpenVINO has repacked it; later reads come from the file
         return compiled
 
     def write(self, key: Mapping[str, Any], settings: Mapping[str, Any], compiled: Any) -> None:
-        """Keep a compiled graph."""
+        """Store a compiled graph."""
         if not self.worth_it:
             return
         with suppress(OSError, SourceError):
-            OPENVINO.root.mkdir(parents=True, exist_ok=True)  # before the export: it is for nothing where this fails
+            OPENVINO.root.mkdir(parents=True, exist_ok=True)  # first: without the folder the export is useless
             stream = io.BytesIO()
             try:
                 compiled.export_model(stream)
@@ -72,17 +73,17 @@ class CompiledCache:
 
 
 def _machine(core: Any) -> list[str]:
-    """A store may be shared by machines; OpenVINO itself refuses a blob for another instruction set."""
+    """Return what identifies the CPU: machines may share a cache, and a blob is for one instruction set."""
     return [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
 
 
 def files_of(path: Path) -> list[Path]:
-    """An ONNX file, and its external data, which lies beside it under a name that begins the same."""
+    """Return an ONNX file and its external data, whose file name starts with the name of the ONNX file."""
     return sorted(path.parent.glob(f"{path.name}*"))
 
 
 def _files(path: Path) -> list[tuple[str, int, int]]:
-    """What tells that a file is the same without reading it: place, size and time."""
+    """Return path, size and time of the files: they identify a file without reading it."""
     try:
         states = [(str(p.resolve()), p.stat()) for p in files_of(path)]
     except OSError:

@@ -1,4 +1,4 @@
-"""What the calls of a denoiser need of the network that they belong to. Knows no library."""
+"""The interface between a denoising session and the network that compiles its parts. Imports no library."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 
 class Compiler(Protocol):
-    """A network that compiles parts of its graph for the shapes of a call, and keeps some of what it compiled."""
+    """A network that compiles parts of its graph for the shapes of a call, and caches them."""
 
     name: str
     notes: tuple[str, ...]  # for reports
@@ -34,8 +34,8 @@ class Compiler(Protocol):
         """The outputs in the network's order."""
         ...
 
-    def kept(self, key: str, make: Callable[[], Any]) -> Any:
-        """Return what was made for this key, or make it now. Call it under the lock."""
+    def cached(self, key: str, make: Callable[[], Any]) -> Any:
+        """Return the cached value of this key, or make it now. The caller holds the lock."""
         ...
 
     def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:

@@ -1,6 +1,6 @@
-"""Networks as OpenVINO's graphs: given their sizes, and taken apart along what depends on which input.
+"""OpenVINO graphs: set their input shapes, and cut them by which node depends on which input.
 
-Knows graphs alone: nothing of diffusion, of backends or of how a graph is run.
+This module knows nothing of diffusion, of backends or of how a graph runs.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ _QUANTIZED = ("i8", "u8", "i4", "u4")
 
 
 class Dependency(IntFlag):
-    """What an output's numbers depend on."""
+    """What an output's values depend on."""
 
-    NOTHING = 0  # weights alone
-    GIVEN = 1  # inputs that stay as they are for a whole picture
+    NOTHING = 0  # weights only
+    IMAGE = 1  # inputs that stay the same for an image
     TIME = 2  # the timestep
-    SAMPLE = 4  # what changes at every call
+    SAMPLE = 4  # inputs that change at every step
 
 
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """An output on which the rest of a graph hangs: which it is of which node, its shape, and what it hangs on."""
+    """An output at a cut of a graph: its node, its port, its shape, its element type, and what it depends on."""
 
     node: str
     port: int
     shape: tuple[int, ...]
-    hangs: Dependency
+    depends_on: Dependency
     element: str  # "f32", "i64"
 
     @property
     def name(self) -> str:
-        """What the tensor is called where it goes in and out of parts."""
+        """The name of the tensor as an input or output of a part."""
         return f"{self.node}:{self.port}"
 
 
 def sized(model: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
-    """A copy for exact shapes, in which everything that the shapes decide is a constant."""
+    """Return a copy for exact shapes, in which every value that depends only on shapes is a constant."""
     from openvino.passes import ConstantFolding, Manager
 
     copy = model.clone()
     copy.reshape({name: list(shape) for name, shape in shapes.items()})
-    integers = _hidden_integers(copy)  # folding would turn them into floats, and nothing would be left in eight bits
+    integers = _hidden_integers(copy)  # folding would turn 8-bit weights into floats
     manager = Manager()
     manager.register_pass(ConstantFolding())
     manager.run_passes(copy)
@@ -56,104 +56,105 @@ def sized(model: Any, shapes: Mapping[str, Sequence[int]]) -> Any:
 
 
 def _hidden_integers(model: Any) -> list[tuple[Any, Any]]:
-    """Inputs put in the place of quantized weights, and the weights."""
+    """Replace quantized weights by inputs, and return the pairs of input and weights."""
     import openvino as ov
 
-    found = []
+    pairs = []
     for node in model.get_ordered_ops():
         kind = node.get_output_element_type(0) if node.get_type_name() == "Constant" else None
         if kind is not None and kind.get_type_name() in _QUANTIZED and len(node.get_output_shape(0)):
             stand_in = ov.opset13.parameter(list(node.get_output_shape(0)), kind)
             replace_uses(node.output(0), stand_in.output(0))
-            found.append((stand_in, node))
-    model.add_parameters([stand_in for stand_in, _ in found])
-    return found
+            pairs.append((stand_in, node))
+    model.add_parameters([stand_in for stand_in, _ in pairs])
+    return pairs
 
 
 def element_types(model: Any) -> set[str]:
-    """Of the weights, and of no numbers that stand alone: "f32", "f16", "i8"."""
+    """Return the element types of the weights, such as "f32", "f16" and "i8"; scalars do not count."""
     constants = (node for node in model.get_ops() if node.get_type_name() == "Constant")
     return {n.get_output_element_type(0).get_type_name() for n in constants if len(n.get_output_shape(0)) > 1}
 
 
 def dependencies_of(model: Any, inputs: Mapping[str, Dependency]) -> dict[str, Dependency]:
-    """What each node hangs on, by its name; `inputs` says what each input is."""
-    found: dict[str, Dependency] = {}
+    """Return what each node depends on, by its name; `inputs` has the kind of each input."""
+    dependencies: dict[str, Dependency] = {}
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Parameter":
-            hangs = Dependency(0)
+            depends_on = Dependency(0)
             for name in node.output(0).get_names():
-                hangs |= inputs.get(name, Dependency.NOTHING)
+                depends_on |= inputs.get(name, Dependency.NOTHING)
         else:
-            hangs = Dependency(0)
-            for place in node.inputs():
-                hangs |= found[place.get_source_output().get_node().get_friendly_name()]
-        found[node.get_friendly_name()] = hangs
-    return found
+            depends_on = Dependency(0)
+            for port in node.inputs():
+                depends_on |= dependencies[port.get_source_output().get_node().get_friendly_name()]
+        dependencies[node.get_friendly_name()] = depends_on
+    return dependencies
 
 
-def cut_edges(model: Any, found: Mapping[str, Dependency], beyond: Dependency) -> list[Edge]:
-    """The outputs of nodes that do not hang on `beyond`, and are taken by nodes that do or are results.
+def cut_edges(model: Any, dependencies: Mapping[str, Dependency], beyond: Dependency) -> list[Edge]:
+    """Return the outputs that do not depend on `beyond` but are used by a result or a node that does.
 
-    Constants are none of them.
+    Constants do not count.
     """
     edges = []
     for node in model.get_ordered_ops():
-        hangs = found[node.get_friendly_name()]
-        if hangs & beyond or not hangs:
+        name = node.get_friendly_name()
+        depends_on = dependencies[name]
+        if depends_on & beyond or not depends_on:
             continue
         for port, output in enumerate(node.outputs()):
-            takers = (place.get_node() for place in output.get_target_inputs())
-            if any(found[t.get_friendly_name()] & beyond or t.get_type_name() == "Result" for t in takers):
+            users = (target.get_node() for target in output.get_target_inputs())
+            if any(dependencies[u.get_friendly_name()] & beyond or u.get_type_name() == "Result" for u in users):
                 shape = tuple(output.get_shape())
                 element = output.get_element_type().get_type_name()
-                edges.append(Edge(node=node.get_friendly_name(), port=port, shape=shape, hangs=hangs, element=element))
+                edges.append(Edge(node=name, port=port, shape=shape, depends_on=depends_on, element=element))
     return edges
 
 
 def output_of(model: Any, edge: Edge) -> Any:
-    """The edge's output in a copy of the model that it was found in."""
+    """Return the edge's output in a copy of its model."""
     return nodes_of(model)[edge.node].output(edge.port)
 
 
 def nodes_of(model: Any) -> dict[str, Any]:
-    """Nodes by name. Graphs that were read from ONNX have every name once."""
+    """Return the nodes by name. Names are unique in graphs that come from ONNX."""
     return {node.get_friendly_name(): node for node in model.get_ordered_ops()}
 
 
 def subgraph(model: Any, edges: Iterable[Edge], name: str) -> Any:
-    """Of a copy of its own: the graph that computes the edges and nothing else."""
+    """Return the graph that computes only the edges. It changes `model`, which must be a copy."""
     import openvino as ov
 
     nodes = nodes_of(model)
     results = []
     for edge in edges:
         output = nodes[edge.node].output(edge.port)
-        output.add_names({edge.name})  # an edge may be an input itself, which keeps its own name
+        output.add_names({edge.name})  # an edge may be an input, which keeps its name
         results.append(ov.opset13.result(output))
     return _model(model, results, name)
 
 
 def replace_uses(output: Any, source: Any) -> None:
-    """Let those that take an output take another in its place."""
-    for place in list(output.get_target_inputs()):
-        place.replace_source_output(source)
+    """Replace an output by another one at all its users."""
+    for target in list(output.get_target_inputs()):
+        target.replace_source_output(source)
 
 
 def rebuilt(model: Any, name: str, more: Iterable[Any] = (), results: Iterable[Any] = ()) -> Any:
-    """The model with the parameters that its results need, among its own and `more`."""
+    """Return the model with these additional results, and with the parameters (own or `more`) that it needs."""
     return _model(model, [*model.get_results(), *results], name, more)
 
 
 def inputs_behind(model: Any, edges: Iterable[Edge]) -> list[Any]:
-    """The model's parameters that these edges depend on."""
+    """Return the model's parameters that these edges depend on."""
     nodes = nodes_of(model)
     needed = _ancestors(nodes[edge.node] for edge in edges)
     return [p for p in model.get_parameters() if p.get_name() in needed]
 
 
 def _ancestors(nodes: Iterable[Any]) -> set[str]:
-    """The unique names of these nodes and of everything that they depend on."""
+    """Return the unique names of these nodes and of all nodes that they depend on."""
     needed: set[str] = set()
     waiting = list(nodes)
     while waiting:
@@ -161,12 +162,12 @@ def _ancestors(nodes: Iterable[Any]) -> set[str]:
         key = node.get_name()
         if key not in needed:
             needed.add(key)
-            waiting += [place.get_source_output().get_node() for place in node.inputs()]
+            waiting += [port.get_source_output().get_node() for port in node.inputs()]
     return needed
 
 
 def _model(model: Any, results: list[Any], name: str, more: Iterable[Any] = ()) -> Any:
-    """With those parameters alone that the results hang on."""
+    """Return a model with only those parameters that the results depend on."""
     import openvino as ov
 
     needed = _ancestors(results)

@@ -1,8 +1,8 @@
-"""Pages of files that OpenVINO has mapped, given back once it has read them.
+"""Releases the pages of files that OpenVINO has mapped, once it has read them.
 
-OpenVINO maps the weights of a graph, and packs them anew for its kernels. The mapped pages would stay with the process,
-as large as the plan, though hardly anything reads them again: given back, they come from the system's cache of the file
-if anything does. At its peak a process has half the memory so.
+OpenVINO maps the weights of a graph and repacks them for its kernels. The mapped pages would stay in the process, as
+large as the plan, though almost nothing reads them again. After a release, a read takes them from the system's file
+cache. This halves the peak memory of a process.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ _MAPS = Path("/proc/self/maps")
 
 @contextmanager
 def releasing_mapped_pages(files: Sequence[Path]) -> Iterator[None]:
-    """Inside, something reads the files once: again and again their pages are given back, and once more at the end."""
+    """Release the pages of these files every 0.1 s while the block reads them, and once more at the end."""
     done = threading.Event()
 
     def run() -> None:
@@ -28,21 +28,22 @@ def releasing_mapped_pages(files: Sequence[Path]) -> Iterator[None]:
             for file in files:
                 release_mapped_pages(file)
 
-    beside = threading.Thread(target=run, name="calotype-pages", daemon=True)
-    beside.start()
+    thread = threading.Thread(target=run, name="calotype-pages", daemon=True)
+    thread.start()
     try:
         yield
     finally:
         done.set()
-        beside.join()
+        thread.join()
         for file in files:
             release_mapped_pages(file)
 
 
 def release_mapped_pages(file: Path) -> int:
-    """Let go of the resident pages of every read-only mapping of this file; how many bytes were mapped.
+    """Release the resident pages of every read-only mapping of a file. Does nothing on systems other than Linux.
 
-    Where the system has no such means (it is Linux's), nothing is done.
+    Returns:
+        The size of the mappings in bytes.
     """
     total = 0
     with suppress(OSError, AttributeError, ValueError):
@@ -54,10 +55,10 @@ def release_mapped_pages(file: Path) -> int:
 
 
 def _mapped(file: Path) -> Iterator[tuple[int, int]]:
-    """Where the file is mapped, read-only: what was written to a private mapping would be lost."""
+    """Yield the address ranges where the file is mapped read-only: a private mapping would lose what was written."""
     name = str(file.resolve())
     for line in _MAPS.read_text().splitlines():
-        place, rights, _, _, _, *path = line.split(maxsplit=5)
+        addresses, rights, _, _, _, *path = line.split(maxsplit=5)
         if path == [name] and "w" not in rights:
-            start, end = place.split("-")
+            start, end = addresses.split("-")
             yield int(start, 16), int(end, 16)

@@ -1,11 +1,11 @@
-"""A denoiser's graph in three parts: what a picture needs once, what each timestep needs, and what each call needs.
+"""A denoiser's graph in three parts: per image, per schedule and per step.
 
-Cut along what hangs on which input, so that it holds for every family: the keys and values of cross-attention and a
-control picture's embedding are computed once a picture, the timesteps' embeddings and their projections once a
-schedule, in float32. Under guidance both halves of a batch are the same until the text comes in: that much is
-computed for one of them.
+The cuts follow from which node depends on which input, so they hold for every model family. The keys and values of
+cross-attention and a control image's embedding are computed once per image. The timesteps' embeddings and their
+projections are computed once per schedule, in float32. With guidance, both halves of a batch are the same until the
+text comes in: that part is computed for one half only.
 
-Knows graphs; compiles and runs nothing.
+This module knows graphs. It compiles and runs nothing.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ from .graph import (
     subgraph,
 )
 
-DEEP = "deep"  # what the deep layers made, where it is used for several calls
-TIMES = "times"  # the input of the part for each call that holds all that hangs on its timestep, one row for all
-OWN_TIMES = "own times"  # the same, where each row of the batch has its own
+DEEP = "deep"  # the output of the deep layers, which several steps reuse
+TIME_VALUES = "time values"  # the input of `per_step` for everything that depends on the timestep: one row for all rows
+ROW_TIME_VALUES = "row time values"  # the same, with one row for each row of the batch
 
-Sizing = Callable[[int], Any]  # rows of a batch -> a graph of that size, of our own
+Sizing = Callable[[int], Any]  # the number of rows of a batch -> a new graph of that size
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,105 +42,109 @@ class Partition:
     """The three graphs.
 
     Attributes:
-        once: from the inputs that stay to what `each` takes of them, by `Edge.name`; None where it takes them as they
-            are.
-        times: makes, for so many rows, the graph from timesteps to what `TIMES` or `OWN_TIMES` has side by side.
-        each: from the sample, what stays and the times to the network's own outputs.
+        per_image: from the constant inputs to the values that `per_step` needs, named as `Edge.name`; None if
+            `per_step` takes the inputs themselves.
+        per_schedule: makes, for a number of rows, the graph from timesteps to the values that `TIME_VALUES` or
+            `ROW_TIME_VALUES` holds next to each other.
+        per_step: from the sample, the constant values and the time values to the network's outputs.
     """
 
-    once: Any | None
-    times: Sizing
-    each: Any
+    per_image: Any | None
+    per_schedule: Sizing
+    per_step: Any
 
 
 def partition_graph(
     sizing: Sizing, rows: int, inputs: Mapping[str, Dependency], different: Sequence[str] | None
 ) -> Partition:
-    """Take apart the graph of a network.
+    """Partition the graph of a network.
 
     Args:
         sizing: makes the graph for a number of rows.
-        rows: of the whole batch.
-        inputs: which of them stay for a whole picture, which is the timestep, and which are others at every call.
-        different: the inputs whose two halves are not the same; None where the batch is not made of two halves with
-            the same sample. The part for each call then takes one half of the sample.
+        rows: the rows of the whole batch.
+        inputs: for each input, whether it stays the same for an image, is the timestep, or changes at every step.
+        different: the inputs whose two halves differ; None if the batch does not have two halves with the same sample.
+            If it has, `per_step` takes one half of the sample.
     """
-    whole = sizing(rows)
-    edges, timed = _cut(whole, inputs, rows)
-    alike = all(edge.hangs == Dependency.TIME and _is_added(whole, edge) for edge in timed)
-    nodes = nodes_of(whole)
+    full = sizing(rows)
+    edges, timed = _cut(full, inputs, rows)
+    alike = all(edge.depends_on == Dependency.TIME and _is_broadcast(full, edge) for edge in timed)
+    nodes = nodes_of(full)
     computed = [e for e in edges if e not in timed and nodes[e.node].get_type_name() != "Parameter"]
-    each = _for_each_call(whole.clone(), edges, timed, None if alike else rows)
+    per_step = _step_graph(full.clone(), edges, timed, None if alike else rows)
     if different is not None:
-        # Of what is cut off, that which hangs on nothing but equal halves is equal too.
-        unequal = dependencies_of(whole, dict.fromkeys(different, Dependency.SAMPLE))
+        # A value that depends only on equal halves has equal halves too.
+        unequal = dependencies_of(full, dict.fromkeys(different, Dependency.SAMPLE))
         unlike = {edge.name for edge in edges if unequal[edge.node]} | set(different)
-        each = _shared(each, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
+        per_step = _share_halves(per_step, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
     return Partition(
-        once=subgraph(whole.clone(), computed, "once") if computed else None,
-        times=lambda count: subgraph(sizing(count), timed, "times"),
-        each=each,
+        per_image=subgraph(full.clone(), computed, "per_image") if computed else None,
+        per_schedule=lambda count: subgraph(sizing(count), timed, "per_schedule"),
+        per_step=per_step,
     )
 
 
-def _cut(whole: Any, inputs: Mapping[str, Dependency], rows: int) -> tuple[list[Edge], tuple[Edge, ...]]:
-    """Where the graph is cut, and which of these edges depend on the timestep.
+def _cut(full: Any, inputs: Mapping[str, Dependency], rows: int) -> tuple[list[Edge], tuple[Edge, ...]]:
+    """Return the edges where the graph is cut, and those of them that depend on the timestep.
 
-    Where a table cannot hold what depends on the timestep, that stays in the part for each call.
+    If a table cannot hold the values that depend on the timestep, they stay in the part for each step.
     """
-    edges = cut_edges(whole, dependencies_of(whole, inputs), Dependency.SAMPLE)
-    timed = tuple(edge for edge in edges if edge.hangs & Dependency.TIME)
-    if _fits_a_table(whole, timed, rows):
+    edges = cut_edges(full, dependencies_of(full, inputs), Dependency.SAMPLE)
+    timed = tuple(edge for edge in edges if edge.depends_on & Dependency.TIME)
+    if _fits_a_table(full, timed, rows):
         return edges, timed
-    inputs = {name: Dependency.SAMPLE if hangs & Dependency.TIME else hangs for name, hangs in inputs.items()}
-    return cut_edges(whole, dependencies_of(whole, inputs), Dependency.SAMPLE), ()
+    inputs = {name: Dependency.SAMPLE if kind & Dependency.TIME else kind for name, kind in inputs.items()}
+    return cut_edges(full, dependencies_of(full, inputs), Dependency.SAMPLE), ()
 
 
-def _fits_a_table(whole: Any, timed: Sequence[Edge], rows: int) -> bool:
-    """A table holds floats, a row for each image, of inputs that are one number or one vector for each image."""
+def _fits_a_table(full: Any, timed: Sequence[Edge], rows: int) -> bool:
+    """Return whether the values are floats with a row for each image, from inputs that are numbers or vectors."""
     floats = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed)
-    return floats and all(len(p.get_output_shape(0)) <= 2 for p in inputs_behind(whole, timed))
+    return floats and all(len(p.get_output_shape(0)) <= 2 for p in inputs_behind(full, timed))
 
 
-def split_deep_layers(each: Any) -> tuple[Any, Any]:
-    """The part for each call with `DEEP` as one more output, and what is left of it where that is an input.
+def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
+    """Return the part for each step with `DEEP` as one more output, and its shallow rest with `DEEP` as an input.
 
-    Cut before the last skip connection comes in, as DeepCache does (Ma et al. 2023, arXiv 2312.00858): only the first
-    convolution and the last block depend on the new sample then. `InputError` for a network without such a place.
+    The cut is before the last skip connection comes in, as in DeepCache (Ma et al. 2023, arXiv 2312.00858): then only
+    the first convolution and the last block depend on the new sample.
+
+    Raises:
+        InputError: the network has no skip connection.
     """
     import openvino as ov
 
-    def place(model: Any) -> Any:
-        joined = [n for n in model.get_ordered_ops() if n.get_type_name() == "Concat" and _of_channels(n)]
+    def last_skip(model: Any) -> Any:
+        joined = [n for n in model.get_ordered_ops() if n.get_type_name() == "Concat" and _joins_channels(n)]
         if not joined:
             raise InputError("cache_interval needs a U-Net with skip connections, and this network has none.")
         return joined[-1].input(0)
 
-    deep, shallow = each.clone(), each.clone()
-    output = place(deep).get_source_output()
+    deep, shallow = per_step.clone(), per_step.clone()
+    output = last_skip(deep).get_source_output()
     output.set_names({DEEP})
     deep = rebuilt(deep, DEEP, results=[ov.opset13.result(output)])
-    taken = place(shallow)
-    given = _input(DEEP, tuple(taken.get_shape()), "f32")
-    taken.replace_source_output(given.output(0))
-    return deep, rebuilt(shallow, "shallow", [given])
+    target = last_skip(shallow)
+    source = _input(DEEP, tuple(target.get_shape()), "f32")
+    target.replace_source_output(source.output(0))
+    return deep, rebuilt(shallow, "shallow", [source])
 
 
-def _of_channels(concat: Any) -> bool:
-    """Does it join two pictures' channels?"""
+def _joins_channels(concat: Any) -> bool:
+    """Return whether the node concatenates the channels of two tensors."""
     return (
         concat.get_input_size() == 2 and len(concat.get_output_shape(0)) == 4 and concat.get_attributes()["axis"] == 1
     )
 
 
-def _is_added(model: Any, edge: Edge) -> bool:
-    """Do all who take it add it to something larger, so that one row does for all?"""
-    takers = [place.get_node().get_type_name() for place in output_of(model, edge).get_target_inputs()]
-    return len(edge.shape) == 4 and edge.shape[2:] == (1, 1) and set(takers) <= {"Add", "Multiply"}
+def _is_broadcast(model: Any, edge: Edge) -> bool:
+    """Return whether every user adds the value to a larger tensor, so that one row serves all rows."""
+    users = [target.get_node().get_type_name() for target in output_of(model, edge).get_target_inputs()]
+    return len(edge.shape) == 4 and edge.shape[2:] == (1, 1) and set(users) <= {"Add", "Multiply"}
 
 
-def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int | None) -> Any:
-    """The graph with its edges as inputs. `rows` is how many times there are; None: one for all."""
+def _step_graph(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int | None) -> Any:
+    """Return the graph with its edges as inputs. `rows` is the number of rows of the time values; None: one for all."""
     import openvino as ov
 
     ops, inputs, nodes = ov.opset13, [], nodes_of(model)
@@ -152,17 +156,17 @@ def _for_each_call(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], row
         replace_uses(node.output(edge.port), inputs[-1].output(0))
     if timed:
         sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
-        name = TIMES if rows is None else OWN_TIMES
+        name = TIME_VALUES if rows is None else ROW_TIME_VALUES
         inputs.append(_input(name, (rows or 1, sum(sizes)), "f32"))
         cut = ops.variadic_split(inputs[-1], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
         for i, edge in enumerate(timed):
             shape = ops.constant(np.array((rows or 1, *edge.shape[1:]), dtype=np.int64))
             replace_uses(nodes[edge.node].output(edge.port), ops.reshape(cut.output(i), shape, False).output(0))
-    return rebuilt(model, "each", inputs)
+    return rebuilt(model, "per_step", inputs)
 
 
-def _shared(
-    each: Any,
+def _share_halves(
+    per_step: Any,
     small: Any,
     edges: Sequence[Edge],
     timed: Sequence[Edge],
@@ -171,40 +175,36 @@ def _shared(
     half: int,
     unlike: set[str],
 ) -> Any:
-    """The part for each call, with what its two halves have in common computed for one of them.
+    """Return the part for each step, with what its two halves have in common computed for one half only.
 
-    `small` is the whole graph for one half. `unlike` names the inputs whose halves differ.
+    `small` is the full graph for one half. `unlike` names the inputs whose halves differ.
     """
     import openvino as ov
 
     ops = ov.opset13
     inputs = {}
-    for parameter in each.get_parameters():
+    for parameter in per_step.get_parameters():
         name = next(iter(parameter.output(0).get_names()))
-        differs = name in unlike or name == OWN_TIMES
-        inputs[name] = Dependency.SAMPLE if differs else Dependency.GIVEN
-    common = cut_edges(each, dependencies_of(each, inputs), Dependency.SAMPLE)
-    # Inputs that have all rows stay as they are; of the sample there is one half to be had.
-    whole_inputs = {p.get_friendly_name() for p in each.get_parameters()} - {_named(each, "sample")}
-    common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in whole_inputs]
-    small = _for_each_call(small, edges, timed, None if alike else half)
-    inputs_of_whole = {name: p.output(0) for p in each.get_parameters() for name in p.output(0).get_names()}
-    for parameter in small.get_parameters():  # its inputs are the first halves of the whole's
+        differs = name in unlike or name == ROW_TIME_VALUES
+        inputs[name] = Dependency.SAMPLE if differs else Dependency.IMAGE
+    common = cut_edges(per_step, dependencies_of(per_step, inputs), Dependency.SAMPLE)
+    # Inputs that have all rows stay as they are. Only the sample has one half.
+    sample = per_step.input("sample").get_node().get_friendly_name()
+    full_inputs = {p.get_friendly_name() for p in per_step.get_parameters()} - {sample}
+    common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in full_inputs]
+    small = _step_graph(small, edges, timed, None if alike else half)
+    outputs_by_name = {name: p.output(0) for p in per_step.get_parameters() for name in p.output(0).get_names()}
+    for parameter in small.get_parameters():  # its inputs are the first halves of the full graph's
         (name,) = parameter.output(0).get_names()
-        if name != "sample" and name in inputs_of_whole:
-            whole = inputs_of_whole[name]
-            replace_uses(parameter.output(0), whole if name == TIMES else _rows(whole, half))
-    found, nodes = nodes_of(small), nodes_of(each)
+        if name != "sample" and name in outputs_by_name:
+            output = outputs_by_name[name]
+            replace_uses(parameter.output(0), output if name == TIME_VALUES else _rows(output, half))
+    small_nodes, nodes = nodes_of(small), nodes_of(per_step)
     for edge in common:
-        node, output = nodes[edge.node], found[edge.node].output(edge.port)
+        node, output = nodes[edge.node], small_nodes[edge.node].output(edge.port)
         doubled = ops.concat([output, output], 0)
         replace_uses(node.output(edge.port), doubled.output(0))
-    return rebuilt(each, "each", [*small.get_parameters()])
-
-
-def _named(model: Any, name: str) -> str:
-    """How the node of an input is called."""
-    return str(model.input(name).get_node().get_friendly_name())
+    return rebuilt(per_step, "per_step", [*small.get_parameters()])
 
 
 def _rows(output: Any, count: int) -> Any:
@@ -218,6 +218,6 @@ def _rows(output: Any, count: int) -> Any:
 def _input(name: str, shape: Sequence[int], element: str) -> Any:
     import openvino as ov
 
-    made = ov.opset13.parameter(list(shape), getattr(ov.Type, element), name=name)
-    made.output(0).set_names({name})
-    return made
+    parameter = ov.opset13.parameter(list(shape), getattr(ov.Type, element), name=name)
+    parameter.output(0).set_names({name})
+    return parameter

@@ -1,4 +1,4 @@
-"""Requests of OpenVINO: running several at once, each with its share of the rows, and what its errors say."""
+"""OpenVINO infer requests: run several at once, each on a part of the rows, and shorten their error messages."""
 
 from __future__ import annotations
 
@@ -16,57 +16,57 @@ Array = np.ndarray[Any, Any]
 
 
 def streams_for(rows: int) -> int:
-    """In how many equal groups that many independent rows go through at once: threads that work alone do not wait."""
+    """Return the number of equal groups in which independent rows run at once: separate threads need not wait."""
     return next(n for n in range(min(_threads(), rows), 0, -1) if rows % n == 0)
 
 
 @functools.cache
 def _threads() -> int:
-    """Asked once: what is compiled for so many threads stays as it is."""
+    """Return the number of threads, read once: compiled networks depend on it."""
     return threads.available()
 
 
 class Request:
-    """One of OpenVINO's, for a graph of known sizes, with its tensors as arrays: looking them up costs more.
+    """An infer request for a graph of known sizes. It keeps its tensors as arrays, as looking them up is slow.
 
     Attributes:
-        inputs, outputs: OpenVINO's own memory, by each of a tensor's names.
-        takes: the names of each input, in order. An input has those of identities too that OpenVINO removed after it.
-        made: one name for each output, in order.
+        inputs, outputs: views of OpenVINO's memory, by each of a tensor's names.
+        input_names: the names of each input, in order. They include those of identities that OpenVINO removed.
+        output_names: one name for each output, in order.
     """
 
     def __init__(self, compiled: Any) -> None:
-        self._compiled = compiled  # with the file that its weights are mapped from
+        self._compiled = compiled  # keeps the file alive that its weights are mapped from
         request = compiled.create_infer_request()
         self.inputs = _arrays(request, compiled.inputs)
         self.outputs = _arrays(request, compiled.outputs)
-        self.takes: list[set[str]] = [set(port.get_names()) for port in compiled.inputs]
-        self.made = [port.get_any_name() for port in compiled.outputs]
+        self.input_names: list[set[str]] = [set(port.get_names()) for port in compiled.inputs]
+        self.output_names = [port.get_any_name() for port in compiled.outputs]
         self.start, self.wait, self.cancel = request.start_async, request.wait, request.cancel
 
     @property
     def tensor_bytes(self) -> int:
-        """Of its inputs and outputs."""
+        """The size of its inputs and outputs."""
         arrays = {id(a): a.nbytes for a in (*self.inputs.values(), *self.outputs.values())}
         return sum(arrays.values())
 
     def release(self) -> None:
-        """Free the compiled model's buffers of activations, whichever request used them. Inputs and outputs stay."""
+        """Free the compiled model's activation buffers for all its requests. Inputs and outputs stay."""
         self._compiled.release_memory()
 
 
 class Requests:
-    """The requests of one compiled graph, one for each stream."""
+    """The requests of one compiled graph: one for each stream."""
 
     def __init__(self, requests: Sequence[Request]) -> None:
         self._requests = list(requests)
 
     def requests(self) -> list[Request]:
-        """All of them."""
+        """Return all requests."""
         return self._requests
 
     def release(self) -> None:
-        """Free the graph's buffers of activations."""
+        """Free the graph's activation buffers."""
         self._requests[0].release()
 
 
@@ -75,17 +75,19 @@ def _arrays(request: Any, ports: Sequence[Any]) -> dict[str, Array]:
 
 
 def run(requests: Sequence[Request], groups: Sequence[Mapping[str, Array]], names: Sequence[str]) -> dict[str, Array]:
-    """Each request with its group of rows, all at once; the outputs are copies, the groups one after the other.
+    """Run each request on its group of rows, all at once, and return copies of the outputs, concatenated by rows.
 
-    An input that is not in its group stays as it was, and what a request does not take is left alone. Raises
-    `BackendError`.
+    An input that is missing in a group keeps its values. An array that a request has no input for is ignored.
+
+    Raises:
+        BackendError: a request failed.
     """
     started = []
     try:
         for request, group in zip(requests, groups, strict=True):
-            for name, held in request.inputs.items():
+            for name, tensor in request.inputs.items():
                 if name in group:
-                    held[...] = group[name]
+                    tensor[...] = group[name]
             request.start()
             started.append(request)
         while started:
@@ -93,7 +95,7 @@ def run(requests: Sequence[Request], groups: Sequence[Mapping[str, Array]], name
     except Exception as failed:
         raise BackendError(plain(failed)) from failed
     finally:
-        for request in started:  # one failed, or was interrupted: whoever is next must find the others free
+        for request in started:  # one failed or was interrupted: the next run needs the others idle
             with suppress(Exception):
                 request.cancel()
                 request.wait()
@@ -103,7 +105,7 @@ def run(requests: Sequence[Request], groups: Sequence[Mapping[str, Array]], name
 
 
 def plain(error: BaseException) -> str:
-    """OpenVINO's own words without the places in its source that they went through."""
+    """Return OpenVINO's error message without the source locations that it went through."""
     lines = [line.strip() for line in str(error).splitlines()]
-    told = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
-    return told[0][:300] if told else first_line(error)
+    messages = [line for line in lines if line and not line.startswith(("Exception from", "Check '"))]
+    return messages[0][:300] if messages else first_line(error)

@@ -1,4 +1,4 @@
-"""Changed weights as constants of a network that OpenVINO has read and not compiled yet."""
+"""Changed weights as constants of a network that OpenVINO has read but not compiled yet."""
 
 from __future__ import annotations
 
@@ -13,9 +13,10 @@ from ...weights.onnx import Stored
 
 
 def replace_constants(openvino: Any, model: Any, changed: Iterable[tuple[Stored, NDArray[np.generic]]]) -> None:
-    """Put constants with the new values in the place of those that the ONNX file's initializers became.
+    """Replace the constants of these ONNX initializers by constants with the new values.
 
-    Each is read back from the network. Raises `BackendError` where one is not there, or does not hold what it should.
+    Raises:
+        BackendError: the network has no such constant, or a new constant does not hold the new value.
     """
     constants = {op.get_friendly_name(): op for op in model.get_ops() if op.get_type_name() == "Constant"}
     for stored, value in changed:
@@ -25,10 +26,10 @@ def replace_constants(openvino: Any, model: Any, changed: Iterable[tuple[Stored,
             raise BackendError(f"OpenVINO has no constant {stored.initializer} of shape {list(value.shape)}.")
         kind = old.get_element_type()
         tensor = openvino.Tensor(kind, openvino.Shape(value.shape))
-        tensor.data.view(value.dtype)[...] = value  # bfloat16, which numpy does not know, by its bits
+        tensor.data.view(value.dtype)[...] = value  # bfloat16, which numpy lacks, is copied as bits
         new = openvino.op.Constant(tensor)
         new.set_friendly_name(stored.initializer)
         if np.asarray(new.data).tobytes() != value.tobytes():
-            raise BackendError(f"OpenVINO did not take the new value of {stored.initializer}.")
+            raise BackendError(f"OpenVINO did not store the new value of {stored.initializer}.")
         for reader in readers:
             reader.replace_source_output(new.output(0))

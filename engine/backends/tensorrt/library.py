@@ -1,6 +1,6 @@
-"""TensorRT's libraries as we find them: whether one can be used here, the module, and its log.
+"""TensorRT's libraries: whether one can run here, its module, and its log.
 
-Without a GPU nothing of them is made, as that may end the process.
+Without a GPU no object of a library is created, as that may crash the process.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from ...errors import BackendError, first_line
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend -> its module
 
 
-def lacking(library: str, extra: str) -> str | None:
-    """None where there is a GPU that torch can use and the library is installed, else what is lacking.
+def unavailable_reason(library: str, extra: str) -> str | None:
+    """Return None if torch can use a GPU and the library is installed, else what is missing.
 
-    `extra` of ours is what installs it.
+    `extra` is the extra of calotype that installs the library.
     """
     if importlib.util.find_spec("torch") is None:
         return "torch is not installed (pip install 'calotype[build]')"
@@ -30,24 +30,24 @@ def lacking(library: str, extra: str) -> str | None:
     return None
 
 
-def imported(library: str) -> Any:
-    """`tensorrt` or `tensorrt_rtx`. Raises `BackendError` where it is installed and broken."""
+def import_library(library: str) -> Any:
+    """Import `tensorrt` or `tensorrt_rtx`. Raise `BackendError` if it is installed but broken."""
     try:
         return importlib.import_module(library)
     except ImportError as broken:
         raise BackendError(f"{library} cannot be imported: {first_line(broken)}") from None
 
 
-def log_of(trt: Any) -> Any:
-    """TensorRT's log, of which the last error is kept: its functions answer None or False, and the reason is here."""
+def create_log(trt: Any) -> Any:
+    """Return a TensorRT log that stores its last error: functions only return None or False, without a reason."""
 
     class Log(trt.ILogger):  # type: ignore[misc]
         def __init__(self) -> None:
             trt.ILogger.__init__(self)
-            self.told = ""
+            self.last_error = ""
 
         def log(self, severity: Any, text: str) -> None:
             if severity in (trt.ILogger.INTERNAL_ERROR, trt.ILogger.ERROR):
-                self.told = first_line(RuntimeError(text))
+                self.last_error = first_line(RuntimeError(text))
 
     return Log()

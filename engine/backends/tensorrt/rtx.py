@@ -1,12 +1,12 @@
-"""The tensorrt-rtx backend: engines of TensorRT-RTX, which speaks TensorRT's API. The runner is that backend's."""
+"""The tensorrt-rtx backend: runs engines of TensorRT-RTX, which has TensorRT's API, with the same runner."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from ...errors import BackendError
-from .library import lacking
-from .runner import PRECISIONS, TensorRtRunner, opened_with
+from .library import unavailable_reason
+from .runner import PRECISIONS, TensorRtRunner, open_with_library
 
 if TYPE_CHECKING:
     from ...plan.plan import Artifact, PlannedComponent
@@ -17,13 +17,13 @@ FORM = "tensorrt-rtx"
 
 
 def unavailable() -> str | None:
-    """None where there is a GPU that torch can use and TensorRT-RTX is installed, else what is lacking."""
-    return lacking("tensorrt_rtx", "tensorrt-rtx")
+    """Return None if torch can use a GPU and TensorRT-RTX is installed, else what is missing."""
+    return unavailable_reason("tensorrt_rtx", "tensorrt-rtx")
 
 
 def open_runner(component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
-    """Open an engine. Raises `BackendError` where it cannot run here; one for other GPUs does not open."""
+    """Open an engine. Raise `BackendError` if it cannot run here, for example an engine for other GPUs."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
-    return opened_with("tensorrt_rtx", component, artifact)
+    return open_with_library("tensorrt_rtx", component, artifact)

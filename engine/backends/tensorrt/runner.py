@@ -1,13 +1,11 @@
-"""The tensorrt backend: engines of TensorRT 11 (or, as tensorrt-rtx, of TensorRT-RTX) over torch tensors, on torch's
-current stream.
+"""The tensorrt backend: runs engines of TensorRT 11 (tensorrt-rtx: TensorRT-RTX) over torch tensors.
 
-An engine is a file that `calotype.export.tensorrt.builder` made for a GPU and a range of sizes; of those sizes every
-call may take another. Working memory is not the engines' own: components run one after another, so they share one
-buffer.
+An engine is a file that `calotype.export.tensorrt.builder` built for a GPU and a range of sizes. Each call may have
+another size in that range. Components run one after another, so all engines share one buffer of working memory.
 
-`TensorRtRunner.run` takes and gives tensors on the device and waits for nothing: kernels launched between two engines
-land on the same stream, and a captured graph holds them all. Nothing here captures. Without a GPU nothing of TensorRT is
-made, as that may end the process.
+`TensorRtRunner.run` works on device tensors and torch's current stream, and does not wait. So kernels that are launched
+between two engines run in order on the same stream, and one CUDA graph can capture them all. This module captures
+nothing. Without a GPU it creates no object of TensorRT, as that may crash the process.
 """
 
 from __future__ import annotations
@@ -17,9 +15,9 @@ from collections.abc import Mapping, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
-from ...cuda.device import Gpu, is_full, no_room, run_or_device_full
+from ...cuda.device import Gpu, device_full_message, is_full, run_or_device_full
 from ...errors import BackendError, DeviceFullError
-from .library import imported, lacking, log_of
+from .library import create_log, import_library, unavailable_reason
 
 if TYPE_CHECKING:
     import numpy as np
@@ -33,235 +31,228 @@ if TYPE_CHECKING:
 FORM = "tensorrt"
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "int8+bf16", "fp8+fp16", "fp8+bf16")
 
-# TensorRT's name of a type -> torch's.
+# TensorRT's name of a type -> torch's name.
 _TYPES = {
     **{"FLOAT": "float32", "HALF": "float16", "BF16": "bfloat16", "FP8": "float8_e4m3fn"},
     **{"INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"},
 }
 
-_TOO_LARGE = ("a run of this size", "ask for smaller pictures, or fewer at once")
+_TOO_LARGE = ("a run of this size", "request smaller images, or fewer at once")
 
 Shapes = Mapping[str, tuple[int, ...]]
 
 
 def unavailable() -> str | None:
-    """None where there is a GPU that torch can use and TensorRT is installed, else what is lacking."""
-    return lacking("tensorrt", "tensorrt")
+    """Return None if torch can use a GPU and TensorRT is installed, else what is missing."""
+    return unavailable_reason("tensorrt", "tensorrt")
 
 
 def open_runner(component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
-    """Open an engine. Raises `BackendError` where it cannot run here."""
+    """Open an engine. Raise `BackendError` if it cannot run here."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
-    return opened_with("tensorrt", component, artifact)
+    return open_with_library("tensorrt", component, artifact)
 
 
-def opened_with(library: str, component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
-    """The same with either library, where it is known to run here."""
-    return TensorRtRunner(component, artifact, imported(library), Gpu())
+def open_with_library(library: str, component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
+    """Open an engine with `tensorrt` or `tensorrt_rtx`, which must be available."""
+    return TensorRtRunner(component, artifact, import_library(library), Gpu())
 
 
 class TensorRtRunner:
-    """An engine with one context. Threads may share it: a lock lets one at a time put its work on the stream."""
+    """An engine with one execution context. Threads may share it; a lock lets one at a time enqueue its work."""
 
     def __init__(self, component: PlannedComponent, artifact: Artifact, trt: Any, gpu: Gpu) -> None:
         self.backend = str(trt.__name__).replace("_", "-")
         self.precision = artifact.precision
         self._name, self._path = component.name, artifact.path
-        self._trt, self._gpu = trt, gpu
+        self.library, self._gpu = trt, gpu
         self._inputs = [b.name for b in component.inputs]
         self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
-        self._log = log_of(trt)
-        self._runtime = trt.Runtime(self._log)  # must outlive the engine, and the engine its context
-        self._engine = self._opened(artifact)
+        self.log = create_log(trt)
+        self._runtime = trt.Runtime(self.log)  # must outlive the engine, and the engine its context
+        self.engine = self._open(artifact)
         self._check_tensors()
         self._stream_weights()
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
-        self._context = self._engine.create_execution_context(strategy)
+        self._context = self.engine.create_execution_context(strategy)
         if self._context is None:
-            raise self._failed(f"TensorRT makes no context of {artifact.path}")
+            raise self._error(f"TensorRT cannot create a context for {artifact.path}")
         self._shapes: Shapes = {}
-        self._profile = 0  # that a fresh context stands on
+        self._profile = 0  # the profile of a new context
         self._need_bytes = 0
-        self._memory: tuple[int, int] | None = None  # address and bytes of what the context was told
-        self.network = self._network()  # as a whole picture calls it
+        self._memory: tuple[int, int] | None = None  # address and size of the context's memory
+        self.network = self._network()  # for graphs of the full pipeline
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """All outputs by name, through the device and back."""
-        with self._gpu.side_stream(), self._gpu.named(self._name):
-            return run_or_device_full(lambda: self._carried(inputs), *_TOO_LARGE)
+        """Copy the inputs to the device, run, and return all outputs by name."""
+        with self._gpu.side_stream(), self._gpu.nvtx_range(self._name):
+            return run_or_device_full(lambda: self._run_arrays(inputs), *_TOO_LARGE)
 
-    def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        given = {name: self._gpu.put(array) for name, array in inputs.items()}
-        return {name: self._gpu.fetch(tensor) for name, tensor in self.run(given).items()}
-
-    @property
-    def library(self) -> Any:
-        """The module that it was opened with."""
-        return self._trt
-
-    @property
-    def engine(self) -> Any:
-        """The library's own object."""
-        return self._engine
-
-    @property
-    def log(self) -> Any:
-        """What the library says into; `told` is its last error."""
-        return self._log
+    def _run_arrays(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        tensors = {name: self._gpu.to_device(array) for name, array in inputs.items()}
+        return {name: self._gpu.to_host(tensor) for name, tensor in self.run(tensors).items()}
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
-        """Layer -> its weight's shape. Raises `BackendError` where the engine was not built to be refitted."""
+        """Return each layer's weight shape. Raise `BackendError` if the engine was not built for refits."""
         return self._weights.shapes()
 
-    def update_weights(self, patches: WeightDeltas) -> None:
-        """Refit: the weights of the graph that it was built of, with these changed. Graphs are captured anew."""
+    def update_weights(self, deltas: WeightDeltas) -> None:
+        """Refit the engine to the weights of its graph, with these changed. CUDA graphs are captured again."""
         from .refit import refit
 
-        self._weights.check(patches)
+        self._weights.check(deltas)
         with self._lock:
-            refit(self, self._weights.path, self._weights.changed(patches))
-            self.network = self._network()  # that no captured graph knows
+            refit(self, self._weights.path, self._weights.changed(deltas))
+            self.network = self._network()  # a new object, which no captured graph has
 
     @cached_property
     def _weights(self) -> OnnxWeights:
-        from .refit import weights_beside
+        from .refit import refit_weights
 
-        return weights_beside(self._path, self._engine, backend=self.backend, name=self._name)
+        return refit_weights(self._path, self.engine, backend=self.backend, name=self._name)
 
     def _network(self) -> Engine:
         return Engine(self, self._outputs, {n: self._type(n) for n in self._inputs})
 
     def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """Put one run on the current stream; all outputs by name, into `outputs` where they are given.
+        """Enqueue one run on the current stream and return all outputs by name.
 
-        The tensors lie on the device, contiguous. They must stay alive until the stream has done with them. Raises
-        `BackendError` for sizes that the engine was not built for, for types that are not its own, or where it fails.
+        Args:
+            inputs: contiguous tensors on the device. They must stay alive until the run has ended.
+            outputs: contiguous tensors to write into; outputs that are missing are allocated.
+
+        Raises:
+            BackendError: the engine was not built for the sizes, a type is wrong, or the run failed.
         """
         with self._lock:
             stream = self._gpu.current_stream()
-            memory = self._take(inputs, stream)
-            made = dict(outputs or {})
+            memory = self._bind_inputs(inputs, stream)
+            tensors = dict(outputs or {})
             for name in self._outputs:
                 shape = tuple(self._context.get_tensor_shape(name))
-                if name not in made:
-                    made[name] = self._gpu.empty(shape, self._type(name))
-                self._bind(name, made[name], shape)
+                if name not in tensors:
+                    tensors[name] = self._gpu.empty(shape, self._type(name))
+                self._bind(name, tensors[name], shape)
             if not self._context.execute_async_v3(stream):
-                raise self._failed("TensorRT failed")
-            del memory  # from here on it may serve what comes next on the stream
-            return made
+                raise self._error("TensorRT failed")
+            del memory  # later work on the stream may reuse it
+            return tensors
 
-    def _opened(self, artifact: Artifact) -> Any:
+    def _open(self, artifact: Artifact) -> Any:
         try:
             content = artifact.path.read_bytes()
-        except OSError as lacking:
-            raise BackendError(f"{artifact.path} cannot be read ({lacking.strerror}).") from None
+        except OSError as failed:
+            raise BackendError(f"{artifact.path} cannot be read: {failed.strerror}") from None
         engine = self._runtime.deserialize_cuda_engine(content)
-        if engine is None and is_full(self._why()):
-            mend = "build the plan in a lower precision, or with --engine weight-streaming"
-            raise DeviceFullError(no_room(f"the weights of the {self._name}", self._why(), mend))
-        if engine is None:  # of another version or another GPU, or damaged
+        if engine is None and is_full(self._reason()):
+            fix = "build the plan in a lower precision, or with --engine weight-streaming"
+            raise DeviceFullError(device_full_message(f"the weights of the {self._name}", self._reason(), fix))
+        if engine is None:  # of another version or for another GPU, or damaged
             raise BackendError(
-                f"TensorRT cannot open {artifact.path}: {self._why()}. "
-                "An engine is made for one version and one kind of GPU: build the plan again here."
+                f"TensorRT cannot open {artifact.path}: {self._reason()}. "
+                "An engine works with one version and one GPU model: build the plan again on this machine."
             )
         return engine
 
     def _stream_weights(self) -> None:
-        """Of an engine whose weights may stay in host memory, as many as the device has no room for."""
-        if self._engine.streamable_weights_size > 0:
-            self._engine.weight_streaming_budget_v2 = self._engine.get_weight_streaming_automatic_budget()
+        """Let TensorRT stream the weights that do not fit on the device, if the engine was built for that."""
+        if self.engine.streamable_weights_size > 0:
+            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
 
     def _check_tensors(self) -> None:
-        names = [self._engine.get_tensor_name(i) for i in range(self._engine.num_io_tensors)]
-        given = [n for n in names if self._engine.get_tensor_mode(n) == self._trt.TensorIOMode.INPUT]
-        if set(given) != set(self._inputs) or set(names) - set(given) != set(self._outputs):
+        names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
+        inputs = [n for n in names if self.engine.get_tensor_mode(n) == self.library.TensorIOMode.INPUT]
+        outputs = set(names) - set(inputs)
+        if set(inputs) != set(self._inputs) or outputs != set(self._outputs):
             raise BackendError(
-                f"the engine takes {sorted(given)} and gives {sorted(set(names) - set(given))}; "
-                f"the plan says {sorted(self._inputs)} and {sorted(self._outputs)}."
+                f"the engine has inputs {sorted(inputs)} and outputs {sorted(outputs)}; "
+                f"the plan expects {sorted(self._inputs)} and {sorted(self._outputs)}."
             )
 
-    def _take(self, inputs: Mapping[str, Tensor], stream: int) -> Tensor:
-        """Bind the inputs, after a change of sizes on the profile that fits them; the memory that it works in."""
+    def _bind_inputs(self, inputs: Mapping[str, Tensor], stream: int) -> Tensor:
+        """Bind the inputs, with another profile if their sizes need one, and return the working memory."""
         shapes = {name: tuple(inputs[name].shape) for name in self._inputs}
         if shapes != self._shapes:
             self._reshape(shapes, stream)
-        if self._gpu.capturing():  # the graph's own: the shared buffer may be let go of while the graph lives on
+        if self._gpu.capturing():  # not the shared buffer, which may be freed while the graph lives
             memory = self._gpu.empty((max(1, self._need_bytes),), "uint8")
         else:
             memory = self._gpu.arena(stream).at_least(self._need_bytes)
-        place = (memory.data_ptr(), memory.numel())
-        if place != self._memory:  # another runner made it larger, or it is another stream's
-            self._context.set_device_memory(*place)
-            self._memory = place
+        region = (memory.data_ptr(), memory.numel())
+        if region != self._memory:  # another runner enlarged it, or the stream is another one
+            self._context.set_device_memory(*region)
+            self._memory = region
         for name in self._inputs:
             self._bind(name, inputs[name], shapes[name])
         return memory
 
     def _reshape(self, shapes: Shapes, stream: int) -> None:
-        self._shapes = {}  # of a change that fails half-way nothing is relied on
+        self._shapes = {}  # if the change fails half-way, the next call starts over
         profile = self._profile_for(shapes)
         if profile != self._profile:
             if not self._context.set_optimization_profile_async(profile, stream):
-                raise BackendError(f"TensorRT cannot change to profile {profile}: {self._why()}")
+                raise BackendError(f"TensorRT cannot select profile {profile}: {self._reason()}")
             self._profile = profile
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise BackendError(f"TensorRT refuses {name} {list(shape)}: {self._why()}")
-        lacking = self._context.infer_shapes()
-        if lacking:
-            raise BackendError(f"TensorRT cannot tell the sizes of {', '.join(lacking)} from the inputs'.")
+                raise BackendError(f"TensorRT refuses {name} {list(shape)}: {self._reason()}")
+        missing = self._context.infer_shapes()
+        if missing:
+            raise BackendError(f"TensorRT cannot infer the sizes of {', '.join(missing)} from the inputs.")
         self._need_bytes = self._context.update_device_memory_size_for_shapes()
-        self._memory = None  # the context divides its memory anew
+        self._memory = None  # the context must get its memory again
         self._shapes = shapes
 
     def _profile_for(self, shapes: Shapes) -> int:
-        """The first that fits: those for a single size come first."""
-        count = self._engine.num_optimization_profiles
+        """Return the first profile that fits: profiles for a single size come first."""
+        count = self.engine.num_optimization_profiles
         for i in range(count):
-            if all(_within(shape, self._ends(name, i)) for name, shape in shapes.items()):
+            if all(_within(shape, self._profile_shapes(name, i)) for name, shape in shapes.items()):
                 return i
-        told = "; or ".join(
-            ", ".join(f"{n} {list(low)} to {list(high)}" for n in shapes for low, _, high in [self._ends(n, i)])
+        supported = "; or ".join(
+            ", ".join(
+                f"{n} {list(low)} to {list(high)}" for n in shapes for low, _, high in [self._profile_shapes(n, i)]
+            )
             for i in range(count)
         )
-        asked = ", ".join(f"{n} {list(shape)}" for n, shape in shapes.items())
-        raise BackendError(f"the engine was built for {told}, and was given {asked}; build a plan for these sizes.")
+        got = ", ".join(f"{n} {list(shape)}" for n, shape in shapes.items())
+        raise BackendError(f"the engine was built for {supported}: got {got}. Build a plan for these sizes.")
 
-    def _ends(self, name: str, profile: int) -> Sequence[tuple[int, ...]]:
-        """The least, the usual and the most of an input."""
-        return [tuple(dims) for dims in self._engine.get_tensor_profile_shape(name, profile)]
+    def _profile_shapes(self, name: str, profile: int) -> Sequence[tuple[int, ...]]:
+        """Return an input's minimum, optimum and maximum shape in a profile."""
+        return [tuple(dims) for dims in self.engine.get_tensor_profile_shape(name, profile)]
 
     def _bind(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
-        wanted = self._type(name)
-        kind = str(tensor.dtype).removeprefix("torch.")
-        if kind != wanted or tuple(tensor.shape) != shape or not tensor.is_contiguous():
+        expected, got = self._type(name), str(tensor.dtype).removeprefix("torch.")
+        if got != expected or tuple(tensor.shape) != shape or not tensor.is_contiguous():
             raise BackendError(
-                f"{name} is wanted as {wanted} {list(shape)}, contiguous; got {kind} {list(tensor.shape)}."
+                f"cannot bind {name}: got {got} {list(tensor.shape)}; expected {expected} {list(shape)}, contiguous."
             )
         if not self._context.set_tensor_address(name, tensor.data_ptr()):
-            raise BackendError(f"TensorRT refuses the address of {name}: {self._why()}")
+            raise BackendError(f"TensorRT refuses the address of {name}: {self._reason()}")
 
     def _type(self, name: str) -> str:
-        kind = str(self._engine.get_tensor_dtype(name)).rpartition(".")[2]
+        kind = str(self.engine.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _TYPES:
-            raise BackendError(f"the engine's {name} is of type {kind}, which torch has no name for.")
+            raise BackendError(f"the engine's {name} has type {kind}: expected one of {', '.join(_TYPES)}.")
         return _TYPES[kind]
 
-    def _why(self) -> str:
-        return str(self._log.told or "it says nothing of why")
+    def _reason(self) -> str:
+        return str(self.log.last_error or "it gave no reason")
 
-    def _failed(self, what: str) -> BackendError:
-        """The error of a call that failed: a device that is full has a kind of its own."""
-        told = f"{what}: {self._why()}"
-        return DeviceFullError(no_room(_TOO_LARGE[0], told, _TOO_LARGE[1])) if is_full(told) else BackendError(told)
+    def _error(self, what: str) -> BackendError:
+        """Return the error of a failed call: `DeviceFullError` if the device is full."""
+        message = f"{what}: {self._reason()}"
+        if is_full(message):
+            return DeviceFullError(device_full_message(_TOO_LARGE[0], message, _TOO_LARGE[1]))
+        return BackendError(message)
 
 
 class Engine:
-    """An engine as a function of tensors on the device: a whole picture is made of these. Waits for nothing."""
+    """An engine as a function of tensors on the device, for graphs of the full pipeline. It does not wait."""
 
     def __init__(self, runner: TensorRtRunner, outputs: Sequence[str], types: Mapping[str, str]) -> None:
         import torch
@@ -271,12 +262,12 @@ class Engine:
         self.dtype = next((t for t in self._types.values() if t.is_floating_point), torch.float32)
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """All outputs in their order; inputs are cast to the engine's types."""
-        made = self._runner.run({n: inputs[n].to(kind).contiguous() for n, kind in self._types.items()})
-        return tuple(made[name] for name in self._outputs)
+        """Cast the inputs to the engine's types, and return all outputs in their order."""
+        outputs = self._runner.run({n: inputs[n].to(kind).contiguous() for n, kind in self._types.items()})
+        return tuple(outputs[name] for name in self._outputs)
 
 
-def _within(shape: tuple[int, ...], ends: Sequence[tuple[int, ...]]) -> bool:
-    low, _, high = ends
+def _within(shape: tuple[int, ...], limits: Sequence[tuple[int, ...]]) -> bool:
+    low, _, high = limits
     fits = len(shape) == len(low)
     return fits and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))

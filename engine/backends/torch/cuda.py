@@ -1,7 +1,7 @@
-"""The cuda backend: the model's own PyTorch modules on an NVIDIA GPU, with our kernels in them and captured as graphs.
+"""The cuda backend: the model's PyTorch modules on an NVIDIA GPU, with custom kernels and captured as CUDA graphs.
 
-Opens the same folders as the eager backend, and computes in the precision of the artifact. Networks that are called at
-every step, or on whole pictures, are captured; a text encoder runs once a prompt, and is not.
+It opens the same folders as the eager backend and computes in the artifact's precision. It captures the networks that
+run at every step or on full images. A text encoder runs once per prompt and is not captured.
 """
 
 from __future__ import annotations
@@ -33,15 +33,15 @@ PRECISIONS = ("fp32", "fp16", "bf16")
 
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _CAPTURED = ("unet", "controlnet", "vae")
-_WIDE = ("timestep", "time_ids")  # half types have too few digits for them, and the networks take them in float32
-_GRAPHS_SHARE = 4  # a quarter of the device's memory may be one network's graphs
+_WIDE = ("timestep", "time_ids")  # stay in float32: half types have too few digits for them
+_GRAPHS_SHARE = 4  # the graphs of one network may take a quarter of the device's memory
 
 
 def unavailable() -> str | None:
-    """None where there is a GPU that torch can use, and all that the networks and kernels are made of."""
-    lacking = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
-    if lacking:
-        return f"{', '.join(lacking)} not installed (pip install 'calotype[build]')"
+    """Return None if torch can use a GPU and all packages are installed, else what is missing."""
+    missing = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
+    if missing:
+        return f"{', '.join(missing)} not installed (pip install 'calotype[build]')"
     import torch
 
     if not torch.cuda.is_available():
@@ -52,7 +52,7 @@ def unavailable() -> str | None:
 
 
 def open_runner(component: PlannedComponent, artifact: Artifact) -> CudaRunner:
-    """Open a component from its folder of config and safetensors. Raises `BackendError` where it cannot run here."""
+    """Open a component from its folder of config and safetensors. Raise `BackendError` if it cannot run here."""
     reason = unavailable()
     if reason is not None:
         raise BackendError(f"{reason}.")
@@ -61,7 +61,7 @@ def open_runner(component: PlannedComponent, artifact: Artifact) -> CudaRunner:
 
 
 class CudaRunner:
-    """A module on the device. Threads may share it: graphs let one in at a time, and all work on one stream."""
+    """A module on the device. Threads may share it; one runs at a time, all on one stream."""
 
     backend = "cuda"
 
@@ -87,10 +87,10 @@ class CudaRunner:
         self.replaced = fuse(module)
         size = sum(p.numel() * self._dtype.itemsize for p in module.parameters())
         what = f"the weights of the {component.name} ({in_words(size)} in {artifact.precision})"
-        mend = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
-        self._module = run_or_device_full(lambda: gpu.hold(module.to(self._dtype)), what, mend)
+        fix = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
+        self._module = run_or_device_full(lambda: gpu.move_module(module.to(self._dtype)), what, fix)
         self._weights = fused_weights(layers, self._module)
-        self.network = Module(self._module, self._dtype)  # as a whole picture calls it
+        self.network = Module(self._module, self._dtype)  # for graphs of the full pipeline
         self._name, self._outputs = component.name, [b.name for b in component.outputs]
         self._gpu, self._lock = gpu, threading.Lock()
         captured = component.name.startswith(_CAPTURED)
@@ -99,50 +99,50 @@ class CudaRunner:
         )
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """All outputs by name, through the device and back."""
+        """Copy the inputs to the device, run, and return all outputs by name."""
         import torch
 
-        mend = "ask for smaller pictures, or fewer at once"
-        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.named(self._name):
-            return run_or_device_full(lambda: self._carried(inputs), "a run of this size", mend)
+        fix = "request smaller images, or fewer at once"
+        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.nvtx_range(self._name):
+            return run_or_device_full(lambda: self._run_arrays(inputs), "a run of this size", fix)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Layer -> its weight's shape."""
+        """Return each layer's weight shape."""
         return self._weights.shapes()
 
-    def update_weights(self, patches: WeightDeltas) -> None:
-        """Change these weights where they lie, which captured graphs read; every other is the model's own again."""
+    def update_weights(self, deltas: WeightDeltas) -> None:
+        """Change these weights in place, where captured graphs read them, and restore all others."""
         with self._lock, self._gpu.side_stream():
-            self._weights.update_weights(patches)
+            self._weights.update_weights(deltas)
 
-    def _carried(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        outputs = self._run({name: self._gpu.put(array) for name, array in inputs.items()})
-        return {name: self._gpu.fetch(tensor) for name, tensor in outputs.items()}
+    def _run_arrays(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+        outputs = self._run({name: self._gpu.to_device(array) for name, array in inputs.items()})
+        return {name: self._gpu.to_host(tensor) for name, tensor in outputs.items()}
 
     def _eager(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """One run; float32 at both ends, casts included, so that a graph holds them as well."""
+        """Run once. Inputs and outputs are float32, so that a graph captures the casts as well."""
         return {n: t.float() for n, t in zip(self._outputs, self.network(**inputs), strict=True)}
 
 
 class Module:
-    """A module as a function of tensors on the device: a whole picture is made of these."""
+    """A module as a function of tensors on the device, for graphs of the full pipeline."""
 
     def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
         self.module, self.dtype = module, dtype
 
     def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """All outputs in their order."""
+        """Return all outputs in the module's order."""
         import torch
 
         cast = {n: t.to(self.dtype) if t.is_floating_point() and n not in _WIDE else t for n, t in inputs.items()}
         with _without_tf32() if self.dtype == torch.float32 else nullcontext():
-            made: tuple[Tensor, ...] = self.module(**cast)
-        return made
+            outputs: tuple[Tensor, ...] = self.module(**cast)
+        return outputs
 
 
 @contextmanager
 def _without_tf32() -> Iterator[None]:
-    """Inside, float32 is meant: cuDNN rounds the inputs of its convolutions to ten bits unless it is told."""
+    """Compute convolutions in full float32: by default cuDNN rounds their inputs to ten bits of mantissa."""
     import torch
 
     convolutions: Any = torch.backends.cudnn

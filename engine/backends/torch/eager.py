@@ -1,4 +1,4 @@
-"""The eager backend: the model's own PyTorch modules, in float32. The reference for all others, and the last resort."""
+"""The eager backend: the model's PyTorch modules in float32, the reference for all other backends."""
 
 from __future__ import annotations
 
@@ -18,18 +18,18 @@ if TYPE_CHECKING:
 FORM = "diffusers"
 PRECISIONS = ("fp32",)
 _FORKED = (
-    "eager uses one thread, as this process was forked after PyTorch was loaded; start processes by spawn to use more"
+    "eager uses one thread because this process was forked after PyTorch was loaded; start it with spawn to use more"
 )
 
 
 def unavailable() -> str | None:
-    """None where torch, diffusers and transformers are installed, else the line that installs them."""
-    lacking = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
-    return f"{', '.join(lacking)} not installed (pip install 'calotype[build]')" if lacking else None
+    """Return None if torch, diffusers and transformers are installed, else how to install them."""
+    missing = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
+    return f"{', '.join(missing)} not installed (pip install 'calotype[build]')" if missing else None
 
 
 class EagerRunner:
-    """A PyTorch module run over numpy arrays, on the CPU."""
+    """Runs a PyTorch module over numpy arrays on the CPU."""
 
     backend = "eager"
     precision = "fp32"
@@ -40,30 +40,30 @@ class EagerRunner:
         from .modules import load_module
         from .weights import ModuleWeights
 
-        torch.set_num_threads(1 if forks.torch_stays_alone() else threads.available())
+        torch.set_num_threads(1 if forks.torch_single_threaded() else threads.available())
         try:
             self._module = load_module(component.name, artifact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
         self._weights = ModuleWeights.of(self._module)
         self._names = [b.name for b in component.outputs]
-        self.notes = (_FORKED,) if forks.torch_stays_alone() else ()
+        self.notes = (_FORKED,) if forks.torch_single_threaded() else ()
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Layer -> its weight's shape."""
+        """Return each layer's weight shape."""
         return self._weights.shapes()
 
-    def update_weights(self, patches: WeightDeltas) -> None:
-        """Change these weights in place; every other is the model's own again."""
-        self._weights.update_weights(patches)
+    def update_weights(self, deltas: WeightDeltas) -> None:
+        """Change these weights in place, and restore all others."""
+        self._weights.update_weights(deltas)
 
     def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        """All outputs by name."""
+        """Return all outputs by name."""
         import torch
 
         with torch.inference_mode():
-            given = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
-            outputs = self._module(**given)
+            tensors = {name: torch.from_numpy(np.ascontiguousarray(array)) for name, array in inputs.items()}
+            outputs = self._module(**tensors)
         return {name: out.numpy() for name, out in zip(self._names, outputs, strict=True)}
 
 

@@ -1,6 +1,6 @@
-"""The weights of a module that was fused, by the names they had before: projections packed into one are rows of it now.
+"""The weights of a fused module by their original names: a packed projection is a range of rows of the fused one.
 
-A captured graph reads weights where they lie, so it need not be captured again after a change. Imports torch.
+A captured graph reads the weights in place, so a change needs no new capture. Imports torch.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from .weights import Layers, ModuleWeights
 
 
 def fused_weights(layers: Layers, module: nn.Module) -> ModuleWeights:
-    """Of a fused module; `layers` are those of before."""
+    """Return the weights of a fused module; `layers` are its layers before the fusion."""
     packed = {
         id(layer): attention.packed.weight.data[start:stop]
         for attention in module.modules()

@@ -1,8 +1,8 @@
 """The networks as PyTorch modules whose inputs and outputs are the bindings' tensors, in the bindings' order.
 
-Imports torch: only the eager backend and `calotype.export` import this file, when they are used. Weights are read
-from safetensors alone, and every weight must be there: a library that fills in a missing one with random numbers
-makes noise, not an error.
+Imports torch: only the torch backends and `calotype.export` import this file, when they need it. Weights come from
+safetensors only, and none may be missing: a library that fills a missing weight with random numbers returns noise, not
+an error.
 """
 
 from __future__ import annotations
@@ -26,7 +26,10 @@ _ADDED = ("text_embeds", "time_ids")
 
 
 class TextEncoder(nn.Module):
-    """CLIP's text transformer: the last state (normed), the pooled state, every layer's state, and those normed."""
+    """CLIP's text transformer.
+
+    Outputs: the last state (normed), the pooled state, every layer's state, and the same normed in reverse order.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -41,7 +44,10 @@ class TextEncoder(nn.Module):
 
 
 class ProjectedTextEncoder(nn.Module):
-    """SDXL's second text encoder: the pooled state projected, the last state (normed), and every layer's state."""
+    """SDXL's second text encoder.
+
+    Outputs: the projected pooled state, the last state (normed), and every layer's state.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -54,8 +60,11 @@ class ProjectedTextEncoder(nn.Module):
 
 
 class UNet(nn.Module):
-    """The denoiser. `others` by their names: SDXL's `text_embeds` and `time_ids`, a latent consistency model's
-    `timestep_cond`, and what ControlNets add."""
+    """The denoiser.
+
+    `others` are named inputs: SDXL's `text_embeds` and `time_ids`, a latent consistency model's `timestep_cond`, and
+    the residuals of ControlNets.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -64,8 +73,8 @@ class UNet(nn.Module):
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor
     ) -> tuple[Tensor]:
-        """# [B, 4, h, w], [B], [B, T, W], [B, P], [B, 6], many x [B, C, h / level, w / level] -> [B, 4, h, w]"""
-        down = tuple(others[n] for n in sorted(others, key=_place) if n.startswith("down_block"))
+        """# [B, 4, h, w], [B], [B, T, W], [B, P], [B, 6], N x [B, C, h / level, w / level] -> [B, 4, h, w]"""
+        down = tuple(others[n] for n in sorted(others, key=_index) if n.startswith("down_block"))
         out: Tensor = self.model(
             sample,
             timestep,
@@ -80,7 +89,7 @@ class UNet(nn.Module):
 
 
 class UnconditionalUNet(nn.Module):
-    """A denoiser that is told nothing but the timestep."""
+    """A denoiser without conditioning: its inputs are the sample and the timestep."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -92,12 +101,12 @@ class UnconditionalUNet(nn.Module):
         return (out,)
 
 
-def _place(name: str) -> int:
+def _index(name: str) -> int:
     return int(name.rpartition(".")[2]) if "." in name else -1
 
 
 class ControlNet(nn.Module):
-    """What a control picture adds to the states of the U-Net. `added` are SDXL's `text_embeds` and `time_ids`."""
+    """A ControlNet: residuals for the U-Net from a control image. `added` are SDXL's `text_embeds` and `time_ids`."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -112,7 +121,7 @@ class ControlNet(nn.Module):
         conditioning_scale: Tensor,
         **added: Tensor,
     ) -> tuple[Tensor, ...]:
-        """# [B, 4, h, w], [B], [B, T, W], [B, 3, H, W], [B], [B, P], [B, 6] -> many x [B, C, h / level, w / level]"""
+        """# [B, 4, h, w], [B], [B, T, W], [B, 3, H, W], [B], [B, P], [B, 6] -> N x [B, C, h / level, w / level]"""
         down, middle = self.model(
             sample,
             timestep,
@@ -126,7 +135,7 @@ class ControlNet(nn.Module):
 
 
 class VaeDecoder(nn.Module):
-    """Latents (already divided by the scaling factor) to pixels in about [-1, 1]."""
+    """Decodes latents, already divided by the scaling factor, to pixels in about [-1, 1]."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -140,7 +149,7 @@ class VaeDecoder(nn.Module):
 
 
 class QuantizingDecoder(nn.Module):
-    """Latents (already divided by the scaling factor), each for the nearest of the codebook, to pixels."""
+    """Rounds latents, already divided by the scaling factor, to the nearest codebook entries and decodes them."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -153,8 +162,10 @@ class QuantizingDecoder(nn.Module):
 
 
 class VaeEncoder(nn.Module):
-    """Pixels in [-1, 1] to the mean and log-variance of the latents' posterior; of a tiny or a quantizing autoencoder
-    to latents."""
+    """Encodes pixels in [-1, 1] to the mean and log-variance of the latents' posterior.
+
+    A tiny or a quantizing autoencoder encodes to latents.
+    """
 
     def __init__(self, model: Any) -> None:
         super().__init__()
@@ -172,7 +183,7 @@ def _transformers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
         import transformers
         from transformers.utils import logging
 
-        logging.disable_progress_bar()  # of reading weights: it would be drawn into pipes as well
+        logging.disable_progress_bar()  # it would also print into pipes while it reads weights
         loaded: tuple[Any, Any] = getattr(transformers, class_name).from_pretrained(
             folder,
             use_safetensors=True,
@@ -206,7 +217,7 @@ def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
 
 
 def _variant(folder: Path, stem: str) -> str | None:
-    """ "fp16" where the folder has its weights in fp16 alone, as many repositories of the hub do."""
+    """Return "fp16" if the folder has its weights only in fp16, as many repositories of the hub do."""
     plain = any((folder / f"{stem}.safetensors{index}").is_file() for index in ("", ".index.json"))
     return None if plain else "fp16"
 
@@ -216,8 +227,8 @@ def _class_of(folder: Path) -> str:
 
 
 def _autoencoder(folder: Path) -> tuple[Any, Any]:
-    told = _class_of(folder)
-    return _diffusers(told if told in ("AutoencoderTiny", "VQModel") else "AutoencoderKL")(folder)
+    name = _class_of(folder)
+    return _diffusers(name if name in ("AutoencoderTiny", "VQModel") else "AutoencoderKL")(folder)
 
 
 def _unet(folder: Path) -> tuple[Any, Any]:
@@ -239,9 +250,9 @@ def _weights_in(folder: Path, stem: str) -> list[TensorFile]:
 
 
 def _check_size(network_class: Any, folder: Path) -> None:
-    """`SourceError` where a network of this config is twice as large as its file: diffusers allocates it first.
+    """Raise `SourceError` if the config's network is over twice as large as its weights: diffusers allocates it first.
 
-    A few tensors that are missing are left to `load_module`, which names them.
+    `load_module` reports smaller differences and names the tensors.
     """
     with torch.device("meta"):
         network = network_class.from_config(network_class.load_config(folder))
@@ -249,13 +260,13 @@ def _check_size(network_class: Any, folder: Path) -> None:
     held = sum(math.prod(file.shape(name)) for file in _weights_in(folder, "diffusion_pytorch_model") for name in file)
     if needed > 2 * held:
         raise SourceError(
-            f"{folder / 'config.json'} describes a network of {needed} numbers, but the weights beside it have {held}; "
-            "take both from the same model."
+            f"{folder / 'config.json'} describes a network of {needed} numbers, but its weights have {held}. "
+            "Use the config and weights of the same model."
         )
 
 
 def _check(component: str, folder: Path) -> None:
-    """`SourceError` where the config says other layers than the weights hold: a module is built before it is filled."""
+    """Raise `SourceError` if config and weights have different layers, before diffusers allocates the module."""
     files = _weights_in(folder, "model" if component.startswith("text_encoder") else "diffusion_pytorch_model")
     for file in files:
         check_types(file.path, {name: file.kind(name) for name in file})
@@ -264,9 +275,10 @@ def _check(component: str, folder: Path) -> None:
 
 
 def load_module(component: str, folder: Path) -> nn.Module:
-    """The component's module in float32 and evaluation mode, from the folder of its config and safetensors.
+    """Load a component's module in float32 and evaluation mode from the folder of its config and safetensors.
 
-    Raises `SourceError` where the weights cannot be read, or do not fit the config exactly.
+    Raises:
+        SourceError: the weights cannot be read, or do not fit the config exactly.
     """
     check_weights_folder(folder)
     load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
@@ -275,15 +287,15 @@ def load_module(component: str, folder: Path) -> nn.Module:
         model, info = load(folder)
     except SourceError:
         raise
-    except Exception as broken:  # each library raises its own kinds
+    except Exception as broken:  # each library raises its own types
         raise SourceError(f"the weights in {folder} cannot be read: {first_line(broken)}") from broken
-    # Old CLIP checkpoints carry the numbers 0 to 76 as a weight.
+    # Old CLIP checkpoints store the position numbers 0 to 76 as a weight.
     surplus = [k for k in info["unexpected_keys"] if not k.endswith("position_ids")]
     wrong = [*info["missing_keys"], *(str(k) for k in info["mismatched_keys"]), *surplus]
     if wrong:
         raise SourceError(
-            f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing, too many, or of "
-            f"another shape, such as {wrong[0]}. Take both from the same model."
+            f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing, unexpected, or of "
+            f"another shape, such as {wrong[0]}. Use the config and weights of the same model."
         )
     if type(model).__name__ == "UNet2DModel":
         wrapper = UnconditionalUNet

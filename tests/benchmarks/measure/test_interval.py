@@ -1,4 +1,4 @@
-"""The interval of a median holds the true one as often as it says, whatever the times are distributed like."""
+"""Tests that the interval of a median has its stated coverage for several distributions."""
 
 import statistics
 
@@ -7,7 +7,7 @@ import pytest
 
 from calotype.benchmarks.measure.interval import of_median, quantile
 
-# Of known median: symmetric, skewed like times are, with two humps, with far outliers.
+# Distributions with a known median: symmetric, skewed as times are, and with far outliers.
 DRAWS = {
     "normal": (lambda random, n: random.normal(1, 0.1, n), 1.0),
     "lognormal": (lambda random, n: np.exp(random.normal(0, 0.5, n)), 1.0),
@@ -21,34 +21,34 @@ DRAWS = {
 def test_the_interval_covers_the_true_median(name, count):
     draw, true = DRAWS[name]
     random = np.random.default_rng(count)
-    found = [of_median(draw(random, count)) for _ in range(2000)]
-    covered = sum(interval.low <= true <= interval.high for interval in found) / len(found)
-    stated = found[0].coverage
+    interval = [of_median(draw(random, count)) for _ in range(2000)]
+    covered = sum(interval.low <= true <= interval.high for interval in interval) / len(interval)
+    stated = interval[0].coverage
     assert stated >= 0.95
-    assert abs(covered - stated) < 4 * np.sqrt(stated * (1 - stated) / 2000) + 1e-9  # it is exact, not only safe
+    assert abs(covered - stated) < 4 * np.sqrt(stated * (1 - stated) / 2000) + 1e-9  # exact, and not only conservative
 
 
-def test_the_interval_is_as_narrow_as_it_may_be():
-    """Of twenty samples: the sixth and the fifteenth, 95.86 % (David and Nagaraja 2003)."""
-    found = of_median(list(range(1, 21)))
-    assert (found.low, found.high) == (6, 15)
-    assert found.coverage == pytest.approx(0.9586, abs=1e-4)
+def test_the_interval_is_as_narrow_as_possible():
+    """For twenty samples: the sixth and the fifteenth, 95.86 % (David and Nagaraja 2003)."""
+    interval = of_median(list(range(1, 21)))
+    assert (interval.low, interval.high) == (6, 15)
+    assert interval.coverage == pytest.approx(0.9586, abs=1e-4)
 
 
 @pytest.mark.parametrize("count", [1, 2, 5])
 def test_too_few_samples_give_no_interval(count):
-    found = of_median([1.0] * count)
-    assert (found.low, found.high, found.coverage) == (None, None, 0.0)
-    assert found.median == 1.0
-    assert not found.excludes(5.0)
+    interval = of_median([1.0] * count)
+    assert (interval.low, interval.high, interval.coverage) == (None, None, 0.0)
+    assert interval.median == 1.0
+    assert not interval.excludes(5.0)
 
 
 def test_excludes():
-    found = of_median([2.0, 2.1, 2.2, 2.3, 2.4, 2.5])
-    assert found.excludes(1.0)
-    assert found.excludes(3.0)
-    assert not found.excludes(2.0)
-    assert not found.excludes(2.3)
+    interval = of_median([2.0, 2.1, 2.2, 2.3, 2.4, 2.5])
+    assert interval.excludes(1.0)
+    assert interval.excludes(3.0)
+    assert not interval.excludes(2.0)
+    assert not interval.excludes(2.3)
 
 
 def test_order_does_not_matter():

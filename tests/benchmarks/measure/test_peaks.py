@@ -1,4 +1,4 @@
-"""The best of trials of known speed; every precision has a figure or a reason. No figure is held to a number."""
+"""Tests of the peaks: the best of trials with a known speed, and a figure or a reason for every precision."""
 
 import json
 import time
@@ -7,16 +7,16 @@ import pytest
 import torch
 
 from calotype.benchmarks.measure import gpu_peaks, peaks
-from calotype.benchmarks.measure.trial import PRECISIONS, Peak, Trial
+from calotype.benchmarks.measure.trial import PRECISIONS, Peak, PeakTrial
 from calotype.export.steps.subprocess_task import Outcome
 
 
 @pytest.fixture
 def brief(monkeypatch):
-    """Small products, for a moment each, and torch's settings put back."""
+    """Use small products for a short time, and restore torch's settings."""
     monkeypatch.setattr(peaks, "_SIZES", (64, 256))
     monkeypatch.setattr(peaks, "_SLICE_S", 0.001)
-    monkeypatch.setattr(peaks, "_MOST_S", 0.1)
+    monkeypatch.setattr(peaks, "_MAX_SECONDS", 0.1)
     monkeypatch.setattr(peaks, "cache_bytes", lambda: 1 << 20)
     monkeypatch.setattr(peaks, "_COPY_BYTES", 4 << 20)
     threads = torch.get_num_threads()
@@ -26,45 +26,45 @@ def brief(monkeypatch):
 
 def test_the_fastest_of_all_is_the_peak(monkeypatch):
     monkeypatch.setattr(peaks, "_SLICE_S", 0.01)
-    pauses = iter([0.05, 0.05, 0.02, *[0.05] * 100])  # the first is to warm up
-    slow = Trial(name="slow", work=1e6, run=lambda: time.sleep(0.04))
-    uneven = Trial(name="uneven", work=1e6, run=lambda: time.sleep(next(pauses)))
-    found = peaks.best({"fp32": [slow, uneven], "copy": [slow]})
-    assert found["fp32"].by == "uneven"
-    assert 1e6 / 0.04 < found["fp32"].value <= 1e6 / 0.02
-    assert found["copy"].by == "slow"
+    pauses = iter([0.05, 0.05, 0.02, *[0.05] * 100])  # the first is the warm-up
+    slow = PeakTrial(name="slow", work=1e6, run=lambda: time.sleep(0.04))
+    uneven = PeakTrial(name="uneven", work=1e6, run=lambda: time.sleep(next(pauses)))
+    results = peaks.best({"fp32": [slow, uneven], "copy": [slow]})
+    assert results["fp32"].by == "uneven"
+    assert 1e6 / 0.04 < results["fp32"].value <= 1e6 / 0.02
+    assert results["copy"].by == "slow"
 
 
-def test_it_goes_round_until_nothing_gets_better_and_no_longer(monkeypatch):
-    rates = iter([1, 2, 3, 3, 3.02, 2.9, 5])  # of the only trial, round by round
+def test_the_rounds_end_when_no_figure_improves(monkeypatch):
+    rates = iter([1, 2, 3, 3, 3.02, 2.9, 5])  # of the only trial, one for each round
     monkeypatch.setattr(peaks, "_fastest", lambda trial: next(rates))
-    trials = {"fp32": [Trial(name="a", work=1, run=lambda: None)]}
+    trials = {"fp32": [PeakTrial(name="a", work=1, run=lambda: None)]}
     assert peaks.best(trials) == {"fp32": Peak(value=3.02, by="a")}
-    assert next(rates) == 5  # after three rounds that brought less than a per cent
-    monkeypatch.setattr(peaks, "_MOST_S", 0.0)
+    assert next(rates) == 5  # after three rounds that improved by less than 1 %
+    monkeypatch.setattr(peaks, "_MAX_SECONDS", 0.0)
     assert peaks.best(trials) == {"fp32": Peak()}
 
 
 def test_a_figure_or_a_reason_for_each(brief):
-    found = peaks.peaks_here(threads=1, device="cpu")
-    assert list(found) == [*PRECISIONS, "copy"]
+    results = peaks.peaks_here(threads=1, device="cpu")
+    assert list(results) == [*PRECISIONS, "copy"]
     assert torch.get_num_threads() == 1
-    for name, said in found.items():
-        assert (said["value"] is None) == bool(said["reason"]), name
-        assert bool(said["by"]) == (said["value"] is not None)
-    assert found["fp32"]["value"] > 0
-    assert found["int8"]["value"] > 0
-    assert found["copy"]["value"] > 0
-    assert (found["bf16"]["value"] is not None) == bool(peaks._NATIVE["bf16"] & peaks._flags())
-    json.dumps(found)
+    for name, result in results.items():
+        assert (result["value"] is None) == bool(result["reason"]), name
+        assert bool(result["by"]) == (result["value"] is not None)
+    assert results["fp32"]["value"] > 0
+    assert results["int8"]["value"] > 0
+    assert results["copy"]["value"] > 0
+    assert (results["bf16"]["value"] is not None) == bool(peaks._NATIVE["bf16"] & peaks._flags())
+    json.dumps(results)
 
 
-def test_arithmetic_that_the_processor_lacks_is_not_imitated(brief, monkeypatch):
+def test_precisions_that_the_processor_lacks_have_a_reason(brief, monkeypatch):
     monkeypatch.setattr(peaks, "_flags", lambda: {"avx2", "fma"})
-    found = peaks.peaks_here(threads=1, device="cpu")
+    results = peaks.peaks_here(threads=1, device="cpu")
     for name in ("bf16", "fp16"):
-        assert found[name]["value"] is None
-        assert found[name]["reason"] == f"this processor does not compute in {name}"
+        assert results[name]["value"] is None
+        assert name in results[name]["reason"]
 
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
@@ -74,20 +74,20 @@ def test_both_libraries_have_trials(brief, precision):
 
 
 def test_a_child_measures(brief, monkeypatch):
-    asked = {}
+    requested = {}
 
     def run_in_subprocess(what, function, **arguments):
-        asked.update(arguments, function=function)
+        requested.update(arguments, function=function)
         return Outcome(value={"fp32": {"value": 2e9, "by": "a", "reason": ""}}, peak_bytes=0)
 
     monkeypatch.setattr(peaks, "run_in_subprocess", run_in_subprocess)
     assert peaks.measure(threads=3, device="cuda:1") == {"fp32": 2e9}
-    assert asked == {"function": "calotype.benchmarks.measure.peaks:peaks_here", "threads": 3, "device": "cuda:1"}
+    assert requested == {"function": "calotype.benchmarks.measure.peaks:peaks_here", "threads": 3, "device": "cuda:1"}
 
 
 def test_the_last_line_is_json(monkeypatch, capsys):
-    found = {"fp32": Peak(value=2e11, by="torch, product 512"), "fp8": Peak(reason="no such arithmetic")}
-    monkeypatch.setattr(peaks, "measured", lambda **_: found)
+    results = {"fp32": Peak(value=2e11, by="torch, product 512"), "fp8": Peak(reason="no such arithmetic")}
+    monkeypatch.setattr(peaks, "measure_peaks", lambda **_: results)
     monkeypatch.setattr("sys.argv", ["peaks", "--threads", "1"])
     peaks.main()
     lines = capsys.readouterr().out.splitlines()
@@ -97,21 +97,23 @@ def test_the_last_line_is_json(monkeypatch, capsys):
 
 
 @pytest.mark.parametrize("precision", PRECISIONS)
-def test_what_a_gpu_is_asked_runs_on_a_cpu_too(precision):
-    """The calls' shapes, layouts and types; their speed is a GPU's alone."""
+def test_the_calls_for_a_gpu_run_on_a_cpu_too(precision):
+    """This tests the shapes, layouts and types of the calls, not their speed."""
     before = torch.backends.cuda.matmul.fp32_precision
     a, b = torch.randn(64, 64), torch.randn(64, 64)
     try:
         got = gpu_peaks._call(precision, a, b)()
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
-    whole = [(t * 32).clamp(-127, 127).to(torch.int8).float() for t in (a, b)]
-    wanted = {"int8": whole[0] @ whole[1].t(), "fp8": a @ b.t()}.get(precision, a @ b)
-    assert (got.float() - wanted).norm() / wanted.norm() < {"fp8": 0.1}.get(precision, 0.02)
+    rounded = [(t * 32).clamp(-127, 127).to(torch.int8).float() for t in (a, b)]
+    expected = {"int8": rounded[0] @ rounded[1].t(), "fp8": a @ b.t()}.get(precision, a @ b)
+    assert (got.float() - expected).norm() / expected.norm() < {"fp8": 0.1}.get(precision, 0.02)
 
 
-def test_what_a_gpu_cannot_has_the_reason():
-    def cannot():
+def test_an_error_of_a_gpu_becomes_the_reason():
+    def unsupported_reason():
         raise RuntimeError("_scaled_mm is only supported on newer devices\nand more words")
 
-    assert gpu_peaks._tried(cannot) == Peak(reason="_scaled_mm is only supported on newer devices")
+    assert gpu_peaks._measure_or_reason(unsupported_reason) == Peak(
+        reason="_scaled_mm is only supported on newer devices"
+    )

@@ -1,4 +1,4 @@
-"""The load of others, on a machine made up of files and on this one; and what is read of the machine."""
+"""Tests of the load of other programs, on a machine made of files and on this one; and of facts about the machine."""
 
 import importlib.metadata
 import os
@@ -9,15 +9,15 @@ from types import SimpleNamespace
 
 import pytest
 
-from calotype.benchmarks.measure import system_load as watch
-from calotype.benchmarks.measure.system_load import Watch, disturbed
+from calotype.benchmarks.measure import system_load
+from calotype.benchmarks.measure.system_load import LoadMonitor, disturbed
 
 TICKS = os.sysconf("SC_CLK_TCK")
 BURN = "import time\nwhile time.process_time() < {}: pass"
 
 
 def machine(root, *, idle_s, steal_s, processes, cores=4):
-    """A /proc: `processes` are (pid, parent, seconds used, seconds of ended children)."""
+    """Write a /proc. `processes` are (pid, parent, seconds used, seconds of ended children)."""
     proc = root / "proc"
     proc.mkdir(exist_ok=True)
     lines = [f"cpu 1 2 3 {round(idle_s * TICKS)} 0 5 6 {round(steal_s * TICKS)} 0 0"]
@@ -30,27 +30,27 @@ def machine(root, *, idle_s, steal_s, processes, cores=4):
 
 @pytest.fixture
 def clock(monkeypatch):
-    """Time by hand; processes' own clocks are those of /proc."""
+    """A clock that the test sets. The CPU clocks of processes are those of /proc."""
 
     def none_such(_):
         raise OSError
 
     now = [100.0]
-    monkeypatch.setattr(watch.time, "monotonic", lambda: now[0])
-    monkeypatch.setattr(watch.time, "clock_gettime", none_such)
+    monkeypatch.setattr(system_load.time, "monotonic", lambda: now[0])
+    monkeypatch.setattr(system_load.time, "clock_gettime", none_such)
     return now
 
 
-def test_what_is_not_ours_is_others(tmp_path, clock):
+def test_the_rest_of_the_busy_time_belongs_to_others(tmp_path, clock):
     machine(
         tmp_path,
         idle_s=50,
         steal_s=1,
         processes=[(1000, 1, 10, 2), (1001, 1000, 3, 0), (1002, 1001, 1, 0), (7, 1, 9, 0)],
     )
-    seen = Watch([1000], tmp_path)
+    seen = LoadMonitor([1000], tmp_path)
     clock[0] += 10
-    # Of 40 s on four cores: 12 idle, 2 stolen; ours 5 + 3 + 2, of which a grandchild's that ended.
+    # 40 s on four cores: 12 idle, 2 stolen; ours 5 + 3 + 2, including a grandchild that ended.
     machine(tmp_path, idle_s=62, steal_s=3, processes=[(1000, 1, 15, 2), (1001, 1000, 6, 3), (7, 1, 25, 0)])
     (tmp_path / "proc/1002/stat").unlink()
     load = seen.stop()
@@ -61,9 +61,9 @@ def test_what_is_not_ours_is_others(tmp_path, clock):
     assert load.share == pytest.approx(1.8)
 
 
-def test_each_stop_begins_anew(tmp_path, clock):
+def test_each_stop_starts_the_next_sample(tmp_path, clock):
     machine(tmp_path, idle_s=0, steal_s=0, processes=[])
-    seen = Watch((), tmp_path)
+    seen = LoadMonitor((), tmp_path)
     shares = []
     for idle in (40, 78, 118):
         clock[0] += 10
@@ -78,16 +78,16 @@ def test_a_tenth_of_a_core_disturbs():
     assert disturbed(0.1001)
 
 
-def test_children_that_came_and_went_belong_to_the_process_that_is_watched():
-    seen = Watch([os.getpid()])
+def test_children_that_ended_belong_to_the_watched_process():
+    seen = LoadMonitor([os.getpid()])
     subprocess.run([sys.executable, "-c", BURN.format(0.4)], check=True)
     load = seen.stop()
-    assert 0.3 <= load.own * load.seconds < 0.4 + 0.5  # and what Python takes to start
+    assert 0.3 <= load.own * load.seconds < 0.4 + 0.5  # plus the start of Python
 
 
 def test_a_process_of_someone_else_is_others():
-    """An orphan's parent is init, so it is not ours; how much it gets of a busy machine is the scheduler's."""
-    seen = Watch()
+    """The parent of an orphan is init, so it is not ours. How much time it gets depends on the scheduler."""
+    seen = LoadMonitor()
     subprocess.run(f"({sys.executable} -c '{BURN.format(0.4)}' &)", shell=True, check=True)
     time.sleep(0.8)
     load = seen.stop()
@@ -97,11 +97,11 @@ def test_a_process_of_someone_else_is_others():
 
 
 def test_a_child_that_is_not_watched_is_others():
-    """A contender that should be idle while another one paints."""
+    """A contender that should be idle while another one generates."""
     burner = subprocess.Popen([sys.executable, "-c", BURN.format(5)])
     try:
         time.sleep(0.2)
-        seen = Watch()
+        seen = LoadMonitor()
         time.sleep(0.5)
         load = seen.stop()
     finally:
@@ -111,11 +111,11 @@ def test_a_child_that_is_not_watched_is_others():
     assert load.others > 0.1
 
 
-def test_the_most_memory_of_a_process():
-    own = watch.peak_bytes()
-    assert own == watch.peak_bytes(os.getpid())
+def test_the_peak_memory_of_a_process():
+    own = system_load.peak_bytes()
+    assert own == system_load.peak_bytes(os.getpid())
     assert 10 << 20 < own < 1 << 40
-    assert watch.peak_bytes(2**22 + 1) is None
+    assert system_load.peak_bytes(2**22 + 1) is None
 
 
 def test_clocks_and_caches_are_read(tmp_path):
@@ -123,39 +123,39 @@ def test_clocks_and_caches_are_read(tmp_path):
     for folder in (cpu / "cpufreq", cpu / "cache/index0", cpu / "cache/index3", tmp_path / "proc"):
         folder.mkdir(parents=True)
     (tmp_path / "proc/cpuinfo").write_text("processor : 0\ncpu MHz\t\t: 2596.100\n\nprocessor : 1\ncpu MHz : 3000.0\n")
-    assert watch.clocks(tmp_path) == {"mhz": [2596.1, 3000.0], "governor": None}
+    assert system_load.clocks(tmp_path) == {"mhz": [2596.1, 3000.0], "governor": None}
     (cpu / "cpufreq/scaling_cur_freq").write_text("3700000\n")
     (cpu / "cpufreq/scaling_governor").write_text("performance\n")
-    assert watch.clocks(tmp_path) == {"mhz": [3700.0], "governor": "performance"}
+    assert system_load.clocks(tmp_path) == {"mhz": [3700.0], "governor": "performance"}
     for index, (kind, level, size) in {"index0": ("Data", 1, "48K"), "index3": ("Unified", 3, "32M")}.items():
         for name, value in (("type", kind), ("level", level), ("size", size)):
             (cpu / "cache" / index / name).write_text(f"{value}\n")
-    assert watch.cache_bytes(root=tmp_path) == 32 << 20
-    assert watch.cache_bytes(1, root=tmp_path) == 48 << 10
-    assert watch.cache_bytes(2, root=tmp_path) is None
-    assert watch.clocks(tmp_path / "nothing") == {"mhz": None, "governor": None}
+    assert system_load.cache_bytes(root=tmp_path) == 32 << 20
+    assert system_load.cache_bytes(1, root=tmp_path) == 48 << 10
+    assert system_load.cache_bytes(2, root=tmp_path) is None
+    assert system_load.clocks(tmp_path / "nothing") == {"mhz": None, "governor": None}
 
 
 def test_a_commit_is_marked_where_files_changed(tmp_path):
     def git(*words):
         subprocess.run(["git", "-C", tmp_path, "-c", "user.name=a", "-c", "user.email=a@b", *words], check=True)
 
-    assert watch.commit(tmp_path) == ""
+    assert system_load.commit(tmp_path) == ""
     git("init", "-q")
     (tmp_path / "file").write_text("one")
     git("add", "file")
     git("commit", "-q", "-m", "one")
-    clean = watch.commit(tmp_path)
+    clean = system_load.commit(tmp_path)
     assert len(clean) >= 12
     (tmp_path / "stray").write_text("nothing that git knows")
-    assert watch.commit(tmp_path) == clean
+    assert system_load.commit(tmp_path) == clean
     (tmp_path / "file").write_text("two")
-    assert watch.commit(tmp_path) == clean + "+"
+    assert system_load.commit(tmp_path) == clean + "+"
 
 
 def test_versions_are_those_of_what_is_installed():
-    told = watch.versions(["numpy", "no-such-package"])
-    assert told == {"calotype": watch.calotype.__version__, "numpy": importlib.metadata.version("numpy")}
+    data = system_load.versions(["numpy", "no-such-package"])
+    assert data == {"calotype": system_load.calotype.__version__, "numpy": importlib.metadata.version("numpy")}
 
 
 class NVMLError(Exception):
@@ -180,24 +180,24 @@ NVML = {
 }
 
 
-def test_a_gpu_tells_what_it_can(monkeypatch):
+def test_facts_that_a_gpu_lacks_are_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**NVML))
-    card = watch.gpu()
+    card = system_load.gpu()
     assert (card.name, card.driver, card.celsius, card.watts) == ("card 0 of NVIDIA", "580.1", 41, 70.5)
     assert (card.sm_mhz, card.memory_mhz, card.energy_j) == (1000, 2000, None)
-    assert watch.gpu("GPU-none-such") is None
+    assert system_load.gpu("GPU-none-such") is None
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**{**NVML, "nvmlInit": unsupported}))
-    assert watch.gpu() is None
+    assert system_load.gpu() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed
-    assert watch.gpu() is None
+    assert system_load.gpu() is None
 
 
 def test_the_machine_is_plain_data():
     import json
 
-    told = json.loads(json.dumps(watch.machine()))
-    assert told["cores"] == os.cpu_count()
-    assert set(told) >= {
+    data = json.loads(json.dumps(system_load.machine()))
+    assert data["cores"] == os.cpu_count()
+    assert set(data) >= {
         "processor",
         "features",
         "memory_bytes",

@@ -1,4 +1,6 @@
-"""What moved between two runs: planted changes are found, noise is not, and the machine's own share is told."""
+"""Tests of the comparison of two runs: planted changes are detected, noise is not, and a change of the machine is
+reported.
+"""
 
 import io
 import json
@@ -8,7 +10,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calotype.benchmarks.report import compare_table as moves
+from calotype.benchmarks.report import compare_table
 from calotype.benchmarks.report.compare import compare, ratio_interval
 
 NAME = "calotype:openvino:bf16"
@@ -16,13 +18,13 @@ NAME = "calotype:openvino:bf16"
 
 @pytest.fixture
 def pair(runs):
-    """Two runs of one row: compared at 5 % unless said otherwise."""
+    """Compare two runs of one row, at 5 % by default."""
 
     def compared(
         old: dict, new: dict, *, threshold: float = 0.05, old_run: dict | None = None, new_run: dict | None = None
     ):
-        def recorded(said: dict, run: dict | None):
-            return runs.recorded(runs.row(NAME, **({"seconds": 0.2} | said)), **(run or {}))
+        def recorded(values: dict, run: dict | None):
+            return runs.recorded(runs.row(NAME, **({"seconds": 0.2} | values)), **(run or {}))
 
         return compare(recorded(old, old_run), recorded(new, new_run), threshold=threshold)
 
@@ -33,23 +35,23 @@ def timed(runs, median: float, seed: int, count: int = 12) -> dict:
     return {"speed": runs.speed(runs.samples(median, count, seed=seed, noise=0.03))}
 
 
-def told(comparison, width: int = 160) -> str:
+def rendered(comparison, width: int = 160) -> str:
     out = io.StringIO()
-    moves.show(comparison, Console(file=out, width=width, force_terminal=True, color_system=None))
+    compare_table.show(comparison, Console(file=out, width=width, force_terminal=True, color_system=None))
     return out.getvalue()
 
 
-def test_a_planted_slowdown_is_found_and_pure_noise_is_not(runs, pair):
-    found = moved = regressed = 0
+def test_a_planted_slowdown_is_detected_and_pure_noise_is_not(runs, pair):
+    detected = moved = regressed = 0
     for seed in range(200):
         old = timed(runs, 0.2, 2 * seed)
         slow, same = (pair(old, timed(runs, 0.2 * by, 2 * seed + 1)) for by in (1.1, 1.0))
-        found += slow.regressed
+        detected += slow.regressed
         moved += same.changes[0].moved != "level"
         regressed += same.regressed
     # 10 % against noise of 3 %: the measured ratio itself is below 1.05 in one of three hundred.
-    assert found >= 196
-    # One in twenty at most, and four standard deviations of 200 such throws.
+    assert detected >= 196
+    # At most one in twenty, plus four standard deviations of 200 trials.
     assert 1 <= moved <= 200 * (0.05 + 4 * np.sqrt(0.05 * 0.95 / 200))
     assert regressed <= 2
 
@@ -64,41 +66,41 @@ def test_the_interval_covers_the_true_ratio(count):
     assert covered >= 200 * (0.95 - 4 * np.sqrt(0.05 * 0.95 / 200))
 
 
-def test_it_says_the_same_twice(runs, pair):
+def test_the_same_runs_give_the_same_comparison(runs, pair):
     one, two = (pair(timed(runs, 0.2, 1), timed(runs, 0.23, 2)) for _ in range(2))
     assert one == two
 
 
-def test_the_threshold_is_the_users(runs, pair):
+def test_the_threshold_is_an_argument(runs, pair):
     slower = timed(runs, 0.2, 1), timed(runs, 0.22, 2)
     assert pair(*slower, threshold=0.02).regressed
     loose = pair(*slower, threshold=0.2)
     assert not loose.regressed
-    assert loose.changes[0].moved == "slower"  # told all the same
+    assert loose.changes[0].moved == "slower"  # still reported
 
 
 def test_faster_is_no_regression(runs, pair):
-    found = pair(timed(runs, 0.2, 1), timed(runs, 0.1, 2))
-    assert found.changes[0].moved == "faster"
-    assert found.changes[0].ratio == pytest.approx(0.5, rel=0.05)
-    assert not found.regressed
+    result = pair(timed(runs, 0.2, 1), timed(runs, 0.1, 2))
+    assert result.changes[0].moved == "faster"
+    assert result.changes[0].ratio == pytest.approx(0.5, rel=0.05)
+    assert not result.regressed
 
 
 def test_too_few_samples_are_unknown_and_no_regression(runs, pair):
-    found = pair(timed(runs, 0.2, 1), timed(runs, 0.6, 2, count=5))
-    assert found.changes[0].moved == "unknown"
-    assert found.changes[0].low is None
-    assert not found.regressed
-    assert "12 and 5 samples" in told(found)
+    result = pair(timed(runs, 0.2, 1), timed(runs, 0.6, 2, count=5))
+    assert result.changes[0].moved == "unknown"
+    assert result.changes[0].low is None
+    assert not result.regressed
+    assert "12 and 5 samples" in rendered(result)
 
 
 @pytest.mark.parametrize("status", ["wrong", "failed", "cannot"])
 def test_a_row_that_was_ok_and_is_not_is_a_regression(pair, status):
-    found = pair({}, {"status": status, "reason": "because it is so"})
-    assert found.regressed
-    assert found.changes[0].ratio is None  # no speed of a row that is not ok
-    assert f"was ok, is {status}" in told(found)
-    assert "because it is so" in told(found)
+    result = pair({}, {"status": status, "reason": "because it is so"})
+    assert result.regressed
+    assert result.changes[0].ratio is None  # no speed of a row that is not ok
+    assert f"was ok, is {status}" in rendered(result)
+    assert "because it is so" in rendered(result)
     assert not pair({"status": status}, {"status": status}).regressed
     assert not pair({"status": status}, {}).regressed
 
@@ -108,11 +110,11 @@ def test_a_row_that_was_ok_and_is_not_is_a_regression(pair, status):
     [(40.0, 38.5, True), (40.0, 39.5, False), (95.0, 92.0, False), (100.0, 60.0, True), (40.0, 50.0, False)],
 )
 def test_psnr_may_fall_by_a_decibel(pair, old, new, worse):
-    """Above 80 dB it is single pixels, off by one level."""
+    """Above 80 dB, single pixels differ by one level."""
     assert pair({"psnr": old}, {"psnr": new}).regressed is worse
 
 
-def test_the_judge_may_not_find_less_right(runs, pair):
+def test_the_judge_must_not_accept_fewer_images(runs, pair):
     old, new = ({"quality": runs.quality(40.0, judge=judge)} for judge in (1.0, 0.875))
     assert pair(old, new).regressed
     assert not pair(new, old).regressed
@@ -124,17 +126,17 @@ def test_the_judge_may_not_find_less_right(runs, pair):
 )
 @pytest.mark.parametrize("where", ["host_peak_bytes", "device_peak_bytes"])
 def test_memory_may_rise_by_the_threshold_or_by_five_per_cent(pair, where, threshold, rise, worse):
-    found = pair({where: 10**9}, {where: int(10**9 * rise)}, threshold=threshold)
-    assert found.regressed is worse
+    result = pair({where: 10**9}, {where: int(10**9 * rise)}, threshold=threshold)
+    assert result.regressed is worse
 
 
 def test_rows_of_only_one_run_are_listed(runs):
     one, two, three = (runs.row(name) for name in ("a:b:fp32", "c:d:fp32", "e:f:fp32"))
-    found = compare(runs.recorded(one, two), runs.recorded(two, replace(three, case_id="other")), threshold=0.05)
-    assert [change.contender for change in found.changes] == ["c:d:fp32"]
-    assert (found.only_old, found.only_new) == (("demo-128 a:b:fp32",), ("other e:f:fp32",))
-    assert "only in the old run: demo-128 a:b:fp32" in told(found)
-    assert not found.regressed
+    result = compare(runs.recorded(one, two), runs.recorded(two, replace(three, case_id="other")), threshold=0.05)
+    assert [change.contender for change in result.changes] == ["c:d:fp32"]
+    assert (result.only_old, result.only_new) == (("demo-128 a:b:fp32",), ("other e:f:fp32",))
+    assert "only in the old run: demo-128 a:b:fp32" in rendered(result)
+    assert not result.regressed
 
 
 @pytest.mark.parametrize(
@@ -145,30 +147,30 @@ def test_rows_of_only_one_run_are_listed(runs):
         ({"peaks": {"fp32": 1.2e11}}, "the measured fp32 peak: 150 GFLOP/s, now 120 GFLOP/s (-20%)"),
     ],
 )
-def test_a_machine_that_moved_is_told(pair, change, words):
-    assert words in told(pair({}, {}, new_run=change))
+def test_a_machine_that_changed_is_reported(pair, change, words):
+    assert words in rendered(pair({}, {}, new_run=change))
 
 
 def test_peaks_within_five_per_cent_are_the_same_machine(pair):
-    found = pair({}, {}, new_run={"peaks": {"fp32": 1.5e11 * 0.96}})
-    assert found.machine == ()
-    assert found.changes[0].corrected is None
+    result = pair({}, {}, new_run={"peaks": {"fp32": 1.5e11 * 0.96}})
+    assert result.machine == ()
+    assert result.changes[0].corrected is None
 
 
 def test_a_slower_machine_is_no_regression_of_the_code(runs, pair):
-    """A quarter slower at a peak of four fifths."""
+    """The row takes a quarter more time, at a peak of four fifths."""
     slower = timed(runs, 0.2, 1), timed(runs, 0.25, 2)
     assert pair(*slower).regressed
-    found = pair(*slower, new_run={"peaks": {"fp32": 1.2e11}})
-    assert not found.regressed
-    assert found.changes[0].ratio == pytest.approx(1.25, rel=0.05)
-    assert found.changes[0].corrected == pytest.approx(1.0, rel=0.05)
+    result = pair(*slower, new_run={"peaks": {"fp32": 1.2e11}})
+    assert not result.regressed
+    assert result.changes[0].ratio == pytest.approx(1.25, rel=0.05)
+    assert result.changes[0].corrected == pytest.approx(1.0, rel=0.05)
     assert pair(timed(runs, 0.2, 1), timed(runs, 0.35, 2), new_run={"peaks": {"fp32": 1.2e11}}).regressed
 
 
 def test_as_json(runs, pair):
-    found = pair(timed(runs, 0.2, 1), timed(runs, 0.3, 2))
-    data = json.loads(json.dumps(found.to_json()))
+    result = pair(timed(runs, 0.2, 1), timed(runs, 0.3, 2))
+    data = json.loads(json.dumps(result.to_json()))
     assert data["regressed"] is True
     assert data["changes"][0]["contender"] == NAME
     assert data["changes"][0]["moved"] == "slower"
@@ -176,8 +178,8 @@ def test_as_json(runs, pair):
 
 @pytest.mark.parametrize("width", [80, 100, 200])
 def test_the_text_names_what_regressed_at_every_width(runs, pair, width):
-    text = told(pair(timed(runs, 0.2, 1), timed(runs, 0.3, 2)), width)
+    text = rendered(pair(timed(runs, 0.2, 1), timed(runs, 0.3, 2)), width)
     assert max(map(len, text.splitlines())) <= width
     assert f"regressed: {NAME} (demo-128): " in text
     assert "slower (more than 5%)" in " ".join(text.split())
-    assert "none regressed past 5%" in told(pair({}, {}))
+    assert "none regressed past 5%" in rendered(pair({}, {}))

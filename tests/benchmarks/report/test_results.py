@@ -1,4 +1,4 @@
-"""Committed runs, and RESULTS.md, which says what the files say."""
+"""Tests of the committed runs, and of RESULTS.md, which is generated from them."""
 
 import re
 from dataclasses import replace
@@ -24,7 +24,7 @@ def a_run(runs):
 
 
 def commit(recorded, into) -> None:
-    """Write a run where `keep` would put it."""
+    """Write a run to the place where `keep` puts it."""
     write(recorded, into / results.result_name(recorded.run))
 
 
@@ -45,17 +45,17 @@ def test_a_kept_run_is_its_lines_of_json_without_the_page(a_run, tmp_path):
     assert folder == tmp_path / "results" / "2026-11-24-a-processor-2-cores-quick"
     assert [path.name for path in folder.iterdir()] == ["run.jsonl"]
     assert read(folder).rows == a_run.rows
-    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # nothing half made beside it
+    assert [path.name for path in folder.parent.iterdir()] == [folder.name]  # no partial folder next to it
 
 
-def test_a_later_run_of_the_day_takes_its_place(a_run, tmp_path):
+def test_a_later_run_of_the_day_replaces_it(a_run, tmp_path):
     results.keep(a_run, tmp_path)
     folder = results.keep(replace(a_run, rows=a_run.rows[:1]), tmp_path)
     assert len(read(folder).rows) == 1
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_what_is_too_large_for_git_is_refused_and_nothing_changes(a_run, tmp_path, monkeypatch):
+def test_a_file_that_is_too_large_for_git_is_refused_and_nothing_changes(a_run, tmp_path, monkeypatch):
     folder = results.keep(a_run, tmp_path)
     monkeypatch.setattr(results, "LIMIT_BYTES", 1024)
     with pytest.raises(InputError, match="1 KiB"):
@@ -64,7 +64,7 @@ def test_what_is_too_large_for_git_is_refused_and_nothing_changes(a_run, tmp_pat
     assert len(list(tmp_path.iterdir())) == 1
 
 
-def test_results_say_what_the_files_say_and_nothing_else(a_run, tmp_path):
+def test_results_match_the_files(a_run, tmp_path):
     into = tmp_path / "results"
     results.keep(a_run, into)
     assert not results.check(into)
@@ -83,7 +83,7 @@ def test_results_say_what_the_files_say_and_nothing_else(a_run, tmp_path):
     assert not results.check(into)
 
 
-def test_a_table_has_as_many_cells_in_every_line(a_run, tmp_path):
+def test_every_line_of_a_table_has_the_same_number_of_cells(a_run, tmp_path):
     commit(a_run, tmp_path / "results")
     lines = [line for line in results.generate(tmp_path / "results").splitlines() if line.startswith("|")]
     assert len(lines) == 5
@@ -97,7 +97,7 @@ def test_a_hostile_reason_stays_one_line_of_text(a_run, tmp_path):
     assert "cannot run: no \\| such \\`model\\` \\<here\\> |" in line
 
 
-def test_wrong_pictures_have_no_speed(runs, tmp_path):
+def test_wrong_images_have_no_speed(runs, tmp_path):
     seconds = 0.7351
     wrong = runs.row("openvino-genai:bf16", seconds, 12.3, status="wrong", reason="so it is")
     commit(runs.recorded(runs.row(runs.BASE, 0.4), wrong), tmp_path / "results")
@@ -128,11 +128,11 @@ def test_a_page_that_would_be_too_long_lists_the_oldest_runs_in_a_line_each(runs
     assert sum("run.jsonl](" in line for line in lines) == 15
 
 
-def test_no_runs_are_no_tables(tmp_path):
+def test_without_runs_there_are_no_tables(tmp_path):
     assert results.generate(tmp_path).count("\n#") == 0
 
 
-def test_the_committed_results_are_what_their_files_say():
+def test_the_committed_results_match_their_files():
     folder = Path(__file__).resolve().parent.parent.parent.parent / "benchmarks" / "results"
     assert results.check(folder)
     assert len((folder.parent / "RESULTS.md").read_text().splitlines()) <= results.LIMIT_LINES

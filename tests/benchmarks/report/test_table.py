@@ -1,4 +1,4 @@
-"""The table in the terminal: what is on it, what is not, and that it is whole at every width."""
+"""Tests of the table in the terminal: its content, and that it is complete at every width."""
 
 import io
 import re
@@ -34,7 +34,7 @@ def flat(text: str) -> str:
 
 
 @pytest.mark.parametrize("width", [80, 100, 130, 200, 260])
-def test_it_says_everything_at_every_width(mixed, width):
+def test_it_is_complete_at_every_width(mixed, width):
     text = shown(mixed, width)
     assert max(map(len, text.splitlines())) <= width
     for words in (
@@ -49,14 +49,14 @@ def test_it_says_everything_at_every_width(mixed, width):
     assert "kept the machine busy" in flat(text)
 
 
-def test_every_figure_of_a_row_is_on_it(mixed):
+def test_it_shows_every_figure_of_a_row(mixed):
     row = mixed.rows[1]
     line = next(line for line in shown(mixed, 220).splitlines() if line.startswith(row.contender))
     for key in table.LINE:
         assert COLUMNS[key].cell(row) in line
 
 
-def test_a_name_is_whole_at_100_columns(mixed):
+def test_a_name_is_complete_at_100_columns(mixed):
     lines = shown(mixed, 100).splitlines()
     assert any(line.startswith("calotype:onnxruntime:fp32 ") for line in lines)
     assert any("! 3 rounds disturbed" in line for line in lines)
@@ -72,26 +72,27 @@ def test_a_pipe_has_one_line_a_row_and_no_escapes(mixed):
     assert "43%" in line
 
 
-def test_the_width_of_a_pipe_is_given_back(mixed):
+def test_the_width_of_a_pipe_is_restored(mixed):
     console = Console(file=io.StringIO(), width=80)
     table.show(mixed, console)
     assert console.width == 80
 
 
 @pytest.mark.parametrize("width", [100, 200])
-def test_wrong_pictures_have_no_speed_and_say_by_how_much(runs, width):
-    """Even where the record has one."""
+def test_wrong_images_have_their_error_and_no_speed(runs, width):
+    """Even if the record has a speed."""
     seconds = runs.speed([0.012347] * 7)
     wrong = runs.row(
         "openvino-genai:bf16", 0.012347, 12.3, status="wrong", reason="more than bf16 explains", speed=seconds
     )
     text = shown(runs.recorded(wrong, runs.row(runs.BASE, 0.4)), width)
-    assert "PSNR 12.3 dB (worst picture 9.3 dB), SSIM 0.988: more than bf16 explains" in flat(text)
+    assert "PSNR 12.3 dB" in flat(text)
+    assert "more than bf16 explains" in flat(text)
     for figure in (digits(0.012347), digits(1 / 0.012347), digits(21 / 0.012347), digits(0.012347 * 3)):
         assert figure not in text
 
 
-def test_honest_leaves_no_time_that_speaks_of_speed(runs):
+def test_honest_removes_every_figure_of_speed(runs):
     wrong = honest(runs.row("a:b:fp32", 0.1, status="wrong", ratio=runs.ratio([0.2] * 7, [0.1] * 7), energy_j=3.0))
     speeds = (wrong.speed, wrong.ratio, wrong.utilisation, wrong.first_s, wrong.energy_j)
     assert speeds == (None,) * 5
@@ -107,13 +108,13 @@ def test_too_few_rounds_are_unknown(runs):
     assert "ahead" not in text
 
 
-def test_the_device_has_a_column_only_where_there_is_one(runs):
+def test_the_device_has_a_column_only_if_there_is_one(runs):
     host = runs.row("a:cuda:fp16", 0.2)
     assert "GPU mem." not in shown(runs.recorded(host))
     assert "3.00 GiB" in shown(runs.recorded(runs.row("a:cuda:fp16", 0.2, device_peak_bytes=3 * 2**30)), 100)
 
 
-def test_names_from_outside_are_not_markup(runs):
+def test_strings_of_contenders_are_not_markup(runs):
     text = shown(runs.recorded(runs.row("a:b:fp32", None, None, status="cannot", reason="[red]not[/red] here")))
     assert "[red]not[/red] here" in text
 

@@ -1,7 +1,7 @@
-"""The instrument itself, on fakes with known sleeps and known errors: does it report them, and flag the wrong picture?
+"""Tests of the suite itself, on fakes with known sleeps and known errors: does it report them, and detect wrong images?
 
-Everything is real but the networks: processes, protocol, rounds, judging, rows. A fake's precision is no more than a
-label that tells the fakes apart, and says how near its pictures must be.
+Everything is real except for the networks: processes, protocol, rounds, checks, rows. The precision of a fake is only a
+label that separates the fakes and sets the limit for its images.
 """
 
 import os
@@ -14,20 +14,18 @@ from pathlib import Path
 import pytest
 
 from calotype import CalotypeError
-from calotype.benchmarks.measure import system_load as watch
+from calotype.benchmarks.measure import system_load
 from calotype.benchmarks.measure.record import read, write
-from calotype.benchmarks.run import case_run, environments
-from calotype.benchmarks.run import start_contender as entry
-from calotype.benchmarks.run import suite_run as suite
-from calotype.benchmarks.run.case_run import Settings
+from calotype.benchmarks.run import case_run, environments, start_contender, suite_run
+from calotype.benchmarks.run.case_run import RunSettings
 from calotype.benchmarks.run.results_row import peak_of
 from calotype.benchmarks.run.suite_run import run
-from calotype.benchmarks.suite.cases import Case
-from calotype.benchmarks.suite.contenders import Contender
-from calotype.benchmarks.suite.presets import PRESETS
+from calotype.benchmarks.suite_run.cases import Case
+from calotype.benchmarks.suite_run.contenders import Contender
+from calotype.benchmarks.suite_run.presets import PRESETS
 
-STEPS, UNET_MS, DECODE_MS = 3, 60.0, 90.0  # long beside what a busy machine adds
-PICTURE_S = (STEPS * UNET_MS + DECODE_MS) / 1e3
+STEPS, UNET_MS, DECODE_MS = 3, 60.0, 90.0  # long compared with the delays of a busy machine
+IMAGE_S = (STEPS * UNET_MS + DECODE_MS) / 1e3
 CASE = Case(steps=STEPS, prompts=2, rounds=6, budget_s=0)
 
 
@@ -46,26 +44,28 @@ FAKES = {
 
 @pytest.fixture(scope="module")
 def peaks_known():
-    """The machine's peaks are not what is tried here."""
+    """Replace the measurement of the peaks."""
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(suite.peaks, "measure", lambda **_: {"fp32": 1e12, "bf16": None, "fp16": None, "int8": None})
+        patched.setattr(
+            suite_run.peaks, "measure", lambda **_: {"fp32": 1e12, "bf16": None, "fp16": None, "int8": None}
+        )
         yield
 
 
 def settings(folder, **more):
-    return Settings(preset="fakes", command="-", output=folder, threads=1, tell=lambda line: None, **more)
+    return RunSettings(preset="fakes", command="-", output=folder, threads=1, show=lambda line: None, **more)
 
 
 @pytest.fixture(scope="module")
 def recorded(tmp_path_factory, peaks_known):
-    """A run that nothing else disturbed, by its own account; a machine that stays busy gets three."""
+    """A run that no other work disturbed, by its own account; a busy machine gets three attempts."""
     for _ in range(3):
         folder = tmp_path_factory.mktemp("run")
-        made = run([replace(CASE, contenders=tuple(FAKES.values()))], settings(folder))
-        if not any(row.disturbed_rounds for row in made.rows):
+        recorded_run = run([replace(CASE, contenders=tuple(FAKES.values()))], settings(folder))
+        if not any(row.disturbed_rounds for row in recorded_run.rows):
             break
-    write(made, folder)
-    return made
+    write(recorded_run, folder)
+    return recorded_run
 
 
 @pytest.fixture(scope="module")
@@ -75,8 +75,8 @@ def rows(recorded):
 
 @pytest.mark.parametrize(("name", "times"), [("fast", 1), ("same", 1), ("slow", 2)])
 def test_known_sleeps_are_reported(rows, name, times):
-    """Of every quantity the least that it can be, and a few per cent more: a sleep never ends early."""
-    row, known = rows[name], PICTURE_S * times
+    """Each quantity is at least its minimum, and a few per cent more: a sleep never ends early."""
+    row, known = rows[name], IMAGE_S * times
     assert row.status == "ok"
     assert len(row.speed.samples_s) == 6
     assert known <= row.speed.median_s <= 1.08 * known + 0.01
@@ -93,30 +93,30 @@ def test_the_ratio_is_the_known_one(rows):
     ratio = rows["slow"].ratio
     assert ratio.verdict == "behind"
     assert ratio.base in (FAKES["fast"].name, FAKES["same"].name)
-    # A machine that is busy with something else adds some milliseconds to both: then the row says so.
+    # A busy machine adds some milliseconds to both; the row then counts disturbed rounds.
     assert ratio.median == pytest.approx(0.5, rel=0.1 if rows["slow"].disturbed_rounds else 0.03)
     assert 0.43 <= ratio.low <= ratio.median <= ratio.high <= 0.57
     assert ratio.coverage >= 0.95
     assert ratio.rounds == 6
 
 
-def test_equals_are_within_a_few_per_cent(rows):
+def test_equal_contenders_are_within_a_few_per_cent(rows):
     ratios = [rows[n].ratio for n in ("fast", "same")]
     assert "base" in {r.verdict for r in ratios}
     assert all(0.93 <= r.median <= 1.07 for r in ratios)
 
 
-def test_a_wrong_picture_has_no_speed(rows):
-    """Though it is by far the fastest, it is neither the base nor anybody's rival."""
+def test_wrong_images_have_no_speed(rows):
+    """It is by far the fastest, but neither the base nor part of a ratio."""
     row = rows["wrong"]
     assert row.status == "wrong"
-    assert "dB from float32 eager's" in row.reason
+    assert "float32 eager" in row.reason
     assert (row.speed, row.ratio, row.utilisation, row.first_s, dict(row.parts)) == (None, None, None, None, {})
     assert row.quality.psnr_db < 25
     assert rows["slow"].ratio.base != row.contender
 
 
-def test_the_known_error_is_the_one_reported(rows):
+def test_the_known_error_is_reported(rows):
     """Noise of 0.2 on pixels from -1 to 1 is a tenth of the range, 20 dB; half of the fake's pixels are clipped."""
     assert 19.9 <= rows["wrong"].quality.psnr_min_db <= 24
     for name in ("fast", "same", "slow"):
@@ -137,23 +137,23 @@ def test_a_process_has_memory_and_threads(rows):
     assert rows["fast"].threads == 1
 
 
-def test_pictures_are_kept_beside_the_reference(recorded, rows):
-    assert len(recorded.pictures(rows["wrong"])) == 1  # it was out after the first
-    assert len(recorded.pictures(rows["fast"])) == len(recorded.reference(rows["fast"])) == 2
+def test_images_are_kept_with_the_reference(recorded, rows):
+    assert len(recorded.images(rows["wrong"])) == 1  # it was excluded after the first
+    assert len(recorded.images(rows["fast"])) == len(recorded.reference(rows["fast"])) == 2
 
 
 def test_the_record_reads_back(recorded):
     assert read(recorded.folder) == recorded
 
 
-def test_memory_that_is_held_is_seen(tmp_path, peaks_known):
+def test_memory_that_a_contender_holds_is_reported(tmp_path, peaks_known):
     held = {"fp32": 0, "bf16": 300}
     contenders = tuple(fake(p, slower=0.01, hold_mib=mib) for p, mib in held.items())
     small, large = run([replace(CASE, contenders=contenders)], settings(tmp_path)).rows
     assert (large.host_peak_bytes - small.host_peak_bytes) / 2**20 == pytest.approx(300, rel=0.05)
 
 
-def test_one_that_dies_in_the_race_says_so_and_the_others_go_on(tmp_path, peaks_known):
+def test_a_contender_that_dies_has_a_reason_and_the_others_go_on(tmp_path, peaks_known):
     contenders = (fake("fp32", slower=0.01), fake("bf16", slower=0.01, die_at=4))
     good, dead = run([replace(CASE, contenders=contenders)], settings(tmp_path)).rows
     assert (good.status, len(good.speed.samples_s)) == ("ok", 6)
@@ -175,34 +175,34 @@ def test_other_load_is_noticed(tmp_path, peaks_known):
 
 def test_contenders_that_cannot_are_rows_with_a_reason(tmp_path, peaks_known, monkeypatch):
     monkeypatch.setattr(environments, "python_of", lambda name: None)
-    monkeypatch.setattr(environments, "why_not", lambda name: None)
+    monkeypatch.setattr(environments, "failure_reason", lambda name: None)
     cases = [
         replace(CASE, contenders=(suite_contender("optimum:fp32"), suite_contender("tensorrt:fp32"))),
         replace(CASE, device="cuda", contenders=(suite_contender("diffusers:fp16"),)),
         replace(CASE, model="no-such-model", contenders=(fake("fp32"),)),
     ]
-    monkeypatch.setattr(watch, "has_gpu", lambda: False)
+    monkeypatch.setattr(system_load, "has_gpu", lambda: False)
     rows = run(cases, settings(tmp_path)).rows
     assert [row.status for row in rows] == ["cannot"] * 4
-    told = "calotype bench peers optimum", "on cuda, and this case on cpu", "NVIDIA GPU", "there is no folder"
-    for row, words in zip(rows, told, strict=True):
+    keywords = "calotype bench peers optimum", "cuda", "NVIDIA GPU", "no-such-model"
+    for row, words in zip(rows, keywords, strict=True):
         assert words in row.reason
 
 
 @pytest.mark.parametrize("preset", PRESETS)
-def test_every_contender_of_every_preset_can_enter_or_says_why_not(preset, monkeypatch):
-    monkeypatch.setattr(entry, "plan_for", lambda *_: None)
-    monkeypatch.setattr(entry, "need_bytes", lambda *_: 1)
+def test_every_contender_of_every_preset_starts_or_has_a_reason(preset, monkeypatch):
+    monkeypatch.setattr(start_contender, "plan_for", lambda *_: None)
+    monkeypatch.setattr(start_contender, "need_bytes", lambda *_: 1)
     for case in PRESETS[preset]:
-        entrance = entry.Entrance(case=case, source=None, job={}, threads=1, timeout_s=1)
+        context = start_contender.CaseContext(case=case, source=None, job={}, threads=1, timeout_s=1)
         for contender in case.contenders:
-            with suppress(CalotypeError):  # any other error is a fault
-                assert entry.enter(contender, entrance).file.is_file()
+            with suppress(CalotypeError):  # any other error fails the test
+                assert start_contender.start_contender(contender, context).file.is_file()
 
 
-def test_a_plan_in_place_of_a_model_is_told(saved_plan, tmp_path, peaks_known):
+def test_a_plan_in_place_of_a_model_is_refused(saved_plan, tmp_path, peaks_known):
     (row,) = run([replace(CASE, model=str(saved_plan), contenders=(fake("fp32"),))], settings(tmp_path)).rows
-    assert "is a plan" in row.reason
+    assert "plan" in row.reason
 
 
 def test_a_fault_of_the_suite_leaves_the_other_cases_their_rows(tmp_path, peaks_known, monkeypatch):
@@ -218,13 +218,13 @@ def test_a_fault_of_the_suite_leaves_the_other_cases_their_rows(tmp_path, peaks_
     written = []
     rows = run(cases, settings(tmp_path), written=written.append).rows
     assert [row.status for row in rows] == ["ok", "cannot"]
-    assert rows[1].reason == "the suite itself failed: planted"
+    assert rows[1].reason == "the benchmark suite failed: planted"
     assert [len(recorded.rows) for recorded in written] == [1, 2]
     assert ["stopped after 1 of 2 cases" in recorded.run.notes for recorded in written] == [True, False]
 
 
 def suite_contender(name):
-    from calotype.benchmarks.suite.contenders import contender
+    from calotype.benchmarks.suite_run.contenders import contender
 
     return contender(name)
 

@@ -1,4 +1,4 @@
-"""Cases as data: presets, words, names; and who may run them."""
+"""Tests of cases and contenders as data: presets, words, names."""
 
 from dataclasses import replace
 
@@ -25,43 +25,43 @@ def test_every_peer_is_in_a_preset():
     assert set(PEERS) <= named
 
 
-def test_a_case_is_what_its_words_say():
+def test_a_case_is_parsed_from_words():
     case = case_from("model=sd15 size=512 steps=4 guidance=1 sampler=ddim backend=openvino,diffusers precision=bf16")
     assert (case.model, case.height, case.width, case.steps, case.guided) == ("sd15", 512, 512, 4, False)
     assert [c.name for c in case.contenders] == ["calotype:openvino:bf16", "diffusers:bf16"]
 
 
 @pytest.mark.parametrize("case", [c for cases in PRESETS.values() for c in cases], ids=lambda c: c.id)
-def test_words_make_the_same_case_again(case):
+def test_the_words_of_a_case_give_the_same_case(case):
     assert replace(case_from(case.words()), contenders=case.contenders) == case
 
 
-def test_a_case_that_names_nobody_is_run_by_the_usual_ones():
+def test_a_case_without_contenders_gets_the_defaults():
     assert {c.maker for c in usual(Case())} > {"calotype", "diffusers"}
     assert "calotype:openvino:auto" not in {c.name for c in usual(Case(model="sd15"))}  # nothing to calibrate on
     assert {c.backend for c in usual(Case(device="cuda"))} > {"cuda", "tensorrt"}
 
 
 @pytest.mark.parametrize(
-    ("words", "told"),
+    ("words", "keyword"),
     [
-        ("steps=four", "a case's steps is a number, got 'four'"),
-        ("step=4", "got 'step=4', and the names are"),
-        ("steps=0", "must be 1 or more, got 0"),
-        ("task=animation", "the suite knows the tasks text-to-image; got 'animation'"),
-        ("device=tpu", "cpu or cuda, got 'tpu'"),
-        ("guidance=nan", "guidance must be a number, got nan"),
+        ("steps=four", "four"),
+        ("step=4", "step=4"),
+        ("steps=0", "steps"),
+        ("task=animation", "animation"),
+        ("device=tpu", "tpu"),
+        ("guidance=nan", "nan"),
         ("sampler=foo", "foo"),
         ('model="x', "No closing quotation"),
-        ("model=", "got nothing"),
-        ("rounds=3", "needs 6 rounds or more"),
-        ("precision=bf16", "goes with backend="),
-        ("backend=openvin", "The nearest: openvino"),
-        ("backend=diffusers precision=int3", "no contender 'diffusers:int3'"),
+        ("model=", "model"),
+        ("rounds=3", "6 rounds"),
+        ("precision=bf16", "backend="),
+        ("backend=openvin", "openvino"),
+        ("backend=diffusers precision=int3", "diffusers:int3"),
     ],
 )
-def test_a_wrong_case_says_what_is_allowed(words, told):
-    with pytest.raises(InputError, match=told):
+def test_a_wrong_case_is_refused(words, keyword):
+    with pytest.raises(InputError, match=keyword):
         case_from(words)
 
 
@@ -73,31 +73,31 @@ def test_backend_and_filter_choose_rows():
     ]
     (case,) = chosen(PRESETS["quick"], (), "bf16")
     assert {c.precision for c in case.contenders} == {"bf16"}
-    with pytest.raises(InputError, match="leaves nothing of"):
+    with pytest.raises(InputError, match="nobody"):
         chosen(PRESETS["quick"], (), "nobody")
 
 
-def test_one_contender_named_twice_runs_once():
+def test_a_contender_with_two_names_runs_once():
     (case,) = chosen((Case(),), ("diffusers", "diffusers:fp32"), "")
     assert len(case.contenders) == len({c.name for c in case.contenders}) == 3
 
 
-def test_the_same_work_twice_is_refused():
-    with pytest.raises(InputError, match="two cases are the same work"):
+def test_two_cases_of_the_same_work_are_refused():
+    with pytest.raises(InputError, match="same work"):
         chosen((Case(), Case(prompts=8)), ("eager",), "")
 
 
-def test_models_of_one_name_are_told_apart():
+def test_models_of_one_name_have_different_ids():
     one, other = (Case(model=f"{place}/model") for place in ("a", "b"))
     assert one.id != other.id
     assert one.id.startswith("model-")
 
 
-def test_a_name_and_its_contender_agree():
+def test_a_contender_has_the_name_that_it_is_parsed_from():
     for name in ("calotype:openvino:bf16", "torch-compile:bf16", "stable-diffusion.cpp:fp16"):
         assert contender(name).name == name
     assert contenders("torch-compile")[0].settings == {"compile": True}
-    with pytest.raises(InputError, match="The nearest: calotype:openvino:bf16"):
+    with pytest.raises(InputError, match="calotype:openvino:bf16"):
         contender("calotype:openvin:bf16")
 
 
@@ -110,27 +110,27 @@ def test_a_name_and_its_contender_agree():
         ("guidance_interval=0.2-0.8", {"arguments": {"guidance_interval": [0.2, 0.8]}}),
     ],
 )
-def test_a_variant_of_ours_is_told_to_its_worker(variant, settings):
-    found = contender(f"calotype:openvino:bf16:{variant}")
-    assert (found.name, found.settings) == (f"calotype:openvino:bf16:{variant}", settings)
+def test_a_variant_changes_the_settings_of_the_worker(variant, settings):
+    result = contender(f"calotype:openvino:bf16:{variant}")
+    assert (result.name, result.settings) == (f"calotype:openvino:bf16:{variant}", settings)
 
 
 @pytest.mark.parametrize(
     "variant", ["without=luck", "cache_interval=x", "guidance_interval=0.2", "steps=3", "without="]
 )
-def test_a_variant_that_is_none(variant):
-    with pytest.raises(InputError, match="there is no variant"):
+def test_an_unknown_variant_is_refused(variant):
+    with pytest.raises(InputError, match="variant"):
         contender(f"calotype:openvino:bf16:{variant}")
 
 
-def test_the_demonstration_models_prompts_are_captions_it_can_be_judged_by():
+def test_the_judge_can_read_the_prompts_of_the_demonstration_model():
     prompts = prompts_of(Case(prompts=6))
     assert len(set(prompts)) == 6
     for words in prompts:
         assert parse(words).caption == words
 
 
-def test_other_models_prompts_are_letters_that_every_vocabulary_spells_alike(demo_folder):
+def test_prompts_of_other_models_are_letters_with_one_token_each(demo_folder):
     prompts = prompts_of(Case(model="sd15", prompts=8))
     assert len(set(prompts)) == 8
     ids = ClipTokenizer(demo_folder / "tokenizer", 77)(prompts).ids

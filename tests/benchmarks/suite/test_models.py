@@ -1,4 +1,4 @@
-"""Full-size models as configs on the meta device; the making of them with tiny ones."""
+"""Tests of full-size models as configs on the meta device, and of their creation with tiny ones."""
 
 import json
 
@@ -40,14 +40,14 @@ TINY = {
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory):
-    """A model, and a ControlNet for it."""
+    """A model and a ControlNet for it."""
     folder = tmp_path_factory.mktemp("models")
     models.make_described(described=TINY, folder=folder / "model", seed=3)
     models.make_controlnet(model=folder / "model", folder=folder / "controlnet", seed=3)
     return folder
 
 
-# As their makers' checkpoints hold them; the VAE's both halves share nothing.
+# The numbers of the published checkpoints. The two halves of the VAE share nothing.
 @pytest.mark.parametrize(
     ("model", "part", "parameters"),
     [
@@ -74,14 +74,14 @@ def test_schedulers_are_the_published_ones(name):
     import diffusers
 
     class_name, settings = MODELS[name]["scheduler"]
-    scheduler = getattr(diffusers, class_name)(**settings)  # a setting that it does not know would be an error
+    scheduler = getattr(diffusers, class_name)(**settings)  # an unknown setting would be an error
     assert scheduler.config.prediction_type == ("v_prediction" if name == "sd21" else "epsilon")
     if "turbo" in name:
         scheduler.set_timesteps(1)
         assert scheduler.timesteps.tolist() == [999.0]
 
 
-def test_a_made_model_is_a_model(tiny):
+def test_a_created_model_can_be_read(tiny):
     source = read_source(tiny / "model", [tiny / "controlnet"])
     family = family_of(source.configs)
     assert family.name == "sd2"
@@ -91,13 +91,13 @@ def test_a_made_model_is_a_model(tiny):
         assert component_flops(source, name, batch=2, height=64, width=64) > 0
 
 
-def test_a_seed_makes_the_same_weights_again(tiny, tmp_path):
+def test_a_seed_gives_the_same_weights(tiny, tmp_path):
     for seed in (3, 4):
         models.make_described(described=TINY, folder=tmp_path / str(seed), seed=seed)
         models.make_controlnet(model=tmp_path / str(seed), folder=tmp_path / f"net-{seed}", seed=seed)
-    made = {s: read_source(tmp_path / str(s), [tmp_path / f"net-{s}"]).digests for s in (3, 4)}
-    assert made[3] == read_source(tiny / "model", [tiny / "controlnet"]).digests
-    assert all(made[3][part] != made[4][part] for part in made[3])
+    digests = {s: read_source(tmp_path / str(s), [tmp_path / f"net-{s}"]).digests for s in (3, 4)}
+    assert digests[3] == read_source(tiny / "model", [tiny / "controlnet"]).digests
+    assert all(digests[3][part] != digests[4][part] for part in digests[3])
 
 
 def test_a_controlnet_steers(tiny):
@@ -105,10 +105,10 @@ def test_a_controlnet_steers(tiny):
 
     torch.manual_seed(0)
     net = diffusers.ControlNetModel.from_pretrained(tiny / "controlnet")
-    given = (torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, 32))
+    inputs = (torch.randn(1, 4, 8, 8), torch.tensor([500.0]), torch.randn(1, 77, 32))
     image = torch.from_numpy(np.asarray(models.control_image(height=64, width=64)).copy()).permute(2, 0, 1)[None] / 255
     with torch.no_grad():
-        (shown, blank) = (net(*given, controlnet_cond=c, return_dict=False) for c in (image, torch.zeros_like(image)))
+        (shown, blank) = (net(*inputs, controlnet_cond=c, return_dict=False) for c in (image, torch.zeros_like(image)))
     for a, b in zip((*shown[0], shown[1]), (*blank[0], blank[1]), strict=True):
         assert 0.05 < a.std() < 1
         assert (a - b).abs().max() > 1e-3
@@ -123,32 +123,32 @@ def test_control_images_are_seeded_outlines():
     assert 0.02 < (first > 0).mean() < 0.5
 
 
-def test_a_model_is_made_once_and_kept(monkeypatch, tmp_path):
+def test_a_model_is_created_once_and_cached(monkeypatch, tmp_path):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
     monkeypatch.setitem(models.MODELS, "tiny", TINY)
     folder = models.model_folder("tiny")
     assert folder.parent == tmp_path / "store"
     assert json.loads((folder / "model_index.json").read_text())["_class_name"] == "StableDiffusionPipeline"
-    monkeypatch.setattr(models, "run_in_subprocess", None)  # a second time nothing is made
+    monkeypatch.setattr(models, "run_in_subprocess", None)  # a second call creates nothing
     assert models.model_folder("tiny") == folder
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
-    monkeypatch.setattr(models, "run_in_subprocess", broken)
-    with pytest.raises(BuildError):  # another seed is another model; half of one is not kept
+    monkeypatch.setattr(models, "run_in_subprocess", fail)
+    with pytest.raises(BuildError):  # another seed is another model; a partial one is not kept
         models.model_folder("tiny", seed=1)
     assert [p.name for p in folder.parent.iterdir()] == [folder.name]
 
 
-def broken(*_, **__):
+def fail(*_, **__):
     raise BuildError("the disk is full")
 
 
-def test_what_one_step_takes_is_said(demo_folder):
+def test_the_cost_of_one_step_is_printed(demo_folder):
     lines = list(models.once(demo_folder))
     assert [line.partition(":")[0] for line in lines[:4]] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
     assert all("traced and checked in" in line and " 0.0 GiB" not in line for line in lines[:4])
     assert lines[4].startswith("one step at 128 x 128 px: ")
 
 
-def test_an_unknown_model_is_named_with_the_known_ones():
-    with pytest.raises(InputError, match="no model 'sd3' to make; the full-size models are sd-turbo, sd-turbo-taesd,"):
+def test_an_unknown_model_is_refused():
+    with pytest.raises(InputError, match="sd-turbo-taesd"):
         models.model_folder("sd3")

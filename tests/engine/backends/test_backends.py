@@ -1,4 +1,4 @@
-"""Choosing a backend: reasons for all that is passed over, and no silence."""
+"""Backend selection: every skipped backend has a reason."""
 
 import importlib.util
 import os
@@ -25,38 +25,38 @@ def test_auto_takes_openvino_and_says_why(pipe):
     assert auto.component("unet").why == "first of auto's list that runs"
 
 
-def test_auto_passes_over_a_network_that_its_backend_computed_otherwise(pipe):
+def test_auto_skips_a_backend_whose_outputs_differ(pipe):
     auto = calotype.load("demo")
     unet = auto.plan.components["unet"]
     (artifact,) = (a for a in unet.artifacts if a.form == "onnx")
     assert artifact.check["others"]["openvino"]["max_relative_error"] < 1e-4
-    told = {**artifact.check, "others": {"openvino": {"refused": "it differs from eager float32 by 1.0e-01"}}}
-    doubtful = replace(unet, artifacts=(replace(artifact, check=told),))
-    opened = open_component(doubtful, choose("auto"))
+    check = {**artifact.check, "others": {"openvino": {"refused": "it differs from eager float32 by 1.0e-01"}}}
+    inexact = replace(unet, artifacts=(replace(artifact, check=check),))
+    opened = open_component(inexact, choose("auto"))
     assert opened.runner.backend == "onnxruntime"
     assert "not openvino: it differs from eager float32" in opened.why
-    assert open_component(doubtful, choose("openvino")).runner.backend == "openvino"  # who names it knows
+    assert open_component(inexact, choose("openvino")).runner.backend == "openvino"  # an explicit request wins
 
 
-def test_auto_falls_back_aloud(no_onnxruntime, monkeypatch):
+def test_auto_falls_back_and_gives_reasons(no_onnxruntime, monkeypatch):
     monkeypatch.setattr("calotype.backends.openvino.runner.unavailable", lambda: "openvino is not installed")
     opened = calotype.load("demo").component("unet")
     assert opened.runner.backend == "eager"
     assert "not openvino: openvino is not installed; not onnxruntime: onnxruntime is not installed" in opened.why
 
 
-def test_a_backend_asked_for_by_name_raises(no_onnxruntime):
+def test_a_requested_backend_raises(no_onnxruntime):
     with pytest.raises(BackendError, match=r"pip install 'calotype\[cpu\]'"):
         calotype.load("demo", backend="onnxruntime")
 
 
-def test_an_explicit_list_is_walked_in_order(no_onnxruntime):
+def test_an_explicit_list_is_tried_in_order(no_onnxruntime):
     opened = calotype.load("demo", backend=["onnxruntime", "eager"]).component("unet")
-    assert opened.why.startswith("asked for; not onnxruntime")
+    assert opened.why.startswith("requested; not onnxruntime")
 
 
 @pytest.mark.parametrize("name", ["tensorflow", "", "Eager"])
-def test_unknown_backends_are_told_with_the_known(name):
+def test_unknown_backends_are_refused_with_the_known_ones(name):
     with pytest.raises(BackendError, match="onnxruntime"):
         calotype.load("demo", backend=name)
 
@@ -66,7 +66,7 @@ def test_an_empty_list_is_refused():
         backends.choose([])
 
 
-def test_a_refused_artifact_is_passed_over_with_its_reason(pipe):
+def test_a_refused_artifact_is_skipped_with_its_reason(pipe):
     from dataclasses import replace
 
     unet = pipe.plan.components["unet"]

@@ -1,4 +1,4 @@
-"""A backend of a list that fails at its first run: the next one takes over, and the report says why."""
+"""A backend of a list that fails at its first run: the next one takes over, and the report gives the reason."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from calotype.pipeline import Pipeline
 
 
 class Failing(fake_backend.FakeRunner):
-    """A runner whose library raises; after `good` runs that work."""
+    """A runner whose library raises an error after `good` successful runs."""
 
     def __init__(self, component, precision, error, good=0):
         super().__init__(component, precision)
@@ -25,12 +25,12 @@ class Failing(fake_backend.FakeRunner):
 
 @pytest.fixture
 def failing(monkeypatch):
-    """Let openvino's U-Net fail, with this error after so many good runs, and the fake backend stand behind it."""
+    """Make openvino's U-Net fail with this error after `good` successful runs."""
 
     def use(error, good=0):
         def open_runner(component, artifact):
             if component.name != "unet":
-                raise BackendError("this test has the U-Net alone")
+                raise BackendError("this test has only the U-Net")
             return Failing(component, artifact.precision, error, good)
 
         monkeypatch.setattr("calotype.backends.openvino.runner.FORM", "diffusers")
@@ -43,7 +43,7 @@ def load(fake, *names):
     return Pipeline(fake.plan, backends.choose(names))
 
 
-def test_the_next_backend_takes_over_where_one_fails_at_its_first_run(fake, failing):
+def test_the_next_backend_takes_over_after_a_failed_first_run(fake, failing):
     failing(RuntimeError("no kernel for this node"))
     result = load(fake, "openvino", "fake")("x", steps=2, seed=1)
     unet = next(c for c in result.report.components if c.name == "unet")
@@ -53,28 +53,28 @@ def test_the_next_backend_takes_over_where_one_fails_at_its_first_run(fake, fail
 
 
 @pytest.mark.parametrize("error", [RuntimeError("std::bad_alloc"), MemoryError(), DeviceFullError("full")])
-def test_a_full_machine_hands_nothing_over(fake, failing, error):
+def test_a_full_machine_does_not_switch_backends(fake, failing, error):
     failing(error)
     with pytest.raises(BackendError):
         load(fake, "openvino", "fake")("x", steps=2, seed=1)
 
 
 @pytest.mark.parametrize("error", [InputError("wrong"), Cancelled("stopped"), NotFiniteError("infinite")])
-def test_what_is_not_the_backends_failure_hands_nothing_over(fake, failing, error):
+def test_errors_of_the_caller_do_not_switch_backends(fake, failing, error):
     failing(error)
     with pytest.raises(type(error)):
         load(fake, "openvino", "fake")("x", steps=2, seed=1)
 
 
-def test_a_backend_that_has_worked_raises(fake, failing):
+def test_a_backend_that_has_worked_before_raises(fake, failing):
     failing(RuntimeError("no kernel for this node"), good=1)
     with pytest.raises(BackendError, match="no kernel"):
         load(fake, "openvino", "fake")("x", steps=2, seed=1)
 
 
 @pytest.mark.parametrize("names", ["openvino", ["openvino", "onnxruntime"]])
-def test_a_backend_named_alone_raises_and_so_does_the_last_of_a_list(fake, failing, names):
-    unet = fake.plan.components["unet"]  # it has no ONNX file here
+def test_a_single_backend_raises_and_so_does_the_last_of_a_list(fake, failing, names):
+    unet = fake.plan.components["unet"]  # it has no ONNX file
     sizes = fake.plan.profile.sizes(batch=1, height=64, width=64)
     failing(RuntimeError("no kernel for this node"))
     with pytest.raises(BackendError, match="no kernel"):

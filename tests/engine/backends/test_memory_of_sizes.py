@@ -1,18 +1,18 @@
-"""Networks that ran at many sizes hold the memory of the size in use, and a bound of the rest."""
+"""Memory of networks that ran at many sizes: the size in use, and a limited amount for the others."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
-from calotype.backends.openvino import shapes as vino_shapes
+from calotype.backends.openvino import shapes as shapes_module
 from calotype.backends.openvino.shapes import CompiledShapes
 from calotype.system.memory import frees_after_run
 
 MIB = 1 << 20
 
 
-class Kept:
+class CachedShape:
     """A compiled shape that counts how often its buffers were freed."""
 
     def __init__(self, tensor_bytes=0):
@@ -28,28 +28,28 @@ class Kept:
 @pytest.mark.parametrize(
     ("weights", "tensors", "on_disk", "count"),
     [
-        (1 * MIB, 0, True, vino_shapes._MOST),  # a small network: the count bounds it
+        (1 * MIB, 0, True, shapes_module._MAX_SHAPES),  # a small network: the count bounds it
         (8 * MIB, 1 * MIB, True, 3),  # 24 + 8 MiB a shape
-        (64 * MIB, 0, True, vino_shapes._LEAST),  # two sizes in turn stay
-        (64 * MIB, 0, False, vino_shapes._MOST),  # compiling it again takes seconds
+        (64 * MIB, 0, True, shapes_module._MIN_SHAPES),  # two alternating sizes stay
+        (64 * MIB, 0, False, shapes_module._MAX_SHAPES),  # compiling it again takes seconds
     ],
 )
 def test_shapes_are_bounded_by_bytes_where_they_can_be_read_back(monkeypatch, weights, tensors, on_disk, count):
-    monkeypatch.setattr(vino_shapes, "available_bytes", lambda: None)
+    monkeypatch.setattr(shapes_module, "available_bytes", lambda: None)
     shapes = CompiledShapes(weights, on_disk=on_disk)
     for key in "abcdef":
-        shapes(key, lambda: Kept(tensors))
+        shapes(key, lambda: CachedShape(tensors))
     assert len(shapes) == count
 
 
 def test_only_the_shape_in_use_keeps_its_buffers(monkeypatch):
-    monkeypatch.setattr(vino_shapes, "available_bytes", lambda: None)
+    monkeypatch.setattr(shapes_module, "available_bytes", lambda: None)
     shapes = CompiledShapes(1, on_disk=True)
-    a, b = (shapes(key, Kept) for key in "ab")
+    a, b = (shapes(key, CachedShape) for key in "ab")
     assert (a.freed, b.freed) == (1, 0)
-    shapes("b", Kept)
+    shapes("b", CachedShape)
     assert (a.freed, b.freed) == (1, 0)
-    assert shapes("a", Kept) is a
+    assert shapes("a", CachedShape) is a
     assert (a.freed, b.freed) == (1, 1)
 
 
@@ -60,7 +60,7 @@ def test_an_autoencoder_frees_what_large_images_took():
 
 
 def test_onnx_runtime_frees_its_arena_when_the_size_changes(pipe, monkeypatch):
-    """And so not at a constant size, where the next run would take it again."""
+    """It keeps the arena at a constant size, as the next run would allocate it again."""
     runner, options = pipe.component("vae_decoder").runner, []
     session = runner._session
 
@@ -74,12 +74,12 @@ def test_onnx_runtime_frees_its_arena_when_the_size_changes(pipe, monkeypatch):
     assert options[1:] == [False, True, False, True, True, True, True]
 
 
-def test_streams_of_two_sizes_that_take_turns_paint_what_each_paints_alone(pipes):
-    """The buffers of the one are freed at every step of the other."""
+def test_streams_of_two_sizes_that_take_turns_generate_the_same(pipes):
+    """Each stream's step frees the buffers of the other."""
     sizes = [{"height": side, "width": side, "steps": 4, "seed": 1, "output_type": "np"} for side in (64, 128)]
     for backend in ("openvino", "onnxruntime"):
         alone = [pipes[backend]("x", **size).images for size in sizes]
         events = [pipes[backend].stream("x", **size) for size in sizes]
         last = list(zip(*events, strict=True))[-1]
-        for event, wanted in zip(last, alone, strict=True):
-            np.testing.assert_array_equal(event.result.images, wanted)
+        for event, expected in zip(last, alone, strict=True):
+            np.testing.assert_array_equal(event.result.images, expected)

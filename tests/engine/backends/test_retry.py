@@ -1,4 +1,4 @@
-"""Numbers that are not finite: a higher precision takes over and the report says so, or the error says what to do."""
+"""Outputs that are not finite: a higher precision takes over and the report says so, or the error says what to do."""
 
 import threading
 from dataclasses import replace
@@ -11,19 +11,19 @@ from onnx import TensorProto, helper
 from calotype import backends
 from calotype.backends import fake as fake_backend
 from calotype.backends import open_component
-from calotype.errors import BackendError, CalotypeError, NotFiniteError
+from calotype.errors import BackendError, NotFiniteError
 from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
 
 
 def planned(component, *precisions, form="diffusers"):
-    made = tuple(Artifact(form=form, path=component.artifacts[0].path, precision=p, check={}) for p in precisions)
-    return replace(component, artifacts=made)
+    artifacts = tuple(Artifact(form=form, path=component.artifacts[0].path, precision=p, check={}) for p in precisions)
+    return replace(component, artifacts=artifacts)
 
 
 @pytest.fixture
 def overflowing(monkeypatch):
-    """The fake backend, with numbers that are not finite in these precisions; what was opened, in order."""
+    """The precisions in which the fake backend overflows, and the precisions that were opened, in order."""
     broken, opened = set(), []
 
     class Overflowing(fake_backend.FakeRunner):
@@ -40,84 +40,81 @@ def overflowing(monkeypatch):
 
 
 def use(pipe, name, *precisions):
-    """Let the pipeline open this component with artifacts in these precisions."""
+    """Make the pipeline open this component with artifacts in these precisions."""
     pipe._opened[name] = open_component(planned(pipe.plan.components[name], *precisions), backends.choose("fake"))
 
 
-def test_the_first_artifact_that_the_backend_runs_is_taken(fake, overflowing):
+def test_the_first_artifact_that_the_backend_supports_is_used(fake, overflowing):
     unet = fake.plan.components["unet"]
     assert open_component(planned(unet, "fp8", "fp16", "fp32"), backends.choose("fake")).runner.precision == "fp16"
-    with pytest.raises(BackendError, match=r"in fp8, fp4; wanted is another of fp32, bf16, fp16, int8"):
+    with pytest.raises(BackendError, match="fp8, fp4"):
         open_component(planned(unet, "fp8", "fp4"), backends.choose("fake"))
 
 
-def test_an_artifact_that_cannot_be_opened_is_passed_over_with_its_reason(fake, overflowing, monkeypatch):
-    whole = fake_backend.open_runner
+def test_an_artifact_that_cannot_be_opened_is_skipped_with_its_reason(fake, overflowing, monkeypatch):
+    real = fake_backend.open_runner
 
     def open_runner(component, artifact):
         if artifact.precision == "bf16":
             raise BackendError("this CPU has no bfloat16")
-        return whole(component, artifact)
+        return real(component, artifact)
 
     monkeypatch.setattr(fake_backend, "open_runner", open_runner)
     opened = open_component(planned(fake.plan.components["unet"], "bf16", "fp32"), backends.choose("fake"))
     assert opened.runner.precision == "fp32"
-    assert opened.why == "asked for; not fake: this CPU has no bfloat16"
+    assert opened.why == "requested; not fake: this CPU has no bfloat16"
 
 
 @pytest.mark.parametrize(
-    ("held", "broken", "taken"),
+    ("precisions", "broken", "expected"),
     [
         (("fp16", "fp32"), {"fp16"}, "fp32"),
-        (("fp16", "int8", "bf16", "fp32"), {"fp16"}, "bf16"),  # in the plan's order, and never a lower one
+        (("fp16", "int8", "bf16", "fp32"), {"fp16"}, "bf16"),  # in the plan's order, never a lower precision
         (("int8", "fp16", "fp32"), {"int8", "fp16"}, "fp32"),
         (("fp16", "fp32", "bf16"), {"fp16"}, "fp32"),
     ],
 )
-def test_a_higher_precision_takes_over_for_good(fake, overflowing, held, broken, taken):
-    use(fake, "unet", *held)
+def test_a_higher_precision_takes_over_for_good(fake, overflowing, precisions, broken, expected):
+    use(fake, "unet", *precisions)
     overflowing[0].update(broken)
     overflowing[1].clear()
     result = fake("x", steps=4, seed=1)
-    note = f"U-Net: numbers not finite in {held[0]}, retried in "
+    note = f"U-Net: numbers not finite in {precisions[0]}, retried in "
     assert result.report.notes[0].startswith(note)
-    assert result.report.notes[-1].endswith(f"retried in {taken}")
+    assert result.report.notes[-1].endswith(f"retried in {expected}")
     unet = next(c for c in result.report.components if c.name == "unet")
-    assert unet.precision == taken
+    assert unet.precision == expected
     assert "its numbers are not finite" in unet.why
     opened = list(overflowing[1])
     assert fake("x", steps=4, seed=1).report.notes == result.report.notes
-    assert overflowing[1] == opened  # the second picture begins where the first ended
+    assert overflowing[1] == opened  # the second image starts with the last runner
 
 
-@pytest.mark.parametrize(("name", "called"), [("vae_decoder", "VAE decoder"), ("text_encoder", "text encoder")])
-def test_every_component_has_a_second_chance(fake, overflowing, name, called):
+@pytest.mark.parametrize(("name", "display_name"), [("vae_decoder", "VAE decoder"), ("text_encoder", "text encoder")])
+def test_every_component_can_switch_precision(fake, overflowing, name, display_name):
     use(fake, name, "fp16", "fp32")
     overflowing[0].add("fp16")
-    assert fake("x", steps=2, seed=1).report.notes == (f"{called}: numbers not finite in fp16, retried in fp32",)
+    assert fake("x", steps=2, seed=1).report.notes == (f"{display_name}: numbers not finite in fp16, retried in fp32",)
 
 
-def test_nothing_higher_is_told_with_the_command(fake, overflowing):
+def test_without_a_higher_precision_the_error_has_the_command(fake, overflowing):
     use(fake, "unet", "fp16", "int8")
     overflowing[0].add("fp16")
-    with pytest.raises(
-        CalotypeError, match=r"^at step 1 of 3 the U-Net gave .* in fp16 \(fake\).*calotype build .*--precision bf16"
-    ) as told:
+    with pytest.raises(NotFiniteError, match="--precision bf16") as error:
         fake("x", steps=3, seed=1)
-    assert isinstance(told.value, NotFiniteError)
-    assert "\n" not in str(told.value)
+    assert "\n" not in str(error.value)
 
 
-def test_in_float32_the_weights_are_damaged(fake, overflowing):
+def test_not_finite_in_float32_means_damaged_weights(fake, overflowing):
     use(fake, "vae_decoder", "fp32")
     overflowing[0].add("fp32")
-    with pytest.raises(CalotypeError, match=r"the VAE decoder gave numbers that are not finite in fp32 .* are damaged"):
+    with pytest.raises(NotFiniteError, match="damaged"):
         fake("x", steps=1, seed=1)
 
 
-def test_inputs_that_are_not_finite_are_not_the_networks_fault(fake, overflowing):
+def test_inputs_that_are_not_finite_are_the_callers_fault(fake, overflowing):
     use(fake, "vae_decoder", "fp16", "fp32")
-    with pytest.raises(NotFiniteError, match="was given numbers that are not finite"):
+    with pytest.raises(NotFiniteError, match="inputs"):
         fake.decode(np.full((1, 4, 16, 16), np.nan, dtype=np.float32))
     assert fake.component("vae_decoder").retried == ()
 
@@ -136,7 +133,7 @@ def test_threads_that_fail_together_switch_once(fake, overflowing):
 
 
 def test_onnxruntime_overflows_in_fp16_and_goes_on_in_fp32(tmp_path):
-    """A real one: 70,000 is more than fp16 holds."""
+    """A real backend: 70,000 is out of fp16's range."""
     x, y = (helper.make_tensor_value_info(n, TensorProto.FLOAT, ["batch", 4]) for n in "xy")
     cast = {"fp16": TensorProto.FLOAT16, "fp32": TensorProto.FLOAT}
     artifacts = []

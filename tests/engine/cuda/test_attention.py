@@ -1,4 +1,4 @@
-"""The choice of an attention: measured once for a shape, and torch's own where nothing can be measured."""
+"""The choice of an attention implementation: measured once for each shape; torch chooses if nothing can be measured."""
 
 import pytest
 import torch
@@ -14,38 +14,38 @@ def qkv():
     return [torch.randn(1, 2, 6, 8, generator=generator) for _ in "qkv"]
 
 
-def wanted(q, k, v):
+def expected(q, k, v):
     return torch.nn.functional.scaled_dot_product_attention(q, k, v, scale=0.3)
 
 
-def test_without_a_gpu_it_is_torchs_own_choice(qkv):
+def test_without_a_gpu_torch_chooses(qkv):
     choices = Choices(lambda run: pytest.fail("nothing can be measured"))
-    assert torch.equal(choices.attend(*qkv, 0.3), wanted(*qkv))
-    assert torch.equal(attention.attend(*qkv, scale=0.3), wanted(*qkv))
-    assert choices.found == {}
+    assert torch.equal(choices.attend(*qkv, 0.3), expected(*qkv))
+    assert torch.equal(attention.attend(*qkv, scale=0.3), expected(*qkv))
+    assert choices.fastest == {}
 
 
-def test_the_fastest_that_works_is_taken_and_kept(qkv, monkeypatch):
-    """In the order in which they are tried: one that does not work here, and three that take some time."""
+def test_the_fastest_that_works_is_used_and_cached(qkv, monkeypatch):
+    """The first implementation does not work; the other three take different times."""
     monkeypatch.setattr(attention, "_measurable", lambda: True)
-    asked, took = [], iter([None, 2.0, 1.0, 3.0])
+    used, times = [], iter([None, 2.0, 1.0, 3.0])
 
     def by_torch(q, k, v, scale, backend):
-        asked.append(backend)
-        return wanted(q, k, v)
+        used.append(backend)
+        return expected(q, k, v)
 
     monkeypatch.setattr(attention, "_by_torch", by_torch)
-    choices = Choices(lambda run: next(took))
+    choices = Choices(lambda run: next(times))
     for _ in range(2):
-        assert torch.equal(choices.attend(*qkv, 0.3), wanted(*qkv))
-    (key,) = choices.found
-    assert choices.found[key] == "efficient"
-    assert asked == [attention.TORCHS["efficient"]] * 2
+        assert torch.equal(choices.attend(*qkv, 0.3), expected(*qkv))
+    (key,) = choices.fastest
+    assert choices.fastest[key] == "efficient"
+    assert used == [attention.TORCH_BACKENDS["efficient"]] * 2
 
 
-def test_a_kernel_that_does_not_fit_loses_and_a_full_device_is_told(monkeypatch):
+def test_an_unsupported_kernel_is_skipped_and_a_full_device_raises(monkeypatch):
     def failing(error):
-        def bench(run, **said):
+        def bench(run, **options):
             raise error
 
         monkeypatch.setattr(attention, "do_bench", bench)
@@ -57,8 +57,8 @@ def test_a_kernel_that_does_not_fit_loses_and_a_full_device_is_told(monkeypatch)
         failing(torch.OutOfMemoryError("full"))
 
 
-def test_where_none_works_it_is_torchs_own_choice(qkv, monkeypatch):
+def test_torch_chooses_if_no_implementation_works(qkv, monkeypatch):
     monkeypatch.setattr(attention, "_measurable", lambda: True)
     choices = Choices(lambda run: None)
-    assert torch.equal(choices.attend(*qkv, 0.3), wanted(*qkv))
-    assert list(choices.found.values()) == [None]
+    assert torch.equal(choices.attend(*qkv, 0.3), expected(*qkv))
+    assert list(choices.fastest.values()) == [None]

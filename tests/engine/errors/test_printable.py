@@ -1,4 +1,4 @@
-"""What a file says reaches a terminal on one line, without control characters."""
+"""Text from files reaches a terminal on one line, without control characters."""
 
 import pytest
 
@@ -10,7 +10,7 @@ HOSTILE = ["\x1b[2J", "\x9b31m", "a\nb", "a\rb", "\x07", "\x00", "\u202egnp.exe"
 
 
 @pytest.mark.parametrize("text", HOSTILE, ids=ascii)
-def test_what_moves_a_terminal_is_escaped(text):
+def test_control_characters_are_escaped(text):
     shown = printable(f"x{text}y")
     assert shown.isprintable()
     assert shown.startswith(("x", "x\\"))
@@ -18,7 +18,7 @@ def test_what_moves_a_terminal_is_escaped(text):
     shown.encode()
 
 
-def test_other_text_stays():
+def test_other_text_is_unchanged():
     for text in ("", "a path/model (1).png", "モデル", "größe", "🎨", "back\\slash"):
         assert printable(text) == text
 

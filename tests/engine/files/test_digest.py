@@ -1,4 +1,4 @@
-"""Digests of large files are remembered, and never of other bytes than those that are there."""
+"""Digests of large files are cached, and a cached digest always matches the current content."""
 
 import hashlib
 import os
@@ -20,7 +20,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def readings(monkeypatch):
-    """How often a file was read."""
+    """Counts how often a file was read."""
     calls, read = [], digest._read
     monkeypatch.setattr(digest, "_read", lambda path: calls.append(path) or read(path))
     return calls
@@ -37,7 +37,7 @@ def sha256(path):
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
-def test_the_second_time_it_is_not_read(file, readings):
+def test_a_file_is_read_once(file, readings):
     assert file_digest(file) == file_digest(file) == sha256(file)
     assert len(readings) == 1
 
@@ -53,12 +53,12 @@ def test_a_renamed_file_keeps_its_digest(file, readings, tmp_path):
     (tmp_path / "making").mkdir()
     moved = file.rename(tmp_path / "making" / "weights")  # the file itself: its change time moves
     file_digest(moved)
-    (tmp_path / "making").rename(tmp_path / "made")  # its folder, as the store does
-    assert file_digest(tmp_path / "made" / "weights") == sha256(tmp_path / "made" / "weights")
+    (tmp_path / "making").rename(tmp_path / "final")  # its folder, as the store does
+    assert file_digest(tmp_path / "final" / "weights") == sha256(tmp_path / "final" / "weights")
     assert len(readings) <= 2
 
 
-def test_a_flipped_bit_that_keeps_size_and_time_is_seen(file):
+def test_a_change_that_keeps_size_and_time_is_detected(file):
     before, status = file_digest(file), file.stat()
     with file.open("r+b") as opened:
         opened.write(b"1")
@@ -67,8 +67,8 @@ def test_a_flipped_bit_that_keeps_size_and_time_is_seen(file):
     assert before != file_digest(file) == sha256(file)
 
 
-def test_a_write_right_after_is_seen(file):
-    """Two writes within one tick of the kernel's clock would look alike: the first is not remembered so soon."""
+def test_an_immediate_second_write_is_detected(file):
+    """Two writes within one tick of the kernel's clock have equal times, so the first digest must not be cached."""
     for i in range(25):
         for data in (b"a%d" % i, b"b%d" % i):
             with file.open("r+b") as opened:
@@ -76,14 +76,14 @@ def test_a_write_right_after_is_seen(file):
             assert file_digest(file) == sha256(file)
 
 
-def test_a_write_while_it_is_read_is_not_remembered(file, monkeypatch):
+def test_a_write_during_reading_is_detected(file, monkeypatch):
     read = digest._read
 
     def slow(path):
-        found = read(path)
+        digest = read(path)
         with path.open("r+b") as opened:
             opened.write(b"x")
-        return found
+        return digest
 
     monkeypatch.setattr(digest, "_read", slow)
     file_digest(file)
@@ -91,15 +91,15 @@ def test_a_write_while_it_is_read_is_not_remembered(file, monkeypatch):
     assert file_digest(file) == sha256(file)
 
 
-def test_a_file_from_the_future_is_not_remembered(file, readings, monkeypatch):
-    """A clock that was set back: a later write might have the same time."""
+def test_a_file_from_the_future_is_not_cached(file, readings, monkeypatch):
+    """After a clock was set back, a later write may have the same time."""
     now = digest.time.time
     monkeypatch.setattr(digest.time, "time", lambda: now() - 3600)
     assert file_digest(file) == file_digest(file) == sha256(file)
     assert len(readings) == 2
 
 
-def test_another_file_in_its_place_is_seen(file, tmp_path):
+def test_a_replaced_file_is_detected(file, tmp_path):
     before = file_digest(file)
     other = tmp_path / "other"
     other.write_bytes(b"9876543210" * 1000)
@@ -109,22 +109,22 @@ def test_another_file_in_its_place_is_seen(file, tmp_path):
 
 
 @pytest.mark.parametrize("damage", [b"", b"{", b"[]", b"{}", b"\xff", b"null"])
-def test_a_damaged_memory_is_no_memory(file, home, readings, damage):
+def test_a_damaged_cache_entry_is_ignored(file, home, readings, damage):
     file_digest(file)
-    (remembered,) = (home / "digests").iterdir()
-    remembered.write_bytes(damage)
+    (entry,) = (home / "digests").iterdir()
+    entry.write_bytes(damage)
     assert file_digest(file) == file_digest(file) == sha256(file)
     assert len(readings) == 2
 
 
-def test_a_memory_that_cannot_be_written_costs_a_reading(file, home, readings):
+def test_without_a_cache_the_file_is_read_again(file, home, readings):
     home.write_text("no folder")
     assert file_digest(file) == file_digest(file) == sha256(file)
     assert len(readings) == 2
 
 
-def test_every_file_is_read_again_where_that_is_wanted(file, readings):
-    """As `calotype cache verify` does: what rots on the disk changes no time."""
+def test_rereading_ignores_the_cache(file, readings):
+    """`calotype cache verify` uses it: damage on the disk changes no time."""
     file_digest(file)
     with rereading():
         assert file_digest(file) == sha256(file)
@@ -133,7 +133,7 @@ def test_every_file_is_read_again_where_that_is_wanted(file, readings):
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda p: p.symlink_to(p), lambda p: None])
-def test_what_is_no_file_is_told(tmp_path, make):
+def test_a_path_that_is_not_a_file_is_refused(tmp_path, make):
     make(tmp_path / "odd")
-    with pytest.raises(SourceError, match="odd cannot be read"):
+    with pytest.raises(SourceError, match=r"cannot read .*odd"):
         file_digest(tmp_path / "odd")

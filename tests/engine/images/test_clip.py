@@ -1,4 +1,4 @@
-"""CLIP's scores: transformers' own numbers, of any CLIP model's folder; and the one that ships means something."""
+"""CLIP scores equal transformers', for any CLIP model's folder; and the model that ships is useful."""
 
 import json
 import shutil
@@ -17,13 +17,13 @@ from calotype.export.judge import scenes
 from calotype.images import clip
 
 DRAWN = [scenes.draw_scene(s, held_out=True) for s in range(10_000_000, 10_000_008)]
-PICTURES = [Image.fromarray(scenes.render(s)) for s in DRAWN]
+IMAGES = [Image.fromarray(scenes.render(s)) for s in DRAWN]
 WORDS = [scenes.caption(s) for s in DRAWN]
 
 
 @pytest.fixture(scope="module")
 def other(tmp_path_factory, demo_folder):
-    """A CLIP of random weights and sizes of its own, whose processor is as OpenAI's, with another filter and cut."""
+    """A CLIP of random weights and other sizes, with OpenAI's processor, but another filter and crop."""
     folder = tmp_path_factory.mktemp("clip")
     small = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 2}
     text = small | {"vocab_size": 604, "bos_token_id": 602, "eos_token_id": 603, "max_position_embeddings": 40}
@@ -44,7 +44,7 @@ def test_scores_are_a_hundred_times_transformers_cosine(which, other):
     folder = clip.DEMO if which == "the one that ships" else other
     model = CLIPModel.from_pretrained(folder, dtype=torch.float32).eval()
     processor, words = CLIPImageProcessorPil.from_pretrained(folder), CLIPTokenizer.from_pretrained(folder)
-    wide = [picture.resize((150, 100)) for picture in PICTURES]  # the processor has something to cut
+    wide = [image.resize((150, 100)) for image in IMAGES]  # so that the processor crops
     length = model.config.text_config.max_position_embeddings
     ids = words(WORDS, padding="max_length", max_length=length, return_tensors="pt")
     with torch.no_grad():
@@ -58,70 +58,70 @@ def test_scores_are_a_hundred_times_transformers_cosine(which, other):
     np.testing.assert_allclose(opened.encode_text(WORDS), out.text_embeds.numpy(), atol=1e-5)
 
 
-def test_one_picture_is_as_good_as_a_list_and_arrays_as_pictures():
-    scores = calotype.clip_score(PICTURES, WORDS)
-    np.testing.assert_allclose(calotype.clip_score(PICTURES[0], WORDS[0]), scores[:1], atol=1e-3)
-    stack = np.stack([np.asarray(p) for p in PICTURES])
+def test_one_image_equals_a_list_and_arrays_equal_images():
+    scores = calotype.clip_score(IMAGES, WORDS)
+    np.testing.assert_allclose(calotype.clip_score(IMAGES[0], WORDS[0]), scores[:1], atol=1e-3)
+    stack = np.stack([np.asarray(p) for p in IMAGES])
     np.testing.assert_array_equal(calotype.clip_score(stack, WORDS), scores)
     np.testing.assert_allclose(calotype.clip_score(stack / 255, WORDS), scores, atol=1e-3)
-    np.testing.assert_allclose(calotype.clip_score(PICTURES, WORDS[0])[0], scores[0], atol=1e-3)
+    np.testing.assert_allclose(calotype.clip_score(IMAGES, WORDS[0])[0], scores[0], atol=1e-3)
 
 
-def test_pictures_of_several_sizes_go_together():
+def test_images_of_several_sizes_in_one_list():
     sizes = [128, 64, 300]
-    several = [PICTURES[0].resize((side, side)) for side in sizes]
-    each = [calotype.clip_score(picture, WORDS[0])[0] for picture in several]
+    several = [IMAGES[0].resize((side, side)) for side in sizes]
+    each = [calotype.clip_score(image, WORDS[0])[0] for image in several]
     np.testing.assert_allclose(calotype.clip_score(several, WORDS[0]), each, atol=1e-3)
 
 
-def test_a_long_text_is_cut_as_clip_cuts_it(other):
+def test_a_long_text_is_truncated(other):
     words = "a red circle on a blue background " * 40
     assert np.isfinite(calotype.Clip(other).encode_text(words)).all()
     assert calotype.Clip(other).tokens == 40
 
 
 def test_it_tells_held_out_scenes_apart():
-    """A sample of the 300 that `export.demo.evaluate_clip` measures; the floors leave room for so small a sample.
+    """A sample of the 300 scenes of `export.demo.evaluate_clip`; the floors allow for the small sample.
 
-    Wrong shapes, sizes and relations it hardly tells from right ones: nothing is promised of them.
+    The model hardly distinguishes wrong shapes, sizes and relations from right ones, so they have no floor.
     """
-    found = measure(calotype.Clip(), 40, 10_002_000)
-    assert found["above_another"] >= 0.95
-    assert found["matched"] >= found["mismatched"] + 50
-    assert found["told"]["color"] >= 0.95  # by chance a half
-    assert found["told"]["background"] >= 0.95
+    scores = measure(calotype.Clip(), 40, 10_002_000)
+    assert scores["above_another"] >= 0.95
+    assert scores["matched"] >= scores["mismatched"] + 50
+    assert scores["told"]["color"] >= 0.95  # by chance a half
+    assert scores["told"]["background"] >= 0.95
 
 
 @pytest.mark.parametrize(
-    ("images", "prompts", "told"),
+    ("images", "prompts", "keyword"),
     [
-        ([], "x", "images must be a picture, or a list"),
-        (PICTURES[:2], ["x", "y", "z"], "one prompt, or one for each of 2 pictures; got 3"),
-        (PICTURES[:2], [], "prompts must be text, or a list"),
-        (PICTURES[0], [3], "prompts must be text"),
-        (["a.png"], "x", "images takes a PIL image.*got str"),
+        ([], "x", "images: got an empty list"),
+        (IMAGES[:2], ["x", "y", "z"], "2 images"),
+        (IMAGES[:2], [], "prompts"),
+        (IMAGES[0], [3], "prompts"),
+        (["a.png"], "x", "images: got str"),
         (np.full((4, 4, 3), np.nan), "x", "from nan"),
     ],
 )
-def test_wrong_arguments_are_told(images, prompts, told):
-    with pytest.raises(InputError, match=told):
+def test_invalid_arguments_raise(images, prompts, keyword):
+    with pytest.raises(InputError, match=keyword):
         calotype.clip_score(images, prompts)
 
 
-def test_folders_that_hold_no_clip_are_told(tmp_path, demo_folder, other):
-    with pytest.raises(SourceError, match=r"config\.json is missing"):
+def test_folders_without_a_clip_model_raise(tmp_path, demo_folder, other):
+    with pytest.raises(SourceError, match=r"config\.json"):
         calotype.Clip(tmp_path)
-    with pytest.raises(SourceError, match="holds a model of type clip_text_model"):
+    with pytest.raises(SourceError, match="clip_text_model"):
         calotype.Clip(demo_folder / "text_encoder")
     copy = shutil.copytree(other, tmp_path / "copy")
     weights = load_file(copy / "model.safetensors")
     del weights["visual_projection.weight"]
     save_file(weights, copy / "model.safetensors", {"format": "pt"})
-    with pytest.raises(SourceError, match=r"lacks weights, of visual_projection\.weight for one"):
+    with pytest.raises(SourceError, match=r"visual_projection\.weight"):
         calotype.Clip(copy)
     (copy / "model.safetensors").unlink()
     torch.save({}, copy / "pytorch_model.bin")
-    with pytest.raises(SourceError, match="cannot be opened"):
+    with pytest.raises(SourceError, match="Cannot load"):
         calotype.Clip(copy)
 
 

@@ -1,4 +1,4 @@
-"""PNGs with anything in their text: `--like` takes the settings, or refuses them with an error of ours."""
+"""PNGs with any text: `--like` reads the settings, or raises a `CalotypeError`."""
 
 import io
 import json
@@ -39,7 +39,7 @@ CUTS = st.lists(st.tuples(st.integers(0, 10**6), st.binary(max_size=12)), min_si
 
 @pytest.fixture(scope="module")
 def own() -> dict[str, str]:
-    """What a picture of the demonstration model says of itself."""
+    """The settings of an image of the demonstration model."""
     image = calotype.load("demo", backend="fake")(
         "a red ring", steps=1, seed=3, clip_skip=1, guidance_interval=(0.1, 0.9)
     ).images[0]
@@ -60,7 +60,7 @@ def png(texts) -> bytes:
 
 
 def read(path):
-    """The settings, or None where they were refused."""
+    """The settings, or None for an error."""
     try:
         like = read_like(path, ("image", "mask_image", "control_image"), loras_named=False, model_named=False)
     except CalotypeError:
@@ -69,7 +69,7 @@ def read(path):
     return like
 
 
-def test_the_settings_are_read_before_they_are_changed(own, path):
+def test_unchanged_settings_are_read(own, path):
     path.write_bytes(png(own))
     like = read(path)
     assert like is not None
@@ -78,7 +78,7 @@ def test_the_settings_are_read_before_they_are_changed(own, path):
 
 @OPTIONS
 @given(changes=CHANGES, drop=st.sets(st.sampled_from(NAMES), max_size=1))
-def test_any_settings_are_taken_or_refused(own, path, limited, changes, drop):
+def test_any_settings_are_read_or_raise(own, path, limited, changes, drop):
     path.write_bytes(png({name: value for name, value in (own | changes).items() if name not in drop}))
     with limited():
         like = read(path)
@@ -87,7 +87,7 @@ def test_any_settings_are_taken_or_refused(own, path, limited, changes, drop):
 
 @OPTIONS
 @given(cuts=CUTS, end=st.integers(0, 10**6))
-def test_any_bytes_are_taken_or_refused(own, path, limited, cuts, end):
+def test_any_bytes_are_read_or_raise(own, path, limited, cuts, end):
     data = bytearray(png(own))
     for at, content in cuts:
         place = at % len(data)

@@ -1,4 +1,4 @@
-"""Pictures remember how they were made."""
+"""Settings of generated images in PNG files."""
 
 import copy
 import pickle
@@ -14,39 +14,39 @@ from calotype.images.png import image_from_pixels, settings_of, to_uint8
 
 
 def test_text_survives_the_png(tmp_path):
-    told = {"calotype": "0", "prompt": 'ünï "你好"\n🎉', "negative_prompt": "", "seed": "7"}
-    image_from_pixels(np.zeros((8, 8, 3), np.uint8), told).save(tmp_path / "p.png")
-    assert settings_of(tmp_path / "p.png") == told
+    settings = {"calotype": "0", "prompt": 'ünï "你好"\n🎉', "negative_prompt": "", "seed": "7"}
+    image_from_pixels(np.zeros((8, 8, 3), np.uint8), settings).save(tmp_path / "p.png")
+    assert settings_of(tmp_path / "p.png") == settings
 
 
 def test_copies_and_pickles_keep_their_settings(tmp_path):
-    told = {"calotype": "0", "seed": "7"}
-    picture = image_from_pixels(np.zeros((8, 8, 3), np.uint8), told)
-    for i, again in enumerate((copy.deepcopy(picture), pickle.loads(pickle.dumps(picture)))):
+    settings = {"calotype": "0", "seed": "7"}
+    image = image_from_pixels(np.zeros((8, 8, 3), np.uint8), settings)
+    for i, again in enumerate((copy.deepcopy(image), pickle.loads(pickle.dumps(image)))):
         again.save(tmp_path / f"{i}.png")
-        assert settings_of(tmp_path / f"{i}.png") == told
+        assert settings_of(tmp_path / f"{i}.png") == settings
 
 
-def test_other_formats_are_written_without(tmp_path):
+def test_other_formats_have_no_settings(tmp_path):
     image_from_pixels(np.zeros((8, 8, 3), np.uint8), {"calotype": "0"}).save(tmp_path / "p.jpg")
     with Image.open(tmp_path / "p.jpg") as image:
         assert image.size == (8, 8)
 
 
-def test_files_without_settings_are_told(tmp_path):
+def test_files_without_settings_raise(tmp_path):
     Image.new("RGB", (8, 8)).save(tmp_path / "plain.png")
     (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\n no more")
     header = b"IHDR" + struct.pack(">IIBBBBB", 30000, 30000, 8, 2, 0, 0, 0)
     (tmp_path / "huge.png").write_bytes(
         b"\x89PNG\r\n\x1a\n" + struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
     )
-    for name, told in (
-        ("huge.png", "cannot be read"),
-        ("plain.png", "how it was made"),
-        ("broken.png", "cannot be read"),
-        ("none.png", "cannot be read"),
+    for name, keyword in (
+        ("huge.png", "Cannot read"),
+        ("plain.png", "settings"),
+        ("broken.png", "Cannot read"),
+        ("none.png", "Cannot read"),
     ):
-        with pytest.raises(InputError, match=told):
+        with pytest.raises(InputError, match=keyword):
             settings_of(tmp_path / name)
 
 

@@ -1,4 +1,4 @@
-"""Any .safetensors as a LoRA: a `SourceError`, or patches of finite numbers in the shapes of the weights."""
+"""Fuzzed .safetensors files as LoRAs: a `SourceError`, or finite updates in the shapes of the weights."""
 
 import json
 import math
@@ -45,7 +45,7 @@ odd_files = st.dictionaries(st.one_of(keys, st.text(max_size=20)), tensors, max_
 
 @st.composite
 def near_files(draw):
-    """A LoRA that fits, but for at most one tensor."""
+    """Draw a LoRA that fits except for at most one tensor."""
     kind, number = draw(st.sampled_from(["F32", "F16", "BF16", "F64"])), st.sampled_from(NUMBERS)
     file = {}
     for stem, down, up in (("unet.conv_in", (2, 8, 3, 3), (6, 2, 1, 1)), ("unet.mid_block.attn1.to_q", (2, 8), (6, 2))):
@@ -75,7 +75,7 @@ metadata = st.one_of(
 
 
 def stored(kind, shape, number):
-    """The bytes of a tensor whose numbers are all the same."""
+    """Return the bytes of a tensor whose elements are equal."""
     count = math.prod(shape)
     with np.errstate(all="ignore"):
         if kind in ("F64", "F32", "F16"):
@@ -85,18 +85,18 @@ def stored(kind, shape, number):
     return b"\1" * (count * BYTES[kind])
 
 
-def written(path, file, extra):
+def write(path, file, extra):
     header, data = {} if extra is None else {"__metadata__": extra}, b""
     for name, (kind, shape, number) in file.items():
-        mine = stored(kind, shape, number)
-        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + len(mine)]}
-        data += mine
+        content = stored(kind, shape, number)
+        header[name] = {"dtype": kind, "shape": shape, "data_offsets": [len(data), len(data) + len(content)]}
+        data += content
     text = json.dumps(header).encode()
     path.write_bytes(len(text).to_bytes(8, "little") + text + data)
 
 
-def held(path, weight):
-    """Whether it was read as a LoRA; all that comes of it is right."""
+def loads(path, weight):
+    """Return whether the file is read as a LoRA. Checks the updates."""
     try:
         patches = weight_deltas_of(parse_loras({path: weight}), NETWORKS)
     except SourceError:
@@ -121,32 +121,32 @@ weights = st.one_of(st.sampled_from([1, 0, -10, 0.5, "0.5", None, math.nan, 10**
 @bounded
 @given(file=odd_files, extra=metadata, weight=weights)
 def test_odd_files(path, file, extra, weight):
-    written(path, file, extra)
-    held(path, weight)
+    write(path, file, extra)
+    loads(path, weight)
 
 
 @bounded
 @given(file=near_files(), extra=metadata, weight=st.sampled_from([1, 0, -10]))
 def test_files_that_nearly_fit(path, file, extra, weight):
-    written(path, file, extra)
-    held(path, weight)
+    write(path, file, extra)
+    loads(path, weight)
 
 
 @bounded
 @given(at=st.integers(0, 600), byte=st.integers(0, 255), cut=st.integers(0, 900))
 def test_damaged_files(path, at, byte, cut):
-    """One byte is another, or the end is missing; where the damage hits numbers alone it may still be a LoRA."""
+    """A byte is changed or the end is missing. If the damage is only in values, the file may still be a LoRA."""
     file = {"unet.conv_in.lora_A.weight": ("F32", (2, 8, 3, 3), 1), "unet.conv_in.lora_B.weight": ("F32", (6, 2), 1)}
-    written(path, file, {"lora_adapter_metadata": '{"unet.lora_alpha": 2}'})
+    write(path, file, {"lora_adapter_metadata": '{"unet.lora_alpha": 2}'})
     data = bytearray(path.read_bytes())
     if at < len(data):
         data[at] = byte
     path.write_bytes(data[: max(len(data) - cut, 0)] if cut < 300 else data)
-    held(path, 1)
+    loads(path, 1)
 
 
-def test_one_that_fits_is_read(path):
-    """Without this the rest would pass where nothing is."""
+def test_a_file_that_fits_is_read(path):
+    """The other tests would also pass if every file was refused."""
     file = {"unet.conv_in.lora_A.weight": ("F32", (2, 8, 3, 3), 1), "unet.conv_in.lora_B.weight": ("F32", (6, 2), 1)}
-    written(path, file, None)
-    assert held(path, 1)
+    write(path, file, None)
+    assert loads(path, 1)

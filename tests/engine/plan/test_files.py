@@ -1,4 +1,4 @@
-"""A plan opens plain files of its own folder that are listed and verified, and nothing else."""
+"""A plan opens only regular files of its own folder that are listed and verified."""
 
 import os
 import shutil
@@ -22,7 +22,7 @@ def refused(editable, word):
 
 @pytest.fixture
 def outside(editable):
-    """The whole plan once more, outside of the folder."""
+    """A copy of the plan outside of its folder."""
     return shutil.copytree(editable.folder, editable.folder.parent / "outside", copy_function=os.link)
 
 
@@ -72,12 +72,12 @@ def test_every_opened_file_is_listed(editable):
 
 
 @pytest.mark.parametrize("name", ["unet/other.onnx", "tokenizer/added_tokens.json", "samplers/more.npz"])
-def test_a_file_beside_those_that_is_not_listed_is_refused(name, editable):
+def test_an_unlisted_file_next_to_listed_ones_is_refused(name, editable):
     (editable.folder / name).write_text("{}")
     refused(editable, name)
 
 
-def test_files_elsewhere_in_the_folder_are_nobodys_business(editable):
+def test_other_files_of_the_folder_are_ignored(editable):
     (editable.folder / "README").write_text("mine")
     (editable.folder / "unet" / ".DS_Store").write_text("a file manager's")
     read_plan(editable.seal())
@@ -93,7 +93,7 @@ def test_the_folder_itself_may_be_reached_through_a_link(editable):
     "name", ["../outside.bin", "{root}/outside.bin", "../unet/model.onnx.data", "x.data", "*/_ORT_MEM_ADDR_/*"]
 )
 @pytest.mark.parametrize("place", ["initializer", "attribute", "function"])
-def test_external_data_is_of_the_same_folder_and_listed(name, place, editable):
+def test_external_data_must_be_in_the_same_folder_and_listed(name, place, editable):
     (editable.folder.parent / "outside.bin").write_bytes(b"\0" * 64)
     graph = graph_with(name.format(root=editable.folder.parent), place)
     editable.put("vae_encoder/model.onnx", graph)
@@ -117,7 +117,7 @@ def graph_with(location, place, count=16):
     return model.SerializeToString()
 
 
-def test_names_are_found_however_they_are_encoded(tmp_path):
+def test_names_are_read_in_any_encoding(tmp_path):
     path = tmp_path / "model.onnx"
     # An entry with its value before its key, and one whose key is repeated: the last one counts.
     swapped = b"\x12\x06../bad\x0a\x08location"
@@ -134,7 +134,7 @@ def test_names_are_found_however_they_are_encoded(tmp_path):
     [b"", b"x", b"\x3a\x05abc", b"\x3b", b"\x3a\x02\x2a\x80", b"\xff" * 64, b"\xba\x80\x80\x80\x10\x00"],
     ids=["empty", "short", "cut", "group", "cut length", "long number", "more than 32 bits of a field"],
 )
-def test_what_is_no_onnx_is_refused(data, tmp_path, editable):
+def test_invalid_onnx_is_refused(data, tmp_path, editable):
     path = tmp_path / "model.onnx"
     path.write_bytes(data)
     with pytest.raises(ValueError):  # noqa: PT011 - of any wording

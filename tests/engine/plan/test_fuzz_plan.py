@@ -1,4 +1,4 @@
-"""Manifests with anything in them: a plan is refused with an error of ours, or it loads and makes a picture."""
+"""Fuzzed manifests: a plan is refused with a `CalotypeError`, or it loads and generates an image."""
 
 import copy
 import json
@@ -25,7 +25,7 @@ ODD = [
 
 @pytest.fixture(scope="module")
 def small(saved_plan, tmp_path_factory) -> Path:
-    """A sealed plan of the demonstration model that the fake backend opens, with no weights in it."""
+    """A sealed plan of the demonstration model without weights, for the fake backend."""
     folder = tmp_path_factory.mktemp("fuzz") / "plan"
     shutil.copytree(saved_plan, folder, ignore=shutil.ignore_patterns("*.onnx*"))
     plan = read_plan(saved_plan)
@@ -47,7 +47,7 @@ def manifest_of(folder):
 
 @st.composite
 def places(draw, data):
-    """An object or a list somewhere in the data, and one of its names: each level as likely as the next."""
+    """Draw an object or a list in the data and one of its names. Every level is equally likely."""
     while True:
         names = sorted(data) if isinstance(data, dict) else range(len(data))
         name = draw(st.sampled_from(names))
@@ -58,16 +58,16 @@ def places(draw, data):
 
 
 def mutate(data, draw):
-    """Replace, delete, double or exchange one value."""
+    """Replace, delete, duplicate or exchange one value."""
     holder, name = draw(places(data))
-    kind = draw(st.sampled_from(["replace", "replace", "delete", "double", "exchange"]))
+    kind = draw(st.sampled_from(["replace", "replace", "delete", "duplicate", "exchange"]))
     if kind == "replace":
         holder[name] = copy.deepcopy(draw(st.sampled_from(ODD)))
     elif kind == "delete":
         del holder[name]
-    elif kind == "double" and isinstance(holder, list):
+    elif kind == "duplicate" and isinstance(holder, list):
         holder.append(copy.deepcopy(holder[name]))
-    elif kind == "double":
+    elif kind == "duplicate":
         holder[f"{name}_2"] = copy.deepcopy(holder[name])
     else:
         other, place = draw(places(data))
@@ -79,7 +79,7 @@ def write(folder, data):
 
 
 def load_and_generate(folder):
-    """True where a picture came of it."""
+    """Return whether the plan loads and generates an image."""
     try:
         pipe = calotype.load(folder, backend="fake")
         image = pipe("a red ring", steps=1, seed=0, width=64, height=64).images[0]

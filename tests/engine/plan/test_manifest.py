@@ -1,4 +1,4 @@
-"""A plan whose manifest makes no sense is refused when it is read: with the field, and the command that mends it."""
+"""An invalid manifest is refused when a plan is read. The error has the field and the command that builds it again."""
 
 import copy
 import json
@@ -14,7 +14,7 @@ from calotype.plan.plan import read_plan
 
 
 def at(data, path):
-    """The object that holds the last name of a path, and that name."""
+    """Return the object that holds the last name of a path, and that name."""
     *names, last = path.split("/")
     for name in names:
         data = data[int(name) if isinstance(data, list) else name]
@@ -31,7 +31,7 @@ MISSING = [
 
 
 @pytest.mark.parametrize("path", MISSING)
-def test_what_is_missing_is_named(path, editable):
+def test_a_missing_field_is_refused(path, editable):
     holder, name = at(editable.data, path)
     del holder[name]
     refused(editable, None)
@@ -41,10 +41,10 @@ def refused(editable, field):
     folder = editable.seal()
     with pytest.raises(SourceError) as caught:
         read_plan(folder)
-    told = str(caught.value)
-    assert "plan.json" in told or "version" in told
-    assert "calotype build" in told
-    assert field is None or field in told
+    message = str(caught.value)
+    assert "plan.json" in message or "version" in message
+    assert "calotype build" in message
+    assert field is None or field in message
     with pytest.raises(SourceError):
         calotype.load(folder, backend="fake")
 
@@ -98,7 +98,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("path", "value"), WRONG, ids=[f"{path}={value!r:.40}" for path, value in WRONG])
-def test_a_wrong_value_is_named_with_its_field(path, value, saved_plan):
+def test_the_error_for_a_wrong_value_names_its_field(path, value, saved_plan):
     data = copy.deepcopy(json.loads((saved_plan / "plan.json").read_text()))
     data.pop("digest")
     check_manifest(data)
@@ -106,7 +106,7 @@ def test_a_wrong_value_is_named_with_its_field(path, value, saved_plan):
     holder[name] = value
     with pytest.raises(SchemaError) as caught:
         check_manifest(data)
-    # Two fields that do not go together are told by one of them.
+    # The error for two fields that do not match names one of them.
     assert any(str(caught.value).removeprefix("a name in ").startswith(field) for field in [*data, "more"])
     assert len(str(caught.value)) < 1000
 
@@ -117,7 +117,7 @@ def test_a_wrong_value_is_refused_where_a_plan_is_read(editable):
 
 
 @pytest.mark.parametrize("wrong", ["deep", "huge", "pipe", "folder", "text", "list"])
-def test_a_manifest_that_is_no_object_of_a_modest_file_is_refused(wrong, editable):
+def test_a_manifest_that_is_not_a_small_json_object_is_refused(wrong, editable):
     path = editable.folder / "plan.json"
     path.unlink()
     if wrong == "pipe":
@@ -133,7 +133,7 @@ def test_a_manifest_that_is_no_object_of_a_modest_file_is_refused(wrong, editabl
         calotype.load(editable.folder)
 
 
-def test_a_plan_in_the_making_is_read_by_the_exporter_alone(editable):
+def test_only_the_exporter_reads_an_unfinished_plan(editable):
     editable.data["files"] = {}
     editable.data["components"]["unet"]["artifacts"][0]["path"] = "/elsewhere/model.onnx"
     folder = editable.seal()

@@ -1,11 +1,12 @@
-"""`--like` with a stranger's PNG: it chooses no model, and what is wrong in it is an `InputError`."""
+"""`--like` with a stranger's PNG: the PNG cannot choose a model, and wrong settings raise `InputError`."""
 
 import json
 import os
-import shutil
 
+import numpy as np
 import pytest
 from PIL import Image, PngImagePlugin
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from calotype import cli
@@ -17,7 +18,7 @@ from calotype.report.like import read_like
 
 @pytest.fixture
 def settings(fake):
-    """What a picture of the demonstration model says of itself."""
+    """Settings in a PNG of the demonstration model."""
     return dict(fake("a red ring", steps=2, seed=3).images[0].info) | {"backend": "eager"}
 
 
@@ -38,17 +39,17 @@ def like(path, *, model_named=False):
     return read_like(path, (), loras_named=False, model_named=model_named)
 
 
-def test_a_picture_of_the_shipped_model_is_made_again(settings, tmp_path):
-    read = like(png(tmp_path / "a.png", settings))
-    assert (read.model, read.backend, read.arguments["prompt"]) == ("demo", "eager", "a red ring")
-    assert read.fingerprint == settings["model_fingerprint"]
+def test_an_image_of_the_shipped_model_is_read(settings, tmp_path):
+    result = like(png(tmp_path / "a.png", settings))
+    assert (result.model, result.backend, result.arguments["prompt"]) == ("demo", "eager", "a red ring")
+    assert result.fingerprint == settings["model_fingerprint"]
 
 
 STRANGE = ["someone/model", "/etc", "~", "../model", "/proc/self/fd/0", "//host/share", "", "a\x1b[2J\nb", "demo/../x"]
 
 
 @pytest.mark.parametrize("model", STRANGE)
-def test_a_picture_does_not_choose_the_model(model, settings, tmp_path, own_home):
+def test_a_png_cannot_choose_the_model(model, settings, tmp_path, own_home):
     path = png(tmp_path / "a.png", settings | {"model": model})
     with pytest.raises(InputError, match="--model") as caught:
         like(path)
@@ -57,7 +58,7 @@ def test_a_picture_does_not_choose_the_model(model, settings, tmp_path, own_home
     assert like(path, model_named=True).model == model
 
 
-def test_nothing_is_loaded_without_a_model_named(settings, tmp_path, own_home, monkeypatch):
+def test_an_unknown_model_is_not_loaded(settings, tmp_path, own_home, monkeypatch):
     monkeypatch.setattr("calotype.loading.load", lambda *_, **__: pytest.fail("a model was loaded"))
     path = png(tmp_path / "a.png", settings | {"model": "someone/model"})
     done = CliRunner().invoke(cli.app, ["generate", "--like", str(path), "-o", str(tmp_path / "b.png")])
@@ -65,7 +66,7 @@ def test_nothing_is_loaded_without_a_model_named(settings, tmp_path, own_home, m
     assert "someone/model" in str(done.exception)
 
 
-def test_a_local_model_that_was_named_before_is_known(settings, model_copy, tmp_path, own_home):
+def test_a_local_model_is_known_after_its_first_use(settings, model_copy, tmp_path, own_home):
     path = png(tmp_path / "a.png", settings | {"model": str(model_copy)})
     with pytest.raises(InputError, match="--model"):
         like(path)
@@ -75,7 +76,7 @@ def test_a_local_model_that_was_named_before_is_known(settings, model_copy, tmp_
     assert like(tmp_path / "b.png").model == str(model_copy)
 
 
-def test_what_is_not_there_is_not_remembered(own_home, tmp_path, monkeypatch):
+def test_only_an_existing_model_becomes_known(own_home, tmp_path, monkeypatch):
     remember_model("someone/model")
     assert not is_known("someone/model")
     monkeypatch.chdir(tmp_path)
@@ -87,7 +88,7 @@ def test_what_is_not_there_is_not_remembered(own_home, tmp_path, monkeypatch):
     assert not is_known("plan")
 
 
-def test_a_model_that_changed_since_is_refused(settings, tmp_path):
+def test_a_changed_model_is_refused(settings, tmp_path):
     path = png(tmp_path / "a.png", settings | {"model_fingerprint": "0" * 64, "backend": "fake"})
     done = CliRunner().invoke(cli.app, ["generate", "--like", str(path), "-o", str(tmp_path / "b.png")])
     assert isinstance(done.exception, InputError)
@@ -105,7 +106,7 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("name", "value"), WRONG, ids=[f"{name}={value!r:.20}" for name, value in WRONG])
-def test_a_wrong_setting_is_an_error_of_ours(name, value, settings, tmp_path):
+def test_a_wrong_setting_raises_a_calotype_error(name, value, settings, tmp_path):
     if value == "9" * 5000 and name == "guidance_scale":
         value = "nan, no"
     with pytest.raises(CalotypeError):
@@ -113,7 +114,7 @@ def test_a_wrong_setting_is_an_error_of_ours(name, value, settings, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["prompt", "seed", "model", "backend", "model_fingerprint", "scheduler", CHUNK])
-def test_a_missing_setting_is_named(name, settings, tmp_path):
+def test_a_missing_setting_raises(name, settings, tmp_path):
     del settings[name]
     with pytest.raises(InputError):
         like(png(tmp_path / "a.png", settings))
@@ -124,20 +125,20 @@ def test_only_a_png_file_is_opened(tmp_path):
     (tmp_path / "a.png").write_text("%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 9 9\n")
     Image.new("RGB", (16, 16)).save(tmp_path / "jpeg.png", format="JPEG")
     for name in ("pipe.png", "a.png", "jpeg.png", "nothing.png", "."):
-        with pytest.raises(InputError, match="cannot be read"):
+        with pytest.raises(InputError, match="Cannot read"):
             settings_of(tmp_path / name)
 
 
-def test_a_picture_of_too_many_pixels_is_refused(settings, tmp_path, monkeypatch):
+def test_an_image_with_too_many_pixels_is_refused(settings, tmp_path, monkeypatch):
     path = png(tmp_path / "a.png", settings)
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 200)
-    with pytest.raises(InputError, match="cannot be read"):
+    with pytest.raises(InputError, match="Cannot read"):
         settings_of(path)
 
 
-def test_a_lora_has_to_be_the_same_file(settings, tmp_path):
+def test_a_lora_must_be_the_same_file(settings, tmp_path):
     file = tmp_path / "a.safetensors"
-    shutil.copy(__file__, file)
+    save_file({"x": np.zeros(1, np.float32)}, file)
     path = png(tmp_path / "a.png", settings | {"loras": json.dumps([[str(file), 1.0, "0" * 64]])})
     with pytest.raises(InputError, match="--lora"):
         like(path)

@@ -1,4 +1,4 @@
-"""A schedule is compiled once; what is damaged on disk is compiled again."""
+"""A schedule is compiled once. A damaged file in the cache is compiled again."""
 
 import numpy as np
 import pytest
@@ -18,7 +18,7 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def compiled(monkeypatch):
-    """How often the compiler ran."""
+    """The calls of the compiler."""
     calls = []
     monkeypatch.setattr(
         "calotype.sampling.cache.compile_sampler", lambda *a, **k: calls.append(a) or compile_sampler(*a, **k)
@@ -41,7 +41,7 @@ def test_two_names_of_one_schedule_share_a_matrix_and_keep_their_names(compiled)
 
 
 @pytest.mark.parametrize("damage", [b"", b"PK\x03\x04 no more", b"x" * 5000])
-def test_a_damaged_file_is_made_again(home, compiled, damage):
+def test_a_damaged_file_is_compiled_again(home, compiled, damage):
     sampler_for("ddim", CONFIG, 7)
     (file,) = (home / "samplers").iterdir()
     file.write_bytes(damage)
@@ -51,7 +51,7 @@ def test_a_damaged_file_is_made_again(home, compiled, damage):
 
 
 @pytest.mark.parametrize("changed", ["alphas_cumprod", "init_noise_sigma"])
-def test_a_scheduler_changed_by_hand_is_taken_as_it_is(home, changed):
+def test_a_modified_scheduler_object_is_compiled_itself(home, changed):
     plain = sampler_for("ddim", CONFIG, 5)[1]
     scheduler = DDIMScheduler.from_config(CONFIG, clip_sample=False)
     setattr(scheduler, changed, getattr(scheduler, changed) * 0.5)

@@ -1,8 +1,8 @@
-"""The sampler matrix against every scheduler's own loop, with a non-linear stand-in for the network.
+"""The sampler matrix compared with every scheduler's own loop, with a non-linear stand-in for the network.
 
-Both sides run in float64. Three classes of diffusers cast to float32 inside `step`; the matrix does not keep that
-rounding, so there the two differ by it. Whatever differs by more than float64's own rounding is run again with the
-casts taken out, and must then agree as the others do.
+Both sides run in float64. Three classes of diffusers cast to float32 inside `step`. The matrix does not have that
+rounding, so the results differ by it. If they differ by more than float64's rounding, the test runs the scheduler again
+without the casts, and the results must agree.
 """
 
 import copy
@@ -21,7 +21,7 @@ from calotype.errors import SamplerError
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.matrix import SamplerMatrix
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -39,8 +39,8 @@ NOISE = random.standard_normal(SHAPE)
 DRAWS = random.standard_normal((100, *SHAPE))
 WEIGHTS = random.standard_normal((4, 4)) / 2
 
-# class, what is set beside the betas, whether every number of steps is tried (else one in turn: LMS integrates),
-# how many schedules must have been compared at least
+# class, its config besides the betas, whether every step count is tested (else one in turn: LMS integrates), the
+# minimum number of schedules that must be compared
 CASES = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}, True, 45),
     "ddim-zero-snr": ("DDIMScheduler", {"clip_sample": False, "rescale_betas_zero_snr": True}, True, 36),
@@ -78,7 +78,7 @@ class DoubleTorch:
 
 
 def own_loop(scheduler, steps, without_casts=False):
-    """The loop as a pipeline of diffusers has it; None where it fails or comes to numbers that are not finite."""
+    """The loop of a diffusers pipeline; None if it fails or a number is not finite."""
     scheduler, draws = copy.deepcopy(scheduler), iter(DRAWS)
     module = sys.modules[type(scheduler).__module__]
 
@@ -100,14 +100,14 @@ def own_loop(scheduler, steps, without_casts=False):
                 scaled = scheduler.scale_model_input(latents, timestep).double().numpy()
                 output = torch.from_numpy(network(scaled, float(timestep)))
                 latents = scheduler.step(output, timestep, latents).prev_sample
-        except (ValueError, NotImplementedError):  # what diffusers says to what it does not have
+        except (ValueError, NotImplementedError):  # what diffusers raises for unsupported options
             return None
     latents = latents.double().numpy()
     return latents if np.isfinite(latents).all() else None
 
 
 def matrix_loop(matrix):
-    """The same with the matrix, in plain float64."""
+    """The loop of the matrix, in plain float64."""
     history = np.zeros((matrix.rows.shape[1], NOISE.size))
     history[0] = NOISE.ravel()
     history[1 + matrix.calls :] = DRAWS[: matrix.draws].reshape(-1, NOISE.size)
@@ -117,12 +117,12 @@ def matrix_loop(matrix):
 
 
 def schedules(class_name, extra, every_step):
-    """Schedulers and numbers of steps: the product of all that the class takes."""
-    made = getattr(diffusers, class_name)
-    takes = inspect.signature(made).parameters
+    """Schedulers and step counts: the product of all options of the class."""
+    kind = getattr(diffusers, class_name)
+    takes = inspect.signature(kind).parameters
     sigmas = [word for word in SIGMAS if word is None or f"use_{word}_sigmas" in takes]
     spacings = SPACINGS if "timestep_spacing" in takes else (None,)
-    base = made(**BETAS, **extra)  # made once: some take half a second, and read all the rest when it is needed
+    base = kind(**BETAS, **extra)  # once: some take half a second, and read the other options later
     for turn, (prediction, word, spacing) in enumerate(itertools.product(PREDICTIONS, sigmas, spacings)):
         scheduler = copy.deepcopy(base)
         scheduler.register_to_config(prediction_type=prediction)
@@ -140,35 +140,35 @@ def distance(one, other):
 
 @pytest.fixture(autouse=True)
 def lms_integrals_once(monkeypatch):
-    """LMS integrates numerically, for most of its time; the same integrals in our run and in its own."""
+    """Cache the integrals of LMS, which take most of its time and are the same in both runs."""
     scheduler, known = diffusers.LMSDiscreteScheduler, {}
     original = scheduler.get_lms_coefficient
 
-    def remembered(self, order, t, current_order):
+    def cached(self, order, t, current_order):
         key = (self.sigmas.numpy().tobytes(), order, t, current_order)
         if key not in known:
             known[key] = original(self, order, t, current_order)
         return known[key]
 
-    monkeypatch.setattr(scheduler, "get_lms_coefficient", remembered)
+    monkeypatch.setattr(scheduler, "get_lms_coefficient", cached)
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_a_matrix_gives_what_the_scheduler_gives(case):
+def test_a_matrix_equals_the_scheduler(case):
     class_name, extra, every_step, floor = CASES[case]
     compared = 0
     for scheduler, steps in schedules(class_name, extra, every_step):
         label = f"{scheduler.config}, {steps} steps"
-        wanted = own_loop(scheduler, steps)
-        if wanted is None:  # diffusers refuses it, or comes to NaN: so must we, in words
-            with pytest.raises(SamplerError, match="cannot make a schedule of"):
+        expected = own_loop(scheduler, steps)
+        if expected is None:  # diffusers raises, or returns NaN: so the compiler must raise
+            with pytest.raises(SamplerError, match="schedule"):
                 compile_sampler(scheduler, steps)
             continue
         matrix = compile_sampler(scheduler, steps)
         assert isinstance(matrix, SamplerMatrix), f"{label}: {matrix.reason}"
         got = matrix_loop(matrix)
-        assert distance(got, wanted) <= 1e-6, label
-        if distance(got, wanted) > 1e-12:
+        assert distance(got, expected) <= 1e-6, label
+        if distance(got, expected) > 1e-12:
             assert distance(got, own_loop(scheduler, steps, without_casts=True)) <= 1e-12, label
         compared += 1
     assert compared >= floor
@@ -190,20 +190,20 @@ def test_a_damaged_file_is_noticed(damage):
 
 
 @pytest.mark.parametrize(
-    ("change", "words"),
+    ("change", "keyword"),
     [
         ({"rows": np.full((3, 3), np.nan)}, "not finite"),
-        ({"rows": np.ones((3, 3))}, "before it is there"),
-        ({"rows": np.zeros((3, 2))}, "do not fit"),
-        ({"timesteps": np.zeros(3)}, "do not fit"),
-        ({"preview": np.zeros((2, 1))}, "do not fit"),
-        ({"timesteps": np.zeros(0), "preview": np.zeros((0, 2)), "rows": np.zeros((1, 1))}, "do not fit"),
+        ({"rows": np.ones((3, 3))}, "later output"),
+        ({"rows": np.zeros((3, 2))}, "do not match"),
+        ({"timesteps": np.zeros(3)}, "do not match"),
+        ({"preview": np.zeros((2, 1))}, "do not match"),
+        ({"timesteps": np.zeros(0), "preview": np.zeros((0, 2)), "rows": np.zeros((1, 1))}, "do not match"),
     ],
 )
-def test_a_matrix_that_cannot_be_is_refused(change, words):
+def test_an_invalid_matrix_raises(change, keyword):
     sound = {"name": "x", "timesteps": np.zeros(2), "rows": np.zeros((3, 3)), "preview": np.zeros((2, 2))}
     assert SamplerMatrix(**sound).draws == 0
-    with pytest.raises(SamplerError, match=words):
+    with pytest.raises(SamplerError, match=keyword):
         SamplerMatrix(**(sound | change))
 
 

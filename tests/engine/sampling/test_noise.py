@@ -1,4 +1,4 @@
-"""Noise is torch's own, number by number."""
+"""Noise equals torch's, number by number."""
 
 import numpy as np
 import pytest
@@ -16,7 +16,7 @@ def test_stream_equals_torch_randn(seed):
         np.testing.assert_allclose(ours.draw(shape), torch.randn(shape, generator=generator).numpy(), atol=2e-6)
 
 
-def test_a_picture_has_the_noise_of_its_seed_alone():
+def test_the_noise_of_an_image_only_depends_on_its_seed():
     batch = BatchNoise((3, 9), (4, 8, 8))
     alone = BatchNoise((9,), (4, 8, 8))
     for _ in range(3):

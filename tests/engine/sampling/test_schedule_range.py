@@ -1,4 +1,4 @@
-"""Schedules that set out from a picture, keep part of it under a mask, or stop on the way: against diffusers' loops."""
+"""Schedules that start from an image, use a mask, or end early: compared with diffusers' loops."""
 
 import copy
 import sys
@@ -17,10 +17,10 @@ from calotype.sampling.scheduler_loop import SchedulerSampler
 
 SHAPE = (2, 4, 8, 8)  # [B, C, H, W]
 NOISE, CLEAN = (np.random.default_rng(s).standard_normal(SHAPE).astype(np.float32) for s in (0, 1))
-REPAINT = np.random.default_rng(2).random((2, 1, 8, 8)) < 0.5
+MASK = np.random.default_rng(2).random((2, 1, 8, 8)) < 0.5
 CLIPPED = diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=1.5)
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
@@ -32,7 +32,7 @@ def draws():
     return np.random.default_rng(7).standard_normal((99, *SHAPE)).astype(np.float32)
 
 
-def painted(sampler, original):
+def run_sampler(sampler, original):
     drawn = iter(draws())
     run = sampler.run(NOISE, lambda: next(drawn), original=original)
     for i, timestep in enumerate(sampler.timesteps):
@@ -40,7 +40,7 @@ def painted(sampler, original):
     return run.latents()
 
 
-def elder(scheduler, steps, first, monkeypatch, *, noisy, inpaint_mask=None, calls=None):
+def diffusers_loop(scheduler, steps, first, monkeypatch, *, noisy, inpaint_mask=None, calls=None):
     """The loops of StableDiffusionImg2ImgPipeline and StableDiffusionInpaintPipeline, in float64."""
     scheduler, drawn = copy.deepcopy(scheduler), iter(draws())
     module = sys.modules[type(scheduler).__module__]
@@ -55,85 +55,89 @@ def elder(scheduler, steps, first, monkeypatch, *, noisy, inpaint_mask=None, cal
         output = torch.from_numpy(network(scheduler.scale_model_input(x, t).numpy(), float(t)))
         x = scheduler.step(output, t, x, return_dict=False)[0]
         if inpaint_mask is not None:
-            kept = scheduler.add_noise(clean, noise, torch.tensor([times[i + 1]])) if i + 1 < len(times) else clean
-            x = (1 - torch.from_numpy(inpaint_mask).double()) * kept + torch.from_numpy(inpaint_mask).double() * x
+            preserved = scheduler.add_noise(clean, noise, torch.tensor([times[i + 1]])) if i + 1 < len(times) else clean
+            x = (1 - torch.from_numpy(inpaint_mask).double()) * preserved + torch.from_numpy(inpaint_mask).double() * x
     return x.numpy()
 
 
-def near(got, wanted):
-    return np.abs(got - wanted).max() <= 3e-6 * np.abs(wanted).max()
+def near(got, expected):
+    return np.abs(got - expected).max() <= 3e-6 * np.abs(expected).max()
 
 
 NAMES = ["ddim", "ddpm", "dpm++2m-karras", "dpm++2m-sde", "euler", "euler-a", "heun", "lcm", "pndm", "unipc"]
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_setting_out_from_a_picture(name, monkeypatch):
-    sampler = compile_sampler(name, 10, course=ScheduleRange(origin="image", skipped=4))
+def test_starting_from_an_image(name, monkeypatch):
+    sampler = compile_sampler(name, 10, schedule_range=ScheduleRange(origin="image", skipped=4))
     assert isinstance(sampler, SamplerMatrix)
-    wanted = elder(resolve_scheduler(name), 10, 4, monkeypatch, noisy=True)
-    assert near(painted(sampler, SourceLatents(latents=CLEAN)), wanted)
+    expected = diffusers_loop(resolve_scheduler(name), 10, 4, monkeypatch, noisy=True)
+    assert near(run_sampler(sampler, SourceLatents(latents=CLEAN)), expected)
 
 
 @pytest.mark.parametrize("noisy", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 def test_a_mask_is_two_rows_and_a_select(name, noisy, monkeypatch):
-    course = ScheduleRange(origin="image" if noisy else "noise", skipped=3 if noisy else 0, preserves_unmasked=True)
-    sampler = compile_sampler(name, 8, course=course)
-    wanted = elder(resolve_scheduler(name), 8, course.skipped, monkeypatch, noisy=noisy, inpaint_mask=REPAINT)
-    got = painted(sampler, SourceLatents(latents=CLEAN, inpaint_mask=REPAINT))
-    assert near(got, wanted)
-    np.testing.assert_array_equal(np.where(REPAINT, CLEAN, got), CLEAN)  # what is kept is kept to the last bit
+    schedule_range = ScheduleRange(
+        origin="image" if noisy else "noise", skipped=3 if noisy else 0, preserves_unmasked=True
+    )
+    sampler = compile_sampler(name, 8, schedule_range=schedule_range)
+    expected = diffusers_loop(
+        resolve_scheduler(name), 8, schedule_range.skipped, monkeypatch, noisy=noisy, inpaint_mask=MASK
+    )
+    got = run_sampler(sampler, SourceLatents(latents=CLEAN, inpaint_mask=MASK))
+    assert near(got, expected)
+    np.testing.assert_array_equal(np.where(MASK, CLEAN, got), CLEAN)  # the preserved area is exact
     again = SamplerMatrix.from_bytes(sampler.to_bytes())
-    np.testing.assert_array_equal(painted(again, SourceLatents(latents=CLEAN, inpaint_mask=REPAINT)), got)
+    np.testing.assert_array_equal(run_sampler(again, SourceLatents(latents=CLEAN, inpaint_mask=MASK)), got)
 
 
-@pytest.mark.parametrize("repaint", [None, REPAINT])
+@pytest.mark.parametrize("inpaint_mask", [None, MASK])
 def test_a_scheduler_that_runs_itself_does_the_same(inpaint_mask, monkeypatch):
-    course = ScheduleRange(origin="image", skipped=2, preserves_unmasked=inpaint_mask is not None)
-    sampler = compile_sampler(CLIPPED, 6, course=course)
+    schedule_range = ScheduleRange(origin="image", skipped=2, preserves_unmasked=inpaint_mask is not None)
+    sampler = compile_sampler(CLIPPED, 6, schedule_range=schedule_range)
     assert isinstance(sampler, SchedulerSampler)
-    wanted = elder(CLIPPED, 6, 2, monkeypatch, noisy=True, inpaint_mask=inpaint_mask)
-    assert near(painted(sampler, SourceLatents(latents=CLEAN, inpaint_mask=inpaint_mask)), wanted)
+    expected = diffusers_loop(CLIPPED, 6, 2, monkeypatch, noisy=True, inpaint_mask=inpaint_mask)
+    assert near(run_sampler(sampler, SourceLatents(latents=CLEAN, inpaint_mask=inpaint_mask)), expected)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "unipc"])
-def test_handing_on_and_taking_up_is_one_walk_of_those_without_memory(name):
-    """What is left of a schedule at 0.6 is what was not done of it; multistep schedulers begin anew there."""
-    whole = compile_sampler(name, 10)
-    first = compile_sampler(name, 10, course=ScheduleRange(end=0.6))
-    second = compile_sampler(name, 10, course=ScheduleRange(origin="latents", begin=0.6))
-    assert first.calls + second.calls == whole.calls
-    np.testing.assert_array_equal(np.concatenate([first.timesteps, second.timesteps]), whole.timesteps)
+def test_two_models_share_one_schedule_without_multistep_history(name):
+    """Both parts of a schedule split at 0.6 give the full schedule. Multistep schedulers start again there."""
+    full = compile_sampler(name, 10)
+    first = compile_sampler(name, 10, schedule_range=ScheduleRange(end=0.6))
+    second = compile_sampler(name, 10, schedule_range=ScheduleRange(origin="latents", begin=0.6))
+    assert first.calls + second.calls == full.calls
+    np.testing.assert_array_equal(np.concatenate([first.timesteps, second.timesteps]), full.timesteps)
     if name != "unipc":
-        handed = painted(first, None)
-        assert near(painted(second, SourceLatents(latents=handed)), painted(whole, None))
+        handed = run_sampler(first, None)
+        assert near(run_sampler(second, SourceLatents(latents=handed)), run_sampler(full, None))
 
 
 @pytest.mark.parametrize(
-    "course", [ScheduleRange(end=0.0), ScheduleRange(origin="latents", begin=1.0), ScheduleRange(skipped=8)]
+    "schedule_range", [ScheduleRange(end=0.0), ScheduleRange(origin="latents", begin=1.0), ScheduleRange(skipped=8)]
 )
-def test_nothing_left_of_a_schedule_is_told(course):
-    with pytest.raises(SamplerError, match="none of them is left"):
-        compile_sampler("ddim", 8, course=course)
+def test_a_range_without_steps_raises(schedule_range):
+    with pytest.raises(SamplerError, match="no step"):
+        compile_sampler("ddim", 8, schedule_range=schedule_range)
 
 
-def test_a_picture_where_none_is_wanted_and_none_where_one_is():
+def test_an_image_is_required_exactly_if_the_range_starts_from_one():
     for scheduler in ("ddim", CLIPPED):
-        whole, partial = (
-            compile_sampler(scheduler, 4, course=c) for c in (FULL_SCHEDULE, ScheduleRange(origin="image"))
+        full, partial = (
+            compile_sampler(scheduler, 4, schedule_range=c) for c in (FULL_SCHEDULE, ScheduleRange(origin="image"))
         )
-        with pytest.raises(SamplerError, match="takes none"):
-            whole.run(NOISE, lambda: NOISE, original=SourceLatents(latents=CLEAN))
-        with pytest.raises(SamplerError, match="there is none"):
+        with pytest.raises(SamplerError, match="does not take"):
+            full.run(NOISE, lambda: NOISE, original=SourceLatents(latents=CLEAN))
+        with pytest.raises(SamplerError, match="is None"):
             partial.run(NOISE, lambda: NOISE)
-        with pytest.raises(SamplerError, match="picture's latents has shape"):
+        with pytest.raises(SamplerError, match="latents"):
             partial.run(NOISE, lambda: NOISE, original=SourceLatents(latents=CLEAN[:1]))
-        with pytest.raises(SamplerError, match="not compiled for a mask"):
-            partial.run(NOISE, lambda: NOISE, original=SourceLatents(latents=CLEAN, inpaint_mask=REPAINT))
+        with pytest.raises(SamplerError, match="mask"):
+            partial.run(NOISE, lambda: NOISE, original=SourceLatents(latents=CLEAN, inpaint_mask=MASK))
 
 
-def test_a_course_has_a_key_of_its_own():
+def test_each_range_has_its_own_key():
     spec, _ = sampler_for("ddim", {}, 4)
     keys = {
         spec.fingerprint(4, c)

@@ -1,4 +1,4 @@
-"""Running a schedule: the matrix's run in float32, and the scheduler's own where there can be no matrix."""
+"""Runs of a schedule: the matrix in float32, and the scheduler itself if it is not linear."""
 
 import copy
 import sys
@@ -18,15 +18,15 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 SHAPE = (2, 4, 8, 8)  # [B, C, H, W]
 NOISE = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 
 class Draws:
-    """Noise for the draws, picture by picture from a seed, and how often it was asked for."""
+    """Noise for the draws, one stream for each image, and the number of draws."""
 
-    def __init__(self, pictures=(0, 1)):
-        self.streams = [np.random.default_rng(100 + picture) for picture in pictures]
+    def __init__(self, images=(0, 1)):
+        self.streams = [np.random.default_rng(100 + image) for image in images]
         self.count = 0
 
     def __call__(self):
@@ -38,7 +38,7 @@ def network(latents, timestep):
     return np.tanh(0.7 * latents + 0.2 * latents[:, ::-1] + timestep / 1000).astype(latents.dtype)
 
 
-def pictures(sampler, noise=NOISE, draw=None, seeds=None):
+def run_sampler(sampler, noise=NOISE, draw=None, seeds=None):
     run = sampler.run(noise, draw or Draws(), seeds=seeds)
     for i, timestep in enumerate(sampler.timesteps):
         run.push(i, network(run.input(i), timestep))
@@ -46,7 +46,7 @@ def pictures(sampler, noise=NOISE, draw=None, seeds=None):
 
 
 def own_loop(scheduler, steps, noise, draw, monkeypatch, dtype=np.float32):
-    """The loop as a pipeline of diffusers has it."""
+    """The loop of a diffusers pipeline."""
     scheduler, module = copy.deepcopy(scheduler), sys.modules[type(scheduler).__module__]
 
     def drawn(shape, generator=None, device=None, dtype=None, layout=None):
@@ -67,13 +67,13 @@ def test_a_matrix_run_is_right_to_float32(name, monkeypatch):
     sampler = compile_sampler(name, 12)
     assert isinstance(sampler, SamplerMatrix)
     assert sampler.reason is None
-    got = pictures(sampler)
-    wanted = own_loop(resolve_scheduler(name), 12, NOISE, Draws(), monkeypatch, dtype=np.float64)
+    got = run_sampler(sampler)
+    expected = own_loop(resolve_scheduler(name), 12, NOISE, Draws(), monkeypatch, dtype=np.float64)
     assert got.dtype == np.float32
-    assert np.abs(got - wanted).max() <= 3e-6 * np.abs(wanted).max()
+    assert np.abs(got - expected).max() <= 3e-6 * np.abs(expected).max()
 
 
-def test_draws_are_made_in_order_when_first_needed():
+def test_draws_come_in_order_when_first_needed():
     sampler, draw = compile_sampler("euler-a", 5), Draws()
     run, seen = sampler.run(NOISE, draw), []
     for i in range(sampler.calls):
@@ -83,10 +83,10 @@ def test_draws_are_made_in_order_when_first_needed():
     run.latents()
     assert sampler.draws == 5
     assert seen == [0, 1, 2, 3, 4]
-    assert draw.count == 4  # the last draw is weighed with zero
+    assert draw.count == 4  # the weight of the last draw is zero
 
 
-def test_an_input_is_the_callers_to_change():
+def test_the_caller_may_change_an_input():
     for scheduler in ("euler", diffusers.DDIMScheduler(clip_sample=True)):
         run = compile_sampler(scheduler, 3).run(NOISE, Draws())
         before = run.input(0).copy()
@@ -95,7 +95,7 @@ def test_an_input_is_the_callers_to_change():
 
 
 @pytest.mark.parametrize("scheduler", ["euler", diffusers.DDIMScheduler(clip_sample=True)])
-def test_calls_out_of_turn_and_wrong_shapes_are_refused(scheduler):
+def test_calls_out_of_order_and_wrong_shapes_raise(scheduler):
     run = compile_sampler(scheduler, 2).run(NOISE, lambda: NOISE[:1])
     for wrong in (
         lambda: run.input(1),
@@ -110,14 +110,14 @@ def test_calls_out_of_turn_and_wrong_shapes_are_refused(scheduler):
     run.preview(0)
     run.push(1, NOISE)
     run.latents()
-    with pytest.raises(SamplerError, match=r"input\(2\) is out of turn"):
+    with pytest.raises(SamplerError, match=r"input\(2\)"):
         run.input(2)
 
 
-def test_a_draw_of_another_shape_is_refused():
+def test_a_draw_of_another_shape_raises():
     for scheduler in ("euler-a", diffusers.DDPMScheduler(clip_sample=True)):
-        with pytest.raises(SamplerError, match="draw of noise has shape"):
-            pictures(compile_sampler(scheduler, 3), draw=lambda: NOISE[:, :1])
+        with pytest.raises(SamplerError, match="noise draw"):
+            run_sampler(compile_sampler(scheduler, 3), draw=lambda: NOISE[:, :1])
 
 
 @pytest.mark.parametrize("kind", ["epsilon", "v_prediction", "sample"])
@@ -130,7 +130,7 @@ def test_a_draw_of_another_shape_is_refused():
         ("EDMEulerScheduler", {}, 1e-4),
     ],
 )
-def test_a_preview_is_the_schedulers_own_estimate(class_name, config, tolerance, kind):
+def test_a_preview_equals_the_schedulers_estimate(class_name, config, tolerance, kind):
     if (class_name, kind) == ("EDMEulerScheduler", "sample"):
         pytest.skip("diffusers knows no such network")
     scheduler = getattr(diffusers, class_name)(**config, prediction_type=kind)
@@ -139,14 +139,14 @@ def test_a_preview_is_the_schedulers_own_estimate(class_name, config, tolerance,
     scheduler.set_timesteps(6)
     run = sampler.run(NOISE, Draws())
     for i, timestep in enumerate(scheduler.timesteps):
-        given = run.input(i)
-        output = network(given, float(timestep))
+        latents = run.input(i)
+        output = network(latents, float(timestep))
         run.push(i, output)
         # `step` takes the latents before they are scaled.
         scale = scheduler.scale_model_input(torch.ones(1), timestep)
-        step = scheduler.step(torch.from_numpy(output), timestep, torch.from_numpy(given) / scale)
-        wanted = step.pred_original_sample.numpy()
-        assert np.abs(run.preview(i) - wanted).max() <= tolerance * np.abs(wanted).max()
+        step = scheduler.step(torch.from_numpy(output), timestep, torch.from_numpy(latents) / scale)
+        expected = step.pred_original_sample.numpy()
+        assert np.abs(run.preview(i) - expected).max() <= tolerance * np.abs(expected).max()
 
 
 FALLBACKS = {
@@ -164,19 +164,19 @@ FALLBACKS = {
 
 
 @pytest.mark.parametrize("case", FALLBACKS)
-def test_what_is_not_linear_is_found_and_runs_itself(case, monkeypatch):
+def test_schedulers_that_are_not_linear_run_themselves(case, monkeypatch):
     scheduler, word = FALLBACKS[case]
     sampler = compile_sampler(scheduler, 6)
     assert isinstance(sampler, SchedulerSampler)
     assert word in sampler.reason
-    got = pictures(sampler)
-    for i in range(len(NOISE)):  # each picture by itself, as a threshold must not look at its neighbors
-        wanted = own_loop(scheduler, 6, NOISE[i : i + 1], Draws([i]), monkeypatch)
-        assert np.abs(got[i : i + 1] - wanted).max() <= 1e-6 * np.abs(wanted).max()
+    got = run_sampler(sampler)
+    for i in range(len(NOISE)):  # one image at a time: a threshold must not depend on the others
+        expected = own_loop(scheduler, 6, NOISE[i : i + 1], Draws([i]), monkeypatch)
+        assert np.abs(got[i : i + 1] - expected).max() <= 1e-6 * np.abs(expected).max()
 
 
 class Own(diffusers.DDIMScheduler):
-    """Draws past `randn_tensor`: from torch's global generator, and from the one it is given."""
+    """Draws without `randn_tensor`: from torch's global generator, and from the one passed in."""
 
     def step(self, model_output, timestep, sample, generator=None):
         more = torch.randn(sample.shape, generator=generator) + torch.randn_like(sample)
@@ -184,34 +184,34 @@ class Own(diffusers.DDIMScheduler):
 
 
 @pytest.mark.parametrize("seeds", [None, (5, 6)])
-def test_noise_drawn_by_other_means_is_a_function_of_the_seed(seeds):
+def test_noise_drawn_without_randn_tensor_is_a_function_of_the_seed(seeds):
     sampler = compile_sampler(Own(clip_sample=False), 4)
-    assert "draws noise by means of its own" in sampler.reason
+    assert "randn_tensor" in sampler.reason
     state = torch.get_rng_state()
-    both = pictures(sampler, seeds=seeds)
+    both = run_sampler(sampler, seeds=seeds)
     assert torch.equal(torch.get_rng_state(), state)
     torch.rand(3)
-    np.testing.assert_array_equal(pictures(sampler, seeds=seeds), both)
-    alone = pictures(sampler, noise=NOISE[1:], seeds=seeds and seeds[1:])
-    np.testing.assert_allclose(alone, both[1:], rtol=1e-5, atol=1e-6)
-    with pytest.raises(SamplerError, match="3 seeds for 2 pictures"):
+    np.testing.assert_array_equal(run_sampler(sampler, seeds=seeds), both)
+    single = run_sampler(sampler, noise=NOISE[1:], seeds=seeds and seeds[1:])
+    np.testing.assert_allclose(single, both[1:], rtol=1e-5, atol=1e-6)
+    with pytest.raises(SamplerError, match="3 seeds"):
         sampler.run(NOISE, Draws(), seeds=(1, 2, 3))
 
 
 @pytest.mark.filterwarnings("ignore:Should have ta>=t0:UserWarning")  # torchsde's own rounding
-def test_a_brownian_tree_is_run_with_the_seed_of_each_picture(monkeypatch):
+def test_a_brownian_tree_uses_the_seed_of_each_image(monkeypatch):
     pytest.importorskip("torchsde")
     scheduler = diffusers.DPMSolverSDEScheduler(**BETAS, noise_sampler_seed=7)
     sampler = compile_sampler(scheduler, 5)
     assert "Brownian tree" in sampler.reason
-    wanted = own_loop(scheduler, 5, NOISE[1:], None, monkeypatch)
-    assert np.abs(pictures(sampler)[1:] - wanted).max() <= 1e-5 * np.abs(wanted).max()
+    expected = own_loop(scheduler, 5, NOISE[1:], None, monkeypatch)
+    assert np.abs(run_sampler(sampler)[1:] - expected).max() <= 1e-5 * np.abs(expected).max()
     free = compile_sampler("dpm++sde-karras", 5)
-    np.testing.assert_allclose(pictures(free, NOISE[1:], seeds=(2,)), pictures(free, seeds=(1, 2))[1:], rtol=1e-4)
-    assert np.abs(pictures(free, seeds=(1, 2)) - pictures(free, seeds=(3, 4))).max() > 0.1
+    np.testing.assert_allclose(run_sampler(free, NOISE[1:], seeds=(2,)), run_sampler(free, seeds=(1, 2))[1:], rtol=1e-4)
+    assert np.abs(run_sampler(free, seeds=(1, 2)) - run_sampler(free, seeds=(3, 4))).max() > 0.1
 
 
-def test_randn_tensor_is_served_on_one_thread_and_given_back():
+def test_randn_tensor_is_replaced_on_one_thread_and_restored():
     from diffusers.schedulers import scheduling_ddpm as module
 
     original, elsewhere = module.randn_tensor, []

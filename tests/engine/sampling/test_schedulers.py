@@ -1,4 +1,4 @@
-"""What a scheduler is called, what becomes of the name, and what is said where there is none."""
+"""Names of schedulers, their configuration, and errors for unknown ones."""
 
 import importlib.util
 import subprocess
@@ -13,7 +13,7 @@ from calotype.sampling.compile import compile_sampler, resolve_scheduler
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedulers import SchedulerSpec, scheduler_names, spec_from
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 # As in the repository of Stable Diffusion 1.5.
@@ -62,43 +62,42 @@ def test_a_name_may_be_spelled_freely(spelled, name):
 
 
 def test_an_unknown_name_names_the_nearest_and_the_known():
-    with pytest.raises(SamplerError, match=r"'eulr'.* nearest: euler, .*Known: ddim, .*unipc"):
+    with pytest.raises(SamplerError, match="nearest: euler"):
         spec_from("eulr")
     for wrong in ("ddim-karras", "", 3, object):
         with pytest.raises(SamplerError):
             compile_sampler(wrong, 4)
-    with pytest.raises(SamplerError, match="has no scheduler called NoScheduler"):
+    with pytest.raises(SamplerError, match="NoScheduler"):
         compile_sampler("NoScheduler", 4)
 
 
 @pytest.mark.parametrize("name", ["ddim", "euler", "heun", "lcm", "unipc", "PNDMScheduler"])
 def test_the_configuration_is_that_of_from_config(name):
-    made = resolve_scheduler(name, SD15)
-    wanted = type(made).from_config(SD15).config
-    assert {key: made.config[key] for key in wanted if key in made.config and key[0] != "_"} == {
-        key: value for key, value in wanted.items() if key in made.config and key[0] != "_"
-    }
+    scheduler = resolve_scheduler(name, SD15)
+    expected = type(scheduler).from_config(SD15).config
+    keys = [key for key in expected if key in scheduler.config and key[0] != "_"]
+    assert {key: scheduler.config[key] for key in keys} == {key: expected[key] for key in keys}
 
 
-def test_the_model_decides_where_nothing_is_said():
+def test_the_models_config_is_the_default():
     assert spec_from(None, SD15).class_name == "PNDMScheduler"
     assert compile_sampler(None, 8, base_config=SD15).calls == 9  # PLMS calls once more
     karras = {**SD15, "use_karras_sigmas": True, "prediction_type": "v_prediction"}
     assert resolve_scheduler("euler", karras).config.use_karras_sigmas
     beta = resolve_scheduler("euler-beta", karras).config
     assert (beta.use_karras_sigmas, beta.use_beta_sigmas, beta.prediction_type) == (False, True, "v_prediction")
-    # What an earlier class filled in from its own defaults is not what the model said.
+    # Defaults that an earlier class filled in are not part of the model's own config.
     filled = diffusers.PNDMScheduler.from_config(SD15).config
     assert resolve_scheduler("euler", filled).config.timestep_spacing == "linspace"
 
 
-def test_latents_are_not_clipped_unless_the_model_says_so():
+def test_latents_are_clipped_only_if_the_model_sets_it():
     silent = {key: value for key, value in SD15.items() if key != "clip_sample"}
     assert not resolve_scheduler(diffusers.DDIMScheduler, silent).config.clip_sample
     assert resolve_scheduler("ddim", {**SD15, "clip_sample": True}).config.clip_sample
 
 
-def test_a_fingerprint_tells_all_that_decides_and_nothing_else():
+def test_a_fingerprint_covers_all_that_changes_the_matrix_and_nothing_else():
     spec = spec_from("euler", SD15)
     assert len(spec.fingerprint(20)) == 64
     assert spec.fingerprint(20) == spec_from(diffusers.EulerDiscreteScheduler, SD15).fingerprint(20)
@@ -118,18 +117,18 @@ def test_a_spec_survives_json():
     assert again == spec
     assert again.fingerprint(9) == spec.fingerprint(9)
     np.testing.assert_array_equal(compile_sampler(again, 9).rows, compile_sampler(spec, 9).rows)
-    with pytest.raises(SamplerError, match="not a scheduler written by calotype"):
+    with pytest.raises(SamplerError, match="calotype"):
         SchedulerSpec.from_json("[]")
 
 
 class Halved(diffusers.EulerDiscreteScheduler):
-    """A scheduler of somebody's own."""
+    """A user's own scheduler."""
 
     def step(self, *args, **kwargs):
         return (super().step(*args, **kwargs).prev_sample / 2,)
 
 
-def test_what_data_cannot_tell_is_marked_and_compiled_from_the_scheduler_itself():
+def test_schedulers_that_data_cannot_describe_are_compiled_themselves():
     plain = diffusers.DDIMScheduler(clip_sample=False)
     assert spec_from(plain).by_hand == ""
     plain.alphas_cumprod = plain.alphas_cumprod * 0.9
@@ -139,34 +138,34 @@ def test_what_data_cannot_tell_is_marked_and_compiled_from_the_scheduler_itself(
         assert why in spec.by_hand
         assert spec.fingerprint(3) != spec.fingerprint(3)
         assert isinstance(compile_sampler(scheduler, 3), SamplerMatrix)
-        with pytest.raises(SamplerError, match="pass the scheduler itself"):
+        with pytest.raises(SamplerError, match="itself"):
             compile_sampler(spec, 3)
     assert not np.allclose(compile_sampler(Halved, 3).rows, compile_sampler("euler", 3).rows)
 
 
 @pytest.mark.parametrize(
-    ("scheduler", "steps", "words"),
+    ("scheduler", "steps", "keyword"),
     [
-        ("euler", 0, "whole number from 1 to 1000"),
-        ("euler", 1001, "whole number from 1 to 1000"),
-        ("euler", 2.0, "whole number"),
-        ("euler", True, "whole number"),
-        ("lcm", 60, "lcm cannot make a schedule of 60 steps"),
-        (diffusers.PNDMScheduler(), 1, "cannot make a schedule of one step"),
-        (diffusers.DDPMScheduler(variance_type="learned", clip_sample=False), 4, "cannot make a schedule"),
+        ("euler", 0, "1 to 1000"),
+        ("euler", 1001, "1 to 1000"),
+        ("euler", 2.0, "integer"),
+        ("euler", True, "integer"),
+        ("lcm", 60, "60 steps"),
+        (diffusers.PNDMScheduler(), 1, "one step"),
+        (diffusers.DDPMScheduler(variance_type="learned", clip_sample=False), 4, "schedule"),
         (
             SchedulerSpec(name="x", class_name="KDPM2DiscreteScheduler", config={"prediction_type": "sample"}),
             4,
-            "not implemented yet: sample",
+            "not implemented",
         ),
-        (diffusers.FlowMatchEulerDiscreteScheduler(), 4, "not made for the networks of SD"),
-        (diffusers.IPNDMScheduler(), 4, "not made for the networks of SD"),
-        ("AmusedScheduler", 4, "refuses its configuration"),
+        (diffusers.FlowMatchEulerDiscreteScheduler(), 4, "networks"),
+        (diffusers.IPNDMScheduler(), 4, "networks"),
+        ("AmusedScheduler", 4, "refuses"),
         (SchedulerSpec(name="x", class_name="DEISMultistepScheduler", config={"algorithm_type": "y"}), 4, "refuses"),
     ],
 )
-def test_what_cannot_be_is_said_in_one_sentence(scheduler, steps, words):
-    with pytest.raises(SamplerError, match=words) as caught:
+def test_impossible_schedules_raise_one_line(scheduler, steps, keyword):
+    with pytest.raises(SamplerError, match=keyword) as caught:
         compile_sampler(scheduler, steps)
     assert caught.value.__suppress_context__ or caught.value.__context__ is None
     assert "\n" not in str(caught.value)

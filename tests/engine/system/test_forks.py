@@ -1,4 +1,4 @@
-"""A forked child generates as well: with libraries opened anew, and locks that nobody holds."""
+"""A forked child generates too, with libraries loaded again and free locks."""
 
 import subprocess
 import sys

@@ -1,9 +1,9 @@
-"""The one cache in memory: what was used last is kept, by number or by size."""
+"""The LRU cache in memory, limited by number or by size."""
 
 from calotype.system.lru_cache import LruCache
 
 
-def test_the_least_recently_used_gives_way():
+def test_the_least_recently_used_value_is_evicted():
     memory = LruCache(2)
     for key in "abac":
         memory(key, lambda key=key: key * 2)
@@ -11,12 +11,12 @@ def test_the_least_recently_used_gives_way():
     assert (len(memory), memory.size) == (2, 2)
 
 
-def test_sizes_count_and_the_newest_stays_however_large():
+def test_sizes_count_and_a_large_new_value_stays():
     memory = LruCache(100, len)
     memory.put("a", "x" * 40)
     memory.put("b", "x" * 60)
     assert memory.size == 100
-    memory.put("a", "x" * 30)  # another value of a key that is there
+    memory.put("a", "x" * 30)  # a new value of an existing key
     assert (memory.size, len(memory)) == (90, 2)
     memory.put("large", "x" * 500)
     assert (memory.size, len(memory)) == (500, 1)
@@ -24,10 +24,10 @@ def test_sizes_count_and_the_newest_stays_however_large():
     assert memory.get("large") is None
 
 
-def test_what_gives_way_does_so_before_the_next_is_made():
-    """The buffers on a device of both at once may be too much."""
+def test_eviction_comes_before_the_next_value_is_created():
+    """A device may not have memory for the buffers of both."""
     memory = LruCache(2)
-    kept = []
+    lengths = []
     for key in "abc":
-        memory(key, lambda: kept.append(len(memory)) or "value")
-    assert kept == [0, 1, 1]
+        memory(key, lambda: lengths.append(len(memory)) or "value")
+    assert lengths == [0, 1, 1]

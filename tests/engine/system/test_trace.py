@@ -1,4 +1,4 @@
-"""`pipe.profile`: the picture that a call makes, and a Chrome trace of it."""
+"""`pipe.profile`: the image of a call, and its Chrome trace."""
 
 import json
 
@@ -12,7 +12,7 @@ PROMPT, SMALL = "a red star that is traced", {"steps": 2, "seed": 1, "width": 64
 @pytest.mark.parametrize("backend", ["onnxruntime", "eager"])
 def test_stages_and_networks_are_in_the_trace(backend, pipes, tmp_path):
     pipe = pipes[backend]
-    pipe("a blue star", **SMALL)  # what is encoded of the empty negative prompt is remembered from here on
+    pipe("a blue star", **SMALL)  # caches the encoded empty negative prompt
     result = pipe.profile(tmp_path / "trace.json", PROMPT, **SMALL)
     assert result.images[0].tobytes() == pipe(PROMPT, **SMALL).images[0].tobytes()
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]
@@ -23,13 +23,13 @@ def test_stages_and_networks_are_in_the_trace(backend, pipes, tmp_path):
     inside = next(e for e in spans if e["name"] == "unet")
     assert first["ts"] <= inside["ts"]
     assert inside["ts"] + inside["dur"] <= first["ts"] + first["dur"] + 1
-    if backend == "eager":  # torch's own operators beside them
+    if backend == "eager":  # and torch's operators
         assert any(e["name"].startswith("aten::") for e in spans)
 
 
-def test_a_file_that_cannot_be_written_is_told(fake, tmp_path):
-    with pytest.raises(calotype.InputError, match="there is no folder"):
+def test_a_file_that_cannot_be_written_raises(fake, tmp_path):
+    with pytest.raises(calotype.InputError, match="no folder"):
         fake.profile(tmp_path / "none" / "trace.json", PROMPT)
-    with pytest.raises(calotype.InputError, match="cannot be written"):
+    with pytest.raises(calotype.InputError, match="Cannot write"):
         fake.profile(tmp_path, PROMPT, **SMALL)
-    assert fake(PROMPT, **SMALL).images  # nothing of it is left
+    assert fake(PROMPT, **SMALL).images  # a later call works

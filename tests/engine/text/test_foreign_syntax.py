@@ -1,4 +1,4 @@
-"""Other programs' syntax in a prompt: one note for each kind, and none for plain English."""
+"""Notes for other programs' prompt syntax: one for each kind, and none for plain English."""
 
 import pytest
 from typer.testing import CliRunner
@@ -6,7 +6,7 @@ from typer.testing import CliRunner
 from calotype.cli import app
 from calotype.text.foreign_syntax import syntax_notes
 
-MEANT = {
+SYNTAX = {
     "a <lora:style:0.8> ring": "lora=",
     "a <LORA:style:1> ring": "lora=",
     "a [red] ring": "word:0.8",
@@ -36,18 +36,18 @@ PLAIN = [
 ]
 
 
-@pytest.mark.parametrize("prompt", MEANT)
-def test_syntax_that_means_nothing_is_noted(prompt):
+@pytest.mark.parametrize("prompt", SYNTAX)
+def test_unsupported_syntax_gets_a_note(prompt):
     (note,) = syntax_notes([prompt])
-    assert MEANT[prompt] in note
+    assert SYNTAX[prompt] in note
 
 
 @pytest.mark.parametrize("prompt", PLAIN)
-def test_plain_text_is_not(prompt):
+def test_plain_text_gets_no_note(prompt):
     assert syntax_notes([prompt]) == ()
 
 
-def test_one_note_a_syntax_and_not_one_a_prompt(fake):
+def test_one_note_for_each_kind_of_syntax(fake):
     prompts = ["a [red] ring", "a [blue] ring BREAK a [green] star"]
     report = fake(prompts, negative_prompt="<lora:x:1> [gray]", steps=1).report
     assert len(report.notes) == 3

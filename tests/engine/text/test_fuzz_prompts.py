@@ -1,4 +1,4 @@
-"""Any text as a prompt: an `InputError` or an image, and nothing else."""
+"""Any text as a prompt gives an `InputError` or an image."""
 
 import numpy as np
 import pytest
@@ -13,7 +13,7 @@ from calotype.text.tokenizer import ClipTokenizer
 
 bounded = settings(max_examples=120, deadline=None, derandomize=True, database=None)
 
-# Text of all kinds, and text of what means something here or elsewhere.
+# Arbitrary text, and syntax of Calotype and of other programs.
 SYNTAX = [
     "(",
     ")",
@@ -45,7 +45,7 @@ def fake_pipe():
     return calotype.load("demo", backend="fake")
 
 
-def pieces_or_none(prompt):
+def spans_or_none(prompt):
     try:
         return parse_weighted_prompt(prompt)
     except InputError:
@@ -54,31 +54,31 @@ def pieces_or_none(prompt):
 
 @bounded
 @given(prompt=prompts)
-def test_pieces_have_weights_and_all_of_the_text(prompt):
-    pieces = pieces_or_none(prompt)
-    if pieces is None:
+def test_spans_have_weights_and_all_of_the_text(prompt):
+    spans = spans_or_none(prompt)
+    if spans is None:
         assert ")" in prompt
         return
-    assert all(0 <= piece.weight <= 1000 for piece in pieces)
-    text = "".join(piece.text for piece in pieces)
-    if all(piece.weight == 1 for piece in pieces) and not any(n in prompt for n in (":1.3)", ":.5)", "\\")):
+    assert all(0 <= span.weight <= 1000 for span in spans)
+    text = "".join(span.text for span in spans)
+    if all(span.weight == 1 for span in spans) and not any(n in prompt for n in (":1.3)", ":.5)", "\\")):
         assert text == prompt
     assert len(text) <= len(prompt)
 
 
 @bounded
 @given(prompt=st.text(st.characters(exclude_characters="()\\"), max_size=300))
-def test_text_without_brackets_is_one_piece(prompt):
-    (piece,) = parse_weighted_prompt(prompt)
-    assert (piece.text, piece.weight) == (prompt, 1)
+def test_text_without_brackets_is_one_span(prompt):
+    (span,) = parse_weighted_prompt(prompt)
+    assert (span.text, span.weight) == (prompt, 1)
 
 
 @bounded
 @given(prompt=prompts)
 def test_tokens_are_in_the_vocabulary_and_weights_are_finite(tokenizer, prompt):
-    if pieces_or_none(prompt) is None:
+    if spans_or_none(prompt) is None:
         return
-    tokens = tokenizer([prompt], most=2)
+    tokens = tokenizer([prompt], max_chunks=2)
     assert tokens.ids.shape == tokens.weights.shape
     assert tokens.ids.shape[2] == 77
     assert 0 <= tokens.ids.min() <= tokens.ids.max() < 49408
@@ -87,7 +87,7 @@ def test_tokens_are_in_the_vocabulary_and_weights_are_finite(tokenizer, prompt):
 
 @bounded
 @given(prompt=prompts)
-def test_notes_are_one_a_syntax(prompt):
+def test_one_note_for_each_kind_of_syntax(prompt):
     notes = syntax_notes([prompt, prompt])
     assert notes == syntax_notes([prompt])
     assert len(notes) <= 7
@@ -102,6 +102,6 @@ def test_a_pipeline_gives_an_image_or_an_input_error(fake_pipe, prompt, negative
     try:
         result = fake_pipe(prompt, negative_prompt=negative, steps=1, seed=1, width=64, height=64)
     except InputError:
-        assert None in (pieces_or_none(prompt), pieces_or_none(negative))
+        assert None in (spans_or_none(prompt), spans_or_none(negative))
         return
     assert result.images[0].size == (64, 64)

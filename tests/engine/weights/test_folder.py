@@ -1,4 +1,4 @@
-"""A folder of weights is opened by PyTorch's libraries only where they stay inside it."""
+"""transformers and diffusers open a folder of weights only if they open no file outside of it."""
 
 import json
 import os
@@ -13,7 +13,7 @@ from calotype.weights.folder import check_weights_folder
 
 @pytest.fixture
 def sharded(model_copy):
-    """The text encoder, its weights in one shard."""
+    """The text encoder with its weights in one shard."""
     folder = model_copy / "text_encoder"
     os.rename(folder / "model.safetensors", folder / "model-1.safetensors")
     write_index(folder, "model-1.safetensors")
@@ -32,11 +32,11 @@ def test_shards_of_the_same_folder_are_read(sharded):
 @pytest.mark.parametrize("name", ["../{}", "{root}/{}", "x/../../{}", "..\\{}", "model-1.bin", "", 3, None, ["a"]])
 def test_shards_elsewhere_are_refused(name, sharded):
     os.rename(sharded / "model-1.safetensors", sharded.parent / "model-1.safetensors")
-    named = name.format("model-1.safetensors", root=sharded.parent) if isinstance(name, str) else name
-    write_index(sharded, named)
-    for opened in (lambda: weight_files(sharded, "model"), lambda: load_module("text_encoder", sharded)):
-        with pytest.raises(SourceError, match="shards"):
-            opened()
+    shard = name.format("model-1.safetensors", root=sharded.parent) if isinstance(name, str) else name
+    write_index(sharded, shard)
+    for read in (lambda: weight_files(sharded, "model"), lambda: load_module("text_encoder", sharded)):
+        with pytest.raises(SourceError, match="shard"):
+            read()
 
 
 HUB_CODE = [{"attn_implementation": "who/kernels"}, {"text_config": {"_attn_implementation": "a/b:c"}}]

@@ -231,9 +231,9 @@ def test_an_old_plan_stays_until_the_new_one_is_complete(saved_plan, tmp_path, m
             "calotype.export.builder.build.write_plan", lambda *_, **__: (_ for _ in ()).throw(OSError(28, "full"))
         )
         with pytest.raises(OSError, match="full"):
-            build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+            build(BuildSpec(model="demo", output=folder, batch=Range(min=1, opt=1, max=2)))
     assert read_plan(folder).build["key"] == first
-    build(BuildSpec(model="demo", output=folder, batch=Range(low=1, usual=1, high=2)))
+    build(BuildSpec(model="demo", output=folder, batch=Range(min=1, opt=1, max=2)))
     assert read_plan(folder).build["key"] != first
     assert [p.name for p in tmp_path.iterdir()] == ["plan"]
 

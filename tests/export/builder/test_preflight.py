@@ -8,8 +8,8 @@ from calotype.export.builder.spec import spec_from
 from calotype.plan.profile import Profile, Range
 from calotype.system.memory import Load
 
-SIDE = Range(low=64, usual=1024, high=2048)
-PROFILE = Profile(batch=Range(low=1, usual=1, high=4), height=SIDE, width=SIDE, multiple=64)
+SIDE = Range(min=64, opt=1024, max=2048)
+PROFILE = Profile(batch=Range(min=1, opt=1, max=4), height=SIDE, width=SIDE, multiple=64)
 WEIGHTS = {"unet": 2_600_000_000, "vae_decoder": 80_000_000}
 LOADS = (Load(pixels=8, width=10, squared=True, guided=True),)
 GIB = 2**30

@@ -27,8 +27,8 @@ def test_texts_become_a_spec():
             "precision": "int8",
         }
     )
-    assert spec.height == Range(low=512, usual=768, high=1024)
-    assert spec.width == Range(low=512, usual=512, high=512)
+    assert spec.height == Range(min=512, opt=768, max=1024)
+    assert spec.width == Range(min=512, opt=512, max=512)
     assert [str(b) for b in spec.max_loss] == ["psnr>=28", "ssim>=0.9", "judge_drop<=0.05"]
     assert spec.proof_counts == (8, 20)
     assert spec_from({"model": "demo", "output": "plan"}).proof_counts == (1, 4)

@@ -1,4 +1,4 @@
-"""Every family and task through `load` without a backend named, on every backend that auto can choose on a CPU."""
+"""Every family and task through `load` without `backend=`, on every backend that auto can choose on a CPU."""
 
 from functools import cache
 
@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 import calotype
+from calotype.backends.registry import backend_module
 from calotype.export.quality.metrics import psnr
+from tests.helpers.tiny_models import save_controlnet
 
 IMAGE, EDGES = (
     Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)
@@ -24,7 +26,7 @@ TASKS = {
     "inpainting": {"image": IMAGE, "mask_image": MASK, "strength": 0.7},
 }
 ALL, MASKED, FROM_IMAGES = tuple(TASKS), ("inpainting",), ("image to image", "inpainting")
-# family: fixture of its folder, its tasks, is there a ControlNet?
+# family: fixture of its folder, its tasks, whether it has a ControlNet
 FAMILIES = {
     "sd1": ("demo_folder", ALL, False),
     "sd1 with a ControlNet": ("demo_folder", ALL, True),
@@ -69,24 +71,23 @@ def latents_folder(tmp_path_factory):
 
 
 def auto(folder, backend, **parts):
-    """Load without a backend named, where those before this one in auto's order cannot run."""
+    """Load without `backend=`, with the backends before this one in auto's order unavailable."""
     with pytest.MonkeyPatch.context() as patch:
         for before in BACKENDS[: BACKENDS.index(backend)]:
-            module = {"openvino": "vino", "onnxruntime": "ort"}[before]
-            patch.setattr(f"calotype.backends.{module}.unavailable", lambda: "it is not installed")
+            patch.setattr(backend_module(before), "unavailable", lambda: "it is not installed")
         return calotype.load(folder, **parts)
 
 
 @pytest.fixture(scope="module")
-def pipelines(request, made, tmp_path_factory):
-    """A family's pipeline on a backend, and the one on eager that it is compared with; each loaded once."""
+def pipelines(request, tmp_path_factory):
+    """A function that loads a family's pipeline on a backend, once."""
 
     @cache
     def parts_of(family):
         fixture, _, controlled = FAMILIES[family]
         folder = request.getfixturevalue(fixture)
         net = tmp_path_factory.mktemp("net") / "net"
-        return folder, {"controlnet": made(folder / "unet", net, 0)} if controlled else {}
+        return folder, {"controlnet": save_controlnet(folder / "unet", net, 0)} if controlled else {}
 
     @cache
     def load(family, backend):
@@ -102,11 +103,11 @@ def generate(pipe, task, **more):
     return pipe(*(["a large green star"] if pipe.plan.prompting.states else []), **arguments)
 
 
-def assert_same(got, expected, backend, least=50):
+def assert_same(got, expected, backend, min_db=50):
     unet = next(c for c in got.report.components if c.name == "unet")
     assert unet.backend == backend, unet.why
     assert not any("failed" in note or "one graph" in note for note in got.report.notes)
-    assert psnr(got.images, expected.images) >= least
+    assert psnr(got.images, expected.images) >= min_db
 
 
 @pytest.mark.parametrize("backend", BACKENDS)

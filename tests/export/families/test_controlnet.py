@@ -1,4 +1,4 @@
-"""ControlNets of random weights beside the demonstration model and a tiny SDXL: the pictures of diffusers."""
+"""ControlNets with random weights on the demonstration model and a tiny SDXL: the same images as diffusers."""
 
 import json
 import shutil
@@ -16,8 +16,10 @@ from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources.source import read_source
 from calotype.plan.family import family_of
+from calotype.report.like import read_like
+from tests.helpers.tiny_models import save_controlnet
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -30,11 +32,13 @@ EDGES = [Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), 
 
 
 @pytest.fixture(scope="module")
-def nets(demo_folder, made, tmp_path_factory):
-    return [made(demo_folder / "unet", tmp_path_factory.mktemp("nets") / str(seed), seed) for seed in range(2)]
+def nets(demo_folder, tmp_path_factory):
+    return [
+        save_controlnet(demo_folder / "unet", tmp_path_factory.mktemp("nets") / str(seed), seed) for seed in range(2)
+    ]
 
 
-def elder_of(kind, folder, nets):
+def reference_pipeline(kind, folder, nets):
     loaded = [diffusers.ControlNetModel.from_pretrained(n, low_cpu_mem_usage=False) for n in nets]
     settings = {} if "XL" in kind.__name__ else {"safety_checker": None}
     control = loaded if len(loaded) > 1 else loaded[0]
@@ -48,57 +52,57 @@ def seeds(*numbers):
 
 
 def test_one_controlnet(demo_folder, nets):
-    elder = elder_of(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets[:1])
+    reference = reference_pipeline(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets[:1])
     settings = SETTINGS | {"controlnet_conditioning_scale": 0.7}
-    told = {"negative_prompt": [NEGATIVE] * 2, "image": EDGES, "num_inference_steps": 4}
-    wanted = elder(PROMPTS, **told, **seeds(3, 4), **settings).images
-    assert wanted.shape == (2, 64, 96, 3)  # the control image's size
+    options = {"negative_prompt": [NEGATIVE] * 2, "image": EDGES, "num_inference_steps": 4}
+    expected = reference(PROMPTS, **options, **seeds(3, 4), **settings).images
+    assert expected.shape == (2, 64, 96, 3)  # the control image's size
     arguments = {"negative_prompt": NEGATIVE, "steps": 4, "seed": 3}
-    for backend, least in (("eager", 60), ("onnxruntime", 50)):
+    for backend, min_db in (("eager", 60), ("onnxruntime", 50)):
         pipe = calotype.load(demo_folder, controlnet=nets[0], backend=backend)
-        assert psnr(pipe(PROMPTS, control_image=EDGES, **arguments, **settings).images, wanted) >= least, backend
-        free = pipe(PROMPTS, width=96, height=64, **arguments, **SETTINGS)
-        assert psnr(free.images, wanted) < 25  # it steers
+        assert psnr(pipe(PROMPTS, control_image=EDGES, **arguments, **settings).images, expected) >= min_db, backend
+        uncontrolled = pipe(PROMPTS, width=96, height=64, **arguments, **SETTINGS)
+        assert psnr(uncontrolled.images, expected) < 25  # the ControlNet changes the image
 
 
 def test_two_controlnets_each_with_its_scale(demo_folder, nets):
-    elder = elder_of(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets)
+    reference = reference_pipeline(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets)
     settings = SETTINGS | {"controlnet_conditioning_scale": [0.3, 1.0], "width": 80, "height": 112}
-    wanted = elder(PROMPTS[0], image=EDGES, num_inference_steps=3, **seeds(3), **settings).images
+    expected = reference(PROMPTS[0], image=EDGES, num_inference_steps=3, **seeds(3), **settings).images
     pipe = calotype.load(demo_folder, controlnet=nets, backend="eager")
-    assert psnr(pipe(PROMPTS[0], control_image=EDGES, steps=3, seed=3, **settings).images, wanted) >= 60
+    assert psnr(pipe(PROMPTS[0], control_image=EDGES, steps=3, seed=3, **settings).images, expected) >= 60
     one = pipe(PROMPTS[0], control_image=EDGES, steps=3, seed=3, **settings | {"controlnet_conditioning_scale": 1.0})
-    assert psnr(one.images, wanted) < 40
+    assert psnr(one.images, expected) < 40
 
 
 @pytest.mark.parametrize("span", [(0.0, 0.5), (0.3, 1.0), (0.4, 0.6), (0.45, 0.55)])
 def test_between_fractions_of_the_steps(demo_folder, nets, span):
-    elder = elder_of(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets)
+    reference = reference_pipeline(diffusers.StableDiffusionControlNetPipeline, demo_folder, nets)
     settings = SETTINGS | {"control_guidance_start": [span[0], 0.0], "control_guidance_end": [span[1], 0.7]}
-    wanted = elder(PROMPTS[0], image=EDGES, num_inference_steps=5, **seeds(3), **settings).images
+    expected = reference(PROMPTS[0], image=EDGES, num_inference_steps=5, **seeds(3), **settings).images
     pipe = calotype.load(demo_folder, controlnet=nets, backend="eager")
-    assert psnr(pipe(PROMPTS[0], control_image=EDGES, steps=5, seed=3, **settings).images, wanted) >= 60
+    assert psnr(pipe(PROMPTS[0], control_image=EDGES, steps=5, seed=3, **settings).images, expected) >= 60
 
 
-def test_a_controlnet_of_stable_diffusion_xl(sdxl_folder, made, tmp_path):
-    net = made(sdxl_folder / "unet", tmp_path / "net", 5)
-    elder = elder_of(diffusers.StableDiffusionXLControlNetPipeline, sdxl_folder, [net])
-    wanted = elder(PROMPTS[0], image=EDGES[0], num_inference_steps=3, **seeds(3), **SETTINGS).images
+def test_a_controlnet_of_stable_diffusion_xl(sdxl_folder, tmp_path):
+    net = save_controlnet(sdxl_folder / "unet", tmp_path / "net", 5)
+    reference = reference_pipeline(diffusers.StableDiffusionXLControlNetPipeline, sdxl_folder, [net])
+    expected = reference(PROMPTS[0], image=EDGES[0], num_inference_steps=3, **seeds(3), **SETTINGS).images
     pipe = calotype.load(sdxl_folder, controlnet=net, backend="eager")
-    assert psnr(pipe(PROMPTS[0], control_image=EDGES[0], steps=3, seed=3, **SETTINGS).images, wanted) >= 60
+    assert psnr(pipe(PROMPTS[0], control_image=EDGES[0], steps=3, seed=3, **SETTINGS).images, expected) >= 60
 
 
-def test_without_a_control_image_the_picture_is_the_models_own(demo_folder, nets, pipes):
+def test_without_a_control_image_the_controlnet_has_no_effect(demo_folder, nets, pipes):
     pipe = calotype.load(demo_folder, controlnet=nets[:1], backend="eager")
     settings = {"steps": 3, "seed": 3, "output_type": "latent", "width": 64, "height": 64}
-    wanted = pipes["eager"](PROMPTS, **settings).images
-    np.testing.assert_array_equal(pipe(PROMPTS, **settings).images, wanted)
-    still = pipe(PROMPTS, control_image=EDGES[0], controlnet_conditioning_scale=0, **settings)
-    np.testing.assert_array_equal(still.images, wanted)
-    assert "controlnet" not in {c.name for c in still.report.components}  # not opened for nothing
+    expected = pipes["eager"](PROMPTS, **settings).images
+    np.testing.assert_array_equal(pipe(PROMPTS, **settings).images, expected)
+    unchanged = pipe(PROMPTS, control_image=EDGES[0], controlnet_conditioning_scale=0, **settings)
+    np.testing.assert_array_equal(unchanged.images, expected)
+    assert "controlnet" not in {c.name for c in unchanged.report.components}  # not loaded when unused
 
 
-def test_the_export_has_diffusers_names_and_the_unet_takes_what_it_gives(demo_folder, nets, tmp_path):
+def test_the_export_has_diffusers_names_and_the_unet_takes_its_outputs(demo_folder, nets, tmp_path):
     plan = build(BuildSpec(model="demo", output=tmp_path / "plan", controlnet=(str(nets[0]),))).plan
     for name in ("controlnet", "unet"):
         component = plan.components[name]
@@ -106,17 +110,17 @@ def test_the_export_has_diffusers_names_and_the_unet_takes_what_it_gives(demo_fo
         session = onnxruntime.InferenceSession(tmp_path / "plan" / name / "model.onnx")
         assert [i.name for i in session.get_inputs()] == [b.name for b in component.inputs]
         assert [o.name for o in session.get_outputs()] == [b.name for b in component.outputs]
-    given = [b.dims for b in plan.components["controlnet"].outputs]
-    assert given == [b.dims for b in plan.components["unet"].inputs][-len(given) :]
-    said = {"control_image": EDGES[0], "steps": 2, "seed": 1, "output_type": "latent"}
-    opened = calotype.load(tmp_path / "plan")
-    straight = calotype.load(demo_folder, controlnet=nets[0], backend="onnxruntime")
-    np.testing.assert_array_equal(opened(PROMPTS[0], **said).images, straight(PROMPTS[0], **said).images)
+    outputs = [b.dims for b in plan.components["controlnet"].outputs]
+    assert outputs == [b.dims for b in plan.components["unet"].inputs][-len(outputs) :]
+    options = {"control_image": EDGES[0], "steps": 2, "seed": 1, "output_type": "latent"}
+    planned = calotype.load(tmp_path / "plan")
+    direct = calotype.load(demo_folder, controlnet=nets[0], backend="onnxruntime")
+    np.testing.assert_array_equal(planned(PROMPTS[0], **options).images, direct(PROMPTS[0], **options).images)
     with pytest.raises(InputError, match="is a plan, which has its ControlNets inside"):
         calotype.load(tmp_path / "plan", controlnet=nets[0])
 
 
-def test_its_weights_are_part_of_the_fingerprint(demo_folder, nets):
+def test_controlnet_weights_are_part_of_the_fingerprint(demo_folder, nets):
     plans = [prepare(demo_folder, controlnets=n, forms=()) for n in ((), nets[:1], nets[1:], nets)]
     assert len({p.fingerprint for p in plans}) == 4
     assert [n for n in plans[3].components if n.startswith("controlnet")] == ["controlnet", "controlnet_1"]
@@ -128,28 +132,28 @@ def fakes(demo_folder, nets):
 
 
 @pytest.mark.parametrize(
-    ("count", "arguments", "told"),
+    ("count", "arguments", "keyword"),
     [
-        (0, {"control_image": EDGES[0]}, "name one when loading"),
+        (0, {"control_image": EDGES[0]}, "needs a ControlNet"),
         (1, {"control_image": "edges.png"}, "control_image takes a PIL image"),
         (1, {"control_image": EDGES}, "one for each of 1 prompts; got 2"),
-        (2, {"control_image": EDGES[0]}, "each of 2 ControlNets, in a list; got 1"),
+        (2, {"control_image": EDGES[0]}, "each of 2 ControlNets"),
         (1, {"control_image": EDGES[0], "width": 90}, "width must be a multiple of 16.*got 90"),
         (1, {"control_image": EDGES[0], "controlnet_conditioning_scale": float("nan")}, "from 0 to 10"),
-        (2, {"control_image": EDGES, "controlnet_conditioning_scale": [1.0]}, "or one for each of 2; got 1"),
-        (1, {"control_image": EDGES[0], "control_guidance_start": 1.0}, "must come before control_guidance_end 1"),
-        (2, {"control_image": EDGES, "control_guidance_end": [1.0]}, "or one for each of 2; got 1"),
+        (2, {"control_image": EDGES, "controlnet_conditioning_scale": [1.0]}, "one for each of 2"),
+        (1, {"control_image": EDGES[0], "control_guidance_start": 1.0}, "must come before control_guidance_end"),
+        (2, {"control_image": EDGES, "control_guidance_end": [1.0]}, "one for each of 2"),
         (1, {"control_image": EDGES[0], "control_guidance_end": 1.5}, "control_guidance_end must be a number from 0"),
     ],
 )
-def test_wrong_arguments_are_told(fakes, count, arguments, told):
-    with pytest.raises(InputError, match=told):
+def test_wrong_arguments_are_refused(fakes, count, arguments, keyword):
+    with pytest.raises(InputError, match=keyword):
         fakes[count].stream("x", **arguments)
 
 
 def test_arguments_that_fit(fakes):
     arrays = np.stack([np.asarray(e) for e in EDGES])
-    for count, given in (
+    for count, control in (
         (1, EDGES[0]),
         (1, arrays[0]),
         (1, list(EDGES)),
@@ -157,17 +161,16 @@ def test_arguments_that_fit(fakes):
         (2, EDGES),
         (2, [EDGES, arrays]),
     ):
-        made = fakes[count](["x", "y"], num_images=2, control_image=given, steps=1, seed=1, output_type="np").images
-        assert made.shape == (4, 64, 96, 3)
+        images = fakes[count](["x", "y"], num_images=2, control_image=control, steps=1, seed=1, output_type="np").images
+        assert images.shape == (4, 64, 96, 3)
 
 
-def test_a_picture_says_that_it_was_controlled(fakes, tmp_path):
-    from calotype.cli import _made_like
+def test_metadata_records_the_controlnet(fakes, tmp_path):
 
     fakes[1]("x", control_image=EDGES[0], steps=1, seed=1).images[0].save(tmp_path / "a.png")
-    with pytest.raises(InputError, match=r"made with a picture.*name it: --control-image FILE"):
-        _made_like(tmp_path / "a.png", {}, loras_said=False)
-    like = _made_like(tmp_path / "a.png", {"control_image": ["edges.png"]}, loras_said=False)
+    with pytest.raises(InputError, match="--control-image"):
+        read_like(tmp_path / "a.png", (), loras_named=False, model_named=True)
+    like = read_like(tmp_path / "a.png", ("control_image",), loras_named=False, model_named=True)
     assert like.arguments["controlnet_conditioning_scale"] == [1.0]
     assert (like.arguments["control_guidance_start"], like.arguments["control_guidance_end"]) == ([0.0], [1.0])
 
@@ -177,20 +180,20 @@ def edit(path, **changes):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "keyword"),
     [
-        ({"cross_attention_dim": 768}, "not made for this U-Net"),
-        ({"block_out_channels": [64, 64]}, "not made for this U-Net"),
-        ({"layers_per_block": 2}, "not made for this U-Net"),
-        ({"global_pool_conditions": True}, "pools its conditions"),
-        ({"conditioning_channels": 1}, "does not take RGB pictures"),
-        ({"conditioning_embedding_out_channels": [16, 32]}, "does not take RGB pictures"),
+        ({"cross_attention_dim": 768}, "does not match"),
+        ({"block_out_channels": [64, 64]}, "does not match"),
+        ({"layers_per_block": 2}, "does not match"),
+        ({"global_pool_conditions": True}, "global_pool_conditions"),
+        ({"conditioning_channels": 1}, "RGB images"),
+        ({"conditioning_embedding_out_channels": [16, 32]}, "RGB images"),
         ({"block_out_channels": None}, r"controlnet/config\.json: block_out_channels"),
     ],
 )
-def test_other_models_are_told(demo_folder, nets, tmp_path, changes, told):
+def test_controlnets_that_do_not_fit_are_refused(demo_folder, nets, tmp_path, changes, keyword):
     configs = read_source(demo_folder, [nets[0]]).configs
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=keyword):
         family_of({**configs, "controlnet": {**configs["controlnet"], **changes}})
     net = shutil.copytree(nets[0], tmp_path / "net")
     edit(net / "config.json", **changes)
@@ -198,27 +201,27 @@ def test_other_models_are_told(demo_folder, nets, tmp_path, changes, told):
         calotype.load(demo_folder, controlnet=net, backend="fake")
 
 
-def test_a_folder_of_another_class_is_told(demo_folder, nets, tmp_path):
+def test_a_folder_of_another_class_is_refused(demo_folder, nets, tmp_path):
     net = shutil.copytree(nets[0], tmp_path / "net")
     edit(net / "config.json", _class_name="T2IAdapter")
     with pytest.raises(SourceError, match="holds a T2IAdapter"):
         calotype.load(demo_folder, controlnet=net, backend="fake")
 
 
-def test_one_of_another_family_is_told(sdxl_folder, demo_folder, nets, made, tmp_path):
-    of_xl = made(sdxl_folder / "unet", tmp_path / "xl", 0)
-    for folder, net in ((sdxl_folder, nets[0]), (demo_folder, of_xl)):
+def test_a_controlnet_of_another_family_is_refused(sdxl_folder, demo_folder, nets, tmp_path):
+    xl_net = save_controlnet(sdxl_folder / "unet", tmp_path / "xl", 0)
+    for folder, net in ((sdxl_folder, nets[0]), (demo_folder, xl_net)):
         with pytest.raises(SourceError, match="the controlnet is not made for this U-Net"):
             calotype.load(folder, controlnet=net, backend="fake")
 
 
-def test_what_is_not_there_is_told(demo_folder, nets, tmp_path):
+def test_missing_files_are_refused(demo_folder, nets, tmp_path):
     with pytest.raises(SourceError, match="there is no folder"):
         calotype.load(demo_folder, controlnet=tmp_path / "nowhere")
     net = shutil.copytree(nets[0], tmp_path / "net")
     weights = net / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(SourceError, match="fetch it again"):
+    with pytest.raises(SourceError, match="again"):
         calotype.load(demo_folder, controlnet=net)
     weights.unlink()
     with pytest.raises(SourceError, match="is missing"):

@@ -1,4 +1,4 @@
-"""What steers a whole picture on a device is what steers the pipeline's, for SDXL: two encoders, pooled text, sizes."""
+"""The conditioning inside the CUDA graph equals the pipeline's, for SDXL: two encoders, pooled text, sizes."""
 
 import numpy as np
 import pytest
@@ -17,14 +17,14 @@ from calotype.stages.initial_latents import InitialLatents
 
 
 @pytest.mark.parametrize(
-    "said",
+    "options",
     [{}, {"negative_prompt": "a blue ring"}, {"guidance_scale": 1.0}, {"clip_skip": 1}],
     ids=str,
 )
-def test_it_is_steered_as_the_pipeline_is(said, sdxl_folder):
+def test_graph_conditioning_matches_the_pipeline(options, sdxl_folder):
     plan = prepare(sdxl_folder, forms=())
     modules = {name: load_module(name, c.artifact("diffusers").path) for name, c in plan.components.items()}
-    job = resolve(Request(prompt=["a red circle", "a (star:1.2)"], steps=2, width=96, height=64, **said), plan)
+    job = resolve(Request(prompt=["a red circle", "a (star:1.2)"], steps=2, width=96, height=64, **options), plan)
     tokenizers = tokenizers_of(plan)
     _, matrix = sampler_for(job.scheduler, plan.scheduler, job.steps, plan.samplers)
     draw = BatchNoise(job.seeds, (4, 8, 12))
@@ -38,24 +38,24 @@ def test_it_is_steered_as_the_pipeline_is(said, sdxl_folder):
             zip(names, (t.numpy() for t in modules[name](torch.from_numpy(input_ids))), strict=True)
         )
 
-    wanted, _ = condition(plan, tokenizers, encoder, job)
+    expected, _ = condition(plan, tokenizers, encoder, job)
     networks = {name: Module(module, torch.float32) for name, module in modules.items()}
     with torch.inference_mode():
         got = GraphPipeline(plan, networks).steering(inputs)
-    assert set(got) == set(wanted.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}
-    for name, array in wanted.arrays.items():
+    assert set(got) == set(expected.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}
+    for name, array in expected.arrays.items():
         np.testing.assert_allclose(got[name].numpy(), array, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("options", "keyword"),
     [
         ({"output_type": "np"}, "output_type is np"),
         ({"cache_interval": 2}, "cache_interval"),
         ({"guidance_interval": (0, 0.5)}, "guidance_interval"),
     ],
 )
-def test_what_is_no_single_graph_is_said(fake, said, told):
-    job = resolve(Request(prompt="x", steps=2, **said), fake.plan)
+def test_unsupported_requests_have_a_reason(fake, options, keyword):
+    job = resolve(Request(prompt="x", steps=2, **options), fake.plan)
     _, matrix = sampler_for(None, fake.plan.scheduler, 2, fake.plan.samplers)
-    assert told in graph_unsupported_reason(fake.plan, job, matrix)
+    assert keyword in graph_unsupported_reason(fake.plan, job, matrix)

@@ -1,4 +1,4 @@
-"""Latent diffusion without text (`UNet2DModel`, with a VQModel or an AutoencoderKL): the pictures of diffusers."""
+"""Unconditional latent diffusion (`UNet2DModel` with a VQModel or an AutoencoderKL): the same images as diffusers."""
 
 import importlib
 
@@ -15,7 +15,7 @@ from calotype.export.sources.source import read_source
 from calotype.export.steps.subprocess_task import Outcome
 from calotype.plan.family import family_of
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -39,12 +39,12 @@ AUTOENCODERS = {
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory):
-    """As CompVis/ldm-celebahq-256, smaller."""
-    made = {}
+    """Smaller models in the form of CompVis/ldm-celebahq-256."""
+    folders = {}
     for name, autoencoder in AUTOENCODERS.items():
         torch.manual_seed(13)
         vae = autoencoder()
-        if name == "a codebook":  # what it is made with lies close to zero, where all codes are one
+        if name == "a codebook":  # its initial values are close to zero, where all codes coincide
             torch.nn.init.normal_(vae.quantize.embedding.weight, std=3)
         torch.manual_seed(12)  # one U-Net for both
         unet = diffusers.UNet2DModel(
@@ -58,26 +58,26 @@ def models(tmp_path_factory):
         )
         scheduler = diffusers.DDIMScheduler(beta_start=0.0015, beta_end=0.0195, beta_schedule="scaled_linear")
         scheduler.register_to_config(clip_sample=False)
-        made[name] = tmp_path_factory.mktemp("latents") / "model"
-        diffusers.LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler).save_pretrained(made[name])
-    return made
+        folders[name] = tmp_path_factory.mktemp("latents") / "model"
+        diffusers.LDMPipeline(vqvae=vae, unet=unet, scheduler=scheduler).save_pretrained(folders[name])
+    return folders
 
 
-def here(_, function, **said):
-    """In place of a child of its own, which takes seconds to begin."""
+def run_here(_, function, **arguments):
+    """Replace the child process, which takes seconds to start."""
     module, _, name = function.partition(":")
-    return Outcome(value=getattr(importlib.import_module(module), name)(**said), peak_bytes=0)
+    return Outcome(value=getattr(importlib.import_module(module), name)(**arguments), peak_bytes=0)
 
 
 @pytest.fixture(scope="module")
 def pipes_of(models):
-    asked = [("a codebook", "eager"), ("a codebook", "onnxruntime"), ("a distribution", "eager")]
+    cases = [("a codebook", "eager"), ("a codebook", "onnxruntime"), ("a distribution", "eager")]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("calotype.export.onnx.trace_step.run_in_subprocess", here)
-        return {(model, backend): calotype.load(models[model], backend=backend) for model, backend in asked}
+        patch.setattr("calotype.export.onnx.trace_step.run_in_subprocess", run_here)
+        return {(model, backend): calotype.load(models[model], backend=backend) for model, backend in cases}
 
 
-def elder_of(folder):
+def reference_pipeline(folder):
     pipe = diffusers.LDMPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
     pipe.set_progress_bar_config(disable=True)
     return pipe
@@ -85,46 +85,46 @@ def elder_of(folder):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("model", AUTOENCODERS)
-def test_pictures_are_those_of_diffusers(models, pipes_of, figures, model, name):
-    elder = elder_of(models[model])
-    kind, said = SCHEDULERS[name]
-    elder.scheduler = kind.from_config(elder.scheduler.config, **said)
-    if name in ("euler-a", "ddpm"):  # whose noise diffusers' pipeline draws from no generator
-        generator, step = torch.Generator().manual_seed(5), elder.scheduler.step
-        elder.scheduler.step = lambda *a, **k: step(*a, generator=generator, **k)
+def test_images_match_diffusers(models, pipes_of, figures, model, name):
+    reference = reference_pipeline(models[model])
+    kind, settings = SCHEDULERS[name]
+    reference.scheduler = kind.from_config(reference.scheduler.config, **settings)
+    if name in ("euler-a", "ddpm"):  # diffusers' pipeline draws their noise without a generator
+        generator, step = torch.Generator().manual_seed(5), reference.scheduler.step
+        reference.scheduler.step = lambda *a, **k: step(*a, generator=generator, **k)
     else:
         generator = torch.Generator().manual_seed(5)
-    elder.scheduler.set_timesteps(6)  # its pipeline scales the noise before it asks for steps, as if for a thousand
-    wanted = elder(num_inference_steps=6, generator=generator, output_type="np").images
-    assert wanted.std() > 0.01
+    reference.scheduler.set_timesteps(6)  # diffusers' pipeline scales the noise before it sets the steps
+    expected = reference(num_inference_steps=6, generator=generator, output_type="np").images
+    assert expected.std() > 0.01
     for backend in [backend for of, backend in pipes_of if of == model]:
         got = pipes_of[model, backend](steps=6, seed=5, scheduler=name, output_type="np").images
-        figures.hold((f"latents of {model}, without text", "from noise", name), backend, got, wanted)
+        figures.hold((f"latents of {model}, without text", "from noise", name), backend, got, expected)
 
 
-def test_the_autoencoder_is_a_codec(models, pipes_of):
+def test_the_autoencoder_encodes_and_decodes(models, pipes_of):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     pixels = torch.tensor(np.asarray(image) / np.float32(127.5) - 1).permute(2, 0, 1)[None]
-    vae = elder_of(models["a codebook"]).vqvae
+    vae = reference_pipeline(models["a codebook"]).vqvae
     with torch.inference_mode():
         latents = vae.encode(pixels).latents
-        wanted = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).numpy().transpose(0, 2, 3, 1)
+        expected = (vae.decode(latents).sample / 2 + 0.5).clamp(0, 1).numpy().transpose(0, 2, 3, 1)
     pipe = pipes_of["a codebook", "eager"]
     got = pipe.encode(image)
     np.testing.assert_allclose(got, latents.numpy() * 0.18215, atol=1e-5)
-    np.testing.assert_allclose(pipe.decode(got, output_type="np"), wanted, atol=1e-4)
+    np.testing.assert_allclose(pipe.decode(got, output_type="np"), expected, atol=1e-4)
 
 
-def test_what_it_takes_and_what_not(models, pipes_of):
+def test_supported_arguments(models, pipes_of):
     folder = models["a codebook"]
     plan = prepare(folder, forms=())
     assert (plan.family, plan.profile.factor, plan.latents.dims[1]) == ("latents", 2, 3)
     pipe = pipes_of["a codebook", "eager"]
     assert [image.size for image in pipe(steps=1, num_images=2, width=48, height=36).images] == [(48, 36)] * 2
-    with pytest.raises(InputError, match="without text"):
+    with pytest.raises(InputError, match="unconditional"):
         pipe("a ring")
     with pytest.raises(SourceError, match="takes no ControlNet and no autoencoder"):
         calotype.load(folder, controlnet=folder / "unet", backend="fake")
     configs = read_source(folder).configs
-    with pytest.raises(SourceError, match="paints 3 channels from 4; this version paints the autoencoder's 3 channels"):
+    with pytest.raises(SourceError, match="in_channels is 4 and out_channels 3"):
         family_of({**configs, "unet": {**configs["unet"], "in_channels": 4}})

@@ -1,4 +1,4 @@
-"""Every family, task and scheduler against diffusers: the figures of docs/parity.md."""
+"""Compare every family, task and scheduler with diffusers: the figures of docs/parity.md."""
 
 from functools import cache
 
@@ -10,15 +10,16 @@ from PIL import Image
 
 import calotype
 from calotype.export.quality.metrics import psnr
+from tests.helpers.tiny_models import save_controlnet
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
 ]
 
 FIVE = {
-    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),  # its default was made for pixels
+    "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),  # its default is for pixels
     "euler": (diffusers.EulerDiscreteScheduler, {}),
     "euler-a": (diffusers.EulerAncestralDiscreteScheduler, {}),
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
@@ -30,13 +31,13 @@ IMAGE, EDGES = (
     Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)
 )
 MASK = Image.new("L", IMAGE.size, 0)
-MASK.paste(255, (12, 10, 61, 50))  # across the borders of latents
+MASK.paste(255, (12, 10, 61, 50))  # not aligned to latents
 SIZE = {"height": 64, "width": 96}
 
 SD, XL = "StableDiffusion", "StableDiffusionXL"
 TASKS = {"text to image": "", "image to image": "Img2Img", "inpainting": "Inpaint"}
 BOTH = ("eager", "onnxruntime", "openvino")
-# name: fixture of its folder, the kind of diffusers' pipelines, tasks, schedulers, backends, ControlNet
+# name: fixture of its folder, prefix of diffusers' pipelines, tasks, schedulers, backends, whether it has a ControlNet
 MODELS = {
     "Stable Diffusion 2": ("sd21_folder", SD, tuple(TASKS), FIVE, BOTH, False),
     "Stable Diffusion XL": ("sdxl_folder", XL, tuple(TASKS), FIVE, BOTH, False),
@@ -49,12 +50,12 @@ CASES = [(m, t, s) for m, (_, _, tasks, schedulers, *_) in MODELS.items() for t 
 
 
 @pytest.fixture(scope="module")
-def opened(request, made, tmp_path_factory):
-    """A model's pipelines on each backend, and diffusers' own by task; each made once."""
+def pipelines(request, tmp_path_factory):
+    """Functions that return a model's pipeline on a backend, and diffusers' for a task; each is loaded once."""
 
     @cache
     def net(folder):
-        path = made(folder / "unet", tmp_path_factory.mktemp("nets") / "net", 0)
+        path = save_controlnet(folder / "unet", tmp_path_factory.mktemp("nets") / "net", 0)
         return path, diffusers.ControlNetModel.from_pretrained(path, low_cpu_mem_usage=False)
 
     @cache
@@ -64,7 +65,7 @@ def opened(request, made, tmp_path_factory):
         return calotype.load(folder, backend=backend, controlnet=net(folder)[0] if controlled else ())
 
     @cache
-    def elder(model, task):
+    def reference(model, task):
         fixture, kind, _, _, _, controlled = MODELS[model]
         folder = request.getfixturevalue(fixture)
         cls = getattr(diffusers, f"{kind}{'ControlNet' if controlled else ''}{TASKS[task]}Pipeline")
@@ -74,46 +75,51 @@ def opened(request, made, tmp_path_factory):
         pipe.set_progress_bar_config(disable=True)
         return pipe
 
-    return ours, elder
+    return ours, reference
 
 
 @pytest.mark.parametrize(("model", "task", "name"), CASES)
-def test_pictures_are_those_of_diffusers(opened, figures, model, task, name):
-    ours, elder = opened
+def test_images_match_diffusers(pipelines, figures, model, task, name):
+    ours, reference = pipelines
     _, _, _, schedulers, backends, controlled = MODELS[model]
-    said = {"guidance_scale": 5.0, "output_type": "np"}
-    said |= {} if task == "text to image" else {"image": IMAGE, "strength": 0.7}
-    said |= {"mask_image": MASK} if task == "inpainting" else {}
-    said |= {"controlnet_conditioning_scale": 0.6} if controlled else {}
+    options = {"guidance_scale": 5.0, "output_type": "np"}
+    options |= {} if task == "text to image" else {"image": IMAGE, "strength": 0.7}
+    options |= {"mask_image": MASK} if task == "inpainting" else {}
+    options |= {"controlnet_conditioning_scale": 0.6} if controlled else {}
     size = {} if task == "image to image" else SIZE
-    wanted = painted(elder(model, task), schedulers[name], **said, **size, **edges_of(task, controlled))
+    expected = generate(reference(model, task), schedulers[name], **options, **size, **edges_of(task, controlled))
     for backend in backends:
         control = {"control_image": EDGES} if controlled else {}
-        got = ours(model, backend)(PROMPT, steps=6, seed=5, scheduler=name, **said, **size, **control)
-        figures.hold((model, task, name), backend, got.images, wanted)
+        got = ours(model, backend)(PROMPT, steps=6, seed=5, scheduler=name, **options, **size, **control)
+        figures.hold((model, task, name), backend, got.images, expected)
 
 
 def edges_of(task, controlled):
-    """What diffusers calls the control image of a task."""
+    """Return the control image under diffusers' name for the task."""
     if not controlled:
         return {}
     return {"image" if task == "text to image" else "control_image": EDGES}
 
 
-def painted(pipe, scheduler, **said):
+def generate(pipe, scheduler, **options):
     kind, overrides = scheduler
     pipe.scheduler = kind.from_config(pipe.scheduler.config, **{"use_karras_sigmas": False, **overrides})
     generator = [torch.Generator().manual_seed(5)]
-    images = pipe(PROMPT, num_inference_steps=6, generator=generator, **said).images
-    assert images.std() > 0.01  # a picture, not a flat grey on which all would agree
+    images = pipe(PROMPT, num_inference_steps=6, generator=generator, **options).images
+    assert images.std() > 0.01  # a real image: flat gray would always match
     return images
 
 
 @pytest.mark.parametrize("clip_skip", [None, 1])
-def test_layers_are_skipped_for_the_prompt_alone(opened, clip_skip):
-    ours, elder = opened
-    said = {"negative_prompt": "a small blue ring", "clip_skip": clip_skip, "guidance_scale": 5.0, "output_type": "np"}
-    wanted = painted(elder("Stable Diffusion XL", "text to image"), FIVE["ddim"], **said, **SIZE)
+def test_clip_skip_applies_only_to_the_prompt(pipelines, clip_skip):
+    ours, reference = pipelines
+    options = {
+        "negative_prompt": "a small blue ring",
+        "clip_skip": clip_skip,
+        "guidance_scale": 5.0,
+        "output_type": "np",
+    }
+    expected = generate(reference("Stable Diffusion XL", "text to image"), FIVE["ddim"], **options, **SIZE)
     for backend in BOTH:
         pipe = ours("Stable Diffusion XL", backend)
-        assert psnr(pipe(PROMPT, steps=6, seed=5, scheduler="ddim", **said, **SIZE).images, wanted) >= 60
+        assert psnr(pipe(PROMPT, steps=6, seed=5, scheduler="ddim", **options, **SIZE).images, expected) >= 60

@@ -1,6 +1,7 @@
-"""Diffusion of pixels without text (`UNet2DModel`, DDPM and DDIM): the pictures of diffusers."""
+"""Unconditional pixel diffusion (`UNet2DModel`, DDPM and DDIM): the same images as diffusers."""
 
 import json
+import shutil
 
 import diffusers
 import numpy as np
@@ -13,15 +14,15 @@ from calotype.errors import BuildError, InputError, SourceError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
-LEAST_DB = {"eager": 60, "onnxruntime": 50}
+MIN_DB = {"eager": 60, "onnxruntime": 50}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """As google/ddpm-cifar10-32, smaller: the classes that it names, and no other parts."""
+    """A smaller model in the form of google/ddpm-cifar10-32."""
     torch.manual_seed(11)
     unet = diffusers.UNet2DModel(
         sample_size=32,
@@ -30,19 +31,19 @@ def folder(tmp_path_factory):
         down_block_types=("DownBlock2D", "AttnDownBlock2D"),
         up_block_types=("AttnUpBlock2D", "UpBlock2D"),
     )
-    made = tmp_path_factory.mktemp("pixels") / "model"
-    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(made)
-    return made
+    folder = tmp_path_factory.mktemp("pixels") / "model"
+    diffusers.DDPMPipeline(unet=unet, scheduler=diffusers.DDPMScheduler()).save_pretrained(folder)
+    return folder
 
 
 @pytest.fixture(scope="module")
 def pixels(folder):
-    return {backend: calotype.load(folder, backend=backend) for backend in LEAST_DB}
+    return {backend: calotype.load(folder, backend=backend) for backend in MIN_DB}
 
 
 @pytest.mark.parametrize("name", ["ddpm", "ddim", "euler", "euler-a", "dpm++2m-karras", "unipc"])
-def test_pictures_are_those_of_diffusers(folder, pixels, name):
-    """DDPM and DDIM clip what they predict, which is not linear: they run themselves, and the report says so."""
+def test_images_match_diffusers(folder, pixels, name):
+    """DDPM and DDIM clip their predictions, which is not linear: diffusers' schedulers run, and the report notes it."""
     config = diffusers.DDPMScheduler.load_config(folder / "scheduler")
     kind = {
         "ddpm": diffusers.DDPMScheduler,
@@ -53,15 +54,15 @@ def test_pictures_are_those_of_diffusers(folder, pixels, name):
         "unipc": diffusers.UniPCMultistepScheduler,
     }[name]
     more = {"use_karras_sigmas": True} if "karras" in name else {}
-    wanted = painted(folder, kind.from_config(config, **more))
-    for backend, least in LEAST_DB.items():
-        made = pixels[backend](num_images=2, steps=6, seed=5, scheduler=name, output_type="np")
-        assert psnr(made.images, wanted) >= least, backend
-        assert any("clips the clean latents" in note for note in made.report.notes) == (name in ("ddpm", "ddim"))
+    expected = generate(folder, kind.from_config(config, **more))
+    for backend, min_db in MIN_DB.items():
+        result = pixels[backend](num_images=2, steps=6, seed=5, scheduler=name, output_type="np")
+        assert psnr(result.images, expected) >= min_db, backend
+        assert any("clips the clean latents" in note for note in result.report.notes) == (name in ("ddpm", "ddim"))
 
 
-def painted(folder, scheduler):
-    """DDPMPipeline's loop, with the scaling of the network's input that schedulers of sigmas want.  # [2, 32, 32, 3]"""
+def generate(folder, scheduler):
+    """DDPMPipeline's loop with the input scaling of sigma schedulers.  # [2, 32, 32, 3]"""
     unet = diffusers.UNet2DModel.from_pretrained(folder / "unet", low_cpu_mem_usage=False).eval()
     generator = [torch.Generator().manual_seed(s) for s in (5, 6)]
     noise = torch.cat([torch.randn((1, 3, 32, 32), generator=g) for g in generator])
@@ -79,34 +80,34 @@ def painted(folder, scheduler):
     return (x / 2 + 0.5).clamp(0, 1).numpy().transpose(0, 2, 3, 1)
 
 
-def test_its_own_pipelines(folder, pixels):
+def test_diffusers_pipelines_match(folder, pixels):
     for kind in (diffusers.DDPMPipeline, diffusers.DDIMPipeline):
-        elder = kind.from_pretrained(folder, low_cpu_mem_usage=False)
-        elder.set_progress_bar_config(disable=True)
+        reference = kind.from_pretrained(folder, low_cpu_mem_usage=False)
+        reference.set_progress_bar_config(disable=True)
         generator = [torch.Generator().manual_seed(7)]
-        wanted = elder(num_inference_steps=8, generator=generator, output_type="np").images
+        expected = reference(num_inference_steps=8, generator=generator, output_type="np").images
         scheduler = {diffusers.DDPMPipeline: None, diffusers.DDIMPipeline: "ddim"}[kind]
-        made = pixels["eager"](steps=8, seed=7, scheduler=scheduler, output_type="np")
-        assert psnr(made.images, wanted) >= 60
+        result = pixels["eager"](steps=8, seed=7, scheduler=scheduler, output_type="np")
+        assert psnr(result.images, expected) >= 60
 
 
-def test_pixels_may_be_set_out_from_as_well(pixels):
+def test_inpainting_in_pixels(pixels):
     image = Image.fromarray(np.full((32, 32, 3), (200, 30, 30), np.uint8))
     mask = Image.new("L", (32, 32), 0)
     mask.paste(255, (0, 0, 16, 32))
-    made = pixels["eager"](image=image, mask_image=mask, steps=4, seed=1, output_type="np").images
-    np.testing.assert_allclose(made[0, :, 16:], np.asarray(image)[:, 16:] / 255, atol=1e-6)
-    assert made[0, :, :16].std() > 0.02
+    images = pixels["eager"](image=image, mask_image=mask, steps=4, seed=1, output_type="np").images
+    np.testing.assert_allclose(images[0, :, 16:], np.asarray(image)[:, 16:] / 255, atol=1e-6)
+    assert images[0, :, :16].std() > 0.02
 
 
-def test_what_it_does_not_take_is_told(folder, tmp_path):
+def test_unsupported_arguments_are_refused(folder, tmp_path):
     fake = calotype.load(folder, backend="fake")
     assert fake(steps=1).images[0].size == (32, 32)
     assert fake("", steps=1, width=64, height=48).images[0].size == (64, 48)
     for wrong in ({"prompt": "a ring"}, {"prompt": ["", ""]}, {"negative_prompt": "a ring"}):
-        with pytest.raises(InputError, match="without text"):
+        with pytest.raises(InputError, match="unconditional"):
             fake(**wrong)
-    with pytest.raises(InputError, match="clip_skip is of text encoders"):
+    with pytest.raises(InputError, match="clip_skip"):
         fake(clip_skip=1)
     with pytest.raises(SourceError, match="takes no ControlNet and no autoencoder"):
         calotype.load(folder, vae=folder / "unet", backend="fake")
@@ -116,18 +117,16 @@ def test_what_it_does_not_take_is_told(folder, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("changes", "told"),
+    ("changes", "keyword"),
     [
-        ({"num_class_embeds": 10}, "num_class_embeds, an input that this version does not feed"),
+        ({"num_class_embeds": 10}, "num_class_embeds"),
         ({"in_channels": 1, "out_channels": 1}, "in_channels"),
         ({"block_out_channels": None}, "block_out_channels"),
     ],
 )
-def test_other_networks_are_told(folder, tmp_path, changes, told):
-    import shutil
-
+def test_other_networks_are_refused(folder, tmp_path, changes, keyword):
     copy = shutil.copytree(folder, tmp_path / "model")
     config = copy / "unet" / "config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | changes))
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=keyword):
         calotype.load(copy, backend="fake")

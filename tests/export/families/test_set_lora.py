@@ -1,4 +1,4 @@
-"""LoRAs set, changed and removed on loaded models: on every backend, held to diffusers, and back again bit for bit."""
+"""LoRAs set, changed and removed on loaded models: on every backend, as in diffusers, and bit-exact after removal."""
 
 import json
 import subprocess
@@ -25,10 +25,11 @@ from calotype.images.png import settings_of
 from calotype.system.rwlock import ReadWriteLock
 from calotype.weights.delta import NO_DELTAS
 from calotype.weights.onnx import weights_of
+from tests.helpers.tiny_models import save_lora
 
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
-    # diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+    # diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
 ]
@@ -44,13 +45,13 @@ MODELS = {
 }
 CASES = [(model, backend) for model in MODELS for backend in BACKENDS]
 PROMPT = "a large green star on a blue background"
-SAID = {"steps": 4, "scheduler": "ddim", "guidance_scale": 5.0, "seed": 5, "output_type": "np"}
+OPTIONS = {"steps": 4, "scheduler": "ddim", "guidance_scale": 5.0, "seed": 5, "output_type": "np"}
 SIZE = {"height": 64, "width": 64}
 
 
 @pytest.fixture(scope="module")
-def opened(request, lora_file, tmp_path_factory):
-    """A model's pipeline on a backend, and two LoRAs for it; each made once."""
+def loaded(request, tmp_path_factory):
+    """Functions that return a model's pipeline on a backend, and two LoRAs for it; each is made once."""
     folder = tmp_path_factory.mktemp("loras")
 
     @cache
@@ -62,72 +63,72 @@ def opened(request, lora_file, tmp_path_factory):
         fixture, _, components = MODELS[model]
         source, stem = request.getfixturevalue(fixture), model.replace(" ", "-")
         return [
-            lora_file(source, folder / f"{stem}-a.safetensors", components, "diffusers", 1, 0.1),
-            lora_file(source, folder / f"{stem}-b.safetensors", components[:2], "kohya", 2, 0.1),
+            save_lora(source, folder / f"{stem}-a.safetensors", components, "diffusers", 1, 0.1),
+            save_lora(source, folder / f"{stem}-b.safetensors", components[:2], "kohya", 2, 0.1),
         ]
 
     return pipe, loras
 
 
-def painted(pipe, **more):
-    return pipe(PROMPT, **SIZE, **{**SAID, **more}).images
+def generate(pipe, **more):
+    return pipe(PROMPT, **SIZE, **{**OPTIONS, **more}).images
 
 
 @pytest.mark.parametrize(("model", "backend"), CASES)
-def test_back_again_bit_for_bit(opened, model, backend):
-    pipes, loras = opened
+def test_removed_loras_restore_the_images_bit_for_bit(loaded, model, backend):
+    pipes, loras = loaded
     pipe, (a, b) = pipes(model, backend), loras(model)
-    none = painted(pipe)
+    none = generate(pipe)
     pipe.set_lora((a, 0.8))
-    first = painted(pipe)
+    first = generate(pipe)
     pipe.set_lora([(a, 0.5), (b, -0.7)])
-    both = painted(pipe)
+    both = generate(pipe)
     pipe.set_lora(f"{a}:0.8")
-    np.testing.assert_array_equal(painted(pipe), first)
+    np.testing.assert_array_equal(generate(pipe), first)
     pipe.set_lora([(a, 0), (b, 0.0)])
-    np.testing.assert_array_equal(painted(pipe), none)
+    np.testing.assert_array_equal(generate(pipe), none)
     pipe.set_lora(b)
     pipe.set_lora(None)
     assert pipe.loras == ()
-    np.testing.assert_array_equal(painted(pipe), none)
+    np.testing.assert_array_equal(generate(pipe), none)
     fresh = calotype.load(pipe.plan.model, backend=backend, lora=(a, 0.8))
     assert fresh.loras == ((str(a), 0.8),)
-    np.testing.assert_array_equal(painted(fresh), first)
+    np.testing.assert_array_equal(generate(fresh), first)
     assert min(np.abs(x - y).max() for x, y in ((none, first), (first, both), (none, both))) > 0.01
 
 
 @pytest.mark.parametrize("model", MODELS)
-def test_pictures_are_those_of_diffusers(request, opened, figures, model):
+def test_images_match_diffusers(request, loaded, figures, model):
     fixture, kind, components = MODELS[model]
-    pipes, loras = opened
+    pipes, loras = loaded
     settings = {} if "text_encoder_2" in components else {"safety_checker": None}
-    elder = kind.from_pretrained(
+    reference = kind.from_pretrained(
         request.getfixturevalue(fixture), dtype=torch.float32, low_cpu_mem_usage=False, **settings
     )
-    elder.set_progress_bar_config(disable=True)
-    elder.scheduler = diffusers.DDIMScheduler.from_config(elder.scheduler.config, clip_sample=False)
-    given = list(zip(loras(model), (0.5, -0.7), strict=True))
-    for i, (path, _) in enumerate(given):
-        elder.load_lora_weights(path.parent, weight_name=path.name, adapter_name=f"a{i}")
-    elder.set_adapters(["a0", "a1"], [weight for _, weight in given])
-    elder.fuse_lora(components=components)
+    reference.set_progress_bar_config(disable=True)
+    reference.scheduler = diffusers.DDIMScheduler.from_config(reference.scheduler.config, clip_sample=False)
+    files = list(zip(loras(model), (0.5, -0.7), strict=True))
+    for i, (path, _) in enumerate(files):
+        reference.load_lora_weights(path.parent, weight_name=path.name, adapter_name=f"a{i}")
+    reference.set_adapters(["a0", "a1"], [weight for _, weight in files])
+    reference.fuse_lora(components=components)
     generator = torch.Generator().manual_seed(5)
-    said = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "np", **SIZE}
-    wanted = elder(PROMPT, generator=[generator], **said).images
-    assert wanted.std() > 0.01
+    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "np", **SIZE}
+    expected = reference(PROMPT, generator=[generator], **options).images
+    assert expected.std() > 0.01
     for backend in BACKENDS:
         pipe = pipes(model, backend)
-        pipe.set_lora(given)
-        got = painted(pipe)
+        pipe.set_lora(files)
+        got = generate(pipe)
         pipe.set_lora(None)
         if backend in ("eager", "onnxruntime"):
-            figures.hold((model, "text to image with two LoRAs", "ddim"), backend, got, wanted)
-        assert psnr(got, wanted) >= 50
+            figures.hold((model, "text to image with two LoRAs", "ddim"), backend, got, expected)
+        assert psnr(got, expected) >= 50
 
 
 @pytest.mark.parametrize("fixture", ["demo_folder", "sdxl_folder"])
-def test_every_layer_of_an_onnx_file_is_found(request, fixture):
-    """By its name in the model, with its numbers, transposed or not."""
+def test_every_layer_of_an_onnx_file_is_read(request, fixture):
+    """By its name in the model, with its values, transposed or not."""
     plan = prepare(request.getfixturevalue(fixture))
     for name, component in plan.components.items():
         module = load_module(name, component.artifact("diffusers").path)
@@ -137,104 +138,104 @@ def test_every_layer_of_an_onnx_file_is_found(request, fixture):
             if stored[layer].refused is None:
                 np.testing.assert_array_equal(stored[layer].read(), tensor.numpy())
                 np.testing.assert_array_equal(stored[layer].put(tensor.numpy()).T.ravel(), _as_kept(stored[layer]))
-            assert stored[layer].refused in (None, "it lies inside the graph's own file"), layer
+            assert stored[layer].refused in (None, "it is inside the graph's own file"), layer
             assert stored[layer].refused is None or tensor.nbytes <= 256
 
 
 def _as_kept(stored):
-    """The file's own numbers, transposed as a whole."""
+    """The file's values, transposed."""
     kept = stored.read()
-    return (kept if stored.turned else kept.T).ravel()
+    return (kept if stored.transposed else kept.T).ravel()
 
 
 def with_unet(plan, path, precision):
-    """The plan with another ONNX file for its U-Net."""
+    """Return the plan with another ONNX file for its U-Net."""
     unet = plan.components["unet"]
-    made = replace(unet.artifact("onnx"), path=path, precision=precision)
-    return replace(plan, components={**plan.components, "unet": unet.with_artifacts(made)})
+    artifact = replace(unet.artifact("onnx"), path=path, precision=precision)
+    return replace(plan, components={**plan.components, "unet": unet.with_artifacts(artifact)})
 
 
 @pytest.mark.parametrize(
     ("backend", "precision"), [("onnxruntime", "fp16"), ("openvino", "fp16"), ("openvino", "bf16")]
 )
-def test_half_precision_is_changed_as_well(opened, tmp_path, backend, precision):
-    """The change of what comes out is eager's, as far as half precision tells; without it, all is as before."""
-    pipes, loras = opened
+def test_half_precision_is_changed_as_well(loaded, tmp_path, backend, precision):
+    """LoRAs have the same effect as on eager, within half precision. Without them, the images are as before."""
+    pipes, loras = loaded
     a, _ = loras("demonstration")
     pipe = pipes("demonstration", "onnxruntime")
     lower(pipe.plan.components["unet"].artifact("onnx").path, tmp_path / "model.onnx", precision=precision, islands=())
     half = calotype.pipeline.Pipeline(with_unet(pipe.plan, tmp_path / "model.onnx", precision), choose(backend))
     assert half.component("unet").runner.precision == precision
-    eager, none = pipes("demonstration", "eager"), painted(half)
+    eager, none = pipes("demonstration", "eager"), generate(half)
     eager.set_lora(a)
-    wanted = painted(eager)
+    expected = generate(eager)
     eager.set_lora(None)
     half.set_lora(a)
-    assert psnr(painted(half), wanted) >= (30 if precision == "bf16" else 45)
+    assert psnr(generate(half), expected) >= (30 if precision == "bf16" else 45)
     half.set_lora(None)
-    np.testing.assert_array_equal(painted(half), none)
+    np.testing.assert_array_equal(generate(half), none)
 
 
-def test_weights_in_integers_are_refused_and_all_stays(opened, tmp_path):
-    pipes, loras = opened
+def test_integer_weights_are_refused_without_a_change(loaded, tmp_path):
+    pipes, loras = loaded
     pipe = pipes("demonstration", "onnxruntime")
     weight_only(pipe.plan.components["unet"].artifact("onnx").path, tmp_path / "model.onnx", bits=8)
     small = calotype.pipeline.Pipeline(with_unet(pipe.plan, tmp_path / "model.onnx", "fp32"), choose("onnxruntime"))
-    before = painted(small)
+    before = generate(small)
     with pytest.raises(BackendError, match=r"weight cannot be changed, for it is kept in int8: build the plan with"):
-        small.set_lora(loras("demonstration")[0])  # after the text encoder, which could be changed
+        small.set_lora(loras("demonstration")[0])  # fails after the text encoder was changed
     assert small.loras == ()
-    np.testing.assert_array_equal(painted(small), before)
+    np.testing.assert_array_equal(generate(small), before)
 
 
-def test_a_change_that_did_not_take_is_told(opened, monkeypatch):
-    pipes, loras = opened
+def test_a_change_without_effect_is_an_error(loaded, monkeypatch):
+    pipes, loras = loaded
     pipe, (a, b) = pipes("demonstration", "onnxruntime"), loras("demonstration")
-    none = painted(pipe)
+    none = generate(pipe)
     unet = pipe.component("unet").runner
     monkeypatch.setattr(unet, "update_weights", lambda patches: None)
-    with pytest.raises(BackendError, match="onnxruntime took the LoRAs, and the unet computes what it did without"):
+    with pytest.raises(BackendError, match="onnxruntime did not apply"):
         pipe.set_lora(a)
     assert pipe.loras == ()
     monkeypatch.undo()
-    np.testing.assert_array_equal(painted(pipe), none)
+    np.testing.assert_array_equal(generate(pipe), none)
     pipe.set_lora(b)
     monkeypatch.setattr(unet, "update_weights", lambda patches: None)
-    with pytest.raises(BackendError, match="took the LoRAs away, and the unet is not what it was"):
+    with pytest.raises(BackendError, match="did not remove"):
         pipe.set_lora(None)
     monkeypatch.undo()
     assert pipe.loras == ((str(b), 1.0),)
     pipe.component("unet").update_weights(NO_DELTAS)
     pipe._adapters.__init__(pipe.plan, pipe.component)
     pipe.component("text_encoder").update_weights(NO_DELTAS)
-    np.testing.assert_array_equal(painted(pipe), none)
+    np.testing.assert_array_equal(generate(pipe), none)
 
 
-def test_what_cannot_be_put_back_paints_no_more(opened, monkeypatch):
-    """Each network is put back, whatever becomes of the others, and the first error is the one that is told."""
-    pipes, loras = opened
+def test_a_network_that_cannot_be_restored_generates_no_images(loaded, monkeypatch):
+    """Each network is restored independently of the others, and the first error is raised."""
+    pipes, loras = loaded
     plan, (a, _) = pipes("demonstration", "onnxruntime").plan, loras("demonstration")
     pipe = calotype.pipeline.Pipeline(plan, choose("onnxruntime"))
-    none = painted(pipe)
+    none = generate(pipe)
     unet, text = (pipe.component(name).runner for name in ("unet", "text_encoder"))
 
-    def failing(runner, told, *, with_loras):
-        def opened(patches, real=runner._open):
-            if bool(patches) == with_loras:
-                raise BackendError(told)
-            return real(patches)
+    def fail(runner, message, *, with_loras):
+        def open_session(deltas, real=runner._open):
+            if bool(deltas) == with_loras:
+                raise BackendError(message)
+            return real(deltas)
 
-        monkeypatch.setattr(runner, "_open", opened)
+        monkeypatch.setattr(runner, "_open", open_session)
 
-    failing(unet, "no room for the change", with_loras=True)
-    failing(text, "no room to put it back", with_loras=False)
+    fail(unet, "no room for the change", with_loras=True)
+    fail(text, "no room to put it back", with_loras=False)
     with pytest.raises(BackendError, match="no room for the change"):
         pipe.set_lora(a)
     assert pipe.loras == ()
     assert unet._session is not None
     for _ in range(2):
         with pytest.raises(BackendError, match="the text_encoder could not be put back; set_lora again, or load anew"):
-            painted(pipe)
+            generate(pipe)
         with pytest.raises(BackendError, match="no room"):
             pipe.set_lora(a)
     ids = np.zeros((1, 77), dtype=np.int64)
@@ -242,133 +243,132 @@ def test_what_cannot_be_put_back_paints_no_more(opened, monkeypatch):
         pipe.component("text_encoder")(input_ids=ids)
     monkeypatch.undo()
     pipe.set_lora(None)
-    np.testing.assert_array_equal(painted(pipe), none)
+    np.testing.assert_array_equal(generate(pipe), none)
 
 
-def test_a_change_is_tried_at_the_shapes_of_the_last_picture(fake):
-    """For which backends have compiled: the U-Net's calls go through a series."""
+def test_a_change_is_checked_at_the_shapes_of_the_last_image(fake):
+    """Backends have compiled these shapes for the U-Net's session."""
     fake("a red ring", steps=1, height=64, width=96)
     tried = fake._adapters._try_on("unet", fake.component("unet"))
     assert tried["sample"].shape == (2, 4, 8, 12)
 
 
-def test_what_takes_over_is_changed_as_well(opened):
-    """Another artifact, where numbers are not finite."""
-    pipes, loras = opened
+def test_a_fallback_artifact_has_the_loras_as_well(loaded):
+    """The fallback for outputs that are not finite."""
+    pipes, loras = loaded
     plan, (a, _) = pipes("demonstration", "onnxruntime").plan, loras("demonstration")
     pipe = calotype.pipeline.Pipeline(plan, choose(["onnxruntime", "eager"]))
     pipe.set_lora(a)
-    wanted, unet = painted(pipe), pipe.component("unet")
+    expected, unet = generate(pipe), pipe.component("unet")
     unet._open(iter([("eager", plan.components["unet"].artifact("diffusers"))]), {})
     assert unet.runner.backend == "eager"
-    assert psnr(painted(pipe), wanted) > 80
+    assert psnr(generate(pipe), expected) > 80
     pipe.set_lora(None)
-    assert psnr(painted(pipe), painted(pipes("demonstration", "eager"))) > 80
+    assert psnr(generate(pipe), generate(pipes("demonstration", "eager"))) > 80
 
 
-def test_no_picture_is_painted_with_half_of_each(opened):
-    """Threads paint while LoRAs come and go: each picture is one of the two, and says which."""
-    pipes, loras = opened
+def test_no_image_mixes_two_sets_of_loras(loaded):
+    """Threads generate while LoRAs change: each image has one of two sets, and its report names it."""
+    pipes, loras = loaded
     pipe, (a, _) = pipes("demonstration", "onnxruntime"), loras("demonstration")
-    said = {"steps": 2, **SIZE}
-    wanted = {(): painted(pipe, steps=2)}
+    expected = {(): generate(pipe, steps=2)}
     pipe.set_lora(a)
-    wanted[((str(a), 1.0),)] = painted(pipe, steps=2)
-    found, stop = [], threading.Event()
+    expected[((str(a), 1.0),)] = generate(pipe, steps=2)
+    matches, stop = [], threading.Event()
 
-    def paint():
+    def generate_until_stopped():
         while not stop.is_set():
-            result = pipe(PROMPT, **{**SAID, **said})
-            found.append(np.array_equal(result.images, wanted[result.report.loras]))
+            result = pipe(PROMPT, **{**OPTIONS, **SIZE, "steps": 2})
+            matches.append(np.array_equal(result.images, expected[result.report.loras]))
 
-    threads = [threading.Thread(target=paint) for _ in range(2)]
+    threads = [threading.Thread(target=generate_until_stopped) for _ in range(2)]
     for thread in threads:
         thread.start()
-    for given in (None, a, None, a, None):
-        pipe.set_lora(given)
+    for lora in (None, a, None, a, None):
+        pipe.set_lora(lora)
     stop.set()
     for thread in threads:
         thread.join()
-    assert found
-    assert all(found)
+    assert matches
+    assert all(matches)
     assert pipe.loras == ()
 
 
-def test_a_stream_under_way_is_not_disturbed(opened):
-    pipes, loras = opened
+def test_an_open_stream_keeps_its_weights(loaded):
+    pipes, loras = loaded
     pipe, (a, _) = pipes("demonstration", "eager"), loras("demonstration")
-    none, stream = painted(pipe), pipe.stream(PROMPT, **SAID, **SIZE)
+    none, stream = generate(pipe), pipe.stream(PROMPT, **OPTIONS, **SIZE)
     next(stream)
-    with pytest.raises(InputError, match="this thread has a stream under way"):
+    with pytest.raises(InputError, match="open stream"):
         pipe.set_lora(a)
     change = threading.Thread(target=pipe.set_lora, args=(a,))
     change.start()
     next(stream)
-    np.testing.assert_array_equal(painted(pipe), none)  # the thread that is inside need not wait
+    np.testing.assert_array_equal(generate(pipe), none)  # the thread with the open stream does not wait
     *_, last = stream
     np.testing.assert_array_equal(last.result.images, none)
     change.join()
     assert pipe.loras == ((str(a), 1.0),)
-    abandoned = pipe.stream(PROMPT, **SAID, **SIZE)
+    abandoned = pipe.stream(PROMPT, **OPTIONS, **SIZE)
     next(abandoned)
     abandoned.close()
     pipe.set_lora(None)
 
 
-def test_pictures_that_come_while_a_change_waits_come_after_it():
+def test_images_requested_while_a_change_waits_come_after_it():
     gate, order = ReadWriteLock(), []
     first, waiting = threading.Event(), threading.Event()
 
     def change():
         waiting.set()
-        with gate.change():
+        with gate.write():
             order.append("change")
 
-    def picture():
+    def generate_image():
         with gate.picture():
-            order.append("picture")
+            order.append("image")
 
-    with gate.picture():
+    with gate.read():
         changing = threading.Thread(target=change)
         changing.start()
         waiting.wait()
-        while not gate._changes:
+        while not gate._writers:
             first.wait(0.001)
-        painting = threading.Thread(target=picture)
-        painting.start()
-        painting.join(0.1)
-        assert painting.is_alive()
+        generating = threading.Thread(target=generate_image)
+        generating.start()
+        generating.join(0.1)
+        assert generating.is_alive()
         assert order == []
     changing.join()
-    painting.join()
-    assert order == ["change", "picture"]
+    generating.join()
+    assert order == ["change", "image"]
 
 
-def test_the_report_and_the_picture_name_them(opened, tmp_path):
-    pipes, loras = opened
+def test_report_and_metadata_name_the_loras(loaded, tmp_path):
+    pipes, loras = loaded
     pipe, (a, b) = pipes("demonstration", "onnxruntime"), loras("demonstration")
     pipe.set_lora([(a, 0.5), b])
-    result = pipe(PROMPT, **SIZE, **{**SAID, "output_type": "pil"})
+    result = pipe(PROMPT, **SIZE, **{**OPTIONS, "output_type": "pil"})
     pipe.set_lora(None)
     assert result.report.loras == ((str(a), 0.5), (str(b), 1.0))
     assert f"lora     {a} x 0.5" in str(result.report)
     assert result.report.to_json()["loras"][1] == {"file": str(b), "weight": 1.0}
     result.images[0].save(tmp_path / "x.png")
-    told = json.loads(settings_of(tmp_path / "x.png")["loras"])
-    assert [each[:2] for each in told] == [[str(a), 0.5], [str(b), 1.0]]
+    stored = json.loads(settings_of(tmp_path / "x.png")["loras"])
+    assert [each[:2] for each in stored] == [[str(a), 0.5], [str(b), 1.0]]
     from calotype import cli
 
     cli.app(["generate", "--like", str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png")], standalone_mode=False)
     assert (tmp_path / "x.png").read_bytes() == (tmp_path / "y.png").read_bytes()
-    told[0][2] = "0" * 64
-    result.images[0].info["loras"] = json.dumps(told)
+    stored[0][2] = "0" * 64
+    result.images[0].info["loras"] = json.dumps(stored)
     result.images[0].save(tmp_path / "x.png")
     with pytest.raises(InputError, match=r"a.safetensors is another file than the picture was made with; name.*--lora"):
         cli.app(["generate", "--like", str(tmp_path / "x.png"), "-o", str(tmp_path / "y.png")], standalone_mode=False)
 
 
-def test_what_takes_no_lora_says_so(opened, fake):
-    _, loras = opened
+def test_a_backend_without_lora_support_is_an_error(loaded, fake):
+    _, loras = loaded
     with pytest.raises(BackendError, match=r"fake cannot change the weights of the .* in this version; build a plan"):
         fake.set_lora(loras("demonstration")[0])
     fake.set_lora(None)
@@ -376,8 +376,8 @@ def test_what_takes_no_lora_says_so(opened, fake):
         calotype.load("demo", backend="fake", lora="nowhere.safetensors")
 
 
-def test_nothing_heavy_is_imported(opened):
-    pipes, loras = opened
+def test_nothing_heavy_is_imported(loaded):
+    pipes, loras = loaded
     a, _ = loras("demonstration")
     pipes("demonstration", "onnxruntime")
     code = (
@@ -392,10 +392,10 @@ def test_nothing_heavy_is_imported(opened):
     assert done.stdout == "[] ()\n"
 
 
-def test_one_initializer_of_two_layers_is_refused(opened, tmp_path):
+def test_one_initializer_of_two_layers_is_refused(loaded, tmp_path):
     import onnx
 
-    pipes, _ = opened
+    pipes, _ = loaded
     path = pipes("demonstration", "onnxruntime").plan.components["unet"].artifact("onnx").path
     model = onnx.load(path, load_external_data=False)
     first, second = [n for n in model.graph.node if n.op_type == "MatMul" and n.input[1].startswith("val_")][:2]
@@ -403,7 +403,7 @@ def test_one_initializer_of_two_layers_is_refused(opened, tmp_path):
     onnx.save(model, tmp_path / "model.onnx")
     refused = [stored.refused for stored in weights_of(tmp_path / "model.onnx").values() if stored.refused]
     assert len(refused) == 2
-    assert refused[0].startswith("the file keeps it in one with that of ")
+    assert refused[0].startswith("it shares its values with ")
     (tmp_path / "model.onnx").write_bytes((tmp_path / "model.onnx").read_bytes()[:-7])
-    with pytest.raises(BackendError, match="cannot be read as ONNX"):
+    with pytest.raises(BackendError, match="as ONNX"):
         weights_of(tmp_path / "model.onnx")

@@ -1,4 +1,4 @@
-"""Inpainting with U-Nets of nine channels: of SDXL, with a ControlNet, and what such models want."""
+"""Inpainting with U-Nets of nine channels: SDXL, a ControlNet, and required inputs."""
 
 import shutil
 
@@ -12,8 +12,9 @@ import calotype
 from calotype.errors import InputError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
+from tests.helpers.tiny_models import save_controlnet, tiny_unet
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
 pytestmark = [
     pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
     pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
@@ -28,7 +29,7 @@ MASK.paste(255, (12, 10, 61, 50))
 SIZE = {"height": 64, "width": 96}
 
 
-def elder_of(kind, folder, **more):
+def reference_pipeline(kind, folder, **more):
     settings = {} if "XL" in kind.__name__ else {"safety_checker": None}
     pipe = kind.from_pretrained(folder, dtype=torch.float32, low_cpu_mem_usage=False, **settings, **more)
     pipe.set_progress_bar_config(disable=True)
@@ -36,25 +37,27 @@ def elder_of(kind, folder, **more):
     return pipe
 
 
-def wanted_from(elder, **said):
+def reference_images(reference, **options):
     generator = [torch.Generator().manual_seed(5)]
-    images = elder(PROMPT, num_inference_steps=6, guidance_scale=5.0, generator=generator, output_type="np", **said)
+    images = reference(
+        PROMPT, num_inference_steps=6, guidance_scale=5.0, generator=generator, output_type="np", **options
+    )
     assert images.images.std() > 0.01
     return images.images
 
 
-def held(pipe, wanted, least, **said):
-    got = pipe(PROMPT, steps=6, seed=5, guidance_scale=5.0, output_type="np", **said)
-    assert psnr(got.images, wanted) >= least
+def check_images(pipe, expected, min_db, **options):
+    got = pipe(PROMPT, steps=6, seed=5, guidance_scale=5.0, output_type="np", **options)
+    assert psnr(got.images, expected) >= min_db
     return got
 
 
 def test_nine_channels_of_xl(sdxl_folder, tmp_path):
     folder = nine_channels_of(sdxl_folder, tmp_path)
-    said = {"image": IMAGE, "mask_image": MASK, "strength": 0.7}
-    elder = elder_of(diffusers.StableDiffusionXLInpaintPipeline, folder)
-    wanted = wanted_from(elder, **said, **SIZE)
-    held(calotype.load(folder, backend="eager"), wanted, 60, scheduler="euler-a", **said)
+    options = {"image": IMAGE, "mask_image": MASK, "strength": 0.7}
+    reference = reference_pipeline(diffusers.StableDiffusionXLInpaintPipeline, folder)
+    expected = reference_images(reference, **options, **SIZE)
+    check_images(calotype.load(folder, backend="eager"), expected, 60, scheduler="euler-a", **options)
 
 
 def nine_channels_of(folder, tmp_path):
@@ -68,40 +71,36 @@ def nine_channels_of(folder, tmp_path):
 
 
 @pytest.mark.parametrize("arguments", [{}, {"image": IMAGE}])
-def test_a_model_for_inpainting_wants_a_mask(inpainting_folder, arguments):
+def test_an_inpainting_model_needs_a_mask(inpainting_folder, arguments):
     fake = calotype.load(inpainting_folder, backend="fake")
-    with pytest.raises(InputError, match="paints in masks alone; give it image= and mask_image="):
+    with pytest.raises(InputError, match="mask_image"):
         fake.stream("x", **arguments)
     assert prepare(inpainting_folder, forms=()).family == "sd1"
 
 
-def test_a_model_for_inpainting_wants_no_latents(inpainting_folder):
+def test_an_inpainting_model_takes_no_latents(inpainting_folder):
     fake = calotype.load(inpainting_folder, backend="fake")
-    with pytest.raises(InputError, match="give it a picture, no latents"):
+    with pytest.raises(InputError, match="latents"):
         fake.stream("x", image=np.zeros((1, 4, 8, 12), np.float32), mask_image=MASK)
 
 
-def test_a_plan_of_it_is_proved_on_pictures_with_masks(inpainting_folder, tmp_path):
+def test_an_inpainting_plan_is_checked_on_masked_images(inpainting_folder, tmp_path):
     built = build(BuildSpec(model=str(inpainting_folder), output=tmp_path / "plan"))
     assert built.plan.build["proof"]["psnr"] >= 60
-    said = {"image": IMAGE, "mask_image": MASK, "steps": 3, "seed": 5, "output_type": "np"}
-    opened, straight = (calotype.load(m, backend="onnxruntime") for m in (tmp_path / "plan", inpainting_folder))
-    assert psnr(opened(PROMPT, **said).images, straight(PROMPT, **said).images) >= 90
+    options = {"image": IMAGE, "mask_image": MASK, "steps": 3, "seed": 5, "output_type": "np"}
+    planned, direct = (calotype.load(m, backend="onnxruntime") for m in (tmp_path / "plan", inpainting_folder))
+    assert psnr(planned(PROMPT, **options).images, direct(PROMPT, **options).images) >= 90
 
 
-def control_of(made, unet_folder, folder):
-    made(unet_folder, folder, 0)
-    return folder, diffusers.ControlNetModel.from_pretrained(folder, low_cpu_mem_usage=False)
-
-
-def test_with_a_controlnet_that_sees_no_mask_beside_nine_channels(inpainting_folder, made, tiny, tmp_path):
+def test_nine_channels_with_a_controlnet_that_gets_no_mask(inpainting_folder, tmp_path):
     torch.manual_seed(8)
-    tiny(cross_attention_dim=128).save_pretrained(tmp_path / "unet")
-    folder, net = control_of(made, tmp_path / "unet", tmp_path / "net")
+    tiny_unet(cross_attention_dim=128).save_pretrained(tmp_path / "unet")
+    folder = save_controlnet(tmp_path / "unet", tmp_path / "net", 0)
+    net = diffusers.ControlNetModel.from_pretrained(folder, low_cpu_mem_usage=False)
     kind = diffusers.StableDiffusionControlNetInpaintPipeline
-    elder = elder_of(kind, inpainting_folder, controlnet=net)
-    said = {"image": IMAGE, "mask_image": MASK, "control_image": EDGES, "strength": 1.0}
-    said["controlnet_conditioning_scale"] = 0.6
-    wanted = wanted_from(elder, **said, **SIZE)
+    reference = reference_pipeline(kind, inpainting_folder, controlnet=net)
+    options = {"image": IMAGE, "mask_image": MASK, "control_image": EDGES, "strength": 1.0}
+    options["controlnet_conditioning_scale"] = 0.6
+    expected = reference_images(reference, **options, **SIZE)
     pipe = calotype.load(inpainting_folder, controlnet=folder, backend="eager")
-    held(pipe, wanted, 60, scheduler="euler-a", **said)
+    check_images(pipe, expected, 60, scheduler="euler-a", **options)

@@ -1,4 +1,4 @@
-"""Models of the hub: what is fetched of them, and that offline no connection is made. The hub is one of ours."""
+"""Models of the hub: which files are fetched, and no connection in offline mode. The hub is a local server."""
 
 import errno
 import hashlib
@@ -32,7 +32,7 @@ NEVER += [f"{folder}/{stem}.bin" for folder, stem in STEMS.items()] + ["unet/dif
 NEVER += ["feature_extractor/preprocessor_config.json", "unet/diffusion_pytorch_model.non_ema.safetensors"]
 
 
-def test_only_what_is_read_is_needed():
+def test_only_files_that_are_read_are_needed():
     halves = [name.replace(".safetensors", ".fp16.safetensors") for name in WEIGHTS]
     assert set(needed("a/b", [*MODEL, *WEIGHTS, *halves, *NEVER])) == {*MODEL, *WEIGHTS}
     assert set(needed("a/b", [*MODEL, *halves, *NEVER])) == {*MODEL, *halves}
@@ -45,25 +45,25 @@ def test_only_what_is_read_is_needed():
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "keyword"),
     [
         (
             [*MODEL, *WEIGHTS[:2], "vae/diffusion_pytorch_model.bin"],
-            "holds vae/diffusion_pytorch_model.bin, pickles",
+            "vae/diffusion_pytorch_model.bin",
         ),
         ([*MODEL, *WEIGHTS[:2]], "a/b has no vae/diffusion_pytorch_model.safetensors"),
-        (["README.md", "dream.safetensors"], r"it holds dream.safetensors. .* \(hf download a/b dream.safetensors\)"),
-        (["dream.ckpt"], "a/b holds dream.ckpt, pickles, which can run any code"),
-        (["README.md"], "a/b holds no model: .* not among its 1 files"),
+        (["README.md", "dream.safetensors"], "hf download a/b dream.safetensors"),
+        (["dream.ckpt"], "dream.ckpt"),
+        (["README.md"], "a/b holds no model"),
     ],
 )
-def test_repositories_without_a_model_are_told_before_anything_is_fetched(files, told):
-    with pytest.raises(SourceError, match=told):
+def test_repositories_without_a_model_are_refused_before_any_fetch(files, keyword):
+    with pytest.raises(SourceError, match=keyword):
         needed("a/b", files)
 
 
 def cached(cache: Path, hub_id: str, folder: Path) -> Path:
-    """The model in a cache of the hub's layout: names of a revision, and its files."""
+    """Copy the model into a cache of the hub's layout: a revision and its files."""
     place = cache / f"models--{hub_id.replace('/', '--')}"
     (place / "refs").mkdir(parents=True)
     (place / "refs" / "main").write_text(SHA)
@@ -72,7 +72,7 @@ def cached(cache: Path, hub_id: str, folder: Path) -> Path:
 
 @pytest.fixture
 def no_network(monkeypatch):
-    """Sockets that raise: nothing may so much as look up a name."""
+    """Make sockets raise, name lookups included."""
 
     def refuse(*_, **__):
         raise AssertionError("a connection was tried")
@@ -91,14 +91,14 @@ def test_offline_makes_no_connection(demo_folder, tmp_path, monkeypatch, no_netw
     assert plan.components["unet"].artifact("diffusers").path == folder / "unet"
     pipe = calotype.load("some-one/a-model", backend="eager", offline=True)
     assert pipe("a red ring", steps=1, seed=1, width=64, height=64).images
-    with pytest.raises(SourceError, match=f"{tmp_path} has no model of that name, and offline nothing is fetched"):
+    with pytest.raises(SourceError, match="Offline mode"):
         calotype.load("some-one/another", offline=True)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()  # fetched in part
     with pytest.raises(SourceError, match=r"diffusion_pytorch_model.safetensors is missing"):
         calotype.load("some-one/a-model", offline=True)
 
 
-def test_the_environment_says_offline_as_well(demo_folder, tmp_path, monkeypatch, no_network):
+def test_the_environment_variable_means_offline_as_well(demo_folder, tmp_path, monkeypatch, no_network):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     cached(tmp_path, "some-one/a-model", demo_folder)
@@ -107,28 +107,26 @@ def test_the_environment_says_offline_as_well(demo_folder, tmp_path, monkeypatch
         calotype.load("some-one/another")
 
 
-def test_where_the_hub_cannot_be_asked_the_cache_is_taken_and_that_is_said(
-    demo_folder, tmp_path, monkeypatch, no_network, capsys
-):
+def test_an_unreachable_hub_means_the_cache_with_a_message(demo_folder, tmp_path, monkeypatch, no_network, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(SourceError, match="there is no folder some-one/a-model, and it cannot be had from the hub"):
+    with pytest.raises(SourceError, match="no folder some-one/a-model"):
         prepare("some-one/a-model", forms=())
     cached(tmp_path, "some-one/a-model", demo_folder)
     assert prepare("some-one/a-model", forms=()).family == "sd1"
-    assert "the hub cannot be asked" in capsys.readouterr().err
+    assert "cannot reach the hub" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("lost", [WEIGHTS[1], "vae/config.json", "scheduler/scheduler_config.json", None])
-def test_where_the_cache_has_a_part_alone_it_is_not_taken(demo_folder, tmp_path, monkeypatch, no_network, lost):
+def test_an_incomplete_cache_is_not_used(demo_folder, tmp_path, monkeypatch, no_network, lost):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = cached(tmp_path, "some-one/a-model", demo_folder if lost else demo_folder / "vae")
     (folder / (lost or "diffusion_pytorch_model.safetensors")).unlink()
-    with pytest.raises(SourceError, match=r"a-model \(the cache has a part of it\), and it cannot be had from the hub"):
+    with pytest.raises(SourceError, match="the cache has a part of it"):
         find("some-one/a-model")
 
 
 @pytest.mark.parametrize("number", ["ENOSPC", "EDQUOT", "EACCES"])
-def test_a_disk_that_takes_no_more_is_told_as_such(demo_folder, tmp_path, monkeypatch, no_network, number):
+def test_a_full_disk_is_reported_as_such(demo_folder, tmp_path, monkeypatch, no_network, number):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     cached(tmp_path, "some-one/a-model", demo_folder)
     files = [SimpleNamespace(rfilename=name) for name in (*MODEL, *WEIGHTS)]
@@ -139,16 +137,15 @@ def test_a_disk_that_takes_no_more_is_told_as_such(demo_folder, tmp_path, monkey
 
     monkeypatch.setattr("huggingface_hub.HfApi.model_info", lambda *_, **__: SimpleNamespace(siblings=files))
     monkeypatch.setattr("huggingface_hub.snapshot_download", download)
-    told = re.escape(f"a-model cannot be kept in the hub's cache {tmp_path} ({os.strerror(code)}); make room")
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=re.escape(f"{tmp_path} ({os.strerror(code)})")):
         find("some-one/a-model")
 
 
 class Hub(http.server.BaseHTTPRequestHandler):
-    """As much of the hub as its client asks for: a repository's files, and their bytes."""
+    """The part of the hub that its client uses: a repository's list of files, and their bytes."""
 
     repositories: dict  # id -> folder of its files, or the code of an error and its name
-    asked: list
+    requests: list
 
     def do_HEAD(self):
         self._answer(body=False)
@@ -157,15 +154,15 @@ class Hub(http.server.BaseHTTPRequestHandler):
         self._answer(body=True)
 
     def _answer(self, body):
-        self.asked.append(f"{self.command} {self.path}")
-        if told := re.match(r"/api/models/([^/]+/[^/]+)(/.*)?$", self.path.partition("?")[0]):
-            found = self.repositories.get(told[1], (404, "RepoNotFound"))
-            if isinstance(found, tuple):
-                return self._send(found[0], b"{}", {"X-Error-Code": found[1], "X-Error-Message": "no"}, body)
-            files = sorted(str(p.relative_to(found)) for p in found.rglob("*") if p.is_file())
-            tree = [{"type": "file", "path": f, "size": (found / f).stat().st_size, "oid": SHA} for f in files]
-            info = {"id": told[1], "sha": SHA, "siblings": [{"rfilename": f} for f in files], "tags": []}
-            answer = tree if "/tree/" in (told[2] or "") else info
+        self.requests.append(f"{self.command} {self.path}")
+        if match := re.match(r"/api/models/([^/]+/[^/]+)(/.*)?$", self.path.partition("?")[0]):
+            folder = self.repositories.get(match[1], (404, "RepoNotFound"))
+            if isinstance(folder, tuple):
+                return self._send(folder[0], b"{}", {"X-Error-Code": folder[1], "X-Error-Message": "no"}, body)
+            files = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
+            tree = [{"type": "file", "path": f, "size": (folder / f).stat().st_size, "oid": SHA} for f in files]
+            info = {"id": match[1], "sha": SHA, "siblings": [{"rfilename": f} for f in files], "tags": []}
+            answer = tree if "/tree/" in (match[2] or "") else info
             return self._send(200, json.dumps(answer).encode(), {"Content-Type": "application/json"}, body)
         owner, name, _, _, file = self.path.partition("?")[0].removeprefix("/").split("/", 4)
         data = (self.repositories[f"{owner}/{name}"] / file).read_bytes()
@@ -186,13 +183,13 @@ class Hub(http.server.BaseHTTPRequestHandler):
 
 @pytest.fixture
 def hub(demo_folder, tmp_path):
-    """A hub on this machine with a model that has more than is needed, one that is gated, and one of an error."""
+    """A local hub with three repositories: a model with unneeded files, a gated one, and a failing one."""
     folder = Path(shutil.copytree(demo_folder, tmp_path / "repository"))
     for name in NEVER:
         (folder / name).parent.mkdir(exist_ok=True)
         (folder / name).write_bytes(b"never fetched")
     Hub.repositories = {"some-one/a-model": folder, "some-one/gated": (403, "GatedRepo"), "some-one/ill": (500, "")}
-    Hub.asked = []
+    Hub.requests = []
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub)
     thread = threading.Thread(target=server.serve_forever)
     thread.start()
@@ -209,12 +206,12 @@ from calotype.export import prepare
 for model in sys.argv[1:]:
     try:
         print(prepare(model, forms=()).fingerprint)
-    except SourceError as told:
-        print(told)
+    except SourceError as failed:
+        print(failed)
 """
 
 
-def test_what_is_read_is_fetched_and_no_more(hub, tmp_path):
+def test_only_needed_files_are_fetched(hub, tmp_path):
     environment = {k: v for k, v in os.environ.items() if not k.startswith("HF_")} | {"HF_HOME": str(tmp_path / "hf")}
     environment |= {"HF_ENDPOINT": hub, "HF_HUB_DISABLE_XET": "1", "NO_PROXY": "127.0.0.1"}
     models = ["some-one/a-model", "some-one/gated", "some-one/nobodys", "some-one/ill"]
@@ -223,15 +220,15 @@ def test_what_is_read_is_fetched_and_no_more(hub, tmp_path):
     assert done.returncode == 0, done.stderr
     fetched, gated, nobodys, ill = done.stdout.splitlines()
     assert fetched == prepare("demo", forms=()).fingerprint
-    assert gated == "some-one/gated is gated: ask for access on its page at the hub, then log in with: hf auth login"
-    assert "there is no folder some-one/nobodys, and the hub has no model of that name" in nobodys
-    assert "it cannot be had from the hub: " in ill
-    got = {path.partition("/resolve/")[2].partition("/")[2] for path in Hub.asked if path.startswith("GET")} - {""}
+    assert "is gated" in gated
+    assert "some-one/nobodys" in nobodys
+    assert "some-one/ill" in ill
+    got = {path.partition("/resolve/")[2].partition("/")[2] for path in Hub.requests if path.startswith("GET")} - {""}
     assert not got & set(NEVER)
     assert {"unet/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json"} <= got
-    Hub.asked.clear()  # a second time offline: the hub hears nothing of it
+    Hub.requests.clear()  # offline: the hub gets no request
     again = subprocess.run(
         command[:4], env=environment | {"HF_HUB_OFFLINE": "1"}, capture_output=True, text=True, check=False
     )
     assert again.stdout.splitlines() == [fetched], again.stderr
-    assert Hub.asked == []
+    assert Hub.requests == []

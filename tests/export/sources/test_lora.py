@@ -1,4 +1,4 @@
-"""LoRA files of random weights, in every layout, fused into tiny models: the networks that diffusers fuses."""
+"""LoRA files with random weights, in every layout, fused into tiny models: the same weights as diffusers."""
 
 import json
 import os
@@ -21,13 +21,14 @@ from calotype.export.sources.weight_files import check_safetensors
 from calotype.lora.formats import layers_by_name, tensor_target
 from calotype.lora.lora import parse_loras, weight_deltas_of
 from calotype.weights.safetensors import TensorFile
+from tests.helpers.tiny_models import save_lora
 
-# Of diffusers, where it holds two adapters at once.
+# diffusers warns when it holds two adapters.
 pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
 
 
-def elder_of(folder, loras, components):
-    """diffusers with the same files, each fused with its weight."""
+def reference_pipeline(folder, loras, components):
+    """diffusers' pipeline with the same files, each fused with its weight."""
     kind = diffusers.StableDiffusionXLPipeline if "text_encoder_2" in components else diffusers.StableDiffusionPipeline
     settings = {} if "text_encoder_2" in components else {"safety_checker": None}
     pipe = kind.from_pretrained(folder, dtype=torch.float32, low_cpu_mem_usage=False, **settings)
@@ -40,8 +41,8 @@ def elder_of(folder, loras, components):
 
 
 @pytest.fixture
-def here(monkeypatch):
-    """Fusing in this process: a child imports torch anew, which takes seconds."""
+def in_this_process(monkeypatch):
+    """Fuse in this process: a child process takes seconds to import torch."""
 
     def run(what, function, **arguments):
         assert function == "calotype.export.sources.lora:fuse_into"
@@ -50,48 +51,48 @@ def here(monkeypatch):
     monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", run)
 
 
-@pytest.mark.usefixtures("here")
+@pytest.mark.usefixtures("in_this_process")
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "older"])
 @pytest.mark.parametrize(
     ("fixture", "components"),
     [("sd21_folder", ["unet", "text_encoder"]), ("sdxl_folder", ["unet", "text_encoder", "text_encoder_2"])],
 )
-def test_fused_weights_are_those_of_diffusers(request, tmp_path, lora_file, layout, fixture, components):
+def test_fused_weights_are_those_of_diffusers(request, tmp_path, layout, fixture, components):
     folder = request.getfixturevalue(fixture)
-    loras = [(lora_file(folder, tmp_path / f"{s}.safetensors", components, layout, s), 0.8 - s) for s in range(2)]
+    loras = [(save_lora(folder, tmp_path / f"{s}.safetensors", components, layout, s), 0.8 - s) for s in range(2)]
     source = read_source(folder)
     fused = fuse(source, [f"{path}:{weight}" for path, weight in loras])
-    elder = elder_of(folder, loras, components)
+    reference = reference_pipeline(folder, loras, components)
     for name in components:
         plain, got = (load_module(name, s.folders[name]).model.state_dict() for s in (source, fused))
-        wanted = getattr(elder, name).state_dict()
-        assert got.keys() == wanted.keys()
-        largest = max(float(t.abs().max()) for t in wanted.values())
-        assert max(float((got[n] - wanted[n]).abs().max()) for n in wanted) <= 1e-6 * largest, name
-        assert sum(not torch.equal(plain[n], wanted[n]) for n in wanted) >= 10, name  # it changes something
+        expected = getattr(reference, name).state_dict()
+        assert got.keys() == expected.keys()
+        largest = max(float(t.abs().max()) for t in expected.values())
+        assert max(float((got[n] - expected[n]).abs().max()) for n in expected) <= 1e-6 * largest, name
+        assert sum(not torch.equal(plain[n], expected[n]) for n in expected) >= 10, name  # the LoRAs change weights
 
 
-@pytest.mark.usefixtures("here")
-def test_pefts_alphas_are_read_from_the_metadata(sd21_folder, tmp_path, lora_file):
-    """What diffusers saves with `save_lora_adapter`'s metadata: one alpha, and others by layer."""
-    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+@pytest.mark.usefixtures("in_this_process")
+def test_pefts_alphas_are_read_from_the_metadata(sd21_folder, tmp_path):
+    """The metadata of diffusers' `save_lora_adapter` has a default alpha, and others by layer."""
+    path = save_lora(sd21_folder, tmp_path / "x.safetensors")
     other = next(key for key in load_file(path) if "attn1.to_q" in key).removeprefix("unet.").partition(".lora_A")[0]
     layers = sorted({key.removeprefix("unet.").partition(".lora_")[0] for key in load_file(path)})
     settings = {"r": 3, "lora_alpha": 6, "alpha_pattern": {other: 1.5}, "target_modules": layers}
-    told = {f"unet.{name}": value for name, value in settings.items()}
-    save_file(load_file(path), path, {"lora_adapter_metadata": json.dumps(told)})
-    wanted = elder_of(sd21_folder, [(path, 1.0)], ["unet"]).unet.state_dict()
+    metadata = {f"unet.{name}": value for name, value in settings.items()}
+    save_file(load_file(path), path, {"lora_adapter_metadata": json.dumps(metadata)})
+    expected = reference_pipeline(sd21_folder, [(path, 1.0)], ["unet"]).unet.state_dict()
     source = read_source(sd21_folder)
     own, got = (load_module("unet", s.folders["unet"]).model.state_dict() for s in (source, fuse(source, [path])))
-    assert max(float((got[n] - wanted[n]).abs().max()) for n in wanted) <= 1e-6
-    key, untold = f"{other}.weight", tmp_path / "untold.safetensors"
-    save_file(load_file(path), untold)
-    plain = load_module("unet", fuse(source, [untold]).folders["unet"]).model.state_dict()
+    assert max(float((got[n] - expected[n]).abs().max()) for n in expected) <= 1e-6
+    key, bare = f"{other}.weight", tmp_path / "bare.safetensors"
+    save_file(load_file(path), bare)
+    plain = load_module("unet", fuse(source, [bare]).folders["unet"]).model.state_dict()
     torch.testing.assert_close(got[key] - own[key], (plain[key] - own[key]) / 2, atol=1e-6, rtol=1e-4)
 
 
 def test_stability_ais_names_are_those_that_diffusers_maps():
-    """Of every block of SDXL's U-Net, without its weights."""
+    """Check every block of SDXL's U-Net, without weights."""
     from calotype.lora.formats import _stability
 
     config = {"layers_per_block": 2, "block_out_channels": (320, 640, 1280), "cross_attention_dim": 2048}
@@ -107,7 +108,7 @@ def test_stability_ais_names_are_those_that_diffusers_maps():
     assert {key: names[tensor_target(key).layer] for key in keys} == keys
     theirs = _maybe_map_sgm_blocks_to_diffusers(dict(keys), unet.config)
     assert len(blocks) > 700
-    spelt = {
+    renames = {
         "input_blocks": "down_blocks",
         "middle_block": "mid_block",
         "output_blocks": "up_blocks",
@@ -117,14 +118,14 @@ def test_stability_ais_names_are_those_that_diffusers_maps():
         "skip_connection": "conv_shortcut",
         "_op": "_conv",
     }
-    for key, layer in theirs.items():  # what it leaves to a second step, `_convert_unet_lora_key`
+    for key, layer in theirs.items():  # diffusers' second step, `_convert_unet_lora_key`
         name = key.removeprefix("lora_unet_").removesuffix(".lora_down.weight")
-        for old, new in spelt.items():
+        for old, new in renames.items():
             name = name.replace(old, new)
         assert name == layer.replace(".", "_")
 
 
-def test_a_middle_kernel_is_the_three_convolutions_one_after_the_other(tmp_path):
+def test_a_middle_kernel_equals_three_convolutions_in_a_row(tmp_path):
     draw = torch.Generator().manual_seed(0)
     down, up = torch.randn(4, 8, 1, 1, generator=draw), torch.randn(6, 4, 1, 1, generator=draw)
     middle = torch.randn(4, 4, 3, 3, generator=draw)
@@ -135,11 +136,11 @@ def test_a_middle_kernel_is_the_three_convolutions_one_after_the_other(tmp_path)
         | {"lora_unet_conv_in.alpha": torch.tensor(2.0)},
         path,
     )
-    patches = weight_deltas_of(parse_loras((path, 0.5)), {"unet": {"conv_in": (6, 8, 3, 3)}})
-    added = torch.from_numpy(patches["unet"].patches["conv_in.weight"](np.zeros((6, 8, 3, 3), np.float32)))
+    deltas = weight_deltas_of(parse_loras((path, 0.5)), {"unet": {"conv_in": (6, 8, 3, 3)}})
+    added = torch.from_numpy(deltas["unet"].patches["conv_in.weight"](np.zeros((6, 8, 3, 3), np.float32)))
     x = torch.randn(2, 8, 5, 5, generator=draw)
-    wanted = nn.functional.conv2d(nn.functional.conv2d(nn.functional.conv2d(x, down), middle, padding=1), up)
-    torch.testing.assert_close(nn.functional.conv2d(x, added, padding=1), wanted * 0.5 * 2 / 4, atol=1e-4, rtol=1e-4)
+    expected = nn.functional.conv2d(nn.functional.conv2d(nn.functional.conv2d(x, down), middle, padding=1), up)
+    torch.testing.assert_close(nn.functional.conv2d(x, added, padding=1), expected * 0.5 * 2 / 4, atol=1e-4, rtol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -155,121 +156,121 @@ def test_a_middle_kernel_is_the_three_convolutions_one_after_the_other(tmp_path)
     ],
 )
 def test_names_of_older_layouts(key, component, layer, part):
-    place = tensor_target(key)
-    assert (place.component, place.layer, place.part) == (component, layer, part)
+    target = tensor_target(key)
+    assert (target.component, target.layer, target.part) == (component, layer, part)
 
 
 def pair(layer="conv_in", *, rank=2, out=6, into=8, **others):
-    """A kohya file's tensors of one layer."""
+    """Return the tensors of one layer in a kohya file."""
     tensors = {"lora_down.weight": torch.ones(rank, into), "lora_up.weight": torch.ones(out, rank)} | others
     return {f"lora_unet_{layer}.{part}": tensor for part, tensor in tensors.items()}
 
 
-def patches_in(path, tensors, shape=(6, 8), metadata=None, weight=1.0):
+def delta_in(path, tensors, shape=(6, 8), metadata=None, weight=1.0):
     save_file(tensors, path, metadata)
     return weight_deltas_of(parse_loras((path, weight)), {"unet": {"conv_in": shape}})["unet"].patches["conv_in.weight"]
 
 
 @pytest.mark.parametrize("kind", ["int64", "int32", "float32"])
-def test_alpha_may_be_a_whole_number_as_diffusers_converter_writes_it(tmp_path, kind):
+def test_alpha_may_be_an_integer_as_diffusers_converter_writes_it(tmp_path, kind):
     path = tmp_path / "x.safetensors"
-    patch = patches_in(path, pair(alpha=torch.tensor(6, dtype=getattr(torch, kind))))
-    assert patch.terms[0].scale == 3
-    whole = {"lora_up.weight": torch.ones(6, 2, dtype=torch.int64)}
-    with pytest.raises(SourceError, match=r"lora_up.weight is of type I64"):
-        patches_in(path, pair(**whole))
+    delta = delta_in(path, pair(alpha=torch.tensor(6, dtype=getattr(torch, kind))))
+    assert delta.terms[0].scale == 3
+    integers = {"lora_up.weight": torch.ones(6, 2, dtype=torch.int64)}
+    with pytest.raises(SourceError, match="I64"):
+        delta_in(path, pair(**integers))
 
 
 @pytest.mark.parametrize(
     ("key", "alpha"),
     [("conv_in", 4), ("conv_.n", 4), ("conv_(in|out)", 4), ("in", 2), ("x.conv_in", 2), ("^conv_in", 4)],
 )
-def test_alphas_by_pattern_are_read_as_peft_reads_them(tmp_path, key, alpha):
+def test_alpha_patterns_match_as_in_peft(tmp_path, key, alpha):
     from peft.utils.other import get_pattern_key
 
-    told = {"unet.lora_alpha": 2, "unet.alpha_pattern": {key: 4, "conv": 6, ".*": 2}}
+    settings = {"unet.lora_alpha": 2, "unet.alpha_pattern": {key: 4, "conv": 6, ".*": 2}}
     assert {key: 4}.get(get_pattern_key([key, "conv", ".*"], "conv_in"), 2) == alpha
-    patch = patches_in(tmp_path / "x.safetensors", pair(), metadata={"lora_adapter_metadata": json.dumps(told)})
-    assert patch.terms[0].scale == alpha / 2
+    delta = delta_in(tmp_path / "x.safetensors", pair(), metadata={"lora_adapter_metadata": json.dumps(settings)})
+    assert delta.terms[0].scale == alpha / 2
 
 
-def test_an_ending_is_enough_for_a_pattern(tmp_path):
-    """And text encoders' names may begin as older versions of transformers have them."""
+def test_a_pattern_matches_the_end_of_a_name(tmp_path):
+    """Names of text encoders may have the prefix of older versions of transformers."""
     from calotype.lora.peft_metadata import Settings
 
-    told = {
+    metadata = {
         "unet.alpha_pattern": {"to_q": 8},
         "text_encoder.alpha_pattern": {"^text_model.encoder.layers": 9},
     }
-    settings = Settings(tmp_path, told)
+    settings = Settings(tmp_path, metadata)
     layers = [("unet", "mid_block.attn1.to_q"), ("unet", "auto_q"), ("text_encoder", "encoder.layers")]
     assert [settings.alpha(*each) for each in layers] == [8, None, 9]
 
 
 @pytest.mark.parametrize("part", ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "metadata"])
 @pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_told_with_their_layer(tmp_path, part, number):
+def test_values_that_are_not_finite_are_refused_with_their_layer(tmp_path, part, number):
     tensors = {"lora_down.weight": torch.ones(2, 8, 1, 1), "lora_up.weight": torch.ones(6, 2, 1, 1)}
     tensors |= {"lora_mid.weight": torch.ones(2, 2, 3, 3)}
-    said = {}
+    metadata = {}
     if part == "metadata":
-        said = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": number})}
+        metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": number})}
     else:
         tensors[part] = torch.full_like(tensors.get(part, torch.tensor(1.0)), number)
-    with pytest.raises(SourceError, match=r"x.safetensors holds numbers that are not finite, for unet.conv_in"):
-        patches_in(tmp_path / "x.safetensors", pair(**tensors), (6, 8, 3, 3), said)
+    with pytest.raises(SourceError, match=r"not finite.*unet\.conv_in"):
+        delta_in(tmp_path / "x.safetensors", pair(**tensors), (6, 8, 3, 3), metadata)
 
 
-NO_SENSE = {
-    "no rank": (pair(rank=0), {}, r"lora_down.weight is of shape \[0, 8\]"),
+INVALID = {
+    "no rank": (pair(rank=0), {}, r"lora_down\.weight.*\[0, 8\]"),
     "a kernel between, of a linear layer": (
         pair(**{"lora_mid.weight": torch.ones(2, 2)}),
         {},
-        r"lora_down.weight is of shape \[2, 8\]",
+        r"lora_down\.weight.*\[2, 8\]",
     ),
-    "no alpha": (pair(alpha=torch.ones(0)), {}, r"alpha is of shape \[0\] and should be one number"),
-    "a word": (pair(), {"unet.lora_alpha": "x"}, "the alphas in its lora_adapter_metadata make no sense"),
-    "a list": (pair(), {"unet.alpha_pattern": [1]}, "the alphas in its lora_adapter_metadata make no sense"),
-    "a pattern without end": (pair(), {"unet.alpha_pattern": {"(.*)*(.*)*x": 1}}, "make no sense"),
+    "no alpha": (pair(alpha=torch.ones(0)), {}, r"alpha.*\[0\]"),
+    "a word": (pair(), {"unet.lora_alpha": "x"}, "lora_adapter_metadata"),
+    "a list": (pair(), {"unet.alpha_pattern": [1]}, "lora_adapter_metadata"),
+    "a pattern without end": (pair(), {"unet.alpha_pattern": {"(.*)*(.*)*x": 1}}, "lora_adapter_metadata"),
     "70 axes": (
         pair(**{"lora_up.weight": torch.ones(6, 2, *[1] * 60)}),
         {},
-        "is no safetensors file",
+        "x.safetensors",
     ),
-    "no pattern": (pair(), {"unet.alpha_pattern": {"(": 1}}, "the alphas in its lora_adapter_metadata make no sense"),
+    "no pattern": (pair(), {"unet.alpha_pattern": {"(": 1}}, "lora_adapter_metadata"),
 }
 
 
-@pytest.mark.parametrize("case", NO_SENSE)
-def test_files_that_make_no_sense_are_told(tmp_path, case):
-    tensors, told, said = NO_SENSE[case]
-    with pytest.raises(SourceError, match=said):
-        patches_in(tmp_path / "x.safetensors", tensors, metadata={"lora_adapter_metadata": json.dumps(told)})
+@pytest.mark.parametrize("case", INVALID)
+def test_invalid_files_are_refused(tmp_path, case):
+    tensors, settings, keyword = INVALID[case]
+    with pytest.raises(SourceError, match=keyword):
+        delta_in(tmp_path / "x.safetensors", tensors, metadata={"lora_adapter_metadata": json.dumps(settings)})
 
 
-@pytest.mark.parametrize("told", [b"null", b'["x"]', b'"x"', b'{"lora_adapter_metadata":{"unet.lora_alpha":2}}'])
-def test_metadata_that_is_none(tmp_path, told):
-    """null is none; all else is told."""
+@pytest.mark.parametrize("metadata", [b"null", b'["x"]', b'"x"', b'{"lora_adapter_metadata":{"unet.lora_alpha":2}}'])
+def test_metadata_other_than_text_is_refused(tmp_path, metadata):
+    """null means no metadata."""
     path = tmp_path / "x.safetensors"
     save_file(pair(), path, {"a": "b"})
     data = path.read_bytes()
     length = int.from_bytes(data[:8], "little")
-    header = data[8 : 8 + length].replace(b'{"a":"b"}', told)
+    header = data[8 : 8 + length].replace(b'{"a":"b"}', metadata)
     path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
-    if told == b"null":
+    if metadata == b"null":
         assert weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
         assert check_safetensors(path).metadata == {}
         return
-    with pytest.raises(SourceError, match=r"x.safetensors(: its lora_adapter_metadata is no| is no safetensors file)"):
+    with pytest.raises(SourceError, match=r"x\.safetensors"):
         weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
 
 
-@pytest.mark.usefixtures("here")
-def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lora_file, monkeypatch):
-    path = lora_file(sd21_folder, tmp_path / "a:b.safetensors")
+@pytest.mark.usefixtures("in_this_process")
+def test_fused_files_change_only_the_fingerprint_and_the_unet(sd21_folder, tmp_path, monkeypatch):
+    path = save_lora(sd21_folder, tmp_path / "a:b.safetensors")
     source = read_source(sd21_folder)
-    given = ([], [path], [f"{path}:1.0"], [f"{path}:0.5"], [path, path], [f"{path}:0"])
-    fused = [fuse(source, loras) for loras in given]
+    cases = ([], [path], [f"{path}:1.0"], [f"{path}:0.5"], [path, path], [f"{path}:0"])
+    fused = [fuse(source, loras) for loras in cases]
     prints = [each.fingerprint for each in fused]
     assert prints[0] == prints[5]
     assert prints[1] == prints[2]
@@ -282,52 +283,52 @@ def test_the_fingerprint_is_another_and_the_rest_stays(sd21_folder, tmp_path, lo
     assert fuse(source, []) is source
 
 
-@pytest.mark.usefixtures("here")
-def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path, lora_file):
-    fits, other = lora_file(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
-    lora_file(sdxl_folder, other, ["text_encoder_2"], "kohya")
+@pytest.mark.usefixtures("in_this_process")
+def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path):
+    fits, other = save_lora(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
+    save_lora(sdxl_folder, other, ["text_encoder_2"], "kohya")
     source = read_source(sd21_folder)
-    for said in ([f"{other}:0"], [fits, f"{other}:0"]):
-        with pytest.raises(SourceError, match=r"b.safetensors does not fit the model: there is no place for lora_te2"):
-            fuse(source, said)
+    for files in ([f"{other}:0"], [fits, f"{other}:0"]):
+        with pytest.raises(SourceError, match=r"b\.safetensors.*lora_te2"):
+            fuse(source, files)
     assert fuse(source, [fits, f"{fits}:0"]) == fuse(source, [fits])
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("name", "keyword"),
     [
-        ("nowhere.safetensors", "there is no LoRA file nowhere"),
-        ("nowhere.safetensors:0.5", "there is no LoRA file nowhere"),
-        ("{}:much", "from -10 to 10.*got 'much'"),
-        ("{}:nan", "from -10 to 10"),
-        ("{}:99", "from -10 to 10"),
-        ("{}.bin", "is no .safetensors file"),
-        (("{}", None), "is named as FILE"),
-        (3, "is named as FILE"),
-        ("~nosuchuser/x.safetensors", "~nosuchuser/x.safetensors cannot be looked at .*home"),
-        ("x" * 300 + ".safetensors:0.5", "cannot be looked at .*too long"),
+        ("nowhere.safetensors", "nowhere"),
+        ("nowhere.safetensors:0.5", "nowhere"),
+        ("{}:much", "much"),
+        ("{}:nan", "-10"),
+        ("{}:99", "-10"),
+        ("{}.bin", "safetensors"),
+        (("{}", None), "FILE"),
+        (3, "FILE"),
+        ("~nosuchuser/x.safetensors", "~nosuchuser/x.safetensors"),
+        ("x" * 300 + ".safetensors:0.5", "too long"),
     ],
 )
-def test_files_that_cannot_be_named_are_told(tmp_path, said, told):
+def test_invalid_names_of_files_are_refused(tmp_path, name, keyword):
     path = tmp_path / "x.safetensors"
     save_file({"unet.a.lora_A.weight": torch.zeros(3, 4)}, path)
     (tmp_path / "x.safetensors.bin").write_bytes(b"x")
-    with pytest.raises(SourceError, match=told):
-        parse_loras([said.format(path) if isinstance(said, str) else said])
+    with pytest.raises(SourceError, match=keyword):
+        parse_loras([name.format(path) if isinstance(name, str) else name])
 
 
-def test_what_names_no_file_at_all_is_told(eager):
-    for said in (5, 0.5, True):
-        with pytest.raises(SourceError, match=f"is named as FILE, .*; got {said}"):
-            eager.set_lora(said)
+def test_values_of_other_types_are_refused(eager):
+    for value in (5, 0.5, True):
+        with pytest.raises(SourceError, match=f"{value}"):
+            eager.set_lora(value)
 
 
-def test_what_may_be_said(tmp_path):
+def test_forms_of_files_and_weights(tmp_path):
     path = tmp_path / "x.safetensors"
     save_file({"unet.a.lora_A.weight": torch.zeros(3, 4)}, path)
     assert parse_loras(None) == parse_loras([]) == ()
-    said = [path, str(path), f"{path}:0.5", (path, 0.5), (str(path), np.float32(0.5))]
-    assert [lora.weight for lora in parse_loras(said)] == [1.0, 1.0, 0.5, 0.5, 0.5]
+    files = [path, str(path), f"{path}:0.5", (path, 0.5), (str(path), np.float32(0.5))]
+    assert [lora.weight for lora in parse_loras(files)] == [1.0, 1.0, 0.5, 0.5, 0.5]
     assert parse_loras((path, 0.5)) == parse_loras([(path, 0.5)]) == parse_loras(f"{path}:0.5")
 
 
@@ -347,15 +348,15 @@ def test_a_mapping_is_of_files_to_weights(tmp_path):
     assert weights_of(named for named in (a, (b, 0.5))) == [1.0, 0.5]
     assert weights_of({a: 0.5, b: 2}.items()) == [0.5, 2.0]
     for weight in (None, "much", True, [1], 10**400, 11):
-        with pytest.raises(SourceError, match="weight is a number"):
+        with pytest.raises(SourceError, match="weight"):
             parse_loras({a: weight})
     for named in ({1: 0.5}, str(a).encode(), {a}, frozenset([a]), [[a]], (a, b"1")):
         with pytest.raises(SourceError, match="LoRA"):
             parse_loras(named)
 
 
-def test_load_takes_what_set_lora_takes(eager, sd21_folder, tmp_path, lora_file):
-    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+def test_load_takes_what_set_lora_takes(eager, sd21_folder, tmp_path):
+    path = save_lora(sd21_folder, tmp_path / "x.safetensors")
     for named in ({path: 0.5}, (each for each in [(path, 0.5)]), f"{tmp_path}:0.5"):
         assert calotype.load(sd21_folder, backend="eager", lora=named).loras == ((str(path), 0.5),)
     eager.set_lora({path: 0.5})
@@ -377,13 +378,13 @@ def test_a_folder_is_the_lora_in_it(tmp_path):
     assert [lora.path.name for lora in parse_loras(f"{folder}:0.5")] == ["pytorch_lora_weights.safetensors"]
 
 
-def test_folders_that_are_no_lora_are_told(tmp_path, monkeypatch):
-    with pytest.raises(SourceError, match="nothing"):
+def test_folders_that_are_not_a_lora_are_refused(tmp_path, monkeypatch):
+    with pytest.raises(SourceError, match="LoRA"):
         parse_loras(tmp_path)
     save_file(pair(), tmp_path / "adapter_model.safetensors")
     monkeypatch.chdir(tmp_path)
-    for named in ("", ":0.5"):  # not the folder where one is
-        with pytest.raises(SourceError, match="no LoRA file"):
+    for named in ("", ":0.5"):  # not the current folder, which has one
+        with pytest.raises(SourceError, match="LoRA"):
             parse_loras(named)
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SourceError, match="peft"):
@@ -391,7 +392,7 @@ def test_folders_that_are_no_lora_are_told(tmp_path, monkeypatch):
 
 
 def sparse(path, entries):
-    """A file of this header, as long as it says, that takes no room."""
+    """Write a sparse file with this header and the length that it declares."""
     header = json.dumps({name: {"dtype": "F32", **entry} for name, entry in entries.items()}).encode()
     path.write_bytes(len(header).to_bytes(8, "little") + header)
     os.truncate(path, 8 + len(header) + max(entry["data_offsets"][1] for entry in entries.values()))
@@ -416,61 +417,61 @@ def test_a_file_that_does_not_fit_is_not_hashed(tmp_path, monkeypatch, case):
         weight_deltas_of(parse_loras(tmp_path / "x.safetensors"), {"unet": {"conv_in": (6, 8)}})
 
 
-def test_nor_is_it_for_a_build(sd21_folder, tmp_path, monkeypatch):
+def test_a_file_that_does_not_fit_is_not_hashed_for_a_build(sd21_folder, tmp_path, monkeypatch):
     monkeypatch.setattr("calotype.lora.lora.file_digest", lambda path: pytest.fail("hashed"))
     monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", lambda *_, **__: pytest.fail("fused"))
     sparse(tmp_path / "x.safetensors", TOO_LARGE["no place"])
-    with pytest.raises(SourceError, match="does not fit"):
+    with pytest.raises(SourceError, match=r"x\.safetensors"):
         fuse(read_source(sd21_folder), [tmp_path / "x.safetensors"])
 
 
-def test_two_names_of_one_part_are_refused(tmp_path):
+def test_two_names_of_one_tensor_are_refused(tmp_path):
     twin = {"unet.conv_in.lora_A.weight": torch.zeros(2, 8)}
     with pytest.raises(SourceError, match=r"lora_A\.weight"):
-        patches_in(tmp_path / "x.safetensors", pair() | twin)
+        delta_in(tmp_path / "x.safetensors", pair() | twin)
 
 
 def test_products_that_are_not_finite_are_refused(tmp_path):
     large = {f"lora_{part}.weight": torch.full(shape, 1e30) for part, shape in (("down", (2, 8)), ("up", (6, 2)))}
     with pytest.raises(SourceError, match="finite"):
-        patches_in(tmp_path / "x.safetensors", pair(**large))
+        delta_in(tmp_path / "x.safetensors", pair(**large))
 
 
-def layer_of(folder, *, rank=2, wide=None, name="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"):
+def layer_of(folder, *, rank=2, width=None, name="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"):
     weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
     out, into = weights["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"].shape
-    a, b = torch.ones(rank, wide or into), torch.ones(out, rank)
+    a, b = torch.ones(rank, width or into), torch.ones(out, rank)
     return {f"unet.{name}.lora_A.weight": a, f"unet.{name}.lora_B.weight": b}
 
 
 MISFITS = {
-    "a shape": (lambda f: layer_of(f, wide=77), r"to_q.lora_A.weight is of shape \[2, 77\].* of \[64, 64\]"),
+    "a shape": (lambda f: layer_of(f, width=77), r"to_q\.lora_A\.weight.*\[2, 77\].*\[64, 64\]"),
     "a rank": (
         lambda f: layer_of(f) | dict([list(layer_of(f, rank=3).items())[1]]),
-        "lora_A.weight is of shape",
+        "lora_A.weight",
     ),
     "a layer": (
         lambda f: layer_of(f) | layer_of(f, name="down_blocks.9.to_q"),
-        "no place for unet.down_blocks.9.to_q.lora_A",
+        "unet.down_blocks.9.to_q.lora_A",
     ),
-    "no partner": (lambda f: dict([next(iter(layer_of(f).items()))]), "to_q.lora_A.weight has no partner"),
+    "no partner": (lambda f: dict([next(iter(layer_of(f).items()))]), "to_q.lora_A.weight"),
     "a prefix": (
         lambda f: layer_of(f) | {f"x.{k}": t for k, t in layer_of(f).items()},
-        "no place for x.unet",
+        "x.unet",
     ),
-    "no LoRA": (lambda f: {"conv_in.weight": torch.ones(2, 2)}, "conv_in.weight is a name of no LoRA layout"),
-    "kohya's": (lambda f: {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "no place for lora_unet_x.lora_down"),
+    "no LoRA": (lambda f: {"conv_in.weight": torch.ones(2, 2)}, "conv_in.weight"),
+    "kohya's": (lambda f: {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "lora_unet_x.lora_down"),
     "a second encoder": (
         lambda f: {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)},
-        "no place for lora_te2_text_model",
+        "lora_te2_text_model",
     ),
-    "DoRA": (lambda f: layer_of(f) | {"unet.x.dora_scale": torch.ones(2)}, r"is a DoRA \(unet.x.dora_scale\)"),
-    "LoHa": (lambda f: {"lora_unet_x.hada_w1_a": torch.ones(2)}, "is a LoHa"),
-    "biases": (lambda f: layer_of(f) | {"unet.x.lora_B.bias": torch.ones(2)}, "is a LoRA with biases"),
-    "nothing": (lambda f: {}, "it is empty"),
+    "DoRA": (lambda f: layer_of(f) | {"unet.x.dora_scale": torch.ones(2)}, r"DoRA .*unet\.x\.dora_scale"),
+    "LoHa": (lambda f: {"lora_unet_x.hada_w1_a": torch.ones(2)}, "LoHa"),
+    "biases": (lambda f: layer_of(f) | {"unet.x.lora_B.bias": torch.ones(2)}, "biases"),
+    "nothing": (lambda f: {}, "x.safetensors"),
     "SDXL": (
-        lambda f: layer_of(f, wide=2048, name="down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
-        "it looks like one for Stable Diffusion XL. Take a LoRA of the model's own family",
+        lambda f: layer_of(f, width=2048, name="down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
+        "Stable Diffusion XL",
     ),
 }
 
@@ -481,55 +482,55 @@ def eager(sd21_folder):
 
 
 @pytest.mark.parametrize("case", MISFITS)
-def test_files_that_do_not_fit_are_told(eager, sd21_folder, tmp_path, case):
-    made, told = MISFITS[case]
-    save_file(made(sd21_folder), tmp_path / "x.safetensors")
-    for weight in (1, 0):  # one that is left out has to fit as well
-        with pytest.raises(SourceError, match=told):
+def test_files_that_do_not_fit_are_refused(eager, sd21_folder, tmp_path, case):
+    tensors_for, keyword = MISFITS[case]
+    save_file(tensors_for(sd21_folder), tmp_path / "x.safetensors")
+    for weight in (1, 0):  # a file with weight 0 has to fit as well
+        with pytest.raises(SourceError, match=keyword):
             eager.set_lora((tmp_path / "x.safetensors", weight))
     assert eager.loras == ()
 
 
-@pytest.mark.usefixtures("here")
-def test_one_of_another_family_is_told(eager, sdxl_folder, tmp_path, lora_file):
-    path = lora_file(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
-    with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
+@pytest.mark.usefixtures("in_this_process")
+def test_a_lora_of_another_family_is_refused(eager, sdxl_folder, tmp_path):
+    path = save_lora(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
+    with pytest.raises(SourceError, match="lora_te2"):
         eager.set_lora(path)
-    with pytest.raises(SourceError, match="does not fit the model: there is no place for lora_te2"):
+    with pytest.raises(SourceError, match="lora_te2"):
         fuse(read_source(eager.plan.model), [path])
 
 
-def test_peft_settings_that_cannot_be_added_are_told(eager, sd21_folder, tmp_path, lora_file):
-    path = lora_file(sd21_folder, tmp_path / "x.safetensors")
+def test_unsupported_peft_settings_are_refused(eager, sd21_folder, tmp_path):
+    path = save_lora(sd21_folder, tmp_path / "x.safetensors")
     tensors = load_file(path)
     save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})})
-    with pytest.raises(SourceError, match="trained with use_rslora"):
+    with pytest.raises(SourceError, match="use_rslora"):
         eager.set_lora(path)
     for text in ("[", "[" * 5000):
         save_file(tensors, path, {"lora_adapter_metadata": text})
-        with pytest.raises(SourceError, match="no JSON object"):
+        with pytest.raises(SourceError, match="JSON"):
             eager.set_lora(path)
 
 
 @pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
 def test_tensors_are_read_as_float32(tmp_path, kind):
     tensors = {"a": torch.randn(3, 5).to(getattr(torch, kind)), "b": torch.randn(2, 1, 4).to(getattr(torch, kind))}
-    save_file(tensors | {"empty": torch.zeros(0, 2)}, tmp_path / "x.safetensors", {"said": "so"})
+    save_file(tensors | {"empty": torch.zeros(0, 2)}, tmp_path / "x.safetensors", {"key": "value"})
     file = TensorFile(tmp_path / "x.safetensors")
-    assert file.metadata == {"said": "so"}
+    assert file.metadata == {"key": "value"}
     assert set(file) == {"a", "b", "empty"}
     for name, tensor in tensors.items():
         assert file.shape(name) == tuple(tensor.shape)
         np.testing.assert_array_equal(file[name], tensor.float().numpy())
 
 
-def test_damaged_files_are_told(tmp_path):
-    whole = tmp_path / "x.safetensors"
-    save_file({"a": torch.ones(3, 5), "whole": torch.ones(3, dtype=torch.int64)}, whole)
-    with pytest.raises(SourceError, match="whole is of type I64"):
-        _ = TensorFile(whole)["whole"]
-    data = whole.read_bytes()
+def test_damaged_files_are_refused(tmp_path):
+    path = tmp_path / "x.safetensors"
+    save_file({"a": torch.ones(3, 5), "ids": torch.ones(3, dtype=torch.int64)}, path)
+    with pytest.raises(SourceError, match="I64"):
+        _ = TensorFile(path)["ids"]
+    data = path.read_bytes()
     for cut in (b"", data[:5], data[:40], data[:-3], data + b"x", data.replace(b"[3,5]", b"[3,6]"), os.urandom(99)):
-        whole.write_bytes(cut)
-        with pytest.raises(SourceError, match="fetch it again"):
-            TensorFile(whole)
+        path.write_bytes(cut)
+        with pytest.raises(SourceError, match=r"x\.safetensors"):
+            TensorFile(path)

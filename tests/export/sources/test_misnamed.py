@@ -1,4 +1,4 @@
-"""Folders and files that are not models, given as one: the error says what they hold and which argument takes them."""
+"""Paths passed as a model that are not one: the error describes them and names the argument that takes them."""
 
 import json
 import re
@@ -14,25 +14,25 @@ from calotype.errors import SourceError
 from calotype.export.sources.source import read_source
 
 
-def refused(model, *said):
-    with pytest.raises(SourceError) as told:
+def check_refused(model, *keywords):
+    with pytest.raises(SourceError) as failed:
         calotype.load(model, backend="fake")
-    assert [word for word in said if word not in str(told.value)] == []
+    assert [word for word in keywords if word not in str(failed.value)] == []
 
 
-def test_a_network_beside_its_model_names_the_models_folder(demo_folder):
+def test_a_network_inside_a_model_names_the_models_folder(demo_folder):
     for part, kind in (("unet", "UNet2DConditionModel"), ("text_encoder", "CLIPTextModel")):
-        refused(demo_folder / part, kind, f"name the model's folder: {demo_folder}")
+        check_refused(demo_folder / part, kind, f"folder: {demo_folder}")
 
 
-def test_a_network_alone_says_that_no_argument_takes_it(demo_folder, tmp_path):
+def test_for_a_single_network_no_argument_exists(demo_folder, tmp_path):
     shutil.copytree(demo_folder / "unet", tmp_path / "unet")
-    refused(tmp_path / "unet", "UNet2DConditionModel", "no argument takes it", "model_index.json")
+    check_refused(tmp_path / "unet", "UNet2DConditionModel", "No argument", "model_index.json")
 
 
-def test_what_goes_beside_a_model_is_named_with_its_argument(demo_folder):
-    refused(demo_folder / "vae", "AutoencoderKL", "vae=")
-    refused(demo_folder.parent / "demo_canny", "ControlNetModel", "controlnet=")
+def test_controlnets_and_autoencoders_are_named_with_their_argument(demo_folder):
+    check_refused(demo_folder / "vae", "AutoencoderKL", "vae=")
+    check_refused(demo_folder.parent / "demo_canny", "ControlNetModel", "controlnet=")
 
 
 def test_the_argument_that_is_named_takes_the_folder(demo_folder):
@@ -42,45 +42,45 @@ def test_the_argument_that_is_named_takes_the_folder(demo_folder):
 
 def test_a_lora_in_a_folder_is_named(demo_folder, tmp_path):
     shutil.copy(demo_folder / "outline.safetensors", tmp_path / "pytorch_lora_weights.safetensors")
-    refused(tmp_path, "a LoRA", "lora=", "pytorch_lora_weights.safetensors")
+    check_refused(tmp_path, "a LoRA", "lora=", "pytorch_lora_weights.safetensors")
     with pytest.raises(SourceError, match="lora="):
         read_source(demo_folder, [tmp_path])
     (tmp_path / "adapter_config.json").write_text("{}")
-    refused(tmp_path, "peft", "lora=")
+    check_refused(tmp_path, "peft", "lora=")
 
 
 def test_learned_words_are_named(tmp_path):
     save_file({"<thing>": torch.zeros(2, 128)}, tmp_path / "learned_embeds.safetensors")
     for named in (tmp_path, tmp_path / "learned_embeds.safetensors"):
-        refused(named, "a textual inversion", "textual_inversion=")
+        check_refused(named, "a textual inversion", "textual_inversion=")
 
 
 def test_a_network_in_one_file_is_named(demo_folder):
-    refused(demo_folder / "unet" / "diffusion_pytorch_model.safetensors", "a U-Net alone")
-    refused(demo_folder / "text_encoder" / "model.safetensors", "a text encoder alone")
-    refused(demo_folder / "vae" / "diffusion_pytorch_model.safetensors", "an autoencoder", "vae=")
+    check_refused(demo_folder / "unet" / "diffusion_pytorch_model.safetensors", "only a U-Net")
+    check_refused(demo_folder / "text_encoder" / "model.safetensors", "only a text encoder")
+    check_refused(demo_folder / "vae" / "diffusion_pytorch_model.safetensors", "an autoencoder", "vae=")
 
 
 def test_exports_of_other_programs_are_named(demo_folder, tmp_path):
     unet = tmp_path / "unet"
     unet.mkdir()
     (unet / "model.onnx").write_bytes(b"")
-    refused(unet / "model.onnx", "ONNX", "diffusers")
-    refused(tmp_path, "ONNX", "diffusers")
+    check_refused(unet / "model.onnx", "ONNX", "diffusers")
+    check_refused(tmp_path, "ONNX", "diffusers")
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": "OnnxStableDiffusionPipeline"}))
-    refused(tmp_path, "ONNX", "diffusers")
-    copy = Path(shutil.copytree(demo_folder, tmp_path / "optimum"))  # as Optimum leaves one: diffusers' class
+    check_refused(tmp_path, "ONNX", "diffusers")
+    copy = Path(shutil.copytree(demo_folder, tmp_path / "optimum"))  # as Optimum writes it, with diffusers' class
     (copy / "unet" / "diffusion_pytorch_model.safetensors").rename(copy / "unet" / "model.onnx")
-    refused(copy, "ONNX", "diffusers")
+    check_refused(copy, "ONNX", "diffusers")
 
 
 @pytest.mark.parametrize("config", ["{}", '{"_class_name": []}', '{"architectures": [3]}', '{"model_type": "clip"}'])
-def test_odd_configs_are_no_surprise(tmp_path, config):
+def test_odd_configs_are_errors(tmp_path, config):
     (tmp_path / "config.json").write_text(config)
-    refused(tmp_path, str(tmp_path))
+    check_refused(tmp_path, str(tmp_path))
 
 
-def test_a_model_without_its_index_says_which_file_is_missing(model_copy):
+def test_a_model_without_its_index_names_the_missing_file(model_copy):
     (model_copy / "model_index.json").unlink()
     with pytest.raises(SourceError, match=re.escape("model_index.json")):
         read_source(model_copy)

@@ -1,4 +1,4 @@
-"""Configs held against the headers of weights: every network that diffusers makes passes, and no other size does."""
+"""Configs are checked against the headers of weights: every network of diffusers passes, and no other size does."""
 
 import contextlib
 import json
@@ -41,10 +41,10 @@ LEVELS |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("
 
 
 def networks():
-    """(name, component, network) of every kind that is read, on the meta device."""
+    """Yield (name, component, network) for every supported kind."""
     for model, parts in {**MODELS, "refiner": REFINER}.items():
         for component in [part for part in parts if part.startswith(("text_encoder", "unet", "vae"))]:
-            yield f"{model} {component}", component, of(*parts[component])
+            yield f"{model} {component}", component, build(*parts[component])
     for name, config in UNETS.items():
         yield f"unet, {name}", "unet", diffusers.UNet2DConditionModel(**{**SMALL, **config})
     unet = diffusers.UNet2DConditionModel(**SMALL)
@@ -59,7 +59,7 @@ def networks():
     yield "smaller", "vae", diffusers.AutoencoderTiny(**levels, num_encoder_blocks=(1, 2), num_decoder_blocks=(3, 1))
 
 
-def of(name, config):
+def build(name, config):
     if hasattr(diffusers, name):
         return getattr(diffusers, name).from_config(dict(config))
     return getattr(transformers, name)(transformers.CLIPTextConfig(**config))
@@ -68,9 +68,9 @@ def of(name, config):
 @pytest.fixture(scope="module")
 def described():
     with torch.device("meta"):
-        made = list(networks())
-    plain = {name: (component, json.loads(json.dumps(full_config(net)))) for name, component, net in made}
-    shapes = {name: {n: tuple(t.shape) for n, t in net.state_dict().items()} for name, _, net in made}
+        built = list(networks())
+    plain = {name: (component, json.loads(json.dumps(full_config(net)))) for name, component, net in built}
+    shapes = {name: {n: tuple(t.shape) for n, t in net.state_dict().items()} for name, _, net in built}
     return {name: (*plain[name], shapes[name]) for name in plain}
 
 
@@ -87,13 +87,13 @@ COUNTS += ("num_encoder_blocks", "num_decoder_blocks", "conditioning_embedding_o
 
 
 def larger(value):
-    """A value of the same kind that a network of the same weights cannot have."""
+    """Return a larger value of the same type, which does not fit the weights."""
     if isinstance(value, list):
         return [*value, value[-1]] if value and isinstance(value[0], str) else [larger(v) for v in value]
     return value + 10**7
 
 
-def test_what_is_larger_than_the_weights_is_refused_by_its_field(described):
+def test_values_larger_than_the_weights_are_refused_with_their_field(described):
     tried = 0
     for name, (component, config, shapes) in described.items():
         unread = {"out_channels"} if component.startswith("controlnet") else set()
@@ -111,14 +111,14 @@ def test_what_is_larger_than_the_weights_is_refused_by_its_field(described):
 @pytest.mark.parametrize(
     "odd", [True, "3", 1e300, float("nan"), [], {}, [[]], -1, 10**400], ids=lambda odd: f"{odd!r:.9}"
 )
-def test_odd_values_are_refused_or_left_to_the_check_of_fields(described, odd):
+def test_odd_values_cause_no_other_error(described, odd):
     for name, (component, config, shapes) in described.items():
         for field in config if len(shapes) < 500 or name == "sdxl unet" else ():
             with contextlib.suppress(SourceError):
                 check_network(Path("config.json"), component, {**config, field: odd}, shapes)
 
 
-def test_a_header_of_hostile_names_is_read_in_no_time():
+def test_a_header_with_hostile_names_is_read_fast():
     shapes = {"down_blocks." + "0." * 100_000 + "weight": (1,), **{f"down_blocks.{i}.x": (1,) for i in range(20_000)}}
     with pytest.raises(SourceError, match="down_block_types"):
         check_network(Path("config.json"), "unet", {"down_block_types": ["DownBlock2D"]}, shapes)

@@ -1,4 +1,4 @@
-"""Checkpoints in the original layout: the weights that diffusers reads from the same file, and its pictures."""
+"""Checkpoints in the original layout: the same weights and images as diffusers from the same file."""
 
 import json
 from pathlib import Path
@@ -13,15 +13,16 @@ from safetensors.torch import load_file, save_file
 import calotype
 from calotype.errors import SourceError
 from calotype.export.quality.metrics import psnr
-from calotype.export.sources import single_file as originals
+from calotype.export.sources import single_file
 from calotype.export.sources.configs import MODELS, REFINER
-from calotype.export.sources.convert import convert_into, converted, network_of, prediction_of, shapes_of
+from calotype.export.sources.convert import convert_into, convert_tensors, network_of, prediction_of, shapes_of
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from calotype.plan.family import family_of
+from tests.helpers.original_layout import original_text, original_unet, original_vae
 
-# diffusers gives tensors of torch to functions of numpy, about which numpy 2 has its doubts.
+# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
 pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
 
 CROSS, UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
@@ -74,26 +75,26 @@ PREFIXES = {
 }
 
 
-def in_original_layout(layout, states, kind, described):
-    """`states` of the networks by name -> the tensors of one file."""
-    found = layout.original_unet(states["unet"], described["unet"][1]["layers_per_block"])
-    found |= layout.original_vae(states["vae"], len(described["vae"][1]["block_out_channels"]))
+def in_original_layout(states, kind, described):
+    """Convert the networks' `states` (by name) to the tensors of one file."""
+    tensors = original_unet(states["unet"], described["unet"][1]["layers_per_block"])
+    tensors |= original_vae(states["vae"], len(described["vae"][1]["block_out_channels"]))
     for part, prefix in PREFIXES[kind].items():
-        found |= layout.original_text(states[part], prefix)
-    return found
+        tensors |= original_text(states[part], prefix)
+    return tensors
 
 
 def networks_of(described, seed=0):
     torch.manual_seed(seed)
-    made = {}
+    networks = {}
     for part in ("text_encoder", "text_encoder_2", "unet", "vae"):
         if part in described:
             name, config = described[part]
             if part.startswith("text"):
-                made[part] = getattr(transformers, name)(transformers.CLIPTextConfig(**config))
+                networks[part] = getattr(transformers, name)(transformers.CLIPTextConfig(**config))
             else:
-                made[part] = getattr(diffusers, name).from_config(config)
-    return made
+                networks[part] = getattr(diffusers, name).from_config(config)
+    return networks
 
 
 def with_nine_channels(described):
@@ -103,18 +104,18 @@ def with_nine_channels(described):
 
 
 @pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory, layout):
-    """Writes a tiny checkpoint: its path, its networks, and what it is described as."""
+def checkpoint(tmp_path_factory):
+    """A function that writes a tiny checkpoint; it returns the path, the networks and the description."""
 
     def write(kind, *, channels=4, spread=0.0, more=None, metadata=None):
         described = with_nine_channels(TINY[kind]) if channels == 9 else TINY[kind]
         networks = networks_of(described)
-        with torch.no_grad():  # what tells v from epsilon in Stable Diffusion 2
+        with torch.no_grad():  # its spread tells v from epsilon in Stable Diffusion 2
             level = networks["unet"].up_blocks[-1 if kind in ("sd15", "sd21") else 0]
             bias = level.attentions[-1].transformer_blocks[0].norm1.bias
             bias.copy_(torch.linspace(-1, 1, len(bias)) * spread * 1.7)
         states = {part: network.state_dict() for part, network in networks.items()}
-        tensors = in_original_layout(layout, states, kind, described) | (more or {})
+        tensors = in_original_layout(states, kind, described) | (more or {})
         path = tmp_path_factory.mktemp("checkpoints") / f"{kind}.safetensors"
         save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata=metadata)
         return path, networks, described
@@ -129,22 +130,24 @@ def home(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def smaller(monkeypatch, home):
-    """Smaller models in place of the published ones, rewritten in this process."""
+    """Smaller models in place of the published ones, converted in this process."""
     monkeypatch.setenv("CALOTYPE_HOME", str(home))
-    monkeypatch.setattr(originals, "MODELS", {name: parts for name, parts in TINY.items() if name != "refiner"})
-    monkeypatch.setattr(originals, "REFINER", TINY["refiner"])
+    monkeypatch.setattr(single_file, "MODELS", {name: parts for name, parts in TINY.items() if name != "refiner"})
+    monkeypatch.setattr(single_file, "REFINER", TINY["refiner"])
     monkeypatch.setattr(
-        originals, "run_in_subprocess", lambda _, __, **said: Outcome(value=convert_into(**said), peak_bytes=0)
+        single_file,
+        "run_in_subprocess",
+        lambda _, __, **arguments: Outcome(value=convert_into(**arguments), peak_bytes=0),
     )
 
 
-def same_weights(folder, networks):
+def check_weights(folder, networks):
     for part, network in networks.items():
         (file,) = (folder / part).glob("*.safetensors")
         got = {name.removeprefix("text_model."): t for name, t in load_file(file).items()}
-        wanted = {name.removeprefix("text_model."): t for name, t in network.state_dict().items()}
-        assert got.keys() == wanted.keys()
-        assert all(torch.equal(got[name], wanted[name]) for name in wanted), part
+        expected = {name.removeprefix("text_model."): t for name, t in network.state_dict().items()}
+        assert got.keys() == expected.keys()
+        assert all(torch.equal(got[name], expected[name]) for name in expected), part
 
 
 CASES = {
@@ -163,44 +166,44 @@ def test_weights_are_the_checkpoints_own(checkpoint, case):
     kind, channels, spread, family, predicts = CASES[case]
     path, networks, described = checkpoint(kind, channels=channels, spread=spread)
     source = read_source(path)
-    same_weights(source.folder, networks)
+    check_weights(source.folder, networks)
     read = family_of(source.configs)
     assert (read.name, read.inpaints) == (family, channels == 9)
     assert source.configs["model_index"]["_class_name"] == described["pipeline"]
     assert source.configs["scheduler"]["prediction_type"] == predicts
-    # Stable Diffusion 2 that predicts noise was trained at two thirds of the other's size.
+    # Stable Diffusion 2 models that predict noise were trained at 512 px, the others at 768 px.
     assert source.configs["unet"]["sample_size"] == (16 if case == "sd21, epsilon" else 24)
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
-def test_pictures_are_those_that_diffusers_paints_from_the_file(checkpoint, kind):
+def test_images_match_diffusers_from_the_same_file(checkpoint, kind):
     path, _, described = checkpoint(kind, spread=0.12)
     cls = getattr(diffusers, described["pipeline"])
     more = {} if kind == "sdxl" else {"safety_checker": None}
-    elder = cls.from_single_file(path, config=str(find(path)), local_files_only=True, dtype=torch.float32, **more)
-    elder.set_progress_bar_config(disable=True)
-    said = {"guidance_scale": 5.0, "height": 64, "width": 64}
+    reference = cls.from_single_file(path, config=str(find(path)), local_files_only=True, dtype=torch.float32, **more)
+    reference.set_progress_bar_config(disable=True)
+    options = {"guidance_scale": 5.0, "height": 64, "width": 64, "output_type": "np"}
     generator = [torch.Generator().manual_seed(5)]
-    wanted = elder("a photo of a cat", num_inference_steps=3, generator=generator, output_type="np", **said).images
-    got = calotype.load(path, backend="eager")("a photo of a cat", steps=3, seed=5, output_type="np", **said).images
-    assert wanted.std() > 0.01
-    assert psnr(got, wanted) >= 60
+    expected = reference("a photo of a cat", num_inference_steps=3, generator=generator, **options).images
+    got = calotype.load(path, backend="eager")("a photo of a cat", steps=3, seed=5, **options).images
+    assert expected.std() > 0.01
+    assert psnr(got, expected) >= 60
 
 
-def test_it_is_rewritten_once_and_that_is_said(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(originals, "run_in_subprocess", run_in_subprocess)
+def test_a_checkpoint_is_converted_once_with_a_message(checkpoint, capsys, monkeypatch):
+    monkeypatch.setattr(single_file, "run_in_subprocess", run_in_subprocess)
     path, _, _ = checkpoint("sd21", spread=0.2, more={"model_ema.decay": torch.ones(1), "betas": torch.ones(3)})
     folder = find(path)
-    told = capsys.readouterr().err
-    assert "sd21.safetensors is Stable Diffusion 2.x in the original layout" in told
-    assert "it predicts v: its last transformer's first bias spreads by" in told
-    monkeypatch.setattr(originals, "run_in_subprocess", None)
+    message = capsys.readouterr().err
+    assert "sd21.safetensors is Stable Diffusion 2.x" in message
+    assert "it predicts v: " in message
+    monkeypatch.setattr(single_file, "run_in_subprocess", None)
     assert find(path) == folder
     assert capsys.readouterr().err == ""
 
 
 @pytest.mark.parametrize(
-    ("name", "more", "metadata", "wanted"),
+    ("name", "more", "metadata", "expected"),
     [
         ("Stable Diffusion 2.x", {}, {"modelspec.prediction_type": "v"}, "v_prediction"),
         ("Stable Diffusion 2.x", {"v_pred": 1}, {"modelspec.prediction_type": "epsilon"}, "epsilon"),
@@ -209,16 +212,16 @@ def test_it_is_rewritten_once_and_that_is_said(checkpoint, capsys, monkeypatch):
         ("Stable Diffusion 2.x", {}, {}, "epsilon"),
     ],
 )
-def test_what_it_predicts(name, more, metadata, wanted):
-    assert prediction_of(name, more, metadata)[0] == wanted
+def test_prediction_type(name, more, metadata, expected):
+    assert prediction_of(name, more, metadata)[0] == expected
 
 
-def test_edm_is_told():
+def test_edm_is_refused():
     with pytest.raises(SourceError, match="EDM's noise"):
         prediction_of("Stable Diffusion XL", {"edm_mean": 1}, {})
 
 
-def test_a_mark_of_zero_terminal_noise_is_kept(checkpoint):
+def test_a_marker_of_zero_terminal_snr_reaches_the_scheduler(checkpoint):
     path, _, _ = checkpoint("sdxl", more={"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
     scheduler = read_source(path).configs["scheduler"]
     assert scheduler["prediction_type"] == "v_prediction"
@@ -226,8 +229,8 @@ def test_a_mark_of_zero_terminal_noise_is_kept(checkpoint):
 
 
 FULL = {**MODELS, "refiner": REFINER}
-# How many tensors the makers' files have of the U-Net, the autoencoder and the text encoders; with each text encoder's
-# own buffers and scale they have a few more, which nothing reads.
+# Numbers of tensors of the U-Net, the autoencoder and the text encoders in the published files. Text encoders have
+# a few more (buffers and a scale), which are not read.
 COUNTS = {"sd15": (686, 248, 196), "sd21": (686, 248, 293), "sdxl": (1680, 248, 585), "refiner": (1220, 248, 389)}
 UNREAD = {
     "sd15": ("cond_stage_model.transformer.text_model.embeddings.position_ids", "betas", "model_ema.decay"),
@@ -238,14 +241,14 @@ UNREAD = {
 
 
 @pytest.mark.parametrize(("kind", "channels"), [(k, c) for k in COUNTS for c in (4, 9) if k != "refiner" or c == 4])
-def test_full_size_checkpoints_fit(kind, channels, layout, monkeypatch):
-    """Every name and shape of the real files, without the weights: their tensors on the meta device."""
+def test_full_size_checkpoints_fit(kind, channels, monkeypatch):
+    """Check every name and shape of the published files, with tensors on the meta device."""
     monkeypatch.undo()
     described = with_nine_channels(FULL[kind]) if channels == 9 else FULL[kind]
     with torch.device("meta"):
         states = {part: network.state_dict() for part, network in networks_of(described).items()}
-    tensors = in_original_layout(layout, states, kind, described)
-    if kind == "sd21":  # the layer of OpenCLIP that nothing reads, and its projection
+    tensors = in_original_layout(states, kind, described)
+    if kind == "sd21":  # OpenCLIP's last layer and its projection, which are not read
         last = {n: t for n, t in tensors.items() if ".resblocks.22." in n}
         tensors |= {n.replace(".22.", ".23."): t for n, t in last.items()}
         tensors["cond_stage_model.model.text_projection"] = torch.empty(1024, 1024, device="meta")
@@ -253,55 +256,55 @@ def test_full_size_checkpoints_fit(kind, channels, layout, monkeypatch):
     assert tuple(sum(name.startswith(start) for name in tensors) for start in starts) == COUNTS[kind]
     tensors |= {name: torch.empty(1, device="meta") for name in UNREAD[kind]}
     header = Header(shapes={name: list(tensor.shape) for name, tensor in tensors.items()}, types={}, metadata={})
-    found = originals.original_of(Path("x.safetensors"), header)
-    assert found.described["pipeline"] == described["pipeline"]
-    for part in (*found.texts, "unet", "vae"):
-        class_name, config = found.described[part]
-        got = converted(part, tensors, config, found.texts)
+    checkpoint = single_file.identify_checkpoint(Path("x.safetensors"), header)
+    assert checkpoint.described["pipeline"] == described["pipeline"]
+    for part in (*checkpoint.texts, "unet", "vae"):
+        class_name, config = checkpoint.described[part]
+        got = convert_tensors(part, tensors, config, checkpoint.texts)
         assert shapes_of(got) == shapes_of(network_of(class_name, config).state_dict())
 
 
 UNKNOWN = {
-    "a LoRA": ({"lora_unet_x.lora_down.weight": 1}, r"a LoRA \(name it as lora=\) \(1 tensors, under lora_unet_x\)"),
+    "a LoRA": ({"lora_unet_x.lora_down.weight": 1}, r"a LoRA .*lora=.*under lora_unet_x"),
     "an embedding": ({"emb_params": 1}, "a textual inversion"),
     "diffusers' LoRA": ({"unet.mid_block.x.lora_A.weight": 1}, "a LoRA"),
-    "a ControlNet": ({"control_model.x": 1}, r"a ControlNet \(name it as controlnet=\)"),
-    "an autoencoder": ({"encoder.x": 1, "decoder.x": 1}, r"an autoencoder \(name it as vae=\)"),
+    "a ControlNet": ({"control_model.x": 1}, r"a ControlNet .*controlnet="),
+    "an autoencoder": ({"encoder.x": 1, "decoder.x": 1}, r"an autoencoder .*vae="),
     "Flux": ({"model.diffusion_model.double_blocks.0.x": 1}, "a diffusion transformer"),
-    "a U-Net alone": ({"model.diffusion_model.x": 1}, "a U-Net alone"),
-    "anything": ({"layer.weight": 1}, "holds 1 tensors, under layer; a checkpoint that can be read holds all of"),
+    "only a U-Net": ({"model.diffusion_model.x": 1}, "only a U-Net"),
+    "anything": ({"layer.weight": 1}, "holds 1 tensors, under layer"),
 }
 
 
 @pytest.mark.parametrize("case", UNKNOWN)
-def test_other_files_are_told_with_what_is_in_them(tmp_path, case):
-    names, told = UNKNOWN[case]
+def test_other_files_are_refused_with_their_contents(tmp_path, case):
+    names, keyword = UNKNOWN[case]
     save_file({name: torch.zeros(2) for name in names}, tmp_path / "x.safetensors")
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=keyword):
         calotype.load(tmp_path / "x.safetensors")
 
 
-def test_other_sizes_and_channels_are_told(checkpoint, monkeypatch):
+def test_other_sizes_and_channels_are_refused(checkpoint, monkeypatch):
     path, _, _ = checkpoint("sd15")
-    monkeypatch.setitem(originals.MODELS, "sd15", MODELS["sd15"])
-    with pytest.raises(SourceError, match=r"is Stable Diffusion 1.x, but its text_encoder does not fit: .* such as"):
+    monkeypatch.setitem(single_file.MODELS, "sd15", MODELS["sd15"])
+    with pytest.raises(SourceError, match="text_encoder does not fit"):
         find(path)
     more = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}
     path, _, _ = checkpoint("sd15", more=more)
-    with pytest.raises(SourceError, match="with a U-Net of 8 channels; read are those of 4, and of 9"):
+    with pytest.raises(SourceError, match="8 input channels"):
         find(path)
 
 
-def test_the_vocabulary_is_clips(checkpoint):
+def test_the_vocabulary_matches_clip(checkpoint):
     path, _, _ = checkpoint("sdxl")
     folder = find(path)
     words = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
     assert len(words) == 49408
     texts = ["a photo of a cat", "Ein Café, 3 naïve señores & 東京", "it's an 80's-style photograph"]
     for name, pad in (("tokenizer", 49407), ("tokenizer_2", 0)):
-        elder = transformers.CLIPTokenizer.from_pretrained(folder / name)
-        wanted = elder(texts, padding="max_length", max_length=77).input_ids
+        reference = transformers.CLIPTokenizer.from_pretrained(folder / name)
+        expected = reference(texts, padding="max_length", max_length=77).input_ids
         got = calotype.text.tokenizer.ClipTokenizer(folder / name, 77)(texts).ids[:, 0]
-        np.testing.assert_array_equal(got, wanted)
-        # As OpenAI's CLIP has it.
+        np.testing.assert_array_equal(got, expected)
+        # The ids of OpenAI's CLIP.
         assert got[0, :8].tolist() == [49406, 320, 1125, 539, 320, 2368, 49407, pad]

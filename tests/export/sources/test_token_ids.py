@@ -1,4 +1,4 @@
-"""Token ids are held against the embedding table when a model or a plan is opened: past its end lies garbage."""
+"""Token ids are checked against the embedding table when a model or a plan is opened."""
 
 import json
 import shutil
@@ -24,7 +24,7 @@ def edit(path, **changes):
 
 
 def test_added_tokens_without_a_resized_text_encoder_are_refused(model_copy):
-    """The usual way there: `tokenizer.add_tokens` was called and `resize_token_embeddings` was not."""
+    """The usual cause: `tokenizer.add_tokens` without `resize_token_embeddings`."""
     (model_copy / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<thing>": ROWS}))
     with pytest.raises(SourceError, match=rf"added_tokens\.json.*<thing>.*{ROWS}.*resize_token_embeddings\({ROWS + 1}"):
         calotype.load(model_copy, backend="fake")
@@ -49,13 +49,13 @@ def test_a_vocabulary_past_the_table_is_refused(model_copy, number):
 
 
 @pytest.mark.parametrize("number", ["5", None, 3.5, [1], True])
-def test_ids_that_are_no_whole_numbers_are_refused(model_copy, number):
+def test_ids_that_are_not_integers_are_refused(model_copy, number):
     edit(model_copy / "tokenizer" / "vocab.json", **{"ring</w>": number})
     with pytest.raises(SourceError, match="tokenizer"):
         read_source(model_copy)
 
 
-def test_a_config_that_promises_more_rows_is_not_believed(model_copy):
+def test_a_config_with_more_rows_than_the_table_is_refused(model_copy):
     (model_copy / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<thing>": ROWS}))
     edit(model_copy / "text_encoder" / "config.json", vocab_size=ROWS + 1)
     with pytest.raises(SourceError, match=r"text_encoder/config\.json: vocab_size"):
@@ -74,7 +74,7 @@ def test_a_resized_text_encoder_has_its_words(model_copy):
 
 
 def test_a_padding_token_that_was_added_pads(model_copy):
-    """As transformers pads; here it is held against the table as every added token is."""
+    """As in transformers. Its id is checked as that of every added token."""
     tokenizer = model_copy / "tokenizer"
     (tokenizer / "added_tokens.json").write_text(json.dumps({"<pad>": 5}))
     edit(tokenizer / "tokenizer_config.json", pad_token="<pad>")
@@ -84,7 +84,7 @@ def test_a_padding_token_that_was_added_pads(model_copy):
 def test_a_plan_whose_tokenizer_was_exchanged_is_refused(saved_plan, tmp_path):
     folder = shutil.copytree(saved_plan, tmp_path / "plan")
     (folder / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<thing>": ROWS}))
-    manifest = json.loads((folder / MANIFEST).read_text()) | {"files": stamps(folder, beside=[MANIFEST])}
+    manifest = json.loads((folder / MANIFEST).read_text()) | {"files": stamps(folder, exclude=[MANIFEST])}
     del manifest["digest"]
     manifest = json.loads(json.dumps(manifest))
     (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": digest_of(manifest)}))

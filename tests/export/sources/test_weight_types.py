@@ -1,4 +1,4 @@
-"""The types that weights are stored in: floats are read, and quantized weights are refused with what they are."""
+"""Types of stored weights: floats are read, and quantized weights are refused with their kind."""
 
 import json
 import shutil
@@ -9,9 +9,9 @@ from safetensors.torch import load_file, save_file
 
 import calotype
 from calotype.errors import SourceError
-from calotype.export.sources.single_file import opened
+from calotype.export.sources.single_file import open_checkpoint
 from calotype.export.sources.source import read_source
-from calotype.export.sources.textual_inversion import word_from
+from calotype.export.sources.textual_inversion import read_embedding
 from calotype.weights.types import check_types
 
 INTEGERS = {torch.int8: "I8", torch.uint8: "U8", torch.int64: "I64"}
@@ -25,7 +25,7 @@ def rewrite(folder, change):
 @pytest.mark.parametrize("part", ["unet", "vae", "text_encoder"])
 @pytest.mark.parametrize("kind", INTEGERS)
 def test_integers_in_a_folder_are_refused(model_copy, part, kind):
-    """A library would turn them into floats without a word, and they would make noise."""
+    """A library would silently convert them to floats, and the model would generate noise."""
     rewrite(model_copy / part, lambda tensors: {n: (t * 30).to(kind) for n, t in tensors.items()})
     with pytest.raises(SourceError, match=f"{part}.*{INTEGERS[kind]}"):
         calotype.load(model_copy, backend="fake")
@@ -37,38 +37,38 @@ def test_one_integer_weight_is_enough(model_copy):
         read_source(model_copy)
 
 
-def test_position_ids_are_integers_and_no_weights(model_copy):
+def test_position_ids_may_be_integers(model_copy):
     ids = {"embeddings.position_ids": torch.arange(77)[None]}
     rewrite(model_copy / "text_encoder", lambda tensors: tensors | ids)
     read_source(model_copy)
 
 
-def test_integers_of_a_part_are_refused_by_themselves_and_in_one_file(demo_folder, tmp_path):
+def test_integers_of_a_vae_are_refused_in_a_folder_and_in_one_file(demo_folder, tmp_path):
     vae = shutil.copytree(demo_folder / "vae", tmp_path / "vae")
     rewrite(vae, lambda tensors: {n: (t * 30).to(torch.int8) for n, t in tensors.items()})
     file = shutil.copy(vae / "diffusion_pytorch_model.safetensors", tmp_path / "vae.safetensors")
-    for named in (vae, file):
+    for path in (vae, file):
         with pytest.raises(SourceError, match="I8"):
-            read_source(demo_folder, vae=named)
+            read_source(demo_folder, vae=path)
 
 
 def test_integers_of_a_textual_inversion_are_refused(demo_folder, tmp_path):
     save_file({"<x>": torch.ones(1, 128, dtype=torch.int8)}, tmp_path / "x.safetensors")
     with pytest.raises(SourceError, match="I8"):
-        word_from(tmp_path / "x.safetensors", read_source(demo_folder))
+        read_embedding(tmp_path / "x.safetensors", read_source(demo_folder))
 
 
-def test_integers_of_a_checkpoint_are_refused_before_it_is_rewritten(tmp_path):
+def test_integers_of_a_checkpoint_are_refused_before_its_conversion(tmp_path):
     names = ("model.diffusion_model.input_blocks.0.0.weight", "first_stage_model.x", "cond_stage_model.transformer.x")
     tensors = {name: torch.zeros(4, 4, 3, 3) for name in names}
     tensors[names[0]] = tensors[names[0]].to(torch.int8)
     save_file(tensors, tmp_path / "x.safetensors")
     with pytest.raises(SourceError, match="I8"):
-        opened(tmp_path / "x.safetensors")
+        open_checkpoint(tmp_path / "x.safetensors")
 
 
 @pytest.mark.parametrize("kind", [torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16, torch.float64])
-def test_floats_of_any_size_are_the_numbers_that_they_are(demo_folder, tmp_path, kind):
+def test_floats_of_any_size_keep_their_values(demo_folder, tmp_path, kind):
     images = []
     for name, change in (("stored", lambda t: t.to(kind)), ("widened", lambda t: t.to(kind).float())):
         folder = shutil.copytree(demo_folder, tmp_path / name)
@@ -90,12 +90,12 @@ def test_floats_of_any_size_are_the_numbers_that_they_are(demo_folder, tmp_path,
         ("x.qweight", "GPTQ"),
     ],
 )
-def test_scales_say_what_quantized_the_weights(tmp_path, name, tool):
+def test_scales_identify_the_quantizer(tmp_path, name, tool):
     with pytest.raises(SourceError, match=tool):
         check_types(tmp_path, {"x.weight": "F8_E4M3", name: "F32"})
 
 
-def test_a_config_that_says_quantized_is_believed(model_copy):
+def test_a_quantized_config_is_refused(model_copy):
     config = model_copy / "unet" / "config.json"
     settings = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))

@@ -1,4 +1,4 @@
-"""How far a build has come: an ETA that is none before anything was timed, and follows the pace after."""
+"""Build progress: the ETA is None before a stage is timed, and follows the measured pace afterwards."""
 
 import json
 import time
@@ -8,20 +8,20 @@ from calotype.export.steps.progress import Progress, Stage, clock, json_lines, p
 STAGES = [Stage(name="a", guess_s=10), Stage(name="b", guess_s=10), Stage(name="c", guess_s=20)]
 
 
-def test_what_is_left_follows_the_pace(monkeypatch):
+def test_eta_follows_the_pace(monkeypatch):
     now, seen = [0.0], []
     monkeypatch.setattr("calotype.export.steps.progress.time.monotonic", lambda: now[0])
     progress = Progress(STAGES, seen.append)
-    with progress.stage("a", found=True):
+    with progress.stage("a", cached=True):
         pass
     with progress.stage("b"):
-        now[0] += 20  # twice its guess
+        now[0] += 20  # double its guess
     with progress.stage("c"):
         progress.note("half way")
         now[0] += 40
-    told = [(s.event, s.stage, s.done, s.eta_s) for s in seen]
-    assert told == [
-        ("found", "a", 1, None),  # it says nothing of this machine
+    events = [(s.event, s.stage, s.done, s.eta_s) for s in seen]
+    assert events == [
+        ("found", "a", 1, None),  # a cached stage is not timed
         ("start", "b", 1, None),
         ("done", "b", 2, 40.0),
         ("start", "c", 2, 40.0),
@@ -32,8 +32,8 @@ def test_what_is_left_follows_the_pace(monkeypatch):
 
 
 def test_json_lines_are_json_and_plain_lines_are_plain(capsys):
-    with plain_lines() as plainly:
-        for show in (json_lines, plainly):
+    with plain_lines() as show_plain:
+        for show in (json_lines, show_plain):
             progress = Progress(STAGES[:1], show)
             with progress.stage("a"):
                 progress.note("some words")
@@ -42,15 +42,15 @@ def test_json_lines_are_json_and_plain_lines_are_plain(capsys):
     assert err.splitlines() == ["      a: some words  (0 s)", "[1/1] a: done  (0 s)"]
 
 
-def test_steps_of_a_stage_are_told_now_and_then(monkeypatch, capsys):
+def test_steps_of_a_stage_are_shown_at_intervals(monkeypatch, capsys):
     clock_s = iter(range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock_s) / 4)
     seen = []
-    with plain_lines() as plainly:
+    with plain_lines() as show_plain:
 
         def show(state):
             seen.append(state.event)
-            plainly(state)
+            show_plain(state)
 
         progress = Progress(STAGES[:1], show)
         with progress.stage("a"):

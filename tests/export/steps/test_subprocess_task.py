@@ -1,4 +1,4 @@
-"""Work in child processes: results and errors come back, a crash is an error, and nothing outlives its parent."""
+"""Child processes: results and errors come back, a crash is an error, and no child outlives its parent."""
 
 import os
 import signal
@@ -14,7 +14,7 @@ from calotype.export.steps.subprocess_task import run_in_subprocess
 BAD = """
 import os, signal, sys, time
 from calotype.errors import CheckError
-from calotype.export.steps.subprocess_task import say
+from calotype.export.steps.subprocess_task import report_progress
 
 def add(a, b): return {"sum": a + b}
 def refuse(): raise CheckError("it is not right.")
@@ -23,12 +23,12 @@ def die(number): print("last words", file=sys.stderr, flush=True); os.kill(os.ge
 def leave(): os._exit(3)
 def fill(): raise OSError(28, "No space left on device", "/some/file")
 def eat(): data = bytearray(200 << 20); return len(data)
-def tell(): print("noise on stdout"); return sys.stdin.read()
+def read(): print("noise on stdout"); return sys.stdin.read()
 def chat(path):
     spoken = 0
-    while say(f"word {spoken}"): spoken += 1; time.sleep(0.001)
+    while report_progress(f"word {spoken}"): spoken += 1; time.sleep(0.001)
     open(path, "w").write("it ended by itself")
-def speak(): return [say(word) for word in ("one", "two")]
+def speak(): return [report_progress(word) for word in ("one", "two")]
 def sleep(path): open(path, "w").write(str(os.getpid())); time.sleep(60)
 """
 
@@ -44,52 +44,52 @@ def test_a_result_comes_back_with_its_memory():
     assert done.value == {"sum": 3}
     much = run_in_subprocess("eating", "bad_functions:eat")
     assert 190 << 20 < much.peak_bytes - done.peak_bytes < 230 << 20
-    assert run_in_subprocess("telling", "bad_functions:tell").value == ""
+    assert run_in_subprocess("reading", "bad_functions:read").value == ""
 
 
 @pytest.mark.parametrize(
-    ("name", "arguments", "kind", "told"),
+    ("name", "arguments", "kind", "keyword"),
     [
         ("refuse", {}, CheckError, "^it is not right.$"),
-        ("blunder", {}, BuildError, "adding died .exit code 1.: ZeroDivisionError: division by zero"),
-        ("die", {"number": int(signal.SIGSEGV)}, BuildError, "adding died .SIGSEGV.: last words"),
-        ("die", {"number": int(signal.SIGKILL)}, BuildError, "adding died .SIGKILL, most often for lack of memory."),
-        ("leave", {}, BuildError, "adding died .exit code 3.: it said nothing"),
-        ("fill", {}, BuildError, "adding failed: /some/file: No space left on device"),
+        ("blunder", {}, BuildError, "exit code 1.: ZeroDivisionError"),
+        ("die", {"number": int(signal.SIGSEGV)}, BuildError, "SIGSEGV.: last words"),
+        ("die", {"number": int(signal.SIGKILL)}, BuildError, "SIGKILL, most often out of memory"),
+        ("leave", {}, BuildError, "exit code 3"),
+        ("fill", {}, BuildError, "/some/file: No space left"),
     ],
 )
-def test_faults_are_errors(name, arguments, kind, told):
-    with pytest.raises(kind, match=told):
+def test_faults_are_errors(name, arguments, kind, keyword):
+    with pytest.raises(kind, match=keyword):
         run_in_subprocess("adding", f"bad_functions:{name}", **arguments)
 
 
-def test_what_it_says_is_heard_and_where_nobody_listens_it_may_end_by_itself(tmp_path):
-    heard = []
-    assert run_in_subprocess("speaking", "bad_functions:speak", heard.append).value == [True, True]
-    assert heard == ["one", "two"]
+def test_progress_reaches_the_parent_and_a_child_may_end_by_itself_when_the_parent_stops_reading(tmp_path):
+    received = []
+    assert run_in_subprocess("speaking", "bad_functions:speak", received.append).value == [True, True]
+    assert received == ["one", "two"]
     assert run_in_subprocess("speaking", "bad_functions:speak").value == [True, True]
 
     def interrupt(word):
-        heard.append(word)
+        received.append(word)
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run_in_subprocess("chatting", "bad_functions:chat", interrupt, path=str(tmp_path / "told"))
-    assert heard[2:] == ["word 0"]
-    assert (tmp_path / "told").read_text() == "it ended by itself"
+        run_in_subprocess("chatting", "bad_functions:chat", interrupt, path=str(tmp_path / "ended"))
+    assert received[2:] == ["word 0"]
+    assert (tmp_path / "ended").read_text() == "it ended by itself"
 
 
 def test_a_child_dies_with_a_parent_that_was_killed(tmp_path):
-    told = tmp_path / "pid"
+    pid_file = tmp_path / "pid"
     code = (
         "from calotype.export.steps.subprocess_task import run_in_subprocess; "
-        f"run_in_subprocess('x', 'bad_functions:sleep', path={str(told)!r})"
+        f"run_in_subprocess('x', 'bad_functions:sleep', path={str(pid_file)!r})"
     )
     parent = subprocess.Popen([sys.executable, "-c", code])
     deadline = time.monotonic() + 30
-    while not (told.exists() and told.read_text()) and time.monotonic() < deadline:
+    while not (pid_file.exists() and pid_file.read_text()) and time.monotonic() < deadline:
         time.sleep(0.02)
-    child = int(told.read_text())
+    child = int(pid_file.read_text())
     os.kill(parent.pid, signal.SIGKILL)
     parent.wait()
     while time.monotonic() < deadline and os.path.exists(f"/proc/{child}/cmdline"):

@@ -1,4 +1,4 @@
-"""All areas of the cache under one listing, one rule of eviction and one verification."""
+"""All areas of the cache: one listing, one eviction rule and one verification."""
 
 import errno
 import hashlib
@@ -47,7 +47,7 @@ def command(*arguments):
 
 @pytest.fixture
 def one_of_each(store):
-    """An entry in every area; other processes made the folders, so that none is in use here."""
+    """An entry in every area. Another process created the folders, so this one does not use them."""
     store.put(key("store"))
     for area in FILE_AREAS:
         area.write(key(area.name), b"0123456789" * 100)
@@ -79,7 +79,7 @@ def test_everything_is_removed_from_every_area(one_of_each):
     assert [path for path in one_of_each.home.rglob("*") if path.is_file()] == []
 
 
-def test_the_least_recently_used_go_first_whatever_their_area(one_of_each):
+def test_least_recently_used_entries_of_all_areas_are_removed_first(one_of_each):
     order = [(SAMPLERS, "samplers"), (PLANS, "plan"), (OPENVINO, "openvino"), (STORE, "store")]
     for hours, (area, word) in enumerate(reversed(order), start=1):
         age(area, word, hours * 3600)
@@ -92,7 +92,7 @@ def test_the_least_recently_used_go_first_whatever_their_area(one_of_each):
 
 @pytest.mark.parametrize("future_s", [3600, 1e6, 1e12])
 def test_a_time_in_the_future_counts_as_the_oldest(store, future_s):
-    """A file of a wrong clock would stay for ever."""
+    """Else a file with a time in the future would stay forever."""
     store.put(key("store"), key("wrong clock"))
     OPENVINO.write(key("blob"), b"x")
     OPENVINO.write(key("blob of a wrong clock"), b"x")
@@ -106,7 +106,7 @@ def test_a_time_in_the_future_counts_as_the_oldest(store, future_s):
     assert {entry.key for entry in gc(left).removed} == wrong
 
 
-def test_a_wrong_clock_is_put_right_by_a_use(store):
+def test_a_use_corrects_a_wrong_time(store):
     SAMPLERS.write(key("a"), b"x")
     age(SAMPLERS, "a", -3600)
     assert SAMPLERS.read(key("a")) == b"x"
@@ -114,8 +114,8 @@ def test_a_wrong_clock_is_put_right_by_a_use(store):
 
 
 @pytest.mark.parametrize("area", [STORE, *FILE_AREAS, PLANS], ids=lambda area: area.name)
-def test_a_flipped_byte_is_found_in_every_area(one_of_each, area):
-    remove(["plan"])  # it is no plan
+def test_verify_finds_a_flipped_byte_in_every_area(one_of_each, area):
+    remove(["plan"])  # it is not a real plan
     assert command("verify").returncode == 0
     if area is PLANS:
         folder_in(PLANS, "plan")
@@ -131,26 +131,26 @@ def test_a_flipped_byte_is_found_in_every_area(one_of_each, area):
     assert line.split()[:3] == ["damaged", entry.key[:12], area.name]
 
 
-def test_what_has_no_digests_is_named_and_not_called_intact(one_of_each):
+def test_verify_names_areas_without_digests(one_of_each):
     (last,) = [line for line in command("verify").stdout.splitlines() if line.startswith("not verified")]
     assert CONVERTED.name in last
     assert ENVIRONMENTS.name in last
 
 
-def test_what_rots_without_a_write_is_found(store, monkeypatch):
-    """The digest of a large file is remembered, and so is that of one whose bytes changed on the disk alone."""
+def test_verify_ignores_cached_digests(store, monkeypatch):
+    """Digests of large files are cached, and stay so if bytes change on the disk without a write."""
     monkeypatch.setattr(digest, "_LARGE_BYTES", 1000)
     store.put("k")
     (entry,) = STORE.entries()
     file = entry.path / "model.onnx"
     intact = digest.file_digest(file)
     file.write_bytes(b"r" + file.read_bytes()[1:])
-    DIGESTS.write(digest._name(file.stat()), intact.encode())  # as if no time of the file had changed
+    DIGESTS.write(digest._name(file.stat()), intact.encode())  # as if the file's times had not changed
     assert entry.fault is None
     with digest.rereading():
         assert "model.onnx" in entry.fault
     times = []
-    fetch("k", lambda folder: times.append(folder) or {})  # and from now on every use finds it as well
+    fetch("k", lambda folder: times.append(folder) or {})  # from now on every use notices it as well
     assert len(times) == 1
 
 
@@ -159,16 +159,16 @@ def test_an_entry_of_any_area_is_removed_by_the_first_digits_of_its_key(one_of_e
         (entry,) = area.entries()
         assert names(remove([entry.key[:10]])) == [(area.name, entry.key)]
         assert area.entries() == []
-    with pytest.raises(InputError, match="2 entries"):
+    with pytest.raises(InputError, match="2 keys"):
         remove(["one-"])
 
 
-def test_what_another_process_has_mapped_stays_and_is_named(store):
+def test_a_file_mapped_by_another_process_stays_and_is_named(store):
     OPENVINO.write(key("used"), b"x" * 1000)
     OPENVINO.write(key("free"), b"x" * 1000)
     user = store.start(
-        f"from calotype.files.cache import OPENVINO\ndata = OPENVINO.read('{key('used')}'); say('ready')\n"
-        "sys.stdin.readline(); del data; say('gone'); sys.stdin.readline()"
+        f"from calotype.files.cache import OPENVINO\ndata = OPENVINO.read('{key('used')}'); emit('ready')\n"
+        "sys.stdin.readline(); del data; emit('gone'); sys.stdin.readline()"
     )
     assert user.stdout.readline() == "ready\n"
     swept = gc(0)
@@ -182,14 +182,14 @@ def test_what_another_process_has_mapped_stays_and_is_named(store):
     assert [e.key for e in gc(0).removed] == [key("used")]
 
 
-def test_a_folder_that_is_held_stays(store):
+def test_a_folder_in_use_stays(store):
     folder_in(ENVIRONMENTS, "one-1.0")  # by this process, until it ends
     swept = gc(0)
     assert ([e.key for e in swept.removed], [e.key for e in swept.busy]) == ([], ["one-1.0"])
     assert (ENVIRONMENTS.root / "one-1.0" / "data").exists()
 
 
-def test_foreign_files_are_left_alone_and_not_counted(one_of_each):
+def test_foreign_files_are_neither_removed_nor_counted(one_of_each):
     home = one_of_each.home
     foreign = [home / "notes.txt", home / "mine" / "x.blob", home / "bench" / "run.jsonl", home / "digests" / "README"]
     foreign += [home / "openvino" / "mine.blob", home / "samplers" / ".keep", home / "store" / "list.txt"]
@@ -227,7 +227,7 @@ DAMAGES = {
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-def test_what_cannot_be_read_is_absent(store, damage):
+def test_an_unreadable_entry_counts_as_absent(store, damage):
     SAMPLERS.write(key("a"), b"x")
     (entry,) = SAMPLERS.entries()
     DAMAGES[damage](entry.path)
@@ -235,14 +235,14 @@ def test_what_cannot_be_read_is_absent(store, damage):
     assert gc(0).busy == ()
 
 
-def test_an_area_with_a_limit_makes_room_for_what_is_new(store):
+def test_an_area_with_a_limit_evicts_for_new_entries(store):
     area = replace(OPENVINO, limit_bytes=3500)
     for number in range(5):
         area.write(key(number), bytes(1000))
         age(area, number, 100 - number)
     assert {entry.key for entry in area.entries()} == {key(n) for n in (2, 3, 4)}
     used = [area.read(key(n)) for n in (2, 3, 4)]
-    area.write(key("late"), bytes(1000))  # all others are in use
+    area.write(key("late"), bytes(1000))  # all other entries are in use
     assert {entry.key for entry in area.entries()} == {key(n) for n in (2, 3, 4)}
     del used
     area.write(key("late"), bytes(1000))
@@ -250,7 +250,7 @@ def test_an_area_with_a_limit_makes_room_for_what_is_new(store):
     assert key("larger than all") not in {entry.key for entry in area.entries()}
 
 
-def test_a_cache_that_cannot_be_written_is_read(store, monkeypatch):
+def test_a_read_only_cache_is_read(store, monkeypatch):
     SAMPLERS.write(key("a"), b"x")
 
     def refuse(*_, **__):
@@ -260,7 +260,7 @@ def test_a_cache_that_cannot_be_written_is_read(store, monkeypatch):
     assert SAMPLERS.read(key("a")) == b"x"
 
 
-def test_no_home_costs_no_error(monkeypatch):
+def test_an_invalid_home_is_not_an_error(monkeypatch):
     monkeypatch.setenv("CALOTYPE_HOME", "~no-such-user/home")
     SAMPLERS.write(key("a"), b"x")
     assert SAMPLERS.read(key("a")) is None

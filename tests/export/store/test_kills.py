@@ -1,4 +1,4 @@
-"""The store under processes that are killed, stopped, and many at once."""
+"""The store under processes that are killed, stopped, or run in parallel."""
 
 import random
 import signal
@@ -10,10 +10,10 @@ from calotype.errors import InputError
 from calotype.export.store.gc import gc, remove
 from calotype.export.store.store import STORE
 
-# As `maker`, in small pieces: about a fifth of a second, most of it with half an entry on the disk.
+# Like `maker`, in small pieces: about 0.2 s, most of it with an incomplete entry on the disk.
 SLOWLY = """
 def slowly(folder):
-    say("making")
+    emit("making")
     (folder / "deep").mkdir()
     for name, data in (("model.onnx", folder.name.removeprefix(".making-").encode()), ("deep/w.bin", bytes(2))):
         with (folder / name).open("wb", buffering=0) as file:
@@ -23,50 +23,50 @@ def slowly(folder):
     return {"figure": 1}
 """
 
-# Dies by SIGKILL just before the n-th thing that it would do to the file system.
+# Kills itself before its n-th operation on the file system.
 DIES = """
-doings, n = 0, int(sys.stdin.readline())
+operations, n = 0, int(sys.stdin.readline())
 
 def count(event, args):
-    global doings
+    global operations
     if event in ("os.mkdir", "os.rename", "os.remove", "os.rmdir", "os.truncate", "os.utime", "fcntl.flock") or (
         event == "open" and isinstance(args[2], int) and args[2] & (os.O_WRONLY | os.O_RDWR)
     ):
-        doings += 1
-        if doings > n:
+        operations += 1
+        if operations > n:
             os.kill(os.getpid(), signal.SIGKILL)
 """
 
 
-def nothing_half(store, *keys):
-    """Only whole entries, of these keys at most; `good` is always among them."""
-    there = {entry.key: entry.fault for entry in STORE.entries()}
-    assert set(there.values()) == {None}
-    assert {"good"} <= set(there) <= {"good", *keys}
+def check_complete(store, *keys):
+    """Check that all entries are intact, `good` among them, and that no others than `keys` exist."""
+    faults = {entry.key: entry.fault for entry in STORE.entries()}
+    assert set(faults.values()) == {None}
+    assert {"good"} <= set(faults) <= {"good", *keys}
     store.run("for entry in STORE.entries():\n    assert right(entry.path)")
 
 
-def test_killed_at_any_moment(store):
+def test_a_kill_at_any_moment_leaves_complete_entries(store):
     store.put("good")
-    rng, halves = random.Random(20), 0
+    rng, incomplete = random.Random(20), 0
     for moment in range(20):
         with store.start(SLOWLY + "put('k', slowly)") as process:
             assert process.stdout.readline() == "making\n"
             time.sleep(rng.uniform(0, 0.35))
             process.kill()
-        halves += (store.root / ".making-k").exists()
-        nothing_half(store, "k")
-        if moment % 4 == 3:  # the next of the others begins with what this one left
+        incomplete += (store.root / ".making-k").exists()
+        check_complete(store, "k")
+        if moment % 4 == 3:  # else the next process starts from the leftovers of this one
             gc(10**9)
             assert store.names() in (["good"], ["good", "k"])
         if moment % 4 == 1:
             store.put("k")
-            # Killed when the entry had its name: it is found, and the dead one's lock lies there until a sweep.
+            # Killed after the rename: the entry exists, and the lock of the dead process stays until `gc`.
             assert store.names() in (["good", "k"], ["good", "k", "k.lock"])
-            nothing_half(store, "k")
+            check_complete(store, "k")
         if "k" in store.names():
             remove(["k"])
-    assert halves >= 8  # they did die in the middle
+    assert incomplete >= 8  # most processes died while building
 
 
 SCENES = {
@@ -78,7 +78,7 @@ SCENES = {
 
 
 @pytest.mark.parametrize("scene", SCENES)
-def test_killed_before_any_step(store, scene):
+def test_a_kill_before_any_file_operation_leaves_complete_entries(store, scene):
     prepare, work = SCENES[scene]
     store.put("good")
     for step in range(100):
@@ -87,41 +87,41 @@ def test_killed_before_any_step(store, scene):
             process.stdin.write(f"{step}\n")
             process.stdin.flush()
             code = process.wait(timeout=60)
-            told = process.stderr.read()
+            errors = process.stderr.read()
         if code == 0:
             break
-        assert code == -signal.SIGKILL, told
+        assert code == -signal.SIGKILL, errors
         damaged = {entry.key for entry in STORE.entries() if entry.fault}
-        assert damaged <= ({"k"} if "damaged" in scene else set())  # the one that was damaged before may lie there yet
+        assert damaged <= ({"k"} if "damaged" in scene else set())  # the entry that was damaged before may still exist
         store.run("assert right(put('k')) and right(put('good'))")
         gc(10**9)
         assert store.names() == ["good", "k"]
-        nothing_half(store, "k")
+        check_complete(store, "k")
         remove(["k"])
     assert step >= 6, "the test counts too few steps"
     assert code == 0
 
 
-def test_a_writers_half_file_is_swept(store):
-    """Killed between a digest's writing and its renaming."""
+def test_gc_removes_an_unfinished_file(store):
+    """The writer is killed between writing a digest and renaming it."""
     store.home.mkdir()
     store.run(
-        "from calotype.files.paths import write_whole\n"
+        "from calotype.files.paths import write_atomic\n"
         "if os.fork() == 0:\n"
         "    sys.addaudithook(lambda event, _: event == 'os.rename' and os.kill(os.getpid(), signal.SIGKILL))\n"
-        "    write_whole(HOME / 'digests' / 'x', b'y')\n"
+        "    write_atomic(HOME / 'digests' / 'x', b'y')\n"
         "os.wait()\n"
-        "(half,) = (HOME / 'digests').iterdir()\n"
-        "os.utime(half, (1, 1))\n"
+        "(unfinished,) = (HOME / 'digests').iterdir()\n"
+        "os.utime(unfinished, (1, 1))\n"
     )
     gc(10**9)
     assert list((store.home / "digests").iterdir()) == []
 
 
-def test_two_processes_make_one_key_once(store):
+def test_processes_build_one_key_once(store):
     work = """
 def once(folder):
-    with open(HOME / "made", "a") as log:
+    with open(HOME / "log", "a") as log:
         log.write("x")
     return slowly(folder)
 wait_for(HOME / "go")
@@ -131,12 +131,12 @@ assert right(put("k", once))
     store.home.mkdir(exist_ok=True)
     (store.home / "go").touch()
     assert [(p.communicate(timeout=60)[1], p.returncode) for p in started] == [("", 0)] * 4
-    assert (store.home / "made").read_text() == "x"
+    assert (store.home / "log").read_text() == "x"
     assert store.names() == ["k"]
 
 
-def test_two_processes_make_two_keys_side_by_side(store):
-    """Each finishes only when it has seen the other begin."""
+def test_two_processes_build_two_keys_in_parallel(store):
+    """Each finishes only after the other has begun."""
     work = """
 def together(folder):
     (HOME / "{0}-began").touch()
@@ -150,14 +150,14 @@ assert right(put("{0}", together))
 
 
 @pytest.mark.parametrize("sent", [signal.SIGCONT, signal.SIGKILL])
-def test_who_waits_for_a_stopped_process_says_so_once(store, sent):
+def test_waiting_for_a_stopped_process_is_reported_once(store, sent):
     holder = store.start(SLOWLY + "put('k', slowly)")
     assert holder.stdout.readline() == "making\n"
     holder.send_signal(signal.SIGSTOP)
     waiter = store.start("assert right(put('k'))")
-    told = waiter.stderr.readline()
+    line = waiter.stderr.readline()
     wait = f"calotype: waiting for process {holder.pid}, stopped until `kill -CONT {holder.pid}`, "
-    assert told == wait + "which is busy with unet fp16 k\n"
+    assert line == wait + "which is busy with unet fp16 k\n"
     time.sleep(1.5)
     assert waiter.poll() is None
     holder.send_signal(sent)
@@ -167,11 +167,11 @@ def test_who_waits_for_a_stopped_process_says_so_once(store, sent):
     assert store.names() == ["k"]
 
 
-def test_what_is_used_or_made_is_not_removed(store):
+def test_entries_in_use_or_being_built_are_not_removed(store):
     store.put("old")
-    user = store.start("folder = put('used'); say('ready'); sys.stdin.readline(); assert right(folder)")
+    user = store.start("folder = put('used'); emit('ready'); sys.stdin.readline(); assert right(folder)")
     builder = store.start(
-        "def make(folder):\n    say('ready'); sys.stdin.readline(); return maker(folder)\nput('new', make)"
+        "def make(folder):\n    emit('ready'); sys.stdin.readline(); return maker(folder)\nput('new', make)"
     )
     for process in (user, builder):
         assert process.stdout.readline() == "ready\n"
@@ -179,7 +179,7 @@ def test_what_is_used_or_made_is_not_removed(store):
     assert ([e.key for e in swept.removed], [e.key for e in swept.busy]) == (["old"], ["used"])
     assert swept.kept_bytes == STORE.entries()[0].size_bytes
     assert store.names() == [".making-new", "new.lock", "used"]
-    with pytest.raises(InputError, match=r"in use, so not removed: used \(unet fp16 used\)"):
+    with pytest.raises(InputError, match=r"in use: used \(unet fp16 used\)"):
         remove(["used"])
     for process in (user, builder):
         assert (process.communicate("\n", timeout=60)[1], process.returncode) == ("", 0)
@@ -187,9 +187,9 @@ def test_what_is_used_or_made_is_not_removed(store):
     assert [e.key for e in gc(0).removed] == ["used", "new"]
 
 
-def test_a_damaged_entry_in_use_is_made_again_beside_its_user(store):
-    """Its maker needs nobody's leave, or a server would keep a damaged entry for ever."""
-    user = store.start("folder = put('k'); say('ready'); sys.stdin.readline()")
+def test_a_damaged_entry_in_use_is_rebuilt_while_its_user_runs(store):
+    """A rebuild does not wait for users, or a server would keep a damaged entry forever."""
+    user = store.start("folder = put('k'); emit('ready'); sys.stdin.readline()")
     assert user.stdout.readline() == "ready\n"
     (store.root / "k" / "model.onnx").write_bytes(b"x")
     store.run("assert right(put('k'))")
@@ -197,8 +197,8 @@ def test_a_damaged_entry_in_use_is_made_again_beside_its_user(store):
     assert STORE.entries()[0].fault is None
 
 
-def test_a_sweep_under_many_users_takes_nothing_from_under_them(store):
-    """Short lives that make, use and sweep at random: what a process was handed stays right until it ends."""
+def test_gc_under_many_users_removes_nothing_in_use(store):
+    """Short processes build, use and collect at random: an entry that a process fetched stays intact until it ends."""
     life = """
 import random
 rng = random.Random({seed})

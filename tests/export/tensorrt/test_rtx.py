@@ -59,8 +59,8 @@ def plans(trt, request):
 
 
 def narrow(profile):
-    side = Range(low=profile.multiple * 2, usual=profile.multiple * 4, high=profile.multiple * 8)
-    return replace(profile, batch=Range(low=1, usual=1, high=2), height=side, width=side)
+    side = Range(min=profile.multiple * 2, opt=profile.multiple * 4, max=profile.multiple * 8)
+    return replace(profile, batch=Range(min=1, opt=1, max=2), height=side, width=side)
 
 
 def in_precision(source, precision, folder):

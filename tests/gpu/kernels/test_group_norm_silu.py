@@ -1,4 +1,4 @@
-"""Group normalization against torch's, whole and split, at shapes that leave a remainder everywhere."""
+"""Group normalization compared with torch's, single and split, for shapes with remainders everywhere."""
 
 from dataclasses import replace
 
@@ -9,16 +9,16 @@ from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu, launche
 
 # [B, C, H, W], groups, launches, why
 SHAPES = [
-    ((1, 64, 1, 1), 32, 1, "a group of two numbers, the least that torch takes"),
+    ((1, 64, 1, 1), 32, 1, "a group of two numbers, the minimum for torch"),
     ((2, 40, 7, 5), 4, 1, "ten channels a group, as in SD 1.5: no power of two; 35 pixels: no multiple of a tile"),
-    ((3, 24, 9, 3), 8, 1, "three channels a group, three pictures"),
-    ((1, 80, 47, 43), 8, 2, "split, with groups side by side, and a last part that is shorter"),
-    ((2, 160, 9, 33), 2, 2, "split, eighty channels a group, as in SDXL's widest: one group alone is a full line"),
+    ((3, 24, 9, 3), 8, 1, "three channels a group, three images"),
+    ((1, 80, 47, 43), 8, 2, "split, with adjacent groups, and a shorter last part"),
+    ((2, 160, 9, 33), 2, 2, "split, eighty channels a group, as in SDXL's widest: one group fills a cache line"),
     ((1, 16, 130, 127), 16, 2, "split, one channel a group"),
 ]
 
 
-def pictures(randn, *shape, dtype):
+def images(randn, *shape, dtype):
     return randn(*shape, dtype=dtype).contiguous(memory_format=torch.channels_last)
 
 
@@ -27,7 +27,7 @@ def norm_of(randn, channels, groups, dtype) -> GroupNorm:
 
 
 def by_torch(x, norm, time=None, residual=None):
-    """As diffusers has it: every step rounds."""
+    """As in diffusers: every step rounds."""
     s = x if time is None else x + time[:, :, None, None]
     s = s if residual is None else s + residual
     y = torch.nn.functional.group_norm(s, norm.groups, norm.weight, norm.bias, norm.eps)
@@ -35,8 +35,8 @@ def by_torch(x, norm, time=None, residual=None):
 
 
 @pytest.mark.parametrize(("shape", "groups", "count", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
-def test_alone(shape, groups, count, why, dtype, randn, widened, no_worse_than_torch):
-    x, norm = pictures(randn, *shape, dtype=dtype), norm_of(randn, shape[1], groups, dtype)
+def test_without_additions(shape, groups, count, why, dtype, randn, widened, no_worse_than_torch):
+    x, norm = images(randn, *shape, dtype=dtype), norm_of(randn, shape[1], groups, dtype)
     assert len(launches(x, norm)) == count
     got, total = group_norm_silu(x, norm)
     assert total is None
@@ -45,44 +45,44 @@ def test_alone(shape, groups, count, why, dtype, randn, widened, no_worse_than_t
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("shape", "groups"), [((2, 40, 7, 5), 4), ((1, 80, 47, 43), 8)], ids=["whole", "split"])
+@pytest.mark.parametrize(("shape", "groups"), [((2, 40, 7, 5), 4), ((1, 80, 47, 43), 8)], ids=["single", "split"])
 @pytest.mark.parametrize("added", ["time", "residual", "time and residual"])
-def test_with_what_is_added_before_it(shape, groups, added, dtype, randn, widened, no_worse_than_torch):
-    x, norm = pictures(randn, *shape, dtype=dtype), norm_of(randn, shape[1], groups, dtype)
-    given = {
+def test_with_additions_before_it(shape, groups, added, dtype, randn, widened, no_worse_than_torch):
+    x, norm = images(randn, *shape, dtype=dtype), norm_of(randn, shape[1], groups, dtype)
+    additions = {
         "time": randn(*shape[:2], dtype=dtype) if "time" in added else None,
-        "residual": pictures(randn, *shape, dtype=dtype) if "residual" in added else None,
+        "residual": images(randn, *shape, dtype=dtype) if "residual" in added else None,
     }
-    got, total = group_norm_silu(x, norm, **given)
-    weight, bias, wide, *more = widened(norm.weight, norm.bias, x, *given.values())
+    got, total = group_norm_silu(x, norm, **additions)
+    weight, bias, wide, *more = widened(norm.weight, norm.bias, x, *additions.values())
     wide_norm = replace(norm, weight=weight, bias=bias)
-    wanted, wanted_total = reference(wide, wide_norm, **dict(zip(given, more, strict=True)))
-    no_worse_than_torch(got, by_torch(x, norm, **given), wanted)
+    expected, expected_total = reference(wide, wide_norm, **dict(zip(additions, more, strict=True)))
+    no_worse_than_torch(got, by_torch(x, norm, **additions), expected)
     if "residual" in added:
-        summed = x if given["time"] is None else x + given["time"][:, :, None, None]
-        no_worse_than_torch(total, summed + given["residual"], wanted_total)
+        summed = x if additions["time"] is None else x + additions["time"][:, :, None, None]
+        no_worse_than_torch(total, summed + additions["residual"], expected_total)
 
 
-@pytest.mark.parametrize("shape", [(1, 8, 6, 6), (1, 8, 90, 60)], ids=["whole", "split"])
-def test_a_mean_far_from_zero_costs_no_digits(shape, randn):
-    x = (pictures(randn, *shape, dtype=torch.float32) + 4096).contiguous(memory_format=torch.channels_last)
+@pytest.mark.parametrize("shape", [(1, 8, 6, 6), (1, 8, 90, 60)], ids=["single", "split"])
+def test_a_mean_far_from_zero_loses_no_digits(shape, randn):
+    x = (images(randn, *shape, dtype=torch.float32) + 4096).contiguous(memory_format=torch.channels_last)
     norm = replace(norm_of(randn, 8, 2, torch.float32), silu=False)
     wide = replace(norm, weight=norm.weight.double(), bias=norm.bias.double())
-    wanted, _ = reference(x.double(), wide)
-    torch.testing.assert_close(group_norm_silu(x, norm)[0], wanted.float(), rtol=1e-3, atol=1e-3)
+    expected, _ = reference(x.double(), wide)
+    torch.testing.assert_close(group_norm_silu(x, norm)[0], expected.float(), rtol=1e-3, atol=1e-3)
 
 
-def test_what_does_not_fit_is_refused(randn):
+def test_mismatched_tensors_raise(randn):
     norm = norm_of(randn, 8, 2, torch.float32)
-    with pytest.raises(ValueError, match="channels last; got float32"):
+    with pytest.raises(ValueError, match="channels last"):
         group_norm_silu(randn(2, 8, 4, 4), norm)
     with pytest.raises(ValueError, match="multiple of 3"):
-        group_norm_silu(pictures(randn, 1, 8, 2, 2, dtype=torch.float32), replace(norm, groups=3))
+        group_norm_silu(images(randn, 1, 8, 2, 2, dtype=torch.float32), replace(norm, groups=3))
     with pytest.raises(ValueError, match=r"time \[B, C\]"):
-        group_norm_silu(pictures(randn, 1, 8, 2, 2, dtype=torch.float32), norm, time=randn(2, 8))
+        group_norm_silu(images(randn, 1, 8, 2, 2, dtype=torch.float32), norm, time=randn(2, 8))
 
 
-def test_as_tensorrt_launches_it(dtype, randn):
+def test_the_tensorrt_plugin_is_equal(dtype, randn):
     """Five arguments in TensorRT's order, the same numbers."""
     x = (randn(2, 24, 5, 7) + 3).to(dtype).contiguous(memory_format=torch.channels_last)
     norm = GroupNorm(weight=randn(24, dtype=dtype), bias=randn(24, dtype=dtype), groups=4)

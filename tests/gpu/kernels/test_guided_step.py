@@ -1,4 +1,4 @@
-"""The step of a batch against the engine's own sampler in numpy, slot by slot, and against its float32 reference."""
+"""The guided step compared with the engine's numpy sampler, slot by slot, and with its float32 reference."""
 
 import copy
 from dataclasses import dataclass, replace
@@ -14,20 +14,20 @@ from calotype.sampling.guidance import guide
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import ScheduleRange
 
-SHAPE = (4, 5, 7)  # 140 latents: less than a block, and 35 pixels, so that a mask is no whole part of it
+SHAPE = (4, 5, 7)  # 140 latents: less than a block, and 35 pixels, which do not divide it, for the mask
 WIDE = (4, 9, 13)  # 468: a block and a remainder
 
 
 TRAINED = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "clip_sample": False}
-# A long memory, draws of noise, two calls a step, and a schedule that is over first.
+# A long history, noise draws, two calls a step, and a schedule that ends first.
 SAMPLERS = {"dpm++2m": 5, "euler-a": 3, "heun": 4, "ddim": 1}
 
 
 @pytest.fixture(scope="module")
 def matrices() -> list[SamplerMatrix]:
-    made = [compile_sampler(name, steps, base_config=TRAINED) for name, steps in SAMPLERS.items()]
-    assert all(isinstance(m, SamplerMatrix) for m in made)
-    return made
+    compiled = [compile_sampler(name, steps, base_config=TRAINED) for name, steps in SAMPLERS.items()]
+    assert all(isinstance(m, SamplerMatrix) for m in compiled)
+    return compiled
 
 
 @dataclass
@@ -38,7 +38,7 @@ class Batch:
 
 
 def batch_of(matrices, randn, shape, *, guided=True, dtype=torch.float32, scales=None) -> Batch:
-    """Slots that stand before their first call; of the history only noise and draws are there."""
+    """Slots before their first call; the history only has noise and draws."""
     count, table = len(matrices), max(m.calls for m in matrices) + 1
     columns = max(m.rows.shape[1] for m in matrices)
     noise, draws = randn(count, *shape), randn(count, 8, *shape)
@@ -71,13 +71,13 @@ def batch_of(matrices, randn, shape, *, guided=True, dtype=torch.float32, scales
 
 
 def answer(sample, timestep):
-    """A network that is not linear, and tells halves, slots and timesteps apart.  # [N, C, H, W], [N] -> the same"""
+    """A network that is not linear and depends on halves, slots and timesteps.  # [N, C, H, W], [N] -> the same"""
     apart = torch.arange(len(sample), device=sample.device)[:, None, None, None]
     return torch.tanh(sample.float() * 0.7 + timestep[:, None, None, None] * 1e-3 + apart * 0.1)
 
 
 def by_numpy(m: SamplerMatrix, s: int, batch: Batch, count: int, guided: bool, original=None) -> np.ndarray:
-    """Slot s alone, by the engine."""
+    """Run slot s with the engine's numpy sampler."""
     draws = iter(batch.draws[s][:, None])
     run = m.run(batch.slots.history[s, :1].cpu().numpy(), lambda: next(draws), original=original)
     for i, timestep in enumerate(m.timesteps):
@@ -91,20 +91,20 @@ def by_numpy(m: SamplerMatrix, s: int, batch: Batch, count: int, guided: bool, o
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
 @pytest.mark.parametrize("shape", [SHAPE, WIDE], ids=["part of a block", "a block and more"])
-def test_slots_with_samplers_of_their_own_paint_what_the_engine_paints(shape, guided, matrices, randn):
+def test_slots_with_different_samplers_equal_the_engine(shape, guided, matrices, randn):
     batch = batch_of(matrices, randn, shape, guided=guided)
     for _ in range(max(m.calls for m in matrices) + 1):
         guided_step(batch.network, batch.slots)
         batch.network.output.copy_(answer(batch.network.sample, batch.network.timestep))
     for s, m in enumerate(matrices):
-        wanted = torch.from_numpy(by_numpy(m, s, batch, len(matrices), guided))
-        torch.testing.assert_close(batch.slots.latents[s].cpu(), wanted, rtol=2e-5, atol=2e-5)
+        expected = torch.from_numpy(by_numpy(m, s, batch, len(matrices), guided))
+        torch.testing.assert_close(batch.slots.latents[s].cpu(), expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_slot_starts_while_the_others_are_under_way(matrices, randn):
+def test_a_slot_may_start_later_than_the_others(matrices, randn):
     together, late = (batch_of(matrices, randn, SHAPE) for _ in range(2))
     late.slots.history.copy_(together.slots.history)
-    late.slots.call[0] = int(late.slots.calls[0])  # no work in it yet
+    late.slots.call[0] = int(late.slots.calls[0])  # no work yet
     for i in range(10):
         if i == 2:
             late.slots.call[0] = -1
@@ -114,7 +114,7 @@ def test_a_slot_starts_while_the_others_are_under_way(matrices, randn):
     torch.testing.assert_close(late.slots.latents, together.slots.latents, rtol=0, atol=0)
 
 
-def test_a_slot_that_is_through_is_left_as_it_is(matrices, randn):
+def test_a_finished_slot_does_not_change(matrices, randn):
     batch = batch_of(matrices, randn, SHAPE)
     batch.slots.call.copy_(batch.slots.calls)
     batch.slots.latents.fill_(3)
@@ -127,81 +127,90 @@ def test_a_slot_that_is_through_is_left_as_it_is(matrices, randn):
     assert torch.equal(batch.slots.history.isnan(), before.isnan())
 
 
-def prepare_latents(batch: Batch, randn, *, masked: bool) -> Batch:
-    """The same slots, from pictures of random latents; with masks, what stands elsewhere is random too."""
+def with_images(batch: Batch, randn, *, masked: bool) -> Batch:
+    """The same slots, starting from images of random latents, and with random masked rows."""
     count, table = batch.slots.rows.shape[:2]
     shape = batch.slots.latents.shape
     mask = (randn(count, *shape[2:]) > 0).to(torch.uint8) if masked else None
-    kept = randn(count, table, 2).double() if masked else None
-    original = SourceLatents(latents=randn(*shape), clean=randn(count, table).double(), inpaint_mask=mask, kept=kept)
+    masked_rows = randn(count, table, 2).double() if masked else None
+    original = SourceLatents(
+        latents=randn(*shape),
+        image_coefficients=randn(count, table).double(),
+        inpaint_mask=mask,
+        masked_rows=masked_rows,
+    )
     return replace(batch, slots=replace(batch.slots, original=original))
 
 
 @pytest.mark.parametrize("rescaled", [False, True], ids=["plain", "rescaled"])
 @pytest.mark.parametrize("origin", ["noise", "mask"])
-def test_every_tensor_is_the_references(rescaled, origin, dtype, matrices, randn):
+def test_every_tensor_equals_the_reference(rescaled, origin, dtype, matrices, randn):
     scales = [[7.5, 0.7], [3.0, 0.0], [1.0, 1.0], [5.0, 0.3]] if rescaled else None
     ours = batch_of(matrices, randn, WIDE, dtype=dtype, scales=scales)
-    ours = ours if origin == "noise" else prepare_latents(ours, randn, masked=origin == "mask")
+    ours = ours if origin == "noise" else with_images(ours, randn, masked=origin == "mask")
     theirs = copy.deepcopy(ours)
     for _ in range(4):
         guided_step(ours.network, ours.slots, rescaled=rescaled)
         reference(theirs.network, theirs.slots)
         for side in ("network", "slots"):
             for name in vars(getattr(ours, side)):
-                got, wanted = (getattr(getattr(b, side), name) for b in (ours, theirs))
+                got, expected = (getattr(getattr(b, side), name) for b in (ours, theirs))
                 if isinstance(got, torch.Tensor):
-                    close = {"rtol": 2e-5, "atol": 2e-5} if got.dtype == torch.float32 else {}  # half: torch's own
-                    torch.testing.assert_close(got, wanted, equal_nan=True, **close)
-        for batch in (ours, theirs):  # both from the reference's, so that differences do not add up
+                    close = {"rtol": 2e-5, "atol": 2e-5} if got.dtype == torch.float32 else {}  # half: torch's default
+                    torch.testing.assert_close(got, expected, equal_nan=True, **close)
+        for batch in (ours, theirs):  # continue from the reference's, so that differences do not add up
             batch.network.output.copy_(answer(theirs.network.sample, theirs.network.timestep))
             batch.slots.history.copy_(theirs.slots.history)
 
 
-COURSES = {
-    "from a picture": ScheduleRange(origin="image", skipped=1),
+RANGES = {
+    "from an image": ScheduleRange(origin="image", skipped=1),
     "into a mask": ScheduleRange(origin="image", skipped=1, preserves_unmasked=True),
 }
 
 
-@pytest.mark.parametrize("course", COURSES.values(), ids=COURSES)
-def test_pictures_that_are_set_out_from_are_the_engines(course, randn):
-    """Samplers of other numbers of calls side by side, each against its own run in numpy."""
+@pytest.mark.parametrize("schedule_range", RANGES.values(), ids=RANGES)
+def test_starting_from_images_equals_the_engine(schedule_range, randn):
+    """Samplers with different numbers of calls in one batch, each compared with its own run in numpy."""
     names = {"dpm++2m": 4, "euler-a": 3}
-    matrices = [compile_sampler(n, steps, base_config=TRAINED, course=course) for n, steps in names.items()]
+    matrices = [
+        compile_sampler(n, steps, base_config=TRAINED, schedule_range=schedule_range) for n, steps in names.items()
+    ]
     batch = batch_of(matrices, randn, SHAPE)
     table = batch.slots.rows.shape[1]
-    batch = prepare_latents(batch, randn, masked=course.preserves_unmasked)
+    batch = with_images(batch, randn, masked=schedule_range.preserves_unmasked)
     original = batch.slots.original
     for s, m in enumerate(matrices):
-        original.clean[s, : m.calls + 1] = torch.tensor(m.clean)
-        if course.preserves_unmasked:
-            original.kept[s, : m.calls + 1] = torch.tensor(m.kept)
+        original.image_coefficients[s, : m.calls + 1] = torch.tensor(m.image_coefficients)
+        if schedule_range.preserves_unmasked:
+            original.masked_rows[s, : m.calls + 1] = torch.tensor(m.masked_rows)
     for _ in range(table):
         guided_step(batch.network, batch.slots)
         batch.network.output.copy_(answer(batch.network.sample, batch.network.timestep))
     for s, m in enumerate(matrices):
-        mask = original.inpaint_mask[s : s + 1, None].bool().cpu().numpy() if course.preserves_unmasked else None
-        told = sampler.SourceLatents(latents=original.latents[s : s + 1].cpu().numpy(), inpaint_mask=mask)
-        wanted = torch.from_numpy(by_numpy(m, s, batch, len(matrices), True, told))
-        torch.testing.assert_close(batch.slots.latents[s].cpu(), wanted, rtol=2e-5, atol=2e-5)
+        mask = (
+            original.inpaint_mask[s : s + 1, None].bool().cpu().numpy() if schedule_range.preserves_unmasked else None
+        )
+        source = sampler.SourceLatents(latents=original.latents[s : s + 1].cpu().numpy(), inpaint_mask=mask)
+        expected = torch.from_numpy(by_numpy(m, s, batch, len(matrices), True, source))
+        torch.testing.assert_close(batch.slots.latents[s].cpu(), expected, rtol=2e-5, atol=2e-5)
 
 
-def test_rescaling_is_diffusers(matrices, randn):
+def test_rescaling_equals_diffusers(matrices, randn):
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
     batch = batch_of(matrices[:1], randn, WIDE, scales=[[7.5, 0.7]])
     guided_step(batch.network, batch.slots, rescaled=True)
     batch.network.output.copy_(randn(*batch.network.output.shape))
-    without, given = batch.network.output.chunk(2)
-    wanted = rescale_noise_cfg(without + 7.5 * (given - without), given, guidance_rescale=0.7)
+    uncond, cond = batch.network.output.chunk(2)
+    expected = rescale_noise_cfg(uncond + 7.5 * (cond - uncond), cond, guidance_rescale=0.7)
     guided_step(batch.network, batch.slots, rescaled=True)
-    torch.testing.assert_close(batch.slots.history[:, 1], wanted, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(batch.slots.history[:, 1], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_what_does_not_fit_is_refused(matrices, randn):
+def test_mismatched_tensors_raise(matrices, randn):
     batch = batch_of(matrices, randn, SHAPE)
-    with pytest.raises(ValueError, match=r"guidance \[4, 2\], contiguous"):
+    with pytest.raises(ValueError, match="guidance"):
         guided_step(batch.network, replace(batch.slots, guidance=batch.slots.guidance[:2]))
     with pytest.raises(ValueError, match="sample"):
         guided_step(replace(batch.network, sample=batch.network.sample[1:]), batch.slots)

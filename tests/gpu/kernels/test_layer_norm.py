@@ -1,4 +1,4 @@
-"""Layer normalization against torch's."""
+"""Layer normalization compared with torch's."""
 
 import pytest
 import torch
@@ -7,7 +7,7 @@ from calotype.kernels.layer_norm import layer_norm, reference
 
 # [..., C], why
 SHAPES = [
-    ((1, 1), "one number, whose variance is nothing"),
+    ((1, 1), "one number, whose variance is zero"),
     ((2, 3, 40), "forty channels: no power of two, and rows that do not fill a block"),
     ((17, 320), "as wide as SD 1.5's first level, one row more than a block of rows"),
     ((3, 1280), "as wide as its last"),
@@ -16,23 +16,23 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
-@pytest.mark.parametrize("added", [False, True], ids=["alone", "with a residual"])
-def test_it_is_torchs(shape, why, added, dtype, randn, widened, no_worse_than_torch):
+@pytest.mark.parametrize("added", [False, True], ids=["plain", "with a residual"])
+def test_it_equals_torch(shape, why, added, dtype, randn, widened, no_worse_than_torch):
     x, weight, bias = (randn(*s, dtype=dtype) for s in (shape, shape[-1:], shape[-1:]))
     residual = randn(*shape, dtype=dtype) if added else None
     got, total = layer_norm(x, weight, bias, residual=residual)
     wide, wide_weight, wide_bias, more = widened(x, weight, bias, residual)
-    wanted, wanted_total = reference(wide, wide_weight, wide_bias, residual=more)
+    expected, expected_total = reference(wide, wide_weight, wide_bias, residual=more)
     summed = x if residual is None else x + residual
-    no_worse_than_torch(got, torch.nn.functional.layer_norm(summed, shape[-1:], weight, bias), wanted)
+    no_worse_than_torch(got, torch.nn.functional.layer_norm(summed, shape[-1:], weight, bias), expected)
     if added:
-        no_worse_than_torch(total, summed, wanted_total)
+        no_worse_than_torch(total, summed, expected_total)
     else:
         assert total is None
 
 
-def test_what_does_not_fit_is_refused(randn):
-    with pytest.raises(ValueError, match="one shape, contiguous"):
+def test_mismatched_tensors_raise(randn):
+    with pytest.raises(ValueError, match="one shape"):
         layer_norm(randn(4, 6).T, randn(4), randn(4))
     with pytest.raises(ValueError, match="for each channel"):
         layer_norm(randn(4, 6), randn(5), randn(6))

@@ -1,4 +1,4 @@
-"""Pixels to bytes: the very bytes of the reference, and of the engine's own in numpy."""
+"""Pixels to bytes: equal to the reference and to the engine's numpy code."""
 
 import pytest
 import torch
@@ -9,14 +9,14 @@ from calotype.kernels.to_uint8 import reference, to_uint8
 # [B, C, H, W], why
 SHAPES = [
     ((1, 3, 1, 1), "one pixel"),
-    ((2, 3, 37, 29), "1073 pixels: two blocks and a little"),
+    ((2, 3, 37, 29), "1073 pixels: two blocks and a remainder"),
     ((1, 4, 8, 130), "with an alpha channel"),
 ]
 
 
 @pytest.mark.parametrize(("shape", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["by channel", "by pixel"])
-def test_it_is_the_reference_to_the_bit(shape, why, order, dtype, randn):
+def test_it_equals_the_reference(shape, why, order, dtype, randn):
     x = randn(*shape, dtype=dtype).contiguous(memory_format=order)
     got = to_uint8(x)
     assert torch.equal(got, reference(x))
@@ -25,7 +25,7 @@ def test_it_is_the_reference_to_the_bit(shape, why, order, dtype, randn):
         assert (got.cpu().numpy() == by_numpy(x.cpu().numpy())).all()
 
 
-def test_halves_go_to_the_even_side_and_what_is_outside_is_clamped(device):
+def test_halves_round_to_even_and_outliers_are_clamped(device):
     outside = [300, -7, float("inf"), float("-inf"), float("nan")]
     levels = torch.tensor([0.5, 1.5, 2.5, 254.5, 0.49999, *outside], device=device)
     x = (levels / 255 * 2 - 1).reshape(1, 1, 1, -1)
@@ -34,11 +34,11 @@ def test_halves_go_to_the_even_side_and_what_is_outside_is_clamped(device):
     assert got.flatten().tolist()[4:] == [0, 255, 0, 255, 0, 0]
 
 
-def test_a_view_of_larger_pictures_is_read_by_its_strides(randn):
+def test_a_view_is_read_by_its_strides(randn):
     x = randn(2, 3, 12, 10)[:, :, 1:9, 2:9]
     assert torch.equal(to_uint8(x), reference(x))
 
 
-def test_what_does_not_fit_is_refused(randn):
-    with pytest.raises(ValueError, match="at most 4 channels"):
+def test_mismatched_tensors_raise(randn):
+    with pytest.raises(ValueError, match="channels"):
         to_uint8(randn(1, 5, 2, 2))

@@ -1,4 +1,4 @@
-"""The openvino backend: right numbers at every shape and from every thread, a cache that cannot lie, plain errors."""
+"""The openvino backend: correct values at every shape and from every thread, a safe disk cache, clear errors."""
 
 import gc
 import hashlib
@@ -16,8 +16,8 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import calotype
-from calotype.backends.openvino import runner as vino
-from calotype.backends.openvino import shapes as vino_shapes
+from calotype.backends.openvino import runner as backend
+from calotype.backends.openvino import shapes as shapes_module
 from calotype.backends.openvino.pages import release_mapped_pages
 from calotype.errors import BackendError
 from calotype.export.quality.metrics import psnr
@@ -26,7 +26,7 @@ from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
 
 WEIGHTS = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
-CAPABILITIES = vino._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+CAPABILITIES = backend._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def component(*artifacts):
@@ -48,7 +48,7 @@ def write_onnx(path, weights=WEIGHTS):
     onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
 
 
-def wanted(x, weights=WEIGHTS):
+def expected(x, weights=WEIGHTS):
     return np.tanh(x @ weights)
 
 
@@ -64,44 +64,44 @@ def home(tmp_path, monkeypatch):
 
 @pytest.fixture
 def open_model(home, tmp_path):
-    """Opens the small network afresh, as a new process would."""
+    """Open the small network, as a new process would."""
     path = tmp_path / "model.onnx"
     write_onnx(path)
 
     def open_it(precision="fp32"):
         artifact = Artifact(form="onnx", path=path, precision=precision, check={})
-        return vino.open_runner(component(artifact), artifact)
+        return backend.open_runner(component(artifact), artifact)
 
     return open_it
 
 
-def test_the_picture_is_that_of_onnxruntime(pipe):
+def test_the_image_equals_that_of_onnxruntime(pipe):
     settings = {"steps": 6, "seed": 3, "output_type": "np"}
     ours = calotype.load("demo", backend="openvino")
     result = ours("a large red circle on a blue background", **settings)
     assert psnr(result.images, pipe("a large red circle on a blue background", **settings).images) > 60
     assert {c.backend for c in result.report.components} == {"openvino"}
-    assert {c.error for c in result.report.components} == {None}  # the plan's check was made by another backend
+    assert {c.error for c in result.report.components} == {None}  # another backend ran the plan's check
 
 
 def test_any_shape_any_order(open_model):
     runner = open_model()
     for shape in ((1, 3, 64), (2, 5, 64), (1, 3, 64), (4, 1, 64)):
         x = batch(*shape)
-        np.testing.assert_allclose(runner({"x": x})["y"], wanted(x), atol=1e-5)
+        np.testing.assert_allclose(runner({"x": x})["y"], expected(x), atol=1e-5)
 
 
 def test_inputs_that_are_not_contiguous(open_model):
     x = batch(64, 5, 2).T
-    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
 
 
 def test_outputs_are_the_callers_own(open_model):
     runner = open_model()
     first = runner({"x": batch(1, 2, 64)})["y"]
-    kept = first.copy()
+    copy = first.copy()
     runner({"x": batch(1, 2, 64, seed=1)})
-    np.testing.assert_array_equal(first, kept)
+    np.testing.assert_array_equal(first, copy)
     assert first.dtype == np.float32
 
 
@@ -109,8 +109,8 @@ def test_compiled_shapes_are_bounded(open_model, monkeypatch):
     runner = open_model()
     for length in range(1, 9):
         runner({"x": batch(1, length, 64)})
-    assert len(runner._shapes) == vino_shapes._MOST
-    monkeypatch.setattr(vino_shapes, "available_bytes", lambda: 1)  # a large network on a small machine
+    assert len(runner._shapes) == shapes_module._MAX_SHAPES
+    monkeypatch.setattr(shapes_module, "available_bytes", lambda: 1)  # a large network on a small machine
     runner({"x": batch(2, 1, 64)})
     assert len(runner._shapes) == 1
 
@@ -130,7 +130,7 @@ def test_threads_may_share_a_runner(open_model):
     for worker in workers:
         worker.join()
     for i, x in enumerate(xs):
-        np.testing.assert_allclose(got[i], wanted(x), atol=1e-5)
+        np.testing.assert_allclose(got[i], expected(x), atol=1e-5)
 
 
 def test_a_run_leaves_the_process_free_to_use_all_its_cores(open_model):
@@ -146,8 +146,8 @@ def test_the_second_start_reads_what_the_first_compiled(home, open_model, monkey
     runner = open_model()
     monkeypatch.setattr(runner, "_model", None)  # nothing to compile from
     for _ in range(3):
-        gc.collect()  # its weights are the file's, mapped: they stay as long as it does
-        np.testing.assert_allclose(runner({"x": x})["y"], wanted(x), atol=1e-5)
+        gc.collect()  # its weights are mapped from the file and must stay alive
+        np.testing.assert_allclose(runner({"x": x})["y"], expected(x), atol=1e-5)
 
 
 def cut(data):
@@ -159,7 +159,7 @@ def flipped(data):
 
 
 def tail_flipped(data):
-    """The weights lie at the end: OpenVINO itself would not notice."""
+    """The weights are at the end: OpenVINO itself would not notice."""
     return data[:-400] + bytes(b ^ 0x41 for b in data[-400:])
 
 
@@ -169,7 +169,7 @@ def test_a_damaged_blob_is_compiled_again(home, open_model, damage):
     open_model()({"x": x})
     (blob,) = home.rglob("*.blob")
     blob.write_bytes(damage(blob.read_bytes()))
-    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
     mended = blob.read_bytes()
     assert hashlib.sha256(mended[:-32]).digest() == mended[-32:]
 
@@ -179,10 +179,10 @@ def test_a_blob_that_openvino_refuses_is_compiled_again(home, open_model):
     open_model()({"x": x})
     (blob,) = home.rglob("*.blob")
     blob.write_bytes(b"of another build" + hashlib.sha256(b"of another build").digest())
-    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
 
 
-def test_another_version_precision_or_file_has_blobs_of_its_own(home, open_model, tmp_path, monkeypatch):
+def test_each_version_precision_and_file_has_its_own_blobs(home, open_model, tmp_path, monkeypatch):
     x = batch(1, 2, 64)
     open_model()({"x": x})
     other = open_model()
@@ -193,10 +193,10 @@ def test_another_version_precision_or_file_has_blobs_of_its_own(home, open_model
     assert len(list(home.rglob("*.blob"))) == 3
     write_onnx(tmp_path / "model.onnx", WEIGHTS * 2)
     os.utime(tmp_path / "model.onnx", ns=(1, 1))
-    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x, WEIGHTS * 2), atol=1e-5)
+    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x, WEIGHTS * 2), atol=1e-5)
 
 
-def test_the_blobs_have_a_limit(home, open_model, monkeypatch):
+def test_the_disk_cache_has_a_limit(home, open_model, monkeypatch):
     runner = open_model()
     runner({"x": batch(1, 1, 64)})
     (first,) = home.rglob("*.blob")
@@ -209,58 +209,58 @@ def test_the_blobs_have_a_limit(home, open_model, monkeypatch):
     assert not first.exists()
 
 
-@pytest.mark.parametrize("place", ["file/below", "~no-such-user/home", "/proc/nothing"])
-def test_a_home_that_cannot_be_written_costs_no_picture(open_model, tmp_path, monkeypatch, place):
+@pytest.mark.parametrize("home_path", ["file/below", "~no-such-user/home", "/proc/nothing"])
+def test_a_home_that_cannot_be_written_does_not_stop_a_run(open_model, tmp_path, monkeypatch, home_path):
     (tmp_path / "file").write_text("")
-    monkeypatch.setenv("CALOTYPE_HOME", place if place[0] in "~/" else str(tmp_path / place))
+    monkeypatch.setenv("CALOTYPE_HOME", home_path if home_path[0] in "~/" else str(tmp_path / home_path))
     x = batch(1, 2, 64)
-    np.testing.assert_allclose(open_model()({"x": x})["y"], wanted(x), atol=1e-5)
+    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
 
 
 @pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has no bfloat16 arithmetic")
 def test_bf16_is_computed_in_bf16(open_model):
     x = batch(1, 40, 64)
-    error = np.abs(open_model("bf16")({"x": x})["y"] - wanted(x)).max()
+    error = np.abs(open_model("bf16")({"x": x})["y"] - expected(x)).max()
     assert 1e-4 < error < 2e-2
 
 
-def test_what_killed_writers_left_is_removed_after_a_day(home, open_model):
+def test_files_of_killed_writers_are_removed_after_a_day(home, open_model):
     open_model()({"x": batch(1, 2, 64)})
     (blob,) = home.rglob("*.blob")
-    left = [blob.with_name(f".{blob.name}.{i}-1") for i in range(2)]
-    for path in left:
+    leftovers = [blob.with_name(f".{blob.name}.{i}-1") for i in range(2)]
+    for path in leftovers:
         path.write_bytes(b"half a blob")
-    os.utime(left[0], (0, left[1].stat().st_mtime - 90_000))
+    os.utime(leftovers[0], (0, leftovers[1].stat().st_mtime - 90_000))
     open_model()({"x": batch(1, 3, 64)})
-    assert [path.exists() for path in left] == [False, True]
+    assert [path.exists() for path in leftovers] == [False, True]
     assert len(list(home.rglob("*.blob"))) == 2
 
 
 @pytest.mark.skipif("BF16" in CAPABILITIES, reason="this CPU has bfloat16 arithmetic")
-def test_bf16_on_a_cpu_without_it(open_model):
+def test_bf16_on_a_cpu_without_it_is_refused(open_model):
     with pytest.raises(BackendError, match="no bfloat16"):
         open_model("bf16")
 
 
-def test_a_precision_that_was_not_taken_is_told(open_model, monkeypatch):
-    monkeypatch.setitem(vino._HINTS, "fp32", "f16")  # this device has none
-    with pytest.raises(BackendError, match="asked to compute in f16"):
+def test_a_precision_that_openvino_ignores_is_refused(open_model, monkeypatch):
+    monkeypatch.setitem(backend._HINTS, "fp32", "f16")  # this device has none
+    with pytest.raises(BackendError, match="f16"):
         open_model()({"x": batch(1, 2, 64)})
 
 
-def test_files_that_are_missing_or_broken(home, tmp_path):
+def test_missing_and_broken_files_are_refused(home, tmp_path):
     for name, content in (("missing.onnx", None), ("garbage.onnx", b"\x00garbage" * 99), ("empty.onnx", b"")):
         path = tmp_path / name
         if content is not None:
             path.write_bytes(content)
         artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
-        with pytest.raises(BackendError, match=f"cannot open .*{name}") as told:
-            vino.open_runner(component(artifact), artifact)
-        assert "\n" not in str(told.value)
-        assert "Exception from" not in str(told.value)
+        with pytest.raises(BackendError, match=f"cannot open .*{name}") as error:
+            backend.open_runner(component(artifact), artifact)
+        assert "\n" not in str(error.value)
+        assert "Exception from" not in str(error.value)
 
 
-def test_an_output_that_is_not_there(open_model, tmp_path):
+def test_a_missing_output_is_refused(open_model, tmp_path):
     artifact = Artifact(form="onnx", path=tmp_path / "model.onnx", precision="fp32", check={})
     other = PlannedComponent(
         name="unet",
@@ -269,26 +269,26 @@ def test_an_output_that_is_not_there(open_model, tmp_path):
         artifacts=(artifact,),
         refused={},
     )
-    with pytest.raises(BackendError, match="gives no z"):
-        vino.open_runner(other, artifact)
+    with pytest.raises(BackendError, match="output z"):
+        backend.open_runner(other, artifact)
 
 
-def test_shapes_that_do_not_fit_are_one_plain_sentence(open_model):
-    with pytest.raises(BackendError) as told:
+def test_shapes_that_do_not_fit_are_one_line(open_model):
+    with pytest.raises(BackendError) as error:
         open_model()({"x": batch(1, 2, 63)})
-    assert "x [1, 2, 63]" in str(told.value)
-    assert "\n" not in str(told.value)
+    assert "x [1, 2, 63]" in str(error.value)
+    assert "\n" not in str(error.value)
 
 
 IMPORTED = """
-import sys, calotype.backends.openvino.runner as vino
-vino._core()
+import sys, calotype.backends.openvino.runner as backend
+backend._core()
 heavy = ("openvino_telemetry", "openvino.tools.ovc", "torch", "onnx", "urllib.request")
 print([name for name in heavy if name in sys.modules])
 """
 
 
-def test_importing_openvino_reports_to_nobody(tmp_path):
+def test_importing_openvino_sends_no_telemetry(tmp_path):
     environment = {**os.environ, "HOME": str(tmp_path)}
     environment.pop("CI", None)
     command = [sys.executable, "-c", IMPORTED]
@@ -297,9 +297,9 @@ def test_importing_openvino_reports_to_nobody(tmp_path):
     assert list(Path(tmp_path).iterdir()) == []
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
-def test_pages_of_a_file_are_given_back_and_come_again(tmp_path):
-    """And those of a mapping that may be written to are left alone."""
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can release pages")
+def test_released_pages_of_a_file_can_be_read_again(tmp_path):
+    """The pages of a writable mapping stay."""
     file = tmp_path / "weights"
     file.write_bytes(bytes(range(256)) * 4096)
     read, written = np.memmap(file, mode="r"), np.memmap(file, mode="c")
@@ -316,7 +316,7 @@ def test_pages_of_a_file_are_given_back_and_come_again(tmp_path):
     assert release_mapped_pages(tmp_path / "nothing") == 0
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="pages are given back on Linux alone")
+@pytest.mark.skipif(sys.platform != "linux", reason="only Linux can release pages")
 def test_a_compiled_network_keeps_no_pages_of_its_file(tmp_path, monkeypatch):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
     write_onnx(tmp_path / "inside.onnx")
@@ -327,12 +327,12 @@ def test_a_compiled_network_keeps_no_pages_of_its_file(tmp_path, monkeypatch):
     model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = large.shape[1]
     onnx.save(model, path, save_as_external_data=True, location=file.name)
     artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
-    runner = vino.open_runner(component(artifact), artifact)
+    runner = backend.open_runner(component(artifact), artifact)
     shapes = {"x": (1, 3, 64)}
     assert runner.compiled({"shapes": shapes}, lambda: runner.sized(shapes))
     mapped = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
-    kept = [int(re.search(r"\nRss: +(\d+)", each)[1]) for each in mapped]
-    assert kept
-    assert sum(kept) < 1024
+    resident = [int(re.search(r"\nRss: +(\d+)", each)[1]) for each in mapped]
+    assert resident
+    assert sum(resident) < 1024
     x = np.ones((1, 3, 64), dtype=np.float32)
     np.testing.assert_allclose(runner({"x": x})["y"], np.tanh(x @ large), atol=1e-5)

@@ -1,4 +1,4 @@
-"""A whole picture on the device against the pipeline's, with the demonstration model; one graph for many."""
+"""The graph pipeline compared with the normal pipeline on the demonstration model; one graph serves many images."""
 
 import numpy as np
 import pytest
@@ -19,8 +19,8 @@ from calotype.stages.initial_latents import prepare_latents
 from calotype.stages.vae import Codec, VaeTiling
 
 PROMPTS = ["a large red circle on a blue background", "a green star on a white background"]
-LEVELS = 1  # of 255: the last digits of sums may round a pixel to the next one
-ON_A_GPU = 8  # its convolutions round otherwise
+LEVELS = 1  # of 255: rounding of sums may change a pixel by one
+ON_A_GPU = 8  # its convolutions round differently
 SMALL = {"width": 64, "height": 64}
 
 
@@ -30,8 +30,8 @@ def pipe():
 
 
 @pytest.fixture
-def whole(pipe, device):
-    """The networks as they are: that kernels inside them change nothing is test_fused's."""
+def graph_pipeline(pipe, device):
+    """The pipeline with networks without kernels: test_fused tests the kernels."""
     folders = {name: c.artifact("diffusers").path for name, c in pipe.plan.components.items()}
     modules = {n: load_module(n, folders[n]).to(device) for n in ("text_encoder", "unet", "vae_decoder")}
     networks = {name: Module(module, torch.float32) for name, module in modules.items()}
@@ -42,18 +42,20 @@ def whole(pipe, device):
 def inputs(pipe, device):
     tokenizers = tokenizers_of(pipe.plan)
 
-    def of(prompt, **said):
-        job = resolve(Request(prompt=prompt, **said), pipe.plan)
-        _, matrix = sampler_for(job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers, job.task.course)
+    def make(prompt, **options):
+        job = resolve(Request(prompt=prompt, **options), pipe.plan)
+        _, matrix = sampler_for(
+            job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers, job.task.schedule_range
+        )
         draw = BatchNoise(job.seeds, (4, job.height // 8, job.width // 8))
         ready = prepare_latents(pipe.plan, job, Codec(pipe.plan, pipe.component), draw, VaeTiling())
         arrays, _ = inputs_of(pipe.plan, tokenizers, GraphInputs(job=job, sampler=matrix, ready=ready, draw=draw))
         return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
 
-    return of
+    return make
 
 
-def picture() -> Image.Image:
+def gradient() -> Image.Image:
     side = np.linspace(0, 255, 64, dtype=np.uint8)
     return Image.fromarray(np.stack(np.broadcast_arrays(side[:, None], side[None], side[::-1, None]), axis=-1))
 
@@ -62,14 +64,14 @@ def left_half() -> Image.Image:
     return Image.fromarray(np.repeat(np.repeat(np.array([[255, 0]], np.uint8), 64, 0), 32, 1))
 
 
-def apart(pixels, images) -> int:
-    wanted = np.stack([np.asarray(image) for image in images]).astype(int)
-    assert pixels.shape == wanted.shape
-    return int(np.abs(pixels.cpu().numpy().astype(int) - wanted).max())
+def max_difference(pixels, images) -> int:
+    expected = np.stack([np.asarray(image) for image in images]).astype(int)
+    assert pixels.shape == expected.shape
+    return int(np.abs(pixels.cpu().numpy().astype(int) - expected).max())
 
 
 LONG = f"{PROMPTS[0]}, and {'very ' * 80}large"
-CASES = {  # what is asked, and the inputs that it has besides
+CASES = {  # prompt, options, and the inputs that they add
     "guided": (PROMPTS[0], {"scheduler": "dpm++2m-karras", "negative_prompt": "a blue ring"}, set()),
     "a batch with draws": (PROMPTS, {"scheduler": "euler-a", "guidance_scale": 3.0, "width": 96}, set()),
     "unguided, two calls a step": (PROMPTS[0], {"scheduler": "heun", "guidance_scale": 1.0}, set()),
@@ -79,33 +81,35 @@ CASES = {  # what is asked, and the inputs that it has besides
         {"rescaled", "clip_skip.1"},
     ),
     "of two chunks, some words heavier": ([LONG, "a (green:1.3) star"], {}, {"weights.text_encoder"}),
-    "from a picture": (PROMPTS[0], {"image": picture(), "strength": 0.7}, {"original", "clean"}),
+    "from an image": (PROMPTS[0], {"image": gradient(), "strength": 0.7}, {"original", "image_coefficients"}),
     "into a mask": (
         PROMPTS[0],
-        {"image": picture(), "mask_image": left_half(), "strength": 0.7},
-        {"original", "clean", "repaint", "kept"},
+        {"image": gradient(), "mask_image": left_half(), "strength": 0.7},
+        {"original", "image_coefficients", "inpaint_mask", "masked_rows"},
     ),
 }
-ALWAYS = {"ids.text_encoder", "said", "noise", "draws", "rows", "timesteps", "guidance"}
+ALWAYS = {"ids.text_encoder", "has_text", "noise", "draws", "rows", "timesteps", "guidance"}
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_it_is_the_pipelines_picture(name, pipe, whole, inputs, device):
-    prompt, said, more = CASES[name]
-    said = {"steps": 3, "seed": 5, "guidance_scale": 5.0, **SMALL, **said}
-    wanted = pipe(prompt, **said).images
-    given = inputs(prompt, **said)
-    assert set(given) == ALWAYS | more
+def test_the_graphs_image_equals_the_pipelines(name, pipe, graph_pipeline, inputs, device):
+    prompt, options, more = CASES[name]
+    options = {"steps": 3, "seed": 5, "guidance_scale": 5.0, **SMALL, **options}
+    expected = pipe(prompt, **options).images
+    graph_inputs = inputs(prompt, **options)
+    assert set(graph_inputs) == ALWAYS | more
     with torch.inference_mode():
-        pixels = whole(given)["pixels"]
-    assert apart(pixels, wanted) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
+        pixels = graph_pipeline(graph_inputs)["pixels"]
+    assert max_difference(pixels, expected) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
 
 
-def test_one_graph_serves_every_prompt_seed_scale_and_sampler_of_its_shapes(pipe, whole, inputs, device, recorder):
+def test_one_graph_serves_every_prompt_seed_scale_and_sampler(pipe, graph_pipeline, inputs, device, recorder):
     with torch.inference_mode():
-        graph = CudaGraphCache(whole, recorder, limit_bytes=2**34)
+        graph = CudaGraphCache(graph_pipeline, recorder, limit_bytes=2**34)
         for i, scheduler in enumerate(["dpm++2m-karras", "ddim", "unipc"]):
-            said = {"seed": i, "steps": 2, "scheduler": scheduler, "guidance_scale": 2.0 + i, **SMALL}
-            pixels = graph(inputs(PROMPTS[i % 2], **said))["pixels"]
-            assert apart(pixels, pipe(PROMPTS[i % 2], **said).images) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
-    assert recorder.made == 1
+            options = {"seed": i, "steps": 2, "scheduler": scheduler, "guidance_scale": 2.0 + i, **SMALL}
+            pixels = graph(inputs(PROMPTS[i % 2], **options))["pixels"]
+            assert max_difference(pixels, pipe(PROMPTS[i % 2], **options).images) <= (
+                LEVELS if device.type == "cpu" else ON_A_GPU
+            )
+    assert recorder.count == 1

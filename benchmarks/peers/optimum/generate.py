@@ -1,10 +1,10 @@
-"""Open a plan's folder with Optimum's ONNX Runtime pipelines, as it lies there, and paint what a job asks for.
+"""Open a plan's folder unchanged with Optimum's ONNX Runtime pipelines, and generate the images of a job.
 
-    python paint.py PLAN JOB.json
+    python generate.py PLAN JOB.json
 
-Runs in Optimum's own environment (requirements.txt beside this file) and knows nothing of Calotype. The job: `noise`, a
-.npy of standard normal numbers; `arguments` of the pipeline's call; `pictures`, each with the `scheduler` (null: the
-folder's own), a `negative_prompt` (or null) and the .npy to write, float32 [N, H, W, 3] in [0, 1].
+Runs in Optimum's own environment (requirements.txt in this folder) and does not know Calotype. The job contains
+`noise`, a .npy of standard normal numbers; `arguments` of the pipeline's call; and `calls`, each with a `scheduler`
+(null: the folder's own), a `negative_prompt` (or null) and the .npy to write, float32 [N, H, W, 3] in [0, 1].
 """
 
 from __future__ import annotations
@@ -36,17 +36,17 @@ def main() -> None:
     noise = torch.from_numpy(np.load(job["noise"]))
     pipeline = open_plan(options.plan)
     own = pipeline.scheduler
-    for picture in job["pictures"]:
-        made = getattr(diffusers, picture["scheduler"] or type(own).__name__)
-        # The class's default of clip_sample was made for pixels; latents have no bounds to clip to.
-        pipeline.scheduler = made.from_config(own.config, clip_sample=False) if picture["scheduler"] else own
+    for call in job["calls"]:
+        scheduler = getattr(diffusers, call["scheduler"] or type(own).__name__)
+        # The class's default of clip_sample is for pixels; latents have no bounds.
+        pipeline.scheduler = scheduler.from_config(own.config, clip_sample=False) if call["scheduler"] else own
         images = pipeline(
             **job["arguments"],
-            negative_prompt=picture["negative_prompt"],
+            negative_prompt=call["negative_prompt"],
             latents=noise.clone(),  # the pipeline scales it by the scheduler's first sigma
             output_type="np",
         ).images
-        np.save(picture["out"], images)
+        np.save(call["out"], images)
 
 
 if __name__ == "__main__":

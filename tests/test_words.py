@@ -1,0 +1,30 @@
+"""Identifiers are the field's terms: words that say nothing of what a value is are banned as names."""
+
+import ast
+from collections import defaultdict
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+ROOMS = ("engine", "export", "kernels", "benchmarks")
+BANNED = {"told", "said", "asked", "beside", "twice", "reuses", "hoisted", "painter", "course", "setting_out"}
+BANNED |= {"remembered", "distrust", "found", "made", "given", "wanted", "whole", "picture", "pictures", "painted"}
+# A name that another program or a file format has chosen -> why it stays.
+EXCEPTIONS: dict[tuple[str, str], str] = {}
+
+
+def identifiers(path):
+    for node in ast.walk(ast.parse(path.read_text())):
+        for field in ("id", "attr", "name", "arg"):
+            if isinstance(name := getattr(node, field, None), str):
+                yield name
+
+
+def test_no_private_word_is_an_identifier():
+    uses = defaultdict(set)
+    for room in ROOMS:
+        for path in (ROOT / room).rglob("*.py"):
+            if "results" not in path.parts:
+                for name in identifiers(path):
+                    if (word := name.strip("_").lower()) in BANNED:
+                        uses[word].add(str(path.relative_to(ROOT)))
+    assert {(word, path) for word, paths in uses.items() for path in paths} == set(EXCEPTIONS)
