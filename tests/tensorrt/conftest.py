@@ -198,7 +198,13 @@ def engine(fake) -> Callable[..., FakeTrt]:
 
 
 # Tasks that need the device. All others run in child processes, as tracing would look for a real GPU.
-ON_THE_DEVICE = ("check:check_planned", "evaluate:prove", "evaluate:race", "engines:build_here", "refit:refit_here")
+ON_THE_DEVICE = (
+    "check:check_planned",
+    "evaluate:evaluate_plan",
+    "evaluate:compare_speed",
+    "engines:build_here",
+    "refit:refit_here",
+)
 GPU_NAME = "NVIDIA STAND-IN, driver 1"
 
 

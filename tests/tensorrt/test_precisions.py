@@ -31,7 +31,7 @@ def types_of(engine) -> set[int]:
 def test_engines_of_every_component_are_built_and_opened(
     precision, plan_name, on_a_gpu, spec, pipes, tmp_path, monkeypatch, capsys
 ):
-    monkeypatch.setattr(evaluate, "race", lambda **options: {"speed": 2.0})
+    monkeypatch.setattr(evaluate, "compare_speed", lambda **options: {"speed": 2.0})
     more = {"precision": precision, "calibration": 1, "max_loss": parse_bounds(["psnr>=20"])}
     plan = build(spec("tensorrt", tmp_path / "plan", **more)).plan
     tuned = {"text_encoder", "unet", "vae_decoder"} | ({"vae_encoder"} if precision == "fp16" else set())
