@@ -135,7 +135,7 @@ def test_a_lora_is_set_and_removed_on_refittable_engines(tmp_path):
     from calotype.export.sources.source import find
     from calotype.plan.profile import Range
 
-    side, options = Range(low=128, usual=128, high=128), {"prompt": "a red star", "seed": 1, "steps": 4}
+    side, options = Range(min=128, opt=128, max=128), {"prompt": "a red star", "seed": 1, "steps": 4}
     build(BuildSpec(model="demo", output=tmp_path, backend="tensorrt", height=side, width=side, engine=("refit",)))
     pipe, images = calotype.load(tmp_path, backend="tensorrt"), []
     try:

@@ -256,8 +256,8 @@ def spec():
     """Make the spec of a small build of the demonstration model."""
 
     def make(backend, folder, **more):
-        side = Range(low=64, usual=64, high=128)
-        quick = {"height": side, "width": side, "batch": Range(low=1, usual=1, high=2), "proof": 1, "proof_steps": 2}
+        side = Range(min=64, opt=64, max=128)
+        quick = {"height": side, "width": side, "batch": Range(min=1, opt=1, max=2), "proof": 1, "proof_steps": 2}
         return BuildSpec(
             model="demo", output=folder, backend=backend, **{"steps": Range(min=2, opt=2, max=2), **quick, **more}
         )

@@ -68,9 +68,9 @@ def convolution(folder, draw) -> Path:
 
 def test_only_an_exact_refit_is_used(on_a_gpu, standin, monkeypatch, tmp_path):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))  # without engines of earlier runs
-    draw, sizes = np.random.default_rng(0), Range(low=8, usual=8, high=16)
+    draw, sizes = np.random.default_rng(0), Range(min=8, opt=8, max=16)
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
-    profile = Profile(batch=Range(low=1, usual=1, high=2), height=sizes, width=sizes, multiple=8)
+    profile = Profile(batch=Range(min=1, opt=1, max=2), height=sizes, width=sizes, multiple=8)
     builder = engines.Engines(backend="tensorrt", profile=profile, options=EngineOptions(refit=True))
 
     def engine(name):
