@@ -87,7 +87,7 @@ def test_two_names_of_one_schedule_are_one_file(tmp_path):
 
 
 def test_storing_again_replaces(folder):
-    store_samplers(folder, CONFIG, schedulers=["euler"], steps=[2], pictures=[])
+    store_samplers(folder, CONFIG, schedulers=["euler"], steps=[2], image_steps=[])
     entries = [str(entry) for entry in read_index(folder)]
     assert entries == ["euler-a in 3-5, 8 steps (from images: 4)", "euler in 2 steps"]
 

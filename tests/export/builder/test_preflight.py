@@ -45,5 +45,5 @@ def test_a_build_that_does_not_fit_is_rejected(values, room, keyword):
 def test_a_float32_build_is_evaluated_on_small_images():
     assert image_size(spec(), PROFILE) == (256, 256)
     assert image_size(spec(precision="int8"), PROFILE) == (1024, 1024)
-    high = Profile(batch=PROFILE.batch, height=Range(low=512, usual=768, high=1024), width=SIDE, multiple=64)
+    high = Profile(batch=PROFILE.batch, height=Range(min=512, opt=768, max=1024), width=SIDE, multiple=64)
     assert image_size(spec(), high) == (512, 256)

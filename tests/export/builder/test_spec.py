@@ -1,4 +1,4 @@
-"""What a build is told: flags, TOML and the dataclass say the same, and mistakes are told before any work."""
+"""Configuration of a build: flags, TOML and the dataclass agree, and mistakes are reported before any work."""
 
 import shlex
 from dataclasses import fields
@@ -88,7 +88,7 @@ def test_a_toml_file_has_the_same_fields(tmp_path):
         'model = "demo"\noutput = "p"\nbatch = "1:2:4"\nmax-loss = ["psnr>=20"]\nproof = 2\nfallback = true\n'
     )
     spec = spec_from(read_config(path))
-    assert (spec.model, spec.output, spec.batch) == ("demo", Path("p"), Range(low=1, usual=2, high=4))
+    assert (spec.model, spec.output, spec.batch) == ("demo", Path("p"), Range(min=1, opt=2, max=4))
     assert (spec.max_loss, spec.proof, spec.fallback) == ((QualityBound(metric="psnr", limit=20.0),), 2, True)
     path.write_text("model = ")
     with pytest.raises(InputError, match="TOML"):

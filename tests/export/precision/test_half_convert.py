@@ -117,23 +117,23 @@ def test_tensors_that_are_not_float_keep_their_types(tmp_path, precision, rng):
     source = written(
         tmp_path,
         """g (float[n, 4] x, int64[n] ids, bool[n, 4] mask)
-        => (float[n, 4] y, int64 most, bool[n, 4] low, float[n, 4] z)
+        => (float[n, 4] y, int64 peak, bool[n, 4] low, float[n, 4] z)
         {
             [embed] e = Gather(table, ids)
             [one] one = Constant <value_float = 1.5> ()
             [two] two = Constant <value = float[2] {0.5, 0.25}> ()
-            [twice] twice = Concat <axis = 0> (two, two)
+            [doubled] doubled = Concat <axis = 0> (two, two)
             [where] w = Where(mask, e, one)
             [size] s = Shape(w)
             [fill] f = ConstantOfShape <value = float[1] {3}> (s)
             [zeros] o = ConstantOfShape(s)
-            [sum] y = Sum(w, f, x, o, twice)
+            [sum] y = Sum(w, f, x, o, doubled)
             [real] count = Cast <to = 1> (ids)
             [last] last = Constant <value_ints = [1]> ()
             [tall] tall = Unsqueeze(count, last)
             [scaled] z = Mul(tall, y)
-            [whole] whole = Cast <to = 7> (z)
-            [most] most = ReduceMax <keepdims = 0> (whole)
+            [integer] integer = Cast <to = 7> (z)
+            [peak] peak = ReduceMax <keepdims = 0> (integer)
             [low] low = Less(y, x)
             [unused] none = Identity(mask)
         }""",

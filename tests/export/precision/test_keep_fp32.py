@@ -137,7 +137,7 @@ def graph(folder: Path, text: str) -> Path:
 def test_angles_and_sizes_stay_in_float32_with_everything_they_depend_on(tmp_path):
     source = graph(
         tmp_path,
-        """g (float[n] t, float[m, 4] w) => (float[n, k] y, int64[1] whole)
+        """g (float[n] t, float[m, 4] w) => (float[n, k] y, int64[1] integer)
         {
             two = Constant <value_floats = [2.0]> ()
             axes = Constant <value_ints = [1]> ()
@@ -148,7 +148,7 @@ def test_angles_and_sizes_stay_in_float32_with_everything_they_depend_on(tmp_pat
             [cat] e = Concat <axis = 1> (s, o)
             [mean] e2 = ReduceMean <keepdims = 0> (w)
             [times] r = Mul(e2, two)
-            [cast] whole = Cast <to = 7> (r)
+            [cast] integer = Cast <to = 7> (r)
             [project] y = MatMul(e, q)
         }""".replace("MatMul(e, q)", "Sigmoid(e)"),
     )

@@ -93,11 +93,11 @@ def kinds(path):
 
 
 def test_candidates_with_their_tensors(source):
-    found = {c.node: c for c in candidates(source)}
-    assert list(found) == ["conv_in", "conv_mid", "linear", "gemm", "conv_out"]
-    assert [c.kind for c in found.values()] == ["Conv", "Conv", "MatMul", "Gemm", "Conv"]
-    assert (found["linear"].reads, found["linear"].gives, found["linear"].weight) == ("last.out", "linear.out", "w2")
-    assert [c.axis for c in found.values()] == [0, 0, 1, 0, 0]
+    nodes = {c.node: c for c in candidates(source)}
+    assert list(nodes) == ["conv_in", "conv_mid", "linear", "gemm", "conv_out"]
+    assert [c.kind for c in nodes.values()] == ["Conv", "Conv", "MatMul", "Gemm", "Conv"]
+    assert (nodes["linear"].reads, nodes["linear"].gives, nodes["linear"].weight) == ("last.out", "linear.out", "w2")
+    assert [c.axis for c in nodes.values()] == [0, 0, 1, 0, 0]
 
 
 def test_multiply_adds_at_a_size(source):
