@@ -351,7 +351,7 @@ def test_files_that_cannot_be_read_are_told(tmp_path, name, elder, kinds):
         calotype.load("demo", **{name: tmp_path / "x.gguf"})
     file = written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "x.safetensors")
     file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(SourceError, match=r"bytes; expected"):
+    with pytest.raises(SourceError, match="again"):
         calotype.load("demo", **{name: file})
     with pytest.raises(SourceError, match=rf"a {name} in one file is named itself: .*x.safetensors"):
         calotype.load("demo", **{name: tmp_path})
