@@ -75,7 +75,7 @@ def _fault(folder: Path, stamps: Mapping[str, tuple[int, str]], allowed: Collect
     except (FileNotFoundError, NotADirectoryError) as missing:
         return f"{missing.filename} is missing"
     except OSError as failed:
-        return f"cannot read {failed.filename or folder}: {failed.strerror}"
+        return f"{failed.filename or folder} cannot be read ({failed.strerror})"
     except SourceError as failed:
         return str(failed).rstrip(".")
     return None
