@@ -47,8 +47,8 @@ def _matches(prompt: str) -> Iterator[tuple[str, str]]:
         yield from ((kind, match[0]) for match in pattern.finditer(prompt))
     yield from (("more", match[0]) for match in _DOUBLE.finditer(prompt) if any(map(str.isalpha, match[1])))
     for match in _SQUARE.finditer(prompt):
-        if square_kind := _kind_in_square(match[1]):
-            yield square_kind, match[0]
+        if elsewhere := _kind_in_square(match[1]):
+            yield elsewhere, match[0]
     if not prompt.isupper():  # in a prompt of capitals these are ordinary words
         yield from ((match[0], match[0]) for match in _KEYWORD.finditer(prompt))
 
