@@ -196,13 +196,13 @@ def test_alpha_patterns_match_as_in_peft(tmp_path, key, alpha):
 
 def test_a_pattern_matches_the_end_of_a_name(tmp_path):
     """Names of text encoders may have the prefix of older versions of transformers."""
-    from calotype.lora.peft_metadata import Settings
+    from calotype.lora.peft_metadata import PeftMetadata
 
     metadata = {
         "unet.alpha_pattern": {"to_q": 8},
         "text_encoder.alpha_pattern": {"^text_model.encoder.layers": 9},
     }
-    settings = Settings(tmp_path, metadata)
+    settings = PeftMetadata(tmp_path, metadata)
     layers = [("unet", "mid_block.attn1.to_q"), ("unet", "auto_q"), ("text_encoder", "encoder.layers")]
     assert [settings.alpha(*each) for each in layers] == [8, None, 9]
 
@@ -379,7 +379,7 @@ def test_a_folder_is_the_lora_in_it(tmp_path):
 
 
 def test_folders_that_are_not_a_lora_are_refused(tmp_path, monkeypatch):
-    with pytest.raises(SourceError, match="LoRA"):
+    with pytest.raises(SourceError, match="safetensors"):
         parse_loras(tmp_path)
     save_file(pair(), tmp_path / "adapter_model.safetensors")
     monkeypatch.chdir(tmp_path)

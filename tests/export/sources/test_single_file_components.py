@@ -361,8 +361,10 @@ def test_unreadable_files_are_refused(tmp_path, name, reference, kinds):
     file.write_bytes(file.read_bytes()[:-8])
     with pytest.raises(SourceError, match=r"x.safetensors"):
         calotype.load("demo", **{name: file})
-    with pytest.raises(SourceError, match=r"config\.json is missing.*x\.safetensors"):
-        calotype.load("demo", **{name: tmp_path})
+    (tmp_path / "folder").mkdir()
+    written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "folder" / "y.safetensors")
+    with pytest.raises(SourceError, match=r"y\.safetensors"):
+        calotype.load("demo", **{name: tmp_path / "folder"})
 
 
 def test_autoencoders_of_other_models_are_refused(base, demo_folder, tmp_path):
