@@ -93,10 +93,10 @@ def build_engine(
         raise
     except Exception as error:  # bindings raise RuntimeError, TypeError and AttributeError
         watcher.check(graph)
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or first_line(error)}") from error
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or first_line(error)}") from error
     watcher.check(graph)
     if engine is None:
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.told or 'the library gives no reason'}")
+        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or 'the library gives no reason'}")
     return Built(engine=bytes(engine), timing_cache=timings)
 
 

@@ -49,7 +49,7 @@ def test_every_option_is_parsed():
     assert EngineOptions.from_words(["plugin"]).plugin
     for option, keyword in (
         ("refit=all", "plugin"),
-        ("level", "options"),
+        ("level", "level"),
         ("targets=x", "targets"),
         ("level=x", "level"),
     ):
