@@ -58,7 +58,7 @@ def why(row: ResultRow) -> str:
         return row.reason or "no recorded reason"
     q = row.quality
     text = f"PSNR {q.psnr_db:.1f} dB (worst image {q.psnr_min_db:.1f} dB), SSIM {q.ssim:.3f}"
-    text += "" if q.judge is None else f", {q.judge:.0%} correct by the judge"
+    text += "" if q.judge is None else f", judge {q.judge:.0%}"
     if q.judge is not None and q.judge_reference is not None:
         text += f" (reference {q.judge_reference:.0%})"
     return text + (f": {row.reason}" if row.reason else "")

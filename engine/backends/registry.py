@@ -77,7 +77,7 @@ def unavailable(name: str) -> str | None:
 def choose(
     request: str | Sequence[str], *, first: str | None = None, refused: Mapping[str, str] | None = None
 ) -> BackendSelection:
-    """Select the backends to try.
+    """Select the backends to try. Without an NVIDIA GPU, "auto" tries no backend that needs one.
 
     Args:
         request: "auto", a name, or a list of names in order of preference.
@@ -85,8 +85,7 @@ def choose(
         refused: backends that must not run, with the reason.
 
     Raises:
-        BackendError: a name is unknown, or none of the backends can run. Without an NVIDIA GPU, auto tries no backend
-            that needs one.
+        BackendError: a name is unknown, or none of the backends can run.
     """
     listed = (*(AUTO_ON_GPU if has_gpu() else ()), *AUTO)
     auto = tuple(dict.fromkeys([first, *listed] if first in NAMES else listed))

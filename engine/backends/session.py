@@ -36,7 +36,7 @@ class DenoisingSession:
         constants: the inputs that stay the same, with a row for each row of the batch.
         timesteps: the timestep of each call.  # [calls]
         guided: the batch has two halves, for classifier-free guidance, which share the sample.
-        cache_interval: the deep layers are recomputed every so many calls; 1 recomputes them at every call.
+        cache_interval: the number of calls that share one computation of the deep layers; 1 shares nothing.
     """
 
     def __init__(

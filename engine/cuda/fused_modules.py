@@ -39,9 +39,7 @@ class FusedGroupNorm(nn.Module):
     def forward(self, x: Tensor, time: Tensor | None = None) -> Tensor:
         """# [B, C, H, W] or [B, C, P], time [B, C] -> as x"""
         image = x if x.ndim == 4 else x[..., None]
-        norm = GroupNorm(
-            weight=self.weight, bias=self.bias, groups=self._groups, eps=self._eps, silu=self._silu
-        )  # fmt: skip
+        norm = GroupNorm(weight=self.weight, bias=self.bias, groups=self._groups, eps=self._eps, silu=self._silu)
         out, _ = group_norm_silu(image.contiguous(memory_format=torch.channels_last), norm, time=time)
         return out if x.ndim == 4 else out[..., 0]
 

@@ -49,5 +49,5 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
     from PIL import Image
 
     as_bytes = pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
-    edges = cv2.Canny(np.ascontiguousarray(as_bytes), low, high)  # [H, W]
+    edges: Any = cv2.Canny(np.ascontiguousarray(as_bytes), low, high)  # [H, W]
     return Image.fromarray(edges).convert("RGB")

@@ -186,7 +186,7 @@ def _size(request: Request, image_size: tuple[int, ...] | None, profile: Profile
         value = getattr(request, name)
         if value is None and image_size is not None:
             return max(image_size[axis] // profile.multiple, 1) * profile.multiple
-        return check_int(name, getattr(profile, name).usual if value is None else value, 1, 2**20)
+        return check_int(name, getattr(profile, name).opt if value is None else value, 1, 2**20)
 
     return side("height", 0), side("width", 1)
 

@@ -113,8 +113,8 @@ class ClipTokenizer:
         """Return token ids and each token's start in the text. A learned word becomes all of its ids."""
         tokens: list[tuple[int, int]] = []
         # With IGNORECASE Python matches "ı" to "i", but lower() does not: then it is not that word.
-        candidates = self._word.finditer(text) if self._word else ()
-        matches = [match for match in candidates if match[0].lower() in self._words]
+        words = self._word.finditer(text) if self._word else ()
+        matches = [match for match in words if match[0].lower() in self._words]
         ends = [0, *(match.end() for match in matches)]
         for begin, match in zip(ends, [*matches, None], strict=True):
             code = self._bpe.encode(text[begin : match.start() if match else None], add_special_tokens=False)

@@ -20,7 +20,7 @@ from calotype.graph import runner as graph_runner
 RED, SMALL = "a red star", {"width": 64, "height": 64}
 CPU = not torch.cuda.is_available()
 SAMPLERS = calotype.scheduler_names()[:: 24 if CPU else 1]
-ON_A_GPU = pytest.mark.skipif(CPU, reason="this tests a GPU's memory")
+ON_A_GPU = pytest.mark.skipif(CPU, reason="this is about a GPU's memory")
 
 
 @pytest.fixture(scope="module")

@@ -10,7 +10,7 @@ from calotype.cuda.graphs import CudaGraphCache, CudaGraphCapturer
 from calotype.errors import BackendError
 
 LIMIT = 2**28
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this tests a GPU's memory")
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="this is about a GPU's memory")
 
 
 @pytest.fixture

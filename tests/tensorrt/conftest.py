@@ -199,21 +199,18 @@ def engine(fake) -> Callable[..., FakeTrt]:
 
 # Tasks that need the device. All others run in child processes, as tracing would look for a real GPU.
 ON_THE_DEVICE = (
-    "check:check_planned",
-    "evaluate:evaluate_plan",
-    "evaluate:compare_speed",
-    "engines:build_here",
-    "refit:refit_here",
+    *("check:check_planned", "evaluate:evaluate_plan", "evaluate:compare_speed"),
+    *("engines:build_here", "refit:refit_here"),
 )
 GPU_NAME = "NVIDIA STAND-IN, driver 1"
 
 
-def run_here(what, function, tell=None, **arguments):
+def run_here(task, function, on_progress=None, /, **arguments):
     """Run a task in this process, which has the stand-ins."""
     module, name = function.split(":")
     if not function.endswith(ON_THE_DEVICE):
-        return run_in_subprocess(what, function, tell, **arguments)
-    subprocess_task._tell = tell
+        return run_in_subprocess(task, function, on_progress, **arguments)
+    subprocess_task._send = on_progress
     value = getattr(importlib.import_module(module), name)(**arguments)
     return SimpleNamespace(value=value, peak_bytes=0)
 
@@ -248,7 +245,7 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
         if hasattr(sys.modules[name], "run_in_subprocess"):
             monkeypatch.setattr(sys.modules[name], "run_in_subprocess", run_here)
     yield modules["tensorrt.plugin"]
-    subprocess_task._tell = None
+    subprocess_task._send = None
 
 
 @pytest.fixture

@@ -43,10 +43,7 @@ class OnnxRuntimeRunner:
         self._path = artifact.path
         self._names = [b.name for b in component.outputs]
         self._name = component.name
-        self._last: tuple[dict[str, tuple[int, ...]], bool] = (
-            {},
-            False,
-        )  # the last run's shapes; must the next run free memory?
+        self._last: tuple[dict[str, tuple[int, ...]], bool] = {}, False  # the last shapes; does the next run shrink?
         self._session: Any = self._open(NO_DELTAS)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:

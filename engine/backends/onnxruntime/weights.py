@@ -46,9 +46,7 @@ class OnnxWeights:
     def override_initializers(self, ort: Any, options: Any, deltas: WeightDeltas) -> Iterator[None]:
         """Make an ONNX Runtime session that opens with these options inside the block copy the changed weights."""
         changed = list(self.changed(deltas))
-        values = [
-            ort.OrtValue.ortvalue_from_numpy(value) for _, value in changed
-        ]  # in numpy's memory, which must stay alive
+        values = [ort.OrtValue.ortvalue_from_numpy(value) for _, value in changed]  # share numpy's memory
         if changed:
             options.add_external_initializers([stored.initializer for stored, _ in changed], values)
         yield

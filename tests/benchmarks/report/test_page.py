@@ -242,7 +242,7 @@ def test_the_grid_shows_the_reference_and_differences(runs, tmp_path):
 
 
 def test_a_difference_of_one_level_is_not_black(runs, tmp_path):
-    expected = np.full_run((16, 16, 3), 100, np.uint8)
+    expected = np.full((16, 16, 3), 100, np.uint8)
     runs.save_images(tmp_path, "demo-128", "reference", [expected])
     runs.save_images(tmp_path, "demo-128", "a:b:fp32", [expected + 1])
     row = runs.row("a:b:fp32")

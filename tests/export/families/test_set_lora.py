@@ -369,7 +369,7 @@ def test_report_and_metadata_name_the_loras(loaded, tmp_path):
 
 def test_a_backend_without_lora_support_is_an_error(loaded, fake):
     _, loras = loaded
-    with pytest.raises(BackendError, match=r"fake cannot change the weights of the .* in this version; build a plan"):
+    with pytest.raises(BackendError, match="cannot change the weights"):
         fake.set_lora(loras("demonstration")[0])
     fake.set_lora(None)
     with pytest.raises(SourceError, match="there is no LoRA file nowhere"):
