@@ -10,7 +10,7 @@ from calotype.errors import BuildError
 from calotype.export import BuildSpec, build
 from calotype.export.builder.spec import PRECISIONS
 from calotype.export.builder.tuning import PlanEvaluator, Tuning
-from calotype.export.onnx.capture import Pictures
+from calotype.export.onnx.capture import ImageSet
 from calotype.export.precision.variants import Group, check_precision, form_for, not_tried, tried_by_auto
 from calotype.export.quality.bounds import parse_bounds
 from calotype.export.steps.progress import Progress, Stage
@@ -33,7 +33,7 @@ class World:
         monkeypatch.setattr(Tuning, "_speed", lambda _, plan, name: self.speed(plan.components[name].artifacts[0]))
         monkeypatch.setattr(PlanEvaluator, "evaluate", lambda _, plan, **__: self.evaluate(plan))
         spec = BuildSpec(model="demo", output=Path("p"), backend="openvino", max_loss=parse_bounds([bound]))
-        images = Pictures(prompts=(), steps=1, height=8, width=8)
+        images = ImageSet(prompts=(), steps=1, height=8, width=8)
         evaluator = PlanEvaluator(spec=spec, images=images, reference=Path("r"))
         names = ("unet", "vae_decoder", "text_encoder")
         stages = [Stage(name=f"tune {n}", guess_s=1) for n in (*names, "together")]

@@ -255,14 +255,14 @@ def test_graphs_that_cannot_be_lowered_are_rejected(tmp_path):
 def recorded(pipe):
     """The inputs of the networks during a generation: component -> sets of inputs."""
     seen = {}
-    tried = LoadedComponent.tried
+    run_component = LoadedComponent.run_with_fallback
 
     def record(self, run, inputs):
         seen.setdefault(self.component.name, []).append(dict(inputs()))
-        return tried(self, run, inputs)
+        return run_component(self, run, inputs)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(LoadedComponent, "tried", record)
+        patch.setattr(LoadedComponent, "run_with_fallback", record)
         pipe("a large red circle on a blue background, a prompt without cached embeddings", steps=4, seed=1)
     return seen
 
