@@ -232,13 +232,13 @@ def test_the_grid_shows_the_reference_and_differences(runs, tmp_path):
     reference, near, equal, other = picture_grid.build_grid(runs.recorded(*rows, folder=tmp_path), rows, 2)
     assert (reference.status, reference.images[0].difference) == ("reference", "")
     decibel = 10 * np.log10(255**2 / np.mean((expected.astype(float) - got) ** 2))
-    assert near.images[0].headline == f"{decibel:.1f} dB"
+    assert near.images[0].caption == f"{decibel:.1f} dB"
     difference = np.asarray(opened(near.images[0].difference).convert("L"))
     assert difference[:32].max() == 0  # equal is black
     assert abs(int(difference[40, 40]) - 8 * picture_grid.FACTOR) <= 256 // picture_grid.GRAYS + 1
-    assert equal.images[0].headline == "equal"
+    assert equal.images[0].caption == "equal"
     assert np.asarray(opened(equal.images[0].difference).convert("L")).max() == 0
-    assert "128 × 64 px, the reference 128 × 128" in other.images[0].headline
+    assert "128 × 64 px, the reference 128 × 128" in other.images[0].caption
 
 
 def test_a_difference_of_one_level_is_not_black(runs, tmp_path):

@@ -20,9 +20,9 @@ from calotype.benchmarks.run import case_run, environments, start_contender, sui
 from calotype.benchmarks.run.case_run import RunSettings
 from calotype.benchmarks.run.results_row import peak_of
 from calotype.benchmarks.run.suite_run import run
-from calotype.benchmarks.suite_run.cases import Case
-from calotype.benchmarks.suite_run.contenders import Contender
-from calotype.benchmarks.suite_run.presets import PRESETS
+from calotype.benchmarks.suite.cases import Case
+from calotype.benchmarks.suite.contenders import Contender
+from calotype.benchmarks.suite.presets import PRESETS
 
 STEPS, UNET_MS, DECODE_MS = 3, 60.0, 90.0  # long compared with the delays of a busy machine
 IMAGE_S = (STEPS * UNET_MS + DECODE_MS) / 1e3
@@ -224,7 +224,7 @@ def test_a_fault_of_the_suite_leaves_the_other_cases_their_rows(tmp_path, peaks_
 
 
 def suite_contender(name):
-    from calotype.benchmarks.suite_run.contenders import contender
+    from calotype.benchmarks.suite.contenders import contender
 
     return contender(name)
 
