@@ -71,7 +71,7 @@ def test_inspect_prints_and_is_json(saved_plan):
         "profile      batch 1:1:32",
         "sample float32 [batch, 4,",
         "onnxruntime 1.",
-        "dB from",
+        "dB",
     ):
         assert words in shown
     output = json.loads(CliRunner().invoke(app, ["inspect", str(saved_plan), "--json"]).output)

@@ -145,7 +145,7 @@ def test_verify_ignores_cached_digests(store, monkeypatch):
     file = entry.path / "model.onnx"
     intact = digest.file_digest(file)
     file.write_bytes(b"r" + file.read_bytes()[1:])
-    DIGESTS.write(digest._name(file.stat()), intact.encode())  # as if the file's times had not changed
+    DIGESTS.write(digest._key(file.stat()), intact.encode())  # as if the file's times had not changed
     assert entry.fault is None
     with digest.rereading():
         assert "model.onnx" in entry.fault

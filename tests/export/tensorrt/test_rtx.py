@@ -22,6 +22,7 @@ from calotype.export.store import store
 from calotype.export.tensorrt.builder import EngineOptions, build_engine, shapes_of
 from calotype.export.tensorrt.engines import Engines
 from calotype.plan.profile import Range
+from tests.helpers.tiny_models import save_controlnet
 
 OPTIONS = EngineOptions(targets=(89,))
 COMPONENTS = {
@@ -41,9 +42,9 @@ def trt() -> ModuleType:
 
 
 @pytest.fixture(scope="module")
-def control(demo_folder, made, tmp_path_factory):
+def control(demo_folder, tmp_path_factory):
     """A ControlNet for the demonstration model, which other tests trace as well."""
-    return made(demo_folder / "unet", tmp_path_factory.mktemp("control") / "net", 0)
+    return save_controlnet(demo_folder / "unet", tmp_path_factory.mktemp("control") / "net", 0)
 
 
 @pytest.fixture(scope="module")
