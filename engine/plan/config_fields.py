@@ -41,7 +41,7 @@ class _Int:
     optional: bool = False
 
     def takes(self, value: Any) -> bool:
-        if self.each and isinstance(value, list):
+        if self.each and isinstance(value, (list, tuple)):
             return 0 < len(value) <= _LEVELS and all(self._takes_one(v) for v in value)
         return self._takes_one(value) or (self.optional and value is None)
 
@@ -57,7 +57,7 @@ class _Ints:
     """A list of integers, one per level."""
 
     def takes(self, value: Any) -> bool:
-        return isinstance(value, list) and _Int(each=True).takes(value)
+        return isinstance(value, (list, tuple)) and _Int(each=True).takes(value)
 
     def __str__(self) -> str:
         return f"a list of 1 to {_LEVELS} integers from 1 to {_WIDTH}"
@@ -68,7 +68,7 @@ class _Names:
     """A list of names, one per level."""
 
     def takes(self, value: Any) -> bool:
-        return isinstance(value, list) and 0 < len(value) <= _LEVELS and all(isinstance(v, str) for v in value)
+        return isinstance(value, (list, tuple)) and 0 < len(value) <= _LEVELS and all(isinstance(v, str) for v in value)
 
     def __str__(self) -> str:
         return f"a list of 1 to {_LEVELS} names"
@@ -85,7 +85,7 @@ class _Number:
         if self.optional and value is None:
             return True
         if self.each:
-            return isinstance(value, list) and all(_is_finite(v) for v in value)
+            return isinstance(value, (list, tuple)) and all(_is_finite(v) for v in value)
         return _is_finite(value) and value > 0
 
     def __str__(self) -> str:
@@ -172,7 +172,7 @@ def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
     for field, kind in _fields_of(name).items():
         if field in config and not kind.takes(config[field]):
             raise SourceError(f"{file}: {field} is {config[field]!r:.80}; expected {kind}.")
-        if field in _PER_LEVEL and isinstance(config.get(field), list) and "block_out_channels" in config:
+        if field in _PER_LEVEL and isinstance(config.get(field), (list, tuple)) and "block_out_channels" in config:
             levels, count = len(config["block_out_channels"]), len(config[field])
             if count != levels:
                 raise SourceError(

@@ -109,9 +109,9 @@ def test_unsupported_arguments_are_refused(folder, tmp_path):
             fake(**wrong)
     with pytest.raises(InputError, match="clip_skip"):
         fake(clip_skip=1)
-    with pytest.raises(SourceError, match="takes no ControlNet and no autoencoder"):
+    with pytest.raises(SourceError, match="ControlNet"):
         calotype.load(folder, vae=folder / "unet", backend="fake")
-    with pytest.raises(BuildError, match="no plan can be made of it"):
+    with pytest.raises(BuildError, match="without text"):
         build(BuildSpec(model=str(folder), output=tmp_path / "plan"))
     assert prepare(folder, forms=()).family == "pixels"
 
