@@ -41,7 +41,7 @@ def test_graph_conditioning_matches_the_pipeline(options, sdxl_folder):
     expected, _ = condition(plan, tokenizers, encoder, job)
     networks = {name: Module(module, torch.float32) for name, module in modules.items()}
     with torch.inference_mode():
-        got = GraphPipeline(plan, networks).steering(inputs)
+        got = GraphPipeline(plan, networks).conditioning(inputs)
     assert set(got) == set(expected.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}
     for name, array in expected.arrays.items():
         np.testing.assert_allclose(got[name].numpy(), array, rtol=1e-4, atol=1e-5)
