@@ -117,7 +117,7 @@ def test_a_build_reports_progress_and_an_interrupt_leaves_nothing(on_a_gpu, tmp_
 
 def engines():
     """The engines in the store, which other tests use at the same time."""
-    return {entry.key for entry in store.STORE.entries() if "engine" in entry.title}
+    return {entry.key for entry in store.STORE.entries() if "tensorrt" in entry.title}
 
 
 def abandoned():
