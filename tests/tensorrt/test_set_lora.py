@@ -50,7 +50,7 @@ def test_an_engine_is_refitted_and_restored(refittable, outline, pipes, levels):
     assert report.loras == ()
 
 
-@pytest.mark.parametrize(("failing_refit", "keyword"), [(1, "computes what it did without"), (2, "is not what it was")])
+@pytest.mark.parametrize(("failing_refit", "keyword"), [(1, "did not apply"), (2, "did not remove")])
 def test_a_refit_that_fails_is_refused(failing_refit, keyword, refittable, standin, outline, levels):
     pipe = load(refittable)
     original = pipe(PROMPT, **SMALL)
