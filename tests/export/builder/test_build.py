@@ -14,7 +14,7 @@ import pytest
 from typer.testing import CliRunner
 
 import calotype
-from calotype.errors import BuildError, CheckError, InputError, SourceError
+from calotype.errors import BuildError, CheckError, InputError
 from calotype.export import BuildSpec, build
 from calotype.export.builder.build import BUILDER
 from calotype.export.commands.cli import app
@@ -79,7 +79,7 @@ def test_inspect_prints_and_is_json(saved_plan):
     assert output["components"]["unet"]["artifacts"][0]["bytes"] > 10_000_000
     assert output["build"]["machine"]["threads"] >= 1
     result = CliRunner().invoke(app, ["inspect", "/nowhere"])
-    assert isinstance(result.exception, SourceError)
+    assert isinstance(result.exception, InputError)
     assert "calotype build" in str(result.exception)
 
 

@@ -111,7 +111,7 @@ def few(monkeypatch):
     monkeypatch.setattr(train_control, "SHOWN", 2)
 
 
-@pytest.mark.parametrize("room", [train_control, train_clip], ids=["control", "clip"])
+@pytest.mark.parametrize("module", [train_control, train_clip], ids=["control", "clip"])
 def test_a_resumed_training_matches_an_uninterrupted_one(few, demo_folder, tmp_path, monkeypatch, module):
     run = {train_control: train_control.train_control, train_clip: train_clip.train_clip}[module]
 
