@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
 ROOMS := $(shell find engine export kernels benchmarks -type d ! -name __pycache__ ! -path 'benchmarks/results*')
 
-.PHONY: demo test lint docs format install train-demo clean
+.PHONY: demo test check lint docs format install train-demo clean
 
 demo: install
 	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
@@ -12,6 +12,13 @@ demo: install
 # What measures time has both cores to itself, and a second try where something else kept them busy; all else shares them,
 # a file to a worker.
 TIMED := tests/benchmarks/run/test_instrument.py tests/benchmarks/test_cli.py
+
+# Tests that trace, build and train nothing: with lint, under three minutes on two cores.
+FAST := tests/test_rooms.py tests/test_words.py tests/engine/test_pipeline.py \
+	$(addprefix tests/engine/,errors files graph images plan request sampling stages system text weights)
+
+check: lint
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(FAST)
 
 test: lint docs
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%)
