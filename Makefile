@@ -15,7 +15,7 @@ TIMED := tests/benchmarks/run/test_instrument.py tests/benchmarks/test_cli.py
 
 # Tests that trace, build and train nothing: with lint, under three minutes on two cores.
 FAST := tests/test_rooms.py tests/test_words.py tests/engine/test_pipeline.py \
-	$(addprefix tests/engine/,errors files graph images plan request sampling stages system text weights)
+	$(addprefix tests/engine/,errors files graph images request sampling stages system text weights)
 
 check: lint
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(FAST)

@@ -127,7 +127,7 @@ def test_other_commands_say_that_typer_is_broken(tmp_path):
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     assert done.stderr.startswith("calotype: ")
-    assert "no" in done.stderr
+    assert ": no." in done.stderr
     assert "calotype doctor" in done.stderr
 
 

@@ -109,7 +109,7 @@ def test_unsupported_arguments_are_refused(folder, tmp_path):
             fake(**wrong)
     with pytest.raises(InputError, match="clip_skip"):
         fake(clip_skip=1)
-    with pytest.raises(SourceError, match="ControlNet"):
+    with pytest.raises(SourceError, match="takes no ControlNet"):
         calotype.load(folder, vae=folder / "unet", backend="fake")
     with pytest.raises(BuildError, match="without text"):
         build(BuildSpec(model=str(folder), output=tmp_path / "plan"))
