@@ -8,6 +8,7 @@ from typing import Any
 
 from .backends import choose
 from .backends.compatibility import incompatibility_reason
+from .backends.components import Components
 from .errors import InputError
 from .errors.validation import with_known_names
 from .files.json_file import read_json
@@ -85,7 +86,7 @@ def _trace_model(model: str | Path, backend: str | Sequence[str], extras: Mappin
 
     nets, vae, words = extras.values()
     plan, component = prepare_lazily(model, controlnets=nets, vae=vae, words=words, offline=offline, forms=choice.forms)
-    return Pipeline(plan, choice, component)
+    return Pipeline(plan, Components(plan, choice, component))
 
 
 def _as_list(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from .generator import ImageGenerator
 from .images.arrays import Images, as_list, batch, load_image_array
 from .images.png import image_from_pixels, to_uint8, to_unit_range
 from .lora.lora import LoraLike
-from .plan.plan import Plan, PlannedComponent
+from .plan.plan import Plan
 from .report.result import Event, Result
 from .request.diffusers_names import KnownAttributes
 from .stages.generation import Generation
@@ -37,12 +37,10 @@ class Pipeline(KnownAttributes):
 
     plan: Plan
 
-    def __init__(
-        self, plan: Plan, choice: BackendSelection, planned: Callable[[str], PlannedComponent] | None = None
-    ) -> None:
-        """`planned` returns a component with its artifacts when it is opened; the default is the plan's components."""
+    def __init__(self, plan: Plan, components: Components | BackendSelection) -> None:
+        """Take the components of the plan, or the backends to open them with."""
         self.plan = plan
-        self._components = Components(plan, choice, planned)
+        self._components = components if isinstance(components, Components) else Components(plan, components)
         self._generator = ImageGenerator(plan, self._components)
         self._guard = forks.Lock()
         self._active: weakref.WeakSet[threading.Event] = weakref.WeakSet()

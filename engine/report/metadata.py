@@ -32,7 +32,7 @@ def to_images(
     plan: Plan, call: Generation, pixels: NDArray[np.uint8], opened: Sequence[LoadedComponent]
 ) -> list[GeneratedImage]:
     """Return the images of a call, each with the settings that generate it again.  # [B, H, W, 3]"""
-    backend = next(each.runner.backend for each in opened if each.component.name == "unet")
+    backend = next((each.runner.backend for each in opened if each.component.name == "unet"), "")
     return [image_from_pixels(each, _settings(plan, call, i, backend)) for i, each in enumerate(pixels)]
 
 

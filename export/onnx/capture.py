@@ -17,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.backends import choose
+from calotype.backends.components import Components
 from calotype.backends.torch.eager import open_runner
 from calotype.pipeline import Pipeline
 from calotype.plan.plan import Plan, PlannedComponent, read_plan
@@ -148,14 +149,15 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return digest.digest()
 
 
-class _RecordingPipeline(Pipeline):
-    """A pipeline whose components are tapes."""
+class _Tapes(Components):
+    """Tapes in place of the components of a pipeline."""
 
     def __init__(self, plan: Plan, tapes: Mapping[str, _Tape]) -> None:
-        self._tapes = tapes
         super().__init__(plan, choose("eager"))
+        self._tapes = tapes
 
-    def component(self, name: str) -> Any:
+    def __call__(self, name: str) -> Any:
+        """Return the tape of a component."""
         return self._tapes[name]
 
 
@@ -179,7 +181,7 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
         name: _Tape(component, read_calls(Path(earlier[name])) if name in earlier else (), records=name in names)
         for name, component in opened.components.items()
     }
-    pipe = _RecordingPipeline(opened, tapes)
+    pipe = Pipeline(opened, _Tapes(opened, tapes))
     for i in range(len(requested.prompts)):
         _generate(pipe, requested.arguments(i))
     for name, tape in tapes.items():
