@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..cuda.device import is_full
 from ..errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError, first_line
@@ -16,8 +14,8 @@ from ..plan.plan import Artifact, PlannedComponent
 from ..system import forks
 from ..system.trace import span
 from ..weights.delta import NO_DELTAS, WeightDeltas
-from .base import Arrays, Runner, SupportsWeightUpdates
-from .registry import ON_GPU, BackendSelection, backend_module, form_of
+from .base import Array, Arrays, Backend, Runner, SupportsWeightUpdates
+from .registry import ON_GPU, BackendSelection, backend_of
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by range, and then by digits; all others: 0
 
@@ -66,7 +64,7 @@ class LoadedComponent:
             self._open(_candidates(self.component, self._choice), self._choice.skipped)
             self._ran, self._inherited = None, False
 
-    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
         """Check the inputs against the bindings, run, and return the outputs by name.
 
         Raises:
@@ -83,8 +81,8 @@ class LoadedComponent:
         self.last_shapes = {name: array.shape for name, array in inputs.items()}
 
     def run_with_fallback(
-        self, run: Callable[[Runner], dict[str, NDArray[Any]]], inputs: Callable[[], Arrays]
-    ) -> dict[str, NDArray[Any]]:
+        self, run: Callable[[Runner], dict[str, Array]], inputs: Callable[[], Arrays]
+    ) -> dict[str, Array]:
         """Call `run` with the runner and return its outputs; switch to another runner where it fails.
 
         Args:
@@ -131,7 +129,7 @@ class LoadedComponent:
                 reasons[name] = artifact
                 continue
             try:
-                runner: Runner = backend_module(name).open_runner(self.component, artifact)
+                runner = backend_of(name).open(self.component, artifact)
                 if self._deltas:
                     _adaptable(runner, self.component).update_weights(self._deltas)
             except BackendError as failed:
@@ -213,26 +211,23 @@ def _candidates(
     """
     names = choice.names if above is None else choice.names[choice.names.index(above.backend) :]
     lowest = 0 if above is None else _rank(above.precision) + 1
-    for name in names:
-        of_form = [a for a in component.artifacts if a.form == form_of(name)]
-        usable = [a for a in of_form if a.precision in backend_module(name).PRECISIONS and _rank(a.precision) >= lowest]
-        yield from ((name, _unless_refused(choice, name, artifact)) for artifact in usable)
+    for backend in map(backend_of, names):
+        of_form = [a for a in component.artifacts if a.form == backend.form]
+        usable = [a for a in of_form if a.precision in backend.precisions and _rank(a.precision) >= lowest]
+        for artifact in usable:
+            other = artifact.check.get("others", {}).get(backend.name, {})
+            # It crashes; or, for auto only, its outputs are not close enough.
+            skip = other.get("refused") and (other.get("crashes") or not choice.explicit)
+            yield backend.name, str(other["refused"]) if skip else artifact
         if not usable:
-            yield name, _missing_reason(component, name, of_form)
+            yield backend.name, _missing_reason(component, backend, of_form)
 
 
-def _unless_refused(choice: BackendSelection, name: str, artifact: Artifact) -> Artifact | str:
-    """Return the artifact, or why it is skipped: it crashes; or, for auto only, its outputs are not close enough."""
-    other = artifact.check.get("others", {}).get(name, {})
-    refused = other.get("refused")
-    return artifact if not refused or (choice.explicit and not other.get("crashes")) else str(refused)
-
-
-def _missing_reason(component: PlannedComponent, name: str, of_form: Sequence[Artifact]) -> str:
-    form = form_of(name)
+def _missing_reason(component: PlannedComponent, backend: Backend, of_form: Sequence[Artifact]) -> str:
+    form = backend.form
     if not of_form:
         return component.refused.get(form, f"the plan has no {form} artifact of the {component.name}")
-    available, expected = (", ".join(p) for p in ([a.precision for a in of_form], backend_module(name).PRECISIONS))
+    available, expected = (", ".join(names) for names in ([a.precision for a in of_form], backend.precisions))
     return f"the plan has the {form} artifacts of the {component.name} in {available}; expected one of {expected}"
 
 

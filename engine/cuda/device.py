@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
+TOO_LARGE = ("a run of this size", "request smaller images, or fewer at once")  # what has no room, and what to do
+
 # What the errors of torch, NVIDIA's libraries and C++ contain if memory is full.
 _FULL = ("bad_alloc", "out of memory", "alloc_failed", "cuda_error_out_of_memory", "outofmemory", "failed to allocate")
 

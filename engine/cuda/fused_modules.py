@@ -25,7 +25,7 @@ from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
 
 from .fused_attention import fused_attention
-from .fused_timesteps import fuse_timesteps
+from .step_cache import Precomputed, StepInvariant, fuse_timesteps
 
 
 class FusedGroupNorm(nn.Module):
@@ -74,7 +74,7 @@ class FusedGeglu(nn.Module):
         return geglu(self.proj(x))
 
 
-class FusedResnet(nn.Module):
+class FusedResnet(StepInvariant):
     """A residual block with both norms and SiLUs fused; the second also adds the time embedding."""
 
     def __init__(self, block: ResnetBlock2D) -> None:
@@ -83,16 +83,21 @@ class FusedResnet(nn.Module):
         self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
         self.time_emb_proj = block.time_emb_proj
         self._scale = block.output_scale_factor
-        self.cached: Tensor | None = None  # the time projection of the next call, see `step_cache`
 
     def forward(self, x: Tensor, temb: Tensor | None) -> Tensor:
         """# [B, C, H, W], [B, E] -> [B, D, H, W]"""
         assert (self.time_emb_proj is None) == (temb is None)
-        time = self.projected(temb) if self.cached is None and temb is not None else self.cached
+        time: Tensor | None = self.cached
+        if time is None and temb is not None:
+            time = self.projected(temb)
         h = self.conv2(self.norm2(self.conv1(self.norm1(x)), time))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         out: Tensor = h if self._scale == 1 else h / self._scale
         return out
+
+    def precompute(self, text: Tensor, embeddings: Tensor | None) -> Precomputed | None:
+        """Return the projected time embedding of each call."""
+        return None if self.time_emb_proj is None or embeddings is None else self.projected(embeddings).__getitem__
 
     def projected(self, temb: Tensor) -> Tensor:
         """Project the time embedding that is added between the convolutions.  # [..., E] -> [..., D]"""

@@ -25,7 +25,7 @@ from .inputs import GraphInputs, graph_unsupported_reason, inputs_of
 
 if TYPE_CHECKING:
     from ..backends import LoadedComponent
-    from .pipeline import OnDevice
+    from ..backends.base import DeviceNetwork
 
 _MEMORY_SHARE = 2  # graphs may hold half of the device's memory
 
@@ -37,7 +37,7 @@ class GraphRunner:
         self,
         plan: Plan,
         tokenizers: Mapping[str, ClipTokenizer],
-        networks: Mapping[str, OnDevice],
+        networks: Mapping[str, DeviceNetwork],
         gpu: Gpu,
         recorder: GraphCapturer,
         *,
@@ -123,7 +123,7 @@ class GraphPipelineManager:
                 self._current = tuple(networks.values()), self._new(networks)
             return self._current[1]
 
-    def _new(self, networks: Mapping[str, OnDevice]) -> GraphRunner:
+    def _new(self, networks: Mapping[str, DeviceNetwork]) -> GraphRunner:
         gpu = Gpu()
         limit_bytes = gpu.total_bytes() // _MEMORY_SHARE
         return GraphRunner(self._plan, self._tokenizers, networks, gpu, CudaGraphCapturer(), limit_bytes=limit_bytes)

@@ -13,6 +13,7 @@ from calotype.backends.tensorrt.runner import TensorRtRunner
 from calotype.errors import BackendError, DeviceFullError
 from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
+from tests.helpers.backends import change_backend
 
 X = Binding(name="x", dtype="float32", dims=("batch", 4))
 Y = Binding(name="y", dtype="float32", dims=("batch", 4))
@@ -196,14 +197,14 @@ def test_threads_may_share_it(engine, open_with):
 def test_without_a_gpu_tensorrt_is_not_imported(component, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
-    assert "no NVIDIA GPU" in backend.unavailable()
+    assert "no NVIDIA GPU" in backend.BACKEND.unavailable()
     with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        backend.open_runner(component, component.artifacts[0])
+        backends.choose("tensorrt")
 
 
 def test_a_plan_opens_it_by_name(component, engine, gpu, monkeypatch):
     fake = engine((1, 2, 8))
-    monkeypatch.setattr(backend, "unavailable", lambda: None)
+    change_backend(monkeypatch, "tensorrt", unavailable=lambda: None)
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name: fake if name == "tensorrt" else real(name))
     monkeypatch.setattr(backend, "Gpu", lambda: gpu)

@@ -11,8 +11,7 @@ import numpy as np
 
 from ...errors import BackendError, first_line
 from ...system import threads
-
-Array = np.ndarray[Any, Any]
+from ..base import Array
 
 
 def streams_for(rows: int) -> int:

@@ -14,6 +14,7 @@ import numpy as np
 
 from ...errors import BackendError, InputError, first_line
 from ...system.lru_cache import LruCache
+from ..base import Array, Arrays, inputs_of_call
 from .graph import Dependency
 from .partition import DEEP, ROW_TIME_VALUES, TIME_VALUES, Partition, partition_graph, split_deep_layers
 from .requests import Request, run, streams_for
@@ -22,10 +23,7 @@ from .rewrites import disabled_optimizations
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-    from ..base import Arrays
-    from .compiler import Compiler
-
-Array = np.ndarray[Any, Any]
+    from .network import Network
 
 _SMALL = 3e10  # bytes of weights times latent pixels: up to here steps are short, and waiting costs time (measured)
 _TABLES = 16  # cached blocks of timesteps: 2 MB each for Stable Diffusion 1
@@ -83,7 +81,7 @@ class OpenVinoSession:
     """Steps in which only the sample, its timestep and the residuals of ControlNets change."""
 
     def __init__(
-        self, runner: Compiler, constants: Arrays, timesteps: Array, *, guided: bool, cache_interval: int
+        self, runner: Network, constants: Arrays, timesteps: Array, *, guided: bool, cache_interval: int
     ) -> None:
         """Take the arguments of `calotype.backends.session.DenoisingSession`."""
         disabled = disabled_optimizations()
@@ -127,9 +125,8 @@ class OpenVinoSession:
         return outputs
 
     def _run_full_graph(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
-        rows = np.concatenate([sample, sample]) if self._guided else sample
-        timestep = np.full(len(rows), self._timesteps[call])
-        return self._runner({"sample": rows, "timestep": timestep, **self._constants, **changing})
+        timestep = self._timesteps[call]
+        return self._runner(inputs_of_call(self._constants, timestep, sample, changing, guided=self._guided))
 
     def _run_parts(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
         slices = self._slices or self._split(sample)
@@ -278,7 +275,7 @@ def _slice(indices: Array) -> slice | Array:
     return slice(first, last + 1) if np.array_equal(indices, np.arange(first, last + 1)) else indices
 
 
-def _compile(runner: Compiler, constants: Sequence[str], key: Mapping[str, Any], streams: int) -> CompiledPartition:
+def _compile(runner: Network, constants: Sequence[str], key: Mapping[str, Any], streams: int) -> CompiledPartition:
     """Compile the parts for `key`. Keeps no reference to the session."""
     graphs: list[Partition] = []
     deep_graphs: list[Any] = []

@@ -39,7 +39,8 @@ def test_graph_conditioning_matches_the_pipeline(options, sdxl_folder):
         )
 
     expected, _ = condition(plan, tokenizers, encoder, job)
-    networks = {name: Module(module, torch.float32) for name, module in modules.items()}
+    outputs = {name: [b.name for b in component.outputs] for name, component in plan.components.items()}
+    networks = {name: Module(module, torch.float32, outputs[name]) for name, module in modules.items()}
     with torch.inference_mode():
         got = GraphPipeline(plan, networks).conditioning(inputs)
     assert set(got) == set(expected.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}

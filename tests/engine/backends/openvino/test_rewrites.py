@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from calotype.backends.openvino import rewrites, runner
+from calotype.backends.openvino import network, rewrites
 from calotype.backends.openvino.graph import element_types, sized
 from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, REWRITES, apply_rewrites, enabled_rewrites
 
-ov = runner.library()
+ov = network.library()
 ops = ov.opset13
 RNG = np.random.default_rng(0)
 
@@ -63,7 +63,7 @@ def group_norm(channels=12, groups=3, offset=0.0):
 
 
 def computed(graph):
-    compiled = runner._core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = network.core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     shape = tuple(compiled.input(0).shape)
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     return compiled({"x": x})[0]
