@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
 
@@ -14,7 +14,7 @@ from ..plan.plan import Artifact, PlannedComponent
 from ..system import forks
 from ..system.trace import span
 from ..weights.delta import NO_DELTAS, WeightDeltas
-from .base import Array, Arrays, Backend, Runner, SupportsWeightUpdates
+from .base import Array, Arrays, Runner, SupportsWeightUpdates
 from .registry import ON_GPU, BackendSelection, backend_of
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by range, and then by digits; all others: 0
@@ -30,6 +30,7 @@ class LoadedComponent:
     def __init__(self, component: PlannedComponent, choice: BackendSelection) -> None:
         """Open with the first backend of the choice that works. Raise `BackendError` if none does."""
         self.component = component
+        self._title = component.name.replace("_", " ").replace("unet", "U-Net").replace("vae", "VAE")
         self.retried: tuple[str, ...] = ()
         self.last_shapes: Mapping[str, tuple[int, ...]] = {}  # of the inputs that `check` last accepted
         self._choice = choice
@@ -108,17 +109,17 @@ class LoadedComponent:
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
-                raise NotFiniteError(f"the {_display_name(self.component)} got inputs that are not finite.")
+                raise NotFiniteError(f"the {self._title} got inputs that are not finite.")
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of each weight that can change. Raise `BackendError` if the runner supports no updates."""
-        return _adaptable(self.runner, self.component).shapes()
+        return self._updatable(self.runner).shapes()
 
     def update_weights(self, deltas: WeightDeltas) -> None:
         """Update the weights, as `SupportsWeightUpdates.update_weights`. A later runner gets the same update."""
         with self._switching:
-            _adaptable(self.runner, self.component).update_weights(deltas)
+            self._updatable(self.runner).update_weights(deltas)
             self._deltas = deltas
 
     def _open(self, candidates: Iterator[tuple[str, Artifact | str]], skipped: Mapping[str, str]) -> None:
@@ -131,7 +132,7 @@ class LoadedComponent:
             try:
                 runner = backend_of(name).open(self.component, artifact)
                 if self._deltas:
-                    _adaptable(runner, self.component).update_weights(self._deltas)
+                    self._updatable(runner).update_weights(self._deltas)
             except BackendError as failed:
                 reasons[f"{name} {artifact.precision}" if name in reasons else name] = str(failed)
                 continue
@@ -167,8 +168,7 @@ class LoadedComponent:
             except BackendError as other:
                 raise BackendError(f"{message}; {other}") from error
             self.retried += (
-                f"{_display_name(self.component)}: {failed.backend} failed at its first run ({reason}); "
-                f"{self.runner.backend} took over",
+                f"{self._title}: {failed.backend} failed at its first run ({reason}); {self.runner.backend} took over",
             )
 
     def _raise_precision(self, failed: Runner) -> None:
@@ -176,24 +176,29 @@ class LoadedComponent:
         with self._switching:
             if self.runner is not failed:  # another thread has done it
                 return
-            name = _display_name(self.component)
+            name = self._title
+            message = f"the {name} gave numbers that are not finite in {failed.precision} ({failed.backend})"
+            if _rank(failed.precision) == _rank("fp32"):
+                raise NotFiniteError(f"{message}: its weights are damaged.")
             try:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})
             except BackendError as other:
-                raise NotFiniteError(_not_finite_message(name, failed, str(other))) from None
+                raise NotFiniteError(
+                    f"{message}, and no artifact of a higher precision can run ({other}). Build a plan whose {name} is "
+                    "bf16, or one with a second artifact: calotype build MODEL --precision bf16, or with --fallback."
+                ) from None
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
             self.retried += (f"{name}: numbers not finite in {failed.precision}, retried in {now}",)
 
-
-def _adaptable(runner: Runner, component: PlannedComponent) -> SupportsWeightUpdates:
-    if isinstance(runner, SupportsWeightUpdates):
-        return runner
-    raise BackendError(
-        f"{runner.backend} cannot change the weights of the {_display_name(component)} in this version. Build a plan "
-        "with the LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager."
-    )
+    def _updatable(self, runner: Runner) -> SupportsWeightUpdates:
+        if isinstance(runner, SupportsWeightUpdates):
+            return runner
+        raise BackendError(
+            f"{runner.backend} cannot change the weights of the {self._title} in this version. Build a plan with the "
+            "LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager."
+        )
 
 
 def open_component(component: PlannedComponent, choice: BackendSelection) -> LoadedComponent:
@@ -219,16 +224,13 @@ def _candidates(
             # It crashes; or, for auto only, its outputs are not close enough.
             skip = other.get("refused") and (other.get("crashes") or not choice.explicit)
             yield backend.name, str(other["refused"]) if skip else artifact
-        if not usable:
-            yield backend.name, _missing_reason(component, backend, of_form)
-
-
-def _missing_reason(component: PlannedComponent, backend: Backend, of_form: Sequence[Artifact]) -> str:
-    form = backend.form
-    if not of_form:
-        return component.refused.get(form, f"the plan has no {form} artifact of the {component.name}")
-    available, expected = (", ".join(names) for names in ([a.precision for a in of_form], backend.precisions))
-    return f"the plan has the {form} artifacts of the {component.name} in {available}; expected one of {expected}"
+        if not of_form:
+            missing = f"the plan has no {backend.form} artifact of the {component.name}"
+            yield backend.name, component.refused.get(backend.form, missing)
+        elif not usable:
+            available, expected = ", ".join(a.precision for a in of_form), ", ".join(backend.precisions)
+            what = f"the {backend.form} artifacts of the {component.name}"
+            yield backend.name, f"the plan has {what} in {available}; expected one of {expected}"
 
 
 def _rank(precision: str) -> int:
@@ -241,18 +243,3 @@ def _finite(arrays: Arrays) -> bool:
         return all(
             np.isfinite(np.add.reduce(a, None)) or np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"
         )
-
-
-def _display_name(component: PlannedComponent) -> str:
-    """Return the component's name for messages: "U-Net", "VAE decoder", "text encoder"."""
-    return component.name.replace("_", " ").replace("unet", "U-Net").replace("vae", "VAE")
-
-
-def _not_finite_message(name: str, runner: Runner, reason: str) -> str:
-    message = f"the {name} gave numbers that are not finite in {runner.precision} ({runner.backend})"
-    if _rank(runner.precision) == _rank("fp32"):
-        return f"{message}: its weights are damaged."
-    return (
-        f"{message}, and no artifact of a higher precision can run ({reason}). Build a plan whose {name} is bf16, or "
-        "one with a second artifact: calotype build MODEL --precision bf16, or with --fallback."
-    )

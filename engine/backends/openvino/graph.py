@@ -112,11 +112,6 @@ def cut_edges(model: Any, dependencies: Mapping[str, Dependency], beyond: Depend
     return edges
 
 
-def output_of(model: Any, edge: Edge) -> Any:
-    """Return the edge's output in a copy of its model."""
-    return nodes_of(model)[edge.node].output(edge.port)
-
-
 def nodes_of(model: Any) -> dict[str, Any]:
     """Return the nodes by name. Names are unique in graphs that come from ONNX."""
     return {node.get_friendly_name(): node for node in model.get_ordered_ops()}
@@ -132,7 +127,7 @@ def subgraph(model: Any, edges: Iterable[Edge], name: str) -> Any:
         output = nodes[edge.node].output(edge.port)
         output.add_names({edge.name})  # an edge may be an input, which keeps its name
         results.append(ov.opset13.result(output))
-    return _model(model, results, name)
+    return ov.Model(results, parameters_behind(model, results), name)
 
 
 def replace_uses(output: Any, source: Any) -> None:
@@ -143,18 +138,14 @@ def replace_uses(output: Any, source: Any) -> None:
 
 def rebuilt(model: Any, name: str, more: Iterable[Any] = (), results: Iterable[Any] = ()) -> Any:
     """Return the model with these additional results, and with the parameters (own or `more`) that it needs."""
-    return _model(model, [*model.get_results(), *results], name, more)
+    import openvino as ov
+
+    results = [*model.get_results(), *results]
+    return ov.Model(results, parameters_behind(model, results, more), name)
 
 
-def inputs_behind(model: Any, edges: Iterable[Edge]) -> list[Any]:
-    """Return the model's parameters that these edges depend on."""
-    nodes = nodes_of(model)
-    needed = _ancestors(nodes[edge.node] for edge in edges)
-    return [p for p in model.get_parameters() if p.get_name() in needed]
-
-
-def _ancestors(nodes: Iterable[Any]) -> set[str]:
-    """Return the unique names of these nodes and of all nodes that they depend on."""
+def parameters_behind(model: Any, nodes: Iterable[Any], more: Iterable[Any] = ()) -> list[Any]:
+    """Return the parameters (the model's own or `more`) that these nodes depend on."""
     needed: set[str] = set()
     waiting = list(nodes)
     while waiting:
@@ -163,13 +154,4 @@ def _ancestors(nodes: Iterable[Any]) -> set[str]:
         if key not in needed:
             needed.add(key)
             waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    return needed
-
-
-def _model(model: Any, results: list[Any], name: str, more: Iterable[Any] = ()) -> Any:
-    """Return a model with only those parameters that the results depend on."""
-    import openvino as ov
-
-    needed = _ancestors(results)
-    parameters = [p for p in (*model.get_parameters(), *more) if p.get_name() in needed]
-    return ov.Model(results, parameters, name)
+    return [p for p in (*model.get_parameters(), *more) if p.get_name() in needed]

@@ -26,9 +26,9 @@ from ..base import Array, Arrays
 from .cache import CompiledCache, files_of
 from .graph import element_types, sized
 from .pages import releasing_mapped_pages
-from .requests import Request, Requests, plain, run, streams_for
+from .requests import Compiled, Request, plain, run, streams_for
 from .rewrites import apply_rewrites, enabled_rewrites
-from .shapes import Compiled, CompiledShapes
+from .shapes import CompiledShapes
 
 if TYPE_CHECKING:
     from ...plan.plan import Artifact, PlannedComponent
@@ -131,9 +131,9 @@ class Network:
         with self.lock:
             compiled = self.cached(
                 f"{streams} {shapes}",
-                lambda: Requests(self.compiled({"shapes": shapes}, lambda: self.sized(shapes), streams=streams)),
+                lambda: Compiled(self.compiled({"shapes": shapes}, lambda: self.sized(shapes), streams=streams)),
             )
-            outputs = run(compiled.requests(), groups, self.output_names)
+            outputs = run(compiled.requests, groups, self.output_names)
             if frees_after_run(self.name, (*arrays.values(), *outputs.values())):
                 compiled.release()
         return {name: np.asarray(outputs[name], dtype=dtype) for name, dtype in self._dtypes.items()}

@@ -22,9 +22,8 @@ from .graph import (
     Edge,
     cut_edges,
     dependencies_of,
-    inputs_behind,
     nodes_of,
-    output_of,
+    parameters_behind,
     rebuilt,
     replace_uses,
     subgraph,
@@ -99,8 +98,9 @@ def _cut(full: Any, inputs: Mapping[str, Dependency], rows: int) -> tuple[list[E
 
 def _fits_a_table(full: Any, timed: Sequence[Edge], rows: int) -> bool:
     """Return whether the values are floats with a row for each image, from inputs that are numbers or vectors."""
-    floats = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed)
-    return floats and all(len(p.get_output_shape(0)) <= 2 for p in inputs_behind(full, timed))
+    floats, nodes = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed), nodes_of(full)
+    inputs = parameters_behind(full, [nodes[edge.node] for edge in timed])
+    return floats and all(len(parameter.get_output_shape(0)) <= 2 for parameter in inputs)
 
 
 def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
@@ -139,7 +139,8 @@ def _joins_channels(concat: Any) -> bool:
 
 def _is_broadcast(model: Any, edge: Edge) -> bool:
     """Return whether every user adds the value to a larger tensor, so that one row serves all rows."""
-    users = [target.get_node().get_type_name() for target in output_of(model, edge).get_target_inputs()]
+    output = nodes_of(model)[edge.node].output(edge.port)
+    users = [target.get_node().get_type_name() for target in output.get_target_inputs()]
     return len(edge.shape) == 4 and edge.shape[2:] == (1, 1) and set(users) <= {"Add", "Multiply"}
 
 

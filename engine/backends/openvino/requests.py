@@ -54,19 +54,15 @@ class Request:
         self._compiled.release_memory()
 
 
-class Requests:
-    """The requests of one compiled graph: one for each stream."""
+class Compiled:
+    """A graph that is compiled for the shapes of a call. `requests` holds its weights, once for each stream."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self._requests = list(requests)
-
-    def requests(self) -> list[Request]:
-        """Return all requests."""
-        return self._requests
+    def __init__(self, requests: list[Request]) -> None:
+        self.requests = requests
 
     def release(self) -> None:
-        """Free the graph's activation buffers."""
-        self._requests[0].release()
+        """Free the activation buffers; the next run allocates them again."""
+        self.requests[0].release()
 
 
 def _arrays(request: Any, ports: Sequence[Any]) -> dict[str, Array]:

@@ -199,7 +199,7 @@ REWRITES: dict[str, Callable[[Any], int]] = {
 
 
 # Everything that CALOTYPE_DISABLE can turn off: the rewrites, and optimizations of `session`.
-PIECES = (*REWRITES, "kept_inputs", "time_table", "shared_guidance", "parallel_guidance")
+PIECES = (*REWRITES, "kept_inputs", "time_table", "shared_guidance")
 DISABLE_VARIABLE = "CALOTYPE_DISABLE"  # comma-separated names to turn off, so that each gain can be measured
 
 

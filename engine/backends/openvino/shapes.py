@@ -7,12 +7,11 @@ on disk (a tenth of a second to read back), a size in bytes limits it as well.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import Protocol
+from collections.abc import Callable
 
 from ...system.lru_cache import LruCache
 from ...system.memory import available_bytes, trim_heap
-from .requests import Request
+from .requests import Compiled
 
 _MAX_SHAPES = 4
 _MIN_SHAPES = 2  # so that two alternating sizes are not read from disk each time
@@ -21,18 +20,6 @@ _BOUND_BYTES = 96 << 20
 # repacks them and has its own primitives, and kernels keep scratch memory that grows with the largest tensors.
 _COPIES_PER_STREAM = 2
 _SCRATCH = 8  # times the bytes of the network's inputs and outputs
-
-
-class Compiled(Protocol):
-    """The cached value of one shape."""
-
-    def requests(self) -> Sequence[Request]:
-        """Return the requests that hold the network's weights, one for each stream."""
-        ...
-
-    def release(self) -> None:
-        """Free the activation buffers; the next run allocates them again."""
-        ...
 
 
 class CompiledShapes:
@@ -72,6 +59,6 @@ class CompiledShapes:
 
     def _bytes(self) -> int:
         """Estimate the memory of the cached shapes: their weights, and the scratch memory of their kernels."""
-        streams = [request for each in self._cached.values() for request in each.requests()]
+        streams = [request for each in self._cached.values() for request in each.requests]
         copies = len(self._cached) + _COPIES_PER_STREAM * len(streams)
         return self._weights_bytes * copies + _SCRATCH * sum(request.tensor_bytes for request in streams)
