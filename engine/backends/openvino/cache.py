@@ -22,7 +22,7 @@ from ...files.cache import OPENVINO
 from ...files.digest import digest_of
 
 _LARGEST_BYTES = 512 << 20  # a blob repeats all weights: for large networks, disk space is worth more than the seconds
-_GRAPHS = 7  # increase it when the partition or the rewrites of a graph change
+_GRAPHS = 8  # increase it when the partition or the rewrites of a graph change
 
 
 class CompiledCache:

@@ -5,36 +5,25 @@ This module knows nothing of diffusion, of backends or of how a graph runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import Any
 
 _QUANTIZED = ("i8", "u8", "i4", "u4")
 
 
-class Dependency(IntFlag):
-    """What an output's values depend on."""
-
-    NOTHING = 0  # weights only
-    IMAGE = 1  # inputs that stay the same for an image
-    TIME = 2  # the timestep
-    SAMPLE = 4  # inputs that change at every step
-
-
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """An output at a cut of a graph: its node, its port, its shape, its element type, and what it depends on."""
+    """An output at a cut of a graph: its node, its port, its shape and its element type."""
 
     node: str
     port: int
     shape: tuple[int, ...]
-    depends_on: Dependency
     element: str  # "f32", "i64"
 
     @property
     def name(self) -> str:
-        """The name of the tensor as an input or output of a part."""
+        """The name of the tensor as an output of a part."""
         return f"{self.node}:{self.port}"
 
 
@@ -76,39 +65,30 @@ def element_types(model: Any) -> set[str]:
     return {n.get_output_element_type(0).get_type_name() for n in constants if len(n.get_output_shape(0)) > 1}
 
 
-def dependencies_of(model: Any, inputs: Mapping[str, Dependency]) -> dict[str, Dependency]:
-    """Return what each node depends on, by its name; `inputs` has the kind of each input."""
-    dependencies: dict[str, Dependency] = {}
-    for node in model.get_ordered_ops():
-        if node.get_type_name() == "Parameter":
-            depends_on = Dependency(0)
-            for name in node.output(0).get_names():
-                depends_on |= inputs.get(name, Dependency.NOTHING)
-        else:
-            depends_on = Dependency(0)
-            for port in node.inputs():
-                depends_on |= dependencies[port.get_source_output().get_node().get_friendly_name()]
-        dependencies[node.get_friendly_name()] = depends_on
-    return dependencies
+def cut_edges(model: Any, beyond: Collection[str]) -> list[Edge]:
+    """Return the outputs that do not depend on the inputs `beyond` but are used by a result or a node that does.
 
-
-def cut_edges(model: Any, dependencies: Mapping[str, Dependency], beyond: Dependency) -> list[Edge]:
-    """Return the outputs that do not depend on `beyond` but are used by a result or a node that does.
-
-    Constants do not count.
+    Outputs that depend on no input do not count.
     """
+    nodes = model.get_ordered_ops()
+    inputs: dict[str, set[bool]] = {}  # does a node depend on inputs of each kind: beyond, or not?
+    for node in nodes:
+        if node.get_type_name() == "Parameter":
+            kinds = {any(name in beyond for name in node.output(0).get_names())}
+        else:
+            sources = (port.get_source_output().get_node() for port in node.inputs())
+            kinds = set().union(*(inputs[source.get_friendly_name()] for source in sources))
+        inputs[node.get_friendly_name()] = kinds
     edges = []
-    for node in model.get_ordered_ops():
+    for node in nodes:
         name = node.get_friendly_name()
-        depends_on = dependencies[name]
-        if depends_on & beyond or not depends_on:
+        if inputs[name] != {False}:
             continue
         for port, output in enumerate(node.outputs()):
-            users = (target.get_node() for target in output.get_target_inputs())
-            if any(dependencies[u.get_friendly_name()] & beyond or u.get_type_name() == "Result" for u in users):
-                shape = tuple(output.get_shape())
-                element = output.get_element_type().get_type_name()
-                edges.append(Edge(node=name, port=port, shape=shape, depends_on=depends_on, element=element))
+            users = [target.get_node() for target in output.get_target_inputs()]
+            if any(True in inputs[user.get_friendly_name()] or user.get_type_name() == "Result" for user in users):
+                kind = output.get_element_type().get_type_name()
+                edges.append(Edge(node=name, port=port, shape=tuple(output.get_shape()), element=kind))
     return edges
 
 

@@ -71,6 +71,7 @@ class Network:
 
     Attributes:
         weights_bytes: the size of the file with its external data.
+        cached: the compiled shapes. The caller holds the lock.
         floats: its weights are float32 or quantized. A file in half has casts at its borders, so its parts would not
             fit together; it is no faster here.
     """
@@ -101,7 +102,7 @@ class Network:
         """Drop the compiled shapes and read the network again, with these weights changed."""
         self._weights.check(deltas)
         with self.lock:
-            self._shapes.clear()
+            self.cached.clear()
             self._read(deltas)
 
     def _read(self, deltas: WeightDeltas) -> None:
@@ -119,7 +120,7 @@ class Network:
         self._rewrites = enabled_rewrites()
         identity = {"patches": deltas.key, "rewrites": self._rewrites}
         self._cache = CompiledCache(library(), core(), self.path, self.weights_bytes, identity)
-        self._shapes = CompiledShapes(self.weights_bytes, on_disk=self._cache.worth_it)
+        self.cached = CompiledShapes(self.weights_bytes, on_disk=self._cache.worth_it)
 
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Run the network as one graph and return all outputs by name, copied out of OpenVINO's buffers."""
@@ -137,10 +138,6 @@ class Network:
             if frees_after_run(self.name, (*arrays.values(), *outputs.values())):
                 compiled.release()
         return {name: np.asarray(outputs[name], dtype=dtype) for name, dtype in self._dtypes.items()}
-
-    def cached(self, key: str, make: Callable[[], Compiled]) -> Compiled:
-        """Return the cached value of this key, or make it now. The caller holds the lock."""
-        return self._shapes(key, make)
 
     def sized(self, shapes: Mapping[str, tuple[int, ...]]) -> Any:
         """Return the graph for these shapes."""

@@ -30,7 +30,6 @@ class Request:
 
     Attributes:
         inputs, outputs: views of OpenVINO's memory, by each of a tensor's names.
-        input_names: the names of each input, in order. They include those of identities that OpenVINO removed.
         output_names: one name for each output, in order.
     """
 
@@ -39,7 +38,6 @@ class Request:
         request = compiled.create_infer_request()
         self.inputs = _arrays(request, compiled.inputs)
         self.outputs = _arrays(request, compiled.outputs)
-        self.input_names: list[set[str]] = [set(port.get_names()) for port in compiled.inputs]
         self.output_names = [port.get_any_name() for port in compiled.outputs]
         self.start, self.wait, self.cancel = request.start_async, request.wait, request.cancel
 

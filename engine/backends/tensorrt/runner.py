@@ -57,7 +57,8 @@ class TensorRtRunner(Runner):
         self._runtime = trt.Runtime(self.log)  # must outlive the engine, and the engine its context
         self.engine = self._open(artifact)
         self._check_tensors()
-        self._stream_weights()
+        if self.engine.streamable_weights_size > 0:  # it was built to stream the weights that do not fit
+            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = self.engine.create_execution_context(strategy)
         if self._context is None:
@@ -164,11 +165,6 @@ class TensorRtRunner(Runner):
                 "An engine works with one version and one GPU model: build the plan again on this machine."
             )
         return engine
-
-    def _stream_weights(self) -> None:
-        """Let TensorRT stream the weights that do not fit on the device, if the engine was built for that."""
-        if self.engine.streamable_weights_size > 0:
-            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
 
     def _check_tensors(self) -> None:
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]

@@ -110,10 +110,10 @@ def test_compiled_shapes_are_bounded(open_model, monkeypatch):
     runner = open_model()
     for length in range(1, 9):
         runner({"x": batch(1, length, 64)})
-    assert len(runner._shapes) == shapes_module._MAX_SHAPES
+    assert len(runner.cached) == shapes_module._MAX_SHAPES
     monkeypatch.setattr(shapes_module, "available_bytes", lambda: 1)  # a large network on a small machine
     runner({"x": batch(2, 1, 64)})
-    assert len(runner._shapes) == 1
+    assert len(runner.cached) == 1
 
 
 def test_threads_may_share_a_runner(open_model):
