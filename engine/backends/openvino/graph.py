@@ -23,7 +23,7 @@ class Edge:
 
     @property
     def name(self) -> str:
-        """The name of the tensor as an output of a part."""
+        """The name of the tensor as an input or output of a part."""
         return f"{self.node}:{self.port}"
 
 
@@ -65,30 +65,33 @@ def element_types(model: Any) -> set[str]:
     return {n.get_output_element_type(0).get_type_name() for n in constants if len(n.get_output_shape(0)) > 1}
 
 
+def depending_on(model: Any, names: Collection[str] | None = None) -> set[str]:
+    """Return the names of the nodes that depend on one of these inputs; by default on any."""
+    nodes: set[str] = set()
+    for node in model.get_ordered_ops():
+        if node.get_type_name() == "Parameter":
+            depends = names is None or any(name in names for name in node.output(0).get_names())
+        else:
+            sources = (port.get_source_output().get_node() for port in node.inputs())
+            depends = any(source.get_friendly_name() in nodes for source in sources)
+        if depends:
+            nodes.add(node.get_friendly_name())
+    return nodes
+
+
 def cut_edges(model: Any, beyond: Collection[str]) -> list[Edge]:
     """Return the outputs that do not depend on the inputs `beyond` but are used by a result or a node that does.
 
     Outputs that depend on no input do not count.
     """
-    nodes = model.get_ordered_ops()
-    inputs: dict[str, set[bool]] = {}  # does a node depend on inputs of each kind: beyond, or not?
-    for node in nodes:
-        if node.get_type_name() == "Parameter":
-            kinds = {any(name in beyond for name in node.output(0).get_names())}
-        else:
-            sources = (port.get_source_output().get_node() for port in node.inputs())
-            kinds = set().union(*(inputs[source.get_friendly_name()] for source in sources))
-        inputs[node.get_friendly_name()] = kinds
-    edges = []
-    for node in nodes:
-        name = node.get_friendly_name()
-        if inputs[name] != {False}:
-            continue
-        for port, output in enumerate(node.outputs()):
+    edges, after = [], depending_on(model, beyond)
+    before = depending_on(model) - after
+    for node in model.get_ordered_ops():
+        for port, output in enumerate(node.outputs()) if node.get_friendly_name() in before else ():
             users = [target.get_node() for target in output.get_target_inputs()]
-            if any(True in inputs[user.get_friendly_name()] or user.get_type_name() == "Result" for user in users):
-                kind = output.get_element_type().get_type_name()
-                edges.append(Edge(node=name, port=port, shape=tuple(output.get_shape()), element=kind))
+            if any(user.get_friendly_name() in after or user.get_type_name() == "Result" for user in users):
+                kind, shape = output.get_element_type().get_type_name(), tuple(output.get_shape())
+                edges.append(Edge(node=node.get_friendly_name(), port=port, shape=shape, element=kind))
     return edges
 
 

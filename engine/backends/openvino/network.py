@@ -85,7 +85,7 @@ class Network:
         self.name, self.precision, self.path = component.name, artifact.precision, artifact.path
         self.output_names = [b.name for b in component.outputs]
         self._dtypes = {b.name: b.dtype for b in component.outputs}
-        self.weights_bytes = sum(file.stat().st_size for file in files_of(self.path) if file.is_file())
+        self.weights_bytes = sum(file.stat().st_size for file in files_of(self.path))
         self.notes: tuple[str, ...] = ()
         self.lock = forks.Lock()
         self._read(NO_DELTAS)

@@ -1,22 +1,23 @@
-"""A denoiser's graph in two parts: per timestep and per step.
+"""A denoiser's graph in three parts: per image, per timestep and per step.
 
-The cuts follow from which node depends on which input, so they hold for every model family. The timesteps' embeddings
-and their projections are computed once per schedule, in float32. With guidance, both halves of a batch are the same
-until the text comes in: that part is computed for one half only.
+The cuts follow from which node depends on which input, so they hold for every model family. The keys and values of
+cross-attention and a control image's embedding are computed once per image. The timesteps' embeddings and their
+projections are computed once per schedule, in float32. With guidance, both halves of a batch are the same until the
+text comes in: that part is computed for one half only.
 
 This module knows graphs. It compiles and runs nothing.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...errors import InputError
-from .graph import Edge, cut_edges, nodes_of, rebuilt, replace_uses, subgraph
+from .graph import Edge, cut_edges, depending_on, nodes_of, rebuilt, replace_uses, subgraph
 
 DEEP = "deep"  # the output of the deep layers, which several steps reuse
 TIME_VALUES = "time values"  # the input of `per_step` for everything that depends on the timestep: one row for all rows
@@ -26,40 +27,48 @@ Sizing = Callable[[int], Any]  # the number of rows of a batch -> a new graph of
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """The two graphs.
+    """The three graphs. A part is None if it has nothing to compute.
 
     Attributes:
-        per_timestep: from one timestep to the values that `TIME_VALUES` holds next to each other; None if there are
-            none.
-        per_step: from the other inputs and the time values to the network's outputs.
+        per_image: from the constant inputs to the values that `per_step` needs, named as `Edge.name`.
+        per_timestep: from one timestep to the values that `TIME_VALUES` holds next to each other.
+        per_step: from the other inputs and these values to the network's outputs.
     """
 
+    per_image: Any | None
     per_timestep: Any | None
     per_step: Any
 
 
-def partition_graph(sizing: Sizing, rows: int, different: Sequence[str] | None) -> Partition:
+def partition_graph(
+    sizing: Sizing, rows: int, constants: Collection[str], different: Collection[str] | None
+) -> Partition:
     """Partition the graph of a network.
 
     Args:
         sizing: makes the graph for a number of rows.
         rows: the rows of the whole batch.
+        constants: the inputs that stay the same for an image.
         different: the inputs whose two halves differ; None if the batch does not have two halves with the same sample.
             If it has, `per_step` takes one half of the sample.
     """
     full = sizing(rows)
-    others = {name for port in full.inputs for name in port.get_names()} - {"timestep"}
-    timed = cut_edges(full, others)
+    inputs = {name for port in full.inputs for name in port.get_names()}
+    nodes = nodes_of(full)
+    kept = [e for e in cut_edges(full, inputs - {*constants}) if nodes[e.node].get_type_name() != "Parameter"]
+    timed = cut_edges(full, inputs - {"timestep"})
     if not all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed):
         timed = []  # a table cannot hold them
-    per_step = _step_graph(full, timed, rows)
+    per_image = subgraph(full.clone(), kept, "per_image") if kept else None
+    unequal = depending_on(full, different or ())
+    per_step = _step_graph(full, kept, timed, rows)
     if different is not None:
         half = rows // 2
-        per_step = _share_halves(per_step, _step_graph(sizing(half), timed, half), half, set(different))
-    return Partition(
-        per_timestep=subgraph(sizing(1), timed, "per_timestep") if timed else None,
-        per_step=per_step,
-    )
+        # A value that depends only on equal halves has equal halves too.
+        unlike = {*different, *(edge.name for edge in kept if edge.node in unequal)}
+        per_step = _share_halves(per_step, _step_graph(sizing(half), kept, timed, half), half, unlike)
+    per_timestep = subgraph(sizing(1), timed, "per_timestep") if timed else None
+    return Partition(per_image=per_image, per_timestep=per_timestep, per_step=per_step)
 
 
 def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
@@ -84,7 +93,7 @@ def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
     output.set_names({DEEP})
     deep = rebuilt(deep, DEEP, results=[ov.opset13.result(output)])
     target = last_skip(shallow)
-    source = _input(DEEP, tuple(target.get_shape()))
+    source = _input(DEEP, tuple(target.get_shape()), "f32")
     target.replace_source_output(source.output(0))
     return deep, rebuilt(shallow, "shallow", [source])
 
@@ -95,25 +104,28 @@ def _joins_channels(concat: Any) -> bool:
     )
 
 
-def _step_graph(model: Any, timed: Sequence[Edge], rows: int) -> Any:
-    """Return the graph with `TIME_VALUES` as an input. It changes `model`."""
+def _step_graph(model: Any, kept: Sequence[Edge], timed: Sequence[Edge], rows: int) -> Any:
+    """Return the graph with the values of `kept` and `TIME_VALUES` as inputs. It changes `model`."""
     import openvino as ov
 
-    if not timed:
-        return model
-    ops, nodes = ov.opset13, nodes_of(model)
-    sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
-    values = _input(TIME_VALUES, (1, sum(sizes)))
-    cut = ops.variadic_split(values, ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
-    for i, edge in enumerate(timed):
+    ops, nodes, inputs = ov.opset13, nodes_of(model), []
+    for edge in kept:
         output = nodes[edge.node].output(edge.port)
-        users = {target.get_node().get_type_name() for target in output.get_target_inputs()}
-        value = ops.reshape(cut.output(i), ops.constant(np.array((1, *edge.shape[1:]), dtype=np.int64)), False)
-        if len(edge.shape) != 4 or edge.shape[2:] != (1, 1) or not users <= {"Add", "Multiply"}:
-            # Not every user adds it to a larger tensor, so each row of the batch needs a row.
-            value = ops.broadcast(value, ops.constant(np.array((rows, *edge.shape[1:]), dtype=np.int64)))
-        replace_uses(output, value.output(0))
-    return rebuilt(model, "per_step", [values])
+        inputs.append(_input(edge.name, tuple(output.get_shape()), edge.element))
+        replace_uses(output, inputs[-1].output(0))
+    if timed:
+        sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
+        inputs.append(_input(TIME_VALUES, (1, sum(sizes)), "f32"))
+        cut = ops.variadic_split(inputs[-1], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
+        for i, edge in enumerate(timed):
+            output = nodes[edge.node].output(edge.port)
+            users = {target.get_node().get_type_name() for target in output.get_target_inputs()}
+            value = ops.reshape(cut.output(i), ops.constant(np.array((1, *edge.shape[1:]), dtype=np.int64)), False)
+            if len(edge.shape) != 4 or edge.shape[2:] != (1, 1) or not users <= {"Add", "Multiply"}:
+                # Not every user adds it to a larger tensor, so each row of the batch needs a row.
+                value = ops.broadcast(value, ops.constant(np.array((rows, *edge.shape[1:]), dtype=np.int64)))
+            replace_uses(output, value.output(0))
+    return rebuilt(model, "per_step", inputs)
 
 
 def _share_halves(per_step: Any, small: Any, half: int, different: set[str]) -> Any:
@@ -151,9 +163,9 @@ def _rows(output: Any, count: int) -> Any:
     return ops.slice(output, *ends).output(0)
 
 
-def _input(name: str, shape: Sequence[int]) -> Any:
+def _input(name: str, shape: Sequence[int], element: str) -> Any:
     import openvino as ov
 
-    parameter = ov.opset13.parameter(list(shape), ov.Type.f32, name=name)
+    parameter = ov.opset13.parameter(list(shape), getattr(ov.Type, element), name=name)
     parameter.output(0).set_names({name})
     return parameter

@@ -1,6 +1,6 @@
 """A denoising session on OpenVINO: the parts of the network that `partition` cuts, for all steps of a batch.
 
-With many images, each stream takes some of them. `CALOTYPE_DISABLE=shared_guidance` computes both halves of the
+What stays the same for an image is computed at its first step. With many images, each stream takes some of them. `CALOTYPE_DISABLE=shared_guidance` computes both halves of the
 guidance, so that the gain of sharing them can be measured.
 """
 
@@ -37,6 +37,7 @@ class CompiledPartition(Compiled):
         self._network, self._key = network, key
         self._partition: Partition | None = None
         self._deep_and_shallow: tuple[Any, Any] | None = None
+        self._per_image: list[Request] = []
         self._per_timestep: Request | None = None
         self._tables: LruCache[Array] = LruCache(_TABLE_BYTES, lambda table: table.nbytes)
         self.shallow: list[Request] = []
@@ -46,6 +47,18 @@ class CompiledPartition(Compiled):
             self.per_step = network.compiled({**key, "part": DEEP}, lambda: self._deep_graphs()[0], streams=streams)
             self.shallow = network.compiled({**key, "part": "shallow"}, lambda: self._deep_graphs()[1], streams=streams)
         super().__init__([*self.per_step, *self.shallow])
+
+    def image_values(self, groups: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        """Return the values that the steps of an image share, for each stream's inputs."""
+        names = sorted(name for name in self.per_step[0].inputs if ":" in name)  # only an `Edge.name` has a colon
+        if not names:
+            return [{} for _ in groups]
+        if not self._per_image:
+            shapes = {name: array.shape for name, array in groups[0].items() if name in self._key["constants"]}
+            key = {"part": "per_image", "shapes": shapes, "outputs": names}
+            self._per_image = self._network.compiled(key, lambda: self._graphs().per_image, streams=len(groups))
+        values = {n: np.split(array, len(groups)) for n, array in run(self._per_image, groups, names).items()}
+        return [{name: arrays[i] for name, arrays in values.items()} for i in range(len(groups))]
 
     def time_values(self, timesteps: Array) -> Array | None:
         """Return `TIME_VALUES` of each timestep, computed in float32; None without such an input.  # [calls, 1, width]
@@ -68,7 +81,8 @@ class CompiledPartition(Compiled):
 
     def release(self) -> None:
         """Free the activation buffers."""
-        for request in (*self.per_step[:1], *self.shallow[:1], *filter(None, [self._per_timestep])):
+        firsts = (*self.per_step[:1], *self.shallow[:1], *self._per_image[:1], self._per_timestep)
+        for request in filter(None, firsts):
             request.release()
 
     def release_graphs(self) -> None:
@@ -83,7 +97,8 @@ class CompiledPartition(Compiled):
             def sizing(rows: int) -> Any:
                 return self._network.sized({name: (rows, *shape[1:]) for name, shape in shapes.items()})
 
-            self._partition = partition_graph(sizing, shapes["timestep"][0], self._key["different"])
+            rows, constants = shapes["timestep"][0], self._key["constants"]
+            self._partition = partition_graph(sizing, rows, constants, self._key["different"])
         return self._partition
 
     def _deep_graphs(self) -> tuple[Any, Any]:
@@ -104,6 +119,7 @@ class OpenVinoSession:
         self._half_sample = guided and "shared_guidance" not in disabled_optimizations()
         self._deep_call = 0  # the last call that computed the deep layers
         self._deep: list[Array] = []  # their outputs, for each stream
+        self._image_values: list[dict[str, Array]] = []  # for each stream
         self._key: dict[str, Any] = {}  # of the compiled parts
         self._succeeded = False  # has a call succeeded?
 
@@ -139,6 +155,9 @@ class OpenVinoSession:
                 group["sample"] = sample[some]
         with self._network.lock:
             parts = self._compiled(groups)
+            self._image_values = self._image_values or parts.image_values(groups)
+            for group, kept in zip(groups, self._image_values, strict=True):
+                group |= kept
             if (values := parts.time_values(self._timesteps)) is not None:
                 for group in groups:
                     group[TIME_VALUES] = values[call]
@@ -170,6 +189,7 @@ class OpenVinoSession:
                 "part": "per_step",
                 "cached": self._cache_interval > 1,
                 "shapes": {name: (len(groups[0]["timestep"]), *array.shape[1:]) for name, array in groups[0].items()},
+                "constants": sorted(self._constants),
                 "different": sorted(groups[0].keys() - self._equal_halves()) if self._half_sample else None,
             }
         key = self._key

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cuda.device import TOO_LARGE, Gpu, device_full_message, is_full, run_or_device_full
+from ...cuda.device import TOO_LARGE, Gpu, device_full_message, is_full
 from ...errors import BackendError, DeviceFullError
 from ...weights.onnx import OnnxWeights
 from ..base import Array, Arrays, Backend, DeviceNetwork, Runner, Tensors
@@ -71,13 +71,7 @@ class TensorRtRunner(Runner):
 
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Copy the inputs to the device, run, and return all outputs by name."""
-
-        def run() -> dict[str, Array]:
-            tensors = {name: self._gpu.to_device(array) for name, array in inputs.items()}
-            return {name: self._gpu.to_host(tensor) for name, tensor in self.run(tensors).items()}
-
-        with self._gpu.side_stream(), self._gpu.nvtx_range(self._name):
-            return run_or_device_full(run, *TOO_LARGE)
+        return self._gpu.run_arrays(self._name, self.run, inputs)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return each layer's weight shape. Raise `BackendError` if the engine was not built for refits."""

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
-from ...cuda.device import TOO_LARGE, Gpu, run_or_device_full
+from ...cuda.device import Gpu, run_or_device_full
 from ...cuda.graphs import CudaGraphCache, CudaGraphCapturer, Function, GraphCapturer
 from ...errors import BackendError, SourceError
 from ...system.memory import in_words
@@ -71,12 +71,8 @@ class CudaRunner(Runner):
         """Copy the inputs to the device, run, and return all outputs by name."""
         import torch
 
-        def run() -> dict[str, Array]:
-            outputs = self._run({name: self._gpu.to_device(array) for name, array in inputs.items()})
-            return {name: self._gpu.to_host(tensor) for name, tensor in outputs.items()}
-
-        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.nvtx_range(self._name):
-            return run_or_device_full(run, *TOO_LARGE)
+        with self._lock, torch.inference_mode():
+            return self._gpu.run_arrays(self._name, self._run, inputs)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return each layer's weight shape."""
