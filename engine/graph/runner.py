@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.base import DeviceNetwork, SupportsGraphs
 from ..cuda.device import Gpu, run_or_device_full
 from ..cuda.graphs import CudaGraphCache, CudaGraphCapturer, GraphCapturer
 from ..errors import DeviceFullError, NotFiniteError, first_line
@@ -25,7 +26,6 @@ from .inputs import GraphInputs, graph_unsupported_reason, inputs_of
 
 if TYPE_CHECKING:
     from ..backends import LoadedComponent
-    from ..backends.base import DeviceNetwork
 
 _MEMORY_SHARE = 2  # graphs may hold half of the device's memory
 
@@ -91,7 +91,7 @@ class GraphPipelineManager:
     @property
     def on_device(self) -> bool:
         """Whether all of these components are on a GPU whose runner supports capture."""
-        return all(hasattr(getattr(self._opened(name), "runner", None), "network") for name in self.names)
+        return all(isinstance(self._opened(name).runner, SupportsGraphs) for name in self.names)
 
     def run(
         self, job: Job, sampler: Sampler, inputs: Callable[[], GraphInputs], watch: Stopwatch, *, untiled: bool

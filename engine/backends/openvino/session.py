@@ -1,7 +1,7 @@
 """A denoising session on OpenVINO: the parts of the network that `partition` cuts, for all steps of a batch.
 
-What stays the same for an image is computed at its first step. With many images, each stream takes some of them. `CALOTYPE_DISABLE=shared_guidance` computes both halves of the
-guidance, so that the gain of sharing them can be measured.
+What stays the same for an image is computed at its first step. With many images, each stream takes some of them.
+`CALOTYPE_DISABLE=shared_guidance` computes both halves of the guidance, to measure the gain of sharing.
 """
 
 from __future__ import annotations
