@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 import calotype
 from calotype.backends import ON_GPU, LoadedComponent
-from calotype.backends.base import Runner
+from calotype.backends.base import Runner, Session
 from calotype.backends.openvino.rewrites import DISABLE_VARIABLE
 from calotype.images.arrays import load_image_array
 from calotype.system import threads
@@ -90,13 +90,15 @@ class _Timed(Runner):
         self._error = settings.get("error", 0.0) if name == "vae_decoder" else 0.0
         self.backend, self.precision, self.notes = runner.backend, runner.precision, runner.notes
 
-    def session(self, inputs: Arrays, timesteps: NDArray[Any], **options: Any) -> Any:
+    def session(
+        self, constants: Arrays, timesteps: NDArray[np.float32], *, guided: bool, cache_interval: int
+    ) -> Session[NDArray[Any]]:
         """Return the runner's session with a timer around each call."""
         if type(self._runner).session is Runner.session:  # its calls are those of the full network
-            return super().session(inputs, timesteps, **options)
-        calls = self._runner.session(inputs, timesteps, **options)
+            return super().session(constants, timesteps, guided=guided, cache_interval=cache_interval)
+        calls = self._runner.session(constants, timesteps, guided=guided, cache_interval=cache_interval)
 
-        def timed(call: int, sample: NDArray[Any], changing: Arrays) -> Any:
+        def timed(call: int, sample: NDArray[Any], changing: Arrays) -> dict[str, NDArray[Any]]:
             began = time.perf_counter()
             outputs = calls(call, sample, changing)
             self._parts.setdefault(self._name, []).append(time.perf_counter() - began)

@@ -49,10 +49,10 @@ def test_arrays_run_on_the_side_stream(engine, open_with):
     assert fake.called("IExecutionContext.execute_async_v3") == [(11,)]
 
 
-def test_tensors_run_on_the_current_stream_into_the_callers_outputs(engine, open_with):
+def test_tensors_run_on_the_current_stream(engine, open_with):
     fake = engine((1, 2, 8))
-    x, y = torch.ones(2, 4), torch.empty(2, 4)
-    assert open_with(fake).run({"x": x}, {"y": y})["y"] is y
+    x = torch.ones(2, 4)
+    y = open_with(fake).run({"x": x})["y"]
     assert (y == 2).all()
     assert fake.called("IExecutionContext.execute_async_v3") == [(7,)]
     assert dict(fake.called("IExecutionContext.set_tensor_address")) == {"x": x.data_ptr(), "y": y.data_ptr()}
@@ -116,8 +116,6 @@ def test_other_types_and_layouts_are_refused(engine, open_with):
         runner.run({"x": torch.ones(2, 4).half()})
     with pytest.raises(BackendError, match="contiguous"):
         runner.run({"x": torch.ones(4, 2).T})
-    with pytest.raises(BackendError, match=r"y: got float32 \[3, 4\]"):
-        runner.run({"x": torch.ones(2, 4)}, {"y": torch.empty(3, 4)})
 
 
 @pytest.mark.parametrize(

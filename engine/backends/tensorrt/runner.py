@@ -120,12 +120,11 @@ class TensorRtRunner(Runner):
     def _network(self) -> Engine:
         return Engine(self, {name: self._type(name) for name in self._inputs})
 
-    def run(self, inputs: Tensors, outputs: Tensors | None = None) -> dict[str, Tensor]:
+    def run(self, inputs: Tensors) -> dict[str, Tensor]:
         """Enqueue one run on the current stream and return all outputs by name.
 
         Args:
             inputs: contiguous tensors on the device. They must stay alive until the run has ended.
-            outputs: contiguous tensors to write into; outputs that are missing are allocated.
 
         Raises:
             BackendError: the engine was not built for the sizes, a type is wrong, or the run failed.
@@ -133,11 +132,10 @@ class TensorRtRunner(Runner):
         with self._lock:
             stream = self._gpu.current_stream()
             memory = self._bind_inputs(inputs, stream)
-            tensors = dict(outputs or {})
+            tensors = {}
             for name in self._outputs:
                 shape = tuple(self._context.get_tensor_shape(name))
-                if name not in tensors:
-                    tensors[name] = self._gpu.empty(shape, self._type(name))
+                tensors[name] = self._gpu.empty(shape, self._type(name))
                 self._bind(name, tensors[name], shape)
             if not self._context.execute_async_v3(stream):
                 raise self._error("TensorRT failed")
