@@ -17,7 +17,6 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from calotype.kernels.geglu import geglu
@@ -25,7 +24,7 @@ from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
 
 from .fused_attention import fused_attention
-from .step_cache import Precomputed, StepInvariant, fuse_timesteps
+from .step_cache import Precomputed, StepInvariant
 
 
 class FusedGroupNorm(nn.Module):
@@ -167,8 +166,6 @@ def fuse(module: nn.Module) -> Counter[str]:
 
 
 def _fuse_inside(module: nn.Module, counts: Counter[str]) -> None:
-    if type(module) is UNet2DConditionModel and fuse_timesteps(module):
-        counts["times"] += 1
     norm = getattr(module, "conv_norm_out", None)
     if type(norm) is nn.GroupNorm and isinstance(getattr(module, "conv_act", None), nn.SiLU):
         module.conv_norm_out, module.conv_act = FusedGroupNorm(norm, silu=True), nn.Identity()

@@ -1,7 +1,7 @@
 """Computes what does not depend on the sample once for a schedule, instead of at every call.
 
-These are the keys and values of the cross-attentions, the timestep embeddings of all calls in one product, and each
-residual block's projection of them. They belong to a session. Modules are shared, so they read the values of the
+These are the keys and values of the cross-attentions, and each residual block's projections of the timestep embeddings,
+for all calls in one product. They belong to a session. Modules are shared, so they read the values of the
 session that calls them from a context variable. Imports torch and diffusers.
 """
 
@@ -49,8 +49,8 @@ class StepValues:
             dtype: the type to compute in.
         """
         cast = {n: t.to(dtype) if n != "time_ids" else t for n, t in constants.items()}
-        times = next((m for m in module.modules() if isinstance(m, FusedTimesteps)), None)
-        embeddings = None if times is None else times.embeddings(timesteps, cast)  # [calls, N, E]
+        unet = next((m for m in module.modules() if type(m) is UNet2DConditionModel), None)
+        embeddings = None if unet is None else _embeddings(unet, timesteps, cast)
         self._values: dict[nn.Module, Precomputed] = {}
         for each in module.modules():
             if isinstance(each, StepInvariant):
@@ -68,65 +68,17 @@ class StepValues:
             _CURRENT.reset(token)
 
 
-class FusedTimesteps(StepInvariant):
-    """A U-Net's embedding of the timestep and of SDXL's added conditions, for one call or for a whole schedule."""
+def _embeddings(unet: Any, timesteps: Tensor, constants: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the complete embeddings of all calls, as the U-Net computes one.  # [calls, N] -> [calls, N, E]
 
-    def __init__(self, unet: UNet2DConditionModel) -> None:
-        super().__init__()
-        self.proj, self.embedding = unet.time_proj, unet.time_embedding
-        self.add_proj, self.add_embedding = (getattr(unet, n, None) for n in ("add_time_proj", "add_embedding"))
-
-    def forward(self, sines: Tensor, condition: Tensor | None = None) -> Tensor:
-        """Replace the U-Net's `time_embedding`.  # [N, S], [N, G] -> [N, E]"""
-        cached: Tensor | None = self.cached
-        out: Tensor = self.embedding(sines, condition) if cached is None else cached
-        return out
-
-    def precompute(self, text: Tensor, embeddings: Tensor | None) -> Precomputed | None:
-        """Return the complete embedding of each call."""
-        return None if embeddings is None else embeddings.__getitem__
-
-    def embeddings(self, timesteps: Tensor, constants: Mapping[str, Tensor]) -> Tensor:
-        """Return the complete embeddings of all calls.  # [calls, N] -> [calls, N, E]"""
-        calls, condition = len(timesteps), constants.get("timestep_cond")
-        dtype = constants["encoder_hidden_states"].dtype
-        sines = self.proj(timesteps.flatten()).to(dtype)
-        condition = None if condition is None else condition.repeat(calls, 1)
-        embeddings: Tensor = self.embedding(sines, condition).unflatten(0, (calls, -1))
-        if self.add_embedding is None:
-            return embeddings
-        assert self.add_proj is not None
-        ids = self.add_proj(constants["time_ids"].flatten()).unflatten(0, (len(constants["time_ids"]), -1)).flatten(1)
-        added: Tensor = self.add_embedding(torch.cat([constants["text_embeds"], ids], dim=-1).to(dtype))
-        return embeddings + added
-
-
-class _Skippable(nn.Module):
-    """A module that `instead` replaces while the session has a complete embedding."""
-
-    def __init__(self, module: nn.Module, times: FusedTimesteps, instead: Callable[[Tensor], Any]) -> None:
-        super().__init__()
-        self.module, self._instead = module, instead
-        self._times = [times]  # in a list, so that torch does not register it as a submodule
-
-    def forward(self, x: Tensor) -> Any:
-        """Call the module, or `instead`."""
-        return self.module(x) if self._times[0].cached is None else self._instead(x)
-
-
-def fuse_timesteps(unet: UNet2DConditionModel) -> bool:
-    """Fuse the embedding of a U-Net that embeds only the timestep, or also SDXL's sizes and pooled text.
-
-    Returns:
-        Whether the U-Net is one of these.
+    None for a U-Net that embeds more than the timestep and SDXL's sizes and pooled text.
     """
-    other = unet.class_embedding is not None or unet.time_embed_act is not None
-    if other or unet.config.addition_embed_type not in (None, "text_time"):
-        return False
-    times = FusedTimesteps(unet)
-    unet.time_embedding = times
-    unet.time_proj = _Skippable(unet.time_proj, times, lambda timesteps: timesteps)
-    if times.add_embedding is not None:
-        unet.add_time_proj = _Skippable(unet.add_time_proj, times, lambda ids: ids)
-        unet.add_embedding = _Skippable(unet.add_embedding, times, lambda _: 0.0)
-    return True
+    more = unet.class_embedding is not None or unet.time_embed_act is not None
+    if more or unet.config.addition_embed_type not in (None, "text_time"):
+        return None
+    calls, text, condition = len(timesteps), constants["encoder_hidden_states"], constants.get("timestep_cond")
+    sines = unet.time_proj(timesteps.flatten()).to(text.dtype)
+    condition = None if condition is None else condition.repeat(calls, 1)
+    embeddings: Tensor = unet.time_embedding(sines, condition).unflatten(0, (calls, -1))
+    added = unet.get_aug_embed(emb=embeddings, encoder_hidden_states=text, added_cond_kwargs=constants)
+    return embeddings if added is None else embeddings + added

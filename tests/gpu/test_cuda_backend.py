@@ -84,7 +84,6 @@ def test_it_uses_the_kernels(open_in):
         "Attention",
         "GEGLU",
         "GroupNorm",
-        "times",
     }
 
 

@@ -58,14 +58,13 @@ NETWORKS = {
     "text encoder": (text, lambda r: {"input_ids": torch.arange(14).reshape(2, 7)}),
 }
 REPLACED = {
-    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5, "times": 1},
+    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
     "U-Net of SDXL": {
         "ResnetBlock2D": 8,
         "BasicTransformerBlock": 4,
         "Attention": 8,
         "GEGLU": 4,
         "GroupNorm": 5,
-        "times": 1,
     },
     "VAE decoder": {"ResnetBlock2D": 6, "GroupNorm": 2},
     "VAE encoder": {"ResnetBlock2D": 4, "GroupNorm": 2},
