@@ -29,17 +29,12 @@ class FusedAttention(StepInvariant):
             layer.weight = layer.bias = None  # the packed layer has it now
         self.to_out = attention.to_out[0]
 
-    def project_text(self, text: Tensor) -> tuple[Tensor, ...]:
-        """Return the text's keys and values.  # [B, T, W] -> 2 x [B, T, C]"""
-        keys, values = self.packed(text).chunk(2, dim=-1)
-        return keys, values
-
     def precompute(self, text: Tensor, embeddings: Tensor | None) -> Precomputed | None:
         """Return the text's keys and values for every call."""
         if self.to_q is None:
             return None
-        projected = self.project_text(text)
-        return lambda call: projected
+        keys_and_values = self.packed(text).chunk(2, dim=-1)
+        return lambda call: keys_and_values
 
     def forward(
         self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
@@ -48,11 +43,8 @@ class FusedAttention(StepInvariant):
         assert attention_mask is None
         if self.to_q is None:
             parts = self.packed(x).chunk(3, dim=-1)
-        elif (cached := self.cached) is not None:
-            parts = (self.to_q(x), *cached)
         else:
-            assert encoder_hidden_states is not None
-            parts = (self.to_q(x), *self.project_text(encoder_hidden_states))
+            parts = (self.to_q(x), *(self.cached or self.packed(encoder_hidden_states).chunk(2, dim=-1)))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
         mixed = attend(q, k, v, scale=self._scale)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))

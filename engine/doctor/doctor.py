@@ -25,7 +25,7 @@ from .probes import MARK
 
 TIMEOUT_S = 60.0  # importing torch from a cold disk takes most of a minute
 
-_CORE = ("numpy", "PIL", "google.protobuf", "rich", "tokenizers", "typer")
+_CORE = ("numpy", "PIL", "rich", "tokenizers", "typer")
 _TRACING = ("onnx", "onnxscript", "onnx_ir", "scipy", "safetensors", "huggingface_hub")
 _BUILD = ("torch", "diffusers", "transformers", *_TRACING)
 # library -> arguments of its probe; for other libraries the probe imports them.
@@ -39,12 +39,7 @@ _SPECIAL = {
 _EXTRAS = {"onnxruntime": "cpu", "openvino": "cpu", "triton": "gpu", "tensorrt": "tensorrt"}
 _EXTRAS |= {"tensorrt_rtx": "tensorrt-rtx", **dict.fromkeys(_BUILD, "build")}
 _FOR_GPUS = ("triton", "tensorrt", "tensorrt_rtx")
-_ON_PYPI = {
-    "PIL": "pillow",
-    "google.protobuf": "protobuf",
-    "tensorrt": "tensorrt-cu13",
-    "tensorrt_rtx": "tensorrt-rtx-cu13",
-}
+_ON_PYPI = {"PIL": "pillow", "tensorrt": "tensorrt-cu13", "tensorrt_rtx": "tensorrt-rtx-cu13"}
 
 
 @dataclass(frozen=True, kw_only=True)
