@@ -21,6 +21,7 @@ from .graph import Edge, cut_edges, depending_on, nodes_of, rebuilt, replace_use
 
 DEEP = "deep"  # the output of the deep layers, which several steps reuse
 TIME_VALUES = "time values"  # the input of `per_step` for everything that depends on the timestep: one row for all rows
+ROW_TIME_VALUES = "row time values"  # the same, if it also depends on text or sizes: one row for each row of the batch
 
 Sizing = Callable[[int], Any]  # the number of rows of a batch -> a new graph of that size
 
@@ -31,7 +32,8 @@ class Partition:
 
     Attributes:
         per_image: from the constant inputs to the values that `per_step` needs, named as `Edge.name`.
-        per_timestep: from one timestep to the values that `TIME_VALUES` holds next to each other.
+        per_timestep: from one timestep (and the constants that are vectors, such as sizes and pooled text) to the
+            values that `TIME_VALUES` or `ROW_TIME_VALUES` holds next to each other.
         per_step: from the other inputs and these values to the network's outputs.
     """
 
@@ -56,18 +58,22 @@ def partition_graph(
     inputs = {name for port in full.inputs for name in port.get_names()}
     nodes = nodes_of(full)
     kept = [e for e in cut_edges(full, inputs - {*constants}) if nodes[e.node].get_type_name() != "Parameter"]
-    timed = cut_edges(full, inputs - {"timestep"})
+    vectors = {name for name in constants if len(full.input(name).get_shape()) <= 2}
+    after = depending_on(full, {"timestep"})
+    timed = [edge for edge in cut_edges(full, inputs - {"timestep", *vectors}) if edge.node in after]
     if not all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed):
         timed = []  # a table cannot hold them
+    alone = not depending_on(full, vectors) & {edge.node for edge in timed}
     per_image = subgraph(full.clone(), kept, "per_image") if kept else None
     unequal = depending_on(full, different or ())
-    per_step = _step_graph(full, kept, timed, rows)
+    per_step = _step_graph(full, kept, timed, rows, alone=alone)
     if different is not None:
         half = rows // 2
         # A value that depends only on equal halves has equal halves too.
-        unlike = {*different, *(edge.name for edge in kept if edge.node in unequal)}
-        per_step = _share_halves(per_step, _step_graph(sizing(half), kept, timed, half), half, unlike)
-    per_timestep = subgraph(sizing(1), timed, "per_timestep") if timed else None
+        unlike = {*different, ROW_TIME_VALUES, *(edge.name for edge in kept if edge.node in unequal)}
+        small = _step_graph(sizing(half), kept, timed, half, alone=alone)
+        per_step = _share_halves(per_step, small, half, unlike)
+    per_timestep = subgraph(sizing(1 if alone else rows), timed, "per_timestep") if timed else None
     return Partition(per_image=per_image, per_timestep=per_timestep, per_step=per_step)
 
 
@@ -104,8 +110,11 @@ def _joins_channels(concat: Any) -> bool:
     )
 
 
-def _step_graph(model: Any, kept: Sequence[Edge], timed: Sequence[Edge], rows: int) -> Any:
-    """Return the graph with the values of `kept` and `TIME_VALUES` as inputs. It changes `model`."""
+def _step_graph(model: Any, kept: Sequence[Edge], timed: Sequence[Edge], rows: int, *, alone: bool) -> Any:
+    """Return the graph with the values of `kept` and `timed` as inputs. It changes `model`.
+
+    `alone`: the values of `timed` depend on the timestep alone, so that they have one row.
+    """
     import openvino as ov
 
     ops, nodes, inputs = ov.opset13, nodes_of(model), []
@@ -115,15 +124,17 @@ def _step_graph(model: Any, kept: Sequence[Edge], timed: Sequence[Edge], rows: i
         replace_uses(output, inputs[-1].output(0))
     if timed:
         sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
-        inputs.append(_input(TIME_VALUES, (1, sum(sizes)), "f32"))
+        count, name = (1, TIME_VALUES) if alone else (rows, ROW_TIME_VALUES)
+        inputs.append(_input(name, (count, sum(sizes)), "f32"))
         cut = ops.variadic_split(inputs[-1], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
         for i, edge in enumerate(timed):
             output = nodes[edge.node].output(edge.port)
             users = {target.get_node().get_type_name() for target in output.get_target_inputs()}
-            value = ops.reshape(cut.output(i), ops.constant(np.array((1, *edge.shape[1:]), dtype=np.int64)), False)
-            if len(edge.shape) != 4 or edge.shape[2:] != (1, 1) or not users <= {"Add", "Multiply"}:
+            value = ops.reshape(cut.output(i), ops.constant(np.array((count, *edge.shape[1:]), dtype=np.int64)), False)
+            if alone and (edge.shape[2:] != (1, 1) or not users <= {"Add", "Multiply"}):
                 # Not every user adds it to a larger tensor, so each row of the batch needs a row.
                 value = ops.broadcast(value, ops.constant(np.array((rows, *edge.shape[1:]), dtype=np.int64)))
+                value.set_friendly_name(f"{edge.name} rows")  # `_share_halves` finds it by its name
             replace_uses(output, value.output(0))
     return rebuilt(model, "per_step", inputs)
 

@@ -15,7 +15,7 @@ from ...errors import InputError, first_line
 from ...system.lru_cache import LruCache
 from ..base import Array, Arrays, inputs_of_call
 from .network import Network
-from .partition import DEEP, TIME_VALUES, Partition, partition_graph, split_deep_layers
+from .partition import DEEP, ROW_TIME_VALUES, TIME_VALUES, Partition, partition_graph, split_deep_layers
 from .requests import Compiled, Request, run, streams_for
 from .rewrites import disabled_optimizations
 
@@ -60,24 +60,27 @@ class CompiledPartition(Compiled):
         values = {n: np.split(array, len(groups)) for n, array in run(self._per_image, groups, names).items()}
         return [{name: arrays[i] for name, arrays in values.items()} for i in range(len(groups))]
 
-    def time_values(self, timesteps: Array) -> Array | None:
-        """Return `TIME_VALUES` of each timestep, computed in float32; None without such an input.  # [calls, 1, width]
+    def time_values(self, timesteps: Array, groups: list[dict[str, Array]]) -> list[dict[str, Array]]:
+        """Return the input that depends on the timestep for each stream.  # [calls, rows, width], in float32
 
         The next image may have the same timesteps.
         """
-        if TIME_VALUES not in self.per_step[0].inputs:
-            return None
-        return self._tables(timesteps.tobytes(), lambda: self._time_table(timesteps))
+        if TIME_VALUES in self.per_step[0].inputs:
+            table = self._tables(timesteps.tobytes(), lambda: self._time_table(timesteps, {}, 1))
+            return [{TIME_VALUES: table} for _ in groups]
+        if ROW_TIME_VALUES not in self.per_step[0].inputs:
+            return [{} for _ in groups]
+        return [{ROW_TIME_VALUES: self._time_table(timesteps, each, len(each["timestep"]))} for each in groups]
 
-    def _time_table(self, timesteps: Array) -> Array:
+    def _time_table(self, timesteps: Array, constants: Arrays, rows: int) -> Array:
         if self._per_timestep is None:
-            key = {"part": "per_timestep", "shapes": {"timestep": (1,)}}
+            key = {"part": "per_timestep", "shapes": {"timestep": (rows,)}, "constants": self._key["constants"]}
             (self._per_timestep,) = self._network.compiled(key, lambda: self._graphs().per_timestep, precise=True)
-        request, rows = self._per_timestep, []
+        request, values = self._per_timestep, []
         for timestep in timesteps:
-            outputs = run([request], [{"timestep": timestep}], request.output_names)
-            rows.append(np.concatenate([outputs[name].reshape(1, -1) for name in request.output_names], axis=1))
-        return np.stack(rows)
+            outputs = run([request], [{**constants, "timestep": timestep}], request.output_names)
+            values.append(np.concatenate([outputs[n].reshape(rows, -1) for n in request.output_names], axis=1))
+        return np.stack(values)
 
     def release(self) -> None:
         """Free the activation buffers."""
@@ -120,6 +123,7 @@ class OpenVinoSession:
         self._deep_call = 0  # the last call that computed the deep layers
         self._deep: list[Array] = []  # their outputs, for each stream
         self._image_values: list[dict[str, Array]] = []  # for each stream
+        self._time_values: list[dict[str, Array]] = []  # for each stream, a row for each call
         self._key: dict[str, Any] = {}  # of the compiled parts
         self._succeeded = False  # has a call succeeded?
 
@@ -156,11 +160,9 @@ class OpenVinoSession:
         with self._network.lock:
             parts = self._compiled(groups)
             self._image_values = self._image_values or parts.image_values(groups)
-            for group, kept in zip(groups, self._image_values, strict=True):
-                group |= kept
-            if (values := parts.time_values(self._timesteps)) is not None:
-                for group in groups:
-                    group[TIME_VALUES] = values[call]
+            self._time_values = self._time_values or parts.time_values(self._timesteps, groups)
+            for group, kept, timed in zip(groups, self._image_values, self._time_values, strict=True):
+                group |= {**kept, **{name: table[call] for name, table in timed.items()}}
             outputs = self._run_step(parts, call, groups)
             parts.release_graphs()
         if not self._guided or streams == 1:
