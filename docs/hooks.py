@@ -1,6 +1,6 @@
-"""Write the command-line reference: replace COMMANDS in a page by one section for each command of the app.
+"""Write the parts of the reference that the code knows: the commands of the app, and the arguments of a call.
 
-MkDocs calls `on_page_markdown` for every page. Everything in the reference is read from the Typer app itself.
+MkDocs calls `on_page_markdown` for every page, which replaces COMMANDS and ARGUMENTS.
 """
 
 from __future__ import annotations
@@ -11,12 +11,26 @@ from typing import Any
 
 import typer
 
-COMMANDS = "<!-- commands -->"
+COMMANDS, ARGUMENTS = "<!-- commands -->", "<!-- arguments -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
-    """Return the page with its commands filled in."""
-    return markdown.replace(COMMANDS, reference()) if COMMANDS in markdown else markdown
+    """Return the page with its commands or arguments filled in."""
+    if COMMANDS in markdown:
+        return markdown.replace(COMMANDS, reference())
+    return markdown.replace(ARGUMENTS, arguments()) if ARGUMENTS in markdown else markdown
+
+
+def arguments() -> str:
+    """Describe every argument of a call in Markdown, from the table in `Request`."""
+    from calotype.request.argument import table
+    from calotype.request.request import Request
+
+    rows = ["| Argument | Default | Description |", "| --- | --- | --- |"]
+    for name, default, about in table(Request):
+        shown = about.shown_default or f"`{default!r}`"
+        rows.append(f"| `{name}` | {shown} | {_plain(f'{about.help} {about.details}')} |")
+    return "\n".join(rows)
 
 
 def reference() -> str:

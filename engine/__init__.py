@@ -32,8 +32,9 @@ if TYPE_CHECKING:
     from .images import preprocess
     from .images.clip import Clip, clip_score
     from .loading import load
-    from .pipeline import Event, Pipeline, Result
+    from .pipeline import Pipeline
     from .report.report import Report
+    from .report.result import Event, Result
     from .sampling.schedulers import scheduler_names
 
 __all__ = [
@@ -63,10 +64,10 @@ __all__ = [
 
 _MODULES = {
     "Clip": "calotype.images.clip",
-    "Event": "calotype.pipeline",
+    "Event": "calotype.report.result",
     "Pipeline": "calotype.pipeline",
     "Report": "calotype.report.report",
-    "Result": "calotype.pipeline",
+    "Result": "calotype.report.result",
     "clip_score": "calotype.images.clip",
     "load": "calotype.loading",
     "scheduler_names": "calotype.sampling.schedulers",

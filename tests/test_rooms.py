@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 import calotype
+from tests.helpers.prompt_walk import walk_of
 
 ROOT = Path(__file__).parent.parent
 PACKAGES = {
@@ -127,6 +128,14 @@ def test_files_and_folders_are_small():
     counts = Counter(map(folder_of, [*files(), *tests]))
     assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
     assert counts["engine"] <= MAX_FILES_IN_ENGINE
+
+
+def test_a_prompt_runs_downhill():
+    """From the arguments of a call to its image. See `tests/helpers/prompt_walk.py` for what counts."""
+    walk = walk_of("fake")
+    folders = [folder.removeprefix("engine").removeprefix("/") for folder in ORDER if folder.startswith("engine")]
+    assert len(walk.moves_up(folders)) <= 8
+    assert len(walk.types) <= 9
 
 
 @pytest.mark.parametrize("root", [*PACKAGES, "tests"])

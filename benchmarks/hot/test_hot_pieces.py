@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 
 from calotype.images.png import to_uint8
-from calotype.request.request import Request, resolve
+from calotype.request.prompts import tokenizers_of
+from calotype.request.resolved import resolve
 from calotype.sampling.cache import sampler_for
 from calotype.sampling.guidance import guide
-from calotype.stages.conditioning import condition, tokenizers_of
-from calotype.stages.loop import Conditioning, denoise
+from calotype.stages.denoise_inputs import prepare
+from calotype.stages.loop import denoise
+from calotype.stages.prompt_encoder import PromptEncoder
+from calotype.system.trace import Stopwatch
 
 PROMPTS = ["a large red circle on a blue background", "a small green ring above a white cross on an orange background"]
 STEPS, LATENTS = 20, (1, 4, 16, 16)
@@ -68,10 +71,14 @@ def test_guided_step(benchmark, fake, shape):
 
 def test_prompt_encoding(benchmark, pipe):
     """Text to embeddings: tokens, and the text encoder for the prompt and the empty prompt."""
-    job = resolve(Request(prompt=PROMPTS[0], seed=1), pipe.plan)
     tokenizers = tokenizers_of(pipe.plan)
-    condition(pipe.plan, tokenizers, pipe.component, job)
-    benchmark(lambda: condition(pipe.plan, tokenizers, pipe.component, job))
+
+    def encode():
+        request = resolve(PROMPTS[0], {"seed": 1}, pipe.plan, tokenizers)
+        return PromptEncoder(pipe.plan, pipe.component)(request)  # a new one: without cached prompts
+
+    encode()
+    benchmark(encode)
 
 
 def test_tokens(benchmark, fake):
@@ -93,14 +100,12 @@ def test_to_uint8(benchmark):
 
 def test_loop_overhead(benchmark, fake):
     """The loop over twenty steps around a network that costs nothing: guidance, rows and bookkeeping."""
-    _, sampler = sampler_for("euler", fake.plan.scheduler, STEPS)
-    noise, answer = normal(*LATENTS), normal(2, *LATENTS[1:])
-    conditioning = Conditioning(arrays={}, guidance_scale=5.0, guided=True)
+    arguments = {"steps": STEPS, "seed": 1, "scheduler": "euler"}
+    call = fake._generator.start(PROMPTS[0], arguments, threading.Event())
+    inputs, answer = prepare(fake.plan, call.request, fake._generator.codec, Stopwatch()), normal(2, *LATENTS[1:])
 
     def loop():
-        run = sampler.run(noise, lambda: noise, seeds=(0,))
-        for _ in denoise(lambda *_: answer, sampler, run, conditioning, threading.Event()):
-            pass
+        *_, run = denoise(lambda *_: answer, call, inputs)
         return run.latents()
 
     benchmark.extra_info["steps"] = STEPS

@@ -12,8 +12,9 @@ networks.
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Hashable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import DeviceFullError, first_line
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 Tensors: TypeAlias = "Mapping[str, Tensor]"
-Function: TypeAlias = "Callable[[Tensors], dict[str, Tensor]]"
+Function: TypeAlias = "Callable[..., dict[str, Tensor]]"  # of tensors by name, and options
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,8 +53,8 @@ class CudaGraphCache:
         self._lock = threading.Lock()
         self._graphs: LruCache[CapturedGraph] = LruCache(limit_bytes, lambda graph: graph.size_bytes)
 
-    def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
-        """Return copies of the function's outputs.
+    def __call__(self, inputs: Tensors, **options: Hashable) -> dict[str, Tensor]:
+        """Return copies of the function's outputs. The options are arguments of the function: each has its own graphs.
 
         Raises:
             DeviceFullError: the run does not fit on the device, even without other graphs. A later call with smaller
@@ -62,7 +63,7 @@ class CudaGraphCache:
         with self._lock:
             for _ in range(2):
                 try:
-                    return raising_memory_error(lambda: self._replayed(inputs))
+                    return raising_memory_error(lambda: self._replayed(inputs, options))
                 except MemoryError as full:
                     message = first_line(full)
                 self._graphs.clear()  # make room, and drop a graph that failed half-way
@@ -70,11 +71,10 @@ class CudaGraphCache:
         what, fix = TOO_LARGE
         raise DeviceFullError(device_full_message(what, message, fix))
 
-    def _replayed(self, inputs: Tensors) -> dict[str, Tensor]:
-        key = tuple((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))
-        graph = self._graphs(
-            key, lambda: self._recorder.record(self._function, {n: t.clone() for n, t in inputs.items()})
-        )
+    def _replayed(self, inputs: Tensors, options: Mapping[str, Hashable]) -> dict[str, Tensor]:
+        key = *options.items(), *((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))
+        function = partial(self._function, **options)
+        graph = self._graphs(key, lambda: self._recorder.record(function, {n: t.clone() for n, t in inputs.items()}))
         for name, tensor in inputs.items():
             graph.inputs[name].copy_(tensor)
         graph.replay()

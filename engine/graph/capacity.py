@@ -6,13 +6,10 @@ backend keeps. It is compared only with itself: the request that failed calibrat
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-
 from ..cuda.device import free_bytes
 from ..errors import DeviceFullError
 from ..plan.plan import Plan
-from ..request.request import Job
+from ..request.resolved import ResolvedRequest
 from ..system.memory import peak_bytes
 
 _FITTING_SHARE = 0.75  # of the estimate that did not fit: libraries need memory too
@@ -46,12 +43,8 @@ def suggest_fitting_size(
     return _LOWER.get(plan.components["unet"].artifacts[0].precision, _NOTHING)
 
 
-@contextmanager
-def annotate_out_of_memory(plan: Plan, job: Job) -> Iterator[None]:
-    """Add the hint to a `DeviceFullError` of the block."""
-    try:
-        yield
-    except DeviceFullError as full:
-        size = {"batch": len(job.seeds), "height": job.height, "width": job.width}
-        hint = suggest_fitting_size(plan, **size, guided=job.guided, free_bytes=free_bytes())
-        raise DeviceFullError(f"{str(full).rstrip('.')}; by an estimate {hint}.") from None
+def with_fitting_size(full: DeviceFullError, plan: Plan, request: ResolvedRequest) -> DeviceFullError:
+    """Return the error with the hint of what would fit."""
+    size = {"batch": len(request.seeds), "height": request.height, "width": request.width}
+    hint = suggest_fitting_size(plan, **size, guided=request.guided, free_bytes=free_bytes())
+    return DeviceFullError(f"{str(full).rstrip('.')}; by an estimate {hint}.")

@@ -1,11 +1,12 @@
-"""Inputs of the graph pipeline: everything in a request, as arrays by name.
+"""Inputs of the graph pipeline: everything in a request, as arrays by name, and the options that choose a graph.
 
-The graph leaves out the work of an absent input, so names and shapes together identify a graph. Imports only numpy.
+The graph leaves out the work of an absent input, so names, shapes and options together identify a graph. Imports only
+numpy.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,86 +14,76 @@ import numpy as np
 from ..plan.bindings import Array
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
-from ..request.request import Job
-from ..sampling.matrix import Draw, Sampler, SamplerMatrix
-from ..stages.conditioning import family_inputs, notes_of, tokens_of
-from ..stages.initial_latents import InitialLatents
-from ..text.tokenizer import ClipTokenizer
+from ..request.resolved import ResolvedRequest
+from ..sampling.matrix import Sampler, SamplerMatrix, SourceLatents
+from ..stages.denoise_inputs import DenoiseInputs
+from ..stages.prompt_encoder import has_text
+from ..stages.vae import UNTILED, VaeTiling
 
 IDS, WEIGHTS = "ids.", "weights."  # prefixes of a text encoder's name
-SKIP = "clip_skip."  # prefix of the number of skipped layers
 
 
 @dataclass(frozen=True, kw_only=True)
-class GraphInputs:
-    """A job with its sampler, its initial latents and its noise."""
+class GraphOptions:
+    """Settings that change the work of a graph: each combination is another graph."""
 
-    job: Job
-    sampler: Sampler
-    ready: InitialLatents
-    draw: Draw  # the noise after the initial noise
+    clip_skip: int | None = None
+    rescaled: bool = False  # guidance_rescale is not zero
 
 
-def graph_unsupported_reason(plan: Plan, job: Job, sampler: Sampler) -> str | None:
-    """Return why this job cannot run as one graph, or None if it can."""
+def graph_unsupported_reason(plan: Plan, request: ResolvedRequest, sampler: Sampler, tiling: VaeTiling) -> str | None:
+    """Return why this request cannot run as one graph, or None if it can."""
+    if tiling != UNTILED:
+        return "the VAE works in slices or tiles"
     if not plan.tokenizers or "vae_decoder" not in plan.components:
         return "the model has no text encoder, or no VAE"
     if not isinstance(sampler, SamplerMatrix):
         return f"{sampler.name} is not a sampler matrix ({sampler.reason})"
     if controlnets_of(plan.components):
         return "the model has ControlNets"
-    if job.cache_interval > 1 or (job.guided and job.guidance_interval != (0, 1)):
+    if request.cache_interval > 1 or (request.guided and request.guidance_interval != (0, 1)):
         return "the U-Net does different work from step to step (cache_interval, guidance_interval)"
-    return None if job.output_type == "pil" else f"a graph returns bytes, and output_type is {job.output_type}"
+    return None if request.output_type == "pil" else f"a graph returns bytes, and output_type is {request.output_type}"
 
 
-def inputs_of(
-    plan: Plan, tokenizers: Mapping[str, ClipTokenizer], inputs: GraphInputs
-) -> tuple[dict[str, Array], tuple[str, ...]]:
-    """Return the arrays, and notes for the report. N is 2B with guidance, the unconditional half first; else B."""
-    job, matrix = inputs.job, inputs.sampler
-    assert isinstance(matrix, SamplerMatrix)
-    texts = (*job.negative_prompts, *job.prompts) if job.guided else job.prompts
-    tokens = tokens_of(plan, tokenizers, [t or "" for t in texts])
-    count = len(job.seeds)
-    drawn = [inputs.draw() for _ in range(matrix.draws)]
-    no_draws = np.empty((0, *inputs.ready.noise.shape), dtype=np.float32)
+def options_of(request: ResolvedRequest) -> GraphOptions:
+    """Return the options of a request's graph."""
+    return GraphOptions(clip_skip=request.clip_skip, rescaled=bool(request.guided and request.guidance_rescale))
+
+
+def arrays_of(request: ResolvedRequest, matrix: SamplerMatrix, inputs: DenoiseInputs) -> dict[str, Array]:
+    """Return the arrays of a batch. N is 2B with guidance, the unconditional half first; else B."""
+    count = len(request.seeds)
+    draw = deepcopy(inputs.draw)  # the loop draws the same noise if the graph fails
+    drawn = [draw() for _ in range(matrix.draws)]
+    no_draws = np.empty((0, *inputs.noise.shape), dtype=np.float32)
+    strengths = np.array([request.guidance_scale, request.guidance_rescale], dtype=np.float32)
     arrays: dict[str, Array] = {
-        **{IDS + name: t.ids for name, t in tokens.items()},
-        **{WEIGHTS + name: t.weights for name, t in tokens.items() if (t.weights != 1).any()},
-        "has_text": np.array([t is not None for t in texts], dtype=np.float32),
-        "noise": inputs.ready.noise,
+        **{IDS + name: t.ids for name, t in request.tokens.items()},
+        **{WEIGHTS + name: t.weights for name, t in request.tokens.items() if (t.weights != 1).any()},
+        "has_text": has_text(request),
+        "noise": inputs.noise,
         "draws": np.stack(drawn, axis=1) if drawn else no_draws.swapaxes(0, 1),  # [B, draws, C, h, w]
         "rows": np.tile(matrix.rows, (count, 1, 1)),
         "timesteps": np.tile(np.append(matrix.timesteps, 0).astype(np.float32), (count, 1)),
-        "guidance": np.tile(np.array([job.guidance_scale, job.guidance_rescale], dtype=np.float32), (count, 1)),
-        **_optional_inputs(plan, job, len(texts)),
-        **_source_latents(matrix, inputs.ready, count),
+        "guidance": np.tile(strengths, (count, 1)),
+        **inputs.micro_conditioning,
+        **_source_arrays(matrix, inputs.source, count),
     }
-    if inputs.ready.extra_channels is not None and plan.inpaints:
-        arrays["extra_channels"] = np.concatenate([inputs.ready.extra_channels] * (len(texts) // count))
-    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}, notes_of(job, tokens)
+    if inputs.extra_channels is not None:
+        arrays["extra_channels"] = np.concatenate([inputs.extra_channels] * (2 if request.guided else 1))
+    return {name: np.ascontiguousarray(array) for name, array in arrays.items()}
 
 
-def _optional_inputs(plan: Plan, job: Job, rows: int) -> dict[str, Array]:
-    """Return the inputs that only some families and requests have."""
-    arrays: dict[str, Array] = {**family_inputs(plan, job, rows)}
-    if job.clip_skip:
-        arrays[f"{SKIP}{job.clip_skip}"] = np.zeros(1, dtype=np.float32)
-    if job.guided and job.guidance_rescale:
-        arrays["rescaled"] = np.zeros(1, dtype=np.float32)
-    return arrays
-
-
-def _source_latents(matrix: SamplerMatrix, ready: InitialLatents, count: int) -> dict[str, Array]:
+def _source_arrays(matrix: SamplerMatrix, source: SourceLatents | None, count: int) -> dict[str, Array]:
     """Return the latents of the input image, and their coefficients in the matrix."""
-    if ready.original is None or matrix.image_coefficients is None:
+    if source is None or matrix.image_coefficients is None:
         return {}
     arrays: dict[str, Array] = {
-        "original": ready.original.latents,
+        "original": source.latents,
         "image_coefficients": np.tile(matrix.image_coefficients, (count, 1)),
     }
-    if ready.original.inpaint_mask is not None and matrix.masked_rows is not None:
-        arrays["inpaint_mask"] = ready.original.inpaint_mask[:, 0].astype(np.uint8)
+    if source.inpaint_mask is not None and matrix.masked_rows is not None:
+        arrays["inpaint_mask"] = source.inpaint_mask[:, 0].astype(np.uint8)
         arrays["masked_rows"] = np.tile(matrix.masked_rows, (count, 1, 1))
     return arrays

@@ -2,8 +2,8 @@
 
 The text encoders, every call of the denoiser with its scheduler step, and the VAE decoder run on one stream, and
 nothing waits for the host: captured by `cuda.graphs`, a batch is one launch. `calotype.graph.inputs` turns a request
-into the inputs. Their names and shapes decide what is launched: one graph serves every prompt, seed, guidance scale and
-sampler of one size and number of calls.
+into the inputs. Their names and shapes and the options decide what is launched: one graph serves every prompt, seed,
+guidance scale and sampler of one size and number of calls.
 
 Imports torch and triton. Does not know graphs, backends or the sources of networks. Supports no ControlNets.
 """
@@ -20,30 +20,32 @@ from calotype.kernels.guided_step import Network, Slots, SourceLatents, guided_s
 from calotype.kernels.to_uint8 import to_uint8
 
 from ..backends.base import DeviceNetwork, Tensors
-from ..plan.plan import Plan, skipping
-from .inputs import IDS, SKIP, WEIGHTS
+from ..plan.plan import Plan
+from ..stages.prompt_encoder import ArrayLibrary, text_states
+from ..stages.vae import latent_scaling
+from .inputs import IDS, WEIGHTS, GraphOptions
+
+TORCH = ArrayLibrary(torch.cat, torch.float64)
 
 
 class GraphPipeline(nn.Module):
     """The function. `networks` are the plan's components by name, on the device of the inputs."""
 
     _scale: Tensor
-    _mean: Tensor
+    _shift: Tensor
 
     def __init__(self, plan: Plan, networks: Mapping[str, DeviceNetwork]) -> None:
         super().__init__()
         self._plan, self._networks = plan, dict(networks)
-        spread = (plan.latents_std or (1.0,), plan.latents_mean or (0.0,))
-        std, mean = (torch.tensor(numbers, dtype=torch.float32)[:, None, None] for numbers in spread)
-        self.register_buffer("_scale", std / plan.scaling_factor, persistent=False)
-        self.register_buffer("_mean", mean, persistent=False)
+        for name, array in zip(("_scale", "_shift"), latent_scaling(plan), strict=True):
+            self.register_buffer(name, torch.from_numpy(array), persistent=False)
 
-    def forward(self, inputs: Tensors) -> dict[str, Tensor]:
+    def forward(self, inputs: Tensors, options: GraphOptions) -> dict[str, Tensor]:
         """Return `pixels`, uint8 [B, H, W, 3], and `finite`, bool [1]: whether all of them were finite numbers."""
-        conditioning = self.conditioning(inputs)
+        conditioning = self.conditioning(inputs, options)
         halves = len(inputs["has_text"]) // len(inputs["noise"])
         network, slots = self._initial_state(inputs, halves)
-        rescaled, extra_channels = "rescaled" in inputs, inputs.get("extra_channels")
+        rescaled, extra_channels = options.rescaled, inputs.get("extra_channels")
         timesteps = inputs["timesteps"][:, :-1].repeat(halves, 1).T.contiguous()  # [calls, N]
         unet = self._networks["unet"].session(conditioning, timesteps)
         guided_step(network, slots, rescaled=rescaled)
@@ -53,30 +55,33 @@ class GraphPipeline(nn.Module):
                 sample = torch.cat([sample, extra_channels.to(sample.dtype)], dim=1)
             network = replace(network, output=unet(i, sample, {})["out_sample"].contiguous())
             guided_step(network, slots, rescaled=rescaled)
-        latents = slots.latents * self._scale + self._mean
+        latents = slots.latents * self._scale + self._shift
         decoder = self._networks["vae_decoder"]
         (pixels,) = decoder({"latent_sample": latents.to(decoder.dtype)}).values()
         return {"pixels": to_uint8(pixels), "finite": torch.isfinite(pixels).all()[None]}  # bytes do not show it
 
-    def conditioning(self, inputs: Tensors) -> dict[str, Tensor]:
+    def conditioning(self, inputs: Tensors, options: GraphOptions) -> dict[str, Tensor]:
         """Return the inputs of the denoiser that stay the same at every call."""
-        prompting, outputs = self._plan.prompting, {}
-        for name in dict.fromkeys(component for component, _ in prompting.states):
-            outputs[name] = self._encoded(name, inputs[IDS + name])
+        encoders = dict.fromkeys(name for name, _ in self._plan.prompting.states)
+        outputs = {name: self._encoded(name, inputs[IDS + name]) for name in encoders}
+        weights = {name: inputs[WEIGHTS + name] for name in encoders if WEIGHTS + name in inputs}
+        negatives = len(inputs["has_text"]) - len(inputs["noise"])  # rows of negative prompts, which skip no layer
+        halves = [
+            text_states(
+                self._plan.prompting,
+                {encoder: {name: tensor[rows] for name, tensor in each.items()} for encoder, each in outputs.items()},
+                {name: each[rows] for name, each in weights.items()},
+                skip,
+                TORCH,
+            )
+            for rows, skip in ((slice(negatives), None), (slice(negatives, None), options.clip_skip))
+        ]
         kind = self._networks["unet"].dtype
         has_text = inputs["has_text"].to(kind)  # 0 gives the zeros of an absent negative prompt
-        skip = next((int(name.removeprefix(SKIP)) for name in inputs if name.startswith(SKIP)), None)
-        negatives = len(has_text) - len(inputs["noise"])  # rows of negative prompts, which skip no layer
-        states = []
-        for component, output in prompting.states:
-            state = outputs[component][skipping(output, skip)]
-            if skip is not None:
-                state = torch.cat([outputs[component][output][:negatives], state[negatives:]])
-            states.append(_weighed(state, inputs.get(WEIGHTS + component)).to(kind))
-        arrays = {"encoder_hidden_states": torch.cat(states, dim=-1) * has_text[:, None, None]}
-        if prompting.pooled is not None:
-            component, output = prompting.pooled
-            arrays["text_embeds"] = outputs[component][output][:, 0].to(kind) * has_text[:, None]
+        states = torch.cat([states.to(kind) for states, _ in halves])
+        arrays = {"encoder_hidden_states": states * has_text[:, None, None]}
+        if self._plan.prompting.pooled is not None:
+            arrays["text_embeds"] = torch.cat([pooled.to(kind) for _, pooled in halves]) * has_text[:, None]
         return arrays | {name: inputs[name] for name in ("time_ids", "timestep_cond") if name in inputs}
 
     def _encoded(self, name: str, ids: Tensor) -> dict[str, Tensor]:
@@ -108,16 +113,3 @@ class GraphPipeline(nn.Module):
         sample = noise.new_empty(count * halves, *noise.shape[1:], dtype=self._networks["unet"].dtype)
         network = Network(output=torch.empty_like(sample), sample=sample, timestep=noise.new_empty(len(sample)))
         return network, slots
-
-
-def _weighed(states: Tensor, weights: Tensor | None) -> Tensor:
-    """Scale each token's state by its weight and keep each prompt's mean; join the chunks.
-
-    Does what `calotype.stages.conditioning` does.  # [N, chunks, T, W], [N, chunks, T] -> [N, chunks * T, W]
-    """
-    if weights is not None:
-        weighted = states.float() * weights[..., None]
-        before, after = (each.double().mean(dim=(1, 2, 3), keepdim=True) for each in (states, weighted))
-        has_weights = (weights != 1).flatten(1).any(dim=1)[:, None, None, None]
-        states = torch.where(has_weights, (weighted * (before / after)).float(), states.float())
-    return states.flatten(1, 2)

@@ -18,11 +18,10 @@ from ..cuda.device import Gpu, run_or_device_full
 from ..cuda.graphs import CudaGraphCache, CudaGraphCapturer, GraphCapturer
 from ..errors import DeviceFullError, NotFiniteError, first_line
 from ..plan.plan import Plan
-from ..request.request import Job
-from ..sampling.matrix import Sampler
-from ..system.trace import Stopwatch
-from ..text.tokenizer import ClipTokenizer
-from .inputs import GraphInputs, graph_unsupported_reason, inputs_of
+from ..request.resolved import ResolvedRequest
+from ..sampling.matrix import Sampler, SamplerMatrix
+from ..stages.denoise_inputs import DenoiseInputs
+from .inputs import arrays_of, graph_unsupported_reason, options_of
 
 if TYPE_CHECKING:
     from ..backends import LoadedComponent
@@ -36,7 +35,6 @@ class GraphRunner:
     def __init__(
         self,
         plan: Plan,
-        tokenizers: Mapping[str, ClipTokenizer],
         networks: Mapping[str, DeviceNetwork],
         gpu: Gpu,
         recorder: GraphCapturer,
@@ -46,22 +44,23 @@ class GraphRunner:
         """`networks` are the text encoders, the unet and the vae_decoder; graphs may hold `limit_bytes`."""
         from .pipeline import GraphPipeline
 
-        self._plan, self._gpu, self._tokenizers = plan, gpu, tokenizers
+        self._gpu = gpu
         self._module = gpu.move_module(GraphPipeline(plan, networks))
         self._graphs = CudaGraphCache(self._module, recorder, limit_bytes=limit_bytes)
         self._lock = threading.Lock()
 
-    def run(self, inputs: GraphInputs) -> tuple[NDArray[np.uint8], tuple[str, ...]]:
-        """Return the pixels and notes for the report.  # [B, H, W, 3]
+    def __call__(self, request: ResolvedRequest, matrix: SamplerMatrix, inputs: DenoiseInputs) -> NDArray[np.uint8]:
+        """Return the pixels.  # [B, H, W, 3]
 
         Raises `DeviceFullError`, and `NotFiniteError` if a number is not finite.
         """
         import torch
 
-        arrays, notes = inputs_of(self._plan, self._tokenizers, inputs)
+        arrays, options = arrays_of(request, matrix, inputs), options_of(request)
 
         def launch() -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-            outputs = self._graphs({name: self._gpu.to_device(array) for name, array in arrays.items()})
+            tensors = {name: self._gpu.to_device(array) for name, array in arrays.items()}
+            outputs = self._graphs(tensors, options=options)
             return self._gpu.to_host(outputs["pixels"]), self._gpu.to_host(outputs["finite"])
 
         hint = "generate smaller images, or fewer at once"
@@ -69,16 +68,15 @@ class GraphRunner:
             pixels, finite = run_or_device_full(launch, "a graph of this size", hint)
         if not finite.all():
             raise NotFiniteError("the image has numbers that are not finite")
-        return pixels, notes
+        return pixels
 
 
 class GraphPipelineManager:
     """Owner of a pipeline's `GraphRunner`, which the first job that can run as one graph creates."""
 
-    def __init__(
-        self, plan: Plan, tokenizers: Mapping[str, ClipTokenizer], opened: Callable[[str], LoadedComponent]
-    ) -> None:
-        self._plan, self._tokenizers, self._opened = plan, tokenizers, opened
+    def __init__(self, plan: Plan, opened: Callable[[str], LoadedComponent]) -> None:
+        """`opened` returns a component by its name."""
+        self._plan, self._opened = plan, opened
         self._lock = threading.Lock()
         self._current: tuple[tuple[Any, ...], GraphRunner] | None = None  # (its networks, the runner)
 
@@ -93,26 +91,21 @@ class GraphPipelineManager:
         """Whether all of these components are on a GPU whose runner supports capture."""
         return all(isinstance(self._opened(name).runner, SupportsGraphs) for name in self.names)
 
-    def run(
-        self, job: Job, sampler: Sampler, inputs: Callable[[], GraphInputs], watch: Stopwatch, *, untiled: bool
-    ) -> tuple[NDArray[np.uint8] | None, tuple[str, ...]]:
-        """Return the pixels and notes; or None, and a note with the reason why the loop has to run the job.
-
-        `inputs` is called for a job that can run as one graph. `untiled`: the VAE takes the batch at once.
-        """
-        reason = graph_unsupported_reason(self._plan, job, sampler) if untiled else "the VAE works in slices or tiles"
+    def __call__(
+        self, request: ResolvedRequest, sampler: Sampler, inputs: DenoiseInputs, notes: list[str]
+    ) -> NDArray[np.uint8] | None:
+        """Return the pixels, or None if the loop has to run the request. Append to `notes` which it was, and why."""
+        reason = graph_unsupported_reason(self._plan, request, sampler, inputs.tiling)
         if reason is None:
+            assert isinstance(sampler, SamplerMatrix)
             try:
-                graph_inputs, runner = inputs(), self._runner()
-                with watch.stage("graph"):
-                    pixels, notes = runner.run(graph_inputs)
-                return pixels, (*notes, "generated as one graph")
-            except (
-                DeviceFullError,
-                NotFiniteError,
-            ) as failed:  # the loop needs less memory, and may raise the precision
+                pixels = self._runner()(request, sampler, inputs)
+                notes.append("generated as one graph")
+                return pixels
+            except (DeviceFullError, NotFiniteError) as failed:  # the loop needs less memory, or raises the precision
                 reason = first_line(failed).rstrip(".")
-        return None, (f"generated step by step: {reason}",)
+        notes.append(f"generated step by step: {reason}")
+        return None
 
     def _runner(self) -> GraphRunner:
         """Return the runner of the current networks. A component runner that was replaced or refitted has a new one."""
@@ -126,4 +119,4 @@ class GraphPipelineManager:
     def _new(self, networks: Mapping[str, DeviceNetwork]) -> GraphRunner:
         gpu = Gpu()
         limit_bytes = gpu.total_bytes() // _MEMORY_SHARE
-        return GraphRunner(self._plan, self._tokenizers, networks, gpu, CudaGraphCapturer(), limit_bytes=limit_bytes)
+        return GraphRunner(self._plan, networks, gpu, CudaGraphCapturer(), limit_bytes=limit_bytes)

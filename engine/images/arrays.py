@@ -16,6 +16,8 @@ from PIL import Image, ImageOps
 
 from ..errors import InputError
 
+ImageLike = Image.Image | NDArray[Any]
+Images = ImageLike | Sequence[ImageLike] | None  # as arguments of a call
 Pixels = NDArray[Any]  # uint8, or float32 in [0, 1]
 Floats = NDArray[np.float32]
 

@@ -7,7 +7,7 @@ and a LoRA must be the same file, by its digest.
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,10 @@ from typing import Any
 from ..errors import InputError
 from ..errors.schema import Check, list_of, number, text
 from ..files.known_models import SHIPPED, is_known
+from ..request.argument import from_settings
+from ..request.request import Request
 
-ARGUMENT_NAMES = {  # in a PNG -> in a call
-    "control_scales": "controlnet_conditioning_scale",
-    "control_starts": "control_guidance_start",
-    "control_ends": "control_guidance_end",
-}
 _IMAGES = (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image"))
-_NUMBERS = list_of(number(-1e6, 1e6), max_length=100)
 _NAME, _WEIGHT, _DIGEST = text(r"[^\x00]{1,4096}", "a path"), number(-10, 10), text(r"[0-9a-f]{64}", "a SHA-256")
 
 
@@ -51,6 +47,7 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
     """
     from ..backends import NAMES
     from ..images.png import settings_of
+    from ..sampling.schedulers import SchedulerSpec
 
     settings = settings_of(path)
     _check_pictures(path, settings, options)
@@ -64,7 +61,10 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
                 "this model, pass --model NAME."
             )
         return Like(
-            arguments=_arguments(settings),
+            arguments={
+                **from_settings(Request, settings),
+                "scheduler": SchedulerSpec.from_json(settings["scheduler"]),
+            },
             model=model,
             backend=backend,
             fingerprint=settings["model_fingerprint"],
@@ -88,22 +88,6 @@ def _check_pictures(path: Path, settings: Mapping[str, str], options: Collection
         raise InputError(
             f"{path} was generated with a handoff of latents between models, which a PNG does not contain."
         )
-
-
-def _arguments(settings: Mapping[str, str]) -> dict[str, Any]:
-    from ..sampling.schedulers import SchedulerSpec
-
-    kinds: dict[str, Callable[[str], Any]] = {"prompt": str, "steps": int, "seed": int, "width": int}
-    kinds |= {"height": int, "guidance_scale": float, "scheduler": SchedulerSpec.from_json}
-    optional: dict[str, Callable[[str], Any]] = {"negative_prompt": str, "strength": float}
-    optional |= {**dict.fromkeys(ARGUMENT_NAMES, _numbers), "guidance_interval": _numbers}
-    optional |= {"guidance_rescale": float, "clip_skip": int, "cache_interval": int}
-    kinds |= {name: kind for name, kind in optional.items() if name in settings}  # absent if it was not set
-    return {ARGUMENT_NAMES.get(name, name): kind(settings[name]) for name, kind in kinds.items()}
-
-
-def _numbers(value: str) -> list[float]:
-    return list(_checked(value, _NUMBERS))
 
 
 def _loras(path: Path, settings: Mapping[str, str]) -> list[str]:

@@ -13,13 +13,16 @@ from typing import Any
 
 from ..errors import SamplerError
 from ..files.cache import SAMPLERS
+from ..system.lru_cache import LruCache
 from .archive import find_matrix, read_index
 from .compile import compile_sampler
 from .matrix import Sampler, SamplerMatrix
 from .schedule_range import FULL_SCHEDULE, ScheduleRange
-from .schedulers import SchedulerSpec, spec_from
+from .schedulers import SchedulerLike, SchedulerSpec, spec_from
 
-__all__ = ["SchedulerSpec", "sampler_for"]
+__all__ = ["SamplerCache", "SchedulerSpec", "sampler_for"]
+
+_MAX_SCHEDULES = 32
 
 
 def sampler_for(
@@ -58,6 +61,28 @@ def sampler_for(
     if isinstance(sampler, SamplerMatrix) and not spec.by_hand:
         SAMPLERS.write(key, sampler.to_bytes())
     return spec, sampler
+
+
+class SamplerCache:
+    """The samplers of one model that calls used last. Threads may share it."""
+
+    def __init__(self, base_config: Mapping[str, Any], folder: Path | None) -> None:
+        """Take the model's `scheduler_config.json`, and the plan's `samplers` folder."""
+        self._base_config, self._folder = base_config, folder
+        self._samplers: LruCache[tuple[SchedulerSpec, Sampler]] = LruCache(_MAX_SCHEDULES)
+
+    def __call__(
+        self, scheduler: SchedulerLike, steps: int, schedule_range: ScheduleRange
+    ) -> tuple[SchedulerSpec, Sampler]:
+        """Return a scheduler's spec and its compiled sampler, as `sampler_for` does. Raises `SamplerError`."""
+
+        def find() -> tuple[SchedulerSpec, Sampler]:
+            return sampler_for(scheduler, self._base_config, steps, self._folder, schedule_range)
+
+        name = scheduler.to_json() if isinstance(scheduler, SchedulerSpec) else scheduler
+        if name is None or isinstance(name, str):
+            return self._samplers((type(scheduler), name, steps, schedule_range), find)
+        return find()  # an object may have changed since its last call
 
 
 def _check_tools(spec: SchedulerSpec, steps: int, folder: Path | None, schedule_range: ScheduleRange) -> None:

@@ -8,11 +8,6 @@ from numpy.typing import NDArray
 Floats = NDArray[np.float32]
 
 
-def is_guided(guidance_scale: float) -> bool:
-    """Return whether guidance applies. A scale of 1 or less skips the unconditional half (as in diffusers)."""
-    return guidance_scale > 1
-
-
 def guidance_embedding(guidance_scale: float, width: int) -> Floats:
     """Embed the guidance scale for a network with distilled guidance: sines of (scale - 1) * 1000.  # [width]
 

@@ -19,30 +19,40 @@ Floats = NDArray[np.float32]
 MAX_SEED = 2**32 - 1  # PyTorch's twister uses the low 32 bits of a seed; larger seeds would be duplicates
 
 
-class NoiseStream:
-    """The stream of normal numbers of one seed."""
+class BatchNoise:
+    """Streams of normal numbers, one for each image of a batch."""
 
-    def __init__(self, seed: int) -> None:
-        if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
-            raise InputError(f"Invalid seed: got {seed!r}; expected an integer from 0 to {MAX_SEED}.")
-        # A legacy RandomState seeds the twister as PyTorch does (init_genrand); `default_rng` would not.
-        self._twister = np.random.RandomState(int(seed))
-
-    def draw(self, shape: tuple[int, ...]) -> Floats:
-        """Draw the next normal numbers, as `torch.randn(shape, generator=...)` does. `shape` has at least sixteen."""
-        count = int(np.prod(shape))
-        if count < 16:
+    def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
+        """`shape` is that of one image's latents, (channels, height, width), with at least sixteen numbers."""
+        if (count := int(np.prod(shape))) < 16:
             raise InputError(f"Cannot draw noise: got the shape {list(shape)}; expected at least sixteen numbers.")
-        values = self._uniform(count)
-        aligned = count - count % 16
-        values[:aligned] = _box_muller(values[:aligned])
-        if count % 16:  # a remainder is drawn again as a full block, over the end of the block before it
-            values[-16:] = _box_muller(self._uniform(16))
-        return values.reshape(shape)
+        self._twisters, self._shape, self._count = [_twister(seed) for seed in seeds], shape, count
 
-    def _uniform(self, count: int) -> Floats:
-        bits = self._twister.randint(0, 2**32, count, dtype=np.uint32)
-        return (bits & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
+    def __call__(self) -> Floats:
+        """Return the next draw, as `torch.randn(shape, generator=...)` for each image.  # [B, C, H, W]"""
+        return np.stack([_normal(twister, self._count).reshape(self._shape) for twister in self._twisters])
+
+
+def _twister(seed: int) -> np.random.RandomState:
+    if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
+        expected = f"an integer from 0 to {MAX_SEED}"
+        raise InputError(f"Invalid seed: got {seed!r}; expected {expected}.")
+    # A legacy RandomState seeds the twister as PyTorch does (init_genrand); `default_rng` would not.
+    return np.random.RandomState(int(seed))
+
+
+def _normal(twister: np.random.RandomState, count: int) -> Floats:
+    values = _uniform(twister, count)
+    aligned = count - count % 16
+    values[:aligned] = _box_muller(values[:aligned])
+    if count % 16:  # a remainder is drawn again as a full block, over the end of the block before it
+        values[-16:] = _box_muller(_uniform(twister, 16))
+    return values
+
+
+def _uniform(twister: np.random.RandomState, count: int) -> Floats:
+    bits = twister.randint(0, 2**32, count, dtype=np.uint32)
+    return (bits & 0xFFFFFF).astype(np.float32) * np.float32(2.0**-24)
 
 
 def _box_muller(uniform: Floats) -> Floats:
@@ -51,16 +61,3 @@ def _box_muller(uniform: Floats) -> Floats:
     radius = np.sqrt(-2.0 * np.log(1.0 - blocks[:, 0]))
     angle = np.float32(2 * np.pi) * blocks[:, 1]
     return np.stack([radius * np.cos(angle), radius * np.sin(angle)], axis=1).reshape(-1)
-
-
-class BatchNoise:
-    """Noise for a batch. Each image draws from its own stream."""
-
-    def __init__(self, seeds: Sequence[int], shape: tuple[int, int, int]) -> None:
-        """`shape` is that of one image's latents, (channels, height, width)."""
-        self._streams = [NoiseStream(s) for s in seeds]
-        self._shape = shape
-
-    def __call__(self) -> Floats:
-        """Return the next draw.  # [B, C, H, W]"""
-        return np.concatenate([s.draw((1, *self._shape)) for s in self._streams])

@@ -1,48 +1,38 @@
 """The denoising loop as a generator: the caller may preview, wait or stop between two steps.
 
-Knows a denoiser (a function), a sampler's run and the conditioning. Does not know backends, families or prompts.
+Knows a denoiser (a function) and a sampler's run. Does not know backends, families or prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
-from threading import Event
+from collections.abc import Callable, Iterator
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Cancelled, NotFiniteError
 from ..sampling.guidance import guide
-from ..sampling.matrix import Sampler, SamplerRun
+from ..sampling.matrix import SamplerRun
+from .denoise_inputs import DenoiseInputs
+from .generation import Generation
 
 Floats = NDArray[np.float32]
 # (call, sample [B, C, h, w]) -> [B, C, h, w], or [2B, C, h, w] under guidance, the unconditional half first
 Denoiser = Callable[[int, Floats], Floats]
 
 
-@dataclass(frozen=True, kw_only=True)
-class Conditioning:
-    """Conditioning of a batch: inputs of the network by name, the unconditional half first if there is guidance."""
-
-    arrays: Mapping[str, Floats]  # [2B, ...] when guided, else [B, ...]
-    guidance_scale: float
-    guided: bool
-    guidance_rescale: float = 0.0
-
-
-def denoise(
-    denoiser: Denoiser, sampler: Sampler, run: SamplerRun, conditioning: Conditioning, stop: Event
-) -> Iterator[int]:
-    """Yield i after call i of the network. Raises `Cancelled` at the first step after `stop` is set."""
-    strengths = conditioning.guidance_scale, conditioning.guidance_rescale
+def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
+    """Yield the sampler's run after each call of the network. Raises `Cancelled` at the first after `stop` is set."""
+    request, sampler = call.request, call.sampler
+    run = sampler.run(inputs.noise, inputs.draw, seeds=request.seeds, original=inputs.source)
     for i in range(sampler.calls):
-        if stop.is_set():
+        if call.stop.is_set():
             raise Cancelled(f"cancelled after {i} of {sampler.calls} steps.")
         x = run.input(i)  # [B, C, h, w]
         try:
             output = denoiser(i, x)
         except NotFiniteError as failed:
             raise NotFiniteError(f"at step {i + 1} of {sampler.calls} {failed}") from None
-        run.push(i, guide(output, *strengths) if len(output) > len(x) else output)
-        yield i
+        guided = len(output) > len(x)
+        run.push(i, guide(output, request.guidance_scale, request.guidance_rescale) if guided else output)
+        yield run

@@ -1,4 +1,4 @@
-"""The U-Net as the denoiser of the loop: with its conditioning, the ControlNets' residuals, and guidance.
+"""The U-Net as the denoiser of the loop: with its conditioning and the ControlNets' residuals.
 
 Knows which inputs stay the same for a batch; the backends use that (`backends.session`).
 """
@@ -13,58 +13,59 @@ from numpy.typing import NDArray
 from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession
 from ..plan.plan import Plan
-from ..request.request import Job
-from ..sampling.matrix import Sampler
-from .controlnet import Control
-from .loop import Conditioning, Denoiser
+from ..request.resolved import ResolvedRequest
+from .controlnet import ControlNets, no_residuals
 
 Floats = NDArray[np.float32]
 
 
-class Denoisers:
-    """Factory of a job's denoiser. `network` returns a component by its name."""
+class Unet:
+    """The calls of the U-Net for one batch."""
 
-    def __init__(self, plan: Plan, network: Callable[[str], LoadedComponent]) -> None:
-        self._plan, self._network = plan, network
+    def __init__(
+        self,
+        plan: Plan,
+        request: ResolvedRequest,
+        component: Callable[[str], LoadedComponent],
+        conditioning: Mapping[str, Floats],
+        timesteps: NDArray[np.float64],
+        extra_channels: Floats | None,
+    ) -> None:
+        """Prepare the calls. The first call opens sessions of the U-Net and of the ControlNets that the request uses.
 
-    def __call__(
-        self, job: Job, sampler: Sampler, conditioning: Conditioning, extra_channels: Floats | None
-    ) -> Denoiser:
-        """Return the denoiser of one batch. An inpainting U-Net takes `extra_channels` [B, C, h, w] at every call."""
-        calls = self._calls(job, sampler, conditioning.arrays, guided=conditioning.guided)
-        if conditioning.guided and job.guidance_interval != (0, 1):
-            positive = {name: array[len(job.seeds) :] for name, array in conditioning.arrays.items()}
-            unguided = self._calls(job, sampler, positive, guided=False)
-            calls = _between(job.guidance_interval, sampler.calls, calls, unguided)
+        Args:
+            plan: the model's plan.
+            request: the batch of B images.
+            component: returns a component by its name.
+            conditioning: the inputs of the U-Net that stay the same, for both halves under guidance.  # [N, ...]
+            timesteps: the timestep of each call.  # [calls]
+            extra_channels: further channels of every sample, for an inpainting U-Net.  # [B, C, h, w]
+        """
+        self._plan, self._request, self._component = plan, request, component
+        self._conditioning, self._timesteps, self._extra_channels = conditioning, timesteps, extra_channels
+        self._sessions: dict[bool, tuple[DenoisingSession, ControlNets | None]] = {}  # guided -> its sessions
 
-        def run(call: int, sample: Floats) -> Floats:
-            if extra_channels is None:
-                return calls(call, sample, sample)
-            return calls(call, sample, np.concatenate([sample, extra_channels], axis=1))
+    def __call__(self, call: int, sample: Floats) -> Floats:
+        """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [2B, C, h, w] with the unconditional half first"""
+        start, end = self._request.guidance_interval
+        guided = self._request.guided and start <= call / len(self._timesteps) < end
+        if guided not in self._sessions:
+            self._sessions[guided] = self._open(guided)
+        session, controls = self._sessions[guided]
+        residuals = {} if controls is None else controls(call, sample)
+        if self._extra_channels is not None:
+            sample = np.concatenate([sample, self._extra_channels], axis=1)
+        output: Floats = session(call, sample, residuals)["out_sample"]
+        return output
 
-        return run
-
-    def _calls(self, job: Job, sampler: Sampler, arrays: Mapping[str, Floats], *, guided: bool) -> _Calls:
-        control = Control(self._plan, job, self._network, arrays, sampler.timesteps, guided=guided)
-        inputs = {**arrays, **control.constant_inputs}
-        session = DenoisingSession(
-            self._network("unet"), inputs, sampler.timesteps, guided=guided, cache_interval=job.cache_interval
-        )
-
-        def run(call: int, sample: Floats, unet_sample: Floats) -> Floats:
-            return session(call, unet_sample, control(call, sample))["out_sample"]
-
-        return run
-
-
-_Calls = Callable[[int, Floats, Floats], Floats]  # (call, the sample for ControlNets, the U-Net's) -> its output
-
-
-def _between(span: tuple[float, float], total: int, within: _Calls, outside: _Calls) -> _Calls:
-    """Choose one of two denoisers by the fraction of the calls that are done."""
-    start, end = span
-
-    def run(call: int, sample: Floats, unet_sample: Floats) -> Floats:
-        return (within if start <= call / total < end else outside)(call, sample, unet_sample)
-
-    return run
+    def _open(self, guided: bool) -> tuple[DenoisingSession, ControlNets | None]:
+        plan, request = self._plan, self._request
+        unneeded = len(request.seeds) if request.guided and not guided else 0  # rows of the unconditional half
+        conditioning = {name: array[unneeded:] for name, array in self._conditioning.items()}
+        controls, inputs = None, {**conditioning, **no_residuals(plan, request, 2 if guided else 1)}
+        if any(control.scale != 0 for control in request.controls):
+            inputs = conditioning
+            controls = ControlNets(plan, request, self._component, conditioning, self._timesteps, guided=guided)
+        cache_interval, unet = request.cache_interval, self._component("unet")
+        session = DenoisingSession(unet, inputs, self._timesteps, guided=guided, cache_interval=cache_interval)
+        return session, controls

@@ -41,6 +41,17 @@ class VaeTiling:
     note: str = ""
 
 
+UNTILED = VaeTiling()
+
+
+def latent_scaling(plan: Plan) -> tuple[Floats, Floats]:
+    """Return (scale, shift): latents of the autoencoder = latents of the U-Net * scale + shift.  # [C or 1, 1, 1]"""
+    std, mean = (
+        np.array(x, dtype=np.float32)[:, None, None] for x in (plan.latents_std or [1], plan.latents_mean or [0])
+    )
+    return std / np.float32(plan.scaling_factor), mean
+
+
 class Codec:
     """A plan's VAE. Threads may share it."""
 
@@ -58,9 +69,7 @@ class Codec:
         self._loads = [load for load in plan.loads if not load.guided]  # those of the VAE
         # Whether the encoder returns a distribution, from which latents are drawn.
         self.draws = self._has_vae and plan.components["vae_encoder"].outputs[0].dims[1] != self.channels
-        self._scale = np.float32(plan.scaling_factor)
-        mean_and_std = [plan.latents_mean or (0,), plan.latents_std or (1,)]
-        self._mean, self._std = (np.array(each, dtype=np.float32)[:, None, None] for each in mean_and_std)
+        self._scale, self._shift = latent_scaling(plan)
 
     def tiling(self, count: int, height: int, width: int) -> VaeTiling:
         """Choose the tiling that fits into the free memory, for `count` images of this size in pixels."""
@@ -72,7 +81,7 @@ class Codec:
             return free is None or need <= free
 
         if not self._loads or fits(count, height, width):
-            return VaeTiling()
+            return UNTILED
         if fits(1, height, width):
             return VaeTiling(sliced=True)
         tile = next((t for t in TILES if fits(1, min(t, height), min(t, width))), TILES[-1])
@@ -91,13 +100,13 @@ class Codec:
         latents: NDArray[Any] = moments[:, : self.channels]
         if draw is not None and self.draws:  # the second half is the posterior's log-variance
             latents = latents + np.exp(np.float32(0.5) * moments[:, self.channels :].clip(-30, 20)) * draw()
-        return np.asarray((latents - self._mean) / self._std * self._scale, dtype=np.float32)
+        return np.asarray((latents - self._shift) / self._scale, dtype=np.float32)
 
     def decode(self, latents: Floats, tiling: VaeTiling | None = None) -> Floats:
         """Decode latents to pixels.  # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]"""
         count, _, height, width = latents.shape
         tiling = tiling or self.tiling(count, height * self._factor, width * self._factor)
-        scaled = np.asarray(latents / self._scale * self._std + self._mean, dtype=np.float32)
+        scaled = np.asarray(latents * self._scale + self._shift, dtype=np.float32)
         return self._run("vae_decoder", "latent_sample", scaled, tiling, self._factor)
 
     def _run(self, name: str, input_name: str, array: Floats, tiling: VaeTiling, ratio: float) -> Floats:
@@ -115,6 +124,15 @@ class Codec:
         if tiling.sliced:
             return np.concatenate([run(array[i : i + 1]) for i in range(len(array))])
         return run(array)
+
+    def check_latents(self, latents: Any) -> Floats:
+        """Return latents from a caller. Raises `InputError` unless they are an array [B, C, h, w] of numbers."""
+        is_array = isinstance(latents, np.ndarray)
+        is_batch = is_array and latents.ndim == 4 and latents.shape[1] == self.channels and 0 not in latents.shape
+        if not is_batch or latents.dtype.kind not in "biuf":
+            got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
+            raise InputError(f"latents must be an array [B, {self.channels}, h, w] of numbers, got {got}.")
+        return np.asarray(latents)
 
     def tiling_from(self, sliced: bool, tile: int | None) -> VaeTiling | None:
         """Return the requested tiling, or None if there is no request. Raises `InputError`."""

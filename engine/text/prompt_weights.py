@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 from ..errors import InputError
 
@@ -19,16 +18,8 @@ _PARTS = re.compile(r"\\[()]|[()]|[^()\\]+|\\")
 _NUMBER = re.compile(r"\d*\.\d+|\d+")
 
 
-@dataclass(frozen=True, kw_only=True)
-class WeightedSpan:
-    """A part of a prompt and its weight."""
-
-    text: str
-    weight: float
-
-
-def parse_weighted_prompt(prompt: str) -> tuple[WeightedSpan, ...]:
-    """Split the prompt into spans; nested weights multiply. The time is linear in the prompt's length.
+def parse_weighted_prompt(prompt: str) -> list[tuple[str, float]]:
+    """Split the prompt into parts with their weights; nested weights multiply. The time is linear in its length.
 
     Raises `InputError` for more than 100,000 characters, and for a weight that is not from 0 to 10.
     """
@@ -83,7 +74,7 @@ def _weight(number: str, prompt: str) -> float:
     return weight
 
 
-def _joined(texts: Sequence[str], weights: Sequence[float]) -> tuple[WeightedSpan, ...]:
+def _joined(texts: Sequence[str], weights: Sequence[float]) -> list[tuple[str, float]]:
     """Join neighbors of equal weight, so that brackets without a weight do not split a word."""
     runs: list[tuple[float, list[str]]] = []
     for text, weight in zip(texts, weights, strict=True):
@@ -91,6 +82,4 @@ def _joined(texts: Sequence[str], weights: Sequence[float]) -> tuple[WeightedSpa
             runs[-1][1].append(text)
         else:
             runs.append((weight, [text]))
-    return tuple(WeightedSpan(text="".join(run), weight=weight) for weight, run in runs) or (
-        WeightedSpan(text="", weight=1.0),
-    )
+    return [("".join(run), weight) for weight, run in runs] or [("", 1.0)]

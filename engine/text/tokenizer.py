@@ -97,16 +97,16 @@ class ClipTokenizer:
         ids: list[int] = []
         weights: list[float] = []
         left: list[str] = []
-        for span in parse_weighted_prompt(prompt):
+        for text, weight in parse_weighted_prompt(prompt):
             if left:
-                left.append(span.text)
+                left.append(text)
                 continue
-            tokens = self._encoded(span.text)
+            tokens = self._encoded(text)
             room = limit - len(ids)
             if len(tokens) > room:
-                left.append(span.text[tokens[room][1] :])
+                left.append(text[tokens[room][1] :])
             ids += [number for number, _ in tokens[:room]]
-            weights += [span.weight] * len(tokens[:room])
+            weights += [weight] * len(tokens[:room])
         return ids, weights, "".join(left)
 
     def _encoded(self, text: str) -> list[tuple[int, int]]:

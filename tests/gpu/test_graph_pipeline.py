@@ -9,14 +9,14 @@ import calotype
 from calotype.backends.torch.cuda import Module
 from calotype.backends.torch.modules import load_module
 from calotype.cuda.graphs import CudaGraphCache
-from calotype.graph.inputs import GraphInputs, inputs_of
+from calotype.graph.inputs import arrays_of, options_of
 from calotype.graph.pipeline import GraphPipeline
-from calotype.request.request import Request, resolve
+from calotype.request.prompts import tokenizers_of
+from calotype.request.resolved import resolve
 from calotype.sampling.cache import sampler_for
-from calotype.sampling.noise import BatchNoise
-from calotype.stages.conditioning import tokenizers_of
-from calotype.stages.initial_latents import prepare_latents
-from calotype.stages.vae import Codec, VaeTiling
+from calotype.stages.denoise_inputs import prepare
+from calotype.stages.vae import Codec
+from calotype.system.trace import Stopwatch
 
 PROMPTS = ["a large red circle on a blue background", "a green star on a white background"]
 LEVELS = 1  # of 255: rounding of sums may change a pixel by one
@@ -39,21 +39,13 @@ def graph_pipeline(pipe, device):
     return GraphPipeline(pipe.plan, networks).to(device)
 
 
-@pytest.fixture
-def inputs(pipe, device):
-    tokenizers = tokenizers_of(pipe.plan)
-
-    def make(prompt, **options):
-        job = resolve(Request(prompt=prompt, **options), pipe.plan)
-        _, matrix = sampler_for(
-            job.scheduler, pipe.plan.scheduler, job.steps, pipe.plan.samplers, job.task.schedule_range
-        )
-        draw = BatchNoise(job.seeds, (4, job.height // 8, job.width // 8))
-        ready = prepare_latents(pipe.plan, job, Codec(pipe.plan, pipe.component), draw, VaeTiling())
-        arrays, _ = inputs_of(pipe.plan, tokenizers, GraphInputs(job=job, sampler=matrix, ready=ready, draw=draw))
-        return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}
-
-    return make
+def graph_arguments(pipe, device, prompt, **options):
+    """Return the tensors and the options of a call's graph."""
+    plan = pipe.plan
+    request = resolve(prompt, options, plan, tokenizers_of(plan))
+    _, matrix = sampler_for(request.scheduler, plan.scheduler, request.steps, plan.samplers, request.schedule_range)
+    arrays = arrays_of(request, matrix, prepare(plan, request, Codec(plan, pipe.component), Stopwatch()))
+    return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}, options_of(request)
 
 
 def gradient() -> Image.Image:
@@ -79,7 +71,7 @@ CASES = {  # prompt, options, and the inputs that they add
     "rescaled, of an earlier layer": (
         PROMPTS[0],
         {"guidance_rescale": 0.7, "clip_skip": 1},
-        {"rescaled", "clip_skip.1"},
+        set(),
     ),
     "of two chunks, some words heavier": ([LONG, "a (green:1.3) star"], {}, {"weights.text_encoder"}),
     "from an image": (PROMPTS[0], {"image": gradient(), "strength": 0.7}, {"original", "image_coefficients"}),
@@ -93,23 +85,24 @@ ALWAYS = {"ids.text_encoder", "has_text", "noise", "draws", "rows", "timesteps",
 
 
 @pytest.mark.parametrize("name", CASES)
-def test_the_graphs_image_equals_the_pipelines(name, pipe, graph_pipeline, inputs, device):
+def test_the_graphs_image_equals_the_pipelines(name, pipe, graph_pipeline, device):
     prompt, options, more = CASES[name]
     options = {"steps": 3, "seed": 5, "guidance_scale": 5.0, **SMALL, **options}
     expected = pipe(prompt, **options).images
-    graph_inputs = inputs(prompt, **options)
-    assert set(graph_inputs) == ALWAYS | more
+    tensors, graph_options = graph_arguments(pipe, device, prompt, **options)
+    assert set(tensors) == ALWAYS | more
     with torch.inference_mode():
-        pixels = graph_pipeline(graph_inputs)["pixels"]
+        pixels = graph_pipeline(tensors, graph_options)["pixels"]
     assert max_difference(pixels, expected) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
 
 
-def test_one_graph_serves_every_prompt_seed_scale_and_sampler(pipe, graph_pipeline, inputs, device, recorder):
+def test_one_graph_serves_every_prompt_seed_scale_and_sampler(pipe, graph_pipeline, device, recorder):
     with torch.inference_mode():
         graph = CudaGraphCache(graph_pipeline, recorder, limit_bytes=2**34)
         for i, scheduler in enumerate(["dpm++2m-karras", "ddim", "unipc"]):
             options = {"seed": i, "steps": 2, "scheduler": scheduler, "guidance_scale": 2.0 + i, **SMALL}
-            pixels = graph(inputs(PROMPTS[i % 2], **options))["pixels"]
+            tensors, graph_options = graph_arguments(pipe, device, PROMPTS[i % 2], **options)
+            pixels = graph(tensors, options=graph_options)["pixels"]
             assert max_difference(pixels, pipe(PROMPTS[i % 2], **options).images) <= (
                 LEVELS if device.type == "cpu" else ON_A_GPU
             )

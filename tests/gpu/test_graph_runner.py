@@ -102,7 +102,7 @@ def test_an_image_without_room_for_a_graph_runs_step_by_step(load, eager, device
 def test_the_loop_reports_numbers_that_are_not_finite(load):
     pipe = load()
     pipe.plan = replace(pipe.plan, scaling_factor=1e-38)
-    broken = calotype.Pipeline(pipe.plan, pipe._choice)
+    broken = calotype.Pipeline(pipe.plan, pipe._components.choice)
     with pytest.raises(calotype.CalotypeError, match="not finite"):
         broken(RED, **SMALL)
 

@@ -42,7 +42,9 @@ def overflowing(monkeypatch):
 
 def use(pipe, name, *precisions):
     """Make the pipeline open this component with artifacts in these precisions."""
-    pipe._opened[name] = open_component(planned(pipe.plan.components[name], *precisions), backends.choose("fake"))
+    pipe._components._opened[name] = open_component(
+        planned(pipe.plan.components[name], *precisions), backends.choose("fake")
+    )
 
 
 def test_the_first_artifact_that_the_backend_supports_is_used(fake, overflowing):

@@ -5,8 +5,9 @@ from dataclasses import replace
 import pytest
 
 from calotype.errors import DeviceFullError
-from calotype.graph.capacity import annotate_out_of_memory, suggest_fitting_size
-from calotype.request.request import Request, resolve
+from calotype.graph.capacity import suggest_fitting_size, with_fitting_size
+from calotype.request.prompts import tokenizers_of
+from calotype.request.resolved import resolve
 
 GIB = 2**30
 
@@ -34,9 +35,6 @@ def test_a_lower_precision_than_the_plan(precision, hint, fake):
 
 
 def test_the_hint_is_added_to_the_error(fake):
-    job = resolve(Request(prompt=["x", "y"], width=256, height=256), fake.plan)
-    with (
-        pytest.raises(DeviceFullError, match=r"^the GPU is full; .*1 of 256x256"),
-        annotate_out_of_memory(fake.plan, job),
-    ):
-        raise DeviceFullError("the GPU is full.")
+    request = resolve(["x", "y"], {"width": 256, "height": 256}, fake.plan, tokenizers_of(fake.plan))
+    error = with_fitting_size(DeviceFullError("the GPU is full."), fake.plan, request)
+    assert "1 of 256x256" in str(error)

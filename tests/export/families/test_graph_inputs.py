@@ -7,13 +7,15 @@ import torch
 from calotype.backends.torch.cuda import Module
 from calotype.backends.torch.modules import load_module
 from calotype.export import prepare
-from calotype.graph.inputs import GraphInputs, graph_unsupported_reason, inputs_of
+from calotype.graph.inputs import arrays_of, graph_unsupported_reason, options_of
 from calotype.graph.pipeline import GraphPipeline
-from calotype.request.request import Request, resolve
+from calotype.request.prompts import tokenizers_of
+from calotype.request.resolved import resolve
 from calotype.sampling.cache import sampler_for
-from calotype.sampling.noise import BatchNoise
-from calotype.stages.conditioning import condition, tokenizers_of
-from calotype.stages.initial_latents import InitialLatents
+from calotype.stages.denoise_inputs import prepare as prepare_inputs
+from calotype.stages.prompt_encoder import PromptEncoder
+from calotype.stages.vae import UNTILED, Codec
+from calotype.system.trace import Stopwatch
 
 
 @pytest.mark.parametrize(
@@ -24,13 +26,9 @@ from calotype.stages.initial_latents import InitialLatents
 def test_graph_conditioning_matches_the_pipeline(options, sdxl_folder):
     plan = prepare(sdxl_folder, forms=())
     modules = {name: load_module(name, c.artifact("diffusers").path) for name, c in plan.components.items()}
-    job = resolve(Request(prompt=["a red circle", "a (star:1.2)"], steps=2, width=96, height=64, **options), plan)
-    tokenizers = tokenizers_of(plan)
-    _, matrix = sampler_for(job.scheduler, plan.scheduler, job.steps, plan.samplers)
-    draw = BatchNoise(job.seeds, (4, 8, 12))
-    ready = InitialLatents(noise=draw(), original=None, extra_channels=None)
-    arrays, _ = inputs_of(plan, tokenizers, GraphInputs(job=job, sampler=matrix, ready=ready, draw=draw))
-    inputs = {n: torch.from_numpy(a) for n, a in arrays.items()}
+    arguments = {"steps": 2, "width": 96, "height": 64, **options}
+    request = resolve(["a red circle", "a (star:1.2)"], arguments, plan, tokenizers_of(plan))
+    _, matrix = sampler_for(request.scheduler, plan.scheduler, request.steps, plan.samplers)
 
     def encoder(name):
         names = [b.name for b in plan.components[name].outputs]
@@ -38,13 +36,15 @@ def test_graph_conditioning_matches_the_pipeline(options, sdxl_folder):
             zip(names, (t.numpy() for t in modules[name](torch.from_numpy(input_ids))), strict=True)
         )
 
-    expected, _ = condition(plan, tokenizers, encoder, job)
+    batch = prepare_inputs(plan, request, Codec(plan, encoder), Stopwatch())
+    inputs = {name: torch.from_numpy(array) for name, array in arrays_of(request, matrix, batch).items()}
+    expected = PromptEncoder(plan, encoder)(request) | batch.micro_conditioning
     outputs = {name: [b.name for b in component.outputs] for name, component in plan.components.items()}
     networks = {name: Module(module, torch.float32, outputs[name]) for name, module in modules.items()}
     with torch.inference_mode():
-        got = GraphPipeline(plan, networks).conditioning(inputs)
-    assert set(got) == set(expected.arrays) == {"encoder_hidden_states", "text_embeds", "time_ids"}
-    for name, array in expected.arrays.items():
+        got = GraphPipeline(plan, networks).conditioning(inputs, options_of(request))
+    assert set(got) == set(expected) == {"encoder_hidden_states", "text_embeds", "time_ids"}
+    for name, array in expected.items():
         np.testing.assert_allclose(got[name].numpy(), array, rtol=1e-4, atol=1e-5)
 
 
@@ -57,6 +57,6 @@ def test_graph_conditioning_matches_the_pipeline(options, sdxl_folder):
     ],
 )
 def test_unsupported_requests_have_a_reason(fake, options, keyword):
-    job = resolve(Request(prompt="x", steps=2, **options), fake.plan)
+    request = resolve("x", {"steps": 2, **options}, fake.plan, tokenizers_of(fake.plan))
     _, matrix = sampler_for(None, fake.plan.scheduler, 2, fake.plan.samplers)
-    assert keyword in graph_unsupported_reason(fake.plan, job, matrix)
+    assert keyword in graph_unsupported_reason(fake.plan, request, matrix, UNTILED)

@@ -206,7 +206,7 @@ def test_a_change_without_effect_is_an_error(loaded, monkeypatch):
     monkeypatch.undo()
     assert pipe.loras == ((str(b), 1.0),)
     pipe.component("unet").update_weights(NO_DELTAS)
-    pipe._adapters.__init__(pipe.plan, pipe.component)
+    pipe._generator.loras.__init__(pipe.plan, pipe.component)
     pipe.component("text_encoder").update_weights(NO_DELTAS)
     np.testing.assert_array_equal(generate(pipe), none)
 
@@ -249,7 +249,7 @@ def test_a_network_that_cannot_be_restored_generates_no_images(loaded, monkeypat
 def test_a_change_is_checked_at_the_shapes_of_the_last_image(fake):
     """Backends have compiled these shapes for the U-Net's session."""
     fake("a red ring", steps=1, height=64, width=96)
-    tried = fake._adapters._test_inputs("unet", fake.component("unet"))
+    tried = fake._generator.loras._test_inputs("unet", fake.component("unet"))
     assert tried["sample"].shape == (2, 4, 8, 12)
 
 

@@ -119,7 +119,9 @@ def test_a_repeated_prompt_is_not_encoded_again(pipe, monkeypatch):
         return run(inputs)
 
     monkeypatch.setattr(type(encoder.runner), "__call__", counted)
-    monkeypatch.setattr(pipe._codec, "decode", lambda latents, tiling: np.zeros((len(latents), 3, 8, 8), np.float32))
+    monkeypatch.setattr(
+        pipe._generator.codec, "decode", lambda latents, tiling: np.zeros((len(latents), 3, 8, 8), np.float32)
+    )
     pipe("a purple cross on a cyan background", **SETTINGS)
     assert calls == []
     pipe(["a purple cross on a cyan background", "an orange ring"], **SETTINGS)

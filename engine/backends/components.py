@@ -1,0 +1,48 @@
+"""The components of a loaded model, each opened at its first use."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..plan.plan import Plan, PlannedComponent
+from ..system import forks
+from .component import LoadedComponent, open_component
+from .registry import ON_GPU, BackendSelection
+
+
+class Components:
+    """The opened components of a plan. Threads may share it."""
+
+    def __init__(
+        self, plan: Plan, choice: BackendSelection, planned: Callable[[str], PlannedComponent] | None = None
+    ) -> None:
+        """`planned` returns a component with its artifacts when it is opened; the default is the plan's components."""
+        self.choice = choice
+        self._planned = planned or plan.components.__getitem__
+        self._opened: dict[str, LoadedComponent] = {}
+        self._opening = forks.Lock()
+
+    def __call__(self, name: str) -> LoadedComponent:
+        """Return the component with its runner. Its first use traces it if necessary, and opens it.
+
+        Raises:
+            SourceError: it cannot be traced from the model's files; BackendError: no backend opens it.
+        """
+        opened = self._opened.get(name)
+        if opened is None:
+            with self._opening:  # open components stay usable: a trace takes seconds
+                opened = self._opened.get(name)
+                if opened is None:
+                    opened = self._opened[name] = open_component(self._planned(name), self.choice)
+        opened.reopen_after_fork()
+        return opened
+
+    @property
+    def opened(self) -> tuple[LoadedComponent, ...]:
+        """The components that are open."""
+        return tuple(self._opened.values())
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether the U-Net is open and runs on a GPU."""
+        return "unet" in self._opened and self._opened["unet"].runner.backend in ON_GPU

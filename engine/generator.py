@@ -1,0 +1,141 @@
+"""From a prompt to images: text, noise, steps, pixels. The order of the work, for every family and task.
+
+`stages` are the parts of the work, `backends` runs the networks, and `sampling` computes the schedule.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from .backends.compatibility import version_drift_note
+from .backends.components import Components
+from .cuda.device import free_bytes
+from .errors import Cancelled, DeviceFullError
+from .graph.capacity import with_fitting_size
+from .graph.runner import GraphPipelineManager
+from .images.png import GeneratedImage, to_uint8, to_unit_range
+from .lora.manager import LoraManager
+from .plan.plan import Plan
+from .report.metadata import build_result, to_images
+from .report.result import Event, Result
+from .request.prompts import tokenizers_of
+from .request.resolved import resolve
+from .sampling.cache import SamplerCache
+from .sampling.matrix import SamplerRun
+from .stages.denoise_inputs import DenoiseInputs, prepare
+from .stages.generation import Generation
+from .stages.loop import denoise
+from .stages.prompt_encoder import PromptEncoder
+from .stages.unet import Unet
+from .stages.vae import Codec
+from .system import forks
+from .system.memory import available_bytes, check_memory, peak_bytes
+
+Floats = NDArray[np.float32]
+
+
+class ImageGenerator:
+    """The stages of a loaded model in their order. Threads may share it."""
+
+    def __init__(self, plan: Plan, components: Components) -> None:
+        self._plan, self._components = plan, components
+        self.codec = Codec(plan, components, lambda: free_bytes() if components.on_gpu else None)
+        self.loras = LoraManager(plan, components)
+        self._tokenizers, self._version_note = tokenizers_of(plan), version_drift_note(plan)
+        self._prompts = PromptEncoder(plan, components)
+        self._samplers = SamplerCache(plan.scheduler, plan.samplers)
+        self._graph = GraphPipelineManager(plan, components)
+
+    def start(self, prompt: Any, arguments: Mapping[str, Any], stop: threading.Event) -> Generation:
+        """Check a call before its work. Raises `InputError` and `SamplerError`."""
+        resolved = resolve(prompt, arguments, self._plan, self._tokenizers)
+        if not self._components.on_gpu:  # a GPU keeps no attention scores, and raises when it is full
+            size = {"height": resolved.height, "width": resolved.width}
+            loads = [load for load in self._plan.loads if load.guided]  # the VAE splits its work to fit
+            need = peak_bytes(loads, batch=len(resolved.seeds), **size, guided=resolved.guided)
+            check_memory(need, available_bytes())
+        with forks.running():
+            spec, sampler = self._samplers(resolved.scheduler, resolved.steps, resolved.schedule_range)
+        notes = [] if self._version_note is None else [self._version_note]
+        return Generation(request=resolved, spec=spec, sampler=sampler, stop=stop, notes=notes)
+
+    def generate(self, call: Generation) -> Result:
+        """Run a call to its end: as one CUDA graph where possible, else step by step."""
+        *_, last = self.stream(call, as_graph=True)
+        assert last.result is not None
+        return last.result
+
+    def stream(self, call: Generation, *, as_graph: bool = False) -> Iterator[Event]:
+        """Run a call, and yield an event after each step. The last one has the result.
+
+        Args:
+            call: what `start` returned.
+            as_graph: run all steps as one CUDA graph where possible, with one event.
+
+        Raises:
+            Cancelled: `call.stop` is set.
+            BackendError: a backend failed; DeviceFullError: the GPU is full; NotFiniteError: numbers are not finite.
+        """
+        with self.loras.lock_weights() as call.loras:
+            events = self._events(call, as_graph)
+            while True:
+                try:
+                    with forks.running():
+                        event = next(events, None)
+                except DeviceFullError as full:
+                    raise with_fitting_size(full, self._plan, call.request) from None
+                if event is None:
+                    return
+                yield event
+
+    def _events(self, call: Generation, as_graph: bool) -> Iterator[Event]:
+        total = call.sampler.calls
+        if call.stop.is_set():
+            raise Cancelled(f"cancelled after 0 of {total} steps.")
+        inputs = prepare(self._plan, call.request, self.codec, call.watch)
+        call.notes += [inputs.tiling.note] if inputs.tiling.note else []
+        if as_graph and self._components.on_gpu and self._graph.on_device:
+            with call.watch.stage("graph"):
+                pixels = self._graph(call.request, call.sampler, inputs, call.notes)
+            if pixels is not None:
+                yield Event(step=total, total=total, preview=list, result=self._result(call, pixels))
+                return
+        for i, run in enumerate(self._steps(call, inputs)):
+
+            def decode(run: SamplerRun = run, i: int = i) -> list[GeneratedImage]:
+                pixels = to_uint8(self.codec.decode(run.preview(i), inputs.tiling))
+                return to_images(self._plan, call, pixels, self._components.opened)
+
+            result = None
+            if i + 1 == total:
+                with call.watch.stage("decode"):
+                    output = self._output(call, run.latents(), inputs)
+                result = self._result(call, output)
+            yield Event(step=i + 1, total=total, preview=decode, result=result)
+
+    def _steps(self, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
+        """Yield the sampler's run after each call of the U-Net."""
+        request, sampler = call.request, call.sampler
+        with call.watch.stage("text"):
+            conditioning = self._prompts(request, call.loras) | inputs.micro_conditioning
+        unet = Unet(self._plan, request, self._components, conditioning, sampler.timesteps, inputs.extra_channels)
+        steps = denoise(unet, call, inputs)
+        for _ in range(sampler.calls):
+            with call.watch.stage("steps"):
+                run = next(steps)
+            yield run
+
+    def _output(self, call: Generation, latents: Floats, inputs: DenoiseInputs) -> NDArray[Any]:
+        """Return the latents, or pixels: float32 in [0, 1] or uint8, [B, H, W, 3]."""
+        if call.request.output_type == "latent":
+            return latents
+        pixels = self.codec.decode(latents, inputs.tiling)
+        return to_unit_range(pixels) if call.request.output_type == "np" else to_uint8(pixels)
+
+    def _result(self, call: Generation, output: NDArray[Any]) -> Result:
+        return build_result(self._plan, call, output, self._components.opened)

@@ -1,0 +1,191 @@
+"""`ResolvedRequest`: the arguments of a call, checked against a plan, with every default filled in."""
+
+from __future__ import annotations
+
+import secrets
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, get_args
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..errors import InputError
+from ..errors.validation import check_float, check_int
+from ..images.arrays import batch
+from ..plan.networks import controlnets_of
+from ..plan.plan import Plan, skipping
+from ..plan.profile import Profile
+from ..sampling.noise import MAX_SEED
+from ..sampling.schedule_range import ScheduleRange
+from ..sampling.schedulers import SchedulerLike
+from .controls import ControlInput, control_inputs, load_control_images
+from .images import batch_of_masks, check_image_arguments, image_notes, latents_from, load_images, schedule_range_for
+from .prompts import Tokenizers, TokensByEncoder, texts_of, tokenize
+from .request import OutputType, Request, parse_request
+
+Floats = NDArray[np.float32]
+MAX_STEPS = 1000
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class ResolvedRequest:
+    """A request resolved against a plan: every value is set, with a prompt, negative prompt and seed for each image."""
+
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str | None, ...]  # None: zeros in place of text
+    tokens: TokensByEncoder  # [N, ...]: 2B rows if guided, the negative prompts first; else B
+    seeds: tuple[int, ...]
+    steps: int
+    guidance_scale: float
+    guided: bool  # whether the network also runs without the prompt
+    guidance_rescale: float
+    guidance_interval: tuple[float, float]
+    cache_interval: int
+    clip_skip: int | None
+    width: int
+    height: int
+    scheduler: SchedulerLike
+    output_type: OutputType
+    image: Floats | None  # [B, 3, H, W] in [0, 1]
+    image_latents: Floats | None  # [B, C, h, w], if the request passes latents as the image
+    inpaint_mask: NDArray[np.bool_] | None  # [B, 1, H, W]
+    strength: float | None
+    schedule_range: ScheduleRange
+    controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
+    notes: tuple[str, ...]  # for the report: changes of the input images, text without effect
+
+    def arguments(self, i: int) -> dict[str, Any]:
+        """Return the values of the arguments that generate image i again, by their names in `Request`."""
+        values = {**vars(self), "prompt": self.prompts[i], "negative_prompt": self.negative_prompts[i]}
+        values |= {"seed": self.seeds[i], "denoising_start": self.schedule_range.begin}
+        values["denoising_end"] = self.schedule_range.end
+        if self.controls:
+            values["controlnet_conditioning_scale"] = [each.scale for each in self.controls]
+            values["control_guidance_start"] = [each.start for each in self.controls]
+            values["control_guidance_end"] = [each.end for each in self.controls]
+        return values
+
+
+def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: Tokenizers) -> ResolvedRequest:
+    """Check all arguments of a call that can be checked before the work, and fill in the defaults.
+
+    Args:
+        prompt: the prompt, or a list.
+        arguments: other arguments, by their names in `Request`.
+        plan: the model's plan.
+        tokenizers: the tokenizer of each text encoder.
+
+    Raises:
+        InputError: an argument is unknown or wrong.
+    """
+    request = parse_request(prompt, arguments)
+    prompts, negatives = texts_of(request, plan)
+    each = check_int("num_images", request.num_images, 1, 2**20)
+    steps, count = check_int("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
+    latents = latents_from(request.image, int(plan.latents.dims[1]), len(prompts), count)
+    images = load_images("image", None if latents is not None else request.image, len(prompts))
+    masks = load_images("mask_image", request.mask_image, len(prompts))
+    has_image = bool(images) or latents is not None
+    task = {"has_image": has_image, "has_mask": bool(masks), "inpainting": plan.inpaints}
+    check_image_arguments(request, has_latents=latents is not None, **task)
+    nets = len(controlnets_of(plan.components))
+    control_images = load_control_images(request.control_image, nets, len(prompts))
+    flat_controls = [image for net in control_images for image in net]
+    sizes = [image.shape[:2] for image in (*images, *flat_controls)]
+    if latents is not None:
+        sizes = [(latents.shape[2] * plan.profile.factor, latents.shape[3] * plan.profile.factor)]
+    height, width = _size(request, sizes[0] if sizes else None, plan.profile)
+    plan.profile.check(batch=count, height=height, width=width)
+    if latents is not None and sizes[0] != (height, width):
+        raise InputError(f"image= contains latents of {sizes[0]} pixels (height, width); expected {height, width}.")
+    schedule_range, strength = schedule_range_for(request, steps=steps, **task)
+    inpaint_mask = batch_of_masks(masks, count, height, width)
+    notes = list(image_notes(images, masks, flat_controls, inpaint_mask, (height, width)))
+    controls = control_inputs(request, nets, control_images, count=count, height=height, width=width)
+    scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
+    guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
+    prompts = [text for text in prompts for _ in range(each)]
+    negatives = [text for text in negatives for _ in range(each)]
+    tokens = tokenize(plan, tokenizers, prompts, negatives, guided=guided, notes=notes)
+    return ResolvedRequest(
+        prompts=tuple(prompts),
+        negative_prompts=tuple(negatives),
+        tokens=tokens,
+        seeds=_seeds(request.seed, count),
+        steps=steps,
+        guidance_scale=scale,
+        guided=guided,
+        guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
+        guidance_interval=_interval(request.guidance_interval),
+        cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
+        clip_skip=_clip_skip(request.clip_skip, plan),
+        width=width,
+        height=height,
+        scheduler=request.scheduler,
+        output_type=_output_type(request.output_type),
+        image=batch(images, count, height, width) if images else None,
+        image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
+        inpaint_mask=inpaint_mask,
+        strength=strength,
+        schedule_range=schedule_range,
+        controls=controls,
+        notes=tuple(notes),
+    )
+
+
+def _size(request: Request, image_size: tuple[int, ...] | None, profile: Profile) -> tuple[int, int]:
+    """Return height and width of the output: as requested, or of the input image (rounded down), or the model's."""
+    sides: Mapping[str, int | None] = {"height": request.height, "width": request.width}
+    if image_size is not None:
+        rounded = [max(side // profile.multiple, 1) * profile.multiple for side in image_size]
+        sides = {n: size if side is None else side for (n, side), size in zip(sides.items(), rounded, strict=True)}
+    height, width = (
+        check_int(name, getattr(profile, name).opt if value is None else value, 1, 2**20)
+        for name, value in sides.items()
+    )
+    return height, width
+
+
+def _takes_guidance(plan: Plan) -> bool:
+    """Return whether guidance runs the U-Net twice. A distilled U-Net takes the guidance scale as an input instead."""
+    return bool(plan.prompting.states) and not any(b.name == "timestep_cond" for b in plan.components["unet"].inputs)
+
+
+def _interval(interval: Sequence[float]) -> tuple[float, float]:
+    if isinstance(interval, str) or not isinstance(interval, Sequence) or len(interval) != 2:
+        raise InputError(f"guidance_interval must be two fractions, such as (0.1, 0.8); got {interval!r:.80}.")
+    start, end = (check_float("guidance_interval", fraction, 1) for fraction in interval)
+    if start >= end:
+        raise InputError(f"guidance_interval must begin before it ends; got {interval!r:.80}.")
+    return start, end
+
+
+def _clip_skip(value: Any, plan: Plan) -> int | None:
+    if value is None:
+        return None
+    if not plan.prompting.states:
+        raise InputError("clip_skip needs a text encoder, which this model lacks. Omit clip_skip.")
+    outputs = {name: {b.name for b in plan.components[name].outputs} for name, _ in plan.prompting.states}
+    limit = 0
+    while all(skipping(output, limit + 1) in outputs[name] for name, output in plan.prompting.states):
+        limit += 1
+    return check_int("clip_skip", value, 0, limit) or None
+
+
+def _output_type(output_type: OutputType) -> OutputType:
+    if output_type not in get_args(OutputType):
+        raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}; got {output_type!r}.")
+    return output_type
+
+
+def _seeds(seed: Any, count: int) -> tuple[int, ...]:
+    seed = seed.tolist() if hasattr(seed, "tolist") else seed  # an array, or a number of numpy or torch
+    if seed is None:
+        return tuple(secrets.randbelow(MAX_SEED + 1) for _ in range(count))
+    if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
+        if len(seed) != count:
+            raise InputError(f"pass one seed, or one for each of {count} images; got {len(seed)}.")
+        return tuple(check_int("seed", each, 0, MAX_SEED) for each in seed)
+    first = check_int("seed", seed, 0, MAX_SEED)
+    return tuple((first + i) % (MAX_SEED + 1) for i in range(count))

@@ -1,0 +1,111 @@
+"""Everything that the steps of one batch need: prepared once, for the loop and for the CUDA graph alike.
+
+Noise is drawn in the order of diffusers, so the same seed gives the same image.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..plan.plan import Plan
+from ..request.resolved import ResolvedRequest
+from ..sampling.guidance import guidance_embedding
+from ..sampling.matrix import Draw, SourceLatents
+from ..sampling.noise import BatchNoise
+from ..system.trace import Stopwatch
+from .vae import Codec, VaeTiling
+
+Floats = NDArray[np.float32]
+AESTHETIC = (6.0, 2.5)  # scores out of ten of the prompt and the negative prompt, the defaults of diffusers
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class DenoiseInputs:
+    """A batch of B images. N is 2B under guidance, the unconditional half first; else B.
+
+    Attributes:
+        noise: the initial noise.  # [B, C, h, w]
+        draw: returns the noise after it.
+        source: the latents of the input images, and the area to generate anew; None if the schedule starts from noise.
+        extra_channels: the mask and the latents of the masked image, for an inpainting U-Net.  # [B, 1 + C, h, w]
+        micro_conditioning: further inputs of the U-Net of some families, `time_ids` and `timestep_cond`.  # [N, ...]
+        tiling: how the VAE takes the batch.
+    """
+
+    noise: Floats
+    draw: Draw
+    source: SourceLatents | None
+    extra_channels: Floats | None
+    micro_conditioning: dict[str, Floats]
+    tiling: VaeTiling
+
+
+def prepare(plan: Plan, request: ResolvedRequest, codec: Codec, watch: Stopwatch) -> DenoiseInputs:
+    """Encode the input images, and draw the noise."""
+    count = len(request.seeds)
+    tiling = codec.tiling(count, request.height, request.width)
+    sizes = plan.profile.sizes(batch=count, height=request.height, width=request.width)
+    _, channels, height, width = plan.latents.shape(sizes)
+    draw = BatchNoise(request.seeds, (channels, height, width))
+    with watch.stage("encode") if request.image is not None else nullcontext():
+        noise, source, extra_channels = _latents(plan, request, codec, draw, tiling)
+    return DenoiseInputs(
+        noise=noise,
+        draw=draw,
+        source=source,
+        extra_channels=extra_channels,
+        micro_conditioning=_micro_conditioning(plan, request),
+        tiling=tiling,
+    )
+
+
+def _latents(
+    plan: Plan, request: ResolvedRequest, codec: Codec, draw: Draw, tiling: VaeTiling
+) -> tuple[Floats, SourceLatents | None, Floats | None]:
+    """Return the initial noise, the latents of the input images, and the extra channels of an inpainting U-Net."""
+    takes_latents, latents = request.schedule_range.takes_latents, request.image_latents
+    if request.image is not None and takes_latents:
+        latents = codec.encode(request.image, draw, tiling)
+    noise = draw()
+    source = None if latents is None else SourceLatents(latents=latents)
+    if request.inpaint_mask is None:
+        return noise, source, None
+    factor = plan.profile.factor
+    inpaint_mask = request.inpaint_mask[:, :, ::factor, ::factor]  # nearest pixel of each latent, as in diffusers
+    extra_channels = None
+    if request.image is not None and (plan.inpaints or takes_latents):
+        # The masked area is gray, the middle of the range. Other U-Nets do not use the result, but it takes a draw.
+        masked = np.where(request.inpaint_mask, np.float32(0.5), request.image)
+        if plan.inpaints:
+            channels = [inpaint_mask.astype(np.float32), codec.encode(masked, draw, tiling)]
+            extra_channels = np.concatenate(channels, axis=1)
+        elif codec.draws:
+            draw()
+    if source is not None and takes_latents and request.schedule_range.preserves_unmasked:
+        source = replace(source, inpaint_mask=inpaint_mask)
+    return noise, source if takes_latents else None, extra_channels
+
+
+def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, Floats]:
+    """Return the inputs of some families: SDXL's `time_ids`, and the guidance embedding of a distilled U-Net.
+
+    SDXL's micro-conditioning are original size, crop corner and target size (arXiv 2307.01952). The values are
+    diffusers' defaults: an image that was neither scaled nor cropped. The refiner takes an aesthetic score in place of
+    the target size, a lower one for the negative prompt.
+    """
+    count, inputs = len(request.seeds), {b.name: b for b in plan.components["unet"].inputs}
+    negatives = count if request.guided else 0
+    arrays = {}
+    if plan.prompting.pooled is not None:  # [N, 6] or [N, 5]
+        size = request.height, request.width
+        ends = ((AESTHETIC[0],), (AESTHETIC[1],)) if inputs["time_ids"].dims[1] == 5 else (size, size)
+        positive, negative = ([*size, 0, 0, *end] for end in ends)
+        arrays["time_ids"] = np.array([*[negative] * negatives, *[positive] * count], dtype=np.float32)
+    if "timestep_cond" in inputs:
+        embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"].dims[1]))
+        arrays["timestep_cond"] = np.tile(embedding, (negatives + count, 1))
+    return arrays

@@ -1,0 +1,139 @@
+"""Prompts as inputs of the U-Net: run their tokens through the text encoders.
+
+The plan's `Prompting` names the encoders and the outputs to use. Does not know steps or backends.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from ..lora.lora import Lora
+from ..plan.plan import Plan, Prompting, skipping
+from ..request.resolved import ResolvedRequest
+from ..system.lru_cache import LruCache
+
+Floats = NDArray[np.float32]
+Encoder = Callable[..., Mapping[str, Floats]]  # takes input_ids, returns its outputs by name
+
+_MAX_PROMPTS = 64  # encoded prompts in the cache: 0.2 MB for each chunk of Stable Diffusion 1, 0.6 MB of XL
+
+
+class PromptEncoder:
+    """The text encoders of a plan, with a cache of encoded prompts. Threads may share it."""
+
+    def __init__(self, plan: Plan, encoder: Callable[[str], Encoder]) -> None:
+        """`encoder` returns a text encoder by its component's name."""
+        self._plan, self._encoder = plan, encoder
+        self._cache: LruCache[tuple[Floats, Floats | None]] = LruCache(_MAX_PROMPTS)
+
+    def __call__(self, request: ResolvedRequest, loras: Sequence[Lora] = ()) -> dict[str, Floats]:
+        """Run the text encoders on each different prompt that the cache lacks.
+
+        Args:
+            request: the request, with the tokens of N prompts.
+            loras: the active LoRAs: they change the encoders' weights.
+
+        Returns:
+            `encoder_hidden_states` [N, chunks * T, W], and `text_embeds` [N, P] if the model uses pooled text. Nothing
+            for an unconditional model.
+
+        Raises:
+            BackendError: a backend failed; NotFiniteError: an encoder returned numbers that are not finite.
+        """
+        if not request.tokens:
+            return {}
+        weights = tuple((lora.digest, lora.weight) for lora in loras)
+        # One by one: a backend that compiles for exact sizes then compiles for one size only.
+        rows = [self._encoded(request, i, skip, weights) for i, skip in enumerate(clip_skips(request))]
+        mask = has_text(request)
+        arrays = {"encoder_hidden_states": np.stack([states for states, _ in rows]) * mask[:, None, None]}
+        pooled = [each for _, each in rows if each is not None]
+        return arrays | ({"text_embeds": np.stack(pooled) * mask[:, None]} if pooled else {})
+
+    def _encoded(
+        self, request: ResolvedRequest, i: int, skip: int | None, weights: tuple[tuple[str, float], ...]
+    ) -> tuple[Floats, Floats | None]:
+        """Return the states [chunks * T, W] and the pooled state [P] of prompt i."""
+        prompt = {name: (t.ids[i], t.weights[i : i + 1]) for name, t in request.tokens.items()}
+        key = skip, weights, *((name, ids.tobytes(), each.tobytes()) for name, (ids, each) in prompt.items())
+        if (cached := self._cache.get(key)) is not None:
+            return cached
+        outputs = {}
+        for name, (ids, _) in prompt.items():  # [chunks, T] -> [1, chunks, ...]
+            outputs[name] = {output: array[None] for output, array in self._encoder(name)(input_ids=ids).items()}
+        uneven = {name: each for name, (_, each) in prompt.items() if (each != 1).any()}
+        states, pooled = text_states(self._plan.prompting, outputs, uneven, skip)
+        encoded = states[0].astype(np.float32), None if pooled is None else pooled[0].copy()
+        self._cache.put(key, encoded)
+        return encoded
+
+
+def has_text(request: ResolvedRequest) -> Floats:
+    """Return 0 for a missing negative prompt, which zeros replace, else 1.  # [N]"""
+    negatives = request.negative_prompts if request.guided else ()
+    return np.array([*(text is not None for text in negatives), *[True] * len(request.prompts)], dtype=np.float32)
+
+
+def clip_skips(request: ResolvedRequest) -> tuple[int | None, ...]:
+    """Return for each of N prompts the number of last layers to skip.
+
+    Only the prompt skips layers, as in diffusers; in AUTOMATIC1111's web UI the negative prompt does so too.
+    """
+    return *[None] * (len(request.prompts) if request.guided else 0), *[request.clip_skip] * len(request.prompts)
+
+
+class ArrayLibrary(NamedTuple):
+    """What numpy and torch spell differently."""
+
+    concatenate: Callable[[list[Any], int], Any]  # (arrays, axis)
+    float64: Any
+
+
+NUMPY = ArrayLibrary(np.concatenate, np.float64)
+
+
+def text_states(
+    prompting: Prompting,
+    outputs: Mapping[str, Mapping[str, Any]],
+    weights: Mapping[str, Any],
+    clip_skip: int | None,
+    library: ArrayLibrary = NUMPY,
+) -> tuple[Any, Any]:
+    """Join the states of all text encoders, and select the pooled state.
+
+    Args:
+        prompting: the encoders and outputs that the model uses.
+        outputs: the outputs of each encoder by name.  # [N, chunks, ...]
+        weights: the weight of each token; an encoder that is absent has none other than 1.  # [N, chunks, T]
+        clip_skip: the number of last layers to skip.
+        library: the array library.
+
+    Returns:
+        The states [N, chunks * T, W], and the pooled state [N, P] or None.
+    """
+    states = [
+        _weigh(outputs[name][skipping(output, clip_skip)], weights.get(name), library.float64)
+        for name, output in prompting.states
+    ]
+    if prompting.pooled is None:
+        return library.concatenate(states, -1), None
+    name, output = prompting.pooled
+    return library.concatenate(states, -1), outputs[name][output][:, 0]
+
+
+def _weigh(states: Any, weights: Any, float64: Any) -> Any:
+    """Scale each token's state by its weight and keep each prompt's mean; join the chunks.
+
+    AUTOMATIC1111's web UI does the same, and so does diffusers' community pipeline lpw_stable_diffusion.
+    # [N, chunks, T, W], [N, chunks, T] -> [N, chunks * T, W]
+    """
+    count, chunks, length, width = states.shape
+    if weights is not None:
+        weighted = states * weights[..., None]
+        before, after = (x.mean((1, 2, 3), dtype=float64).reshape(-1, 1, 1, 1) for x in (states, weighted))
+        states = weighted * (before / after)  # exactly the states of a prompt whose weights are all 1
+    return states.reshape(count, chunks * length, width)
