@@ -153,9 +153,9 @@ def _int8_product(n: int) -> PeakTrial:
 
 def _openvino_trials(precision: str, threads: int) -> list[PeakTrial]:
     """Return OpenVINO's trials; [] if it is not installed or lacks the precision."""
-    from calotype.backends.openvino import runner as openvino_runner
+    from calotype.backends import unavailable
 
-    if openvino_runner.unavailable() or precision == "fp16":
+    if unavailable("openvino") or precision == "fp16":
         return []
     hint = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}[precision]
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}
@@ -167,9 +167,9 @@ def _openvino_product(n: int, precision: str, settings: Mapping[str, Any]) -> Pe
 
     import numpy as np
 
-    from calotype.backends.openvino import runner as openvino_runner
+    from calotype.backends.openvino.network import library
 
-    openvino = openvino_runner.library()
+    openvino = library()
     ops = importlib.import_module("openvino.opset13")
     numbers = np.random.default_rng(0)
     x = parameter = ops.parameter([n, n], np.float32)

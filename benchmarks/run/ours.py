@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 
 import calotype
 from calotype.backends import ON_GPU, LoadedComponent
+from calotype.backends.base import Runner, Session
 from calotype.backends.openvino.rewrites import DISABLE_VARIABLE
-from calotype.backends.session import SupportsSessions
 from calotype.images.arrays import load_image_array
 from calotype.system import threads
 
@@ -57,7 +57,7 @@ class Peer:
         }
         self._may_capture_graph = job["backend"] in ON_GPU  # an image may be one graph, without parts to time
         return {
-            "notes": list(dict.fromkeys(n for c in opened.values() for n in getattr(c.runner, "notes", ()))),
+            "notes": list(dict.fromkeys(note for component in opened.values() for note in component.runner.notes)),
             "threads": threads.available(),
             "artifact_bytes": sum(p.stat().st_size for p in _files(opened.values())),
             "versions": _versions(),
@@ -81,28 +81,30 @@ class Peer:
         return torch.cuda.max_memory_allocated() if torch is not None and torch.cuda.is_initialized() else None
 
 
-class _Timed:
+class _Timed(Runner):
     """A runner with a timer; on the fake backend also with faults."""
 
-    def __init__(self, runner: Any, name: str, parts: dict[str, list[float]], settings: Mapping[str, Any]) -> None:
+    def __init__(self, runner: Runner, name: str, parts: dict[str, list[float]], settings: Mapping[str, Any]) -> None:
         self._runner, self._name, self._parts = runner, name, parts
         self._sleep_s = settings.get("sleep_ms", {}).get(name, 0) / 1e3
         self._error = settings.get("error", 0.0) if name == "vae_decoder" else 0.0
-        self.backend, self.precision = runner.backend, runner.precision
+        self.backend, self.precision, self.notes = runner.backend, runner.precision, runner.notes
 
-    def session(self, inputs: Arrays, timesteps: NDArray[Any], **options: Any) -> Any:
-        """Return the runner's own session with a timer around each call, or None if it has none."""
-        if not isinstance(self._runner, SupportsSessions):
-            return None
-        calls: Any = self._runner.session(inputs, timesteps, **options)
+    def session(
+        self, constants: Arrays, timesteps: NDArray[np.float32], *, guided: bool, cache_interval: int
+    ) -> Session[NDArray[Any]]:
+        """Return the runner's session with a timer around each call."""
+        if type(self._runner).session is Runner.session:  # its calls are those of the full network
+            return super().session(constants, timesteps, guided=guided, cache_interval=cache_interval)
+        calls = self._runner.session(constants, timesteps, guided=guided, cache_interval=cache_interval)
 
-        def timed(call: int, sample: NDArray[Any], changing: Arrays) -> Any:
+        def timed(call: int, sample: NDArray[Any], changing: Arrays) -> dict[str, NDArray[Any]]:
             began = time.perf_counter()
             outputs = calls(call, sample, changing)
             self._parts.setdefault(self._name, []).append(time.perf_counter() - began)
             return outputs
 
-        return None if calls is None else timed
+        return timed
 
     def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
         began = time.perf_counter()

@@ -2,7 +2,7 @@
 
 The name of a contender is MAKER[:BACKEND]:PRECISION: "calotype:openvino:bf16", "diffusers:fp32". `calotype.export`
 knows the backends and precisions that a plan can have. A Calotype contender may end in a variant:
-"calotype:openvino:bf16:without=kept_inputs" disables an optimization (see CALOTYPE_DISABLE), and "...:cache_interval=3"
+"calotype:openvino:bf16:without=group_norms" disables an optimization (see CALOTYPE_DISABLE), and "...:cache_interval=3"
 or "...:guidance_interval=0.2-0.8" does less work for an image.
 """
 
@@ -62,7 +62,7 @@ class Contender:
     backend: str  # of Calotype: the backend; of a peer: its own name
     precision: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    variant: str = ""  # of Calotype: "without=kept_inputs", "cache_interval=3"
+    variant: str = ""  # of Calotype: "without=group_norms", "cache_interval=3"
 
     @property
     def name(self) -> str:

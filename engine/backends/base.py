@@ -1,18 +1,74 @@
-"""The interfaces that every backend provides: a runner over named arrays, and optional weight updates.
+"""What every backend provides: a record of itself, runners over named arrays, and denoising sessions.
 
 This module knows no backend and does not choose one.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, Protocol, runtime_checkable
+import importlib.util
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
 
+import numpy as np
 from numpy.typing import NDArray
 
+from ..errors import InputError
+from ..plan.plan import Artifact, PlannedComponent
 from ..weights.delta import WeightDeltas
 
-Arrays = Mapping[str, NDArray[Any]]
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+Array = NDArray[Any]
+Arrays = Mapping[str, Array]
+Tensors: TypeAlias = "Mapping[str, Tensor]"
+Values = TypeVar("Values")  # arrays on the host, or tensors on the device
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backend:
+    """A backend, as its module describes it.
+
+    Attributes:
+        form: the form of artifact that it opens.
+        precisions: the precisions of artifacts that it runs.
+        packages: the distributions that it runs on, the one to install first. The first that is installed counts.
+        unavailable: returns why it cannot run on this machine and the command that fixes it, or None if it can.
+        open: opens an artifact of a component. Raises `BackendError` if it cannot. Call it only if it is available.
+    """
+
+    name: str
+    form: str
+    precisions: tuple[str, ...]
+    packages: tuple[str, ...] = ()
+    unavailable: Callable[[], str | None]
+    open: Callable[[PlannedComponent, Artifact], Runner]
+
+
+def missing_packages(extra: str, *modules: str) -> str | None:
+    """Return which modules are not installed and the command that installs them, or None if all are."""
+    missing = [name for name in modules if importlib.util.find_spec(name) is None]
+    if not missing:
+        return None
+    return (
+        f"{', '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed (pip install 'calotype[{extra}]')"
+    )
+
+
+class Session(Protocol[Values]):
+    """The calls of one network for one batch. A backend may compute what does not depend on the step only once."""
+
+    def __call__(self, call: int, sample: Values, changing: Mapping[str, Values], /) -> dict[str, Values]:
+        """Run one call and return all outputs by name.
+
+        Args:
+            call: the number of the call, from 0.
+            sample: the latents.  # [B, C, h, w]
+            changing: other inputs that change at every call.  # [B, ...], or [2B, ...] with guidance, as the outputs
+        """
+        ...
 
 
 class Runner(Protocol):
@@ -20,10 +76,34 @@ class Runner(Protocol):
 
     backend: str
     precision: str
+    notes: tuple[str, ...] = ()  # for reports
 
-    def __call__(self, inputs: Arrays) -> dict[str, NDArray[Any]]:
+    def __call__(self, inputs: Arrays, /) -> dict[str, Array]:
         """Return all outputs by name. The caller has checked the inputs against the bindings."""
         ...
+
+    def session(
+        self, constants: Arrays, timesteps: NDArray[np.float32], *, guided: bool, cache_interval: int
+    ) -> Session[Array]:
+        """Return a session with the arguments of `DenoisingSession`: here one that runs the full network each time."""
+        if cache_interval > 1:
+            raise InputError(
+                f"cache_interval={cache_interval} needs the openvino backend in fp32, bf16 or int8: the U-Net runs on "
+                f"{self.backend} in {self.precision}. Remove it, or load with backend='openvino'."
+            )
+
+        def run(call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
+            return self(inputs_of_call(constants, timesteps[call], sample, changing, guided=guided))
+
+        return run
+
+
+def inputs_of_call(
+    constants: Arrays, timestep: np.float32, sample: Array, changing: Arrays, *, guided: bool
+) -> dict[str, Array]:
+    """Return all inputs of one call of a network. With guidance both halves of the batch have the same sample."""
+    rows = np.concatenate([sample, sample]) if guided else sample
+    return {"sample": rows, "timestep": np.full(len(rows), timestep, np.float32), **constants, **changing}
 
 
 @runtime_checkable
@@ -43,3 +123,28 @@ class SupportsWeightUpdates(Protocol):
             BackendError: the update failed. The runner cannot be used again until an update succeeds.
         """
         ...
+
+
+class DeviceNetwork(Protocol):
+    """A network as a function of tensors on the device, for graphs of the full pipeline. It does not wait."""
+
+    dtype: torch.dtype  # of its float inputs
+
+    def __call__(self, inputs: Tensors, /) -> dict[str, Tensor]:
+        """Launch the network on the current stream and return all outputs by name."""
+        ...
+
+    def session(self, constants: Tensors, timesteps: Tensor) -> Session[Tensor]:
+        """Return a session whose samples have all rows: here one that runs the full network.  # timesteps [calls, N]"""
+
+        def run(call: int, sample: Tensor, changing: Tensors) -> dict[str, Tensor]:
+            return self({"sample": sample, "timestep": timesteps[call], **constants, **changing})
+
+        return run
+
+
+@runtime_checkable
+class SupportsGraphs(Protocol):
+    """A runner on a GPU whose network can be captured. A change of weights that graphs do not see makes a new one."""
+
+    network: DeviceNetwork

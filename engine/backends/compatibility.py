@@ -14,29 +14,19 @@ from importlib.metadata import PackageNotFoundError, version
 from ..plan.command import rebuild_command
 from ..plan.plan import Plan
 from ..system.nvidia import gpu_name
-from . import COMPILED
-
-_PACKAGES = {
-    "onnxruntime": ("onnxruntime", "onnxruntime-gpu"),
-    "onnxruntime-cuda": ("onnxruntime-gpu", "onnxruntime"),
-    "cuda": ("torch",),
-    "openvino": ("openvino",),
-    "tensorrt": ("tensorrt-cu13", "tensorrt"),
-    "tensorrt-rtx": ("tensorrt-rtx-cu13", "tensorrt-rtx"),
-}
+from .registry import COMPILED, NAMES, backend_of
 
 
 def incompatibility_reason(plan: Plan) -> str | None:
     """Return why the backend that built the plan cannot run it here, and how to fix that; None if it can."""
     build = plan.build
-    name = build.get("backend")
-    if name not in _PACKAGES:
+    if (versions := _versions(plan)) is None:
         return None
+    name, required, got = versions
     rebuild = f"build it again here: {rebuild_command(build, plan.model)}"
     gpu = build["machine"].get("gpu")
     if gpu and gpu != (here := gpu_name()):
         return f"the plan was built for {gpu}, and here is {here or 'no NVIDIA GPU'}; {rebuild}"
-    required, got = build["needs"][name], _installed(name)
     if got is None or required == got:
         return None  # the backend itself reports that its package is missing
     if name in COMPILED and "version-compatible" not in build.get("engine", ()):
@@ -44,30 +34,33 @@ def incompatibility_reason(plan: Plan) -> str | None:
     if _numbers(got) < _numbers(required):
         return (
             f"the plan was built and proved with {name} {required}, and here is {got}, which may lack operators of it; "
-            f"pip install '{_PACKAGES[name][0]}>={required}', or {rebuild}"
+            f"pip install '{backend_of(name).packages[0]}>={required}', or {rebuild}"
         )
     return None
 
 
 def version_drift_note(plan: Plan) -> str | None:
     """Return the report's note for a backend newer than the one that the plan was evaluated with, or None."""
-    name = plan.build.get("backend")
-    if name not in _PACKAGES:
+    if (versions := _versions(plan)) is None:
         return None
-    proved, got = plan.build["needs"][name], _installed(name)
+    name, proved, got = versions
     if got is None or _numbers(got) <= _numbers(proved):
         return None
     return f"the plan was proved with {name} {proved}, and here is {got}: its figures are of the older version"
 
 
-def installed(backend: str) -> str | None:
-    """Return the version of the package that a backend runs on, or None if it is not installed."""
-    return _installed(backend)
+def _versions(plan: Plan) -> tuple[str, str, str | None] | None:
+    """Return the backend that built the plan, its version, and the one here; None for a backend without a package."""
+    name = plan.build.get("backend")
+    if name not in NAMES or not backend_of(name).packages:
+        return None
+    return name, plan.build["needs"][name], installed(name)
 
 
 @functools.cache  # every report needs it, and reading it takes file accesses
-def _installed(name: str) -> str | None:
-    for package in _PACKAGES[name]:
+def installed(backend: str) -> str | None:
+    """Return the version of the package that a backend runs on, or None if it is not installed."""
+    for package in backend_of(backend).packages:
         try:
             return version(package)
         except PackageNotFoundError:

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..cuda.device import is_full
 from ..errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError, first_line
@@ -16,8 +14,8 @@ from ..plan.plan import Artifact, PlannedComponent
 from ..system import forks
 from ..system.trace import span
 from ..weights.delta import NO_DELTAS, WeightDeltas
-from .base import Arrays, Runner, SupportsWeightUpdates
-from .registry import ON_GPU, BackendSelection, backend_module, form_of
+from .base import Array, Arrays, Runner, SupportsWeightUpdates
+from .registry import ON_GPU, BackendSelection, backend_of
 
 _RANKS = {"fp32": 3, "bf16": 2, "fp16": 1}  # by range, and then by digits; all others: 0
 
@@ -32,6 +30,7 @@ class LoadedComponent:
     def __init__(self, component: PlannedComponent, choice: BackendSelection) -> None:
         """Open with the first backend of the choice that works. Raise `BackendError` if none does."""
         self.component = component
+        self._title = component.name.replace("_", " ").replace("unet", "U-Net").replace("vae", "VAE")
         self.retried: tuple[str, ...] = ()
         self.last_shapes: Mapping[str, tuple[int, ...]] = {}  # of the inputs that `check` last accepted
         self._choice = choice
@@ -66,7 +65,7 @@ class LoadedComponent:
             self._open(_candidates(self.component, self._choice), self._choice.skipped)
             self._ran, self._inherited = None, False
 
-    def __call__(self, **inputs: NDArray[Any]) -> dict[str, NDArray[Any]]:
+    def __call__(self, **inputs: Array) -> dict[str, Array]:
         """Check the inputs against the bindings, run, and return the outputs by name.
 
         Raises:
@@ -83,8 +82,8 @@ class LoadedComponent:
         self.last_shapes = {name: array.shape for name, array in inputs.items()}
 
     def run_with_fallback(
-        self, run: Callable[[Runner], dict[str, NDArray[Any]]], inputs: Callable[[], Arrays]
-    ) -> dict[str, NDArray[Any]]:
+        self, run: Callable[[Runner], dict[str, Array]], inputs: Callable[[], Arrays]
+    ) -> dict[str, Array]:
         """Call `run` with the runner and return its outputs; switch to another runner where it fails.
 
         Args:
@@ -110,17 +109,17 @@ class LoadedComponent:
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
-                raise NotFiniteError(f"the {_display_name(self.component)} got inputs that are not finite.")
+                raise NotFiniteError(f"the {self._title} got inputs that are not finite.")
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of each weight that can change. Raise `BackendError` if the runner supports no updates."""
-        return _adaptable(self.runner, self.component).shapes()
+        return self._updatable(self.runner).shapes()
 
     def update_weights(self, deltas: WeightDeltas) -> None:
         """Update the weights, as `SupportsWeightUpdates.update_weights`. A later runner gets the same update."""
         with self._switching:
-            _adaptable(self.runner, self.component).update_weights(deltas)
+            self._updatable(self.runner).update_weights(deltas)
             self._deltas = deltas
 
     def _open(self, candidates: Iterator[tuple[str, Artifact | str]], skipped: Mapping[str, str]) -> None:
@@ -131,9 +130,9 @@ class LoadedComponent:
                 reasons[name] = artifact
                 continue
             try:
-                runner: Runner = backend_module(name).open_runner(self.component, artifact)
+                runner = backend_of(name).open(self.component, artifact)
                 if self._deltas:
-                    _adaptable(runner, self.component).update_weights(self._deltas)
+                    self._updatable(runner).update_weights(self._deltas)
             except BackendError as failed:
                 reasons[f"{name} {artifact.precision}" if name in reasons else name] = str(failed)
                 continue
@@ -169,8 +168,7 @@ class LoadedComponent:
             except BackendError as other:
                 raise BackendError(f"{message}; {other}") from error
             self.retried += (
-                f"{_display_name(self.component)}: {failed.backend} failed at its first run ({reason}); "
-                f"{self.runner.backend} took over",
+                f"{self._title}: {failed.backend} failed at its first run ({reason}); {self.runner.backend} took over",
             )
 
     def _raise_precision(self, failed: Runner) -> None:
@@ -178,24 +176,29 @@ class LoadedComponent:
         with self._switching:
             if self.runner is not failed:  # another thread has done it
                 return
-            name = _display_name(self.component)
+            name = self._title
+            message = f"the {name} gave numbers that are not finite in {failed.precision} ({failed.backend})"
+            if _rank(failed.precision) == _rank("fp32"):
+                raise NotFiniteError(f"{message}: its weights are damaged.")
             try:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})
             except BackendError as other:
-                raise NotFiniteError(_not_finite_message(name, failed, str(other))) from None
+                raise NotFiniteError(
+                    f"{message}, and no artifact of a higher precision can run ({other}). Build a plan whose {name} is "
+                    "bf16, or one with a second artifact: calotype build MODEL --precision bf16, or with --fallback."
+                ) from None
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
             self.retried += (f"{name}: numbers not finite in {failed.precision}, retried in {now}",)
 
-
-def _adaptable(runner: Runner, component: PlannedComponent) -> SupportsWeightUpdates:
-    if isinstance(runner, SupportsWeightUpdates):
-        return runner
-    raise BackendError(
-        f"{runner.backend} cannot change the weights of the {_display_name(component)} in this version. Build a plan "
-        "with the LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager."
-    )
+    def _updatable(self, runner: Runner) -> SupportsWeightUpdates:
+        if isinstance(runner, SupportsWeightUpdates):
+            return runner
+        raise BackendError(
+            f"{runner.backend} cannot change the weights of the {self._title} in this version. Build a plan with the "
+            "LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager."
+        )
 
 
 def open_component(component: PlannedComponent, choice: BackendSelection) -> LoadedComponent:
@@ -213,27 +216,21 @@ def _candidates(
     """
     names = choice.names if above is None else choice.names[choice.names.index(above.backend) :]
     lowest = 0 if above is None else _rank(above.precision) + 1
-    for name in names:
-        of_form = [a for a in component.artifacts if a.form == form_of(name)]
-        usable = [a for a in of_form if a.precision in backend_module(name).PRECISIONS and _rank(a.precision) >= lowest]
-        yield from ((name, _unless_refused(choice, name, artifact)) for artifact in usable)
-        if not usable:
-            yield name, _missing_reason(component, name, of_form)
-
-
-def _unless_refused(choice: BackendSelection, name: str, artifact: Artifact) -> Artifact | str:
-    """Return the artifact, or why it is skipped: it crashes; or, for auto only, its outputs are not close enough."""
-    other = artifact.check.get("others", {}).get(name, {})
-    refused = other.get("refused")
-    return artifact if not refused or (choice.explicit and not other.get("crashes")) else str(refused)
-
-
-def _missing_reason(component: PlannedComponent, name: str, of_form: Sequence[Artifact]) -> str:
-    form = form_of(name)
-    if not of_form:
-        return component.refused.get(form, f"the plan has no {form} artifact of the {component.name}")
-    available, expected = (", ".join(p) for p in ([a.precision for a in of_form], backend_module(name).PRECISIONS))
-    return f"the plan has the {form} artifacts of the {component.name} in {available}; expected one of {expected}"
+    for backend in map(backend_of, names):
+        of_form = [a for a in component.artifacts if a.form == backend.form]
+        usable = [a for a in of_form if a.precision in backend.precisions and _rank(a.precision) >= lowest]
+        for artifact in usable:
+            other = artifact.check.get("others", {}).get(backend.name, {})
+            # It crashes; or, for auto only, its outputs are not close enough.
+            skip = other.get("refused") and (other.get("crashes") or not choice.explicit)
+            yield backend.name, str(other["refused"]) if skip else artifact
+        if not of_form:
+            missing = f"the plan has no {backend.form} artifact of the {component.name}"
+            yield backend.name, component.refused.get(backend.form, missing)
+        elif not usable:
+            available, expected = ", ".join(a.precision for a in of_form), ", ".join(backend.precisions)
+            what = f"the {backend.form} artifacts of the {component.name}"
+            yield backend.name, f"the plan has {what} in {available}; expected one of {expected}"
 
 
 def _rank(precision: str) -> int:
@@ -246,18 +243,3 @@ def _finite(arrays: Arrays) -> bool:
         return all(
             np.isfinite(np.add.reduce(a, None)) or np.isfinite(a).all() for a in arrays.values() if a.dtype.kind == "f"
         )
-
-
-def _display_name(component: PlannedComponent) -> str:
-    """Return the component's name for messages: "U-Net", "VAE decoder", "text encoder"."""
-    return component.name.replace("_", " ").replace("unet", "U-Net").replace("vae", "VAE")
-
-
-def _not_finite_message(name: str, runner: Runner, reason: str) -> str:
-    message = f"the {name} gave numbers that are not finite in {runner.precision} ({runner.backend})"
-    if _rank(runner.precision) == _rank("fp32"):
-        return f"{message}: its weights are damaged."
-    return (
-        f"{message}, and no artifact of a higher precision can run ({reason}). Build a plan whose {name} is bf16, or "
-        "one with a second artifact: calotype build MODEL --precision bf16, or with --fallback."
-    )

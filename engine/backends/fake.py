@@ -6,27 +6,15 @@ order, a wrong seed, or one image of a batch that changes another.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
-
 import numpy as np
 
 from ..plan.bindings import check_arrays
+from ..plan.plan import PlannedComponent
 from ..plan.profile import Profile
-
-if TYPE_CHECKING:
-    from ..plan.plan import Artifact, PlannedComponent
-    from .base import Arrays
-
-FORM = "diffusers"
-PRECISIONS = ("fp32", "bf16", "fp16", "int8")
+from .base import Array, Arrays, Backend, Runner
 
 
-def unavailable() -> str | None:
-    """Return None: the fake backend always runs."""
-    return None
-
-
-class FakeRunner:
+class FakeRunner(Runner):
     """A runner without a network. `calls` counts its runs."""
 
     backend = "fake"
@@ -36,7 +24,7 @@ class FakeRunner:
         self.precision = precision
         self.calls = 0
 
-    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Return all outputs by name, computed from the dimensions and the inputs' means."""
         self.calls += 1
         sizes = check_arrays(self._component.name, self._component.inputs, inputs)
@@ -56,13 +44,17 @@ class FakeRunner:
         return outputs
 
 
-def _mean(array: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+def _mean(array: Array) -> Array:
     """Return the mean of each image's values, scaled to the order of 1 for token ids too.  # [B, ...] -> [B]"""
     scale = 1000 if array.dtype.kind == "i" else 1
-    means: np.ndarray[Any, Any] = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) / scale
+    means: Array = array.reshape(len(array), -1).mean(axis=1, dtype=np.float64) / scale
     return means
 
 
-def open_runner(component: PlannedComponent, artifact: Artifact) -> FakeRunner:
-    """Open a fake runner. It uses nothing of the artifact except the name of its precision."""
-    return FakeRunner(component, artifact.precision)
+BACKEND = Backend(
+    name="fake",
+    form="diffusers",
+    precisions=("fp32", "bf16", "fp16", "int8"),
+    unavailable=lambda: None,
+    open=lambda component, artifact: FakeRunner(component, artifact.precision),
+)

@@ -1,8 +1,8 @@
 """The list of backends: which can run here, and in which order they are tried.
 
 `backend="auto"` tries the backends in the order of `AUTO` and reports why it skipped one. A backend that the caller
-names either works or raises an error. Only this module knows the list. Each backend is a separate module, imported when
-it is opened.
+names either works or raises an error. Only this module knows the list. The module of a backend is imported when its
+record is needed.
 """
 
 from __future__ import annotations
@@ -10,22 +10,20 @@ from __future__ import annotations
 import importlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from types import ModuleType
 
 from ..errors import BackendError
 from ..system.nvidia import has_gpu
+from .base import Backend
 
-# name -> module. Each module has FORM (the artifact form it opens), PRECISIONS (those it runs), `unavailable()` and
-# `open_runner(component, artifact)`.
 _MODULES = {
-    "onnxruntime": "calotype.backends.onnxruntime.cpu",
-    "openvino": "calotype.backends.openvino.runner",
-    "tensorrt": "calotype.backends.tensorrt.runner",
-    "tensorrt-rtx": "calotype.backends.tensorrt.rtx",
-    "cuda": "calotype.backends.torch.cuda",
-    "onnxruntime-cuda": "calotype.backends.onnxruntime.cuda",
-    "eager": "calotype.backends.torch.eager",
-    "fake": "calotype.backends.fake",
+    "onnxruntime": "onnxruntime.cpu",
+    "openvino": "openvino.runner",
+    "tensorrt": "tensorrt.runner",
+    "tensorrt-rtx": "tensorrt.rtx",
+    "cuda": "torch.cuda",
+    "onnxruntime-cuda": "onnxruntime.cuda",
+    "eager": "torch.eager",
+    "fake": "fake",
 }
 NAMES = tuple(_MODULES)
 # Without the fake backend: it generates no real images, so a caller has to name it.
@@ -58,20 +56,20 @@ class BackendSelection:
         return frozenset([form for form in forms if self.explicit or form not in COMPILED][:1])
 
 
-def backend_module(name: str) -> ModuleType:
-    """Import a backend's module and return it."""
-    return importlib.import_module(_MODULES[name])
+def backend_of(name: str) -> Backend:
+    """Return a backend's record."""
+    record: Backend = importlib.import_module(f"calotype.backends.{_MODULES[name]}").BACKEND
+    return record
 
 
 def form_of(name: str) -> str:
     """Return the form of artifact that the backend opens."""
-    return str(backend_module(name).FORM)
+    return backend_of(name).form
 
 
 def unavailable(name: str) -> str | None:
     """Return why the backend cannot run on this machine and the command that fixes it, or None if it can."""
-    reason: str | None = backend_module(name).unavailable()
-    return reason
+    return backend_of(name).unavailable()
 
 
 def choose(
@@ -93,12 +91,12 @@ def choose(
     for name in requested:
         if name == "auto":
             raise BackendError('"auto" cannot be combined with backend names. Pass "auto", or a list of names.')
-        if name not in _MODULES:
+        if name not in NAMES:
             raise BackendError(f"unknown backend {name!r}: expected one of auto, {', '.join(NAMES)}.")
     reasons = {name: (refused or {}).get(name) or unavailable(name) for name in requested}
-    names = tuple(n for n, reason in reasons.items() if reason is None)
-    skipped = {n: reason for n, reason in reasons.items() if reason is not None}
-    if not names:
-        message = "; ".join(f"{n}: {reason}" for n, reason in skipped.items())
+    skipped = {name: reason for name, reason in reasons.items() if reason is not None}
+    if len(skipped) == len(reasons):
+        message = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
         raise BackendError(f"no backend can run here. {message}" if message else "the list of backends is empty.")
-    return BackendSelection(names=names, skipped=skipped, requested=tuple(requested), explicit=request != "auto")
+    names = tuple(name for name in reasons if name not in skipped)
+    return BackendSelection(names=names, skipped=skipped, requested=requested, explicit=request != "auto")

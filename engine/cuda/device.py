@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import DeviceFullError, first_line
 from ..system.memory import in_words
@@ -21,6 +22,9 @@ if TYPE_CHECKING:
 
 
 T = TypeVar("T")
+Array = NDArray[Any]
+
+TOO_LARGE = ("a run of this size", "request smaller images, or fewer at once")  # what has no room, and what to do
 
 # What the errors of torch, NVIDIA's libraries and C++ contain if memory is full.
 _FULL = ("bad_alloc", "out of memory", "alloc_failed", "cuda_error_out_of_memory", "outofmemory", "failed to allocate")
@@ -152,6 +156,22 @@ class Gpu:
         with torch.cuda.nvtx.range(name):
             yield
 
+    def run_arrays(
+        self, name: str, function: Callable[[dict[str, Tensor]], Mapping[str, Tensor]], arrays: Mapping[str, Array]
+    ) -> dict[str, Array]:
+        """Run a function of tensors on the side stream over arrays of the host. `name` is what profilers show.
+
+        Raises:
+            DeviceFullError: the run does not fit on the device.
+        """
+
+        def run() -> dict[str, Array]:
+            outputs = function({each: self.to_device(array) for each, array in arrays.items()})
+            return {each: self.to_host(tensor) for each, tensor in outputs.items()}
+
+        with self.side_stream(), self.nvtx_range(name):
+            return run_or_device_full(run, *TOO_LARGE)
+
     def move_module(self, module: nn.Module) -> nn.Module:
         """Move a module's parameters to the device."""
         return module.to("cuda")
@@ -162,18 +182,18 @@ class Gpu:
 
         return int(torch.cuda.get_device_properties(torch.cuda.current_device()).total_memory)
 
-    def to_device(self, array: np.ndarray[Any, Any]) -> Tensor:
+    def to_device(self, array: Array) -> Tensor:
         """Copy an array to the device, in the order of the current stream."""
         import torch
 
         return torch.from_numpy(np.ascontiguousarray(array)).to("cuda")
 
-    def to_host(self, tensor: Tensor) -> np.ndarray[Any, Any]:
+    def to_host(self, tensor: Tensor) -> Array:
         """Copy a tensor to the host through pinned memory, after the current stream has computed it."""
         import torch
 
         host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
         host.copy_(tensor, non_blocking=True)
         torch.cuda.current_stream().synchronize()
-        array: np.ndarray[Any, Any] = host.numpy()
+        array: Array = host.numpy()
         return array

@@ -1,4 +1,4 @@
-"""Attention with packed projections, and with cached keys and values of a text that does not change.
+"""Attention with packed projections; a session computes the keys and values of its text once.
 
 Imports torch and diffusers. Used by `calotype.cuda.fused_modules`.
 """
@@ -6,16 +6,16 @@ Imports torch and diffusers. Used by `calotype.cuda.fused_modules`.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
 from .attention import attend
+from .step_cache import Precomputed, StepInvariant
 
 
-class FusedAttention(nn.Module):
+class FusedAttention(StepInvariant):
     """Attention with one product for all projections of an input: q, k and v of the image, or k and v of the text."""
 
     def __init__(self, attention: Attention) -> None:
@@ -28,12 +28,13 @@ class FusedAttention(nn.Module):
         for layer in layers:
             layer.weight = layer.bias = None  # the packed layer has it now
         self.to_out = attention.to_out[0]
-        self.cached: tuple[Tensor, ...] | None = None  # the text's keys and values, see `cached_text_projections`
 
-    def project_text(self, text: Tensor) -> tuple[Tensor, ...]:
-        """Return the text's keys and values.  # [B, T, W] -> 2 x [B, T, C]"""
-        keys, values = self.packed(text).chunk(2, dim=-1)
-        return keys, values
+    def precompute(self, text: Tensor, embeddings: Tensor | None) -> Precomputed | None:
+        """Return the text's keys and values for every call."""
+        if self.to_q is None:
+            return None
+        keys_and_values = self.packed(text).chunk(2, dim=-1)
+        return lambda call: keys_and_values
 
     def forward(
         self, x: Tensor, encoder_hidden_states: Tensor | None = None, attention_mask: Tensor | None = None
@@ -42,11 +43,8 @@ class FusedAttention(nn.Module):
         assert attention_mask is None
         if self.to_q is None:
             parts = self.packed(x).chunk(3, dim=-1)
-        elif self.cached is not None:
-            parts = (self.to_q(x), *self.cached)
         else:
-            assert encoder_hidden_states is not None
-            parts = (self.to_q(x), *self.project_text(encoder_hidden_states))
+            parts = (self.to_q(x), *(self.cached or self.packed(encoder_hidden_states).chunk(2, dim=-1)))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
         mixed = attend(q, k, v, scale=self._scale)
         out: Tensor = self.to_out(mixed.transpose(1, 2).flatten(2))
@@ -77,19 +75,3 @@ def fused_attention(attention: Attention) -> nn.Module | None:
     after = attention.residual_connection or attention.rescale_output_factor != 1
     same = len({layer.bias is None for layer in (attention.to_k, attention.to_v)}) == 1
     return FusedAttention(attention) if plain and same and not after else None
-
-
-@contextmanager
-def cached_text_projections(module: nn.Module, text: Tensor) -> Iterator[None]:
-    """Compute the text's keys and values once, and use them in every fused cross-attention of `module` in the block.
-
-    Only one thread may be inside. Modules that are not fused compute their own at every call, as usual.
-    """
-    to_text = [m for m in module.modules() if isinstance(m, FusedAttention) and m.to_q is not None]
-    try:
-        for attention in to_text:
-            attention.cached = attention.project_text(text)
-        yield
-    finally:
-        for attention in to_text:
-            attention.cached = None

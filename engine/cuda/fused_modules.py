@@ -17,7 +17,6 @@ from diffusers.models.activations import GEGLU
 from diffusers.models.attention import BasicTransformerBlock
 from diffusers.models.attention_processor import Attention
 from diffusers.models.resnet import ResnetBlock2D
-from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 from calotype.kernels.geglu import geglu
@@ -25,7 +24,7 @@ from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu
 from calotype.kernels.layer_norm import layer_norm
 
 from .fused_attention import fused_attention
-from .fused_timesteps import fuse_timesteps
+from .step_cache import Precomputed, StepInvariant
 
 
 class FusedGroupNorm(nn.Module):
@@ -74,7 +73,7 @@ class FusedGeglu(nn.Module):
         return geglu(self.proj(x))
 
 
-class FusedResnet(nn.Module):
+class FusedResnet(StepInvariant):
     """A residual block with both norms and SiLUs fused; the second also adds the time embedding."""
 
     def __init__(self, block: ResnetBlock2D) -> None:
@@ -83,16 +82,21 @@ class FusedResnet(nn.Module):
         self.conv1, self.conv2, self.conv_shortcut = block.conv1, block.conv2, block.conv_shortcut
         self.time_emb_proj = block.time_emb_proj
         self._scale = block.output_scale_factor
-        self.cached: Tensor | None = None  # the time projection of the next call, see `step_cache`
 
     def forward(self, x: Tensor, temb: Tensor | None) -> Tensor:
         """# [B, C, H, W], [B, E] -> [B, D, H, W]"""
         assert (self.time_emb_proj is None) == (temb is None)
-        time = self.projected(temb) if self.cached is None and temb is not None else self.cached
+        time: Tensor | None = self.cached
+        if time is None and temb is not None:
+            time = self.projected(temb)
         h = self.conv2(self.norm2(self.conv1(self.norm1(x)), time))
         h = (x if self.conv_shortcut is None else self.conv_shortcut(x)) + h
         out: Tensor = h if self._scale == 1 else h / self._scale
         return out
+
+    def precompute(self, text: Tensor, embeddings: Tensor | None) -> Precomputed | None:
+        """Return the projected time embedding of each call."""
+        return None if self.time_emb_proj is None or embeddings is None else self.projected(embeddings).__getitem__
 
     def projected(self, temb: Tensor) -> Tensor:
         """Project the time embedding that is added between the convolutions.  # [..., E] -> [..., D]"""
@@ -162,8 +166,6 @@ def fuse(module: nn.Module) -> Counter[str]:
 
 
 def _fuse_inside(module: nn.Module, counts: Counter[str]) -> None:
-    if type(module) is UNet2DConditionModel and fuse_timesteps(module):
-        counts["times"] += 1
     norm = getattr(module, "conv_norm_out", None)
     if type(norm) is nn.GroupNorm and isinstance(getattr(module, "conv_act", None), nn.SiLU):
         module.conv_norm_out, module.conv_act = FusedGroupNorm(norm, silu=True), nn.Identity()

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import DeviceFullError, first_line
 from ..system.lru_cache import LruCache
-from .device import device_full_message, empty_cache, raising_memory_error
+from .device import TOO_LARGE, device_full_message, empty_cache, raising_memory_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -68,11 +68,13 @@ class CudaGraphCache:
                     message = first_line(full)
                 self._graphs.clear()  # make room, and drop a graph that failed half-way
                 empty_cache()
-        fix = "request smaller images, or fewer at once"
-        raise DeviceFullError(device_full_message("a run of this size", message, fix))
+        what, fix = TOO_LARGE
+        raise DeviceFullError(device_full_message(what, message, fix))
 
     def _replayed(self, inputs: Tensors, options: Mapping[str, Hashable]) -> dict[str, Tensor]:
-        graph = self._graph(inputs, options)
+        key = *options.items(), *((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))
+        function = partial(self._function, **options)
+        graph = self._graphs(key, lambda: self._recorder.record(function, {n: t.clone() for n, t in inputs.items()}))
         for name, tensor in inputs.items():
             graph.inputs[name].copy_(tensor)
         graph.replay()
@@ -82,11 +84,6 @@ class CudaGraphCache:
     def size_bytes(self) -> int:
         """The device memory of all graphs."""
         return self._graphs.size
-
-    def _graph(self, inputs: Tensors, options: Mapping[str, Hashable]) -> CapturedGraph:
-        key = *options.items(), *((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))
-        function = partial(self._function, **options)
-        return self._graphs(key, lambda: self._recorder.record(function, {n: t.clone() for n, t in inputs.items()}))
 
 
 class CudaGraphCapturer:

@@ -1,59 +1,84 @@
-"""Computes what depends only on the text and the timestep once for a schedule, instead of at every call.
+"""Computes what does not depend on the sample once for a schedule, instead of at every call.
 
-These are the keys and values of the cross-attentions, the timestep embeddings of all calls in one product, and each
-residual block's projection of them, a table of [calls, N, C] each. Imports torch and diffusers, and uses the modules of
-`fused_modules`.
+These are the keys and values of the cross-attentions, and each residual block's projections of the timestep embeddings,
+for all calls in one product. They belong to a session. Modules are shared, so they read the values of the
+session that calls them from a context variable. Imports torch and diffusers.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Any
 
 import torch
+from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
-from .fused_attention import cached_text_projections
-from .fused_modules import FusedResnet
-from .fused_timesteps import FusedTimesteps
+Precomputed = Callable[[int], Any]  # the number of a call -> a module's value
+_CURRENT: ContextVar[Mapping[nn.Module, Any] | None] = ContextVar("step_values", default=None)
 
 
-@contextmanager
-def step_invariants(
-    module: nn.Module, timesteps: Tensor, constants: Mapping[str, Tensor], dtype: torch.dtype
-) -> Iterator[Callable[[int], None]]:
-    """Precompute the step-invariant values of a schedule for the calls of `module` inside the block.
+class StepInvariant(nn.Module):
+    """A module that computes something that does not depend on the sample."""
 
-    Only one thread may be inside. Modules that are not fused compute their own values at every call, as usual.
+    @property
+    def cached(self) -> Any:
+        """What the running session has computed for this call; None outside of a session."""
+        values = _CURRENT.get()
+        return None if values is None else values.get(self)
 
-    Args:
-        module: the denoiser.
-        timesteps: float32.  # [calls, N]
-        constants: the inputs that are the same at every call.
-        dtype: the type to compute in.
+    def precompute(self, text: Tensor, embeddings: Tensor | None) -> Precomputed | None:
+        """Return the values of all calls, or None if there are none.  # [N, T, W], [calls, N, E]"""
+        raise NotImplementedError
 
-    Yields:
-        A function that selects the next call's values, by the number of the call.
-    """
-    times = next((m for m in module.modules() if isinstance(m, FusedTimesteps)), None)
-    blocks = [m for m in module.modules() if isinstance(m, FusedResnet) and m.time_emb_proj is not None]
-    cast: Mapping[str, Any] = {n: t.to(dtype) if n != "time_ids" else t for n, t in constants.items()}
-    with cached_text_projections(module, cast["encoder_hidden_states"]):
-        if times is None:
-            yield lambda call: None
-            return
-        table = times.table(timesteps, cast)  # [calls, N, E]
-        tables = [(block, block.projected(table)) for block in blocks]
 
-        def select_step(call: int) -> None:
-            times.cached = table[call]
-            for block, rows in tables:
-                block.cached = rows[call]
+class StepValues:
+    """The values of a schedule. Modules that are not fused compute their own at every call, as usual."""
 
+    def __init__(
+        self, module: nn.Module, timesteps: Tensor, constants: Mapping[str, Tensor], dtype: torch.dtype
+    ) -> None:
+        """Compute them.
+
+        Args:
+            module: the denoiser.
+            timesteps: float32.  # [calls, N]
+            constants: the inputs that are the same at every call.
+            dtype: the type to compute in.
+        """
+        cast = {n: t.to(dtype) if n != "time_ids" else t for n, t in constants.items()}
+        unet = next((m for m in module.modules() if type(m) is UNet2DConditionModel), None)
+        embeddings = None if unet is None else _embeddings(unet, timesteps, cast)
+        self._values: dict[nn.Module, Precomputed] = {}
+        for each in module.modules():
+            if isinstance(each, StepInvariant):
+                values = each.precompute(cast["encoder_hidden_states"], embeddings)
+                if values is not None:
+                    self._values[each] = values
+
+    @contextmanager
+    def at(self, call: int) -> Iterator[None]:
+        """Use the values of a call inside the block."""
+        token = _CURRENT.set({module: value(call) for module, value in self._values.items()})
         try:
-            yield select_step
+            yield
         finally:
-            times.cached = None
-            for block in blocks:
-                block.cached = None
+            _CURRENT.reset(token)
+
+
+def _embeddings(unet: Any, timesteps: Tensor, constants: Mapping[str, Tensor]) -> Tensor | None:
+    """Return the complete embeddings of all calls, as the U-Net computes one.  # [calls, N] -> [calls, N, E]
+
+    None for a U-Net that embeds more than the timestep and SDXL's sizes and pooled text.
+    """
+    more = unet.class_embedding is not None or unet.time_embed_act is not None
+    if more or unet.config.addition_embed_type not in (None, "text_time"):
+        return None
+    calls, text, condition = len(timesteps), constants["encoder_hidden_states"], constants.get("timestep_cond")
+    sines = unet.time_proj(timesteps.flatten()).to(text.dtype)
+    condition = None if condition is None else condition.repeat(calls, 1)
+    embeddings: Tensor = unet.time_embedding(sines, condition).unflatten(0, (calls, -1))
+    added = unet.get_aug_embed(emb=embeddings, encoder_hidden_states=text, added_cond_kwargs=constants)
+    return embeddings if added is None else embeddings + added

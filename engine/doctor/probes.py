@@ -117,7 +117,7 @@ def openvino() -> dict[str, Any]:
     """Run a tiny model and return OpenVINO's version, its devices and the CPU's precisions."""
     import numpy as np
 
-    from ..backends.openvino.runner import library
+    from ..backends.openvino.network import library
 
     openvino = library()
     core = openvino.Core()

@@ -10,10 +10,8 @@ Imports torch and triton. Does not know graphs, backends or the sources of netwo
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -21,22 +19,13 @@ from torch import Tensor, nn
 from calotype.kernels.guided_step import Network, Slots, SourceLatents, guided_step
 from calotype.kernels.to_uint8 import to_uint8
 
+from ..backends.base import DeviceNetwork, Tensors
 from ..plan.plan import Plan
 from ..stages.prompt_encoder import ArrayLibrary, text_states
 from ..stages.vae import latent_scaling
 from .inputs import IDS, WEIGHTS, GraphOptions
 
-Tensors = Mapping[str, Tensor]
 TORCH = ArrayLibrary(torch.cat, torch.float64)
-
-
-class OnDevice(Protocol):
-    """A network as a function of tensors on the device: inputs by name, outputs in the bindings' order."""
-
-    dtype: torch.dtype  # of its float inputs
-
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Launch the network on the current stream."""
 
 
 class GraphPipeline(nn.Module):
@@ -45,7 +34,7 @@ class GraphPipeline(nn.Module):
     _scale: Tensor
     _shift: Tensor
 
-    def __init__(self, plan: Plan, networks: Mapping[str, OnDevice]) -> None:
+    def __init__(self, plan: Plan, networks: Mapping[str, DeviceNetwork]) -> None:
         super().__init__()
         self._plan, self._networks = plan, dict(networks)
         for name, array in zip(("_scale", "_shift"), latent_scaling(plan), strict=True):
@@ -54,21 +43,21 @@ class GraphPipeline(nn.Module):
     def forward(self, inputs: Tensors, options: GraphOptions) -> dict[str, Tensor]:
         """Return `pixels`, uint8 [B, H, W, 3], and `finite`, bool [1]: whether all of them were finite numbers."""
         conditioning = self.conditioning(inputs, options)
-        network, slots = self._initial_state(inputs, guided=len(inputs["has_text"]) == 2 * len(inputs["noise"]))
-        rescaled, unet, extra_channels = options.rescaled, self._networks["unet"], inputs.get("extra_channels")
+        halves = len(inputs["has_text"]) // len(inputs["noise"])
+        network, slots = self._initial_state(inputs, halves)
+        rescaled, extra_channels = options.rescaled, inputs.get("extra_channels")
+        timesteps = inputs["timesteps"][:, :-1].repeat(halves, 1).T.contiguous()  # [calls, N]
+        unet = self._networks["unet"].session(conditioning, timesteps)
         guided_step(network, slots, rescaled=rescaled)
-        with self._step_invariants(inputs, conditioning) as select_step:
-            for i in range(inputs["timesteps"].shape[1] - 1):
-                select_step(i)
-                sample = network.sample
-                if extra_channels is not None:  # the mask and the latents of the masked image
-                    sample = torch.cat([sample, extra_channels.to(sample.dtype)], dim=1)
-                output = unet(sample=sample, timestep=network.timestep, **conditioning)[0]
-                network = replace(network, output=output.contiguous())
-                guided_step(network, slots, rescaled=rescaled)
+        for i in range(len(timesteps)):
+            sample = network.sample
+            if extra_channels is not None:  # the mask and the latents of the masked image
+                sample = torch.cat([sample, extra_channels.to(sample.dtype)], dim=1)
+            network = replace(network, output=unet(i, sample, {})["out_sample"].contiguous())
+            guided_step(network, slots, rescaled=rescaled)
         latents = slots.latents * self._scale + self._shift
         decoder = self._networks["vae_decoder"]
-        pixels = decoder(latent_sample=latents.to(decoder.dtype))[0]
+        (pixels,) = decoder({"latent_sample": latents.to(decoder.dtype)}).values()
         return {"pixels": to_uint8(pixels), "finite": torch.isfinite(pixels).all()[None]}  # bytes do not show it
 
     def conditioning(self, inputs: Tensors, options: GraphOptions) -> dict[str, Tensor]:
@@ -97,23 +86,10 @@ class GraphPipeline(nn.Module):
 
     def _encoded(self, name: str, ids: Tensor) -> dict[str, Tensor]:
         """Return all outputs of a text encoder for all chunks.  # [N, chunks, T] -> [N, chunks, ...]"""
-        outputs = [b.name for b in self._plan.components[name].outputs]
-        tensors = self._networks[name](input_ids=ids.flatten(0, 1))
-        return {n: t.reshape(*ids.shape[:2], *t.shape[1:]) for n, t in zip(outputs, tensors, strict=True)}
+        outputs = self._networks[name]({"input_ids": ids.flatten(0, 1)})
+        return {name: tensor.reshape(*ids.shape[:2], *tensor.shape[1:]) for name, tensor in outputs.items()}
 
-    def _step_invariants(self, inputs: Tensors, conditioning: Tensors) -> AbstractContextManager[Callable[[int], None]]:
-        """Precompute what does not depend on the sample. The function that it yields selects the next call."""
-        module: Any = getattr(self._networks["unet"], "module", None)
-        if module is None:  # an engine
-            return nullcontext(lambda call: None)
-        from ..cuda.step_cache import step_invariants
-
-        halves = len(inputs["has_text"]) // len(inputs["noise"])
-        return step_invariants(
-            module, inputs["timesteps"][:, :-1].repeat(halves, 1).T, conditioning, self._networks["unet"].dtype
-        )
-
-    def _initial_state(self, inputs: Tensors, *, guided: bool) -> tuple[Network, Slots]:
+    def _initial_state(self, inputs: Tensors, halves: int) -> tuple[Network, Slots]:
         noise, rows = inputs["noise"], inputs["rows"]
         count, calls = len(noise), rows.shape[1] - 1
         history = noise.new_empty(count, rows.shape[2], *noise.shape[1:])
@@ -134,7 +110,6 @@ class GraphPipeline(nn.Module):
             latents=torch.empty_like(noise),
             original=original,
         )
-        halves = count * (1 + guided)
-        sample = noise.new_empty(halves, *noise.shape[1:], dtype=self._networks["unet"].dtype)
-        network = Network(output=torch.empty_like(sample), sample=sample, timestep=noise.new_empty(halves))
+        sample = noise.new_empty(count * halves, *noise.shape[1:], dtype=self._networks["unet"].dtype)
+        network = Network(output=torch.empty_like(sample), sample=sample, timestep=noise.new_empty(len(sample)))
         return network, slots

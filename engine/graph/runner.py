@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.base import DeviceNetwork, SupportsGraphs
 from ..cuda.device import Gpu, run_or_device_full
 from ..cuda.graphs import CudaGraphCache, CudaGraphCapturer, GraphCapturer
 from ..errors import DeviceFullError, NotFiniteError, first_line
@@ -24,7 +25,6 @@ from .inputs import arrays_of, graph_unsupported_reason, options_of
 
 if TYPE_CHECKING:
     from ..backends import LoadedComponent
-    from .pipeline import OnDevice
 
 _MEMORY_SHARE = 2  # graphs may hold half of the device's memory
 
@@ -35,7 +35,7 @@ class GraphRunner:
     def __init__(
         self,
         plan: Plan,
-        networks: Mapping[str, OnDevice],
+        networks: Mapping[str, DeviceNetwork],
         gpu: Gpu,
         recorder: GraphCapturer,
         *,
@@ -89,7 +89,7 @@ class GraphPipelineManager:
     @property
     def on_device(self) -> bool:
         """Whether all of these components are on a GPU whose runner supports capture."""
-        return all(hasattr(getattr(self._opened(name), "runner", None), "network") for name in self.names)
+        return all(isinstance(self._opened(name).runner, SupportsGraphs) for name in self.names)
 
     def __call__(
         self, request: ResolvedRequest, sampler: Sampler, inputs: DenoiseInputs, notes: list[str]
@@ -116,7 +116,7 @@ class GraphPipelineManager:
                 self._current = tuple(networks.values()), self._new(networks)
             return self._current[1]
 
-    def _new(self, networks: Mapping[str, OnDevice]) -> GraphRunner:
+    def _new(self, networks: Mapping[str, DeviceNetwork]) -> GraphRunner:
         gpu = Gpu()
         limit_bytes = gpu.total_bytes() // _MEMORY_SHARE
         return GraphRunner(self._plan, networks, gpu, CudaGraphCapturer(), limit_bytes=limit_bytes)

@@ -69,7 +69,7 @@ def _notes(call: Generation, opened: Sequence[LoadedComponent]) -> Iterator[str]
     yield from call.notes
     for component in opened:
         yield from component.retried
-        yield from getattr(component.runner, "notes", ())
+        yield from component.runner.notes
     if call.sampler.reason:
         yield f"the scheduler's own code ran, not a sampler matrix: {call.sampler.reason}"
 

@@ -24,8 +24,7 @@ class LruCache(Generic[Value]):
         """Return the key's value. Create it if it is missing, after evicting others to free space for it."""
         value = self.get(key)
         if value is None:
-            with self._lock:
-                self._trim(self._maxsize - 1)
+            self.trim(self._maxsize - 1)
             value = create()
             self.put(key, value)
         return value
@@ -44,6 +43,20 @@ class LruCache(Generic[Value]):
             self._values.pop(key, None)
             self._trim(self._maxsize - self._size(value))
             self._values[key] = value
+
+    def trim(self, limit: int) -> None:
+        """Evict the least recently used values until the sum of the sizes is at most `limit`."""
+        with self._lock:
+            self._trim(limit)
+
+    @property
+    def last(self) -> Value | None:
+        """The most recently used value, or None."""
+        return next(reversed(self._values.values()), None)
+
+    def values(self) -> list[Value]:
+        """Return all values, the most recently used one last."""
+        return list(self._values.values())
 
     @property
     def size(self) -> int:

@@ -1,45 +1,51 @@
 """The weights of an ONNX file by layer name, with the position of each in its file.
 
 torch's exporter keeps the name of a convolution's weight, but stores most linear weights transposed and without a name.
-Every node has the name of its module. So the weight of a layer is the second input of its MatMul, Gemm or Conv. The
-reader does not need the package onnx, which is not a dependency of running a plan. It implements only the required
-parts of the protobuf encoding (https://protobuf.dev/programming-guides/encoding) and of onnx.proto.
+Every node has the name of its module. So the weight of a layer is the second input of its MatMul, Gemm or Conv.
+
+Runs on protobuf alone, as the package onnx is not a dependency of running a plan: `_SCHEMA` has the fields of
+onnx.proto that lead to tensors and to the names of layers.
 """
 
 from __future__ import annotations
 
 import ast
+import functools
 import math
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from ..errors import BackendError
+from ..errors import BackendError, first_line
+from .delta import WeightDeltas
 
-SCOPES = "pkg.torch.onnx.name_scopes"  # in a node's metadata: its modules, outermost first
+_SCOPES = "pkg.torch.onnx.name_scopes"  # in a node's metadata: its modules, outermost first
 _LAYERS = ("MatMul", "Gemm", "Conv")
 _CONVERSIONS = ("DequantizeLinear", "Cast", "Transpose", "Reshape")
 _TYPES = {1: "fp32", 10: "fp16", 16: "bf16"}  # of onnx.TensorProto; the other types are quantized
 _STORED = {"fp32": "<f4", "fp16": "<f2", "bf16": "<u2"}
 _OTHERS = {2: "uint8", 3: "int8", 17: "fp8", 21: "uint4", 22: "int4"}
 
-# The path to tensors in an ONNX model: message -> number of a field -> the message in it.
-_MESSAGES: Mapping[str, Mapping[int, str]] = {
-    "model": {7: "graph", 20: "training", 25: "function"},
-    "training": {1: "graph", 2: "graph"},
-    "graph": {1: "node", 5: "tensor", 15: "sparse"},
-    "function": {7: "node", 11: "attribute"},
-    "node": {5: "attribute"},
-    "attribute": {5: "tensor", 6: "graph", 10: "tensor", 11: "graph", 22: "sparse", 23: "sparse"},
-    "sparse": {1: "tensor", 2: "tensor"},
-    "tensor": {13: "entry"},
+# message -> number of a field -> its name and its type; "*" if it is repeated
+_SCHEMA = {
+    "Model": {7: "graph Graph", 20: "training Training*", 25: "functions Function*"},
+    "Training": {1: "initialization Graph", 2: "algorithm Graph"},
+    "Graph": {1: "node Node*", 5: "initializer Tensor*", 15: "sparse Sparse*"},
+    "Function": {7: "node Node*", 11: "attribute Attribute*"},
+    "Node": {1: "input string*", 2: "output string*", 4: "op_type string", 5: "attribute Attribute*", 9: "meta Entry*"},
+    "Attribute": {
+        **{1: "name string", 3: "i int64", 5: "t Tensor", 6: "g Graph", 10: "tensors Tensor*", 11: "graphs Graph*"},
+        **{22: "sparse Sparse", 23: "sparses Sparse*"},
+    },
+    "Sparse": {1: "values Tensor", 2: "indices Tensor"},
+    "Tensor": {1: "dims int64*", 2: "data_type int32", 8: "name string", 13: "external_data Entry*"},
+    "Entry": {1: "key string", 2: "value string"},
 }
-_MAX_DEPTH = 100  # of messages, as in protobuf's own readers
-
-Field = int | memoryview
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,13 +78,93 @@ class Stored:
         return ((bits + 0x7FFF + ((bits >> 16) & 1)) >> 16).astype(np.uint16)  # to nearest, ties to even
 
 
+class OnnxWeights:
+    """The weights of every linear layer and convolution of a file, by the layer's name in the model."""
+
+    def __init__(self, path: Path) -> None:
+        """Raise `BackendError` for an invalid file."""
+        self.path = path
+        self._stored = weights_of(path)
+
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return each layer's weight shape."""
+        return {name: stored.shape for name, stored in self._stored.items()}
+
+    def check(self, deltas: WeightDeltas) -> None:
+        """Raise `BackendError` if one of these weights cannot be changed."""
+        for parameter in deltas.patches:
+            if refused := self._stored[parameter.removesuffix(".weight")].refused:
+                raise BackendError(
+                    f"{parameter} cannot be changed, for {refused}: build the plan with the LoRA in it "
+                    "(calotype build MODEL --lora FILE), or in fp32, fp16 or bf16."
+                )
+
+    def changed(self, deltas: WeightDeltas) -> Iterator[tuple[str, NDArray[np.generic]]]:
+        """Yield the initializer of each changed weight with its new value, in the file's type and layout."""
+        for parameter, delta in deltas.patches.items():
+            stored = self._stored[parameter.removesuffix(".weight")]
+            yield stored.initializer, stored.put(delta(stored.read()))
+
+
 def weights_of(path: Path) -> dict[str, Stored]:
     """Return the weight of each layer ("mid_block.attentions.0.proj_in"). Raises `BackendError` for an invalid file."""
     try:
-        graph = _Graph(path)
-    except (OSError, ValueError, IndexError, KeyError, TypeError, SyntaxError) as error:
+        graph = _read(path).graph
+        tensors = {tensor.name: tensor for tensor in graph.initializer}
+        producers = {output: node for node in graph.node for output in node.output}
+        weights = {}
+        for node in graph.node:
+            if node.op_type in _LAYERS and len(node.input) > 1 and (module := _module(node)):
+                stored = _stored(path, node, tensors, producers)
+                if stored is not None:
+                    weights[module] = stored
+    except (OSError, ValueError, IndexError, TypeError, SyntaxError) as error:
         raise BackendError(f"cannot read {path} as ONNX: {error}") from None
-    return graph.weights()
+    layers = defaultdict(set)  # of each initializer
+    for layer, stored in weights.items():
+        layers[stored.initializer].add(layer)
+    for layer, stored in weights.items():
+        others = layers[stored.initializer] - {layer}
+        if others and stored.refused is None:
+            weights[layer] = replace(stored, refused=f"it shares its values with {min(others)}")
+    return weights
+
+
+def _stored(path: Path, node: Any, tensors: Mapping[str, Any], producers: Mapping[str, Any]) -> Stored | None:
+    """Return the second input of a layer's node; None if it is not an initializer (a product of two activations)."""
+    name, refused = node.input[1], None
+    while name in producers and producers[name].op_type in _CONVERSIONS:
+        name, refused = producers[name].input[0], "it is computed from another tensor"
+    tensor = tensors.get(name)
+    if tensor is None:
+        return None
+    external = {entry.key: entry.value for entry in tensor.external_data}
+    if tensor.data_type not in _TYPES:
+        refused = f"it is stored as {_OTHERS.get(tensor.data_type, 'another type')}"
+    elif not external:
+        refused = "it is inside the graph's own file"
+    straight = any(attribute.name == "transB" and attribute.i == 1 for attribute in node.attribute)
+    transposed = node.op_type == "MatMul" or (node.op_type == "Gemm" and not straight)
+    return Stored(
+        initializer=name,
+        shape=tuple(tensor.dims)[::-1] if transposed else tuple(tensor.dims),
+        transposed=transposed,
+        precision=_TYPES.get(tensor.data_type, "fp32"),
+        file=path.parent / external.get("location", ""),
+        offset=int(external.get("offset", "0")),
+        refused=refused,
+    )
+
+
+def _module(node: Any) -> str:
+    """Return the name of a node's innermost module; "" if it has none."""
+    scopes = next((list(ast.literal_eval(entry.value)) for entry in node.meta if entry.key == _SCOPES), [])
+    return plain(str(scopes[-2]).removeprefix("module.")) if len(scopes) > 1 else ""  # the last one is the operation
+
+
+def plain(module: str) -> str:
+    """Return a module's name in diffusers and transformers, from its name in the export wrappers."""
+    return module.removeprefix("model.").removeprefix("text_model.")
 
 
 def external_files(path: Path) -> set[str]:
@@ -88,206 +174,55 @@ def external_files(path: Path) -> set[str]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: the file is not ONNX, or has an encoding that another reader could understand differently.
+        ValueError: the file is not ONNX.
     """
-    names: set[str] = set()
-    try:
-        _collect_external(np.memmap(path, dtype=np.uint8, mode="r").data, "model", names, 0)
-    except IndexError:
-        raise ValueError("the file is truncated") from None
-    return names
+    return set(_locations(_read(path)))
 
 
-def _collect_external(data: memoryview, message: str, names: set[str], depth: int) -> None:
-    if depth > _MAX_DEPTH:
-        raise ValueError(f"messages nest deeper than {_MAX_DEPTH} levels")
-    if message == "entry":
-        entry = {number: _text(value) for number, value in _fields(data)}
-        names |= {entry.get(2, "")} if entry.get(1) == "location" else set()
-        return
-    for number, value in _fields(data):
-        if number >= 2**29:  # a reader that keeps 32 bits would see another field
-            raise ValueError(f"invalid field number {number}")
-        inner = _MESSAGES[message].get(number)
-        if inner == "node" and b"location" not in bytes(_bytes(value)):
-            continue  # most nodes: this saves most of the time
-        if inner is not None:
-            _collect_external(_bytes(value), inner, names, depth + 1)
-
-
-class _Graph:
-    """The initializers of a file, the nodes of its layers, and the producer of every tensor."""
-
-    def __init__(self, path: Path) -> None:
-        self._path = path
-        self._initializers: dict[str, _Initializer] = {}
-        self._producers: dict[str, _Node] = {}
-        self._layers: list[_Node] = []
-        model = next(_bytes(value) for number, value in _fields(memoryview(path.read_bytes())) if number == 7)
-        for number, value in _fields(model):
-            if number == 5:
-                tensor = _Initializer(_bytes(value))
-                self._initializers[tensor.name] = tensor
-            elif number == 1:
-                self._add(_Node(_bytes(value)))
-
-    def _add(self, node: _Node) -> None:
-        self._producers |= dict.fromkeys(node.outputs, node)
-        if node.kind in _LAYERS and len(node.inputs) > 1 and node.module:
-            self._layers.append(node)
-
-    def weights(self) -> dict[str, Stored]:
-        weights: dict[str, Stored] = {}
-        readers: dict[str, set[str]] = {}
-        for node in self._layers:
-            stored = self._stored(node)
-            if stored is not None:
-                weights[node.module] = stored
-                readers.setdefault(stored.initializer, set()).add(node.module)
-        for layer, stored in weights.items():
-            others = readers[stored.initializer] - {layer}
-            if others and stored.refused is None:
-                reason = f"it shares its values with {min(others)}"
-                weights[layer] = replace(stored, refused=reason)
-        return weights
-
-    def _stored(self, node: _Node) -> Stored | None:
-        name, computed = node.inputs[1], False
-        while name in self._producers and self._producers[name].kind in _CONVERSIONS:
-            name, computed = self._producers[name].inputs[0], True
-        tensor = self._initializers.get(name)
-        if tensor is None:  # a product of two activations
-            return None
-        transposed = node.kind == "MatMul" or (node.kind == "Gemm" and not node.transposes)
-        return Stored(
-            initializer=name,
-            shape=tensor.dims[::-1] if transposed else tensor.dims,
-            transposed=transposed,
-            precision=_TYPES.get(tensor.kind, "fp32"),
-            file=self._path.parent / (tensor.external.get("location") or ""),
-            offset=int(tensor.external.get("offset", "0")),
-            refused=tensor.refused or ("it is computed from another tensor" if computed else None),
-        )
-
-
-class _Initializer:
-    """An onnx.TensorProto without its values."""
-
-    def __init__(self, data: memoryview) -> None:
-        dims: list[int] = []
-        self.name, self.kind, self.external = "", 0, dict[str, str]()
-        for number, value in _fields(data):
-            if number == 1:
-                dims += [value] if isinstance(value, int) else _packed(value)
-            elif number == 2 and isinstance(value, int):
-                self.kind = value
-            elif number == 8:
-                self.name = _text(value)
-            elif number == 13:
-                self.external |= _pair(value)
-        self.dims = tuple(dims)
-
-    @property
-    def refused(self) -> str | None:
-        """The reason why its values cannot be replaced, or None."""
-        if self.kind not in _TYPES:
-            return f"it is stored as {_OTHERS.get(self.kind, 'another type')}"
-        return None if self.external else "it is inside the graph's own file"
-
-
-class _Node:
-    """An onnx.NodeProto: its inputs and outputs, and its module."""
-
-    def __init__(self, data: memoryview) -> None:
-        self.inputs: list[str] = []
-        self.outputs: list[str] = []
-        self.kind, self.module, self.transposes = "", "", False
-        for number, value in _fields(data):
-            if number == 1:
-                self.inputs.append(_text(value))
-            elif number == 2:
-                self.outputs.append(_text(value))
-            elif number == 4:
-                self.kind = _text(value)
-            elif number == 5:
-                self.transposes |= _transposes(_bytes(value))
-            elif number == 9:
-                self.module = _module(_pair(value)) or self.module
-
-
-def _transposes(attribute: memoryview) -> bool:
-    """Tell whether an attribute is transB=1 of a Gemm."""
-    fields = dict(_fields(attribute))
-    return 1 in fields and _text(fields[1]) == "transB" and fields.get(3) == 1
-
-
-def _module(metadata: Mapping[str, str]) -> str:
-    """Return the name of the innermost module, without the prefix of some versions of text encoders."""
-    if SCOPES not in metadata:
-        return ""
-    scopes = list(ast.literal_eval(metadata[SCOPES]))  # the last one is the operation
-    return plain(str(scopes[-2]).removeprefix("module.")) if len(scopes) > 1 else ""
-
-
-def plain(module: str) -> str:
-    """Return a module's name in diffusers and transformers, from its name in the export wrappers."""
-    return module.removeprefix("model.").removeprefix("text_model.")
-
-
-def _fields(data: memoryview) -> Iterator[tuple[int, Field]]:
-    """Yield the number and the value of every field of a message. Raises `ValueError`, `IndexError`."""
-    at = 0
-    while at < len(data):
-        tag, at = _varint(data, at)
-        number, wire = tag >> 3, tag & 7
-        if wire == 0:
-            value, at = _varint(data, at)
-            yield number, value
+def _locations(message: Any) -> Iterator[str]:
+    for field, value in message.ListFields():
+        if field.message_type is None:
             continue
-        if wire == 2:
-            size, at = _varint(data, at)
-        elif wire in (1, 5):
-            size = 8 if wire == 1 else 4
-        else:
-            raise ValueError(f"invalid wire type {wire}")
-        if at + size > len(data):
-            raise ValueError("the file is truncated")
-        yield number, data[at : at + size]
-        at += size
+        for each in value if isinstance(value, Sequence) else [value]:
+            if field.name != "external_data":
+                yield from _locations(each)
+            elif each.key == "location":
+                yield each.value
 
 
-def _varint(data: memoryview, at: int) -> tuple[int, int]:
-    value = shift = 0
-    while True:
-        byte = data[at]
-        at += 1
-        value |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            return value, at
-        shift += 7
-        if shift > 63:
-            raise ValueError("a number has more than 64 bits")
+def _read(path: Path) -> Any:
+    """Parse a file. Raise `OSError`, or `ValueError` if it is not ONNX."""
+    from google.protobuf.message import DecodeError
+
+    model = _model_class()()
+    try:
+        model.ParseFromString(path.read_bytes())
+    except DecodeError as error:
+        raise ValueError(f"it is damaged, or its messages nest too deep ({first_line(error)})") from None
+    if not model.HasField("graph"):
+        raise ValueError("it has no graph")
+    return model
 
 
-def _packed(data: memoryview) -> list[int]:
-    values, at = [], 0
-    while at < len(data):
-        value, at = _varint(data, at)
-        values.append(value)
-    return values
+@functools.cache
+def _model_class() -> Any:
+    """Return the class of the message `Model` in `_SCHEMA`."""
+    from google.protobuf.descriptor_pb2 import FieldDescriptorProto, FileDescriptorProto
+    from google.protobuf.descriptor_pool import DescriptorPool
+    from google.protobuf.message_factory import GetMessageClass
 
-
-def _bytes(value: Field) -> memoryview:
-    if isinstance(value, int):
-        raise ValueError("got a number; expected a message")
-    return value
-
-
-def _text(value: Field) -> str:
-    return str(_bytes(value), "utf-8")
-
-
-def _pair(value: Field) -> dict[str, str]:
-    """An onnx.StringStringEntryProto."""
-    fields = dict(_fields(_bytes(value)))
-    return {_text(fields[1]): _text(fields[2])} if 1 in fields and 2 in fields else {}
+    file = FileDescriptorProto(name="calotype_onnx.proto", package="calotype_onnx", syntax="proto2")
+    for message, fields in _SCHEMA.items():
+        entry = file.message_type.add(name=message)
+        for number, described in fields.items():
+            name, kind = described.split()
+            label = "LABEL_REPEATED" if kind.endswith("*") else "LABEL_OPTIONAL"
+            field = entry.field.add(name=name, number=number, label=FieldDescriptorProto.Label.Value(label))
+            kind = kind.removesuffix("*")
+            if kind in _SCHEMA:
+                field.type, field.type_name = FieldDescriptorProto.TYPE_MESSAGE, f".calotype_onnx.{kind}"
+            else:
+                field.type = FieldDescriptorProto.Type.Value(f"TYPE_{kind.upper()}")
+    pool = DescriptorPool()
+    pool.Add(file)
+    return GetMessageClass(pool.FindMessageTypeByName("calotype_onnx.Model"))

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 
 from calotype.backends import choose
 from calotype.backends.components import Components
-from calotype.backends.torch.eager import open_runner
+from calotype.backends.torch.eager import EagerRunner
 from calotype.pipeline import Pipeline
 from calotype.plan.plan import Plan, PlannedComponent, read_plan
 
@@ -132,7 +132,7 @@ class _Tape:
         if self._runner is None:
             artifact = self._component.artifact("diffusers")
             assert artifact is not None  # the plan of a source has the eager reference of every component
-            self._runner = open_runner(self._component, artifact)
+            self._runner = EagerRunner(self._component, artifact)
         outputs = self._runner(copies)
         self.calls.append(Call(inputs=copies, outputs=outputs))
         return dict(outputs)
@@ -204,7 +204,7 @@ def _record_one(component: PlannedComponent, pending: Path) -> list[Call]:
     """Run the decoder on the final latents of the runs, or the encoder on the decoder's pixels."""
     artifact = component.artifact("diffusers")
     assert artifact is not None
-    runner = open_runner(component, artifact)
+    runner = EagerRunner(component, artifact)
     calls = []
     for call in read_calls(pending):
         inputs = call.inputs if component.name == "vae_decoder" else {"sample": call.outputs["sample"].clip(-1, 1)}

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.backends.torch import cuda as backend
+from calotype.backends import choose
 from calotype.backends.torch.cuda import CudaRunner
 from calotype.backends.torch.modules import load_module
 from calotype.errors import BackendError
@@ -84,7 +84,6 @@ def test_it_uses_the_kernels(open_in):
         "Attention",
         "GEGLU",
         "GroupNorm",
-        "times",
     }
 
 
@@ -93,7 +92,7 @@ def test_an_unsupported_precision_raises(open_in):
         open_in("int8")
 
 
-def test_without_a_gpu_it_says_so(component, monkeypatch):
+def test_without_a_gpu_it_says_so(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        backend.open_runner(component, component.artifacts[0])
+        choose("cuda")

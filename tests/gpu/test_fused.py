@@ -8,13 +8,10 @@ import torch
 from torch import nn
 from transformers import CLIPTextConfig, CLIPTextModel
 
-from calotype.backends.torch.fused_weights import fused_weights
 from calotype.backends.torch.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
-from calotype.backends.torch.weights import layers_of
-from calotype.cuda.fused_attention import FusedAttention
-from calotype.cuda.fused_modules import FusedResnet, fuse
-from calotype.cuda.fused_timesteps import FusedTimesteps
-from calotype.cuda.step_cache import step_invariants
+from calotype.backends.torch.weights import fused_weights, layers_of
+from calotype.cuda.fused_modules import fuse
+from calotype.cuda.step_cache import StepInvariant, StepValues
 from calotype.weights.delta import LowRankTerm, WeightDelta, WeightDeltas
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
@@ -60,14 +57,13 @@ NETWORKS = {
     "text encoder": (text, lambda r: {"input_ids": torch.arange(14).reshape(2, 7)}),
 }
 REPLACED = {
-    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5, "times": 1},
+    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
     "U-Net of SDXL": {
         "ResnetBlock2D": 8,
         "BasicTransformerBlock": 4,
         "Attention": 8,
         "GEGLU": 4,
         "GroupNorm": 5,
-        "times": 1,
     },
     "VAE decoder": {"ResnetBlock2D": 6, "GroupNorm": 2},
     "VAE encoder": {"ResnetBlock2D": 4, "GroupNorm": 2},
@@ -132,12 +128,26 @@ def test_a_precomputed_schedule_equals_its_calls(pair, randn, device):
     steering = {n: t.to(device) for n, t in inputs.items() if n not in ("sample", "timestep")}
     times = torch.tensor([[999.0, 500.5], [500.5, 20.0]])  # rows of a batch at different steps
     expected = run(plain, inputs | {"timestep": times[1]}, torch.float32, device)
-    with torch.inference_mode(), step_invariants(fused, times.to(device), steering, torch.float32) as select_step:
-        select_step(1)
-        other = inputs | {"encoder_hidden_states": randn(2, 7, 24)}
-        assert relative_error(run(fused, other, torch.float32, device), expected) <= 2e-6
-    cached = [m.cached for m in fused.modules() if isinstance(m, (FusedTimesteps, FusedResnet, FusedAttention))]
-    assert cached == [None] * len(cached)
+    other = inputs | {"encoder_hidden_states": randn(2, 7, 24)}
+    with torch.inference_mode():
+        values = StepValues(fused, times.to(device), steering, torch.float32)
+        with values.at(1):
+            assert relative_error(run(fused, other, torch.float32, device), expected) <= 2e-6
+    assert {m.cached for m in fused.modules() if isinstance(m, StepInvariant)} == {None}
+
+
+def test_sessions_that_take_turns_have_their_own_values(pair, randn, device):
+    """They share the modules."""
+    plain, fused, _ = pair("U-Net")
+    inputs, texts = NETWORKS["U-Net"][1](randn), [randn(2, 7, 24) for _ in range(2)]
+    expected = [run(plain, inputs | {"encoder_hidden_states": text}, torch.float32, device) for text in texts]
+    times = inputs["timestep"][None].to(device)
+    with torch.inference_mode():
+        constants = [{"encoder_hidden_states": text.to(device)} for text in texts]
+        sessions = [StepValues(fused, times, each, torch.float32) for each in constants]
+        for i in (0, 1, 0):
+            with sessions[i].at(0):
+                assert relative_error(run(fused, inputs, torch.float32, device), expected[i]) <= 2e-6
 
 
 def test_weights_keep_their_names_and_change_in_place(pair, randn, device):

@@ -16,6 +16,7 @@ from calotype.cuda import fused_modules as fused
 from calotype.errors import DeviceFullError
 from calotype.export.sources.source import find
 from calotype.graph import runner as graph_runner
+from tests.helpers.backends import change_backend
 
 RED, SMALL = "a red star", {"width": 64, "height": 64}
 CPU = not torch.cuda.is_available()
@@ -32,7 +33,7 @@ def eager():
 def load(device, gpu, recorder, monkeypatch):
     if device.type == "cpu":
         monkeypatch.setattr(fused, "fuse", lambda network: None)
-        monkeypatch.setattr(cuda, "unavailable", lambda: None)
+        change_backend(monkeypatch, "cuda", unavailable=lambda: None)
         for module in (cuda, graph_runner):
             monkeypatch.setattr(module, "Gpu", lambda: gpu)
             monkeypatch.setattr(module, "CudaGraphCapturer", lambda: recorder)

@@ -34,7 +34,8 @@ def graph_pipeline(pipe, device):
     """The pipeline with networks without kernels: test_fused tests the kernels."""
     folders = {name: c.artifact("diffusers").path for name, c in pipe.plan.components.items()}
     modules = {n: load_module(n, folders[n]).to(device) for n in ("text_encoder", "unet", "vae_decoder")}
-    networks = {name: Module(module, torch.float32) for name, module in modules.items()}
+    outputs = {name: [b.name for b in pipe.plan.components[name].outputs] for name in modules}
+    networks = {name: Module(module, torch.float32, outputs[name]) for name, module in modules.items()}
     return GraphPipeline(pipe.plan, networks).to(device)
 
 

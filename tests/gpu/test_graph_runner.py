@@ -13,6 +13,7 @@ from calotype.cuda import fused_modules as fused
 from calotype.cuda.graphs import CudaGraphCache
 from calotype.errors import Cancelled
 from calotype.graph import runner as graph_runner
+from tests.helpers.backends import change_backend
 
 SMALL = {"steps": 2, "width": 64, "height": 64}
 RED = "a red star"
@@ -28,7 +29,7 @@ def load(device, gpu, recorder, monkeypatch):
     """In the interpreter the networks have no kernels: with kernels an image would take minutes."""
     if device.type == "cpu":
         monkeypatch.setattr(fused, "fuse", lambda network: None)
-        monkeypatch.setattr(cuda, "unavailable", lambda: None)
+        change_backend(monkeypatch, "cuda", unavailable=lambda: None)
         monkeypatch.setattr(cuda, "Gpu", lambda: gpu)
         monkeypatch.setattr(graph_runner, "Gpu", lambda: gpu)
     monkeypatch.setattr(cuda, "CudaGraphCapturer", lambda: recorder)

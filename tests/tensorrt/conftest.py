@@ -229,7 +229,8 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
         importlib, "import_module", lambda n, *a, **k: modules[n] if n in modules else real_import(n, *a, **k)
     )
     monkeypatch.setattr(registry, "has_gpu", lambda: True)
-    monkeypatch.setattr(compatibility, "_installed", lambda name: "11.4.0")
+    for module in (compatibility, engines):
+        monkeypatch.setattr(module, "installed", lambda name: "11.4.0")
     # Another stand-in builds other engines.
     monkeypatch.setattr(engines, "ENGINES", file_digest(Path(standin.__file__)))
     for module in (compatibility, engines, build_module):

@@ -9,6 +9,7 @@ import onnxruntime
 import pytest
 from onnx import TensorProto, helper
 
+from calotype.backends import choose
 from calotype.backends.onnxruntime import cuda as ort_cuda
 from calotype.backends.onnxruntime.cuda import CUDA, OnnxRuntimeCudaRunner, Provider
 from calotype.errors import BackendError, DeviceFullError
@@ -130,7 +131,7 @@ def test_a_provider_that_falls_back_raises(component):
 def test_an_onnx_runtime_without_a_cuda_provider_says_so(component):
     assert "has no CUDA provider (pip uninstall onnxruntime" in ort_cuda.unavailable()
     with pytest.raises(BackendError, match="provider"):
-        ort_cuda.open_runner(component, component.artifacts[0])
+        choose("onnxruntime-cuda")
 
 
 def test_a_full_device_raises_and_the_next_run_works(component):

@@ -13,10 +13,7 @@ from onnx import TensorProto, helper
 
 import calotype
 from calotype import backends
-from calotype.backends import registry
-from calotype.backends.onnxruntime import cuda as ort_cuda
 from calotype.backends.tensorrt import runner as tensorrt_runner
-from calotype.backends.torch import cuda
 from calotype.errors import BackendError, BuildError
 from calotype.export import build
 from calotype.export.tensorrt import engines
@@ -26,6 +23,7 @@ from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import has_gpu
+from tests.helpers.backends import change_backend
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -101,14 +99,14 @@ def test_a_model_is_loaded_by_name_and_auto_gives_reasons(on_a_gpu, levels, pipe
     auto = load("demo").component("unet")
     assert auto.runner.backend == "cuda"
     assert auto.why == "first of auto's list that runs; not tensorrt: the plan has no tensorrt artifact of the unet"
-    monkeypatch.setattr(cuda, "unavailable", lambda: "triton is not installed")
+    change_backend(monkeypatch, "cuda", unavailable=lambda: "triton is not installed")
     why = load("demo").component("unet").why
     assert "not cuda: triton is not installed; not onnxruntime-cuda: this ONNX Runtime has no CUDA provider" in why
 
 
 def test_without_a_gpu_auto_tries_no_gpu_backend(monkeypatch):
     for name in backends.ON_GPU:
-        monkeypatch.setattr(registry.backend_module(name), "unavailable", lambda: pytest.fail("it was tried"))
+        change_backend(monkeypatch, name, unavailable=lambda: pytest.fail("it was tried"))
     assert not set(backends.choose("auto").requested) & set(backends.ON_GPU)
 
 
@@ -126,7 +124,7 @@ def test_gpu_backends_refuse_unsupported_builds(on_a_gpu, spec, monkeypatch, tmp
     for more in ({"precision": "int8"}, {"weights": "int8"}):
         with pytest.raises(BuildError, match="cuda"):
             build(spec("cuda", tmp_path / "plan", **more))
-    monkeypatch.setattr(ort_cuda, "unavailable", lambda: None)
+    change_backend(monkeypatch, "onnxruntime-cuda", unavailable=lambda: None)
     with pytest.raises(BuildError, match="fp16"):
         build(spec("onnxruntime-cuda", tmp_path / "plan", precision="int8"))
 

@@ -13,6 +13,7 @@ from calotype.backends.tensorrt.runner import TensorRtRunner
 from calotype.errors import BackendError, DeviceFullError
 from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
+from tests.helpers.backends import change_backend
 
 X = Binding(name="x", dtype="float32", dims=("batch", 4))
 Y = Binding(name="y", dtype="float32", dims=("batch", 4))
@@ -48,10 +49,10 @@ def test_arrays_run_on_the_side_stream(engine, open_with):
     assert fake.called("IExecutionContext.execute_async_v3") == [(11,)]
 
 
-def test_tensors_run_on_the_current_stream_into_the_callers_outputs(engine, open_with):
+def test_tensors_run_on_the_current_stream(engine, open_with):
     fake = engine((1, 2, 8))
-    x, y = torch.ones(2, 4), torch.empty(2, 4)
-    assert open_with(fake).run({"x": x}, {"y": y})["y"] is y
+    x = torch.ones(2, 4)
+    y = open_with(fake).run({"x": x})["y"]
     assert (y == 2).all()
     assert fake.called("IExecutionContext.execute_async_v3") == [(7,)]
     assert dict(fake.called("IExecutionContext.set_tensor_address")) == {"x": x.data_ptr(), "y": y.data_ptr()}
@@ -115,8 +116,6 @@ def test_other_types_and_layouts_are_refused(engine, open_with):
         runner.run({"x": torch.ones(2, 4).half()})
     with pytest.raises(BackendError, match="contiguous"):
         runner.run({"x": torch.ones(4, 2).T})
-    with pytest.raises(BackendError, match=r"y: got float32 \[3, 4\]"):
-        runner.run({"x": torch.ones(2, 4)}, {"y": torch.empty(3, 4)})
 
 
 @pytest.mark.parametrize(
@@ -193,17 +192,20 @@ def test_threads_may_share_it(engine, open_with):
     assert wrong == []
 
 
-def test_without_a_gpu_tensorrt_is_not_imported(component, monkeypatch):
+def test_without_a_gpu_tensorrt_is_not_imported(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    monkeypatch.setattr(importlib, "import_module", lambda name: pytest.fail(f"{name} was imported"))
-    assert "no NVIDIA GPU" in backend.unavailable()
+    real = importlib.import_module
+    monkeypatch.setattr(
+        importlib, "import_module", lambda name: pytest.fail(name) if name.startswith("tensorrt") else real(name)
+    )
+    assert "no NVIDIA GPU" in backend.BACKEND.unavailable()
     with pytest.raises(BackendError, match="no NVIDIA GPU"):
-        backend.open_runner(component, component.artifacts[0])
+        backends.choose("tensorrt")
 
 
 def test_a_plan_opens_it_by_name(component, engine, gpu, monkeypatch):
     fake = engine((1, 2, 8))
-    monkeypatch.setattr(backend, "unavailable", lambda: None)
+    change_backend(monkeypatch, "tensorrt", unavailable=lambda: None)
     real = importlib.import_module
     monkeypatch.setattr(importlib, "import_module", lambda name: fake if name == "tensorrt" else real(name))
     monkeypatch.setattr(backend, "Gpu", lambda: gpu)

@@ -6,6 +6,7 @@ from calotype.backends.onnxruntime import cuda as ort_cuda
 from calotype.errors import BackendError
 from calotype.export import build
 from calotype.loading import load
+from tests.helpers.backends import change_backend
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -71,7 +72,7 @@ def test_an_engine_that_cannot_be_refitted_says_what_to_build(on_a_gpu, outline)
 
 
 def test_a_session_on_a_gpu_is_reopened_and_restored(on_a_gpu, outline, pipes, levels, monkeypatch):
-    monkeypatch.setattr(ort_cuda, "unavailable", lambda: None)
+    change_backend(monkeypatch, "onnxruntime-cuda", unavailable=lambda: None)
     monkeypatch.setattr(ort_cuda, "CUDA", ort_cuda.Provider(name="CPUExecutionProvider", device="cpu"))
     pipe = load("demo", backend="onnxruntime-cuda")
     assert pipe.component("unet").runner.backend == "onnxruntime-cuda"

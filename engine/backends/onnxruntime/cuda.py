@@ -7,32 +7,25 @@ without a graph, and `notes` say so. This module does not need torch.
 
 from __future__ import annotations
 
-import importlib.util
 import threading
 from collections.abc import Mapping
-from contextlib import nullcontext
 from dataclasses import dataclass, field
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...cuda.device import is_full
+from ...cuda.device import TOO_LARGE, is_full
 from ...errors import BackendError, DeviceFullError, first_line
 from ...system.lru_cache import LruCache
-from ...weights.delta import NO_DELTAS
-from .weights import OnnxWeights
+from ..base import Array, Arrays, Backend, missing_packages
+from .runner import OrtRunner, import_onnxruntime
 
 if TYPE_CHECKING:
     from ...plan.plan import Artifact, PlannedComponent
     from ...weights.delta import WeightDeltas
-    from ..base import Arrays
-
-FORM = "onnx"
-PRECISIONS = ("fp32", "fp16")
 
 _MAX_SHAPES = 8  # sets of shapes with cached buffers and graphs; the least recently used one is dropped
-_FIX = "request smaller images, or fewer at once"
+_GRAPHS = {"enable_cuda_graph": "1"}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,29 +42,6 @@ class Provider:
 CUDA = Provider(name="CUDAExecutionProvider", device="cuda", options={"use_tf32": "0"}, graphs=True)
 
 
-def unavailable() -> str | None:
-    """Return None if ONNX Runtime is installed with its CUDA provider, else how to install it."""
-    if importlib.util.find_spec("onnxruntime") is None:
-        return "onnxruntime is not installed (pip install 'calotype[gpu]')"
-    try:
-        import onnxruntime as ort
-    except ImportError as broken:
-        return f"onnxruntime cannot be imported: {first_line(broken)}"
-    if CUDA.name not in ort.get_available_providers():
-        return "this ONNX Runtime has no CUDA provider (pip uninstall onnxruntime, and pip install 'calotype[gpu]')"
-    return None
-
-
-def open_runner(component: PlannedComponent, artifact: Artifact) -> OnnxRuntimeCudaRunner:
-    """Open a session. Raise `BackendError` if the CUDA provider cannot run the artifact."""
-    reason = unavailable()
-    if reason is not None:
-        raise BackendError(f"{reason}.")
-    import onnxruntime as ort
-
-    return OnnxRuntimeCudaRunner(component, artifact, ort, CUDA)
-
-
 @dataclass(frozen=True, kw_only=True)
 class _Buffers:
     """The buffers of one set of shapes. `graph` is ONNX Runtime's number of the captured graph."""
@@ -81,31 +51,27 @@ class _Buffers:
     graph: int
 
 
-class OnnxRuntimeCudaRunner:
+class OnnxRuntimeCudaRunner(OrtRunner):
     """A session with its buffers. Threads may share it; one runs at a time."""
 
     backend = "onnxruntime-cuda"
 
     def __init__(self, component: PlannedComponent, artifact: Artifact, ort: Any, provider: Provider) -> None:
-        self.precision = artifact.precision
-        self.notes: tuple[str, ...] = ()
-        self._ort, self._provider = ort, provider
-        self._path = artifact.path
-        self._outputs = [b.name for b in component.outputs]
         self._lock = threading.Lock()
         self._buffers: LruCache[_Buffers] = LruCache(_MAX_SHAPES)
         self._last_graph = 0
-        self._graphs = provider.graphs
+        self._device, self._graphs = provider.device, provider.graphs
+        settings = {**provider.options, **(_GRAPHS if self._graphs else {})}
         try:
-            self._session = self._open(NO_DELTAS)
+            super().__init__(component, artifact, ort, provider.name, settings)
         except BackendError as failed:
             if not self._graphs:
                 raise
             self._graphs = False
-            self._session = self._open(NO_DELTAS)
+            super().__init__(component, artifact, ort, provider.name, provider.options)
             self.notes = (f"the {component.name} runs without a CUDA graph on ONNX Runtime: {failed}",)
 
-    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Run through the device buffers and return all outputs by name."""
         with self._lock:
             try:
@@ -120,43 +86,18 @@ class OnnxRuntimeCudaRunner:
                 if not is_full(message):
                     raise
             self._buffers.clear()
-        raise DeviceFullError(f"the GPU has no room for a run of this size ({message}); {_FIX}.")
-
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Return each layer's weight shape."""
-        return self._weights.shapes()
+        what, fix = TOO_LARGE
+        raise DeviceFullError(f"the GPU has no room for {what} ({message}); {fix}.")
 
     def update_weights(self, deltas: WeightDeltas) -> None:
         """Open a new session with these weights changed. Drop the old one and its graphs first."""
-        self._weights.check(deltas)
         with self._lock:
             self._buffers.clear()
-            self._session = None
-            self._session = self._open(deltas)
-
-    @cached_property
-    def _weights(self) -> OnnxWeights:
-        return OnnxWeights(self._path)
-
-    def _open(self, deltas: WeightDeltas) -> Any:
-        ort, provider = self._ort, self._provider
-        options = ort.SessionOptions()
-        options.log_severity_level = 3
-        weights = self._weights.override_initializers(ort, options, deltas) if deltas else nullcontext()
-        settings = {**provider.options, **({"enable_cuda_graph": "1"} if self._graphs else {})}
-        try:
-            with weights:
-                session = ort.InferenceSession(str(self._path), options, providers=[(provider.name, settings)])
-        except Exception as failed:
-            raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
-        got = session.get_providers()
-        if got[:1] != [provider.name]:  # it only logs that it falls back
-            raise BackendError(f"ONNX Runtime cannot use {provider.name}: it selected {', '.join(got)}")
-        return session
+            super().update_weights(deltas)
 
     def _allocate(self, inputs: Arrays) -> _Buffers:
         # Copy: on a CPU, as in tests, a value shares the array's memory, and every call writes into it.
-        device, to_device = self._provider.device, self._ort.OrtValue.ortvalue_from_numpy
+        device, to_device = self._device, self._ort.OrtValue.ortvalue_from_numpy
         values = {name: to_device(np.array(array, order="C"), device, 0) for name, array in inputs.items()}
         loose = self._session.io_binding()
         for name, value in values.items():
@@ -181,3 +122,26 @@ class OnnxRuntimeCudaRunner:
         if self._graphs:
             options.add_run_config_entry("gpu_graph_id", str(graph))
         return options
+
+
+def unavailable() -> str | None:
+    """Return None if ONNX Runtime is installed with its CUDA provider, else how to install it."""
+    if reason := missing_packages("gpu", "onnxruntime"):
+        return reason
+    try:
+        providers = import_onnxruntime().get_available_providers()
+    except BackendError as broken:
+        return str(broken)
+    if CUDA.name not in providers:
+        return "this ONNX Runtime has no CUDA provider (pip uninstall onnxruntime, and pip install 'calotype[gpu]')"
+    return None
+
+
+BACKEND = Backend(
+    name="onnxruntime-cuda",
+    form="onnx",
+    precisions=("fp32", "fp16"),
+    packages=("onnxruntime-gpu", "onnxruntime"),
+    unavailable=unavailable,
+    open=lambda component, artifact: OnnxRuntimeCudaRunner(component, artifact, import_onnxruntime(), CUDA),
+)

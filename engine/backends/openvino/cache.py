@@ -22,7 +22,7 @@ from ...files.cache import OPENVINO
 from ...files.digest import digest_of
 
 _LARGEST_BYTES = 512 << 20  # a blob repeats all weights: for large networks, disk space is worth more than the seconds
-_GRAPHS = 7  # increase it when the partition or the rewrites of a graph change
+_GRAPHS = 8  # increase it when the partition or the rewrites of a graph change
 
 
 class CompiledCache:
@@ -30,18 +30,20 @@ class CompiledCache:
 
     def __init__(self, library: Any, core: Any, path: Path, size: int, identity: Mapping[str, Any]) -> None:
         """`size` is the size of the file with its weights, in bytes; `identity` has what else the graphs depend on."""
-        self._core = core
-        self._library = library
-        version = core.get_versions("CPU")["CPU"].build_number
-        about = {"version": version, "machine": _machine(core), "files": _files(path), "graphs": _GRAPHS}
-        self._identity = {**about, **identity}
+        self._library, self._core = library, core
+        self._identity = {
+            "version": core.get_versions("CPU")["CPU"].build_number,
+            # Machines may share a cache, and a blob is for one instruction set.
+            "machine": [str(core.get_property("CPU", n)) for n in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")],
+            "files": [(str(p.resolve()), (s := p.stat()).st_size, s.st_mtime_ns) for p in files_of(path)],
+            "graphs": _GRAPHS,
+            **identity,
+        }
         self.worth_it = size <= _LARGEST_BYTES  # else the cache stores nothing
 
     def read(self, key: Mapping[str, Any], settings: Mapping[str, Any]) -> Any | None:
         """Return the compiled graph of this key, or None if the cache has none or the file is damaged."""
-        if not self.worth_it:
-            return None
-        content = OPENVINO.read(self._key(key, settings))
+        content = OPENVINO.read(self._key(key, settings)) if self.worth_it else None
         if content is None:
             return None
         # The weights stay mapped from the file: in memory they would exist twice.
@@ -72,20 +74,6 @@ class CompiledCache:
         return digest_of([self._identity, dict(settings), dict(key)])
 
 
-def _machine(core: Any) -> list[str]:
-    """Return what identifies the CPU: machines may share a cache, and a blob is for one instruction set."""
-    return [str(core.get_property("CPU", name)) for name in ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")]
-
-
 def files_of(path: Path) -> list[Path]:
     """Return an ONNX file and its external data, whose file name starts with the name of the ONNX file."""
-    return sorted(path.parent.glob(f"{path.name}*"))
-
-
-def _files(path: Path) -> list[tuple[str, int, int]]:
-    """Return path, size and time of the files: they identify a file without reading it."""
-    try:
-        states = [(str(p.resolve()), p.stat()) for p in files_of(path)]
-    except OSError:
-        return []
-    return [(name, s.st_size, s.st_mtime_ns) for name, s in states]
+    return sorted(file for file in path.parent.glob(f"{path.name}*") if file.is_file())

@@ -5,31 +5,20 @@ This module knows nothing of diffusion, of backends or of how a graph runs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntFlag
 from typing import Any
 
 _QUANTIZED = ("i8", "u8", "i4", "u4")
 
 
-class Dependency(IntFlag):
-    """What an output's values depend on."""
-
-    NOTHING = 0  # weights only
-    IMAGE = 1  # inputs that stay the same for an image
-    TIME = 2  # the timestep
-    SAMPLE = 4  # inputs that change at every step
-
-
 @dataclass(frozen=True, kw_only=True)
 class Edge:
-    """An output at a cut of a graph: its node, its port, its shape, its element type, and what it depends on."""
+    """An output at a cut of a graph: its node, its port, its shape and its element type."""
 
     node: str
     port: int
     shape: tuple[int, ...]
-    depends_on: Dependency
     element: str  # "f32", "i64"
 
     @property
@@ -76,45 +65,34 @@ def element_types(model: Any) -> set[str]:
     return {n.get_output_element_type(0).get_type_name() for n in constants if len(n.get_output_shape(0)) > 1}
 
 
-def dependencies_of(model: Any, inputs: Mapping[str, Dependency]) -> dict[str, Dependency]:
-    """Return what each node depends on, by its name; `inputs` has the kind of each input."""
-    dependencies: dict[str, Dependency] = {}
+def depending_on(model: Any, names: Collection[str] | None = None) -> set[str]:
+    """Return the names of the nodes that depend on one of these inputs; by default on any."""
+    nodes: set[str] = set()
     for node in model.get_ordered_ops():
         if node.get_type_name() == "Parameter":
-            depends_on = Dependency(0)
-            for name in node.output(0).get_names():
-                depends_on |= inputs.get(name, Dependency.NOTHING)
+            depends = names is None or any(name in names for name in node.output(0).get_names())
         else:
-            depends_on = Dependency(0)
-            for port in node.inputs():
-                depends_on |= dependencies[port.get_source_output().get_node().get_friendly_name()]
-        dependencies[node.get_friendly_name()] = depends_on
-    return dependencies
+            sources = (port.get_source_output().get_node() for port in node.inputs())
+            depends = any(source.get_friendly_name() in nodes for source in sources)
+        if depends:
+            nodes.add(node.get_friendly_name())
+    return nodes
 
 
-def cut_edges(model: Any, dependencies: Mapping[str, Dependency], beyond: Dependency) -> list[Edge]:
-    """Return the outputs that do not depend on `beyond` but are used by a result or a node that does.
+def cut_edges(model: Any, beyond: Collection[str]) -> list[Edge]:
+    """Return the outputs that do not depend on the inputs `beyond` but are used by a result or a node that does.
 
-    Constants do not count.
+    Outputs that depend on no input do not count.
     """
-    edges = []
+    edges, after = [], depending_on(model, beyond)
+    before = depending_on(model) - after
     for node in model.get_ordered_ops():
-        name = node.get_friendly_name()
-        depends_on = dependencies[name]
-        if depends_on & beyond or not depends_on:
-            continue
-        for port, output in enumerate(node.outputs()):
-            users = (target.get_node() for target in output.get_target_inputs())
-            if any(dependencies[u.get_friendly_name()] & beyond or u.get_type_name() == "Result" for u in users):
-                shape = tuple(output.get_shape())
-                element = output.get_element_type().get_type_name()
-                edges.append(Edge(node=name, port=port, shape=shape, depends_on=depends_on, element=element))
+        for port, output in enumerate(node.outputs()) if node.get_friendly_name() in before else ():
+            users = [target.get_node() for target in output.get_target_inputs()]
+            if any(user.get_friendly_name() in after or user.get_type_name() == "Result" for user in users):
+                kind, shape = output.get_element_type().get_type_name(), tuple(output.get_shape())
+                edges.append(Edge(node=node.get_friendly_name(), port=port, shape=shape, element=kind))
     return edges
-
-
-def output_of(model: Any, edge: Edge) -> Any:
-    """Return the edge's output in a copy of its model."""
-    return nodes_of(model)[edge.node].output(edge.port)
 
 
 def nodes_of(model: Any) -> dict[str, Any]:
@@ -132,7 +110,7 @@ def subgraph(model: Any, edges: Iterable[Edge], name: str) -> Any:
         output = nodes[edge.node].output(edge.port)
         output.add_names({edge.name})  # an edge may be an input, which keeps its name
         results.append(ov.opset13.result(output))
-    return _model(model, results, name)
+    return ov.Model(results, parameters_behind(model, results), name)
 
 
 def replace_uses(output: Any, source: Any) -> None:
@@ -143,18 +121,14 @@ def replace_uses(output: Any, source: Any) -> None:
 
 def rebuilt(model: Any, name: str, more: Iterable[Any] = (), results: Iterable[Any] = ()) -> Any:
     """Return the model with these additional results, and with the parameters (own or `more`) that it needs."""
-    return _model(model, [*model.get_results(), *results], name, more)
+    import openvino as ov
+
+    results = [*model.get_results(), *results]
+    return ov.Model(results, parameters_behind(model, results, more), name)
 
 
-def inputs_behind(model: Any, edges: Iterable[Edge]) -> list[Any]:
-    """Return the model's parameters that these edges depend on."""
-    nodes = nodes_of(model)
-    needed = _ancestors(nodes[edge.node] for edge in edges)
-    return [p for p in model.get_parameters() if p.get_name() in needed]
-
-
-def _ancestors(nodes: Iterable[Any]) -> set[str]:
-    """Return the unique names of these nodes and of all nodes that they depend on."""
+def parameters_behind(model: Any, nodes: Iterable[Any], more: Iterable[Any] = ()) -> list[Any]:
+    """Return the parameters (the model's own or `more`) that these nodes depend on."""
     needed: set[str] = set()
     waiting = list(nodes)
     while waiting:
@@ -163,13 +137,4 @@ def _ancestors(nodes: Iterable[Any]) -> set[str]:
         if key not in needed:
             needed.add(key)
             waiting += [port.get_source_output().get_node() for port in node.inputs()]
-    return needed
-
-
-def _model(model: Any, results: list[Any], name: str, more: Iterable[Any] = ()) -> Any:
-    """Return a model with only those parameters that the results depend on."""
-    import openvino as ov
-
-    needed = _ancestors(results)
-    parameters = [p for p in (*model.get_parameters(), *more) if p.get_name() in needed]
-    return ov.Model(results, parameters, name)
+    return [p for p in (*model.get_parameters(), *more) if p.get_name() in needed]

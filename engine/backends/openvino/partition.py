@@ -1,4 +1,4 @@
-"""A denoiser's graph in three parts: per image, per schedule and per step.
+"""A denoiser's graph in three parts: per image, per timestep and per step.
 
 The cuts follow from which node depends on which input, so they hold for every model family. The keys and values of
 cross-attention and a control image's embedding are computed once per image. The timesteps' embeddings and their
@@ -10,97 +10,71 @@ This module knows graphs. It compiles and runs nothing.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from ...errors import InputError
-from .graph import (
-    Dependency,
-    Edge,
-    cut_edges,
-    dependencies_of,
-    inputs_behind,
-    nodes_of,
-    output_of,
-    rebuilt,
-    replace_uses,
-    subgraph,
-)
+from .graph import Edge, cut_edges, depending_on, nodes_of, rebuilt, replace_uses, subgraph
 
 DEEP = "deep"  # the output of the deep layers, which several steps reuse
 TIME_VALUES = "time values"  # the input of `per_step` for everything that depends on the timestep: one row for all rows
-ROW_TIME_VALUES = "row time values"  # the same, with one row for each row of the batch
+ROW_TIME_VALUES = "row time values"  # the same, if it also depends on text or sizes: one row for each row of the batch
 
 Sizing = Callable[[int], Any]  # the number of rows of a batch -> a new graph of that size
 
 
 @dataclass(frozen=True, kw_only=True)
 class Partition:
-    """The three graphs.
+    """The three graphs. A part is None if it has nothing to compute.
 
     Attributes:
-        per_image: from the constant inputs to the values that `per_step` needs, named as `Edge.name`; None if
-            `per_step` takes the inputs themselves.
-        per_schedule: makes, for a number of rows, the graph from timesteps to the values that `TIME_VALUES` or
-            `ROW_TIME_VALUES` holds next to each other.
-        per_step: from the sample, the constant values and the time values to the network's outputs.
+        per_image: from the constant inputs to the values that `per_step` needs, named as `Edge.name`.
+        per_timestep: from one timestep (and the constants that are vectors, such as sizes and pooled text) to the
+            values that `TIME_VALUES` or `ROW_TIME_VALUES` holds next to each other.
+        per_step: from the other inputs and these values to the network's outputs.
     """
 
     per_image: Any | None
-    per_schedule: Sizing
+    per_timestep: Any | None
     per_step: Any
 
 
 def partition_graph(
-    sizing: Sizing, rows: int, inputs: Mapping[str, Dependency], different: Sequence[str] | None
+    sizing: Sizing, rows: int, constants: Collection[str], different: Collection[str] | None
 ) -> Partition:
     """Partition the graph of a network.
 
     Args:
         sizing: makes the graph for a number of rows.
         rows: the rows of the whole batch.
-        inputs: for each input, whether it stays the same for an image, is the timestep, or changes at every step.
+        constants: the inputs that stay the same for an image.
         different: the inputs whose two halves differ; None if the batch does not have two halves with the same sample.
             If it has, `per_step` takes one half of the sample.
     """
     full = sizing(rows)
-    edges, timed = _cut(full, inputs, rows)
-    alike = all(edge.depends_on == Dependency.TIME and _is_broadcast(full, edge) for edge in timed)
+    inputs = {name for port in full.inputs for name in port.get_names()}
     nodes = nodes_of(full)
-    computed = [e for e in edges if e not in timed and nodes[e.node].get_type_name() != "Parameter"]
-    per_step = _step_graph(full.clone(), edges, timed, None if alike else rows)
+    kept = [e for e in cut_edges(full, inputs - {*constants}) if nodes[e.node].get_type_name() != "Parameter"]
+    vectors = {name for name in constants if len(full.input(name).get_shape()) <= 2}
+    after = depending_on(full, {"timestep"})
+    timed = [edge for edge in cut_edges(full, inputs - {"timestep", *vectors}) if edge.node in after]
+    if not all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed):
+        timed = []  # a table cannot hold them
+    alone = not depending_on(full, vectors) & {edge.node for edge in timed}
+    per_image = subgraph(full.clone(), kept, "per_image") if kept else None
+    unequal = depending_on(full, different or ())
+    per_step = _step_graph(full, kept, timed, rows, alone=alone)
     if different is not None:
+        half = rows // 2
         # A value that depends only on equal halves has equal halves too.
-        unequal = dependencies_of(full, dict.fromkeys(different, Dependency.SAMPLE))
-        unlike = {edge.name for edge in edges if unequal[edge.node]} | set(different)
-        per_step = _share_halves(per_step, sizing(rows // 2), edges, timed, alike=alike, half=rows // 2, unlike=unlike)
-    return Partition(
-        per_image=subgraph(full.clone(), computed, "per_image") if computed else None,
-        per_schedule=lambda count: subgraph(sizing(count), timed, "per_schedule"),
-        per_step=per_step,
-    )
-
-
-def _cut(full: Any, inputs: Mapping[str, Dependency], rows: int) -> tuple[list[Edge], tuple[Edge, ...]]:
-    """Return the edges where the graph is cut, and those of them that depend on the timestep.
-
-    If a table cannot hold the values that depend on the timestep, they stay in the part for each step.
-    """
-    edges = cut_edges(full, dependencies_of(full, inputs), Dependency.SAMPLE)
-    timed = tuple(edge for edge in edges if edge.depends_on & Dependency.TIME)
-    if _fits_a_table(full, timed, rows):
-        return edges, timed
-    inputs = {name: Dependency.SAMPLE if kind & Dependency.TIME else kind for name, kind in inputs.items()}
-    return cut_edges(full, dependencies_of(full, inputs), Dependency.SAMPLE), ()
-
-
-def _fits_a_table(full: Any, timed: Sequence[Edge], rows: int) -> bool:
-    """Return whether the values are floats with a row for each image, from inputs that are numbers or vectors."""
-    floats = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed)
-    return floats and all(len(p.get_output_shape(0)) <= 2 for p in inputs_behind(full, timed))
+        unlike = {*different, ROW_TIME_VALUES, *(edge.name for edge in kept if edge.node in unequal)}
+        small = _step_graph(sizing(half), kept, timed, half, alone=alone)
+        per_step = _share_halves(per_step, small, half, unlike)
+    per_timestep = subgraph(sizing(1 if alone else rows), timed, "per_timestep") if timed else None
+    return Partition(per_image=per_image, per_timestep=per_timestep, per_step=per_step)
 
 
 def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
@@ -131,71 +105,56 @@ def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
 
 
 def _joins_channels(concat: Any) -> bool:
-    """Return whether the node concatenates the channels of two tensors."""
     return (
         concat.get_input_size() == 2 and len(concat.get_output_shape(0)) == 4 and concat.get_attributes()["axis"] == 1
     )
 
 
-def _is_broadcast(model: Any, edge: Edge) -> bool:
-    """Return whether every user adds the value to a larger tensor, so that one row serves all rows."""
-    users = [target.get_node().get_type_name() for target in output_of(model, edge).get_target_inputs()]
-    return len(edge.shape) == 4 and edge.shape[2:] == (1, 1) and set(users) <= {"Add", "Multiply"}
+def _step_graph(model: Any, kept: Sequence[Edge], timed: Sequence[Edge], rows: int, *, alone: bool) -> Any:
+    """Return the graph with the values of `kept` and `timed` as inputs. It changes `model`.
 
-
-def _step_graph(model: Any, edges: Sequence[Edge], timed: Sequence[Edge], rows: int | None) -> Any:
-    """Return the graph with its edges as inputs. `rows` is the number of rows of the time values; None: one for all."""
+    `alone`: the values of `timed` depend on the timestep alone, so that they have one row.
+    """
     import openvino as ov
 
-    ops, inputs, nodes = ov.opset13, [], nodes_of(model)
-    for edge in edges:
-        node = nodes[edge.node]
-        if edge in timed or node.get_type_name() == "Parameter":
-            continue
-        inputs.append(_input(edge.name, tuple(node.get_output_shape(edge.port)), edge.element))
-        replace_uses(node.output(edge.port), inputs[-1].output(0))
+    ops, nodes, inputs = ov.opset13, nodes_of(model), []
+    for edge in kept:
+        output = nodes[edge.node].output(edge.port)
+        inputs.append(_input(edge.name, tuple(output.get_shape()), edge.element))
+        replace_uses(output, inputs[-1].output(0))
     if timed:
         sizes = [int(np.prod(edge.shape[1:])) for edge in timed]
-        name = TIME_VALUES if rows is None else ROW_TIME_VALUES
-        inputs.append(_input(name, (rows or 1, sum(sizes)), "f32"))
+        count, name = (1, TIME_VALUES) if alone else (rows, ROW_TIME_VALUES)
+        inputs.append(_input(name, (count, sum(sizes)), "f32"))
         cut = ops.variadic_split(inputs[-1], ops.constant(np.int64(1)), ops.constant(np.array(sizes, dtype=np.int64)))
         for i, edge in enumerate(timed):
-            shape = ops.constant(np.array((rows or 1, *edge.shape[1:]), dtype=np.int64))
-            replace_uses(nodes[edge.node].output(edge.port), ops.reshape(cut.output(i), shape, False).output(0))
+            output = nodes[edge.node].output(edge.port)
+            users = {target.get_node().get_type_name() for target in output.get_target_inputs()}
+            value = ops.reshape(cut.output(i), ops.constant(np.array((count, *edge.shape[1:]), dtype=np.int64)), False)
+            if alone and (edge.shape[2:] != (1, 1) or not users <= {"Add", "Multiply"}):
+                # Not every user adds it to a larger tensor, so each row of the batch needs a row.
+                value = ops.broadcast(value, ops.constant(np.array((rows, *edge.shape[1:]), dtype=np.int64)))
+                value.set_friendly_name(f"{edge.name} rows")  # `_share_halves` finds it by its name
+            replace_uses(output, value.output(0))
     return rebuilt(model, "per_step", inputs)
 
 
-def _share_halves(
-    per_step: Any,
-    small: Any,
-    edges: Sequence[Edge],
-    timed: Sequence[Edge],
-    *,
-    alike: bool,
-    half: int,
-    unlike: set[str],
-) -> Any:
+def _share_halves(per_step: Any, small: Any, half: int, different: set[str]) -> Any:
     """Return the part for each step, with what its two halves have in common computed for one half only.
 
-    `small` is the full graph for one half. `unlike` names the inputs whose halves differ.
+    `small` is the same part for one half. `different` names the inputs whose halves differ.
     """
     import openvino as ov
 
     ops = ov.opset13
-    inputs = {}
-    for parameter in per_step.get_parameters():
-        name = next(iter(parameter.output(0).get_names()))
-        differs = name in unlike or name == ROW_TIME_VALUES
-        inputs[name] = Dependency.SAMPLE if differs else Dependency.IMAGE
-    common = cut_edges(per_step, dependencies_of(per_step, inputs), Dependency.SAMPLE)
+    common = cut_edges(per_step, different)
     # Inputs that have all rows stay as they are. Only the sample has one half.
     sample = per_step.input("sample").get_node().get_friendly_name()
     full_inputs = {p.get_friendly_name() for p in per_step.get_parameters()} - {sample}
     common = [edge for edge in common if edge.shape[:1] == (2 * half,) and edge.node not in full_inputs]
-    small = _step_graph(small, edges, timed, None if alike else half)
     outputs_by_name = {name: p.output(0) for p in per_step.get_parameters() for name in p.output(0).get_names()}
     for parameter in small.get_parameters():  # its inputs are the first halves of the full graph's
-        (name,) = parameter.output(0).get_names()
+        name = next(iter(parameter.output(0).get_names()))
         if name != "sample" and name in outputs_by_name:
             output = outputs_by_name[name]
             replace_uses(parameter.output(0), output if name == TIME_VALUES else _rows(output, half))

@@ -11,8 +11,7 @@ import numpy as np
 
 from ...errors import BackendError, first_line
 from ...system import threads
-
-Array = np.ndarray[Any, Any]
+from ..base import Array
 
 
 def streams_for(rows: int) -> int:
@@ -31,7 +30,6 @@ class Request:
 
     Attributes:
         inputs, outputs: views of OpenVINO's memory, by each of a tensor's names.
-        input_names: the names of each input, in order. They include those of identities that OpenVINO removed.
         output_names: one name for each output, in order.
     """
 
@@ -40,7 +38,6 @@ class Request:
         request = compiled.create_infer_request()
         self.inputs = _arrays(request, compiled.inputs)
         self.outputs = _arrays(request, compiled.outputs)
-        self.input_names: list[set[str]] = [set(port.get_names()) for port in compiled.inputs]
         self.output_names = [port.get_any_name() for port in compiled.outputs]
         self.start, self.wait, self.cancel = request.start_async, request.wait, request.cancel
 
@@ -55,19 +52,15 @@ class Request:
         self._compiled.release_memory()
 
 
-class Requests:
-    """The requests of one compiled graph: one for each stream."""
+class Compiled:
+    """A graph that is compiled for the shapes of a call. `requests` holds its weights, once for each stream."""
 
-    def __init__(self, requests: Sequence[Request]) -> None:
-        self._requests = list(requests)
-
-    def requests(self) -> list[Request]:
-        """Return all requests."""
-        return self._requests
+    def __init__(self, requests: list[Request]) -> None:
+        self.requests = requests
 
     def release(self) -> None:
-        """Free the graph's activation buffers."""
-        self._requests[0].release()
+        """Free the activation buffers; the next run allocates them again."""
+        self.requests[0].release()
 
 
 def _arrays(request: Any, ports: Sequence[Any]) -> dict[str, Array]:

@@ -56,37 +56,6 @@ def upsampled_convolutions(model: Any) -> int:
     return changed
 
 
-def gated_linears(model: Any) -> int:
-    """Replace a linear layer whose output is split in two (GEGLU) by two layers: the split would copy the output."""
-    import openvino as ov
-
-    ops, changed = ov.opset13, 0
-    for node in _of_type(model, "Split", "VariadicSplit"):
-        outputs = node.outputs()
-        added = _source(node, 0)
-        if len(outputs) != 2 or added.get_type_name() != "Add" or _user_count(added.output(0)) != 1:
-            continue
-        product, bias = _with_constant(added)
-        if bias is None or product.get_type_name() != "MatMul" or _user_count(product.output(0)) != 1:
-            continue
-        weights = _source(product, 1)
-        axis = int(np.asarray(_source(node, 1).data)) % len(outputs[0].get_shape())
-        if weights.get_type_name() != "Constant" or axis != len(outputs[0].get_shape()) - 1 or not _is_float(node):
-            continue
-        transposed = bool(product.get_attributes()["transpose_b"])
-        matrix, offset, start = np.asarray(weights.data), np.asarray(bias.data), 0
-        for output in outputs:
-            width = output.get_shape()[-1]
-            span = slice(start, start + width)
-            rows = matrix[span] if transposed else matrix[:, span]
-            layer = ops.matmul(product.input_value(0), ops.constant(np.ascontiguousarray(rows)), False, transposed)
-            total = ops.add(layer, ops.constant(np.ascontiguousarray(offset[..., span])))
-            replace_uses(output, total.output(0))
-            start += width
-        changed += 1
-    return changed
-
-
 def group_norms(model: Any) -> int:
     """Replace group normalization by means of channels, which OpenVINO computes in the layout of the convolutions.
 
@@ -193,13 +162,12 @@ def _scales(user: Any, shape: tuple[int, ...]) -> bool:
 
 REWRITES: dict[str, Callable[[Any], int]] = {
     "upsampled_convolutions": upsampled_convolutions,
-    "gated_linears": gated_linears,
     "group_norms": group_norms,
 }
 
 
 # Everything that CALOTYPE_DISABLE can turn off: the rewrites, and optimizations of `session`.
-PIECES = (*REWRITES, "kept_inputs", "time_table", "shared_guidance", "parallel_guidance")
+PIECES = (*REWRITES, "shared_guidance")
 DISABLE_VARIABLE = "CALOTYPE_DISABLE"  # comma-separated names to turn off, so that each gain can be measured
 
 
@@ -244,21 +212,9 @@ def _source(node: Any, i: int) -> Any:
     return node.input_value(i).get_node()
 
 
-def _user_count(output: Any) -> int:
-    return len(output.get_target_inputs())
-
-
 def _replace(node: Any, replacement: Any) -> None:
     replacement.set_friendly_name(node.get_friendly_name())
     replace_uses(node.output(0), replacement.output(0))
-
-
-def _with_constant(added: Any) -> tuple[Any, Any]:
-    """Return the operands of an addition, the constant one last; None in its place if neither is constant."""
-    first, second = _source(added, 0), _source(added, 1)
-    if second.get_type_name() == "Constant":
-        return first, second
-    return (second, first) if first.get_type_name() == "Constant" else (first, None)
 
 
 def _is_float(node: Any) -> bool:

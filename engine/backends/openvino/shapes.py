@@ -7,12 +7,11 @@ on disk (a tenth of a second to read back), a size in bytes limits it as well.
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Callable, Iterable
-from typing import Protocol
+from collections.abc import Callable
 
+from ...system.lru_cache import LruCache
 from ...system.memory import available_bytes, trim_heap
-from .requests import Request
+from .requests import Compiled
 
 _MAX_SHAPES = 4
 _MIN_SHAPES = 2  # so that two alternating sizes are not read from disk each time
@@ -23,40 +22,27 @@ _COPIES_PER_STREAM = 2
 _SCRATCH = 8  # times the bytes of the network's inputs and outputs
 
 
-class Compiled(Protocol):
-    """The cached value of one shape."""
-
-    def requests(self) -> Iterable[Request]:
-        """Return the requests that hold the network's weights, one for each stream."""
-        ...
-
-    def release(self) -> None:
-        """Free the activation buffers; the next run allocates them again."""
-        ...
-
-
 class CompiledShapes:
     """Compiled shapes by key. The caller holds the runner's lock."""
 
     def __init__(self, weights_bytes: int, *, on_disk: bool) -> None:
         """`on_disk`: compiled shapes can be read back from disk."""
         self._weights_bytes, self._on_disk = weights_bytes, on_disk
-        self._cached: OrderedDict[str, Compiled] = OrderedDict()  # the most recently used is the last
+        self._cached: LruCache[Compiled] = LruCache(_MAX_SHAPES)
 
     def __call__(self, key: str, make: Callable[[], Compiled]) -> Compiled:
         """Return the compiled shape of this key; call `make` if the cache does not have it."""
-        last = next(reversed(self._cached), None)
-        if last is not None and last != key:
-            self._cached[last].release()
-        if key not in self._cached:
-            self._drop(len(self._cached) + 1 - self._room())
-            compiled = self._cached[key] = make()
+        last, compiled = self._cached.last, self._cached.get(key)
+        if last is not None and last is not compiled:
+            last.release()
+        if compiled is None:
+            self._cached.trim(self._room() - 1)
+            compiled = make()
+            self._cached.put(key, compiled)
             while len(self._cached) > _MIN_SHAPES and self._on_disk and self._bytes() > _BOUND_BYTES:
-                self._drop(1)
+                self._cached.trim(len(self._cached) - 1)
             trim_heap()
-            return compiled
-        self._cached.move_to_end(key)
-        return self._cached[key]
+        return compiled
 
     def clear(self) -> None:
         """Drop all shapes."""
@@ -66,10 +52,6 @@ class CompiledShapes:
         """The number of cached shapes."""
         return len(self._cached)
 
-    def _drop(self, count: int) -> None:
-        for _ in range(min(count, len(self._cached))):
-            self._cached.popitem(last=False)
-
     def _room(self) -> int:
         """Return how many shapes fit, by the free memory."""
         free = available_bytes()
@@ -77,6 +59,6 @@ class CompiledShapes:
 
     def _bytes(self) -> int:
         """Estimate the memory of the cached shapes: their weights, and the scratch memory of their kernels."""
-        streams = [request for each in self._cached.values() for request in each.requests()]
+        streams = [request for each in self._cached.values() for request in each.requests]
         copies = len(self._cached) + _COPIES_PER_STREAM * len(streams)
         return self._weights_bytes * copies + _SCRATCH * sum(request.tensor_bytes for request in streams)

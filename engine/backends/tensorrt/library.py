@@ -6,28 +6,23 @@ Without a GPU no object of a library is created, as that may crash the process.
 from __future__ import annotations
 
 import importlib
-import importlib.util
 from typing import Any
 
 from ...errors import BackendError, first_line
+from ..base import missing_packages
 
 LIBRARIES = {"tensorrt": "tensorrt", "tensorrt-rtx": "tensorrt_rtx"}  # backend -> its module
 
 
-def unavailable_reason(library: str, extra: str) -> str | None:
-    """Return None if torch can use a GPU and the library is installed, else what is missing.
-
-    `extra` is the extra of calotype that installs the library.
-    """
-    if importlib.util.find_spec("torch") is None:
-        return "torch is not installed (pip install 'calotype[build]')"
+def unavailable_reason(backend: str) -> str | None:
+    """Return None if torch can use a GPU and the library is installed, else what is missing."""
+    if reason := missing_packages("build", "torch"):
+        return reason
     import torch
 
     if not torch.cuda.is_available():
         return "there is no NVIDIA GPU that PyTorch can use"
-    if importlib.util.find_spec(library) is None:
-        return f"{library} is not installed (pip install 'calotype[{extra}]')"
-    return None
+    return missing_packages(backend, LIBRARIES[backend])
 
 
 def import_library(library: str) -> Any:

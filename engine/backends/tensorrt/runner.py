@@ -11,25 +11,27 @@ nothing. Without a GPU it creates no object of TensorRT, as that may crash the p
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping, Sequence
-from functools import cached_property
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property, partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...cuda.device import Gpu, device_full_message, is_full, run_or_device_full
+import numpy as np
+from numpy.typing import NDArray
+
+from ...cuda.device import TOO_LARGE, Gpu, device_full_message, is_full
 from ...errors import BackendError, DeviceFullError
-from .library import create_log, import_library, unavailable_reason
+from ...weights.onnx import OnnxWeights
+from ..base import Array, Arrays, Backend, DeviceNetwork, Runner, Tensors
+from .library import LIBRARIES, create_log, import_library, unavailable_reason
 
 if TYPE_CHECKING:
-    import numpy as np
     from torch import Tensor
 
     from ...plan.plan import Artifact, PlannedComponent
     from ...weights.delta import WeightDeltas
-    from ..base import Arrays
-    from ..onnxruntime.weights import OnnxWeights
 
-FORM = "tensorrt"
-PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "int8+bf16", "fp8+fp16", "fp8+bf16")
+_PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "int8+fp16", "int8+bf16", "fp8+fp16", "fp8+bf16")
 
 # TensorRT's name of a type -> torch's name.
 _TYPES = {
@@ -37,30 +39,10 @@ _TYPES = {
     **{"INT64": "int64", "INT32": "int32", "INT8": "int8", "UINT8": "uint8", "BOOL": "bool"},
 }
 
-_TOO_LARGE = ("a run of this size", "request smaller images, or fewer at once")
-
 Shapes = Mapping[str, tuple[int, ...]]
 
 
-def unavailable() -> str | None:
-    """Return None if torch can use a GPU and TensorRT is installed, else what is missing."""
-    return unavailable_reason("tensorrt", "tensorrt")
-
-
-def open_runner(component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
-    """Open an engine. Raise `BackendError` if it cannot run here."""
-    reason = unavailable()
-    if reason is not None:
-        raise BackendError(f"{reason}.")
-    return open_with_library("tensorrt", component, artifact)
-
-
-def open_with_library(library: str, component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
-    """Open an engine with `tensorrt` or `tensorrt_rtx`, which must be available."""
-    return TensorRtRunner(component, artifact, import_library(library), Gpu())
-
-
-class TensorRtRunner:
+class TensorRtRunner(Runner):
     """An engine with one execution context. Threads may share it; a lock lets one at a time enqueue its work."""
 
     def __init__(self, component: PlannedComponent, artifact: Artifact, trt: Any, gpu: Gpu) -> None:
@@ -75,7 +57,8 @@ class TensorRtRunner:
         self._runtime = trt.Runtime(self.log)  # must outlive the engine, and the engine its context
         self.engine = self._open(artifact)
         self._check_tensors()
-        self._stream_weights()
+        if self.engine.streamable_weights_size > 0:  # it was built to stream the weights that do not fit
+            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
         strategy = trt.ExecutionContextAllocationStrategy.USER_MANAGED
         self._context = self.engine.create_execution_context(strategy)
         if self._context is None:
@@ -86,14 +69,9 @@ class TensorRtRunner:
         self._memory: tuple[int, int] | None = None  # address and size of the context's memory
         self.network = self._network()  # for graphs of the full pipeline
 
-    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Copy the inputs to the device, run, and return all outputs by name."""
-        with self._gpu.side_stream(), self._gpu.nvtx_range(self._name):
-            return run_or_device_full(lambda: self._run_arrays(inputs), *_TOO_LARGE)
-
-    def _run_arrays(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        tensors = {name: self._gpu.to_device(array) for name, array in inputs.items()}
-        return {name: self._gpu.to_host(tensor) for name, tensor in self.run(tensors).items()}
+        return self._gpu.run_arrays(self._name, self.run, inputs)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return each layer's weight shape. Raise `BackendError` if the engine was not built for refits."""
@@ -101,28 +79,52 @@ class TensorRtRunner:
 
     def update_weights(self, deltas: WeightDeltas) -> None:
         """Refit the engine to the weights of its graph, with these changed. CUDA graphs are captured again."""
-        from .refit import refit
-
         self._weights.check(deltas)
         with self._lock:
-            refit(self, self._weights.path, self._weights.changed(deltas))
+            self.refit(self._weights.path, self._weights.changed(deltas))
             self.network = self._network()  # a new object, which no captured graph has
+
+    def refit(self, graph: Path, changed: Iterable[tuple[str, NDArray[np.generic]]] = ()) -> None:
+        """Set the engine's weights to those of a graph of the same structure, with the `changed` initializers replaced.
+
+        The caller makes sure that nothing runs meanwhile.
+
+        Raises:
+            BackendError: TensorRT refused the weights.
+        """
+        trt = self.library
+        refitter = trt.Refitter(self.engine, self.log)
+        reader = trt.OnnxParserRefitter(refitter, self.log)
+        values = [(name, np.ascontiguousarray(value)) for name, value in changed]  # must outlive the reader
+        accepted = (
+            reader.load_model_proto(graph.read_bytes(), str(graph))
+            and all(reader.load_initializer(name, value.ctypes.data, value.nbytes) for name, value in values)
+            and reader.refit_model_proto()
+            and refitter.refit_cuda_engine()
+        )
+        if not accepted:
+            raise BackendError(f"TensorRT cannot refit the engine to {graph}: {self._reason()}")
 
     @cached_property
     def _weights(self) -> OnnxWeights:
-        from .refit import refit_weights
-
-        return refit_weights(self._path, self.engine, backend=self.backend, name=self._name)
+        """The weights of the graph from which the engine was built: an engine has its own names for weights."""
+        graph = next(self._path.parent.glob("*.onnx"), None)
+        if graph is None or not self.engine.refittable:
+            raise BackendError(
+                f"the {self.backend} engine of the {self._name} was not built for refits. Build a plan whose engines "
+                f"are (calotype build MODEL --backend {self.backend} --engine refit), or one with the LoRA in it "
+                "(--lora FILE)."
+            )
+        return OnnxWeights(graph)
 
     def _network(self) -> Engine:
-        return Engine(self, self._outputs, {n: self._type(n) for n in self._inputs})
+        return Engine(self, {name: self._type(name) for name in self._inputs})
 
-    def run(self, inputs: Mapping[str, Tensor], outputs: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+    def run(self, inputs: Tensors) -> dict[str, Tensor]:
         """Enqueue one run on the current stream and return all outputs by name.
 
         Args:
             inputs: contiguous tensors on the device. They must stay alive until the run has ended.
-            outputs: contiguous tensors to write into; outputs that are missing are allocated.
 
         Raises:
             BackendError: the engine was not built for the sizes, a type is wrong, or the run failed.
@@ -130,11 +132,10 @@ class TensorRtRunner:
         with self._lock:
             stream = self._gpu.current_stream()
             memory = self._bind_inputs(inputs, stream)
-            tensors = dict(outputs or {})
+            tensors = {}
             for name in self._outputs:
                 shape = tuple(self._context.get_tensor_shape(name))
-                if name not in tensors:
-                    tensors[name] = self._gpu.empty(shape, self._type(name))
+                tensors[name] = self._gpu.empty(shape, self._type(name))
                 self._bind(name, tensors[name], shape)
             if not self._context.execute_async_v3(stream):
                 raise self._error("TensorRT failed")
@@ -157,11 +158,6 @@ class TensorRtRunner:
             )
         return engine
 
-    def _stream_weights(self) -> None:
-        """Let TensorRT stream the weights that do not fit on the device, if the engine was built for that."""
-        if self.engine.streamable_weights_size > 0:
-            self.engine.weight_streaming_budget_v2 = self.engine.get_weight_streaming_automatic_budget()
-
     def _check_tensors(self) -> None:
         names = [self.engine.get_tensor_name(i) for i in range(self.engine.num_io_tensors)]
         inputs = [n for n in names if self.engine.get_tensor_mode(n) == self.library.TensorIOMode.INPUT]
@@ -172,7 +168,7 @@ class TensorRtRunner:
                 f"the plan expects {sorted(self._inputs)} and {sorted(self._outputs)}."
             )
 
-    def _bind_inputs(self, inputs: Mapping[str, Tensor], stream: int) -> Tensor:
+    def _bind_inputs(self, inputs: Tensors, stream: int) -> Tensor:
         """Bind the inputs, with another profile if their sizes need one, and return the working memory."""
         shapes = {name: tuple(inputs[name].shape) for name in self._inputs}
         if shapes != self._shapes:
@@ -247,27 +243,47 @@ class TensorRtRunner:
         """Return the error of a failed call: `DeviceFullError` if the device is full."""
         message = f"{what}: {self._reason()}"
         if is_full(message):
-            return DeviceFullError(device_full_message(_TOO_LARGE[0], message, _TOO_LARGE[1]))
+            what, fix = TOO_LARGE
+            return DeviceFullError(device_full_message(what, message, fix))
         return BackendError(message)
 
 
-class Engine:
-    """An engine as a function of tensors on the device, for graphs of the full pipeline. It does not wait."""
+class Engine(DeviceNetwork):
+    """An engine as a function of tensors on the device."""
 
-    def __init__(self, runner: TensorRtRunner, outputs: Sequence[str], types: Mapping[str, str]) -> None:
+    def __init__(self, runner: TensorRtRunner, types: Mapping[str, str]) -> None:
         import torch
 
-        self._runner, self._outputs = runner, outputs
+        self._runner = runner
         self._types = {name: getattr(torch, kind) for name, kind in types.items()}
         self.dtype = next((t for t in self._types.values() if t.is_floating_point), torch.float32)
 
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Cast the inputs to the engine's types, and return all outputs in their order."""
-        outputs = self._runner.run({n: inputs[n].to(kind).contiguous() for n, kind in self._types.items()})
-        return tuple(outputs[name] for name in self._outputs)
+    def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
+        """Cast the inputs to the engine's types, and return all outputs by name."""
+        return self._runner.run({n: inputs[n].to(kind).contiguous() for n, kind in self._types.items()})
 
 
 def _within(shape: tuple[int, ...], limits: Sequence[tuple[int, ...]]) -> bool:
     low, _, high = limits
     fits = len(shape) == len(low)
     return fits and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+
+
+def open_with_library(library: str, component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:
+    """Open an engine with `tensorrt` or `tensorrt_rtx`, which must be available. Raise `BackendError` if it fails."""
+    return TensorRtRunner(component, artifact, import_library(library), Gpu())
+
+
+def backend_with(name: str) -> Backend:
+    """Return the record of `tensorrt` or `tensorrt-rtx`."""
+    return Backend(
+        name=name,
+        form=name,
+        precisions=_PRECISIONS,
+        packages=(f"{name}-cu13", name),
+        unavailable=partial(unavailable_reason, name),
+        open=partial(open_with_library, LIBRARIES[name]),
+    )
+
+
+BACKEND = backend_with("tensorrt")

@@ -6,30 +6,23 @@ run at every step or on full images. A text encoder runs once per prompt and is 
 
 from __future__ import annotations
 
-import importlib.util
 import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from typing import TYPE_CHECKING, Any
 
 from ...cuda.device import Gpu, run_or_device_full
 from ...cuda.graphs import CudaGraphCache, CudaGraphCapturer, Function, GraphCapturer
 from ...errors import BackendError, SourceError
 from ...system.memory import in_words
+from ..base import Array, Arrays, Backend, DeviceNetwork, Runner, Session, Tensors, missing_packages
 
 if TYPE_CHECKING:
-    import numpy as np
     import torch
     from torch import Tensor, nn
 
     from ...plan.plan import Artifact, PlannedComponent
     from ...weights.delta import WeightDeltas
-    from ..base import Arrays
-
-    Exactness = Callable[[], AbstractContextManager[None]]
-
-FORM = "diffusers"
-PRECISIONS = ("fp32", "fp16", "bf16")
 
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _CAPTURED = ("unet", "controlnet", "vae")
@@ -37,30 +30,7 @@ _WIDE = ("timestep", "time_ids")  # stay in float32: half types have too few dig
 _GRAPHS_SHARE = 4  # the graphs of one network may take a quarter of the device's memory
 
 
-def unavailable() -> str | None:
-    """Return None if torch can use a GPU and all packages are installed, else what is missing."""
-    missing = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
-    if missing:
-        return f"{', '.join(missing)} not installed (pip install 'calotype[build]')"
-    import torch
-
-    if not torch.cuda.is_available():
-        return "there is no NVIDIA GPU that PyTorch can use"
-    if importlib.util.find_spec("triton") is None:
-        return "triton is not installed (pip install 'calotype[gpu]')"
-    return None
-
-
-def open_runner(component: PlannedComponent, artifact: Artifact) -> CudaRunner:
-    """Open a component from its folder of config and safetensors. Raise `BackendError` if it cannot run here."""
-    reason = unavailable()
-    if reason is not None:
-        raise BackendError(f"{reason}.")
-    gpu = Gpu()
-    return CudaRunner(component, artifact, gpu, CudaGraphCapturer(), limit_bytes=gpu.total_bytes() // _GRAPHS_SHARE)
-
-
-class CudaRunner:
+class CudaRunner(Runner):
     """A module on the device. Threads may share it; one runs at a time, all on one stream."""
 
     backend = "cuda"
@@ -71,40 +41,38 @@ class CudaRunner:
         import torch
 
         from ...cuda.fused_modules import fuse
-        from .fused_weights import fused_weights
         from .modules import load_module
-        from .weights import layers_of
+        from .weights import fused_weights, layers_of
 
-        if artifact.precision not in PRECISIONS:
-            raise BackendError(f"cuda runs {', '.join(PRECISIONS)}, and the artifact is {artifact.precision}.")
+        if artifact.precision not in _TYPES:
+            raise BackendError(f"cuda runs {', '.join(_TYPES)}, and the artifact is {artifact.precision}.")
         try:
             module = load_module(component.name, artifact.path)
         except SourceError as broken:
             raise BackendError(str(broken)) from None
         self.precision = artifact.precision
-        self._dtype: torch.dtype = getattr(torch, _TYPES[artifact.precision])
+        dtype: torch.dtype = getattr(torch, _TYPES[artifact.precision])
         layers = layers_of(module)
         self.replaced = fuse(module)
-        size = sum(p.numel() * self._dtype.itemsize for p in module.parameters())
+        size = sum(p.numel() * dtype.itemsize for p in module.parameters())
         what = f"the weights of the {component.name} ({in_words(size)} in {artifact.precision})"
         fix = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
-        self._module = run_or_device_full(lambda: gpu.move_module(module.to(self._dtype)), what, fix)
-        self._weights = fused_weights(layers, self._module)
-        self.network = Module(self._module, self._dtype)  # for graphs of the full pipeline
-        self._name, self._outputs = component.name, [b.name for b in component.outputs]
+        module = run_or_device_full(lambda: gpu.move_module(module.to(dtype)), what, fix)
+        self._weights = fused_weights(layers, module)
+        self.network = Module(module, dtype, [b.name for b in component.outputs])
+        self._name = component.name
         self._gpu, self._lock = gpu, threading.Lock()
         captured = component.name.startswith(_CAPTURED)
         self._run: Function = (
             CudaGraphCache(self._eager, recorder, limit_bytes=limit_bytes) if captured else self._eager
         )
 
-    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Copy the inputs to the device, run, and return all outputs by name."""
         import torch
 
-        fix = "request smaller images, or fewer at once"
-        with self._lock, self._gpu.side_stream(), torch.inference_mode(), self._gpu.nvtx_range(self._name):
-            return run_or_device_full(lambda: self._run_arrays(inputs), "a run of this size", fix)
+        with self._lock, torch.inference_mode():
+            return self._gpu.run_arrays(self._name, self._run, inputs)
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return each layer's weight shape."""
@@ -115,29 +83,40 @@ class CudaRunner:
         with self._lock, self._gpu.side_stream():
             self._weights.update_weights(deltas)
 
-    def _run_arrays(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
-        outputs = self._run({name: self._gpu.to_device(array) for name, array in inputs.items()})
-        return {name: self._gpu.to_host(tensor) for name, tensor in outputs.items()}
-
-    def _eager(self, inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    def _eager(self, inputs: Tensors) -> dict[str, Tensor]:
         """Run once. Inputs and outputs are float32, so that a graph captures the casts as well."""
-        return {n: t.float() for n, t in zip(self._outputs, self.network(**inputs), strict=True)}
+        return {name: tensor.float() for name, tensor in self.network(inputs).items()}
 
 
-class Module:
-    """A module as a function of tensors on the device, for graphs of the full pipeline."""
+class Module(DeviceNetwork):
+    """A module as a function of tensors on the device."""
 
-    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
-        self.module, self.dtype = module, dtype
+    def __init__(self, module: nn.Module, dtype: torch.dtype, outputs: list[str]) -> None:
+        self._module, self.dtype, self._outputs = module, dtype, outputs
 
-    def __call__(self, **inputs: Tensor) -> tuple[Tensor, ...]:
-        """Return all outputs in the module's order."""
+    def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
+        """Return all outputs by name."""
         import torch
 
         cast = {n: t.to(self.dtype) if t.is_floating_point() and n not in _WIDE else t for n, t in inputs.items()}
         with _without_tf32() if self.dtype == torch.float32 else nullcontext():
-            outputs: tuple[Tensor, ...] = self.module(**cast)
-        return outputs
+            outputs: tuple[Tensor, ...] = self._module(**cast)
+        return dict(zip(self._outputs, outputs, strict=True))
+
+    def session(self, constants: Tensors, timesteps: Tensor) -> Session[Tensor]:
+        """Return a session that computes once what depends only on the text and the timesteps."""
+        from ...cuda.step_cache import StepValues
+
+        values, plain = (
+            StepValues(self._module, timesteps, constants, self.dtype),
+            super().session(constants, timesteps),
+        )
+
+        def run(call: int, sample: Tensor, changing: Tensors) -> dict[str, Tensor]:
+            with values.at(call):
+                return plain(call, sample, changing)
+
+        return run
 
 
 @contextmanager
@@ -152,3 +131,30 @@ def _without_tf32() -> Iterator[None]:
         yield
     finally:
         convolutions.allow_tf32 = before
+
+
+def unavailable() -> str | None:
+    """Return None if torch can use a GPU and all packages are installed, else what is missing."""
+    if reason := missing_packages("build", "torch", "diffusers", "transformers"):
+        return reason
+    import torch
+
+    if not torch.cuda.is_available():
+        return "there is no NVIDIA GPU that PyTorch can use"
+    return missing_packages("gpu", "triton")
+
+
+def open_runner(component: PlannedComponent, artifact: Artifact) -> CudaRunner:
+    """Open a component from its folder of config and safetensors. Raise `BackendError` if it cannot be opened."""
+    gpu = Gpu()
+    return CudaRunner(component, artifact, gpu, CudaGraphCapturer(), limit_bytes=gpu.total_bytes() // _GRAPHS_SHARE)
+
+
+BACKEND = Backend(
+    name="cuda",
+    form="diffusers",
+    precisions=tuple(_TYPES),
+    packages=("torch",),
+    unavailable=unavailable,
+    open=open_runner,
+)

@@ -2,33 +2,25 @@
 
 from __future__ import annotations
 
-import importlib.util
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from ...errors import BackendError, SourceError
 from ...system import forks, threads
+from ..base import Array, Arrays, Backend, Runner, missing_packages
 
 if TYPE_CHECKING:
     from ...plan.plan import Artifact, PlannedComponent
     from ...weights.delta import WeightDeltas
-    from ..base import Arrays
 
-FORM = "diffusers"
-PRECISIONS = ("fp32",)
 _FORKED = (
     "eager uses one thread because this process was forked after PyTorch was loaded; start it with spawn to use more"
 )
 
 
-def unavailable() -> str | None:
-    """Return None if torch, diffusers and transformers are installed, else how to install them."""
-    missing = [n for n in ("torch", "diffusers", "transformers") if importlib.util.find_spec(n) is None]
-    return f"{', '.join(missing)} not installed (pip install 'calotype[build]')" if missing else None
-
-
-class EagerRunner:
+class EagerRunner(Runner):
     """Runs a PyTorch module over numpy arrays on the CPU."""
 
     backend = "eager"
@@ -57,7 +49,7 @@ class EagerRunner:
         """Change these weights in place, and restore all others."""
         self._weights.update_weights(deltas)
 
-    def __call__(self, inputs: Arrays) -> dict[str, np.ndarray[Any, Any]]:
+    def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Return all outputs by name."""
         import torch
 
@@ -67,6 +59,10 @@ class EagerRunner:
         return {name: out.numpy() for name, out in zip(self._names, outputs, strict=True)}
 
 
-def open_runner(component: PlannedComponent, artifact: Artifact) -> EagerRunner:
-    """Open a component from its folder of config and safetensors."""
-    return EagerRunner(component, artifact)
+BACKEND = Backend(
+    name="eager",
+    form="diffusers",
+    precisions=("fp32",),
+    unavailable=partial(missing_packages, "build", "torch", "diffusers", "transformers"),
+    open=EagerRunner,
+)

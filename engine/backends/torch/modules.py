@@ -8,7 +8,7 @@ an error.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,15 +25,19 @@ from ...weights.types import check_types
 _ADDED = ("text_embeds", "time_ids")
 
 
-class TextEncoder(nn.Module):
-    """CLIP's text transformer.
-
-    Outputs: the last state (normed), the pooled state, every layer's state, and the same normed in reverse order.
-    """
+class _Wrapper(nn.Module):
+    """A network with a signature of tensors."""
 
     def __init__(self, model: Any) -> None:
         super().__init__()
         self.model = model
+
+
+class TextEncoder(_Wrapper):
+    """CLIP's text transformer.
+
+    Outputs: the last state (normed), the pooled state, every layer's state, and the same normed in reverse order.
+    """
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """# [B, T] int64 -> [B, T, W], [B, W], (layers + 1) x [B, T, W], layers x [B, T, W]"""
@@ -43,15 +47,11 @@ class TextEncoder(nn.Module):
         return out.last_hidden_state, out.pooler_output, *out.hidden_states, *skipped
 
 
-class ProjectedTextEncoder(nn.Module):
+class ProjectedTextEncoder(_Wrapper):
     """SDXL's second text encoder.
 
     Outputs: the projected pooled state, the last state (normed), and every layer's state.
     """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, input_ids: Tensor) -> tuple[Tensor, ...]:
         """# [B, T] int64 -> [B, P], [B, T, W], (layers + 1) x [B, T, W]"""
@@ -59,16 +59,12 @@ class ProjectedTextEncoder(nn.Module):
         return out.text_embeds, out.last_hidden_state, *out.hidden_states
 
 
-class UNet(nn.Module):
+class UNet(_Wrapper):
     """The denoiser.
 
     `others` are named inputs: SDXL's `text_embeds` and `time_ids`, a latent consistency model's `timestep_cond`, and
     the residuals of ControlNets.
     """
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor
@@ -88,12 +84,8 @@ class UNet(nn.Module):
         return (out,)
 
 
-class UnconditionalUNet(nn.Module):
+class UnconditionalUNet(_Wrapper):
     """A denoiser without conditioning: its inputs are the sample and the timestep."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor]:
         """# [B, C, H, W], [B] -> [B, C, H, W]"""
@@ -105,12 +97,8 @@ def _index(name: str) -> int:
     return int(name.rpartition(".")[2]) if "." in name else -1
 
 
-class ControlNet(nn.Module):
+class ControlNet(_Wrapper):
     """A ControlNet: residuals for the U-Net from a control image. `added` are SDXL's `text_embeds` and `time_ids`."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self,
@@ -148,12 +136,8 @@ class VaeDecoder(nn.Module):
         return (self.decoder(latents),)
 
 
-class QuantizingDecoder(nn.Module):
+class QuantizingDecoder(_Wrapper):
     """Rounds latents, already divided by the scaling factor, to the nearest codebook entries and decodes them."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
         """# [B, C, h, w] -> [B, 3, H, W]"""
@@ -178,42 +162,34 @@ class VaeEncoder(nn.Module):
         return (moments if self.quant_conv is None else self.quant_conv(moments),)
 
 
-def _transformers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
-    def load(folder: Path) -> tuple[Any, Any]:
+Loaded = tuple[Any, Mapping[str, Any]]  # a library's network, and what it says about its keys
+
+
+def _transformers(class_name: str) -> Callable[[Path], Loaded]:
+    def load(folder: Path) -> Loaded:
         import transformers
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # it would also print into pipes while it reads weights
-        loaded: tuple[Any, Any] = getattr(transformers, class_name).from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            dtype=torch.float32,
-            output_loading_info=True,
-            variant=_variant(folder, "model"),
-        )
-        return loaded
+        return _from_pretrained(getattr(transformers, class_name), folder, "model", dtype=torch.float32)
 
     return load
 
 
-def _diffusers(class_name: str) -> Callable[[Path], tuple[Any, Any]]:
-    def load(folder: Path) -> tuple[Any, Any]:
-        import diffusers
+def _diffusers(folder: Path, class_name: str) -> Loaded:
+    import diffusers
 
-        _check_size(getattr(diffusers, class_name), folder)
-        loaded: tuple[Any, Any] = getattr(diffusers, class_name).from_pretrained(
-            folder,
-            use_safetensors=True,
-            local_files_only=True,
-            torch_dtype=torch.float32,
-            low_cpu_mem_usage=False,
-            output_loading_info=True,
-            variant=_variant(folder, "diffusion_pytorch_model"),
-        )
-        return loaded
+    network_class, stem = getattr(diffusers, class_name), "diffusion_pytorch_model"
+    _check_size(network_class, folder)
+    return _from_pretrained(network_class, folder, stem, torch_dtype=torch.float32, low_cpu_mem_usage=False)
 
-    return load
+
+def _from_pretrained(network_class: Any, folder: Path, stem: str, **options: Any) -> Loaded:
+    variant, local = _variant(folder, stem), {"use_safetensors": True, "local_files_only": True}
+    loaded: Loaded = network_class.from_pretrained(
+        folder, output_loading_info=True, variant=variant, **local, **options
+    )
+    return loaded
 
 
 def _variant(folder: Path, stem: str) -> str | None:
@@ -222,26 +198,24 @@ def _variant(folder: Path, stem: str) -> str | None:
     return None if plain else "fp16"
 
 
-def _class_of(folder: Path) -> str:
-    return str(read_json(folder / "config.json", "a network's config").get("_class_name"))
+def _by_config(usual: str, *others: str) -> Callable[[Path], Loaded]:
+    """Load the class that the config names, if it is one of `others`; else the usual one."""
+
+    def load(folder: Path) -> Loaded:
+        name = read_json(folder / "config.json", "a network's config").get("_class_name")
+        return _diffusers(folder, str(name) if name in others else usual)
+
+    return load
 
 
-def _autoencoder(folder: Path) -> tuple[Any, Any]:
-    name = _class_of(folder)
-    return _diffusers(name if name in ("AutoencoderTiny", "VQModel") else "AutoencoderKL")(folder)
-
-
-def _unet(folder: Path) -> tuple[Any, Any]:
-    return _diffusers("UNet2DModel" if _class_of(folder) == "UNet2DModel" else "UNet2DConditionModel")(folder)
-
-
-_LOADERS: dict[str, tuple[Callable[[Path], tuple[Any, Any]], type[nn.Module]]] = {
+_AUTOENCODER = _by_config("AutoencoderKL", "AutoencoderTiny", "VQModel")
+_LOADERS: dict[str, tuple[Callable[[Path], Loaded], type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
-    "unet": (_unet, UNet),
-    "controlnet": (_diffusers("ControlNetModel"), ControlNet),
-    "vae_decoder": (_autoencoder, VaeDecoder),
-    "vae_encoder": (_autoencoder, VaeEncoder),
+    "unet": (_by_config("UNet2DConditionModel", "UNet2DModel"), UNet),
+    "controlnet": (_by_config("ControlNetModel"), ControlNet),
+    "vae_decoder": (_AUTOENCODER, VaeDecoder),
+    "vae_encoder": (_AUTOENCODER, VaeEncoder),
 }
 
 

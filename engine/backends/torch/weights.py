@@ -45,3 +45,22 @@ class ModuleWeights:
             weight = self._weights[name := parameter.removesuffix(".weight")]
             self._originals[name] = weight.clone()
             weight.copy_(torch.from_numpy(delta(weight.float().cpu().numpy())))
+
+
+def fused_weights(layers: Layers, module: nn.Module) -> ModuleWeights:
+    """Return the weights of a fused module by their original names; `layers` are its layers before the fusion.
+
+    A packed projection is a range of rows of the fused one. Captured graphs read the weights in place, so a change
+    needs no new capture.
+    """
+    from ...cuda.fused_attention import FusedAttention
+
+    packed = {
+        id(layer): attention.packed.weight.data[start:stop]
+        for attention in module.modules()
+        if isinstance(attention, FusedAttention)
+        for layer, start, stop in attention.rows
+    }
+    return ModuleWeights(
+        {n: packed[id(layer)] if layer.weight is None else layer.weight.data for n, layer in layers.items()}
+    )

@@ -104,7 +104,7 @@ def test_a_contender_has_the_name_that_it_is_parsed_from():
 @pytest.mark.parametrize(
     ("variant", "settings"),
     [
-        ("without=time_table+kept_inputs", {"without": ["time_table", "kept_inputs"]}),
+        ("without=group_norms+shared_guidance", {"without": ["group_norms", "shared_guidance"]}),
         ("without=all", {"without": list(PIECES)}),
         ("cache_interval=3", {"arguments": {"cache_interval": 3}}),
         ("guidance_interval=0.2-0.8", {"arguments": {"guidance_interval": [0.2, 0.8]}}),

@@ -11,6 +11,7 @@ from calotype import backends
 from calotype.backends import choose, open_component
 from calotype.errors import BackendError
 from calotype.system import threads
+from tests.helpers.backends import change_backend
 
 
 @pytest.fixture
@@ -39,7 +40,7 @@ def test_auto_skips_a_backend_whose_outputs_differ(pipe):
 
 
 def test_auto_falls_back_and_gives_reasons(no_onnxruntime, monkeypatch):
-    monkeypatch.setattr("calotype.backends.openvino.runner.unavailable", lambda: "openvino is not installed")
+    change_backend(monkeypatch, "openvino", unavailable=lambda: "openvino is not installed")
     opened = calotype.load("demo").component("unet")
     assert opened.runner.backend == "eager"
     assert "not openvino: openvino is not installed; not onnxruntime: onnxruntime is not installed" in opened.why

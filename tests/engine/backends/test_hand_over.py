@@ -8,6 +8,7 @@ from calotype.backends import fake as fake_backend
 from calotype.backends import open_component
 from calotype.errors import BackendError, Cancelled, DeviceFullError, InputError, NotFiniteError
 from calotype.pipeline import Pipeline
+from tests.helpers.backends import change_backend
 
 
 class Failing(fake_backend.FakeRunner):
@@ -33,8 +34,7 @@ def failing(monkeypatch):
                 raise BackendError("this test has only the U-Net")
             return Failing(component, artifact.precision, error, good)
 
-        monkeypatch.setattr("calotype.backends.openvino.runner.FORM", "diffusers")
-        monkeypatch.setattr("calotype.backends.openvino.runner.open_runner", open_runner)
+        change_backend(monkeypatch, "openvino", form="diffusers", open=open_runner)
 
     return use
 

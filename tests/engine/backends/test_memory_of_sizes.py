@@ -16,10 +16,7 @@ class CachedShape:
     """A compiled shape that counts how often its buffers were freed."""
 
     def __init__(self, tensor_bytes=0):
-        self.freed, self._request = 0, SimpleNamespace(tensor_bytes=tensor_bytes)
-
-    def requests(self):
-        return [self._request]
+        self.freed, self.requests = 0, [SimpleNamespace(tensor_bytes=tensor_bytes)]
 
     def release(self):
         self.freed += 1

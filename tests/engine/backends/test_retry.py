@@ -14,6 +14,7 @@ from calotype.backends import open_component
 from calotype.errors import BackendError, NotFiniteError
 from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
+from tests.helpers.backends import change_backend
 
 
 def planned(component, *precisions, form="diffusers"):
@@ -35,7 +36,7 @@ def overflowing(monkeypatch):
         opened.append(artifact.precision)
         return Overflowing(component, artifact.precision)
 
-    monkeypatch.setattr(fake_backend, "open_runner", open_runner)
+    change_backend(monkeypatch, "fake", open=open_runner)
     return broken, opened
 
 
@@ -54,14 +55,14 @@ def test_the_first_artifact_that_the_backend_supports_is_used(fake, overflowing)
 
 
 def test_an_artifact_that_cannot_be_opened_is_skipped_with_its_reason(fake, overflowing, monkeypatch):
-    real = fake_backend.open_runner
+    real = fake_backend.BACKEND.open
 
     def open_runner(component, artifact):
         if artifact.precision == "bf16":
             raise BackendError("this CPU has no bfloat16")
         return real(component, artifact)
 
-    monkeypatch.setattr(fake_backend, "open_runner", open_runner)
+    change_backend(monkeypatch, "fake", open=open_runner)
     opened = open_component(planned(fake.plan.components["unet"], "bf16", "fp32"), backends.choose("fake"))
     assert opened.runner.precision == "fp32"
     assert opened.why == "requested; not fake: this CPU has no bfloat16"

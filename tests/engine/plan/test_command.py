@@ -74,7 +74,7 @@ def test_a_hostile_command_is_not_shown(editable):
 
 
 def test_a_hostile_version_is_refused(editable, monkeypatch):
-    monkeypatch.setattr(compatibility, "_installed", lambda _: "1.0")
+    monkeypatch.setattr(compatibility, "installed", lambda _: "1.0")
     editable.data["build"]["needs"] = {"onnxruntime": f"99'{HOSTILE}"}
     with pytest.raises(SourceError, match="needs"):
         read_plan(editable.seal())

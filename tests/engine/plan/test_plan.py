@@ -103,13 +103,13 @@ def reason_for(plan, **build):
 def test_an_older_runtime_is_refused_and_a_newer_one_noted(plan, saved_plan, monkeypatch):
     assert compatibility.incompatibility_reason(plan) is None
     assert compatibility.version_drift_note(plan) is None
-    monkeypatch.setattr(compatibility, "_installed", lambda _: "1.19.2")
+    monkeypatch.setattr(compatibility, "installed", lambda _: "1.19.2")
     reason = compatibility.incompatibility_reason(plan)
     assert "1.19.2" in reason
     assert "pip install 'onnxruntime>=" in reason
     with pytest.raises(BackendError, match=r"1\.19\.2"):
         calotype.load(saved_plan, backend="onnxruntime")
-    monkeypatch.setattr(compatibility, "_installed", lambda _: "99.1.0")
+    monkeypatch.setattr(compatibility, "installed", lambda _: "99.1.0")
     assert compatibility.incompatibility_reason(plan) is None
     result = calotype.load(saved_plan)("a red ring", steps=1, seed=0)
     assert any("99.1.0" in note for note in result.report.notes)
@@ -117,21 +117,21 @@ def test_an_older_runtime_is_refused_and_a_newer_one_noted(plan, saved_plan, mon
 
 @pytest.mark.parametrize(("name", "here", "bad"), [("openvino", "2024.1.0", True), ("openvino", "2099.1.0", False)])
 def test_openvino_plans_need_the_version_of_their_build(plan, monkeypatch, name, here, bad):
-    monkeypatch.setattr(compatibility, "_installed", lambda _: here)
+    monkeypatch.setattr(compatibility, "installed", lambda _: here)
     reason = reason_for(plan, backend=name, needs={name: "2026.4.1-1-abc"})
     assert (reason is not None) is bad
 
 
 def test_compiled_engines_are_bound_to_the_exact_version_and_the_gpu(plan, monkeypatch):
     compiled = {"backend": "tensorrt", "needs": {"tensorrt": "11.4.0"}}
-    monkeypatch.setattr(compatibility, "_installed", lambda _: "11.5.0")
+    monkeypatch.setattr(compatibility, "installed", lambda _: "11.5.0")
     monkeypatch.setattr(compatibility, "gpu_name", lambda: "NVIDIA H200, driver 595.1")
     assert "11.5.0" in reason_for(plan, **compiled)
     machine = {"gpu": "NVIDIA A100, driver 595.1"}
     assert "NVIDIA H200" in reason_for(plan, **compiled, machine=machine)
     monkeypatch.setattr(compatibility, "gpu_name", lambda: None)
     assert "no NVIDIA GPU" in reason_for(plan, **compiled, machine=machine)
-    monkeypatch.setattr(compatibility, "_installed", lambda _: "11.4.0")
+    monkeypatch.setattr(compatibility, "installed", lambda _: "11.4.0")
     monkeypatch.setattr(compatibility, "gpu_name", lambda: "NVIDIA A100, driver 595.1")
     assert reason_for(plan, **compiled, machine=machine) is None
 

@@ -31,3 +31,14 @@ def test_eviction_comes_before_the_next_value_is_created():
     for key in "abc":
         memory(key, lambda: lengths.append(len(memory)) or "value")
     assert lengths == [0, 1, 1]
+
+
+def test_trim_evicts_the_least_recently_used_values():
+    memory = LruCache(4)
+    assert memory.last is None
+    for key in "abc":
+        memory.put(key, key.upper())
+    memory.get("a")
+    assert (memory.last, memory.values()) == ("A", ["B", "C", "A"])
+    memory.trim(1)
+    assert memory.values() == ["A"]

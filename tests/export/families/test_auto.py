@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 import calotype
-from calotype.backends.registry import backend_module
 from calotype.export.quality.metrics import psnr
+from tests.helpers.backends import change_backend
 from tests.helpers.tiny_models import save_controlnet
 
 IMAGE, EDGES = (
@@ -74,7 +74,7 @@ def auto(folder, backend, **parts):
     """Load without `backend=`, with the backends before this one in auto's order unavailable."""
     with pytest.MonkeyPatch.context() as patch:
         for before in BACKENDS[: BACKENDS.index(backend)]:
-            patch.setattr(backend_module(before), "unavailable", lambda: "it is not installed")
+            change_backend(patch, before, unavailable=lambda: "it is not installed")
         return calotype.load(folder, **parts)
 
 

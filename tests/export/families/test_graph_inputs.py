@@ -39,7 +39,8 @@ def test_graph_conditioning_matches_the_pipeline(options, sdxl_folder):
     batch = prepare_inputs(plan, request, Codec(plan, encoder), Stopwatch())
     inputs = {name: torch.from_numpy(array) for name, array in arrays_of(request, matrix, batch).items()}
     expected = PromptEncoder(plan, encoder)(request) | batch.micro_conditioning
-    networks = {name: Module(module, torch.float32) for name, module in modules.items()}
+    outputs = {name: [b.name for b in component.outputs] for name, component in plan.components.items()}
+    networks = {name: Module(module, torch.float32, outputs[name]) for name, module in modules.items()}
     with torch.inference_mode():
         got = GraphPipeline(plan, networks).conditioning(inputs, options_of(request))
     assert set(got) == set(expected) == {"encoder_hidden_states", "text_embeds", "time_ids"}

@@ -3,11 +3,11 @@
 import numpy as np
 import pytest
 
-from calotype.backends.openvino import rewrites, runner
+from calotype.backends.openvino import network, rewrites
 from calotype.backends.openvino.graph import element_types, sized
 from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, REWRITES, apply_rewrites, enabled_rewrites
 
-ov = runner.library()
+ov = network.library()
 ops = ov.opset13
 RNG = np.random.default_rng(0)
 
@@ -48,13 +48,6 @@ def upsampled_convolution(height, width, **options):
     return model(convolved(doubled(x), 7, 5, **options), x)
 
 
-def gated_linear(axis=-1):
-    x = parameter(2, 9, 6)
-    added = ops.add(ops.matmul(x, ops.constant(numbers(6, 16)), False, False), ops.constant(numbers(1, 1, 16)))
-    first, second = ops.split(added, ops.constant(np.int64(axis)), 2).outputs()
-    return model(ops.multiply(first, ops.gelu(second, "erf")), x)
-
-
 def group_norm(channels=12, groups=3, offset=0.0):
     x = parameter(2, channels, 5, 7)
     shifted = ops.add(x, ops.constant(np.float32(offset)))
@@ -63,7 +56,7 @@ def group_norm(channels=12, groups=3, offset=0.0):
 
 
 def computed(graph):
-    compiled = runner._core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
+    compiled = network.core().compile_model(graph, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
     shape = tuple(compiled.input(0).shape)
     x = np.random.default_rng(1).standard_normal(shape).astype(np.float32)
     return compiled({"x": x})[0]
@@ -74,7 +67,6 @@ def computed(graph):
     [
         ("upsampled_convolutions", upsampled_convolution(5, 7)),  # odd sides: every border is a different case
         ("upsampled_convolutions", upsampled_convolution(1, 1)),  # only borders
-        ("gated_linears", gated_linear()),
         ("group_norms", group_norm()),
         ("group_norms", group_norm(channels=8, groups=8)),  # one channel a group
         ("group_norms", group_norm(channels=8, groups=1)),
@@ -120,7 +112,7 @@ def test_other_kinds_of_upsampling_stay():
 
 
 def test_the_environment_disables_rewrites(monkeypatch):
-    monkeypatch.setenv(DISABLE_VARIABLE, "gated_linears,upsampled_convolutions")
+    monkeypatch.setenv(DISABLE_VARIABLE, "shared_guidance,upsampled_convolutions")
     assert enabled_rewrites() == ["group_norms"]
 
 

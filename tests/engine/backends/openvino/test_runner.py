@@ -16,9 +16,10 @@ import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 import calotype
-from calotype.backends.openvino import runner as backend
+from calotype.backends.openvino import network
 from calotype.backends.openvino import shapes as shapes_module
 from calotype.backends.openvino.pages import release_mapped_pages
+from calotype.backends.openvino.runner import OpenVinoRunner
 from calotype.errors import BackendError
 from calotype.export.quality.metrics import psnr
 from calotype.files.cache import OPENVINO
@@ -26,7 +27,7 @@ from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
 
 WEIGHTS = np.random.default_rng(0).standard_normal((64, 32)).astype(np.float32)
-CAPABILITIES = backend._core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
+CAPABILITIES = network.core().get_property("CPU", "OPTIMIZATION_CAPABILITIES")
 
 
 def component(*artifacts):
@@ -70,7 +71,7 @@ def open_model(home, tmp_path):
 
     def open_it(precision="fp32"):
         artifact = Artifact(form="onnx", path=path, precision=precision, check={})
-        return backend.open_runner(component(artifact), artifact)
+        return OpenVinoRunner(component(artifact), artifact)
 
     return open_it
 
@@ -109,10 +110,10 @@ def test_compiled_shapes_are_bounded(open_model, monkeypatch):
     runner = open_model()
     for length in range(1, 9):
         runner({"x": batch(1, length, 64)})
-    assert len(runner._shapes) == shapes_module._MAX_SHAPES
+    assert len(runner.cached) == shapes_module._MAX_SHAPES
     monkeypatch.setattr(shapes_module, "available_bytes", lambda: 1)  # a large network on a small machine
     runner({"x": batch(2, 1, 64)})
-    assert len(runner._shapes) == 1
+    assert len(runner.cached) == 1
 
 
 def test_threads_may_share_a_runner(open_model):
@@ -243,7 +244,7 @@ def test_bf16_on_a_cpu_without_it_is_refused(open_model):
 
 
 def test_a_precision_that_openvino_ignores_is_refused(open_model, monkeypatch):
-    monkeypatch.setitem(backend._HINTS, "fp32", "f16")  # this device has none
+    monkeypatch.setitem(network.HINTS, "fp32", "f16")  # this device has none
     with pytest.raises(BackendError, match="f16"):
         open_model()({"x": batch(1, 2, 64)})
 
@@ -255,7 +256,7 @@ def test_missing_and_broken_files_are_refused(home, tmp_path):
             path.write_bytes(content)
         artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
         with pytest.raises(BackendError, match=f"cannot open .*{name}") as error:
-            backend.open_runner(component(artifact), artifact)
+            OpenVinoRunner(component(artifact), artifact)
         assert "\n" not in str(error.value)
         assert "Exception from" not in str(error.value)
 
@@ -270,7 +271,7 @@ def test_a_missing_output_is_refused(open_model, tmp_path):
         refused={},
     )
     with pytest.raises(BackendError, match="output z"):
-        backend.open_runner(other, artifact)
+        OpenVinoRunner(other, artifact)
 
 
 def test_shapes_that_do_not_fit_are_one_line(open_model):
@@ -281,8 +282,8 @@ def test_shapes_that_do_not_fit_are_one_line(open_model):
 
 
 IMPORTED = """
-import sys, calotype.backends.openvino.runner as backend
-backend._core()
+import sys, calotype.backends.openvino.network as network
+network.core()
 heavy = ("openvino_telemetry", "openvino.tools.ovc", "torch", "onnx", "urllib.request")
 print([name for name in heavy if name in sys.modules])
 """
@@ -327,7 +328,7 @@ def test_a_compiled_network_keeps_no_pages_of_its_file(tmp_path, monkeypatch):
     model.graph.output[0].type.tensor_type.shape.dim[2].dim_value = large.shape[1]
     onnx.save(model, path, save_as_external_data=True, location=file.name)
     artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
-    runner = backend.open_runner(component(artifact), artifact)
+    runner = OpenVinoRunner(component(artifact), artifact)
     shapes = {"x": (1, 3, 64)}
     assert runner.compiled({"shapes": shapes}, lambda: runner.sized(shapes))
     mapped = Path("/proc/self/smaps").read_text().split(f"{file}\n")[1:]
