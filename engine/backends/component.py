@@ -110,7 +110,10 @@ class LoadedComponent:
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
-                raise NotFiniteError(f"the {_display_name(self.component)} got inputs that are not finite.")
+                name = self.component.name
+                raise NotFiniteError(
+                    f"the {_display_name(self.component)} got inputs that are not finite.", component=name
+                )
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -144,7 +147,7 @@ class LoadedComponent:
             self.why = "; ".join([source, *(f"not {n}: {reason}" for n, reason in ahead.items())])
             return
         message = "; ".join(f"{n}: {reason}" for n, reason in reasons.items())
-        raise BackendError(f"no backend could open the {self.component.name}. {message}")
+        raise BackendError(f"no backend could open the {self.component.name}. {message}", component=self.component.name)
 
     def _hand_over(self, failed: Runner, error: Exception) -> None:
         """Switch to the next artifact in the order of the choice after the backend failed at its first run.
@@ -157,17 +160,18 @@ class LoadedComponent:
         with self._switching:
             if self.runner is not failed:  # another thread has done it
                 return
+            data = {"backend": failed.backend, "component": self.component.name}
             message = f"{failed.backend} failed on the {self.component.name}: {reason}"
             full = isinstance(error, MemoryError) or is_full(reason)
             if self._ran is failed or full or len(self._choice.requested) == 1:
-                raise BackendError(message) from error
+                raise BackendError(message, **data) from error
             current = failed.backend, self.artifact
             candidates = itertools.dropwhile(lambda each: each != current, _candidates(self.component, self._choice))
             next(candidates, None)
             try:
                 self._open(candidates, {**self._skipped, failed.backend: f"failed at its first run: {reason}"})
             except BackendError as other:
-                raise BackendError(f"{message}; {other}") from error
+                raise BackendError(f"{message}; {other}", **data) from error
             self.retried += (
                 f"{_display_name(self.component)}: {failed.backend} failed at its first run ({reason}); "
                 f"{self.runner.backend} took over",
@@ -183,7 +187,12 @@ class LoadedComponent:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})
             except BackendError as other:
-                raise NotFiniteError(_not_finite_message(name, failed, str(other))) from None
+                raise NotFiniteError(
+                    _not_finite_message(name, failed, str(other)),
+                    backend=failed.backend,
+                    component=self.component.name,
+                    precision=failed.precision,
+                ) from None
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
             self.retried += (f"{name}: numbers not finite in {failed.precision}, retried in {now}",)
@@ -194,7 +203,9 @@ def _adaptable(runner: Runner, component: PlannedComponent) -> SupportsWeightUpd
         return runner
     raise BackendError(
         f"{runner.backend} cannot change the weights of the {_display_name(component)} in this version. Build a plan "
-        "with the LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager."
+        "with the LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager.",
+        backend=runner.backend,
+        component=component.name,
     )
 
 

@@ -94,7 +94,7 @@ def choose(
         if name == "auto":
             raise BackendError('"auto" cannot be combined with backend names. Pass "auto", or a list of names.')
         if name not in _MODULES:
-            raise BackendError(f"unknown backend {name!r}: expected one of auto, {', '.join(NAMES)}.")
+            raise BackendError(f"unknown backend {name!r}: expected one of auto, {', '.join(NAMES)}.", backend=name)
     reasons = {name: (refused or {}).get(name) or unavailable(name) for name in requested}
     names = tuple(n for n, reason in reasons.items() if reason is None)
     skipped = {n: reason for n, reason in reasons.items() if reason is not None}

@@ -69,7 +69,7 @@ class CudaGraphCache:
                 self._graphs.clear()  # make room, and drop a graph that failed half-way
                 empty_cache()
         fix = "request smaller images, or fewer at once"
-        raise DeviceFullError(device_full_message("a run of this size", message, fix))
+        raise DeviceFullError(device_full_message("a run of this size", message, fix), hint=fix)
 
     def _replayed(self, inputs: Tensors, options: Mapping[str, Hashable]) -> dict[str, Tensor]:
         graph = self._graph(inputs, options)
