@@ -17,14 +17,14 @@ Check = Callable[[Any, str], None]
 class SchemaError(ValueError):
     """A field is missing, unknown, or has an invalid value. `field` is its path."""
 
-    def __init__(self, message: str, field: str | None = None) -> None:
-        super().__init__(message)
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
         self.field = field
 
 
 def mismatch(where: str, got: Any, expected: str) -> NoReturn:
     """Raise the `SchemaError` for the value of a field."""
-    raise SchemaError(f"{where} is {reprlib.repr(got)}; expected {expected}", where)
+    raise SchemaError(where, f"is {reprlib.repr(got)}; expected {expected}")
 
 
 def integer(low: int, high: int) -> Check:
@@ -122,8 +122,8 @@ def record(fields: Mapping[str, Check], *, optional: Collection[str] = (), more:
             if name in value:
                 check_field(value[name], prefix + name)
             elif name not in optional:
-                raise SchemaError(f"{prefix}{name} is missing", prefix + name)
+                raise SchemaError(prefix + name, "is missing")
         if not more and (unknown := set(value) - set(fields)):
-            raise SchemaError(f"{prefix}{min(unknown)} is an unknown field", prefix + min(unknown))
+            raise SchemaError(prefix + min(unknown), "is an unknown field")
 
     return check

@@ -159,7 +159,7 @@ def check_manifest(data: Any) -> None:
     _check_controlnets(components, channels)
     build = data["build"]
     if build and build["backend"] not in build["needs"]:
-        raise SchemaError(f"build.needs.{build['backend']} is missing")
+        raise SchemaError(f"build.needs.{build['backend']}", "is missing")
 
 
 def _stamp(value: Any, where: str) -> None:
@@ -198,13 +198,13 @@ def _check_networks(data: Fields) -> None:
     required = {"unet"} | (set() if data["family"] == "pixels" else {"vae_decoder", "vae_encoder"})
     for name in sorted(required):
         if name not in components:
-            raise SchemaError(f"components.{name} is missing; the family {data['family']} requires it")
+            raise SchemaError(f"components.{name}", f"is missing; the family {data['family']} requires it")
     texts = {name for name in components if name.startswith("text_encoder")}
     others = set(components) - required - (texts | set(controlnets_of(components)) if has_text else set())
     if others:
         mismatch("components", sorted(components), f"no {min(others)} in the family {data['family']}")
     if has_text and not texts:
-        raise SchemaError(f"components.text_encoder is missing; the family {data['family']} requires it")
+        raise SchemaError("components.text_encoder", f"is missing; the family {data['family']} requires it")
     if set(data["tokenizers"]) != texts:
         mismatch("tokenizers", sorted(data["tokenizers"]), f"one for each text encoder: {', '.join(sorted(texts))}")
 
