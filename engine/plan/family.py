@@ -211,7 +211,9 @@ def _latents_scale(vae: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
     if not len(mean) == len(std) == channels or min(std) <= 0:
         raise SourceError(
             f"vae/config.json: latents_mean has {len(mean)} numbers and latents_std {len(std)} (smallest: "
-            f"{min(std)}); expected one for each of the {channels} latent_channels, and latents_std above 0."
+            f"{min(std)}); expected one for each of the {channels} latent_channels, and latents_std above 0.",
+            path="vae/config.json",
+            field="latents_std",
         )
     return mean, std
 
