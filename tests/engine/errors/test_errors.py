@@ -15,7 +15,7 @@ from calotype.files.json_file import read_json
 from calotype.plan.bindings import Binding, check_arrays
 from calotype.plan.profile import Profile, Range
 from calotype.sampling.compile import compile_sampler
-from calotype.sampling.noise import NoiseStream
+from calotype.sampling.noise import BatchNoise
 from calotype.sampling.schedulers import spec_from
 
 VALUES = {"path": "/a/model", "steps": 7, "step": 3, "total": 20, "free_bytes": 1 << 30, "got": 1.5}
@@ -65,7 +65,7 @@ INVALID = {
     "width": (lambda: PROFILE.check(batch=1, height=64, width=100), 100),
     "height": (lambda: PROFILE.check(batch=1, height=8, width=64), 8),
     "num_images": (lambda: PROFILE.check(batch=9, height=64, width=64), 9),
-    "seed": (lambda: NoiseStream(-1), -1),
+    "seed": (lambda: BatchNoise((-1,), (4, 8, 8)), -1),
     "prompts": (lambda: calotype.clip_score(np.zeros((8, 8, 3), np.uint8), []), "[]"),
     "images": (lambda: calotype.clip_score([], "a cat"), None),
     "image": (lambda: calotype.preprocess.canny(np.zeros((8, 8))[None, None]), "an array of shape [1, 1, 8, 8]"),
