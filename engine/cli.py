@@ -51,7 +51,8 @@ def inspect(
     from .plan.plan import is_plan, read_plan
 
     if not is_plan(plan):
-        raise InputError(f"cannot inspect {plan}: it is not a plan. Build one with: calotype build MODEL -o {plan}")
+        message = f"cannot inspect {plan}: it is not a plan. Build one with: calotype build MODEL -o {plan}"
+        raise InputError(message, argument="plan", got=str(plan))
     opened = read_plan(plan.expanduser())
     typer.echo(json.dumps(describe(opened), indent=1) if as_json else format_plan(opened))
 

@@ -96,7 +96,7 @@ class ImageGenerator:
     def _events(self, call: Generation, as_graph: bool) -> Iterator[Event]:
         total = call.sampler.calls
         if call.stop.is_set():
-            raise Cancelled(f"cancelled after 0 of {total} steps.")
+            raise Cancelled(f"cancelled after 0 of {total} steps.", step=0, total=total)
         inputs = prepare(self._plan, call.request, self.codec, call.watch)
         call.notes += [inputs.tiling.note] if inputs.tiling.note else []
         if as_graph and self._components.on_gpu and self._graph.on_device:

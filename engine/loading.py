@@ -53,12 +53,12 @@ def load(
         The loaded pipeline. Call it with a prompt to generate images.
 
     Raises:
-        SourceError: the model, or a file that belongs to it, cannot be read.
+        SourceError: the model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
         BackendError: no requested backend can run.
         InputError: `model` is a plan, and `controlnet`, `vae` or `textual_inversion` is set: a plan contains its own.
     """
     loras = parse_loras(lora)  # a missing file raises before the work
-    extras = {"ControlNets": _as_list(controlnet), "VAE": vae, "learned words": _as_list(textual_inversion)}
+    extras = {"controlnet": _as_list(controlnet), "vae": vae, "textual_inversion": _as_list(textual_inversion)}
     pipe = _load_plan(model, backend, extras) if is_plan(model) else _trace_model(model, backend, extras, offline)
     if loras:
         pipe.set_lora([(each.path, each.weight) for each in loras])  # `lora` may be a generator, which is used up
@@ -68,7 +68,8 @@ def load(
 def _load_plan(model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any]) -> Pipeline:
     for name, value in extras.items():
         if value:
-            raise InputError(f"{model} is a plan, which contains its {name}. Pass them when you build the plan.")
+            message = f"{model} is a plan, which contains its own {name}. Pass {name} when you build the plan."
+            raise InputError(message, argument=name, got=str(value))
     folder = Path(model).expanduser()
     plan = read_plan(folder)
     for name, tokenizer in plan.tokenizers.items():

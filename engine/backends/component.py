@@ -109,7 +109,8 @@ class LoadedComponent:
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
-                raise NotFiniteError(f"the {self._title} got inputs that are not finite.")
+                name = self.component.name
+                raise NotFiniteError(f"the {self._title} got inputs that are not finite.", component=name)
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -143,7 +144,7 @@ class LoadedComponent:
             self.why = "; ".join([source, *(f"not {n}: {reason}" for n, reason in ahead.items())])
             return
         message = "; ".join(f"{n}: {reason}" for n, reason in reasons.items())
-        raise BackendError(f"no backend could open the {self.component.name}. {message}")
+        raise BackendError(f"no backend could open the {self.component.name}. {message}", component=self.component.name)
 
     def _hand_over(self, failed: Runner, error: Exception) -> None:
         """Switch to the next artifact in the order of the choice after the backend failed at its first run.
@@ -156,17 +157,18 @@ class LoadedComponent:
         with self._switching:
             if self.runner is not failed:  # another thread has done it
                 return
+            data = {"backend": failed.backend, "component": self.component.name}
             message = f"{failed.backend} failed on the {self.component.name}: {reason}"
             full = isinstance(error, MemoryError) or is_full(reason)
             if self._ran is failed or full or len(self._choice.requested) == 1:
-                raise BackendError(message) from error
+                raise BackendError(message, **data) from error
             current = failed.backend, self.artifact
             candidates = itertools.dropwhile(lambda each: each != current, _candidates(self.component, self._choice))
             next(candidates, None)
             try:
                 self._open(candidates, {**self._skipped, failed.backend: f"failed at its first run: {reason}"})
             except BackendError as other:
-                raise BackendError(f"{message}; {other}") from error
+                raise BackendError(f"{message}; {other}", **data) from error
             self.retried += (
                 f"{self._title}: {failed.backend} failed at its first run ({reason}); {self.runner.backend} took over",
             )
@@ -186,7 +188,10 @@ class LoadedComponent:
             except BackendError as other:
                 raise NotFiniteError(
                     f"{message}, and no artifact of a higher precision can run ({other}). Build a plan whose {name} is "
-                    "bf16, or one with a second artifact: calotype build MODEL --precision bf16, or with --fallback."
+                    "bf16, or one with a second artifact: calotype build MODEL --precision bf16, or with --fallback.",
+                    backend=failed.backend,
+                    component=self.component.name,
+                    precision=failed.precision,
                 ) from None
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
@@ -197,7 +202,9 @@ class LoadedComponent:
             return runner
         raise BackendError(
             f"{runner.backend} cannot change the weights of the {self._title} in this version. Build a plan with the "
-            "LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager."
+            "LoRA in it (calotype build MODEL --lora FILE), or use cuda, onnxruntime, openvino or eager.",
+            backend=runner.backend,
+            component=self.component.name,
         )
 
 

@@ -92,7 +92,7 @@ def choose(
         if name == "auto":
             raise BackendError('"auto" cannot be combined with backend names. Pass "auto", or a list of names.')
         if name not in NAMES:
-            raise BackendError(f"unknown backend {name!r}: expected one of auto, {', '.join(NAMES)}.")
+            raise BackendError(f"unknown backend {name!r}: expected one of auto, {', '.join(NAMES)}.", backend=name)
     reasons = {name: (refused or {}).get(name) or unavailable(name) for name in requested}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
     if len(skipped) == len(reasons):

@@ -53,7 +53,7 @@ def run_or_device_full(run: Callable[[], T], what: str, fix: str) -> T:
         return raising_memory_error(run)
     except MemoryError as full:
         message = first_line(full)
-    raise DeviceFullError(device_full_message(what, message, fix))
+    raise DeviceFullError(device_full_message(what, message, fix), hint=fix, free_bytes=free_bytes())
 
 
 def _messages(failed: BaseException | None) -> Iterator[str]:

@@ -69,7 +69,7 @@ class CudaGraphCache:
                 self._graphs.clear()  # make room, and drop a graph that failed half-way
                 empty_cache()
         what, fix = TOO_LARGE
-        raise DeviceFullError(device_full_message(what, message, fix))
+        raise DeviceFullError(device_full_message(what, message, fix), hint=fix)
 
     def _replayed(self, inputs: Tensors, options: Mapping[str, Hashable]) -> dict[str, Tensor]:
         key = *options.items(), *((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))

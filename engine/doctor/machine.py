@@ -12,6 +12,7 @@ import shutil
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from ..errors import CalotypeError
 from ..files.paths import home
@@ -59,7 +60,6 @@ class Machine:
 def inspect_machine(root: Path = Path("/")) -> Machine:
     """Return the machine's properties. Unreadable ones are None or empty."""
     flags, processor = _cpu(root)
-    store, writable = _store()
     return Machine(
         system=platform.platform(),
         python=platform.python_version(),
@@ -72,10 +72,7 @@ def inspect_machine(root: Path = Path("/")) -> Machine:
         threads=threads.available(root / "sys/fs/cgroup"),
         memory_bytes=_memory(root),
         memory_free_bytes=available_bytes(root),
-        disk_free_bytes=None if store is None else _free(store),
-        store="no folder: set CALOTYPE_HOME to one" if store is None else str(store),
-        store_bytes=_size(store),
-        store_writable=writable,
+        **_cache_folder(),
     )
 
 
@@ -99,37 +96,22 @@ def _memory(root: Path) -> int | None:
         return None
 
 
-def _store() -> tuple[Path | None, bool]:
-    """Return the cache folder, and whether it (or, before it exists, its nearest existing parent) is writable."""
+def _cache_folder() -> dict[str, Any]:
+    """Return the fields of `Machine` about the cache. Before its folder exists, the nearest parent counts."""
+    unknown: dict[str, Any] = {"disk_free_bytes": None, "store_bytes": None, "store_writable": False}
     try:
         store = home()
     except CalotypeError:
-        return None, False
-    try:
-        return store, os.access(_nearest(store), os.W_OK)
-    except OSError:
-        return store, False
-
-
-def _nearest(path: Path) -> Path:
-    """Return the folder itself, or its nearest existing parent."""
-    return next(p for p in (path, *path.parents) if p.exists())
-
-
-def _free(store: Path) -> int | None:
-    try:
-        return shutil.disk_usage(_nearest(store)).free
-    except OSError:
-        return None
-
-
-def _size(store: Path | None) -> int | None:
-    """Return the total size of the cache's files. Some may vanish during the count."""
-    if store is None or not os.path.isdir(store):
-        return None
-    total = 0
-    for folder, _, names in os.walk(store):
-        for name in names:
-            with suppress(OSError):
-                total += os.lstat(os.path.join(folder, name)).st_size
-    return total
+        return {"store": "no folder: set CALOTYPE_HOME to one", **unknown}
+    fields: dict[str, Any] = {"store": str(store), **unknown}
+    with suppress(OSError):
+        nearest = next(path for path in (store, *store.parents) if path.exists())
+        fields["store_writable"] = os.access(nearest, os.W_OK)
+        fields["disk_free_bytes"] = shutil.disk_usage(nearest).free
+    if os.path.isdir(store):
+        fields["store_bytes"] = 0
+        for folder, _, names in os.walk(store):
+            for name in names:
+                with suppress(OSError):  # it may vanish during the count
+                    fields["store_bytes"] += os.lstat(os.path.join(folder, name)).st_size
+    return fields

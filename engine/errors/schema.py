@@ -15,12 +15,16 @@ Check = Callable[[Any, str], None]
 
 
 class SchemaError(ValueError):
-    """A field is missing, unknown, or has an invalid value."""
+    """A field is missing, unknown, or has an invalid value. `field` is its path."""
+
+    def __init__(self, field: str, problem: str) -> None:
+        super().__init__(f"{field} {problem}")
+        self.field = field
 
 
 def mismatch(where: str, got: Any, expected: str) -> NoReturn:
     """Raise the `SchemaError` for the value of a field."""
-    raise SchemaError(f"{where} is {reprlib.repr(got)}; expected {expected}")
+    raise SchemaError(where, f"is {reprlib.repr(got)}; expected {expected}")
 
 
 def integer(low: int, high: int) -> Check:
@@ -85,7 +89,7 @@ def list_of(check: Check, min_length: int = 0, max_length: int = 10_000) -> Chec
     """Return a check for a list whose entries pass `check`."""
 
     def check_list(value: Any, where: str) -> None:
-        if not isinstance(value, list) or not min_length <= len(value) <= max_length:
+        if not isinstance(value, (list, tuple)) or not min_length <= len(value) <= max_length:
             mismatch(where, value, f"a list of {min_length} to {max_length} entries")
         for i, entry in enumerate(value):
             check(entry, f"{where}[{i}]")
@@ -118,9 +122,8 @@ def record(fields: Mapping[str, Check], *, optional: Collection[str] = (), more:
             if name in value:
                 check_field(value[name], prefix + name)
             elif name not in optional:
-                raise SchemaError(f"{prefix}{name} is missing")
-        unknown = set() if more else set(value) - set(fields)
-        if unknown:
-            raise SchemaError(f"{prefix}{min(unknown)} is an unknown field")
+                raise SchemaError(prefix + name, "is missing")
+        if not more and (unknown := set(value) - set(fields)):
+            raise SchemaError(prefix + min(unknown), "is an unknown field")
 
     return check

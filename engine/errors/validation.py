@@ -20,7 +20,7 @@ def check_names(names: Iterable[str], known: Sequence[str], hints: Mapping[str, 
     """Check the names of a call's arguments. Raises `InputError` with the hint for a name, or with the nearest name."""
     for name in names:
         if name not in known:
-            raise InputError(f"unknown argument {name!r}. {hints.get(name) or nearest(name, known)}")
+            raise InputError(f"unknown argument {name!r}. {hints.get(name) or nearest(name, known)}", argument=name)
 
 
 def nearest(name: str, known: Sequence[str]) -> str:
@@ -52,7 +52,8 @@ def check_int(name: str, value: int, low: int, high: int) -> int:
     except TypeError:
         result = None
     if result is None or isinstance(value, bool) or not low <= result <= high:
-        raise InputError(f"{name} must be a whole number from {low} to {high}, got {value!r:.80}.")
+        expected = f"a whole number from {low} to {high}"
+        raise InputError(f"{name} must be {expected}, got {value!r:.80}.", argument=name, got=value, expected=expected)
     return result
 
 
@@ -63,5 +64,8 @@ def check_float(name: str, value: Any, high: float, hint: str = "") -> float:
     except (TypeError, ValueError, OverflowError):
         result = math.nan
     if not 0 <= result <= high:
-        raise InputError(f"{name} must be a number from 0 to {high}{hint}, got {value!r:.80}.")
+        expected = f"a number from 0 to {high}"
+        raise InputError(
+            f"{name} must be {expected}{hint}, got {value!r:.80}.", argument=name, got=value, expected=expected
+        )
     return result

@@ -78,7 +78,7 @@ class Area(ABC):
         except FileNotFoundError:
             return []
         except OSError as failed:
-            raise SourceError(f"cannot read the cache folder {self.root}: {failed.strerror}.") from None
+            raise SourceError(f"cannot read the cache folder {self.root}: {failed.strerror}.", path=self.root) from None
         return least_recent_first(listed)
 
     @abstractmethod

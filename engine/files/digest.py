@@ -32,7 +32,7 @@ def file_digest(path: Path) -> str:
     try:
         return _digest(path)
     except OSError as failed:
-        raise SourceError(f"cannot read {path}: {failed.strerror}.") from None
+        raise SourceError(f"cannot read {path}: {failed.strerror}.", path=path) from None
 
 
 def digest_of(data: Any) -> str:

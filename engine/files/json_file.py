@@ -21,44 +21,46 @@ def read_text(path: Path, purpose: str, *, limit_bytes: int = 64 << 20) -> str:
     try:
         return _read_regular(path, limit_bytes).decode("utf-8")
     except FileNotFoundError:
-        raise SourceError(f"{path} is missing; {purpose}.") from None
+        fault = f"{path} is missing"
     except OSError as failed:
-        raise SourceError(f"cannot read {path} ({failed.strerror or failed}); {purpose}.") from None
+        fault = f"cannot read {path} ({failed.strerror or failed})"
     except ValueError as error:  # not UTF-8, or a path with a null character
-        raise SourceError(f"cannot read {path} ({error}); {purpose}.") from None
+        fault = f"cannot read {path} ({error})"
+    raise SourceError(f"{fault}; {purpose}.", path=path)
 
 
 def read_json(path: Path, purpose: str, *, limit_bytes: int = 64 << 20) -> dict[str, Any]:
     """Return the object in a JSON file. Raises `SourceError` with the path and the `purpose` of the file."""
+    text = read_text(path, purpose, limit_bytes=limit_bytes)
     try:
-        data = json.loads(read_text(path, purpose, limit_bytes=limit_bytes))
+        data = json.loads(text)
+        if isinstance(data, dict) and _depth(data) <= _MAX_DEPTH:
+            return data
+        deep = isinstance(data, dict)
+        fault = f"{path} nests deeper than {_MAX_DEPTH} levels" if deep else f"{path} does not hold a JSON object"
     except RecursionError:
-        raise SourceError(f"{path} nests deeper than {_MAX_DEPTH} levels; {purpose}.") from None
+        fault = f"{path} nests deeper than {_MAX_DEPTH} levels"
     except ValueError as error:
-        raise SourceError(f"cannot read {path} ({error}); {purpose}.") from None
-    if not isinstance(data, dict):
-        raise SourceError(f"{path} does not hold a JSON object; {purpose}.")
-    if _depth(data) > _MAX_DEPTH:
-        raise SourceError(f"{path} nests deeper than {_MAX_DEPTH} levels; {purpose}.")
-    return data
+        fault = f"cannot read {path} ({error})"
+    raise SourceError(f"{fault}; {purpose}.", path=path)
 
 
 def _read_regular(path: Path, limit_bytes: int) -> bytes:
     """Return the bytes of a regular file. Checks before opening, which could block on a pipe, and again afterwards."""
-    _check_regular(path, os.stat(path), limit_bytes)
+
+    def check(status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode):
+            raise OSError(0, "it is not a regular file", str(path))
+        if status.st_size > limit_bytes:
+            raise OSError(0, f"it has {status.st_size} bytes; the limit is {limit_bytes}", str(path))
+
+    check(os.stat(path))
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK), "rb") as file:
-        _check_regular(path, os.fstat(file.fileno()), limit_bytes)
+        check(os.fstat(file.fileno()))
         data = file.read(limit_bytes + 1)
     if len(data) > limit_bytes:  # it grew, or its file system reports no size
         raise OSError(0, f"it has more than {limit_bytes} bytes")
     return data
-
-
-def _check_regular(path: Path, status: os.stat_result, limit_bytes: int) -> None:
-    if not stat.S_ISREG(status.st_mode):
-        raise OSError(0, "it is not a regular file", str(path))
-    if status.st_size > limit_bytes:
-        raise OSError(0, f"it has {status.st_size} bytes; the limit is {limit_bytes}", str(path))
 
 
 def _depth(data: Any) -> int:

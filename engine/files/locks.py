@@ -131,7 +131,8 @@ def _lock(descriptor: int, path: Path) -> bool:
     except OSError as failed:  # ENOLCK, EOPNOTSUPP, ENOSYS: some network and FUSE file systems
         raise SourceError(
             f"cannot lock {path} ({failed.strerror}): the file system does not support locks. Choose a folder on a "
-            "local disk with `export CALOTYPE_HOME=FOLDER`."
+            "local disk with `export CALOTYPE_HOME=FOLDER`.",
+            path=path,
         ) from None
 
 

@@ -46,5 +46,6 @@ def suggest_fitting_size(
 def with_fitting_size(full: DeviceFullError, plan: Plan, request: ResolvedRequest) -> DeviceFullError:
     """Return the error with the hint of what would fit."""
     size = {"batch": len(request.seeds), "height": request.height, "width": request.width}
-    hint = suggest_fitting_size(plan, **size, guided=request.guided, free_bytes=free_bytes())
-    return DeviceFullError(f"{str(full).rstrip('.')}; by an estimate {hint}.")
+    hint = suggest_fitting_size(plan, **size, guided=request.guided, free_bytes=(free := free_bytes()))
+    message, data = f"{str(full).rstrip('.')}; by an estimate {hint}.", {"hint": hint, "free_bytes": free}
+    return DeviceFullError(message, **full.data | data)

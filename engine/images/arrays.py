@@ -22,7 +22,7 @@ Pixels = NDArray[Any]  # uint8, or float32 in [0, 1]
 Floats = NDArray[np.float32]
 
 _MAX_PIXELS = 1 << 27  # 400 MB as bytes; phone cameras reach 108 million
-_EXPECTED = "expected a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1"
+_EXPECTED = "a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1"
 
 
 def load_image_array(name: str, value: Any) -> Pixels:
@@ -39,12 +39,12 @@ def load_image_array(name: str, value: Any) -> Pixels:
         # A conversion would clip modes of more than eight bits at 255: read their numbers instead.
         value = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
     if not isinstance(value, np.ndarray):
-        raise InputError(f"Invalid {name}: got {type(value).__name__}; {_EXPECTED}.")
+        raise _invalid(name, type(value).__name__)
     if value.ndim == 2 or (value.ndim == 3 and value.shape[-1] == 1):
         value = value.reshape(*value.shape[:2], 1).repeat(3, axis=-1)
     if value.ndim != 3 or value.shape[-1] not in (3, 4) or 0 in value.shape:
         hint = " Put the channels last." if value.ndim == 3 and value.shape[0] in (1, 3, 4) else ""
-        raise InputError(f"Invalid {name}: got an array of shape {list(value.shape)}; {_EXPECTED}.{hint}")
+        raise _invalid(name, f"an array of shape {list(value.shape)}", hint)
     if value.dtype == np.bool_:
         value = value.astype(np.uint8) * np.uint8(255)
     pixels: Pixels = value[..., :3]
@@ -57,32 +57,39 @@ def load_image_array(name: str, value: Any) -> Pixels:
     if pixels.dtype.kind != "f" or not (pixels.min() >= 0 and pixels.max() <= 1):  # a NaN is not >= 0
         low, high = pixels.min(), pixels.max()
         hint = " Scale them to 0 to 1." if pixels.dtype.kind in "iuf" and np.isfinite([low, high]).all() else ""
-        raise InputError(f"Invalid {name}: got {pixels.dtype} from {low} to {high}; {_EXPECTED}.{hint}")
+        raise _invalid(name, f"{pixels.dtype} from {low} to {high}", hint)
     return pixels.astype(np.float32)
+
+
+def _invalid(name: str, got: str, hint: str = "") -> InputError:
+    message = f"Invalid {name}: got {got}; expected {_EXPECTED}.{hint}"
+    return InputError(message, argument=name, got=got, expected=_EXPECTED)
+
+
+def to_bytes(pixels: Pixels) -> NDArray[np.uint8]:
+    """Return pixels as bytes.  # uint8, or float32 in [0, 1], [H, W, 3] -> uint8 [H, W, 3]"""
+    return pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
 
 
 def read_image(path: Path) -> Image.Image:
     """Read an image file. Raises `InputError` if it is not an image, or has more than `_MAX_PIXELS`."""
-    too_large = f"at most {_MAX_PIXELS / 1e6:.0f} million are supported. Scale it down first."
+    expected = f"at most {_MAX_PIXELS / 1e6:.0f} million"
+    size = "too many"
     try:
-        with _open(path) as image:
-            if image.width * image.height > _MAX_PIXELS:
-                raise InputError(f"Cannot read image {path}: it has {image.width} x {image.height} pixels; {too_large}")
-            image.load()
-            return image
+        with warnings.catch_warnings():  # Pillow warns at half of its limit; `_MAX_PIXELS` replaces that warning
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            opened = Image.open(path)  # reads only the header
+        with opened as image:
+            size = f"{image.width} x {image.height}"
+            if image.width * image.height <= _MAX_PIXELS:
+                image.load()
+                return image
     except Image.DecompressionBombError:
-        raise InputError(f"Cannot read image {path}: it has too many pixels; {too_large}") from None
-    except InputError:
-        raise
+        pass
     except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"Cannot read image {path} ({error}).") from None
-
-
-def _open(path: Path) -> Image.Image:
-    """Read only the header. Pillow warns at half of its limit; `_MAX_PIXELS` replaces that warning."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        return Image.open(path)
+        raise InputError(f"Cannot read image {path} ({error}).", got=str(path)) from None
+    message = f"Cannot read image {path}: it has {size} pixels; {expected} are supported. Scale it down first."
+    raise InputError(message, got=size, expected=expected)
 
 
 def load_mask_array(value: Any) -> Pixels:

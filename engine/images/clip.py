@@ -6,7 +6,7 @@ model that ships with Calotype, which knows the demonstration model's words. Thi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from ..errors import BackendError, InputError, SourceError, first_line
 from ..files.json_file import read_json
-from .arrays import as_list, load_image_array
+from .arrays import as_list, load_image_array, to_bytes
 
 Floats = NDArray[np.float32]
 
@@ -28,16 +28,17 @@ class Clip:
     """A CLIP model in transformers' layout, with its own tokenizer and image processor."""
 
     def __init__(self, folder: str | Path | None = None) -> None:
-        """Load a `CLIPModel` from `folder`: its config, safetensors, preprocessor_config.json and tokenizer files.
+        """Load a model.
 
-        None loads the model that ships with Calotype, which only knows the demonstration model's words and scenes.
+        Args:
+            folder: The folder of a `CLIPModel`: its config, safetensors, preprocessor_config.json and tokenizer files.
+                None is the model that ships with Calotype, which only knows the demonstration model's words and scenes.
 
         Raises:
             SourceError: The folder does not contain such a model.
             BackendError: transformers is not installed.
         """
         self.folder = DEMO if folder is None else Path(folder).expanduser()
-        _check(self.folder)
         self._model, self._processor, self._tokenizer = _read(self.folder)
 
     @property
@@ -46,51 +47,55 @@ class Clip:
         return int(self._model.config.text_config.max_position_embeddings)
 
     def encode_text(self, texts: str | Sequence[str]) -> Floats:
-        """Return texts as vectors of length 1.  # [N] -> float32 [N, D]"""
-        import torch
+        """Encode texts.
 
-        words = _as_texts(texts)
-        parts = []
-        for start in range(0, len(words), _BATCH):
-            ids = self._tokenizer(
-                words[start : start + _BATCH],
-                padding="max_length",
-                max_length=self.tokens,
-                truncation=True,
-                return_tensors="pt",
-            )
-            with torch.inference_mode():
-                parts.append(self._model.get_text_features(**ids).pooler_output.numpy())
-        return _normalize(np.concatenate(parts))
+        Args:
+            texts: One text or several. CLIP truncates texts beyond `tokens`.
+
+        Returns:
+            Vectors of length 1. float32 [N, D].
+
+        Raises:
+            InputError: An entry is not text, or there is none.
+        """
+        options = {"padding": "max_length", "max_length": self.tokens, "truncation": True, "return_tensors": "pt"}
+        return _encode(_as_texts(texts), lambda part: self._model.get_text_features(**self._tokenizer(part, **options)))
 
     def encode_image(self, images: Any) -> Floats:
-        """Return images as vectors of length 1.
+        """Encode images. The model's own processor resizes, crops and scales them.
 
-        One or several: PIL images, or arrays [H, W, 3] or [N, H, W, 3] of bytes or of floats from 0 to 1, of any size.
-        The model's own processor resizes, crops and scales them.  # -> float32 [N, D]
+        Args:
+            images: One image or several: PIL images, or arrays [H, W, 3] or [N, H, W, 3] of bytes or of floats from 0
+                to 1, of any size.
+
+        Returns:
+            Vectors of length 1. float32 [N, D].
+
+        Raises:
+            InputError: An entry is not an image, or there is none.
         """
-        import torch
-
-        arrays = [_to_bytes(image) for image in _as_images(images)]
-        parts = []
-        for start in range(0, len(arrays), _BATCH):
-            pixels = self._processor(
-                arrays[start : start + _BATCH], return_tensors="pt", input_data_format="channels_last"
-            )
-            with torch.inference_mode():
-                parts.append(self._model.get_image_features(**pixels).pooler_output.numpy())
-        return _normalize(np.concatenate(parts))
+        arrays = [to_bytes(load_image_array("images", image)) for image in _as_images(images)]
+        options = {"return_tensors": "pt", "input_data_format": "channels_last"}
+        return _encode(arrays, lambda part: self._model.get_image_features(**self._processor(part, **options)))
 
     def score(self, images: Any, prompts: str | Sequence[str]) -> Floats:
-        """Return 100 times the cosine of each image and its prompt, or of all images and one prompt.
+        """Score how well each image matches its prompt: 100 times the cosine of their vectors.
 
-        # -> float32 [N]
+        Args:
+            images: One image or several, as `encode_image` takes them.
+            prompts: One for each image, or one for all.
+
+        Returns:
+            float32 [N], a score from -100 to 100 for each image.
+
+        Raises:
+            InputError: The images or prompts are invalid, or their numbers differ.
         """
         words, listed = _as_texts(prompts), _as_images(images)
         if len(words) not in (1, len(listed)):
-            raise InputError(
-                f"Invalid prompts: got {len(words)}; expected one prompt, or one for each of {len(listed)} images."
-            )
+            expected = f"one prompt, or one for each of {len(listed)} images"
+            message = f"Invalid prompts: got {len(words)}; expected {expected}."
+            raise InputError(message, argument="prompts", got=len(words), expected=expected)
         scores: Floats = 100 * (self.encode_image(listed) * self.encode_text(words)).sum(axis=1)
         return scores
 
@@ -120,15 +125,12 @@ def _load(folder: str | None) -> Clip:
     return Clip(folder)
 
 
-def _check(folder: Path) -> None:
-    """Raise `SourceError` unless the folder has the config of a CLIP model."""
-    kind = read_json(folder / "config.json", "a CLIP model's folder has one").get("model_type")
-    if kind != "clip":
-        raise SourceError(f"Cannot load a CLIP model from {folder}: got the model type {kind}; expected clip.")
-
-
 def _read(folder: Path) -> tuple[Any, Any, Any]:
     """Load the model, its image processor and its tokenizer."""
+    kind = read_json(folder / "config.json", "a CLIP model's folder has one").get("model_type")
+    if kind != "clip":
+        message = f"Cannot load a CLIP model from {folder}: got the model type {kind}; expected clip."
+        raise SourceError(message, path=folder / "config.json", field="model_type")
     try:
         import torch
         from transformers import CLIPImageProcessorPil, CLIPModel, CLIPTokenizer
@@ -146,13 +148,20 @@ def _read(folder: Path) -> tuple[Any, Any, Any]:
         processor = CLIPImageProcessorPil.from_pretrained(folder, **local)
         tokenizer = CLIPTokenizer.from_pretrained(folder, **local)
     except Exception as error:  # transformers raises its own types, and the tokenizers library bare Exception
-        raise SourceError(f"Cannot load the CLIP model in {folder}: {first_line(error)}") from None
+        raise SourceError(f"Cannot load the CLIP model in {folder}: {first_line(error)}", path=folder) from None
     if missing := loading_info["missing_keys"]:
-        raise SourceError(f"Cannot load the CLIP model in {folder}: weights are missing, for example {min(missing)}.")
+        message = f"Cannot load the CLIP model in {folder}: weights are missing, for example {min(missing)}."
+        raise SourceError(message, path=folder, field=min(missing))
     return model.eval(), processor, tokenizer
 
 
-def _normalize(vectors: Floats) -> Floats:
+def _encode(inputs: list[Any], features: Callable[[list[Any]], Any]) -> Floats:
+    """Run a network on the inputs in batches and scale its vectors to length 1."""
+    import torch
+
+    with torch.inference_mode():
+        starts = range(0, len(inputs), _BATCH)
+        vectors = np.concatenate([features(inputs[i : i + _BATCH]).pooler_output.numpy() for i in starts])
     normalized: Floats = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
     return normalized
 
@@ -160,18 +169,17 @@ def _normalize(vectors: Floats) -> Floats:
 def _as_texts(prompts: str | Sequence[str]) -> list[str]:
     texts = [prompts] if isinstance(prompts, str) else list(prompts) if isinstance(prompts, Sequence) else []
     if not texts or not all(isinstance(t, str) for t in texts):
-        raise InputError(f"Invalid prompts: got {prompts!r:.80}; expected text, or a non-empty list of texts.")
+        expected = "text, or a non-empty list of texts"
+        message = f"Invalid prompts: got {prompts!r:.80}; expected {expected}."
+        raise InputError(message, argument="prompts", got=prompts, expected=expected)
     return texts
 
 
 def _as_images(images: Any) -> list[Any]:
     listed = as_list(images)
     if not listed:
-        raise InputError("Invalid images: got an empty list; expected an image, or a non-empty list of images.")
+        expected = "an image, or a non-empty list of images"
+        raise InputError(
+            f"Invalid images: got an empty list; expected {expected}.", argument="images", expected=expected
+        )
     return listed
-
-
-def _to_bytes(image: Any) -> NDArray[np.uint8]:
-    """# -> uint8 [H, W, 3]"""
-    pixels = load_image_array("images", image)
-    return pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)

@@ -66,7 +66,8 @@ def settings_of(path: Path) -> dict[str, str]:
                 image.load()
                 chunks = {str(k): str(v) for k, v in getattr(image, "text", {}).items()}
     except Exception as error:  # for corrupt bytes Pillow raises many types
-        raise InputError(f"Cannot read PNG {path} ({first_line(error)}).") from None
+        raise InputError(f"Cannot read PNG {path} ({first_line(error)}).", got=str(path)) from None
     if CHUNK not in chunks:
-        raise InputError(f"{path} has no settings: Calotype did not write it, or another program removed its text.")
+        message = f"{path} has no settings: Calotype did not write it, or another program removed its text."
+        raise InputError(message, got=str(path))
     return chunks

@@ -11,7 +11,7 @@ import numpy as np
 
 from ..errors import BackendError, InputError
 from ..errors.validation import check_float
-from .arrays import load_image_array
+from .arrays import load_image_array, to_bytes
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -38,7 +38,8 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
     pixels = load_image_array("image", image)  # [H, W, 3]
     low, high = check_float("low", low, _MAX_GRADIENT), check_float("high", high, _MAX_GRADIENT)
     if low > high:
-        raise InputError(f"Invalid thresholds: got low {low:g} above high {high:g}; expected low <= high.")
+        message = f"Invalid thresholds: got low {low:g} above high {high:g}; expected low <= high."
+        raise InputError(message, argument="low", got=low, expected=f"at most {high:g}")
     try:
         import cv2
     except ImportError:
@@ -48,6 +49,5 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
         ) from None
     from PIL import Image
 
-    as_bytes = pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
-    edges: Any = cv2.Canny(np.ascontiguousarray(as_bytes), low, high)  # [H, W]
+    edges: Any = cv2.Canny(np.ascontiguousarray(to_bytes(pixels)), low, high)  # [H, W]
     return Image.fromarray(edges).convert("RGB")

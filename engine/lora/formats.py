@@ -59,7 +59,12 @@ def tensor_target(key: str) -> TensorTarget | None:
     prefix = next((p for p in _DOTTED if stem.startswith(p)), "")  # the oldest files: no prefix, for a U-Net
     component = prefix.rstrip(".") or "unet"
     layer = _bare(stem.removeprefix(prefix).replace(".processor.", "."), ".")
-    return TensorTarget(component=component, layer=_modern(component, layer), part=part)
+    parent, _, last = layer.rpartition(".")
+    if component != "unet":
+        layer = f"{parent}.{_OF_OLDER_ENCODERS.get(last, last)}"
+    elif last == "to_out":
+        layer = f"{layer}.0"
+    return TensorTarget(component=component, layer=layer, part=part)
 
 
 def kind_of(key: str) -> str | None:
@@ -70,13 +75,6 @@ def kind_of(key: str) -> str | None:
 def _bare(layer: str, dot: str) -> str:
     """Remove the prefix that text encoders have in some versions of transformers."""
     return layer.removeprefix(f"text_model{dot}")
-
-
-def _modern(component: str, layer: str) -> str:
-    stem, _, last = layer.rpartition(".")
-    if component == "unet":
-        return f"{layer}.0" if last == "to_out" else layer
-    return f"{stem}.{_OF_OLDER_ENCODERS.get(last, last)}"
 
 
 def layers_by_name(layers: Iterable[str], component: str) -> Mapping[str, str]:
@@ -120,11 +118,9 @@ def _stability(layer: str, depth: int, layers: list[str]) -> str | None:
         return f"middle_block.{2 * index + second}.{rest}"
     if side == "down":
         first = 1 + level * (depth + 1)
-        return (
-            f"input_blocks.{first + depth}.0.op"
-            if kind == "downsamplers"
-            else f"input_blocks.{first + index}.{second}.{rest}"
-        )
+        if kind == "downsamplers":
+            return f"input_blocks.{first + depth}.0.op"
+        return f"input_blocks.{first + index}.{second}.{rest}"
     first = level * (depth + 1)
     if kind == "upsamplers":
         after = 1 + any(each.startswith(f"up_blocks.{level}.attentions.") for each in layers)

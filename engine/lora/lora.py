@@ -19,12 +19,14 @@ from ..errors import SourceError, first_line
 from ..files.digest import digest_of, file_digest
 from ..weights.delta import LowRankTerm, WeightDelta, WeightDeltas
 from ..weights.safetensors import TensorFile
-from .folder import lora_in
 from .formats import TensorTarget, kind_of, layers_by_name, tensor_target
 from .peft_metadata import settings_of
 
 READER = 2  # increase when the same file changes weights in another way
 _UNSET = object()
+_OF_DIFFUSERS = "pytorch_lora_weights.safetensors"
+_OF_PEFT = "adapter_config.json"  # holds the alpha
+_MAX_LISTED = 8  # names in a message
 _MAX_FLOAT = float(np.finfo(np.float32).max)
 _MAX_RANK = 1024  # or the largest side of the layer, if that is larger
 # cross_attention_dim -> model family
@@ -76,13 +78,9 @@ def _is_pair(item: Any) -> bool:
 
 def _parse_item(item: Any) -> Iterator[Lora]:
     """Yield the LoRAs of a mapping, or the LoRA of another item."""
-    if isinstance(item, Mapping):
-        for name, weight in item.items():
-            yield _parse_lora(name, weight, item)
-    elif _is_pair(item):
-        yield _parse_lora(item[0], item[1], item)
-    else:
-        yield _parse_lora(item, _UNSET, item)
+    pairs = item.items() if isinstance(item, Mapping) else [item if _is_pair(item) else (item, _UNSET)]
+    for name, weight in pairs:
+        yield _parse_lora(name, weight, item)
 
 
 def _parse_lora(name: Any, number: Any, item: Any) -> Lora:
@@ -95,13 +93,16 @@ def _parse_lora(name: Any, number: Any, item: Any) -> Lora:
         path, exists = _find(stem)
     weight = 1.0 if number is _UNSET else _number(number)
     if not -10 <= weight <= 10:
-        raise SourceError(f"{path}: invalid LoRA weight {number!r:.80}; expected a number from -10 to 10.")
+        message = f"{path}: invalid LoRA weight {number!r:.80}; expected a number from -10 to 10."
+        raise SourceError(message, path=path, field="weight")
     if exists and path.is_dir():
-        path = lora_in(path)
+        path = _lora_in(path)
     if not exists or not path.is_file():
-        raise SourceError(f"there is no LoRA file {path}; expected a .safetensors file: FILE or FILE:0.8.")
+        message = f"there is no LoRA file {path}; expected a .safetensors file: FILE or FILE:0.8."
+        raise SourceError(message, path=path)
     if path.suffix != ".safetensors":
-        raise SourceError(f"cannot read {path}: expected a .safetensors file. Other formats (pickle) can run code.")
+        message = f"cannot read {path}: expected a .safetensors file. Other formats (pickle) can run code."
+        raise SourceError(message, path=path)
     TensorFile(path)  # raises for a damaged file
     return Lora(path=path, weight=weight)
 
@@ -113,7 +114,30 @@ def _find(name: Named) -> tuple[Path, bool]:
         return path, name != "" and path.exists()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, a name that is too long, an unknown home
         reason = failed.strerror if isinstance(failed, OSError) else first_line(failed)
-        raise SourceError(f"cannot read the LoRA file {name!s:.80}: {reason}.") from None
+        raise SourceError(f"cannot read the LoRA file {name!s:.80}: {reason}.", path=name) from None
+
+
+def _lora_in(folder: Path) -> Path:
+    """Return the LoRA file in `folder`: the one that diffusers writes, or the only one."""
+    try:
+        names = sorted(path.name for path in folder.iterdir() if not path.name.startswith("."))
+    except OSError as failed:
+        raise SourceError(f"cannot read the LoRA folder {folder}: {failed.strerror}.", path=folder) from None
+    files = [name for name in names if name.endswith(".safetensors")]
+    if _OF_DIFFUSERS in files:
+        return folder / _OF_DIFFUSERS
+    if _OF_PEFT in names:
+        raise SourceError(
+            f"{folder} is a peft adapter: Calotype does not read {_OF_PEFT}. Save the adapter with diffusers' "
+            "save_lora_weights and pass the file that it writes.",
+            path=folder,
+        )
+    if len(files) == 1:
+        return folder / files[0]
+    more = [f"{len(names) - _MAX_LISTED} more"] if len(names) > _MAX_LISTED else []
+    listed = ", ".join([*map(repr, names[:_MAX_LISTED]), *more]) or "nothing"
+    expected = f"expected {_OF_DIFFUSERS} or one .safetensors file, got {listed}"
+    raise SourceError(f"cannot choose a LoRA in {folder}: {expected}. Pass a file.", path=folder)
 
 
 def _number(value: Any) -> float:
@@ -171,18 +195,21 @@ def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
         target = _target(lora, key)
         layer = names.get(target.component, {}).get(target.layer)
         if layer is None:
-            raise SourceError(_misfit(lora, key, file, networks))
+            raise _misfit(lora, key, file, networks)
         other = parts.setdefault((target.component, layer), {}).setdefault(target.part, key)
         if other != key:
-            raise SourceError(f"cannot use {lora.path}: {other} and {key} have the same target. Download it again.")
+            message = f"cannot use {lora.path}: {other} and {key} have the same target. Download it again."
+            raise SourceError(message, path=lora.path, field=key)
     if not parts:
-        raise SourceError(f"{lora.path} does not fit the model: it holds no tensors.")
+        raise SourceError(f"{lora.path} does not fit the model: it holds no tensors.", path=lora.path)
     for (component, layer), keys in parts.items():
         if {"down", "up"} - set(keys):
-            raise SourceError(f"{lora.path} is incomplete: {min(keys.values())} has no partner. Download it again.")
+            key = min(keys.values())
+            message = f"{lora.path} is incomplete: {key} has no partner. Download it again."
+            raise SourceError(message, path=lora.path, field=key)
         shape = networks[component][layer]
         if not _fits(keys, file, shape):
-            raise SourceError(_misfit(lora, keys["down"], file, networks, shape))
+            raise _misfit(lora, keys["down"], file, networks, shape)
     return parts
 
 
@@ -194,20 +221,19 @@ def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], LowRankTerm]:
     for (component, layer), keys in parts.items():
         terms[component, layer] = term = _term(keys, file, lora.weight, settings.alpha(component, layer))
         if not _is_finite(term):
-            where = f"{component}.{layer}"
-            raise SourceError(f"{lora.path} holds numbers that are not finite, for {where}. Download it again.")
+            message = f"{lora.path} holds numbers that are not finite, for {component}.{layer}. Download it again."
+            raise SourceError(message, path=lora.path, field=f"{component}.{layer}")
     return terms
 
 
 def _target(lora: Lora, key: str) -> TensorTarget:
     target, other = tensor_target(key), kind_of(key)
     if other is not None:
-        raise SourceError(f"{lora.path} is {other} ({key}), which is not supported. Use a plain LoRA.")
+        message = f"{lora.path} is {other} ({key}), which is not supported. Use a plain LoRA."
+        raise SourceError(message, path=lora.path, field=key)
     if target is None:
-        raise SourceError(
-            f"{lora.path} does not fit the model: {key} is not a name of a LoRA format; expected the format of "
-            "diffusers, peft or kohya."
-        )
+        expected = f"{key} is not a name of a LoRA format; expected the format of diffusers, peft or kohya"
+        raise SourceError(f"{lora.path} does not fit the model: {expected}.", path=lora.path, field=key)
     return target
 
 
@@ -253,16 +279,16 @@ def _is_finite(term: LowRankTerm) -> bool:
 
 def _misfit(
     lora: Lora, key: str, file: TensorFile, networks: Mapping[str, Shapes], shape: tuple[int, ...] | None = None
-) -> str:
-    """Return the message for a mismatch, with the model family that the file seems to be for."""
-    if shape is None:
-        reason = f"the model has no layer for {key}"
-    else:
+) -> SourceError:
+    """Return the error for a mismatch, with the model family that the file seems to be for."""
+    reason = f"the model has no layer for {key}"
+    if shape is not None:
         reason = f"{key} has the shape {list(file.shape(key))}, its weight {list(shape)}"
     width = _text_width({t.layer: file.shape(k) for k in file if (t := tensor_target(k)) and t.part == "down"})
     differs = width in _WIDTHS and width != _text_width(networks.get("unet", {}))
     family = f"; it looks like a LoRA for {_WIDTHS[width]}" if width is not None and differs else ""
-    return f"{lora.path} does not fit the model: {reason}{family}. Use a LoRA of the same model family."
+    message = f"{lora.path} does not fit the model: {reason}{family}. Use a LoRA of the same model family."
+    return SourceError(message, path=lora.path, field=key)
 
 
 def _text_width(shapes: Shapes) -> int | None:

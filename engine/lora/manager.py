@@ -61,7 +61,8 @@ class LoraManager:
                 names = " and ".join(sorted(self._broken))
                 raise BackendError(
                     f"cannot generate: a LoRA update failed and {names} could not be restored. Call set_lora again, or "
-                    "load the model again."
+                    "load the model again.",
+                    component=min(self._broken),
                 )
             yield self._loras
 
@@ -128,19 +129,16 @@ class LoraManager:
         backend = component.runner.backend
         same = all(np.array_equal(got[output], array) for output, array in reference.outputs.items())
         if same and new and max(patch.largest() for patch in new.patches.values()) > _VISIBLE:
-            raise BackendError(f"{backend} did not apply the LoRAs: the outputs of {name} did not change.")
+            message = f"{backend} did not apply the LoRAs: the outputs of {name} did not change."
+            raise BackendError(message, backend=backend, component=name)
         if not same and not new:
-            raise BackendError(
-                f"{backend} did not remove the LoRAs: the outputs of {name} differ. Load the model again."
-            )
+            message = f"{backend} did not remove the LoRAs: the outputs of {name} differ. Load the model again."
+            raise BackendError(message, backend=backend, component=name)
 
     def _test_inputs(self, name: str, component: LoadedComponent) -> Arrays:
         """Return inputs with the shapes of the last call, for which backends have compiled, or else small ones."""
-        bindings, small = self._plan.components[name].inputs, self._small()
-        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(component.last_shapes), _IDS)
-
-    def _small(self) -> dict[str, int]:
-        """Return sizes of twice the multiple: below, torch may reject a U-Net level of a single pixel."""
-        profile = self._plan.profile
+        bindings, profile = self._plan.components[name].inputs, self._plan.profile
+        # Twice the multiple: below, torch may reject a U-Net level of a single pixel.
         height, width = (min(max(r.min, 2 * profile.multiple), r.max) for r in (profile.height, profile.width))
-        return profile.sizes(batch=profile.batch.min, height=height, width=width)
+        small = profile.sizes(batch=profile.batch.min, height=height, width=width)
+        return random_inputs(bindings, {b.name: b.shape(small) for b in bindings} | dict(component.last_shapes), _IDS)

@@ -34,7 +34,8 @@ class PeftMetadata:
             alpha = next(matching, self._config.get(f"{component}.lora_alpha"))
             return None if alpha is None else float(alpha)
         except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, re.error) as failed:
-            raise SourceError(f"{self._path}: invalid alphas in its {_METADATA} ({failed}).") from None
+            message = f"{self._path}: invalid alphas in its {_METADATA} ({failed})."
+            raise SourceError(message, path=self._path, field=_METADATA) from None
 
 
 def _pattern(key: str) -> re.Pattern[str]:
@@ -51,8 +52,10 @@ def settings_of(file: TensorFile) -> PeftMetadata:
     except (ValueError, RecursionError):
         config = None
     if not isinstance(config, dict):
-        raise SourceError(f"{file.path}: its {_METADATA} is not a JSON object. Download it again.")
+        message = f"{file.path}: its {_METADATA} is not a JSON object. Download it again."
+        raise SourceError(message, path=file.path, field=_METADATA)
     for setting in ("use_rslora", "use_dora", "lora_bias"):
         if any(value for name, value in config.items() if name.endswith(f".{setting}")):
-            raise SourceError(f"{file.path} was trained with {setting}, which is not supported.")
+            message = f"{file.path} was trained with {setting}, which is not supported."
+            raise SourceError(message, path=file.path, field=setting)
     return PeftMetadata(file.path, config)

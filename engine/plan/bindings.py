@@ -44,6 +44,24 @@ class Binding:
         return cls(name=data["name"], dtype=data["dtype"], dims=tuple(data["dims"]))
 
 
+@dataclass(frozen=True, kw_only=True)
+class Network:
+    """One network: its name and its tensors."""
+
+    name: str
+    inputs: tuple[Binding, ...]
+    outputs: tuple[Binding, ...]
+
+    def bindings_json(self) -> dict[str, Any]:
+        """Return the tensors as plain data, for `bindings_from_json`."""
+        return {side: [b.to_json() for b in getattr(self, side)] for side in ("inputs", "outputs")}
+
+
+def bindings_from_json(data: Mapping[str, Any]) -> dict[str, tuple[Binding, ...]]:
+    """Return the inputs and outputs that `Network.bindings_json` wrote, by the names of their fields."""
+    return {side: tuple(Binding.from_json(b) for b in data[side]) for side in ("inputs", "outputs")}
+
+
 def random_inputs(bindings: Sequence[Binding], shapes: Mapping[str, Sequence[int]], ids: int) -> dict[str, Array]:
     """Return an array of its shape for each binding: always the same normal numbers, or token ids below `ids`."""
     rng = np.random.default_rng(0)
@@ -59,12 +77,14 @@ def check_arrays(where: str, bindings: Sequence[Binding], arrays: Mapping[str, A
     """Return the size of every symbol in `arrays`. Raises `InputError` where names, types or shapes do not match."""
     expected, got = {b.name for b in bindings}, set(arrays)
     if expected != got:
-        raise InputError(f"{where} expects {sorted(expected)}, got {sorted(got)}.")
+        raise InputError(f"{where} expects {sorted(expected)}, got {sorted(got)}.", argument=min(expected ^ got))
     sizes: dict[str, int] = {}
     for binding in bindings:
         array = arrays[binding.name]
         if array.dtype != np.dtype(binding.dtype) or not _matches(binding, array.shape, sizes):
-            raise InputError(f"{where}: expected {binding}, got {array.dtype} {list(array.shape)} (sizes {sizes}).")
+            got_text = f"{array.dtype} {list(array.shape)}"
+            message = f"{where}: expected {binding}, got {got_text} (sizes {sizes})."
+            raise InputError(message, argument=binding.name, got=got_text, expected=str(binding))
     return sizes
 
 

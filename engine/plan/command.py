@@ -51,11 +51,7 @@ SPEC: Check = record(
 def rebuild_command(build: object, folder: str | Path) -> str:
     """Return the command line that builds the plan in `folder` again. Leaves out each value that fails its check."""
     spec = build.get("spec") if isinstance(build, Mapping) else None
-    words = _words(spec) if isinstance(spec, Mapping) else ["calotype", "build", "MODEL"]
-    return shlex.join([*words, "-o", str(folder)])
-
-
-def _words(spec: Mapping[str, Any]) -> list[str]:
+    spec = spec if isinstance(spec, Mapping) else {}
     words = ["calotype", "build", _shipped(spec.get("model"), "MODEL")]
     for name, check in _PRINTED.items():
         if name in spec and _passes(check, spec[name]):
@@ -64,7 +60,7 @@ def _words(spec: Mapping[str, Any]) -> list[str]:
         if name in spec and _passes(_names, spec[name]):
             entries = spec[name] if isinstance(spec[name], list) else [spec[name]]
             words += _option(name, [_shipped(entry, placeholder) for entry in entries])
-    return words
+    return shlex.join([*words, "-o", str(folder)])
 
 
 def _option(name: str, value: Any) -> list[str]:

@@ -7,17 +7,11 @@ that later code can rely on the values. Does not check fields against each other
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any
 
 from ..errors import SourceError
-
-_LEVELS = 16
-_SIDE = 4096  # limit of sample_size: 32768 pixels with an autoencoder
-_WIDTH = 1 << 16
-_LAYERS = 256
+from ..errors.schema import Check, SchemaError, integer, list_of, mapping_of, mismatch, nullable, number, text
 
 
 class Fields(dict[str, Any]):
@@ -28,132 +22,75 @@ class Fields(dict[str, Any]):
         self.file = file
 
     def __missing__(self, field: str) -> Any:
-        raise SourceError(f"{self.file} has no {field}. Use the config of the same model as the weights.")
+        message = f"{self.file} has no {field}. Use the config of the same model as the weights."
+        raise SourceError(message, path=self.file, field=field)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Int:
-    """An integer. With `each` also a list of integers, one per level."""
-
-    min: int = 1
-    max: int = _WIDTH
-    each: bool = False
-    optional: bool = False
-
-    def takes(self, value: Any) -> bool:
-        if self.each and isinstance(value, (list, tuple)):
-            return 0 < len(value) <= _LEVELS and all(self._takes_one(v) for v in value)
-        return self._takes_one(value) or (self.optional and value is None)
-
-    def _takes_one(self, value: Any) -> bool:
-        return isinstance(value, int) and not isinstance(value, bool) and self.min <= value <= self.max
-
-    def __str__(self) -> str:
-        return f"an integer from {self.min} to {self.max}" + (", or one per level" if self.each else "")
+def _per_level(check: Check) -> Check:
+    """Return a check for one value for all levels, or a list with one for each level."""
+    several = list_of(check, 1, _LEVELS)
+    return lambda value, where: (several if isinstance(value, (list, tuple)) else check)(value, where)
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Ints:
-    """A list of integers, one per level."""
-
-    def takes(self, value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and _Int(each=True).takes(value)
-
-    def __str__(self) -> str:
-        return f"a list of 1 to {_LEVELS} integers from 1 to {_WIDTH}"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Names:
-    """A list of names, one per level."""
-
-    def takes(self, value: Any) -> bool:
-        return isinstance(value, (list, tuple)) and 0 < len(value) <= _LEVELS and all(isinstance(v, str) for v in value)
-
-    def __str__(self) -> str:
-        return f"a list of 1 to {_LEVELS} names"
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Number:
-    """A finite number above 0. With `each` a list of finite numbers of any sign."""
-
-    each: bool = False
-    optional: bool = False
-
-    def takes(self, value: Any) -> bool:
-        if self.optional and value is None:
-            return True
-        if self.each:
-            return isinstance(value, (list, tuple)) and all(_is_finite(v) for v in value)
-        return _is_finite(value) and value > 0
-
-    def __str__(self) -> str:
-        return "a list of finite numbers" if self.each else "a finite number above 0"
-
-
-def _is_finite(value: Any) -> bool:
-    """Tell whether a value is a finite number. An integer that no float can hold is not."""
-    try:
-        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
-    except OverflowError:
-        return False
-
-
-_Field = _Int | _Ints | _Names | _Number
-
-_TEXT: Mapping[str, _Field] = {
-    "num_hidden_layers": _Int(max=_LAYERS),
-    "max_position_embeddings": _Int(min=3, max=4096),  # start token, one word, end token
-    "hidden_size": _Int(),
-    "vocab_size": _Int(max=1 << 24),
-    "projection_dim": _Int(optional=True),
+_LEVELS, _LAYERS = 16, 256
+_MAX_COUNT = 100_000  # models are trained with 1000 timesteps
+_SIZE, _COUNT = integer(1, 1 << 16), integer(1, _MAX_COUNT)
+_SIZES, _NAMES = list_of(_SIZE, 1, _LEVELS), list_of(text(), 1, _LEVELS)
+_NUMBERS = list_of(number(-1e12, 1e12), max_length=_MAX_COUNT)
+_TEXT: Mapping[str, Check] = {
+    "num_hidden_layers": integer(1, _LAYERS),
+    "max_position_embeddings": integer(3, 4096),  # start token, one word, end token
+    "hidden_size": _SIZE,
+    "vocab_size": integer(1, 1 << 24),
+    "projection_dim": nullable(_SIZE),
 }
-_BLOCKS: Mapping[str, _Field] = {
-    "block_out_channels": _Ints(),
-    "down_block_types": _Names(),
-    "up_block_types": _Names(),
-    "layers_per_block": _Int(max=_LAYERS, each=True),
-    "in_channels": _Int(),
-    "out_channels": _Int(),
+_BLOCKS: Mapping[str, Check] = {
+    "block_out_channels": _SIZES,
+    "down_block_types": _NAMES,
+    "up_block_types": _NAMES,
+    "layers_per_block": _per_level(integer(1, _LAYERS)),
+    "in_channels": _SIZE,
+    "out_channels": _SIZE,
 }
 _PER_LEVEL = ("down_block_types", "up_block_types", "layers_per_block", "attention_head_dim", "num_attention_heads")
-_UNET: Mapping[str, _Field] = {
+_UNET: Mapping[str, Check] = {
     **_BLOCKS,
-    "sample_size": _Int(max=_SIDE),
-    "attention_head_dim": _Int(each=True, optional=True),
-    "num_attention_heads": _Int(each=True, optional=True),
-    "cross_attention_dim": _Int(),
-    "downsample_padding": _Int(min=0, max=1),
-    "time_cond_proj_dim": _Int(optional=True),
-    "addition_time_embed_dim": _Int(optional=True),
-    "projection_class_embeddings_input_dim": _Int(optional=True),
+    "sample_size": integer(1, 4096),  # 32768 pixels with an autoencoder
+    "attention_head_dim": nullable(_per_level(_SIZE)),
+    "num_attention_heads": nullable(_per_level(_SIZE)),
+    "cross_attention_dim": _SIZE,
+    "downsample_padding": integer(0, 1),
+    "time_cond_proj_dim": nullable(_SIZE),
+    "addition_time_embed_dim": nullable(_SIZE),
+    "projection_class_embeddings_input_dim": nullable(_SIZE),
 }
-_CONTROLNET: Mapping[str, _Field] = {
+_CONTROLNET: Mapping[str, Check] = {
     **{name: field for name, field in _UNET.items() if name != "sample_size"},
-    "conditioning_channels": _Int(),
-    "conditioning_embedding_out_channels": _Ints(),
+    "conditioning_channels": _SIZE,
+    "conditioning_embedding_out_channels": _SIZES,
 }
-_VAE: Mapping[str, _Field] = {
+_VAE: Mapping[str, Check] = {
     **_BLOCKS,
-    "encoder_block_out_channels": _Ints(),
-    "decoder_block_out_channels": _Ints(),
-    "num_encoder_blocks": _Ints(),
-    "num_decoder_blocks": _Ints(),
-    "upsampling_scaling_factor": _Int(min=2, max=2),
-    "latent_channels": _Int(),
-    "vq_embed_dim": _Int(optional=True),
-    "scaling_factor": _Number(),
-    "latents_mean": _Number(each=True, optional=True),
-    "latents_std": _Number(each=True, optional=True),
+    "encoder_block_out_channels": _SIZES,
+    "decoder_block_out_channels": _SIZES,
+    "num_encoder_blocks": _SIZES,
+    "num_decoder_blocks": _SIZES,
+    "upsampling_scaling_factor": integer(2, 2),
+    "latent_channels": _SIZE,
+    "vq_embed_dim": nullable(_SIZE),
+    "scaling_factor": number(1e-12, 1e12),
+    "latents_mean": nullable(_NUMBERS),
+    "latents_std": nullable(_NUMBERS),
 }
-_SCHEDULER: Mapping[str, _Field] = {
-    "num_train_timesteps": _Int(max=100_000),
-    "solver_order": _Int(max=16),
-    "steps_offset": _Int(min=0, max=1000),
-    "trained_betas": _Number(each=True, optional=True),
-    "beta_start": _Number(),
-    "beta_end": _Number(),
+_SCHEDULER: Mapping[str, Check] = {
+    "_class_name": text(r"[A-Za-z]\w{0,99}", "the name of a scheduler class"),
+    "num_train_timesteps": _COUNT,
+    "noise_sampler_seed": nullable(integer(0, 2**63 - 1)),
+    "solver_order": integer(1, 16),
+    "steps_offset": integer(0, 1000),
+    "trained_betas": nullable(_NUMBERS),
+    "beta_start": number(1e-12, 1e12),
+    "beta_end": number(1e-12, 1e12),
 }
 
 
@@ -169,19 +106,43 @@ def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
         SourceError: a field has a wrong type or size.
     """
     file = f"{folder}/{'scheduler_config' if name == 'scheduler' else 'config'}.json"
-    for field, kind in _fields_of(name).items():
-        if field in config and not kind.takes(config[field]):
-            raise SourceError(f"{file}: {field} is {config[field]!r:.80}; expected {kind}.")
-        if field in _PER_LEVEL and isinstance(config.get(field), (list, tuple)) and "block_out_channels" in config:
-            levels, count = len(config["block_out_channels"]), len(config[field])
-            if count != levels:
-                raise SourceError(
-                    f"{file}: {field} has {count} entries; expected {levels}, one per block_out_channels."
-                )
+    kinds = {"text": _TEXT, "unet": _UNET, "controlnet": _CONTROLNET, "vae": _VAE, "scheduler": _SCHEDULER}
+    checks = dict(kinds.get(name.split("_")[0], {}))
+    if name == "text_encoder_2":
+        checks["projection_dim"] = _SIZE
+    for field, check in checks.items():
+        value = config.get(field)
+        try:
+            if field in config:
+                check(value, f"{file}: {field}")
+        except SchemaError as error:
+            raise SourceError(f"{error}.", path=file, field=field) from None
+        if field in _PER_LEVEL and isinstance(value, (list, tuple)) and "block_out_channels" in config:
+            levels = len(config["block_out_channels"])
+            if len(value) != levels:
+                message = f"{file}: {field} has {len(value)} entries; expected {levels}, one per block_out_channels."
+                raise SourceError(message, path=file, field=field)
     return Fields(file, config)
 
 
-def _fields_of(name: str) -> Mapping[str, _Field]:
-    kinds = {"text": _TEXT, "unet": _UNET, "controlnet": _CONTROLNET, "vae": _VAE, "scheduler": _SCHEDULER}
-    fields = kinds.get(name.split("_")[0], {})
-    return {**fields, "projection_dim": _Int()} if name == "text_encoder_2" else fields
+def check_scheduler_config(config: Any, where: str) -> None:
+    """Check that a scheduler's configuration is plain data of modest size. Raises `SchemaError` that names the field.
+
+    diffusers does not check it: a `num_train_timesteps` or a `solver_order` of a billion fills the memory. A class that
+    rejects its configuration raises its own error.
+    """
+    mapping_of(lambda value, where: None, text(r"\w{1,100}", "an identifier"))(config, where)
+    for name, value in config.items():
+        check = _PLAIN_LIST if isinstance(value, list) else _plain
+        _SCHEDULER.get(name, check)(value, f"{where}.{name}")
+
+
+def _plain(value: Any, where: str) -> None:
+    """Check for null, true, false, short text or a number. Integers must be small, because some of them are sizes."""
+    if isinstance(value, int) and abs(value) > _MAX_COUNT:
+        mismatch(where, value, f"at most {_MAX_COUNT}")
+    if not (value is None or isinstance(value, (int, float)) or (isinstance(value, str) and len(value) <= 1000)):
+        mismatch(where, value, "a number, true, false, null, short text, or a list of these")
+
+
+_PLAIN_LIST = list_of(_plain, max_length=_MAX_COUNT)

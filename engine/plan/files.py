@@ -25,16 +25,16 @@ def check_listed_files(folder: Path, listed: Collection[str]) -> None:
     Ignores missing files: the comparison of digests reports them.
     """
     if not listed:
-        raise SchemaError("files is empty; expected every file of the plan with its size and SHA-256")
+        raise SchemaError("files", "is empty; expected every file of the plan with its size and SHA-256")
     for name in listed:
         _check_inside(name, "files")
     parents = {str(parent) for name in listed for parent in PurePosixPath(name).parents} - {"."}
     for name in sorted(parents):
         if not stat.S_ISDIR(_mode(folder / name, stat.S_IFDIR)):
-            raise SchemaError(f"{folder / name} is a link or a file; expected a folder")
+            raise SchemaError("files", f"needs {folder / name}, which is a link or a file; expected a folder")
     for name in listed:
         if not stat.S_ISREG(_mode(folder / name, stat.S_IFREG)):
-            raise SchemaError(f"{folder / name} is not a regular file (links and pipes are not allowed)")
+            raise SchemaError("files", f"lists {folder / name}, which is not a regular file (a link or a pipe)")
 
 
 def check_opened_files(folder: Path, data: Mapping[str, Any]) -> None:
@@ -52,9 +52,9 @@ def check_opened_files(folder: Path, data: Mapping[str, Any]) -> None:
     for where, path, form in _opened(data):
         _check_inside(path, where)
         if form and path not in listed:
-            raise SchemaError(f"{where} is {path!r}, which is not listed in files")
+            raise SchemaError(where, f"is {path!r}, which is not listed in files")
         if form == "onnx" and not path.endswith(_GRAPH):  # ONNX Runtime reads other suffixes as other formats
-            raise SchemaError(f"{where} is {path!r}; expected the name of an {_GRAPH} file")
+            raise SchemaError(where, f"is {path!r}; expected the name of an {_GRAPH} file")
         _check_neighbors(folder, str(PurePosixPath(path).parent) if form else path, where, listed)
     for name in listed:
         if name.endswith(_GRAPH):  # of artifacts, and the file next to an engine that a refit reads
@@ -84,20 +84,22 @@ def _check_inside(path: str, where: str) -> None:
     """Check for a relative path below the plan's folder, in its shortest spelling."""
     parts = path.split("/")
     if path.startswith("/") or any(part in ("", ".", "..") for part in parts) or "\\" in path:
-        raise SchemaError(f"{where} is {path!r}; expected a path inside the plan's folder, without . and ..")
+        raise SchemaError(where, f"is {path!r}; expected a path inside the plan's folder, without . and ..")
 
 
 def _check_neighbors(folder: Path, inside: str, where: str, listed: Collection[str]) -> None:
     """Check that all files of an opened folder are listed, because libraries open further files on their own."""
     prefix = "" if inside == "." else f"{inside}/"
     if not any(name.startswith(prefix) for name in listed):
-        raise SchemaError(f"{where} is {inside!r}, a folder without files in the list")
+        raise SchemaError(where, f"is {inside!r}, a folder without files in the list")
     with os.scandir(folder / inside) as entries:
         for entry in sorted(entries, key=lambda each: each.name):
             is_folder = entry.is_dir(follow_symlinks=False)
             ignored = entry.name.startswith(".") or (not prefix and entry.name == "plan.json")  # no library opens these
             if not is_folder and not ignored and prefix + entry.name not in listed:
-                raise SchemaError(f"{where}: its folder also holds {prefix}{entry.name}, which is not listed in files")
+                raise SchemaError(
+                    where, f"is in a folder that holds {prefix}{entry.name}, which is not listed in files"
+                )
 
 
 def _check_external(folder: Path, path: str, listed: Collection[str]) -> None:
@@ -105,8 +107,9 @@ def _check_external(folder: Path, path: str, listed: Collection[str]) -> None:
     try:
         names = external_files(folder / path)
     except ValueError as broken:
-        raise SchemaError(f"{path} cannot be read as ONNX ({broken})") from None
+        raise SchemaError("files", f"lists {path}, which cannot be read as ONNX ({broken})") from None
     parent = str(PurePosixPath(path).parent)
     for name in sorted(names):
         if "/" in name or (name if parent == "." else f"{parent}/{name}") not in listed:
-            raise SchemaError(f"{path} reads {name!r}; expected a file of its own folder that is listed in files")
+            expected = "expected a file of its own folder that is listed in files"
+            raise SchemaError("files", f"lists {path}, which reads {name!r}; {expected}")

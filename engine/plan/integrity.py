@@ -23,7 +23,8 @@ def stamps(folder: Path, *, exclude: Collection[str] = ()) -> dict[str, tuple[in
         paths = {name: folder / name for name in _names(folder) if name not in exclude}
         return {name: (path.stat().st_size, file_digest(path)) for name, path in paths.items()}
     except OSError as failed:
-        raise SourceError(f"cannot read {failed.filename or folder}: {failed.strerror}.") from None
+        path = failed.filename or folder
+        raise SourceError(f"cannot read {path}: {failed.strerror}.", path=path) from None
 
 
 def stamps_from_json(data: Any) -> dict[str, tuple[int, str]]:
@@ -54,31 +55,27 @@ def verify(
     Raises:
         SourceError: a file is missing, changed or not allowed.
     """
-    fault = _fault(folder, stamps, allowed)
-    if fault:
-        raise SourceError(f"{fault}; {advice}.")
-
-
-def _fault(folder: Path, stamps: Mapping[str, tuple[int, str]], allowed: Collection[str] | None) -> str | None:
-    """Return the first fault; None for an intact folder. Compares sizes first, because that is cheap."""
     try:
-        for name, (size, _) in stamps.items():
-            got = (folder / name).stat().st_size
-            if got != size:
-                return f"{folder / name} has {got} bytes; expected {size}"
-        if allowed is not None:
-            for name in sorted(set(_names(folder)) - set(stamps) - set(allowed)):
-                return f"{folder / name} is not a file of this folder"
+        for name, (size, _) in stamps.items():  # sizes first, because that is cheap
+            path = folder / name
+            if (got := path.stat().st_size) != size:
+                raise SourceError(f"{path} has {got} bytes; expected {size}", path=path)
+        if allowed is not None and (others := set(_names(folder)) - set(stamps) - set(allowed)):
+            path = folder / min(others)
+            raise SourceError(f"{path} is not a file of this folder", path=path)
         for name, (_, digest) in stamps.items():
-            if file_digest(folder / name) != digest:
-                return f"{folder / name} is damaged: its SHA-256 differs from the recorded one"
+            path = folder / name
+            if file_digest(path) != digest:
+                raise SourceError(f"{path} is damaged: its SHA-256 differs from the recorded one", path=path)
+        return
     except (FileNotFoundError, NotADirectoryError) as missing:
-        return f"{missing.filename} is missing"
+        fault = SourceError(f"{missing.filename} is missing", path=missing.filename)
     except OSError as failed:
-        return f"{failed.filename or folder} cannot be read ({failed.strerror})"
+        path = failed.filename or folder
+        fault = SourceError(f"{path} cannot be read ({failed.strerror})", path=path)
     except SourceError as failed:
-        return str(failed).rstrip(".")
-    return None
+        fault = failed
+    raise SourceError(f"{str(fault).rstrip('.')}; {advice}.", path=fault.path)
 
 
 def _names(folder: Path) -> list[str]:

@@ -27,9 +27,9 @@ from ..errors.schema import (
     text,
 )
 from .command import NAME, SPEC
+from .config_fields import check_scheduler_config
 from .networks import controlnets_of
 from .profile import Profile, range_from_text
-from .scheduler_config import check_scheduler_config
 
 TEXT_FAMILIES = ("sd1", "sd2", "sdxl")
 _FAMILIES = (*TEXT_FAMILIES, "pixels", "latents")
@@ -159,7 +159,7 @@ def check_manifest(data: Any) -> None:
     _check_controlnets(components, channels)
     build = data["build"]
     if build and build["backend"] not in build["needs"]:
-        raise SchemaError(f"build.needs.{build['backend']} is missing")
+        raise SchemaError(f"build.needs.{build['backend']}", "is missing")
 
 
 def _stamp(value: Any, where: str) -> None:
@@ -198,13 +198,13 @@ def _check_networks(data: Fields) -> None:
     required = {"unet"} | (set() if data["family"] == "pixels" else {"vae_decoder", "vae_encoder"})
     for name in sorted(required):
         if name not in components:
-            raise SchemaError(f"components.{name} is missing; the family {data['family']} requires it")
+            raise SchemaError(f"components.{name}", f"is missing; the family {data['family']} requires it")
     texts = {name for name in components if name.startswith("text_encoder")}
     others = set(components) - required - (texts | set(controlnets_of(components)) if has_text else set())
     if others:
         mismatch("components", sorted(components), f"no {min(others)} in the family {data['family']}")
     if has_text and not texts:
-        raise SchemaError(f"components.text_encoder is missing; the family {data['family']} requires it")
+        raise SchemaError("components.text_encoder", f"is missing; the family {data['family']} requires it")
     if set(data["tokenizers"]) != texts:
         mismatch("tokenizers", sorted(data["tokenizers"]), f"one for each text encoder: {', '.join(sorted(texts))}")
 
@@ -269,30 +269,21 @@ def _check_unet(unet: Fields, channels: int, states: int, pooled: int | None) ->
     by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
     where = "components.unet.inputs"
     if states:
-        expected |= _text_inputs(by_name, states, pooled)
-        residuals = {name: dims for name, dims in by_name.items() if _RESIDUAL.fullmatch(name)}
+        chunks = by_name.get("encoder_hidden_states", ["batch", "tokens"])[1:2]
+        fixed = chunks and isinstance(chunks[0], int)  # the model takes only one chunk of text
+        expected["encoder_hidden_states"] = ("batch", chunks[0] if fixed else "tokens", states)
+        if pooled is not None:
+            ids = 5 if by_name.get("time_ids", [])[-1:] == [5] else 6  # 5 for the SDXL refiner
+            expected |= {"text_embeds": ("batch", pooled), "time_ids": ("batch", ids)}
         if "timestep_cond" in by_name:  # half sines, half cosines
             width = by_name["timestep_cond"][-1]
-            expected["timestep_cond"] = (
-                "batch",
-                width if isinstance(width, int) and not width % 2 else "an even number",
-            )
-        expected |= residuals
+            even = isinstance(width, int) and not width % 2
+            expected["timestep_cond"] = ("batch", width if even else "an even number")
+        expected |= {name: dims for name, dims in by_name.items() if _RESIDUAL.fullmatch(name)}
     _check_only(unet["inputs"], where, expected)
     if sample["name"] != "sample":
         mismatch(f"{where}[0].name", sample["name"], "sample")
     _check_only(unet["outputs"], "components.unet.outputs", {"out_sample": _map(channels)})
-
-
-def _text_inputs(by_name: Mapping[str, Dims], states: int, pooled: int | None) -> dict[str, Dims]:
-    """Return the inputs for text: hidden states, and with a pooled state also 6 time ids (5 for the SDXL refiner)."""
-    chunks = by_name.get("encoder_hidden_states", ["batch", "tokens"])[1:2]
-    fixed = chunks and isinstance(chunks[0], int)  # the model takes only one chunk of text
-    inputs: dict[str, Dims] = {"encoder_hidden_states": ("batch", chunks[0] if fixed else "tokens", states)}
-    if pooled is not None:
-        ids = by_name.get("time_ids", [])[-1:]
-        inputs |= {"text_embeds": ("batch", pooled), "time_ids": ("batch", 5 if ids == [5] else 6)}
-    return inputs
 
 
 def _check_controlnets(components: Fields, channels: int) -> None:

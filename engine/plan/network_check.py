@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -36,11 +36,13 @@ def check_network(file: Path, component: str, config: Config, shapes: Shapes) ->
     Raises:
         SourceError: a field of the config does not match the weights.
     """
-    for field, configured, actual in _facts(component, config)(config, _Tensors(shapes)):
+    for field, configured, actual in _facts(component, config, _Tensors(shapes)):
         if configured is not None and configured != actual:
             raise SourceError(
                 f"{file}: {field} is {configured!r:.80}, but the weights have {actual!r:.80}. "
-                "Use config and weights of the same model."
+                "Use config and weights of the same model.",
+                path=file,
+                field=field,
             )
 
 
@@ -68,20 +70,29 @@ class _Tensors:
         shape = self._shapes.get(name, ())
         return shape[axis] if axis < len(shape) else None
 
-    def size_of_any(self, end: str, axis: int) -> int | None:
-        """Return the size of the first tensor whose name ends with `end`."""
-        return next((self.size(name, axis) for name in self._shapes if name.endswith(end)), None)
+    def text_width(self) -> int | None:
+        """Return the width of the text states in the first cross-attention."""
+        return next((self.size(name, 1) for name in self._shapes if name.endswith(".attn2.to_k.weight")), None)
 
 
-def _facts(component: str, config: Config) -> Callable[[Config, _Tensors], Iterator[Fact]]:
+def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
     if component.startswith("text_encoder"):
-        return _text_2 if component == "text_encoder_2" else _text
-    if component.startswith("controlnet"):
-        return _controlnet
-    if component == "unet":
-        return _unet
-    kinds = {"AutoencoderTiny": _tiny, "VQModel": _codebook}
-    return kinds.get(str(config.get("_class_name")), _autoencoder)
+        yield from _text(config, tensors)
+        if component == "text_encoder_2":
+            yield from _sizes(config, tensors, [("projection_dim", "text_projection.weight", 0)])
+    elif component.startswith("controlnet"):
+        yield from _half(config, tensors, "down_blocks")
+        yield from _network(config, tensors)
+        yield from _control_embedding(config, tensors)
+    elif component == "unet":
+        yield from _half(config, tensors, "down_blocks")
+        yield from _half(config, tensors, "up_blocks", more=1)
+        yield from _network(config, tensors)
+        yield from _sizes(config, tensors, [("out_channels", "conv_out.weight", 0)])
+    elif config.get("_class_name") == "AutoencoderTiny":
+        yield from _tiny(config, tensors)
+    else:
+        yield from _autoencoder(config, tensors)
 
 
 def _sizes(config: Config, tensors: _Tensors, table: Iterable[tuple[str, str, int]]) -> Iterator[Fact]:
@@ -101,19 +112,7 @@ def _text(config: Config, tensors: _Tensors) -> Iterator[Fact]:
     yield from _sizes(config, tensors, table)
 
 
-def _text_2(config: Config, tensors: _Tensors) -> Iterator[Fact]:
-    yield from _text(config, tensors)
-    yield from _sizes(config, tensors, [("projection_dim", "text_projection.weight", 0)])
-
-
-def _unet(config: Config, tensors: _Tensors) -> Iterator[Fact]:
-    yield from _half(config, tensors, "down_blocks")
-    yield from _half(config, tensors, "up_blocks", more=1)
-    yield from _first_half(config, tensors)
-    yield from _sizes(config, tensors, [("out_channels", "conv_out.weight", 0)])
-
-
-def _first_half(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+def _network(config: Config, tensors: _Tensors) -> Iterator[Fact]:
     """Yield the fields that U-Nets and ControlNets share, without those of their levels."""
     table = (
         ("in_channels", "conv_in.weight", 1),
@@ -121,12 +120,11 @@ def _first_half(config: Config, tensors: _Tensors) -> Iterator[Fact]:
         ("time_embedding_dim", "time_embedding.linear_1.weight", 0),
     )
     yield from _sizes(config, tensors, table)
-    if (width := tensors.size_of_any(".attn2.to_k.weight", 1)) is not None:
+    if (width := tensors.text_width()) is not None:
         yield "cross_attention_dim", config.get("cross_attention_dim"), width
     if config.get("addition_embed_type") == "text_time":
-        yield from _sizes(
-            config, tensors, [("projection_class_embeddings_input_dim", "add_embedding.linear_1.weight", 1)]
-        )
+        added = ("projection_class_embeddings_input_dim", "add_embedding.linear_1.weight", 1)
+        yield from _sizes(config, tensors, [added])
     if _is_deep(config, "mid_block_type", "UNetMidBlock2DCrossAttn"):
         depth = config.get("transformer_layers_per_block")
         depth = depth[-1] if isinstance(depth, list) and depth else depth
@@ -179,9 +177,7 @@ def _like(configured: Any, actual: list[int]) -> Any:
     return actual[0] if len(set(actual)) == 1 and not isinstance(configured, list) else actual
 
 
-def _controlnet(config: Config, tensors: _Tensors) -> Iterator[Fact]:
-    yield from _half(config, tensors, "down_blocks")
-    yield from _first_half(config, tensors)
+def _control_embedding(config: Config, tensors: _Tensors) -> Iterator[Fact]:
     start = "controlnet_cond_embedding"
     yield from _sizes(config, tensors, [("conditioning_channels", f"{start}.conv_in.weight", 1)])
     ends = [f"{start}.blocks.{i}.weight" for i in range(1, tensors.layers(f"{start}.blocks"), 2)]
@@ -196,13 +192,9 @@ def _autoencoder(config: Config, tensors: _Tensors) -> Iterator[Fact]:
         ("in_channels", "encoder.conv_in.weight", 1),
         ("out_channels", "decoder.conv_out.weight", 0),
         ("latent_channels", "decoder.conv_in.weight", 1),
+        ("num_vq_embeddings", "quantize.embedding.weight", 0),  # the codebook of a VQModel
+        ("vq_embed_dim", "quantize.embedding.weight", 1),
     )
-    yield from _sizes(config, tensors, table)
-
-
-def _codebook(config: Config, tensors: _Tensors) -> Iterator[Fact]:
-    yield from _autoencoder(config, tensors)
-    table = (("num_vq_embeddings", "quantize.embedding.weight", 0), ("vq_embed_dim", "quantize.embedding.weight", 1))
     yield from _sizes(config, tensors, table)
 
 
@@ -215,8 +207,5 @@ def _tiny(config: Config, tensors: _Tensors) -> Iterator[Fact]:
             total = sum(n for n in blocks if isinstance(n, int)) + len(blocks) + 1
             yield f"the number of layers by num_{side}_blocks", total, tensors.layers(f"{side}.layers")
             yield f"{side}_block_out_channels", widths[:1], [tensors.size(f"{side}.layers.0.weight", 0)]
-    table = (
-        ("in_channels", "encoder.layers.0.weight", 1),
-        ("latent_channels", "decoder.layers.0.weight", 1),
-    )
+    table = (("in_channels", "encoder.layers.0.weight", 1), ("latent_channels", "decoder.layers.0.weight", 1))
     yield from _sizes(config, tensors, table)

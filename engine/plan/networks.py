@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ..errors import SourceError
-from .bindings import Binding
+from .bindings import Binding, Network, bindings_from_json
 
 Config = Mapping[str, Any]
 
@@ -20,24 +20,19 @@ _TIME_IDS = (6, 5)  # SDXL: original size, crop, target size; refiner: an aesthe
 
 
 @dataclass(frozen=True, kw_only=True)
-class Component:
-    """One network: its tensors and its config."""
+class Component(Network):
+    """A network with its config."""
 
-    name: str
-    inputs: tuple[Binding, ...]
-    outputs: tuple[Binding, ...]
     config: Config = field(repr=False)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data, for a child process that works on this component."""
-        sides = {side: [b.to_json() for b in getattr(self, side)] for side in ("inputs", "outputs")}
-        return {"name": self.name, "config": dict(self.config), **sides}
+        return {"name": self.name, "config": dict(self.config), **self.bindings_json()}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Component:
         """Return the component that `to_json` wrote."""
-        inputs, outputs = (tuple(Binding.from_json(b) for b in data[side]) for side in ("inputs", "outputs"))
-        return cls(name=data["name"], inputs=inputs, outputs=outputs, config=data["config"])
+        return cls(name=data["name"], config=data["config"], **bindings_from_json(data))
 
 
 def folder_of(component: str) -> str:
@@ -70,32 +65,25 @@ def text_encoder(name: str, config: Config) -> Component:
     )
 
 
-def unet(configs: Mapping[str, Config]) -> Component:
-    """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals."""
+def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
+    """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals.
+
+    Without text it takes only pixels or latents and the timestep.
+    """
     config = configs["unet"]
-    residuals: tuple[Binding, ...] = ()
-    if controlnets_of(configs):
-        *down, middle = _residual_dims(config)
-        residuals = (
-            *(_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down)),
-            _float("mid_block_additional_residual", *middle),
-        )
-    return Component(
-        name="unet",
-        inputs=(*_latents_and_text(config), *_guidance(config), *_added(config, configs), *residuals),
-        outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
-        config=config,
-    )
-
-
-def unconditional(config: Config) -> Component:
-    """Return the U-Net of an unconditional model: it takes only pixels or latents and the timestep."""
-    return Component(
-        name="unet",
-        inputs=(_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")),
-        outputs=(_float("out_sample", "batch", config["out_channels"], *_LATENTS),),
-        config=config,
-    )
+    inputs = _latents(config)
+    if with_text:
+        inputs += _text(config)
+        # The guidance of a latent consistency model (Luo et al. 2023, arXiv 2310.04378).
+        if (width := config.get("time_cond_proj_dim")) is not None:
+            inputs.append(_float("timestep_cond", "batch", int(width)))
+        inputs += _added(config, configs)
+        if controlnets_of(configs):
+            *down, middle = _residual_dims(config)
+            inputs += (_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down))
+            inputs.append(_float("mid_block_additional_residual", *middle))
+    outputs = (_float("out_sample", "batch", config["out_channels"], *_LATENTS),)
+    return Component(name="unet", inputs=tuple(inputs), outputs=outputs, config=config)
 
 
 def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
@@ -105,7 +93,8 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
     return Component(
         name=name,
         inputs=(
-            *_latents_and_text(config),
+            *_latents(config),
+            *_text(config),
             _float("controlnet_cond", "batch", config.get("conditioning_channels", 3), "height", "width"),
             _float("conditioning_scale", "batch"),
             *_added(config, configs),
@@ -164,26 +153,20 @@ def _float(name: str, *dims: int | str) -> Binding:
     return Binding(name=name, dtype="float32", dims=dims)
 
 
-def _latents_and_text(config: Config) -> tuple[Binding, ...]:
-    return (
-        _float("sample", "batch", config["in_channels"], *_LATENTS),
-        # One timestep per image: images of a batch may be at different steps.
-        _float("timestep", "batch"),
-        # A long prompt has several chunks of the encoder's context length.
-        _float("encoder_hidden_states", "batch", "tokens", config["cross_attention_dim"]),
-    )
+def _latents(config: Config) -> list[Binding]:
+    # One timestep per image: images of a batch may be at different steps.
+    return [_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")]
 
 
-def _guidance(config: Config) -> tuple[Binding, ...]:
-    """Return the guidance input of a latent consistency model (Luo et al. 2023, arXiv 2310.04378)."""
-    width = config.get("time_cond_proj_dim")
-    return () if width is None else (_float("timestep_cond", "batch", int(width)),)
+def _text(config: Config) -> list[Binding]:
+    # A long prompt has several chunks of the encoder's context length.
+    return [_float("encoder_hidden_states", "batch", "tokens", config["cross_attention_dim"])]
 
 
-def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]:
+def _added(config: Config, configs: Mapping[str, Config]) -> list[Binding]:
     """Return the added conditions of an SDXL network."""
     if not config.get("addition_embed_type"):
-        return ()
+        return []
     kind, pooled = config["addition_embed_type"], configs["text_encoder_2"]["projection_dim"]
     width, each = config["projection_class_embeddings_input_dim"], config["addition_time_embed_dim"]
     ids = next((ids for ids in _TIME_IDS if each is not None and pooled + ids * each == width), None)
@@ -192,9 +175,11 @@ def _added(config: Config, configs: Mapping[str, Config]) -> tuple[Binding, ...]
             f"{getattr(config, 'file', 'the config')}: addition_embed_type is {kind!r:.80}, "
             f"projection_class_embeddings_input_dim {width} and addition_time_embed_dim {each}; expected text_time, "
             f"and {pooled} (projection_dim of text_encoder_2) plus {' or '.join(map(str, _TIME_IDS))} times "
-            "addition_time_embed_dim."
+            "addition_time_embed_dim.",
+            path=getattr(config, "file", None),
+            field="addition_embed_type",
         )
-    return (_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids))
+    return [_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids)]
 
 
 def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:

@@ -19,7 +19,7 @@ from ..errors.schema import SchemaError
 from ..files.digest import digest_of
 from ..files.json_file import read_json
 from ..system.memory import Load
-from .bindings import Binding
+from .bindings import Binding, Network, bindings_from_json
 from .command import rebuild_command
 from .files import check_listed_files, check_opened_files
 from .integrity import stamps, stamps_from_json, verify
@@ -45,15 +45,12 @@ class Artifact:
 
 
 @dataclass(frozen=True, kw_only=True)
-class PlannedComponent:
-    """One network of the plan: its tensors and its artifacts.
+class PlannedComponent(Network):
+    """A network with its artifacts.
 
     `refused` maps a form of artifact to the reason why it is missing: it was built, but did not match the reference.
     """
 
-    name: str
-    inputs: tuple[Binding, ...]
-    outputs: tuple[Binding, ...]
     artifacts: tuple[Artifact, ...]
     refused: Mapping[str, str]
 
@@ -100,24 +97,16 @@ def skipping(output: str, clip_skip: int | None) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Plan:
-    """A model that can be loaded."""
+class ModelFields:
+    """What a plan takes unchanged from the description of its model."""
 
-    model: str  # the name that the user passed, or the folder of the plan
-    family: str
-    fingerprint: str  # SHA-256 over the source's weights and configs
+    components: Mapping[str, Network]
     profile: Profile
-    components: Mapping[str, PlannedComponent]
-    scheduler: Mapping[str, Any]  # diffusers' scheduler config
-    tokenizers: Mapping[str, Path]  # text encoder -> the folder of its vocabulary
     prompting: Prompting
     scaling_factor: float  # latents of the U-Net = scaling_factor x (latents of the autoencoder - mean) / std
     latents_mean: tuple[float, ...]  # per channel, like `latents_std`; both are empty for most models
     latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
-    # The record of `calotype build`: options, backend, versions, machine, measurements, trials. Empty for a source.
-    build: Mapping[str, Any] = field(default_factory=dict)
-    samplers: Path | None = None  # the folder of `archive`, in a built plan
 
     @property
     def latents(self) -> Binding:
@@ -128,6 +117,21 @@ class Plan:
     def inpaints(self) -> bool:
         """Tell whether the U-Net is an inpainting model: it also takes a mask and the latents of the masked image."""
         return self.components["unet"].inputs[0].dims[1] != self.latents.dims[1]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan(ModelFields):
+    """A model that can be loaded."""
+
+    model: str  # the name that the user passed, or the folder of the plan
+    family: str
+    fingerprint: str  # SHA-256 over the source's weights and configs
+    components: Mapping[str, PlannedComponent]
+    scheduler: Mapping[str, Any]  # diffusers' scheduler config
+    tokenizers: Mapping[str, Path]  # text encoder -> the folder of its vocabulary
+    # The record of `calotype build`: options, backend, versions, machine, measurements, trials. Empty for a source.
+    build: Mapping[str, Any] = field(default_factory=dict)
+    samplers: Path | None = None  # the folder of `archive`, in a built plan
 
     @property
     def backend(self) -> str | None:
@@ -164,12 +168,8 @@ def write_plan(plan: Plan, folder: Path, *, sealed: bool = False) -> None:
 
 def _component_json(component: PlannedComponent) -> dict[str, Any]:
     return {
-        "inputs": [b.to_json() for b in component.inputs],
-        "outputs": [b.to_json() for b in component.outputs],
-        "artifacts": [
-            {"form": a.form, "path": str(a.path), "precision": a.precision, "check": dict(a.check)}
-            for a in component.artifacts
-        ],
+        **component.bindings_json(),
+        "artifacts": [{**vars(a), "path": str(a.path)} for a in component.artifacts],
         "refused": dict(component.refused),
     }
 
@@ -195,9 +195,10 @@ def read_plan(folder: Path, *, sealed: bool = True) -> Plan:
     advice = f"build it again: {rebuild_command(data.get('build'), folder)}"
     if data.get("version") != VERSION:
         got = reprlib.repr(data.get("version"))
-        raise SourceError(f"cannot read the plan {folder}: got version {got}, expected {VERSION}; {advice}.")
+        message = f"cannot read the plan {folder}: got version {got}, expected {VERSION}; {advice}."
+        raise SourceError(message, path=folder / MANIFEST, field="version")
     if data.pop("digest", None) != digest_of(data):
-        raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {advice}.")
+        raise SourceError(f"{folder / MANIFEST} is damaged or was changed; {advice}.", path=folder / MANIFEST)
     try:
         check_manifest(data)
         if sealed:
@@ -205,7 +206,8 @@ def read_plan(folder: Path, *, sealed: bool = True) -> Plan:
             verify(folder, stamps_from_json(data["files"]), advice=advice)
             check_opened_files(folder, data)
     except (SchemaError, OSError, ValueError) as error:
-        raise SourceError(f"cannot read the plan {folder / MANIFEST}: {error}; {advice}.") from None
+        message, field = f"cannot read the plan {folder / MANIFEST}: {error}; {advice}.", getattr(error, "field", None)
+        raise SourceError(message, path=folder / MANIFEST, field=field) from None
     return _plan(folder, data)
 
 
@@ -229,13 +231,5 @@ def _plan(folder: Path, data: Mapping[str, Any]) -> Plan:
 
 
 def _component(folder: Path, name: str, data: Mapping[str, Any]) -> PlannedComponent:
-    return PlannedComponent(
-        name=name,
-        inputs=tuple(Binding.from_json(b) for b in data["inputs"]),
-        outputs=tuple(Binding.from_json(b) for b in data["outputs"]),
-        artifacts=tuple(
-            Artifact(form=a["form"], path=folder / a["path"], precision=a["precision"], check=a["check"])
-            for a in data["artifacts"]
-        ),
-        refused=data["refused"],
-    )
+    artifacts = tuple(Artifact(**{**artifact, "path": folder / artifact["path"]}) for artifact in data["artifacts"])
+    return PlannedComponent(name=name, artifacts=artifacts, refused=data["refused"], **bindings_from_json(data))

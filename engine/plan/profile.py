@@ -50,20 +50,19 @@ class Profile:
         """Check the sizes of a call: `batch` images of `height` x `width` pixels. Raises `InputError`."""
         for name, value, allowed in (("height", height, self.height), ("width", width, self.width)):
             if not allowed.min <= value <= allowed.max:
-                raise InputError(
-                    f"{name} must be from {allowed.min} to {allowed.max} pixels, got {value} (profile: {self})."
-                )
+                expected = f"from {allowed.min} to {allowed.max} pixels"
+                message = f"{name} must be {expected}, got {value} (profile: {self})."
+                raise InputError(message, argument=name, got=value, expected=expected)
             if value % self.multiple:
-                below = value // self.multiple * self.multiple
-                raise InputError(
-                    f"{name} must be a multiple of {self.multiple} pixels for this model, got {value}; "
-                    f"try {below} or {below + self.multiple}."
-                )
+                expected, below = f"a multiple of {self.multiple} pixels", value // self.multiple * self.multiple
+                message = f"{name} must be {expected} for this model, got {value}; try {below} or "
+                raise InputError(f"{message}{below + self.multiple}.", argument=name, got=value, expected=expected)
         if not self.batch.min <= batch <= self.batch.max:
-            raise InputError(
-                f"a batch must hold {self.batch.min} to {self.batch.max} images, got {batch} (profile: {self}). "
-                "Generate the rest in further calls."
+            expected = f"{self.batch.min} to {self.batch.max} images"
+            message = (
+                f"a batch must hold {expected}, got {batch} (profile: {self}). Generate the rest in further calls."
             )
+            raise InputError(message, argument="num_images", got=batch, expected=expected)
 
     def __str__(self) -> str:
         return f"batch {self.batch}, height {self.height}, width {self.width}, multiples of {self.multiple} px"
@@ -75,9 +74,12 @@ class Profile:
             if requested is None:
                 continue
             if requested.min < served.min or requested.max > served.max:
-                raise InputError(f"invalid {name} {requested}: this model serves {served}.")
+                message = f"invalid {name} {requested}: this model serves {served}."
+                raise InputError(message, argument=name, got=str(requested), expected=str(served))
             if name != "batch" and any(s % self.multiple for s in (requested.min, requested.opt, requested.max)):
-                raise InputError(f"invalid {name} {requested}: expected multiples of {self.multiple} pixels.")
+                expected = f"multiples of {self.multiple} pixels"
+                message = f"invalid {name} {requested}: expected {expected}."
+                raise InputError(message, argument=name, got=str(requested), expected=expected)
         return replace(self, batch=batch or self.batch, height=height or self.height, width=width or self.width)
 
     def sizes(self, *, batch: int, height: int, width: int, chunks: int = 1) -> dict[str, int]:

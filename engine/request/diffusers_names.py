@@ -81,8 +81,9 @@ def _declared(kind: type) -> set[str]:
 
 def _refusal(kind: type, name: str) -> NoAttributeError:
     if isinstance(getattr(kind, name, None), property):
-        return NoAttributeError(f"cannot set {name} of a {kind.__name__}. {OF_PIPELINES.get(f'set_{name}', _LORA)}")
+        fix = OF_PIPELINES.get(f"set_{name}", _LORA)
+        return NoAttributeError(f"cannot set {name} of a {kind.__name__}. {fix}", name=name)
     public = sorted(each for each in {*dir(kind), *_declared(kind)} if not each.startswith("_"))
     return NoAttributeError(
-        f"a {kind.__name__} has no attribute {name!r}. {OF_PIPELINES.get(name) or nearest(name, public)}"
+        f"a {kind.__name__} has no attribute {name!r}. {OF_PIPELINES.get(name) or nearest(name, public)}", name=name
     )

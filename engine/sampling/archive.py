@@ -1,9 +1,10 @@
-"""The sampler matrices stored in a plan. With them a plan generates images without diffusers.
+"""Sampler matrices as .npz files, and those stored in a plan, with which it generates images without diffusers.
 
     samplers/index.json     {"version": 1, "schedulers": [{"name", "key", "file", "sha256", "steps", "diffusers"}, ...]}
     samplers/NAME-KEY.npz   timesteps.N, rows.N and preview.N for every step count N. Some step counts also have the
                             matrices that start from an image: rows.N.S, clean.N.S, kept.N.S, ... skip the first S
-                            steps, and rows.N.noise, ... start from noise and use a mask.
+                            steps, and rows.N.noise, ... start from noise and use a mask. The cache's files have one
+                            matrix, without a suffix.
 
 Look-ups use the `key` of a scheduler's spec. It depends on the class and its configuration, and not on the version of
 diffusers, because a machine that only generates images need not have diffusers. This file compiles nothing.
@@ -26,28 +27,42 @@ import numpy as np
 from ..errors import SamplerError, SourceError
 from ..errors.schema import SchemaError, integer, list_of, record, text
 from ..files.json_file import read_json
-from .matrix import FIELDS, IMAGE_FIELDS, SamplerMatrix
+from .matrix import SamplerMatrix
 from .schedule_range import FULL_SCHEDULE, ScheduleRange
 from .schedulers import SchedulerSpec
-
-__all__ = ["StoredScheduler", "find_matrix", "image_schedule_ranges", "read_index", "write_matrices"]
 
 INDEX = "index.json"
 VERSION = 1
 _MAX_BYTES = 1 << 30  # one scheduler's matrices, unpacked
+# Attribute of a matrix -> name of its array. Only matrices that start from an image have the last two.
+_ARRAYS = {"timesteps": "timesteps", "rows": "rows", "preview": "preview"}
+_ARRAYS |= {"image_coefficients": "clean", "masked_rows": "kept"}
 _STEPS = list_of(integer(1, 1 << 20))
-_INDEX = record(
-    {
-        "version": integer(0, 1 << 20),
-        "schedulers": list_of(
-            record(
-                {**dict.fromkeys(("name", "key", "file", "sha256", "diffusers"), text()), "steps": _STEPS}
-                | {"pictures": _STEPS},
-                optional=("pictures",),
-            )
-        ),
-    }
-)
+_ENTRY = {**dict.fromkeys(("name", "key", "file", "sha256", "diffusers"), text()), "steps": _STEPS, "pictures": _STEPS}
+_INDEX = record({"version": integer(0, 1 << 20), "schedulers": list_of(record(_ENTRY, optional=("pictures",)))})
+
+
+def to_bytes(matrices: Mapping[str, SamplerMatrix], *, compressed: bool = False) -> bytes:
+    """Return matrices as a .npz file. The keys are the suffixes of the arrays' names."""
+    file = io.BytesIO()
+    arrays = {name + suffix: getattr(m, field) for suffix, m in matrices.items() for field, name in _ARRAYS.items()}
+    save = np.savez_compressed if compressed else np.savez
+    save(file, allow_pickle=False, **{name: array for name, array in arrays.items() if array is not None})
+    return file.getvalue()
+
+
+def from_bytes(data: bytes, *, name: str, suffix: str = "") -> SamplerMatrix:
+    """Read one of the matrices that `to_bytes` wrote. `name` is for reports. Raises `SamplerError` if it is damaged."""
+    try:
+        with zipfile.ZipFile(io.BytesIO(data)) as packed:
+            if sum(entry.file_size for entry in packed.infolist()) > _MAX_BYTES:
+                raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
+        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
+            stored = {field: stem + suffix for field, stem in _ARRAYS.items()}
+            fields: dict[str, Any] = {field: arrays[key] for field, key in stored.items() if key in arrays}
+            return SamplerMatrix(name=name, **fields)
+    except Exception as error:  # for corrupt bytes numpy and zipfile raise many types
+        raise SamplerError(f"the sampler matrix of {name} is damaged ({error})", scheduler=name) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -87,8 +102,8 @@ def _suffix(steps: int, schedule_range: ScheduleRange) -> str | None:
     if schedule_range.begin is not None or schedule_range.end is not None:
         return None
     if schedule_range.origin == "image":
-        return f"{steps}.{schedule_range.skipped}"
-    return f"{steps}.noise" if schedule_range.preserves_unmasked else str(steps)
+        return f".{steps}.{schedule_range.skipped}"
+    return f".{steps}.noise" if schedule_range.preserves_unmasked else f".{steps}"
 
 
 def image_schedule_ranges(steps: int) -> tuple[ScheduleRange, ...]:
@@ -105,26 +120,19 @@ def find_matrix(
         return None
     key, suffix = spec.key(), _suffix(steps, schedule_range)
     entry = next((e for e in read_index(folder) if e.key == key), None)
-    if (
-        entry is None
-        or suffix is None
-        or steps not in (entry.pictures if schedule_range.takes_latents else entry.steps)
-    ):
+    if entry is None or suffix is None:
+        return None
+    if steps not in (entry.pictures if schedule_range.takes_latents else entry.steps):
         return None
     path = folder / Path(entry.file).name  # a plan may be untrusted: read nothing outside its folder
     try:
         data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != entry.sha256:
             raise ValueError("its SHA-256 differs")
-        with zipfile.ZipFile(io.BytesIO(data)) as packed:
-            if sum(entry.file_size for entry in packed.infolist()) > _MAX_BYTES:
-                raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
-        with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-            names = FIELDS | (IMAGE_FIELDS if schedule_range.takes_latents else {})
-            fields: dict[str, Any] = {field: arrays[f"{name}.{suffix}"] for field, name in names.items()}
-    except Exception as error:  # for corrupt bytes numpy and zipfile raise many types
-        raise SamplerError(f"Cannot read the plan's samplers: {path} is damaged ({error}). Build it again.") from None
-    return SamplerMatrix(name=spec.name, **fields)
+        return from_bytes(data, name=spec.name, suffix=suffix)
+    except (OSError, ValueError) as error:
+        message = f"Cannot read the plan's samplers: {path} is damaged ({error}). Build it again."
+        raise SamplerError(message, scheduler=spec.name, steps=steps) from None
 
 
 def write_matrices(
@@ -146,13 +154,10 @@ def write_matrices(
     if not matrices or spec.by_hand:
         raise SamplerError(f"Cannot store {spec.name}: it has no matrices, or only the scheduler object describes it.")
     folder.mkdir(parents=True, exist_ok=True)
-    stored = [(str(n), matrix, FIELDS) for n, matrix in sorted(matrices.items())]
+    stored = {f".{n}": matrix for n, matrix in sorted(matrices.items())}
     for n, by_range in sorted((pictures or {}).items()):
-        stored += [(f"{_suffix(n, each)}", matrix, FIELDS | IMAGE_FIELDS) for each, matrix in by_range.items()]
-    arrays = {f"{name}.{suffix}": getattr(m, field) for suffix, m, names in stored for field, name in names.items()}
-    file = io.BytesIO()
-    np.savez_compressed(file, allow_pickle=False, **arrays)
-    data, key = file.getvalue(), spec.key()
+        stored |= {f"{_suffix(n, each)}": matrix for each, matrix in by_range.items()}
+    data, key = to_bytes(stored, compressed=True), spec.key()
     entry = StoredScheduler(
         name=spec.name,
         key=key,

@@ -5,7 +5,8 @@ the scheduler with the first basis vector as the noise, the next ones as the out
 each result is a row of coefficients. Random numbers run along as a test. If the matrix does not map them to the
 scheduler's own result, the scheduler is not linear and must run itself.
 
-This file knows neither the formulas of schedulers nor the network. It imports torch and diffusers only when called.
+This file knows neither the formulas of schedulers nor the network. It imports torch and diffusers
+only when called.
 """
 
 from __future__ import annotations
@@ -27,7 +28,6 @@ import numpy as np
 from ..errors import SamplerError
 from ..system import forks
 from .matrix import SamplerMatrix
-from .preview import preview_coefficients
 from .schedule_range import FULL_SCHEDULE, ScheduleRange
 from .scheduler_loop import SchedulerSampler, TimestepSlice, prepare_latents, scheduler_step, served_draws, with_noise
 from .schedulers import SchedulerLike, SchedulerSpec, spec_from
@@ -37,12 +37,11 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-__all__ = ["compile_sampler", "resolve_scheduler"]
-
 _WIDTH = 256  # the number of random test values
 _PROBE_SCALE = 10.0  # the test values are this much larger than latents, so that clipping always shows
 _MAX_DRAWS = 2  # noise draws in one call; no scheduler of diffusers makes more
 _TOLERANCE = 1e-6  # relative to the sum of the terms' magnitudes: the precision of float32
+_MIN_ALPHA = 2.0**-24  # diffusers' own replacement for zero, at a zero terminal signal-to-noise ratio
 _COMPILING = forks.Lock(threading.RLock)
 
 
@@ -71,12 +70,11 @@ def compile_sampler(
         spec = spec_from(scheduler, base_config)
         resolved = resolve_scheduler(scheduler, base_config)
         try:
-            timed = _timed(spec, resolved, steps)
-            return _compiled(spec, timed, steps, _slice(spec, timed, steps, schedule_range))
+            return _compiled(spec, resolved, steps, _slice(spec, resolved, steps, schedule_range))
         except SamplerError:
             raise
         except Exception as error:
-            raise SamplerError(_cannot(spec, steps, _error_text(error))) from None
+            raise _cannot(spec, steps, _error_text(error)) from None
 
 
 def resolve_scheduler(scheduler: SchedulerLike, base_config: Mapping[str, Any] | None = None) -> Any:
@@ -89,46 +87,40 @@ def resolve_scheduler(scheduler: SchedulerLike, base_config: Mapping[str, Any] |
     if not (scheduler is None or isinstance(scheduler, (SchedulerSpec, str, type))):
         return copy.deepcopy(scheduler)
     if spec.by_hand and not isinstance(scheduler, type):
-        raise SamplerError(f"Cannot create {spec.name} from its config: {spec.by_hand}. Pass the scheduler itself.")
+        message = f"Cannot create {spec.name} from its config: {spec.by_hand}. Pass the scheduler itself."
+        raise SamplerError(message, scheduler=spec.name)
+    kind: Any = scheduler
     try:
-        kind: Any = scheduler if isinstance(scheduler, type) else _class_of(spec)
+        if not isinstance(scheduler, type):
+            import diffusers
+
+            kind = getattr(diffusers, spec.class_name, None)
+            if kind is None:
+                message = f"diffusers {diffusers.__version__} has no scheduler called {spec.class_name}."
+                raise SamplerError(message, scheduler=spec.class_name)
         takes = inspect.signature(kind).parameters
         with _quiet():
             return kind(**{key: value for key, value in spec.config.items() if key in takes})
     except SamplerError:
         raise
     except ImportError as error:
-        raise SamplerError(f"{spec.name} needs a package that is not installed: {_error_text(error)}.") from None
+        message = f"{spec.name} needs a package that is not installed: {_error_text(error)}."
+        raise SamplerError(message, scheduler=spec.name) from None
     except Exception as error:
-        raise SamplerError(f"{spec.name} refuses its configuration: {_error_text(error)}.") from None
-
-
-def _class_of(spec: SchedulerSpec) -> Any:
-    import diffusers
-
-    kind = getattr(diffusers, spec.class_name, None)
-    if kind is None:
-        raise SamplerError(f"diffusers {diffusers.__version__} has no scheduler called {spec.class_name}.")
-    return kind
-
-
-def _timed(spec: SchedulerSpec, scheduler: Any, steps: int) -> Any:
-    """Set the scheduler's timesteps and return it, ready for the first one."""
-    trained = int(scheduler.config.get("num_train_timesteps", 1000))
-    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= trained:
-        raise SamplerError(f"Invalid steps: got {steps!r}; expected an integer from 1 to {trained}.")
-    scheduler.set_timesteps(steps)
-    if len(scheduler.timesteps) == 0:
-        raise SamplerError(_cannot(spec, steps, "it has no timesteps"))
-    return scheduler
+        message = f"{spec.name} refuses its configuration: {_error_text(error)}."
+        raise SamplerError(message, scheduler=spec.name) from None
 
 
 def _slice(spec: SchedulerSpec, scheduler: Any, steps: int, schedule_range: ScheduleRange) -> TimestepSlice:
-    """Return the calls of a range, counted as diffusers' pipelines count them. Set the scheduler's begin index.
-
-    Raises `SamplerError` if the range contains no call.
-    """
-    times, trained = scheduler.timesteps, int(scheduler.config.get("num_train_timesteps", 1000))
+    """Set the scheduler's timesteps. Return the calls of a range, counted as diffusers' pipelines count them."""
+    trained = int(scheduler.config.get("num_train_timesteps", 1000))
+    if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= trained:
+        message = f"Invalid steps: got {steps!r}; expected an integer from 1 to {trained}."
+        raise SamplerError(message, scheduler=spec.name, steps=steps)
+    scheduler.set_timesteps(steps)
+    times = scheduler.timesteps
+    if len(times) == 0:
+        raise _cannot(spec, steps, "it has no timesteps")
     first, last = schedule_range.skipped * scheduler.order, len(times)
     if schedule_range.begin is not None:
         after = int((times < round(trained - schedule_range.begin * trained)).sum())
@@ -136,7 +128,7 @@ def _slice(spec: SchedulerSpec, scheduler: Any, steps: int, schedule_range: Sche
     if schedule_range.end is not None:
         last = int((times >= round(trained - schedule_range.end * trained)).sum())
     if not 0 <= first < last:
-        raise SamplerError(_cannot(spec, steps, "no step is left between its start and its end"))
+        raise _cannot(spec, steps, "no step is left between its start and its end")
     if hasattr(scheduler, "set_begin_index"):
         # Rounded timesteps may repeat, and a search by value would return the second one.
         scheduler.set_begin_index(first)
@@ -150,7 +142,7 @@ def _compiled(
     preview = preview_coefficients(scheduler, timesteps)
     probe = _probe_run(scheduler, timestep_slice)
     if not np.isfinite(probe.probe_rows).all():
-        raise SamplerError(_cannot(spec, steps, "its numbers are not finite"))
+        raise _cannot(spec, steps, "its numbers are not finite")
     if _is_linear(probe):
         return SamplerMatrix(
             name=spec.name,
@@ -205,11 +197,9 @@ def _probe_run(scheduler: Any, timestep_slice: TimestepSlice) -> _ProbeRun:
         latents = prepare_latents(scheduler, timestep_slice, noise, clean)
         for i in range(calls):
             timestep = scheduler.timesteps[timestep_slice.first + i]
-            preserved = (
-                with_noise(scheduler, timestep_slice, i, noise, clean)
-                if i and timestep_slice.schedule_range.preserves_unmasked
-                else latents
-            )
+            preserved = latents
+            if i and timestep_slice.schedule_range.preserves_unmasked:
+                preserved = with_noise(scheduler, timestep_slice, i, noise, clean)
             masked.append(scheduler.scale_model_input(preserved, timestep).flatten())
             mixed.append(scheduler.scale_model_input(latents, timestep).flatten())
             latents = scheduler_step(scheduler, timestep_slice.first + i, column(1 + i), latents)
@@ -266,9 +256,10 @@ def _reason(spec: SchedulerSpec, scheduler: Any) -> str:
     return f"{spec.name} is not linear in the noise and the network's outputs, or draws noise without randn_tensor"
 
 
-def _cannot(spec: SchedulerSpec, steps: int, reason: str) -> str:
+def _cannot(spec: SchedulerSpec, steps: int, reason: str) -> SamplerError:
     schedule = "a schedule of one step" if steps == 1 else f"a schedule of {steps} steps"
-    return f"{spec.name} cannot make {schedule}: {reason}. Try another number of steps, or another scheduler."
+    message = f"{spec.name} cannot make {schedule}: {reason}. Try another number of steps, or another scheduler."
+    return SamplerError(message, scheduler=spec.name, steps=steps)
 
 
 def _error_text(error: Exception) -> str:
@@ -288,3 +279,54 @@ def _quiet() -> Iterator[None]:
     with _COMPILING, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
+
+
+def preview_coefficients(scheduler: Any, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Return the pairs (a, b) such that `a * input + b * output` estimates the clean latents. float64 [calls, 2].
+
+    They depend only on the network's prediction type and on the noise level, so they hold for every scheduler. An input
+    is `sqrt(A) * clean + sqrt(1 - A) * noise`, where A is alpha-bar (Ho et al., "Denoising Diffusion Probabilistic
+    Models", eq. 4; v: Salimans & Ho, "Progressive Distillation", appendix D). Sigma schedulers scale their inputs to
+    that form, with A = 1 / (1 + sigma^2). As in those, log sigma is interpolated between timesteps.
+
+    Args:
+        scheduler: A diffusers scheduler.
+        timesteps: The network's timestep at each call. [calls].
+
+    Raises:
+        SamplerError: The scheduler is not for the networks of SD 1, SD 2 or SDXL.
+    """
+    kind = scheduler.config.get("prediction_type", "epsilon")
+    if hasattr(scheduler, "precondition_outputs"):
+        return _edm(scheduler, timesteps)
+    if not hasattr(scheduler, "alphas_cumprod") or kind not in ("epsilon", "v_prediction", "sample", "original_sample"):
+        name = type(scheduler).__name__
+        raise SamplerError(f"{name} ({kind}) is not for the networks of SD 1, SD 2 or SDXL.", scheduler=name)
+    if scheduler.config.get("timestep_type") == "continuous" and kind == "v_prediction":
+        alpha = 1 / (1 + np.exp(8 * timesteps))  # the timestep is log(sigma) / 4
+    else:
+        alpha = _alpha_bar(scheduler.alphas_cumprod.numpy().astype(np.float64), timesteps)
+    signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
+    if kind == "epsilon":
+        return np.stack([1 / signal, -noise / signal], axis=1)
+    if kind == "v_prediction":
+        return np.stack([signal, -noise], axis=1)
+    return np.stack([np.zeros_like(alpha), np.ones_like(alpha)], axis=1)
+
+
+def _alpha_bar(trained: NDArray[np.float64], timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
+    trained = np.clip(trained, _MIN_ALPHA, 1 - _MIN_ALPHA)
+    log_sigmas = np.log((1 - trained) / trained) / 2
+    log_sigma = np.interp(timesteps, np.arange(trained.size), log_sigmas)
+    return np.asarray(1 / (1 + np.exp(2 * log_sigma)), dtype=np.float64)
+
+
+def _edm(scheduler: Any, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", table 1."""
+    pairs = []
+    for timestep in timesteps:
+        sigma = float(np.exp(4 * timestep))  # the timestep is log(sigma) / 4
+        unscaled = float(np.hypot(sigma, scheduler.config["sigma_data"]))
+        clean = scheduler.precondition_outputs
+        pairs.append((float(clean(unscaled, 0.0, sigma)), float(clean(0.0, 1.0, sigma))))
+    return np.array(pairs, dtype=np.float64)

@@ -15,17 +15,15 @@ This file only needs numpy. It does not know what a scheduler is, what the netwo
 
 from __future__ import annotations
 
-import io
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol, TypeAlias
+from typing import NoReturn, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SamplerError
-
-__all__ = ["Draw", "Latents", "MatrixRun", "Sampler", "SamplerMatrix", "SamplerRun", "SourceLatents"]
 
 Latents: TypeAlias = NDArray[np.float32]  # [B, C, H, W]
 Draw: TypeAlias = Callable[[], Latents]
@@ -45,67 +43,121 @@ class SourceLatents:
     inpaint_mask: NDArray[np.bool_] | None = None
 
 
-class SamplerRun(Protocol):
-    """One run of a batch through a schedule: `input(i)`, the network, `push(i, output)`, for each i."""
+class SamplerRun(ABC):
+    """One run of a batch through a schedule: `input(i)`, the network, `push(i, output)`, for each i.
+
+    Each method raises `SamplerError` if it is called out of this order.
+    """
+
+    def __init__(self, calls: int, shape: tuple[int, ...], original: SourceLatents | None) -> None:
+        self._calls, self._shape, self._original = calls, shape, original
+        self._pushed = 0
 
     def input(self, i: int) -> Latents:
         """Return the network's input at call i, the next call to push. float32 [B, C, H, W]; may be changed."""
+        self._check_order(i == self._pushed < self._calls, f"input({i})")
+        return self._input(i)
 
     def push(self, i: int, output: Latents) -> None:
-        """Store the network's output for input i, after guidance. [B, C, H, W]."""
+        """Store the network's output for input i, after guidance. [B, C, H, W], the shape of the noise."""
+        self._check_order(i == self._pushed < self._calls, f"push({i})")
+        check_shape("network output", output.shape, self._shape)
+        self._push(i, output)
+        self._pushed += 1
 
     def latents(self) -> Latents:
         """Return the final latents, after the last call. float32 [B, C, H, W]."""
+        self._check_order(self._pushed == self._calls, "latents()")
+        return self._latents()
 
     def preview(self, i: int) -> Latents:
         """Return the clean latents as estimated at call i, the last one pushed. float32 [B, C, H, W]."""
+        self._check_order(0 <= i == self._pushed - 1, f"preview({i})")
+        return self._preview(i)
 
+    def _check_order(self, in_order: bool, call: str) -> None:
+        if not in_order:
+            pushed = self._pushed
+            raise SamplerError(f"Cannot call {call} now: {pushed} outputs were pushed so far. Call the steps in order.")
 
-class Sampler(Protocol):
-    """A schedule that is ready to run: a `SamplerMatrix`, or a `SchedulerSampler` for non-linear schedulers."""
+    @abstractmethod
+    def _input(self, i: int) -> Latents: ...
 
-    @property
-    def name(self) -> str:
-        """The name in reports."""
+    @abstractmethod
+    def _push(self, i: int, output: Latents) -> None: ...
 
-    @property
-    def timesteps(self) -> NDArray[np.float64]:
-        """The network's timestep at each call. [calls]."""
+    @abstractmethod
+    def _latents(self) -> Latents: ...
 
-    @property
-    def calls(self) -> int:
-        """The number of network calls. Some schedulers call the network more than once in a step."""
-
-    @property
-    def reason(self) -> str | None:
-        """The reason for the report why the scheduler is not a matrix; None for a matrix."""
-
-    def run(
-        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
-    ) -> SamplerRun:
-        """Start a batch from standard-normal noise [B, C, H, W].
-
-        `original` is required if the schedule starts from images. `seeds`, one for each image, are for schedulers that
-        draw noise without `draw`; by default they are derived from `noise`.
-        """
-
-
-# Attribute of a matrix -> name of its array in files. Only matrices that start from an image have the second group.
-FIELDS = {"timesteps": "timesteps", "rows": "rows", "preview": "preview"}
-IMAGE_FIELDS = {"image_coefficients": "clean", "masked_rows": "kept"}
+    @abstractmethod
+    def _preview(self, i: int) -> Latents: ...
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SamplerMatrix:
-    """A compiled scheduler. The arrays are copied, checked and made read-only.
+class Sampler(ABC):
+    """A schedule that is ready to run: a `SamplerMatrix`, or a `SchedulerSampler` for non-linear schedulers.
 
     Attributes:
         name: The name in reports.
         timesteps: The network's timestep at each call. float64 [calls], in training timesteps, may be fractional.
+        preview: The clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
+        reason: The reason for the report why the scheduler is not a matrix; None for a matrix.
+    """
+
+    name: str
+    timesteps: NDArray[np.float64]
+    preview: NDArray[np.float64]
+    reason: str | None = None
+
+    @property
+    def calls(self) -> int:
+        """The number of network calls. Some schedulers call the network more than once in a step."""
+        return int(self.timesteps.size)
+
+    def run(
+        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
+    ) -> SamplerRun:
+        """Start a batch.
+
+        Args:
+            noise: Standard-normal noise, [B, C, H, W].
+            draw: Returns the noise of the scheduler's draws, in their order.
+            seeds: One for each image, for schedulers that draw noise without `draw`. By default a hash of each image's
+                noise, so that the same noise gives the same image. A matrix ignores them.
+            original: The images to start from, if the schedule starts from images.
+
+        Raises:
+            SamplerError: The schedule starts from images and `original` is None, or the other way round; or a shape
+                does not match.
+        """
+        takes, takes_mask = self._takes()
+        if (original is not None) != takes:
+            expected = "start from an image, and original is None" if takes else "take an image: it starts from noise"
+            raise SamplerError(f"This schedule {'must' if takes else 'does not'} {expected}.", scheduler=self.name)
+        if original is not None:
+            check_shape("image's latents", original.latents.shape, noise.shape)
+            if original.inpaint_mask is not None and not takes_mask:
+                raise SamplerError("This schedule was not compiled for a mask.", scheduler=self.name)
+        return self._start(noise, draw, seeds, original)
+
+    @abstractmethod
+    def _takes(self) -> tuple[bool, bool]:
+        """Return whether a run starts from images, and whether a mask may preserve part of them."""
+
+    @abstractmethod
+    def _start(
+        self, noise: Latents, draw: Draw, seeds: Sequence[int] | None, original: SourceLatents | None
+    ) -> SamplerRun: ...
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class SamplerMatrix(Sampler):
+    """A compiled scheduler. The arrays are copied, checked and made read-only.
+
+    Attributes:
         rows: Row i mixes the network's input at call i, as `scale_model_input` returns it; the last row mixes the final
             latents. Columns: the initial standard-normal noise, the network's outputs after guidance, and the noise
             draws in the scheduler's order. float64 [calls + 1, 1 + calls + draws].
-        preview: The clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
         image_coefficients: The weight of the image's clean latents in each row; None if the schedule starts from
             noise only. float64 [calls + 1].
         masked_rows: The values in the area that a mask preserves, in place of each row: `a * noise + b * clean`; None
@@ -115,20 +167,17 @@ class SamplerMatrix:
         SamplerError: The shapes of the arrays do not match, a number is not finite, or a row uses a later output.
     """
 
-    name: str
-    timesteps: NDArray[np.float64]
     rows: NDArray[np.float64]
-    preview: NDArray[np.float64]
     image_coefficients: NDArray[np.float64] | None = None
     masked_rows: NDArray[np.float64] | None = None
 
     def __post_init__(self) -> None:
-        for field in (*FIELDS, *IMAGE_FIELDS):
-            if field in IMAGE_FIELDS and getattr(self, field) is None:
+        for field in ("timesteps", "rows", "preview", "image_coefficients", "masked_rows"):
+            if getattr(self, field) is None:
                 continue
             array = np.array(getattr(self, field), dtype=np.float64)
             if not np.isfinite(array).all():
-                raise SamplerError(f"The schedule of {self.name} has numbers in {field} that are not finite.")
+                self._fail(f"The schedule of {self.name} has numbers in {field} that are not finite.")
             array.setflags(write=False)
             object.__setattr__(self, field, array)
         calls = self.timesteps.size
@@ -138,108 +187,51 @@ class SamplerMatrix:
         match = match and (masked is None or (masked.shape == (calls + 1, 2) and image is not None))
         if not match or self.rows.shape[0] != calls + 1 or self.rows.shape[1] < 1 + calls:
             shapes = f"{self.timesteps.shape}, {self.rows.shape}, {self.preview.shape}"
-            raise SamplerError(f"The shapes of {self.name}'s matrix do not match: {shapes}.")
+            self._fail(f"The shapes of {self.name}'s matrix do not match: {shapes}.")
         if np.triu(self.rows[:calls, 1 : 1 + calls]).any():
-            raise SamplerError(f"The matrix of {self.name} uses a later output of the network.")
+            self._fail(f"The matrix of {self.name} uses a later output of the network.")
 
-    @property
-    def calls(self) -> int:
-        """The number of network calls."""
-        return int(self.timesteps.size)
+    def _fail(self, message: str) -> NoReturn:
+        raise SamplerError(message, scheduler=self.name)
 
     @property
     def draws(self) -> int:
         """The number of noise draws after the initial noise."""
         return int(self.rows.shape[1]) - 1 - self.calls
 
-    @property
-    def reason(self) -> None:
-        """Always None: the scheduler is a matrix."""
-        return None
+    def _takes(self) -> tuple[bool, bool]:
+        return self.image_coefficients is not None, self.masked_rows is not None
 
-    def run(
-        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
+    def _start(
+        self, noise: Latents, draw: Draw, seeds: Sequence[int] | None, original: SourceLatents | None
     ) -> MatrixRun:
-        """Start a batch from standard-normal noise [B, C, H, W]. A matrix ignores the seeds.
-
-        Raises:
-            SamplerError: The schedule starts from images and `original` is None, or the other way round.
-        """
-        image, masked = self.image_coefficients is not None, self.masked_rows is not None
-        check_original(original, takes=image, masked=masked, shape=noise.shape)
         return MatrixRun(self, noise, draw, original)
 
-    def to_bytes(self) -> bytes:
-        """Return the matrix as a .npz file."""
-        file = io.BytesIO()
-        arrays = {stored: getattr(self, field) for field, stored in (FIELDS | IMAGE_FIELDS).items()}
-        np.savez(file, name=self.name, **{stored: array for stored, array in arrays.items() if array is not None})
-        return file.getvalue()
 
-    @classmethod
-    def from_bytes(cls, data: bytes) -> SamplerMatrix:
-        """Read the matrix that `to_bytes` wrote.
-
-        Raises:
-            SamplerError: The bytes are not a complete matrix.
-        """
-        try:
-            with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
-                fields: dict[str, Any] = {field: arrays[stored] for field, stored in FIELDS.items()}
-                fields |= {field: arrays[stored] for field, stored in IMAGE_FIELDS.items() if stored in arrays}
-                name = str(arrays["name"])
-        except Exception as error:  # for corrupt bytes numpy and zipfile raise many types
-            raise SamplerError("The stored sampler matrix is damaged. Delete the file to compile it again.") from error
-        return cls(name=name, **fields)
-
-
-class MatrixRun:
+class MatrixRun(SamplerRun):
     """One run of a batch through a `SamplerMatrix`: the numpy reference for the backends' kernels.
 
-    Sums are in float64: at a high sigma large terms cancel, and float32 would lose digits of the latents.
-
-    Args:
-        matrix: The compiled scheduler.
-        noise: Standard-normal noise, [B, C, H, W].
-        draw: Returns the noise of the scheduler's draws. It is called in their order, when a row first needs one.
-        original: The images to start from, if the matrix was compiled for them.
+    Sums are in float64: at a high sigma large terms cancel, and float32 would lose digits of the latents. Noise is
+    drawn when a row first needs it.
     """
 
-    def __init__(
-        self, matrix: SamplerMatrix, noise: Latents, draw: Draw, original: SourceLatents | None = None
-    ) -> None:
-        self._matrix = matrix
-        self._draw = draw
-        self._original = original
-        self._shape = noise.shape
+    def __init__(self, matrix: SamplerMatrix, noise: Latents, draw: Draw, original: SourceLatents | None) -> None:
+        super().__init__(matrix.calls, noise.shape, original)
+        self._matrix, self._draw = matrix, draw
         self._history = np.empty((matrix.rows.shape[1], noise.size), dtype=np.float32)  # [1 + calls + draws, B*C*H*W]
         self._history[0] = noise.ravel()
-        self._pushed = 0
         self._drawn = 0
 
-    def input(self, i: int) -> Latents:
-        """Return the network's input at call i. float32 [B, C, H, W]. `SamplerError` if i is not the next call."""
-        check_step_order(i == self._pushed < self._matrix.calls, f"input({i})", self._pushed)
+    def _input(self, i: int) -> Latents:
         return self._masked(i, self._mix(self._matrix.rows[i], self._image_coefficient(i)))
 
-    def push(self, i: int, output: Latents) -> None:
-        """Store the network's output for input i, after guidance. [B, C, H, W].
+    def _push(self, i: int, output: Latents) -> None:
+        self._history[1 + i] = output.ravel()
 
-        Raises:
-            SamplerError: i is not the next call, or the shape is not that of the noise.
-        """
-        check_step_order(i == self._pushed < self._matrix.calls, f"push({i})", self._pushed)
-        self._store(1 + i, output, "network output")
-        self._pushed += 1
+    def _latents(self) -> Latents:
+        return self._input(-1)
 
-    def latents(self) -> Latents:
-        """Return the final latents. float32 [B, C, H, W]. `SamplerError` if a call is missing."""
-        check_step_order(self._pushed == self._matrix.calls, "latents()", self._pushed)
-        return self._masked(-1, self._mix(self._matrix.rows[-1], self._image_coefficient(-1)))
-
-    def preview(self, i: int) -> Latents:
-        """Return the clean latents as estimated at call i, the last one pushed. float32 [B, C, H, W]."""
-        check_step_order(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
+    def _preview(self, i: int) -> Latents:
         input_weight, output_weight = self._matrix.preview[i]
         row = input_weight * self._matrix.rows[i]
         row[1 + i] += output_weight
@@ -264,7 +256,9 @@ class MatrixRun:
         if columns.size:
             first, last = int(columns[0]), int(columns[-1])
             while self._drawn < last - self._matrix.calls:
-                self._store(1 + self._matrix.calls + self._drawn, self._draw(), "noise draw")
+                drawn = self._draw()
+                check_shape("noise draw", drawn.shape, self._shape)
+                self._history[1 + self._matrix.calls + self._drawn] = drawn.ravel()
                 self._drawn += 1
             used = slice(first, last + 1) if columns.size == last + 1 - first else columns  # a slice avoids a copy
             # einsum adds in the same order for every number: an image does not depend on the rest of its batch.
@@ -272,27 +266,6 @@ class MatrixRun:
         if image_coefficient and self._original is not None:
             total += image_coefficient * self._original.latents.ravel().astype(np.float64)
         return total.astype(np.float32).reshape(self._shape)
-
-    def _store(self, column: int, array: Latents, label: str) -> None:
-        check_shape(label, array.shape, self._shape)
-        self._history[column] = array.ravel()
-
-
-def check_step_order(in_order: bool, call: str, pushed: int) -> None:
-    """Raise a `SamplerError` that names the call if it is out of order."""
-    if not in_order:
-        raise SamplerError(f"Cannot call {call} now: {pushed} outputs were pushed so far. Call the steps in order.")
-
-
-def check_original(original: SourceLatents | None, *, takes: bool, masked: bool, shape: tuple[int, ...]) -> None:
-    """Raise a `SamplerError` unless `original` has the noise's shape and the schedule was compiled for it."""
-    if (original is not None) != takes:
-        expected = "start from an image, and original is None" if takes else "take an image: it starts from noise"
-        raise SamplerError(f"This schedule {'must' if takes else 'does not'} {expected}.")
-    if original is not None:
-        check_shape("image's latents", original.latents.shape, shape)
-        if original.inpaint_mask is not None and not masked:
-            raise SamplerError("This schedule was not compiled for a mask.")
 
 
 def check_shape(label: str, got: tuple[int, ...], expected: tuple[int, ...]) -> None:

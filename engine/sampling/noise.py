@@ -36,7 +36,8 @@ class BatchNoise:
 def _twister(seed: int) -> np.random.RandomState:
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)) or not 0 <= seed <= MAX_SEED:
         expected = f"an integer from 0 to {MAX_SEED}"
-        raise InputError(f"Invalid seed: got {seed!r}; expected {expected}.")
+        message = f"Invalid seed: got {seed!r}; expected {expected}."
+        raise InputError(message, argument="seed", got=seed, expected=expected)
     # A legacy RandomState seeds the twister as PyTorch does (init_genrand); `default_rng` would not.
     return np.random.RandomState(int(seed))
 

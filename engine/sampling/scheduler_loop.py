@@ -23,15 +23,12 @@ import numpy as np
 
 from ..errors import SamplerError
 from ..system import forks
-from .matrix import Draw, Latents, SourceLatents, check_original, check_shape, check_step_order
+from .matrix import Draw, Latents, Sampler, SamplerRun, SourceLatents, check_shape
 from .schedule_range import ScheduleRange
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
 
-    from numpy.typing import NDArray
-
-__all__ = ["SchedulerRun", "SchedulerSampler", "TimestepSlice", "served_draws"]
 
 _PATCHING = forks.Lock(threading.RLock)
 
@@ -46,105 +43,65 @@ class TimestepSlice:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class SchedulerSampler:
+class SchedulerSampler(Sampler):
     """A schedule that the scheduler itself must run.
 
     Attributes:
-        name: The name in reports.
-        reason: The reason for the report why the scheduler is not a matrix.
-        timesteps: The network's timestep at each call. float64 [calls].
-        preview: The clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
         scheduler: A diffusers scheduler with its timesteps set, ready for the first call. Each image gets a copy.
         timestep_slice: The part of the scheduler's timesteps to run.
     """
 
-    name: str
-    reason: str
-    timesteps: NDArray[np.float64]
-    preview: NDArray[np.float64]
     scheduler: Any
     timestep_slice: TimestepSlice
 
-    @property
-    def calls(self) -> int:
-        """The number of network calls."""
-        return int(self.timesteps.size)
-
-    def run(
-        self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
-    ) -> SchedulerRun:
-        """Start a batch from standard-normal noise [B, C, H, W]; see `SchedulerRun`."""
+    def _takes(self) -> tuple[bool, bool]:
         schedule_range = self.timestep_slice.schedule_range
-        check_original(
-            original, takes=schedule_range.takes_latents, masked=schedule_range.preserves_unmasked, shape=noise.shape
+        return schedule_range.takes_latents, schedule_range.preserves_unmasked
+
+    def _start(
+        self, noise: Latents, draw: Draw, seeds: Sequence[int] | None, original: SourceLatents | None
+    ) -> SchedulerRun:
+        if seeds is not None and len(seeds) != len(noise):
+            raise SamplerError(f"Invalid seeds: got {len(seeds)} seeds for {len(noise)} images.")
+        return SchedulerRun(
+            self, noise, draw, [_seed_of(image) for image in noise] if seeds is None else seeds, original
         )
-        return SchedulerRun(self, noise, draw, seeds=seeds, original=original)
 
 
-class SchedulerRun:
-    """One run of a batch through a `SchedulerSampler`, in float32.
-
-    Args:
-        sampler: The schedule.
-        noise: Standard-normal noise, [B, C, H, W].
-        draw: Returns the noise for the scheduler's calls of `randn_tensor`, of the same shape.
-        seeds: One for each image, for noise that the scheduler draws in another way. By default a hash of each image's
-            noise, so that the same noise gives the same image.
-        original: The images to start from, if the range has them.
-    """
+class SchedulerRun(SamplerRun):
+    """One run of a batch through a `SchedulerSampler`, in float32. `draw` serves the calls of `randn_tensor`."""
 
     def __init__(
         self,
         sampler: SchedulerSampler,
         noise: Latents,
         draw: Draw,
-        *,
-        seeds: Sequence[int] | None = None,
-        original: SourceLatents | None = None,
+        seeds: Sequence[int],
+        original: SourceLatents | None,
     ) -> None:
-        if seeds is not None and len(seeds) != len(noise):
-            raise SamplerError(f"Invalid seeds: got {len(seeds)} seeds for {len(noise)} images.")
-        self._sampler = sampler
-        self._draw = draw
-        self._original = original
+        super().__init__(sampler.calls, noise.shape, original)
+        self._weights, self._draw = sampler.preview, draw
         self._draws: list[Latents] = []
-        seeds = [_seed_of(image) for image in noise] if seeds is None else seeds
         self._images = [_ImageRun(sampler, i, noise[i : i + 1], seed, original) for i, seed in enumerate(seeds)]
-        self._input: Latents | None = None  # the next call's, after `input`
-        self._last: tuple[Latents, Latents] | None = None  # input and output of the last call
-        self._pushed = 0
+        self._next_input: Latents | None = None  # after `input`
+        self._last = (noise, noise)  # input and output of the last call
 
-    def input(self, i: int) -> Latents:
-        """Return the network's input at call i. float32 [B, C, H, W]. `SamplerError` if i is not the next call."""
-        check_step_order(i == self._pushed < self._sampler.calls, f"input({i})", self._pushed)
-        if self._input is None:
-            self._input = np.concatenate([image.input(i) for image in self._images])
-        return self._input.copy()
+    def _input(self, i: int) -> Latents:
+        if self._next_input is None:
+            self._next_input = np.concatenate([image.input(i) for image in self._images])
+        return self._next_input.copy()
 
-    def push(self, i: int, output: Latents) -> None:
-        """Store the network's output for input i, after guidance. [B, C, H, W].
-
-        Raises:
-            SamplerError: i is not the next call, or the shape is not that of the noise.
-        """
-        check_step_order(i == self._pushed < self._sampler.calls, f"push({i})", self._pushed)
-        self._last = (self.input(i), np.array(output, dtype=np.float32))
-        check_shape("network output", output.shape, self._last[0].shape)
+    def _push(self, i: int, output: Latents) -> None:
+        self._last = (self._input(i), np.array(output, dtype=np.float32))
         for image, image_output in zip(self._images, self._last[1], strict=True):
             image.step(i, image_output[np.newaxis], self._draw_at)
-        self._input = None
-        self._pushed += 1
+        self._next_input = None
 
-    def latents(self) -> Latents:
-        """Return the final latents. float32 [B, C, H, W]. `SamplerError` if a call is missing."""
-        check_step_order(self._pushed == self._sampler.calls, "latents()", self._pushed)
+    def _latents(self) -> Latents:
         return np.concatenate([image.latents.numpy().astype(np.float32) for image in self._images])
 
-    def preview(self, i: int) -> Latents:
-        """Return the clean latents as estimated at call i, the last one pushed. float32 [B, C, H, W]."""
-        check_step_order(0 <= i == self._pushed - 1, f"preview({i})", self._pushed)
-        assert self._last is not None
-        input_weight, output_weight = self._sampler.preview[i]
+    def _preview(self, i: int) -> Latents:
+        input_weight, output_weight = self._weights[i]
         estimate = np.asarray(input_weight * self._last[0] + output_weight * self._last[1], dtype=np.float32)
         if self._original is None or self._original.inpaint_mask is None:
             return estimate
@@ -182,9 +139,8 @@ class _ImageRun:
         self.latents = prepare_latents(self._scheduler, self._timestep_slice, self._noise, self._clean)  # [1, C, H, W]
 
     def input(self, i: int) -> Latents:
-        latents = self._scheduler.scale_model_input(
-            self.latents, self._scheduler.timesteps[self._timestep_slice.first + i]
-        )
+        timestep = self._scheduler.timesteps[self._timestep_slice.first + i]
+        latents = self._scheduler.scale_model_input(self.latents, timestep)
         return np.asarray(latents.numpy(), dtype=np.float32)
 
     def step(self, i: int, output: Latents, draw_at: Callable[[int], Latents]) -> None:
@@ -210,13 +166,10 @@ class _ImageRun:
 
 def prepare_latents(scheduler: Any, timestep_slice: TimestepSlice, noise: Any, clean: Any) -> Any:
     """Return the latents before the first call, as in diffusers' pipelines."""
-    if timestep_slice.schedule_range.origin == "noise":
+    origin = timestep_slice.schedule_range.origin
+    if origin == "noise":
         return noise * scheduler.init_noise_sigma
-    return (
-        clean
-        if timestep_slice.schedule_range.origin == "latents"
-        else with_noise(scheduler, timestep_slice, 0, noise, clean)
-    )
+    return clean if origin == "latents" else with_noise(scheduler, timestep_slice, 0, noise, clean)
 
 
 def with_noise(scheduler: Any, timestep_slice: TimestepSlice, i: int, noise: Any, clean: Any) -> Any:

@@ -19,13 +19,11 @@ from importlib import metadata
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from ..errors import SamplerError
-from ..plan.scheduler_config import check_scheduler_config
+from ..plan.config_fields import check_scheduler_config
 from .schedule_range import FULL_SCHEDULE, ScheduleRange
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
-
-__all__ = ["SchedulerLike", "SchedulerSpec", "scheduler_names", "spec_from"]
 
 SchedulerLike: TypeAlias = Any
 """A name, a class of diffusers, a scheduler of diffusers, a `SchedulerSpec`, or None for the model's own."""
@@ -63,19 +61,11 @@ _ALIASES: Final = {"euler-ancestral": "euler-a", "kdpm2-ancestral": "kdpm2-a", "
 _LATENTS: Final = {"clip_sample": False}
 # The training configuration of SD 1, SD 2 and SDXL: the default without a model's own.
 _STABLE_DIFFUSION: Final = {
-    "beta_start": 0.00085,
-    "beta_end": 0.012,
-    "beta_schedule": "scaled_linear",
-    "steps_offset": 1,
-    "set_alpha_to_one": False,
+    **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"},
+    **{"steps_offset": 1, "set_alpha_to_one": False},
 }
 _BETAS: Final = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "rescale_betas_zero_snr",
+    *("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "trained_betas", "rescale_betas_zero_snr"),
 )
 
 
@@ -117,13 +107,11 @@ class SchedulerSpec:
         except (TypeError, ValueError, RecursionError):
             spec = None
         # The text may come from an untrusted image: it may name a scheduler and nothing else.
-        if spec is None or not spec._is_plain():
+        words = () if spec is None else (spec.name, spec.class_name, spec.by_hand)
+        plain = spec is not None and all(isinstance(word, str) for word in words) and isinstance(spec.config, dict)
+        if spec is None or not plain or not spec.class_name.endswith("Scheduler"):
             raise SamplerError(f"Cannot read the scheduler: got {text[:80]!r}; expected one written by calotype.")
         return spec
-
-    def _is_plain(self) -> bool:
-        words = all(isinstance(word, str) for word in (self.name, self.class_name, self.by_hand))
-        return words and isinstance(self.config, dict) and self.class_name.endswith("Scheduler")
 
     def key(self) -> str:
         """Return a hash of the class and configuration, without the name, as 64 hexadecimal digits.
@@ -138,9 +126,8 @@ class SchedulerSpec:
         It covers the class, its configuration, the steps and their range, the versions of diffusers and of the
         compiler, but not the name. It imports neither torch nor diffusers.
         """
-        return self._digest(
-            {"steps": steps, "format": FORMAT, "diffusers": _diffusers_version(), **schedule_range.key()}
-        )
+        version = _diffusers_version()
+        return self._digest({"steps": steps, "format": FORMAT, "diffusers": version, **schedule_range.key()})
 
     def _digest(self, more: Mapping[str, Any]) -> str:
         content = asdict(self) | dict(more)
@@ -151,7 +138,12 @@ class SchedulerSpec:
 
 
 def scheduler_names() -> tuple[str, ...]:
-    """Return every name that `spec_from` knows, sorted, without aliases."""
+    """List the schedulers by name.
+
+    Returns:
+        Every name that `scheduler=` and `calotype generate --scheduler` accept, sorted, without aliases. Names are
+        accepted in any spelling: "DPM++ 2M Karras" is "dpm++2m-karras".
+    """
     with_sigmas = [f"{name}-{sigmas}" for name, entry in _NAMES.items() if entry[2] for sigmas in _SIGMAS]
     return tuple(sorted([*_NAMES, *with_sigmas]))
 
@@ -190,7 +182,14 @@ def _from_name(name: str, base_config: Mapping[str, Any] | None) -> SchedulerSpe
     known = {_squeezed(full): full for full in (*scheduler_names(), *_ALIASES)}
     full = known.get(_squeezed(name))
     if full is None:
-        raise SamplerError(_unknown(name, known))
+        near = [known[key] for key in difflib.get_close_matches(_squeezed(name), known, n=3, cutoff=0.5)]
+        nearest = f" The nearest: {', '.join(near)}." if near else ""
+        suffixed = ", ".join(word for word, entry in _NAMES.items() if entry[2])
+        raise SamplerError(
+            f"There is no scheduler called {name!r}.{nearest} Known names: {', '.join(sorted(_NAMES))}."
+            f" These also take -karras, -exponential or -beta: {suffixed}.",
+            scheduler=name,
+        )
     full = _ALIASES.get(full, full)
     head, _, sigmas = full.rpartition("-")
     if sigmas not in _SIGMAS:
@@ -199,16 +198,6 @@ def _from_name(name: str, base_config: Mapping[str, Any] | None) -> SchedulerSpe
     # A suffix disables the two other schedules, which the model's config may set: a class takes one at most.
     flags = {f"use_{word}_sigmas": word == sigmas for word in _SIGMAS} if sigmas else {}
     return SchedulerSpec(name=full, class_name=class_name, config={**_base(base_config), **implied, **flags})
-
-
-def _unknown(name: str, known: Mapping[str, str]) -> str:
-    near = [known[key] for key in difflib.get_close_matches(_squeezed(name), known, n=3, cutoff=0.5)]
-    nearest = f" The nearest: {', '.join(near)}." if near else ""
-    suffixed = ", ".join(word for word, entry in _NAMES.items() if entry[2])
-    return (
-        f"There is no scheduler called {name!r}.{nearest} Known names: {', '.join(sorted(_NAMES))}."
-        f" These also take -karras, -exponential or -beta: {suffixed}."
-    )
 
 
 _FOREIGN = "its class is not from diffusers"
@@ -253,13 +242,13 @@ def _base(base_config: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def _plain(value: Any) -> Any:
     """Return the value after a round trip through JSON, with arrays as lists. TypeError if JSON cannot store it."""
-    return json.loads(json.dumps(value, default=_listed))
 
+    def listed(value: Any) -> Any:
+        if hasattr(value, "tolist"):  # an array of numpy, a tensor of torch
+            return value.tolist()
+        raise TypeError(f"{type(value).__name__} is not plain data")
 
-def _listed(value: Any) -> Any:
-    if hasattr(value, "tolist"):  # an array of numpy, a tensor of torch
-        return value.tolist()
-    raise TypeError(f"{type(value).__name__} is not plain data")
+    return json.loads(json.dumps(value, default=listed))
 
 
 def _squeezed(name: str) -> str:

@@ -53,9 +53,12 @@ def _bytes(load: Load, batch: int, height: int, width: int) -> int:
 def check_memory(need_bytes: int, have_bytes: int | None) -> None:
     """Raise `InputError` if a call needs more memory than is free."""
     if have_bytes is not None and need_bytes > have_bytes:
+        expected = f"at most {in_words(have_bytes)} of memory"
         raise InputError(
             f"Not enough memory: this call needs about {in_words(need_bytes)}, and {in_words(have_bytes)} is free. "
-            "Use a smaller size, or fewer images at once."
+            "Use a smaller size, or fewer images at once.",
+            got=need_bytes,
+            expected=expected,
         )
 
 

@@ -6,6 +6,7 @@ records the spans together with its operators and the GPU's kernels. On other ba
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import threading
@@ -55,8 +56,9 @@ def span(name: str) -> Iterator[None]:
 def traced(path: Path, *, by_torch: bool) -> Iterator[None]:
     """Record the block and write its trace to `path`. Raises `InputError` if that fails."""
     if not path.parent.is_dir():
-        raise InputError(f"Cannot write {path.name}: there is no folder {path.parent}.")
-    timeline = _Timeline(torch=_torch() if by_torch else None)
+        message = f"Cannot write {path.name}: there is no folder {path.parent}."
+        raise InputError(message, argument="trace", got=str(path), expected="a file in a folder that exists")
+    timeline = _Timeline(torch=importlib.import_module("torch") if by_torch else None)
     token = _timeline_var.set(timeline)
     try:
         if timeline.torch is None:
@@ -69,7 +71,8 @@ def traced(path: Path, *, by_torch: bool) -> Iterator[None]:
                 yield
             profile.export_chrome_trace(str(path))
     except OSError as error:
-        raise InputError(f"Cannot write {path}: {error.strerror or error}.") from None
+        message = f"Cannot write {path}: {error.strerror or error}."
+        raise InputError(message, argument="trace", got=str(path)) from None
     finally:
         _timeline_var.reset(token)
 
@@ -89,9 +92,3 @@ class Stopwatch:
                 yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - began
-
-
-def _torch() -> Any:
-    import torch
-
-    return torch

@@ -100,7 +100,10 @@ def check_backend(spec: BuildSpec) -> None:
         )
     reason = backends.unavailable(spec.backend)
     if reason:
-        raise BuildError(f"a build tests the plan on its backend, and {spec.backend} cannot run here: {reason}.")
+        raise BuildError(
+            f"a build tests the plan on its backend, and {spec.backend} cannot run here: {reason}.",
+            backend=spec.backend,
+        )
     check_precision(spec.backend, spec.precision)
 
 
@@ -243,7 +246,11 @@ class _Build:
                 raise CheckError(
                     f"the {name} on {self._work.spec.backend} differs too much from eager float32: got a relative "
                     f"error of {result['max_relative_error']:.1e} over {result['calls']} recorded calls, expected at "
-                    f"most {check.TOLERANCE:.0e}. The plan is not kept."
+                    f"most {check.TOLERANCE:.0e}. The plan is not kept.",
+                    backend=self._work.spec.backend,
+                    component=name,
+                    relative_error=result["max_relative_error"],
+                    limit=check.TOLERANCE,
                 )
             kept = others if self._work.spec.fallback else [a for a in others if a.path == first.path]
             figures = {"backend": self._work.spec.backend, "max_relative_error": result["max_relative_error"]}

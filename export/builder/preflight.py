@@ -95,7 +95,7 @@ def check_room(
     )
     smaller = next((flag for flag, s, p in _smaller(spec, profile) if room.holds(_need(s, p, weights, loads))), None)
     advice = f"With {smaller} it would fit" if smaller else "No smaller build of this model fits here"
-    raise BuildError(f"this build needs about {need}, but only {have} are free. {advice}.")
+    raise BuildError(f"this build needs about {need}, but only {have} are free. {advice}.", hint=smaller)
 
 
 def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: tuple[Load, ...]) -> Need:

@@ -46,7 +46,10 @@ def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tol
     if figures["max_relative_error"] > tolerance:
         raise CheckError(
             f"cannot use the traced {described.name}: it differs from eager float32 by "
-            f"{figures['max_relative_error']:.1e} of its largest value; expected at most {tolerance:.0e}"
+            f"{figures['max_relative_error']:.1e} of its largest value; expected at most {tolerance:.0e}",
+            component=described.name,
+            relative_error=figures["max_relative_error"],
+            limit=tolerance,
         )
     return {**figures, "tolerance": tolerance}
 

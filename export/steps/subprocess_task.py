@@ -105,7 +105,8 @@ def _outcome(task: str, code: int, answer: Path, log: str) -> Outcome:
         raise BuildError(f"{task} died ({_death(code)}): {last}") from None
     if "error" in data:
         kind = getattr(errors, data["kind"], BuildError)
-        raise kind(data["error"] if kind is not BuildError else f"{task} failed: {data['error']}")
+        message = data["error"] if kind is not BuildError else f"{task} failed: {data['error']}"
+        raise kind(message, **data.get("data", {}))
     return Outcome(value=data["value"], peak_bytes=data["peak_bytes"])
 
 
@@ -144,7 +145,7 @@ def _run(job: dict[str, Any]) -> dict[str, Any]:
     try:
         value = getattr(importlib.import_module(module), name)(**job["arguments"])
     except errors.CalotypeError as failed:
-        return {"error": str(failed), "kind": type(failed).__name__}
+        return {"error": str(failed), "kind": type(failed).__name__, "data": failed.data}
     except OSError as failed:  # most often a full disk
         return {"error": f"{failed.filename or 'a file'}: {failed.strerror or failed}", "kind": "BuildError"}
     except MemoryError:

@@ -88,8 +88,9 @@ def test_cancel_from_another_thread(fake):
 def test_cancel_before_the_first_step(fake):
     stream = fake.stream("x", steps=5, seed=1)
     fake.cancel()
-    with pytest.raises(Cancelled, match="0 of 5"):
+    with pytest.raises(Cancelled, match="0 of 5") as raised:
         next(stream)
+    assert raised.value.data == {"step": 0, "total": 5}
 
 
 @pytest.mark.parametrize(("component", "name"), [("vae_decoder", "VAE decoder"), ("text_encoder", "text encoder")])

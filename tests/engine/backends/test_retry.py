@@ -106,6 +106,7 @@ def test_without_a_higher_precision_the_error_has_the_command(fake, overflowing)
     with pytest.raises(NotFiniteError, match="--precision bf16") as error:
         fake("x", steps=3, seed=1)
     assert "\n" not in str(error.value)
+    assert error.value.data == {"backend": "fake", "component": "unet", "precision": "fp16", "step": 1}
 
 
 def test_not_finite_in_float32_means_damaged_weights(fake, overflowing):

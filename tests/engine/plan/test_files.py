@@ -97,7 +97,7 @@ def test_external_data_must_be_in_the_same_folder_and_listed(name, place, editab
     (editable.folder.parent / "outside.bin").write_bytes(b"\0" * 64)
     graph = graph_with(name.format(root=editable.folder.parent), place)
     editable.put("vae_encoder/model.onnx", graph)
-    refused(editable, "vae_encoder/model.onnx reads")
+    refused(editable, "vae_encoder/model.onnx, which reads")
 
 
 def graph_with(location, place, count=16):

@@ -46,6 +46,7 @@ def test_an_error_names_the_file_the_fault_and_the_advice(folder, damage, fault)
     with pytest.raises(SourceError) as raised:
         verify(folder, taken, advice=ADVICE)
     assert str(raised.value).startswith(f"{folder}/unet/")
+    assert raised.value.path.is_relative_to(folder / "unet")
     assert fault in str(raised.value)
     assert str(raised.value).endswith(f"; {ADVICE}.")
 

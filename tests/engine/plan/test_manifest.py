@@ -45,6 +45,7 @@ def refused(editable, field):
     assert "plan.json" in message or "version" in message
     assert "calotype build" in message
     assert field is None or field in message
+    assert caught.value.path.parent == folder
     with pytest.raises(SourceError):
         calotype.load(folder, backend="fake")
 
@@ -108,12 +109,16 @@ def test_the_error_for_a_wrong_value_names_its_field(path, value, saved_plan):
         check_manifest(data)
     # The error for two fields that do not match names one of them.
     assert any(str(caught.value).removeprefix("a name in ").startswith(field) for field in [*data, "more"])
+    assert str(caught.value).startswith(caught.value.field)
     assert len(str(caught.value)) < 1000
 
 
 def test_a_wrong_value_is_refused_where_a_plan_is_read(editable):
     editable.data["profile"]["multiple"] = 0
     refused(editable, "profile.multiple")
+    with pytest.raises(SourceError) as caught:
+        read_plan(editable.seal())
+    assert caught.value.data == {"path": editable.folder / "plan.json", "field": "profile.multiple"}
 
 
 @pytest.mark.parametrize("wrong", ["deep", "huge", "pipe", "folder", "text", "list"])

@@ -15,6 +15,7 @@ def test_an_unknown_attribute_cannot_be_set(fake, name):
         setattr(fake, name, None)
     assert isinstance(refused.value, AttributeError)
     assert isinstance(refused.value, CalotypeError)
+    assert refused.value.name == name
 
 
 def test_the_error_names_the_replacement(fake):

@@ -18,6 +18,7 @@ import pytest
 import torch
 
 from calotype.errors import SamplerError
+from calotype.sampling.archive import from_bytes, to_bytes
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.matrix import SamplerMatrix
 
@@ -176,8 +177,8 @@ def test_a_matrix_equals_the_scheduler(case):
 
 def test_a_matrix_survives_a_file():
     matrix = compile_sampler("dpm++2m-sde-karras", 4)
-    again = SamplerMatrix.from_bytes(matrix.to_bytes())
-    assert (again.name, again.calls, again.draws) == ("dpm++2m-sde-karras", 4, 4)
+    again = from_bytes(to_bytes({"": matrix}), name="x")
+    assert (again.name, again.calls, again.draws) == ("x", 4, 4)
     for field in ("timesteps", "rows", "preview"):
         np.testing.assert_array_equal(getattr(again, field), getattr(matrix, field))
         assert not getattr(again, field).flags.writeable
@@ -186,7 +187,7 @@ def test_a_matrix_survives_a_file():
 @pytest.mark.parametrize("damage", [lambda data: b"", lambda data: data[:200], lambda data: b"no" + data[300:]])
 def test_a_damaged_file_is_noticed(damage):
     with pytest.raises(SamplerError, match="damaged"):
-        SamplerMatrix.from_bytes(damage(compile_sampler("euler", 3).to_bytes()))
+        from_bytes(damage(to_bytes({"": compile_sampler("euler", 3)})), name="euler")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from calotype.errors import SamplerError
+from calotype.sampling.archive import from_bytes, to_bytes
 from calotype.sampling.cache import sampler_for
 from calotype.sampling.compile import compile_sampler, resolve_scheduler
 from calotype.sampling.matrix import SamplerMatrix, SourceLatents
@@ -88,7 +89,7 @@ def test_a_mask_is_two_rows_and_a_select(name, noisy, monkeypatch):
     got = run_sampler(sampler, SourceLatents(latents=CLEAN, inpaint_mask=MASK))
     assert near(got, expected)
     np.testing.assert_array_equal(np.where(MASK, CLEAN, got), CLEAN)  # the preserved area is exact
-    again = SamplerMatrix.from_bytes(sampler.to_bytes())
+    again = from_bytes(to_bytes({"": sampler}), name="x")
     np.testing.assert_array_equal(run_sampler(again, SourceLatents(latents=CLEAN, inpaint_mask=MASK)), got)
 
 

@@ -116,7 +116,7 @@ def test_the_export_has_diffusers_names_and_the_unet_takes_its_outputs(demo_fold
     planned = calotype.load(tmp_path / "plan")
     direct = calotype.load(demo_folder, controlnet=nets[0], backend="onnxruntime")
     np.testing.assert_array_equal(planned(PROMPTS[0], **options).images, direct(PROMPTS[0], **options).images)
-    with pytest.raises(InputError, match="contains its ControlNets"):
+    with pytest.raises(InputError, match="contains its own controlnet"):
         calotype.load(tmp_path / "plan", controlnet=nets[0])
 
 
