@@ -192,6 +192,15 @@ def draw_scene(seed: int, count: int | None = None, held_out: bool | None = None
             return scene
 
 
+def held_out_captions(things: int, count: int, seed: int = 0) -> list[str]:
+    """Return `count` different held-out captions of `things` things."""
+    captions: dict[str, None] = {}
+    while len(captions) < count:
+        captions[caption(draw_scene(seed, things, held_out=True))] = None
+        seed += 1
+    return list(captions)
+
+
 def _draw(rng: np.random.Generator, n: int) -> Scene:
     names = list(COLORS)
     background = str(rng.choice(names))

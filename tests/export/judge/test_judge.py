@@ -10,7 +10,7 @@ import pytest
 from calotype.export.judge import scenes
 from calotype.export.judge.judge import CaptionScene, CaptionThing, Verdict, judge, parse
 from calotype.export.judge.sight import detect
-from calotype.export.judge.validate import GENERATED, confusion, degrade, measure
+from tests.helpers.judge_accuracy import GENERATED, confusion, degrade, measure
 
 PAIR = scenes.Scene(
     background="white",

@@ -1,0 +1,120 @@
+"""`PYTHONPATH=export/tools python -m demo_training COMMAND`: train the demonstration's networks, and measure them.
+
+Trainings have a fixed seed and resume from their last checkpoint. Measurements print JSON as their last line.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Annotated, Any
+
+import torch
+import typer
+from safetensors.torch import save_file
+
+import calotype
+from calotype.export.sources.source import find
+from calotype.images.clip import Clip
+from calotype.system import threads
+
+from . import evaluate
+from .train_clip import save_clip, train_clip
+from .train_control import train_control
+from .train_lora import train_lora
+from .train_model import train_model
+from .trainer import TrainingConfig
+
+app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train and measure the demonstration model.")
+
+Folder = Annotated[Path, typer.Option(help="Checkpoints, log and sample sheets.")]
+Out = Annotated[Path, typer.Option(help="Output of the trained network.")]
+Sheet = Annotated[Path | None, typer.Option(help="Also write a .png of examples.")]
+Count = Annotated[int, typer.Option(help="Held-out scenes or captions.")]
+
+
+@app.command("train-model")
+def train_model_command(folder: Folder = Path(".train"), out: Out = Path("engine/demo_model"), seed: int = 0) -> None:
+    """Train the autoencoder, the text encoder and the U-Net from scratch."""
+    train_model(_config(folder, seed), out)
+
+
+@app.command("train-control")
+def train_control_command(
+    folder: Folder = Path(".train/control"), out: Out = Path("engine/demo_canny"), model: str = "demo", seed: int = 0
+) -> None:
+    """Train the ControlNet of a model, which steers by edges."""
+    train_control(_config(folder, seed), find(model)).cpu().half().save_pretrained(out, safe_serialization=True)
+
+
+@app.command("train-clip")
+def train_clip_command(
+    folder: Folder = Path(".train/clip"), out: Out = Path("engine/demo_clip"), model: str = "demo", seed: int = 0
+) -> None:
+    """Train the CLIP, which starts from a model's text encoder."""
+    save_clip(train_clip(_config(folder, seed), find(model)), find(model) / "tokenizer", out)
+
+
+@app.command("train-lora")
+def train_lora_command(
+    folder: Folder = Path(".train/lora"), out: Out = Path("engine/demo_model/outline.safetensors"), seed: int = 0
+) -> None:
+    """Train the LoRA, which draws outlines."""
+    save_file(train_lora(_config(folder, seed), find("demo")), out)
+
+
+@app.command("captions")
+def measure_captions(
+    model: str = "demo",
+    backend: str = "auto",
+    count: Count = 200,
+    steps: int = 20,
+    guidance_scale: float = 5.0,
+    sheet: Sheet = None,
+) -> None:
+    """Measure how often the model follows a held-out caption."""
+    pipe = calotype.load(model, backend=backend)
+    settings = {"steps": steps, "guidance_scale": guidance_scale}
+    report: dict[str, Any] = {"model": pipe.plan.model_id, **settings}
+    for name, things in (("one_thing", 1), ("two_things", 2)):
+        result = evaluate.score(pipe, evaluate.held_out_captions(things, count), **settings)
+        print(f"{name}: {result.right} of {result.total} right; wrong: {dict(result.wrong)}")
+        report[name] = result.share
+    if sheet:
+        captions = [c for things in (2, 1) for c in evaluate.held_out_captions(things, 4, seed=100)]
+        evaluate.sheet([*zip(captions, pipe(captions, seed=0, **settings).images, strict=True)], columns=4).save(sheet)
+    print(json.dumps(report))
+
+
+@app.command("edges")
+def measure_edges(
+    controlnet: str = "demo-canny",
+    backend: str = "auto",
+    count: Count = 60,
+    steps: int = 20,
+    scale: float = 1.0,
+    sheet: Sheet = None,
+) -> None:
+    """Measure how well the ControlNet steers."""
+    pipe = calotype.load("demo", controlnet=controlnet, backend=backend)
+    arguments = {"steps": steps, "controlnet_conditioning_scale": scale}
+    report = {"scenes": count, **arguments, **evaluate.steer(pipe, evaluate.held_out_scenes(count), **arguments).report}
+    if sheet:
+        evaluate.steer(pipe, evaluate.held_out_scenes(6, skip=1000), **arguments).page().save(sheet)
+    print(json.dumps(report))
+
+
+@app.command("clip")
+def measure_clip(model: Path | None = None, count: Count = 300) -> None:
+    """Measure how well `calotype.clip_score` separates scenes."""
+    print(json.dumps(evaluate.measure_clip(Clip(model), evaluate.held_out_scenes(count))))
+
+
+def _config(folder: Path, seed: int) -> TrainingConfig:
+    torch.set_num_threads(threads.available())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return TrainingConfig(folder=folder, seed=seed, device=device)
+
+
+if __name__ == "__main__":
+    app()
