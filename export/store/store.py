@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from calotype.errors import SourceError
 from calotype.files import locks
@@ -34,9 +34,11 @@ ENTRY = "entry.json"
 _REMEDY = "the entry will be built again"
 
 
-def root() -> Path:
-    """Return the store's folder, which may not exist yet."""
-    return STORE.root
+class Stored(NamedTuple):
+    """An entry's folder, and the notes of the function that filled it."""
+
+    folder: Path
+    notes: Mapping[str, Any]
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -44,10 +46,8 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return digest_of(parts)
 
 
-def fetch(
-    key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping[str, str] | None = None
-) -> tuple[Path, Mapping[str, Any]]:
-    """Return an entry's folder and notes, and build the entry first if it does not exist.
+def fetch(key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping[str, str] | None = None) -> Stored:
+    """Return an entry, and build it first if it does not exist.
 
     The entry is in use, and so is not removed, until this process ends.
 
@@ -59,12 +59,12 @@ def fetch(
     Raises:
         SourceError: the disk is full, or the store cannot be written. Errors of `make` pass through. No files are left.
     """
-    folder = root() / key
+    folder = STORE.root / key
     with suppress(SourceError):  # damaged: reported below, under the lock
         if (notes := _valid_notes(folder)) is not None:
-            return folder, notes
+            return Stored(folder, notes)
     name = title(key, label or {})
-    with disk_errors_as_source_errors(root(), name):
+    with disk_errors_as_source_errors(STORE.root, name):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locks.exclusive(folder.parent / f"{key}.lock", wait_for=name):
             try:
@@ -72,12 +72,12 @@ def fetch(
             except SourceError as damaged:
                 print(f"calotype: {damaged}", file=sys.stderr)
                 notes = None
-            return folder, _make(folder, make, label or {}) if notes is None else notes
+            return Stored(folder, _make(folder, make, label or {}) if notes is None else notes)
 
 
 def has(key: str) -> bool:
     """Return whether an entry of this key exists. `fetch` checks whether it is intact."""
-    return (root() / key / ENTRY).is_file()
+    return (STORE.root / key / ENTRY).is_file()
 
 
 def _valid_notes(folder: Path) -> Mapping[str, Any] | None:
@@ -99,7 +99,7 @@ def _read(folder: Path) -> Mapping[str, Any]:
     """Return the `entry.json` of an intact entry. Raises `SourceError` for a damaged entry."""
     try:
         entry: dict[str, Any] = json.loads(_text(folder))
-        if entry.pop("seal") != _seal(entry):
+        if entry.pop("seal") != digest_of(entry):
             raise ValueError
         if entry["key"] != folder.name:
             raise SourceError(f"{folder / ENTRY} belongs to another entry; {_REMEDY}.")
@@ -159,17 +159,13 @@ def _finish(fresh: Path, description: Mapping[str, Any]) -> Mapping[str, Any]:
     for path in files_of(fresh):
         flush(path)
     entry = json.loads(json.dumps({**description, "made": time.time(), "files": stamps(fresh)}))
-    (fresh / ENTRY).write_text(json.dumps({**entry, "seal": _seal(entry)}), encoding="utf-8")
+    # The seal is the digest of the content, so that damaged notes are noticed as well.
+    (fresh / ENTRY).write_text(json.dumps({**entry, "seal": digest_of(entry)}), encoding="utf-8")
     flush(fresh / ENTRY)
     for parent, _, _ in os.walk(fresh):
         flush(Path(parent))
     notes: Mapping[str, Any] = entry["notes"]
     return notes
-
-
-def _seal(entry: Mapping[str, Any]) -> str:
-    """Return the digest of `entry.json`'s content, so that damaged notes are noticed as well."""
-    return digest_of(entry)
 
 
 STORE = FolderArea(name="store", mark=ENTRY, check=_read, label=_label)
