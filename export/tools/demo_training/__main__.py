@@ -74,7 +74,7 @@ def measure_captions(
 ) -> None:
     """Measure how often the model follows a held-out caption."""
     pipe = calotype.load(model, backend=backend)
-    settings = {"steps": steps, "guidance_scale": guidance_scale}
+    settings: dict[str, Any] = {"steps": steps, "guidance_scale": guidance_scale}
     report: dict[str, Any] = {"model": pipe.plan.model_id, **settings}
     for name, things in (("one_thing", 1), ("two_things", 2)):
         result = evaluate.score(pipe, evaluate.held_out_captions(things, count), **settings)
@@ -97,7 +97,7 @@ def measure_edges(
 ) -> None:
     """Measure how well the ControlNet steers."""
     pipe = calotype.load("demo", controlnet=controlnet, backend=backend)
-    arguments = {"steps": steps, "controlnet_conditioning_scale": scale}
+    arguments: dict[str, Any] = {"steps": steps, "controlnet_conditioning_scale": scale}
     report = {"scenes": count, **arguments, **evaluate.steer(pipe, evaluate.held_out_scenes(count), **arguments).report}
     if sheet:
         evaluate.steer(pipe, evaluate.held_out_scenes(6, skip=1000), **arguments).page().save(sheet)
