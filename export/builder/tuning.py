@@ -70,7 +70,7 @@ class PlanEvaluator:
         """Return the metrics of the plan's images, measured in a child process."""
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             write_plan(plan, Path(scratch))
-            done = run_in_subprocess(
+            return run_in_subprocess(
                 "evaluating the images",
                 "calotype.export.quality.evaluate:evaluate_plan",
                 plan=scratch,
@@ -80,8 +80,7 @@ class PlanEvaluator:
                 metrics=[b.metric for b in self.spec.max_loss],
                 clip_model=self.spec.clip_model,
                 decoder_only=decoder_only,
-            )
-        return {**done.value, "peak_bytes": done.peak_bytes}
+            ).notes
 
 
 class Tuning:

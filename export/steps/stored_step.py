@@ -45,7 +45,6 @@ class StoredStep:
         """
 
         def make(folder: Path) -> Mapping[str, Any]:
-            done = run_in_subprocess(task, function, on_progress, out=str(folder), **arguments)
-            return {**(done.value or {}), "peak_bytes": done.peak_bytes}
+            return run_in_subprocess(task, function, on_progress, out=str(folder), **arguments).notes
 
         return self.run(make)

@@ -45,6 +45,11 @@ class Outcome:
     value: Any
     peak_bytes: int
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """A result that is a dict or None, with the peak memory."""
+        return {**(self.value or {}), "peak_bytes": self.peak_bytes}
+
 
 def run_in_subprocess(
     task: str, function: str, on_progress: ProgressHandler | None = None, /, **arguments: Any

@@ -74,7 +74,7 @@ class Engines:
                 timings=key_of(target),
                 out=out,
             )
-            return {**notes, **done.value, "peak_bytes": done.peak_bytes}
+            return {**notes, **done.notes}
 
         step = StoredStep(
             depends_on={"engines": ENGINES, **target, **inputs, "graph": digests_of(graph.path)},
@@ -113,7 +113,7 @@ class Engines:
             )
         except BuildError as error:
             return {"built because": str(error)}
-        return {**done.value, "refitted": ours["engine"], "peak_bytes": done.peak_bytes}
+        return {**done.notes, "refitted": ours["engine"]}
 
 
 def engines_for(
