@@ -138,10 +138,9 @@ def _prepared(spec: BuildSpec) -> Work:
 
 def _is_demo(source: Source) -> bool:
     """Return whether the model has the demonstration model's tokenizer, and so knows only its captions."""
-    ours = find("demo") / "tokenizer"
-    files = sorted(p.name for p in ours.iterdir() if p.is_file())
-    theirs = source.folder / "tokenizer"
-    return all((theirs / n).is_file() and file_digest(theirs / n) == file_digest(ours / n) for n in files)
+    ours, theirs = find("demo") / "tokenizer", source.folder / "tokenizer"
+    files = [p for p in ours.iterdir() if p.is_file()]
+    return all((theirs / p.name).is_file() and file_digest(theirs / p.name) == file_digest(p) for p in files)
 
 
 def _existing_plan(work: Work) -> Plan | None:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import torch
 import typer
@@ -27,40 +27,40 @@ from .trainer import TrainingConfig
 
 app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="Train and measure the demonstration model.")
 
-Folder = Annotated[Path, typer.Option(help="Checkpoints, log and sample sheets.")]
-Out = Annotated[Path, typer.Option(help="Output of the trained network.")]
 Sheet = Annotated[Path | None, typer.Option(help="Also write a .png of examples.")]
 Count = Annotated[int, typer.Option(help="Held-out scenes or captions.")]
+OUTPUTS = {
+    "model": Path("engine/demo_model"),
+    "control": Path("engine/demo_canny"),
+    "clip": Path("engine/demo_clip"),
+    "lora": Path("engine/demo_model/outline.safetensors"),
+}
 
 
-@app.command("train-model")
-def train_model_command(folder: Folder = Path(".train"), out: Out = Path("engine/demo_model"), seed: int = 0) -> None:
-    """Train the autoencoder, the text encoder and the U-Net from scratch."""
-    train_model(_config(folder, seed), out)
-
-
-@app.command("train-control")
-def train_control_command(
-    folder: Folder = Path(".train/control"), out: Out = Path("engine/demo_canny"), model: str = "demo", seed: int = 0
+@app.command()
+def train(
+    what: Annotated[Literal["model", "control", "clip", "lora"], typer.Argument(help="The network.")],
+    folder: Annotated[
+        Path | None, typer.Option(help="Checkpoints, log, sample sheets.  [default: .train/WHAT]")
+    ] = None,
+    out: Annotated[Path | None, typer.Option(help="The trained network.  [default: the one that ships]")] = None,
+    model: Annotated[str, typer.Option(help="What the others are trained for: a model in diffusers' layout.")] = "demo",
+    seed: int = 0,
 ) -> None:
-    """Train the ControlNet of a model, which steers by edges."""
-    train_control(_config(folder, seed), find(model)).cpu().half().save_pretrained(out, safe_serialization=True)
-
-
-@app.command("train-clip")
-def train_clip_command(
-    folder: Folder = Path(".train/clip"), out: Out = Path("engine/demo_clip"), model: str = "demo", seed: int = 0
-) -> None:
-    """Train the CLIP, which starts from a model's text encoder."""
-    save_clip(train_clip(_config(folder, seed), find(model)), find(model) / "tokenizer", out)
-
-
-@app.command("train-lora")
-def train_lora_command(
-    folder: Folder = Path(".train/lora"), out: Out = Path("engine/demo_model/outline.safetensors"), seed: int = 0
-) -> None:
-    """Train the LoRA, which draws outlines."""
-    save_file(train_lora(_config(folder, seed), find("demo")), out)
+    """Train a network from scratch, or resume its training."""
+    torch.set_num_threads(threads.available())
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    config = TrainingConfig(folder=folder or Path(".train", what), seed=seed, device=device)
+    out = out or OUTPUTS[what]
+    if what == "model":
+        train_model(config, out)
+    elif what == "control":
+        train_control(config, find(model)).cpu().half().save_pretrained(out, safe_serialization=True)
+    elif what == "clip":
+        save_clip(train_clip(config, find(model)), find(model) / "tokenizer", out)
+    else:
+        save_file(train_lora(config, find(model)), out)
+    print(f"wrote {out}")
 
 
 @app.command("captions")
@@ -108,12 +108,6 @@ def measure_edges(
 def measure_clip(model: Path | None = None, count: Count = 300) -> None:
     """Measure how well `calotype.clip_score` separates scenes."""
     print(json.dumps(evaluate.measure_clip(Clip(model), evaluate.held_out_scenes(count))))
-
-
-def _config(folder: Path, seed: int) -> TrainingConfig:
-    torch.set_num_threads(threads.available())
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return TrainingConfig(folder=folder, seed=seed, device=device)
 
 
 if __name__ == "__main__":

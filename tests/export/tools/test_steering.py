@@ -165,6 +165,6 @@ def test_measurements_print_json_and_draw_a_sheet(words, tmp_path):
 def test_a_training_command_writes_the_network(few, tmp_path, monkeypatch):
     monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
     out = tmp_path / "clip"
-    result = CliRunner().invoke(app, ["train-clip", "--folder", str(tmp_path / "train"), "--out", str(out)])
+    result = CliRunner().invoke(app, ["train", "clip", "--folder", str(tmp_path / "train"), "--out", str(out)])
     assert result.exception is None, result.output
     assert np.isfinite(calotype.clip_score(np.zeros((64, 64, 3), np.uint8), "a red ring", model=out)).all()
