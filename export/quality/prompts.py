@@ -14,16 +14,21 @@ from pathlib import Path
 from calotype.errors import InputError
 
 _SUBJECTS = (
-    "a red fox in deep snow|an old fisherman mending a net|a bowl of oranges and figs|a steam locomotive|"
-    "a lighthouse in a storm|two children flying a kite|a glass teapot|a grey cat asleep|a market street after rain|"
-    "a violin on a chair|a snow leopard on a cliff|a woman reading by a window|a field of sunflowers|"
-    "a bicycle against a brick wall|a rocket on its launch pad|a slice of cherry cake"
-).split("|")
+    *("a red fox in deep snow", "an old fisherman mending a net", "a bowl of oranges and figs", "a steam locomotive"),
+    *("a lighthouse in a storm", "two children flying a kite", "a glass teapot", "a grey cat asleep"),
+    *("a market street after rain", "a violin on a chair", "a snow leopard on a cliff", "a woman reading by a window"),
+    *(
+        "a field of sunflowers",
+        "a bicycle against a brick wall",
+        "a rocket on its launch pad",
+        "a slice of cherry cake",
+    ),
+)
 _MANNERS = (
-    "a photograph of {}, natural light|an oil painting of {}|{}, watercolor on paper|{}, pencil drawing|"
-    "a close-up of {}, shallow depth of field|{}, studio lighting, plain background|{} at night, neon light|"
-    "{}, isometric 3d render|a woodcut of {}"
-).split("|")
+    *("a photograph of {}, natural light", "an oil painting of {}", "{}, watercolor on paper", "{}, pencil drawing"),
+    *("a close-up of {}, shallow depth of field", "{}, studio lighting, plain background", "{} at night, neon light"),
+    *("{}, isometric 3d render", "a woodcut of {}"),
+)
 
 
 @dataclass(frozen=True, kw_only=True)
