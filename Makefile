@@ -39,9 +39,9 @@ format: install
 
 # From nothing, with a fixed seed; it resumes after a stop. Checkpoints, log and sample sheets in .train/.
 train-demo: install
-	$(BIN)/python -m calotype.export.demo.train
-	$(BIN)/python -m calotype.export.demo.train_control
-	$(BIN)/python -m calotype.export.demo.train_clip
+	PYTHONPATH=export/tools $(BIN)/python -m demo_training train model
+	PYTHONPATH=export/tools $(BIN)/python -m demo_training train control
+	PYTHONPATH=export/tools $(BIN)/python -m demo_training train clip
 
 install: .venv/.installed
 

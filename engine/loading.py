@@ -86,8 +86,8 @@ def _trace_model(model: str | Path, backend: str | Sequence[str], extras: Mappin
     from calotype.export import prepare_lazily
 
     nets, vae, words = extras.values()
-    plan, component = prepare_lazily(model, controlnets=nets, vae=vae, words=words, offline=offline, forms=choice.forms)
-    return Pipeline(plan, Components(plan, choice, component))
+    lazy = prepare_lazily(model, controlnets=nets, vae=vae, words=words, offline=offline, forms=choice.forms)
+    return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component))
 
 
 def _as_list(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:

@@ -38,6 +38,14 @@ def test_the_wheel_contains_one_package(wheel):
     assert wheel.stat().st_size < 22 << 20
 
 
+def test_the_wheel_does_not_contain_or_import_the_training(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        sources = {n: archive.read(n).decode() for n in archive.namelist() if n.endswith(".py")}
+    assert sources["calotype/export/judge/judge.py"]  # a metric of builds
+    assert not [n for n in sources if "/tools/" in n or "train" in Path(n).name]
+    assert not [n for n, text in sources.items() if "demo_training" in text]
+
+
 def test_a_plan_runs_in_an_environment_without_torch(wheel, saved_plan, tmp_path):
     venv.create(tmp_path / "env", with_pip=True)
     python, constraints = tmp_path / "env" / "bin" / "python", ROOT / "constraints.txt"

@@ -21,7 +21,7 @@ PACKAGES = {
 ORDER = (
     *("benchmarks", "benchmarks/scripts", "benchmarks/report", "benchmarks/run", "benchmarks/suite"),
     "benchmarks/measure",
-    *("export/demo", "export/commands", "export", "export/builder", "export/quality", "export/precision"),
+    *("export/commands", "export", "export/builder", "export/quality", "export/precision"),
     *("export/tensorrt", "export/onnx", "export/sources", "export/steps", "export/store", "export/judge"),
     *("engine", "engine/doctor", "engine/graph", "engine/report", "engine/stages", "engine/lora", "engine/request"),
     *("engine/backends/openvino", "engine/backends/tensorrt", "engine/backends/onnxruntime", "engine/backends/torch"),
@@ -35,7 +35,7 @@ EXCEPTIONS = {
     ("engine/__main__.py", "benchmarks/cli.py"),  # the command line has the commands of every root folder
 }
 # Run by their paths: they belong to no package.
-OUTSIDE = ("benchmarks/peers/", "benchmarks/hot/", "benchmarks/results/")
+OUTSIDE = ("benchmarks/peers/", "benchmarks/hot/", "benchmarks/results/", "export/tools/")
 MAX_LINES, MAX_FILES, MAX_FILES_IN_ENGINE = 350, 14, 10
 
 

@@ -125,7 +125,7 @@ def _short(model: str) -> str:
 def prompts_of(case: Case) -> list[str]:
     """Return the fixed prompts of the case: captions that the training never saw, or letters for random weights."""
     if case.judged:
-        from calotype.export.demo.evaluate import held_out_captions
+        from calotype.export.judge.scenes import held_out_captions
 
         singles, pairs = (held_out_captions(things, case.prompts, seed=500) for things in (1, 2))
         return [(singles if i % 2 else pairs)[i // 2] for i in range(case.prompts)]

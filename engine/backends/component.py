@@ -181,7 +181,7 @@ class LoadedComponent:
             name = self._title
             message = f"the {name} gave numbers that are not finite in {failed.precision} ({failed.backend})"
             if _rank(failed.precision) == _rank("fp32"):
-                raise NotFiniteError(f"{message}: its weights are damaged.")
+                raise NotFiniteError(f"{message}: its weights are damaged.", component=self.component.name)
             try:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})

@@ -10,8 +10,7 @@ import datetime
 import platform
 import tempfile
 import time
-from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -21,34 +20,34 @@ from calotype.errors import BuildError, CheckError, SourceError
 from calotype.files import locks
 from calotype.files.digest import file_digest
 from calotype.plan.family import family_of
-from calotype.plan.plan import Plan, is_plan, read_plan, write_plan
+from calotype.plan.plan import Artifact, Plan, PlannedComponent, is_plan, read_plan, write_plan
 from calotype.sampling.schedulers import spec_from
 from calotype.system import threads
 from calotype.system.nvidia import gpu_name
 
 from ..onnx import check
 from ..onnx.capture_step import record_all
-from ..onnx.trace_step import trace_key, traced
+from ..onnx.trace_step import trace_step, traced
 from ..precision.variants import check_precision, half, small_weights
 from ..quality.bounds import failed
 from ..quality.metrics import require
 from ..quality.prompts import prompts_for
 from ..sources.lora import fuse
-from ..sources.source import Source, read_source
+from ..sources.source import Source, find, read_source
 from ..sources.textual_inversion import add_embeddings
-from ..steps.progress import Progress, Show, quietly
+from ..steps.progress import Display, Progress
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import tool_versions
-from ..store.store import has, key_of, root
+from ..store.store import STORE, key_of
 from ..tensorrt.engines import default_profile, engines_for, parse_engine_options
 from ..tensorrt.options import EngineOptions
 from .assembly import assemble, check_output, staging
-from .preflight import Need, check_room, image_size
+from .preflight import Need, check_room
 from .prepare import plan_of, reference
-from .samplers_step import schedules
+from .samplers import fill_samplers
 from .spec import BuildSpec
-from .tuning import PlanEvaluator, part_of, tuned
-from .work import TUNED_PRECISIONS, Work, of_graphs, opens_float32, stages_of, weights_of
+from .tuning import PlanEvaluator, Tuning, part_of
+from .work import Work
 
 BUILDER = 2  # increment when the same spec builds a different plan
 
@@ -61,12 +60,12 @@ class Built:
     fresh: bool
 
 
-def build(spec: BuildSpec, show: Callable[[], AbstractContextManager[Show]] = quietly) -> Built:
+def build(spec: BuildSpec, display: Display | None = None) -> Built:
     """Build the plan of `spec`, unless the output folder already holds it.
 
     Args:
         spec: the model, the output folder, the backend and the options.
-        show: makes the context that displays progress; entered only if there is work to do.
+        display: shows the progress; entered only if there is work to do.
 
     Raises:
         InputError: an option is invalid.
@@ -81,14 +80,15 @@ def build(spec: BuildSpec, show: Callable[[], AbstractContextManager[Show]] = qu
     work = _prepared(spec)
     if (plan := _existing_plan(work)) is not None:
         return Built(plan=plan, fresh=False)
-    need = check_room(spec, work.family.profile, weights_of(work), work.family.loads)
-    lock = root() / f"{key_of({'plan': str(spec.output.absolute())})}.lock"
+    need = check_room(spec, work.family.profile, work.weights, work.family.loads)
+    lock = STORE.root / f"{key_of({'plan': str(spec.output.absolute())})}.lock"
     lock.parent.mkdir(parents=True, exist_ok=True)
     with locks.exclusive(lock, wait_for=f"the plan {spec.output}"):
         if (plan := _existing_plan(work)) is not None:  # another process may have built it while we waited
             return Built(plan=plan, fresh=False)
-        with show() as shown, tempfile.TemporaryDirectory(prefix="calotype-build-") as scratch:
-            return Built(plan=_Build(work, Progress(stages_of(work), shown), Path(scratch), need).run(), fresh=True)
+        with display or Display() as shown, tempfile.TemporaryDirectory(prefix="calotype-build-") as scratch:
+            running = _Build(work, Progress(work.stages(), shown), Path(scratch), need)
+            return Built(plan=running.run(), fresh=True)
 
 
 def check_backend(spec: BuildSpec) -> None:
@@ -141,12 +141,9 @@ def _prepared(spec: BuildSpec) -> Work:
 
 def _is_demo(source: Source) -> bool:
     """Return whether the model has the demonstration model's tokenizer, and so knows only its captions."""
-    from ..sources.source import find
-
-    ours = find("demo") / "tokenizer"
-    files = sorted(p.name for p in ours.iterdir() if p.is_file())
-    theirs = source.folder / "tokenizer"
-    return all((theirs / n).is_file() and file_digest(theirs / n) == file_digest(ours / n) for n in files)
+    ours, theirs = find("demo") / "tokenizer", source.folder / "tokenizer"
+    files = [p for p in ours.iterdir() if p.is_file()]
+    return all((theirs / p.name).is_file() and file_digest(theirs / p.name) == file_digest(p) for p in files)
 
 
 def _existing_plan(work: Work) -> Plan | None:
@@ -167,64 +164,59 @@ class _Build:
         self._work, self._progress, self._scratch = work, progress, scratch
         self._need = need
         self._began = time.monotonic()
+        self._table: list[dict[str, Any]] = []  # of the trials, if a search chooses the precisions
 
     def run(self) -> Plan:
         """Run all stages and return the finished plan. If a stage fails, the output folder stays as it was."""
         work = self._work
-        bare = plan_of(work.source, work.family, {c.name: reference(c, work.source) for c in self._components()})
-        plan = self._traced(bare)
-        recorded = {"proof": self._record(bare, "proof")}
-        table: list[Mapping[str, Any]] = []
+        components = {c.name: reference(c, work.source) for c in work.family.components.values()}
+        bare = plan_of(work.source, work.family, components)
+        plan = self._traced(bare) if work.traces else bare
+        proof = self._record(bare, "proof")
         if work.spec.gated:
-            recorded["calibration"] = self._record(bare, "calibration")
-            plan, table = self._lowered(plan, recorded)
-        plan = self._checked(plan, recorded["proof"])
+            plan = self._lowered(plan, self._record(bare, "calibration"), proof)
+        plan = self._checked(plan, proof)
         with staging(work.spec.output) as folder:
-            self._finish(plan, recorded["proof"]["vae_decoder"], table, folder)
+            self._finish(plan, proof["vae_decoder"], folder)
         return read_plan(work.spec.output)
-
-    def _components(self) -> list[Any]:
-        return list(self._work.family.components.values())
 
     def _traced(self, bare: Plan) -> Plan:
         """Add the float32 ONNX graph of every component, and its engine if the backend compiles graphs."""
         work, components = self._work, {}
-        if not of_graphs(work.spec):
-            return bare
         engines = engines_for(work.spec.backend, work.family.profile, work.spec.engine, self._progress.step)
-        for component in self._components():
-            with self._progress.stage(f"trace {component.name}", cached=has(trace_key(component, work.source))):
-                planned = bare.components[component.name]
-                artifact = traced(component, work.source, work.family.profile)
-            artifacts = [artifact]
-            if engines is not None and opens_float32(work.spec):
-                with self._progress.stage(f"engine {component.name}"):
-                    artifacts = [engines.of(planned, artifact), artifact]
-            components[component.name] = planned.with_artifacts(*artifacts)
+        for name, component in work.family.components.items():
+            with self._progress.stage(f"trace {name}", cached=trace_step(component, work.source).is_stored):
+                planned = bare.components[name]
+                artifacts = [traced(component, work.source, work.family.profile)]
+            if engines is not None and work.compiles_float32:
+                with self._progress.stage(f"engine {name}"):
+                    artifacts.insert(0, engines.of(planned, artifacts[0]))
+            components[name] = planned.with_artifacts(*artifacts)
         return replace(bare, components=components)
 
-    def _record(self, bare: Plan, what: str) -> dict[str, Path]:
+    def _record(self, bare: Plan, purpose: str) -> dict[str, Path]:
         plan = replace(bare, profile=replace(bare.profile, batch=replace(bare.profile.batch, min=1, opt=1)))
-        return record_all(plan, self._work.source, self._work.images(what), what, self._progress.stage)
+        return record_all(plan, self._work.source, self._work.images(purpose), purpose, self._progress.stage)
 
-    def _lowered(self, plan: Plan, recorded: Mapping[str, Mapping[str, Path]]) -> tuple[Plan, list[Any]]:
-        """Return the plan in the requested precision, and the table of trials (empty without tuning)."""
+    def _lowered(self, plan: Plan, calibration: Mapping[str, Path], proof: Mapping[str, Path]) -> Plan:
+        """Return the plan in the requested precision."""
         spec = self._work.spec
-        if spec.precision in TUNED_PRECISIONS:
-            evaluator = self._evaluator(recorded["proof"]["vae_decoder"])
-            return tuned(plan, recorded["calibration"], evaluator, self._progress)
+        if self._work.tunes:
+            tuning = Tuning(plan, calibration, self._evaluator(proof["vae_decoder"]), self._progress)
+            plan = tuning.run()
+            self._table = [asdict(row) for row in tuning.table]
+            return plan
         components = {}
         for name, component in plan.components.items():
             with self._progress.stage(f"lower {name}"):
-                part = part_of(spec, plan, name, recorded["calibration"][name], self._progress.step)
-                lowered = (
-                    small_weights(part, spec.weights) if spec.weights else half(part, spec.precision, spec.backend)
-                )
+                part = part_of(spec, plan, name, calibration[name], self._progress.step)
+                weights = spec.weights
+                lowered = small_weights(part, weights) if weights else half(part, spec.precision, spec.backend)
                 components[name] = component.with_artifacts(lowered, *component.artifacts)
-        return replace(plan, components=components), []
+        return replace(plan, components=components)
 
-    def _evaluator(self, reference: Path) -> PlanEvaluator:
-        return PlanEvaluator(spec=self._work.spec, images=self._work.images("proof"), reference=reference)
+    def _evaluator(self, decoded: Path) -> PlanEvaluator:
+        return PlanEvaluator(spec=self._work.spec, images=self._work.images("proof"), reference=decoded)
 
     def _checked(self, plan: Plan, recorded: Mapping[str, Path]) -> Plan:
         """Check each component on its backend with recorded inputs, and store the errors in the plan."""
@@ -232,57 +224,59 @@ class _Build:
         components = {}
         for name, component in plan.components.items():
             with self._progress.stage(f"check {name}"):
-                checking = run_in_subprocess(
-                    f"checking the {name}",
-                    "calotype.export.onnx.check:check_planned",
-                    plan=str(self._scratch),
-                    name=name,
-                    backend=self._work.spec.backend,
-                    reference=str(recorded[name]),
-                )
-            first, *others = component.artifacts
-            result = {**checking.value, "peak_bytes": checking.peak_bytes}
-            if not self._work.spec.gated and result["max_relative_error"] > check.TOLERANCE:
-                raise CheckError(
-                    f"the {name} on {self._work.spec.backend} differs too much from eager float32: got a relative "
-                    f"error of {result['max_relative_error']:.1e} over {result['calls']} recorded calls, expected at "
-                    f"most {check.TOLERANCE:.0e}. The plan is not kept.",
-                    backend=self._work.spec.backend,
-                    component=name,
-                    relative_error=result["max_relative_error"],
-                    limit=check.TOLERANCE,
-                )
-            kept = others if self._work.spec.fallback else [a for a in others if a.path == first.path]
-            figures = {"backend": self._work.spec.backend, "max_relative_error": result["max_relative_error"]}
-            traced_error = {"traced_error": first.check.get("max_relative_error")}
-            first = replace(first, check={**first.check, **traced_error, **figures, "real_inputs": result})
-            components[name] = component.with_artifacts(first, *kept)
+                components[name] = component.with_artifacts(*self._checked_artifacts(component, recorded[name]))
         return replace(plan, components=components)
 
-    def _finish(self, plan: Plan, reference: Path, table: list[Any], folder: Path) -> None:
+    def _checked_artifacts(self, component: PlannedComponent, recording: Path) -> list[Artifact]:
+        spec, name = self._work.spec, component.name
+        result = run_in_subprocess(
+            f"checking the {name}",
+            "calotype.export.onnx.check:check_planned",
+            plan=str(self._scratch),
+            name=name,
+            backend=spec.backend,
+            reference=str(recording),
+        ).notes
+        first, *others = component.artifacts
+        error = result["max_relative_error"]
+        if not spec.gated and error > check.TOLERANCE:
+            raise CheckError(
+                f"the {name} on {spec.backend} differs too much from eager float32: got a relative error of "
+                f"{error:.1e} over {result['calls']} recorded calls, expected at most {check.TOLERANCE:.0e}. The plan "
+                "is not kept.",
+                backend=spec.backend,
+                component=name,
+                relative_error=error,
+                limit=check.TOLERANCE,
+            )
+        figures = {"backend": spec.backend, "max_relative_error": error, "real_inputs": result}
+        traced_error = first.check.get("max_relative_error")
+        first = replace(first, check={**first.check, "traced_error": traced_error, **figures})
+        return [first, *(a for a in others if spec.fallback or a.path == first.path)]
+
+    def _finish(self, plan: Plan, decoded: Path, folder: Path) -> None:
+        """Fill the plan's folder, and evaluate it."""
         work, spec = self._work, self._work.spec
         with self._progress.stage("schedules"):
-            schedules(folder / "samplers", work.source.configs["scheduler"], spec.scheduler, spec.steps)
+            fill_samplers(folder / "samplers", work.source.configs["scheduler"], spec.scheduler, spec.steps)
         with self._progress.stage("plan"):
             plan = replace(assemble(plan, work.source, folder), samplers=Path("samplers"))
             write_plan(plan, folder)
         with self._progress.stage("prove"):
-            proof = self._evaluator(reference).evaluate(read_plan(folder, sealed=False))
-        missed = failed(spec.max_loss, proof)
-        if missed:
+            proof = self._evaluator(decoded).evaluate(read_plan(folder, sealed=False))
+        if missed := failed(spec.max_loss, proof):
             raise CheckError(
                 f"the images miss the quality bounds ({'; '.join(missed)}), so the plan is not kept. "
                 "Try --precision auto, which searches for a mix that passes, or another --max-loss."
             )
-        plan = replace(plan, build=self._metadata(proof, table))
-        write_plan(plan, folder, sealed=True)
+        write_plan(replace(plan, build=self._metadata(proof)), folder, sealed=True)
 
-    def _metadata(self, proof: Mapping[str, Any], table: list[Any]) -> dict[str, Any]:
+    def _metadata(self, proof: Mapping[str, Any]) -> dict[str, Any]:
         """Return the "build" entry of plan.json."""
         work, spec = self._work, self._work.spec
-        tools = tool_versions(spec.backend)
-        height, width = image_size(spec, work.family.profile)
-        count, steps = spec.proof_counts
+        tools, images = tool_versions(spec.backend), work.images("proof")
+        portable = EngineOptions.from_words(spec.engine).portable
+        gpu = gpu_name() if spec.backend in backends.COMPILED and not portable else None  # the only one that fits
         return {
             "key": work.key,
             "spec": {name: value for name, value in spec.to_json().items() if name != "output"},
@@ -291,17 +285,17 @@ class _Build:
             "max_loss": [str(b) for b in spec.max_loss],
             "needs": {spec.backend: tools[spec.backend]},
             "tools": tools,
-            "machine": {"platform": platform.platform(), "threads": threads.available(), "gpu": _bound_to(spec)},
+            "machine": {"platform": platform.platform(), "threads": threads.available(), "gpu": gpu},
             **({"engine": list(spec.engine)} if spec.engine else {}),
             "made": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
             "seconds": round(time.monotonic() - self._began, 1),
             "estimate": asdict(self._need),
-            "proof": {**proof, "pictures": count, "steps": steps, "height": height, "width": width},
-            "table": table,
+            "proof": {
+                **proof,
+                "pictures": len(images.prompts),
+                "steps": images.steps,
+                "height": images.height,
+                "width": images.width,
+            },
+            "table": self._table,
         }
-
-
-def _bound_to(spec: BuildSpec) -> str | None:
-    """Return the only GPU that can open the compiled engines, or None if other GPUs can as well."""
-    portable = EngineOptions.from_words(spec.engine).portable
-    return gpu_name() if spec.backend in backends.COMPILED and not portable else None

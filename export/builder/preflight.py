@@ -8,7 +8,7 @@ at 512 px: tracing its 3.2 GiB U-Net took 5.4 GiB, recording 5.6, checking 9.1, 
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -28,13 +28,10 @@ _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 4.0, "int8": 1.0, "fp8": 1.0, "auto"
 
 @dataclass(frozen=True, kw_only=True)
 class Need:
-    """The most memory and disk that a build needs, in bytes."""
+    """The most memory and disk that a build needs, in bytes. `disk`: the store and the plan together."""
 
     memory: int
-    disk: int  # the store and the plan together
-
-    def __str__(self) -> str:
-        return f"{in_words(self.memory)} of memory and {in_words(self.disk)} of disk"
+    disk: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,33 +47,6 @@ class Room:
         return all(free is None or needed <= free for needed, free in pairs)
 
 
-def room_for(output: Path) -> Room:
-    """Return free memory, and the free disk of the store's or the plan's file system, whichever has less."""
-    return Room(memory=available_bytes(), disk=min(_free(home()), _free(output.absolute().parent)))
-
-
-def _free(folder: Path) -> int:
-    while not folder.exists():
-        folder = folder.parent
-    return shutil.disk_usage(folder).free
-
-
-def need_of(spec: BuildSpec, weights: Mapping[str, int], loads: tuple[Load, ...], *, height: int, width: int) -> Need:
-    """Estimate what a build needs.
-
-    Args:
-        weights: the number of weights (not bytes) of each component.
-        height, width: the size of the evaluation's images, in pixels.
-    """
-    largest = 4 * max(weights.values())
-    working = peak_bytes(loads, batch=1, height=height, width=width, guided=True)
-    total = 4 * sum(weights.values())
-    kept = sum(weights.values()) * (_BYTES[spec.precision] + (4 if spec.fallback else 0))
-    trials = total * 1.0 if spec.precision in ("int8", "fp8", "auto", "fp16") else 0.0
-    held = max(_MODULE * largest, _SESSIONS * total) + _ACTIVATIONS * working
-    return Need(memory=int(_BASE_BYTES + held), disk=int(total + trials + kept + (200 << 20)))
-
-
 def check_room(
     spec: BuildSpec,
     profile: Profile,
@@ -85,22 +55,45 @@ def check_room(
     *,
     room: Room | None = None,
 ) -> Need:
-    """Return the need. Raise `BuildError` with the figures, and with a smaller build that fits, if it is too large."""
-    room = room_for(spec.output) if room is None else room
+    """Return the estimated need of a build.
+
+    Args:
+        weights: the number of weights (not bytes) of each component.
+        room: by default the free memory, and the free disk of the store or of the plan, whichever has less.
+
+    Raises:
+        BuildError: it is too large; with the figures, and with a smaller build that fits.
+    """
+    if room is None:
+        room = Room(memory=available_bytes(), disk=min(_free(home()), _free(spec.output.absolute().parent)))
     need = _need(spec, profile, weights, loads)
     if room.holds(need):
         return need
-    have = ", ".join(
-        f"{in_words(b)} of {what}" for what, b in (("memory", room.memory), ("disk", room.disk)) if b is not None
-    )
+    free = {"memory": room.memory, "disk": room.disk}
+    have = ", ".join(f"{in_words(size)} of {what}" for what, size in free.items() if size is not None)
     smaller = next((flag for flag, s, p in _smaller(spec, profile) if room.holds(_need(s, p, weights, loads))), None)
     advice = f"With {smaller} it would fit" if smaller else "No smaller build of this model fits here"
-    raise BuildError(f"this build needs about {need}, but only {have} are free. {advice}.", hint=smaller)
+    raise BuildError(
+        f"this build needs about {in_words(need.memory)} of memory and {in_words(need.disk)} of disk, but only {have} "
+        f"are free. {advice}.",
+        hint=smaller,
+    )
+
+
+def _free(folder: Path) -> int:
+    while not folder.exists():
+        folder = folder.parent
+    return shutil.disk_usage(folder).free
 
 
 def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: tuple[Load, ...]) -> Need:
     height, width = image_size(spec, profile)
-    return need_of(spec, weights, loads, height=height, width=width)
+    count, largest = sum(weights.values()), 4 * max(weights.values())
+    working = peak_bytes(loads, batch=1, height=height, width=width, guided=True)
+    held = max(_MODULE * largest, _SESSIONS * 4 * count) + _ACTIVATIONS * working
+    trials = 4 * count if spec.precision in ("int8", "fp8", "auto", "fp16") else 0
+    kept = count * (_BYTES[spec.precision] + (4 if spec.fallback else 0))
+    return Need(memory=int(_BASE_BYTES + held), disk=int(4 * count + trials + kept + (200 << 20)))
 
 
 def image_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:
@@ -112,20 +105,17 @@ def image_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:
     return height, width
 
 
-def _smaller(spec: BuildSpec, profile: Profile) -> list[tuple[str, BuildSpec, Profile]]:
-    """Return less demanding builds with their flags, the least intrusive change first."""
-    options = []
+def _smaller(spec: BuildSpec, profile: Profile) -> Iterator[tuple[str, BuildSpec, Profile]]:
+    """Yield less demanding builds with their flags, the least intrusive change first."""
     if spec.fallback:
-        options.append(("no --fallback", replace(spec, fallback=False), profile))
+        yield "no --fallback", replace(spec, fallback=False), profile
     if spec.gated:
-        small = {name: _narrow(getattr(profile, name), profile.multiple) for name in ("height", "width")}
-        flags = " ".join(f"--{name} {r}" for name, r in small.items())
-        options.append((flags, spec, replace(profile, height=small["height"], width=small["width"])))
+        height, width = (_narrow(side, profile.multiple) for side in (profile.height, profile.width))
+        yield f"--height {height} --width {width}", spec, replace(profile, height=height, width=width)
     if spec.precision == "auto":
-        options.append(("--precision int8", replace(spec, precision="int8"), profile))
+        yield "--precision int8", replace(spec, precision="int8"), profile
     if spec.precision in ("auto", "bf16", "fp32"):
-        options.append(("--precision fp16", replace(spec, precision="fp16"), profile))
-    return options
+        yield "--precision fp16", replace(spec, precision="fp16"), profile
 
 
 def _narrow(size: Range, multiple: int) -> Range:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Collection, Sequence
-from dataclasses import replace
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,9 @@ from calotype.plan.family import Component, Family, family_of
 from calotype.plan.plan import Artifact, Plan, PlannedComponent
 from calotype.plan.profile import Profile
 
-from ..onnx.trace_step import trace_key, traced
+from ..onnx.trace_step import trace_step, traced
 from ..sources.source import Source, read_source
 from ..sources.textual_inversion import add_embeddings
-from ..store.store import has
 from ..tensorrt.engines import default_profile, engines_for
 
 
@@ -49,38 +48,47 @@ def prepare(
     return plan_of(source, family, components)
 
 
-def prepare_lazily(
-    model: str | Path, *, forms: Collection[str] = ("onnx",), **parts: Any
-) -> tuple[Plan, Callable[[str], PlannedComponent]]:
-    """Return the plan of `prepare` without the traces that text-to-image does not need, and a function that traces.
+@dataclass(frozen=True, kw_only=True)
+class LazyPlan:
+    """A plan without the traces that text-to-image does not need; `component` makes them."""
 
-    A component that is not needed has only its eager reference, unless its trace is in the store. The function takes
-    a component's name and returns it with all its artifacts, traced at the call. It raises `SourceError` if the
-    model's files are missing or have changed. Engines (`COMPILED`) are all built immediately.
+    plan: Plan
+    source: Source
+    family: Family
+    forms: Collection[str]
+    later: Collection[str]  # components that are traced at their first use; until then they have only their reference
+
+    def component(self, name: str) -> PlannedComponent:
+        """Return a component with all its artifacts, traced at the call.
+
+        Raises:
+            SourceError: the model's files are missing or have changed.
+        """
+        if name not in self.later:
+            return self.plan.components[name]
+        described = self.family.components[name]
+        if not trace_step(described, self.source).is_stored:
+            self.source.check_unchanged(name)
+        return _planned(described, self.source, self.family.profile, self.forms)
+
+
+def prepare_lazily(model: str | Path, *, forms: Collection[str] = ("onnx",), **parts: Any) -> LazyPlan:
+    """Return the plan of `prepare` without the traces that text-to-image does not need.
+
+    A trace that is in the store is in the plan. Engines (`COMPILED`) are all built immediately.
     """
     source, family = _described(model, forms=forms, **parts)
-    later = _later(family, source) if set(forms) == {"onnx"} else frozenset()
-
-    def component(name: str) -> PlannedComponent:
-        if name not in later:
-            return plan.components[name]
-        described = family.components[name]
-        if not has(trace_key(described, source)):
-            source.check_unchanged(name)
-        return _planned(described, source, family.profile, forms)
-
+    later: set[str] = set()
+    if set(forms) == {"onnx"}:
+        first = {*source.tokenizers, "unet", "vae_decoder", *(["vae_encoder"] if family.inpaints else [])}
+        rest = {name: c for name, c in family.components.items() if name not in first}
+        later = {name for name, component in rest.items() if not trace_step(component, source).is_stored}
     components = {
         name: reference(c, source) if name in later else _planned(c, source, family.profile, forms)
         for name, c in family.components.items()
     }
     plan = plan_of(source, family, components)
-    return plan, component
-
-
-def _later(family: Family, source: Source) -> frozenset[str]:
-    """Return the names of the components that are traced at their first use."""
-    first = {*source.tokenizers, "unet", "vae_decoder", *(["vae_encoder"] if family.inpaints else [])}
-    return frozenset(n for n, c in family.components.items() if n not in first and not has(trace_key(c, source)))
+    return LazyPlan(plan=plan, source=source, family=family, forms=forms, later=later)
 
 
 def _described(
@@ -120,14 +128,9 @@ def plan_of(source: Source, family: Family, components: dict[str, PlannedCompone
 
 def reference(component: Component, source: Source) -> PlannedComponent:
     """Return the component with only its eager reference: the source's own weights."""
-    weights = source.weights_folder(component.name)
-    return PlannedComponent(
-        name=component.name,
-        inputs=component.inputs,
-        outputs=component.outputs,
-        artifacts=(Artifact(form="diffusers", path=weights, precision="fp32", check={}),),
-        refused={},
-    )
+    name, inputs, outputs = component.name, component.inputs, component.outputs
+    weights = Artifact(form="diffusers", path=source.weights_folder(name), precision="fp32", check={})
+    return PlannedComponent(name=name, inputs=inputs, outputs=outputs, artifacts=(weights,), refused={})
 
 
 def _planned(component: Component, source: Source, profile: Profile, forms: Collection[str]) -> PlannedComponent:
@@ -135,7 +138,7 @@ def _planned(component: Component, source: Source, profile: Profile, forms: Coll
     engines = next((engines_for(form, profile) for form in forms if form in COMPILED), None)
     if "onnx" not in forms and engines is None:
         return eager
-    if not has(trace_key(component, source)):
+    if not trace_step(component, source).is_stored:
         print(printable(f"calotype: tracing the {component.name} of {source.model} (once)"), file=sys.stderr)
     try:
         graph = traced(component, source, profile)

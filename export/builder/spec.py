@@ -1,3 +1,4 @@
+# ruff: noqa: RUF009 -- `_option` returns a field, which is made for each class
 """Configuration of a build: one frozen dataclass. The command line and `--config build.toml` are projections of it.
 
 This module parses values. It fills in nothing that needs the model, and starts no work.
@@ -5,11 +6,10 @@ This module parses values. It fills in nothing that needs the model, and starts 
 
 from __future__ import annotations
 
-import dataclasses
 import shlex
 import tomllib
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -24,58 +24,89 @@ PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "auto")
 WEIGHTS = ("int8", "int4")
 
 
-def _option(help_text: str, short: str = "") -> dict[str, str]:
-    return {"help": help_text, "short": short}
+def _range(value: Any) -> Range | None:
+    return None if value is None else range_from_text(str(value))
+
+
+def _int(value: Any) -> int | None:
+    try:
+        if isinstance(value, (bool, float)):
+            raise ValueError
+        return None if value is None else int(value)
+    except ValueError:
+        raise InputError(f"expected an integer, got {value!r}") from None
+
+
+def _bool(value: Any) -> bool:
+    if not isinstance(value, bool):
+        raise InputError(f"expected true or false, got {value!r}")
+    return value
+
+
+def _text(value: Any) -> str | None:
+    if value is not None and not isinstance(value, (str, Path)):
+        raise InputError(f"expected a text, got {value!r}")
+    return None if value is None else str(value)
+
+
+def _path(value: Any) -> Path | None:
+    return None if (text := _text(value)) is None else Path(text)
+
+
+def _texts(value: Any) -> tuple[str, ...]:
+    if isinstance(value, str):
+        return (value,)
+    if not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
+        raise InputError(f"expected a text or a list of texts, got {value!r}")
+    return tuple(value)
+
+
+def _bounds(value: Any) -> tuple[QualityBound, ...]:
+    return parse_bounds(_texts(value))
+
+
+def _option(parse: Callable[[Any], Any], help_text: str, default: Any = MISSING, short: str = "") -> Any:
+    """Return a field. `parse` converts a text of the command line or a value of TOML; it raises `InputError`."""
+    return field(default=default, metadata={"parse": parse, "help": help_text, "short": short})
 
 
 @dataclass(frozen=True, kw_only=True)
 class BuildSpec:
     """Configuration of one build. Sizes are ranges of pixels or images; None is the model's own range."""
 
-    model: str = field(metadata=_option("demo, a folder in diffusers' layout, a .safetensors checkpoint, or a hub id."))
-    output: Path = field(metadata=_option("The plan's folder.", "-o"))
-    backend: str = field(default="onnxruntime", metadata=_option(f"One of {', '.join(BACKENDS)}."))
-    precision: str = field(default="fp32", metadata=_option(f"One of {', '.join(PRECISIONS)}."))
-    weights: str | None = field(
-        default=None,
-        metadata=_option("int8 or int4: quantize only the weights, to save memory; compute in float32."),
+    model: str = _option(_text, "demo, a folder in diffusers' layout, a .safetensors checkpoint, or a hub id.")
+    output: Path = _option(_path, "The plan's folder.", short="-o")
+    backend: str = _option(_text, f"One of {', '.join(BACKENDS)}.", "onnxruntime")
+    precision: str = _option(_text, f"One of {', '.join(PRECISIONS)}.", "fp32")
+    weights: str | None = _option(
+        _text, "int8 or int4: quantize only the weights, to save memory; compute in float32.", None
     )
-    height: Range | None = field(default=None, metadata=_option("Pixels: one size, or min:opt:max."))
-    width: Range | None = field(default=None, metadata=_option("Pixels: one size, or min:opt:max."))
-    batch: Range | None = field(default=None, metadata=_option("Images per call: one number, or min:opt:max."))
-    controlnet: tuple[str, ...] = field(
-        default=(), metadata=_option("A ControlNet's folder, file or hub id; repeatable.")
+    height: Range | None = _option(_range, "Pixels: one size, or min:opt:max.", None)
+    width: Range | None = _option(_range, "Pixels: one size, or min:opt:max.", None)
+    batch: Range | None = _option(_range, "Images per call: one number, or min:opt:max.", None)
+    controlnet: tuple[str, ...] = _option(_texts, "A ControlNet's folder, file or hub id; repeatable.", ())
+    lora: tuple[str, ...] = _option(_texts, "FILE or FILE:SCALE, fused into the weights; repeatable.", ())
+    vae: str | None = _option(_text, "An autoencoder's folder, file or hub id, in place of the model's.", None)
+    textual_inversion: tuple[str, ...] = _option(
+        _texts, "A file of learned embeddings, as FILE or FILE:<word>; repeatable.", ()
     )
-    lora: tuple[str, ...] = field(
-        default=(), metadata=_option("FILE or FILE:SCALE, fused into the weights; repeatable.")
+    offline: bool = _option(_bool, "Make no connection: read hub ids from the cache.", False)
+    engine: tuple[str, ...] = _option(
+        _texts, "TensorRT options: refit, exact, plugin, level=, chunks= and others; repeatable.", ()
     )
-    vae: str | None = field(
-        default=None, metadata=_option("An autoencoder's folder, file or hub id, in place of the model's.")
+    max_loss: tuple[QualityBound, ...] = _option(
+        _bounds,
+        "Quality bounds: psnr>=30, ssim>=0.95, lpips<=0.1, clip_drop<=, judge_drop<=.",
+        (QualityBound(metric="psnr", limit=30.0),),
     )
-    textual_inversion: tuple[str, ...] = field(
-        default=(), metadata=_option("A file of learned embeddings, as FILE or FILE:<word>; repeatable.")
-    )
-    offline: bool = field(default=False, metadata=_option("Make no connection: read hub ids from the cache."))
-    engine: tuple[str, ...] = field(
-        default=(),
-        metadata=_option("TensorRT options: refit, exact, plugin, level=, chunks= and others; repeatable."),
-    )
-    max_loss: tuple[QualityBound, ...] = field(
-        default=(QualityBound(metric="psnr", limit=30.0),),
-        metadata=_option("Quality bounds: psnr>=30, ssim>=0.95, lpips<=0.1, clip_drop<=, judge_drop<=."),
-    )
-    fallback: bool = field(default=False, metadata=_option("Also keep float32, for values that overflow."))
-    prompts: Path | None = field(default=None, metadata=_option("A file with one prompt per line."))
-    calibration: int = field(default=16, metadata=_option("Number of images that calibrate int8 and fp8."))
-    proof: int | None = field(
-        default=None, metadata=_option("Images of the end-to-end check.  [default: 1, below float32: 8]")
-    )
-    proof_steps: int | None = field(
-        default=None, metadata=_option("Steps of the end-to-end check.  [default: 4, below float32: 20]")
-    )
-    clip_model: Path | None = field(default=None, metadata=_option("A CLIP model's folder, for clip_drop."))
-    scheduler: tuple[str, ...] = field(default=(), metadata=_option("More schedulers to compile; repeatable."))
-    steps: Range = field(default=Range(min=1, opt=20, max=50), metadata=_option("Step counts to compile samplers for."))
+    fallback: bool = _option(_bool, "Also keep float32, for values that overflow.", False)
+    prompts: Path | None = _option(_path, "A file with one prompt per line.", None)
+    calibration: int = _option(_int, "Number of images that calibrate int8 and fp8.", 16)
+    proof: int | None = _option(_int, "Images of the end-to-end check.  [default: 1, below float32: 8]", None)
+    proof_steps: int | None = _option(_int, "Steps of the end-to-end check.  [default: 4, below float32: 20]", None)
+    clip_model: Path | None = _option(_path, "A CLIP model's folder, for clip_drop.", None)
+    scheduler: tuple[str, ...] = _option(_texts, "More schedulers to compile; repeatable.", ())
+    steps: Range = _option(_range, "Step counts to compile samplers for.", Range(min=1, opt=20, max=50))
 
     def __post_init__(self) -> None:
         for name, known in (("backend", BACKENDS), ("precision", PRECISIONS)):
@@ -104,30 +135,22 @@ class BuildSpec:
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, as the command line writes them."""
-        values = {}
+        values: dict[str, Any] = {}
         for f in fields(self):
             value = getattr(self, f.name)
             if value != f.default:
-                values[f.name] = [str(v) for v in value] if isinstance(value, tuple) else _plain(value)
+                plain = value if isinstance(value, (bool, int)) else str(value)
+                values[f.name] = [str(v) for v in value] if isinstance(value, tuple) else plain
         return values
 
     def command(self) -> str:
         """Return the command line of this build, without the output folder."""
         words = ["calotype", "build", self.model]
         for name, value in self.to_json().items():
-            flag = flag_of(name)
-            if name in ("model", "output"):
-                continue
-            if value is True:
-                words.append(flag)
-                continue
-            for one in value if isinstance(value, list) else [value]:
-                words += [flag, str(one)]
+            if name not in ("model", "output"):
+                for one in value if isinstance(value, list) else [value]:
+                    words += [flag_of(name)] if one is True else [flag_of(name), str(one)]
         return shlex.join(words)
-
-
-def _plain(value: Any) -> Any:
-    return value if isinstance(value, (bool, int)) else str(value)
 
 
 def flag_of(name: str) -> str:
@@ -145,81 +168,14 @@ def spec_from(values: Mapping[str, Any]) -> BuildSpec:
         if values.get(name) in (None, ""):
             example = "calotype build MODEL -o PLAN"
             raise InputError(f"missing {name}: pass the model and the output folder, as in: {example}")
-    return BuildSpec(**{name: _value(name, value) for name, value in values.items()})
-
-
-def _value(name: str, value: Any) -> Any:
-    kind = _KINDS[name]
-    try:
-        return kind(value)
-    except (TypeError, ValueError) as error:
-        reason = str(error) if isinstance(error, InputError) else f"got {value!r}"
-        raise InputError(f"{flag_of(name)}: {reason}") from None
-
-
-def _range(value: Any) -> Range | None:
-    return None if value is None else range_from_text(str(value))
-
-
-def _int(value: Any) -> int | None:
-    try:
-        if isinstance(value, (bool, float)):
-            raise ValueError
-        return None if value is None else int(value)
-    except ValueError:
-        raise InputError(f"expected an integer, got {value!r}") from None
-
-
-def _bool(value: Any) -> bool:
-    if not isinstance(value, bool):
-        raise InputError(f"expected true or false, got {value!r}")
-    return value
-
-
-def _texts(value: Any) -> tuple[str, ...]:
-    if isinstance(value, str):
-        return (value,)
-    if not isinstance(value, Sequence) or not all(isinstance(v, str) for v in value):
-        raise InputError(f"expected a text or a list of texts, got {value!r}")
-    return tuple(value)
-
-
-def _text(value: Any) -> str:
-    if not isinstance(value, (str, Path)):
-        raise InputError(f"expected a text, got {value!r}")
-    return str(value)
-
-
-def _optional(value: Any) -> str | None:
-    return None if value is None else _text(value)
-
-
-def _path(value: Any) -> Path | None:
-    return None if value is None else Path(_text(value))
-
-
-def _bounds(value: Any) -> tuple[QualityBound, ...]:
-    return parse_bounds(_texts(value))
-
-
-_KINDS: dict[str, Callable[[Any], Any]] = {
-    **{
-        "model": _text,
-        "output": _path,
-        "backend": _text,
-        "precision": _text,
-        "weights": _optional,
-        "vae": _optional,
-        "offline": _bool,
-        "steps": _range,
-        "fallback": _bool,
-    },
-    **dict.fromkeys(("height", "width", "batch"), _range),
-    **dict.fromkeys(("controlnet", "lora", "scheduler", "textual_inversion", "engine"), _texts),
-    **dict.fromkeys(("calibration", "proof", "proof_steps"), _int),
-    **dict.fromkeys(("prompts", "clip_model"), _path),
-    "max_loss": _bounds,
-}
+    parsed = {}
+    for name, value in values.items():
+        try:
+            parsed[name] = known[name].metadata["parse"](value)
+        except (TypeError, ValueError) as error:
+            reason = str(error) if isinstance(error, InputError) else f"got {value!r}"
+            raise InputError(f"{flag_of(name)}: {reason}") from None
+    return BuildSpec(**parsed)
 
 
 def read_config(path: Path) -> dict[str, Any]:
@@ -230,5 +186,4 @@ def read_config(path: Path) -> dict[str, Any]:
         raise InputError(f"{path} cannot be read: {error.strerror}.") from None
     except ValueError as error:
         raise InputError(f"{path} is not valid TOML: {error}.") from None
-    known = {f.name for f in dataclasses.fields(BuildSpec)}
-    return {(key.replace("-", "_") if key.replace("-", "_") in known else key): value for key, value in values.items()}
+    return {key.replace("-", "_"): value for key, value in values.items()}

@@ -51,6 +51,12 @@ class Candidate:
     row: Trial
     artifact: Artifact
 
+    @property
+    def gain(self) -> float:
+        """The time that it saves, in units of one float32 call: the U-Net runs many times."""
+        weight = 20.0 if self.row.component == "unet" else 1.0
+        return weight * (1 - 1 / (self.row.speed or 1.0))
+
 
 @dataclass(frozen=True, kw_only=True)
 class PlanEvaluator:
@@ -64,7 +70,7 @@ class PlanEvaluator:
         """Return the metrics of the plan's images, measured in a child process."""
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             write_plan(plan, Path(scratch))
-            done = run_in_subprocess(
+            return run_in_subprocess(
                 "evaluating the images",
                 "calotype.export.quality.evaluate:evaluate_plan",
                 plan=scratch,
@@ -74,8 +80,7 @@ class PlanEvaluator:
                 metrics=[b.metric for b in self.spec.max_loss],
                 clip_model=self.spec.clip_model,
                 decoder_only=decoder_only,
-            )
-        return {**done.value, "peak_bytes": done.peak_bytes}
+            ).notes
 
 
 class Tuning:
@@ -86,8 +91,14 @@ class Tuning:
         self._evaluator, self._progress = evaluator, progress
         self.table: list[Trial] = []
 
-    def run(self, precisions: tuple[str, ...]) -> Plan:
-        """Return the plan with the chosen artifacts first. `table` lists all trials."""
+    def run(self, precisions: tuple[str, ...] | None = None) -> Plan:
+        """Return the plan with the chosen artifacts first. What does not pass stays in float32.
+
+        Args:
+            precisions: what to try; by default what the spec requests. `table` lists all trials.
+        """
+        spec = self._evaluator.spec
+        precisions = tuned_as(spec.precision, spec.backend) if precisions is None else precisions
         chosen: dict[str, Candidate] = {}
         for name in (n for n in TUNABLE_COMPONENTS if n in self._plan.components):
             with self._progress.stage(f"tune {name}"):
@@ -98,11 +109,10 @@ class Tuning:
         with self._progress.stage("tune together"):
             plan = self._together(chosen)
         self.table = [replace(row, chosen=any(row is c.row for c in chosen.values())) for row in self.table]
+        if spec.precision == "auto":
+            reasons = not_tried(spec.backend)
+            self.table += [Trial(component="all", precision=p, why=f"not tried: {why}") for p, why in reasons.items()]
         return plan
-
-    def explain(self, reasons: Mapping[str, str]) -> None:
-        """Add rows for the precisions that were not tried."""
-        self.table += [Trial(component="all", precision=p, why=f"not tried: {why}") for p, why in reasons.items()]
 
     def _together(self, chosen: dict[str, Candidate]) -> Plan:
         """Return a plan with all chosen artifacts. Drop the one that gains least from `chosen` until images pass."""
@@ -118,26 +128,16 @@ class Tuning:
             self.table.append(replace(row, why="; ".join(missed)))
             if not missed:
                 return plan
-            dropped = min(chosen, key=lambda name: self._gain(chosen[name]))
+            dropped = min(chosen, key=lambda name: chosen[name].gain)
             self._progress.note(f"together they miss the bounds ({'; '.join(missed)}): {dropped} stays in float32")
             del chosen[dropped]
 
-    @staticmethod
-    def _gain(candidate: Candidate) -> float:
-        """Estimate the time that it saves, in units of one float32 call: the U-Net runs many times."""
-        weight = 20.0 if candidate.row.component == "unet" else 1.0
-        return weight * (1 - 1 / (candidate.row.speed or 1.0))
-
     def _try(self, name: str, precision: str) -> list[Candidate]:
         part = part_of(self._evaluator.spec, self._plan, name, self._recorded[name], self._progress.step)
-        if not precision.startswith(("int8", "fp8")):
-            artifact = half(part, precision, self._evaluator.spec.backend)
-            return [self._candidate(name, artifact, Trial(component=name, precision=precision))]
-        return self._quantized(part, precision)
-
-    def _quantized(self, part: Part, precision: str) -> list[Candidate]:
-        """Bisect for the smallest number of groups in float32 that passes; every trial is a row."""
         backend = self._evaluator.spec.backend
+        if not precision.startswith(("int8", "fp8")):
+            return [self._candidate(half(part, precision, backend), Trial(component=name, precision=precision))]
+        # Bisect for the smallest number of groups in float32 that passes; every trial is a row.
         ranges, groups = calibrated(part, precision.split("+")[0], backend)
         candidates: list[Candidate] = []
         low, high = 0, len(groups)  # with all groups kept it would be float32
@@ -145,18 +145,14 @@ class Tuning:
             kept = (low + high) // 2 if candidates else 0
             nodes = [node for g in groups[:kept] for node in g.nodes]
             artifact = replace(quantized(part, ranges, nodes, precision, backend), precision=precision)
-            row = Trial(component=part.name, precision=precision, kept=kept, groups=len(groups))
-            candidate = self._candidate(part.name, artifact, row)
-            candidates.append(candidate)
-            if candidate.row.passed:
-                high = kept
-            else:
-                low = kept + 1
+            row = Trial(component=name, precision=precision, kept=kept, groups=len(groups))
+            candidates.append(self._candidate(artifact, row))
+            low, high = (low, kept) if candidates[-1].row.passed else (kept + 1, high)
         return candidates
 
-    def _candidate(self, name: str, artifact: Artifact, row: Trial) -> Candidate:
+    def _candidate(self, artifact: Artifact, row: Trial) -> Candidate:
         """Evaluate and time the artifact, and add the row to the table."""
-        plan = _with(self._plan, name, artifact)
+        name, plan = row.component, _with(self._plan, row.component, artifact)
         loss = self._evaluator.evaluate(plan, decoder_only=name == "vae_decoder")
         missed = failed(self._evaluator.spec.max_loss, loss)
         speed = None if missed else self._speed(plan, name)
@@ -200,15 +196,3 @@ def _with(plan: Plan, name: str, artifact: Artifact) -> Plan:
 
 def _numbers(loss: Mapping[str, Any]) -> dict[str, float]:
     return {name: value for name, value in loss.items() if isinstance(value, float)}
-
-
-def tuned(
-    plan: Plan, recorded: Mapping[str, Path], evaluator: PlanEvaluator, progress: Progress
-) -> tuple[Plan, list[dict[str, Any]]]:
-    """Return the plan for `--precision int8`, `fp8` or `auto`, and the table. What does not pass stays in float32."""
-    spec = evaluator.spec
-    tuning = Tuning(plan, recorded, evaluator, progress)
-    best = tuning.run(tuned_as(spec.precision, spec.backend))
-    if spec.precision == "auto":
-        tuning.explain(not_tried(spec.backend))
-    return best, [asdict(row) for row in tuning.table]

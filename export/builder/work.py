@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from calotype import backends
 from calotype.plan.family import Family
@@ -30,60 +28,66 @@ class Work:
     prompts: Prompts
     key: str
 
-    def images(self, what: str) -> ImageSet:
+    @property
+    def weights(self) -> dict[str, int]:
+        """The number of weights of each component."""
+        return {name: self.source.weights_count(name) for name in self.family.components}
+
+    @property
+    def traces(self) -> bool:
+        """Whether the backend's artifacts are made from traced graphs, not from the model's own weights."""
+        return backends.form_of(self.spec.backend) != "diffusers"
+
+    @property
+    def tunes(self) -> bool:
+        """Whether a search chooses the precisions."""
+        return self.spec.precision in TUNED_PRECISIONS
+
+    @property
+    def compiles_float32(self) -> bool:
+        """Whether the backend opens engines in float32: as the plan itself, a baseline, or a fallback."""
+        return self.spec.backend in backends.COMPILED and (not self.spec.gated or self.tunes or self.spec.fallback)
+
+    def images(self, purpose: str) -> ImageSet:
         """Return the configuration of the images for the "proof" (held-out prompts) or the "calibration"."""
         height, width = image_size(self.spec, self.family.profile)
         count, steps = self.spec.proof_counts
-        common: dict[str, Any] = {"height": height, "width": width, "controls": len(self.spec.controlnet)}
-        common["masked"] = self.family.inpaints
-        if what == "proof":
-            return ImageSet(prompts=self.prompts.held_out[:count], steps=steps, **common)
-        return ImageSet(prompts=self.prompts.calibration, steps=20, first_seed=1_000_000, **common)
+        calibrates = purpose == "calibration"
+        return ImageSet(
+            prompts=self.prompts.calibration if calibrates else self.prompts.held_out[:count],
+            steps=20 if calibrates else steps,
+            height=height,
+            width=width,
+            controls=len(self.spec.controlnet),
+            masked=self.family.inpaints,
+            first_seed=1_000_000 if calibrates else 0,
+        )
 
+    def stages(self) -> list[Stage]:
+        """Return the stages with estimates: what the demonstration model took, plus some time for each gigabyte."""
+        sizes = {name: 4 * count / 1e9 for name, count in self.weights.items()}
+        stages: dict[str, float] = {}  # name -> seconds
+        if self.traces:
+            stages |= {f"trace {n}": 14 + 25 * gb for n, gb in sizes.items()}
+        if self.compiles_float32:
+            stages |= {f"engine {n}": 20 + 60 * gb for n, gb in sizes.items()}
+        for purpose in ("proof", "calibration")[: 1 + self.spec.gated]:
+            stages |= self._recordings(purpose, sizes)
+        image_s = list(self._recordings("proof", sizes).values())[1]
+        if self.tunes:
+            trials_s = 2 + 5 * len(self.images("proof").prompts) * image_s
+            tuned = (*(n for n in TUNABLE_COMPONENTS if n in sizes), "together")
+            stages |= {f"tune {n}": 20 + trials_s for n in tuned}
+        elif self.spec.gated:
+            stages |= {f"lower {n}": 4 + 20 * gb for n, gb in sizes.items()}
+        stages |= {f"check {n}": 2 + 10 * gb for n, gb in sizes.items()}
+        stages |= {"schedules": 8, "plan": 2, "prove": 3 + image_s}
+        return [Stage(name=name, guess_s=seconds) for name, seconds in stages.items()]
 
-def weights_of(work: Work) -> dict[str, int]:
-    """Return the number of weights of each component."""
-    return {name: work.source.weights_count(name) for name in work.family.components}
-
-
-def stages_of(work: Work) -> list[Stage]:
-    """Return the stages with estimates: the time that the demonstration model took, plus some for each gigabyte."""
-    weights = {name: 4 * n / 1e9 for name, n in weights_of(work).items()}
-    traces = [Stage(name=f"trace {n}", guess_s=14 + 25 * gb) for n, gb in weights.items() if of_graphs(work.spec)]
-    if work.spec.backend in backends.COMPILED and opens_float32(work.spec):
-        traces += [Stage(name=f"engine {n}", guess_s=20 + 60 * gb) for n, gb in weights.items()]
-    records = [s for what in ("proof", "calibration")[: 1 + work.spec.gated] for s in _recordings(work, what, weights)]
-    image_s = records[1].guess_s / len(work.images("proof").prompts)
-    lowering = []
-    if work.spec.precision in TUNED_PRECISIONS:
-        trials_s = 2 + 5 * len(work.images("proof").prompts) * image_s
-        names = (*(n for n in TUNABLE_COMPONENTS if n in weights), "together")
-        lowering = [Stage(name=f"tune {n}", guess_s=20 + trials_s) for n in names]
-    elif work.spec.gated:
-        lowering = [Stage(name=f"lower {n}", guess_s=4 + 20 * gb) for n, gb in weights.items()]
-    checks = [Stage(name=f"check {n}", guess_s=2 + 10 * gb) for n, gb in weights.items()]
-    last = [
-        Stage(name="schedules", guess_s=8),
-        Stage(name="plan", guess_s=2),
-        Stage(name="prove", guess_s=3 + image_s),
-    ]
-    return [*traces, *records, *lowering, *checks, *last]
-
-
-def _recordings(work: Work, what: str, weights: Mapping[str, float]) -> list[Stage]:
-    images, stages = work.images(what), []
-    for names in groups(tuple(weights), masked=images.masked):
-        calls = len(images.prompts) * (images.steps if "unet" in names else 1)
-        each = 0.02 + sum(weights[n] for n in names) * images.height * images.width / 2**18 * 2.5
-        stages.append(Stage(name=f"record {', '.join(names)} ({what})", guess_s=4 + calls * each))
-    return stages
-
-
-def of_graphs(spec: BuildSpec) -> bool:
-    """Return whether the backend's artifacts are made from traced graphs, not from the model's own weights."""
-    return backends.form_of(spec.backend) != "diffusers"
-
-
-def opens_float32(spec: BuildSpec) -> bool:
-    """Return whether the backend opens the float32 form: as the plan itself, a baseline, or a fallback."""
-    return not spec.gated or spec.precision in TUNED_PRECISIONS or spec.fallback
+    def _recordings(self, purpose: str, sizes: dict[str, float]) -> dict[str, float]:
+        images, seconds = self.images(purpose), {}
+        for names in groups(tuple(sizes), masked=images.masked):
+            calls = len(images.prompts) * (images.steps if "unet" in names else 1)
+            each = 0.02 + sum(sizes[n] for n in names) * images.height * images.width / 2**18 * 2.5
+            seconds[f"record {', '.join(names)} ({purpose})"] = 4 + calls * each
+        return seconds

@@ -9,8 +9,8 @@ import inspect
 import json
 import signal
 import sys
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import MISSING, Field, fields
 from pathlib import Path
 from types import FrameType
@@ -19,45 +19,43 @@ from typing import Annotated, Any
 import typer
 
 from ..builder.spec import BuildSpec, flag_of, read_config, spec_from
-from ..steps.progress import Show, bars, json_lines, plain_lines
+from ..steps.progress import Bars, JsonLines, PlainLines
 
 
 def build_command(app: typer.Typer) -> None:
     """Add the command `build` to `app`."""
     _build.__signature__ = inspect.Signature([*_parameters()])  # type: ignore[attr-defined]
-    app.command(name="build", help="Build a plan: trace a model, lower its precision, check it, and write a folder.")(
-        _build
-    )
+    help_text = "Build a plan: trace a model, lower its precision, check it, and write a folder."
+    app.command(name="build", help=help_text)(_build)
 
 
 def _parameters() -> Iterator[inspect.Parameter]:
     for f in fields(BuildSpec):
         yield _parameter(f)
-    config = Annotated[
-        Path | None,
-        typer.Option("--config", help="A TOML file of options; the command line wins."),
-    ]
-    as_json = Annotated[bool, typer.Option("--json-progress", help="Print one JSON object per line on stdout.")]
-    for name, kind, default in (("config", config, None), ("json_progress", as_json, False)):
-        yield inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
+    config = typer.Option("--config", help="A TOML file of options; the command line wins.")
+    as_json = typer.Option("--json-progress", help="Print one JSON object per line on stdout.")
+    yield _keyword("config", Annotated[Path | None, config], None)
+    yield _keyword("json_progress", Annotated[bool, as_json], False)
+
+
+def _keyword(name: str, kind: Any, default: Any) -> inspect.Parameter:
+    return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=kind)
 
 
 def _parameter(f: Field[Any]) -> inspect.Parameter:
     help_text = f.metadata["help"]
-    keyword = inspect.Parameter.KEYWORD_ONLY
     if f.name == "model":
-        kind: Any = Annotated[str | None, typer.Argument(help=help_text, metavar="MODEL", show_default=False)]
-        return inspect.Parameter(f.name, keyword, default=None, annotation=kind)
+        return _keyword(
+            f.name, Annotated[str | None, typer.Argument(help=help_text, metavar="MODEL", show_default=False)], None
+        )
     if isinstance(f.default, bool):
-        kind = Annotated[bool, typer.Option(flag_of(f.name), help=help_text)]
-        return inspect.Parameter(f.name, keyword, default=False, annotation=kind)
-    is_list = isinstance(f.default, tuple)
+        return _keyword(f.name, Annotated[bool, typer.Option(flag_of(f.name), help=help_text)], False)
     shown = ",".join(map(str, f.default)) if isinstance(f.default, tuple) else f.default
     default = "" if f.default in (None, (), MISSING) else f"  [default: {shown}]"
     flags = [flag_of(f.name), *([f.metadata["short"]] if f.metadata["short"] else [])]
     option = typer.Option(*flags, help=help_text + default, show_default=False)
-    kind = Annotated[list[str] | None, option] if is_list else Annotated[str | None, option]
-    return inspect.Parameter(f.name, keyword, default=None, annotation=kind)
+    kind = list[str] | None if isinstance(f.default, tuple) else str | None
+    return _keyword(f.name, Annotated[kind, option], None)
 
 
 def _build(**options: Any) -> None:
@@ -66,15 +64,10 @@ def _build(**options: Any) -> None:
     spec = spec_from({**(read_config(config) if config else {}), **explicit})
     from ..builder.build import build
 
+    on_a_terminal = sys.stderr is not None and sys.stderr.isatty()
     with _clean_exit():
-        built = build(spec, _progress_display(as_json))
+        built = build(spec, JsonLines() if as_json else Bars() if on_a_terminal else PlainLines())
     _print_result(spec, built.plan.build, built.fresh, as_json)
-
-
-def _progress_display(as_json: bool) -> Callable[[], AbstractContextManager[Show]]:
-    if as_json:
-        return lambda: nullcontext(json_lines)
-    return bars if sys.stderr is not None and sys.stderr.isatty() else plain_lines
 
 
 @contextmanager
@@ -97,9 +90,8 @@ def _clean_exit() -> Iterator[None]:
 def _print_result(spec: BuildSpec, record: Mapping[str, Any], fresh: bool, as_json: bool) -> None:
     proof = record["proof"]
     if as_json:
-        print(
-            json.dumps({"event": "built" if fresh else "there", "plan": str(spec.output), "proof": proof}), flush=True
-        )
+        result = {"event": "built" if fresh else "there", "plan": str(spec.output), "proof": proof}
+        print(json.dumps(result), flush=True)
         return
     if not fresh:
         typer.echo(f"{spec.output} already exists and was built from the same model by the same tools: nothing to do.")

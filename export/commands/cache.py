@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from decimal import Decimal
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
+from calotype.errors import InputError
 from calotype.errors.printable import printable
 
 if TYPE_CHECKING:
@@ -19,6 +22,9 @@ app = typer.Typer(no_args_is_help=True, rich_markup_mode=None, help="List, verif
 
 _COLUMNS = ("key", "area", "what", "size", "last used")
 _SHORT = 12  # shown digits of a key
+_PREFIXES = list(enumerate("kmgt", start=1))
+_UNITS = {"b": 1} | {f"{p}b": 1000**i for i, p in _PREFIXES} | {f"{p}ib": 1024**i for i, p in _PREFIXES}
+_AMOUNT = re.compile(r"(\d{1,15}(?:\.\d{1,15})?) ?([kmgt]?i?b)", re.ASCII | re.IGNORECASE)
 _LATEST_S = 253_402_214_400.0  # the year 9999, the last of `datetime`
 
 
@@ -60,7 +66,6 @@ def collect(
     from rich.filesize import decimal
 
     from ..store.gc import gc
-    from ..store.sizes import bytes_of
 
     swept = gc(bytes_of(max_size))
     _print_removed(swept.removed)
@@ -90,6 +95,15 @@ def verify_entries() -> None:
         typer.echo(f"not verified, because these areas store no digests: {', '.join(sorted(rest))}")
     if damaged:
         raise typer.Exit(1)
+
+
+def bytes_of(text: str) -> int:
+    """Return the bytes of an amount: "20GB" is 20 * 1000**3, "20GiB" is 20 * 1024**3. Raises `InputError`."""
+    match = _AMOUNT.fullmatch(text.strip())
+    unit = match and _UNITS.get(match[2].lower())
+    if not match or not unit:
+        raise InputError(f"{text!r} is not an amount of bytes; expected a form such as 20GB, 500MB or 1.5GiB.")
+    return int(Decimal(match[1]) * unit)
 
 
 def _object(entry: Entry) -> dict[str, object]:

@@ -26,33 +26,6 @@ _NUMBERS = ("nothing", "one thing", "two things", "three things", "four things")
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionThing:
-    """One thing of a caption. `size` is None if the caption does not mention it."""
-
-    size: scenes.SizeWord | None
-    color: str
-    shape: str
-
-    @property
-    def words(self) -> str:
-        return scenes.article(" ".join(w for w in (self.size, self.color, self.shape) if w))
-
-
-@dataclass(frozen=True, kw_only=True)
-class CaptionScene:
-    """A parsed caption. With two things, `relation` is the expected relation of the first to the second."""
-
-    background: str
-    things: tuple[CaptionThing, ...]
-    relation: scenes.Relation | None = None
-
-    @property
-    def caption(self) -> str:
-        things = f" {self.relation} ".join(t.words for t in self.things)
-        return f"{things} on {scenes.article(self.background)} background"
-
-
-@dataclass(frozen=True, kw_only=True)
 class Verdict:
     """The properties of an image that are right. `sizes` and `relation` are None if the caption has none.
 
@@ -72,36 +45,29 @@ class Verdict:
         return not self.reason
 
 
-def _pattern() -> re.Pattern[str]:
-    color, shape = "|".join(scenes.COLORS), "|".join(scenes.SHAPES)
-    thing = rf"an? (?:(small|large) )?({color}) ({shape})"
-    return re.compile(rf"{thing}(?: ({'|'.join(scenes.RELATIONS)}) {thing})? on an? ({color}) background")
+_COLOR, _SHAPE = "|".join(scenes.COLORS), "|".join(scenes.SHAPES)
+_THING = rf"an? (?:(small|large) )?({_COLOR}) ({_SHAPE})"
+_CAPTION = re.compile(rf"{_THING}(?: ({'|'.join(scenes.RELATIONS)}) {_THING})? on an? ({_COLOR}) background")
 
 
-_CAPTION = _pattern()
-
-
-def parse(caption: str) -> CaptionScene:
-    """Parse a caption. Raise `ValueError` if `scenes.caption` cannot have written it."""
+def parse(caption: str) -> scenes.Scene:
+    """Parse a caption; the things have no position. Raise `ValueError` if `scenes.caption` cannot have written it."""
     match = _CAPTION.fullmatch(caption)
     if match is None:
         raise ValueError(f'cannot parse "{caption}": expected a caption such as "{_EXAMPLE}".')
-    groups = match.groups()
-    expected = CaptionScene(
-        background=groups[7],
-        things=tuple(_caption_thing(g) for g in (groups[0:3], groups[4:7]) if g[1]),
-        relation=cast("scenes.Relation | None", groups[3]),
+    size, color, shape, relation, second_size, second_color, second_shape, background = match.groups()
+    things = [scenes.Thing(size=cast("scenes.SizeWord | None", size), color=color, shape=shape)]
+    if second_color:
+        size = cast("scenes.SizeWord | None", second_size)
+        things.append(scenes.Thing(size=size, color=second_color, shape=second_shape))
+    expected = scenes.Scene(
+        background=background, things=tuple(things), relation=cast("scenes.Relation | None", relation)
     )
-    if expected.caption != caption:
-        raise ValueError(f'"{caption}" has a wrong article; expected "{expected.caption}".')
-    if any(t.color == expected.background for t in expected.things):
+    if scenes.caption(expected) != caption:
+        raise ValueError(f'"{caption}" has a wrong article; expected "{scenes.caption(expected)}".')
+    if any(t.color == background for t in things):
         raise ValueError(f'"{caption}" has a thing in the color of its background.')
     return expected
-
-
-def _caption_thing(words: tuple[str | None, ...]) -> CaptionThing:
-    size, color, shape = words
-    return CaptionThing(size=cast("scenes.SizeWord | None", size), color=str(color), shape=str(shape))
 
 
 def judge(pixels: NDArray[np.uint8], caption: str) -> Verdict:
@@ -109,12 +75,14 @@ def judge(pixels: NDArray[np.uint8], caption: str) -> Verdict:
     return compare(detect(pixels), parse(caption))
 
 
-def compare(seen: DetectedScene, expected: CaptionScene) -> Verdict:
+def compare(seen: DetectedScene, expected: scenes.Scene) -> Verdict:
     """Compare a detected scene with a caption. Things are matched so that most properties are right."""
     named, related = any(t.size for t in expected.things), expected.relation is not None
     background = seen.background == expected.background
     if len(seen.things) != len(expected.things):
-        reason = _background_reason(seen, expected) if not background else _count_reason(seen, expected)
+        many = len(seen.things)
+        number = _NUMBERS[many] if many < len(_NUMBERS) else f"{many} things"
+        wrong_number = f"the image shows {number}, not {_NUMBERS[len(expected.things)]}"
         return Verdict(
             background=background,
             count=False,
@@ -122,7 +90,7 @@ def compare(seen: DetectedScene, expected: CaptionScene) -> Verdict:
             shapes=False,
             sizes=False if named else None,
             relation=False if related else None,
-            reason=reason,
+            reason=next(_reasons(seen, (), expected), wrong_number),
         )
     things = max(permutations(seen.things), key=lambda order: _agreement(order, expected))
     pairs = list(zip(things, expected.things, strict=True))
@@ -137,7 +105,7 @@ def compare(seen: DetectedScene, expected: CaptionScene) -> Verdict:
     )
 
 
-def _agreement(order: tuple[DetectedThing, ...], expected: CaptionScene) -> tuple[int, bool]:
+def _agreement(order: tuple[DetectedThing, ...], expected: scenes.Scene) -> tuple[int, bool]:
     """Return how well the things match the caption in this order. The relation decides only between equal matches."""
     pairs = list(zip(order, expected.things, strict=True))
     matches = sum((s.color == a.color) + (s.shape == a.shape) + _size_matches(s, a, len(pairs)) for s, a in pairs)
@@ -150,7 +118,7 @@ def _size(thing: DetectedThing, count: int) -> scenes.SizeWord:
     return "small" if thing.radius < (radii["small"][1] + radii["large"][0]) / 2 else "large"
 
 
-def _size_matches(seen: DetectedThing, expected: CaptionThing, count: int) -> bool:
+def _size_matches(seen: DetectedThing, expected: scenes.Thing, count: int) -> bool:
     return expected.size is None or _size(seen, count) == expected.size
 
 
@@ -162,10 +130,14 @@ def _related(things: tuple[DetectedThing, ...], relation: scenes.Relation | None
     return right > abs(down) if relation == "left of" else down > abs(right)
 
 
-def _reasons(seen: DetectedScene, things: tuple[DetectedThing, ...], expected: CaptionScene) -> Iterator[str]:
-    """Yield all errors as texts, the most obvious first."""
-    if seen.background != expected.background:
-        yield _background_reason(seen, expected)
+def _reasons(seen: DetectedScene, things: tuple[DetectedThing, ...], expected: scenes.Scene) -> Iterator[str]:
+    """Yield all errors as texts, the most obvious first; without `things`, that of the background."""
+    if seen.background is None:
+        yield f"the background is not plain {expected.background}"
+    elif seen.background != expected.background:
+        yield f"the background is {seen.background}, not {expected.background}"
+    if not things:
+        return
     names = ("the thing",) if len(things) == 1 else ("the first thing", "the second thing")
     triples = list(zip(names, things, expected.things, strict=True))
     for name, s, a in triples:
@@ -180,15 +152,3 @@ def _reasons(seen: DetectedScene, things: tuple[DetectedThing, ...], expected: C
             yield f"{name} is {_size(s, len(things))}, not {a.size}"
     if not _related(things, expected.relation):
         yield f"the first thing is not {expected.relation} the second"
-
-
-def _background_reason(seen: DetectedScene, expected: CaptionScene) -> str:
-    if seen.background is None:
-        return f"the background is not plain {expected.background}"
-    return f"the background is {seen.background}, not {expected.background}"
-
-
-def _count_reason(seen: DetectedScene, expected: CaptionScene) -> str:
-    many = len(seen.things)
-    number = _NUMBERS[many] if many < len(_NUMBERS) else f"{many} things"
-    return f"the image shows {number}, not {_NUMBERS[len(expected.things)]}"

@@ -47,14 +47,17 @@ Bool = NDArray[np.bool_]
 
 @dataclass(frozen=True, kw_only=True)
 class Thing:
-    """One shape: its words (`size` is None without a size word), and its position and radius in pixels."""
+    """One shape: its words (`size` is None without a size word), and its position and radius in pixels.
+
+    Position and radius are 0 if they are not known, as in a parsed caption.
+    """
 
     color: str
     shape: str
     size: SizeWord | None
-    x: float
-    y: float
-    radius: float
+    x: float = 0.0
+    y: float = 0.0
+    radius: float = 0.0
 
     @property
     def words(self) -> str:
@@ -153,9 +156,12 @@ def caption(scene: Scene) -> str:
 
 
 def _draw_thing(rng: np.random.Generator, count: int, colors: list[str], place: tuple[float, float]) -> Thing:
-    size: SizeWord | None = (None, "small", "large")[rng.choice(3, p=_size_odds(count))]
+    odds = [0.16, 0.42, 0.42] if count == 1 else [0.5, 0.25, 0.25]
+    size: SizeWord | None = (None, "small", "large")[rng.choice(3, p=odds)]
     radius = float(rng.uniform(*RADII[count][size]))
-    jitter = rng.uniform(-1, 1, 2) * _slack(count, radius)
+    # How far it may move from its place, in pixels, inside the image and away from its neighbor.
+    slack = min(18.0, SIZE / 2 - 4 - radius) if count == 1 else max(0.5, 29.5 - radius) * 0.8
+    jitter = rng.uniform(-1, 1, 2) * slack
     return Thing(
         color=str(rng.choice(colors)),
         shape=str(rng.choice(SHAPES)),
@@ -164,15 +170,6 @@ def _draw_thing(rng: np.random.Generator, count: int, colors: list[str], place: 
         y=place[1] + float(jitter[1]),
         radius=radius,
     )
-
-
-def _size_odds(count: int) -> list[float]:
-    return [0.16, 0.42, 0.42] if count == 1 else [0.5, 0.25, 0.25]
-
-
-def _slack(count: int, radius: float) -> float:
-    """Return how far a thing may move from its place, in pixels, inside the image and away from its neighbor."""
-    return min(18.0, SIZE / 2 - 4 - radius) if count == 1 else max(0.5, 29.5 - radius) * 0.8
 
 
 def is_held_out(words: str) -> bool:
@@ -190,6 +187,15 @@ def draw_scene(seed: int, count: int | None = None, held_out: bool | None = None
         scene = _draw(rng, count or int(rng.choice([1, 2], p=[0.33, 0.67])))
         if held_out is None or is_held_out(caption(scene)) == held_out:
             return scene
+
+
+def held_out_captions(things: int, count: int, seed: int = 0) -> list[str]:
+    """Return `count` different held-out captions of `things` things."""
+    captions: dict[str, None] = {}
+    while len(captions) < count:
+        captions[caption(draw_scene(seed, things, held_out=True))] = None
+        seed += 1
+    return list(captions)
 
 
 def _draw(rng: np.random.Generator, n: int) -> Scene:

@@ -10,16 +10,14 @@ from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 from calotype.files.digest import file_digest
 from calotype.plan.plan import Plan, write_plan
 from calotype.text.tokenizer import tokenizer_files
 
 from ..sources.source import Source
-from ..steps.subprocess_task import run_in_subprocess
+from ..steps.stored_step import StoredStep
 from ..steps.versions import versions
-from ..store.store import fetch, key_of
 from .capture import ImageSet, groups
 
 RECORDER = 2  # increased when the content of recordings changes
@@ -36,9 +34,8 @@ def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, stage
     before: list[str] = []
     for names in groups(tuple(plan.components), masked=images.masked):
         before += names
-        key = _key(plan, source, images, tuple(before))
         with stage(f"record {', '.join(names)} ({purpose})"):
-            folder = _recorded(key, plan, names, recordings, images)
+            folder = _record(plan, source, images, list(names), before, recordings)
         recordings |= {name: folder / f"{name}.npz" for name in names}
         pending = folder / "vae_decoder.pending.npz"
         if pending.is_file():
@@ -48,33 +45,28 @@ def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, stage
     return recordings
 
 
-def _key(plan: Plan, source: Source, images: ImageSet, names: tuple[str, ...]) -> str:
-    return key_of(
-        {
+def _record(
+    plan: Plan, source: Source, images: ImageSet, names: list[str], before: list[str], earlier: Mapping[str, Path]
+) -> Path:
+    """Return the folder with the recordings of `names`; they depend on the components `before`, themselves included."""
+    step = StoredStep(
+        depends_on={
             "recorder": RECORDER,
-            "components": {n: [source.weights_digest(n), plan.components[n].inputs] for n in names},
+            "components": {n: [source.weights_digest(n), plan.components[n].inputs] for n in before},
             "tokenizers": [file_digest(p) for folder in plan.tokenizers.values() for p in tokenizer_files(folder)],
             "scheduler": plan.scheduler,
             "pictures": asdict(images),
             "tools": versions(),
-        }
+        },
+        label={"component": ", ".join(names), "kind": "recording", "model": plan.model},
     )
-
-
-def _recorded(key: str, plan: Plan, names: tuple[str, ...], earlier: Mapping[str, Path], images: ImageSet) -> Path:
-    def make(folder: Path) -> Mapping[str, Any]:
-        with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
-            write_plan(plan, Path(scratch))
-            done = run_in_subprocess(
-                f"recording the {', '.join(names)}",
-                "calotype.export.onnx.capture:record",
-                plan=scratch,
-                names=list(names),
-                earlier={name: str(path) for name, path in earlier.items()},
-                images=asdict(images),
-                out=str(folder),
-            )
-        return {"peak_bytes": done.peak_bytes}
-
-    label = {"component": ", ".join(names), "kind": "recording", "model": plan.model}
-    return fetch(key, make, label=label)[0]
+    with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
+        write_plan(plan, Path(scratch))
+        return step.run_in_child(
+            f"recording the {', '.join(names)}",
+            "calotype.export.onnx.capture:record",
+            plan=scratch,
+            names=names,
+            earlier={name: str(path) for name, path in earlier.items()},
+            images=asdict(images),
+        ).folder

@@ -14,23 +14,24 @@ from calotype.plan.plan import Artifact
 from calotype.plan.profile import Profile
 
 from ..sources.source import Source
+from ..steps.stored_step import StoredStep
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
-from ..store.store import fetch, key_of
 from . import check
 
 TRACER = 4  # increased when tracing produces other graphs
 
 
-def trace_key(component: Component, source: Source) -> str:
-    """Return the store key of the component's traced graph, over everything that it depends on."""
-    return key_of(
-        {
+def trace_step(component: Component, source: Source) -> StoredStep:
+    """Return the step that traces the component."""
+    return StoredStep(
+        depends_on={
             "component": component.to_json(),
             "weights": source.weights_digest(component.name),
             "tools": versions(),
             "tracer": TRACER,
-        }
+        },
+        label={"component": component.name, "kind": "trace", "precision": "fp32", "model": source.model},
     )
 
 
@@ -41,9 +42,8 @@ def traced(component: Component, source: Source, profile: Profile) -> Artifact:
     def make(folder: Path) -> Mapping[str, Any]:
         return _trace_and_check(component, weights, profile, folder)
 
-    label = {"component": component.name, "kind": "trace", "precision": "fp32", "model": source.model}
-    folder, notes = fetch(trace_key(component, source), make, label=label)
-    return Artifact(form="onnx", path=folder / "model.onnx", precision="fp32", check=notes)
+    stored = trace_step(component, source).run(make)
+    return Artifact(form="onnx", path=stored.folder / "model.onnx", precision="fp32", check=stored.notes)
 
 
 def _trace_and_check(component: Component, weights: Path, profile: Profile, folder: Path) -> Mapping[str, Any]:

@@ -18,10 +18,9 @@ from calotype.files.digest import file_digest
 from calotype.plan.plan import Artifact, PlannedComponent
 
 from ..onnx.capture import evenly, read_calls
-from ..steps.subprocess_task import run_in_subprocess
+from ..steps.stored_step import StoredStep
 from ..steps.versions import tool_versions
 from ..store.folders import digests_of
-from ..store.store import fetch, key_of
 from ..tensorrt.engines import Engines
 
 LOWERING = 1  # increment when a lowered graph changes for the same inputs
@@ -115,8 +114,7 @@ def half(part: Part, precision: str, backend: str) -> Artifact:
 
 
 def _halved(part: Part, precision: str) -> Artifact:
-    arguments = {"precision": precision, "recording": str(part.recording)}
-    return _lowered(part, "calotype.export.precision.variants:halve", precision, arguments)
+    return _lowered(part, "halve", precision, {"precision": precision, "recording": str(part.recording)})
 
 
 def quantized(part: Part, ranges: Path, keep: Collection[str], precision: str, backend: str) -> Artifact:
@@ -129,7 +127,7 @@ def quantized(part: Part, ranges: Path, keep: Collection[str], precision: str, b
     if rest and backend in COMPILED:
         part = replace(part, traced=_halved(part, rest))
         arguments["half"] = rest
-    return _compiled(part, _lowered(part, "calotype.export.precision.variants:quantize", dtype, arguments))
+    return _compiled(part, _lowered(part, "quantize", dtype, arguments))
 
 
 def _compiled(part: Part, graph: Artifact) -> Artifact:
@@ -139,26 +137,22 @@ def _compiled(part: Part, graph: Artifact) -> Artifact:
 
 def small_weights(part: Part, weights: str) -> Artifact:
     """Return the component with only its weights in "int8" or "int4"."""
-    artifact = _lowered(
-        part, "calotype.export.precision.variants:shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])}
-    )
+    artifact = _lowered(part, "shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])})
     artifact = replace(artifact, precision="fp32", check={**artifact.check, "weights": weights})
     return _compiled(part, artifact)
 
 
 def _lowered(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artifact:
     files = {k: file_digest(Path(v)) if k in ("recording", "ranges") else v for k, v in arguments.items()}
-    what = function.rpartition(":")[2]  # without its module, so that moving the file does not change the key
-    key = key_of({"lowering": LOWERING, "what": what, "graph": part.graph, "tools": tool_versions(), **files})
-
-    def make(folder: Path) -> Mapping[str, Any]:
-        paths = {"source": str(part.traced.path), "out": str(folder / "model.onnx")}
-        done = run_in_subprocess(f"making the {part.name} {precision}", function, **paths, **arguments)
-        return {**done.value, "peak_bytes": done.peak_bytes}
-
-    label = {"component": part.name, "kind": "artifact", "precision": precision}
-    folder, notes = fetch(key, make, label=label)
-    return Artifact(form="onnx", path=folder / "model.onnx", precision=precision, check={"lowering": notes})
+    step = StoredStep(
+        depends_on={"lowering": LOWERING, "what": function, "graph": part.graph, "tools": tool_versions(), **files},
+        label={"component": part.name, "kind": "artifact", "precision": precision},
+    )
+    stored = step.run_in_child(
+        f"making the {part.name} {precision}", f"{__name__}:{function}", source=str(part.traced.path), **arguments
+    )
+    path = stored.folder / "model.onnx"
+    return Artifact(form="onnx", path=path, precision=precision, check={"lowering": stored.notes})
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -172,25 +166,20 @@ class Group:
 
 def calibrated(part: Part, dtype: str, backend: str) -> tuple[Path, list[Group]]:
     """Return the file of activation ranges over the recording, and the groups, the most sensitive first."""
-    key = key_of(
-        {
+    form = form_for(dtype, backend)
+    step = StoredStep(
+        depends_on={
             "lowering": LOWERING,
             "what": "calibration",
-            "form": form_for(dtype, backend),
+            "form": form,
             "graph": part.graph,
             "recording": file_digest(part.recording),
             "tools": tool_versions(),
-        }
+        },
+        label={"component": part.name, "kind": "calibration", "precision": dtype},
     )
-
-    def make(folder: Path) -> Mapping[str, Any]:
-        paths = {"source": str(part.traced.path), "recording": str(part.recording), "out": str(folder)}
-        function = "calotype.export.precision.variants:calibrate"
-        done = run_in_subprocess(f"calibrating the {part.name}", function, form=form_for(dtype, backend), **paths)
-        return {"peak_bytes": done.peak_bytes}
-
-    label = {"component": part.name, "kind": "calibration", "precision": dtype}
-    folder, _ = fetch(key, make, label=label)
+    paths = {"source": str(part.traced.path), "recording": str(part.recording)}
+    folder = step.run_in_child(f"calibrating the {part.name}", f"{__name__}:calibrate", form=form, **paths).folder
     groups = json.loads((folder / "groups.json").read_text())
     return folder / "ranges.json", [Group(name=g["name"], nodes=tuple(g["nodes"]), loss=g["loss"]) for g in groups]
 
@@ -201,14 +190,14 @@ def halve(*, source: str, out: str, precision: str, recording: str) -> dict[str,
 
     feeds = [c.inputs for c in evenly(read_calls(Path(recording)), _ISLAND_CALLS)]
     islands = find_islands(Path(source), feeds, precision=precision)
-    return asdict(lower(Path(source), Path(out), precision=precision, islands=islands))
+    return asdict(lower(Path(source), Path(out, "model.onnx"), precision=precision, islands=islands))
 
 
 def shrink(*, source: str, out: str, bits: int) -> dict[str, Any]:
     """Store the weights in fewer bits. Runs in a child process."""
     from .weight_only import weight_only
 
-    return asdict(weight_only(Path(source), Path(out), bits=bits))
+    return asdict(weight_only(Path(source), Path(out, "model.onnx"), bits=bits))
 
 
 def form_for(dtype: str, backend: str) -> str:
@@ -245,5 +234,5 @@ def quantize(
     magnitudes = json.loads(Path(ranges).read_text())
     if half is not None:  # the ranges are those of float32 tensors, some of which have other names in half precision
         magnitudes |= {f"{name}.{half}": value for name, value in magnitudes.items()}
-    report = quantize(Path(source), Path(out), ranges=magnitudes, keep=keep, dtype=form)
+    report = quantize(Path(source), Path(out, "model.onnx"), ranges=magnitudes, keep=keep, dtype=form)
     return {"quantized": len(report.quantized), "kept": len(report.kept), "bytes": report.size_bytes}

@@ -27,11 +27,6 @@ ROUNDS = 30  # calls of each runner; fewer if they take longer than ROUNDS_S
 ROUNDS_S = 20.0  # seconds
 
 
-def reference_pixels(decoded: Path) -> Pixels:
-    """Return all images of a recording of the decoder.  # uint8 [N, H, W, 3]"""
-    return np.concatenate([to_uint8(call.outputs["sample"]) for call in read_calls(decoded)])
-
-
 def evaluate_plan(
     *,
     plan: str,
@@ -55,28 +50,24 @@ def evaluate_plan(
     """
     config = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
     pipe = Pipeline(read_plan(Path(plan), sealed=False), choose(backend))
+    calls = read_calls(Path(reference))
+    batches: list[Pixels] = []
+    notes: tuple[str, ...] = ()
     began = time.perf_counter()
-    pixels, notes = _decode(pipe, Path(reference)) if decoder_only else _generate(pipe, config)
+    if decoder_only:
+        decoder = pipe.component("vae_decoder")
+        batches = [to_uint8(decoder(**call.inputs)["sample"]) for call in calls]
+        notes = decoder.retried
+    else:
+        for i in range(len(config.prompts)):
+            result = pipe(**config.arguments(i))
+            batches.append(np.stack([np.asarray(image) for image in result.images]))
+            notes = result.report.notes
+    pixels = np.concatenate(batches)
     seconds = (time.perf_counter() - began) / len(pixels)
-    expected = reference_pixels(Path(reference))
+    expected = np.concatenate([to_uint8(call.outputs["sample"]) for call in calls])
     values = figures(pixels, expected, config.prompts, metrics, Path(clip_model) if clip_model else None)
     return {**values, "seconds": seconds, "notes": list(notes)}
-
-
-def _generate(pipe: Pipeline, config: ImageSet) -> tuple[Pixels, tuple[str, ...]]:
-    batches: list[NDArray[np.uint8]] = []
-    notes: tuple[str, ...] = ()
-    for i in range(len(config.prompts)):
-        result = pipe(**config.arguments(i))
-        batches.append(np.stack([np.asarray(image) for image in result.images]))
-        notes = result.report.notes
-    return np.concatenate(batches), notes
-
-
-def _decode(pipe: Pipeline, reference: Path) -> tuple[Pixels, tuple[str, ...]]:
-    decoder = pipe.component("vae_decoder")
-    batches = [to_uint8(decoder(**call.inputs)["sample"]) for call in read_calls(reference)]
-    return np.concatenate(batches), decoder.retried
 
 
 def compare_speed(*, plan: str, baseline: str, name: str, backend: str, recording: str) -> dict[str, float]:

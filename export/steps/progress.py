@@ -13,7 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Self
 
 from calotype.errors.printable import printable
 
@@ -42,18 +42,24 @@ class State:
     text: str = ""
 
 
-class Show(Protocol):
-    """A function that displays a state."""
+class Display:
+    """Shows the progress of a build while it is entered. This one shows nothing."""
 
-    def __call__(self, state: State) -> None:
-        """Display the state."""
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Nothing to close."""
+
+    def show(self, state: State) -> None:
+        """Display a change of the state."""
 
 
 class Progress:
-    """Tracks the stages of a build and reports each change to `show`."""
+    """Tracks the stages of a build and reports each change to `display`."""
 
-    def __init__(self, stages: Sequence[Stage], show: Show) -> None:
-        self._stages, self._show = list(stages), show
+    def __init__(self, stages: Sequence[Stage], display: Display) -> None:
+        self._stages, self._display = list(stages), display
         self._began = time.monotonic()
         self._done = 0
         self._last_step = self._began
@@ -85,53 +91,20 @@ class Progress:
             self._report("step", text)
 
     def _report(self, event: str, text: str = "") -> None:
-        elapsed = time.monotonic() - self._began
+        eta_s = None
+        if self._timed:
+            pace = sum(taken for _, taken in self._timed) / sum(guess for guess, _ in self._timed)
+            eta_s = round(pace * sum(s.guess_s for s in self._stages[self._done :]), 1)
         state = State(
             event=event,
             stage=self._current,
             done=self._done,
             of=len(self._stages),
-            elapsed_s=round(elapsed, 1),
-            eta_s=self._remaining_s(),
+            elapsed_s=round(time.monotonic() - self._began, 1),
+            eta_s=eta_s,
             text=printable(text),
         )
-        self._show(state)
-
-    def _remaining_s(self) -> float | None:
-        if not self._timed:
-            return None
-        pace = sum(taken for _, taken in self._timed) / sum(guess for guess, _ in self._timed)
-        return round(pace * sum(s.guess_s for s in self._stages[self._done :]), 1)
-
-
-@contextmanager
-def quietly() -> Iterator[Show]:
-    """Show nothing."""
-    yield lambda state: None
-
-
-def json_lines(state: State) -> None:
-    """Print the state as one line of JSON on stdout."""
-    print(json.dumps(vars(state)), flush=True)
-
-
-@contextmanager
-def plain_lines() -> Iterator[Show]:
-    """Print a line for each stage on stderr, and one every 10 s inside a long stage: for pipes and logs."""
-    last_s = 0.0
-
-    def show(state: State) -> None:
-        nonlocal last_s
-        if state.event == "start" or (state.event == "step" and state.elapsed_s - last_s < _LINE_S):
-            return
-        last_s = state.elapsed_s
-        left = "" if state.eta_s is None or state.done == state.of else f", about {clock(state.eta_s)} left"
-        what = {"found": "in the store", "done": "done"}.get(state.event, state.text)
-        head = f"[{state.done}/{state.of}]"
-        head = " " * len(head) if state.event in ("note", "step") else head
-        print(f"{head} {state.stage}: {what}  ({clock(state.elapsed_s)}{left})", file=sys.stderr, flush=True)
-
-    yield show
+        self._display.show(state)
 
 
 def clock(seconds: float) -> str:
@@ -143,25 +116,54 @@ def clock(seconds: float) -> str:
     return f"{minutes} min {rest:02d} s" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"
 
 
-@contextmanager
-def bars() -> Iterator[Show]:
-    """Show a live bar on the terminal, with a line above it for each finished stage."""
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
-    from rich.progress import Progress as Bars
+class JsonLines(Display):
+    """Prints each state as one line of JSON on stdout."""
 
-    columns: tuple[Any, ...] = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-    columns = (*columns, TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
-    with Bars(*columns, console=Console(stderr=True), transient=True) as live:
-        task = live.add_task("", total=None, left="")
+    def show(self, state: State) -> None:
+        """Print the state."""
+        print(json.dumps(vars(state)), flush=True)
 
-        def show(state: State) -> None:
-            left = "" if state.eta_s is None else f"about {clock(state.eta_s)} left"
-            at = f"{state.stage}: {state.text}" if state.event == "step" else state.stage
-            live.update(task, description=at, completed=state.done, total=state.of, left=left)
-            if state.event not in ("start", "step"):
-                mark = {"done": "[green]✓[/]", "found": "[dim]=[/]", "note": " "}[state.event]
-                suffix = {"done": "", "found": " [dim](in the store)[/]", "note": f": {state.text}"}[state.event]
-                live.console.print(f"{mark} {state.stage}{suffix}", highlight=False)
 
-        yield show
+class PlainLines(Display):
+    """Prints a line for each stage on stderr, and one every 10 s inside a long stage: for pipes and logs."""
+
+    _last_s = 0.0
+
+    def show(self, state: State) -> None:
+        """Print a line, except for the start of a stage and frequent steps."""
+        if state.event == "start" or (state.event == "step" and state.elapsed_s - self._last_s < _LINE_S):
+            return
+        self._last_s = state.elapsed_s
+        left = "" if state.eta_s is None or state.done == state.of else f", about {clock(state.eta_s)} left"
+        what = {"found": "in the store", "done": "done"}.get(state.event, state.text)
+        head = f"[{state.done}/{state.of}]"
+        head = " " * len(head) if state.event in ("note", "step") else head
+        print(f"{head} {state.stage}: {what}  ({clock(state.elapsed_s)}{left})", file=sys.stderr, flush=True)
+
+
+class Bars(Display):
+    """Shows a live bar on the terminal, with a line above it for each finished stage."""
+
+    def __enter__(self) -> Self:
+        from rich.console import Console
+        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import Progress as LiveBars
+
+        columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
+        more = (TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+        self._live = LiveBars(*columns, *more, console=Console(stderr=True), transient=True)
+        self._live.start()
+        self._task = self._live.add_task("", total=None, left="")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._live.stop()
+
+    def show(self, state: State) -> None:
+        """Update the bar, and print a line for a finished stage or a note."""
+        left = "" if state.eta_s is None else f"about {clock(state.eta_s)} left"
+        at = f"{state.stage}: {state.text}" if state.event == "step" else state.stage
+        self._live.update(self._task, description=at, completed=state.done, total=state.of, left=left)
+        lines = {"done": "[green]✓[/] {}", "found": "[dim]=[/] {} [dim](in the store)[/]", "note": "  {}: {}"}
+        if state.event in lines:
+            self._live.console.print(lines[state.event].format(state.stage, state.text), highlight=False)

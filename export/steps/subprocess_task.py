@@ -45,6 +45,11 @@ class Outcome:
     value: Any
     peak_bytes: int
 
+    @property
+    def notes(self) -> dict[str, Any]:
+        """A result that is a dict or None, with the peak memory."""
+        return {**(self.value or {}), "peak_bytes": self.peak_bytes}
+
 
 def run_in_subprocess(
     task: str, function: str, on_progress: ProgressHandler | None = None, /, **arguments: Any
@@ -76,7 +81,9 @@ def run_in_subprocess(
         os.close(writer)
         try:
             with os.fdopen(reader, encoding="utf-8") as lines:
-                _send_job(child, {**job, "progress": writer})
+                assert child.stdin is not None
+                with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
+                    pipe.write(json.dumps({**job, "progress": writer}, default=str).encode())
                 for line in lines:  # until the child ends
                     if on_progress:
                         on_progress(line.rstrip("\n"))
@@ -91,30 +98,21 @@ def run_in_subprocess(
         return _outcome(task, child.returncode, answer, log.read().decode("utf-8", "replace"))
 
 
-def _send_job(child: subprocess.Popen[bytes], job: dict[str, Any]) -> None:
-    assert child.stdin is not None
-    with contextlib.suppress(BrokenPipeError), child.stdin as pipe:
-        pipe.write(json.dumps(job, default=str).encode())
-
-
 def _outcome(task: str, code: int, answer: Path, log: str) -> Outcome:
     try:
         data = json.loads(answer.read_text())
     except (OSError, ValueError):
         last = (log.strip().splitlines() or ["it printed nothing"])[-1][:300]
-        raise BuildError(f"{task} died ({_death(code)}): {last}") from None
+        reason = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        if -code in signal.valid_signals():
+            reason = signal.Signals(-code).name
+        reason += ", most often out of memory" if -code == signal.SIGKILL else ""
+        raise BuildError(f"{task} died ({reason}): {last}") from None
     if "error" in data:
         kind = getattr(errors, data["kind"], BuildError)
         message = data["error"] if kind is not BuildError else f"{task} failed: {data['error']}"
         raise kind(message, **data.get("data", {}))
     return Outcome(value=data["value"], peak_bytes=data["peak_bytes"])
-
-
-def _death(code: int) -> str:
-    if code >= 0:
-        return f"exit code {code}"
-    name = signal.Signals(-code).name if -code in signal.valid_signals() else f"signal {-code}"
-    return f"{name}, most often out of memory" if -code == signal.SIGKILL else name
 
 
 def _die_with(parent: int) -> None:

@@ -10,33 +10,37 @@ is built again. The modification time of `entry.json` is the last use. `locks` d
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from calotype.errors import SourceError
 from calotype.files import locks
 from calotype.files.cache import title
 from calotype.files.digest import digest_of
+from calotype.files.json_file import read_json
 from calotype.plan.integrity import stamps, stamps_from_json, verify
 
-from .disk_errors import disk_errors_as_source_errors, full_disk_reason, no_space_message
 from .folder_area import FolderArea
 from .folders import clear, files_of, flush, set_aside, size_of
 
 ENTRY = "entry.json"
 _REMEDY = "the entry will be built again"
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
-def root() -> Path:
-    """Return the store's folder, which may not exist yet."""
-    return STORE.root
+class Stored(NamedTuple):
+    """An entry's folder, and the notes of the function that filled it."""
+
+    folder: Path
+    notes: Mapping[str, Any]
 
 
 def key_of(parts: Mapping[str, Any]) -> str:
@@ -44,10 +48,8 @@ def key_of(parts: Mapping[str, Any]) -> str:
     return digest_of(parts)
 
 
-def fetch(
-    key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping[str, str] | None = None
-) -> tuple[Path, Mapping[str, Any]]:
-    """Return an entry's folder and notes, and build the entry first if it does not exist.
+def fetch(key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping[str, str] | None = None) -> Stored:
+    """Return an entry, and build it first if it does not exist.
 
     The entry is in use, and so is not removed, until this process ends.
 
@@ -59,12 +61,12 @@ def fetch(
     Raises:
         SourceError: the disk is full, or the store cannot be written. Errors of `make` pass through. No files are left.
     """
-    folder = root() / key
+    folder = STORE.root / key
     with suppress(SourceError):  # damaged: reported below, under the lock
         if (notes := _valid_notes(folder)) is not None:
-            return folder, notes
+            return Stored(folder, notes)
     name = title(key, label or {})
-    with disk_errors_as_source_errors(root(), name):
+    with _disk_errors_as_source_errors(STORE.root, name):
         folder.parent.mkdir(parents=True, exist_ok=True)
         with locks.exclusive(folder.parent / f"{key}.lock", wait_for=name):
             try:
@@ -72,12 +74,12 @@ def fetch(
             except SourceError as damaged:
                 print(f"calotype: {damaged}", file=sys.stderr)
                 notes = None
-            return folder, _make(folder, make, label or {}) if notes is None else notes
+            return Stored(folder, _make(folder, make, label or {}) if notes is None else notes)
 
 
 def has(key: str) -> bool:
     """Return whether an entry of this key exists. `fetch` checks whether it is intact."""
-    return (root() / key / ENTRY).is_file()
+    return (STORE.root / key / ENTRY).is_file()
 
 
 def _valid_notes(folder: Path) -> Mapping[str, Any] | None:
@@ -97,33 +99,24 @@ def _valid_notes(folder: Path) -> Mapping[str, Any] | None:
 
 def _read(folder: Path) -> Mapping[str, Any]:
     """Return the `entry.json` of an intact entry. Raises `SourceError` for a damaged entry."""
+    path = folder / ENTRY
     try:
-        entry: dict[str, Any] = json.loads(_text(folder))
-        if entry.pop("seal") != _seal(entry):
+        entry = read_json(path, _REMEDY)
+        if entry.pop("seal") != digest_of(entry):
             raise ValueError
-        if entry["key"] != folder.name:
-            raise SourceError(f"{folder / ENTRY} belongs to another entry; {_REMEDY}.")
-        files = stamps_from_json(entry["files"])
-    except (FileNotFoundError, NotADirectoryError):
-        raise SourceError(f"{folder / ENTRY} is missing; {_REMEDY}.") from None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        raise SourceError(f"{folder / ENTRY} is damaged; {_REMEDY}.") from None
+        key, files = entry["key"], stamps_from_json(entry["files"])
+    except (SourceError, ValueError, KeyError, TypeError, AttributeError):
+        raise SourceError(f"{path} is {'damaged' if path.is_file() else 'missing'}; {_REMEDY}.") from None
+    if key != folder.name:
+        raise SourceError(f"{path} belongs to another entry; {_REMEDY}.")
     verify(folder, files, allowed=(ENTRY,), advice=_REMEDY)
     return entry
 
 
 def _label(folder: Path) -> dict[str, str]:
-    """Return the label in `entry.json`; an empty one if that file is damaged."""
-    try:
-        return {str(name): str(value) for name, value in json.loads(_text(folder))["label"].items()}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
-        return {}
-
-
-def _text(folder: Path) -> str:
-    if not (folder / ENTRY).is_file():  # reading a named pipe would block forever
-        raise FileNotFoundError
-    return (folder / ENTRY).read_text(encoding="utf-8")
+    with suppress(SourceError, KeyError, AttributeError):  # damaged
+        return {str(name): str(value) for name, value in read_json(folder / ENTRY, _REMEDY)["label"].items()}
+    return {}
 
 
 def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]], label: Mapping[str, str]) -> Mapping[str, Any]:
@@ -140,8 +133,8 @@ def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]], label: Mappin
     except BaseException as failed:
         written = size_of(fresh)
         shutil.rmtree(fresh, ignore_errors=True)
-        if isinstance(failed, Exception) and (reason := full_disk_reason(failed)):
-            raise SourceError(no_space_message(folder.parent, title(folder.name, label), reason, written)) from failed
+        if isinstance(failed, Exception) and (reason := _full_disk_reason(failed)):
+            raise SourceError(_no_space_message(folder.parent, title(folder.name, label), reason, written)) from failed
         raise
     flush(folder.parent)
     locks.use(folder / ENTRY)
@@ -159,7 +152,8 @@ def _finish(fresh: Path, description: Mapping[str, Any]) -> Mapping[str, Any]:
     for path in files_of(fresh):
         flush(path)
     entry = json.loads(json.dumps({**description, "made": time.time(), "files": stamps(fresh)}))
-    (fresh / ENTRY).write_text(json.dumps({**entry, "seal": _seal(entry)}), encoding="utf-8")
+    # The seal is the digest of the content, so that damaged notes are noticed as well.
+    (fresh / ENTRY).write_text(json.dumps({**entry, "seal": digest_of(entry)}), encoding="utf-8")
     flush(fresh / ENTRY)
     for parent, _, _ in os.walk(fresh):
         flush(Path(parent))
@@ -167,9 +161,46 @@ def _finish(fresh: Path, description: Mapping[str, Any]) -> Mapping[str, Any]:
     return notes
 
 
-def _seal(entry: Mapping[str, Any]) -> str:
-    """Return the digest of `entry.json`'s content, so that damaged notes are noticed as well."""
-    return digest_of(entry)
+@contextmanager
+def _disk_errors_as_source_errors(root: Path, name: str) -> Iterator[None]:
+    """Raise `SourceError` for system errors: of the store at `root`, or of a file that building `name` reads."""
+    try:
+        yield
+    except OSError as failed:
+        path = failed.filename
+        if failed.errno in _FULL:
+            message = _no_space_message(root, name, str(failed.strerror), 0)
+        elif isinstance(path, str) and not (Path(path).is_relative_to(root) or root.is_relative_to(path)):
+            message = f"cannot build {name}: {path}: {failed.strerror}."
+        else:
+            message = (
+                f"the store {root} cannot be written ({failed.strerror or failed}), so {name} cannot be built. "
+                "Choose a writable folder with `export CALOTYPE_HOME=FOLDER`."
+            )
+        raise SourceError(message) from failed
+
+
+def _full_disk_reason(failed: BaseException | None) -> str:
+    """Return the system's message if a full disk caused the error, else "". Libraries wrap it or keep only its text."""
+    while failed is not None:
+        for code in _FULL:
+            if getattr(failed, "errno", None) == code or os.strerror(code) in str(failed):
+                return os.strerror(code)
+        failed = failed.__cause__ or failed.__context__
+    return ""
+
+
+def _no_space_message(root: Path, name: str, reason: str, written_bytes: int) -> str:
+    from rich.filesize import decimal  # a slow import
+
+    free = "an unknown amount"
+    with suppress(OSError):
+        free = decimal(shutil.disk_usage(root.parent).free)
+    written = f" after {decimal(written_bytes)}, which were removed" if written_bytes else ""
+    return (
+        f"the store {root} has no space for {name}: {reason}{written}; {free} is free now. Free space with "
+        "`calotype cache gc --max-size 10GB`, or choose a larger disk with `export CALOTYPE_HOME=FOLDER`."
+    )
 
 
 STORE = FolderArea(name="store", mark=ENTRY, check=_read, label=_label)

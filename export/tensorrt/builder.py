@@ -8,20 +8,18 @@ runs engines.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from calotype.backends.tensorrt.library import create_log
-from calotype.errors import BuildError, first_line
+from calotype.errors import BuildError, Cancelled, first_line
 from calotype.plan.bindings import Binding
 from calotype.plan.profile import Profile
 
 from .options import HARDWARE, EngineOptions
-from .watch import Phase, Watcher, monitor_of
-
-__all__ = ["Built", "EngineOptions", "Phase", "build_engine", "shapes_of"]
 
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # tensor -> its min, opt and max
@@ -55,6 +53,16 @@ def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, ch
     return {b.name: (b.shape(low), b.shape(usual), b.shape(high)) for b in inputs}
 
 
+@dataclass(frozen=True, kw_only=True)
+class Phase:
+    """A phase of a build and its finished steps. `inside` is the enclosing phase; None for the outermost."""
+
+    name: str
+    inside: str | None
+    done: int
+    of: int
+
+
 def build_engine(
     trt: Any,
     graph: Path,
@@ -76,7 +84,7 @@ def build_engine(
     """
     options = options or EngineOptions()
     _check_gpu(trt, options)
-    log, watcher = create_log(trt), Watcher(watch)
+    log, monitor = create_log(trt), _monitor(trt, watch)
     try:
         builder = trt.Builder(log)
         network, config = builder.create_network(0), builder.create_builder_config()  # always strongly typed
@@ -86,15 +94,15 @@ def build_engine(
         for shapes in profiles:
             _add_profile(builder, network, config, shapes)
         cached = _use_cache(trt, config, timing_cache)
-        config.progress_monitor = monitor_of(trt, watcher)
+        config.progress_monitor = monitor
         engine = builder.build_serialized_network(network, config)
         timings = bytes(config.get_timing_cache().serialize()) if cached else b""
     except BuildError:
         raise
     except Exception as error:  # bindings raise RuntimeError, TypeError and AttributeError
-        watcher.check(graph)
+        monitor.raise_if_ended(graph)
         raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or first_line(error)}") from error
-    watcher.check(graph)
+    monitor.raise_if_ended(graph)
     if engine is None:
         raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or 'the library gives no reason'}")
     return Built(engine=bytes(engine), timing_cache=timings)
@@ -135,17 +143,11 @@ def _parse(parser: Any, graph: Path) -> None:
 
 
 def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
-    flags = {
-        "REFIT": options.refit,
-        "WEIGHT_STREAMING": options.weight_streaming,
-        "VERSION_COMPATIBLE": options.version_compatible,
-    }
-    for name, enabled in flags.items():
-        if enabled:
-            config.set_flag(getattr(trt.BuilderFlag, name))
+    for name in ("refit", "weight_streaming", "version_compatible"):
+        if getattr(options, name):
+            config.set_flag(getattr(trt.BuilderFlag, name.upper()))
     if options.hardware is not None:
-        level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware])
-        config.hardware_compatibility_level = level
+        config.hardware_compatibility_level = getattr(trt.HardwareCompatibilityLevel, HARDWARE[options.hardware])
     if options.level is not None:
         config.builder_optimization_level = options.level
     if options.workspace_bytes is not None:
@@ -198,3 +200,49 @@ def _use_cache(trt: Any, config: Any, cached: bytes) -> bool:
         if cache is not None and config.set_timing_cache(cache, False):
             return True
     return False
+
+
+def _monitor(trt: Any, watch: Callable[[Phase], bool] | None) -> Any:
+    """Return a progress monitor of the library that calls `watch` at every step, until it returns False or raises.
+
+    The library calls it from its own threads. An exception must not reach the library, so it is kept until the build
+    has ended.
+    """
+
+    class Monitor(trt.IProgressMonitor):  # type: ignore[misc]
+        def __init__(self) -> None:
+            trt.IProgressMonitor.__init__(self)
+            self._lock = threading.Lock()
+            self._phases: dict[str, Phase] = {}
+            self._failed: BaseException | None = None
+            self._ended = False
+
+        def phase_start(self, phase_name: str, parent_phase: str | None, num_steps: int) -> None:
+            self._report(Phase(name=phase_name, inside=parent_phase, done=0, of=num_steps))
+
+        def step_complete(self, phase_name: str, step: int) -> bool:
+            phase = self._phases.get(phase_name, Phase(name=phase_name, inside=None, done=0, of=step + 1))
+            self._report(replace(phase, done=step + 1))
+            return not self._ended
+
+        def phase_finish(self, phase_name: str) -> None:  # perhaps before its last step
+            with self._lock:
+                self._phases.pop(phase_name, None)
+
+        def raise_if_ended(self, graph: Path) -> None:
+            if self._failed is not None:
+                raise self._failed
+            if self._ended:
+                raise Cancelled(f"the build of {graph} was cancelled.")
+
+        def _report(self, phase: Phase) -> None:
+            with self._lock:
+                self._phases[phase.name] = phase
+                if watch is None or self._ended:
+                    return
+                try:
+                    self._ended = watch(phase) is False
+                except BaseException as error:  # KeyboardInterrupt too: it would be lost inside the library
+                    self._failed, self._ended = error, True
+
+    return Monitor()

@@ -24,9 +24,10 @@ from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import gpu_name
 
+from ..steps.stored_step import StoredStep
 from ..steps.subprocess_task import ProgressHandler, report_progress, run_in_subprocess
 from ..store.folders import digests_of, files_of_graph
-from ..store.store import fetch, key_of
+from ..store.store import key_of
 from .options import EngineOptions
 from .refit import structure_of
 
@@ -47,47 +48,54 @@ class Engines:
 
     def of(self, component: PlannedComponent, graph: Artifact) -> Artifact:
         """Return the engine of a component's graph, in the graph's precision. Raise `BuildError` if it fails."""
-        shapes = self._shapes(component)
+        from .builder import shapes_of
+
+        ends = shapes_of(component.name, component.inputs, self.profile, chunks=self.options.chunks)
+        shapes = {name: [list(shape) for shape in shapes] for name, shapes in ends.items()}
         target = {"library": self.backend, "version": installed(self.backend), "gpu": gpu_name()}
         inputs = {"graph": str(graph.path), "shapes": shapes, "options": asdict(self.options)}
-        key = key_of({"engines": ENGINES, **target, **inputs, "graph": digests_of(graph.path)})
+        sibling = key_of({**target, **inputs, "graph": structure_of(graph.path)}) if self.options.refit else None
 
         def make(folder: Path) -> Mapping[str, Any]:
             out = str(folder / "model.engine")
-            for file in files_of_graph(graph.path) if self.options.refit else ():
-                shutil.copy(file, folder)  # the graph has the weights under the names that LoRAs use
-            notes = self._refitted(component, graph, sibling, shapes, out)
+            notes: dict[str, Any] = {}
+            if sibling is not None:
+                for file in files_of_graph(graph.path):
+                    shutil.copy(file, folder)  # the graph has the weights under the names that LoRAs use
+                notes = self._refitted(component, graph, sibling, shapes=shapes, out=out)
             if "refitted" in notes:
                 return notes
             done = run_in_subprocess(
                 f"building the engine of the {component.name}",
-                "calotype.export.tensorrt.engines:build_here",
+                f"{__name__}:build_here",
                 self.tell,
                 library=LIBRARIES[self.backend],
                 **inputs,
                 timings=key_of(target),
                 out=out,
             )
-            return {**notes, **done.value, "peak_bytes": done.peak_bytes}
+            return {**notes, **done.notes}
 
-        label = {"component": component.name, "kind": self.backend, "precision": graph.precision}
-        sibling = key_of({**target, **inputs, "graph": structure_of(graph.path)}) if self.options.refit else None
-        folder, notes = fetch(key, make, label=label)
+        step = StoredStep(
+            depends_on={"engines": ENGINES, **target, **inputs, "graph": digests_of(graph.path)},
+            label={"component": component.name, "kind": self.backend, "precision": graph.precision},
+        )
+        stored = step.run(make)
+        path = stored.folder / "model.engine"
         if sibling is not None:
-            entry = {"engine": str(folder / "model.engine"), "graph": str(graph.path)}
-            REFITTABLE.write(sibling, json.dumps(entry).encode())
-        check = {**graph.check, "engine": {**notes, "shapes": shapes}}
-        return Artifact(form=self.backend, path=folder / "model.engine", precision=graph.precision, check=check)
+            REFITTABLE.write(sibling, json.dumps({"engine": str(path), "graph": str(graph.path)}).encode())
+        check = {**graph.check, "engine": {**stored.notes, "shapes": shapes}}
+        return Artifact(form=self.backend, path=path, precision=graph.precision, check=check)
 
     def _refitted(
-        self, component: PlannedComponent, graph: Artifact, sibling: str | None, shapes: Mapping[str, Any], out: str
+        self, component: PlannedComponent, graph: Artifact, sibling: str, *, shapes: Mapping[str, Any], out: str
     ) -> dict[str, Any]:
         """Refit an engine of the same structure with the graph's weights, such as a LoRA's, in seconds.
 
         Returns:
             Notes with "refitted", or why a build is needed.
         """
-        content = None if sibling is None else REFITTABLE.read(sibling)
+        content = REFITTABLE.read(sibling)
         ours = {} if content is None else json.loads(bytes(content))
         if not ours or not all(Path(path).is_file() for path in ours.values()):
             return {}
@@ -105,13 +113,7 @@ class Engines:
             )
         except BuildError as error:
             return {"built because": str(error)}
-        return {**done.value, "refitted": ours["engine"], "peak_bytes": done.peak_bytes}
-
-    def _shapes(self, component: PlannedComponent) -> dict[str, list[list[int]]]:
-        from .builder import shapes_of
-
-        ends = shapes_of(component.name, component.inputs, self.profile, chunks=self.options.chunks)
-        return {name: [list(shape) for shape in shapes] for name, shapes in ends.items()}
+        return {**done.notes, "refitted": ours["engine"]}
 
 
 def engines_for(
@@ -188,9 +190,9 @@ def profiles_of(shapes: Mapping[str, Sequence[Sequence[int]]], *, exact: bool) -
 
     A run uses the first profile that contains its sizes.
     """
-    smallest, optimal, largest = ({n: tuple(ends[i]) for n, ends in shapes.items()} for i in range(3))
-    ends = [(optimal, optimal, optimal), (smallest, optimal, largest)]
-    return [{n: (a[n], b[n], c[n]) for n in shapes} for a, b, c in ends[0 if exact else 1 :]]
+    ends = {name: (tuple(low), tuple(opt), tuple(high)) for name, (low, opt, high) in shapes.items()}
+    optimal = {name: (opt, opt, opt) for name, (_, opt, _) in ends.items()}
+    return [optimal, ends] if exact else [ends]
 
 
 def _with_plugins(trt: Any, graph: Path, scratch: Path) -> Path:

@@ -73,13 +73,9 @@ class EngineOptions:
         return cls(**values)
 
 
-def _numbers(text: str) -> tuple[int, ...]:
-    return tuple(int(number) for number in text.split(","))
-
-
 _WORDS: Mapping[str, Callable[[str], Any]] = {
     **dict.fromkeys(("refit", "exact", "plugin", "weight_streaming", "version_compatible"), bool),
     "hardware": str,
-    "targets": _numbers,
+    "targets": lambda text: tuple(int(number) for number in text.split(",")),
     **dict.fromkeys(("level", "workspace_bytes", "chunks"), int),
 }

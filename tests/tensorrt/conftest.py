@@ -9,7 +9,7 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from calotype.cuda import fused_modules as fused
 from calotype.export import BuildSpec
 from calotype.export.builder import build as build_module
 from calotype.export.steps import subprocess_task
-from calotype.export.steps.subprocess_task import run_in_subprocess
+from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from calotype.export.tensorrt import engines
 from calotype.files.digest import file_digest
 from calotype.graph import pipeline as graph_pipeline
@@ -212,7 +212,7 @@ def run_here(task, function, on_progress=None, /, **arguments):
         return run_in_subprocess(task, function, on_progress, **arguments)
     subprocess_task._send = on_progress
     value = getattr(importlib.import_module(module), name)(**arguments)
-    return SimpleNamespace(value=value, peak_bytes=0)
+    return Outcome(value=value, peak_bytes=0)
 
 
 @pytest.fixture

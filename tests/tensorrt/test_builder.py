@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from calotype.errors import BuildError, Cancelled, InputError
-from calotype.export.tensorrt.builder import EngineOptions, build_engine, shapes_of
+from calotype.export.tensorrt.builder import build_engine, shapes_of
+from calotype.export.tensorrt.options import EngineOptions
 from calotype.plan.bindings import Binding
 from calotype.plan.profile import Profile, Range
 

@@ -9,7 +9,7 @@ ROOT = Path(__file__).parent.parent.parent
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
 RUNNERS = ("runner", "library", "refit")
 FILES = (
-    *("export/tensorrt/builder.py", "export/tensorrt/watch.py"),
+    "export/tensorrt/builder.py",
     *(f"engine/backends/tensorrt/{name}.py" for name in RUNNERS),
 )
 # Names of TensorRT-RTX only. The code uses them only with targets, which our options refuse for TensorRT.

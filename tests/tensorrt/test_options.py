@@ -123,8 +123,8 @@ def engines():
 def abandoned():
     """Unfinished entries that no process is making."""
     left = []
-    for path in store.root().glob(".making-*"):
-        with locks.exclusive(store.root() / f"{path.name.removeprefix('.making-')}.lock") as free:
+    for path in store.STORE.root.glob(".making-*"):
+        with locks.exclusive(store.STORE.root / f"{path.name.removeprefix('.making-')}.lock") as free:
             left += [path] if free and path.exists() else []
     return left
 

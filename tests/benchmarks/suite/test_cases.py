@@ -10,6 +10,7 @@ from calotype.benchmarks.suite.cases import Case, case_from, chosen, prompts_of
 from calotype.benchmarks.suite.contenders import PEERS, contender, contenders
 from calotype.benchmarks.suite.presets import PRESETS, usual
 from calotype.export.judge.judge import parse
+from calotype.export.judge.scenes import caption
 from calotype.text.tokenizer import ClipTokenizer
 
 
@@ -127,7 +128,7 @@ def test_the_judge_can_read_the_prompts_of_the_demonstration_model():
     prompts = prompts_of(Case(prompts=6))
     assert len(set(prompts)) == 6
     for words in prompts:
-        assert parse(words).caption == words
+        assert caption(parse(words)) == words
 
 
 def test_prompts_of_other_models_are_letters_with_one_token_each(demo_folder):

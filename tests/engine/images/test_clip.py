@@ -12,9 +12,9 @@ from transformers import CLIPConfig, CLIPImageProcessorPil, CLIPModel, CLIPToken
 
 import calotype
 from calotype.errors import InputError, SourceError
-from calotype.export.demo.evaluate_clip import measure
 from calotype.export.judge import scenes
 from calotype.images import clip
+from demo_training.evaluate import held_out_scenes, measure_clip
 
 DRAWN = [scenes.draw_scene(s, held_out=True) for s in range(10_000_000, 10_000_008)]
 IMAGES = [Image.fromarray(scenes.render(s)) for s in DRAWN]
@@ -81,11 +81,11 @@ def test_a_long_text_is_truncated(other):
 
 
 def test_it_tells_held_out_scenes_apart():
-    """A sample of the 300 scenes of `export.demo.evaluate_clip`; the floors allow for the small sample.
+    """A sample of the 300 scenes of `demo_training clip`; the floors allow for the small sample.
 
     The model hardly distinguishes wrong shapes, sizes and relations from right ones, so they have no floor.
     """
-    scores = measure(calotype.Clip(), 40, 10_002_000)
+    scores = measure_clip(calotype.Clip(), held_out_scenes(40, skip=2000))
     assert scores["above_another"] >= 0.95
     assert scores["matched"] >= scores["mismatched"] + 50
     assert scores["told"]["color"] >= 0.95  # by chance a half

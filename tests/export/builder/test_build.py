@@ -23,10 +23,7 @@ from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.plan.plan import read_plan
 from calotype.plan.profile import Range
 
-MODULES = (
-    *("onnx.trace_step", "onnx.capture_step", "precision.variants"),
-    *("builder.tuning", "builder.build", "builder.samplers_step"),
-)
+MODULES = ("onnx.trace_step", "steps.stored_step", "builder.tuning", "builder.build")
 
 
 @pytest.fixture
@@ -34,9 +31,9 @@ def children(monkeypatch) -> list[str]:
     """The tasks of child processes: "tracing the unet", ..."""
     done = []
 
-    def spy(what, function, **arguments):
+    def spy(what, function, *on_progress, **arguments):
         done.append(what)
-        return run_in_subprocess(what, function, **arguments)
+        return run_in_subprocess(what, function, *on_progress, **arguments)
 
     for module in MODULES:
         monkeypatch.setattr(f"calotype.export.{module}.run_in_subprocess", spy)

@@ -13,7 +13,7 @@ from calotype.export.builder.tuning import PlanEvaluator, Tuning
 from calotype.export.onnx.capture import ImageSet
 from calotype.export.precision.variants import Group, check_precision, form_for, not_tried, tried_by_auto
 from calotype.export.quality.bounds import parse_bounds
-from calotype.export.steps.progress import Progress, Stage
+from calotype.export.steps.progress import Display, Progress, Stage
 from calotype.plan.plan import Artifact, read_plan
 
 GROUPS = [Group(name=f"g{i}", nodes=(f"n{i}",), loss=8.0 - i) for i in range(8)]  # the most sensitive first
@@ -22,7 +22,18 @@ GROUPS = [Group(name=f"g{i}", nodes=(f"n{i}",), loss=8.0 - i) for i in range(8)]
 class World:
     """Simulated error and speed of each artifact: PSNR starts at 50 dB and falls by `cost` for every group in int8."""
 
-    def __init__(self, monkeypatch, plan, *, cost=4.0, speeds=None, together=0.0, bound="psnr>=30"):
+    def __init__(
+        self,
+        monkeypatch,
+        plan,
+        *,
+        cost=4.0,
+        speeds=None,
+        together=0.0,
+        bound="psnr>=30",
+        backend="openvino",
+        precision="fp32",
+    ):
         self.cost, self.together = cost, together
         self.speeds = {"bf16": 1.5, "int8": 2.0, "int8+bf16": 2.5, **(speeds or {})}
         self.notes = []
@@ -32,12 +43,16 @@ class World:
         monkeypatch.setattr(f"{home}.quantized", lambda part, ranges, keep, *_: artifact("int8", len(keep)))
         monkeypatch.setattr(Tuning, "_speed", lambda _, plan, name: self.speed(plan.components[name].artifacts[0]))
         monkeypatch.setattr(PlanEvaluator, "evaluate", lambda _, plan, **__: self.evaluate(plan))
-        spec = BuildSpec(model="demo", output=Path("p"), backend="openvino", max_loss=parse_bounds([bound]))
+        spec = BuildSpec(
+            model="demo", output=Path("p"), backend=backend, precision=precision, max_loss=parse_bounds([bound])
+        )
         images = ImageSet(prompts=(), steps=1, height=8, width=8)
         evaluator = PlanEvaluator(spec=spec, images=images, reference=Path("r"))
         names = ("unet", "vae_decoder", "text_encoder")
         stages = [Stage(name=f"tune {n}", guess_s=1) for n in (*names, "together")]
-        progress = Progress(stages, lambda state: self.notes.append(state.text))
+        display = Display()
+        display.show = lambda state: self.notes.append(state.text)
+        progress = Progress(stages, display)
         self.tuning = Tuning(plan, dict.fromkeys(plan.components, Path("x.npz")), evaluator, progress)
 
     def speed(self, artifact):
@@ -105,12 +120,14 @@ def test_nothing_is_chosen_if_nothing_passes_or_is_faster(monkeypatch, plan):
 
 
 def test_the_table_lists_what_was_not_tried_and_why(monkeypatch, plan):
-    world = World(monkeypatch, plan)
     for backend in ("onnxruntime", "openvino"):
         reasons = not_tried(backend)
         assert {*(p.split("+")[0] for p in tried_by_auto(backend)), *reasons} == {*PRECISIONS} - {"fp32", "auto"}
-        world.tuning.explain(reasons)
-    assert all(row.why.startswith("not tried: ") for row in world.tuning.table)
+        world = World(monkeypatch, plan, backend=backend, precision="auto")
+        world.tuning.run()
+        rows = [row for row in world.tuning.table if row.component == "all"]
+        assert {row.precision: row.why for row in rows} == {p: f"not tried: {why}" for p, why in reasons.items()}
+        assert {row.precision for row in world.tuning.table if row.component == "unet"} >= {*tried_by_auto(backend)}
     with pytest.raises(BuildError, match="bf16"):
         check_precision("onnxruntime", "bf16")
     with pytest.raises(BuildError, match="fp8"):

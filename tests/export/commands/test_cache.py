@@ -12,7 +12,7 @@ import pytest
 from rich.filesize import decimal
 
 from calotype.errors import InputError
-from calotype.export.store.sizes import bytes_of
+from calotype.export.commands.cache import bytes_of
 
 COMMAND = [sys.executable, "-m", "calotype", "cache"]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 
 from calotype.export.judge import scenes
-from calotype.export.judge.judge import CaptionScene, CaptionThing, Verdict, judge, parse
+from calotype.export.judge.judge import Verdict, judge, parse
 from calotype.export.judge.sight import detect
-from calotype.export.judge.validate import GENERATED, confusion, degrade, measure
+from tests.helpers.judge_accuracy import GENERATED, confusion, degrade, measure
 
 PAIR = scenes.Scene(
     background="white",
@@ -34,11 +34,11 @@ def verdict(scene: scenes.Scene, caption: str) -> Verdict:
 
 
 def test_parse_reads_every_word():
-    assert parse("a large red circle above an orange ring on a blue background") == CaptionScene(
+    assert parse("a large red circle above an orange ring on a blue background") == scenes.Scene(
         background="blue",
         things=(
-            CaptionThing(size="large", color="red", shape="circle"),
-            CaptionThing(size=None, color="orange", shape="ring"),
+            scenes.Thing(size="large", color="red", shape="circle"),
+            scenes.Thing(size=None, color="orange", shape="ring"),
         ),
         relation="above",
     )
@@ -47,7 +47,7 @@ def test_parse_reads_every_word():
 def test_parse_undoes_caption():
     for seed in range(300):
         caption = scenes.caption(scenes.draw_scene(seed))
-        assert parse(caption).caption == caption
+        assert scenes.caption(parse(caption)) == caption
 
 
 @pytest.mark.parametrize(

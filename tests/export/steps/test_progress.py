@@ -3,15 +3,26 @@
 import json
 import time
 
-from calotype.export.steps.progress import Progress, Stage, clock, json_lines, plain_lines
+from calotype.export.steps.progress import Bars, Display, JsonLines, PlainLines, Progress, Stage, clock
+
+
+class Seen(Display):
+    """Collects the states."""
+
+    def __init__(self):
+        self.states = []
+
+    def show(self, state):
+        self.states.append(state)
+
 
 STAGES = [Stage(name="a", guess_s=10), Stage(name="b", guess_s=10), Stage(name="c", guess_s=20)]
 
 
 def test_eta_follows_the_pace(monkeypatch):
-    now, seen = [0.0], []
+    now, seen = [0.0], Seen()
     monkeypatch.setattr("calotype.export.steps.progress.time.monotonic", lambda: now[0])
-    progress = Progress(STAGES, seen.append)
+    progress = Progress(STAGES, seen)
     with progress.stage("a", cached=True):
         pass
     with progress.stage("b"):
@@ -19,7 +30,7 @@ def test_eta_follows_the_pace(monkeypatch):
     with progress.stage("c"):
         progress.note("half way")
         now[0] += 40
-    events = [(s.event, s.stage, s.done, s.eta_s) for s in seen]
+    events = [(s.event, s.stage, s.done, s.eta_s) for s in seen.states]
     assert events == [
         ("found", "a", 1, None),  # a cached stage is not timed
         ("start", "b", 1, None),
@@ -28,13 +39,13 @@ def test_eta_follows_the_pace(monkeypatch):
         ("note", "c", 2, 40.0),
         ("done", "c", 3, 0.0),
     ]
-    assert seen[-1].elapsed_s == 60
+    assert seen.states[-1].elapsed_s == 60
 
 
 def test_json_lines_are_json_and_plain_lines_are_plain(capsys):
-    with plain_lines() as show_plain:
-        for show in (json_lines, show_plain):
-            progress = Progress(STAGES[:1], show)
+    for display in (JsonLines(), PlainLines()):
+        with display as shown:
+            progress = Progress(STAGES[:1], shown)
             with progress.stage("a"):
                 progress.note("some words")
     out, err = capsys.readouterr()
@@ -45,18 +56,20 @@ def test_json_lines_are_json_and_plain_lines_are_plain(capsys):
 def test_steps_of_a_stage_are_shown_at_intervals(monkeypatch, capsys):
     clock_s = iter(range(1000))
     monkeypatch.setattr(time, "monotonic", lambda: next(clock_s) / 4)
-    seen = []
-    with plain_lines() as show_plain:
 
-        def show(state):
-            seen.append(state.event)
-            show_plain(state)
+    class Counted(PlainLines):
+        steps = 0
 
-        progress = Progress(STAGES[:1], show)
+        def show(self, state):
+            self.steps += state.event == "step"
+            super().show(state)
+
+    with Counted() as counted:
+        progress = Progress(STAGES[:1], counted)
         with progress.stage("a"):
             for i in range(100):
                 progress.step(f"{i} of 100")
-    assert 20 < seen.count("step") < 50
+    assert 20 < counted.steps < 50
     lines = capsys.readouterr().err.splitlines()
     assert 2 <= len(lines) - 1 <= 5
     assert all(" of 100  (" in line for line in lines[:-1])
@@ -66,3 +79,17 @@ def test_clock():
     assert [clock(s) for s in (0.4, 59, 61, 3599, 3600, 7380)] == [
         *("0 s", "59 s", "1 min 01 s", "59 min 59 s", "1 h 00 min", "2 h 03 min")
     ]
+
+
+def test_bars_show_finished_stages_above_a_live_bar(monkeypatch, capsys):
+    monkeypatch.setenv("FORCE_COLOR", "1")
+    with Bars() as bars:
+        progress = Progress(STAGES[:2], bars)
+        with progress.stage("a", cached=True):
+            pass
+        with progress.stage("b"):
+            progress.note("some words")
+            progress.step("half")
+    err = capsys.readouterr().err
+    for words in ("(in the store)", "some words", "✓"):
+        assert words in err

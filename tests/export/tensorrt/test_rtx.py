@@ -19,8 +19,9 @@ from calotype.export.precision.candidates import candidates
 from calotype.export.precision.half_convert import lower
 from calotype.export.precision.quantize import quantize
 from calotype.export.store import store
-from calotype.export.tensorrt.builder import EngineOptions, build_engine, shapes_of
+from calotype.export.tensorrt.builder import build_engine, shapes_of
 from calotype.export.tensorrt.engines import Engines
+from calotype.export.tensorrt.options import EngineOptions
 from calotype.plan.profile import Range
 from tests.helpers.tiny_models import save_controlnet
 
@@ -174,7 +175,7 @@ def test_a_build_in_a_child_process_reports_progress_and_an_error_of_the_listene
     with pytest.raises(KeyboardInterrupt):
         replace(engines, options=replace(OPTIONS, level=1), tell=interrupt).of(component, component.artifact("onnx"))
     assert {entry.key for entry in store.STORE.entries()} == entries
-    assert not list(store.root().glob(".making-*"))
+    assert not list(store.STORE.root.glob(".making-*"))
 
 
 def test_flags_that_work_without_a_gpu(trt, tmp_path):

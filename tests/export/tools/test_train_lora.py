@@ -1,10 +1,14 @@
 """The demonstration model's LoRA: its training images, its training, and the images it generates."""
 
+from dataclasses import replace
+
 import numpy as np
+import torch
 from safetensors.numpy import load_file
 
-from calotype.export.demo import train_lora
 from calotype.export.judge import scenes
+from demo_training import train_lora
+from demo_training.trainer import TrainingConfig
 
 RED, BLUE = (scenes.COLORS[name] for name in ("red", "blue"))
 PROMPT = "a large red circle on a blue background"
@@ -30,9 +34,12 @@ def test_it_generates_hollow_things(pipe, demo_folder):
     assert (np.abs(result.astype(int) - RED).max(axis=2) < 40).sum() > 1000  # and something is red
 
 
-def test_the_script_trains_the_shipped_tensors(demo_folder):
+def test_the_training_has_the_shipped_tensors(demo_folder, tmp_path, monkeypatch):
     shipped = load_file(demo_folder / "outline.safetensors")
-    result = train_lora.train(0, steps=2, count=4)
+    monkeypatch.setattr(train_lora, "STAGE", replace(train_lora.STAGE, steps=2, batch=2))
+    monkeypatch.setattr(train_lora, "SCENES", 4)
+    config = TrainingConfig(folder=tmp_path, seed=0, device=torch.device("cpu"))
+    result = train_lora.train_lora(config, demo_folder)
     assert {name: tuple(t.shape) for name, t in result.items()} == {name: t.shape for name, t in shipped.items()}
     assert (
         sum(bool(t.any()) for name, t in result.items() if "lora_B" in name) == len(result) // 2

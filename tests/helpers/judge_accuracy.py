@@ -9,20 +9,17 @@ from __future__ import annotations
 import io
 import time
 from collections import Counter
-from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 from scipy import ndimage
 
-from . import scenes
-from .judge import compare, parse
-from .sight import detect
-
-if TYPE_CHECKING:
-    from collections.abc import Iterator
+from calotype.export.judge import scenes
+from calotype.export.judge.judge import compare, parse
+from calotype.export.judge.sight import detect
+from demo_training.data import wrong_captions
 
 Pixels = NDArray[np.uint8]
 Range = tuple[float, float]
@@ -58,26 +55,6 @@ def _through_jpeg(pixels: Pixels, quality: int) -> Pixels:
     file = io.BytesIO()
     Image.fromarray(pixels).save(file, "JPEG", quality=quality)
     return np.asarray(Image.open(file))
-
-
-def wrong_captions(scene: scenes.Scene) -> Iterator[tuple[str, str]]:
-    """Yield every caption that one changed word makes false, with the kind of the word."""
-    things = scene.things
-    used = {scene.background, *(t.color for t in things)}
-    for i, thing in enumerate(things):
-        colors = [c for c in scenes.COLORS if c not in (thing.color, scene.background)]
-        changed = [("color", replace(thing, color=c)) for c in colors]
-        changed += [("shape", replace(thing, shape=s)) for s in scenes.SHAPES if s != thing.shape]
-        if thing.size is not None:
-            changed.append(("size", replace(thing, size="small" if thing.size == "large" else "large")))
-        for kind, other in changed:
-            yield kind, scenes.caption(replace(scene, things=(*things[:i], other, *things[i + 1 :])))
-    for color in scenes.COLORS:
-        if color not in used:
-            yield "background", scenes.caption(replace(scene, background=color))
-    if scene.relation is not None:
-        other_way = "above" if scene.relation == "left of" else "left of"
-        yield "relation", scenes.caption(scene).replace(scene.relation, other_way)
 
 
 def measure(seeds: range, blur: Range | None = None) -> Rates:

@@ -1,5 +1,6 @@
 """The demonstration ControlNet: it steers, matches diffusers, and its training resumes."""
 
+import json
 import subprocess
 import sys
 import warnings
@@ -9,13 +10,17 @@ import diffusers
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
+from typer.testing import CliRunner
 
 import calotype
-from calotype.export.demo import steering, train, train_clip, train_control
-from calotype.export.demo.edges import f1
+from calotype.export.judge import scenes
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources.source import find
+from demo_training import train_clip, train_control, trainer
+from demo_training.__main__ import app
+from demo_training.evaluate import f1, held_out_scenes, steer
 
 # diffusers passes torch tensors to numpy functions, and numpy 2 warns about that.
 pytestmark = [
@@ -40,14 +45,12 @@ def test_f1_of_edges():
 
 
 def test_edges_steer(steered):
-    """A sample of the sixty that `export.demo.steering` measures; the minimum allows for the small sample."""
-    result = steering.generate(steered, steering.held_out_scenes(8, 10_003_000), steps=14)
-    controlled, uncontrolled = (
-        np.mean(steering.f1_of(images, result.edges)) for images in (result.controlled, result.uncontrolled)
-    )
-    assert controlled >= 0.75
-    assert controlled >= uncontrolled + 0.25
-    assert steering.page(result).size == (8 + 6 * 136, 8 + 4 * 188)
+    """A sample of the sixty that `demo_training edges` measures; the minimum allows for the small sample."""
+    result = steer(steered, held_out_scenes(8, skip=3000), steps=14)
+    report = result.report
+    assert report["with"]["f1"] >= 0.75
+    assert report["with"]["f1"] >= report["without"]["f1"] + 0.25
+    assert result.page().size == (8 + 6 * 136, 8 + 4 * 188)
 
 
 def test_it_is_small_and_a_copy_of_the_unets_first_half():
@@ -71,8 +74,8 @@ def test_its_images_match_diffusers(steered, demo_folder, figures):
     reference.scheduler = diffusers.DPMSolverMultistepScheduler.from_config(
         reference.scheduler.config, use_karras_sigmas=True
     )
-    scene = steering.held_out_scenes(1)[0]
-    words, edges = steering.scenes.caption(scene), calotype.preprocess.canny(steering.scenes.render(scene))
+    scene = held_out_scenes(1)[0]
+    words, edges = scenes.caption(scene), calotype.preprocess.canny(scenes.render(scene))
     settings = {"guidance_scale": 5.0, "output_type": "np"}
     noise = torch.Generator().manual_seed(3)
     expected = reference(words, image=edges, num_inference_steps=8, generator=noise, **settings).images
@@ -85,16 +88,16 @@ def test_its_images_match_diffusers(steered, demo_folder, figures):
 
 
 def test_by_the_command_line(steered, tmp_path):
-    scene = steering.held_out_scenes(1)[0]
-    edges = calotype.preprocess.canny(steering.scenes.render(scene))
+    scene = held_out_scenes(1)[0]
+    edges = calotype.preprocess.canny(scenes.render(scene))
     edges.save(tmp_path / "edges.png")
-    words = steering.scenes.caption(scene)
+    words = scenes.caption(scene)
     command = [sys.executable, "-m", "calotype", "generate", words, "--controlnet", "demo-canny", "--steps", "4"]
     more = ["--control-image", "edges.png", "--seed", "3", "--backend", "onnxruntime", "-o", "out.png"]
     done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     expected = steered(words, control_image=edges, steps=4, seed=3).images[0]
-    with steering.Image.open(tmp_path / "out.png") as image:
+    with Image.open(tmp_path / "out.png") as image:
         assert psnr(np.asarray(image), np.asarray(expected), 255.0) >= 60
 
 
@@ -121,13 +124,13 @@ def test_a_resumed_training_matches_an_uninterrupted_one(few, demo_folder, tmp_p
             raise Stopped
 
     configs = [
-        train.TrainingConfig(folder=tmp_path / name, seed=0, device=torch.device("cpu")) for name in ("one", "two")
+        trainer.TrainingConfig(folder=tmp_path / name, seed=0, device=torch.device("cpu")) for name in ("one", "two")
     ]
     unbroken = run(configs[0], demo_folder).state_dict()
-    real_save = train.Trainer.save
+    real_save = trainer.Trainer.save
     with monkeypatch.context() as patch:
-        patch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
-        patch.setattr(train.Trainer, "save", stop_after_two)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
+        patch.setattr(trainer.Trainer, "save", stop_after_two)
         with pytest.raises(Stopped):
             run(configs[1], demo_folder)
     resumed = run(configs[1], demo_folder).state_dict()
@@ -136,7 +139,7 @@ def test_a_resumed_training_matches_an_uninterrupted_one(few, demo_folder, tmp_p
 
 
 def test_trained_networks_open(few, demo_folder, tmp_path):
-    config = train.TrainingConfig(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
+    config = trainer.TrainingConfig(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' about its own casts to fp16
         train_control.train_control(config, demo_folder).half().save_pretrained(tmp_path / "net")
@@ -147,3 +150,21 @@ def test_trained_networks_open(few, demo_folder, tmp_path):
     image = pipe("a red ring", control_image=np.zeros((128, 128, 3), np.uint8), steps=1, seed=1).images[0]
     assert np.isfinite(calotype.clip_score(image, "a red ring", model=tmp_path / "clip")).all()
     assert (config.folder / "control.png").is_file()
+
+
+@pytest.mark.parametrize(
+    "words", [["captions", "--count", "1", "--steps", "1"], ["edges", "--count", "1", "--steps", "1"]]
+)
+def test_measurements_print_json_and_draw_a_sheet(words, tmp_path):
+    result = CliRunner().invoke(app, [*words, "--backend", "onnxruntime", "--sheet", str(tmp_path / "sheet.png")])
+    assert result.exception is None, result.output
+    assert json.loads(result.stdout.splitlines()[-1])["steps"] == 1
+    assert (tmp_path / "sheet.png").is_file()
+
+
+def test_a_training_command_writes_the_network(few, tmp_path, monkeypatch):
+    monkeypatch.setattr(torch, "set_num_threads", lambda count: None)
+    out = tmp_path / "clip"
+    result = CliRunner().invoke(app, ["train", "clip", "--folder", str(tmp_path / "train"), "--out", str(out)])
+    assert result.exception is None, result.output
+    assert np.isfinite(calotype.clip_score(np.zeros((64, 64, 3), np.uint8), "a red ring", model=out)).all()

@@ -1,22 +1,26 @@
 """Training of the U-Net: it predicts the noise of noised latents from the text encoder's states.
 
-This module has the loss and its weights, the cache of latents, and the sampler of a sample sheet; `train.Trainer` has
-the loop over steps. A ControlNet trains with the same loss and its own `Denoising.predict`.
+This module has the loss and its weights, the latents, and the sampler of a sample sheet; `trainer` has the loop over
+steps. A ControlNet trains with the same loss and its own `Denoising.predict`, a LoRA with latents of its own scenes.
 """
 
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..judge import scenes
+from calotype.export.judge import scenes
+
 from . import networks
+from .data import cached, images_of, training_scenes
 from .train_text import tokenize
+from .trainer import TrainingConfig
 
 DROPPED = 0.1  # share of empty captions, for classifier-free guidance
 
@@ -31,17 +35,19 @@ def loss_weights(signal_to_noise: Tensor) -> Tensor:
     return torch.minimum(signal_to_noise + 1, torch.full_like(signal_to_noise, 5.0)).div(signal_to_noise).clamp(max=16)
 
 
+@dataclass(frozen=True, kw_only=True)
 class Latents:
-    """Latents of the scenes of seeds 0..count-1, encoded once and cached in a file, with their scaling factor."""
+    """Latents of the scenes of seeds 0..count-1, with their scaling factor."""
 
-    def __init__(self, vae: Any, count: int, folder: Path, device: torch.device) -> None:
-        path = folder / f"latents-{count}-{_digest(vae)}.npy"
-        if not path.exists():
-            fresh = path.with_suffix(".part.npy")
-            np.save(fresh, _encode(vae, count, device))
-            fresh.replace(path)
-        self.values = torch.from_numpy(np.load(path)).float()  # [count, 4, 16, 16]
-        self.scaling_factor = float(1 / self.values.std())
+    values: Tensor  # [count, 4, 16, 16]
+    scaling_factor: float
+
+    @classmethod
+    def cached(cls, vae: Any, count: int, config: TrainingConfig) -> Latents:
+        """Encode the scenes once, and cache them in a file."""
+        path = config.folder / f"latents-{count}-{_digest(vae)}.npy"
+        values = torch.from_numpy(cached(path, lambda: encode(vae, count, config.device).numpy())).float()
+        return cls(values=values, scaling_factor=float(1 / values.std()))
 
 
 def _digest(network: nn.Module) -> str:
@@ -53,14 +59,13 @@ def _digest(network: nn.Module) -> str:
 
 
 @torch.no_grad()
-def _encode(vae: Any, count: int, device: torch.device, batch: int = 50) -> np.ndarray:
+def encode(vae: Any, count: int, device: torch.device, render: Callable[[scenes.Scene], Any] = scenes.render) -> Tensor:
+    """Return the latents of the scenes of seeds 0..count-1.  # [count, 4, 16, 16] fp16"""
     parts = []
-    for start in range(0, count, batch):
-        seeds = range(start, min(count, start + batch))
-        pixels = np.stack([scenes.render(scenes.draw_scene(s, held_out=False)) for s in seeds])
-        real = torch.from_numpy(pixels).permute(0, 3, 1, 2).float().to(device) / 127.5 - 1
-        parts.append(vae.encode(real).latent_dist.mode().half().cpu().numpy())
-    return np.concatenate(parts)
+    for start in range(0, count, 50):
+        real = images_of(training_scenes(min(50, count - start), first=start), render).to(device)
+        parts.append(vae.encode(real).latent_dist.mode().half().cpu())
+    return torch.cat(parts)
 
 
 class Denoising:

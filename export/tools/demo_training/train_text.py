@@ -15,7 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..judge import scenes
+from calotype.export.judge import scenes
+
 from . import networks
 
 PARTS = 3  # padding token i predicts part i % PARTS: the first thing, the second, the background

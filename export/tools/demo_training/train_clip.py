@@ -1,8 +1,8 @@
-"""`python -m calotype.export.demo.train_clip`: train a small CLIP on the demonstration's scenes and captions.
+"""Train a small CLIP on the demonstration's scenes and captions.
 
 The contrastive loss is that of the paper (Radford et al. 2021), against the other captions of the batch and against
 captions with one wrong word. Without those, a CLIP reads a caption as a bag of words (Yuksekgonul et al. 2023, arXiv
-2210.01936). The text encoder starts from the demonstration's own. Training resumes from the last checkpoint.
+2210.01936). The text encoder starts from the demonstration's own.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from ..judge import scenes
-from ..judge.validate import wrong_captions
-from ..sources.source import find
-from . import networks, train
-from .train_text import FACTS, PARTS, facts, load_tokenizer
+from calotype.export.judge import scenes
 
-STAGE = train.Stage(name="clip", steps=450, batch=32, lr=1e-3, warmup=40, hold=0.4, ema_decay=0.99)
+from . import networks
+from .data import cached, training_scenes, wrong_captions
+from .train_text import FACTS, PARTS, facts, load_tokenizer
+from .trainer import Stage, Trainer, TrainingConfig
+
+STAGE = Stage(name="clip", steps=450, batch=32, lr=1e-3, warmup=40, hold=0.4, ema_decay=0.99)
 SCENES = 6000  # that it trains on
 WRONG = 2  # captions with one wrong word, for each image
 TOKENS = 16  # of the longest caption; the text encoder is causal, so it does not need the tokens after the end
@@ -72,13 +73,10 @@ class SceneImages:
     """The images of training scenes at the CLIP's size, rendered once and cached in a file."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        path = folder / f"pictures-{count}.npy"
-        if not path.exists():
-            images = np.stack([_resized(scenes.render(scenes.draw_scene(s, held_out=False))) for s in range(count)])
-            fresh = path.with_suffix(".part.npy")
-            np.save(fresh, images)
-            fresh.replace(path)
-        self.values = np.load(path)  # [count, SIGHT, SIGHT, 3] uint8
+        def compute() -> np.ndarray:
+            return np.stack([_resized(scenes.render(s)) for s in training_scenes(count)])
+
+        self.values = cached(folder / f"pictures-{count}.npy", compute)  # [count, SIGHT, SIGHT, 3] uint8
 
     def __call__(self, which: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Return some images in [-1, 1] with random blur, shift, tint and noise.  # [B, 3, SIGHT, SIGHT]"""
@@ -104,15 +102,15 @@ def _captions(drawn: list[scenes.Scene], rng: np.random.Generator) -> list[str]:
     return [scenes.caption(s) for s in drawn] + wrong
 
 
-def train_clip(config: train.TrainingConfig, model: Path) -> Any:
+def train_clip(config: TrainingConfig, model: Path) -> Any:
     """Train the CLIP. Its text encoder starts from that of the model (in diffusers' layout) in `model`."""
     from transformers import CLIPTextModel
 
     text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32)
     torch.manual_seed(config.seed)
-    trainer = train.Trainer(STAGE, ClipTrainer(text_encoder), config)
+    trainer = Trainer(STAGE, ClipTrainer(text_encoder), config)
     images, tokenizer = SceneImages(SCENES, config.folder), load_tokenizer(model / "tokenizer")
-    drawn = [scenes.draw_scene(s, held_out=False) for s in range(SCENES)]
+    drawn = training_scenes(SCENES)
     truths = torch.from_numpy(np.stack([facts(s) for s in drawn]))
 
     def loss_at(step: int) -> Tensor:
@@ -139,16 +137,3 @@ def save_clip(clip: Any, tokenizer: Path, folder: Path) -> None:
     ).save_pretrained(folder)
     for file in sorted(tokenizer.iterdir()):
         shutil.copy(file, folder)
-
-
-def main() -> None:
-    """The command line."""
-    what = "the demonstration's CLIP"
-    config, args = train.parse_args(what, folder=".train/clip", out="engine/demo_clip", model="demo")
-    model = find(args.model)
-    save_clip(train_clip(config, model), model / "tokenizer", args.out)
-    print(f"wrote the CLIP to {args.out}", flush=True)
-
-
-if __name__ == "__main__":
-    main()

@@ -7,10 +7,11 @@ import pytest
 import torch
 
 import calotype
-from calotype.export.demo import networks, train
-from calotype.export.demo.train_clip import SceneImages
-from calotype.export.demo.train_control import Edges
-from calotype.export.demo.train_unet import Latents, loss_weights
+from demo_training import networks, trainer
+from demo_training import train_model as train
+from demo_training.train_clip import SceneImages
+from demo_training.train_control import Edges
+from demo_training.train_unet import Latents, loss_weights
 
 
 @pytest.fixture
@@ -20,7 +21,7 @@ def config(tmp_path, monkeypatch):
         monkeypatch.setitem(train.STAGES, name, replace(train.STAGES[name], steps=4, batch=batch, warmup=2))
     monkeypatch.setattr(train, "CROPPED", 4)
     monkeypatch.setattr(train, "ENCODED", 6)
-    return train.TrainingConfig(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
+    return trainer.TrainingConfig(folder=tmp_path / "train", seed=0, device=torch.device("cpu"))
 
 
 @pytest.mark.parametrize("name", ["vae", "text"])
@@ -37,10 +38,10 @@ def test_a_resumed_run_matches_an_uninterrupted_one(config, tmp_path, monkeypatc
         if self.step == 2:
             raise Stopped
 
-    real_save = train.Trainer.save
+    real_save = trainer.Trainer.save
     with monkeypatch.context() as patch:
-        patch.setattr(train, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
-        patch.setattr(train.Trainer, "save", stop_after_two)
+        patch.setattr(trainer, "CHECKPOINT_SECONDS", -1.0)  # a checkpoint after every step
+        patch.setattr(trainer.Trainer, "save", stop_after_two)
         with pytest.raises(Stopped):
             stages[name](broken)
     resumed = stages[name](broken).state_dict()
@@ -51,7 +52,7 @@ def test_a_resumed_run_matches_an_uninterrupted_one(config, tmp_path, monkeypatc
 def test_all_stages_write_a_model_that_opens(config, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # diffusers' about its own casts to fp16
-        train.train(config, tmp_path / "model")
+        train.train_model(config, tmp_path / "model")
     image = calotype.load(tmp_path / "model", backend="eager")("a red ring", steps=1, seed=1).images[0]
     assert image.size == (128, 128)
     logged = [line.split(",") for line in (config.folder / "log.csv").read_text().splitlines()]
@@ -61,9 +62,10 @@ def test_all_stages_write_a_model_that_opens(config, tmp_path):
 
 def test_cached_files_depend_on_the_count_and_the_autoencoder(tmp_path):
     torch.manual_seed(0)
-    vaes, device = [networks.new_vae() for _ in range(2)], torch.device("cpu")
+    vaes = [networks.new_vae() for _ in range(2)]
+    config = trainer.TrainingConfig(folder=tmp_path, seed=0, device=torch.device("cpu"))
     first, other, more, again = (
-        Latents(vaes[i], count, tmp_path, device).values for i, count in ((0, 2), (1, 2), (0, 3), (0, 2))
+        Latents.cached(vaes[i], count, config).values for i, count in ((0, 2), (1, 2), (0, 3), (0, 2))
     )
     assert torch.equal(first, again)
     assert not torch.equal(first, other)
@@ -78,6 +80,6 @@ def test_the_noisy_end_weighs_as_v_prediction_and_the_clean_end_is_held_down():
 
 
 def test_the_learning_rate_warms_up_holds_and_falls():
-    stage = train.Stage(name="x", steps=1000, batch=1, lr=1.0, warmup=100, hold=0.5, lr_end=0.0)
-    rates = [train.learning_rate(stage, s) for s in (0, 49, 99, 100, 499, 750, 1000)]
+    stage = trainer.Stage(name="x", steps=1000, batch=1, lr=1.0, warmup=100, hold=0.5, lr_end=0.0)
+    rates = [trainer.learning_rate(stage, s) for s in (0, 49, 99, 100, 499, 750, 1000)]
     assert rates == pytest.approx([0.01, 0.5, 1.0, 1.0, 1.0, 0.5, 0.0])

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 from safetensors import safe_open
 
-from calotype.export.demo.evaluate import held_out_captions, score
 from calotype.export.judge import scenes
 from calotype.export.quality.metrics import psnr
+from demo_training.evaluate import held_out_captions, score
 
 
 def test_it_is_small_and_a_stable_diffusion_in_every_part(demo_folder):
@@ -22,7 +22,7 @@ def test_it_is_small_and_a_stable_diffusion_in_every_part(demo_folder):
 
 @pytest.mark.parametrize(("things", "minimum"), [(1, 0.85), (2, 0.7)])
 def test_it_generates_held_out_captions(pipe, things, minimum):
-    """A sample of the 200 that `export.demo.evaluate` measures; the minimum allows for the small sample."""
+    """A sample of the 200 that `demo_training captions` measures; the minimum allows for the small sample."""
     result = score(pipe, held_out_captions(things, 40, seed=5000), guidance_scale=5.0)
     assert result.share >= minimum, result.wrong
 

@@ -1,13 +1,14 @@
-"""`python -m calotype.export.demo.train_control`: train a ControlNet that steers the demonstration model by edges.
+"""Train a ControlNet that steers the demonstration model by edges.
 
 As in the paper (Zhang et al. 2023, arXiv 2302.05543): a trainable copy of the U-Net's first half, connected to the
 frozen U-Net by convolutions that start at zero, trains with the U-Net's own loss. `calotype.preprocess.canny` finds
-the edges of the scenes. Training resumes from the last checkpoint.
+the edges of the scenes.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +16,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from ..judge import scenes
-from ..sources.source import find
-from . import train
-from . import train_unet as unet
-from .edges import edges_of, f1
-from .train_text import load_tokenizer
+from calotype.export.judge import scenes
 
-STAGE = train.Stage(name="control", steps=1200, batch=24, lr=1e-3, hold=0.4, ema_decay=0.995, sheet_seconds=240)
+from . import train_unet as unet
+from .data import cached, training_scenes
+from .evaluate import edges_of, f1, held_out_scenes
+from .train_text import load_tokenizer
+from .trainer import Stage, Trainer, TrainingConfig, grid
+
+STAGE = Stage(name="control", steps=1200, batch=24, lr=1e-3, hold=0.4, ema_decay=0.995, sheet_seconds=240)
 SCENES = 6000  # that it trains on
 SHOWN = 16  # held-out scenes on its sample sheet
 DROPPED = 0.3  # share of empty captions, more than the U-Net's 0.1: without words, the edges must guide the U-Net
@@ -34,14 +36,11 @@ class Edges:
     """The edges of training scenes, computed once and cached in a file with one bit per pixel."""
 
     def __init__(self, count: int, folder: Path) -> None:
-        path = folder / f"edges-{count}.npy"
-        if not path.exists():
-            seeds = range(count)
-            edges = [edges_of(scenes.render(scenes.draw_scene(s, held_out=False))) for s in seeds]
-            fresh = path.with_suffix(".part.npy")
-            np.save(fresh, np.packbits(np.stack(edges), axis=-1))
-            fresh.replace(path)
-        self.packed = np.load(path)  # [count, SIZE, SIZE / 8]
+        def compute() -> np.ndarray:
+            edges = [edges_of(scenes.render(s)) for s in training_scenes(count)]
+            return np.packbits(np.stack(edges), axis=-1)
+
+        self.packed = cached(folder / f"edges-{count}.npy", compute)  # [count, SIZE, SIZE / 8]
 
     def __call__(self, which: np.ndarray) -> Tensor:
         """Return control images of some scenes.  # [B] -> [B, 3, SIZE, SIZE], 0 and 1"""
@@ -97,7 +96,7 @@ def new_controlnet(network: Any) -> Any:
     return controlnet
 
 
-def train_control(config: train.TrainingConfig, model: Path) -> Any:
+def train_control(config: TrainingConfig, model: Path) -> Any:
     """Train a ControlNet for the model (in diffusers' layout) in `model`, which does not change."""
     from diffusers import AutoencoderKL, UNet2DConditionModel
     from transformers import CLIPTextModel
@@ -107,35 +106,21 @@ def train_control(config: train.TrainingConfig, model: Path) -> Any:
     vae = AutoencoderKL.from_pretrained(model / "vae", **options).to(config.device).requires_grad_(False)
     text_encoder = CLIPTextModel.from_pretrained(model / "text_encoder", dtype=torch.float32).to(config.device)
     torch.manual_seed(config.seed)
-    trainer = train.Trainer(STAGE, new_controlnet(network).requires_grad_(True), config)
+    trainer = Trainer(STAGE, new_controlnet(network).requires_grad_(True), config)
     edges = Edges(SCENES, config.folder)
-    latents = unet.Latents(vae, SCENES, config.folder, config.device)
-    latents.scaling_factor = float(vae.config.scaling_factor)
+    latents = replace(unet.Latents.cached(vae, SCENES, config), scaling_factor=float(vae.config.scaling_factor))
     parts = (text_encoder, load_tokenizer(model / "tokenizer"), latents, config.device)
     steering = Steering(parts, network, edges)
 
-    drawn = [scenes.draw_scene(s, held_out=True) for s in range(train.HELD_OUT, train.HELD_OUT + SHOWN)]
+    drawn = held_out_scenes(SHOWN)
     expected = np.stack([edges_of(scenes.render(s)) for s in drawn])
     held_out = Steering(parts, network, lambda which: hints(expected[which]))
 
     def sheet(controlnet: nn.Module) -> np.ndarray:
         images = unet.sample(controlnet, vae, held_out, [scenes.caption(s) for s in drawn], guidance=5.0, steps=10)
-        tiles = [train.grid(images[i : i + 1]) for i in range(len(images))]
+        tiles = [grid(images[i : i + 1]) for i in range(len(images))]
         score = np.mean([f1(edges_of(tile), edges) for tile, edges in zip(tiles, expected, strict=True)])
         print(f"control: F1 {score:.3f} of edges on {len(drawn)} held-out scenes at step {trainer.step}", flush=True)
-        return train.grid(torch.cat([hints(expected) * 2 - 1, images]))
+        return grid(torch.cat([hints(expected) * 2 - 1, images]))
 
     return trainer.train(lambda step: steering.loss(trainer.model, config.seed, step, STAGE.batch), sheet)
-
-
-def main() -> None:
-    """The command line."""
-    what = "the demonstration model's ControlNet"
-    config, args = train.parse_args(what, folder=".train/control", out="engine/demo_canny", model="demo")
-    best = train_control(config, find(args.model))
-    best.cpu().half().save_pretrained(args.out, safe_serialization=True)
-    print(f"wrote the ControlNet to {args.out}", flush=True)
-
-
-if __name__ == "__main__":
-    main()
