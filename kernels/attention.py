@@ -7,8 +7,6 @@ any value, for example many queries (pixels) and few keys (a text). `calotype.cu
 cuDNN's and flash attention, and selects the fastest for a shape.
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -61,14 +59,10 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
     Raises `ValueError` if the shapes or strides do not match.
     """
-    (launch,) = launches(q, k, v, scale=scale)
-    launch()
-    out = launch.arguments["out"]
-    assert isinstance(out, Tensor)
-    return out.transpose(1, 2)
+    return launch(q, k, v, scale=scale).run().transpose(1, 2)
 
 
-def launches(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Sequence[Launch]:
+def launch(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Launch:
     """Return the launch. Its arguments contain `out`, [B, P, H, D]."""
     batch, heads, queries, width = q.shape
     match = k.shape == v.shape and k.shape[:2] == q.shape[:2] and k.shape[3] == width and k.shape[2] > 0
@@ -78,21 +72,16 @@ def launches(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Sequence[Launc
     lanes = max(_MIN_TILE, power_of_two(width))
     rows = min(_QUERIES, max(_MIN_TILE, power_of_two(queries)))
     keys = _KEYS if lanes <= _KEYS else _KEYS // 2  # wide heads need fewer keys at once: registers are the limit
-    inputs = {"q": q, "k": k, "v": v}
-    strides = {f"{n}_{axis}": t.stride(i) for n, t in inputs.items() for i, axis in enumerate("bhp")}
-    return [
-        Launch(
-            kernel=_attention,
-            grid=(blocks(queries, rows), batch * heads),
-            arguments={
-                **{**inputs, "out": q.new_empty(batch, queries, heads, width), "scale": scale},
-                **{"heads": heads, "queries": queries, "keys": k.shape[2]},
-                **strides,
-            },
-            constants={"WIDTH": width, "LANES": lanes, "QUERIES": rows, "KEYS": keys},
-            warps=4,
-        )
-    ]
+    tensors = {"q": q, "k": k, "v": v, "out": q.new_empty(batch, queries, heads, width)}
+    sizes = {"heads": heads, "queries": queries, "keys": k.shape[2]}
+    strides = {f"{n}_{axis}": tensors[n].stride(i) for n in "qkv" for i, axis in enumerate("bhp")}
+    return Launch(
+        kernel=_attention,
+        grid=(blocks(queries, rows), batch * heads),
+        arguments={**tensors, "scale": scale, **sizes, **strides},
+        constants={"WIDTH": width, "LANES": lanes, "QUERIES": rows, "KEYS": keys},
+        warps=4,
+    )
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:

@@ -62,6 +62,17 @@ class Launch:
         """Launch it on the current device and stream."""
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
+    def tensor(self, name: str) -> Tensor:
+        """Return the argument of this name, which is a tensor, such as the output."""
+        tensor = self.arguments[name]
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def run(self, name: str = "out") -> Tensor:
+        """Launch it, and return the output of this name."""
+        self()
+        return self.tensor(name)
+
     def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
         """Return types by argument, constants by argument, and attributes by the argument's position."""
         # Triton treats the integer 1 as a constant.

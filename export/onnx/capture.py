@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from calotype.backends import choose
-from calotype.backends.torch.eager import open_runner
+from calotype.backends.torch.eager import EagerRunner
 from calotype.pipeline import Pipeline
 from calotype.plan.plan import Plan, PlannedComponent, read_plan
 
@@ -47,12 +47,12 @@ class ImageSet:
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline's call for image i."""
-        outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
-        masked = dict(zip(("image", "mask_image"), self._masked(i), strict=True)) if self.masked else {}
         call = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
-        return {**call, "height": self.height, "width": self.width, **outlines, **masked}
+        call |= {"height": self.height, "width": self.width}
+        outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
+        return {**call, **outlines, **(self._masked(i) if self.masked else {})}
 
-    def _masked(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def _masked(self, i: int) -> dict[str, NDArray[Any]]:
         """Draw boxes of flat colors, and a mask with one box.  # uint8 [H, W, 3], bool [H, W]"""
         rng = np.random.default_rng([self.first_seed + i, 2**16])
         image = np.full((self.height, self.width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
@@ -60,7 +60,7 @@ class ImageSet:
             image[self._box(rng)] = rng.integers(0, 256, 3)
         mask = np.zeros((self.height, self.width), dtype=np.bool_)
         mask[self._box(rng)] = True
-        return image, mask
+        return {"image": image, "mask_image": mask}
 
     def _box(self, rng: np.random.Generator) -> tuple[slice, slice]:
         """Choose a box of a quarter to three quarters of each side of the image."""
@@ -129,9 +129,7 @@ class _Tape:
             self.calls.append(Call(inputs=copies, outputs={}))
             raise _EndOfRecording
         if self._runner is None:
-            artifact = self._component.artifact("diffusers")
-            assert artifact is not None  # the plan of a source has the eager reference of every component
-            self._runner = open_runner(self._component, artifact)
+            self._runner = _open_eager(self._component)
         outputs = self._runner(copies)
         self.calls.append(Call(inputs=copies, outputs=outputs))
         return dict(outputs)
@@ -139,6 +137,12 @@ class _Tape:
     def run_with_fallback(self, run: Any, inputs: Callable[[], Arrays]) -> Arrays:
         """Replace `LoadedComponent.run_with_fallback`: record each call of a session with its full inputs."""
         return self(**inputs())
+
+
+def _open_eager(component: PlannedComponent) -> EagerRunner:
+    artifact = component.artifact("diffusers")
+    assert artifact is not None  # the plan of a source has the eager reference of every component
+    return EagerRunner(component, artifact)
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -172,8 +176,12 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
     requested = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
     opened, folder = read_plan(Path(plan), sealed=False), Path(out)
     if names == ["vae_decoder"] or (names == ["vae_encoder"] and not requested.masked):
-        calls = _record_one(opened.components[names[0]], Path(earlier[names[0]]))
-        write_calls(folder / f"{names[0]}.npz", calls)
+        # Run the decoder on the final latents of the runs, or the encoder on the decoder's pixels.
+        (name,), calls = names, read_calls(Path(earlier[names[0]]))
+        decodes = name == "vae_decoder"
+        inputs = [c.inputs if decodes else {"sample": c.outputs["sample"].clip(-1, 1)} for c in calls]
+        runner = _open_eager(opened.components[name])
+        write_calls(folder / f"{name}.npz", [Call(inputs=i, outputs=runner(i)) for i in inputs])
         return
     tapes = {
         name: _Tape(component, read_calls(Path(earlier[name])) if name in earlier else (), records=name in names)
@@ -196,18 +204,6 @@ def _generate(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
     except Exception as stopped:  # the pipeline wraps errors of its backends
         if not isinstance(stopped, _EndOfRecording) and not isinstance(stopped.__cause__, _EndOfRecording):
             raise
-
-
-def _record_one(component: PlannedComponent, pending: Path) -> list[Call]:
-    """Run the decoder on the final latents of the runs, or the encoder on the decoder's pixels."""
-    artifact = component.artifact("diffusers")
-    assert artifact is not None
-    runner = open_runner(component, artifact)
-    calls = []
-    for call in read_calls(pending):
-        inputs = call.inputs if component.name == "vae_decoder" else {"sample": call.outputs["sample"].clip(-1, 1)}
-        calls.append(Call(inputs=inputs, outputs=runner(inputs)))
-    return calls
 
 
 def evenly(calls: Sequence[Call], limit: int) -> list[Call]:

@@ -201,7 +201,7 @@ def test_nodes_where_the_loss_rises_stay_in_float32(tmp_path):
 def test_islands_that_do_not_help_are_not_kept(tmp_path, monkeypatch):
     source = graph(tmp_path, CANCELS)
     feeds = [{"x": np.random.default_rng(0).standard_normal((8, 16), dtype=np.float32)}]
-    monkeypatch.setattr(module, "_worst", lambda *_: {"last": "a wrong guess"})
+    monkeypatch.setattr(module._Search, "_worst", lambda *_: {"last": "a wrong guess"})
     assert find_islands(source, feeds, precision="fp16") == {}
 
 
