@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Launch, blocks, power_of_two, require, wide
+from .launch import Launch, require, wide
 
 MAX_HEAD_WIDTH = 128  # above it, rows of q and of the result no longer fit into registers
 _QUERIES, _KEYS = 64, 64
@@ -69,15 +69,15 @@ def launch(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Launch:
     match = match and width <= MAX_HEAD_WIDTH
     require(match, f"q [B, H, P, D], k and v [B, H, T, D], D at most {MAX_HEAD_WIDTH}", [q, k, v])
     require(all(t.stride(3) == 1 for t in (q, k, v)), "heads that are contiguous in the last axis", [q, k, v])
-    lanes = max(_MIN_TILE, power_of_two(width))
-    rows = min(_QUERIES, max(_MIN_TILE, power_of_two(queries)))
+    lanes = max(_MIN_TILE, triton.next_power_of_2(width))
+    rows = min(_QUERIES, max(_MIN_TILE, triton.next_power_of_2(queries)))
     keys = _KEYS if lanes <= _KEYS else _KEYS // 2  # wide heads need fewer keys at once: registers are the limit
     tensors = {"q": q, "k": k, "v": v, "out": q.new_empty(batch, queries, heads, width)}
     sizes = {"heads": heads, "queries": queries, "keys": k.shape[2]}
     strides = {f"{n}_{axis}": tensors[n].stride(i) for n in "qkv" for i, axis in enumerate("bhp")}
     return Launch(
         kernel=_attention,
-        grid=(blocks(queries, rows), batch * heads),
+        grid=(triton.cdiv(queries, rows), batch * heads),
         arguments={**tensors, "scale": scale, **sizes, **strides},
         constants={"WIDTH": width, "LANES": lanes, "QUERIES": rows, "KEYS": keys},
         warps=4,

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Launch, blocks, power_of_two, require, wide
+from .launch import Launch, require, wide
 from .quantize import result_type, stored
 
 _BLOCK = 1024
@@ -37,11 +37,11 @@ def launch(x: Tensor, *, fp8_scale: Tensor | None = None) -> Launch:
     """Return the launch. Its arguments contain `out`."""
     require(x.is_contiguous() and x.shape[-1] % 2 == 0, "x [..., 2 D], contiguous", [x])
     width = x.shape[-1] // 2
-    block = min(_BLOCK, power_of_two(width))
+    block = min(_BLOCK, triton.next_power_of_2(width))
     out = x.new_empty(*x.shape[:-1], width, dtype=result_type(x, fp8_scale))
     return Launch(
         kernel=_geglu,
-        grid=(x.numel() // (2 * width), blocks(width, block)),
+        grid=(x.numel() // (2 * width), triton.cdiv(width, block)),
         arguments={"x": x, "out": out, "width": width, "scale": fp8_scale},
         constants={"BLOCK": block},
         warps=4,

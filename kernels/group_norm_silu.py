@@ -18,7 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Arguments, Launch, blocks, power_of_two, require, wide
+from .launch import Arguments, Launch, require, wide
 
 _TILE = 2048  # the numbers that a program holds at once
 _SMALL = 16384  # the largest group, in numbers, for one program
@@ -211,11 +211,11 @@ def launches(
     while side * width < _WIDE and norm.groups % (2 * side) == 0:
         side *= 2
     shape = _shape(x, width, side)
-    part = power_of_two(max(4 * shape["PIXELS"], blocks(pixels, _MAX_PARTS)))
-    grid = (blocks(pixels, part), norm.groups // side, len(x))
+    part = triton.next_power_of_2(max(4 * shape["PIXELS"], triton.cdiv(pixels, _MAX_PARTS)))
+    grid = (triton.cdiv(pixels, part), norm.groups // side, len(x))
     moments = torch.empty(len(x), norm.groups, grid[0], 2, dtype=torch.float32, device=x.device)
     split: Arguments = {**read, "moments": moments, "part_pixels": part}
-    merged = {**shape, **silu, "PARTS": power_of_two(grid[0])}
+    merged = {**shape, **silu, "PARTS": triton.next_power_of_2(grid[0])}
     return [
         Launch(kernel=_group_norm_moments, grid=grid, arguments={**split, **total}, constants=shape, warps=4),
         Launch(kernel=_group_norm_parts, grid=grid, arguments={**split, **scaled}, constants=merged, warps=4),
@@ -238,8 +238,8 @@ def plugin_launch(x: Tensor, norm: GroupNorm) -> Launch:
 
 
 def _shape(x: Tensor, width: int, side: int) -> dict[str, int]:
-    lanes = power_of_two(width)
-    tile = max(1, min(power_of_two(x.shape[2] * x.shape[3]), _TILE // (lanes * side)))
+    lanes = triton.next_power_of_2(width)
+    tile = max(1, min(triton.next_power_of_2(x.shape[2] * x.shape[3]), _TILE // (lanes * side)))
     return {"C": x.shape[1], "WIDTH": width, "LANES": lanes, "GROUPS": side, "PIXELS": tile}
 
 

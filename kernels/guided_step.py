@@ -25,7 +25,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, blocks, require
+from .launch import Launch, require
 
 _BLOCK = 256  # the latents of a program
 _IMAGE_TENSORS = ("image_coefficients", "inpaint_mask", "masked_rows")
@@ -179,7 +179,7 @@ def launch(network: Network, slots: Slots, *, rescaled: bool = False) -> Launch:
     images = {name: getattr(slots.original, name, None) for name in _IMAGE_TENSORS}
     return Launch(
         kernel=_guided_step,
-        grid=(blocks(size, _BLOCK), count),
+        grid=(triton.cdiv(size, _BLOCK), count),
         arguments={
             **{**vars(network), **states, **images, "original": getattr(slots.original, "latents", None)},
             **{"slots": count, "table": table, "columns": columns},

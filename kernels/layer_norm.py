@@ -12,7 +12,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Launch, blocks, power_of_two, require, wide
+from .launch import Launch, require, wide
 from .quantize import result_type, stored
 
 _TILE = 4096  # the numbers that a program holds
@@ -76,14 +76,14 @@ def launch(
     require(weight.shape == bias.shape == x.shape[-1:], "a weight and a bias for each channel", tensors)
     width = x.shape[-1]
     require(width <= _MAX_WIDTH, f"rows of at most {_MAX_WIDTH}", tensors)
-    lanes = power_of_two(width)
+    lanes = triton.next_power_of_2(width)
     rows, count = max(1, min(_TILE // lanes, 16)), x.numel() // width
     inputs = {"x": x, "residual": residual, "weight": weight, "bias": bias, "quantized": fp8_scale}
     out = torch.empty_like(x, dtype=result_type(x, fp8_scale))
     total = None if residual is None else torch.empty_like(x)
     return Launch(
         kernel=_layer_norm,
-        grid=(blocks(count, rows),),
+        grid=(triton.cdiv(count, rows),),
         arguments={**inputs, "out": out, "total": total, "rows": count, "eps": eps},
         constants={"C": width, "LANES": lanes, "ROWS": rows},
         warps=4 if lanes <= _TILE else 16,

@@ -8,7 +8,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, blocks, require
+from .launch import Launch, require
 
 _BLOCK = 512
 _CHANNELS = 4  # the maximum in a program: three, rounded up to a power of two
@@ -47,7 +47,7 @@ def launch(x: Tensor) -> Launch:
     out = torch.empty(batch, height, width, channels, dtype=torch.uint8, device=x.device)
     return Launch(
         kernel=_to_uint8,
-        grid=(blocks(height * width, _BLOCK), batch),
+        grid=(triton.cdiv(height * width, _BLOCK), batch),
         arguments={"x": x, "out": out, "channels": channels, "pixels": height * width, "width": width, **strides},
         constants={"C": _CHANNELS, "BLOCK": _BLOCK},
         warps=4,

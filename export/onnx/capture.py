@@ -2,14 +2,16 @@
 
 The ordinary pipeline generates images on the eager backend, with one component in memory at a time. The calls of
 earlier components are replayed from their recordings. The run stops at the first call of the next component, and the
-inputs of that call are kept. A recording is a folder of .npz files. This module does not know about precision.
+inputs of that call are kept. A recording is a folder of .npz files, made in one child process per component. This
+module does not know about precision.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,18 @@ from numpy.typing import NDArray
 
 from calotype.backends import choose
 from calotype.backends.torch.eager import EagerRunner
+from calotype.files.digest import file_digest
 from calotype.pipeline import Pipeline
-from calotype.plan.plan import Plan, PlannedComponent, read_plan
+from calotype.plan.plan import Plan, PlannedComponent, read_plan, write_plan
+from calotype.text.tokenizer import tokenizer_files
+
+from ..sources.source import Source
+from ..steps.progress import Progress
+from ..steps.stored_step import StoredStep
+from ..steps.versions import versions
 
 Arrays = dict[str, NDArray[Any]]
+RECORDER = 2  # increased when the content of recordings changes
 KEPT_CALLS = 256  # per network in a recording, spread evenly over all images and steps
 
 
@@ -94,6 +104,55 @@ def read_calls(path: Path) -> list[Call]:
             i, side, name = key.split(".", 2)
             arrays.setdefault(int(i), {"in": {}, "out": {}})[side][name] = file[key]
     return [Call(inputs=arrays[i]["in"], outputs=arrays[i]["out"]) for i in sorted(arrays)]
+
+
+def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, progress: Progress) -> dict[str, Path]:
+    """Record every component of the plan over the images: component -> .npz file of `Call`s.
+
+    `plan` has the eager reference of every component. `purpose` ("calibration", "proof") appears in progress. A
+    recording is an entry of the store. It depends only on its component and on those before it in a run: a new decoder
+    does not change the U-Net's.
+    """
+    recordings: dict[str, Path] = {}
+    before: list[str] = []
+    for names in groups(tuple(plan.components), masked=images.masked):
+        before += names
+        with progress.stage(f"record {', '.join(names)} ({purpose})"):
+            folder = _record(plan, source, images, list(names), before, recordings)
+        recordings |= {name: folder / f"{name}.npz" for name in names}
+        pending = folder / "vae_decoder.pending.npz"
+        if pending.is_file():
+            recordings["vae_decoder"] = pending
+        if "vae_decoder" in names and not images.masked:
+            recordings["vae_encoder"] = recordings["vae_decoder"]
+    return recordings
+
+
+def _record(
+    plan: Plan, source: Source, images: ImageSet, names: list[str], before: list[str], earlier: Mapping[str, Path]
+) -> Path:
+    """Return the folder with the recordings of `names`; they depend on the components `before`, themselves included."""
+    step = StoredStep(
+        depends_on={
+            "recorder": RECORDER,
+            "components": {n: [source.weights_digest(n), plan.components[n].inputs] for n in before},
+            "tokenizers": [file_digest(p) for folder in plan.tokenizers.values() for p in tokenizer_files(folder)],
+            "scheduler": plan.scheduler,
+            "pictures": asdict(images),
+            "tools": versions(),
+        },
+        label={"component": ", ".join(names), "kind": "recording", "model": plan.model},
+    )
+    with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
+        write_plan(plan, Path(scratch))
+        return step.run_in_child(
+            f"recording the {', '.join(names)}",
+            f"{__name__}:record",
+            plan=scratch,
+            names=names,
+            earlier={name: str(path) for name, path in earlier.items()},
+            images=asdict(images),
+        ).folder
 
 
 def groups(names: Sequence[str], *, masked: bool) -> list[tuple[str, ...]]:

@@ -1,7 +1,7 @@
 """Convert a float32 graph to half precision: fp16 or bf16 inside, float32 at the inputs, outputs and in islands.
 
 Tensors keep their names where possible, so the bindings of the float32 graph also work for the lowered graph.
-`find_islands` chooses from real inputs the nodes that should stay in float32. `lower` follows that choice, and also
+`keep_fp32` chooses from real inputs the nodes that should stay in float32. `lower` follows that choice, and also
 keeps nodes whose constants or operators do not support the type.
 
 A strongly typed backend (TensorRT) computes in the graph's types; others (OpenVINO) read them as a hint.
@@ -19,9 +19,6 @@ from calotype.errors import InputError
 
 from ..onnx.file import bytes_of, open_graph, save_graph, tensors
 from .half_op_types import FLOAT, Division, constant_islands, divide, half_of, raise_opset, reads_any_type
-from .keep_fp32 import find_islands
-
-__all__ = ["LowerReport", "find_islands", "lower"]
 
 
 @dataclass(frozen=True, kw_only=True)

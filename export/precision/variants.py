@@ -110,7 +110,7 @@ def half(part: Part, precision: str, backend: str) -> Artifact:
 
 
 def _halved(part: Part, precision: str) -> Artifact:
-    return _lowered(part, "halve", precision, recording=str(part.recording))
+    return _lowered(part, "halve", precision, {"precision": precision, "recording": str(part.recording)})
 
 
 def quantized(part: Part, ranges: Path, keep: Collection[str], precision: str, backend: str) -> Artifact:
@@ -123,12 +123,12 @@ def quantized(part: Part, ranges: Path, keep: Collection[str], precision: str, b
     if rest and backend in COMPILED:
         part = replace(part, traced=_halved(part, rest))
         arguments["half"] = rest
-    return _compiled(part, _lowered(part, "quantize", dtype, **arguments))
+    return _compiled(part, _lowered(part, "quantize", dtype, arguments))
 
 
 def small_weights(part: Part, weights: str) -> Artifact:
     """Return the component with only its weights in "int8" or "int4"."""
-    artifact = _lowered(part, "shrink", f"fp32, {weights} weights", bits=int(weights[3:]))
+    artifact = _lowered(part, "shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])})
     return _compiled(part, replace(artifact, precision="fp32", check={**artifact.check, "weights": weights}))
 
 
@@ -137,9 +137,7 @@ def _compiled(part: Part, graph: Artifact) -> Artifact:
     return graph if part.engines is None else part.engines.of(part.component, graph)
 
 
-def _lowered(part: Part, function: str, precision: str, **arguments: Any) -> Artifact:
-    if function == "halve":
-        arguments["precision"] = precision
+def _lowered(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artifact:
     label = {"kind": "artifact", "precision": precision}
     stored = _stored(part, f"making the {part.name} {precision}", function, label, arguments)
     path = stored.folder / "model.onnx"
@@ -194,7 +192,8 @@ def form_for(dtype: str, backend: str) -> str:
 
 def halve(*, source: str, out: str, precision: str, recording: str) -> dict[str, Any]:
     """Find islands on real inputs, then lower the graph."""
-    from .half_convert import find_islands, lower
+    from .half_convert import lower
+    from .keep_fp32 import find_islands
 
     feeds = [c.inputs for c in evenly(read_calls(Path(recording)), _ISLAND_CALLS)]
     islands = find_islands(Path(source), feeds, precision=precision)

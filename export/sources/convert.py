@@ -258,13 +258,7 @@ def write_tokenizer(folder: Path, *, pad: str) -> None:
     # Printable bytes are written as their characters, and then the others as the characters from 256 on.
     printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
     letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
-    words = [
-        *letters,
-        *(f"{letter}</w>" for letter in letters),
-        *("".join(merge.split()) for merge in merges),
-        START,
-        END,
-    ]
+    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(merge.split()) for merge in merges), START, END]
     ids = {word: number for number, word in enumerate(words)}
     (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
     special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}

@@ -72,13 +72,14 @@ def cases() -> Iterator[tuple[str, Launch]]:
 
 
 def targets_of(launch: Launch) -> list[int]:
-    """Return the compute capabilities that the launch supports."""
-    return [target for target in TARGETS if target >= launch.min_capability]
+    """Return the compute capabilities that the launch supports: fp8 exists since 8.9."""
+    types = {a.dtype for a in launch.arguments.values() if isinstance(a, torch.Tensor)}
+    return [target for target in TARGETS if target >= 89 or torch.float8_e4m3fn not in types]
 
 
 def _named(what: str, *launches: Launch) -> Iterator[tuple[str, Launch]]:
     for launch in launches:
-        yield f"{launch.name.removeprefix('_')}: {what}", launch
+        yield f"{launch.kernel.__name__.removeprefix('_')}: {what}", launch
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -119,11 +120,8 @@ def resources(launch: Launch, capability: int) -> dict[str, int]:
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    types, constants, aligned = launch.signature()
-    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    compiled = triton.compile(launch.source(), target=GPUTarget("cuda", capability, 32), options=launch.options)
     registers, stack, _, local = _usage(compiled.asm["cubin"])
     return {"registers": registers, "shared_bytes": int(compiled.metadata.shared), "spilled_bytes": stack + local}
 

@@ -17,7 +17,8 @@ from calotype.backends import LoadedComponent
 from calotype.backends.torch.modules import load_module
 from calotype.errors import InputError, SourceError
 from calotype.export import prepare
-from calotype.export.precision.half_convert import find_islands, lower
+from calotype.export.precision.half_convert import lower
+from calotype.export.precision.keep_fp32 import find_islands
 from calotype.plan.family import folder_of
 
 WITHIN = {"fp16": 3e-3, "bf16": 3e-2}

@@ -16,8 +16,9 @@ from calotype.export import prepare
 from calotype.export.onnx.check import relative_error
 from calotype.export.onnx.trace import trace
 from calotype.export.precision import keep_fp32 as module
-from calotype.export.precision.half_convert import find_islands, lower
+from calotype.export.precision.half_convert import lower
 from calotype.export.precision.half_op_types import half_of
+from calotype.export.precision.keep_fp32 import find_islands
 from calotype.export.precision.rounding_error import losses
 from calotype.plan.family import Component, family_of
 
