@@ -7,14 +7,12 @@ any value, for example many queries (pixels) and few keys (a text). `calotype.cu
 cuDNN's and flash attention, and selects the fastest for a shape.
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Launch, blocks, power_of_two, require, wide
+from .launch import Launch, require, wide
 
 MAX_HEAD_WIDTH = 128  # above it, rows of q and of the result no longer fit into registers
 _QUERIES, _KEYS = 64, 64
@@ -61,38 +59,29 @@ def attention(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
 
     Raises `ValueError` if the shapes or strides do not match.
     """
-    (launch,) = launches(q, k, v, scale=scale)
-    launch()
-    out = launch.arguments["out"]
-    assert isinstance(out, Tensor)
-    return out.transpose(1, 2)
+    return launch(q, k, v, scale=scale).run().transpose(1, 2)
 
 
-def launches(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Sequence[Launch]:
+def launch(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Launch:
     """Return the launch. Its arguments contain `out`, [B, P, H, D]."""
     batch, heads, queries, width = q.shape
     match = k.shape == v.shape and k.shape[:2] == q.shape[:2] and k.shape[3] == width and k.shape[2] > 0
     match = match and width <= MAX_HEAD_WIDTH
     require(match, f"q [B, H, P, D], k and v [B, H, T, D], D at most {MAX_HEAD_WIDTH}", [q, k, v])
     require(all(t.stride(3) == 1 for t in (q, k, v)), "heads that are contiguous in the last axis", [q, k, v])
-    lanes = max(_MIN_TILE, power_of_two(width))
-    rows = min(_QUERIES, max(_MIN_TILE, power_of_two(queries)))
+    lanes = max(_MIN_TILE, triton.next_power_of_2(width))
+    rows = min(_QUERIES, max(_MIN_TILE, triton.next_power_of_2(queries)))
     keys = _KEYS if lanes <= _KEYS else _KEYS // 2  # wide heads need fewer keys at once: registers are the limit
-    inputs = {"q": q, "k": k, "v": v}
-    strides = {f"{n}_{axis}": t.stride(i) for n, t in inputs.items() for i, axis in enumerate("bhp")}
-    return [
-        Launch(
-            kernel=_attention,
-            grid=(blocks(queries, rows), batch * heads),
-            arguments={
-                **{**inputs, "out": q.new_empty(batch, queries, heads, width), "scale": scale},
-                **{"heads": heads, "queries": queries, "keys": k.shape[2]},
-                **strides,
-            },
-            constants={"WIDTH": width, "LANES": lanes, "QUERIES": rows, "KEYS": keys},
-            warps=4,
-        )
-    ]
+    tensors = {"q": q, "k": k, "v": v, "out": q.new_empty(batch, queries, heads, width)}
+    sizes = {"heads": heads, "queries": queries, "keys": k.shape[2]}
+    strides = {f"{n}_{axis}": tensors[n].stride(i) for n in "qkv" for i, axis in enumerate("bhp")}
+    return Launch(
+        kernel=_attention,
+        grid=(triton.cdiv(queries, rows), batch * heads),
+        arguments={**tensors, "scale": scale, **sizes, **strides},
+        constants={"WIDTH": width, "LANES": lanes, "QUERIES": rows, "KEYS": keys},
+        warps=4,
+    )
 
 
 def reference(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:

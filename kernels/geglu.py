@@ -3,15 +3,13 @@
 y = a gelu(b)        a, b the halves of x;  gelu(b) = b (1 + erf(b / sqrt 2)) / 2, as in diffusers
 """
 
-from collections.abc import Sequence
-
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Launch, blocks, power_of_two, require, wide
-from .quantize import Scale, stored
+from .launch import Launch, require, wide
+from .quantize import result_type, stored
 
 _BLOCK = 1024
 
@@ -27,36 +25,27 @@ def _geglu(x, out, scale, width, BLOCK: tl.constexpr):
     tl.store(out + row * width + here, stored(y, scale, out.dtype.element_ty), mask=there)
 
 
-def geglu(x: Tensor, *, quantized: Scale | None = None) -> Tensor:
-    """Compute a gelu(b), in eight bits if `quantized` is set.  # [..., 2 D] -> [..., D]
+def geglu(x: Tensor, *, fp8_scale: Tensor | None = None) -> Tensor:
+    """Compute a gelu(b), in fp8 if there is a scale (see `quantize`).  # [..., 2 D] -> [..., D]
 
     Raises `ValueError` if x is not contiguous, or its width is odd.
     """
-    (launch,) = launches(x, quantized=quantized)
-    launch()
-    out = launch.arguments["out"]
-    assert isinstance(out, Tensor)
-    return out
+    return launch(x, fp8_scale=fp8_scale).run()
 
 
-def launches(x: Tensor, *, quantized: Scale | None = None) -> Sequence[Launch]:
+def launch(x: Tensor, *, fp8_scale: Tensor | None = None) -> Launch:
     """Return the launch. Its arguments contain `out`."""
     require(x.is_contiguous() and x.shape[-1] % 2 == 0, "x [..., 2 D], contiguous", [x])
     width = x.shape[-1] // 2
-    block = min(_BLOCK, power_of_two(width))
-    kind = x.dtype if quantized is None else quantized.dtype
-    return [
-        Launch(
-            kernel=_geglu,
-            grid=(x.numel() // (2 * width), blocks(width, block)),
-            arguments={
-                **{"x": x, "out": x.new_empty(*x.shape[:-1], width, dtype=kind), "width": width},
-                "scale": None if quantized is None else quantized.scale,
-            },
-            constants={"BLOCK": block},
-            warps=4,
-        )
-    ]
+    block = min(_BLOCK, triton.next_power_of_2(width))
+    out = x.new_empty(*x.shape[:-1], width, dtype=result_type(x, fp8_scale))
+    return Launch(
+        kernel=_geglu,
+        grid=(x.numel() // (2 * width), triton.cdiv(width, block)),
+        arguments={"x": x, "out": out, "width": width, "scale": fp8_scale},
+        constants={"BLOCK": block},
+        warps=4,
+    )
 
 
 def reference(x: Tensor) -> Tensor:

@@ -18,8 +18,7 @@ import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Arguments, Launch, blocks, power_of_two, require, wide
-from .quantize import Scale, empty_for, stored
+from .launch import Arguments, Launch, require, wide
 
 _TILE = 2048  # the numbers that a program holds at once
 _SMALL = 16384  # the largest group, in numbers, for one program
@@ -36,7 +35,6 @@ class GroupNorm:
     groups: int = 32
     eps: float = 1e-5
     silu: bool = True
-    quantized: Scale | None = None  # stores y in eight bits, for the next convolution
 
 
 @triton.jit
@@ -83,7 +81,7 @@ def _moments(
 
 @triton.jit
 def _normalize(
-    x, time, residual, weight, bias, out, quantized, mean, scale, start, stop, image, pixels, group,
+    x, time, residual, weight, bias, out, mean, scale, start, stop, image, pixels, group,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, PIXELS: tl.constexpr, SILU: tl.constexpr,
 ):  # fmt: skip
     """Compute and store y for the pixels from `start` to `stop`.  # mean [G], scale [G]"""
@@ -98,23 +96,21 @@ def _normalize(
         y = (s - mean[None, :, None]) * w[None, :, :] + b[None, :, :]
         if SILU:
             y = y / (1 + tl.exp(-y))
-        tl.store(out + place, stored(y, quantized, out.dtype.element_ty), mask=there)
+        tl.store(out + place, y.to(out.dtype.element_ty), mask=there)
 
 
 @triton.jit
 def _group_norm_single(
-    x, time, residual, weight, bias, out, quantized, total, pixels, eps,
+    x, time, residual, weight, bias, out, total, pixels, eps,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr,
 ):  # fmt: skip
     group = tl.program_id(0) * GROUPS + tl.arange(0, GROUPS)
     image = tl.program_id(1)
-    mean, squares = _moments(
-        x, time, residual, total, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS
-    )  # fmt: skip
+    mean, squares = _moments(x, time, residual, total, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS)
     scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + eps)
     _normalize(
-        x, time, residual, weight, bias, out, quantized, mean, scale, 0, pixels, image, pixels, group,
+        x, time, residual, weight, bias, out, mean, scale, 0, pixels, image, pixels, group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
 
@@ -131,7 +127,7 @@ def _group_norm_plugin(
     mean, squares = _moments(x, None, None, None, 0, pixels, image, pixels, group, C, WIDTH, LANES, PIXELS)
     scale = 1 / tl.sqrt(squares / (pixels * WIDTH) + EPS)
     _normalize(
-        x, None, None, weight, bias, out, None, mean, scale, 0, pixels, image, pixels, group,
+        x, None, None, weight, bias, out, mean, scale, 0, pixels, image, pixels, group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
 
@@ -145,9 +141,7 @@ def _group_norm_moments(
     group = tl.program_id(1) * GROUPS + tl.arange(0, GROUPS)
     start = part * part_pixels
     stop = tl.minimum(start + part_pixels, pixels)
-    mean, squares = _moments(
-        x, time, residual, total, start, stop, image, pixels, group, C, WIDTH, LANES, PIXELS
-    )  # fmt: skip
+    mean, squares = _moments(x, time, residual, total, start, stop, image, pixels, group, C, WIDTH, LANES, PIXELS)
     place = moments + ((image * (C // WIDTH) + group) * tl.num_programs(0) + part) * 2  # [B, G, parts, 2]
     tl.store(place, mean)
     tl.store(place + 1, squares)
@@ -155,7 +149,7 @@ def _group_norm_moments(
 
 @triton.jit
 def _group_norm_parts(
-    x, time, residual, weight, bias, out, quantized, moments, pixels, part_pixels, eps,
+    x, time, residual, weight, bias, out, moments, pixels, part_pixels, eps,
     C: tl.constexpr, WIDTH: tl.constexpr, LANES: tl.constexpr, GROUPS: tl.constexpr, PIXELS: tl.constexpr,
     SILU: tl.constexpr, PARTS: tl.constexpr,
 ):  # fmt: skip
@@ -173,8 +167,7 @@ def _group_norm_parts(
     start = part * part_pixels
     stop = tl.minimum(start + part_pixels, pixels)
     _normalize(
-        x, time, residual, weight, bias, out, quantized, mean, 1 / tl.sqrt(variance + eps), start, stop, image, pixels,
-        group,
+        x, time, residual, weight, bias, out, mean, 1 / tl.sqrt(variance + eps), start, stop, image, pixels, group,
         C, WIDTH, LANES, PIXELS, SILU,
     )  # fmt: skip
 
@@ -189,12 +182,9 @@ def group_norm_silu(
     Raises `ValueError` if the shapes or the memory layouts do not match.
     """
     sequence = launches(x, norm, time=time, residual=residual)
-    for launch in sequence:
+    for launch in sequence[:-1]:
         launch()
-    out, total = sequence[-1].arguments["out"], sequence[0].arguments["total"]
-    assert isinstance(out, Tensor)
-    assert total is None or isinstance(total, Tensor)
-    return out, total
+    return sequence[-1].run(), None if residual is None else sequence[0].tensor("total")
 
 
 def launches(
@@ -202,23 +192,33 @@ def launches(
 ) -> Sequence[Launch]:
     """Return one launch for small groups, two for split ones. The last contains `out`, the first `total`."""
     _check(x, norm, time, residual)
-    total = None if residual is None else torch.empty_like(x)
-    read: Arguments = {"x": x, "time": time, "residual": residual, "pixels": x.shape[2] * x.shape[3]}
-    scaled: Arguments = {
-        **{"weight": norm.weight, "bias": norm.bias, "out": empty_for(x, norm.quantized), "eps": norm.eps},
-        "quantized": None if norm.quantized is None else norm.quantized.scale,
-    }
-    width = x.shape[1] // norm.groups
-    if x.shape[2] * x.shape[3] * width > _SMALL:
-        return _split(x, norm, {**read, "total": total}, {**read, **scaled})
+    width, pixels = x.shape[1] // norm.groups, x.shape[2] * x.shape[3]
+    read: Arguments = {"x": x, "time": time, "residual": residual, "pixels": pixels}
+    total: Arguments = {"total": None if residual is None else torch.empty_like(x)}
+    scaled: Arguments = {"weight": norm.weight, "bias": norm.bias, "out": torch.empty_like(x), "eps": norm.eps}
+    silu = {"SILU": norm.silu}
+    if pixels * width <= _SMALL:
+        return [
+            Launch(
+                kernel=_group_norm_single,
+                grid=(norm.groups, len(x)),
+                arguments={**read, **scaled, **total},
+                constants={**_shape(x, width, 1), **silu},
+                warps=4,
+            )
+        ]
+    side = 1  # groups of a program: one narrow group would only use a part of each cache line
+    while side * width < _WIDE and norm.groups % (2 * side) == 0:
+        side *= 2
+    shape = _shape(x, width, side)
+    part = triton.next_power_of_2(max(4 * shape["PIXELS"], triton.cdiv(pixels, _MAX_PARTS)))
+    grid = (triton.cdiv(pixels, part), norm.groups // side, len(x))
+    moments = torch.empty(len(x), norm.groups, grid[0], 2, dtype=torch.float32, device=x.device)
+    split: Arguments = {**read, "moments": moments, "part_pixels": part}
+    merged = {**shape, **silu, "PARTS": triton.next_power_of_2(grid[0])}
     return [
-        Launch(
-            kernel=_group_norm_single,
-            grid=(norm.groups, len(x)),
-            arguments={**read, **scaled, "total": total},
-            constants={**_shape(x, width, 1), "SILU": norm.silu},
-            warps=4,
-        )
+        Launch(kernel=_group_norm_moments, grid=grid, arguments={**split, **total}, constants=shape, warps=4),
+        Launch(kernel=_group_norm_parts, grid=grid, arguments={**split, **scaled}, constants=merged, warps=4),
     ]
 
 
@@ -227,44 +227,19 @@ def plugin_launch(x: Tensor, norm: GroupNorm) -> Launch:
     _check(x, norm, None, None)
     shape = _shape(x, x.shape[1] // norm.groups, 1)
     del shape["GROUPS"]
+    inputs: Arguments = {"x": x, "weight": norm.weight, "bias": norm.bias, "pixels": x.shape[2] * x.shape[3]}
     return Launch(
         kernel=_group_norm_plugin,
         grid=(norm.groups, len(x)),
-        arguments={
-            **{"x": x, "weight": norm.weight, "bias": norm.bias, "pixels": x.shape[2] * x.shape[3]},
-            "out": torch.empty_like(x),
-        },
+        arguments={**inputs, "out": torch.empty_like(x)},
         constants={**shape, "SILU": norm.silu, "EPS": norm.eps},
         warps=4,
     )
 
 
-def _split(x: Tensor, norm: GroupNorm, first: Arguments, second: Arguments) -> Sequence[Launch]:
-    """Return the launches for the moments of parts, and for merging and normalizing, with their arguments."""
-    width, pixels = x.shape[1] // norm.groups, x.shape[2] * x.shape[3]
-    side = 1  # groups of a program: one narrow group would only use a part of each cache line
-    while side * width < _WIDE and norm.groups % (2 * side) == 0:
-        side *= 2
-    shape = _shape(x, width, side)
-    part = power_of_two(max(4 * shape["PIXELS"], blocks(pixels, _MAX_PARTS)))
-    grid = (blocks(pixels, part), norm.groups // side, len(x))
-    moments = torch.empty(len(x), norm.groups, grid[0], 2, dtype=torch.float32, device=x.device)
-    split: Arguments = {"moments": moments, "part_pixels": part}
-    return [
-        Launch(kernel=_group_norm_moments, grid=grid, arguments={**first, **split}, constants=shape, warps=4),
-        Launch(
-            kernel=_group_norm_parts,
-            grid=grid,
-            arguments={**second, **split},
-            constants={**shape, "SILU": norm.silu, "PARTS": power_of_two(grid[0])},
-            warps=4,
-        ),
-    ]
-
-
 def _shape(x: Tensor, width: int, side: int) -> dict[str, int]:
-    lanes = power_of_two(width)
-    tile = max(1, min(power_of_two(x.shape[2] * x.shape[3]), _TILE // (lanes * side)))
+    lanes = triton.next_power_of_2(width)
+    tile = max(1, min(triton.next_power_of_2(x.shape[2] * x.shape[3]), _TILE // (lanes * side)))
     return {"C": x.shape[1], "WIDTH": width, "LANES": lanes, "GROUPS": side, "PIXELS": tile}
 
 

@@ -18,15 +18,14 @@ Names and orders are those of `SamplerMatrix`. Sums are in float64, as in the nu
 terms cancel.
 """
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, blocks, require
+from .launch import Launch, require
 
 _BLOCK = 256  # the latents of a program
 _IMAGE_TENSORS = ("image_coefficients", "inpaint_mask", "masked_rows")
@@ -167,34 +166,28 @@ def guided_step(network: Network, slots: Slots, *, rescaled: bool = False) -> No
 
     Raises `ValueError` if the shapes do not match.
     """
-    for launch in launches(network, slots, rescaled=rescaled):
-        launch()
+    launch(network, slots, rescaled=rescaled)()
     slots.call.add_(1)  # not in the kernel: programs of a slot would read it while another program writes it
 
 
-def launches(network: Network, slots: Slots, *, rescaled: bool = False) -> Sequence[Launch]:
+def launch(network: Network, slots: Slots, *, rescaled: bool = False) -> Launch:
     """Return the launch for these tensors. It does not change `slots.call`."""
     guided = _check(network, slots)
     count, table, columns = slots.rows.shape
     size = slots.latents[0].numel()
-    original = slots.original
-    return [
-        Launch(
-            kernel=_guided_step,
-            grid=(blocks(size, _BLOCK), count),
-            arguments={
-                **{n: getattr(network, n) for n in ("output", "sample", "timestep")},
-                **{n: getattr(slots, n) for n in ("latents", "history", "rows", "timesteps")},
-                **{n: getattr(slots, n) for n in ("call", "calls", "guidance")},
-                "original": None if original is None else original.latents,
-                **{n: None if original is None else getattr(original, n) for n in _IMAGE_TENSORS},
-                **{"slots": count, "table": table, "columns": columns},
-                **{"size": size, "pixels": slots.latents[0, 0].numel()},
-            },
-            constants={"GUIDED": guided, "RESCALED": rescaled and guided, "COLUMNS": _COLUMNS, "BLOCK": _BLOCK},
-            warps=4,
-        )
-    ]
+    states = {f.name: getattr(slots, f.name) for f in fields(slots) if f.name != "original"}
+    images = {name: getattr(slots.original, name, None) for name in _IMAGE_TENSORS}
+    return Launch(
+        kernel=_guided_step,
+        grid=(triton.cdiv(size, _BLOCK), count),
+        arguments={
+            **{**vars(network), **states, **images, "original": getattr(slots.original, "latents", None)},
+            **{"slots": count, "table": table, "columns": columns},
+            **{"size": size, "pixels": slots.latents[0, 0].numel()},
+        },
+        constants={"GUIDED": guided, "RESCALED": rescaled and guided, "COLUMNS": _COLUMNS, "BLOCK": _BLOCK},
+        warps=4,
+    )
 
 
 def _check(network: Network, slots: Slots) -> bool:
@@ -202,32 +195,25 @@ def _check(network: Network, slots: Slots) -> bool:
     count, *shape = slots.latents.shape
     guided = len(network.output) == 2 * count
     rows = list(slots.rows.shape)
-    expected = {
+    expected: dict[str, tuple[Tensor | None, list[int]]] = {
         "output": (network.output, [count * (1 + guided), *shape]),
         "sample": (network.sample, [count * (1 + guided), *shape]),
         "timestep": (network.timestep, [count * (1 + guided)]),
         "history": (slots.history, [count, rows[-1], *shape]),
         "timesteps": (slots.timesteps, rows[:2]),
         "guidance": (slots.guidance, [count, 2]),
-        **({} if slots.original is None else _image_shapes(slots.original, shape, rows)),
     }
-    for name, (tensor, dims) in expected.items():
-        match = list(tensor.shape) == dims and tensor.is_contiguous()
-        require(match, f"{name} {dims}, contiguous, for latents {[count, *shape]} and rows {rows}", [tensor])
-    return guided
-
-
-def _image_shapes(original: SourceLatents, shape: list[int], rows: list[int]) -> dict[str, tuple[Tensor, list[int]]]:
-    expected = {
-        "original": (original.latents, [rows[0], *shape]),
-        "image_coefficients": (original.image_coefficients, rows[:2]),
-    }
-    tensors = [t for t in (original.inpaint_mask, original.masked_rows) if t is not None]
-    require(len(tensors) != 1, "inpaint_mask and masked_rows, or neither", tensors)
-    if original.inpaint_mask is not None and original.masked_rows is not None:
+    if original := slots.original:
+        pair = (original.inpaint_mask, original.masked_rows)
+        require(sum(tensor is None for tensor in pair) != 1, "inpaint_mask and masked_rows, or neither", pair)
+        expected["original"] = (original.latents, [rows[0], *shape])
+        expected["image_coefficients"] = (original.image_coefficients, rows[:2])
         expected["inpaint_mask"] = (original.inpaint_mask, [rows[0], *shape[1:]])
         expected["masked_rows"] = (original.masked_rows, [*rows[:2], 2])
-    return expected
+    for name, (tensor, dims) in expected.items():
+        match = tensor is None or (list(tensor.shape) == dims and tensor.is_contiguous())
+        require(match, f"{name} {dims}, contiguous, for latents {[count, *shape]} and rows {rows}", [tensor])
+    return guided
 
 
 def reference(network: Network, slots: Slots) -> None:

@@ -1,7 +1,7 @@
 """One launch of a kernel as a value, so that the ahead-of-time check compiles exactly what runs.
 
 Triton compiles a kernel again for other types and constants, and for integers and addresses divisible by 16.
-`signature` returns these in the format of `triton.compiler.ASTSource`; it also works for tensors on the meta device.
+`Launch.source` tells it which; it also works for tensors on the meta device.
 """
 
 from collections.abc import Iterable, Mapping
@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from triton.compiler import ASTSource
 
 Arguments = Mapping[str, Tensor | int | float | None]  # None: an absent tensor
 
@@ -43,17 +44,6 @@ class Launch:
     exact: bool = False
 
     @property
-    def min_capability(self) -> int:
-        """The minimum compute capability of GPUs, and so of the compiler, for all of its types."""
-        kinds = [a.dtype for a in self.arguments.values() if isinstance(a, Tensor)]
-        return 89 if torch.float8_e4m3fn in kinds else 80
-
-    @property
-    def name(self) -> str:
-        """The kernel's name."""
-        return str(self.kernel.__name__)
-
-    @property
     def options(self) -> dict[str, Any]:
         """The compiler's options."""
         return {"num_warps": self.warps, "enable_fp_fusion": not self.exact}
@@ -62,8 +52,19 @@ class Launch:
         """Launch it on the current device and stream."""
         self.kernel[self.grid](**self.arguments, **self.constants, **self.options)
 
-    def signature(self) -> tuple[dict[str, str], dict[str, Any], dict[tuple[int], list[list[Any]]]]:
-        """Return types by argument, constants by argument, and attributes by the argument's position."""
+    def tensor(self, name: str) -> Tensor:
+        """Return the argument of this name, which is a tensor, such as the output."""
+        tensor = self.arguments[name]
+        assert isinstance(tensor, Tensor)
+        return tensor
+
+    def run(self) -> Tensor:
+        """Launch it, and return the argument `out`."""
+        self()
+        return self.tensor("out")
+
+    def source(self) -> ASTSource:
+        """Return what Triton compiles at the first launch, for compilation ahead of time."""
         # Triton treats the integer 1 as a constant.
         ones = {n: a for n, a in self.arguments.items() if a is None or (isinstance(a, int) and a == 1)}
         constants = {**self.constants, **ones}
@@ -71,7 +72,7 @@ class Launch:
         types = {n: "constexpr" if n in constants else _type(variables[n]) for n in self.kernel.arg_names}
         positions = {n: i for i, n in enumerate(self.kernel.arg_names)}
         aligned = {(positions[n],): [["tt.divisibility", _ALIGNED]] for n, a in variables.items() if _is_aligned(a)}
-        return types, constants, aligned
+        return ASTSource(fn=self.kernel, signature=types, constexprs=constants, attrs=aligned)
 
 
 def _is_aligned(argument: Any) -> bool:
@@ -84,16 +85,6 @@ def _type(argument: Any) -> str:
     if isinstance(argument, Tensor):
         return f"*{_TYPES[argument.dtype]}"
     return "fp32" if isinstance(argument, float) else "i32" if -(2**31) <= argument < 2**31 else "i64"
-
-
-def power_of_two(minimum: int) -> int:
-    """Return the smallest power of two that is at least `minimum`: the size of a Triton block."""
-    return 1 << max(0, minimum - 1).bit_length()
-
-
-def blocks(size: int, block: int) -> int:
-    """Return the number of blocks that cover `size`."""
-    return -(-size // block)
 
 
 def require(condition: bool, expected: str, tensors: Iterable[Tensor | None]) -> None:

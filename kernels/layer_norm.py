@@ -6,16 +6,14 @@
 A program holds full rows in registers: it computes the variance about the mean, and reads memory once.
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 from torch.nn import functional
 
-from .launch import Launch, blocks, power_of_two, require, wide
-from .quantize import Scale, empty_for, stored
+from .launch import Launch, require, wide
+from .quantize import result_type, stored
 
 _TILE = 4096  # the numbers that a program holds
 _MAX_WIDTH = 16384  # the longest row that fits into registers
@@ -50,31 +48,27 @@ def layer_norm(
     *,
     eps: float = 1e-5,
     residual: Tensor | None = None,
-    quantized: Scale | None = None,
+    fp8_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Return y, and s if there is a residual (the next layer needs it).  # [..., C], [C], [C] -> [..., C]
 
-    y is in eight bits if `quantized` is set.
+    y is in fp8 if there is a scale (see `quantize`).
 
     Raises `ValueError` if the shapes or the memory layouts do not match.
     """
-    (launch,) = launches(x, weight, bias, eps=eps, residual=residual, quantized=quantized)
-    launch()
-    out, total = launch.arguments["out"], launch.arguments["total"]
-    assert isinstance(out, Tensor)
-    assert total is None or isinstance(total, Tensor)
-    return out, total
+    started = launch(x, weight, bias, eps=eps, residual=residual, fp8_scale=fp8_scale)
+    return started.run(), None if residual is None else started.tensor("total")
 
 
-def launches(
+def launch(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
     *,
     eps: float = 1e-5,
     residual: Tensor | None = None,
-    quantized: Scale | None = None,
-) -> Sequence[Launch]:
+    fp8_scale: Tensor | None = None,
+) -> Launch:
     """Return the launch. Its arguments contain `out` and `total`."""
     tensors = [x, weight, bias, residual]
     match = all(t is None or (t.shape == x.shape and t.is_contiguous()) for t in (x, residual))
@@ -82,22 +76,18 @@ def launches(
     require(weight.shape == bias.shape == x.shape[-1:], "a weight and a bias for each channel", tensors)
     width = x.shape[-1]
     require(width <= _MAX_WIDTH, f"rows of at most {_MAX_WIDTH}", tensors)
-    lanes = power_of_two(width)
-    rows = max(1, min(_TILE // lanes, 16))
-    count = x.numel() // width
-    return [
-        Launch(
-            kernel=_layer_norm,
-            grid=(blocks(count, rows),),
-            arguments={
-                **{"x": x, "residual": residual, "weight": weight, "bias": bias},
-                **{"out": empty_for(x, quantized), "total": None if residual is None else torch.empty_like(x)},
-                **{"quantized": None if quantized is None else quantized.scale, "rows": count, "eps": eps},
-            },
-            constants={"C": width, "LANES": lanes, "ROWS": rows},
-            warps=4 if lanes <= _TILE else 16,
-        )
-    ]
+    lanes = triton.next_power_of_2(width)
+    rows, count = max(1, min(_TILE // lanes, 16)), x.numel() // width
+    inputs = {"x": x, "residual": residual, "weight": weight, "bias": bias, "quantized": fp8_scale}
+    out = torch.empty_like(x, dtype=result_type(x, fp8_scale))
+    total = None if residual is None else torch.empty_like(x)
+    return Launch(
+        kernel=_layer_norm,
+        grid=(triton.cdiv(count, rows),),
+        arguments={**inputs, "out": out, "total": total, "rows": count, "eps": eps},
+        constants={"C": width, "LANES": lanes, "ROWS": rows},
+        warps=4 if lanes <= _TILE else 16,
+    )
 
 
 def reference(

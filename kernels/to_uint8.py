@@ -3,14 +3,12 @@
 y = rint(255 clamp(x / 2 + 1/2, 0, 1))        rounds half to even, as numpy, torch and diffusers
 """
 
-from collections.abc import Sequence
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from .launch import Launch, blocks, require
+from .launch import Launch, require
 
 _BLOCK = 512
 _CHANNELS = 4  # the maximum in a program: three, rounded up to a power of two
@@ -38,29 +36,23 @@ def to_uint8(x: Tensor) -> Tensor:
 
     Raises `ValueError` if x has more than four channels.
     """
-    (launch,) = launches(x)
-    launch()
-    out = launch.arguments["out"]
-    assert isinstance(out, Tensor)
-    return out
+    return launch(x).run()
 
 
-def launches(x: Tensor) -> Sequence[Launch]:
+def launch(x: Tensor) -> Launch:
     """Return the launch. Its arguments contain `out`."""
     require(x.ndim == 4 and x.shape[1] <= _CHANNELS, f"x [B, C, H, W] of at most {_CHANNELS} channels", [x])
     batch, channels, height, width = x.shape
     strides = dict(zip(("stride_b", "stride_c", "stride_h", "stride_w"), x.stride(), strict=True))
     out = torch.empty(batch, height, width, channels, dtype=torch.uint8, device=x.device)
-    return [
-        Launch(
-            kernel=_to_uint8,
-            grid=(blocks(height * width, _BLOCK), batch),
-            arguments={"x": x, "out": out, "channels": channels, "pixels": height * width, "width": width, **strides},
-            constants={"C": _CHANNELS, "BLOCK": _BLOCK},
-            warps=4,
-            exact=True,
-        )
-    ]
+    return Launch(
+        kernel=_to_uint8,
+        grid=(triton.cdiv(height * width, _BLOCK), batch),
+        arguments={"x": x, "out": out, "channels": channels, "pixels": height * width, "width": width, **strides},
+        constants={"C": _CHANNELS, "BLOCK": _BLOCK},
+        warps=4,
+        exact=True,
+    )
 
 
 def reference(x: Tensor) -> Tensor:

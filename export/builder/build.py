@@ -26,7 +26,7 @@ from calotype.system import threads
 from calotype.system.nvidia import gpu_name
 
 from ..onnx import check
-from ..onnx.capture_step import record_all
+from ..onnx.capture import record_all
 from ..onnx.trace_step import trace_step, traced
 from ..precision.variants import check_precision, half, small_weights
 from ..quality.bounds import failed
@@ -196,7 +196,7 @@ class _Build:
 
     def _record(self, bare: Plan, purpose: str) -> dict[str, Path]:
         plan = replace(bare, profile=replace(bare.profile, batch=replace(bare.profile.batch, min=1, opt=1)))
-        return record_all(plan, self._work.source, self._work.images(purpose), purpose, self._progress.stage)
+        return record_all(plan, self._work.source, self._work.images(purpose), purpose, self._progress)
 
     def _lowered(self, plan: Plan, calibration: Mapping[str, Path], proof: Mapping[str, Path]) -> Plan:
         """Return the plan in the requested precision."""

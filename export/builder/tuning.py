@@ -138,13 +138,14 @@ class Tuning:
         if not precision.startswith(("int8", "fp8")):
             return [self._candidate(half(part, precision, backend), Trial(component=name, precision=precision))]
         # Bisect for the smallest number of groups in float32 that passes; every trial is a row.
-        ranges, groups = calibrated(part, precision.split("+")[0], backend)
+        calibration = calibrated(part, precision.split("+")[0], backend)
+        groups = calibration.groups
         candidates: list[Candidate] = []
         low, high = 0, len(groups)  # with all groups kept it would be float32
         while low < high:
             kept = (low + high) // 2 if candidates else 0
             nodes = [node for g in groups[:kept] for node in g.nodes]
-            artifact = replace(quantized(part, ranges, nodes, precision, backend), precision=precision)
+            artifact = replace(quantized(part, calibration.ranges, nodes, precision, backend), precision=precision)
             row = Trial(component=name, precision=precision, kept=kept, groups=len(groups))
             candidates.append(self._candidate(artifact, row))
             low, high = (low, kept) if candidates[-1].row.passed else (kept + 1, high)

@@ -2,14 +2,16 @@
 
 The ordinary pipeline generates images on the eager backend, with one component in memory at a time. The calls of
 earlier components are replayed from their recordings. The run stops at the first call of the next component, and the
-inputs of that call are kept. A recording is a folder of .npz files. This module does not know about precision.
+inputs of that call are kept. A recording is a folder of .npz files, made in one child process per component. This
+module does not know about precision.
 """
 
 from __future__ import annotations
 
 import hashlib
+import tempfile
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +21,18 @@ from numpy.typing import NDArray
 from calotype.backends import choose
 from calotype.backends.components import Components
 from calotype.backends.torch.eager import EagerRunner
+from calotype.files.digest import file_digest
 from calotype.pipeline import Pipeline
-from calotype.plan.plan import Plan, PlannedComponent, read_plan
+from calotype.plan.plan import Plan, PlannedComponent, read_plan, write_plan
+from calotype.text.tokenizer import tokenizer_files
+
+from ..sources.source import Source
+from ..steps.progress import Progress
+from ..steps.stored_step import StoredStep
+from ..steps.versions import versions
 
 Arrays = dict[str, NDArray[Any]]
+RECORDER = 2  # increased when the content of recordings changes
 KEPT_CALLS = 256  # per network in a recording, spread evenly over all images and steps
 
 
@@ -48,12 +58,12 @@ class ImageSet:
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline's call for image i."""
-        outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
-        masked = dict(zip(("image", "mask_image"), self._masked(i), strict=True)) if self.masked else {}
         call = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
-        return {**call, "height": self.height, "width": self.width, **outlines, **masked}
+        call |= {"height": self.height, "width": self.width}
+        outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
+        return {**call, **outlines, **(self._masked(i) if self.masked else {})}
 
-    def _masked(self, i: int) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    def _masked(self, i: int) -> dict[str, NDArray[Any]]:
         """Draw boxes of flat colors, and a mask with one box.  # uint8 [H, W, 3], bool [H, W]"""
         rng = np.random.default_rng([self.first_seed + i, 2**16])
         image = np.full((self.height, self.width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
@@ -61,7 +71,7 @@ class ImageSet:
             image[self._box(rng)] = rng.integers(0, 256, 3)
         mask = np.zeros((self.height, self.width), dtype=np.bool_)
         mask[self._box(rng)] = True
-        return image, mask
+        return {"image": image, "mask_image": mask}
 
     def _box(self, rng: np.random.Generator) -> tuple[slice, slice]:
         """Choose a box of a quarter to three quarters of each side of the image."""
@@ -97,6 +107,55 @@ def read_calls(path: Path) -> list[Call]:
     return [Call(inputs=arrays[i]["in"], outputs=arrays[i]["out"]) for i in sorted(arrays)]
 
 
+def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, progress: Progress) -> dict[str, Path]:
+    """Record every component of the plan over the images: component -> .npz file of `Call`s.
+
+    `plan` has the eager reference of every component. `purpose` ("calibration", "proof") appears in progress. A
+    recording is an entry of the store. It depends only on its component and on those before it in a run: a new decoder
+    does not change the U-Net's.
+    """
+    recordings: dict[str, Path] = {}
+    before: list[str] = []
+    for names in groups(tuple(plan.components), masked=images.masked):
+        before += names
+        with progress.stage(f"record {', '.join(names)} ({purpose})"):
+            folder = _record(plan, source, images, list(names), before, recordings)
+        recordings |= {name: folder / f"{name}.npz" for name in names}
+        pending = folder / "vae_decoder.pending.npz"
+        if pending.is_file():
+            recordings["vae_decoder"] = pending
+        if "vae_decoder" in names and not images.masked:
+            recordings["vae_encoder"] = recordings["vae_decoder"]
+    return recordings
+
+
+def _record(
+    plan: Plan, source: Source, images: ImageSet, names: list[str], before: list[str], earlier: Mapping[str, Path]
+) -> Path:
+    """Return the folder with the recordings of `names`; they depend on the components `before`, themselves included."""
+    step = StoredStep(
+        depends_on={
+            "recorder": RECORDER,
+            "components": {n: [source.weights_digest(n), plan.components[n].inputs] for n in before},
+            "tokenizers": [file_digest(p) for folder in plan.tokenizers.values() for p in tokenizer_files(folder)],
+            "scheduler": plan.scheduler,
+            "pictures": asdict(images),
+            "tools": versions(),
+        },
+        label={"component": ", ".join(names), "kind": "recording", "model": plan.model},
+    )
+    with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
+        write_plan(plan, Path(scratch))
+        return step.run_in_child(
+            f"recording the {', '.join(names)}",
+            f"{__name__}:record",
+            plan=scratch,
+            names=names,
+            earlier={name: str(path) for name, path in earlier.items()},
+            images=asdict(images),
+        ).folder
+
+
 def groups(names: Sequence[str], *, masked: bool) -> list[tuple[str, ...]]:
     """Group components in the order of a run; those that run at every step are recorded together.
 
@@ -130,9 +189,7 @@ class _Tape:
             self.calls.append(Call(inputs=copies, outputs={}))
             raise _EndOfRecording
         if self._runner is None:
-            artifact = self._component.artifact("diffusers")
-            assert artifact is not None  # the plan of a source has the eager reference of every component
-            self._runner = EagerRunner(self._component, artifact)
+            self._runner = _open_eager(self._component)
         outputs = self._runner(copies)
         self.calls.append(Call(inputs=copies, outputs=outputs))
         return dict(outputs)
@@ -140,6 +197,12 @@ class _Tape:
     def run_with_fallback(self, run: Any, inputs: Callable[[], Arrays]) -> Arrays:
         """Replace `LoadedComponent.run_with_fallback`: record each call of a session with its full inputs."""
         return self(**inputs())
+
+
+def _open_eager(component: PlannedComponent) -> EagerRunner:
+    artifact = component.artifact("diffusers")
+    assert artifact is not None  # the plan of a source has the eager reference of every component
+    return EagerRunner(component, artifact)
 
 
 def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
@@ -174,8 +237,12 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
     requested = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
     opened, folder = read_plan(Path(plan), sealed=False), Path(out)
     if names == ["vae_decoder"] or (names == ["vae_encoder"] and not requested.masked):
-        calls = _record_one(opened.components[names[0]], Path(earlier[names[0]]))
-        write_calls(folder / f"{names[0]}.npz", calls)
+        # Run the decoder on the final latents of the runs, or the encoder on the decoder's pixels.
+        (name,), calls = names, read_calls(Path(earlier[names[0]]))
+        decodes = name == "vae_decoder"
+        inputs = [c.inputs if decodes else {"sample": c.outputs["sample"].clip(-1, 1)} for c in calls]
+        runner = _open_eager(opened.components[name])
+        write_calls(folder / f"{name}.npz", [Call(inputs=i, outputs=runner(i)) for i in inputs])
         return
     tapes = {
         name: _Tape(component, read_calls(Path(earlier[name])) if name in earlier else (), records=name in names)
@@ -198,18 +265,6 @@ def _generate(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
     except Exception as stopped:  # the pipeline wraps errors of its backends
         if not isinstance(stopped, _EndOfRecording) and not isinstance(stopped.__cause__, _EndOfRecording):
             raise
-
-
-def _record_one(component: PlannedComponent, pending: Path) -> list[Call]:
-    """Run the decoder on the final latents of the runs, or the encoder on the decoder's pixels."""
-    artifact = component.artifact("diffusers")
-    assert artifact is not None
-    runner = EagerRunner(component, artifact)
-    calls = []
-    for call in read_calls(pending):
-        inputs = call.inputs if component.name == "vae_decoder" else {"sample": call.outputs["sample"].clip(-1, 1)}
-        calls.append(Call(inputs=inputs, outputs=runner(inputs)))
-    return calls
 
 
 def evenly(calls: Sequence[Call], limit: int) -> list[Call]:

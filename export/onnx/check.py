@@ -38,43 +38,25 @@ def relative_l2(got: NDArray[Any], expected: NDArray[Any]) -> float:
     return difference / max(length, 1e-12) if np.isfinite(difference) else float("inf")
 
 
-def check_traced(*, component: Mapping[str, Any], path: str, reference: str, tolerance: float) -> dict[str, Any]:
-    """Compare ONNX Runtime with eager, in a child process. Raises `CheckError` above the tolerance."""
-    described = Component.from_json(component)
-    planned = _planned(described, path)
-    figures = compare(planned, "onnxruntime", read_calls(Path(reference)))
-    if figures["max_relative_error"] > tolerance:
-        raise CheckError(
-            f"cannot use the traced {described.name}: it differs from eager float32 by "
-            f"{figures['max_relative_error']:.1e} of its largest value; expected at most {tolerance:.0e}",
-            component=described.name,
-            relative_error=figures["max_relative_error"],
-            limit=tolerance,
-        )
-    return {**figures, "tolerance": tolerance}
-
-
-def check_other(
+def check_traced(
     *, component: Mapping[str, Any], path: str, reference: str, tolerance: float, backend: str
 ) -> dict[str, Any]:
-    """Compare another backend with eager, in a child process. The result has `refused` if `auto` must skip it."""
+    """Compare a traced graph on a backend with eager, in a child process.
+
+    Return the errors, and "refused" with the reason if the backend must not use the graph.
+    """
+    c = Component.from_json(component)
+    artifact = Artifact(form="onnx", path=Path(path), precision="fp32", check={})
+    planned = PlannedComponent(name=c.name, inputs=c.inputs, outputs=c.outputs, artifacts=(artifact,), refused={})
     try:
-        figures: dict[str, Any] = compare(
-            _planned(Component.from_json(component), path), backend, read_calls(Path(reference))
-        )
+        figures: dict[str, Any] = compare(planned, backend, read_calls(Path(reference)))
     except CalotypeError as failed:
         return {"refused": str(failed)}
     error = figures["max_relative_error"]
     if error > tolerance:
-        figures["refused"] = f"it differs from eager float32 by {error:.1e} (expected at most {tolerance:.0e})"
+        limit = f"{error:.1e} of its largest value (expected at most {tolerance:.0e})"
+        figures["refused"] = f"it differs from eager float32 by {limit}"
     return figures
-
-
-def _planned(component: Component, path: str) -> PlannedComponent:
-    artifact = Artifact(form="onnx", path=Path(path), precision="fp32", check={})
-    return PlannedComponent(
-        name=component.name, inputs=component.inputs, outputs=component.outputs, artifacts=(artifact,), refused={}
-    )
 
 
 def check_planned(*, plan: str, name: str, backend: str, reference: str) -> dict[str, float]:

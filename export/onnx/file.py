@@ -6,7 +6,6 @@ limit of 2 GB. This module does not know what is done to a graph.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from pathlib import Path
 
 import onnx_ir as ir
@@ -15,10 +14,10 @@ from onnx_ir.passes import common as passes
 from calotype.errors import SourceError, first_line
 
 MODEL = "model.onnx"
-INLINE_BYTES = 256  # tensors up to this size stay inside the graph's file
-
-_SHAPE_BYTES = 1024  # an upper bound for a shape or a list of axes
-_INTEGERS = (ir.DataType.INT32, ir.DataType.INT64)
+# Tensors up to this size stay inside the graph's file. Shapes, axes and resize scales must: ONNX Runtime's shape
+# inference does not read them from external data.
+INLINE_BYTES = 256
+_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 
 def open_graph(source: Path) -> ir.Model:
@@ -35,16 +34,16 @@ def open_graph(source: Path) -> ir.Model:
         what = f"node {inner[0].name} ({inner[0].op_type}) holds a subgraph" if inner else "it has functions"
         raise SourceError(f"cannot use {source}: {what}. Export it without control flow and with inlined functions.")
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
-    if _untyped(model):
-        _into_memory(v for v in model.graph.initializers.values() if _read_by_inference(v))
+    untyped = [v for n in model.graph for v in n.outputs if v.name and v.type is None]
+    if untyped:
+        for value in model.graph.initializers.values():  # inference reads shapes, but not from external data
+            if isinstance(value.const_value, ir.ExternalTensor) and value.const_value.nbytes <= INLINE_BYTES:
+                value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
         passes.ShapeInferencePass()(model)
-    for node, name in _untyped(model):
-        raise SourceError(f"cannot use {source}: the type of {name}, an output of {label(node)}, is unknown.")
+    for value in untyped:
+        if value.type is None:
+            raise SourceError(f"cannot use {source}: the type of {value.name} is unknown.")
     return model
-
-
-def _untyped(model: ir.Model) -> list[tuple[ir.Node, str]]:
-    return [(n, v.name) for n in model.graph for v in n.outputs if v.name and v.type is None]
 
 
 def label(node: ir.Node) -> str:
@@ -58,36 +57,11 @@ def tensors(model: ir.Model) -> list[ir.Value]:
     return list(dict.fromkeys([*model.graph.inputs, *model.graph.initializers.values(), *computed]))
 
 
-def save_graph(model: ir.Model, out: Path, *, inline_bytes: int | None = None) -> None:
-    """Write `out`, and `out`.data with every tensor larger than `inline_bytes` (None: `INLINE_BYTES`).
-
-    Shapes, axes and resize scales stay in the graph: ONNX Runtime's shape inference does not read them from external
-    data.
-    """
+def save_graph(model: ir.Model, out: Path) -> None:
+    """Write `out`, and `out`.data with every tensor larger than `INLINE_BYTES`."""
     out.parent.mkdir(parents=True, exist_ok=True)
     passes.RemoveUnusedNodesPass()(model)  # and unused initializers
-    limit = INLINE_BYTES if inline_bytes is None else inline_bytes
-    constants = [(v, v.const_value) for v in model.graph.initializers.values() if v.const_value is not None]
-    outside = [(v, tensor) for v, tensor in constants if tensor.nbytes > limit and not _read_by_inference(v)]
-    _into_memory({v for v, _ in constants} - {v for v, _ in outside})
-    stored = ir.external_data.convert_tensors_to_external(
-        [tensor for _, tensor in outside], base_dir=out.parent, relative_path=f"{out.name}.data"
-    )
-    for (value, _), external in zip(outside, stored, strict=True):
-        value.const_value = external
-    ir.save(model, out)
-
-
-def _read_by_inference(value: ir.Value) -> bool:
-    tensor = value.const_value
-    small = tensor is not None and len(tensor.shape) <= 1 and tensor.nbytes <= _SHAPE_BYTES
-    return small and (value.dtype in _INTEGERS or any(n.op_type in ("Resize", "Range") for n in value.consumers()))
-
-
-def _into_memory(values: Iterable[ir.Value]) -> None:
-    for value in values:
-        if isinstance(value.const_value, ir.ExternalTensor):
-            value.const_value = ir.tensor(value.const_value.numpy().copy(), name=value.name)
+    ir.save(model, out, external_data=f"{out.name}.data", size_threshold_bytes=INLINE_BYTES)
 
 
 def bytes_of(path: Path) -> int:
@@ -95,6 +69,3 @@ def bytes_of(path: Path) -> int:
     stored = (v.const_value for v in ir.load(path).graph.initializers.values())
     files = {path.parent / t.location for t in stored if isinstance(t, ir.ExternalTensor)}
     return sum(file.stat().st_size for file in (path, *files))
-
-
-_GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)

@@ -137,14 +137,9 @@ def _allow_one_timestep(model: ir.Model) -> None:
 @contextmanager
 def _quiet() -> Iterator[None]:
     """Silence the exporter: its warnings concern its internals, and `check` validates the result."""
-    loggers = [logging.getLogger(n) for n in ("torch.onnx", "onnxscript", "onnx_ir")]
-    levels = [log.level for log in loggers]
+    logging.disable(logging.WARNING)
     try:
-        for log in loggers:
-            log.setLevel(logging.ERROR)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
+        with warnings.catch_warnings(action="ignore"):
             yield
     finally:
-        for log, level in zip(loggers, levels, strict=True):
-            log.setLevel(level)
+        logging.disable(logging.NOTSET)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.backends import unavailable
-from calotype.errors import BuildError
+from calotype.errors import BuildError, CheckError
 from calotype.plan.family import Component
 from calotype.plan.plan import Artifact
 from calotype.plan.profile import Profile
@@ -64,32 +64,27 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
         "reference": str(reference),
         "tolerance": check.TOLERANCE,
     }
-    checking = run_in_subprocess(
-        f"checking the {component.name}", "calotype.export.onnx.check:check_traced", **arguments
-    )
+    task, function = f"checking the {component.name}", "calotype.export.onnx.check:check_traced"
+    checking = run_in_subprocess(task, function, backend="onnxruntime", **arguments)
+    if "refused" in checking.value:
+        raise CheckError(f"cannot use the traced {component.name}: {checking.value['refused']}")
     others = {}
     if unavailable("openvino") is None:
-        others["openvino"] = _check_other(component.name, "openvino", arguments)
+        try:
+            others["openvino"] = run_in_subprocess(
+                f"{task} on openvino", function, backend="openvino", **arguments
+            ).value
+        except BuildError as died:  # a backend that crashes is refused, even if requested by name
+            others["openvino"] = {"refused": str(died), "crashes": True}
     reference.unlink()
     return {
         **checking.value,
+        "tolerance": check.TOLERANCE,
         "others": others,
         "sizes": sizes,
         "seconds": round(time.monotonic() - began, 2),
         "peak_bytes": max(tracing.peak_bytes, checking.peak_bytes),
     }
-
-
-def _check_other(name: str, backend: str, arguments: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Check another backend in a child process. A backend that crashes it is refused, even if requested by name."""
-    try:
-        what = f"checking the {name} on {backend}"
-        figures: Mapping[str, Any] = run_in_subprocess(
-            what, "calotype.export.onnx.check:check_other", backend=backend, **arguments
-        ).value
-        return figures
-    except BuildError as died:
-        return {"refused": str(died), "crashes": True}
 
 
 def _sizes(profile: Profile, batch: int, rows: int, columns: int, chunks: int = 1) -> dict[str, int]:

@@ -1,7 +1,7 @@
 """Convert a float32 graph to half precision: fp16 or bf16 inside, float32 at the inputs, outputs and in islands.
 
 Tensors keep their names where possible, so the bindings of the float32 graph also work for the lowered graph.
-`find_islands` chooses from real inputs the nodes that should stay in float32. `lower` follows that choice, and also
+`keep_fp32` chooses from real inputs the nodes that should stay in float32. `lower` follows that choice, and also
 keeps nodes whose constants or operators do not support the type.
 
 A strongly typed backend (TensorRT) computes in the graph's types; others (OpenVINO) read them as a hint.
@@ -18,10 +18,7 @@ import onnx_ir as ir
 from calotype.errors import InputError
 
 from ..onnx.file import bytes_of, open_graph, save_graph, tensors
-from .half_op_types import FLOAT, Division, constant_islands, divide, half_of, halved, raise_opset
-from .keep_fp32 import find_islands
-
-__all__ = ["LowerReport", "find_islands", "lower"]
+from .half_op_types import FLOAT, Division, constant_islands, divide, half_of, raise_opset, reads_any_type
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,9 +33,7 @@ class LowerReport:
     bytes_after: int
 
 
-def lower(
-    source: Path, out: Path, *, precision: str, islands: Collection[str], inline_bytes: int | None = None
-) -> LowerReport:
+def lower(source: Path, out: Path, *, precision: str, islands: Collection[str]) -> LowerReport:
     """Write the graph at `source` in "fp16" or "bf16" to `out`, with its weights in `out`.data.
 
     Args:
@@ -56,7 +51,7 @@ def lower(
     reasons = dict(islands) if isinstance(islands, Mapping) else dict.fromkeys(islands, "requested")
     division = divide(model, half, {**constant_islands(model, half), **reasons})
     casts = _Rewriter(model, division).run()
-    save_graph(model, out, inline_bytes=inline_bytes)
+    save_graph(model, out)
     return LowerReport(
         precision=precision,
         lowered=len(division.lowered),
@@ -81,15 +76,14 @@ class _Rewriter:
     def run(self) -> int:
         """Rewrite every node in order, and return the number of casts."""
         for node in list(self._graph):  # in the order of computation: inputs have their final types
-            slots = self._division.slots[node]
-            lowered = node in self._division.lowered
+            slots = self._division.lowered.get(node)
             for i, value in enumerate(node.inputs):
-                if value not in self._floats or i in slots.any_inputs:
+                if value is None or value not in self._floats or reads_any_type(node, i):
                     continue
-                dtype = self._half.dtype if lowered and i in slots.inputs else FLOAT
-                if value is not None and value.dtype != dtype:
+                dtype = self._half.dtype if slots and i in slots.inputs else FLOAT
+                if value.dtype != dtype:
                     node.replace_input_with(i, self._as(value, dtype))
-            if lowered:
+            if slots:
                 self._retype(node, slots.outputs)
         self._outputs()
         return sum(1 for value in self._casts.values() if value.producer() is not None)
@@ -102,36 +96,31 @@ class _Rewriter:
         elif node.op_type == "ConstantOfShape":
             value = node.attributes.get("value")
             number = ir.tensor([0.0]) if value is None else value.as_tensor()
-            node.attributes["value"] = ir.AttrTensor("value", halved(number, self._half)())
+            node.attributes["value"] = ir.AttrTensor("value", self._half.convert(number))
 
     def _as(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         key = (str(value.name), dtype)
         if key not in self._casts:
-            constant = value.const_value is not None and value.is_initializer()
-            self._casts[key] = self._stored(value) if constant else self._cast(value, dtype)
+            constant = value.const_value if value.is_initializer() else None
+            self._casts[key] = self._cast(value, dtype) if constant is None else self._stored(key[0], constant)
         return self._casts[key]
 
-    def _stored(self, value: ir.Value) -> ir.Value:
+    def _stored(self, name: str, constant: ir.TensorProtocol) -> ir.Value:
         """Add a half-precision initializer. The float32 one is removed when nothing reads it."""
-        assert value.const_value is not None
-        tensor = value.const_value
-        name = self._name(f"{value.name}.{self._half.name}")
-        lazy = ir.LazyTensor(halved(tensor, self._half), self._half.dtype, ir.Shape(tensor.numpy().shape), name=name)
-        half = ir.Value(name=name, shape=value.shape, type=ir.TensorType(self._half.dtype), const_value=lazy)
-        self._graph.register_initializer(half)
-        return half
+        name = self._name(f"{name}.{self._half.name}")
+        return ir.tape.Tape(self._graph).initializer(self._half.convert_later(constant, name))
 
     def _cast(self, value: ir.Value, dtype: ir.DataType) -> ir.Value:
         kind = "fp32" if dtype == FLOAT else self._half.name
-        node = ir.node("Cast", [value], {"to": dtype.value}, name=self._name(f"{value.name}.to_{kind}"))
-        cast = node.outputs[0]
-        cast.name, cast.shape, cast.dtype = self._name(f"{value.name}.{kind}"), value.shape, dtype
+        name, cast = (self._name(f"{value.name}.{suffix}") for suffix in (f"to_{kind}", kind))
+        output = ir.val(cast, dtype=dtype, shape=value.shape)
+        node = ir.node("Cast", [value], {"to": dtype.value}, name=name, outputs=[output])
         producer = value.producer()
         if producer is not None:
             self._graph.insert_after(producer, node)
         else:
             self._graph.insert_before(self._graph[0], node)
-        return cast
+        return output
 
     def _outputs(self) -> None:
         """Keep the names and the float32 type of the graph's outputs, and rename the half tensors behind them."""

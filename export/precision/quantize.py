@@ -16,7 +16,8 @@ import numpy as np
 import onnx_ir as ir
 from numpy.typing import NDArray
 
-from .candidates import candidate_nodes
+from ..onnx.file import bytes_of, save_graph
+from .candidates import Candidate, candidates_in
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -48,12 +49,7 @@ class QuantizeReport:
 
 
 def quantize(
-    source: Path,
-    out: Path,
-    *,
-    ranges: Mapping[str, float],
-    keep: Collection[str] = (),
-    dtype: str = "int8",
+    source: Path, out: Path, *, ranges: Mapping[str, float], keep: Collection[str] = (), dtype: str = "int8"
 ) -> QuantizeReport:
     """Write the graph with every candidate in eight bits, except `keep`, to `out`, with its weights in `out`.data.
 
@@ -68,15 +64,11 @@ def quantize(
         KeyError: a range is missing.
     """
     model = ir.load(source)
-    names = [candidate.node for candidate, _ in candidate_nodes(model)]
+    names = [candidate.node for candidate in candidates_in(model)]
     done = insert_pairs(model, ranges, keep=keep, dtype=dtype)
-    data = out.with_name(f"{out.name}.data")
-    ir.save(model, out, external_data=data.name)
-    return QuantizeReport(
-        quantized=done,
-        kept=tuple(name for name in names if name not in done),
-        size_bytes=sum(path.stat().st_size for path in (out, data) if path.exists()),
-    )
+    save_graph(model, out)
+    kept = tuple(name for name in names if name not in done)
+    return QuantizeReport(quantized=done, kept=kept, size_bytes=bytes_of(out))
 
 
 def insert_pairs(model: ir.Model, ranges: Mapping[str, float], *, keep: Collection[str], dtype: str) -> tuple[str, ...]:
@@ -87,21 +79,20 @@ def insert_pairs(model: ir.Model, ranges: Mapping[str, float], *, keep: Collecti
     which costs accuracy on OpenVINO. It never computes a Gemm, or a convolution whose result is a graph output, in
     int8: these are not quantized.
     """
-    chosen = [(c, node) for c, node in candidate_nodes(model) if c.node not in keep]
-    fused = FORMATS[dtype].fused
-    if fused:
-        chosen = [(c, node) for c, node in chosen if c.kind != "Gemm" and not node.outputs[0].is_graph_output()]
-    pairs = _Pairs(model.graph, ranges, FORMATS[dtype])
-    for candidate, node in chosen:
-        node.replace_input_with(0, pairs.activation(node.inputs[0]))
-        node.replace_input_with(1, pairs.weight(node, candidate.axis))
-    for candidate, node in chosen:
-        if fused and candidate.kind == "Conv":
-            pairs.replace(node.outputs[0])
-    for name in {candidate.weight for candidate, _ in chosen}:
+    chosen, form = [c for c in candidates_in(model) if c.node not in keep], FORMATS[dtype]
+    if form.fused:
+        chosen = [c for c in chosen if c.kind != "Gemm" and not c.operation.outputs[0].is_graph_output()]
+    pairs = _Pairs(model.graph, ranges, form)
+    for c in chosen:
+        c.operation.replace_input_with(0, pairs.activation(c.operation.inputs[0]))
+        c.operation.replace_input_with(1, pairs.weight(c))
+    for c in chosen:
+        if form.fused and c.kind == "Conv":
+            pairs.replace(c.operation.outputs[0])
+    for name in {c.weight for c in chosen}:
         if not model.graph.initializers[name].uses():
             del model.graph.initializers[name]
-    return tuple(candidate.node for candidate, _ in chosen)
+    return tuple(c.node for c in chosen)
 
 
 class _Pairs:
@@ -116,17 +107,18 @@ class _Pairs:
         assert value is not None
         name = str(value.name)
         if name not in self._restored:
-            kind = value.dtype or ir.DataType.FLOAT
-            number = self._form.activation
+            kind, number = value.dtype or ir.DataType.FLOAT, self._form.activation
             scale = np.asarray(self._ranges[name] / self._form.largest).astype(kind.numpy())
             scaling = (
                 self._constant(f"{name}.scale", scale if scale else np.ones_like(scale)),  # 1 for a tensor of zeros
                 self._constant(f"{name}.zero", np.asarray(self._form.zero).astype(number.numpy())),
             )
-            quantized = _output(ir.node("QuantizeLinear", [value, *scaling]), f"{name}.quantized", number, value.shape)
-            dequantize = ir.node("DequantizeLinear", [quantized, *scaling])
-            restored = _output(dequantize, f"{name}.restored", kind, value.shape)
-            nodes = [node for result in (quantized, restored) if (node := result.producer())]
+            quantized = ir.val(f"{name}.quantized", dtype=number, shape=value.shape)
+            restored = ir.val(f"{name}.restored", dtype=kind, shape=value.shape)
+            nodes = [
+                ir.node("QuantizeLinear", [value, *scaling], outputs=[quantized]),
+                ir.node("DequantizeLinear", [quantized, *scaling], outputs=[restored]),
+            ]
             producer = value.producer()
             if producer is None:
                 self._graph.insert_before(self._graph[0], nodes)
@@ -142,45 +134,35 @@ class _Pairs:
             if user.op_type != "QuantizeLinear":
                 user.replace_input_with(index, restored)
 
-    def weight(self, node: ir.Node, axis: int) -> ir.Value:
+    def weight(self, candidate: Candidate) -> ir.Value:
         """Store the node's weight in eight bits, and return the dequantized tensor."""
-        value = node.inputs[1]
+        value, axis = candidate.operation.inputs[1], candidate.axis
         assert value is not None
         assert value.const_value is not None
         name = f"{value.name}.{axis}"
         if name not in self._restored:
-            scale = _channel_scales(value.const_value, axis, self._form.largest)
-            inputs = (
+            scale = _channel_scales(value.const_value.numpy(), axis, self._form.largest)
+            inputs = [
                 self._constant(f"{name}.quantized", _quantized(value.const_value, scale, axis, self._form)),
                 self._constant(f"{name}.scale", scale),
                 self._constant(f"{name}.zero", np.zeros(scale.shape, self._form.weight.numpy())),
-            )
-            dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis})
-            self._restored[name] = _output(dequantize, f"{name}.restored", value.const_value.dtype, value.shape)
-            self._graph.insert_before(node, dequantize)
+            ]
+            restored = ir.val(f"{name}.restored", dtype=value.const_value.dtype, shape=value.shape)
+            dequantize = ir.node("DequantizeLinear", inputs, {"axis": axis}, outputs=[restored])
+            self._graph.insert_before(candidate.operation, dequantize)
+            self._restored[name] = restored
         return self._restored[name]
 
     def _constant(self, name: str, numbers: NDArray[Any] | ir.TensorProtocol) -> ir.Value:
         tensor = ir.Tensor(numbers, name=name) if isinstance(numbers, np.ndarray) else numbers
-        value = ir.Value(
-            name=name, const_value=tensor, shape=ir.Shape(tensor.shape.numpy()), type=ir.TensorType(tensor.dtype)
-        )
-        self._graph.register_initializer(value)
-        return value
+        return ir.tape.Tape(self._graph).initializer(tensor, name)
 
 
-def _output(node: ir.Node, name: str, kind: ir.DataType, shape: ir.Shape | None) -> ir.Value:
-    value = node.outputs[0]
-    value.name, value.dtype, value.shape = name, kind, shape
-    return value
-
-
-def _channel_scales(weight: ir.TensorProtocol, axis: int, top: float) -> NDArray[Any]:
+def _channel_scales(weight: NDArray[Any], axis: int, top: float) -> NDArray[Any]:
     """Return one scale for each output channel, in the weight's type.  # [O]"""
-    numbers = weight.numpy()
-    others = tuple(other for other in range(numbers.ndim) if other != axis)
-    amax = np.abs(numbers).max(axis=others).astype(np.float32)
-    scale: NDArray[Any] = (amax / top).astype(numbers.dtype)
+    others = tuple(other for other in range(weight.ndim) if other != axis)
+    amax = np.abs(weight).max(axis=others).astype(np.float32)
+    scale: NDArray[Any] = (amax / top).astype(weight.dtype)
     scale[scale == 0] = 1  # a channel of zeros
     return scale
 

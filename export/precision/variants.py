@@ -21,6 +21,7 @@ from ..onnx.capture import evenly, read_calls
 from ..steps.stored_step import StoredStep
 from ..steps.versions import tool_versions
 from ..store.folders import digests_of
+from ..store.store import Stored
 from ..tensorrt.engines import Engines
 
 LOWERING = 1  # increment when a lowered graph changes for the same inputs
@@ -50,7 +51,7 @@ def check_precision(backend: str, precision: str) -> None:
         raise BuildError(f"{reason}.")
 
 
-# What `--precision auto` tries. On a GPU, nodes that are not in int8 or fp8 are in half precision.
+# What `--precision auto` tries; int8 on other backends. On a GPU, nodes not in int8 or fp8 are in half precision.
 _AUTO = {
     "openvino": ("bf16", "int8", "int8+bf16"),
     "cuda": ("fp16", "bf16"),
@@ -59,15 +60,10 @@ _AUTO = {
 }
 
 
-def tried_by_auto(backend: str) -> tuple[str, ...]:
-    """Return the precisions that `--precision auto` tries on this backend."""
-    return _AUTO.get(backend, ("int8",))
-
-
 def tuned_as(precision: str, backend: str) -> tuple[str, ...]:
     """Return the precisions to try for the requested one. TensorRT combines int8 and fp8 with fp16, not float32."""
     if precision == "auto":
-        return tried_by_auto(backend)
+        return _AUTO.get(backend, ("int8",))
     return (f"{precision}+fp16",) if backend in COMPILED else (precision,)
 
 
@@ -123,11 +119,17 @@ def quantized(part: Part, ranges: Path, keep: Collection[str], precision: str, b
     "int8+fp16" puts the other nodes in half precision: in the graph if the backend compiles it, else at run time.
     """
     dtype, _, rest = precision.partition("+")
-    arguments = {"ranges": str(ranges), "keep": sorted(keep), "form": form_for(dtype, backend)}
+    arguments: dict[str, Any] = {"ranges": str(ranges), "keep": sorted(keep), "form": form_for(dtype, backend)}
     if rest and backend in COMPILED:
         part = replace(part, traced=_halved(part, rest))
         arguments["half"] = rest
     return _compiled(part, _lowered(part, "quantize", dtype, arguments))
+
+
+def small_weights(part: Part, weights: str) -> Artifact:
+    """Return the component with only its weights in "int8" or "int4"."""
+    artifact = _lowered(part, "shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])})
+    return _compiled(part, replace(artifact, precision="fp32", check={**artifact.check, "weights": weights}))
 
 
 def _compiled(part: Part, graph: Artifact) -> Artifact:
@@ -135,24 +137,21 @@ def _compiled(part: Part, graph: Artifact) -> Artifact:
     return graph if part.engines is None else part.engines.of(part.component, graph)
 
 
-def small_weights(part: Part, weights: str) -> Artifact:
-    """Return the component with only its weights in "int8" or "int4"."""
-    artifact = _lowered(part, "shrink", f"fp32, {weights} weights", {"bits": int(weights[3:])})
-    artifact = replace(artifact, precision="fp32", check={**artifact.check, "weights": weights})
-    return _compiled(part, artifact)
-
-
 def _lowered(part: Part, function: str, precision: str, arguments: Mapping[str, Any]) -> Artifact:
+    label = {"kind": "artifact", "precision": precision}
+    stored = _stored(part, f"making the {part.name} {precision}", function, label, arguments)
+    path = stored.folder / "model.onnx"
+    return Artifact(form="onnx", path=path, precision=precision, check={"lowering": stored.notes})
+
+
+def _stored(part: Part, task: str, function: str, label: Mapping[str, str], arguments: Mapping[str, Any]) -> Stored:
+    """Return what a function of this module makes of the part's graph in a child process."""
     files = {k: file_digest(Path(v)) if k in ("recording", "ranges") else v for k, v in arguments.items()}
     step = StoredStep(
         depends_on={"lowering": LOWERING, "what": function, "graph": part.graph, "tools": tool_versions(), **files},
-        label={"component": part.name, "kind": "artifact", "precision": precision},
+        label={"component": part.name, **label},
     )
-    stored = step.run_in_child(
-        f"making the {part.name} {precision}", f"{__name__}:{function}", source=str(part.traced.path), **arguments
-    )
-    path = stored.folder / "model.onnx"
-    return Artifact(form="onnx", path=path, precision=precision, check={"lowering": stored.notes})
+    return step.run_in_child(task, f"{__name__}:{function}", source=str(part.traced.path), **arguments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -164,40 +163,23 @@ class Group:
     loss: float
 
 
-def calibrated(part: Part, dtype: str, backend: str) -> tuple[Path, list[Group]]:
-    """Return the file of activation ranges over the recording, and the groups, the most sensitive first."""
-    form = form_for(dtype, backend)
-    step = StoredStep(
-        depends_on={
-            "lowering": LOWERING,
-            "what": "calibration",
-            "form": form,
-            "graph": part.graph,
-            "recording": file_digest(part.recording),
-            "tools": tool_versions(),
-        },
-        label={"component": part.name, "kind": "calibration", "precision": dtype},
-    )
-    paths = {"source": str(part.traced.path), "recording": str(part.recording)}
-    folder = step.run_in_child(f"calibrating the {part.name}", f"{__name__}:calibrate", form=form, **paths).folder
+@dataclass(frozen=True, kw_only=True)
+class Calibration:
+    """The file with the ranges of activations over a recording, and the groups, the most sensitive first."""
+
+    ranges: Path
+    groups: Sequence[Group]
+
+
+def calibrated(part: Part, dtype: str, backend: str) -> Calibration:
+    """Return the calibration of the part's graph over its recording."""
+    arguments = {"form": form_for(dtype, backend), "recording": str(part.recording)}
+    label = {"kind": "calibration", "precision": dtype}
+    folder = _stored(part, f"calibrating the {part.name}", "calibrate", label, arguments).folder
     groups = json.loads((folder / "groups.json").read_text())
-    return folder / "ranges.json", [Group(name=g["name"], nodes=tuple(g["nodes"]), loss=g["loss"]) for g in groups]
-
-
-def halve(*, source: str, out: str, precision: str, recording: str) -> dict[str, Any]:
-    """Find islands on real inputs, then lower the graph. Runs in a child process."""
-    from .half_convert import find_islands, lower
-
-    feeds = [c.inputs for c in evenly(read_calls(Path(recording)), _ISLAND_CALLS)]
-    islands = find_islands(Path(source), feeds, precision=precision)
-    return asdict(lower(Path(source), Path(out, "model.onnx"), precision=precision, islands=islands))
-
-
-def shrink(*, source: str, out: str, bits: int) -> dict[str, Any]:
-    """Store the weights in fewer bits. Runs in a child process."""
-    from .weight_only import weight_only
-
-    return asdict(weight_only(Path(source), Path(out, "model.onnx"), bits=bits))
+    return Calibration(
+        ranges=folder / "ranges.json", groups=[Group(**{**g, "nodes": tuple(g["nodes"])}) for g in groups]
+    )
 
 
 def form_for(dtype: str, backend: str) -> str:
@@ -205,22 +187,39 @@ def form_for(dtype: str, backend: str) -> str:
     return "uint8" if (dtype, backend) == ("int8", "onnxruntime") else dtype
 
 
+# The functions below run in a child process.
+
+
+def halve(*, source: str, out: str, precision: str, recording: str) -> dict[str, Any]:
+    """Find islands on real inputs, then lower the graph."""
+    from .half_convert import lower
+    from .keep_fp32 import find_islands
+
+    feeds = [c.inputs for c in evenly(read_calls(Path(recording)), _ISLAND_CALLS)]
+    islands = find_islands(Path(source), feeds, precision=precision)
+    return asdict(lower(Path(source), Path(out, "model.onnx"), precision=precision, islands=islands))
+
+
+def shrink(*, source: str, out: str, bits: int) -> dict[str, Any]:
+    """Store the weights in fewer bits."""
+    from .weight_only import weight_only
+
+    return asdict(weight_only(Path(source), Path(out, "model.onnx"), bits=bits))
+
+
 def calibrate(*, source: str, recording: str, out: str, form: str) -> None:
-    """Write `ranges.json` and `groups.json` to `out`. Runs in a child process."""
-    from . import calibrate as calibration
+    """Write `ranges.json` and `groups.json` to `out`."""
+    from .calibrate import calibrate, sensitivity
     from .candidates import candidates
-    from .sensitivity import sensitivity
 
     calls = read_calls(Path(recording))
-    feeds = [c.inputs for c in evenly(calls, _CALIBRATION_CALLS)]
-    ranges = calibration.calibrate(Path(source), feeds, form)
+    ranges = calibrate(Path(source), [c.inputs for c in evenly(calls, _CALIBRATION_CALLS)], form)
     blocks: dict[str, list[str]] = {}
     for candidate in candidates(Path(source)):
         blocks.setdefault(candidate.block, []).append(candidate.node)
     some = [c.inputs for c in evenly(calls, _SENSITIVITY_CALLS)]
     losses = sensitivity(Path(source), some, ranges, blocks, dtype=form)
-    groups = [{"name": b, "nodes": nodes, "loss": losses[b]} for b, nodes in blocks.items()]
-    groups.sort(key=lambda g: -losses[str(g["name"])])
+    groups = [{"name": b, "nodes": blocks[b], "loss": losses[b]} for b in sorted(blocks, key=lambda b: -losses[b])]
     Path(out, "ranges.json").write_text(json.dumps(ranges))
     Path(out, "groups.json").write_text(json.dumps(groups))
 
@@ -228,7 +227,7 @@ def calibrate(*, source: str, recording: str, out: str, form: str) -> None:
 def quantize(
     *, source: str, out: str, ranges: str, keep: Sequence[str], form: str, half: str | None = None
 ) -> dict[str, Any]:
-    """Write the Q/DQ graph of a graph in float32, or in `half` precision. Runs in a child process."""
+    """Write the Q/DQ graph of a graph in float32, or in `half` precision."""
     from .quantize import quantize
 
     magnitudes = json.loads(Path(ranges).read_text())

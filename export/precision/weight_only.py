@@ -9,7 +9,6 @@ activations.
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,9 +25,9 @@ from .half_op_types import FLOAT
 BLOCK = 32
 SMALL = 4096  # numbers: quantizing a smaller weight does not save enough to justify its error
 
-_TYPES = {8: (ir.DataType.INT8, 127), 4: (ir.DataType.INT4, 7)}
+_TYPES = {8: (ir.DataType.INT8, 127), 4: (ir.DataType.INT4, 7)}  # bits -> type, largest integer
 # Scales to try for each int4 block, relative to the one that clips nothing: outliers then cost fewer levels.
-_CLIPS = (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)
+_CLIPS = {8: (1.0,), 4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7)}
 
 Array = NDArray[Any]
 
@@ -44,20 +43,7 @@ class WeightOnlyReport:
     bytes_after: int
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Layout:
-    """The axes of a weight: its output channels, and the axis that is summed to one output."""
-
-    channels: int
-    summed: int
-    transposed: bool  # a Gemm's rows become a MatMul's columns
-
-    def read(self, tensor: ir.TensorProtocol) -> Array:
-        """Return the weight in the layout to store."""
-        return tensor.numpy().T if self.transposed else tensor.numpy()
-
-
-def weight_only(source: Path, out: Path, *, bits: int, inline_bytes: int | None = None) -> WeightOnlyReport:
+def weight_only(source: Path, out: Path, *, bits: int) -> WeightOnlyReport:
     """Write the graph at `source` with int8 or int4 weights to `out`, with its tensors in `out`.data.
 
     Raises:
@@ -71,12 +57,12 @@ def weight_only(source: Path, out: Path, *, bits: int, inline_bytes: int | None 
     model = open_graph(source)
     if model.opset_imports[""] < 21:
         raise InputError(f"cannot quantize {source}: got opset {model.opset_imports['']}, expected 21 or later.")
-    writer = _Writer(model.graph, bits)
+    writer = _Writer(model.graph)
     for node in list(model.graph):
-        layout = _layout(node)
+        layout = _layout(node, bits)
         if layout is not None:
             writer.replace(node, layout)
-    save_graph(model, out, inline_bytes=inline_bytes)
+    save_graph(model, out)
     return WeightOnlyReport(
         bits=bits,
         weights=len(writer.errors),
@@ -86,116 +72,112 @@ def weight_only(source: Path, out: Path, *, bits: int, inline_bytes: int | None 
     )
 
 
-def _layout(node: ir.Node) -> _Layout | None:
-    """Return the layout of the node's weight, or None if quantizing it saves nothing."""
+@dataclass(frozen=True, kw_only=True)
+class _Layout:
+    """How integers represent a weight, and the axes of its output channels and of the sum to one output."""
+
+    bits: int
+    channels: int
+    summed: int
+    transposed: bool  # a Gemm's rows become a MatMul's columns
+
+    def read(self, tensor: ir.TensorProtocol) -> Array:
+        """Return the weight in the layout to store; in int4 with the summed axis split into [blocks, BLOCK]."""
+        numbers = tensor.numpy().T if self.transposed else tensor.numpy()
+        if self.bits == 8:
+            return numbers
+        shape, axis = numbers.shape, self.summed
+        return numbers.reshape(*shape[:axis], -1, BLOCK, *shape[axis + 1 :])
+
+    def scale(self, numbers: Array) -> Array:
+        """Return float32 scales, one per output channel or block, that broadcast to the result of `read`."""
+        axes = {self.summed + 1} if self.bits == 4 else {*range(numbers.ndim)} - {self.channels}
+        summed = tuple(sorted(axes))
+        unclipped = np.abs(numbers).max(axis=summed, keepdims=True) / _TYPES[self.bits][1]
+        unclipped = np.where(unclipped > 0, unclipped, 1).astype(np.float32)  # zeros: any scale works
+        best, smallest = unclipped, np.full(unclipped.shape, np.inf, dtype=np.float32)
+        for clip in _CLIPS[self.bits]:
+            scale = unclipped * np.float32(clip)
+            squares = np.square(numbers - self.integers(numbers, scale) * scale).sum(axis=summed, keepdims=True)
+            best, smallest = np.where(squares < smallest, scale, best), np.minimum(squares, smallest)
+        return best
+
+    def integers(self, numbers: Array, scale: Array) -> Array:
+        """Return the numbers in units of their scales."""
+        limit = _TYPES[self.bits][1]
+        rounded: Array = np.rint(numbers / scale).clip(-limit, limit)
+        return rounded
+
+
+def _layout(node: ir.Node, bits: int) -> _Layout | None:
+    """Return the layout of the node's weight, or None if quantizing it saves nothing or int4 blocks do not fit."""
     if node.domain or node.op_type not in ("Conv", "Gemm", "MatMul"):
         return None
     weight = node.inputs[1]
     if weight is None or weight.const_value is None or weight.dtype != FLOAT or weight.const_value.size < SMALL:
         return None
+    shape = weight.const_value.shape.numpy()
     if node.op_type == "Conv":
-        return _Layout(channels=0, summed=1, transposed=False)
-    if len(weight.const_value.shape) != 2:
-        return None
+        layout = _Layout(bits=bits, channels=0, summed=1, transposed=False)
+        return layout if bits == 8 or shape[1] % BLOCK == 0 else None
     attributes = {name: attribute.value for name, attribute in node.attributes.items()}
     if attributes.get("transA", 0) or attributes.get("alpha", 1) != 1 or attributes.get("beta", 1) != 1:
         return None
-    return _Layout(channels=1, summed=0, transposed=bool(attributes.get("transB", 0)))
+    transposed = bool(attributes.get("transB", 0))
+    if len(shape) != 2 or (bits == 4 and shape[int(transposed)] % BLOCK):
+        return None
+    return _Layout(bits=bits, channels=1, summed=0, transposed=transposed)
 
 
 class _Writer:
     """Adds integer weights to a graph, one for each weight and layout."""
 
-    def __init__(self, graph: ir.Graph, bits: int) -> None:
-        self._graph, self._bits = graph, bits
+    def __init__(self, graph: ir.Graph) -> None:
+        self._graph = graph
         self._done: dict[tuple[str, _Layout], ir.Value] = {}
         self.errors: list[float] = []  # relative L2 of each weight
 
     def replace(self, node: ir.Node, layout: _Layout) -> None:
-        """Make the node read integers, unless its weight cannot be divided into blocks."""
+        """Make the node read integers."""
         weight = node.inputs[1]
         assert weight is not None
         assert weight.const_value is not None
-        if self._bits == 4 and layout.read(weight.const_value).shape[layout.summed] % BLOCK:
-            return
         key = (str(weight.name), layout)
         if key not in self._done:
-            self._done[key] = self._dequantized(weight, weight.const_value, layout, node)
+            name = f"{weight.name}.int{layout.bits}.{layout.channels}"
+            self._done[key] = self._dequantized(name, weight.const_value, layout, node)
         node.replace_input_with(1, self._done[key])
         if node.op_type == "Gemm":
             self._as_matmul(node)
 
     def _as_matmul(self, gemm: ir.Node) -> None:
-        matmul = ir.node("MatMul", gemm.inputs[:2], name=gemm.name)
         out, bias = gemm.outputs[0], gemm.inputs[2] if len(gemm.inputs) > 2 else None
-        nodes = (
-            [matmul] if bias is None else [matmul, ir.node("Add", [matmul.outputs[0], bias], name=f"{gemm.name}.bias")]
-        )
-        matmul.outputs[0].name = f"{out.name}.unbiased"
-        matmul.outputs[0].type, matmul.outputs[0].shape = out.type, out.shape
+        nodes = [ir.node("MatMul", gemm.inputs[:2], name=gemm.name)]
+        unbiased = nodes[0].outputs[0]
+        unbiased.name, unbiased.type, unbiased.shape = f"{out.name}.unbiased", out.type, out.shape
+        if bias is not None:
+            nodes.append(ir.node("Add", [unbiased, bias], name=f"{gemm.name}.bias"))
         ir.convenience.replace_nodes_and_values(self._graph, gemm, [gemm], nodes, [out], [nodes[-1].outputs[0]])
 
-    def _dequantized(self, weight: ir.Value, tensor: ir.TensorProtocol, layout: _Layout, before: ir.Node) -> ir.Value:
-        name, bits = f"{weight.name}.int{self._bits}.{layout.channels}", self._bits
-        numbers = layout.read(tensor)
-        scale = _scale(numbers, layout, bits)
-        lost = numbers - _rounded(numbers, scale, layout, bits) * _broadcast(scale, layout, bits)
+    def _dequantized(self, name: str, tensor: ir.TensorProtocol, layout: _Layout, before: ir.Node) -> ir.Value:
+        numbers, dtype = layout.read(tensor), _TYPES[layout.bits][0]
+        scale = layout.scale(numbers)
+        lost = numbers - layout.integers(numbers, scale) * scale
         self.errors.append(float(np.linalg.norm(lost) / max(float(np.linalg.norm(numbers)), 1e-30)))
-        lazy = ir.LazyTensor(_stored(tensor, scale, layout, bits), _TYPES[bits][0], ir.Shape(numbers.shape), name=name)
-        stored = scale.reshape(-1) if bits == 8 else scale
+        shape = tensor.shape.numpy()[:: -1 if layout.transposed else 1]
+
+        def stored() -> ir.Tensor[Any]:
+            integers = layout.integers(layout.read(tensor), scale).reshape(shape)
+            return ir.Tensor(integers.astype(dtype.numpy()), dtype=dtype)
+
+        tape = ir.tape.Tape(self._graph)
+        scales = scale.reshape(-1) if layout.bits == 8 else scale.squeeze(layout.summed + 1)
         inputs = [
-            self._constant(name, numbers.shape, lazy),
-            self._constant(f"{name}.scale", stored.shape, ir.tensor(stored)),
+            tape.initializer(ir.LazyTensor(stored, dtype, ir.Shape(shape), name=name)),
+            tape.initializer(ir.tensor(scales), f"{name}.scale"),
         ]
-        shape = {"axis": layout.channels} if bits == 8 else {"axis": layout.summed, "block_size": BLOCK}
-        node = ir.node("DequantizeLinear", inputs, shape, name=f"{name}.dequantized")
-        out = node.outputs[0]
-        out.name, out.shape, out.dtype = f"{name}.float", ir.Shape(numbers.shape), FLOAT
+        axes = {"axis": layout.channels} if layout.bits == 8 else {"axis": layout.summed, "block_size": BLOCK}
+        output = ir.val(f"{name}.float", dtype=FLOAT, shape=shape)
+        node = ir.node("DequantizeLinear", inputs, axes, name=f"{name}.dequantized", outputs=[output])
         self._graph.insert_before(before, node)
-        return out
-
-    def _constant(self, name: str, shape: tuple[int, ...], tensor: ir.TensorProtocol) -> ir.Value:
-        value = ir.Value(name=name, shape=ir.Shape(shape), type=ir.TensorType(tensor.dtype), const_value=tensor)
-        self._graph.register_initializer(value)
-        return value
-
-
-def _scale(weight: Array, layout: _Layout, bits: int) -> Array:
-    """Return float32 scales: one per output channel in int8; in int4 one per block, the best of `_CLIPS`."""
-    if bits == 8:
-        axes = tuple(a for a in range(weight.ndim) if a != layout.channels)
-        return _positive(np.abs(weight).max(axis=axes, keepdims=True) / _TYPES[8][1])
-    shape, axis = weight.shape, layout.summed
-    blocks = weight.reshape(*shape[:axis], -1, BLOCK, *shape[axis + 1 :])
-    unclipped = _positive(np.abs(blocks).max(axis=axis + 1) / _TYPES[4][1])
-    best, smallest = unclipped, np.full(unclipped.shape, np.inf, dtype=np.float32)
-    for clip in _CLIPS:
-        scale = unclipped * np.float32(clip)
-        lost = weight - _rounded(weight, scale, layout, bits) * _broadcast(scale, layout, bits)
-        squares = np.square(lost).reshape(blocks.shape).sum(axis=axis + 1)
-        best, smallest = np.where(squares < smallest, scale, best), np.minimum(squares, smallest)
-    return best
-
-
-def _positive(scale: Array) -> Array:
-    """Replace the scale of a channel of zeros with 1; any scale works."""
-    return np.where(scale > 0, scale, 1).astype(np.float32)
-
-
-def _broadcast(scale: Array, layout: _Layout, bits: int) -> Array:
-    """Return the scales in a shape that broadcasts to the weight's."""
-    return scale if bits == 8 else np.repeat(scale, BLOCK, axis=layout.summed)
-
-
-def _rounded(weight: Array, scale: Array, layout: _Layout, bits: int) -> Array:
-    limit = _TYPES[bits][1]
-    rounded: Array = np.rint(weight / _broadcast(scale, layout, bits)).clip(-limit, limit)
-    return rounded
-
-
-def _stored(tensor: ir.TensorProtocol, scale: Array, layout: _Layout, bits: int) -> Callable[[], ir.Tensor[Any]]:
-    def make() -> ir.Tensor[Any]:
-        dtype = _TYPES[bits][0]
-        return ir.Tensor(_rounded(layout.read(tensor), scale, layout, bits).astype(dtype.numpy()), dtype=dtype)
-
-    return make
+        return output

@@ -75,6 +75,11 @@ _OPEN = {
 }
 _V = {"clip_sample": False, "set_alpha_to_one": False, "prediction_type": "v_prediction"}
 _TURBO = {"timestep_spacing": "trailing", "prediction_type": "epsilon"}  # 1 to 4 steps, without guidance
+_SD_TURBO = {
+    **_OPEN,
+    "scheduler": ("EulerDiscreteScheduler", {**_BETAS, **_TURBO}),
+    "unet": ("UNet2DConditionModel", {**_UNET_2, "sample_size": 64}),
+}
 
 REFINER: Mapping[str, Any] = {  # stabilityai/stable-diffusion-xl-refiner-1.0
     "pipeline": "StableDiffusionXLImg2ImgPipeline",
@@ -99,17 +104,8 @@ MODELS: Mapping[str, Mapping[str, Any]] = {
         "scheduler": ("DDIMScheduler", {**_BETAS, **_V}),
         "unet": ("UNet2DConditionModel", {**_UNET_2, "sample_size": 96, "upcast_attention": True}),
     },
-    "sd-turbo": {
-        **_OPEN,
-        "scheduler": ("EulerDiscreteScheduler", {**_BETAS, **_TURBO}),
-        "unet": ("UNet2DConditionModel", {**_UNET_2, "sample_size": 64}),
-    },
-    "sd-turbo-taesd": {
-        **_OPEN,
-        "scheduler": ("EulerDiscreteScheduler", {**_BETAS, **_TURBO}),
-        "unet": ("UNet2DConditionModel", {**_UNET_2, "sample_size": 64}),
-        "vae": ("AutoencoderTiny", {}),  # madebyollin/taesd: the class's default sizes
-    },
+    "sd-turbo": _SD_TURBO,
+    "sd-turbo-taesd": {**_SD_TURBO, "vae": ("AutoencoderTiny", {})},  # madebyollin/taesd: the class's default sizes
     "sdxl": {
         **_XL,
         "scheduler": ("EulerDiscreteScheduler", {**_BETAS, "timestep_spacing": "leading"}),

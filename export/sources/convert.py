@@ -6,26 +6,29 @@ This module imports torch, so it runs in a child process.
 
 from __future__ import annotations
 
+import gzip
 import inspect
 import json
+import re
 from collections.abc import Mapping
+from importlib import resources
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from calotype.errors import SourceError
-from calotype.text.tokenizer import END
+from calotype.text.tokenizer import END, START
 
-from .clip_vocabulary import write_tokenizer
 from .single_file import UNET, VAE
 
 Tensors = Mapping[str, Tensor]
 
 _VAE_STARTS = ("encoder.", "decoder.", "quant_conv.", "post_quant_conv.")
 _V_SPREAD = 0.09
+_CLIP_LENGTH = 77  # tokens of CLIP's text encoders
 
 
 def convert_into(
@@ -37,15 +40,12 @@ def convert_into(
     described: Mapping[str, Any],
     metadata: Mapping[str, str],
 ) -> dict[str, str]:
-    """Write the checkpoint as a folder in diffusers' layout, in a child process.
-
-    Return what the U-Net predicts, and the reason for that conclusion.
-    """
+    """Write the checkpoint as a folder in diffusers' layout, in a child process. The message says what it predicts."""
     from safetensors.torch import load_file
 
     folder, tensors = Path(out), load_file(file)
-    predicts, because = prediction_of(name, tensors, metadata)
-    parts = with_prediction(described, predicts, zero_snr="ztsnr" in tensors)
+    prediction = prediction_of(name, tensors, metadata)
+    parts = with_prediction(described, prediction.type, zero_snr="ztsnr" in tensors)
     index: dict[str, Any] = {"_class_name": parts["pipeline"], "_diffusers_version": "0.42.0"}
     if "text_encoder_2" in texts:
         refines = "text_encoder" not in texts
@@ -66,19 +66,20 @@ def convert_into(
         # OpenAI's encoder was trained with the end token as padding, OpenCLIP's (with gelu) with another.
         write_tokenizer(folder / tokenizer, pad="!" if parts[part][1]["hidden_act"] == "gelu" else END)
     _write(folder / "model_index.json", index)
-    return {"predicts": {"epsilon": "the noise", "v_prediction": "v"}[predicts], "because": because}
+    predicts = "the noise" if prediction.type == "epsilon" else "v"
+    return {"message": f"it predicts {predicts}: {prediction.reason}"}
 
 
 def convert_component_into(
     *, out: str, file: str, what: str, original: bool, prefix: str, class_name: str, config: Mapping[str, Any]
-) -> dict[str, str]:
+) -> None:
     """Write one network's file as a folder in diffusers' layout, in a child process.
 
     The arguments from `what` on are the fields of `single_file_components.NetworkFile`.
     """
     from safetensors.torch import load_file
 
-    network = network_of(class_name, known_fields(class_name, config))
+    network = network_of(class_name, config)
     try:
         state = convert_component_tensors(network, load_file(file), original=original, prefix=prefix)
     except SourceError as failed:
@@ -86,7 +87,6 @@ def convert_component_into(
     remedy = ". Use one of the model's family, or a folder that has its config"
     check_fit(f"{file} is {what}, but with this model it", state, network, remedy)
     _save_network(Path(out), "diffusion_pytorch_model", network, state)
-    return {}
 
 
 def _save_network(folder: Path, stem: str, network: Any, state: dict[str, Tensor]) -> None:
@@ -99,8 +99,7 @@ def _save_network(folder: Path, stem: str, network: Any, state: dict[str, Tensor
 def convert_component_tensors(network: Any, tensors: Tensors, *, original: bool, prefix: str) -> dict[str, Tensor]:
     """Return the tensors of one autoencoder or ControlNet under the network's names. Raises `SourceError`."""
     is_vae = type(network).__name__ == "AutoencoderKL"
-    starts = tuple(prefix + part for part in _VAE_STARTS) if is_vae else prefix
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
+    own = _own(tensors, *((prefix + part for part in _VAE_STARTS) if is_vae else [prefix]))
     if original:
         return _renamed("vae" if is_vae else "controlnet", own, network.config, prefix)
     state = {name.removeprefix(prefix): tensor.contiguous() for name, tensor in own.items()}
@@ -108,16 +107,15 @@ def convert_component_tensors(network: Any, tensors: Tensors, *, original: bool,
     return state
 
 
-def known_fields(class_name: str, config: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the fields of a config that the class accepts. A ControlNet's fields are a subset of its U-Net's."""
-    import diffusers
+class Prediction(NamedTuple):
+    """What a U-Net predicts, "epsilon" or "v_prediction", and why this is concluded."""
 
-    fields = inspect.signature(getattr(diffusers, class_name).__init__).parameters
-    return {name: value for name, value in config.items() if name in fields}
+    type: str
+    reason: str
 
 
-def prediction_of(name: str, tensors: Tensors, metadata: Mapping[str, str]) -> tuple[str, str]:
-    """Return "epsilon" or "v_prediction", and the reason: the metadata, a marker tensor, or ComfyUI's rule.
+def prediction_of(name: str, tensors: Tensors, metadata: Mapping[str, str]) -> Prediction:
+    """Conclude from the metadata, a marker tensor, or ComfyUI's rule what the U-Net predicts.
 
     Stable Diffusion 2 exists in both kinds, with equal names and shapes. Models that predict v have a larger spread in
     the first norm's bias of the U-Net's last transformer (ComfyUI, `supported_models.SD20`).
@@ -129,16 +127,16 @@ def prediction_of(name: str, tensors: Tensors, metadata: Mapping[str, str]) -> t
         raise SourceError(f"this {name} was trained with EDM's noise (Karras et al. 2022), which is not supported.")
     declared = metadata.get("modelspec.prediction_type", "").lower()
     if declared in ("v", "v_prediction", "epsilon"):
-        return "epsilon" if declared == "epsilon" else "v_prediction", "its metadata says so"
+        return Prediction("epsilon" if declared == "epsilon" else "v_prediction", "its metadata says so")
     if "v_pred" in tensors:
-        return "v_prediction", "a tensor named v_pred marks it"
+        return Prediction("v_prediction", "a tensor named v_pred marks it")
     if name != "Stable Diffusion 2.x":
-        return "epsilon", f"the default of {name}; no metadata and no tensor says otherwise"
+        return Prediction("epsilon", f"the default of {name}; no metadata and no tensor says otherwise")
     ends = ".1.transformer_blocks.0.norm1.bias"
     biases = {int(n.split(".")[3]): n for n in tensors if n.startswith(f"{UNET}output_blocks.") and n.endswith(ends)}
     spread = float(tensors[biases[max(biases)]].float().std(correction=0)) if biases else 0.0
-    because = f"the first bias of its last transformer has a spread of {spread:.3f}; above {_V_SPREAD} means v"
-    return "v_prediction" if spread > _V_SPREAD else "epsilon", because
+    reason = f"the first bias of its last transformer has a spread of {spread:.3f}; above {_V_SPREAD} means v"
+    return Prediction("v_prediction" if spread > _V_SPREAD else "epsilon", reason)
 
 
 def with_prediction(described: Mapping[str, Any], predicts: str, *, zero_snr: bool) -> dict[str, Any]:
@@ -157,10 +155,13 @@ def convert_tensors(
 ) -> dict[str, Tensor]:
     """Return the tensors of one part under the names of its config's network. Raises `SourceError`."""
     if part in texts:
-        return _text_tensors(part, tensors, config, texts[part])
-    starts = (UNET,) if part == "unet" else tuple(f"{VAE}{name}" for name in _VAE_STARTS)
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
-    return _renamed(part, own, config)
+        return _text_tensors(part, _own(tensors, texts[part]), config, texts[part])
+    starts = (UNET,) if part == "unet" else tuple(VAE + name for name in _VAE_STARTS)
+    return _renamed(part, _own(tensors, *starts), config)
+
+
+def _own(tensors: Tensors, *starts: str) -> dict[str, Tensor]:
+    return {name: tensor for name, tensor in tensors.items() if name.startswith(starts)}
 
 
 def _renamed(part: str, own: Tensors, config: Mapping[str, Any], prefix: str = "") -> dict[str, Tensor]:
@@ -182,24 +183,21 @@ def _renamed(part: str, own: Tensors, config: Mapping[str, Any], prefix: str = "
     return state
 
 
-def _text_tensors(part: str, tensors: Tensors, config: Mapping[str, Any], start: str) -> dict[str, Tensor]:
+def _text_tensors(part: str, own: Tensors, config: Mapping[str, Any], start: str) -> dict[str, Tensor]:
     from diffusers.loaders import single_file_utils as diffusers_utils
 
-    own = {name: tensor for name, tensor in tensors.items() if name.startswith(start)}
     if start.endswith(".transformer."):  # transformers' layout; the oldest files lack the outer module
         bare = {name.removeprefix(start).removeprefix("text_model."): tensor for name, tensor in own.items()}
         state = {f"text_model.{name}": tensor for name, tensor in bare.items()}
     else:  # OpenCLIP's layout; Stable Diffusion 2 does not use the last layer
-        used = {name: tensor for name, tensor in own.items() if _layer(name) < config["num_hidden_layers"]}
+        layer = re.compile(r".*\.resblocks\.(\d+)\.")
+        layers = {name: int(m[1]) if (m := layer.match(name)) else -1 for name in own}
+        used = {name: tensor for name, tensor in own.items() if layers[name] < config["num_hidden_layers"]}
         model = SimpleNamespace(config=SimpleNamespace(hidden_size=config["hidden_size"]))
         state = diffusers_utils.convert_open_clip_checkpoint(model, used, prefix=start)
         if part == "text_encoder":
             state.pop("text_projection.weight", None)
     return {name: tensor.contiguous() for name, tensor in state.items() if not name.endswith("position_ids")}
-
-
-def _layer(name: str) -> int:
-    return int(name.partition(".resblocks.")[2].partition(".")[0] or -1)
 
 
 def check_fit(subject: str, tensors: Tensors, network: Any, remedy: str = "") -> None:
@@ -215,13 +213,14 @@ def check_fit(subject: str, tensors: Tensors, network: Any, remedy: str = "") ->
 
 
 def network_of(class_name: str, config: Mapping[str, Any]) -> Any:
-    """Build the network of a config on the meta device, without weights."""
+    """Build the network of a config on the meta device, without weights. Ignore fields that the class does not know."""
     import diffusers
     import transformers
 
     with torch.device("meta"):
-        if hasattr(diffusers, class_name):
-            return getattr(diffusers, class_name).from_config(dict(config))
+        if cls := getattr(diffusers, class_name, None):
+            fields = inspect.signature(cls.__init__).parameters
+            return cls.from_config({name: value for name, value in config.items() if name in fields})
         return getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
 
 
@@ -234,14 +233,35 @@ def full_config(network: Any) -> dict[str, Any]:
 
 
 def shapes_of(tensors: Tensors) -> dict[str, list[int]]:
-    """Return name -> shape."""
-    return {_bare(name): list(tensor.shape) for name, tensor in tensors.items()}
-
-
-def _bare(name: str) -> str:
-    return name.removeprefix("text_model.")  # a prefix that depends on the version of transformers
+    """Return name -> shape, without a prefix that depends on the version of transformers."""
+    return {name.removeprefix("text_model."): list(tensor.shape) for name, tensor in tensors.items()}
 
 
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data, indent=1))
+
+
+def write_tokenizer(folder: Path, *, pad: str) -> None:
+    """Write vocab.json, merges.txt and the settings of a CLIPTokenizer into a new folder.
+
+    `vocabulary/merges.txt.gz` holds the 48,894 merges of OpenAI's CLIP (`bpe_simple_vocab_16e6.txt.gz` as the wheel
+    open_clip_torch 3.3.0 ships it, cut to what CLIP uses; MIT license, in the same folder). The token ids follow
+    from them: the bytes, the bytes that end a word, the results of the merges in their order, and two special tokens.
+
+    `pad` is the padding token: the end token for OpenAI's text encoder, "!" for those of OpenCLIP.
+    """
+    folder.mkdir(parents=True)
+    packed = resources.files("calotype.export.sources").joinpath("vocabulary", "merges.txt.gz").read_bytes()
+    merges = gzip.decompress(packed).decode("utf-8").splitlines()
+    (folder / "merges.txt").write_text("\n".join(["#version: 0.2", *merges, ""]), encoding="utf-8")
+    # Printable bytes are written as their characters, and then the others as the characters from 256 on.
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    letters = [chr(byte) for byte in printable] + [chr(256 + i) for i in range(256 - len(printable))]
+    words = [*letters, *(f"{c}</w>" for c in letters), *("".join(merge.split()) for merge in merges), START, END]
+    ids = {word: number for number, word in enumerate(words)}
+    (folder / "vocab.json").write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")
+    special = {"bos_token": START, "eos_token": END, "unk_token": END, "pad_token": pad}
+    config = {"tokenizer_class": "CLIPTokenizer", "model_max_length": _CLIP_LENGTH, "do_lower_case": True, **special}
+    (folder / "special_tokens_map.json").write_text(json.dumps(special), encoding="utf-8")
+    (folder / "tokenizer_config.json").write_text(json.dumps(config), encoding="utf-8")

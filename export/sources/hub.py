@@ -9,6 +9,7 @@ import errno
 import re
 import sys
 from collections.abc import Sequence
+from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
@@ -69,17 +70,14 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
                 f"cannot write {hub_id} to the hub's cache {constants.HF_HUB_CACHE} ({failed.strerror}). Free space "
                 "there, or set HF_HUB_CACHE to another folder."
             ) from None
-        return _from_cache(hub_id, first_line(failed))
-
-
-def _from_cache(hub_id: str, reason: str) -> Path:
-    """Return the complete cached model, with a message. Raises `SourceError` with `reason`, why the hub failed."""
-    if (folder := _cached(hub_id)) is None or not _is_complete(folder):
-        part = " (the cache has a part of it)" if folder else ""
-        raise SourceError(f"there is no folder {hub_id}{part}, and the hub did not deliver it: {reason}") from None
-    line = f"calotype: cannot reach the hub ({reason}); using {hub_id} from the cache"
-    print(printable(line), file=sys.stderr)
-    return folder
+        if (folder := _cached(hub_id)) is None or not _is_complete(folder):
+            part = " (the cache has a part of it)" if folder else ""
+            raise SourceError(
+                f"there is no folder {hub_id}{part}, and the hub did not deliver it: {first_line(failed)}"
+            ) from None
+        line = f"calotype: cannot reach the hub ({first_line(failed)}); using {hub_id} from the cache"
+        print(printable(line), file=sys.stderr)
+        return folder
 
 
 def _cached(hub_id: str) -> Path | None:
@@ -99,12 +97,11 @@ def _is_complete(folder: Path) -> bool:
         if not (folder / _INDEX).is_file():
             return bool(weight_files(folder, _WEIGHTS["unet"]))
         index = read_json(folder / _INDEX, "the list of parts")
-        parts = [name for name in (*_WEIGHTS, *_SETTINGS) if index.get(name) not in (None, [None, None])]
-        for part in set(parts) & set(_WEIGHTS):
-            read_json(folder / part / _CONFIG, "a part's config")
-            weight_files(folder / part, _WEIGHTS[part])
-        for part in set(parts) & set(_SETTINGS):
-            if part == "scheduler":
+        for part in (name for name in (*_WEIGHTS, *_SETTINGS) if index.get(name) not in (None, [None, None])):
+            if part in _WEIGHTS:
+                read_json(folder / part / _CONFIG, "a part's config")
+                weight_files(folder / part, _WEIGHTS[part])
+            elif part == "scheduler":
                 read_json(folder / part / "scheduler_config.json", "the scheduler's config")
             else:
                 tokenizer_files(folder / part)
@@ -120,27 +117,21 @@ def needed(hub_id: str, files: Sequence[str]) -> list[str]:
     without a model.
     """
     if _INDEX in files:
-        settings = [f for f in files if f.split("/")[0] in _SETTINGS and f.count("/") == 1 and _is_text(f)]
+        names = [f"{folder}/*{ending}" for folder in _SETTINGS for ending in (".json", ".txt")]
+        settings = [f for f in files if f.count("/") == 1 and any(fnmatch(f, name) for name in names)]
         networks = [folder for folder in _WEIGHTS if f"{folder}/{_CONFIG}" in files]
         configs = [f"{folder}/{_CONFIG}" for folder in networks]
         weights = [f for folder in networks for f in _weights(hub_id, files, f"{folder}/{_WEIGHTS[folder]}")]
         return [_INDEX, *settings, *configs, *weights]
     if _CONFIG in files:  # a single network: a ControlNet or an autoencoder
         return [_CONFIG, *_weights(hub_id, files, _WEIGHTS["unet"])]
-    single = [f for f in files if f.endswith(".safetensors")]
-    if single:
+    if single := [f for f in files if f.endswith(".safetensors")]:
         raise SourceError(
             f"{hub_id} is not in diffusers' layout; it holds {_some(single)}. Download one checkpoint "
             f"(hf download {hub_id} {single[0]}) and pass the file."
         )
-    pickled = [f for f in files if Path(f).suffix in PICKLES]
-    if pickled:
-        raise SourceError(_pickled(hub_id, pickled))
+    _refuse_pickles(hub_id, files)
     raise SourceError(f"{hub_id} holds no model: its {len(files)} files include neither {_INDEX} nor {_CONFIG}.")
-
-
-def _is_text(name: str) -> bool:
-    return name.endswith((".json", ".txt"))
 
 
 def _weights(hub_id: str, files: Sequence[str], stem: str) -> list[str]:
@@ -153,17 +144,16 @@ def _weights(hub_id: str, files: Sequence[str], stem: str) -> list[str]:
             shard = re.compile(re.escape(f"{stem}{variant}") + r"-\d+-of-\d+\.safetensors")
             return [index, *(f for f in files if shard.fullmatch(f))]
     folder = stem.rpartition("/")[0]
-    pickled = [f for f in files if f.rpartition("/")[0] == folder and Path(f).suffix in PICKLES]
-    if pickled:
-        raise SourceError(_pickled(hub_id, pickled))
+    _refuse_pickles(hub_id, [f for f in files if f.rpartition("/")[0] == folder])
     raise SourceError(f"{hub_id} has no {stem}.safetensors; only weights in safetensors are read.")
 
 
-def _pickled(hub_id: str, pickled: Sequence[str]) -> str:
-    return (
-        f"{hub_id} holds {_some(pickled)}. Pickles can run any code when they are opened, so they are not fetched. "
-        "If you trust the model, load it with diffusers, save it with save_pretrained, and pass that folder."
-    )
+def _refuse_pickles(hub_id: str, files: Sequence[str]) -> None:
+    if pickled := [f for f in files if Path(f).suffix in PICKLES]:
+        raise SourceError(
+            f"{hub_id} holds {_some(pickled)}. Pickles can run any code when they are opened, so they are not fetched. "
+            "If you trust the model, load it with diffusers, save it with save_pretrained, and pass that folder."
+        )
 
 
 def _some(names: Sequence[str]) -> str:

@@ -6,18 +6,14 @@ Reads file names and configs, and headers of weight files.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from calotype.files.json_file import read_json
 
 from .single_file import describe_contents
 from .weight_files import EXPORTED, EXPORTS, check_safetensors
 
-_ARGUMENTS = {  # diffusers' class -> the argument that takes its folder
-    "ControlNetModel": "controlnet",
-    "AutoencoderKL": "vae",
-    "AutoencoderTiny": "vae",
-}
+# diffusers' class -> the argument that takes its folder
+_ARGUMENTS = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae", "AutoencoderTiny": "vae"}
 _MODEL = (
     "a model is a folder in diffusers' layout, which has a model_index.json and the folders unet, vae, text_encoder, "
     "tokenizer and scheduler"
@@ -37,30 +33,23 @@ def describe_other_folder(folder: Path, named_as: str = "model") -> str | None:
     if (folder / "adapter_config.json").is_file():
         return f"{folder} holds a peft LoRA. Pass its .safetensors file as lora= (--lora), together with a model."
     if (folder / "config.json").is_file():
-        config = read_json(folder / "config.json", "the folder's config")
-        if kind := _class_of(config):
-            return f"{folder} holds {kind}, not a full model. {_remedy(folder, kind)}."
+        config = read_json(folder / "config.json", "the folder's config")  # of diffusers or transformers
+        value = config.get("_class_name") or config.get("architectures") or config.get("model_type")
+        if kind := str(value[0] if isinstance(value, list) else value or "")[:80]:
+            parent = folder.absolute().parent
+            if argument := _ARGUMENTS.get(kind):
+                remedy = f"Pass it as {argument}= (--{argument}), together with a model"
+            elif (parent / "model_index.json").is_file():
+                remedy = f"Pass the model's folder: {parent}"
+            else:
+                remedy = f"No argument takes it. Pass the folder of its model: {_MODEL}"
+            return f"{folder} holds {kind}, not a full model. {remedy}."
     if export := describe_export(folder):
         return export
     single = sorted(folder.glob("*.safetensors"))
     if len(single) == 1 and "(pass it as " in (contents := describe_contents(check_safetensors(single[0]), named_as)):
         return f"{folder} has no model_index.json and no config.json. Its {single[0].name} holds {contents}."
     return None
-
-
-def _class_of(config: dict[str, Any]) -> str:
-    """Return the class of a config's network: `_class_name` of diffusers, or `architectures` of transformers."""
-    value = config.get("_class_name") or config.get("architectures") or config.get("model_type")
-    return str(value[0] if isinstance(value, list) else value or "")[:80]
-
-
-def _remedy(folder: Path, kind: str) -> str:
-    if argument := _ARGUMENTS.get(kind):
-        return f"Pass it as {argument}= (--{argument}), together with a model"
-    parent = folder.absolute().parent
-    if (parent / "model_index.json").is_file():
-        return f"Pass the model's folder: {parent}"
-    return f"No argument takes it. Pass the folder of its model: {_MODEL}"
 
 
 def describe_export(folder: Path) -> str | None:

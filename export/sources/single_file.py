@@ -18,9 +18,8 @@ from calotype.errors.printable import printable
 from calotype.files.digest import file_digest
 from calotype.weights.types import check_types
 
-from ..steps.subprocess_task import run_in_subprocess
+from ..steps.stored_step import StoredStep
 from ..steps.versions import versions
-from ..store.store import fetch, has, key_of
 from .configs import MODELS, REFINER
 from .weight_files import Header, check_safetensors
 
@@ -53,26 +52,11 @@ _PARTS = {"a U-Net": (UNET,), "an autoencoder": (VAE,), "a text encoder": ("cond
 
 @dataclass(frozen=True, kw_only=True)
 class OriginalCheckpoint:
-    """The model of a checkpoint in the original layout.
+    """The model of a checkpoint in the original layout."""
 
-    Attributes:
-        name: the common name of the model.
-        texts: text encoder -> prefix of its tensors' names.
-        described: the parts, as in `configs.MODELS`.
-    """
-
-    name: str
-    texts: Mapping[str, str]
-    described: Mapping[str, Any]
-
-    def with_channels(self, channels: int) -> OriginalCheckpoint:
-        """Return the checkpoint with this number of input channels of the U-Net; 9 means an inpainting model."""
-        class_name, config = self.described["unet"]
-        parts = {**self.described, "unet": (class_name, {**config, "in_channels": channels})}
-        if channels == 4:
-            return OriginalCheckpoint(name=self.name, texts=self.texts, described=parts)
-        parts["pipeline"] = self.described["pipeline"].replace("Pipeline", "InpaintPipeline")
-        return OriginalCheckpoint(name=f"{self.name}, inpainting", texts=self.texts, described=parts)
+    name: str  # the common name of the model
+    texts: Mapping[str, str]  # text encoder -> prefix of its tensors' names
+    described: Mapping[str, Any]  # the parts, as in `configs.MODELS`
 
 
 OPENAI, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
@@ -100,8 +84,11 @@ def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
     channels = names[_FIRST][1]
     if channels not in (4, 9) or (channels == 9 and "text_encoder" not in encoders):
         raise SourceError(f"{path} is {name} with {channels} input channels; expected 4, or 9 for inpainting.")
-    texts = dict(zip(encoders, starts, strict=True))
-    return OriginalCheckpoint(name=name, texts=texts, described=described).with_channels(channels)
+    class_name, config = described["unet"]
+    parts = {**described, "unet": (class_name, {**config, "in_channels": channels})}
+    if channels == 9:
+        name, parts["pipeline"] = f"{name}, inpainting", described["pipeline"].replace("Pipeline", "InpaintPipeline")
+    return OriginalCheckpoint(name=name, texts=dict(zip(encoders, starts, strict=True)), described=parts)
 
 
 def open_checkpoint(path: Path) -> Path:
@@ -110,53 +97,32 @@ def open_checkpoint(path: Path) -> Path:
     checkpoint = identify_checkpoint(path, header)
     starts = (UNET, VAE, *checkpoint.texts.values())
     check_types(path, {name: kind for name, kind in header.types.items() if name.startswith(starts)})
-    folder, fresh = convert_once(
-        path,
-        f"{checkpoint.name} in the original layout",
-        "convert_into",
-        name=checkpoint.name,
-        texts=checkpoint.texts,
-        described=checkpoint.described,
-        metadata=header.metadata,
-    )
-    if fresh:
-        print(printable(f"calotype: it predicts {fresh['predicts']}: {fresh['because']}"), file=sys.stderr)
-    return folder
+    title = f"{checkpoint.name} in the original layout"
+    return convert_once(path, title, "convert_into", **vars(checkpoint), metadata=header.metadata)
 
 
-def convert_once(
-    path: Path, title: str, function: str, component: str = "model", /, **arguments: Any
-) -> tuple[Path, Mapping[str, Any]]:
-    """Convert a file to a folder of the store, at its first use.
+def convert_once(path: Path, title: str, function: str, component: str = "model", /, **arguments: Any) -> Path:
+    """Convert a file to a folder of the store, at its first use, with a message. Return the folder.
 
     Args:
         path: the file.
         title: what the file is, for messages.
-        function: the name of a function of `convert`.
+        function: the name of a function of `convert`; it may return a "message".
         component: the component for the entry's label.
         arguments: the function's arguments. The folder depends only on these and on the file.
-
-    Returns:
-        The folder, and the function's result if the folder is new, else an empty mapping.
     """
-    key = key_of({"checkpoint": file_digest(path), **arguments, "tools": versions(), "converter": CONVERTER})
-    fresh = not has(key)
+    step = StoredStep(
+        depends_on={"checkpoint": file_digest(path), **arguments, "tools": versions(), "converter": CONVERTER},
+        label={"component": component, "kind": "rewritten checkpoint", "model": path.name},
+    )
+    fresh = not step.is_stored
     if fresh:
         print(printable(f"calotype: {path.name} is {title}; converting it (once)"), file=sys.stderr)
-
-    def make(folder: Path) -> Mapping[str, Any]:
-        done = run_in_subprocess(
-            f"converting {path.name}",
-            f"calotype.export.sources.convert:{function}",
-            out=str(folder),
-            file=str(path),
-            **arguments,
-        )
-        return {**done.value, "peak_bytes": done.peak_bytes}
-
-    label = {"component": component, "kind": "rewritten checkpoint", "model": path.name}
-    folder, notes = fetch(key, make, label=label)
-    return folder, notes if fresh else {}
+    function = f"calotype.export.sources.convert:{function}"
+    stored = step.run_in_child(f"converting {path.name}", function, file=str(path), **arguments)
+    if fresh and "message" in stored.notes:
+        print(printable(f"calotype: {stored.notes['message']}"), file=sys.stderr)
+    return stored.folder
 
 
 def describe_contents(header: Header, named_as: str = "model") -> str:

@@ -25,11 +25,7 @@ from .weight_files import Header, check_safetensors
 CONTROL = "control_model."
 _OTHERS = {"task_embedding", "difference", "lora_controlnet"}  # files with tensors of a ControlNet that are not one
 _FAMILIES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
-_LATENT_FIELDS = (
-    "scaling_factor",
-    "latents_mean",
-    "latents_std",
-)  # values that no shape shows
+_LATENT_FIELDS = ("scaling_factor", "latents_mean", "latents_std")  # values that no shape shows
 _EXPECTED = {
     "vae": "expected Stable Diffusion's encoder and decoder",
     "controlnet": "expected the first half of a U-Net and the layers for the control image",
@@ -39,21 +35,13 @@ _REMEDY = "Use one of the model's family"
 
 @dataclass(frozen=True, kw_only=True)
 class NetworkFile:
-    """A network in one file.
+    """A network in one file."""
 
-    Attributes:
-        what: its common name, with an article.
-        original: whether it is in the original layout, else in diffusers' layout.
-        prefix: prefix of its tensors' names. Other tensors of the file belong to other networks.
-        class_name: diffusers' class.
-        config: its config. Fields that the class does not know are ignored.
-    """
-
-    what: str
-    original: bool
-    prefix: str
-    class_name: str
-    config: Mapping[str, Any]
+    what: str  # its common name, with an article
+    original: bool  # in the original layout, else in diffusers' layout
+    prefix: str  # of its tensors' names; other tensors of the file belong to other networks
+    class_name: str  # diffusers' class
+    config: Mapping[str, Any]  # fields that the class does not know are ignored
 
 
 def open_component(path: Path, name: str, own: Mapping[str, Path]) -> Path:
@@ -68,13 +56,11 @@ def open_component(path: Path, name: str, own: Mapping[str, Path]) -> Path:
         SourceError: the file is damaged, holds something else, or is for a model of another family.
     """
     header = check_safetensors(path)
-    unet = _config(own["unet"] / "config.json")
+    unet = read_json(own["unet"] / "config.json", "the config of the model")
     vae_config = own["vae"] / "config.json"
+    vae = read_json(vae_config, "the config of the model") if vae_config.is_file() else {}
     try:
-        if name == "controlnet":
-            network = controlnet_in(path, header, unet)
-        else:
-            network = autoencoder_in(path, header, unet, _config(vae_config) if vae_config.is_file() else {})
+        network = controlnet_in(path, header, unet) if name == "controlnet" else autoencoder_in(path, header, unet, vae)
     except (TypeError, LookupError) as failed:
         raise SourceError(
             f"cannot use {path}: the configs of its model are invalid ({failed}). Fetch the model again."
@@ -82,14 +68,8 @@ def open_component(path: Path, name: str, own: Mapping[str, Path]) -> Path:
     check_types(path, {name: kind for name, kind in header.types.items() if name.startswith(network.prefix)})
     layout = "the original" if network.original else "diffusers'"
     scale = f" (scaling factor {network.config['scaling_factor']})" if "scaling_factor" in network.config else ""
-    folder, _ = convert_once(
-        path,
-        f"{network.what} in {layout} layout{scale}",
-        "convert_component_into",
-        name,
-        **vars(network),
-    )
-    return folder
+    title = f"{network.what} in {layout} layout{scale}"
+    return convert_once(path, title, "convert_component_into", name, **vars(network))
 
 
 def autoencoder_in(path: Path, header: Header, unet: Mapping[str, Any], own: Mapping[str, Any]) -> NetworkFile:
@@ -149,7 +129,13 @@ def controlnet_in(path: Path, header: Header, unet: Mapping[str, Any]) -> Networ
     prefix = next((p for p in (CONTROL, "") if f"{p}input_hint_block.0.weight" in convolutions), None)
     original = prefix is not None
     start = prefix or ""
-    hints = [f"{start}input_hint_block.{i}.weight" for i in (0, 4, 8, 12)] if original else _hints(header)
+    if original:
+        hints = [f"{start}input_hint_block.{i}.weight" for i in (0, 4, 8, 12)]
+    else:
+        widening = re.compile(r"controlnet_cond_embedding\.blocks\.(\d*[13579])\.weight")
+        numbers = sorted(int(m[1]) for name in header.shapes if (m := widening.fullmatch(name)))
+        names = ["conv_in", *(f"blocks.{i}" for i in numbers)]
+        hints = [f"controlnet_cond_embedding.{name}.weight" for name in names]
     first = f"{start}input_blocks.0.0.weight" if original else "conv_in.weight"
     if not {first, *hints} <= convolutions.keys() or not _OTHERS.isdisjoint(header.shapes):
         _unknown(path, header, "controlnet")
@@ -172,13 +158,6 @@ def controlnet_in(path: Path, header: Header, unet: Mapping[str, Any]) -> Networ
     )
 
 
-def _hints(header: Header) -> list[str]:
-    """Return the convolutions that widen the control image's states, for a ControlNet in diffusers' layout."""
-    start, widening = "controlnet_cond_embedding.", r"blocks\.\d*[13579]\.weight"
-    names = [name for name in header.shapes if re.fullmatch(re.escape(start) + widening, name)]
-    return [f"{start}conv_in.weight", *sorted(names, key=lambda name: int(name.split(".")[2]))]
-
-
 def _check_family(path: Path, shapes: Mapping[str, Sequence[int]], width: int, unet: Mapping[str, Any]) -> None:
     """Raise `SourceError` unless the first level, the text and SDXL's pooled text are as wide as the U-Net's."""
     matrices = _of_rank(shapes, 2)
@@ -186,9 +165,7 @@ def _check_family(path: Path, shapes: Mapping[str, Sequence[int]], width: int, u
     added = ("add_embedding.linear_1.weight", "label_emb.0.0.weight")
     pooled = next((matrices[name][1] for name in added if name in matrices), None)
     if not _is_copy_of(unet, width, text, pooled):
-        families = [
-            family for model, family in _FAMILIES.items() if _is_copy_of(MODELS[model]["unet"][1], width, text, pooled)
-        ]
+        families = [f for m, f in _FAMILIES.items() if _is_copy_of(MODELS[m]["unet"][1], width, text, pooled)]
         family = families[0] if len(families) == 1 else "another family"
         shown = f"text of width {text}" if text else "no text"
         raise SourceError(
@@ -206,8 +183,15 @@ def _is_copy_of(unet: Mapping[str, Any], width: int, text: int | None, pooled: i
 
 def _attention(header: Header, unet: Mapping[str, Any]) -> dict[str, Any]:
     """Return the config fields of the attention blocks: SDXL's smaller ControlNets have fewer than the U-Net."""
-    middle = _depth(header, "mid_block.attentions.")
-    depths = [_depth(header, f"down_blocks.{i}.attentions.") for i in range(len(unet.get("block_out_channels") or ()))]
+
+    def depth(start: str) -> int | None:
+        """Return the transformer blocks per attention under the prefix; None without attention."""
+        names = [name for name in header.shapes if name.startswith(start)]
+        blocks = re.compile(re.escape(start) + r"\d+\.transformer_blocks\.(\d+)\.")
+        return max((int(m[1]) + 1 for name in names if (m := blocks.match(name))), default=0) if names else None
+
+    middle = depth("mid_block.attentions.")
+    depths = [depth(f"down_blocks.{i}.attentions.") for i in range(len(unet.get("block_out_channels") or ()))]
     return {
         "down_block_types": ["DownBlock2D" if depth is None else "CrossAttnDownBlock2D" for depth in depths],
         "mid_block_type": "UNetMidBlock2D" if middle is None else "UNetMidBlock2DCrossAttn",
@@ -216,20 +200,9 @@ def _attention(header: Header, unet: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _depth(header: Header, start: str) -> int | None:
-    """Return the transformer blocks per attention under the prefix; None without attention."""
-    names = [name for name in header.shapes if name.startswith(start)]
-    blocks = re.compile(re.escape(start) + r"\d+\.transformer_blocks\.(\d+)\.")
-    return max((int(m[1]) + 1 for name in names if (m := blocks.match(name))), default=0) if names else None
-
-
 def _of_rank(shapes: Mapping[str, Sequence[int]], rank: int) -> dict[str, Sequence[int]]:
     """Select the shapes with `rank` dimensions: 4 for weights of convolutions, 2 of linear layers."""
     return {name: shape for name, shape in shapes.items() if len(shape) == rank}
-
-
-def _config(path: Path) -> dict[str, Any]:
-    return read_json(path, "the config of the model")
 
 
 def _public_fields(config: Mapping[str, Any]) -> dict[str, Any]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -29,25 +30,17 @@ from .hub import from_hub
 from .misnamed import describe_export, describe_other_folder, kind_of_file
 from .single_file import open_checkpoint
 from .single_file_components import open_component
-from .weight_files import PICKLES, check_safetensors, count_weights, pickles_in, refusal_of_pickle, weight_files
+from .weight_files import PICKLES, check_safetensors, pickles_in, refusal_of_pickle, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # The fields of a model_index.json that change images.
 _INDEX_FIELDS = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
 _KINDS = {  # argument -> its forms, and diffusers' class that reads it from one file
-    "model": (
-        "a model is a folder in diffusers' layout, a .safetensors checkpoint, a plan, a hub id, or demo",
-        "StableDiffusionPipeline",
-    ),
-    "vae": (
-        "an autoencoder is a folder in diffusers' layout, a .safetensors file, or a hub id",
-        "AutoencoderKL",
-    ),
-    "controlnet": (
-        "a ControlNet is a folder in diffusers' layout, a .safetensors file, a hub id, or demo-canny",
-        "ControlNetModel",
-    ),
+    "model": ("a model is a {}, a .safetensors checkpoint, a plan, a hub id, or demo", "StableDiffusionPipeline"),
+    "vae": ("an autoencoder is a {}, a .safetensors file, or a hub id", "AutoencoderKL"),
+    "controlnet": ("a ControlNet is a {}, a .safetensors file, a hub id, or demo-canny", "ControlNetModel"),
 }
+_NETWORK_CLASSES = {"controlnet": ("ControlNetModel",), "vae": ("AutoencoderKL", "AutoencoderTiny")}
 _SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # models that ship with Calotype -> folder
 
 
@@ -72,24 +65,24 @@ class Source:
 
     def check_unchanged(self, component: str) -> None:
         """Raise `SourceError` if the component's weights changed since they were read."""
-        folder, stem = self.weights_folder(component), stem_of(folder_of(component))
-        if _digest(weight_files(folder, stem)) != self.weights_digest(component):
+        if _digest(self._files(component)) != self.weights_digest(component):
+            folder = self.weights_folder(component)
             raise SourceError(f"the weights in {folder} were changed after the model was loaded. Load it again.")
 
     def weights_count(self, component: str) -> int:
-        """Return the number of values in the component's weight files."""
-        return count_weights(self.weights_folder(component), stem_of(folder_of(component)))
+        """Return the number of values in the component's weight files, from their headers."""
+        headers = map(check_safetensors, self._files(component))
+        return sum(math.prod(shape) for header in headers for shape in header.shapes.values())
+
+    def _files(self, component: str) -> list[Path]:
+        return weight_files(self.weights_folder(component), stem_of(folder_of(component)))
 
     @property
     def fingerprint(self) -> str:
         """Return the SHA-256 of configs, weights and tokenizers, on which images depend."""
-        files = [
-            path
-            for folder in self.tokenizers.values()
-            for path in (*tokenizer_files(folder), *(folder / name for name in MARKS))
-            if path.is_file()
-        ]
-        vocabulary = [[path.name, file_digest(path)] for path in files]
+        folders = self.tokenizers.values()
+        files = [path for f in folders for path in (*tokenizer_files(f), *(f / name for name in MARKS))]
+        vocabulary = [[path.name, file_digest(path)] for path in files if path.is_file()]
         content = json.dumps([self.configs, self.digests, vocabulary], sort_keys=True)
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -124,9 +117,18 @@ def read_source(
         )
     if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
-    folders = _network_folders(folder, kind, controlnets, vae, offline)
+    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
+    if vae_folder := autoencoder_of(kind):
+        folders["vae"] = folder / vae_folder
+    nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets]
+    folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
+    if vae is not None:
+        folders["vae"] = _network_folder(vae, "vae", folders, offline)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
-    _check_classes(configs, folders, vae)
+    for name in (*controlnets_of(configs), *(["vae"] if vae is not None else [])):
+        classes = _NETWORK_CLASSES[name.partition("_")[0]]
+        if (other := configs[name].get("_class_name")) not in classes:
+            raise SourceError(f"{folders[name]} holds a {other}; expected {' or '.join(classes)}.")
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
     tokenizers = {encoder: folder / name for encoder, name in TEXT_ENCODERS[kind].items()}
     for vocabulary in tokenizers.values():
@@ -145,20 +147,6 @@ def read_source(
     )
 
 
-def _network_folders(
-    folder: Path, kind: str, controlnets: Sequence[str | Path], vae: str | Path | None, offline: bool
-) -> dict[str, Path]:
-    """Return name in diffusers' layout -> folder, for the networks of the model and those that the user passed."""
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
-    if vae_folder := autoencoder_of(kind):
-        folders["vae"] = folder / vae_folder
-    nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets]
-    folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
-    if vae is not None:
-        folders["vae"] = _network_folder(vae, "vae", folders, offline)
-    return folders
-
-
 def _check_network(
     name: str, folder: Path, config: Mapping[str, Any], files: Iterable[Path], tokenizer: Path | None
 ) -> None:
@@ -172,16 +160,6 @@ def _check_network(
     check_network(folder / "config.json", name, config, shapes)
     if tokenizer is not None:
         check_token_ids(tokenizer, token_rows(shapes) or 0, folder)
-
-
-def _check_classes(configs: Mapping[str, Any], folders: Mapping[str, Path], vae: str | Path | None) -> None:
-    """Raise `SourceError` unless the networks that the user passed are of the classes of their arguments."""
-    for name in controlnets_of(configs):
-        if configs[name].get("_class_name") != "ControlNetModel":
-            raise SourceError(f"{folders[name]} holds a {configs[name].get('_class_name')}; expected ControlNetModel.")
-    if vae is not None and configs["vae"].get("_class_name") not in ("AutoencoderKL", "AutoencoderTiny"):
-        kind = configs["vae"].get("_class_name")
-        raise SourceError(f"{folders['vae']} holds a {kind}; expected AutoencoderKL or AutoencoderTiny.")
 
 
 def stem_of(name: str) -> str:
@@ -200,6 +178,7 @@ def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
     if str(name_or_path) in _SHIPPED:
         return Path(calotype.__file__).parent / _SHIPPED[str(name_or_path)]
     forms, class_name = _KINDS[name]
+    forms = forms.format("folder in diffusers' layout")
     try:
         path = Path(name_or_path).expanduser()
         if path.is_dir():

@@ -13,7 +13,6 @@ import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from calotype.errors import SourceError
 from calotype.files.digest import file_digest
@@ -21,8 +20,8 @@ from calotype.files.json_file import read_json
 from calotype.text.tokenizer import ADDED, END, START, added_numbers, added_words, vocabulary_of
 from calotype.weights.types import check_types
 
-from ..steps.subprocess_task import run_in_subprocess
-from ..store.store import fetch, key_of
+from ..steps.stored_step import StoredStep
+from ..store.store import key_of
 from .source import Source, stem_of
 from .weight_files import PICKLES, check_safetensors, refusal_of_pickle, weight_files
 
@@ -87,7 +86,9 @@ def read_embedding(argument: str | Path, source: Source) -> LearnedEmbedding:
             "expected a single tensor, or clip_l and clip_g."
         )
     count = _vector_count(path, {encoder: shapes[name] for encoder, name in tensors.items()}, widths)
-    return LearnedEmbedding(path=path, text=_checked_word(word or text, path), tensors=tensors, count=count)
+    if (text := word or text).split() != [text]:  # no prompt could have it
+        raise SourceError(f"{path}: a word must not have spaces; got {text!r}. Choose another: {path}:<word>")
+    return LearnedEmbedding(path=path, text=text, tensors=tensors, count=count)
 
 
 def _vector_count(path: Path, shapes: Mapping[str, Sequence[int]], widths: Mapping[str, int]) -> int:
@@ -124,13 +125,6 @@ def _split(argument: str) -> tuple[Path, str]:
         raise SourceError(f"cannot read the file {argument:.80} ({reason}).") from None
 
 
-def _checked_word(text: str, path: Path) -> str:
-    """Return the word. Raises `SourceError` if it is empty or has spaces, so that no prompt could have it."""
-    if not text.strip() or text.split() != [text]:
-        raise SourceError(f"{path}: a word must not have spaces; got {text!r}. Choose another: {path}:<word>")
-    return text
-
-
 def _check_new(words: Sequence[LearnedEmbedding], source: Source) -> None:
     """Raise `SourceError` if a word, or the name of one of its vectors, has another meaning already."""
     known = {START, END}
@@ -158,60 +152,54 @@ def _names(text: str, count: int) -> list[str]:
 def _with_words(source: Source, encoder: str, words: Sequence[LearnedEmbedding]) -> Source:
     """Return the source with the words in this text encoder and its tokenizer."""
     folder, tokenizer = source.folders[encoder], source.tokenizers[encoder]
-    files = [[str(word.path), word.tensors[encoder], word.text, word.count] for word in words]
-    first, end = _size(source, encoder, "vocab_size"), vocabulary_of(tokenizer)[0].get(END)
+    end = vocabulary_of(tokenizer)[0].get(END)
     if end is None:
         raise SourceError(f"the tokenizer in {tokenizer} has no {END}. Fetch the model again.")
-    key = key_of(
-        {
+    files = [[str(word.path), word.tensors[encoder], word.text, word.count] for word in words]
+    step = StoredStep(
+        depends_on={
             "encoder": [encoder, source.digests[encoder], source.configs[encoder]],
             "tokenizer": {p.name: file_digest(p) for p in sorted(tokenizer.iterdir()) if p.is_file()},
             "words": [[file_digest(word.path), *each[1:]] for word, each in zip(words, files, strict=True)],
             "teacher": TEACHER,
-        }
+        },
+        label={"component": encoder, "kind": "learned words", "model": source.model},
     )
-
-    def make(empty: Path) -> Mapping[str, Any]:
-        function = "calotype.export.sources.textual_inversion:add_embeddings_into"
-        inputs = {"weights": str(folder), "stem": stem_of(encoder), "words": files, "end": end}
-        done = run_in_subprocess(f"adding words to the {encoder}", function, out=str(empty / encoder), **inputs)
-        shutil.copytree(tokenizer, empty / tokenizer.name)
-        _add_tokens(empty / tokenizer.name, words, first)
-        return {"peak_bytes": done.peak_bytes}
-
-    entry, _ = fetch(key, make, label={"component": encoder, "kind": "learned words", "model": source.model})
+    sides = {"encoder": encoder, "weights": str(folder), "tokenizer": str(tokenizer)}
+    first = _size(source, encoder, "vocab_size")
+    function = f"{__name__}:add_embeddings_into"
+    entry = step.run_in_child(
+        f"adding words to the {encoder}", function, **sides, words=files, first=first, end=end
+    ).folder
     config = read_json(entry / encoder / "config.json", "the text encoder's config")
     return replace(
         source,
         configs={**source.configs, encoder: config},
         folders={**source.folders, encoder: entry / encoder},
-        digests={**source.digests, encoder: key_of({key: encoder})},
+        digests={**source.digests, encoder: key_of({entry.name: encoder})},
         tokenizers={**source.tokenizers, encoder: entry / tokenizer.name},
     )
 
 
-def _add_tokens(tokenizer: Path, words: Sequence[LearnedEmbedding], first: int) -> None:
-    """Add token ids in transformers' form: <word>, <word>_1, ... one for each vector."""
-    numbers = added_numbers(tokenizer)
-    for word in words:
-        for i in range(word.count):
-            numbers[f"{word.text}_{i}" if i else word.text] = first
-            first += 1
-    (tokenizer / ADDED).write_text(json.dumps(numbers, ensure_ascii=False), encoding="utf-8")
-
-
 def add_embeddings_into(
-    *, out: str, weights: str, stem: str, words: Sequence[tuple[str, str, str, int]], end: int
+    *,
+    out: str,
+    encoder: str,
+    weights: str,
+    tokenizer: str,
+    words: Sequence[tuple[str, str, str, int]],
+    first: int,
+    end: int,
 ) -> None:
-    """Save the text encoder with the vectors appended to its embedding table, in float32, in a child process.
+    """Save the text encoder and its tokenizer with the words into `out`, in a child process.
 
-    The config gets `end` as its end token: for the published value 2, transformers pools at the largest token id, which
-    would be a learned word.
+    The vectors are appended to the embedding table, in float32, from the token id `first` on. The config gets `end` as
+    its end token: for the published value 2, transformers pools at the largest token id, which would be a learned word.
     """
     import torch
     from safetensors.torch import load_file, save_file
 
-    folder, source = Path(out), Path(weights)
+    folder, source, stem = Path(out, encoder), Path(weights), stem_of(encoder)
     folder.mkdir()
     tensors = {name: t for file in weight_files(source, stem) for name, t in load_file(file).items()}
     table = next((name for name in tensors if name.endswith(_TABLE)), None)
@@ -225,3 +213,7 @@ def add_embeddings_into(
     config |= {"vocab_size": len(tensors[table]), "eos_token_id": end}
     (folder / "config.json").write_text(json.dumps(config, indent=1))
     save_file(tensors, folder / f"{stem}.safetensors", metadata={"format": "pt"})
+    added = Path(shutil.copytree(tokenizer, Path(out, Path(tokenizer).name)))
+    names = [f"{word}_{i}" if i else word for _, _, word, count in words for i in range(count)]  # as transformers
+    ids = {**added_numbers(added), **{name: first + i for i, name in enumerate(names)}}
+    (added / ADDED).write_text(json.dumps(ids, ensure_ascii=False), encoding="utf-8")

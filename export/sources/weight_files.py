@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -45,20 +44,13 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
             for file in files:
                 check_safetensors(file)
             return files
-    raise SourceError(_no_weights(folder, folder / f"{stem}.safetensors"))
-
-
-def _no_weights(folder: Path, expected: Path) -> str:
-    pickled = pickles_in(folder)
-    if pickled:
-        return (
-            f"{folder / pickled[0]} is {_PICKLED}: load the model with diffusers and save it with "
-            "save_pretrained(..., safe_serialization=True)."
-        )
-    exports = [path for path in sorted(folder.glob("*")) if path.suffix in EXPORTS]
-    if exports:
-        return f"{exports[0]} is {EXPORTS[exports[0].suffix]}. {EXPORTED}."
-    return f"{expected} is missing; only weights in safetensors are read."
+    for path in sorted(folder.glob("*")):
+        if path.suffix in PICKLES:
+            remedy = "load the model with diffusers and save it with save_pretrained(..., safe_serialization=True)"
+            raise SourceError(f"{path} is {_PICKLED}: {remedy}.")
+        if path.suffix in EXPORTS:
+            raise SourceError(f"{path} is {EXPORTS[path.suffix]}. {EXPORTED}.")
+    raise SourceError(f"{folder / stem}.safetensors is missing; only weights in safetensors are read.")
 
 
 def pickles_in(folder: Path) -> list[str]:
@@ -75,11 +67,5 @@ def refusal_of_pickle(path: Path, class_name: str = "StableDiffusionPipeline") -
 def check_safetensors(path: Path) -> Header:
     """Read the file's header. Raises `SourceError` unless the file has the length that its header declares."""
     file = TensorFile(path)
-    types = {name: file.kind(name) for name in file}
-    return Header(shapes={name: file.shape(name) for name in file}, types=types, metadata=file.metadata)
-
-
-def count_weights(folder: Path, stem: str) -> int:
-    """Return the number of values in the component's safetensors, from their headers."""
-    files = weight_files(folder, stem)
-    return sum(math.prod(shape) for file in files for shape in check_safetensors(file).shapes.values())
+    shapes, types = {name: file.shape(name) for name in file}, {name: file.kind(name) for name in file}
+    return Header(shapes=shapes, types=types, metadata=file.metadata)

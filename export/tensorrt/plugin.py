@@ -74,15 +74,13 @@ def compiled(*, channels: int, groups: int, eps: float, dtype: torch.dtype, capa
     """Compile the kernel for images of any size: it does not assume that 16 divides the number of pixels."""
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
     x = torch.empty(2, channels, 31, 37, dtype=dtype, device="meta").contiguous(memory_format=torch.channels_last)
     scale = torch.empty(channels, dtype=dtype, device="meta")
     launch = plugin_launch(x, GroupNorm(weight=scale, bias=scale, groups=groups, eps=eps))
-    types, constants, aligned = launch.signature()
-    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=aligned)
+    source = launch.source()
     kernel = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
-    arguments = sum(kind != "constexpr" for kind in types.values())
+    arguments = sum(kind != "constexpr" for kind in source.signature.values())
     return Compiled(
         name=str(kernel.metadata.name),
         ptx=without_hidden(str(kernel.asm["ptx"]), arguments),

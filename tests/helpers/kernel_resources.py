@@ -21,9 +21,8 @@ from typing import Any
 
 import torch
 
-from calotype.kernels import attention, geglu, group_norm_silu, guided_step, int8_matmul, layer_norm, to_uint8
+from calotype.kernels import attention, geglu, group_norm_silu, guided_step, layer_norm, to_uint8
 from calotype.kernels.launch import Launch
-from calotype.kernels.quantize import Scale
 
 TARGETS = (80, 90, 100, 120)  # compute capabilities: A100, H100 and H200, B200, RTX 50
 _USED = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
@@ -45,57 +44,42 @@ def cases() -> Iterator[tuple[str, Launch]]:
         x = _empty(*shape, dtype=half).contiguous(memory_format=torch.channels_last)
         more = {"time": _empty(*shape[:2], dtype=half), "residual": x}
         yield from _named(
-            what, group_norm_silu.launches(x, _norm(shape[1]), **{n: more[n] for n in more if n == added})
+            what, *group_norm_silu.launches(x, _norm(shape[1]), **{n: more[n] for n in more if n == added})
         )
     small = _empty(2, 1280, 16, 16, dtype=half).contiguous(memory_format=torch.channels_last)
     plugin = replace(_norm(1280), weight=_empty(1280, dtype=half), bias=_empty(1280, dtype=half))
-    yield from _named("TensorRT's plugin", [group_norm_silu.plugin_launch(small, plugin)])
+    yield from _named("TensorRT's plugin", group_norm_silu.plugin_launch(small, plugin))
     for width, rows in ((320, 4096), (1280, 1024)):
         x, scale = _empty(2, rows, width, dtype=half), _empty(width, dtype=half)
-        yield from _named(f"{width} wide", layer_norm.launches(x, scale, scale, residual=x))
-    yield from _named("SD 1.5's first level", geglu.launches(_empty(2, 4096, 2560, dtype=half)))
+        yield from _named(f"{width} wide", layer_norm.launch(x, scale, scale, residual=x))
+    yield from _named("SD 1.5's first level", geglu.launch(_empty(2, 4096, 2560, dtype=half)))
     for what, heads, pixels, width, keys in (
         ("SD 1.5's first level", 8, 4096, 40, 4096),
         ("SD 1.5's second level", 8, 1024, 80, 1024),
     ):
         q, k = (_empty(2, n, heads, width, dtype=half).transpose(1, 2) for n in (pixels, keys))
-        yield from _named(what, attention.launches(q, k, k, scale=width**-0.5))
-    yield from _eight_bits(half)
+        yield from _named(what, attention.launch(q, k, k, scale=width**-0.5))
+    x, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
+    fused = layer_norm.launch(x, scale, scale, residual=x, fp8_scale=_empty(1))
+    yield from _named("to float8_e4m3fn", fused, geglu.launch(_empty(2, 1024, 10240, dtype=half), fp8_scale=_empty(1)))
     for order in (torch.contiguous_format, torch.channels_last):
         x = _empty(1, 3, 1024, 1024, dtype=half).contiguous(memory_format=order)
-        yield from _named(str(order)[6:], to_uint8.launches(x))
+        yield from _named(str(order)[6:], to_uint8.launch(x))
     for rescaled in (False, True):
         network, slots = _batch(slots=4, calls=50)
         name = "rescaled" if rescaled else "plain"
-        yield from _named(f"{name}, 50 calls", guided_step.launches(network, slots, rescaled=rescaled))
-
-
-def _eight_bits(half: torch.dtype) -> Iterator[tuple[str, Launch]]:
-    """Yield the kernels whose output has eight bits, and the matrix product that reads it."""
-    for dtype in (torch.int8, torch.float8_e4m3fn):
-        quantized, name = Scale(scale=_empty(1), dtype=dtype), str(dtype)[6:]
-        x = _empty(2, 320, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last)
-        # Its first launch computes the moments, as without quantization.
-        last = group_norm_silu.launches(x, replace(_norm(320), quantized=quantized))[-1]
-        yield from _named(f"to {name}", [last])
-        rows, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
-        yield from _named(f"to {name}", layer_norm.launches(rows, scale, scale, residual=rows, quantized=quantized))
-        yield from _named(f"to {name}", geglu.launches(_empty(2, 1024, 10240, dtype=half), quantized=quantized))
-    weights = int8_matmul.Weights(
-        values=_empty(10240, 1280, dtype=torch.int8), scale=_empty(10240), bias=_empty(10240, dtype=half)
-    )
-    a = _empty(8192, 1280, dtype=torch.int8)
-    yield from _named("SDXL's feed-forward", int8_matmul.launches(a, _empty(1), weights, dtype=half))
+        yield from _named(f"{name}, 50 calls", guided_step.launch(network, slots, rescaled=rescaled))
 
 
 def targets_of(launch: Launch) -> list[int]:
-    """Return the compute capabilities that the launch supports."""
-    return [target for target in TARGETS if target >= launch.min_capability]
+    """Return the compute capabilities that the launch supports: fp8 exists since 8.9."""
+    types = {a.dtype for a in launch.arguments.values() if isinstance(a, torch.Tensor)}
+    return [target for target in TARGETS if target >= 89 or torch.float8_e4m3fn not in types]
 
 
-def _named(what: str, launches: Sequence[Launch]) -> Iterator[tuple[str, Launch]]:
+def _named(what: str, *launches: Launch) -> Iterator[tuple[str, Launch]]:
     for launch in launches:
-        yield f"{launch.name.removeprefix('_')}: {what}", launch
+        yield f"{launch.kernel.__name__.removeprefix('_')}: {what}", launch
 
 
 def _empty(*shape: int, dtype: torch.dtype = torch.float32) -> torch.Tensor:
@@ -136,11 +120,8 @@ def resources(launch: Launch, capability: int) -> dict[str, int]:
     """
     import triton
     from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
 
-    types, constants, aligned = launch.signature()
-    source = ASTSource(fn=launch.kernel, signature=types, constexprs=constants, attrs=aligned)
-    compiled = triton.compile(source, target=GPUTarget("cuda", capability, 32), options=launch.options)
+    compiled = triton.compile(launch.source(), target=GPUTarget("cuda", capability, 32), options=launch.options)
     registers, stack, _, local = _usage(compiled.asm["cubin"])
     return {"registers": registers, "shared_bytes": int(compiled.metadata.shared), "spilled_bytes": stack + local}
 

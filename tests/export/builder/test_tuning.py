@@ -11,12 +11,13 @@ from calotype.export import BuildSpec, build
 from calotype.export.builder.spec import PRECISIONS
 from calotype.export.builder.tuning import PlanEvaluator, Tuning
 from calotype.export.onnx.capture import ImageSet
-from calotype.export.precision.variants import Group, check_precision, form_for, not_tried, tried_by_auto
+from calotype.export.precision.variants import Calibration, Group, check_precision, form_for, not_tried, tuned_as
 from calotype.export.quality.bounds import parse_bounds
 from calotype.export.steps.progress import Display, Progress, Stage
 from calotype.plan.plan import Artifact, read_plan
 
 GROUPS = [Group(name=f"g{i}", nodes=(f"n{i}",), loss=8.0 - i) for i in range(8)]  # the most sensitive first
+CALIBRATION = Calibration(ranges=Path("ranges.json"), groups=GROUPS)
 
 
 class World:
@@ -38,7 +39,7 @@ class World:
         self.speeds = {"bf16": 1.5, "int8": 2.0, "int8+bf16": 2.5, **(speeds or {})}
         self.notes = []
         home = "calotype.export.builder.tuning"
-        monkeypatch.setattr(f"{home}.calibrated", lambda *_: (Path("ranges.json"), GROUPS))
+        monkeypatch.setattr(f"{home}.calibrated", lambda *_: CALIBRATION)
         monkeypatch.setattr(f"{home}.half", lambda part, precision, _: artifact(precision))
         monkeypatch.setattr(f"{home}.quantized", lambda part, ranges, keep, *_: artifact("int8", len(keep)))
         monkeypatch.setattr(Tuning, "_speed", lambda _, plan, name: self.speed(plan.components[name].artifacts[0]))
@@ -122,12 +123,13 @@ def test_nothing_is_chosen_if_nothing_passes_or_is_faster(monkeypatch, plan):
 def test_the_table_lists_what_was_not_tried_and_why(monkeypatch, plan):
     for backend in ("onnxruntime", "openvino"):
         reasons = not_tried(backend)
-        assert {*(p.split("+")[0] for p in tried_by_auto(backend)), *reasons} == {*PRECISIONS} - {"fp32", "auto"}
+        assert {*(p.split("+")[0] for p in tuned_as("auto", backend)), *reasons} == {*PRECISIONS} - {"fp32", "auto"}
         world = World(monkeypatch, plan, backend=backend, precision="auto")
         world.tuning.run()
         rows = [row for row in world.tuning.table if row.component == "all"]
         assert {row.precision: row.why for row in rows} == {p: f"not tried: {why}" for p, why in reasons.items()}
-        assert {row.precision for row in world.tuning.table if row.component == "unet"} >= {*tried_by_auto(backend)}
+        tried = {row.precision for row in world.tuning.table if row.component == "unet"} - {"chosen mix"}
+        assert tried == {*tuned_as("auto", backend)}
     with pytest.raises(BuildError, match="bf16"):
         check_precision("onnxruntime", "bf16")
     with pytest.raises(BuildError, match="fp8"):

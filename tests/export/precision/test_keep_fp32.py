@@ -16,8 +16,9 @@ from calotype.export import prepare
 from calotype.export.onnx.check import relative_error
 from calotype.export.onnx.trace import trace
 from calotype.export.precision import keep_fp32 as module
-from calotype.export.precision.half_convert import find_islands, lower
+from calotype.export.precision.half_convert import lower
 from calotype.export.precision.half_op_types import half_of
+from calotype.export.precision.keep_fp32 import find_islands
 from calotype.export.precision.rounding_error import losses
 from calotype.plan.family import Component, family_of
 
@@ -201,7 +202,7 @@ def test_nodes_where_the_loss_rises_stay_in_float32(tmp_path):
 def test_islands_that_do_not_help_are_not_kept(tmp_path, monkeypatch):
     source = graph(tmp_path, CANCELS)
     feeds = [{"x": np.random.default_rng(0).standard_normal((8, 16), dtype=np.float32)}]
-    monkeypatch.setattr(module, "_worst", lambda *_: {"last": "a wrong guess"})
+    monkeypatch.setattr(module._Search, "_worst", lambda *_: {"last": "a wrong guess"})
     assert find_islands(source, feeds, precision="fp16") == {}
 
 

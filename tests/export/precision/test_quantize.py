@@ -10,10 +10,10 @@ import onnxruntime
 import pytest
 
 from calotype.errors import CheckError
-from calotype.export.precision.calibrate import SHARES, calibrate
-from calotype.export.precision.candidates import candidates, multiply_adds
+from calotype.export.onnx.check import relative_l2
+from calotype.export.precision.calibrate import SHARES, calibrate, sensitivity
+from calotype.export.precision.candidates import candidates
 from calotype.export.precision.quantize import quantize
-from calotype.export.precision.sensitivity import relative_l2, sensitivity
 
 F32 = ir.DataType.FLOAT
 NODES = ["conv_in", "conv_mid", "linear", "gemm", "conv_out"]
@@ -98,20 +98,6 @@ def test_candidates_with_their_tensors(source):
     assert [c.kind for c in nodes.values()] == ["Conv", "Conv", "MatMul", "Gemm", "Conv"]
     assert (nodes["linear"].reads, nodes["linear"].gives, nodes["linear"].weight) == ("last.out", "linear.out", "w2")
     assert [c.axis for c in nodes.values()] == [0, 0, 1, 0, 0]
-
-
-def test_multiply_adds_at_a_size(source):
-    counted = multiply_adds(source, {"b": 2, "h": 5, "w": 7})
-    pixels = 2 * 5 * 7
-    assert counted == {
-        "conv_in": pixels * 16 * 8 * 9,
-        "conv_mid": pixels * 16 * 16 * 9,
-        "linear": pixels * 16 * 24,
-        "gemm": 2 * 16 * 24,
-        "conv_out": pixels * 4 * 24,
-    }
-    with pytest.raises(ValueError, match="shape"):
-        multiply_adds(source, {"b": 2})
 
 
 @pytest.mark.parametrize(("dtype", "allowed"), [("int8", 0.04), ("uint8", 0.04), ("fp8", 0.15)])

@@ -52,9 +52,10 @@ def off(got, expected) -> float:
 
 
 @pytest.mark.parametrize(("bits", "dtype", "within"), [(8, INT8, 0.02), (4, INT4, 0.12)])
-def test_weights_are_integers_and_the_results_near(bits, dtype, within, source, feeds, tmp_path):
+def test_weights_are_integers_and_the_results_near(bits, dtype, within, source, feeds, tmp_path, monkeypatch):
+    monkeypatch.setattr("calotype.export.onnx.file.INLINE_BYTES", 64)
     out = tmp_path / "small" / "model.onnx"
-    report = weight_only(source, out, bits=bits, inline_bytes=0)
+    report = weight_only(source, out, bits=bits)
     assert (report.weights, report.bits) == (3, bits)  # g once for its two readers
     assert 0.001 < report.worst < within
     assert report.bytes_after < report.bytes_before * bits / 8

@@ -44,11 +44,12 @@ def reference_pipeline(folder, loras, components):
 def in_this_process(monkeypatch):
     """Fuse in this process: a child process takes seconds to import torch."""
 
-    def run(what, function, **arguments):
+    def run(_, function, *__, **arguments):
         assert function == "calotype.export.sources.lora:fuse_into"
         return SimpleNamespace(value=fuse_into(**arguments), peak_bytes=0)
 
     monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", run)
+    monkeypatch.setattr("calotype.export.steps.stored_step.run_in_subprocess", run)
 
 
 @pytest.mark.usefixtures("in_this_process")

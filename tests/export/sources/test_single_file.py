@@ -18,6 +18,7 @@ from calotype.export.sources.configs import MODELS, REFINER
 from calotype.export.sources.convert import convert_into, convert_tensors, network_of, prediction_of, shapes_of
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
+from calotype.export.steps import stored_step
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from calotype.plan.family import family_of
 from tests.helpers.original_layout import original_text, original_unet, original_vae
@@ -135,9 +136,9 @@ def smaller(monkeypatch, home):
     monkeypatch.setattr(single_file, "MODELS", {name: parts for name, parts in TINY.items() if name != "refiner"})
     monkeypatch.setattr(single_file, "REFINER", TINY["refiner"])
     monkeypatch.setattr(
-        single_file,
+        stored_step,
         "run_in_subprocess",
-        lambda _, __, **arguments: Outcome(value=convert_into(**arguments), peak_bytes=0),
+        lambda *_, **arguments: Outcome(value=convert_into(**arguments), peak_bytes=0),
     )
 
 
@@ -191,13 +192,13 @@ def test_images_match_diffusers_from_the_same_file(checkpoint, kind):
 
 
 def test_a_checkpoint_is_converted_once_with_a_message(checkpoint, capsys, monkeypatch):
-    monkeypatch.setattr(single_file, "run_in_subprocess", run_in_subprocess)
+    monkeypatch.setattr(stored_step, "run_in_subprocess", run_in_subprocess)
     path, _, _ = checkpoint("sd21", spread=0.2, more={"model_ema.decay": torch.ones(1), "betas": torch.ones(3)})
     folder = find(path)
     message = capsys.readouterr().err
     assert "sd21.safetensors is Stable Diffusion 2.x" in message
     assert "it predicts v: " in message
-    monkeypatch.setattr(single_file, "run_in_subprocess", None)
+    monkeypatch.setattr(stored_step, "run_in_subprocess", None)
     assert find(path) == folder
     assert capsys.readouterr().err == ""
 

@@ -16,12 +16,13 @@ import calotype
 from calotype.errors import SourceError
 from calotype.export.commands.cli import app
 from calotype.export.quality.metrics import psnr
-from calotype.export.sources import convert, single_file
+from calotype.export.sources import convert
 from calotype.export.sources.configs import MODELS
-from calotype.export.sources.convert import convert_component_tensors, known_fields, network_of, shapes_of
+from calotype.export.sources.convert import convert_component_tensors, network_of, shapes_of
 from calotype.export.sources.single_file_components import autoencoder_in, controlnet_in
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
+from calotype.export.steps import stored_step
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from tests.helpers.original_layout import original_controlnet, original_vae
 from tests.helpers.tiny_models import save_controlnet, tiny_unet
@@ -39,10 +40,10 @@ PROMPT, OPTIONS = "a large red circle on a blue background", {"guidance_scale": 
 
 @pytest.fixture(autouse=True)
 def in_this_process(monkeypatch):
-    def run(_, function, **arguments):
+    def run(_, function, *__, **arguments):
         return Outcome(value=getattr(convert, function.partition(":")[2])(**arguments), peak_bytes=0)
 
-    monkeypatch.setattr(single_file, "run_in_subprocess", run)
+    monkeypatch.setattr(stored_step, "run_in_subprocess", run)
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,7 @@ SMALLER = {
 )
 def test_full_size_controlnets_fit(kind, smaller):
     unet = MODELS[kind]["unet"][1]
-    config = {**known_fields("ControlNetModel", unet), **SMALLER.get(smaller, {})}
+    config = {**unet, **SMALLER.get(smaller, {})}
     network, state = on_meta("ControlNetModel", config)
     files = {False: state} if smaller else {False: state, True: original_controlnet(state, 2)}
     for original, tensors in files.items():
@@ -236,20 +237,20 @@ def test_full_size_controlnets_fit(kind, smaller):
             Path("x.safetensors"), header_of(tensors), {"_class_name": "UNet2DConditionModel", **unet}
         )
         assert network_file.original == original
-        read = network_of("ControlNetModel", known_fields("ControlNetModel", network_file.config))
+        read = network_of("ControlNetModel", network_file.config)
         got = convert_component_tensors(read, tensors, original=original, prefix=network_file.prefix)
         assert shapes_of(got) == shapes_of(read.state_dict()) == shapes_of(network.state_dict())
 
 
 def test_a_file_is_converted_once_with_a_message(base, demo_folder, tmp_path, capsys, monkeypatch):
-    monkeypatch.setattr(single_file, "run_in_subprocess", run_in_subprocess)
+    monkeypatch.setattr(stored_step, "run_in_subprocess", run_in_subprocess)
     tensors = autoencoder(demo_folder, 6).state_dict()
     file = written(VAE_LAYOUTS["of a checkpoint"](tensors), tmp_path / "dream.safetensors")
     folder = read_source(base, vae=file).folders["vae"]
     message = capsys.readouterr().err
     assert "dream.safetensors is a checkpoint" in message
     assert f"scaling factor {SCALE}" in message
-    monkeypatch.setattr(single_file, "run_in_subprocess", None)
+    monkeypatch.setattr(stored_step, "run_in_subprocess", None)
     assert read_source(base, vae=file).folders["vae"] == folder
     assert capsys.readouterr().err == ""
 
@@ -392,7 +393,7 @@ def test_autoencoders_of_other_models_are_refused(base, demo_folder, tmp_path):
 def test_controlnets_of_other_models_are_refused(demo_folder, sdxl_folder, tmp_path):
     with torch.device("meta"):
         tensors = diffusers.ControlNetModel.from_config(
-            known_fields("ControlNetModel", {**MODELS["sdxl"]["unet"][1], "block_out_channels": [320, 32, 32]})
+            {**MODELS["sdxl"]["unet"][1], "block_out_channels": [320, 32, 32]}
         ).state_dict()
     endings = ("conv_in.weight", "add_embedding.linear_1.weight", "attn2.to_k.weight")
     needed = {n: t for n, t in tensors.items() if n.endswith(endings) or "cond_embedding" in n}

@@ -31,10 +31,10 @@ PLAIN = "a large <thing> left of a <Thing2>, <thing>"
 def in_this_process(monkeypatch):
     """Add words in this process, except in fixtures: a child process takes seconds to start."""
 
-    def run(_, __, **arguments):
+    def run(*_, **arguments):
         return Outcome(value=add_embeddings_into(**arguments), peak_bytes=0)
 
-    monkeypatch.setattr("calotype.export.sources.textual_inversion.run_in_subprocess", run)
+    monkeypatch.setattr("calotype.export.steps.stored_step.run_in_subprocess", run)
 
 
 def vectors(count, width, seed):
