@@ -6,7 +6,7 @@ diffusers generates them, so a fault of ours affects only our own rows.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -16,64 +16,44 @@ from calotype.errors import BackendError
 from calotype.export.steps.versions import versions
 from calotype.export.store.store import fetch, key_of
 
-from ..suite.cases import Case, prompts_of
+from ..suite.cases import prompts_of
 from .contender_process import BenchmarkCall
 from .worker import Worker, WorkerError
+from .workload import CaseContext
 
 _HERE = Path(__file__).resolve().parent.parent
 OURS, DIFFUSERS = _HERE / "run" / "ours.py", _HERE / "peers" / "diffusers" / "peer.py"
 _FIRST_SEED = 100
+# What does not change the images, or is part of the model's fingerprint.
+_NOT_IN_KEY = ("cache", "threads", "model", "controlnets", "control_images", "plan", "backend")
 
 
-def reference_calls(
-    case: Case, job: Mapping[str, Any], fingerprint: str, *, threads: int, timeout_s: float
-) -> list[BenchmarkCall]:
-    """Return the calls of a case in batches, each with the images of float32 eager. Raises `BackendError`.
-
-    A fake backend has no networks: its reference is a fake without faults.
-    """
-    texts = prompts_of(case)
-    places = [
-        [(start * case.batch + i) % len(texts) for i in range(case.batch)] for start in range(_batches(case, texts))
-    ]
-    prompts = [tuple(texts[p] for p in some) for some in places]
-    seeds = [tuple(_FIRST_SEED + start * case.batch + i for i in range(case.batch)) for start in range(len(places))]
-    fake = job["backend"] == "fake"
-    calm = {**job, "plan": None, "precision": "fp32", "settings": {}}
-    peer_file = OURS if fake else DIFFUSERS
+def reference_calls(context: CaseContext) -> list[BenchmarkCall]:
+    """Return the calls of a case in batches, each with the images of float32 eager. Raises `BackendError`."""
+    case, texts = context.case, prompts_of(context.case)
+    starts = range(0, max(len(texts), 1), case.batch)
+    prompts = [tuple(texts[(start + i) % len(texts)] for i in range(case.batch)) for start in starts]
+    seeds = [tuple(_FIRST_SEED + start + i for i in range(case.batch)) for start in starts]
+    # A case with only fake contenders (a test of the suite) has a fake without faults as its reference.
+    fake = all(contender.backend == "fake" for contender in case.contenders)
+    peer = OURS if fake else DIFFUSERS
+    job = {**context.job, "backend": "fake" if fake else "eager"}
 
     def make(folder: Path) -> Mapping[str, Any]:
-        calls = [(p, s, folder / f"{i}.npy") for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))]
-        _generate(peer_file, calm, calls, threads=threads, timeout_s=timeout_s)
+        try:
+            with Worker(Path(sys.executable), peer, threads=context.settings.threads) as worker:
+                worker.ask({"op": "load", "job": job}, context.settings.timeout_s)
+                for i, call in enumerate(zip(prompts, seeds, strict=True)):
+                    request = {"op": "generate", "prompts": call[0], "negative": None, "seeds": call[1]}
+                    worker.ask({**request, "out": str(folder / f"{i}.npy")}, context.settings.timeout_s)
+        except WorkerError as failed:
+            raise BackendError(f"cannot generate the reference images with float32 eager: {failed}") from None
         return {}
 
-    key = _key(peer_file, calm, fingerprint, [prompts, seeds])
-    folder, _ = fetch(key, make, label={"kind": "reference images", "case": case.id})
+    kept = {name: value for name, value in job.items() if name not in _NOT_IN_KEY}
+    request = [peer.read_text(), context.source.fingerprint, kept, [prompts, seeds], versions()]
+    folder, _ = fetch(key_of({"reference": request}), make, label={"kind": "reference images", "case": case.id})
     return [
         BenchmarkCall(prompts=p, seeds=s, expected=np.load(folder / f"{i}.npy"), trained=case.judged)
         for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))
     ]
-
-
-def _batches(case: Case, texts: Sequence[str]) -> int:
-    return max(1, -(-len(texts) // case.batch))
-
-
-def _key(peer_file: Path, job: Mapping[str, Any], fingerprint: str, inputs: Any) -> str:
-    left_out = ("cache", "threads", "model", "controlnets", "control_images", "plan", "backend")
-    kept_fields = {name: value for name, value in job.items() if name not in left_out}
-    request = [peer_file.read_text(), fingerprint, kept_fields, inputs, versions()]
-    return key_of({"reference": request})
-
-
-def _generate(
-    peer: Path, job: Mapping[str, Any], calls: Sequence[tuple[Any, Any, Path]], *, threads: int, timeout_s: float
-) -> None:
-    try:
-        with Worker(Path(sys.executable), peer, threads=threads) as worker:
-            worker.ask({"op": "load", "job": job}, timeout_s)
-            for prompts, seeds, file in calls:
-                request = {"op": "generate", "prompts": prompts, "negative": None, "seeds": seeds, "out": str(file)}
-                worker.ask(request, timeout_s)
-    except WorkerError as failed:
-        raise BackendError(f"cannot generate the reference images with float32 eager: {failed}") from None

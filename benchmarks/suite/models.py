@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -142,22 +140,6 @@ def _make_tokenizer(folder: Path, *, pad: str) -> None:
     _write(folder / "tokenizer_config.json", {**options, "bos_token": START, "eos_token": END, "unk_token": END})
 
 
-def once(folder: Path, backend: str = "onnxruntime") -> Iterator[str]:
-    """Trace every component, run one step at the model's own size, and yield a line about the cost of each."""
-    from calotype.loading import load
-
-    pipe = load(folder, backend=backend)
-    for name in pipe.plan.components:
-        check = pipe.component(name).component.artifacts[0].check
-        yield f"{name}: traced and checked in {check['seconds']:.0f} s, {check['peak_bytes'] / 2**30:.1f} GiB peak"
-    began = time.monotonic()
-    report = pipe("a house by a lake", steps=1, seed=0).report
-    seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    size = f"{pipe.plan.profile.width.opt} x {pipe.plan.profile.height.opt}"
-    yield f"one step at {size} px: {seconds:.0f} s including loading, {peak / 2**30:.1f} GiB peak"
-    yield str(report)
-
-
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
@@ -169,14 +151,10 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controlnet", action="store_true", help="also create a ControlNet for it")
-    parser.add_argument("--once", action="store_true", help="trace it, run one step, and print memory and seconds")
     options = parser.parse_args()
     print(model_folder(options.model, seed=options.seed))
     if options.controlnet:
         print(controlnet_folder(options.model, seed=options.seed))
-    if options.once:
-        for line in once(model_folder(options.model, seed=options.seed)):
-            print(line, flush=True)
 
 
 if __name__ == "__main__":
