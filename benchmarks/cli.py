@@ -30,6 +30,8 @@ bench = typer.Typer(
     help="Compare backends and peers on the same images: speed, and whether the images are correct.",
 )
 cli.app.add_typer(bench, name="bench")
+EXAMPLE = '"model=sd15 size=512 steps=4 backend=openvino precision=bf16"'
+CONTENDERS = "A backend, a peer, or MAKER[:BACKEND]:PRECISION"
 RunFolder = Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")]
 
 
@@ -39,25 +41,11 @@ def run_cases(
     preset: Annotated[
         str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu or full.")
     ] = "quick",
-    case: Annotated[
-        list[str] | None,
-        typer.Option(
-            help='A case in place of a preset: "model=sd15 size=512 steps=4 backend=openvino precision=bf16".'
-        ),
-    ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(help="A backend, a peer, or MAKER[:BACKEND]:PRECISION; may be repeated."),
-    ] = None,
-    row_filter: Annotated[
-        str, typer.Option("--filter", help="Run only the rows (CASE CONTENDER) that contain this text.")
-    ] = "",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder of the run.  [default: bench-DATE-PRESET]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of each contender.  [default: all available cores]")
-    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help=f"In place of a preset, such as {EXAMPLE}.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help=f"{CONTENDERS}; may be repeated.")] = None,
+    row_filter: Annotated[str, typer.Option("--filter", help="Run only rows (CASE CONTENDER) with this text.")] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: bench-DATE-PRESET]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of each contender.  [default: all available cores]")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a worker may take for one request.")] = 1800.0,
     clip_model: Annotated[Path | None, typer.Option(help="The folder of a CLIP model, for the CLIP score.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the rows that would run, and exit.")] = False,
@@ -118,7 +106,6 @@ def _cases(preset: str, own: list[str], backends: tuple[str, ...], row_filter: s
 
 
 def _check(folder: Path, clip_model: Path | None) -> None:
-    """Check what a run needs before the work starts. Raises `InputError`."""
     missing = [n for n in ("torch", "diffusers", "transformers", "scipy") if importlib.util.find_spec(n) is None]
     if missing:
         raise InputError(f"the benchmark suite needs {', '.join(missing)}: pip install 'calotype[build,cpu,bench]'.")
@@ -206,9 +193,7 @@ def peers(
 def compare(
     old: RunFolder,
     new: Annotated[Path, typer.Argument(help="The run to compare with it.")],
-    threshold: Annotated[
-        float, typer.Option(help="A row that is this much slower is a regression: 0.05 is 5 %.")
-    ] = 0.05,
+    threshold: Annotated[float, typer.Option(help="A row this much slower is a regression: 0.05 is 5 %.")] = 0.05,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare two runs and show what changed beyond noise. Exit code 1 for a regression past the threshold."""

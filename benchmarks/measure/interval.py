@@ -19,10 +19,6 @@ class Interval:
     high: float | None
     coverage: float  # of the interval; 0 without one
 
-    def excludes(self, value: float) -> bool:
-        """Return whether the value lies outside the interval. False if there is no interval."""
-        return self.low is not None and self.high is not None and not self.low <= value <= self.high
-
 
 def of_median(samples: Sequence[float], coverage: float = COVERAGE) -> Interval:
     """Return the distribution-free interval of a median: two order statistics (David and Nagaraja 2003, 7.1).

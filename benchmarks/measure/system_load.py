@@ -124,10 +124,10 @@ def _clock_s(pid: int, sampled: float) -> float:
         return sampled
 
 
-def peak_bytes(pid: int | None = None, root: Path = _ROOT) -> int | None:
-    """Return the peak memory of a living process so far; None is this process."""
+def peak_bytes(pid: int) -> int | None:
+    """Return the peak memory of a living process so far."""
     with suppress(OSError, IndexError, ValueError):
-        status = (root / "proc" / ("self" if pid is None else str(pid)) / "status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     return None
 
@@ -146,27 +146,26 @@ def clocks(root: Path = _ROOT) -> dict[str, Any]:
     return {"mhz": mhz or None, "governor": governor}
 
 
-def clock_mhz(device: str = "cpu", root: Path = _ROOT) -> float | None:
+def clock_mhz(device: str) -> float | None:
     """Return one clock: the mean of the cores, or that of the GPU's multiprocessors."""
     if device == "cuda":
         return None if (card := gpu()) is None else card["sm_mhz"]
-    each = clocks(root)["mhz"]
+    each = clocks()["mhz"]
     return sum(each) / len(each) if each else None
 
 
-def cache_bytes(level: int = 3, root: Path = _ROOT) -> int | None:
-    """Return the size of the first core's cache of this level."""
-    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+def cache_bytes(root: Path = _ROOT) -> int | None:
+    """Return the size of the first core's cache of level 3."""
+    for level in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/level"):
         with suppress(OSError, ValueError):
-            kind, size = (folder / "type").read_text().strip(), (folder / "size").read_text().strip()
-            if kind != "Instruction" and int((folder / "level").read_text()) == level:
-                unit = {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
-                return int(size.rstrip("KM")) * unit
+            if level.read_text().strip() == "3":
+                size = (level.parent / "size").read_text().strip()
+                return int(size.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
     return None
 
 
-def gpu(which: int | str = 0) -> dict[str, Any] | None:
-    """Return the state of a GPU by its NVML number or its UUID (the same in CUDA).
+def gpu() -> dict[str, Any] | None:
+    """Return the state of the first GPU.
 
     `energy_j` counts since the driver was loaded; `throttled` is NVML's bit mask of the reasons, and 1 is idle. None
     without a GPU or without NVML (pip install nvidia-ml-py).
@@ -185,8 +184,7 @@ def gpu(which: int | str = 0) -> dict[str, Any] | None:
         return value if scale is None else value / scale
 
     try:
-        by = nvml.nvmlDeviceGetHandleByUUID if isinstance(which, str) else nvml.nvmlDeviceGetHandleByIndex
-        handle = by(which)
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
         return {
             "name": str(query("nvmlDeviceGetName")),
             "driver": str(nvml.nvmlSystemGetDriverVersion()),

@@ -26,25 +26,18 @@ def by_case(recorded: RunRecord) -> list[tuple[str, tuple[ResultRow, ...]]]:
     cases: dict[str, list[ResultRow]] = {}
     for row in recorded.rows:
         cases.setdefault(row.case_id, []).append(honest(row))
-    return [(title(rows[0].case) or case_id, tuple(rows)) for case_id, rows in cases.items()]
+    return [(title(rows[0].case), tuple(rows)) for rows in cases.values()]
 
 
 def title(case: Mapping[str, Any]) -> str:
     """Describe a case: "demo, text to image, 128 × 128 px, 20 steps of dpm++2m, guidance 5"."""
-    parts = [_last(case["model"])] if case.get("model") else []
-    if case.get("task"):
-        parts.append(str(case["task"]).replace("-", " ").replace("_", " "))
-    if case.get("width") and case.get("height"):
-        parts.append(f"{case['width']} × {case['height']} px")
-    if (case.get("batch") or 1) > 1:
-        parts.append(f"batch of {case['batch']}")
-    if steps := case.get("steps"):
-        sampler = "the model's own sampler" if case.get("sampler") == "own" else case.get("sampler")
-        parts.append(f"{steps} step{'' if steps == 1 else 's'}" + (f" of {sampler}" if sampler else ""))
-    if case.get("guidance") is not None:
-        parts.append(f"guidance {case['guidance']:g}" if case["guidance"] > 1 else "no guidance")
-    if nets := [_last(net) for net in case.get("controlnets") or ()]:
-        parts.append(f"{len(nets)} ControlNet{'s' if len(nets) > 1 else ''} ({', '.join(nets)})")
+    sampler = "the model's own sampler" if case["sampler"] == "own" else case["sampler"]
+    nets = [_last(net) for net in case["controlnets"]]
+    parts = [_last(case["model"]), case["task"].replace("-", " "), f"{case['width']} × {case['height']} px"]
+    parts += [f"batch of {case['batch']}"] if case["batch"] > 1 else []
+    parts += [f"{case['steps']} step{'' if case['steps'] == 1 else 's'} of {sampler}"]
+    parts += [f"guidance {case['guidance']:g}" if case["guidance"] > 1 else "no guidance"]
+    parts += [f"{len(nets)} ControlNet{'s' if len(nets) > 1 else ''} ({', '.join(nets)})"] if nets else []
     return ", ".join(parts)
 
 
@@ -83,11 +76,8 @@ def size(count: float) -> str:
 def rate(name: str, per_second: float) -> str:
     """Format a peak with decimal units, as makers of processors do: 12.3 GFLOP/s, for "copy" 4.56 GB/s."""
     power = min(5, int(math.log10(max(per_second, 1)) // 3))
-    return f"{digits(per_second / 1000**power)} {('', 'k', 'M', 'G', 'T', 'P')[power]}{_unit(name)}/s"
-
-
-def _unit(name: str) -> str:
-    return "B" if name == "copy" else "FLOP"
+    unit = ("", "k", "M", "G", "T", "P")[power] + ("B" if name == "copy" else "FLOP")
+    return f"{digits(per_second / 1000**power)} {unit}/s"
 
 
 def peaks_of(run: Run) -> dict[str, str]:

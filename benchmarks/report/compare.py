@@ -13,7 +13,6 @@ from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..measure.record import BUSY, ResultRow, Run, RunRecord
 from .columns import honest, rate, title, why
@@ -87,15 +86,9 @@ def ratio_interval(old: Sequence[float], new: Sequence[float]) -> tuple[float, f
     if min(len(old), len(new)) < MIN_SAMPLES:
         return None
     random = np.random.default_rng(SEED)
-    ratios = _medians(random, new) / _medians(random, old)
-    low, high = np.quantile(ratios, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
+    after, before = (np.median(random.choice(s, size=(RESAMPLES, len(s))), axis=1) for s in map(np.asarray, (new, old)))
+    low, high = np.quantile(after / before, [(1 - COVERAGE) / 2, (1 + COVERAGE) / 2])
     return float(low), float(high)
-
-
-def _medians(random: np.random.Generator, samples: Sequence[float]) -> NDArray[np.float64]:
-    """Return the medians of RESAMPLES draws with replacement."""
-    drawn = random.choice(np.asarray(samples, dtype=np.float64), size=(RESAMPLES, len(samples)))
-    return np.asarray(np.median(drawn, axis=1))
 
 
 def _change(old: ResultRow, new: ResultRow, threshold: float, factor: float | None) -> RowChange:
@@ -113,7 +106,7 @@ def _change(old: ResultRow, new: ResultRow, threshold: float, factor: float | No
         regressions.insert(0, f"{ratio - 1:.0%} slower (more than {threshold:.0%})")
     return RowChange(
         case_id=new.case_id,
-        title=title(new.case) or new.case_id,
+        title=title(new.case),
         contender=new.contender,
         old_s=old.speed.median_s if old.speed else None,
         new_s=new.speed.median_s if new.speed else None,
@@ -154,7 +147,6 @@ def _notes(old: ResultRow, new: ResultRow, moved: Moved | None) -> Iterator[str]
 
 
 def _machine(old: Run, new: Run) -> Iterator[str]:
-    """Describe how the machines of the two runs differ."""
     if old.device != new.device:
         yield f"another device: {old.device}, now {new.device}"
     if old.threads != new.threads:

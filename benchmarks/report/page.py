@@ -34,7 +34,7 @@ Pixels = NDArray[np.uint8]  # [H, W, 3]
 
 
 def write_page(recorded: RunRecord, path: Path) -> Path:
-    """Write the page to a file. Raises `InputError` without the extra `bench`."""
+    """Write the page to a file."""
     text = page(recorded)
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(text, encoding="utf-8")
@@ -42,7 +42,7 @@ def write_page(recorded: RunRecord, path: Path) -> Path:
 
 
 def page(recorded: RunRecord) -> str:
-    """Return the text of the page."""
+    """Return the text of the page. Raises `InputError` without the extra `bench`."""
     missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
     if missing:
         message = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
@@ -50,9 +50,8 @@ def page(recorded: RunRecord) -> str:
     import jinja2
 
     template = files("calotype.benchmarks.report").joinpath("page.html.j2").read_text(encoding="utf-8")
-    environment = jinja2.Environment(
-        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    settings: dict[str, Any] = {"autoescape": True, "trim_blocks": True, "lstrip_blocks": True}
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, **settings)
     environment.globals |= {"why": why, "digits": digits, "share": "{:.0%}".format, "factor": FACTOR}
     return environment.from_string(template).render(
         run=recorded.run,
@@ -65,7 +64,6 @@ def page(recorded: RunRecord) -> str:
 
 
 def _sections(recorded: RunRecord) -> list[dict[str, Any]]:
-    """Return the cases, as the template takes them."""
     from markupsafe import Markup
 
     from . import plots
@@ -123,9 +121,7 @@ def build_grid(recorded: RunRecord, rows: Sequence[ResultRow], count: int) -> li
     """
     references = [_pixels(path) for path in recorded.reference(rows[0])[:count]]
     shown = [{"image": _address(Image.fromarray(r), "WEBP"), "difference": "", "caption": ""} for r in references]
-    entries: list[dict[str, Any]] = [
-        {"contender": "float32 eager", "maker": "", "status": "reference", "images": shown}
-    ]
+    entries = [{"contender": "float32 eager", "maker": "", "status": "reference", "images": shown}]
     for row in rows:
         images = [_pixels(path) for path in recorded.images(row)[:count]]
         compared = [_compared(got, references[i] if i < len(references) else None) for i, got in enumerate(images)]
@@ -153,8 +149,7 @@ def _difference(got: Pixels, expected: Pixels) -> str:
     far = np.abs(got.astype(np.int16) - expected.astype(np.int16)).max(axis=2) * FACTOR
     small = np.asarray(_small(Image.fromarray(np.minimum(far, 255).astype(np.uint8))))
     # Round up, so that a small difference is not black.
-    levels = np.ceil(small / (256 / GRAYS)).clip(0, GRAYS - 1).astype(np.uint8)
-    gray = Image.fromarray(levels)
+    gray = Image.fromarray(np.ceil(small / (256 / GRAYS)).clip(0, GRAYS - 1).astype(np.uint8))
     gray.putpalette([value * 255 // (GRAYS - 1) for value in range(GRAYS) for _ in range(3)])
     return _address(gray, "PNG")
 

@@ -105,10 +105,11 @@ def _quality(rows: Sequence[ResultRow], color: Mapping[str, str]) -> str:
     axes.set_xlabel("images/s; more is better")
     axes.set_ylabel("PSNR to float32 eager, dB; more is better")
     heights = np.linspace(0.97, 0.03, len(shown)) if len(shown) > 1 else [0.5]
-    line = {"arrowstyle": "-", "color": INK, "linewidth": 0.4, "alpha": 0.5, "shrinkA": 0, "shrinkB": 4}
+    line = {"arrowstyle": "-", "linewidth": 0.8, "alpha": 0.8, "shrinkA": 0, "shrinkB": 4, "relpos": (0, 0.5)}
+    place = {"textcoords": "axes fraction", "va": "center", "ha": "left", "fontsize": 8}
     for (row, x, y), height in zip(sorted(shown, key=lambda point: -point[2]), heights, strict=True):
-        place = {"xytext": (1.03, height), "textcoords": "axes fraction", "va": "center", "ha": "left"}
-        axes.annotate(row.contender, (x, y), fontsize=8, arrowprops={**line, "relpos": (0, 0.5)}, **place)
+        arrow = {**line, "color": color[row.maker]}
+        axes.annotate(row.contender, (x, y), xytext=(1.03, height), arrowprops=arrow, **place)
     return _svg(figure)
 
 
@@ -119,14 +120,12 @@ def _memory(rows: Sequence[ResultRow], color: Mapping[str, str]) -> str:
         return ""
     figure, axes = _bars(shown, 7.0)
     device = any(row.device_peak_bytes for row in shown)
+    style: dict[str, Any] = {"height": 0.36 if device else 0.66}
     for y, row in enumerate(shown):
-        bars = ((y - 0.2 * device, row.host_peak_bytes, ""), (y + 0.2, row.device_peak_bytes, "////"))
-        for place, count, hatch in bars:
+        maker, host, on_device = color[row.maker], row.host_peak_bytes, row.device_peak_bytes
+        for place, count, more in ((y - 0.2 * device, host, {}), (y + 0.2, on_device, {"hatch": "////"})):
             if count:
-                maker, height = color[row.maker], 0.36 if device else 0.66
-                axes.barh(
-                    place, count / 2**30, color=maker, height=height, hatch=hatch, edgecolor=INK if hatch else maker
-                )
+                axes.barh(place, count / 2**30, color=maker, edgecolor=INK if more else maker, **style, **more)
                 _annotate(axes, count / 2**30, place, f"{count / 2**30:.2f}")
     axes.margins(x=0.16)
     axes.set_xlim(left=0)
@@ -170,10 +169,8 @@ def _figure(width: float, height: float, **layout: Any) -> tuple[Any, Any]:
 
 def _bars(rows: Sequence[ResultRow], width: float, columns: int = 1, extra: float = 0.0) -> tuple[Any, Any]:
     """Return a figure with a line for each row, the first on top."""
-    ratios = [1.25, 1][:columns]
-    figure, axes = _figure(
-        width, 0.3 * len(rows) + 0.75 + extra, ncols=columns, sharey=columns > 1, width_ratios=ratios
-    )
+    layout = {"ncols": columns, "sharey": columns > 1, "width_ratios": [1.25, 1][:columns]}
+    figure, axes = _figure(width, 0.3 * len(rows) + 0.75 + extra, **layout)
     for one in figure.axes:
         one.grid(True, axis="x", linewidth=0.5)
         one.tick_params(axis="y", length=0)

@@ -47,7 +47,6 @@ def result_name(run: Run) -> str:
 
 
 def _plain(words: str) -> str:
-    """Return lower-case letters, digits and single hyphens."""
     return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
@@ -105,7 +104,6 @@ def generate(folder: Path) -> str:
 
 
 def _machine(run: Run) -> list[str]:
-    """Describe the machine of a run."""
     about = {name: value for name, value in facts(run).items() if name not in ("device", "load average", "mhz")}
     lines = [f"## {_safe(run.device)}", ""]
     for words, values in (("Machine:", about), ("Measured peaks:", peaks_of(run)), ("With", run.versions)):
@@ -115,7 +113,6 @@ def _machine(run: Run) -> list[str]:
 
 
 def _run(place: Path, recorded: RunRecord) -> list[str]:
-    """Return one run: its command, and a table for each case."""
     lines = []
     for title, rows in by_case(recorded):
         columns = [COLUMNS[key] for key in SHOWN if any(_cell(COLUMNS[key], row) for row in rows)]

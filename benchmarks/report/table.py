@@ -6,7 +6,6 @@ Output to a pipe is not wrapped: a row is one line, for grep and for files. This
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 
 from rich.console import Console
 from rich.padding import Padding
@@ -27,25 +26,23 @@ SHOWN = (
 
 def show(recorded: RunRecord, console: Console) -> None:
     """Print the run: the machine, a table for each case, and below it who has no speed and why."""
-    with _unwrapped(console):
-        for line in heading(recorded.run):
-            console.print(Text(line), style="dim", soft_wrap=not console.is_terminal)
-        for title, rows in by_case(recorded):
-            console.print(Text(f"\n{title}", style="bold"), soft_wrap=not console.is_terminal)
-            timed = [row for row in rows if row.speed is not None]
-            columns = filled(timed, SHOWN)
-            cells = [
-                [Text(cell := column.cell(row), style=COLORS.get(cell, "")) for column in columns] for row in timed
-            ]
-            _print_table(console, [column.head for column in columns], cells, left=[c.is_name for c in columns])
-            for words in _notes(rows):
-                console.print(Padding(words, (0, 0, 0, 2), expand=False))
+    _widen_pipe(console)
+    for line in heading(recorded.run):
+        console.print(Text(line), style="dim", soft_wrap=not console.is_terminal)
+    for title, rows in by_case(recorded):
+        console.print(Text(f"\n{title}", style="bold"), soft_wrap=not console.is_terminal)
+        timed = [row for row in rows if row.speed is not None]
+        columns = filled(timed, SHOWN)
+        cells = [[Text(cell := column.cell(row), style=COLORS.get(cell, "")) for column in columns] for row in timed]
+        _print_table(console, [column.head for column in columns], cells, left=[c.is_name for c in columns])
+        for words in _notes(rows):
+            console.print(Padding(words, (0, 0, 0, 2), expand=False))
 
 
 def heading(run: Run) -> list[str]:
     """Return the preset, the machine, and the peaks that utilization refers to."""
     peaks = ", ".join(f"{name} {peak}" for name, peak in peaks_of(run).items())
-    commit = f" ({run.commit[:12].rstrip('+')}{'+' if run.commit.endswith('+') else ''})" if run.commit else ""
+    commit = f" ({run.commit})" if run.commit else ""
     return [
         f"{run.preset}, {run.date[:16].replace('T', ' ')} UTC, calotype {run.version}{commit}, {run.seconds:.0f} s",
         f"{run.device}, {run.threads} threads" + (f"; measured peaks: {peaks}" if peaks else ""),
@@ -69,28 +66,28 @@ def _notes(rows: Sequence[ResultRow]) -> Iterator[Text]:
 
 def show_comparison(comparison: Comparison, console: Console) -> None:
     """Print the machine, the rows of each case, the regressions, and the rows that only one run has."""
-    with _unwrapped(console):
-        if comparison.machine:
-            console.print(Text("The machine changed between the runs:", style="bold yellow"))
-            for line in comparison.machine:
-                console.print(Text(f"  {line}"))
-            console.print(Text("  corrected: the ratio after a correction by the fp32 peak", style="dim"))
-        for case_id in dict.fromkeys(change.case_id for change in comparison.changes):
-            changes = [change for change in comparison.changes if change.case_id == case_id]
-            console.print(Text(f"\n{changes[0].title}", style="bold"))
-            heads = ["contender", "old s", "new s", "new/old", "interval", "corrected", ""]
-            _print_table(console, heads, [_change_cells(change) for change in changes], left=[True, *[False] * 5, True])
-        console.print()
-        worse = [change for change in comparison.changes if change.regressions]
-        for change in worse:
-            details = f" ({change.case_id}): {'; '.join(change.regressions)}"
-            console.print(Text.assemble(("regressed: ", "bold red"), (change.contender, "bold"), details))
-        if not worse:
-            words = f"{len(comparison.changes)} rows compared; none regressed past {comparison.threshold:.0%}."
-            console.print(Text(words, style="green"))
-        for when, rows in (("old", comparison.only_old), ("new", comparison.only_new)):
-            for row in rows:
-                console.print(Text(f"only in the {when} run: {row}", style="dim"))
+    _widen_pipe(console)
+    if comparison.machine:
+        console.print(Text("The machine changed between the runs:", style="bold yellow"))
+        for line in comparison.machine:
+            console.print(Text(f"  {line}"))
+        console.print(Text("  corrected: the ratio after a correction by the fp32 peak", style="dim"))
+    for case_id in dict.fromkeys(change.case_id for change in comparison.changes):
+        changes = [change for change in comparison.changes if change.case_id == case_id]
+        console.print(Text(f"\n{changes[0].title}", style="bold"))
+        heads = ["contender", "old s", "new s", "new/old", "interval", "corrected", ""]
+        _print_table(console, heads, [_change_cells(change) for change in changes], left=[True, *[False] * 5, True])
+    console.print()
+    worse = [change for change in comparison.changes if change.regressions]
+    for change in worse:
+        details = f" ({change.case_id}): {'; '.join(change.regressions)}"
+        console.print(Text.assemble(("regressed: ", "bold red"), (change.contender, "bold"), details))
+    if not worse:
+        words = f"{len(comparison.changes)} rows compared; none regressed past {comparison.threshold:.0%}."
+        console.print(Text(words, style="green"))
+    for when, rows in (("old", comparison.only_old), ("new", comparison.only_new)):
+        for row in rows:
+            console.print(Text(f"only in the {when} run: {row}", style="dim"))
 
 
 def _change_cells(change: RowChange) -> list[Text]:
@@ -128,14 +125,7 @@ def _print_table(
         console.print(table)
 
 
-@contextmanager
-def _unwrapped(console: Console) -> Iterator[None]:
-    """Widen a console without a terminal, for which rich assumes 80 columns."""
-    width = console.width
+def _widen_pipe(console: Console) -> None:
+    """Let rows fit on one line where rich assumes 80 columns, because there is no terminal."""
     if not console.is_terminal:
-        console.width = max(width, 220)
-    try:
-        yield
-    finally:
-        if not console.is_terminal:
-            console.width = width
+        console.width = max(console.width, 220)

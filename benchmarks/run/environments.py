@@ -103,7 +103,6 @@ def remove(name: str) -> None:
 
 
 def _place(name: str) -> Path:
-    """Return the path of the environment."""
     version = ".".join(map(str, sys.version_info[:3]))
     digested = worker_file(name).with_name("requirements.txt").read_bytes() + version.encode()
     return ENVIRONMENTS.root / f"{name}-{hashlib.sha256(digested).hexdigest()[:12]}"

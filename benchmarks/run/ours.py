@@ -11,8 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from contextlib import suppress
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +26,6 @@ from calotype.sampling.schedulers import SchedulerSpec
 from calotype.system import threads
 
 Arrays = Mapping[str, NDArray[Any]]
-_PACKAGES = ("calotype", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
 
 
 class Peer:
@@ -62,7 +59,7 @@ class Peer:
             "notes": list(dict.fromkeys(n for c in opened.values() for n in getattr(c.runner, "notes", ()))),
             "threads": threads.available(),
             "artifact_bytes": sum(p.stat().st_size for p in _files(opened.values())),
-            "versions": _versions(),
+            "versions": {},  # those of the run: the interpreter is the same
             "precisions": {name: component.runner.precision for name, component in opened.items()},
         }
 
@@ -132,11 +129,3 @@ def _files(opened: Iterable[LoadedComponent]) -> set[Path]:
     paths = [component.artifact.path for component in opened]
     files = [p for path in paths for p in (path.glob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))]
     return {p for p in files if p.is_file()}
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        with suppress(PackageNotFoundError):
-            versions[name] = version(name)
-    return versions

@@ -108,9 +108,9 @@ def ratio_of(process: ContenderProcess, base: ContenderProcess, rounds: Sequence
     if process is base:
         return Ratio(base=name, median=1.0, low=1.0, high=1.0, coverage=1.0, rounds=len(ratios), verdict="base")
     interval = of_median(ratios)
-    verdict: Verdict = "unknown" if interval.low is None else "level"
-    if interval.excludes(1.0):
-        verdict = "ahead" if interval.median > 1 else "behind"
+    verdict: Verdict = "unknown"
+    if interval.low is not None and interval.high is not None:
+        verdict = "ahead" if interval.low > 1 else "behind" if interval.high < 1 else "level"
     return Ratio(base=other, rounds=len(ratios), verdict=verdict, **vars(interval))
 
 

@@ -14,8 +14,7 @@ from ..suite.contenders import PEERS, Contender
 from ..suite.plans import needs_plan, plan_for
 from . import environments
 from .contender_process import ContenderProcess
-from .reference import OURS
-from .workload import CaseContext, need_bytes
+from .workload import OURS, CaseContext, need_bytes
 
 OWN_PEER = "diffusers"  # its packages are part of our own environment
 

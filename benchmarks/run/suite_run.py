@@ -26,11 +26,10 @@ from ..measure.correctness import Pixels
 from ..measure.record import BUSY, IMAGES_FOLDER, ResultRow, Run, RunRecord, file_name
 from ..suite.cases import Case
 from .contender_process import BenchmarkCall, ContenderProcess, Sample
-from .reference import reference_calls
 from .results_row import Peaks, quality_of, result_row, row_of
 from .runner import Round, base_of, ratio_of, run_rounds, warm_up
 from .start_contender import start_contender
-from .workload import CaseContext, RunSettings, context_of
+from .workload import CaseContext, RunSettings, context_of, reference_calls
 
 _TICKS_S = 0.03  # less work of others does not disturb an image: the system counts in hundredths
 
@@ -87,8 +86,6 @@ def run_case(case: Case, settings: RunSettings, measured: Peaks) -> list[ResultR
 
 
 class _CaseRun:
-    """A case in progress."""
-
     def __init__(self, context: CaseContext, peaks: Peaks) -> None:
         self._context, self._case, self._show = context, context.case, context.settings.show
         self._peaks = peaks
@@ -113,7 +110,6 @@ class _CaseRun:
         return [rows[contender.name] for contender in self._case.contenders]
 
     def _start_contenders(self) -> dict[str, ResultRow]:
-        """Add a process for every contender that can run. Return the rows of the others."""
         refused = {}
         for contender in self._case.contenders:
             self._show(f"preparing {contender.name}")

@@ -36,7 +36,7 @@ class UnsupportedCase(WorkerError):
 
 
 class Worker:
-    """One process. Use it as a context manager, or `close` it."""
+    """One process. `close` it, or use `contextlib.closing`."""
 
     def __init__(self, python: Path, file: Path, *, threads: int) -> None:
         """Start `file`'s `Peer` in the interpreter `python`, on `threads` of the available cores."""
@@ -59,12 +59,6 @@ class Worker:
             start_new_session=True,  # only this process gets Ctrl-C, and it ends the worker
             preexec_fn=pin,
         )
-
-    def __enter__(self) -> Worker:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self.close()
 
     @property
     def pid(self) -> int:

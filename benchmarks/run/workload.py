@@ -1,19 +1,23 @@
-"""The work of a case: the model's files, the job of every worker, and the operations of an image."""
+"""The work of a case: the model's files, the job of every worker, the operations of an image, the reference images."""
 
 from __future__ import annotations
 
 import io
+import sys
 from collections.abc import Callable, Mapping
+from contextlib import closing
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from calotype.errors import InputError
+from calotype.errors import BackendError, InputError
 from calotype.export.sources.configs import MODELS
 from calotype.export.sources.source import Source, read_source
+from calotype.export.steps.versions import versions
 from calotype.export.store.gc import CONVERTED
+from calotype.export.store.store import fetch, key_of
 from calotype.files.paths import write_atomic
 from calotype.plan.family import family_of
 from calotype.plan.networks import controlnets_of
@@ -23,9 +27,16 @@ from calotype.system.memory import peak_bytes
 
 from ..suite import models
 from ..suite.cases import Case, prompts_of
+from .contender_process import BenchmarkCall
+from .worker import Worker, WorkerError
 
 _WEIGHT_COPIES = 3  # float32 copies of the weights during loading; an estimate until the peak is known
 _BASE_BYTES = 1 << 30
+_HERE = Path(__file__).resolve().parent.parent
+OURS, DIFFUSERS = _HERE / "run" / "ours.py", _HERE / "peers" / "diffusers" / "peer.py"
+_FIRST_SEED = 100
+# What does not change the images, or is part of the model's fingerprint.
+_NOT_IN_KEY = ("cache", "threads", "model", "controlnets", "control_images", "plan", "backend")
 
 ShowLine = Callable[[str], None]
 
@@ -124,3 +135,37 @@ def flops_of(case: Case, source: Source, calls: int) -> dict[str, int]:
         once = component_flops(source, part, batch=batch, height=case.height, width=case.width)
         flops[component] = flops.get(component, 0) + times * once
     return flops
+
+
+def reference_calls(context: CaseContext) -> list[BenchmarkCall]:
+    """Return the calls of a case in batches, each with the images of float32 eager. Raises `BackendError`.
+
+    diffusers generates the images once, and they are kept. A fault of ours therefore affects only our own rows.
+    """
+    case, texts = context.case, prompts_of(context.case)
+    starts = range(0, max(len(texts), 1), case.batch)
+    prompts = [tuple(texts[(start + i) % len(texts)] for i in range(case.batch)) for start in starts]
+    seeds = [tuple(_FIRST_SEED + start + i for i in range(case.batch)) for start in starts]
+    # A case with only fake contenders (a test of the suite) has a fake without faults as its reference.
+    fake = all(contender.backend == "fake" for contender in case.contenders)
+    peer = OURS if fake else DIFFUSERS
+    job = {**context.job, "backend": "fake" if fake else "eager"}
+
+    def make(folder: Path) -> Mapping[str, Any]:
+        try:
+            with closing(Worker(Path(sys.executable), peer, threads=context.settings.threads)) as worker:
+                worker.ask({"op": "load", "job": job}, context.settings.timeout_s)
+                for i, call in enumerate(zip(prompts, seeds, strict=True)):
+                    request = {"op": "generate", "prompts": call[0], "negative": None, "seeds": call[1]}
+                    worker.ask({**request, "out": str(folder / f"{i}.npy")}, context.settings.timeout_s)
+        except WorkerError as failed:
+            raise BackendError(f"cannot generate the reference images with float32 eager: {failed}") from None
+        return {}
+
+    kept = {name: value for name, value in job.items() if name not in _NOT_IN_KEY}
+    request = [peer.read_text(), context.source.fingerprint, kept, [prompts, seeds], versions()]
+    folder, _ = fetch(key_of({"reference": request}), make, label={"kind": "reference images", "case": case.id})
+    return [
+        BenchmarkCall(prompts=p, seeds=s, expected=np.load(folder / f"{i}.npy"), trained=case.judged)
+        for i, (p, s) in enumerate(zip(prompts, seeds, strict=True))
+    ]

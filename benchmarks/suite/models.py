@@ -57,6 +57,8 @@ def _kept(name: str, what: str, function: str, **how: Any) -> Path:
 
 def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: int) -> None:
     """Write a model of MODELS in diffusers' layout. Takes as much memory as its largest network in float32."""
+    import torch
+
     folder, parts = Path(folder), dict(described)
     kind = parts.pop("pipeline")
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": "0.30.0"}
@@ -68,7 +70,8 @@ def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: in
     for part, (class_name, config) in parts.items():
         library = "transformers" if class_name.startswith("CLIP") else "diffusers"
         index[part] = [library, class_name]
-        _make_network(library, class_name, config, folder / part, seed)
+        torch.manual_seed(seed)
+        network(class_name, config).to(torch.float16).save_pretrained(folder / part, safe_serialization=True)
         if part.startswith("text_encoder"):
             tokenizer = part.replace("text_encoder", "tokenizer")
             index[tokenizer] = ["transformers", "CLIPTokenizer"]
@@ -77,17 +80,14 @@ def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: in
     _write(folder / "model_index.json", index)
 
 
-def _make_network(library: str, class_name: str, config: Mapping[str, Any], folder: Path, seed: int) -> None:
+def network(class_name: str, config: Mapping[str, Any]) -> Any:
+    """Return a network of transformers (CLIP) or diffusers with initial weights, on torch's default device."""
     import diffusers
-    import torch
     import transformers
 
-    torch.manual_seed(seed)
-    if library == "transformers":
-        model = getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
-    else:
-        model = getattr(diffusers, class_name).from_config(dict(config))
-    model.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    if class_name.startswith("CLIP"):
+        return getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
+    return getattr(diffusers, class_name).from_config(dict(config))
 
 
 def make_controlnet(*, model: str | Path, folder: str | Path, seed: int = 0) -> None:

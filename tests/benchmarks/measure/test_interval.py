@@ -38,15 +38,6 @@ def test_too_few_samples_give_no_interval(count):
     interval = of_median([1.0] * count)
     assert (interval.low, interval.high, interval.coverage) == (None, None, 0.0)
     assert interval.median == 1.0
-    assert not interval.excludes(5.0)
-
-
-def test_excludes():
-    interval = of_median([2.0, 2.1, 2.2, 2.3, 2.4, 2.5])
-    assert interval.excludes(1.0)
-    assert interval.excludes(3.0)
-    assert not interval.excludes(2.0)
-    assert not interval.excludes(2.3)
 
 
 def test_order_does_not_matter():
