@@ -18,8 +18,7 @@ from calotype.errors import BackendError, InputError
 from calotype.export.commands import cli
 
 if TYPE_CHECKING:
-    from .measure.record import RunRecord
-    from .run.case_run import RunSettings
+    from .measure.record import ResultRow, RunRecord
     from .suite.cases import Case
 
 main = cli.main
@@ -31,6 +30,9 @@ bench = typer.Typer(
     help="Compare backends and peers on the same images: speed, and whether the images are correct.",
 )
 cli.app.add_typer(bench, name="bench")
+EXAMPLE = '"model=sd15 size=512 steps=4 backend=openvino precision=bf16"'
+CONTENDERS = "A backend, a peer, or MAKER[:BACKEND]:PRECISION"
+RunFolder = Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")]
 
 
 @bench.callback(invoke_without_command=True)
@@ -39,25 +41,11 @@ def run_cases(
     preset: Annotated[
         str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu or full.")
     ] = "quick",
-    case: Annotated[
-        list[str] | None,
-        typer.Option(
-            help='A case in place of a preset: "model=sd15 size=512 steps=4 backend=openvino precision=bf16".'
-        ),
-    ] = None,
-    backend: Annotated[
-        list[str] | None,
-        typer.Option(help="A backend, a peer, or MAKER[:BACKEND]:PRECISION; may be repeated."),
-    ] = None,
-    row_filter: Annotated[
-        str, typer.Option("--filter", help="Run only the rows (CASE CONTENDER) that contain this text.")
-    ] = "",
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="The folder of the run.  [default: bench-DATE-PRESET]")
-    ] = None,
-    threads: Annotated[
-        int | None, typer.Option(help="Threads of each contender.  [default: all available cores]")
-    ] = None,
+    case: Annotated[list[str] | None, typer.Option(help=f"In place of a preset, such as {EXAMPLE}.")] = None,
+    backend: Annotated[list[str] | None, typer.Option(help=f"{CONTENDERS}; may be repeated.")] = None,
+    row_filter: Annotated[str, typer.Option("--filter", help="Run only rows (CASE CONTENDER) with this text.")] = "",
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: bench-DATE-PRESET]")] = None,
+    threads: Annotated[int | None, typer.Option(help="Of each contender.  [default: all available cores]")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a worker may take for one request.")] = 1800.0,
     clip_model: Annotated[Path | None, typer.Option(help="The folder of a CLIP model, for the CLIP score.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the rows that would run, and exit.")] = False,
@@ -71,50 +59,38 @@ def run_cases(
             for contender in one.contenders:
                 typer.echo(f"{one.id}  {contender.name}")
         return
-    cores = _cores(threads)
+    from calotype.system.threads import available
+
+    if threads is not None and not 1 <= threads <= available():
+        message = f"--threads takes 1 to {available()}, the cores that this process may use; got {threads}."
+        raise InputError(message)
     name = "case" if case else preset
     folder = output or Path(f"bench-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}-{name}")
     _check(folder, clip_model)
-    from .run.case_run import RunSettings
+    from .run.workload import RunSettings
 
-    options = {"--case": case or [], "--preset": [] if case else [preset], "--backend": backend or []}
-    options |= {"--filter": [row_filter] if row_filter else [], "--threads": [] if threads is None else [str(threads)]}
-    options |= {"--clip-model": [] if clip_model is None else [str(clip_model)]}
-    command = shlex.join(
-        ["calotype", "bench", *(word for flag, values in options.items() for v in values for word in (flag, v))]
-    )
+    words = [word for text in case or [] for word in ("--case", text)] or ["--preset", preset]
+    words += [word for text in backend or [] for word in ("--backend", text)]
+    others = {"--filter": row_filter or None, "--threads": threads, "--clip-model": clip_model}
+    words += [str(word) for pair in others.items() if pair[1] is not None for word in pair]
     settings = RunSettings(
         preset=name,
-        command=command,
+        command=shlex.join(["calotype", "bench", *words]),
         output=folder,
-        threads=cores,
+        threads=threads or available(),
         timeout_s=timeout,
         clip_model=clip_model,
         show=_log,
     )
-    _report(_run(cases, settings), folder)
-
-
-def _cores(threads: int | None) -> int:
-    from calotype.system import threads as cores
-
-    allowed = cores.available()
-    if threads is not None and not 1 <= threads <= allowed:
-        raise InputError(f"--threads takes 1 to {allowed}, the cores that this process may use; got {threads}.")
-    return threads or allowed
-
-
-def _run(cases: tuple[Case, ...], settings: RunSettings) -> RunRecord:
-    """Run the cases. After each case, all finished cases are on disk, so a run that is stopped keeps them."""
     from .measure import record
     from .run.suite_run import run
 
-    try:
-        return run(cases, settings, written=lambda recorded: record.write(recorded, settings.output))
+    try:  # after each case, all finished cases are on disk, so a run that is stopped keeps them
+        _report(run(cases, settings, written=lambda recorded: record.write(recorded, folder)), folder)
     except KeyboardInterrupt:
-        done = settings.output / record.ROWS_FILE
+        done = folder / record.ROWS_FILE
         saved = f"{done} contains the finished cases" if done.exists() else "no case was finished"
-        typer.echo(f"calotype: stopped the run and its workers; {saved}.", err=True)
+        _log(f"stopped the run and its workers; {saved}.")
         raise typer.Exit(130) from None
 
 
@@ -130,10 +106,7 @@ def _cases(preset: str, own: list[str], backends: tuple[str, ...], row_filter: s
 
 
 def _check(folder: Path, clip_model: Path | None) -> None:
-    """Check what a run needs before the work starts. Raises `InputError`."""
-    missing = [
-        name for name in ("torch", "diffusers", "transformers", "scipy") if importlib.util.find_spec(name) is None
-    ]
+    missing = [n for n in ("torch", "diffusers", "transformers", "scipy") if importlib.util.find_spec(n) is None]
     if missing:
         raise InputError(f"the benchmark suite needs {', '.join(missing)}: pip install 'calotype[build,cpu,bench]'.")
     if clip_model is not None and not (clip_model / "config.json").is_file():
@@ -156,16 +129,13 @@ def _report(recorded: RunRecord, folder: Path) -> None:
     from rich.console import Console
 
     from .measure.record import ROWS_FILE
-    from .report import table
+    from .report.page import write_page
+    from .report.table import show
 
-    path = folder / ROWS_FILE
-    table.show(recorded, Console())
-    summary: dict[str, Any] = {"benchmark": "calotype", "record": str(path), "page": None}
+    show(recorded, Console())
+    summary: dict[str, Any] = {"benchmark": "calotype", "record": str(folder / ROWS_FILE), "page": None}
     try:
-        from .report.page import write_page
-
-        write_page(recorded, folder / "report.html")
-        summary["page"] = str(folder / "report.html")
+        summary["page"] = str(write_page(recorded, folder / "report.html"))
     except (InputError, BackendError) as error:
         _log(str(error))
     print(json.dumps({**summary, "rows": [_line(row) for row in recorded.rows]}), flush=True)
@@ -173,7 +143,7 @@ def _report(recorded: RunRecord, folder: Path) -> None:
         sys.exit(1)
 
 
-def _line(row: Any) -> dict[str, Any]:
+def _line(row: ResultRow) -> dict[str, Any]:
     speed, ratio, quality = row.speed, row.ratio, row.quality
     return {
         "case": row.case_id,
@@ -193,58 +163,57 @@ def peers(
     remove: Annotated[bool, typer.Option("--remove", help="Remove the named environments.")] = False,
 ) -> None:
     """List the environments of the peers, or make or remove some. Each has its own pinned requirements."""
-    from .measure import system_load
+    from calotype.system.nvidia import has_gpu
+
     from .run import environments
     from .suite.contenders import PEERS
 
-    runs_here = [n for n in environments.PEERS if system_load.has_gpu() or n not in ("onnxruntime_cuda", "tensorrt")]
+    runs_here = [n for n in environments.PEERS if has_gpu() or n not in ("onnxruntime_cuda", "tensorrt")]
     # A name is that of a peer, or that of an environment, which several peers may share.
     chosen = [PEERS[n].folder if n in PEERS else n for n in names or (runs_here if everything else [])]
-    failed = 0
+    failed = False
     for name in chosen:
         if remove:
             environments.remove(name)
             continue
         _log(f"making the environment of {name}")
         try:
-            environments.make(name, show=lambda line: None)
+            environments.make(name)
         except BackendError as error:
-            failed += 1
+            failed = True
             _log(str(error))
     for name in environments.PEERS:
-        there = environments.python_of(name) is not None
-        typer.echo(f"{name:<24} {'ready' if there else environments.failure_reason(name) or 'not installed'}")
+        ready = environments.python_of(name) is not None
+        typer.echo(f"{name:<24} {'ready' if ready else environments.failure_reason(name) or 'not installed'}")
     if failed:
         sys.exit(1)
 
 
 @bench.command()
 def compare(
-    old: Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")],
+    old: RunFolder,
     new: Annotated[Path, typer.Argument(help="The run to compare with it.")],
-    threshold: Annotated[
-        float, typer.Option(help="A row that is this much slower is a regression: 0.05 is 5 %.")
-    ] = 0.05,
+    threshold: Annotated[float, typer.Option(help="A row this much slower is a regression: 0.05 is 5 %.")] = 0.05,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object.")] = False,
 ) -> None:
     """Compare two runs and show what changed beyond noise. Exit code 1 for a regression past the threshold."""
     from rich.console import Console
 
     from .measure.record import read
-    from .report import compare_table
     from .report.compare import compare as compare_runs
+    from .report.table import show_comparison
 
     comparison = compare_runs(read(old), read(new), threshold=threshold)
     if as_json:
         typer.echo(json.dumps(comparison.to_json()))
     else:
-        compare_table.show(comparison, Console())
+        show_comparison(comparison, Console())
     if comparison.regressed:
         sys.exit(1)
 
 
 @bench.command()
-def targets(folder: Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl.")]) -> None:
+def targets(folder: RunFolder) -> None:
     """Show which of the targets for one H200 a run of the preset gpu met."""
     from .measure.record import read
     from .report.targets import describe_targets
@@ -262,9 +231,7 @@ def page(
     from .measure.record import read
     from .report.page import write_page
 
-    path = output or folder / "report.html"
-    write_page(read(folder), path)
-    typer.echo(str(path))
+    typer.echo(str(write_page(read(folder), output or folder / "report.html")))
 
 
 @bench.command()

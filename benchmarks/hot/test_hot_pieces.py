@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from calotype.images.png import to_uint8
+from calotype.plan.bindings import random_inputs
 from calotype.request.prompts import tokenizers_of
 from calotype.request.resolved import resolve
 from calotype.sampling.cache import sampler_for
@@ -20,23 +21,22 @@ from calotype.stages.prompt_encoder import PromptEncoder
 from calotype.system.trace import Stopwatch
 
 PROMPTS = ["a large red circle on a blue background", "a small green ring above a white cross on an orange background"]
-STEPS, LATENTS = 20, (1, 4, 16, 16)
-LARGE = (1, 4, 128, 128)  # an image of 1024 pixels
+STEPS, SHAPES = 20, {"128px": (1, 4, 16, 16), "1024px": (1, 4, 128, 128)}  # of latents
+at_both_sizes = pytest.mark.parametrize("shape", SHAPES.values(), ids=SHAPES)
 
 
 def normal(*shape):
     return np.random.default_rng(0).standard_normal(shape, dtype=np.float32)
 
 
-@pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
+@at_both_sizes
 def test_guidance(benchmark, shape):
-    output = normal(2 * shape[0], *shape[1:])
-    benchmark(guide, output, 5.0)
+    benchmark(guide, normal(2 * shape[0], *shape[1:]), 5.0)
 
 
-@pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
+@at_both_sizes
 @pytest.mark.parametrize("name", ["euler", "dpm++2m-karras", "unipc"])
-def test_sampler_row(benchmark, fake, name, shape):
+def test_sampler_rows(benchmark, fake, name, shape):
     """All rows of a schedule, as one image uses them. Divide by the number of steps."""
     _, sampler = sampler_for(name, fake.plan.scheduler, STEPS)
     noise, outputs = normal(*shape), [normal(*shape) for _ in range(sampler.calls)]
@@ -48,25 +48,21 @@ def test_sampler_row(benchmark, fake, name, shape):
             run.push(i, output)
         return run.latents()
 
-    benchmark.extra_info["rows"] = sampler.calls
     benchmark(rows)
 
 
-@pytest.mark.parametrize("shape", [LATENTS, LARGE], ids=["128px", "1024px"])
-def test_guided_step(benchmark, fake, shape):
-    """The work between two calls of the U-Net: guidance, the sampler's row, the next input for both halves."""
-    _, sampler = sampler_for("euler", fake.plan.scheduler, STEPS)
-    noise, output = normal(*shape), normal(2 * shape[0], *shape[1:])
+def test_loop_overhead(benchmark, fake):
+    """The loop over twenty steps around a network that costs nothing: guidance, rows and bookkeeping."""
+    arguments = {"steps": STEPS, "seed": 1, "scheduler": "euler"}
+    call = fake._generator.start(PROMPTS[0], arguments, threading.Event())
+    inputs = prepare(fake.plan, call.request, fake._generator.codec, Stopwatch())
+    answer = normal(2, *SHAPES["128px"][1:])
 
-    def fresh():
-        return (sampler.run(noise, lambda: noise, seeds=(0,)),), {}
+    def loop():
+        *_, run = denoise(lambda *_: answer, call, inputs)
+        return run.latents()
 
-    def step(run):
-        run.push(0, guide(output, 5.0))
-        x = run.input(1)
-        return np.concatenate([x, x])
-
-    benchmark.pedantic(step, setup=fresh, rounds=200)
+    benchmark(loop)
 
 
 def test_prompt_encoding(benchmark, pipe):
@@ -82,37 +78,26 @@ def test_prompt_encoding(benchmark, pipe):
 
 
 def test_tokens(benchmark, fake):
-    tokenizer = tokenizers_of(fake.plan)["text_encoder"]
-    benchmark(tokenizer, PROMPTS)
+    benchmark(tokenizers_of(fake.plan)["text_encoder"], PROMPTS)
 
 
 @pytest.mark.parametrize("name", ["text_encoder", "unet", "vae_decoder", "vae_encoder"])
-def test_component(benchmark, pipe, inputs, name):
-    component = pipe.component(name)
-    component(**inputs[name])  # the first call allocates buffers and compiles the shape
+def test_component(benchmark, pipe, name):
+    """One call for a guided image of 128 pixels."""
+    component, bindings = pipe.component(name), pipe.plan.components[name].inputs
+    sizes = pipe.plan.profile.sizes(batch=2 if name == "unet" else 1, height=128, width=128)
+    inputs = random_inputs(bindings, {b.name: b.shape(sizes) for b in bindings}, ids=100)
+    if "timestep" in inputs:
+        inputs["timestep"] = np.full(2, 500, np.float32)
+    component(**inputs)  # the first call allocates buffers and compiles the shape
     benchmark.extra_info["precision"] = component.runner.precision
-    benchmark(lambda: component(**inputs[name]))
+    benchmark(lambda: component(**inputs))
 
 
 def test_to_uint8(benchmark):
     benchmark(to_uint8, normal(1, 3, 1024, 1024))
 
 
-def test_loop_overhead(benchmark, fake):
-    """The loop over twenty steps around a network that costs nothing: guidance, rows and bookkeeping."""
-    arguments = {"steps": STEPS, "seed": 1, "scheduler": "euler"}
-    call = fake._generator.start(PROMPTS[0], arguments, threading.Event())
-    inputs, answer = prepare(fake.plan, call.request, fake._generator.codec, Stopwatch()), normal(2, *LATENTS[1:])
-
-    def loop():
-        *_, run = denoise(lambda *_: answer, call, inputs)
-        return run.latents()
-
-    benchmark.extra_info["steps"] = STEPS
-    benchmark(loop)
-
-
 def test_image_without_networks(benchmark, fake):
     """A complete call on the fake backend: what Calotype adds to the networks, including the PNG's metadata."""
-    benchmark.extra_info["steps"] = STEPS
     benchmark(lambda: fake(PROMPTS[0], steps=STEPS, seed=1, scheduler="euler"))

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -28,16 +27,6 @@ _DEFAULT_MIN_PSNR_DB = 25.0  # int8, fp8, and the mixes of "auto"
 # seventh. PSNR would not detect this. A float32 image whose values are truncated to bytes, not rounded, has 0.02.
 MAX_L2 = {"fp32": 0.03, "fp16": 0.06, "bf16": 0.1}
 _DEFAULT_MAX_L2 = 0.12
-
-
-@dataclass(frozen=True, kw_only=True)
-class QualityReference:
-    """The images and settings that every contender of a case is compared with."""
-
-    prompts: Sequence[str]  # one for each image
-    expected: Pixels
-    judged: bool  # the demonstration model's judge can read the prompts
-    clip_model: Path | None
 
 
 def min_psnr_db(precision: str) -> float:
@@ -63,34 +52,34 @@ def find_fault(got: Pixels, expected: Pixels, precision: str, *, trained: bool =
     return None
 
 
-def quality(got: Pixels, reference: QualityReference) -> Quality:
-    """Return the quality figures of images, correct or not. # [N, H, W, 3]"""
-    metrics = ["ssim", *_optional(reference)]
-    values = figures(got, reference.expected, reference.prompts, metrics, reference.clip_model)
-    judge, clip = values.get("judge"), values.get("clip")
+def quality(
+    got: Pixels, expected: Pixels, prompts: Sequence[str], *, judged: bool, clip_model: Path | None = None
+) -> Quality:
+    """Return the quality figures of images, correct or not, with a prompt for each. # [N, H, W, 3]
+
+    `judged` images show prompts that the demonstration model's judge can read.
+    """
+    available = {"ssim": True, "judge_drop": judged, "clip_drop": clip_model is not None}
+    available["lpips"] = importlib.util.find_spec("lpips") is not None
+    values = figures(got, expected, prompts, [name for name, usable in available.items() if usable], clip_model)
     return Quality(
         pictures=len(got),
         psnr_db=values["psnr"],
         psnr_min_db=values["psnr_min"],
         ssim=values["ssim"],
-        relative_l2=contrast_error(got, reference.expected),
+        relative_l2=contrast_error(got, expected),
         lpips=values.get("lpips"),
-        clip=clip,
-        clip_reference=None if clip is None else clip + values["clip_drop"],
-        judge=judge,
-        judge_reference=None if judge is None else judge + values["judge_drop"],
+        clip=values.get("clip"),
+        clip_reference=values["clip"] + values["clip_drop"] if "clip" in values else None,
+        judge=values.get("judge"),
+        judge_reference=values["judge"] + values["judge_drop"] if "judge" in values else None,
     )
 
 
-def _optional(reference: QualityReference) -> list[str]:
-    values = ["judge_drop"] if reference.judged else []
-    values += ["lpips"] if importlib.util.find_spec("lpips") is not None else []
-    return values + (["clip_drop"] if reference.clip_model is not None else [])
-
-
 def contrast_error(got: Pixels, expected: Pixels) -> float:
-    """Return |got - expected| / |expected - its mean|: the error as a share of the contrast; 0 for two equal flat
-    images.
+    """Return |got - expected| / |expected - its mean|, the error as a share of the contrast.
+
+    It is 0 for two equal flat images.
     """
     error = got.astype(np.float64) - expected.astype(np.float64)
     contrast = expected.astype(np.float64) - expected.mean(axis=(1, 2, 3), keepdims=True)

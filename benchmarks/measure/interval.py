@@ -1,4 +1,4 @@
-"""Medians and quantiles with confidence intervals. Nothing here assumes that times are normally distributed."""
+"""Medians with confidence intervals. Nothing here assumes that times are normally distributed."""
 
 from __future__ import annotations
 
@@ -19,19 +19,6 @@ class Interval:
     high: float | None
     coverage: float  # of the interval; 0 without one
 
-    def excludes(self, value: float) -> bool:
-        """Return whether the value lies outside the interval. False if there is no interval."""
-        return self.low is not None and self.high is not None and not self.low <= value <= self.high
-
-
-def quantile(samples: Sequence[float], share: float) -> float:
-    """Return a quantile by linear interpolation between the samples, as numpy does."""
-    ordered = sorted(samples)
-    place = share * (len(ordered) - 1)
-    low = math.floor(place)
-    high = min(low + 1, len(ordered) - 1)
-    return ordered[low] + (ordered[high] - ordered[low]) * (place - low)
-
 
 def of_median(samples: Sequence[float], coverage: float = COVERAGE) -> Interval:
     """Return the distribution-free interval of a median: two order statistics (David and Nagaraja 2003, 7.1).
@@ -41,14 +28,11 @@ def of_median(samples: Sequence[float], coverage: float = COVERAGE) -> Interval:
     coverage. 95 % needs at least six samples.
     """
     ordered, n = sorted(samples), len(samples)
-    median = statistics.median(ordered)
-    best, below = 0, 0.0
-    reached = 0.0
+    interval = Interval(median=statistics.median(ordered), low=None, high=None, coverage=0.0)
+    below = 0.0
     for k in range(1, n // 2 + 1):
         below += math.comb(n, k - 1) / 2**n  # fewer than k on one side
         if 1 - 2 * below < coverage:
             break
-        best, reached = k, 1 - 2 * below
-    if not best:
-        return Interval(median=median, low=None, high=None, coverage=0.0)
-    return Interval(median=median, low=ordered[best - 1], high=ordered[n - best], coverage=reached)
+        interval = Interval(median=interval.median, low=ordered[k - 1], high=ordered[n - k], coverage=1 - 2 * below)
+    return interval

@@ -7,8 +7,9 @@ be measured is null. This module knows neither how a value is measured nor how i
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_type_hints
 
@@ -20,6 +21,7 @@ ROWS_FILE, IMAGES_FOLDER = "run.jsonl", "pictures"
 
 Status = Literal["ok", "wrong", "cannot", "failed"]  # wrong: its images are; failed: it stopped during the run
 Verdict = Literal["base", "ahead", "behind", "level", "unknown"]  # against the base; level: the interval contains 1
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,20 +142,19 @@ class RunRecord:
 
     def images(self, row: ResultRow) -> list[Path]:
         """Return the files of the row's images, in the order of the prompts."""
-        return image_files(self.folder, row.case_id, row.contender)
+        return self._images(row.case_id, row.contender)
 
     def reference(self, row: ResultRow) -> list[Path]:
         """Return the files of the images of float32 eager for the row's case."""
-        return image_files(self.folder, row.case_id, "reference")
+        return self._images(row.case_id, "reference")
 
-
-def image_files(folder: Path | None, case_id: str, contender: str) -> list[Path]:
-    """Return the image files of one contender in the order of the prompts."""
-    if folder is None:
-        return []
-    name = file_name(contender)
-    files = (folder / IMAGES_FOLDER / file_name(case_id)).glob(f"{name}-*.png")
-    return sorted((p for p in files if p.stem[len(name) + 1 :].isdigit()), key=lambda p: int(p.stem[len(name) + 1 :]))
+    def _images(self, case_id: str, contender: str) -> list[Path]:
+        place = None if self.folder is None else self.folder / IMAGES_FOLDER / file_name(case_id)
+        if place is None or not place.is_dir():
+            return []
+        pattern = re.compile(re.escape(file_name(contender)) + r"-(\d+)\.png")
+        matches = {path: pattern.fullmatch(path.name) for path in place.iterdir()}
+        return sorted((path for path, m in matches.items() if m), key=lambda path: int(path.stem.rpartition("-")[2]))
 
 
 def file_name(words: str) -> str:
@@ -178,42 +179,32 @@ def read(path: Path) -> RunRecord:
     file = path / ROWS_FILE if path.is_dir() else path
     try:
         lines = [json.loads(line) for line in file.read_text().splitlines() if line.strip()]
-        schemas = {line["schema"] for line in lines}
-        if schemas != {SCHEMA}:
-            raise InputError(f"cannot read {file}: got schema {sorted(schemas)}, expected {SCHEMA}. Repeat the run.")
-        (run,) = [_build(Run, line) for line in lines if line["kind"] == "run"]
-        rows = tuple(_build(ResultRow, line) for line in lines if line["kind"] == "row")
+        kinds = [(line.pop("kind"), line.pop("schema")) for line in lines]
+        if {schema for _, schema in kinds} <= {SCHEMA}:
+            (run,) = [_build(Run, line) for line, (kind, _) in zip(lines, kinds, strict=True) if kind == "run"]
+            rows = [_build(ResultRow, line) for line, (kind, _) in zip(lines, kinds, strict=True) if kind == "row"]
+            return RunRecord(run=run, rows=tuple(rows), folder=file.parent)
     except OSError as error:
-        raise InputError(
-            f"cannot read {file}: {error.strerror}. Pass the folder of a run, or its {ROWS_FILE}."
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        if isinstance(error, InputError):
-            raise
+        message = f"cannot read {file}: {error.strerror}. Pass the folder of a run, or its {ROWS_FILE}."
+        raise InputError(message) from None
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"cannot read {file}: it is not a benchmark run ({type(error).__name__}: {error}).") from None
-    return RunRecord(run=run, rows=rows, folder=file.parent)
-
-
-T = TypeVar("T")
+    got = sorted({schema for _, schema in kinds})
+    raise InputError(f"cannot read {file}: got schema {got}, expected {SCHEMA}. Repeat the run.")
 
 
 def _build(kind: type[T], data: Mapping[str, Any]) -> T:
     """Build a dataclass and its fields from plain data. Raises `ValueError` for an unknown name (another schema)."""
     hints = get_type_hints(kind)
-    known = {f.name for f in fields(kind)}  # type: ignore[arg-type]
-    values = {name: value for name, value in data.items() if name not in ("kind", "schema")}
-    if set(values) - known:
-        raise ValueError(f"unknown fields {sorted(set(values) - known)}")
-    return kind(**{name: _value(hints[name], value) for name, value in values.items()})
+    if unknown := sorted(data.keys() - hints.keys()):
+        raise ValueError(f"unknown fields {unknown}")
+    return kind(**{name: _value(hints[name], value) for name, value in data.items()})
 
 
 def _value(hint: Any, value: Any) -> Any:
-    if value is None:
-        return None
-    inner = [a for a in getattr(hint, "__args__", ()) if isinstance(a, type) and is_dataclass(a)]
+    inner: Any = next((a for a in getattr(hint, "__args__", ()) if is_dataclass(a)), None)
     if isinstance(value, list):
         return tuple(value)
-    if inner and isinstance(value, dict):
-        by_name = inner[0] is ComponentTime
-        return {n: _build(inner[0], v) for n, v in value.items()} if by_name else _build(inner[0], value)
-    return value
+    if inner is ComponentTime:
+        return {name: _build(ComponentTime, part) for name, part in value.items()}
+    return value if inner is None or value is None else _build(inner, value)

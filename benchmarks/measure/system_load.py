@@ -1,8 +1,8 @@
 """Load of other programs while something is timed, and facts about the machine.
 
 A `LoadMonitor` compares the time that the processors were busy with the time that the watched processes used; the rest
-belongs to other programs. The other functions read clocks, caches, the GPU and the versions of the tools. Only
-`disturbed` judges. A value that the system does not report is None. This module does not know what is timed.
+belongs to other programs. The other functions read clocks, caches, the GPU and the versions of the tools. A
+value that the system does not report is None. This module does not know what is timed.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import subprocess
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,11 @@ class LoadSample:
         """Return the load that was not ours."""
         return self.others + self.steal
 
+    @property
+    def disturbs(self) -> bool:
+        """Return whether others used more than DISTURBED_CORES, so that a time is not reliable."""
+        return self.share > DISTURBED_CORES
+
 
 @dataclass(frozen=True, kw_only=True)
 class _Mark:
@@ -55,7 +60,7 @@ class _Mark:
 
 
 class LoadMonitor:
-    """The load of other programs, from `start` to each `stop`, which starts anew. A mark takes a few milliseconds.
+    """The load of other programs, from the start to each `stop`, which starts anew. A mark takes a few milliseconds.
 
     Busy time is what /proc/stat does not count as idle. Idle time is exact on kernels that stop the tick when idle,
     unlike the busy columns, which are sampled. Our time is that of the processes' own clocks, plus the time of children
@@ -67,14 +72,10 @@ class LoadMonitor:
         self._pids, self._root = {*pids}, root
         self._mark = self._now()
 
-    def start(self) -> None:
-        """Set the first mark."""
-        self._mark = self._now()
-
     def stop(self) -> LoadSample:
-        """Set the second mark, which is also the first mark of the next sample."""
-        before, self._mark = self._mark, self._now()
-        now = self._mark
+        """Return the load since the last mark, and set the first mark of the next sample."""
+        before, now = self._mark, self._now()
+        self._mark = now
         seconds = max(now.at_s - before.at_s, 1e-9)
         own, stolen = now.own_s - before.own_s, now.stolen_s - before.stolen_s
         busy = seconds * now.processors - (now.idle_s - before.idle_s) - stolen
@@ -105,11 +106,6 @@ class LoadMonitor:
         return sum(used.values()) + (_clock_s(me, table[me][1]) if me in table and me not in used else 0.0)
 
 
-def disturbed(share: float) -> bool:
-    """Return whether others used more than DISTURBED_CORES, so that a time is not reliable."""
-    return share > DISTURBED_CORES
-
-
 def _processes(root: Path) -> Iterator[tuple[int, tuple[int, float, float]]]:
     """Yield each process with its parent, the seconds that it used, and those of its children that ended."""
     for folder in (root / "proc").iterdir():
@@ -128,10 +124,10 @@ def _clock_s(pid: int, sampled: float) -> float:
         return sampled
 
 
-def peak_bytes(pid: int | None = None, root: Path = _ROOT) -> int | None:
-    """Return the peak memory of a living process so far; None is this process."""
+def peak_bytes(pid: int) -> int | None:
+    """Return the peak memory of a living process so far."""
     with suppress(OSError, IndexError, ValueError):
-        status = (root / "proc" / ("self" if pid is None else str(pid)) / "status").read_text()
+        status = Path(f"/proc/{pid}/status").read_text()
         return int(status.split("VmHWM:")[1].split()[0]) * 1024
     return None
 
@@ -139,97 +135,70 @@ def peak_bytes(pid: int | None = None, root: Path = _ROOT) -> int | None:
 def clocks(root: Path = _ROOT) -> dict[str, Any]:
     """Return the current MHz of each core, and the governor. Most virtual machines report a nominal clock."""
     cores = root / "sys/devices/system/cpu"
-    mhz: list[float] = []
+    mhz, governor = [], None
     with suppress(OSError, ValueError):
-        mhz = [int(p.read_text()) / 1000 for p in sorted(cores.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))]
+        lines = (root / "proc/cpuinfo").read_text().splitlines()
+        mhz = [round(float(line.partition(":")[2]), 1) for line in lines if line.startswith("cpu MHz")]
     with suppress(OSError, ValueError):
-        lines = [] if mhz else (root / "proc/cpuinfo").read_text().splitlines()
-        mhz += [float(line.partition(":")[2]) for line in lines if line.startswith("cpu MHz")]
-    governor = None
-    with suppress(OSError):
+        files = sorted(cores.glob("cpu[0-9]*/cpufreq/scaling_cur_freq"))
+        mhz = [round(int(file.read_text()) / 1000, 1) for file in files] or mhz
         governor = (cores / "cpu0/cpufreq/scaling_governor").read_text().strip()
-    return {"mhz": [round(each, 1) for each in mhz] or None, "governor": governor}
+    return {"mhz": mhz or None, "governor": governor}
 
 
-def clock_mhz(device: str = "cpu", root: Path = _ROOT) -> float | None:
+def clock_mhz(device: str) -> float | None:
     """Return one clock: the mean of the cores, or that of the GPU's multiprocessors."""
     if device == "cuda":
-        card = gpu()
-        return None if card is None else card.sm_mhz
-    each = clocks(root)["mhz"]
+        return None if (card := gpu()) is None else card["sm_mhz"]
+    each = clocks()["mhz"]
     return sum(each) / len(each) if each else None
 
 
-def has_gpu(root: Path = _ROOT) -> bool:
-    """Return whether the driver shows an NVIDIA GPU."""
-    return (root / "dev/nvidiactl").exists()
-
-
-def cache_bytes(level: int = 3, root: Path = _ROOT) -> int | None:
-    """Return the size of the first core's cache of this level."""
-    for folder in sorted((root / "sys/devices/system/cpu/cpu0/cache").glob("index*")):
+def cache_bytes(root: Path = _ROOT) -> int | None:
+    """Return the size of the first core's cache of level 3."""
+    for level in (root / "sys/devices/system/cpu/cpu0/cache").glob("index*/level"):
         with suppress(OSError, ValueError):
-            kind, size = (folder / "type").read_text().strip(), (folder / "size").read_text().strip()
-            if kind != "Instruction" and int((folder / "level").read_text()) == level:
-                unit = {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
-                return int(size.rstrip("KM")) * unit
+            if level.read_text().strip() == "3":
+                size = (level.parent / "size").read_text().strip()
+                return int(size.rstrip("KM")) * {"K": 1 << 10, "M": 1 << 20}.get(size[-1], 1)
     return None
 
 
-@dataclass(frozen=True, kw_only=True)
-class GpuState:
-    """The current state of an NVIDIA GPU."""
+def gpu() -> dict[str, Any] | None:
+    """Return the state of the first GPU.
 
-    name: str
-    driver: str
-    sm_mhz: int | None
-    memory_mhz: int | None
-    celsius: int | None
-    watts: float | None
-    energy_j: float | None  # since the driver was loaded; a run takes the difference of two values
-    throttled: int | None  # NVML's bit mask of the reasons; 1 is idle
-
-
-def gpu(which: int | str = 0) -> GpuState | None:
-    """Return a GPU by its NVML number or its UUID (the same in CUDA).
-
-    None without a GPU or without NVML (pip install nvidia-ml-py).
+    `energy_j` counts since the driver was loaded; `throttled` is NVML's bit mask of the reasons, and 1 is idle. None
+    without a GPU or without NVML (pip install nvidia-ml-py).
     """
     try:
         nvml: Any = importlib.import_module("pynvml")
-    except ImportError:
-        return None
-    try:
         nvml.nvmlInit()
-    except nvml.NVMLError:
+    except Exception:  # not installed, or no driver: NVML's own error has no type without the library
         return None
+
+    def query(function: str, *arguments: Any, scale: float | None = None) -> Any:
+        try:
+            value = getattr(nvml, function)(handle, *arguments)
+        except (nvml.NVMLError, AttributeError):  # this GPU does not report it
+            return None
+        return value if scale is None else value / scale
+
     try:
-        by = nvml.nvmlDeviceGetHandleByUUID if isinstance(which, str) else nvml.nvmlDeviceGetHandleByIndex
-        return _gpu(nvml, by(which))
+        handle = nvml.nvmlDeviceGetHandleByIndex(0)
+        return {
+            "name": str(query("nvmlDeviceGetName")),
+            "driver": str(nvml.nvmlSystemGetDriverVersion()),
+            "sm_mhz": query("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
+            "memory_mhz": query("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
+            "celsius": query("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
+            "watts": query("nvmlDeviceGetPowerUsage", scale=1000),
+            "energy_j": query("nvmlDeviceGetTotalEnergyConsumption", scale=1000),
+            "throttled": query("nvmlDeviceGetCurrentClocksThrottleReasons"),
+        }
     except nvml.NVMLError:
         return None
     finally:
         nvml.nvmlShutdown()
-
-
-def _gpu(nvml: Any, handle: Any) -> GpuState:
-    def query(function: str, *which: Any) -> Any:
-        try:
-            return getattr(nvml, function)(handle, *which)
-        except (nvml.NVMLError, AttributeError):  # this GPU does not report it
-            return None
-
-    milliwatts, millijoules = query("nvmlDeviceGetPowerUsage"), query("nvmlDeviceGetTotalEnergyConsumption")
-    return GpuState(
-        name=str(query("nvmlDeviceGetName")),
-        driver=str(nvml.nvmlSystemGetDriverVersion()),
-        sm_mhz=query("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_SM),
-        memory_mhz=query("nvmlDeviceGetClockInfo", nvml.NVML_CLOCK_MEM),
-        celsius=query("nvmlDeviceGetTemperature", nvml.NVML_TEMPERATURE_GPU),
-        watts=None if milliwatts is None else milliwatts / 1000,
-        energy_j=None if millijoules is None else millijoules / 1000,
-        throttled=query("nvmlDeviceGetCurrentClocksThrottleReasons"),
-    )
 
 
 def versions(names: Iterable[str] = TOOLS) -> dict[str, str]:
@@ -244,28 +213,26 @@ def versions(names: Iterable[str] = TOOLS) -> dict[str, str]:
 def commit(folder: Path | None = None) -> str:
     """Return the commit of the repository, with "+" if a tracked file was changed; "" outside a checkout."""
     file = folder or Path(calotype.__file__).resolve()
-    where = file if file.is_dir() else file.parent
+    git = ["git", "-C", str(file if file.is_dir() else file.parent)]
+    # An installed copy must not return the commit of the user's own repository.
+    tracked = [*git, "ls-files", "--error-unmatch", file.name] if file.is_file() else None
+    described = [*git, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+"]
     try:
-        if file.is_file():  # otherwise an installed copy would return the commit of the user's own repository
-            _git(where, "ls-files", "--error-unmatch", file.name)
-        return _git(where, "describe", "--always", "--abbrev=12", "--exclude=*", "--dirty=+")
+        for command in filter(None, (tracked, described)):
+            output = subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
+        return output
     except (OSError, subprocess.SubprocessError):
         return ""
 
 
-def _git(where: Path, *words: str) -> str:
-    command = ["git", "-C", str(where), *words]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=20).stdout.strip()
-
-
 def machine() -> Mapping[str, Any]:
     """Return all facts about the machine that a run records, as plain data."""
-    info, card = inspect_machine(), gpu()
+    info = inspect_machine()
     names = ("system", "python", "processor", "features", "cores", "affinity", "quota", "memory_bytes")
     return {
         **{name: getattr(info, name) for name in names},
         "cache_bytes": cache_bytes(),
         **clocks(),
         "load_average": round(os.getloadavg()[0], 2),
-        "gpu": None if card is None else asdict(card),
+        "gpu": gpu(),
     }

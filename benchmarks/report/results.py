@@ -3,31 +3,29 @@
 from __future__ import annotations
 
 import hashlib
+import re
 import shlex
 import shutil
 import tempfile
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 
 from calotype.errors import InputError
 
 from ..measure import record
 from ..measure.record import ROWS_FILE, ResultRow, Run, RunRecord, read
-from .page import facts
-from .table_columns import COLUMNS, Column, by_case, rate, size, why
+from .columns import COLUMNS, Column, by_case, facts, peaks_of, size, why
 
 LIMIT_BYTES = 2 * 2**20  # for each file, because a repository keeps every old version
 LIMIT_LINES = 200  # of RESULTS.md: the newest runs that fit get a table, older runs a line
 RESULTS_FILE = "RESULTS.md"  # next to the folder of results
-AGAIN = "calotype bench results"
 SHOWN = ("contender", "median", "spread", "rounds", "ratio", "interval", "verdict", "psnr", "memory")
 FAILED = {"wrong": "wrong images", "cannot": "cannot run", "failed": "failed", "ok": "no speed"}
-OPENING = f"""# Benchmark results
+OPENING = """# Benchmark results
 
-`{AGAIN}` generates this page from `results/*/run.jsonl`; do not edit it. The newest runs come first. A row is "ahead"
-or "behind" only if the complete 95 % interval of its ratios is. A contender whose images are wrong has no speed. The
-`sd15` and `sd-turbo` models have full-size networks with random weights.
+`calotype bench results` generates this page from `results/*/run.jsonl`; do not edit it. The newest runs come first. A
+row is "ahead" or "behind" only if the complete 95 % interval of its ratios is. A contender whose images are wrong has
+no speed. The `sd15` and `sd-turbo` models have full-size networks with random weights.
 
 `calotype bench page benchmarks/results/NAME -o report.html` makes the page of a run, with plots and all columns.
 
@@ -49,9 +47,7 @@ def result_name(run: Run) -> str:
 
 
 def _plain(words: str) -> str:
-    """Return lower-case letters, digits and single hyphens."""
-    kept = "".join(c if c.isascii() and c.isalnum() else " " for c in words.lower())
-    return "-".join(kept.split())
+    return re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")
 
 
 def keep(recorded: RunRecord, into: Path) -> Path:
@@ -82,55 +78,48 @@ def write(folder: Path) -> Path:
     return path
 
 
-def check(folder: Path) -> bool:
-    """Return whether RESULTS.md matches the files."""
-    path = folder.parent / RESULTS_FILE
-    return path.is_file() and path.read_text(encoding="utf-8") == generate(folder)
-
-
 def generate(folder: Path) -> str:
     """Return the text of RESULTS.md."""
     runs = [(file.parent, read(file)) for file in sorted(folder.glob(f"*/{ROWS_FILE}"))]
     runs.sort(key=lambda pair: (pair[1].run.date, pair[0].name), reverse=True)
-    devices = list(dict.fromkeys(recorded.run.device for _, recorded in runs))  # the device of the newest run first
-    spent = len(OPENING.splitlines()) + sum(len(_machine(device, runs)) for device in devices) + 4 * len(devices)
+    devices: dict[str, list[tuple[Path, RunRecord]]] = {}  # the device of the newest run first
+    for place, recorded in runs:
+        devices.setdefault(recorded.run.device, []).append((place, recorded))
+    heads = {device: _machine(of_device[0][1].run) for device, of_device in devices.items()}
+    # Each device may need a heading for its older runs, and each older run needs a line.
+    left = LIMIT_LINES - len(OPENING.splitlines()) - sum(len(head) + 4 for head in heads.values()) - len(runs)
     tables: dict[Path, list[str]] = {}
     for place, recorded in runs:
-        tables[place] = _run(place, recorded)
-        spent += len(tables[place])
-        if spent + len(runs) - len(tables) > LIMIT_LINES:
-            del tables[place]
+        table = _run(place, recorded)
+        left -= len(table) - 1
+        if left < 0:
             break
+        tables[place] = table
     lines = [OPENING]
-    for device in devices:
-        lines += _machine(device, runs)
-        of_device = [(place, recorded) for place, recorded in runs if recorded.run.device == device]
-        lines += [line for place, _ in of_device for line in tables.get(place, ())]
+    for device, of_device in devices.items():
         older = [_older(place, recorded) for place, recorded in of_device if place not in tables]
+        lines += [*heads[device], *(line for place, _ in of_device for line in tables.get(place, ()))]
         lines += ["### Older runs", "", *older, ""] if older else []
     return "\n".join(lines)
 
 
-def _machine(device: str, runs: Sequence[tuple[Path, RunRecord]]) -> list[str]:
-    """Describe the device as its newest run does."""
-    run = next(recorded.run for _, recorded in runs if recorded.run.device == device)
-    facts_by_name = {name: value for name, value in facts(run).items() if name not in ("device", "load average", "mhz")}
-    peaks = [f"{n} {rate(peak, 'B' if n == 'copy' else 'FLOP')}" for n, peak in run.peaks.items() if peak]
-    lines = [f"## {_safe(device)}", "", f"Machine: {_safe(', '.join(f'{n} {v}' for n, v in facts_by_name.items()))}."]
-    lines += [f"Measured peaks: {_safe(', '.join(peaks))}."] if peaks else []
-    lines += [f"With {_safe(', '.join(f'{n} {v}' for n, v in run.versions.items()))}."] if run.versions else []
+def _machine(run: Run) -> list[str]:
+    about = {name: value for name, value in facts(run).items() if name not in ("device", "load average", "mhz")}
+    lines = [f"## {_safe(run.device)}", ""]
+    for words, values in (("Machine:", about), ("Measured peaks:", peaks_of(run)), ("With", run.versions)):
+        if values:
+            lines.append(f"{words} {_safe(', '.join(f'{name} {value}' for name, value in values.items()))}.")
     return [*lines, ""]
 
 
 def _run(place: Path, recorded: RunRecord) -> list[str]:
-    """Return one run: its command, and a table for each case."""
     lines = []
     for title, rows in by_case(recorded):
         columns = [COLUMNS[key] for key in SHOWN if any(_cell(COLUMNS[key], row) for row in rows)]
+        rules = ["---" if column.is_text else "---:" for column in columns]
+        cells = [[_cell(column, row) for column in columns] for row in rows]
         lines += [f"### {_safe(recorded.run.date[:10])}: {_safe(title)}", "", _source(place, recorded.run), ""]
-        lines += [_line([column.head for column in columns])]
-        lines += [_line(["---" if column.is_text else "---:" for column in columns])]
-        lines += [_line([_cell(column, row) for column in columns]) for row in rows]
+        lines += [f"| {' | '.join(line)} |" for line in ([column.head for column in columns], rules, *cells)]
         lines += [""]
     return lines
 
@@ -153,11 +142,6 @@ def _older(place: Path, recorded: RunRecord) -> str:
     return f"- {recorded.run.date[:10]}: {_safe(titles)}. {_source(place, recorded.run)}"
 
 
-def _line(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
-
-
 def _safe(words: str) -> str:
     """Return one line of text that Markdown does not change."""
-    flat = " ".join(words.split())
-    return "".join(f"\\{c}" if c in "\\`*_[]<>|#" else c for c in flat)
+    return re.sub(r"([\\`*_\[\]<>|#])", r"\\\1", " ".join(words.split()))

@@ -1,13 +1,11 @@
-"""Tables of a run for the terminal, one for each case. A narrow terminal gets two lines for each row, a wide one gets
-one.
+"""Tables for the terminal: a run, and a comparison of two runs. A narrow terminal gets the columns in several tables.
 
-Output to a pipe is not wrapped: a row is one line, for grep and for files. This module does not measure.
+Output to a pipe is not wrapped: a row is one line, for grep and for files. This module neither measures nor compares.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
 
 from rich.console import Console
 from rich.padding import Padding
@@ -15,129 +13,119 @@ from rich.table import Table
 from rich.text import Text
 
 from ..measure.record import ResultRow, Run, RunRecord
-from .table_columns import COLUMNS, by_case, filled, rate, why
+from .columns import by_case, digits, filled, peaks_of, why
+from .compare import Comparison, RowChange
 
-WIDE = 170  # columns of a terminal in which a row fits on one line
 COLORS = {"ahead": "green", "behind": "red", "unknown": "yellow", "wrong": "red", "failed": "red", "cannot": "yellow"}
-LINE = (
-    *("contender", "precision", "median", "spread", "rounds", "disturbed", "images", "its", "ratio", "interval"),
-    *("verdict", "alike", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
+COLORS |= {"slower": "red", "faster": "green"}
+SHOWN = (
+    *("contender", "median", "spread", "rounds", "disturbed", "images", "its", "ratio", "interval", "verdict"),
+    *("alike", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
 )
-# Narrow terminals: the two lines of each column. The name ends with the precision.
-STACKED = (
-    (("contender",), ("disturbed",)),
-    (("median", "rounds"), ("spread",)),
-    (("images",), ("its",)),
-    (("ratio", "verdict"), ("interval", "alike")),
-    (("psnr",), ("ssim", "judge")),
-    (("memory",), ("utilisation",)),
-    (("device",), ()),
-    (("first", "load"), ("build",)),
-)
-HEADS = {"ratio, verdict": "vs. base", "ssim, judge": "SSIM judge", "first, load": "first, load", "disturbed": ""}
 
 
 def show(recorded: RunRecord, console: Console) -> None:
     """Print the run: the machine, a table for each case, and below it who has no speed and why."""
-    with unwrapped(console):
-        for line in heading(recorded.run):
-            console.print(Text(line), style="dim", soft_wrap=not console.is_terminal)
-        for title, rows in by_case(recorded):
-            console.print()
-            console.print(Text(title, style="bold"), soft_wrap=not console.is_terminal)
-            timed = tuple(row for row in rows if row.speed is not None)
-            if timed:
-                console.print(case_table(timed, console.width))
-            for words in _beneath(rows):
-                console.print(Padding(words, (0, 0, 0, 2), expand=False))
-
-
-@contextmanager
-def unwrapped(console: Console) -> Iterator[None]:
-    """Widen a console without a terminal, for which rich assumes 80 columns."""
-    width = console.width
-    if not console.is_terminal:
-        console.width = max(width, 220)
-    try:
-        yield
-    finally:
-        if not console.is_terminal:
-            console.width = width
+    _widen_pipe(console)
+    for line in heading(recorded.run):
+        console.print(Text(line), style="dim", soft_wrap=not console.is_terminal)
+    for title, rows in by_case(recorded):
+        console.print(Text(f"\n{title}", style="bold"), soft_wrap=not console.is_terminal)
+        timed = [row for row in rows if row.speed is not None]
+        columns = filled(timed, SHOWN)
+        cells = [[Text(cell := column.cell(row), style=COLORS.get(cell, "")) for column in columns] for row in timed]
+        _print_table(console, [column.head for column in columns], cells, left=[c.is_name for c in columns])
+        for words in _notes(rows):
+            console.print(Padding(words, (0, 0, 0, 2), expand=False))
 
 
 def heading(run: Run) -> list[str]:
     """Return the preset, the machine, and the peaks that utilization refers to."""
-    peaks = ", ".join(f"{n} {rate(p, 'B' if n == 'copy' else 'FLOP')}" for n, p in run.peaks.items() if p)
-    commit = f" ({run.commit[:12].rstrip('+')}{'+' if run.commit.endswith('+') else ''})" if run.commit else ""
-    lines = [
-        f"{run.preset}, {run.date[:16].replace('T', ' ')} UTC, calotype {run.version}{commit}, {run.seconds:.0f} s"
+    peaks = ", ".join(f"{name} {peak}" for name, peak in peaks_of(run).items())
+    commit = f" ({run.commit})" if run.commit else ""
+    return [
+        f"{run.preset}, {run.date[:16].replace('T', ' ')} UTC, calotype {run.version}{commit}, {run.seconds:.0f} s",
+        f"{run.device}, {run.threads} threads" + (f"; measured peaks: {peaks}" if peaks else ""),
+        f"command: {run.command}",
+        *(f"note: {note}" for note in run.notes),
     ]
-    lines.append(f"{run.device}, {run.threads} threads" + (f"; measured peaks: {peaks}" if peaks else ""))
-    return [*lines, f"command: {run.command}", *(f"note: {note}" for note in run.notes)]
 
 
-def case_table(rows: tuple[ResultRow, ...], width: int) -> Table:
-    """Return the table of one case for this width."""
-    return _one_line(rows) if width >= WIDE else _two_lines(rows)
-
-
-def _table() -> Table:
-    return Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
-
-
-def _one_line(rows: tuple[ResultRow, ...]) -> Table:
-    table, columns = _table(), filled(rows, LINE)
-    for column in columns:
-        left = column.key in ("contender", "precision", "verdict")
-        table.add_column(column.head, justify="left" if left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*(_colored(column.cell(row)) for column in columns))
-    return table
-
-
-def _two_lines(rows: tuple[ResultRow, ...]) -> Table:
-    table, there = _table(), {column.key for column in filled(rows, LINE)}
-    stacks = [[tuple(k for k in line if k in there) for line in stack] for stack in STACKED]
-    stacks = [stack for stack in stacks if any(stack)]
-    for stack in stacks:
-        left = "contender" in stack[0]
-        # Only the name may wrap: a number that wraps is not readable.
-        table.add_column(_heads(stack), justify="left" if left else "right", no_wrap=not left, overflow="fold")
-    for row in rows:
-        table.add_row(*(_stack(row, stack) for stack in stacks))
-    return table
-
-
-def _heads(stack: list[tuple[str, ...]]) -> str:
-    usual = [", ".join(COLUMNS[key].head for key in line) for line in stack]
-    return "\n".join(HEADS.get(", ".join(line), head) for line, head in zip(stack, usual, strict=True))
-
-
-def _stack(row: ResultRow, stack: list[tuple[str, ...]]) -> Text:
-    marks = {"rounds": "n {}", "disturbed": "  ! {} rounds disturbed"}
-    lines = []
-    for keys in stack:
-        cells = {key: COLUMNS[key].cell(row) for key in keys}
-        lines.append(" ".join(marks.get(key, "{}").format(cell) for key, cell in cells.items() if cell))
-    text = Text("\n".join(lines))
-    text.highlight_words(["ahead"], COLORS["ahead"])
-    text.highlight_words(["behind"], COLORS["behind"])
-    return text
-
-
-def _colored(cell: str) -> Text:
-    return Text(cell, style=COLORS.get(cell, ""))
-
-
-def _beneath(rows: tuple[ResultRow, ...]) -> Iterator[Text]:
+def _notes(rows: Sequence[ResultRow]) -> Iterator[Text]:
     """Yield the rows without a speed, the disturbed rows, and the notes of the contenders."""
     for row in rows:
         if row.speed is None:
             status = "no speed" if row.status == "ok" else row.status
             yield Text.assemble((f"{status}: ", COLORS.get(row.status, "")), (row.contender, "bold"), f"  {why(row)}")
-    disturbed = [row.contender for row in rows if row.disturbed_rounds]
-    if disturbed:
+    if any(row.disturbed_rounds for row in rows):
         yield Text("disturbed: rounds in which other work kept the machine busy; they count nevertheless.")
     for row in rows:
         for note in row.notes:
             yield Text(f"note: {row.contender}: {note}", style="dim")
+
+
+def show_comparison(comparison: Comparison, console: Console) -> None:
+    """Print the machine, the rows of each case, the regressions, and the rows that only one run has."""
+    _widen_pipe(console)
+    if comparison.machine:
+        console.print(Text("The machine changed between the runs:", style="bold yellow"))
+        for line in comparison.machine:
+            console.print(Text(f"  {line}"))
+        console.print(Text("  corrected: the ratio after a correction by the fp32 peak", style="dim"))
+    for case_id in dict.fromkeys(change.case_id for change in comparison.changes):
+        changes = [change for change in comparison.changes if change.case_id == case_id]
+        console.print(Text(f"\n{changes[0].title}", style="bold"))
+        heads = ["contender", "old s", "new s", "new/old", "interval", "corrected", ""]
+        _print_table(console, heads, [_change_cells(change) for change in changes], left=[True, *[False] * 5, True])
+    console.print()
+    worse = [change for change in comparison.changes if change.regressions]
+    for change in worse:
+        details = f" ({change.case_id}): {'; '.join(change.regressions)}"
+        console.print(Text.assemble(("regressed: ", "bold red"), (change.contender, "bold"), details))
+    if not worse:
+        words = f"{len(comparison.changes)} rows compared; none regressed past {comparison.threshold:.0%}."
+        console.print(Text(words, style="green"))
+    for when, rows in (("old", comparison.only_old), ("new", comparison.only_new)):
+        for row in rows:
+            console.print(Text(f"only in the {when} run: {row}", style="dim"))
+
+
+def _change_cells(change: RowChange) -> list[Text]:
+    seconds = ["" if value is None else digits(value) for value in (change.old_s, change.new_s)]
+    ratio, corrected = ("" if value is None else f"{value:.3f}" for value in (change.ratio, change.corrected))
+    between = "" if change.low is None or change.high is None else f"{change.low:.3f}–{change.high:.3f}"
+    words = [Text(change.moved or "", style=COLORS.get(change.moved or "", "dim"))] if change.moved else []
+    words += [Text("regressed", style="bold red")] if change.regressions else []
+    words += [Text(note, style="dim") for note in change.notes]
+    return [*map(Text, (change.contender, *seconds, ratio, between, corrected)), Text(", ").join(words)]
+
+
+def _print_table(
+    console: Console, heads: Sequence[str], rows: Sequence[Sequence[Text]], *, left: Sequence[bool]
+) -> None:
+    """Print the columns that have a cell. Those that do not fit the console continue below, each time with the first.
+
+    Cells of `left` columns stand to the left. The last column may wrap.
+    """
+    columns = [i for i in range(len(heads)) if any(row[i].plain for row in rows)]
+    widths = {i: max(len(heads[i]), *(row[i].cell_len for row in rows)) + 2 for i in columns}
+    rest = columns[1:]
+    while rest:
+        if len(rest) < len(columns) - 1:
+            console.print()
+        shown, room = columns[:1], console.width + 2 - widths[columns[0]]
+        while rest and (len(shown) == 1 or widths[rest[0]] <= room):
+            room -= widths[rest[0]]
+            shown.append(rest.pop(0))
+        table = Table(box=None, pad_edge=False, padding=(0, 2, 0, 0), header_style="bold", collapse_padding=True)
+        for i in shown:
+            table.add_column(heads[i], justify="left" if left[i] else "right", no_wrap=bool(heads[i]), overflow="fold")
+        for row in rows:
+            table.add_row(*(row[i] for i in shown))
+        console.print(table)
+
+
+def _widen_pipe(console: Console) -> None:
+    """Let rows fit on one line where rich assumes 80 columns, because there is no terminal."""
+    if not console.is_terminal:
+        console.width = max(console.width, 220)

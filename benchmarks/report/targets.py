@@ -6,11 +6,14 @@ peer's row of the same run. `gpu_close` measures figures that no image shows (th
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from ..measure.record import ResultRow
 from ..suite.contenders import OURS
+
+_CALLS, _SECONDS, _IMAGES = "U-Net calls a second", "seconds for an image", "images a second"
+_COMPILED = "times as fast as torch-compile:fp16"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -19,7 +22,7 @@ class Target:
 
     at: str
     figure: str
-    unit: str
+    unit: str = ""
     minimum: float | None = None
     maximum: float | None = None
     precisions: tuple[str, ...] = ("fp16", "bf16")
@@ -34,57 +37,37 @@ class Target:
         return value >= self.minimum if self.minimum is not None else value <= (self.maximum or 0.0)
 
 
-_SDXL = "sdxl-1024-30xeuler-g5-b1-cuda"
-_FP8 = ("fp8", "fp8+fp16")
+_SD15, _SDXL = "sd15-512-20xeuler-g7.5-b1-cuda", "sdxl-1024-30xeuler-g5-b1-cuda"
 TARGETS = (
-    Target(at="sd15-512-20xeuler-g7.5-b1-cuda", figure="U-Net calls a second", unit="it/s", minimum=250),
-    Target(at="sd15-512-20xeuler-g7.5-b1-cuda", figure="times as fast as torch-compile:fp16", unit="", minimum=1.4),
-    Target(at=_SDXL, figure="seconds for an image", unit="s", maximum=0.85),
-    Target(at=_SDXL, figure="seconds for an image", unit="s", maximum=0.6, precisions=_FP8),
-    Target(at="sd-turbo-taesd-512-1xeuler-unguided-b1-cuda", figure="images a second", unit="", minimum=350),
-    Target(at="sdxl-1024-20xeuler-g5-b8-cuda", figure="images a second", unit="", minimum=2.4),
+    Target(at=_SD15, figure=_CALLS, unit="it/s", minimum=250),
+    Target(at=_SD15, figure=_COMPILED, minimum=1.4),
+    Target(at=_SDXL, figure=_SECONDS, unit="s", maximum=0.85),
+    Target(at=_SDXL, figure=_SECONDS, unit="s", maximum=0.6, precisions=("fp8", "fp8+fp16")),
+    Target(at="sd-turbo-taesd-512-1xeuler-unguided-b1-cuda", figure=_IMAGES, minimum=350),
+    Target(at="sdxl-1024-20xeuler-g5-b8-cuda", figure=_IMAGES, minimum=2.4),
 )
 
 
-def _calls_a_second(row: ResultRow, rows: Sequence[ResultRow]) -> float | None:
-    """Return U-Net calls a second in the loop, or without parts those of the complete image."""
-    assert row.speed is not None
-    steps, batch = int(row.case["steps"]), int(row.case["batch"])
-    return row.speed.it_per_s or steps * row.speed.images_per_s / batch
-
-
-def _seconds(row: ResultRow, rows: Sequence[ResultRow]) -> float | None:
-    return None if row.speed is None else row.speed.median_s
-
-
-def _images(row: ResultRow, rows: Sequence[ResultRow]) -> float | None:
-    return None if row.speed is None else row.speed.images_per_s
-
-
-def _against_compiled(row: ResultRow, rows: Sequence[ResultRow]) -> float | None:
-    assert row.speed is not None
-    peer = next((r for r in rows if r.case_id == row.case_id and r.contender == "torch-compile:fp16" and r.speed), None)
-    return None if peer is None or peer.speed is None else peer.speed.median_s / row.speed.median_s
-
-
-_FIGURES: dict[str, Callable[[ResultRow, Sequence[ResultRow]], float | None]] = {
-    "U-Net calls a second": _calls_a_second,
-    "seconds for an image": _seconds,
-    "images a second": _images,
-    "times as fast as torch-compile:fp16": _against_compiled,
-}
+def _figure(name: str, row: ResultRow, rows: Sequence[ResultRow]) -> float | None:
+    """Return a figure of a row. Without times by component, calls a second are those of the complete image."""
+    if row.speed is None:
+        return None
+    if name == _COMPILED:
+        peers = [r for r in rows if r.case_id == row.case_id and r.contender == "torch-compile:fp16" and r.speed]
+        return peers[0].speed.median_s / row.speed.median_s if peers and peers[0].speed else None
+    calls = row.speed.it_per_s or row.case["steps"] * row.speed.images_per_s / row.case["batch"]
+    return {_CALLS: calls, _SECONDS: row.speed.median_s, _IMAGES: row.speed.images_per_s}[name]
 
 
 def describe_targets(rows: Sequence[ResultRow]) -> Iterator[str]:
     """Yield a line for each target: met or missed with our best figure, or why there is no figure."""
     for target in TARGETS:
         ours = [r for r in rows if r.maker == OURS and r.case_id == target.at and r.precision in target.precisions]
-        figures = {r.contender: _FIGURES[target.figure](r, rows) for r in ours if r.speed is not None}
-        known = {name: value for name, value in figures.items() if value is not None}
-        if not known:
+        figures = {r.contender: value for r in ours if (value := _figure(target.figure, r, rows)) is not None}
+        if not figures:
             why = next((f"{r.contender}: {r.reason}" for r in ours if r.reason), "this run has no such row")
             yield f"no figure  {target.words()} ({why})"
             continue
-        best = (max if target.minimum is not None else min)(known, key=lambda name: known[name])
-        verdict = "met" if target.met(known[best]) else "missed"
-        yield f"{verdict:<9}  {target.words()}; {best} has {known[best]:.3g}"
+        best = (max if target.minimum is not None else min)(figures, key=lambda name: figures[name])
+        verdict = "met" if target.met(figures[best]) else "missed"
+        yield f"{verdict:<9}  {target.words()}; {best} has {figures[best]:.3g}"

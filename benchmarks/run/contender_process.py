@@ -13,16 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from ..measure import system_load
-from ..measure.correctness import find_fault
+from ..measure.correctness import Pixels, find_fault
 from ..measure.record import Status
 from ..suite.contenders import Contender
 from ..suite.plans import BuiltPlan
 from .worker import UnsupportedCase, Worker, WorkerError
 
-Pixels = NDArray[np.uint8]  # [B, H, W, 3]
 _WARM_UPS = 2  # images after the first, before the timed ones
 
 
@@ -47,14 +45,6 @@ class Sample:
     disturbed: bool = False
 
 
-@dataclass(frozen=True, kw_only=True)
-class LoadReport:
-    """The report of the first start of the process. Later starts find warm caches."""
-
-    answer: Mapping[str, Any]  # to "load"
-    first_s: float
-
-
 @dataclass(kw_only=True)
 class ContenderProcess:
     """A contender and its process. `need_bytes` is an estimate of its memory until the peak is known."""
@@ -67,7 +57,8 @@ class ContenderProcess:
     timeout_s: float
     need_bytes: int
     built: BuiltPlan | None = None  # our plan, whose build time we report
-    load_report: LoadReport | None = None
+    loaded: Mapping[str, Any] = field(default_factory=dict)  # the answer to "load"; later starts find warm caches
+    first_s: float | None = None  # the first image of the first process
     warm_s: float | None = None  # the fastest image after the first; it decides which contender is the base
     exclusion: tuple[Status, str] | None = None  # status and reason
     synchronized: Sample | None = None  # an image timed by its components; only on a GPU
@@ -89,8 +80,9 @@ class ContenderProcess:
         return None if self._worker is None else self._worker.pid
 
     def open(self, call: BenchmarkCall) -> None:
-        """Start the process, load, and generate images: the first one compiles what is compiled late, the others warm
-        up.
+        """Start the process, load, and generate images.
+
+        The first image compiles what is compiled late, the others warm up.
         """
         if self.alive or self.exclusion:
             return
@@ -103,12 +95,14 @@ class ContenderProcess:
             self.exclude("cannot" if isinstance(failed, UnsupportedCase) else "failed", str(failed))
             return
         first = self.generate(call)
-        if first is not None:
-            self.load_report = self.load_report or LoadReport(answer=answer, first_s=first.seconds)
-            if self.job["device"] == "cuda":
-                self.synchronized = self.generate(call, wait=True)
-            warm = [sample.seconds for sample in (self.generate(call) for _ in range(_WARM_UPS)) if sample is not None]
-            self.warm_s = min(warm, default=self.warm_s)
+        if first is None:
+            return
+        if self.first_s is None:
+            self.loaded, self.first_s = answer, first.seconds
+        if self.job["device"] == "cuda":
+            self.synchronized = self.generate(call, wait=True)
+        warm = [sample.seconds for sample in (self.generate(call) for _ in range(_WARM_UPS)) if sample is not None]
+        self.warm_s = min(warm, default=self.warm_s)
 
     def generate(self, call: BenchmarkCall, *, wait: bool = False) -> Sample | None:
         """Generate an image and check it. Return None if the contender is, or gets, excluded.
@@ -118,21 +112,24 @@ class ContenderProcess:
         """
         if self._worker is None or self.exclusion:
             return None
-        _evict_cache()
+        # Nothing of the last image may be left in the cache. The worker does not do this: its memory is measured.
+        np.full(2 * (system_load.cache_bytes() or 0) // 8, 1.0)
         with tempfile.TemporaryDirectory(prefix="calotype-") as scratch:
             out = Path(scratch) / "pixels.npy"
-            request: dict[str, Any] = {"op": "generate", "prompts": call.prompts, "negative": None, "seeds": call.seeds}
-            request |= {"out": str(out), "wait": wait}
+            request = {"op": "generate", "prompts": call.prompts, "negative": None, "seeds": call.seeds, "wait": wait}
             try:
-                answer = self._worker.ask(request, self.timeout_s)
+                answer = self._worker.ask({**request, "out": str(out)}, self.timeout_s)
                 pixels: Pixels = np.load(out)
             except (WorkerError, OSError, ValueError) as failed:
                 self.exclude("failed", str(failed))
                 return None
         self.last_used = time.monotonic()
-        self._update_peaks(answer)
+        self._update_peaks(answer.get("device_peak_bytes"))
         self._check_images(call, pixels)
-        return Sample(seconds=answer["seconds"], parts={n: tuple(s) for n, s in answer["parts"].items()})
+        parts: dict[str, list[float]] = {}
+        for name, seconds in answer["parts"].items():  # not every contender separates several ControlNets
+            parts.setdefault("controlnet" if name.startswith("controlnet") else name, []).extend(seconds)
+        return Sample(seconds=answer["seconds"], parts=parts)
 
     def exclude(self, status: Status, reason: str) -> None:
         """Exclude the contender for good. The first reason counts."""
@@ -142,19 +139,18 @@ class ContenderProcess:
     def close(self) -> None:
         """End the process. It may be opened again."""
         if self._worker is not None:
-            self._update_peaks({})
+            self._update_peaks(None)
             self._worker.close()
             self._worker = None
 
-    def _update_peaks(self, answer: Mapping[str, Any]) -> None:
-        host_peak = None if self.pid is None else system_load.peak_bytes(self.pid)
-        self.host_peak_bytes = max(filter(None, (self.host_peak_bytes, host_peak)), default=None)
-        device = answer.get("device_peak_bytes")
+    def _update_peaks(self, device: int | None) -> None:
+        host = None if self.pid is None else system_load.peak_bytes(self.pid)
+        self.host_peak_bytes = max(filter(None, (self.host_peak_bytes, host)), default=None)
         self.device_peak_bytes = max(filter(None, (self.device_peak_bytes, device)), default=None)
         self.need_bytes = self.host_peak_bytes or self.need_bytes
 
     def _check_images(self, call: BenchmarkCall, pixels: Pixels) -> None:
-        if pixels.shape[:1] != (len(call.seeds),):
+        if len(pixels) != len(call.seeds):
             self.exclude("wrong", f"it returned an array {list(pixels.shape)} for {len(call.seeds)} images")
             return
         for seed, got, expected in zip(call.seeds, pixels, call.expected, strict=True):
@@ -166,14 +162,6 @@ class ContenderProcess:
                 return
 
 
-def _evict_cache() -> None:
-    """Write twice the size of the processor's last cache, so that it holds nothing of the last image.
-
-    The worker does not do this, because its memory is measured.
-    """
-    np.full(2 * (system_load.cache_bytes() or 0) // 8, 1.0)
-
-
 def make_room(
     processes: Sequence[ContenderProcess],
     keep: Sequence[ContenderProcess],
@@ -181,12 +169,9 @@ def make_room(
     free: Callable[[], int | None],
 ) -> None:
     """End processes that are not in `keep`, the longest idle first, until `need_bytes` of memory are free."""
-    idle = sorted(
-        (process for process in processes if process.alive and process not in keep),
-        key=lambda process: process.last_used,
-    )
-    for process in idle:
-        have = free()
-        if have is None or have >= need_bytes:
-            return
-        process.close()
+    for process in sorted(processes, key=lambda process: process.last_used):
+        if process.alive and process not in keep:
+            have = free()
+            if have is None or have >= need_bytes:
+                return
+            process.close()

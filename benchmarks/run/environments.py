@@ -26,7 +26,7 @@ from calotype.export.store.gc import ENVIRONMENTS
 from calotype.files import locks
 from calotype.files.paths import write_atomic
 
-__all__ = ["PEERS", "failure_reason", "make", "python_of", "remove", "worker_file"]
+from .worker import FOREIGN
 
 FOLDER: Final = Path(__file__).resolve().parent.parent / "peers"
 PEERS: Final = tuple(sorted(path.parent.name for path in FOLDER.glob("*/peer.py")))
@@ -52,40 +52,40 @@ def worker_file(name: str) -> Path:
 
 def python_of(name: str) -> Path | None:
     """Return the Python of the peer's environment, or None if it does not exist for these requirements."""
-    python = _place(name) / "bin" / "python"
-    if not python.exists():
+    place = _place(name)
+    if not (place / "bin" / "python").exists():
         return None
-    ENVIRONMENTS.hold(python.parent.parent.name)
-    return python
+    ENVIRONMENTS.hold(place.name)
+    return place / "bin" / "python"
 
 
 def failure_reason(name: str) -> str | None:
     """Return why the last attempt to make the environment failed; None without a failed attempt."""
-    if python_of(name) is not None:
-        return None
     try:
-        return _failed(_place(name)).read_text()
+        return None if python_of(name) else _failed(_place(name)).read_text()
     except FileNotFoundError:
         return None
 
 
-def make(name: str, *, show: Callable[[str], None] | None = None) -> Path:
+def make(name: str, *, show: Callable[[str], None] = lambda line: None) -> Path:
     """Make the peer's environment if it does not exist, and return its Python. Takes minutes, and up to gigabytes.
 
     `show` gets the lines of pip. Raises `BackendError` with the reason, which `failure_reason` returns afterwards.
     """
     place, requirements = _place(name), worker_file(name).with_name("requirements.txt")
     place.parent.mkdir(parents=True, exist_ok=True)
-    with locks.exclusive(_with_suffix(place, ".lock"), wait_for=f"the environment of {name}"):
+    with locks.exclusive(place.with_name(f"{place.name}.lock"), wait_for=f"the environment of {name}"):
         if (python := python_of(name)) is not None:
             return python
-        half_made = place.with_name(f".making-{place.name}")
+        partial = place.with_name(f".making-{place.name}")
+        pip = ["-m", "pip", "install", "--no-input", "--progress-bar", "off", "-r", str(requirements)]
         try:
-            clear(half_made)  # left by a process that was killed
-            _fill(half_made, requirements, show)
-            half_made.rename(place)
+            clear(partial)  # left by a process that was killed
+            _run([sys.executable, "-m", "venv", partial], show)
+            _run([partial / "bin" / "python", *pip], show)
+            partial.rename(place)
         except (BackendError, OSError) as failed:
-            shutil.rmtree(half_made, ignore_errors=True)
+            shutil.rmtree(partial, ignore_errors=True)
             message = f"cannot make the environment of {name}: {failed}"
             write_atomic(_failed(place), message.encode())
             raise BackendError(message) from None
@@ -97,60 +97,37 @@ def make(name: str, *, show: Callable[[str], None] | None = None) -> Path:
 def remove(name: str) -> None:
     """Delete all environments of the peer, including those of older requirements."""
     worker_file(name)
-    for path in [*_root().glob(f"{name}-*"), *_root().glob(f".making-{name}-*")]:
-        clear(path)
-
-
-def _fill(folder: Path, requirements: Path, show: Callable[[str], None] | None) -> None:
-    _run([sys.executable, "-m", "venv", folder], show)
-    pip = ["-m", "pip", "install", "--no-input", "--progress-bar", "off", "-r"]
-    _run([folder / "bin" / "python", *pip, requirements], show)
-
-
-def _root() -> Path:
-    return ENVIRONMENTS.root
+    for pattern in (f"{name}-*", f".making-{name}-*"):
+        for path in ENVIRONMENTS.root.glob(pattern):
+            clear(path)
 
 
 def _place(name: str) -> Path:
-    """Return the path of the environment."""
     version = ".".join(map(str, sys.version_info[:3]))
     digested = worker_file(name).with_name("requirements.txt").read_bytes() + version.encode()
-    return _root() / f"{name}-{hashlib.sha256(digested).hexdigest()[:12]}"
+    return ENVIRONMENTS.root / f"{name}-{hashlib.sha256(digested).hexdigest()[:12]}"
 
 
 def _failed(place: Path) -> Path:
-    return _with_suffix(place, ".failed")
+    return place.with_name(f"{place.name}.failed")
 
 
-def _with_suffix(place: Path, suffix: str) -> Path:
-    return place.with_name(place.name + suffix)
-
-
-def _run(command: Sequence[str | Path], show: Callable[[str], None] | None) -> None:
+def _run(command: Sequence[str | Path], show: Callable[[str], None]) -> None:
     """Run a command to its end. Raises `BackendError` with the line that explains a failure."""
-    # Our paths would mix up the child's imports. A build uses the cores that we may use, not all of the machine.
-    kept = {k: v for k, v in os.environ.items() if k not in ("PYTHONPATH", "PYTHONHOME", "VIRTUAL_ENV")}
-    environment = {"CMAKE_BUILD_PARALLEL_LEVEL": str(len(os.sched_getaffinity(0))), **kept}
+    environment = {name: value for name, value in os.environ.items() if name not in FOREIGN}
+    # A build uses the cores that we may use, not all of the machine.
+    environment.setdefault("CMAKE_BUILD_PARALLEL_LEVEL", str(len(os.sched_getaffinity(0))))
+    pipes = {"stdin": subprocess.DEVNULL, "stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
     lines: list[str] = []
-    with subprocess.Popen(
-        list(map(str, command)),
-        env=environment,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-        errors="replace",
-    ) as running:
-        assert running.stdout is not None
+    with subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes) as running:  # type: ignore[call-overload]
         for line in running.stdout:
             lines.append(line.rstrip())
-            if show is not None:
-                show(lines[-1])
+            show(lines[-1])
     if running.returncode:
-        raise BackendError(_reason(lines) or f"{Path(command[0]).name} ended with status {running.returncode}.")
+        raise BackendError(reason_of(lines) or f"{Path(command[0]).name} ended with status {running.returncode}.")
 
 
-def _reason(lines: Sequence[str]) -> str:
+def reason_of(lines: Sequence[str]) -> str:
     """Return the most useful line of a failed installation, or ""."""
     text = "\n".join(lines)
     match = next((match for clue in _CLUES if (match := re.search(clue, text))), None)

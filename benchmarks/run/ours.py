@@ -11,7 +11,6 @@ import signal
 import sys
 import time
 from collections.abc import Iterable, Mapping, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +22,10 @@ from calotype.backends import ON_GPU, LoadedComponent
 from calotype.backends.base import Runner, Session
 from calotype.backends.openvino.rewrites import DISABLE_VARIABLE
 from calotype.images.arrays import load_image_array
+from calotype.sampling.schedulers import SchedulerSpec
 from calotype.system import threads
 
 Arrays = Mapping[str, NDArray[Any]]
-_PACKAGES = ("calotype", "numpy", "onnxruntime", "openvino", "torch", "diffusers", "transformers")
 
 
 class Peer:
@@ -52,7 +51,7 @@ class Peer:
         self._ballast = np.ones(self._settings.get("hold_mib", 0) << 17)
         opened = {n: self._pipe.component(n) for n in self._pipe.plan.components if n != "vae_encoder"}
         self._runners = {
-            component: (component.runner, _Timed(component.runner, name, self.parts, job["settings"]))
+            component: (component.runner, _Timed(component.runner, name, self.parts, self._settings))
             for name, component in opened.items()
         }
         self._may_capture_graph = job["backend"] in ON_GPU  # an image may be one graph, without parts to time
@@ -60,7 +59,7 @@ class Peer:
             "notes": list(dict.fromkeys(note for component in opened.values() for note in component.runner.notes)),
             "threads": threads.available(),
             "artifact_bytes": sum(p.stat().st_size for p in _files(opened.values())),
-            "versions": _versions(),
+            "versions": {},  # those of the run: the interpreter is the same
             "precisions": {name: component.runner.precision for name, component in opened.items()},
         }
 
@@ -119,19 +118,12 @@ class _Timed(Runner):
 
 
 def _arguments(job: Mapping[str, Any]) -> dict[str, Any]:
-    from calotype.sampling.schedulers import SchedulerSpec
-
     scheduler = job["scheduler"]
     spec = SchedulerSpec(name=scheduler["name"], class_name=scheduler["class"], config=scheduler["config"])
-    versions = {
-        **{"height": job["height"], "width": job["width"], "steps": job["steps"]},
-        **{"guidance_scale": job["guidance"], "scheduler": spec},
-    }
-    if job["controlnets"]:
-        versions["control_image"] = [load_image_array("control_image", np.load(path)) for path in job["control_images"]]
-        if len(versions["control_image"]) == 1:
-            versions["control_image"] = versions["control_image"][0]
-    return versions
+    arguments = {name: job[name] for name in ("height", "width", "steps")}
+    arguments |= {"guidance_scale": job["guidance"], "scheduler": spec}
+    images = [load_image_array("control_image", np.load(path)) for path in job["control_images"]]
+    return arguments | ({"control_image": images if len(images) > 1 else images[0]} if images else {})
 
 
 def _files(opened: Iterable[LoadedComponent]) -> set[Path]:
@@ -139,13 +131,3 @@ def _files(opened: Iterable[LoadedComponent]) -> set[Path]:
     paths = [component.artifact.path for component in opened]
     files = [p for path in paths for p in (path.glob("*") if path.is_dir() else path.parent.glob(f"{path.name}*"))]
     return {p for p in files if p.is_file()}
-
-
-def _versions() -> dict[str, str]:
-    versions = {}
-    for name in _PACKAGES:
-        try:
-            versions[name] = version(name)
-        except PackageNotFoundError:
-            continue
-    return versions

@@ -10,33 +10,22 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
 
 from calotype.system.memory import available_bytes
 
 from ..measure.interval import of_median
 from ..measure.record import Ratio, Verdict
+from ..suite.cases import Case
 from .contender_process import BenchmarkCall, ContenderProcess, Sample, make_room
+from .workload import ShowLine
 
 MIN_ROUNDS = 6  # a 95 % interval needs six
 _SETTLE_S = 0.25  # thread pools spin after their work (OpenBLAS 0.1 s, OpenMP up to 0.2 s): wait for them
 _RESERVE_BYTES = 1 << 30  # stays free for this process and the system
 
-ShowLine = Callable[[str], None]
-Timed = Callable[
-    [ContenderProcess, BenchmarkCall], Sample | None
-]  # generates, and notes whether other work disturbed it
-
-
-@dataclass(frozen=True, kw_only=True)
-class RoundLimits:
-    """The end of the rounds of one group: at least six rounds, then until one of these limits is reached."""
-
-    rounds: int
-    budget_s: float
-
-
 Round = Mapping[str, float]  # contender -> seconds; without contenders that failed
+# Generates an image, and notes whether other work disturbed it.
+Timed = Callable[[ContenderProcess, BenchmarkCall], Sample | None]
 
 
 def warm_up(processes: Sequence[ContenderProcess], call: BenchmarkCall, show: ShowLine) -> None:
@@ -50,11 +39,11 @@ def warm_up(processes: Sequence[ContenderProcess], call: BenchmarkCall, show: Sh
 
 
 def run_rounds(
+    case: Case,
     processes: Sequence[ContenderProcess],
     base: ContenderProcess,
     calls: Sequence[BenchmarkCall],
     *,
-    limits: RoundLimits,
     timed: Timed,
     show: ShowLine,
 ) -> list[Round]:
@@ -63,12 +52,11 @@ def run_rounds(
     rounds: list[Round] = []
     for group in groups(base, challengers):
         for process in group:
-            make_room(
-                processes, group, process.need_bytes + _RESERVE_BYTES if not process.alive else 0, available_bytes
-            )
+            need = 0 if process.alive else process.need_bytes + _RESERVE_BYTES
+            make_room(processes, group, need, available_bytes)
             process.open(calls[0])
         show(f"timing {', '.join(process.contender.name for process in group if not process.exclusion)}")
-        rounds += _rounds(group, calls, limits, timed)
+        rounds += _rounds(case, group, calls, timed)
     return rounds
 
 
@@ -77,25 +65,25 @@ def groups(base: ContenderProcess, challengers: Sequence[ContenderProcess]) -> I
     held = sum(process.need_bytes for process in (base, *challengers) if process.alive)
     free = available_bytes()
     room = float("inf") if free is None else free + held - _RESERVE_BYTES
-    group, taken = [base], base.need_bytes
+    group = [base]
     for challenger in challengers:
-        if len(group) > 1 and taken + challenger.need_bytes > room:
+        if len(group) > 1 and sum(p.need_bytes for p in (*group, challenger)) > room:
             yield group
-            group, taken = [base], base.need_bytes
+            group = [base]
         group.append(challenger)
-        taken += challenger.need_bytes
     yield group
 
 
 def _rounds(
-    group: Sequence[ContenderProcess], calls: Sequence[BenchmarkCall], limits: RoundLimits, timed: Timed
+    case: Case, group: Sequence[ContenderProcess], calls: Sequence[BenchmarkCall], timed: Timed
 ) -> Iterator[Round]:
-    began = time.monotonic()
-    for number in range(max(limits.rounds, MIN_ROUNDS)):
-        if number >= MIN_ROUNDS and time.monotonic() - began > limits.budget_s:
+    """Yield at least six rounds, and then more until the case's number of rounds or seconds is reached."""
+    ends = time.monotonic() + case.budget_s
+    for number in range(max(case.rounds, MIN_ROUNDS)):
+        if number >= MIN_ROUNDS and time.monotonic() > ends:
             break
         taken: dict[str, float] = {}
-        for process in _order(group, number):
+        for process in order_of(group, number):
             time.sleep(_SETTLE_S)
             sample = timed(process, calls[number % len(calls)])
             if sample is not None and not process.exclusion:
@@ -104,10 +92,8 @@ def _rounds(
         yield taken
 
 
-def _order(group: Sequence[ContenderProcess], number: int) -> list[ContenderProcess]:
-    """Return a shuffled order, and the reverse of it for the next round, so that no contender always follows the same
-    one.
-    """
+def order_of(group: Sequence[ContenderProcess], number: int) -> list[ContenderProcess]:
+    """Return a shuffled order, and its reverse for the next round: nobody always follows the same contender."""
     shuffled = list(group)
     random.Random(number // 2).shuffle(shuffled)
     return shuffled[::-1] if number % 2 else shuffled
@@ -122,24 +108,14 @@ def ratio_of(process: ContenderProcess, base: ContenderProcess, rounds: Sequence
     if process is base:
         return Ratio(base=name, median=1.0, low=1.0, high=1.0, coverage=1.0, rounds=len(ratios), verdict="base")
     interval = of_median(ratios)
-    verdict: Verdict = "unknown" if interval.low is None else "level"
-    if interval.excludes(1.0):
-        verdict = "ahead" if interval.median > 1 else "behind"
-    return Ratio(
-        base=other,
-        median=interval.median,
-        low=interval.low,
-        high=interval.high,
-        coverage=interval.coverage,
-        rounds=len(ratios),
-        verdict=verdict,
-    )
+    verdict: Verdict = "unknown"
+    if interval.low is not None and interval.high is not None:
+        verdict = "ahead" if interval.low > 1 else "behind" if interval.high < 1 else "level"
+    return Ratio(base=other, rounds=len(ratios), verdict=verdict, **vars(interval))
 
 
 def base_of(processes: Sequence[ContenderProcess], precision: str | None = None) -> ContenderProcess | None:
-    """Return the base of the ratios: our fastest contender (of one precision), or the fastest of all if ours cannot
-    run.
-    """
+    """Return the base of the ratios: our fastest contender (of one precision), or the fastest of all without ours."""
     able = [process for process in processes if not process.exclusion and process.warm_s is not None]
     ours = [
         process

@@ -1,5 +1,4 @@
-"""Times of one pipeline on a GPU by the GPU's own clock and by the host's: `python -m
-calotype.benchmarks.scripts.gpu_close`.
+"""Times of one pipeline on a GPU by its own clock and by the host's: `python -m calotype.benchmarks.scripts.gpu_close`.
 
 Measures how long an image takes on the host, how long the GPU works on each network, and which share of an image's time
 on the GPU is work. Needs torch, triton, diffusers and a GPU; `--device cpu` runs the same code with the host's clock,
@@ -29,11 +28,10 @@ def spans_of(run: Callable[[], Any]) -> list[Span]:
     """Return the GPU's activities during a function, in order, from PyTorch's profiler; [] if it shows none."""
     import torch
 
-    profiler = torch.profiler
-    with profiler.profile(activities=[profiler.ProfilerActivity.CUDA]) as profile:
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CUDA]) as profile:
         run()
-    results_by_name = (e for e in profile.events() if str(e.device_type).endswith("CUDA"))
-    return sorted((e.time_range.start, e.time_range.end) for e in results_by_name)
+    events = (e for e in profile.events() if str(e.device_type).endswith("CUDA"))
+    return sorted((e.time_range.start, e.time_range.end) for e in events)
 
 
 def busy_and_gaps(spans: Sequence[Span]) -> tuple[float, list[float]]:
@@ -62,28 +60,21 @@ def by_host(run: Callable[[], Any]) -> float:
 
 def close(pipe: calotype.Pipeline, *, clock: Clock, rounds: int, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return the seconds of an image and of its networks, and whether it was one graph. Medians of the rounds."""
-    results = [pipe(**request)]  # captures the graph; not timed
-    walls: list[float] = []
-    for _ in range(rounds):
-        began = time.perf_counter()
-        results.append(pipe(**request))
-        walls.append(time.perf_counter() - began)
-    taken: dict[str, list[float]] = {}
-    counts: dict[str, int] = {}
+    report = pipe(**request).report  # captures the graph; not timed
+    wall = statistics.median(by_host(lambda: pipe(**request)) for _ in range(rounds))
+    networks = {}
     for name in (n for n in pipe.plan.components if n in ("text_encoder", "text_encoder_2", "unet", "vae_decoder")):
-        component = pipe.component(name)
-        inputs = _inputs(pipe, name, request)
+        component, inputs = pipe.component(name), _inputs(pipe, name, request)
         component(**inputs)
-        taken[name] = [clock(lambda c=component, i=inputs: c(**i)) for _ in range(rounds)]  # type: ignore[misc]
-        counts[name] = results[-1].report.network_calls if name == "unet" else 1
-    networks = {name: statistics.median(seconds) for name, seconds in taken.items()}
-    wall = statistics.median(walls)
+        seconds = [clock(lambda c=component, i=inputs: c(**i)) for _ in range(rounds)]  # type: ignore[misc]
+        networks[name] = statistics.median(seconds)
+    calls = {"unet": report.network_calls}
     return {
-        "as_one_graph": any(note.endswith("as one graph") for note in results[-1].report.notes),
+        "as_one_graph": any(note.endswith("as one graph") for note in report.notes),
         "picture_s": wall,
         "networks_s": networks,
-        "notes": list(results[-1].report.notes),
-        "besides_networks_s": wall - sum(networks[n] * counts[n] for n in networks),
+        "notes": list(report.notes),
+        "besides_networks_s": wall - sum(seconds * calls.get(name, 1) for name, seconds in networks.items()),
     }
 
 
@@ -99,10 +90,8 @@ def host_share(spans: Sequence[Span]) -> dict[str, Any]:
 def _inputs(pipe: calotype.Pipeline, name: str, request: Mapping[str, Any]) -> dict[str, Any]:
     """Return random inputs of the request's size, with both halves of the guidance if it is on."""
     component, profile = pipe.plan.components[name], pipe.plan.profile
-    halves = 2 if name != "vae_decoder" and request["guidance_scale"] > 1 else 1
-    sizes = profile.sizes(
-        batch=halves * request["num_images"], height=request["height"], width=request["width"], chunks=1
-    )
+    batch = request["num_images"] * (2 if name != "vae_decoder" and request["guidance_scale"] > 1 else 1)
+    sizes = profile.sizes(batch=batch, height=request["height"], width=request["width"], chunks=1)
     return random_inputs(component.inputs, {b.name: b.shape(sizes) for b in component.inputs}, ids=9)
 
 
@@ -116,29 +105,17 @@ def main(arguments: Sequence[str]) -> int:
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--guidance", type=float, default=5.0)
     options = parser.parse_args(arguments)
-    if (options.backend in ON_GPU) != (options.device == "cuda"):
+    on_gpu = options.device == "cuda"
+    if (options.backend in ON_GPU) != on_gpu:
         raise InputError(f"the backend {options.backend} does not run on {options.device}.")
     pipe = calotype.load(options.model, backend=options.backend)
     side = options.size or pipe.plan.profile.height.opt
-    request = {
-        **{"prompt": "a large red circle on a blue background", "seed": 1, "steps": options.steps, "height": side},
-        **{"width": side, "guidance_scale": options.guidance, "num_images": options.batch},
-    }
-    clock = by_gpu if options.device == "cuda" else by_host
-    results_by_name = close(pipe, clock=clock, rounds=options.rounds, request=request)
-    if options.device == "cuda":
-        results_by_name |= host_share(spans_of(lambda: pipe(**request)))
-    print(
-        json.dumps(
-            {
-                "model": options.model,
-                "backend": options.backend,
-                "size": side,
-                "steps": options.steps,
-                **results_by_name,
-            }
-        )
-    )
+    request = {"prompt": "a large red circle on a blue background", "seed": 1, "steps": options.steps}
+    request |= {"height": side, "width": side, "guidance_scale": options.guidance, "num_images": options.batch}
+    results = {"model": options.model, "backend": options.backend, "size": side, "steps": options.steps}
+    results |= close(pipe, clock=by_gpu if on_gpu else by_host, rounds=options.rounds, request=request)
+    results |= host_share(spans_of(lambda: pipe(**request))) if on_gpu else {}
+    print(json.dumps(results))
     return 0
 
 

@@ -9,14 +9,14 @@ from __future__ import annotations
 import hashlib
 import math
 import shlex
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, fields, replace
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from calotype.errors import InputError, SamplerError
 from calotype.sampling.schedulers import spec_from
 
-from .contenders import OURS, PEERS, Contender, contender, contenders
+from .contenders import OURS, PEERS, Contender, contenders
 
 TASKS = ("text-to-image",)
 DEVICES = ("cpu", "cuda")
@@ -54,10 +54,9 @@ class Case:
     contenders: tuple[Contender, ...] = ()
 
     def __post_init__(self) -> None:
-        if self.task not in TASKS:
-            raise InputError(f"a case's task is {', '.join(TASKS)}; got {self.task!r}.")
-        if self.device not in DEVICES:
-            raise InputError(f"a case's device is {' or '.join(DEVICES)}; got {self.device!r}.")
+        for name, allowed in {"task": TASKS, "device": DEVICES}.items():
+            if getattr(self, name) not in allowed:
+                raise InputError(f"a case's {name} is {' or '.join(allowed)}; got {getattr(self, name)!r}.")
         for name in ("height", "width", "batch", "steps", "prompts", "rounds"):
             if getattr(self, name) < 1:
                 raise InputError(f"a case's {name} must be 1 or more; got {getattr(self, name)}.")
@@ -66,10 +65,13 @@ class Case:
                 raise InputError(f"a case's {name} must be a finite number; got {getattr(self, name)}.")
         if not self.model:
             raise InputError("a case's model is demo, the name of a full-size model, or a folder; got an empty name.")
-        if self.sampler != "own":
-            _check_sampler(self.sampler)
         if self.rounds < 6:
             raise InputError(f"a case needs 6 rounds or more for an interval; got {self.rounds}.")
+        try:
+            if self.sampler != "own":
+                spec_from(self.sampler, {})
+        except SamplerError as error:
+            raise InputError(f"a case's sampler: {error}") from None
 
     @property
     def id(self) -> str:
@@ -95,26 +97,6 @@ class Case:
         left_out = ("prompts", "rounds", "budget_s", "contenders")
         return {n: list(v) if isinstance(v, tuple) else v for n, v in vars(self).items() if n not in left_out}
 
-    def words(self) -> str:
-        """Return the case as `--case` takes it, without default values."""
-        usual = Case()
-        changed = {
-            f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != getattr(usual, f.name)
-        }
-        changed.pop("contenders", None)
-        words = {
-            n: ",".join(v) if isinstance(v, tuple) else f"{v:g}" if isinstance(v, float) else v
-            for n, v in changed.items()
-        }
-        return " ".join(f"{name}={shlex.quote(str(value))}" for name, value in words.items()) or "model=demo"
-
-
-def _check_sampler(name: str) -> None:
-    try:
-        spec_from(name, {})
-    except SamplerError as error:
-        raise InputError(f"a case's sampler: {error}") from None
-
 
 def _short(model: str) -> str:
     """Return the name of the model; for a folder, its last part and a digest of the path, to separate equal names."""
@@ -132,63 +114,50 @@ def prompts_of(case: Case) -> list[str]:
     return [_LETTERS[i % len(_LETTERS)] for i in range(case.prompts)]
 
 
-def _parse_int(text: str) -> int:
-    return int(text)
-
-
+# Names of `--case`, and what makes a value of their text.
 _KINDS: Mapping[str, Callable[[str], Any]] = {
-    **dict.fromkeys(("height", "width", "batch", "steps", "prompts", "rounds"), _parse_int),
+    **dict.fromkeys(("height", "width", "size", "batch", "steps", "prompts", "rounds"), int),
     **dict.fromkeys(("guidance", "budget_s"), float),
     **dict.fromkeys(("model", "task", "sampler", "device"), str),
-    "controlnets": lambda text: tuple(t for t in text.split(",") if t),
+    **dict.fromkeys(("controlnets", "backend", "precision"), lambda text: tuple(t for t in text.split(",") if t)),
 }
 
 
 def case_from(text: str) -> Case:
-    """Return a case from `name=value` words. `size=512` sets height and width; `backend=` and `precision=` name
-    contenders.
+    """Return a case from `name=value` words.
 
-    Raises `InputError` with the allowed words.
+    `size=512` sets height and width; `backend=` and `precision=` name contenders. Raises `InputError` with the allowed
+    words.
     """
-    options: dict[str, str] = {}
+    values: dict[str, Any] = {}
     try:
-        parts = shlex.split(text)
+        words = shlex.split(text)
     except ValueError as error:
         raise InputError(f"a case is words like model=demo steps=20; got {text!r} ({error}).") from None
-    for word in parts:
+    for word in words:
         name, equals, value = word.partition("=")
-        if not equals or name not in (*_KINDS, "size", "backend", "precision"):
-            allowed = ", ".join([*_KINDS, "size", "backend", "precision"])
-            raise InputError(f"a case is words like model=demo steps=20; got {word!r}. The names are {allowed}.")
-        options[name] = value
-    values: dict[str, Any] = {}
-    if "size" in options:
-        values |= dict.fromkeys(("height", "width"), _value("size", options.pop("size"), _parse_int))
-    who = _contenders_from(options.pop("backend", ""), options.pop("precision", ""))
-    values |= {name: _value(name, value, _KINDS[name]) for name, value in options.items()}
-    return Case(**values, contenders=who)
-
-
-def _value(name: str, text: str, kind: Callable[[str], Any]) -> Any:
-    try:
-        return kind(text)
-    except ValueError:
-        raise InputError(f"a case's {name} is a number; got {text!r}.") from None
-
-
-def _contenders_from(backends: str, precisions: str) -> tuple[Contender, ...]:
-    """Return the contenders that `backend=openvino,eager precision=bf16` names."""
-    words = [b for b in backends.split(",") if b]
-    if not precisions:
-        return tuple(c for word in words for c in contenders(word))
-    named = {c.name: c for word in words for c in (contender(_name(word, p)) for p in precisions.split(","))}
-    if not words:
+        if not equals or name not in _KINDS:
+            names = ", ".join(_KINDS)
+            raise InputError(f"a case is words like model=demo steps=20; got {word!r}. The names are {names}.")
+        try:
+            values[name] = _KINDS[name](value)
+        except ValueError:
+            raise InputError(f"a case's {name} is a number; got {value!r}.") from None
+    if "size" in values:
+        size = values.pop("size")
+        values = {"height": size, "width": size} | values
+    backends, precisions = values.pop("backend", ()), values.pop("precision", ())
+    if precisions and not backends:
         raise InputError("precision= in a case needs backend=.")
-    return tuple(named.values())
+    if precisions:
+        makers = [word if word in PEERS else f"{OURS}:{word}" for word in backends]
+        backends = [f"{maker}:{precision}" for maker in makers for precision in precisions]
+    return Case(**values, contenders=named(backends))
 
 
-def _name(word: str, precision: str) -> str:
-    return f"{word}:{precision}" if word in PEERS else f"{OURS}:{word}:{precision}"
+def named(words: Iterable[str]) -> tuple[Contender, ...]:
+    """Return the contenders of several words, each once."""
+    return tuple({c.name: c for word in words for c in contenders(word)}.values())
 
 
 def chosen(cases: tuple[Case, ...], backends: tuple[str, ...], row_filter: str) -> tuple[Case, ...]:
@@ -196,8 +165,7 @@ def chosen(cases: tuple[Case, ...], backends: tuple[str, ...], row_filter: str) 
 
     Raises `InputError` if no row is left.
     """
-    named = tuple({c.name: c for word in backends for c in contenders(word)}.values())
-    requested = [replace(case, contenders=named) if named else case for case in cases]
+    requested = [replace(case, contenders=named(backends) or case.contenders) for case in cases]
     kept = [
         replace(case, contenders=tuple(c for c in case.contenders if row_filter in f"{case.id} {c.name}"))
         for case in requested

@@ -2,14 +2,14 @@
 
 The name of a contender is MAKER[:BACKEND]:PRECISION: "calotype:openvino:bf16", "diffusers:fp32". `calotype.export`
 knows the backends and precisions that a plan can have. A Calotype contender may end in a variant:
-"calotype:openvino:bf16:without=group_norms" disables an optimization (see CALOTYPE_DISABLE), and "...:cache_interval=3"
+"calotype:openvino:bf16:without=PIECE" disables an optimization (see CALOTYPE_DISABLE), and "...:cache_interval=3"
 or "...:guidance_interval=0.2-0.8" does less work for an image.
 """
 
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -31,27 +31,32 @@ class PeerSpec:
     settings: Mapping[str, Any] = field(default_factory=dict)
 
 
+def _onnx(provider: str) -> dict[str, str]:
+    return {"provider": f"{provider}ExecutionProvider"}
+
+
+_TORCH = ("fp32", "bf16", "fp16")
 PEERS: Mapping[str, PeerSpec] = {
-    "diffusers": PeerSpec(folder="diffusers", precisions=("fp32", "bf16", "fp16"), device="any"),
-    "torch-compile": PeerSpec(
-        folder="diffusers", precisions=("fp32", "bf16", "fp16"), device="any", settings={"compile": True}
-    ),
-    "optimum": PeerSpec(folder="optimum", precisions=("fp32",), settings={"provider": "CPUExecutionProvider"}),
+    "diffusers": PeerSpec(folder="diffusers", precisions=_TORCH, device="any"),
+    "torch-compile": PeerSpec(folder="diffusers", precisions=_TORCH, device="any", settings={"compile": True}),
+    "optimum": PeerSpec(folder="optimum", precisions=("fp32",), settings=_onnx("CPU")),
     "openvino-genai": PeerSpec(folder="openvino_genai", precisions=("fp32", "bf16", "int8")),
     "stable-diffusion.cpp": PeerSpec(folder="stable_diffusion_cpp", precisions=("fp16",)),
     "onnxruntime-cuda": PeerSpec(
-        folder="onnxruntime_cuda",
-        precisions=("fp32",),
-        device="cuda",
-        settings={"provider": "CUDAExecutionProvider"},
+        folder="onnxruntime_cuda", precisions=("fp32",), device="cuda", settings=_onnx("CUDA")
     ),
-    "tensorrt": PeerSpec(
-        folder="tensorrt",
-        precisions=("fp32", "fp16"),
-        device="cuda",
-        settings={"provider": "TensorrtExecutionProvider"},
-    ),
+    "tensorrt": PeerSpec(folder="tensorrt", precisions=("fp32", "fp16"), device="cuda", settings=_onnx("Tensorrt")),
 }
+# The default precisions of our backends.
+USUAL: Mapping[str, tuple[str, ...]] = {
+    "openvino": ("fp32", "bf16", "auto"),
+    "onnxruntime": ("fp32", "auto"),
+    "eager": ("fp32",),
+    "tensorrt": ("fp16", "fp8"),
+    "cuda": ("fp16", "bf16"),
+    "onnxruntime-cuda": ("fp16",),
+}
+_BACKENDS = tuple(dict.fromkeys([*NAMES, *BACKENDS]))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,7 +67,7 @@ class Contender:
     backend: str  # of Calotype: the backend; of a peer: its own name
     precision: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    variant: str = ""  # of Calotype: "without=group_norms", "cache_interval=3"
+    variant: str = ""  # of Calotype: "without=all", "cache_interval=3"
 
     @property
     def name(self) -> str:
@@ -79,23 +84,24 @@ class Contender:
 def contender(name: str) -> Contender:
     """Return the contender of a name. Raises `InputError` with the nearest known names."""
     maker, *rest = name.strip().split(":")
-    if maker == OURS and len(rest) in (2, 3) and rest[0] in {*NAMES, *BACKENDS} and _known(rest[1]):
-        variant = "".join(rest[2:])
-        return Contender(
-            maker=maker,
-            backend=rest[0],
-            precision=rest[1],
-            variant=variant,
-            settings=_varied(variant) if variant else {},
-        )
+    if maker == OURS and len(rest) in (2, 3) and rest[0] in _BACKENDS and rest[1] in PRECISIONS:
+        backend, precision, variant = [*rest, ""][:3]
+        settings = _settings_of(variant) if variant else {}
+        return Contender(maker=maker, backend=backend, precision=precision, variant=variant, settings=settings)
     if maker in PEERS and len(rest) == 1 and rest[0] in PEERS[maker].precisions:
         return Contender(maker=maker, backend=maker, precision=rest[0], settings=PEERS[maker].settings)
-    near = difflib.get_close_matches(name, known_names(), n=3)
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
+    known = [f"{OURS}:{backend}:{p}" for backend in _BACKENDS for p in PRECISIONS]
+    known += [f"{peer}:{p}" for peer, spec in PEERS.items() for p in spec.precisions]
+    hint = _hint(name, known)
     raise InputError(f"unknown contender {name!r}. Write calotype:BACKEND:PRECISION or PEER:PRECISION.{hint}")
 
 
-def _varied(variant: str) -> dict[str, Any]:
+def _hint(name: str, known: Sequence[str]) -> str:
+    near = difflib.get_close_matches(name, known, n=3)
+    return f" Did you mean {', '.join(near)}?" if near else ""
+
+
+def _settings_of(variant: str) -> dict[str, Any]:
     """Return the settings of a variant. Raises `InputError`."""
     name, _, value = variant.partition("=")
     try:
@@ -115,39 +121,18 @@ def _varied(variant: str) -> dict[str, Any]:
 
 
 def contenders(word: str) -> tuple[Contender, ...]:
-    """Return the contenders of a name; of a backend or peer without a precision, all its usual ones. Raises
-    `InputError`.
+    """Return the contenders of a name; of a backend or peer without a precision, all its usual ones.
+
+    Raises `InputError`.
     """
     if ":" in word:
         return (contender(word),)
     if word in PEERS:
         return tuple(contender(f"{word}:{precision}") for precision in PEERS[word].precisions)
-    if word in {*NAMES, *BACKENDS}:
-        return tuple(contender(f"{OURS}:{word}:{p}") for p in USUAL.get(word, ("fp32",)))
     if word == OURS:
-        return tuple(contender(f"{OURS}:{b}:{p}") for b, usual in USUAL.items() for p in usual)
-    near = difflib.get_close_matches(word, [OURS, *NAMES, *BACKENDS, *PEERS], n=3)
-    hint = f" Did you mean {', '.join(near)}?" if near else ""
-    ours, peers = ", ".join(dict.fromkeys([*NAMES, *BACKENDS])), ", ".join(PEERS)
-    raise InputError(f"unknown backend or peer {word!r}. Backends are {ours}; peers are {peers}.{hint}")
-
-
-# The default precisions of our backends.
-USUAL: Mapping[str, tuple[str, ...]] = {
-    "openvino": ("fp32", "bf16", "auto"),
-    "onnxruntime": ("fp32", "auto"),
-    "eager": ("fp32",),
-    "tensorrt": ("fp16", "fp8"),
-    "cuda": ("fp16", "bf16"),
-    "onnxruntime-cuda": ("fp16",),
-}
-
-
-def _known(precision: str) -> bool:
-    return precision in PRECISIONS
-
-
-def known_names() -> list[str]:
-    """Return the names of all contenders."""
-    ours = [f"{OURS}:{backend}:{p}" for backend in {*NAMES, *BACKENDS} for p in PRECISIONS]
-    return [*ours, *(f"{maker}:{p}" for maker, peer in PEERS.items() for p in peer.precisions)]
+        return tuple(c for backend in USUAL for c in contenders(backend))
+    if word in _BACKENDS:
+        return tuple(contender(f"{OURS}:{word}:{p}") for p in USUAL.get(word, ("fp32",)))
+    hint = _hint(word, [OURS, *_BACKENDS, *PEERS])
+    backends, peers = ", ".join(_BACKENDS), ", ".join(PEERS)
+    raise InputError(f"unknown backend or peer {word!r}. Backends are {backends}; peers are {peers}.{hint}")

@@ -26,6 +26,8 @@ from calotype.errors import InputError
 from calotype.export.sources.source import Source, read_source
 from calotype.plan.family import family_of
 
+from .models import network
+
 _CLASSES: Mapping[str, tuple[str, type[nn.Module]]] = {
     "text_encoder": ("CLIPTextModel", TextEncoder),
     "text_encoder_2": ("CLIPTextModelWithProjection", ProjectedTextEncoder),
@@ -63,14 +65,8 @@ def count(module: nn.Module, **inputs: torch.Tensor) -> int:
 
 def module_of(name: str, config: Mapping[str, Any]) -> nn.Module:
     """Return the component on the meta device, as `calotype.backends.torch.modules.load_module` builds it."""
-    import diffusers
-    import transformers
-
     class_name, wrapper = _CLASSES["controlnet" if name.startswith("controlnet") else name]
+    if name.startswith("vae"):
+        class_name = config.get("_class_name") or class_name  # TAESD has another class
     with torch.device("meta"):
-        if name.startswith("text_encoder"):
-            model = getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
-        else:
-            kind = config.get("_class_name") if name.startswith("vae") else None  # TAESD has another class
-            model = getattr(diffusers, str(kind or class_name)).from_config(dict(config))
-        return wrapper(model).eval()
+        return wrapper(network(class_name, config)).eval()

@@ -13,9 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
-import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +57,8 @@ def _kept(name: str, what: str, function: str, **how: Any) -> Path:
 
 def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: int) -> None:
     """Write a model of MODELS in diffusers' layout. Takes as much memory as its largest network in float32."""
+    import torch
+
     folder, parts = Path(folder), dict(described)
     kind = parts.pop("pipeline")
     index: dict[str, Any] = {"_class_name": kind, "_diffusers_version": "0.30.0"}
@@ -70,7 +70,8 @@ def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: in
     for part, (class_name, config) in parts.items():
         library = "transformers" if class_name.startswith("CLIP") else "diffusers"
         index[part] = [library, class_name]
-        _make_network(library, class_name, config, folder / part, seed)
+        torch.manual_seed(seed)
+        network(class_name, config).to(torch.float16).save_pretrained(folder / part, safe_serialization=True)
         if part.startswith("text_encoder"):
             tokenizer = part.replace("text_encoder", "tokenizer")
             index[tokenizer] = ["transformers", "CLIPTokenizer"]
@@ -79,17 +80,14 @@ def make_described(*, described: Mapping[str, Any], folder: str | Path, seed: in
     _write(folder / "model_index.json", index)
 
 
-def _make_network(library: str, class_name: str, config: Mapping[str, Any], folder: Path, seed: int) -> None:
+def network(class_name: str, config: Mapping[str, Any]) -> Any:
+    """Return a network of transformers (CLIP) or diffusers with initial weights, on torch's default device."""
     import diffusers
-    import torch
     import transformers
 
-    torch.manual_seed(seed)
-    if library == "transformers":
-        model = getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
-    else:
-        model = getattr(diffusers, class_name).from_config(dict(config))
-    model.to(torch.float16).save_pretrained(folder, safe_serialization=True)
+    if class_name.startswith("CLIP"):
+        return getattr(transformers, class_name)(transformers.CLIPTextConfig(**config))
+    return getattr(diffusers, class_name).from_config(dict(config))
 
 
 def make_controlnet(*, model: str | Path, folder: str | Path, seed: int = 0) -> None:
@@ -142,22 +140,6 @@ def _make_tokenizer(folder: Path, *, pad: str) -> None:
     _write(folder / "tokenizer_config.json", {**options, "bos_token": START, "eos_token": END, "unk_token": END})
 
 
-def once(folder: Path, backend: str = "onnxruntime") -> Iterator[str]:
-    """Trace every component, run one step at the model's own size, and yield a line about the cost of each."""
-    from calotype.loading import load
-
-    pipe = load(folder, backend=backend)
-    for name in pipe.plan.components:
-        check = pipe.component(name).component.artifacts[0].check
-        yield f"{name}: traced and checked in {check['seconds']:.0f} s, {check['peak_bytes'] / 2**30:.1f} GiB peak"
-    began = time.monotonic()
-    report = pipe("a house by a lake", steps=1, seed=0).report
-    seconds, peak = time.monotonic() - began, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    size = f"{pipe.plan.profile.width.opt} x {pipe.plan.profile.height.opt}"
-    yield f"one step at {size} px: {seconds:.0f} s including loading, {peak / 2**30:.1f} GiB peak"
-    yield str(report)
-
-
 def _write(path: Path, data: Mapping[str, Any]) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(data))
@@ -169,14 +151,10 @@ def main() -> None:
     parser.add_argument("model", choices=sorted(MODELS))
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--controlnet", action="store_true", help="also create a ControlNet for it")
-    parser.add_argument("--once", action="store_true", help="trace it, run one step, and print memory and seconds")
     options = parser.parse_args()
     print(model_folder(options.model, seed=options.seed))
     if options.controlnet:
         print(controlnet_folder(options.model, seed=options.seed))
-    if options.once:
-        for line in once(model_folder(options.model, seed=options.seed)):
-            print(line, flush=True)
 
 
 if __name__ == "__main__":

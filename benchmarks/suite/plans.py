@@ -47,9 +47,8 @@ def plan_for(case: Case, source: Source, contender: Contender) -> BuiltPlan:
     built = build(spec)
     PLANS.hold(spec.output.name)
     facts = built.plan.build
-    return BuiltPlan(
-        folder=spec.output, seconds=float(facts["seconds"]), when="" if built.fresh else str(facts["made"])
-    )
+    when = "" if built.fresh else str(facts["made"])
+    return BuiltPlan(folder=spec.output, seconds=float(facts["seconds"]), when=when)
 
 
 def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec:
@@ -62,21 +61,13 @@ def _spec(case: Case, source: Source, backend: str, precision: str) -> BuildSpec
         steps=Range(min=1, opt=20, max=max(50, case.steps)),
         controlnet=tuple(str(path) for name, path in source.folders.items() if name.startswith("controlnet")),
     )
-    if not case.judged:
-        spec = _untrained(spec, case)
-    elif precision in _PLAIN:
+    if case.judged and precision in _PLAIN:
         spec = replace(spec, proof=1, proof_steps=4, calibration=1)
+    elif not case.judged:  # one short image of the case's size checks the arithmetic of random weights
+        height, width = (Range(min=size, opt=size, max=size) for size in (case.height, case.width))
+        bound = (QualityBound(metric="psnr", limit=25.0),)
+        spec = replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=bound)
+        if backend in COMPILED:  # an engine for one size is the fastest; the evaluation needs a batch of one
+            spec = replace(spec, batch=Range(min=1, opt=case.batch, max=case.batch), engine=("chunks=1",))
     key = hashlib.sha256(f"{source.fingerprint} {spec.command()}".encode()).hexdigest()[:16]
-    name = f"{Path(source.model).name}-{backend}-{precision}-{key}"
-    return replace(spec, output=PLANS.root / name)
-
-
-def _untrained(spec: BuildSpec, case: Case) -> BuildSpec:
-    """Use one short image of the case's size to check the arithmetic of a model with random weights."""
-    height, width = (Range(min=size, opt=size, max=size) for size in (case.height, case.width))
-    gate = (QualityBound(metric="psnr", limit=25.0),)
-    spec = replace(spec, height=height, width=width, proof=1, proof_steps=1, calibration=1, max_loss=gate)
-    if spec.backend not in COMPILED:
-        return spec
-    # An engine for one size is the fastest; the evaluation needs a batch of one.
-    return replace(spec, batch=Range(min=1, opt=case.batch, max=case.batch), engine=("chunks=1",))
+    return replace(spec, output=PLANS.root / f"{Path(source.model).name}-{backend}-{precision}-{key}")

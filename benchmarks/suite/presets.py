@@ -10,31 +10,30 @@ from calotype.backends.openvino.rewrites import PIECES
 from .cases import Case
 from .contenders import Contender, contender
 
+
+def _in(maker: str, *precisions: str) -> tuple[str, ...]:
+    return tuple(f"{maker}:{precision}" for precision in precisions)
+
+
+def _by(names: tuple[str, ...]) -> tuple[Contender, ...]:
+    return tuple(map(contender, names))
+
+
 _QUICK = (
-    "calotype:openvino:bf16",
-    "calotype:openvino:fp32",
+    *_in("calotype:openvino", "bf16", "fp32"),
     "calotype:onnxruntime:fp32",
-    "diffusers:fp32",
-    "diffusers:bf16",
+    *_in("diffusers", "fp32", "bf16"),
     "optimum:fp32",
-    "openvino-genai:fp32",
-    "openvino-genai:bf16",
+    *_in("openvino-genai", "fp32", "bf16"),
 )
 _CPU = (
-    "calotype:openvino:auto",
-    "calotype:openvino:bf16",
-    "calotype:openvino:fp32",
-    "calotype:onnxruntime:auto",
-    "calotype:onnxruntime:fp32",
+    *_in("calotype:openvino", "auto", "bf16", "fp32"),
+    *_in("calotype:onnxruntime", "auto", "fp32"),
     "calotype:eager:fp32",
-    "diffusers:fp32",
-    "diffusers:bf16",
-    "torch-compile:fp32",
-    "torch-compile:bf16",
+    *_in("diffusers", "fp32", "bf16"),
+    *_in("torch-compile", "fp32", "bf16"),
     "optimum:fp32",
-    "openvino-genai:fp32",
-    "openvino-genai:bf16",
-    "openvino-genai:int8",
+    *_in("openvino-genai", "fp32", "bf16", "int8"),
     "stable-diffusion.cpp:fp16",
 )
 
@@ -53,11 +52,9 @@ _APPROXIMATE = (
 _LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
 _GPU = (
     "calotype:tensorrt:fp16",
-    "calotype:cuda:fp16",
-    "calotype:cuda:bf16",
+    *_in("calotype:cuda", "fp16", "bf16"),
     "calotype:onnxruntime-cuda:fp16",
-    "diffusers:fp16",
-    "diffusers:bf16",
+    *_in("diffusers", "fp16", "bf16"),
     "torch-compile:fp16",
     "onnxruntime-cuda:fp32",
     "tensorrt:fp16",
@@ -68,12 +65,7 @@ _AIMED = ("calotype:tensorrt:fp16", "calotype:cuda:fp16", "diffusers:fp16", "tor
 
 def usual(case: Case) -> tuple[Contender, ...]:
     """Return the default contenders of a case."""
-    names = _GPU if case.device == "cuda" else _CPU if case.judged else _LARGE
-    return _by(names)
-
-
-def _by(names: tuple[str, ...]) -> tuple[Contender, ...]:
-    return tuple(map(contender, names))
+    return _by(_GPU if case.device == "cuda" else _CPU if case.judged else _LARGE)
 
 
 _DEMO = Case(contenders=_by(_CPU))

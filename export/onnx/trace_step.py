@@ -67,7 +67,9 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
     task, function = f"checking the {component.name}", "calotype.export.onnx.check:check_traced"
     checking = run_in_subprocess(task, function, backend="onnxruntime", **arguments)
     if "refused" in checking.value:
-        raise CheckError(f"cannot use the traced {component.name}: {checking.value['refused']}")
+        raise CheckError(
+            f"cannot use the traced {component.name}: {checking.value['refused']}", component=component.name
+        )
     others = {}
     if unavailable("openvino") is None:
         try:

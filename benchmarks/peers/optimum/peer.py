@@ -2,8 +2,7 @@
 
 Settings: {"provider": "CPUExecutionProvider" | "CUDAExecutionProvider" | "TensorrtExecutionProvider"}; the default is
 the first. ONNX Runtime falls back to its CPU provider with only a log line, so the peer checks the providers of every
-session. The graphs are fp32; only TensorRT can lower them to fp16 itself. `serve.py` describes a job and a `Peer`;
-`generate.py` belongs to `scripts/optimum_reads.py`.
+session. The graphs are fp32; only TensorRT can lower them to fp16 itself. `serve.py` describes a job and a `Peer`.
 """
 
 from __future__ import annotations

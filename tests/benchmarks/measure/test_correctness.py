@@ -1,11 +1,9 @@
 """Tests that correct and wrong images are separated by the limits of each precision."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 
-from calotype.benchmarks.measure.correctness import QualityReference, contrast_error, find_fault, min_psnr_db, quality
+from calotype.benchmarks.measure.correctness import contrast_error, find_fault, min_psnr_db, quality
 
 
 def scene(seed=0):
@@ -63,7 +61,7 @@ def test_another_shape_or_type_is_wrong(got):
 
 
 def test_quality_of_equal_images():
-    result = quality(scene(), QualityReference(prompts=["x"], expected=scene(), judged=False, clip_model=None))
+    result = quality(scene(), scene(), ["x"], judged=False)
     assert (result.psnr_db, result.ssim, result.relative_l2, result.pictures) == (100.0, 1.0, 0.0, 1)
     assert result.judge is None
 
@@ -74,8 +72,8 @@ def test_the_judge_reads_images_of_the_demonstration_model():
     drawn = scenes.draw_scene(7)
     image = scenes.render(drawn)[None]
     words = [scenes.caption(drawn)]
-    right = quality(image, QualityReference(prompts=words, expected=image, judged=True, clip_model=None))
-    wrong = quality(255 - image, QualityReference(prompts=words, expected=image, judged=True, clip_model=None))
+    right = quality(image, image, words, judged=True)
+    wrong = quality(255 - image, image, words, judged=True)
     assert (right.judge, right.judge_reference) == (1.0, 1.0)
     assert (wrong.judge, wrong.judge_reference) == (0.0, 1.0)
 
@@ -102,8 +100,9 @@ def test_clip_score_with_the_folder_of_a_model(tmp_path, demo_folder):
     )
     for part in (CLIPModel(config), words, CLIPImageProcessorPil(size={"shortest_edge": 32}, crop_size=32)):
         part.save_pretrained(tmp_path)
-    reference = QualityReference(prompts=["a red ring"], expected=scene(), judged=False, clip_model=Path(tmp_path))
-    same, other = quality(scene(), reference), quality(scene(3), reference)
+    same, other = (
+        quality(images, scene(), ["a red ring"], judged=False, clip_model=tmp_path) for images in (scene(), scene(3))
+    )
     assert same.clip == pytest.approx(same.clip_reference)
     assert other.clip != pytest.approx(other.clip_reference, abs=1e-6)
     assert -1 <= other.clip <= 1

@@ -6,19 +6,20 @@ import time
 import pytest
 import torch
 
-from calotype.benchmarks.measure import gpu_peaks, peaks
-from calotype.benchmarks.measure.trial import PRECISIONS, Peak, PeakTrial
+from calotype.benchmarks.measure import peaks, trials
+from calotype.benchmarks.measure.peaks import PRECISIONS, Peak
+from calotype.benchmarks.measure.trials import PeakTrial
 from calotype.export.steps.subprocess_task import Outcome
 
 
 @pytest.fixture
 def brief(monkeypatch):
     """Use small products for a short time, and restore torch's settings."""
-    monkeypatch.setattr(peaks, "_SIZES", (64, 256))
+    monkeypatch.setattr(trials, "SIZES", (64, 256))
     monkeypatch.setattr(peaks, "_SLICE_S", 0.001)
     monkeypatch.setattr(peaks, "_MAX_SECONDS", 0.1)
-    monkeypatch.setattr(peaks, "cache_bytes", lambda: 1 << 20)
-    monkeypatch.setattr(peaks, "_COPY_BYTES", 4 << 20)
+    monkeypatch.setattr(trials, "cache_bytes", lambda: 1 << 20)
+    monkeypatch.setattr(trials, "_COPY_BYTES", 4 << 20)
     threads = torch.get_num_threads()
     yield
     torch.set_num_threads(threads)
@@ -29,7 +30,7 @@ def test_the_fastest_of_all_is_the_peak(monkeypatch):
     pauses = iter([0.05, 0.05, 0.02, *[0.05] * 100])  # the first is the warm-up
     slow = PeakTrial(name="slow", work=1e6, run=lambda: time.sleep(0.04))
     uneven = PeakTrial(name="uneven", work=1e6, run=lambda: time.sleep(next(pauses)))
-    results = peaks.best({"fp32": [slow, uneven], "copy": [slow]})
+    results = peaks.best({"fp32": [slow, uneven], "copy": [slow]}, peaks._host_seconds)
     assert results["fp32"].by == "uneven"
     assert 1e6 / 0.04 < results["fp32"].value <= 1e6 / 0.02
     assert results["copy"].by == "slow"
@@ -37,12 +38,13 @@ def test_the_fastest_of_all_is_the_peak(monkeypatch):
 
 def test_the_rounds_end_when_no_figure_improves(monkeypatch):
     rates = iter([1, 2, 3, 3, 3.02, 2.9, 5])  # of the only trial, one for each round
-    monkeypatch.setattr(peaks, "_fastest", lambda trial: next(rates))
-    trials = {"fp32": [PeakTrial(name="a", work=1, run=lambda: None)]}
-    assert peaks.best(trials) == {"fp32": Peak(value=3.02, by="a")}
+    monkeypatch.setattr(peaks, "_SLICE_S", 0.0)
+    work = {"fp32": [PeakTrial(name="a", work=1, run=lambda: None)]}
+    result = peaks.best(work, lambda trial: 1 / next(rates))
+    assert result == {"fp32": Peak(value=pytest.approx(3.02), by="a")}
     assert next(rates) == 5  # after three rounds that improved by less than 1 %
     monkeypatch.setattr(peaks, "_MAX_SECONDS", 0.0)
-    assert peaks.best(trials) == {"fp32": Peak()}
+    assert peaks.best(work, lambda trial: 1.0) == {"fp32": Peak()}
 
 
 def test_a_figure_or_a_reason_for_each(brief):
@@ -69,7 +71,7 @@ def test_precisions_that_the_processor_lacks_have_a_reason(brief, monkeypatch):
 
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "int8"])
 def test_both_libraries_have_trials(brief, precision):
-    names = {t.name.partition(",")[0] for t in (*peaks._torch_trials(precision), *peaks._openvino_trials(precision, 1))}
+    names = {t.name.partition(",")[0] for t in (*trials.torch_on_cpu(precision), *trials.openvino_on_cpu(precision, 1))}
     assert names == {"torch", "OpenVINO"}
 
 
@@ -102,7 +104,7 @@ def test_the_calls_for_a_gpu_run_on_a_cpu_too(precision):
     before = torch.backends.cuda.matmul.fp32_precision
     a, b = torch.randn(64, 64), torch.randn(64, 64)
     try:
-        got = gpu_peaks._call(precision, a, b)()
+        got = trials.matrix_product(precision, a, b)()
     finally:
         torch.backends.cuda.matmul.fp32_precision = before
     rounded = [(t * 32).clamp(-127, 127).to(torch.int8).float() for t in (a, b)]
@@ -114,6 +116,4 @@ def test_an_error_of_a_gpu_becomes_the_reason():
     def unsupported_reason():
         raise RuntimeError("_scaled_mm is only supported on newer devices\nand more words")
 
-    assert gpu_peaks._measure_or_reason(unsupported_reason) == Peak(
-        reason="_scaled_mm is only supported on newer devices"
-    )
+    assert peaks.on_gpu("fp8", unsupported_reason) == Peak(reason="_scaled_mm is only supported on newer devices")

@@ -10,7 +10,7 @@ from types import SimpleNamespace
 import pytest
 
 from calotype.benchmarks.measure import system_load
-from calotype.benchmarks.measure.system_load import LoadMonitor, disturbed
+from calotype.benchmarks.measure.system_load import LoadMonitor, LoadSample
 
 TICKS = os.sysconf("SC_CLK_TCK")
 BURN = "import time\nwhile time.process_time() < {}: pass"
@@ -64,18 +64,18 @@ def test_the_rest_of_the_busy_time_belongs_to_others(tmp_path, clock):
 def test_each_stop_starts_the_next_sample(tmp_path, clock):
     machine(tmp_path, idle_s=0, steal_s=0, processes=[])
     seen = LoadMonitor((), tmp_path)
-    shares = []
+    loads = []
     for idle in (40, 78, 118):
         clock[0] += 10
         machine(tmp_path, idle_s=idle, steal_s=0, processes=[])
-        shares.append(seen.stop().share)
-    assert shares == pytest.approx([0, 0.2, 0])
-    assert [disturbed(s) for s in shares] == [False, True, False]
+        loads.append(seen.stop())
+    assert [load.share for load in loads] == pytest.approx([0, 0.2, 0])
+    assert [load.disturbs for load in loads] == [False, True, False]
 
 
 def test_a_tenth_of_a_core_disturbs():
-    assert not disturbed(0.0999)
-    assert disturbed(0.1001)
+    assert not LoadSample(seconds=1, own=1, others=0.05, steal=0.0499).disturbs
+    assert LoadSample(seconds=1, own=1, others=0.05, steal=0.0501).disturbs
 
 
 def test_children_that_ended_belong_to_the_watched_process():
@@ -92,7 +92,7 @@ def test_a_process_of_someone_else_is_others():
     time.sleep(0.8)
     load = seen.stop()
     assert load.share > 0.1
-    assert disturbed(load.share)
+    assert load.disturbs
     assert load.own < 0.3
 
 
@@ -112,9 +112,7 @@ def test_a_child_that_is_not_watched_is_others():
 
 
 def test_the_peak_memory_of_a_process():
-    own = system_load.peak_bytes()
-    assert own == system_load.peak_bytes(os.getpid())
-    assert 10 << 20 < own < 1 << 40
+    assert 10 << 20 < system_load.peak_bytes(os.getpid()) < 1 << 40
     assert system_load.peak_bytes(2**22 + 1) is None
 
 
@@ -130,9 +128,8 @@ def test_clocks_and_caches_are_read(tmp_path):
     for index, (kind, level, size) in {"index0": ("Data", 1, "48K"), "index3": ("Unified", 3, "32M")}.items():
         for name, value in (("type", kind), ("level", level), ("size", size)):
             (cpu / "cache" / index / name).write_text(f"{value}\n")
-    assert system_load.cache_bytes(root=tmp_path) == 32 << 20
-    assert system_load.cache_bytes(1, root=tmp_path) == 48 << 10
-    assert system_load.cache_bytes(2, root=tmp_path) is None
+    assert system_load.cache_bytes(tmp_path) == 32 << 20
+    assert system_load.cache_bytes(tmp_path / "nothing") is None
     assert system_load.clocks(tmp_path / "nothing") == {"mhz": None, "governor": None}
 
 
@@ -170,7 +167,6 @@ NVML = {
     **{"NVMLError": NVMLError, "NVML_CLOCK_SM": 1, "NVML_CLOCK_MEM": 2, "NVML_TEMPERATURE_GPU": 0},
     **{"nvmlInit": lambda: None, "nvmlShutdown": lambda: None, "nvmlSystemGetDriverVersion": lambda: "580.1"},
     "nvmlDeviceGetHandleByIndex": lambda i: f"card {i}",
-    "nvmlDeviceGetHandleByUUID": unsupported,
     "nvmlDeviceGetName": lambda h: f"{h} of NVIDIA",
     "nvmlDeviceGetClockInfo": lambda h, kind: 1000 * kind,
     "nvmlDeviceGetTemperature": lambda h, kind: 41,
@@ -183,9 +179,10 @@ NVML = {
 def test_facts_that_a_gpu_lacks_are_none(monkeypatch):
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**NVML))
     card = system_load.gpu()
-    assert (card.name, card.driver, card.celsius, card.watts) == ("card 0 of NVIDIA", "580.1", 41, 70.5)
-    assert (card.sm_mhz, card.memory_mhz, card.energy_j) == (1000, 2000, None)
-    assert system_load.gpu("GPU-none-such") is None
+    assert (card["name"], card["driver"], card["celsius"], card["watts"]) == ("card 0 of NVIDIA", "580.1", 41, 70.5)
+    assert (card["sm_mhz"], card["memory_mhz"], card["energy_j"]) == (1000, 2000, None)
+    monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**{**NVML, "nvmlDeviceGetHandleByIndex": unsupported}))
+    assert system_load.gpu() is None
     monkeypatch.setitem(sys.modules, "pynvml", SimpleNamespace(**{**NVML, "nvmlInit": unsupported}))
     assert system_load.gpu() is None
     monkeypatch.setitem(sys.modules, "pynvml", None)  # not installed

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from calotype.benchmarks.report import compare_table
 from calotype.benchmarks.report.compare import compare, ratio_interval
+from calotype.benchmarks.report.table import show_comparison
 
 NAME = "calotype:openvino:bf16"
 
@@ -37,7 +37,7 @@ def timed(runs, median: float, seed: int, count: int = 12) -> dict:
 
 def rendered(comparison, width: int = 160) -> str:
     out = io.StringIO()
-    compare_table.show(comparison, Console(file=out, width=width, force_terminal=True, color_system=None))
+    show_comparison(comparison, Console(file=out, width=width, force_terminal=True, color_system=None))
     return out.getvalue()
 
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from calotype.benchmarks.report import labels, page, picture_grid, plots
-from calotype.benchmarks.report.table_columns import by_case, digits
+from calotype.benchmarks.report import page, plots
+from calotype.benchmarks.report.columns import by_case, digits
 from calotype.errors import InputError
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'too'"
@@ -138,7 +138,7 @@ def test_everything_is_on_it(text, runs):
 
 def test_labels_of_the_figures_are_text_with_all_digits(runs):
     rows = (runs.row("calotype:openvino:bf16", 0.12345),)
-    svg = plots.latency(rows, plots.colors(rows))
+    svg = plots.draw(rows, plots.colors(rows))["latency"]
     assert digits(rows[0].speed.median_s) in re.sub(r"<[^>]*>", "\n", svg).split("\n")
 
 
@@ -176,8 +176,8 @@ def test_a_row_that_is_not_ok_has_no_speed(runs, tmp_path, status):
     without = runs.recorded(runs.row(runs.BASE, 0.4))
     (_, without_bad) = by_case(without)[0]
     colors = plots.colors(rows)
-    assert plots.components(rows) == plots.components(without_bad)
-    assert plots.quality(rows, colors) == plots.quality(without_bad, colors)
+    drawn, drawn_without = (plots.draw(shown, colors) for shown in (rows, without_bad))
+    assert all(drawn[name] == drawn_without[name] for name in ("components", "quality"))
 
 
 def test_each_maker_has_its_own_color(runs):
@@ -187,33 +187,19 @@ def test_each_maker_has_its_own_color(runs):
     assert plots.colors(rows[3:])["diffusers"] == colors["diffusers"]
 
 
-def test_labels_do_not_cover_each_other():
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-
-    random = np.random.default_rng(0)
-    points = [(f"contender-{i}:openvino:bf16", *random.uniform((1, 88), (3, 95))) for i in range(12)]
-    with plots._drawing():
-        figure, axes = plots._axes(0, 11.0, height=4.4)
-        axes.plot([x for _, x, _ in points], [y for _, _, y in points], "o")
-        axes.margins(x=0.12)
-        axes.set_ylim(80, 108)
-        labels.label(figure, axes, points)
-        renderer = FigureCanvasAgg(figure).get_renderer()
-        figure.draw_without_rendering()
-    from matplotlib.text import Text
-
-    boxes = [Text.get_window_extent(text, renderer) for text in axes.texts]
-    inside = axes.get_window_extent(renderer)
-    overlaps = [(i, j) for i in range(12) for j in range(i) if boxes[i].overlaps(boxes[j])]
-    assert overlaps == []
-    assert all(inside.x0 <= box.x0 and box.x1 <= inside.x1 for box in boxes)
+def test_names_of_points_do_not_cover_each_other(runs):
+    rows = [runs.row(f"contender-{i}:openvino:bf16", 0.2, 50.0) for i in range(24)]  # all at one point
+    svg = plots.draw(rows, plots.colors(rows))["quality"]
+    heights = sorted(
+        float(y) for y, name in re.findall(r'<text [^>]* y="([\d.]+)"[^>]*>([^<]*)</text>', svg) if "contender-" in name
+    )
+    assert len(heights) == 24
+    assert np.diff(heights).min() > 9  # the names have 8 points
 
 
 def test_without_data_there_is_no_plot(runs):
     rows = (runs.row("a:b:fp32", None, None, status="cannot", host_peak_bytes=None),)
-    colors = plots.colors(rows)
-    assert (plots.latency(rows, colors), plots.quality(rows, colors), plots.memory(rows, colors)) == ("", "", "")
-    assert plots.components(rows) == ""
+    assert plots.draw(rows, plots.colors(rows)) == {}
     assert "No contender has a speed" in page.page(runs.recorded(*rows))
 
 
@@ -229,16 +215,16 @@ def test_the_grid_shows_the_reference_and_differences(runs, tmp_path):
     images = {"reference": expected, "a:b:fp32": got, "c:d:fp32": expected, "e:f:fp32": expected[:64]}
     for name, pixels in images.items():
         runs.save_images(tmp_path, "demo-128", name, [pixels])
-    reference, near, equal, other = picture_grid.build_grid(runs.recorded(*rows, folder=tmp_path), rows, 2)
-    assert (reference.status, reference.images[0].difference) == ("reference", "")
+    reference, near, equal, other = page.build_grid(runs.recorded(*rows, folder=tmp_path), rows, 2)
+    assert (reference["status"], reference["images"][0]["difference"]) == ("reference", "")
     decibel = 10 * np.log10(255**2 / np.mean((expected.astype(float) - got) ** 2))
-    assert near.images[0].caption == f"{decibel:.1f} dB"
-    difference = np.asarray(opened(near.images[0].difference).convert("L"))
+    assert near["images"][0]["caption"] == f"{decibel:.1f} dB"
+    difference = np.asarray(opened(near["images"][0]["difference"]).convert("L"))
     assert difference[:32].max() == 0  # equal is black
-    assert abs(int(difference[40, 40]) - 8 * picture_grid.FACTOR) <= 256 // picture_grid.GRAYS + 1
-    assert equal.images[0].caption == "equal"
-    assert np.asarray(opened(equal.images[0].difference).convert("L")).max() == 0
-    assert "128 × 64 px, the reference 128 × 128" in other.images[0].caption
+    assert abs(int(difference[40, 40]) - 8 * page.FACTOR) <= 256 // page.GRAYS + 1
+    assert equal["images"][0]["caption"] == "equal"
+    assert np.asarray(opened(equal["images"][0]["difference"]).convert("L")).max() == 0
+    assert "128 × 64 px, the reference 128 × 128" in other["images"][0]["caption"]
 
 
 def test_a_difference_of_one_level_is_not_black(runs, tmp_path):
@@ -246,15 +232,15 @@ def test_a_difference_of_one_level_is_not_black(runs, tmp_path):
     runs.save_images(tmp_path, "demo-128", "reference", [expected])
     runs.save_images(tmp_path, "demo-128", "a:b:fp32", [expected + 1])
     row = runs.row("a:b:fp32")
-    _, near = picture_grid.build_grid(runs.recorded(row, folder=tmp_path), [row], 1)
-    assert np.asarray(opened(near.images[0].difference).convert("L")).min() > 0
+    _, near = page.build_grid(runs.recorded(row, folder=tmp_path), [row], 1)
+    assert np.asarray(opened(near["images"][0]["difference"]).convert("L")).min() > 0
 
 
 def test_large_images_are_shown_at_192_px(runs, tmp_path):
     runs.save_images(tmp_path, "demo-128", "reference", [scene(512)] * 4)
     row = runs.row("a:b:fp32")
-    (reference,) = picture_grid.build_grid(runs.recorded(row, folder=tmp_path), [row], 2)
-    assert [opened(shown.image).size for shown in reference.images] == [(192, 192)] * 2
+    (reference,) = page.build_grid(runs.recorded(row, folder=tmp_path), [row], 2)
+    assert [opened(shown["image"]).size for shown in reference["images"]] == [(192, 192)] * 2
 
 
 def test_the_headline_names_the_fastest_correct_row(runs):

@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 
 from calotype.benchmarks.report import table
-from calotype.benchmarks.report.table_columns import COLUMNS, digits, honest, rate, size, title
+from calotype.benchmarks.report.columns import COLUMNS, digits, honest, rate, size, title
 
 
 def shown(recorded, width: int | None = 200, terminal: bool = True) -> str:
@@ -42,7 +42,7 @@ def test_it_is_complete_at_every_width(mixed, width):
         "A Processor (2 cores), 2 threads",
     ):
         assert words in flat(text)
-    for key in [key for stack in table.STACKED for line in stack for key in line if key != "contender"]:
+    for key in table.SHOWN:
         assert all(COLUMNS[key].cell(row) in text for row in mixed.rows if row.speed)
     assert "stable-diffusion.cpp:fp16 it reads no such U-Net" in flat(text)
     assert "failed: optimum:fp32 its process died of signal 9" in flat(text)
@@ -52,14 +52,14 @@ def test_it_is_complete_at_every_width(mixed, width):
 def test_it_shows_every_figure_of_a_row(mixed):
     row = mixed.rows[1]
     line = next(line for line in shown(mixed, 220).splitlines() if line.startswith(row.contender))
-    for key in table.LINE:
+    for key in table.SHOWN:
         assert COLUMNS[key].cell(row) in line
 
 
 def test_a_name_is_complete_at_100_columns(mixed):
     lines = shown(mixed, 100).splitlines()
     assert any(line.startswith("calotype:onnxruntime:fp32 ") for line in lines)
-    assert any("! 3 rounds disturbed" in line for line in lines)
+    assert sum(line.startswith("calotype:onnxruntime:fp32 ") for line in lines) > 1  # the columns continue below
 
 
 def test_a_pipe_has_one_line_a_row_and_no_escapes(mixed):
@@ -70,12 +70,6 @@ def test_a_pipe_has_one_line_a_row_and_no_escapes(mixed):
     (line,) = [line for line in text.splitlines() if line.startswith("calotype:openvino:bf16")]
     assert "ahead" in line
     assert "43%" in line
-
-
-def test_the_width_of_a_pipe_is_restored(mixed):
-    console = Console(file=io.StringIO(), width=80)
-    table.show(mixed, console)
-    assert console.width == 80
 
 
 @pytest.mark.parametrize("width", [100, 200])
@@ -124,8 +118,6 @@ def test_titles(runs):
     case |= {"model": "/some/where/sd15", "controlnets": ["/some/canny", "depth"]}
     words = "sd15, text to image, 768 × 512 px, batch of 4, 1 step of the model's own sampler, no guidance"
     assert title(case) == words + ", 2 ControlNets (canny, depth)"
-    assert title({"model": "demo"}) == "demo"
-    assert title({}) == ""
 
 
 def test_figures():
@@ -138,5 +130,6 @@ def test_figures():
         "0",
     ]
     assert [size(v) for v in (10, 700 * 2**20, 1100 * 2**20)] == ["10 B", "700 MiB", "1.07 GiB"]
-    assert [rate(v, "FLOP") for v in (1.5e11, 9.9e14)] == ["150 GFLOP/s", "990 TFLOP/s"]
+    assert [rate("fp32", v) for v in (1.5e11, 9.9e14)] == ["150 GFLOP/s", "990 TFLOP/s"]
+    assert rate("copy", 4.56e9) == "4.56 GB/s"
     assert not re.search("e", digits(1e-7))

@@ -14,12 +14,11 @@ from pathlib import Path
 import pytest
 
 from calotype import CalotypeError
-from calotype.benchmarks.measure import system_load
 from calotype.benchmarks.measure.record import read, write
-from calotype.benchmarks.run import case_run, environments, start_contender, suite_run
-from calotype.benchmarks.run.case_run import RunSettings
+from calotype.benchmarks.run import environments, start_contender, suite_run, workload
 from calotype.benchmarks.run.results_row import peak_of
 from calotype.benchmarks.run.suite_run import run
+from calotype.benchmarks.run.workload import CaseContext, RunSettings
 from calotype.benchmarks.suite.cases import Case
 from calotype.benchmarks.suite.contenders import Contender
 from calotype.benchmarks.suite.presets import PRESETS
@@ -181,7 +180,7 @@ def test_contenders_that_cannot_are_rows_with_a_reason(tmp_path, peaks_known, mo
         replace(CASE, device="cuda", contenders=(suite_contender("diffusers:fp16"),)),
         replace(CASE, model="no-such-model", contenders=(fake("fp32"),)),
     ]
-    monkeypatch.setattr(system_load, "has_gpu", lambda: False)
+    monkeypatch.setattr(suite_run, "has_gpu", lambda: False)
     rows = run(cases, settings(tmp_path)).rows
     assert [row.status for row in rows] == ["cannot"] * 4
     keywords = "calotype bench peers optimum", "cuda", "NVIDIA GPU", "no-such-model"
@@ -194,7 +193,7 @@ def test_every_contender_of_every_preset_starts_or_has_a_reason(preset, monkeypa
     monkeypatch.setattr(start_contender, "plan_for", lambda *_: None)
     monkeypatch.setattr(start_contender, "need_bytes", lambda *_: 1)
     for case in PRESETS[preset]:
-        context = start_contender.CaseContext(case=case, source=None, job={}, threads=1, timeout_s=1)
+        context = CaseContext(case=case, settings=settings(Path()), source=None, job={})
         for contender in case.contenders:
             with suppress(CalotypeError):  # any other error fails the test
                 assert start_contender.start_contender(contender, context).file.is_file()
@@ -206,14 +205,14 @@ def test_a_plan_in_place_of_a_model_is_refused(saved_plan, tmp_path, peaks_known
 
 
 def test_a_fault_of_the_suite_leaves_the_other_cases_their_rows(tmp_path, peaks_known, monkeypatch):
-    real = case_run.source_of
+    real = workload.source_of
 
     def broken(case):
         if case.model == "broken":
             raise ZeroDivisionError("planted")
         return real(case)
 
-    monkeypatch.setattr(case_run, "source_of", broken)
+    monkeypatch.setattr(workload, "source_of", broken)
     cases = [replace(CASE, model=m, contenders=(fake("fp32", slower=0.01),)) for m in ("demo", "broken")]
     written = []
     rows = run(cases, settings(tmp_path), written=written.append).rows

@@ -185,7 +185,7 @@ def test_an_unknown_peer_is_refused():
     }.items(),
 )
 def test_the_most_useful_line_of_pip(output, expected):
-    assert environments._reason(output.splitlines()) == expected
+    assert environments.reason_of(output.splitlines()) == expected
 
 
 def job(folder, scheduler="euler", **more):

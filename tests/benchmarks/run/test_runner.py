@@ -7,7 +7,8 @@ import pytest
 
 from calotype.benchmarks.run import runner
 from calotype.benchmarks.run.contender_process import BenchmarkCall, Sample, make_room
-from calotype.benchmarks.run.runner import RoundLimits, base_of, groups, ratio_of, run_rounds
+from calotype.benchmarks.run.runner import base_of, groups, ratio_of, run_rounds
+from calotype.benchmarks.suite.cases import Case
 from calotype.benchmarks.suite.contenders import contender
 
 CALLS = [BenchmarkCall(prompts=(w,), seeds=(i,), expected=np.zeros((1, 2, 2, 3), np.uint8)) for i, w in enumerate("ab")]
@@ -45,16 +46,15 @@ def processes(*seconds, **more):
     return [Dummy(contender=contender(n), seconds=s, **more) for n, s in zip(names, seconds, strict=False)]
 
 
-def run(entered, limits=None, timed=None):
+def run(entered, rounds=6, budget_s=0.0, timed=None):
     log = []
 
     def timed_call(process, call):
         log.append((process.contender.name, call.prompts[0]))
         return Sample(seconds=process.seconds, parts={})
 
-    limits = limits or RoundLimits(rounds=6, budget_s=0)
-    rounds = run_rounds(entered, entered[0], CALLS, limits=limits, timed=timed or timed_call, show=lambda line: None)
-    return rounds, log
+    case, timed = Case(rounds=rounds, budget_s=budget_s), timed or timed_call
+    return run_rounds(case, entered, entered[0], CALLS, timed=timed, show=lambda line: None), log
 
 
 def test_every_round_has_one_call_for_all_and_all_calls_are_used():
@@ -69,7 +69,7 @@ def test_every_round_has_one_call_for_all_and_all_calls_are_used():
 @pytest.mark.parametrize("count", [2, 3, 8])
 def test_no_contender_is_always_first_or_after_the_same_one(count):
     group = [Dummy(contender=None) for _ in range(count)]
-    orders = [runner._order(group, number) for number in range(40)]
+    orders = [runner.order_of(group, number) for number in range(40)]
     for order in orders:
         assert sorted(map(id, order)) == sorted(map(id, group))
     assert {id(order[0]) for order in orders} == {id(order[-1]) for order in orders} == set(map(id, group))
@@ -80,13 +80,13 @@ def test_no_contender_is_always_first_or_after_the_same_one(count):
 
 def test_a_pair_takes_turns_evenly():
     pair = [Dummy(contender=None) for _ in range(2)]
-    firsts = [runner._order(pair, number)[0] for number in range(12)]
+    firsts = [runner.order_of(pair, number)[0] for number in range(12)]
     assert firsts.count(pair[0]) == firsts.count(pair[1])
 
 
 def test_six_rounds_run_for_any_budget_and_no_more_than_the_limit():
-    assert len(run(processes(1, 2), RoundLimits(rounds=30, budget_s=0))[1]) == 12
-    assert len(run(processes(1, 2), RoundLimits(rounds=9, budget_s=60))[1]) == 18
+    assert len(run(processes(1, 2), rounds=30)[1]) == 12
+    assert len(run(processes(1, 2), rounds=9, budget_s=60)[1]) == 18
 
 
 def taken(base, challenger, seconds):

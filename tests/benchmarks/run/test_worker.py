@@ -3,6 +3,7 @@
 import os
 import sys
 import time
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -37,7 +38,7 @@ class Peer:
 def worker(tmp_path):
     file = tmp_path / "peer.py"
     file.write_text(PEER)
-    with Worker(Path(sys.executable), file, threads=1) as worker:
+    with closing(Worker(Path(sys.executable), file, threads=1)) as worker:
         yield worker
 
 
@@ -100,7 +101,7 @@ def test_an_unsupported_case_has_its_own_error(worker):
 def test_a_file_without_a_peer(tmp_path):
     (tmp_path / "peer.py").write_text("import nothing_of_this_name")
     with (
-        Worker(Path(sys.executable), tmp_path / "peer.py", threads=1) as worker,
+        closing(Worker(Path(sys.executable), tmp_path / "peer.py", threads=1)) as worker,
         pytest.raises(WorkerError, match="nothing_of_this_name"),
     ):
         worker.ask({"op": "load", "job": {}}, 20.0)
@@ -122,5 +123,5 @@ def test_closing_ends_what_it_started(tmp_path):
 
 def test_it_does_not_see_foreign_packages(worker, monkeypatch, tmp_path):
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
-    with Worker(Path(sys.executable), tmp_path / "peer.py", threads=1) as other:
+    with closing(Worker(Path(sys.executable), tmp_path / "peer.py", threads=1)) as other:
         generate(other, "assert 'PYTHONPATH' not in os.environ")

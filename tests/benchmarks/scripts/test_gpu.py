@@ -10,7 +10,7 @@ import pytest
 from calotype.benchmarks.measure.record import ResultRow, Speed
 from calotype.benchmarks.report import targets
 from calotype.benchmarks.run import start_contender
-from calotype.benchmarks.scripts import gpu_close, gpu_questions
+from calotype.benchmarks.scripts import gpu_close
 from calotype.benchmarks.suite.contenders import contender
 from calotype.benchmarks.suite.presets import PRESETS
 from calotype.errors import InputError
@@ -107,25 +107,13 @@ def test_the_parts_of_an_image_are_timed_on_a_cpu(saved_plan, capsys):
         gpu_close.main(["--backend", "onnxruntime"])
 
 
-def test_every_check_has_an_answer_or_a_reason(tmp_path, monkeypatch):
-    monkeypatch.setattr(gpu_questions.importlib.util, "find_spec", lambda name: None)
-    lines = []
-    assert gpu_questions.main(["-o", str(tmp_path / "answers.json")], lines.append) == 0
-    results = json.loads((tmp_path / "answers.json").read_text())
-    assert [json.loads(line) for line in lines] == [{question: answer} for question, answer in results.items()]
-    assert "no NVIDIA" in results["gpu"]["absent"]
-    assert "falls back to CPUExecutionProvider" in str(results["ONNX Runtime's CUDA provider"])
-    assert results["peaks"] == results["TensorRT's builder"] == "there is no NVIDIA GPU"
-    assert results["TensorRT-RTX"].startswith("not installed")
-
-
 def test_on_a_gpu_diffusers_may_run_with_our_packages(monkeypatch):
     """A machine with a GPU may have no network. On a CPU, diffusers has its own environment."""
     monkeypatch.setattr(start_contender.environments, "python_of", lambda folder: None)
     monkeypatch.setattr(start_contender.environments, "failure_reason", lambda folder: None)
     on_gpu = PRESETS["gpu"][0]
-    assert start_contender._peer(contender("diffusers:fp16"), on_gpu)[0] == Path(sys.executable)
+    assert start_contender.python_of_peer(contender("diffusers:fp16"), on_gpu) == Path(sys.executable)
     with pytest.raises(InputError, match="cuda"):
-        start_contender._peer(contender("optimum:fp32"), on_gpu)
+        start_contender.python_of_peer(contender("optimum:fp32"), on_gpu)
     with pytest.raises(InputError, match="calotype bench peers diffusers"):
-        start_contender._peer(contender("diffusers:fp32"), PRESETS["quick"][0])
+        start_contender.python_of_peer(contender("diffusers:fp32"), PRESETS["quick"][0])

@@ -142,13 +142,6 @@ def fail(*_, **__):
     raise BuildError("the disk is full")
 
 
-def test_the_cost_of_one_step_is_printed(demo_folder):
-    lines = list(models.once(demo_folder))
-    assert [line.partition(":")[0] for line in lines[:4]] == ["text_encoder", "unet", "vae_decoder", "vae_encoder"]
-    assert all("traced and checked in" in line and " 0.0 GiB" not in line for line in lines[:4])
-    assert lines[4].startswith("one step at 128 x 128 px: ")
-
-
 def test_an_unknown_model_is_refused():
     with pytest.raises(InputError, match="sd-turbo-taesd"):
         models.model_folder("sd3")
