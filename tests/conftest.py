@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 # The folder `kernels` of the repository would shadow Hugging Face's package of that name.
 ROOT = Path(__file__).resolve().parent.parent
@@ -23,11 +25,22 @@ import calotype  # noqa: E402
 from calotype.export import BuildSpec, build  # noqa: E402
 from calotype.export.quality.metrics import psnr  # noqa: E402
 from calotype.export.sources.source import find  # noqa: E402
+from calotype.export.steps import subprocess_task  # noqa: E402
+from tests.helpers.fork_server import ForkedPopen  # noqa: E402
 
 
 def pytest_sessionfinish() -> None:
     if _PROVIDED is None:
         shutil.rmtree(_HOME, ignore_errors=True)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _tasks_in_forks():
+    """Run the tasks of builds in forks of one interpreter: a fresh one imports torch and diffusers for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        forked = SimpleNamespace(**vars(subprocess) | {"Popen": ForkedPopen})
+        patch.setattr(subprocess_task, "subprocess", forked)
+        yield
 
 
 MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}

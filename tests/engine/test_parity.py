@@ -7,12 +7,6 @@ import torch
 
 from calotype.export.quality.metrics import psnr
 
-# diffusers passes torch tensors to numpy functions, and numpy 2 warns about it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 PROMPTS = ["a large red circle on a blue background", "a green star left of a pink heart on a white background", ""]
 SCHEDULERS = {
     "ddim": (diffusers.DDIMScheduler, {}),

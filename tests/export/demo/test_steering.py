@@ -1,6 +1,5 @@
 """The demonstration ControlNet: it steers, matches diffusers, and its training resumes."""
 
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -16,12 +15,7 @@ from calotype.export.demo import steering, train, train_clip, train_control
 from calotype.export.demo.edges import f1
 from calotype.export.quality.metrics import psnr
 from calotype.export.sources.source import find
-
-# diffusers passes torch tensors to numpy functions, and numpy 2 warns about that.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
+from tests.helpers import fork_server
 
 
 @pytest.fixture(scope="module")
@@ -91,7 +85,7 @@ def test_by_the_command_line(steered, tmp_path):
     words = steering.scenes.caption(scene)
     command = [sys.executable, "-m", "calotype", "generate", words, "--controlnet", "demo-canny", "--steps", "4"]
     more = ["--control-image", "edges.png", "--seed", "3", "--backend", "onnxruntime", "-o", "out.png"]
-    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = fork_server.run([*command, *more], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = steered(words, control_image=edges, steps=4, seed=3).images[0]
     with steering.Image.open(tmp_path / "out.png") as image:

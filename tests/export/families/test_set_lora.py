@@ -27,13 +27,6 @@ from calotype.weights.delta import NO_DELTAS
 from calotype.weights.onnx import weights_of
 from tests.helpers.tiny_models import save_lora
 
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning"),
-    # diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 BACKENDS = ("eager", "onnxruntime", "openvino")
 MODELS = {
     "demonstration": ("demo_folder", diffusers.StableDiffusionPipeline, ["unet", "text_encoder"]),
