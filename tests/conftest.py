@@ -23,10 +23,10 @@ import pytest  # noqa: E402
 
 import calotype  # noqa: E402
 from calotype.export import BuildSpec, build  # noqa: E402
-from calotype.export.quality.metrics import psnr  # noqa: E402
 from calotype.export.sources.source import find  # noqa: E402
 from calotype.export.steps import subprocess_task  # noqa: E402
 from tests.helpers.fork_server import ForkedPopen  # noqa: E402
+from tests.helpers.parity import MIN_DB, PARITY, Figures  # noqa: E402
 
 
 def pytest_sessionfinish() -> None:
@@ -43,36 +43,8 @@ def _tasks_in_forks():
         yield
 
 
-MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
-
-
 def pytest_addoption(parser):
     parser.addoption("--parity", type=Path, help="write the results of the parity tests to this Markdown file")
-
-
-class Figures:
-    """PSNR of our images to those of diffusers: each must reach the minimum, and goes into the table."""
-
-    def __init__(self):
-        self.lowest = {}  # (model, task, scheduler) -> backend -> the lowest dB
-
-    def hold(self, cell, backend, got, expected, peak=1.0):
-        figure = psnr(got, expected, peak)
-        row = self.lowest.setdefault(cell, {})
-        row[backend] = min(figure, row.get(backend, figure))
-        assert figure >= MIN_DB[backend], (cell, backend)
-
-    def table(self) -> str:
-        schedulers = list(dict.fromkeys(scheduler for _, _, scheduler in self.lowest))
-        lines = [f"| model | task | {' | '.join(schedulers)} |", "| --- " * (2 + len(schedulers)) + "|"]
-        for model, task in dict.fromkeys(cell[:2] for cell in self.lowest):
-            cells = [self._cell(self.lowest.get((model, task, s), {})) for s in schedulers]
-            lines.append(f"| {model} | {task} | {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
-
-    @staticmethod
-    def _cell(figures) -> str:
-        return " / ".join(f"{figures[b]:.0f}" if b in figures else "-" for b in MIN_DB) if figures else ""
 
 
 @pytest.fixture(scope="session")
@@ -81,18 +53,6 @@ def figures(request):
     yield figures_of_run
     if path := request.config.getoption("--parity"):
         path.write_text(PARITY.format(table=figures_of_run.table()))
-
-
-PARITY = """# Parity with diffusers
-
-Peak signal-to-noise ratio (PSNR), in dB, of our images to those of diffusers 0.42 with the same weights and seeds, in
-float32. The three numbers are the backends `eager`, `onnxruntime` and `openvino`: the lowest value that the tests saw.
-The tests require 60, 50 and 50 dB. An empty cell was not compared. All models except the demonstration model are tiny
-and have random weights.
-
-`pytest --parity docs/parity.md` writes this page; name test files to run a part.
-
-{table}"""
 
 
 @pytest.fixture(scope="session")
@@ -113,9 +73,10 @@ def pipe(pipes):
 
 @pytest.fixture(scope="session")
 def saved_plan(tmp_path_factory) -> Path:
-    """The demonstration model as a plan in a folder. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("plans") / "demo-plan"
-    build(BuildSpec(model="demo", output=folder))
+    """The demonstration model as a plan in a folder that all workers share. Tests must not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "demo-plan"
+    build(BuildSpec(model="demo", output=folder))  # waits for another worker, and keeps what it built
     return folder
 
 

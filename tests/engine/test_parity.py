@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from calotype.export.quality.metrics import psnr
+from tests.helpers.parity import MIN_DB
 
 PROMPTS = ["a large red circle on a blue background", "a green star left of a pink heart on a white background", ""]
 SCHEDULERS = {
@@ -15,7 +16,6 @@ SCHEDULERS = {
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
-MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
 STEPS = 12
 
 

@@ -8,6 +8,7 @@ The server imports and never computes, and leaves out onnxruntime and openvino, 
 fork would miss them. It ends with this process.
 """
 
+import atexit
 import ctypes
 import importlib
 import json
@@ -24,8 +25,9 @@ import types
 import warnings
 
 MODULES = (
-    *("onnx", "onnx_ir", "onnxscript", "safetensors.torch", "scipy.stats", "tokenizers"),
-    *("torch", "torch.onnx._internal.exporter._compat", "torch._dynamo"),
+    *("networkx", "onnx", "onnx_ir", "onnxscript.function_libs.torch_lib.ops", "safetensors.torch", "scipy.stats"),
+    *("sympy.combinatorics", "tokenizers", "torch", "torch._dynamo", "torch._functorch._aot_autograd.autograd_cache"),
+    *("torch.export._trace", "torch.onnx._internal.exporter._compat", "torch.onnx._internal.exporter._torchlib.ops"),
     *("transformers.models.clip.modeling_clip", "transformers.models.clip.tokenization_clip"),
     *("diffusers.models.autoencoders.autoencoder_kl", "diffusers.models.unets.unet_2d_condition"),
     *("diffusers.models.unets.unet_2d", "diffusers.models.controlnets.controlnet"),
@@ -102,8 +104,10 @@ def _send(job, files) -> None:
         if _server is None:
             _server, other = socket.socketpair()
             command = [sys.executable, "-P", __file__, str(other.fileno())]
-            subprocess.Popen(command, pass_fds=(other.fileno(),), stdin=subprocess.DEVNULL)
+            process = subprocess.Popen(command, pass_fds=(other.fileno(),), stdin=subprocess.DEVNULL)
             other.close()
+            atexit.register(process.wait)
+            atexit.register(_server.close)  # before the wait
         data = json.dumps(job).encode()
         socket.send_fds(_server, [len(data).to_bytes(8, "big")], files)
         _server.sendall(data)
