@@ -28,6 +28,41 @@ from calotype.export.steps import subprocess_task  # noqa: E402
 from tests.helpers.fork_server import ForkedPopen  # noqa: E402
 from tests.helpers.parity import MIN_DB, PARITY, Figures  # noqa: E402
 
+# The files that take longest, in the order in which workers start them: first those that need no model that another
+# one traces, because workers wait for each other's traces.
+SLOWEST = (
+    *("kernels/test_interpreter.py", "export/builder/test_tuning.py", "test_package.py", "kernels/test_resources.py"),
+    *("export/families/test_sd15_shape.py", "export/families/test_parity.py", "export/tensorrt/test_rtx.py"),
+    *("export/builder/test_build.py", "export/families/test_auto.py", "export/families/test_controlnet.py"),
+    *("export/families/test_few_steps.py", "export/families/test_set_lora.py", "export/families/test_families.py"),
+    *("tensorrt/test_options.py", "tensorrt/test_precisions.py", "export/families/test_pixels.py", "test_readme.py"),
+    *("export/families/test_tasks.py", "export/families/test_latents_without_text.py", "export/store/test_kills.py"),
+    *("engine/test_cli.py", "test_lean.py", "engine/system/test_forks.py", "benchmarks/run/test_instrument.py"),
+)
+# What `make check` leaves out: tests of these folders and files, and all that use these fixtures.
+SLOW = ("benchmarks/run", "export/builder", "export/demo", "export/families", "export/precision", "export/sources")
+SLOW += (
+    "export/store/test_kills.py",
+    "export/tensorrt",
+    "gpu",
+    "kernels",
+    "tensorrt",
+    "test_docs.py",
+    "test_package.py",
+)
+SLOW_FIXTURES = {"pipe", "pipes", "saved_plan", "wheel"}
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Start with the longest files, and mark what is slow."""
+    rank = {name: place for place, name in enumerate(SLOWEST)}
+    folder = Path(__file__).parent
+    files = {item: item.path.relative_to(folder).as_posix() for item in items if item.path.is_relative_to(folder)}
+    items.sort(key=lambda item: rank.get(files.get(item), len(rank)))
+    for item, file in files.items():
+        if file.startswith(SLOW) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
+
 
 def pytest_sessionfinish() -> None:
     if _PROVIDED is None:
