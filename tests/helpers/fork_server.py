@@ -76,7 +76,9 @@ class ForkedPopen(subprocess.Popen):
             _send(job, [writer.fileno(), *files, *options["pass_fds"]])
         self._status = status.makefile("r")
         status.close()
-        self.pid = int(self._status.readline())
+        if not (line := self._status.readline()):
+            raise ChildProcessError("the fork server died; its messages are above")
+        self.pid = int(line)
         self._child_created = True
         pipes = ("p2cread", "p2cwrite", "c2pread", "c2pwrite", "errread", "errwrite")
         self._close_pipe_fds(*(options[name] for name in pipes))
@@ -104,7 +106,11 @@ def _send(job, files) -> None:
         if _server is None:
             _server, other = socket.socketpair()
             command = [sys.executable, "-P", __file__, str(other.fileno())]
-            process = subprocess.Popen(command, pass_fds=(other.fileno(),), stdin=subprocess.DEVNULL)
+            options = {
+                "stdin": subprocess.DEVNULL,
+                "start_new_session": True,
+            }  # Ctrl-C ends the tests, and they the server
+            process = subprocess.Popen(command, pass_fds=(other.fileno(),), **options)
             other.close()
             atexit.register(process.wait)
             atexit.register(_server.close)  # before the wait
