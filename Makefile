@@ -4,25 +4,37 @@ BIN := .venv/bin
 # An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
 ROOMS := $(shell find engine export kernels benchmarks -type d ! -name __pycache__ ! -path 'benchmarks/results*')
 
-.PHONY: demo test check lint docs format install train-demo clean
+.PHONY: demo test check fast-tests pooled-tests coverage lint docs format install train-demo clean
 
 demo: install
 	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
 
-# What measures time has both cores to itself, and a second try where something else kept them busy; all else shares them,
-# a file to a worker.
-TIMED := tests/benchmarks/run/test_instrument.py tests/benchmarks/test_cli.py
+# A file to a worker, the longest first (tests/conftest.py). What measures time has both cores to itself afterwards, and a
+# second try where something else kept them busy.
+POOL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# Tests that trace, build and train nothing: with lint, under three minutes on two cores.
-FAST := tests/test_rooms.py tests/test_words.py tests/engine/test_pipeline.py \
-	$(addprefix tests/engine/,errors files graph images request sampling stages system text weights)
+# lint, the types and the tests that trace, build and train nothing: under three minutes on two cores.
+check: install
+	$(MAKE) -j 2 lint fast-tests
 
-check: lint
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(FAST)
+# What CI runs.
+test: install
+	$(MAKE) -j 2 lint pooled-tests
+	$(BIN)/pytest -m timed || $(BIN)/pytest -m timed --last-failed
 
-test: lint docs
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile $(TIMED:%=--ignore=%)
-	$(BIN)/pytest $(TIMED) || $(BIN)/pytest --last-failed $(TIMED)
+fast-tests: install
+	$(POOL) -m "not slow and not timed"
+
+# tests/test_docs.py builds the documentation as `make docs` does.
+pooled-tests: install
+	$(POOL) -m "not timed"
+
+# Line coverage, child processes included. It takes twice as long as the tests.
+coverage: install
+	rm -f .coverage .coverage.*
+	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "not timed" $(COVERED)
+	$(BIN)/coverage combine --quiet
+	$(BIN)/coverage report --skip-covered
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,9 +2,11 @@
 
 import os
 import shutil
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
+from types import SimpleNamespace
 
 # The folder `kernels` of the repository would shadow Hugging Face's package of that name.
 ROOT = Path(__file__).resolve().parent.parent
@@ -21,8 +23,45 @@ import pytest  # noqa: E402
 
 import calotype  # noqa: E402
 from calotype.export import BuildSpec, build  # noqa: E402
-from calotype.export.quality.metrics import psnr  # noqa: E402
 from calotype.export.sources.source import find  # noqa: E402
+from calotype.export.steps import subprocess_task  # noqa: E402
+from tests.helpers.fork_server import ForkedPopen  # noqa: E402
+from tests.helpers.parity import MIN_DB, PARITY, Figures  # noqa: E402
+
+# The files that take longest, in the order in which workers start them: first those that need no model that another
+# one traces, because workers wait for each other's traces.
+SLOWEST = (
+    *("kernels/test_interpreter.py", "export/builder/test_tuning.py", "test_package.py", "kernels/test_resources.py"),
+    *("export/families/test_sd15_shape.py", "export/families/test_parity.py", "export/tensorrt/test_rtx.py"),
+    *("export/builder/test_build.py", "export/families/test_auto.py", "export/families/test_controlnet.py"),
+    *("export/families/test_few_steps.py", "export/families/test_set_lora.py", "export/families/test_families.py"),
+    *("tensorrt/test_options.py", "tensorrt/test_precisions.py", "export/families/test_pixels.py", "test_readme.py"),
+    *("export/families/test_tasks.py", "export/families/test_latents_without_text.py", "export/store/test_kills.py"),
+    *("engine/test_cli.py", "test_lean.py", "engine/system/test_forks.py", "benchmarks/run/test_instrument.py"),
+)
+# What `make check` leaves out: tests of these folders and files, and all that use these fixtures.
+SLOW = ("benchmarks/run", "export/builder", "export/demo", "export/families", "export/precision", "export/sources")
+SLOW += (
+    "export/store/test_kills.py",
+    "export/tensorrt",
+    "gpu",
+    "kernels",
+    "tensorrt",
+    "test_docs.py",
+    "test_package.py",
+)
+SLOW_FIXTURES = {"pipe", "pipes", "saved_plan", "wheel"}
+
+
+def pytest_collection_modifyitems(items) -> None:
+    """Start with the longest files, and mark what is slow."""
+    rank = {name: place for place, name in enumerate(SLOWEST)}
+    folder = Path(__file__).parent
+    files = {item: item.path.relative_to(folder).as_posix() for item in items if item.path.is_relative_to(folder)}
+    items.sort(key=lambda item: rank.get(files.get(item), len(rank)))
+    for item, file in files.items():
+        if file.startswith(SLOW) or SLOW_FIXTURES & set(getattr(item, "fixturenames", ())):
+            item.add_marker("slow")
 
 
 def pytest_sessionfinish() -> None:
@@ -30,36 +69,17 @@ def pytest_sessionfinish() -> None:
         shutil.rmtree(_HOME, ignore_errors=True)
 
 
-MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
+@pytest.fixture(scope="session", autouse=True)
+def _tasks_in_forks():
+    """Run the tasks of builds in forks of one interpreter: a fresh one imports torch and diffusers for seconds."""
+    with pytest.MonkeyPatch.context() as patch:
+        forked = SimpleNamespace(**vars(subprocess) | {"Popen": ForkedPopen})
+        patch.setattr(subprocess_task, "subprocess", forked)
+        yield
 
 
 def pytest_addoption(parser):
     parser.addoption("--parity", type=Path, help="write the results of the parity tests to this Markdown file")
-
-
-class Figures:
-    """PSNR of our images to those of diffusers: each must reach the minimum, and goes into the table."""
-
-    def __init__(self):
-        self.lowest = {}  # (model, task, scheduler) -> backend -> the lowest dB
-
-    def hold(self, cell, backend, got, expected, peak=1.0):
-        figure = psnr(got, expected, peak)
-        row = self.lowest.setdefault(cell, {})
-        row[backend] = min(figure, row.get(backend, figure))
-        assert figure >= MIN_DB[backend], (cell, backend)
-
-    def table(self) -> str:
-        schedulers = list(dict.fromkeys(scheduler for _, _, scheduler in self.lowest))
-        lines = [f"| model | task | {' | '.join(schedulers)} |", "| --- " * (2 + len(schedulers)) + "|"]
-        for model, task in dict.fromkeys(cell[:2] for cell in self.lowest):
-            cells = [self._cell(self.lowest.get((model, task, s), {})) for s in schedulers]
-            lines.append(f"| {model} | {task} | {' | '.join(cells)} |")
-        return "\n".join(lines) + "\n"
-
-    @staticmethod
-    def _cell(figures) -> str:
-        return " / ".join(f"{figures[b]:.0f}" if b in figures else "-" for b in MIN_DB) if figures else ""
 
 
 @pytest.fixture(scope="session")
@@ -68,18 +88,6 @@ def figures(request):
     yield figures_of_run
     if path := request.config.getoption("--parity"):
         path.write_text(PARITY.format(table=figures_of_run.table()))
-
-
-PARITY = """# Parity with diffusers
-
-Peak signal-to-noise ratio (PSNR), in dB, of our images to those of diffusers 0.42 with the same weights and seeds, in
-float32. The three numbers are the backends `eager`, `onnxruntime` and `openvino`: the lowest value that the tests saw.
-The tests require 60, 50 and 50 dB. An empty cell was not compared. All models except the demonstration model are tiny
-and have random weights.
-
-`pytest --parity docs/parity.md` writes this page; name test files to run a part.
-
-{table}"""
 
 
 @pytest.fixture(scope="session")
@@ -100,9 +108,10 @@ def pipe(pipes):
 
 @pytest.fixture(scope="session")
 def saved_plan(tmp_path_factory) -> Path:
-    """The demonstration model as a plan in a folder. Tests must not change it."""
-    folder = tmp_path_factory.mktemp("plans") / "demo-plan"
-    build(BuildSpec(model="demo", output=folder))
+    """The demonstration model as a plan in a folder that all workers share. Tests must not change it."""
+    folder = tmp_path_factory.getbasetemp()
+    folder = (folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder) / "demo-plan"
+    build(BuildSpec(model="demo", output=folder))  # waits for another worker, and keeps what it built
     return folder
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parent.parent
+PIP = [sys.executable, "-m", "pip", "--python"]
 
 
 @pytest.fixture(scope="module")
@@ -46,44 +47,39 @@ def test_the_wheel_does_not_contain_or_import_the_training(wheel):
     assert not [n for n, text in sources.items() if "demo_training" in text]
 
 
-def test_a_plan_runs_in_an_environment_without_torch(wheel, saved_plan, tmp_path):
-    venv.create(tmp_path / "env", with_pip=True)
-    python, constraints = tmp_path / "env" / "bin" / "python", ROOT / "constraints.txt"
-    install = [python, "-m", "pip", "install", "-q", "-c", constraints, wheel, "onnxruntime"]
-    subprocess.run(install, check=True, cwd=tmp_path)
-    command = [tmp_path / "env" / "bin" / "calotype", "generate", "x", "--steps", "4", "--model", saved_plan]
-    environment = {**os.environ, "CALOTYPE_HOME": str(tmp_path / "home"), "PYTHONWARNINGS": "error"}
-    done = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, env=environment, check=False)
+def environment(folder, *requirements) -> Path:
+    """Install packages into a new environment, without compiled bytecode, and return its Python."""
+    venv.create(folder)
+    install = ["install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", *requirements]
+    subprocess.run([*PIP, folder / "bin" / "python", *install], check=True, cwd=folder)
+    return folder / "bin" / "python"
+
+
+def packages(python) -> set[str]:
+    done = subprocess.run([*PIP, python, "list", "--format", "json"], capture_output=True, check=True)
+    return {package["name"].lower() for package in json.loads(done.stdout)}
+
+
+def generate(python, *arguments, **variables):
+    command = [python.with_name("calotype"), "generate", *arguments, "-o", "out.png"]
+    environment = {**os.environ, "PYTHONWARNINGS": "error", **variables}
+    folder = python.parent.parent
+    done = subprocess.run(command, capture_output=True, text=True, cwd=folder, env=environment, check=False)
     assert done.returncode == 0, done.stderr
-    assert (tmp_path / "out.png").stat().st_size > 500
-    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True).stdout
-    installed = {p["name"].lower() for p in json.loads(listed)}
-    assert not installed & {"torch", "diffusers", "transformers", "onnx", "scipy", "safetensors"}
+    assert (folder / "out.png").stat().st_size > 500
+
+
+def test_a_plan_runs_in_an_environment_without_torch(wheel, saved_plan, tmp_path):
+    python = environment(tmp_path / "env", wheel, "onnxruntime")
+    generate(python, "x", "--steps", "4", "--model", saved_plan, CALOTYPE_HOME=str(tmp_path / "home"))
+    assert not packages(python) & {"torch", "diffusers", "transformers", "onnx", "scipy", "safetensors"}
 
 
 def test_a_fresh_environment_generates_an_image(wheel, pipe, tmp_path):
-    venv.create(tmp_path / "env", with_pip=True)
-    python = tmp_path / "env" / "bin" / "python"
-    subprocess.run(
-        [python, "-m", "pip", "install", "-q", "-c", ROOT / "constraints.txt", f"{wheel}[build,cpu]"],
-        check=True,
-        cwd=tmp_path,
-    )
-    command = tmp_path / "env" / "bin" / "calotype"
-    assert subprocess.run([command, "--version"], capture_output=True, text=True, check=True).stdout.startswith(
-        "calotype"
-    )
-    done = subprocess.run(
-        [command, "generate", "a red ring on a white background", "--seed", "1", "--steps", "4", "-o", "ring.png"],
-        capture_output=True,
-        text=True,
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONWARNINGS": "error"},
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    assert (tmp_path / "ring.png").stat().st_size > 500
-    listed = subprocess.run([python, "-m", "pip", "list", "--format", "json"], capture_output=True, check=True).stdout
-    installed = {p["name"].lower() for p in json.loads(listed)}
+    python = environment(tmp_path / "env", f"{wheel}[build,cpu]")
+    version = subprocess.run([python.with_name("calotype"), "--version"], capture_output=True, text=True, check=True)
+    assert version.stdout.startswith("calotype")
+    generate(python, "a red ring on a white background", "--seed", "1", "--steps", "4")
+    installed = packages(python)
     assert "pytest" not in installed
     assert not {n for n in installed if n.startswith(("nvidia", "triton"))}  # no GPU packages on a CPU machine

@@ -7,7 +7,6 @@ import importlib.util
 import json
 import re
 import shlex
-import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -16,6 +15,7 @@ import pytest
 import typer
 
 from calotype.benchmarks.cli import cli
+from tests.helpers import fork_server
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
@@ -51,7 +51,7 @@ def test_there_are_snippets():
 
 @pytest.mark.parametrize("page", [name for name, blocks in BLOCKS.items() if blocks])
 def test_the_blocks_of_a_page_run(page, pipe, tmp_path):
-    done = subprocess.run(
+    done = fork_server.run(
         [sys.executable, "-P", "-W", "error", "-c", RUN],
         input=json.dumps(BLOCKS[page]),
         cwd=tmp_path,

@@ -68,9 +68,10 @@ def torch_on_cpu(precision: str) -> list[PeakTrial]:
 
 def openvino_on_cpu(precision: str, threads: int) -> list[PeakTrial]:
     """Return OpenVINO's trials; [] if it is not installed or lacks the precision."""
+    from calotype.backends import unavailable
     from calotype.backends.openvino.network import library as openvino_library
 
-    if openvino_runner.unavailable() or precision == "fp16":
+    if unavailable("openvino") or precision == "fp16":
         return []
     hint = {"fp32": "f32", "bf16": "bf16", "int8": "bf16"}[precision]
     settings = {"INFERENCE_NUM_THREADS": threads, "NUM_STREAMS": 1, "INFERENCE_PRECISION_HINT": hint}

@@ -3,8 +3,6 @@
 import json
 import os
 import shutil
-import signal
-from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -37,23 +35,3 @@ class Editable:
 @pytest.fixture
 def editable(saved_plan, tmp_path) -> Editable:
     return Editable(Path(shutil.copytree(saved_plan, tmp_path / "plan", copy_function=os.link)))
-
-
-@pytest.fixture(scope="session")
-def limited():
-    """Limit a block to five seconds of CPU time, so that an endless loop fails."""
-
-    def expire(number, frame):
-        raise AssertionError("it took more than five seconds")
-
-    @contextmanager
-    def limit():
-        before = signal.signal(signal.SIGPROF, expire)
-        signal.setitimer(signal.ITIMER_PROF, 5)
-        try:
-            yield
-        finally:
-            signal.setitimer(signal.ITIMER_PROF, 0)
-            signal.signal(signal.SIGPROF, before)
-
-    return limit

@@ -14,19 +14,14 @@ from PIL import Image
 
 from calotype.images.png import image_from_pixels, settings_of
 from calotype.request.request import Request
+from tests.helpers import fork_server
 
 COMMAND = [sys.executable, "-m", "calotype"]
 
 
 def run(*arguments, cwd=None, env=None):
-    return subprocess.run(
-        [*COMMAND, *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        cwd=cwd,
-        env={**os.environ, **(env or {})},
-        check=False,
-    )
+    environment = {**os.environ, **(env or {})}
+    return fork_server.run([*COMMAND, *map(str, arguments)], capture_output=True, text=True, cwd=cwd, env=environment)
 
 
 def pixels(path):

@@ -6,12 +6,7 @@ import pytest
 import torch
 
 from calotype.export.quality.metrics import psnr
-
-# diffusers passes torch tensors to numpy functions, and numpy 2 warns about it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
+from tests.helpers.parity import MIN_DB
 
 PROMPTS = ["a large red circle on a blue background", "a green star left of a pink heart on a white background", ""]
 SCHEDULERS = {
@@ -21,7 +16,6 @@ SCHEDULERS = {
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
-MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
 STEPS = 12
 
 

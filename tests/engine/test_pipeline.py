@@ -41,7 +41,7 @@ def test_guidance_doubles_the_batch_only_above_one(fake, guidance_scale, batch):
             batches.append(len(inputs["sample"]))
             return run(unet, inputs)
 
-    object.__setattr__(fake.component("unet"), "runner", Spy())
+    fake.component("unet").runner = Spy()
     fake("x", steps=2, seed=1, guidance_scale=guidance_scale)
     assert batches == [batch, batch]
     assert all((i["timestep"] == i["timestep"][0]).all() for i in unet_inputs)
@@ -104,7 +104,7 @@ def test_numbers_that_are_not_finite_raise(fake, component, name):
         def __call__(self, inputs):
             return {k: v * np.nan for k, v in real(inputs).items()}
 
-    object.__setattr__(opened, "runner", Broken())
+    opened.runner = Broken()
     with pytest.raises(CalotypeError, match=name):
         fake("x", steps=2, seed=1)
 
@@ -116,7 +116,7 @@ def test_an_error_of_a_library_is_a_backend_error(fake):
         def __call__(self, inputs):
             raise RuntimeError("out of memory\n  at line 3 of something")
 
-    object.__setattr__(fake.component("unet"), "runner", Broken())
+    fake.component("unet").runner = Broken()
     with pytest.raises(BackendError, match="out of memory"):
         fake("x", steps=2, seed=1)
 

@@ -7,14 +7,8 @@ import torch
 
 from calotype.export.quality.metrics import psnr
 from calotype.report.like import read_like
+from tests.helpers.parity import MIN_DB
 
-# diffusers passes torch tensors to numpy functions, and numpy 2 warns about it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
-MIN_DB = {"eager": 60, "onnxruntime": 50, "openvino": 50}
 PROMPT = "a large red circle on a blue background"
 LONG = ", ".join(["a large green star above a small red ring on a white background"] * 14)  # 182 tokens
 

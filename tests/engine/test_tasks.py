@@ -10,12 +10,6 @@ from calotype.errors import InputError
 from calotype.export.quality.metrics import psnr
 from calotype.report.like import read_like
 
-# diffusers passes torch tensors to numpy functions, and numpy 2 warns about it.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 SCHEDULERS = {
     "ddim": (diffusers.DDIMScheduler, {}),
     "euler": (diffusers.EulerDiscreteScheduler, {}),

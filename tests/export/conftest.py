@@ -15,6 +15,7 @@ import pytest
 import torch
 from transformers import CLIPTextModel, CLIPTextModelWithProjection, CLIPTokenizer
 
+from tests.helpers.fork_server import ForkedPopen
 from tests.helpers.tiny_models import SCHEDULE, save_model, text_config, tiny_unet
 
 
@@ -150,7 +151,7 @@ class Store:
 
     def start(self, code: str, **popen) -> subprocess.Popen:
         pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | popen
-        self.started.append(subprocess.Popen([sys.executable, "-c", PRELUDE + code], text=True, **pipes))
+        self.started.append(ForkedPopen([sys.executable, "-c", PRELUDE + code], text=True, **pipes))
         return self.started[-1]
 
     def run(self, code: str) -> str:

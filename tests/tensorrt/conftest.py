@@ -9,7 +9,6 @@ import importlib.util
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from types import ModuleType
 
 import numpy as np
 import pytest
@@ -19,7 +18,6 @@ from calotype.backends import compatibility, registry
 from calotype.backends.tensorrt import runner as tensorrt_runner
 from calotype.backends.torch import cuda
 from calotype.cuda import fused_modules as fused
-from calotype.export import BuildSpec
 from calotype.export.builder import build as build_module
 from calotype.export.steps import subprocess_task
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
@@ -28,8 +26,7 @@ from calotype.files.digest import file_digest
 from calotype.graph import pipeline as graph_pipeline
 from calotype.graph import runner as graph_runner
 from calotype.kernels import guided_step, to_uint8
-from calotype.plan.profile import Range
-from tests.helpers import gpu_standins
+from tests.helpers import gpu_standins, tensorrt_standin
 
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
 # The kind of object that a method returns, unless a test sets its result.
@@ -128,15 +125,6 @@ class FakeTrt:
         return Base
 
 
-def by_path(path: Path) -> ModuleType:
-    """Import a module by its file."""
-    module_spec = importlib.util.spec_from_file_location(path.stem, path)
-    module = importlib.util.module_from_spec(module_spec)
-    sys.modules[path.stem] = module  # so that its objects can be pickled
-    module_spec.loader.exec_module(module)
-    return module
-
-
 @pytest.fixture
 def fake():
     fake = FakeTrt()
@@ -144,22 +132,9 @@ def fake():
     assert fake.unknown == [], "names that TensorRT 11.4 does not have"
 
 
-@pytest.fixture(scope="session")
-def standin():
-    """The TensorRT that computes, see standin.py."""
-    yield by_path(Path(__file__).with_name("standin.py"))
-    del sys.modules["standin"]
-
-
-@pytest.fixture(scope="session")
-def standins():
-    """The stand-ins for the device and for captures."""
-    return gpu_standins
-
-
 @pytest.fixture
-def gpu(standins):
-    return standins.Host()
+def gpu():
+    return gpu_standins.Host()
 
 
 def double(addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
@@ -216,10 +191,10 @@ def run_here(task, function, on_progress=None, /, **arguments):
 
 
 @pytest.fixture
-def on_a_gpu(gpu, standin, standins, monkeypatch):
+def on_a_gpu(gpu, monkeypatch):
     """A machine that seems to have a GPU and TensorRT. Yields the fake `tensorrt.plugin`."""
     real_spec, real_import = importlib.util.find_spec, importlib.import_module
-    modules = {"tensorrt": standin, "tensorrt.plugin": standin.plugin()}
+    modules = {"tensorrt": tensorrt_standin, "tensorrt.plugin": tensorrt_standin.plugin()}
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda: (9, 0))
     monkeypatch.setattr(
@@ -232,13 +207,13 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
     for module in (compatibility, engines):
         monkeypatch.setattr(module, "installed", lambda name: "11.4.0")
     # Another stand-in builds other engines.
-    monkeypatch.setattr(engines, "ENGINES", file_digest(Path(standin.__file__)))
+    monkeypatch.setattr(engines, "ENGINES", file_digest(Path(tensorrt_standin.__file__)))
     for module in (compatibility, engines, build_module):
         monkeypatch.setattr(module, "gpu_name", lambda: GPU_NAME)
     for module in (cuda, tensorrt_runner, graph_runner):
         monkeypatch.setattr(module, "Gpu", lambda: gpu)
     for module in (cuda, graph_runner):
-        monkeypatch.setattr(module, "CudaGraphCapturer", standins.Calls)
+        monkeypatch.setattr(module, "CudaGraphCapturer", gpu_standins.Calls)
     monkeypatch.setattr(fused, "fuse", lambda module: None)
     monkeypatch.setattr(graph_pipeline, "guided_step", lambda n, s, rescaled: guided_step.reference(n, s))
     monkeypatch.setattr(graph_pipeline, "to_uint8", to_uint8.reference)
@@ -247,27 +222,3 @@ def on_a_gpu(gpu, standin, standins, monkeypatch):
             monkeypatch.setattr(sys.modules[name], "run_in_subprocess", run_here)
     yield modules["tensorrt.plugin"]
     subprocess_task._send = None
-
-
-@pytest.fixture
-def spec():
-    """Make the spec of a small build of the demonstration model."""
-
-    def make(backend, folder, **more):
-        side = Range(min=64, opt=64, max=128)
-        quick = {"height": side, "width": side, "batch": Range(min=1, opt=1, max=2), "proof": 1, "proof_steps": 2}
-        return BuildSpec(
-            model="demo", output=folder, backend=backend, **{"steps": Range(min=2, opt=2, max=2), **quick, **more}
-        )
-
-    return make
-
-
-@pytest.fixture
-def levels():
-    """Return the largest difference of two results' first images, of 255."""
-
-    def distance(got, expected) -> int:
-        return int(np.abs(np.asarray(got.images[0]).astype(int) - np.asarray(expected.images[0])).max())
-
-    return distance

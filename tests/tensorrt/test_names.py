@@ -5,6 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helpers import tensorrt_standin
+
 ROOT = Path(__file__).parent.parent.parent
 NAMES = frozenset((Path(__file__).parent / "names.txt").read_text().splitlines()[1:])
 RUNNERS = ("runner", "library", "refit")
@@ -58,8 +60,10 @@ def test_the_search_finds_names():
         assert name in used
 
 
-def test_the_stand_in_has_only_names_of_the_bindings(standin):
-    kinds = [kind for kind in vars(standin).values() if isinstance(kind, type) and kind.__module__ == "tensorrt"]
+def test_the_stand_in_has_only_names_of_the_bindings():
+    kinds = [
+        kind for kind in vars(tensorrt_standin).values() if isinstance(kind, type) and kind.__module__ == "tensorrt"
+    ]
     defined = {f"{kind.__name__}.{name}" for kind in kinds for name in vars(kind) if not name.startswith("_")}
     assert defined
     assert defined <= NAMES

@@ -15,6 +15,7 @@ from calotype.export.tensorrt.plugin import PLUGIN
 from calotype.files import locks
 from calotype.loading import load
 from calotype.plan.plan import read_plan
+from tests.helpers.small_builds import levels, small_spec
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -58,14 +59,14 @@ def test_every_option_is_parsed():
             EngineOptions.from_words([option])
 
 
-def test_unsupported_options_are_refused_before_any_work(on_a_gpu, spec, tmp_path, monkeypatch):
+def test_unsupported_options_are_refused_before_any_work(on_a_gpu, tmp_path, monkeypatch):
     monkeypatch.setattr("calotype.backends.unavailable", lambda name: None)
     for backend, word in (("tensorrt", "targets=89"), ("tensorrt-rtx", "plugin"), ("onnxruntime", "refit")):
         with pytest.raises(BuildError, match=rf"--engine .*{backend}"):
-            check_backend(spec(backend, tmp_path / "plan", engine=(word,)))
+            check_backend(small_spec(backend, tmp_path / "plan", engine=(word,)))
 
 
-def test_options_of_the_command_line_reach_the_library(on_a_gpu, pipes, levels, tmp_path):
+def test_options_of_the_command_line_reach_the_library(on_a_gpu, pipes, tmp_path):
     words = ("exact", "weight-streaming", "version-compatible", "hardware=ampere-plus", "level=3", "chunks=2")
     engines = build_with(tmp_path / "plan", *words, "workspace-bytes=4096")
     for name, (_, profiles, flags) in engines.items():
@@ -85,7 +86,7 @@ def test_options_of_the_command_line_reach_the_library(on_a_gpu, pipes, levels, 
         assert pipe.component("vae_decoder").runner._profile == (size != 64)
 
 
-def test_our_kernel_goes_into_engines_with_the_plugin_option(on_a_gpu, pipes, levels, tmp_path, monkeypatch):
+def test_our_kernel_goes_into_engines_with_the_plugin_option(on_a_gpu, pipes, tmp_path, monkeypatch):
     monkeypatch.setattr("calotype.export.tensorrt.engines.ENGINES", str(tmp_path))  # no engines of earlier runs
     assert b"group_norm_silu" not in build_with(tmp_path / "without")["vae_decoder"][0]
     engines = build_with(tmp_path / "plan", "plugin")
@@ -142,8 +143,8 @@ def test_profiles_are_one_range_or_the_optimum_before_it():
     assert np.array(profiles_of(shapes, exact=True)[1]["x"]).tolist() == shapes["x"]
 
 
-def test_a_build_with_the_same_options_is_reused(on_a_gpu, spec, tmp_path):
-    first = build(spec("tensorrt", tmp_path / "plan", engine=("exact",)))
+def test_a_build_with_the_same_options_is_reused(on_a_gpu, tmp_path):
+    first = build(small_spec("tensorrt", tmp_path / "plan", engine=("exact",)))
     assert first.fresh
-    assert not build(spec("tensorrt", tmp_path / "plan", engine=("exact",))).fresh
-    assert build(spec("tensorrt", tmp_path / "plan")).fresh
+    assert not build(small_spec("tensorrt", tmp_path / "plan", engine=("exact",))).fresh
+    assert build(small_spec("tensorrt", tmp_path / "plan")).fresh

@@ -23,7 +23,9 @@ from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile, Range
 from calotype.system.nvidia import has_gpu
+from tests.helpers import tensorrt_standin
 from tests.helpers.backends import change_backend
+from tests.helpers.small_builds import levels, small_spec
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -31,12 +33,12 @@ SIDE = Range(min=64, opt=64, max=128)
 
 
 @pytest.mark.parametrize("backend", ["tensorrt", "cuda"])
-def test_a_plan_is_built_evaluated_and_run_as_one_graph(backend, on_a_gpu, spec, levels, pipes, tmp_path):
+def test_a_plan_is_built_evaluated_and_run_as_one_graph(backend, on_a_gpu, pipes, tmp_path):
     more = {"engine": ("chunks=2",)} if backend == "tensorrt" else {}
-    plan = build(spec(backend, tmp_path / "plan", **more)).plan
+    plan = build(small_spec(backend, tmp_path / "plan", **more)).plan
     assert (tmp_path / "plan" / "unet" / ("model.engine" if backend == "tensorrt" else "config.json")).is_file()
     assert plan.build["proof"]["psnr"] > 60
-    assert not build(spec(backend, tmp_path / "plan", **more)).fresh
+    assert not build(small_spec(backend, tmp_path / "plan", **more)).fresh
     if backend == "tensorrt":
         assert plan.build["engine"] == ["chunks=2"]
         states = plan.components["unet"].artifacts[0].check["engine"]["shapes"]["encoder_hidden_states"]
@@ -64,7 +66,7 @@ def convolution(folder, draw) -> Path:
     return folder / "g.onnx"
 
 
-def test_only_an_exact_refit_is_used(on_a_gpu, standin, monkeypatch, tmp_path):
+def test_only_an_exact_refit_is_used(on_a_gpu, monkeypatch, tmp_path):
     monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))  # without engines of earlier runs
     draw, sizes = np.random.default_rng(0), Range(min=8, opt=8, max=16)
     x, y = (Binding(name=n, dtype="float32", dims=("batch", 4, "height", "width")) for n in "xy")
@@ -86,13 +88,13 @@ def test_only_an_exact_refit_is_used(on_a_gpu, standin, monkeypatch, tmp_path):
     assert "refitted" not in engine("first")
     assert engine("lora")["refitted"].endswith("model.engine")
     for failing_refit, keyword in ((1, "no effect"), (2, "residue")):
-        standin.Refitter._lost = failing_refit
+        tensorrt_standin.Refitter._lost = failing_refit
         check = engine(f"refit {failing_refit} fails")
         assert keyword in check["built because"]
         assert "refitted" not in check
 
 
-def test_a_model_is_loaded_by_name_and_auto_gives_reasons(on_a_gpu, levels, pipes, monkeypatch):
+def test_a_model_is_loaded_by_name_and_auto_gives_reasons(on_a_gpu, pipes, monkeypatch):
     pipe = load("demo", backend="tensorrt")
     assert pipe.plan.profile.height == Range(min=64, opt=128, max=192)
     assert levels(pipe(PROMPT, **SMALL), pipes["eager"](PROMPT, **SMALL)) <= 1
@@ -120,13 +122,13 @@ def test_a_gpu_is_detected_by_its_driver_and_can_be_hidden(tmp_path, monkeypatch
     assert not has_gpu(tmp_path)
 
 
-def test_gpu_backends_refuse_unsupported_builds(on_a_gpu, spec, monkeypatch, tmp_path):
+def test_gpu_backends_refuse_unsupported_builds(on_a_gpu, monkeypatch, tmp_path):
     for more in ({"precision": "int8"}, {"weights": "int8"}):
         with pytest.raises(BuildError, match="cuda"):
-            build(spec("cuda", tmp_path / "plan", **more))
+            build(small_spec("cuda", tmp_path / "plan", **more))
     change_backend(monkeypatch, "onnxruntime-cuda", unavailable=lambda: None)
     with pytest.raises(BuildError, match="fp16"):
-        build(spec("onnxruntime-cuda", tmp_path / "plan", precision="int8"))
+        build(small_spec("onnxruntime-cuda", tmp_path / "plan", precision="int8"))
 
 
 def test_sizes_outside_of_an_engine_are_refused(on_a_gpu):

@@ -13,10 +13,11 @@ from onnx.reference.op_run import OpRun
 from triton import knobs
 
 from calotype.export.tensorrt.plugin import PLUGIN, compiled, register, with_plugins, without_hidden
+from tests.helpers import tensorrt_standin
 
 
-def test_the_plugin_is_registered_with_tensors_layouts_and_kernel(standin):
-    trtp = standin.plugin()
+def test_the_plugin_is_registered_with_tensors_layouts_and_kernel():
+    trtp = tensorrt_standin.plugin()
     implemented = register(trtp, 90)
     described = trtp.registered["register", PLUGIN]
     kinds = {"x": trtp.TensorDesc, "weight": trtp.TensorDesc, "bias": trtp.TensorDesc, "groups": int, "eps": float}

@@ -15,6 +15,7 @@ from calotype.export import build
 from calotype.export.quality import evaluate
 from calotype.export.quality.bounds import parse_bounds
 from calotype.loading import load
+from tests.helpers.small_builds import small_spec
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -29,11 +30,11 @@ def types_of(engine) -> set[int]:
 
 @pytest.mark.parametrize(("precision", "plan_name"), [("fp16", "fp16"), ("int8", "int8+fp16"), ("fp8", "fp8+fp16")])
 def test_engines_of_every_component_are_built_and_opened(
-    precision, plan_name, on_a_gpu, spec, pipes, tmp_path, monkeypatch, capsys
+    precision, plan_name, on_a_gpu, pipes, tmp_path, monkeypatch, capsys
 ):
     monkeypatch.setattr(evaluate, "compare_speed", lambda **options: {"speed": 2.0})
     more = {"precision": precision, "calibration": 1, "max_loss": parse_bounds(["psnr>=20"])}
-    plan = build(spec("tensorrt", tmp_path / "plan", **more)).plan
+    plan = build(small_spec("tensorrt", tmp_path / "plan", **more)).plan
     tuned = {"text_encoder", "unet", "vae_decoder"} | ({"vae_encoder"} if precision == "fp16" else set())
     expected = {name: plan_name if name in tuned else "fp32" for name in plan.components}
     assert {n: (c.artifacts[0].form, c.artifacts[0].precision) for n, c in plan.components.items()} == {

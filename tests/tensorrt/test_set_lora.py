@@ -6,7 +6,9 @@ from calotype.backends.onnxruntime import cuda as ort_cuda
 from calotype.errors import BackendError
 from calotype.export import build
 from calotype.loading import load
+from tests.helpers import tensorrt_standin
 from tests.helpers.backends import change_backend
+from tests.helpers.small_builds import levels, small_spec
 
 PROMPT = "a large red circle on a blue background"
 SMALL = {"seed": 3, "steps": 2, "width": 64, "height": 64}
@@ -17,7 +19,7 @@ def outline(demo_folder):
     return demo_folder / "outline.safetensors"
 
 
-def check_updates_and_restore(pipe, eager, outline, levels) -> None:
+def check_updates_and_restore(pipe, eager, outline) -> None:
     """Set A, B, A and no LoRA: images repeat exactly, and with A they equal eager's."""
     original = pipe(PROMPT, **SMALL)
     results = []
@@ -36,26 +38,26 @@ def check_updates_and_restore(pipe, eager, outline, levels) -> None:
 
 
 @pytest.fixture
-def refittable(on_a_gpu, spec, tmp_path):
+def refittable(on_a_gpu, tmp_path):
     """A plan whose engines can be refitted."""
-    build(spec("tensorrt", tmp_path / "plan", engine=("refit",)))
+    build(small_spec("tensorrt", tmp_path / "plan", engine=("refit",)))
     return tmp_path / "plan"
 
 
-def test_an_engine_is_refitted_and_restored(refittable, outline, pipes, levels):
+def test_an_engine_is_refitted_and_restored(refittable, outline, pipes):
     pipe = load(refittable)
     assert {c.runner.backend for c in (pipe.component("unet"), pipe.component("text_encoder"))} == {"tensorrt"}
-    check_updates_and_restore(pipe, pipes["eager"], outline, levels)
+    check_updates_and_restore(pipe, pipes["eager"], outline)
     report = pipe(PROMPT, **SMALL).report
     assert any("one graph" in note for note in report.notes)
     assert report.loras == ()
 
 
 @pytest.mark.parametrize(("failing_refit", "keyword"), [(1, "did not apply"), (2, "did not remove")])
-def test_a_refit_that_fails_is_refused(failing_refit, keyword, refittable, standin, outline, levels):
+def test_a_refit_that_fails_is_refused(failing_refit, keyword, refittable, outline):
     pipe = load(refittable)
     original = pipe(PROMPT, **SMALL)
-    standin.Refitter._lost = failing_refit
+    tensorrt_standin.Refitter._lost = failing_refit
     with pytest.raises(BackendError, match=keyword):
         pipe.set_lora(outline)
         pipe.set_lora(None)
@@ -71,9 +73,9 @@ def test_an_engine_that_cannot_be_refitted_says_what_to_build(on_a_gpu, outline)
     assert pipe.loras == ()
 
 
-def test_a_session_on_a_gpu_is_reopened_and_restored(on_a_gpu, outline, pipes, levels, monkeypatch):
+def test_a_session_on_a_gpu_is_reopened_and_restored(on_a_gpu, outline, pipes, monkeypatch):
     change_backend(monkeypatch, "onnxruntime-cuda", unavailable=lambda: None)
     monkeypatch.setattr(ort_cuda, "CUDA", ort_cuda.Provider(name="CPUExecutionProvider", device="cpu"))
     pipe = load("demo", backend="onnxruntime-cuda")
     assert pipe.component("unet").runner.backend == "onnxruntime-cuda"
-    check_updates_and_restore(pipe, pipes["eager"], outline, levels)
+    check_updates_and_restore(pipe, pipes["eager"], outline)

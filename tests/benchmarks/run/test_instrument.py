@@ -72,6 +72,7 @@ def rows(recorded):
     return {name: row for name, c in FAKES.items() for row in recorded.rows if row.contender == c.name}
 
 
+@pytest.mark.timed
 @pytest.mark.parametrize(("name", "times"), [("fast", 1), ("same", 1), ("slow", 2)])
 def test_known_sleeps_are_reported(rows, name, times):
     """Each quantity is at least its minimum, and a few per cent more: a sleep never ends early."""
@@ -88,6 +89,7 @@ def test_known_sleeps_are_reported(rows, name, times):
     assert row.speed.it_per_s <= 1000 / (UNET_MS * times)
 
 
+@pytest.mark.timed
 def test_the_ratio_is_the_known_one(rows):
     ratio = rows["slow"].ratio
     assert ratio.verdict == "behind"
@@ -99,12 +101,14 @@ def test_the_ratio_is_the_known_one(rows):
     assert ratio.rounds == 6
 
 
+@pytest.mark.timed
 def test_equal_contenders_are_within_a_few_per_cent(rows):
     ratios = [rows[n].ratio for n in ("fast", "same")]
     assert "base" in {r.verdict for r in ratios}
     assert all(0.93 <= r.median <= 1.07 for r in ratios)
 
 
+@pytest.mark.timed
 def test_wrong_images_have_no_speed(rows):
     """It is by far the fastest, but neither the base nor part of a ratio."""
     row = rows["wrong"]
@@ -115,6 +119,7 @@ def test_wrong_images_have_no_speed(rows):
     assert rows["slow"].ratio.base != row.contender
 
 
+@pytest.mark.timed
 def test_the_known_error_is_reported(rows):
     """Noise of 0.2 on pixels from -1 to 1 is a tenth of the range, 20 dB; half of the fake's pixels are clipped."""
     assert 19.9 <= rows["wrong"].quality.psnr_min_db <= 24
@@ -123,6 +128,7 @@ def test_the_known_error_is_reported(rows):
         assert rows[name].quality.relative_l2 == 0
 
 
+@pytest.mark.timed
 def test_utilisation_is_of_the_measured_peak(rows):
     unet = rows["fast"].parts["unet"]
     assert unet.flops > 1e9
@@ -131,16 +137,19 @@ def test_utilisation_is_of_the_measured_peak(rows):
     assert peak_of("int8+bf16", {"fp32": 1.0, "bf16": 2.0, "int8": 4.0}) == 4.0
 
 
+@pytest.mark.timed
 def test_a_process_has_memory_and_threads(rows):
     assert 20 << 20 < rows["fast"].host_peak_bytes < 4 << 30
     assert rows["fast"].threads == 1
 
 
+@pytest.mark.timed
 def test_images_are_kept_with_the_reference(recorded, rows):
     assert len(recorded.images(rows["wrong"])) == 1  # it was excluded after the first
     assert len(recorded.images(rows["fast"])) == len(recorded.reference(rows["fast"])) == 2
 
 
+@pytest.mark.timed
 def test_the_record_reads_back(recorded):
     assert read(recorded.folder) == recorded
 
@@ -161,6 +170,7 @@ def test_a_contender_that_dies_has_a_reason_and_the_others_go_on(tmp_path, peaks
     assert dead.speed is None
 
 
+@pytest.mark.timed
 def test_other_load_is_noticed(tmp_path, peaks_known):
     burner = subprocess.Popen([sys.executable, "-c", "while True: pass"])
     try:
@@ -228,6 +238,7 @@ def suite_contender(name):
     return contender(name)
 
 
+@pytest.mark.timed
 def test_nothing_of_a_run_is_left_running(recorded):
     for folder in Path("/proc").iterdir():
         with suppress(OSError):

@@ -242,7 +242,6 @@ def test_diffusers_generates_the_image_of_eager(demo_folder, pipes, tmp_path):
         assert psnr(theirs / 255, np.asarray(image) / 255) >= 60
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' own
 @pytest.mark.parametrize("spacing", ["linspace", "leading", "trailing"])
 def test_the_sigmas_for_stable_diffusion_cpp_are_those_of_diffusers(spacing):
     config = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}

@@ -68,7 +68,6 @@ def test_configs_are_the_published_ones(model, part, parameters):
     assert sum(p.numel() for p in module_of(part, config).parameters()) == parameters
 
 
-@pytest.mark.filterwarnings("ignore:__array__ implementation:DeprecationWarning")  # diffusers' Euler on numpy 2
 @pytest.mark.parametrize("name", MODELS)
 def test_schedulers_are_the_published_ones(name):
     import diffusers

@@ -11,6 +11,7 @@ from PIL import Image, PngImagePlugin
 import calotype
 from calotype.errors import CalotypeError
 from calotype.report.like import Like, read_like
+from tests.helpers.cpu_limit import cpu_limit
 
 OPTIONS = settings(
     max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
@@ -78,20 +79,20 @@ def test_unchanged_settings_are_read(own, path):
 
 @OPTIONS
 @given(changes=CHANGES, drop=st.sets(st.sampled_from(NAMES), max_size=1))
-def test_any_settings_are_read_or_raise(own, path, limited, changes, drop):
+def test_any_settings_are_read_or_raise(own, path, changes, drop):
     path.write_bytes(png({name: value for name, value in (own | changes).items() if name not in drop}))
-    with limited():
+    with cpu_limit():
         like = read(path)
     assert like is None or like.model == "demo"
 
 
 @OPTIONS
 @given(cuts=CUTS, end=st.integers(0, 10**6))
-def test_any_bytes_are_read_or_raise(own, path, limited, cuts, end):
+def test_any_bytes_are_read_or_raise(own, path, cuts, end):
     data = bytearray(png(own))
     for at, content in cuts:
         place = at % len(data)
         data[place : place + len(content)] = content
     path.write_bytes(data[: end % (2 * len(data))])
-    with limited():
+    with cpu_limit():
         read(path)

@@ -15,6 +15,7 @@ import calotype
 from calotype.errors import CalotypeError
 from calotype.files.digest import digest_of
 from calotype.plan.plan import Artifact, read_plan, write_plan
+from tests.helpers.cpu_limit import cpu_limit
 
 ODD = [
     *(None, True, False, 0, 1, -1, 2, 3, 64, 77, 2**31, 10**400, 0.5, -1.5, 1e300, float("nan"), float("inf")),
@@ -98,12 +99,12 @@ def test_the_plan_works_before_it_is_changed(small):
     max_examples=250, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]
 )
 @given(data=st.data())
-def test_any_manifest_is_refused_or_works(small, pristine, limited, data):
+def test_any_manifest_is_refused_or_works(small, pristine, data):
     manifest = copy.deepcopy(pristine)
     for _ in range(data.draw(st.integers(1, 3))):
         mutate(manifest, data.draw)
     write(small, manifest)
-    with limited():
+    with cpu_limit():
         load_and_generate(small)
 
 

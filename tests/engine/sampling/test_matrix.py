@@ -22,12 +22,6 @@ from calotype.sampling.archive import from_bytes, to_bytes
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.matrix import SamplerMatrix
 
-# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 STEPS = (1, 2, 8, 20, 50)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SIGMAS = (None, "karras", "exponential", "beta")

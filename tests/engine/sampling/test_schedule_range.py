@@ -21,9 +21,6 @@ NOISE, CLEAN = (np.random.default_rng(s).standard_normal(SHAPE).astype(np.float3
 MASK = np.random.default_rng(2).random((2, 1, 8, 8)) < 0.5
 CLIPPED = diffusers.DDIMScheduler(clip_sample=True, clip_sample_range=1.5)
 
-# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 def network(latents, timestep):
     return np.tanh(0.7 * latents + 0.2 * latents[:, ::-1] + timestep / 1000).astype(latents.dtype)

@@ -18,9 +18,6 @@ BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_line
 SHAPE = (2, 4, 8, 8)  # [B, C, H, W]
 NOISE = np.random.default_rng(0).standard_normal(SHAPE).astype(np.float32)
 
-# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 
 class Draws:
     """Noise for the draws, one stream for each image, and the number of draws."""

@@ -13,9 +13,6 @@ from calotype.sampling.compile import compile_sampler, resolve_scheduler
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedulers import SchedulerSpec, scheduler_names, spec_from
 
-# diffusers passes torch tensors to numpy functions, for which numpy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 # As in the repository of Stable Diffusion 1.5.
 SD15 = {
     "_class_name": "PNDMScheduler",

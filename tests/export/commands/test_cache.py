@@ -13,12 +13,13 @@ from rich.filesize import decimal
 
 from calotype.errors import InputError
 from calotype.export.commands.cache import bytes_of
+from tests.helpers import fork_server
 
 COMMAND = [sys.executable, "-m", "calotype", "cache"]
 
 
 def run(*arguments):
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, check=False)
+    return fork_server.run([*COMMAND, *arguments], capture_output=True, text=True)
 
 
 @pytest.fixture

@@ -19,12 +19,6 @@ from calotype.plan.family import family_of
 from calotype.report.like import read_like
 from tests.helpers.tiny_models import save_controlnet
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 PROMPTS = ["a large red circle on a blue background", "a green star on a white background"]
 SETTINGS = {"guidance_scale": 5.0, "output_type": "np"}
 NEGATIVE = "a blue ring"

@@ -14,12 +14,6 @@ from calotype.errors import SourceError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 MIN_DB = {"eager": 60, "onnxruntime": 50}
 SETTINGS = {"guidance_scale": 5.0, "width": 96, "height": 64, "output_type": "np"}
 PROMPTS = ["a blue square", "a small red ring above a green star"]

@@ -14,12 +14,6 @@ from calotype.errors import InputError, SourceError
 from calotype.export import prepare
 from calotype.export.quality.metrics import psnr
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 MIN_DB = {"eager": 60, "onnxruntime": 50}
 PROMPT = "a small red ring above a green star"
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))

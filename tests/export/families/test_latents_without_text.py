@@ -15,12 +15,6 @@ from calotype.export.sources.source import read_source
 from calotype.export.steps.subprocess_task import Outcome
 from calotype.plan.family import family_of
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 LEVELS = {"block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 32}
 LEVELS |= {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
 SCHEDULERS = {

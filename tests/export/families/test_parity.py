@@ -12,12 +12,6 @@ import calotype
 from calotype.export.quality.metrics import psnr
 from tests.helpers.tiny_models import save_controlnet
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 FIVE = {
     "ddim": (diffusers.DDIMScheduler, {"clip_sample": False}),  # its default is for pixels
     "euler": (diffusers.EulerDiscreteScheduler, {}),

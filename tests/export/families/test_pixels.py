@@ -14,9 +14,6 @@ from calotype.errors import BuildError, InputError, SourceError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 MIN_DB = {"eager": 60, "onnxruntime": 50}
 
 

@@ -14,12 +14,6 @@ from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 from tests.helpers.tiny_models import save_controlnet, tiny_unet
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 PROMPT = "a large green star on a blue background"
 IMAGE, EDGES = (
     Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)

@@ -23,9 +23,6 @@ from calotype.lora.lora import parse_loras, weight_deltas_of
 from calotype.weights.safetensors import TensorFile
 from tests.helpers.tiny_models import save_lora
 
-# diffusers warns when it holds two adapters.
-pytestmark = pytest.mark.filterwarnings("ignore:Already found a `peft_config` attribute:UserWarning")
-
 
 def reference_pipeline(folder, loras, components):
     """diffusers' pipeline with the same files, each fused with its weight."""

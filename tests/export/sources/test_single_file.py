@@ -23,9 +23,6 @@ from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from calotype.plan.family import family_of
 from tests.helpers.original_layout import original_text, original_unet, original_vae
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 CROSS, UP = "CrossAttnDownBlock2D", "CrossAttnUpBlock2D"
 TEXT = {"hidden_size": 32, "intermediate_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4}
 TEXT |= {"vocab_size": 49408, "projection_dim": 16, "bos_token_id": 0, "eos_token_id": 2, "pad_token_id": 1}

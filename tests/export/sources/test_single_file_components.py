@@ -27,12 +27,6 @@ from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from tests.helpers.original_layout import original_controlnet, original_vae
 from tests.helpers.tiny_models import save_controlnet, tiny_unet
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
-
 SCALE = 0.25  # of the model's own autoencoder; differs from Stable Diffusion's, SDXL's and diffusers' default
 EDGES = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
 PROMPT, OPTIONS = "a large red circle on a blue background", {"guidance_scale": 5.0, "height": 64, "width": 96}

@@ -20,9 +20,6 @@ from calotype.export.steps.subprocess_task import Outcome
 from calotype.plan.plan import write_plan
 from calotype.text.tokenizer import ClipTokenizer
 
-# diffusers passes torch tensors to NumPy functions, and NumPy 2 warns.
-pytestmark = pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning")
-
 PROMPT = "a large <thing> on a (blue:1.2) background"
 PLAIN = "a large <thing> left of a <Thing2>, <thing>"
 

@@ -9,6 +9,7 @@ import time
 import pytest
 
 from calotype.errors import BuildError, CheckError
+from calotype.export.steps import subprocess_task
 from calotype.export.steps.subprocess_task import run_in_subprocess
 
 BAD = """
@@ -36,6 +37,7 @@ def sleep(path): open(path, "w").write(str(os.getpid())); time.sleep(60)
 @pytest.fixture(autouse=True)
 def functions(tmp_path, monkeypatch):
     (tmp_path / "bad_functions.py").write_text(BAD)
+    monkeypatch.setattr(subprocess_task, "subprocess", subprocess)  # fresh interpreters, as users have them
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
 
 

@@ -4,7 +4,6 @@ import errno
 import hashlib
 import json
 import os
-import subprocess
 import sys
 import time
 from dataclasses import replace
@@ -16,6 +15,7 @@ from calotype.export.store.gc import AREAS, CONVERTED, ENVIRONMENTS, PLANS, all_
 from calotype.export.store.store import STORE, fetch
 from calotype.files import digest
 from calotype.files.cache import DIGESTS, FILE_AREAS, OPENVINO, SAMPLERS
+from tests.helpers import fork_server
 
 
 def key(word) -> str:
@@ -40,9 +40,7 @@ def folder_in(area, name):
 
 
 def command(*arguments):
-    return subprocess.run(
-        [sys.executable, "-m", "calotype", "cache", *arguments], capture_output=True, text=True, check=False
-    )
+    return fork_server.run([sys.executable, "-m", "calotype", "cache", *arguments], capture_output=True, text=True)
 
 
 @pytest.fixture

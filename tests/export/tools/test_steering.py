@@ -1,7 +1,6 @@
 """The demonstration ControlNet: it steers, matches diffusers, and its training resumes."""
 
 import json
-import subprocess
 import sys
 import warnings
 from dataclasses import replace
@@ -21,12 +20,7 @@ from calotype.export.sources.source import find
 from demo_training import train_clip, train_control, trainer
 from demo_training.__main__ import app
 from demo_training.evaluate import f1, held_out_scenes, steer
-
-# diffusers passes torch tensors to numpy functions, and numpy 2 warns about that.
-pytestmark = [
-    pytest.mark.filterwarnings("ignore:__array__ implementation doesn't accept a copy:DeprecationWarning"),
-    pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning"),
-]
+from tests.helpers import fork_server
 
 
 @pytest.fixture(scope="module")
@@ -94,7 +88,7 @@ def test_by_the_command_line(steered, tmp_path):
     words = scenes.caption(scene)
     command = [sys.executable, "-m", "calotype", "generate", words, "--controlnet", "demo-canny", "--steps", "4"]
     more = ["--control-image", "edges.png", "--seed", "3", "--backend", "onnxruntime", "-o", "out.png"]
-    done = subprocess.run([*command, *more], cwd=tmp_path, capture_output=True, text=True, check=False)
+    done = fork_server.run([*command, *more], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
     expected = steered(words, control_image=edges, steps=4, seed=3).images[0]
     with Image.open(tmp_path / "out.png") as image:
