@@ -58,7 +58,9 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
         if not model_named and not is_known(model):
             raise InputError(
                 f"{path} was generated with the model {model!r:.300}, which you have not used before. If you trust "
-                "this model, pass --model NAME."
+                "this model, pass --model NAME.",
+                argument="model",
+                got=model,
             )
         return Like(
             arguments={
@@ -73,7 +75,7 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
     except InputError:
         raise
     except (KeyError, ValueError, RecursionError) as broken:
-        raise InputError(f"cannot read all settings of {path}: {broken}.") from None
+        raise InputError(f"cannot read all settings of {path}: {broken}.", argument="like") from None
 
 
 def _check_pictures(path: Path, settings: Mapping[str, str], options: Collection[str]) -> None:
@@ -82,11 +84,13 @@ def _check_pictures(path: Path, settings: Mapping[str, str], options: Collection
         if mark in settings and option not in options:
             name = option.replace("_", "-")
             raise InputError(
-                f"{path} was generated from an input image, which a PNG does not contain. Pass --{name} FILE."
+                f"{path} was generated from an input image, which a PNG does not contain. Pass --{name} FILE.",
+                argument=option,
             )
     if "denoising_start" in settings or "denoising_end" in settings:
         raise InputError(
-            f"{path} was generated with a handoff of latents between models, which a PNG does not contain."
+            f"{path} was generated with a handoff of latents between models, which a PNG does not contain.",
+            argument="like",
         )
 
 
@@ -98,7 +102,11 @@ def _loras(path: Path, settings: Mapping[str, str]) -> list[str]:
     loras = parse_loras([(file, weight) for file, weight, _ in entries])
     for lora, (file, _, digest) in zip(loras, entries, strict=True):
         if lora.digest != digest:
-            raise InputError(f"{file} is not the LoRA file that the image was generated with. Pass --lora FILE.")
+            raise InputError(
+                f"{file} is not the LoRA file that the image was generated with. Pass --lora FILE.",
+                argument="lora",
+                got=file,
+            )
     return [str(lora) for lora in loras]
 
 

@@ -35,16 +35,24 @@ def load_control_images(control_image: Images, nets: int, prompts: int) -> list[
     if control_image is None:
         return []
     if not nets:
-        raise InputError("control_image needs a ControlNet. Load one with load(..., controlnet=FOLDER).")
+        raise InputError(
+            "control_image needs a ControlNet. Load one with load(..., controlnet=FOLDER).", argument="control_image"
+        )
     per_net = [control_image] if nets == 1 else as_list(control_image)
     if len(per_net) != nets:
         raise InputError(
-            f"control_image must be a list with one image for each of {nets} ControlNets, got {len(per_net)}."
+            f"control_image must be a list with one image for each of {nets} ControlNets, got {len(per_net)}.",
+            argument="control_image",
+            got=len(per_net),
         )
     controls = [[load_image_array("control_image", image) for image in as_list(each)] for each in per_net]
     for images in controls:
         if len(images) not in (1, prompts):
-            raise InputError(f"pass one control_image, or one for each of {prompts} prompts; got {len(images)}.")
+            raise InputError(
+                f"pass one control_image, or one for each of {prompts} prompts; got {len(images)}.",
+                argument="control_image",
+                got=len(images),
+            )
     return controls
 
 
@@ -57,7 +65,11 @@ def control_inputs(
     ends = _per_net("control_guidance_end", request.control_guidance_end, nets, 1)
     for start, end in zip(starts, ends, strict=True):
         if start >= end:
-            raise InputError(f"control_guidance_start={start:g} must come before control_guidance_end={end:g}.")
+            raise InputError(
+                f"control_guidance_start={start:g} must come before control_guidance_end={end:g}.",
+                argument="control_guidance_start",
+                got=start,
+            )
     return tuple(
         ControlInput(images=batch(each, count, height, width), scale=scale, start=start, end=end)
         for each, scale, start, end in zip(images, scales, starts, ends, strict=bool(images))
@@ -68,5 +80,9 @@ def _per_net(name: str, value: OneOrMore, nets: int, limit: float) -> list[float
     """Return a number from 0 to `limit` for each ControlNet; one number serves all."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value] * nets
     if len(numbers) != nets:
-        raise InputError(f"pass one {name}, or one for each of {nets} ControlNets; got {len(numbers)}.")
+        raise InputError(
+            f"pass one {name}, or one for each of {nets} ControlNets; got {len(numbers)}.",
+            argument=name,
+            got=len(numbers),
+        )
     return [check_float(name, each, limit) for each in numbers]

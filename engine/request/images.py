@@ -30,9 +30,11 @@ def load_images(name: str, value: Images, prompts: int) -> list[Pixels]:
         return []
     images = as_list(value)
     if not images:
-        raise InputError(f"{name} must be an image, or a list of images that is not empty.")
+        raise InputError(f"{name} must be an image, or a list of images that is not empty.", argument=name)
     if len(images) not in (1, prompts):
-        raise InputError(f"pass one {name}, or one for each of {prompts} prompts; got {len(images)}.")
+        raise InputError(
+            f"pass one {name}, or one for each of {prompts} prompts; got {len(images)}.", argument=name, got=len(images)
+        )
     return [load_mask_array(each) if name == "mask_image" else load_image_array(name, each) for each in images]
 
 
@@ -47,10 +49,14 @@ def latents_from(image: Images, channels: int, prompts: int, count: int) -> Floa
     if image.shape[1] != channels or as_pixels:  # a batch of [H, W, C] images
         return None
     if not np.isfinite(image).all():
-        raise InputError("image= contains latents that are not finite numbers.")
+        raise InputError("image= contains latents that are not finite numbers.", argument="image")
     if len(image) not in (1, prompts, count):
         each = f"{prompts} prompts" if prompts == count else f"{prompts} prompts or {count} images"
-        raise InputError(f"pass latents of one image, or of one for each of {each}; got {len(image)}.")
+        raise InputError(
+            f"pass latents of one image, or of one for each of {each}; got {len(image)}.",
+            argument="image",
+            got=len(image),
+        )
     return image.astype(np.float32)
 
 
@@ -63,15 +69,25 @@ def check_image_arguments(
     needs_image = {"mask_image": has_mask, "strength": strength is not None, "denoising_start": begin is not None}
     for name, is_set in needs_image.items():
         if is_set and not has_image:
-            raise InputError(f"{name} needs an input image. Pass one as image=.")
+            raise InputError(f"{name} needs an input image. Pass one as image=.", argument=name)
     if begin is not None and strength is not None:
-        raise InputError("strength and denoising_start both choose the first step. Pass only one of them.")
+        raise InputError(
+            "strength and denoising_start both choose the first step. Pass only one of them.",
+            argument="strength",
+            got=strength,
+        )
     if begin is not None and end is not None and begin >= end:
-        raise InputError(f"denoising_start={begin:g} must come before denoising_end={end:g}.")
+        raise InputError(
+            f"denoising_start={begin:g} must come before denoising_end={end:g}.", argument="denoising_start", got=begin
+        )
     if inpainting and has_latents:
-        raise InputError("an inpainting model takes pixels as image=, got latents. Decode them first.")
+        raise InputError(
+            "an inpainting model takes pixels as image=, got latents. Decode them first.", argument="image"
+        )
     if inpainting and not has_mask:
-        raise InputError("an inpainting model needs image= and mask_image= (white is repainted).")
+        raise InputError(
+            "an inpainting model needs image= and mask_image= (white is repainted).", argument="mask_image"
+        )
 
 
 def schedule_range_for(
@@ -89,7 +105,11 @@ def schedule_range_for(
     remaining = min(int(steps * strength), steps)
     if remaining < 1:
         hint = f"Use strength >= {1 / steps:.2g} or more steps."
-        raise InputError(f"strength={strength:g} with steps={steps} runs no denoising step. {hint}")
+        raise InputError(
+            f"strength={strength:g} with steps={steps} runs no denoising step. {hint}",
+            argument="strength",
+            got=strength,
+        )
     pure_noise = has_mask and strength == 1  # the first latents contain nothing of the image
     part = ScheduleRange(
         origin="noise" if pure_noise else "image",

@@ -28,7 +28,8 @@ def texts_of(request: Request, plan: Plan) -> tuple[list[str], Sequence[str | No
     if not plan.prompting.states:
         if request.prompt not in (None, "") or request.negative_prompt not in (None, ""):
             raise InputError(
-                "this model is unconditional and takes no prompt. Use num_images= to generate several images."
+                "this model is unconditional and takes no prompt. Use num_images= to generate several images.",
+                argument="prompt",
             )
         return [""], [None if plan.prompting.zero_negative else ""]
     prompts = _texts("prompt", request.prompt)
@@ -36,14 +37,20 @@ def texts_of(request: Request, plan: Plan) -> tuple[list[str], Sequence[str | No
         return prompts, [None] * len(prompts)
     texts = _texts("negative_prompt", request.negative_prompt or "")
     if len(texts) not in (1, len(prompts)):
-        raise InputError(f"pass one negative_prompt, or one for each of {len(prompts)} prompts; got {len(texts)}.")
+        raise InputError(
+            f"pass one negative_prompt, or one for each of {len(prompts)} prompts; got {len(texts)}.",
+            argument="negative_prompt",
+            got=len(texts),
+        )
     return prompts, texts * len(prompts) if len(texts) == 1 else texts
 
 
 def _texts(name: str, value: str | Sequence[str] | None) -> list[str]:
     texts = [value] if isinstance(value, str) else list(value) if isinstance(value, Sequence) else None
     if not texts or not all(isinstance(t, str) for t in texts):
-        raise InputError(f"{name} must be text, or a list of texts that is not empty; got {value!r:.80}.")
+        raise InputError(
+            f"{name} must be text, or a list of texts that is not empty; got {value!r:.80}.", argument=name, got=value
+        )
     # Terminal bytes that are not UTF-8 arrive as lone surrogates, which no file can store: they become "?".
     return [t.encode("utf-8", "replace").decode("utf-8") for t in texts]
 

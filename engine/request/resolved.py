@@ -98,7 +98,9 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     height, width = _size(request, sizes[0] if sizes else None, plan.profile)
     plan.profile.check(batch=count, height=height, width=width)
     if latents is not None and sizes[0] != (height, width):
-        raise InputError(f"image= contains latents of {sizes[0]} pixels (height, width); expected {height, width}.")
+        raise InputError(
+            f"image= contains latents of {sizes[0]} pixels (height, width); expected {height, width}.", argument="image"
+        )
     schedule_range, strength = schedule_range_for(request, steps=steps, **task)
     inpaint_mask = batch_of_masks(masks, count, height, width)
     notes = list(image_notes(images, masks, flat_controls, inpaint_mask, (height, width)))
@@ -154,10 +156,18 @@ def _takes_guidance(plan: Plan) -> bool:
 
 def _interval(interval: Sequence[float]) -> tuple[float, float]:
     if isinstance(interval, str) or not isinstance(interval, Sequence) or len(interval) != 2:
-        raise InputError(f"guidance_interval must be two fractions, such as (0.1, 0.8); got {interval!r:.80}.")
+        raise InputError(
+            f"guidance_interval must be two fractions, such as (0.1, 0.8); got {interval!r:.80}.",
+            argument="guidance_interval",
+            got=interval,
+        )
     start, end = (check_float("guidance_interval", fraction, 1) for fraction in interval)
     if start >= end:
-        raise InputError(f"guidance_interval must begin before it ends; got {interval!r:.80}.")
+        raise InputError(
+            f"guidance_interval must begin before it ends; got {interval!r:.80}.",
+            argument="guidance_interval",
+            got=interval,
+        )
     return start, end
 
 
@@ -165,7 +175,9 @@ def _clip_skip(value: Any, plan: Plan) -> int | None:
     if value is None:
         return None
     if not plan.prompting.states:
-        raise InputError("clip_skip needs a text encoder, which this model lacks. Omit clip_skip.")
+        raise InputError(
+            "clip_skip needs a text encoder, which this model lacks. Omit clip_skip.", argument="clip_skip", got=value
+        )
     outputs = {name: {b.name for b in plan.components[name].outputs} for name, _ in plan.prompting.states}
     limit = 0
     while all(skipping(output, limit + 1) in outputs[name] for name, output in plan.prompting.states):
@@ -175,7 +187,11 @@ def _clip_skip(value: Any, plan: Plan) -> int | None:
 
 def _output_type(output_type: OutputType) -> OutputType:
     if output_type not in get_args(OutputType):
-        raise InputError(f"output_type must be one of {', '.join(get_args(OutputType))}; got {output_type!r}.")
+        raise InputError(
+            f"output_type must be one of {', '.join(get_args(OutputType))}; got {output_type!r}.",
+            argument="output_type",
+            got=output_type,
+        )
     return output_type
 
 
@@ -185,7 +201,9 @@ def _seeds(seed: Any, count: int) -> tuple[int, ...]:
         return tuple(secrets.randbelow(MAX_SEED + 1) for _ in range(count))
     if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
         if len(seed) != count:
-            raise InputError(f"pass one seed, or one for each of {count} images; got {len(seed)}.")
+            raise InputError(
+                f"pass one seed, or one for each of {count} images; got {len(seed)}.", argument="seed", got=len(seed)
+            )
         return tuple(check_int("seed", each, 0, MAX_SEED) for each in seed)
     first = check_int("seed", seed, 0, MAX_SEED)
     return tuple((first + i) % (MAX_SEED + 1) for i in range(count))

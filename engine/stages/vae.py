@@ -131,7 +131,9 @@ class Codec:
         is_batch = is_array and latents.ndim == 4 and latents.shape[1] == self.channels and 0 not in latents.shape
         if not is_batch or latents.dtype.kind not in "biuf":
             got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
-            raise InputError(f"latents must be an array [B, {self.channels}, h, w] of numbers, got {got}.")
+            raise InputError(
+                f"latents must be an array [B, {self.channels}, h, w] of numbers, got {got}.", argument="latents"
+            )
         return np.asarray(latents)
 
     def tiling_from(self, sliced: bool, tile: int | None) -> VaeTiling | None:
@@ -140,6 +142,8 @@ class Codec:
             return VaeTiling(sliced=True) if sliced else None
         if isinstance(tile, bool) or not isinstance(tile, int) or tile < _MIN_TILE or tile % self._factor:
             raise InputError(
-                f"tile must be a multiple of {self._factor} pixels, {_MIN_TILE} or more; got {tile!r:.80}."
+                f"tile must be a multiple of {self._factor} pixels, {_MIN_TILE} or more; got {tile!r:.80}.",
+                argument="tile",
+                got=tile,
             )
         return VaeTiling(sliced=sliced, tile=tile)

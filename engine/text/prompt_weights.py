@@ -24,7 +24,9 @@ def parse_weighted_prompt(prompt: str) -> list[tuple[str, float]]:
     Raises `InputError` for more than 100,000 characters, and for a weight that is not from 0 to 10.
     """
     if len(prompt) > MAX_CHARACTERS:
-        raise InputError(f"Invalid prompt: got {len(prompt):,} characters; expected at most {MAX_CHARACTERS:,}.")
+        raise InputError(
+            f"Invalid prompt: got {len(prompt):,} characters; expected at most {MAX_CHARACTERS:,}.", argument="prompt"
+        )
     texts: list[str] = []
     spans: dict[int, tuple[int, float]] = {}  # index of an opening bracket -> index of its end, and its weight
     opened: list[int] = []
@@ -57,7 +59,9 @@ def _weights(count: int, spans: Mapping[int, tuple[int, float]], prompt: str) ->
             if product > _MAX_NESTED:
                 raise InputError(
                     f"Invalid prompt: got nested weights that multiply to {product:g} in {prompt!r:.80}; expected at "
-                    f"most {_MAX_NESTED:g}."
+                    f"most {_MAX_NESTED:g}.",
+                    argument="prompt",
+                    got=product,
                 )
             around.append((end, product))
         weights.append(around[-1][1])
@@ -69,7 +73,9 @@ def _weight(number: str, prompt: str) -> float:
     if not weight <= MAX_WEIGHT:
         raise InputError(
             f"Invalid weight in a prompt: got {number:.20} in {prompt!r:.80}; expected a number from 0 to "
-            f"{MAX_WEIGHT:g}, as in (word:1.3)."
+            f"{MAX_WEIGHT:g}, as in (word:1.3).",
+            argument="prompt",
+            got=number,
         )
     return weight
 

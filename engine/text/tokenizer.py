@@ -93,7 +93,9 @@ class ClipTokenizer:
     def _read(self, prompt: str, limit: int) -> tuple[list[int], list[float], str]:
         """Return at most `limit` tokens, their weights, and the rest of the text."""
         if not isinstance(prompt, str):
-            raise InputError(f"Invalid prompt: got {type(prompt).__name__} {prompt!r}; expected text.")
+            raise InputError(
+                f"Invalid prompt: got {type(prompt).__name__} {prompt!r}; expected text.", argument="prompt", got=prompt
+            )
         ids: list[int] = []
         weights: list[float] = []
         left: list[str] = []
@@ -132,7 +134,9 @@ def tokenizer_files(folder: Path) -> list[Path]:
     for names in (("vocab.json", "merges.txt"), ("tokenizer.json",)):
         if all((folder / name).is_file() for name in names):
             return [folder / name for name in (*names, ADDED) if (folder / name).is_file()]
-    raise SourceError(f"{folder} is not a CLIP tokenizer: expected vocab.json and merges.txt, or tokenizer.json.")
+    raise SourceError(
+        f"{folder} is not a CLIP tokenizer: expected vocab.json and merges.txt, or tokenizer.json.", path=folder
+    )
 
 
 def vocabulary_of(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
@@ -174,7 +178,8 @@ def check_token_ids(folder: Path, rows: int, encoder: Path) -> None:
             raise SourceError(
                 f"{path}: the token {token!r:.80} has the id {top if top >= rows else lowest}, and the text encoder in "
                 f"{encoder} has embeddings for the ids 0 to {rows - 1}. Use the tokenizer of the same model, or call "
-                f"resize_token_embeddings({top + 1}) on the text encoder and save it."
+                f"resize_token_embeddings({top + 1}) on the text encoder and save it.",
+                path=path,
             )
 
 
