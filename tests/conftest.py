@@ -40,7 +40,7 @@ SLOWEST = (
     *("engine/test_cli.py", "test_lean.py", "engine/system/test_forks.py", "benchmarks/run/test_instrument.py"),
 )
 # What `make check` leaves out: tests of these folders and files, and all that use these fixtures.
-SLOW = ("benchmarks/run", "export/builder", "export/demo", "export/families", "export/precision", "export/sources")
+SLOW = ("benchmarks/run", "export/builder", "export/families", "export/precision", "export/sources", "export/tools")
 SLOW += (
     "export/store/test_kills.py",
     "export/tensorrt",
