@@ -1,8 +1,6 @@
 """LoRA files with random weights, in every layout, fused into tiny models: the same weights as diffusers."""
 
 import json
-import os
-from types import SimpleNamespace
 
 import diffusers
 import numpy as np
@@ -15,12 +13,11 @@ from torch import nn
 import calotype
 from calotype.backends.torch.modules import load_module
 from calotype.errors import SourceError
-from calotype.export.sources.lora import fuse, fuse_into
+from calotype.export.sources.lora import fuse
 from calotype.export.sources.source import read_source
-from calotype.export.sources.weight_files import check_safetensors
 from calotype.lora.formats import layers_by_name, tensor_target
 from calotype.lora.lora import parse_loras, weight_deltas_of
-from calotype.weights.safetensors import TensorFile
+from tests.helpers.lora_files import delta_in, pair
 from tests.helpers.tiny_models import save_lora
 
 
@@ -37,19 +34,7 @@ def reference_pipeline(folder, loras, components):
     return pipe
 
 
-@pytest.fixture
-def in_this_process(monkeypatch):
-    """Fuse in this process: a child process takes seconds to import torch."""
-
-    def run(_, function, *__, **arguments):
-        assert function == "calotype.export.sources.lora:fuse_into"
-        return SimpleNamespace(value=fuse_into(**arguments), peak_bytes=0)
-
-    monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", run)
-    monkeypatch.setattr("calotype.export.steps.stored_step.run_in_subprocess", run)
-
-
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("fuse_in_this_process")
 @pytest.mark.parametrize("layout", ["diffusers", "kohya", "older"])
 @pytest.mark.parametrize(
     ("fixture", "components"),
@@ -70,7 +55,7 @@ def test_fused_weights_are_those_of_diffusers(request, tmp_path, layout, fixture
         assert sum(not torch.equal(plain[n], expected[n]) for n in expected) >= 10, name  # the LoRAs change weights
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("fuse_in_this_process")
 def test_pefts_alphas_are_read_from_the_metadata(sd21_folder, tmp_path):
     """The metadata of diffusers' `save_lora_adapter` has a default alpha, and others by layer."""
     path = save_lora(sd21_folder, tmp_path / "x.safetensors")
@@ -158,17 +143,6 @@ def test_names_of_older_layouts(key, component, layer, part):
     assert (target.component, target.layer, target.part) == (component, layer, part)
 
 
-def pair(layer="conv_in", *, rank=2, out=6, into=8, **others):
-    """Return the tensors of one layer in a kohya file."""
-    tensors = {"lora_down.weight": torch.ones(rank, into), "lora_up.weight": torch.ones(out, rank)} | others
-    return {f"lora_unet_{layer}.{part}": tensor for part, tensor in tensors.items()}
-
-
-def delta_in(path, tensors, shape=(6, 8), metadata=None, weight=1.0):
-    save_file(tensors, path, metadata)
-    return weight_deltas_of(parse_loras((path, weight)), {"unet": {"conv_in": shape}})["unet"].patches["conv_in.weight"]
-
-
 @pytest.mark.parametrize("kind", ["int64", "int32", "float32"])
 def test_alpha_may_be_an_integer_as_diffusers_converter_writes_it(tmp_path, kind):
     path = tmp_path / "x.safetensors"
@@ -205,65 +179,7 @@ def test_a_pattern_matches_the_end_of_a_name(tmp_path):
     assert [settings.alpha(*each) for each in layers] == [8, None, 9]
 
 
-@pytest.mark.parametrize("part", ["lora_down.weight", "lora_up.weight", "lora_mid.weight", "alpha", "metadata"])
-@pytest.mark.parametrize("number", [float("nan"), float("inf")])
-def test_values_that_are_not_finite_are_refused_with_their_layer(tmp_path, part, number):
-    tensors = {"lora_down.weight": torch.ones(2, 8, 1, 1), "lora_up.weight": torch.ones(6, 2, 1, 1)}
-    tensors |= {"lora_mid.weight": torch.ones(2, 2, 3, 3)}
-    metadata = {}
-    if part == "metadata":
-        metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": number})}
-    else:
-        tensors[part] = torch.full_like(tensors.get(part, torch.tensor(1.0)), number)
-    with pytest.raises(SourceError, match=r"not finite.*unet\.conv_in"):
-        delta_in(tmp_path / "x.safetensors", pair(**tensors), (6, 8, 3, 3), metadata)
-
-
-INVALID = {
-    "no rank": (pair(rank=0), {}, r"lora_down\.weight.*\[0, 8\]"),
-    "a kernel between, of a linear layer": (
-        pair(**{"lora_mid.weight": torch.ones(2, 2)}),
-        {},
-        r"lora_down\.weight.*\[2, 8\]",
-    ),
-    "no alpha": (pair(alpha=torch.ones(0)), {}, r"alpha.*\[0\]"),
-    "a word": (pair(), {"unet.lora_alpha": "x"}, "lora_adapter_metadata"),
-    "a list": (pair(), {"unet.alpha_pattern": [1]}, "lora_adapter_metadata"),
-    "a pattern without end": (pair(), {"unet.alpha_pattern": {"(.*)*(.*)*x": 1}}, "lora_adapter_metadata"),
-    "70 axes": (
-        pair(**{"lora_up.weight": torch.ones(6, 2, *[1] * 60)}),
-        {},
-        "x.safetensors",
-    ),
-    "no pattern": (pair(), {"unet.alpha_pattern": {"(": 1}}, "lora_adapter_metadata"),
-}
-
-
-@pytest.mark.parametrize("case", INVALID)
-def test_invalid_files_are_refused(tmp_path, case):
-    tensors, settings, keyword = INVALID[case]
-    with pytest.raises(SourceError, match=keyword):
-        delta_in(tmp_path / "x.safetensors", tensors, metadata={"lora_adapter_metadata": json.dumps(settings)})
-
-
-@pytest.mark.parametrize("metadata", [b"null", b'["x"]', b'"x"', b'{"lora_adapter_metadata":{"unet.lora_alpha":2}}'])
-def test_metadata_other_than_text_is_refused(tmp_path, metadata):
-    """null means no metadata."""
-    path = tmp_path / "x.safetensors"
-    save_file(pair(), path, {"a": "b"})
-    data = path.read_bytes()
-    length = int.from_bytes(data[:8], "little")
-    header = data[8 : 8 + length].replace(b'{"a":"b"}', metadata)
-    path.write_bytes(len(header).to_bytes(8, "little") + header + data[8 + length :])
-    if metadata == b"null":
-        assert weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
-        assert check_safetensors(path).metadata == {}
-        return
-    with pytest.raises(SourceError, match=r"x\.safetensors"):
-        weight_deltas_of(parse_loras(path), {"unet": {"conv_in": (6, 8)}})
-
-
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("fuse_in_this_process")
 def test_fused_files_change_only_the_fingerprint_and_the_unet(sd21_folder, tmp_path, monkeypatch):
     path = save_lora(sd21_folder, tmp_path / "a:b.safetensors")
     source = read_source(sd21_folder)
@@ -281,7 +197,7 @@ def test_fused_files_change_only_the_fingerprint_and_the_unet(sd21_folder, tmp_p
     assert fuse(source, []) is source
 
 
-@pytest.mark.usefixtures("in_this_process")
+@pytest.mark.usefixtures("fuse_in_this_process")
 def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path):
     fits, other = save_lora(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
     save_lora(sdxl_folder, other, ["text_encoder_2"], "kohya")
@@ -387,148 +303,3 @@ def test_folders_that_are_not_a_lora_are_refused(tmp_path, monkeypatch):
     (tmp_path / "adapter_config.json").write_text("{}")
     with pytest.raises(SourceError, match="peft"):
         parse_loras(tmp_path)
-
-
-def sparse(path, entries):
-    """Write a sparse file with this header and the length that it declares."""
-    header = json.dumps({name: {"dtype": "F32", **entry} for name, entry in entries.items()}).encode()
-    path.write_bytes(len(header).to_bytes(8, "little") + header)
-    os.truncate(path, 8 + len(header) + max(entry["data_offsets"][1] for entry in entries.values()))
-
-
-_WIDE = 64 << 28
-TOO_LARGE = {
-    "no place": {"unet.x.lora_A.weight": {"shape": [_WIDE], "data_offsets": [0, 4 * _WIDE]}},
-    "a rank": {
-        "unet.conv_in.lora_A.weight": {"shape": [1 << 28, 8], "data_offsets": [0, 1 << 33]},
-        "unet.conv_in.lora_B.weight": {"shape": [6, 1 << 28], "data_offsets": [1 << 33, 14 << 30]},
-    },
-    "a hole": {"unet.conv_in.lora_A.weight": {"shape": [2, 8], "data_offsets": [64 << 30, (64 << 30) + 64]}},
-}
-
-
-@pytest.mark.parametrize("case", TOO_LARGE)
-def test_a_file_that_does_not_fit_is_not_hashed(tmp_path, monkeypatch, case):
-    monkeypatch.setattr("calotype.lora.lora.file_digest", lambda path: pytest.fail("hashed"))
-    sparse(tmp_path / "x.safetensors", TOO_LARGE[case])
-    with pytest.raises(SourceError, match=r"x\.safetensors"):
-        weight_deltas_of(parse_loras(tmp_path / "x.safetensors"), {"unet": {"conv_in": (6, 8)}})
-
-
-def test_a_file_that_does_not_fit_is_not_hashed_for_a_build(sd21_folder, tmp_path, monkeypatch):
-    monkeypatch.setattr("calotype.lora.lora.file_digest", lambda path: pytest.fail("hashed"))
-    monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", lambda *_, **__: pytest.fail("fused"))
-    sparse(tmp_path / "x.safetensors", TOO_LARGE["no place"])
-    with pytest.raises(SourceError, match=r"x\.safetensors"):
-        fuse(read_source(sd21_folder), [tmp_path / "x.safetensors"])
-
-
-def test_two_names_of_one_tensor_are_refused(tmp_path):
-    twin = {"unet.conv_in.lora_A.weight": torch.zeros(2, 8)}
-    with pytest.raises(SourceError, match=r"lora_A\.weight"):
-        delta_in(tmp_path / "x.safetensors", pair() | twin)
-
-
-def test_products_that_are_not_finite_are_refused(tmp_path):
-    large = {f"lora_{part}.weight": torch.full(shape, 1e30) for part, shape in (("down", (2, 8)), ("up", (6, 2)))}
-    with pytest.raises(SourceError, match="finite"):
-        delta_in(tmp_path / "x.safetensors", pair(**large))
-
-
-def layer_of(folder, *, rank=2, width=None, name="down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q"):
-    weights = load_file(folder / "unet" / "diffusion_pytorch_model.safetensors")
-    out, into = weights["down_blocks.1.attentions.0.transformer_blocks.0.attn1.to_q.weight"].shape
-    a, b = torch.ones(rank, width or into), torch.ones(out, rank)
-    return {f"unet.{name}.lora_A.weight": a, f"unet.{name}.lora_B.weight": b}
-
-
-MISFITS = {
-    "a shape": (lambda f: layer_of(f, width=77), r"to_q\.lora_A\.weight.*\[2, 77\].*\[64, 64\]"),
-    "a rank": (
-        lambda f: layer_of(f) | dict([list(layer_of(f, rank=3).items())[1]]),
-        "lora_A.weight",
-    ),
-    "a layer": (
-        lambda f: layer_of(f) | layer_of(f, name="down_blocks.9.to_q"),
-        "unet.down_blocks.9.to_q.lora_A",
-    ),
-    "no partner": (lambda f: dict([next(iter(layer_of(f).items()))]), "to_q.lora_A.weight"),
-    "a prefix": (
-        lambda f: layer_of(f) | {f"x.{k}": t for k, t in layer_of(f).items()},
-        "x.unet",
-    ),
-    "no LoRA": (lambda f: {"conv_in.weight": torch.ones(2, 2)}, "conv_in.weight"),
-    "kohya's": (lambda f: {"lora_unet_x.lora_down.weight": torch.ones(2, 2)}, "lora_unet_x.lora_down"),
-    "a second encoder": (
-        lambda f: {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)},
-        "lora_te2_text_model",
-    ),
-    "DoRA": (lambda f: layer_of(f) | {"unet.x.dora_scale": torch.ones(2)}, r"DoRA .*unet\.x\.dora_scale"),
-    "LoHa": (lambda f: {"lora_unet_x.hada_w1_a": torch.ones(2)}, "LoHa"),
-    "biases": (lambda f: layer_of(f) | {"unet.x.lora_B.bias": torch.ones(2)}, "biases"),
-    "nothing": (lambda f: {}, "x.safetensors"),
-    "SDXL": (
-        lambda f: layer_of(f, width=2048, name="down_blocks.1.attentions.0.transformer_blocks.0.attn2.to_k"),
-        "Stable Diffusion XL",
-    ),
-}
-
-
-@pytest.fixture(scope="module")
-def eager(sd21_folder):
-    return calotype.load(sd21_folder, backend="eager")
-
-
-@pytest.mark.parametrize("case", MISFITS)
-def test_files_that_do_not_fit_are_refused(eager, sd21_folder, tmp_path, case):
-    tensors_for, keyword = MISFITS[case]
-    save_file(tensors_for(sd21_folder), tmp_path / "x.safetensors")
-    for weight in (1, 0):  # a file with weight 0 has to fit as well
-        with pytest.raises(SourceError, match=keyword):
-            eager.set_lora((tmp_path / "x.safetensors", weight))
-    assert eager.loras == ()
-
-
-@pytest.mark.usefixtures("in_this_process")
-def test_a_lora_of_another_family_is_refused(eager, sdxl_folder, tmp_path):
-    path = save_lora(sdxl_folder, tmp_path / "x.safetensors", ["text_encoder_2"], "kohya")
-    with pytest.raises(SourceError, match="lora_te2"):
-        eager.set_lora(path)
-    with pytest.raises(SourceError, match="lora_te2"):
-        fuse(read_source(eager.plan.model), [path])
-
-
-def test_unsupported_peft_settings_are_refused(eager, sd21_folder, tmp_path):
-    path = save_lora(sd21_folder, tmp_path / "x.safetensors")
-    tensors = load_file(path)
-    save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})})
-    with pytest.raises(SourceError, match="use_rslora"):
-        eager.set_lora(path)
-    for text in ("[", "[" * 5000):
-        save_file(tensors, path, {"lora_adapter_metadata": text})
-        with pytest.raises(SourceError, match="JSON"):
-            eager.set_lora(path)
-
-
-@pytest.mark.parametrize("kind", ["float64", "float32", "float16", "bfloat16"])
-def test_tensors_are_read_as_float32(tmp_path, kind):
-    tensors = {"a": torch.randn(3, 5).to(getattr(torch, kind)), "b": torch.randn(2, 1, 4).to(getattr(torch, kind))}
-    save_file(tensors | {"empty": torch.zeros(0, 2)}, tmp_path / "x.safetensors", {"key": "value"})
-    file = TensorFile(tmp_path / "x.safetensors")
-    assert file.metadata == {"key": "value"}
-    assert set(file) == {"a", "b", "empty"}
-    for name, tensor in tensors.items():
-        assert file.shape(name) == tuple(tensor.shape)
-        np.testing.assert_array_equal(file[name], tensor.float().numpy())
-
-
-def test_damaged_files_are_refused(tmp_path):
-    path = tmp_path / "x.safetensors"
-    save_file({"a": torch.ones(3, 5), "ids": torch.ones(3, dtype=torch.int64)}, path)
-    with pytest.raises(SourceError, match="I64"):
-        _ = TensorFile(path)["ids"]
-    data = path.read_bytes()
-    for cut in (b"", data[:5], data[:40], data[:-3], data + b"x", data.replace(b"[3,5]", b"[3,6]"), os.urandom(99)):
-        path.write_bytes(cut)
-        with pytest.raises(SourceError, match=r"x\.safetensors"):
-            TensorFile(path)

@@ -1,7 +1,6 @@
 """Autoencoders and ControlNets in one file: the same weights, and the same images as diffusers."""
 
 import json
-import shutil
 from pathlib import Path
 
 import diffusers
@@ -9,55 +8,27 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import calotype
 from calotype.errors import SourceError
 from calotype.export.commands.cli import app
 from calotype.export.quality.metrics import psnr
-from calotype.export.sources import convert
 from calotype.export.sources.configs import MODELS
 from calotype.export.sources.convert import convert_component_tensors, network_of, shapes_of
 from calotype.export.sources.single_file_components import autoencoder_in, controlnet_in
 from calotype.export.sources.source import find, read_source
 from calotype.export.sources.weight_files import Header
 from calotype.export.steps import stored_step
-from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
+from calotype.export.steps.subprocess_task import run_in_subprocess
+from tests.helpers.components_in_files import OTHERS, SCALE, autoencoder, written, zeros
 from tests.helpers.original_layout import original_controlnet, original_vae
 from tests.helpers.tiny_models import save_controlnet, tiny_unet
 
-SCALE = 0.25  # of the model's own autoencoder; differs from Stable Diffusion's, SDXL's and diffusers' default
 EDGES = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+pytestmark = pytest.mark.usefixtures("convert_in_this_process")
 PROMPT, OPTIONS = "a large red circle on a blue background", {"guidance_scale": 5.0, "height": 64, "width": 96}
-
-
-@pytest.fixture(autouse=True)
-def in_this_process(monkeypatch):
-    def run(_, function, *__, **arguments):
-        return Outcome(value=getattr(convert, function.partition(":")[2])(**arguments), peak_bytes=0)
-
-    monkeypatch.setattr(stored_step, "run_in_subprocess", run)
-
-
-@pytest.fixture(scope="module")
-def base(demo_folder, tmp_path_factory):
-    """The demonstration model with an autoencoder that has attention, and the scaling factor `SCALE`."""
-    folder = Path(shutil.copytree(demo_folder, tmp_path_factory.mktemp("base") / "model"))
-    shutil.rmtree(folder / "vae")
-    autoencoder(demo_folder, 0).save_pretrained(folder / "vae")
-    return folder
-
-
-def autoencoder(demo_folder, seed):
-    torch.manual_seed(seed)
-    config = diffusers.AutoencoderKL.load_config(demo_folder / "vae")
-    return diffusers.AutoencoderKL.from_config({**config, "mid_block_add_attention": True, "scaling_factor": SCALE})
-
-
-def written(tensors, path, metadata=None):
-    save_file({name: tensor.contiguous() for name, tensor in tensors.items()}, path, metadata=metadata)
-    return path
 
 
 def names_of_2022(tensors):
@@ -281,141 +252,6 @@ def test_build_reads_both_before_any_work(tmp_path):
     ):
         with pytest.raises(SourceError, match=keyword):
             raise run_command("build", "demo", *words, "-o", tmp_path / "plan").exception
-
-
-def zeros(**shapes):
-    return {name: torch.zeros(shape) for name, shape in shapes.items()}
-
-
-OTHERS = {
-    "a LoRA": {"lora_unet_x.lora_down.weight": (1,)},
-    "a LoRA of diffusers": {"unet.mid_block.x.lora_A.weight": (1,)},
-    "a learned word": {"emb_params": (1, 768)},
-    "a U-Net": {"model.diffusion_model.input_blocks.0.0.weight": (320, 4, 3, 3)},
-    "a model": {f"{part}.x": (1,) for part in ("model.diffusion_model", "first_stage_model", "cond_stage_model")},
-    "half": {"decoder.layers.0.weight": (64, 4, 3, 3)},
-    "union": {"task_embedding": (6, 320), "controlnet_cond_embedding.conv_in.weight": (16, 3, 3, 3)},
-    "difference": {"difference": (1,), "control_model.input_hint_block.0.weight": (16, 3, 3, 3)},
-    "Control-LoRA": {"lora_controlnet": (0,), "input_hint_block.0.weight": (16, 3, 3, 3)},
-    "of video": {"decoder.conv_in.weight": (512, 4, 3, 3), "encoder.x": (1,)},
-    "nothing": {},
-    "one number": {"decoder.conv_in.weight": (), "encoder.down.0.block.0.conv1.weight": ()},
-}
-CONTENTS = {
-    (
-        "vae",
-        "a LoRA",
-    ): r"holds a LoRA .*lora=.*under lora_unet_x",
-    ("vae", "a LoRA of diffusers"): "holds a LoRA .*lora=",
-    ("vae", "a learned word"): "holds a textual inversion",
-    ("vae", "a U-Net"): "holds only a U-Net",
-    ("vae", "half"): "holds half an autoencoder",
-    ("vae", "union"): "holds a multi-task ControlNet",
-    ("vae", "of video"): "holds an autoencoder of another kind",
-    ("vae", "nothing"): "holds 0 tensors",
-    ("vae", "one number"): "holds an autoencoder of another kind",
-    ("controlnet", "a LoRA"): "holds a LoRA .*lora=",
-    ("controlnet", "a U-Net"): "holds only a U-Net",
-    ("controlnet", "a model"): "holds a full model .*model=",
-    ("controlnet", "half"): "holds half an autoencoder",
-    (
-        "controlnet",
-        "union",
-    ): "holds a multi-task ControlNet",
-    ("controlnet", "difference"): "holds a ControlNet's difference to a model",
-    ("controlnet", "Control-LoRA"): "holds a Control-LoRA",
-    ("controlnet", "of video"): "holds an autoencoder .*vae=",
-}
-
-
-@pytest.mark.parametrize(("name", "other"), CONTENTS)
-def test_other_files_are_refused_with_their_contents(tmp_path, name, other):
-    file = written(zeros(**OTHERS[other]), tmp_path / "x.safetensors")
-    with pytest.raises(SourceError, match=CONTENTS[name, other]):
-        calotype.load("demo", **{name: file})
-
-
-@pytest.mark.parametrize(
-    ("name", "reference", "kinds"),
-    [
-        ("vae", "AutoencoderKL", "an autoencoder is a folder"),
-        ("controlnet", "ControlNetModel", "a ControlNet is a folder"),
-    ],
-)
-def test_unreadable_files_are_refused(tmp_path, name, reference, kinds):
-    for suffix in ("ckpt", "bin", "pt", "pth"):
-        torch.save({"x": torch.zeros(1)}, tmp_path / f"x.{suffix}")
-        with pytest.raises(SourceError, match=rf"is a pickle, .*{reference}\.from_single_file\('x.{suffix}'\)"):
-            calotype.load("demo", **{name: tmp_path / f"x.{suffix}"})
-    with pytest.raises(SourceError, match=rf"gone.safetensors; {kinds}"):
-        calotype.load("demo", **{name: tmp_path / "gone.safetensors"})
-    (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(SourceError, match=f"x.gguf is .*GGUF; {kinds}"):
-        calotype.load("demo", **{name: tmp_path / "x.gguf"})
-    file = written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "x.safetensors")
-    file.write_bytes(file.read_bytes()[:-8])
-    with pytest.raises(SourceError, match=r"x.safetensors"):
-        calotype.load("demo", **{name: file})
-    (tmp_path / "folder").mkdir()
-    written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "folder" / "y.safetensors")
-    with pytest.raises(SourceError, match=r"y\.safetensors"):
-        calotype.load("demo", **{name: tmp_path / "folder"})
-
-
-def test_autoencoders_of_other_models_are_refused(base, demo_folder, tmp_path):
-    config = {**diffusers.AutoencoderKL.load_config(demo_folder / "vae")}
-    wider = diffusers.AutoencoderKL.from_config({**config, "latent_channels": 16})
-    file = written(wider.state_dict(), tmp_path / "16.safetensors")
-    with pytest.raises(SourceError, match="16 latent channels"):
-        calotype.load(base, vae=file)
-    file = written(diffusers.AutoencoderTiny(latent_channels=16).state_dict(), tmp_path / "tiny.safetensors")
-    with pytest.raises(SourceError, match="16 latent channels"):
-        calotype.load(base, vae=file)
-    shorter = diffusers.AutoencoderKL.from_config(
-        {**config, "block_out_channels": [16, 32], "down_block_types": ["DownEncoderBlock2D"] * 2}
-        | {"up_block_types": ["UpDecoderBlock2D"] * 2}
-    )
-    file = written(original_vae(shorter.state_dict(), 2, ""), tmp_path / "short.safetensors")
-    with pytest.raises(SourceError, match=r"\[16, 32\]"):
-        calotype.load(base, vae=file)
-    deeper = diffusers.AutoencoderKL.from_config({**config, "layers_per_block": 2})
-    file = written(original_vae(deeper.state_dict(), 4, ""), tmp_path / "deep.safetensors")
-    with pytest.raises(SourceError, match=r"does not fit: .* such as"):
-        calotype.load(base, vae=file)
-
-
-def test_controlnets_of_other_models_are_refused(demo_folder, sdxl_folder, tmp_path):
-    with torch.device("meta"):
-        tensors = diffusers.ControlNetModel.from_config(
-            {**MODELS["sdxl"]["unet"][1], "block_out_channels": [320, 32, 32]}
-        ).state_dict()
-    endings = ("conv_in.weight", "add_embedding.linear_1.weight", "attn2.to_k.weight")
-    needed = {n: t for n, t in tensors.items() if n.endswith(endings) or "cond_embedding" in n}
-    file = written({n: torch.zeros(t.shape) for n, t in needed.items()}, tmp_path / "xl.safetensors")
-    keyword = "Stable Diffusion XL .first level 320, text of width 2048"
-    with pytest.raises(SourceError, match=keyword):
-        calotype.load("demo", controlnet=file)
-    network = diffusers.ControlNetModel.from_pretrained(save_controlnet(demo_folder / "unet", tmp_path / "net", 8))
-    original = original_controlnet(network.state_dict(), 1)
-    file = written(original, tmp_path / "demos.safetensors")
-    with pytest.raises(SourceError, match=r"another family .first level 64, text of width 128"):
-        calotype.load(sdxl_folder, controlnet=file)
-    with pytest.raises(SourceError, match="pool"):
-        calotype.load("demo", controlnet=written(original, tmp_path / "control_v11e_sd15_shuffle.safetensors"))
-    file = written({n: t for n, t in original.items() if "zero_convs.1" not in n}, tmp_path / "less.safetensors")
-    with pytest.raises(SourceError, match="does not fit: 2 tensors"):
-        calotype.load("demo", controlnet=file)
-    file = written({**original, "control_model.more": torch.zeros(1)}, tmp_path / "more.safetensors")
-    with pytest.raises(SourceError, match="unsupported kind: 1 tensors"):
-        calotype.load("demo", controlnet=file)
-
-
-def test_a_model_with_an_invalid_config_is_refused(model_copy, tmp_path):
-    config = model_copy / "unet" / "config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"block_out_channels": 64}))
-    net = written(load_file(find("demo-canny") / "diffusion_pytorch_model.safetensors"), tmp_path / "canny.safetensors")
-    with pytest.raises(SourceError, match=r"canny.safetensors"):
-        calotype.load(model_copy, controlnet=net)
 
 
 def test_the_shipped_controlnet_loads_from_its_weight_file(tmp_path):
