@@ -100,8 +100,7 @@ class ImageGenerator:
         inputs = prepare(self._plan, call.request, self.codec, call.watch)
         call.notes += [inputs.tiling.note] if inputs.tiling.note else []
         if as_graph and self._components.on_gpu and self._graph.on_device:
-            with call.watch.stage("graph"):
-                pixels = self._graph(call.request, call.sampler, inputs, call.notes)
+            pixels = self._graph(call, inputs)
             if pixels is not None:
                 yield Event(step=total, total=total, preview=list, result=self._result(call, pixels))
                 return

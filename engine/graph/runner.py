@@ -19,8 +19,9 @@ from ..cuda.graphs import CudaGraphCache, CudaGraphCapturer, GraphCapturer
 from ..errors import DeviceFullError, NotFiniteError, first_line
 from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
-from ..sampling.matrix import Sampler, SamplerMatrix
+from ..sampling.matrix import SamplerMatrix
 from ..stages.denoise_inputs import DenoiseInputs
+from ..stages.generation import Generation
 from .inputs import arrays_of, graph_unsupported_reason, options_of
 
 if TYPE_CHECKING:
@@ -91,20 +92,19 @@ class GraphPipelineManager:
         """Whether all of these components are on a GPU whose runner supports capture."""
         return all(isinstance(self._opened(name).runner, SupportsGraphs) for name in self.names)
 
-    def __call__(
-        self, request: ResolvedRequest, sampler: Sampler, inputs: DenoiseInputs, notes: list[str]
-    ) -> NDArray[np.uint8] | None:
-        """Return the pixels, or None if the loop has to run the request. Append to `notes` which it was, and why."""
-        reason = graph_unsupported_reason(self._plan, request, sampler, inputs.tiling)
+    def __call__(self, call: Generation, inputs: DenoiseInputs) -> NDArray[np.uint8] | None:
+        """Return the pixels, or None if the loop has to run the call. Note in `call` which it was, and why."""
+        reason = graph_unsupported_reason(self._plan, call.request, call.sampler, inputs.tiling)
         if reason is None:
-            assert isinstance(sampler, SamplerMatrix)
+            assert isinstance(call.sampler, SamplerMatrix)
             try:
-                pixels = self._runner()(request, sampler, inputs)
-                notes.append("generated as one graph")
+                with call.watch.stage("graph"):
+                    pixels = self._runner()(call.request, call.sampler, inputs)
+                call.notes.append("generated as one graph")
                 return pixels
             except (DeviceFullError, NotFiniteError) as failed:  # the loop needs less memory, or raises the precision
                 reason = first_line(failed).rstrip(".")
-        notes.append(f"generated step by step: {reason}")
+        call.notes.append(f"generated step by step: {reason}")
         return None
 
     def _runner(self) -> GraphRunner:

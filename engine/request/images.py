@@ -94,14 +94,16 @@ def schedule_range_for(
     request: Request, *, steps: int, has_image: bool, has_mask: bool, inpainting: bool
 ) -> tuple[ScheduleRange, float | None]:
     """Return the part of the schedule that the call runs, and the strength that chose it. Raises `InputError`."""
-    end = None if request.denoising_end in (None, 1) else float(request.denoising_end)  # at the end there is no handoff
+    begin, end = (_fraction(name, getattr(request, name)) for name in ("denoising_start", "denoising_end"))
+    end = None if end == 1 else end  # at the end of the schedule there is no handoff
     if not has_image:
         return FULL_SCHEDULE if end is None else ScheduleRange(end=end), None
     preserves_unmasked = has_mask and not inpainting
-    if request.denoising_start is not None:
-        begin = float(request.denoising_start)
+    if begin is not None:
         return ScheduleRange(origin="latents", begin=begin, end=end, preserves_unmasked=preserves_unmasked), None
-    strength = float(request.strength) if request.strength is not None else 1.0 if has_mask else 0.8
+    strength = _fraction("strength", request.strength)
+    if strength is None:
+        strength = 1.0 if has_mask else 0.8
     remaining = min(int(steps * strength), steps)
     if remaining < 1:
         hint = f"Use strength >= {1 / steps:.2g} or more steps."

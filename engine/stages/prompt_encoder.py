@@ -47,12 +47,14 @@ class PromptEncoder:
         if not request.tokens:
             return {}
         weights = tuple((lora.digest, lora.weight) for lora in loras)
+        skips, mask = clip_skips(request), has_text(request)
+        # A missing negative prompt needs no run: zeros replace the states of the last prompt.
+        rows = [i if mask[i] else len(mask) - 1 for i in range(len(mask))]
         # One by one: a backend that compiles for exact sizes then compiles for one size only.
-        rows = [self._encoded(request, i, skip, weights) for i, skip in enumerate(clip_skips(request))]
-        mask = has_text(request)
-        arrays = {"encoder_hidden_states": np.stack([states for states, _ in rows]) * mask[:, None, None]}
-        pooled = [each for _, each in rows if each is not None]
-        return arrays | ({"text_embeds": np.stack(pooled) * mask[:, None]} if pooled else {})
+        encoded = [self._encoded(request, i, skips[i], weights) for i in rows]
+        states, pooled = [each for each, _ in encoded], [each for _, each in encoded if each is not None]
+        arrays = {"encoder_hidden_states": np.where(mask[:, None, None], np.stack(states), 0)}
+        return arrays | ({"text_embeds": np.where(mask[:, None], np.stack(pooled), 0)} if pooled else {})
 
     def _encoded(
         self, request: ResolvedRequest, i: int, skip: int | None, weights: tuple[tuple[str, float], ...]

@@ -62,10 +62,11 @@ class Unet:
         plan, request = self._plan, self._request
         unneeded = len(request.seeds) if request.guided and not guided else 0  # rows of the unconditional half
         conditioning = {name: array[unneeded:] for name, array in self._conditioning.items()}
-        controls, inputs = None, {**conditioning, **no_residuals(plan, request, 2 if guided else 1)}
+        controls, constants = None, conditioning
         if any(control.scale != 0 for control in request.controls):
-            inputs = conditioning
             controls = ControlNets(plan, request, self._component, conditioning, self._timesteps, guided=guided)
+        else:
+            constants = conditioning | no_residuals(plan, request, 2 if guided else 1)
         cache_interval, unet = request.cache_interval, self._component("unet")
-        session = DenoisingSession(unet, inputs, self._timesteps, guided=guided, cache_interval=cache_interval)
+        session = DenoisingSession(unet, constants, self._timesteps, guided=guided, cache_interval=cache_interval)
         return session, controls

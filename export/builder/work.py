@@ -73,7 +73,7 @@ class Work:
             stages |= {f"engine {n}": 20 + 60 * gb for n, gb in sizes.items()}
         for purpose in ("proof", "calibration")[: 1 + self.spec.gated]:
             stages |= self._recordings(purpose, sizes)
-        image_s = list(self._recordings("proof", sizes).values())[1]
+        image_s = next(s for name, s in self._recordings("proof", sizes).items() if "unet" in name)
         if self.tunes:
             trials_s = 2 + 5 * len(self.images("proof").prompts) * image_s
             tuned = (*(n for n in TUNABLE_COMPONENTS if n in sizes), "together")

@@ -32,7 +32,7 @@ from ..steps.stored_step import StoredStep
 from ..steps.versions import versions
 
 Arrays = dict[str, NDArray[Any]]
-RECORDER = 2  # increased when the content of recordings changes
+RECORDER = 3  # increased when the content of recordings changes
 KEPT_CALLS = 256  # per network in a recording, spread evenly over all images and steps
 
 
@@ -159,12 +159,12 @@ def _record(
 def groups(names: Sequence[str], *, masked: bool) -> list[tuple[str, ...]]:
     """Group components in the order of a run; those that run at every step are recorded together.
 
-    With a mask, the VAE encoder runs before the steps. Else it is recorded last, on the decoded images.
+    With a mask, the VAE encoder runs first. Else it is recorded last, on the decoded images.
     """
     stepwise = tuple(n for n in names if n.startswith(("controlnet", "unet")))
     text = [(n,) for n in names if n.startswith("text_encoder")]
     decoder, encoder = ([(n,)] if n in names else [] for n in ("vae_decoder", "vae_encoder"))
-    return [*text, *encoder, stepwise, *decoder] if masked else [*text, stepwise, *decoder, *encoder]
+    return [*encoder, *text, stepwise, *decoder] if masked else [*text, stepwise, *decoder, *encoder]
 
 
 class _EndOfRecording(Exception):
@@ -253,6 +253,7 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
         _generate(pipe, requested.arguments(i))
     for name, tape in tapes.items():
         if name in names:
+            assert tape.calls, f"the run ended before the {name}"
             write_calls(folder / f"{name}.npz", evenly(tape.calls, KEPT_CALLS))
         elif tape.calls and name == "vae_decoder":
             write_calls(folder / f"{name}.pending.npz", tape.calls)

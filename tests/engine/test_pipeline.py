@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
 
+from calotype.backends.base import Runner
 from calotype.errors import BackendError, CalotypeError, Cancelled, InputError, SamplerError
 
 
@@ -33,7 +34,7 @@ def test_guidance_doubles_the_batch_only_above_one(fake, guidance_scale, batch):
     run = type(unet).__call__
     unet_inputs = []
 
-    class Spy:
+    class Spy(Runner):
         backend, precision = "fake", "fp32"
 
         def __call__(self, inputs):
@@ -98,7 +99,7 @@ def test_numbers_that_are_not_finite_raise(fake, component, name):
     opened = fake.component(component)
     real = opened.runner
 
-    class Broken:
+    class Broken(Runner):
         backend, precision = "fake", "fp32"
 
         def __call__(self, inputs):
@@ -110,7 +111,7 @@ def test_numbers_that_are_not_finite_raise(fake, component, name):
 
 
 def test_an_error_of_a_library_is_a_backend_error(fake):
-    class Broken:
+    class Broken(Runner):
         backend, precision = "fake", "fp32"
 
         def __call__(self, inputs):

@@ -68,7 +68,7 @@ def test_unsupported_jobs_run_step_by_step_with_a_note(options, keyword, load, e
     got, expected = pipe(**options), eager(**options)
     (note,) = [n for n in got.report.notes if "step by step" in n]
     assert re.search(keyword, note)
-    assert "steps" in got.report.seconds
+    assert set(got.report.seconds) == {"text", "steps", "decode"}
     if options.get("output_type") == "np":
         assert np.abs(got.images - expected.images).max() <= (1e-3 if device.type == "cpu" else 0.03)
     else:
@@ -83,13 +83,15 @@ def test_a_stream_goes_step_by_step(load, eager, device):
 
 
 def test_an_image_without_room_for_a_graph_runs_step_by_step(load, eager, device, monkeypatch):
-    def full(self, inputs):
+    def full(self, inputs, options):
         raise RuntimeError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
     pipe = load()
     real = CudaGraphCache._replayed
     monkeypatch.setattr(
-        CudaGraphCache, "_replayed", lambda self, inputs: (full if "noise" in inputs else real)(self, inputs)
+        CudaGraphCache,
+        "_replayed",
+        lambda self, inputs, options: (full if "noise" in inputs else real)(self, inputs, options),
     )
     got = pipe(RED, seed=2, **SMALL)
     assert near(got, eager(RED, seed=2, **SMALL), device)
@@ -109,7 +111,8 @@ def test_the_loop_reports_numbers_that_are_not_finite(load):
 
 def test_a_cancelled_job_does_not_start(load):
     pipe = load()
-    work, stop = pipe._start(RED, SMALL)
+    call = pipe._start(RED, SMALL)
     pipe.cancel()
-    with pytest.raises(Cancelled):
-        pipe._run_graph(work, stop)
+    with pytest.raises(Cancelled) as raised:
+        pipe._generator.generate(call)
+    assert raised.value.data == {"step": 0, "total": 2}
