@@ -2,6 +2,7 @@
 
 import copy
 import pickle
+import subprocess
 
 import numpy as np
 import pytest
@@ -9,6 +10,7 @@ import pytest
 import calotype
 from calotype import errors
 from calotype.errors.validation import check_float, check_int, check_names
+from calotype.export.steps import subprocess_task
 from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.files.digest import file_digest
 from calotype.files.json_file import read_json
@@ -107,6 +109,7 @@ def test_data_come_from_child_processes(tmp_path, monkeypatch):
     module = f"from calotype.errors import SourceError\n\ndef fail(path):\n    {raising}\n"
     (tmp_path / "failing.py").write_text(module)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    monkeypatch.setattr(subprocess_task, "subprocess", subprocess)  # a fresh interpreter reads PYTHONPATH
     with pytest.raises(errors.SourceError) as raised:
         run_in_subprocess("a test", "failing:fail", path=str(tmp_path))
     assert raised.value.data == {"path": tmp_path, "field": "unet.in_channels"}

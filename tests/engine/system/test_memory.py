@@ -21,7 +21,7 @@ def test_the_error_has_both_figures():
 
 
 def test_a_pipeline_raises_before_it_starts(fake, monkeypatch):
-    monkeypatch.setattr("calotype.pipeline.available_bytes", lambda: 2**20)
+    monkeypatch.setattr("calotype.generator.available_bytes", lambda: 2**20)
     with pytest.raises(InputError, match="memory"):
         fake.stream("x", num_images=4)
 

@@ -11,7 +11,7 @@ from calotype.errors import BackendError, InputError, SourceError
 from calotype.export.quality.metrics import psnr
 from calotype.system.rwlock import ReadWriteLock
 from calotype.weights.delta import NO_DELTAS
-from tests.helpers.set_lora import OPTIONS, PROMPT, SIZE, generate, pipelines_and_loras
+from tests.helpers.loras import OPTIONS, PROMPT, SIZE, generate, pipelines_and_loras
 
 
 @pytest.fixture(scope="module")

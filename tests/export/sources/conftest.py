@@ -2,13 +2,10 @@
 
 import shutil
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 
-import calotype
 from calotype.export.sources import convert
-from calotype.export.sources.lora import fuse_into
 from calotype.export.steps import stored_step
 from calotype.export.steps.subprocess_task import Outcome
 from tests.helpers.components_in_files import autoencoder
@@ -31,20 +28,3 @@ def base(demo_folder, tmp_path_factory):
     shutil.rmtree(folder / "vae")
     autoencoder(demo_folder, 0).save_pretrained(folder / "vae")
     return folder
-
-
-@pytest.fixture
-def fuse_in_this_process(monkeypatch):
-    """Fuse in this process: a child process takes seconds to import torch."""
-
-    def run(_, function, *__, **arguments):
-        assert function == "calotype.export.sources.lora:fuse_into"
-        return SimpleNamespace(value=fuse_into(**arguments), peak_bytes=0)
-
-    monkeypatch.setattr("calotype.export.sources.lora.run_in_subprocess", run)
-    monkeypatch.setattr("calotype.export.steps.stored_step.run_in_subprocess", run)
-
-
-@pytest.fixture(scope="module")
-def eager(sd21_folder):
-    return calotype.load(sd21_folder, backend="eager")

@@ -17,7 +17,7 @@ from calotype.export.sources.lora import fuse
 from calotype.export.sources.source import read_source
 from calotype.lora.formats import layers_by_name, tensor_target
 from calotype.lora.lora import parse_loras, weight_deltas_of
-from tests.helpers.lora_files import delta_in, pair
+from tests.helpers.loras import delta_in, pair
 from tests.helpers.tiny_models import save_lora
 
 

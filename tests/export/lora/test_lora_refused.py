@@ -14,7 +14,7 @@ from calotype.export.sources.source import read_source
 from calotype.export.sources.weight_files import check_safetensors
 from calotype.lora.lora import parse_loras, weight_deltas_of
 from calotype.weights.safetensors import TensorFile
-from tests.helpers.lora_files import delta_in, pair
+from tests.helpers.loras import delta_in, pair
 from tests.helpers.tiny_models import save_lora
 
 

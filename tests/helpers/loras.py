@@ -1,10 +1,13 @@
-"""What the tests of `set_lora` share: two models, the options of their images, and pipelines with two LoRAs each."""
+"""What tests of LoRAs share: files of one layer, two models, and pipelines with two LoRAs each."""
 
 from functools import cache
 
 import diffusers
+import torch
+from safetensors.torch import save_file
 
 import calotype
+from calotype.lora.lora import parse_loras, weight_deltas_of
 from tests.helpers.tiny_models import save_lora
 
 MODELS = {
@@ -41,3 +44,14 @@ def pipelines_and_loras(request, folder):
         ]
 
     return pipe, loras
+
+
+def pair(layer="conv_in", *, rank=2, out=6, into=8, **others):
+    """Return the tensors of one layer in a kohya file."""
+    tensors = {"lora_down.weight": torch.ones(rank, into), "lora_up.weight": torch.ones(out, rank)} | others
+    return {f"lora_unet_{layer}.{part}": tensor for part, tensor in tensors.items()}
+
+
+def delta_in(path, tensors, shape=(6, 8), metadata=None, weight=1.0):
+    save_file(tensors, path, metadata)
+    return weight_deltas_of(parse_loras((path, weight)), {"unet": {"conv_in": shape}})["unet"].patches["conv_in.weight"]
