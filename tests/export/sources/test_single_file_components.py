@@ -208,6 +208,7 @@ def test_full_size_controlnets_fit(kind, smaller):
 
 
 def test_a_file_is_converted_once_with_a_message(base, demo_folder, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(stored_step, "run_in_subprocess", run_in_subprocess)
     tensors = autoencoder(demo_folder, 6).state_dict()
     file = written(VAE_LAYOUTS["of a checkpoint"](tensors), tmp_path / "dream.safetensors")
