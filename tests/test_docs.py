@@ -75,7 +75,7 @@ def public_functions():
                 yield f"{kind.__name__}.{name}", member
 
 
-@pytest.mark.parametrize(("name", "function"), public_functions())
+@pytest.mark.parametrize(("name", "function"), list(public_functions()))
 def test_a_public_function_describes_its_arguments_and_result(name, function):
     documentation = inspect.getdoc(function)
     signature = inspect.signature(function)
