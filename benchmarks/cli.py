@@ -41,11 +41,13 @@ def run_cases(
     preset: Annotated[
         str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu or full.")
     ] = "quick",
-    case: Annotated[list[str] | None, typer.Option(help=f"In place of a preset, such as {EXAMPLE}.")] = None,
+    case: Annotated[list[str] | None, typer.Option(help=f"A case in place of a preset, such as {EXAMPLE}.")] = None,
     backend: Annotated[list[str] | None, typer.Option(help=f"{CONTENDERS}; may be repeated.")] = None,
     row_filter: Annotated[str, typer.Option("--filter", help="Run only rows (CASE CONTENDER) with this text.")] = "",
-    output: Annotated[Path | None, typer.Option("--output", "-o", help="[default: bench-DATE-PRESET]")] = None,
-    threads: Annotated[int | None, typer.Option(help="Of each contender.  [default: all available cores]")] = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="The run's folder.  [default: bench-DATE-PRESET]")
+    ] = None,
+    threads: Annotated[int | None, typer.Option(help="Threads of a contender.  [default: all available cores]")] = None,
     timeout: Annotated[float, typer.Option(help="Seconds that a worker may take for one request.")] = 1800.0,
     clip_model: Annotated[Path | None, typer.Option(help="The folder of a CLIP model, for the CLIP score.")] = None,
     listed: Annotated[bool, typer.Option("--list", help="List the rows that would run, and exit.")] = False,

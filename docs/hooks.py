@@ -65,5 +65,6 @@ def _section(name: str, command: Any) -> str:
 
 
 def _plain(words: str) -> str:
-    """Return one line of text that Markdown does not change."""
-    return re.sub(r"([|<>*_\[\]])", r"\\\1", " ".join(words.split()))
+    """Return one line of text that Markdown does not change, with its code spans."""
+    escapes = {"<": "&lt;", ">": "&gt;", **{mark: f"\\{mark}" for mark in "|*_[]"}}
+    return re.sub(r"`[^`|]*`|[|<>*_\[\]]", lambda match: escapes.get(match[0], match[0]), " ".join(words.split()))

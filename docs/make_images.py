@@ -102,6 +102,12 @@ def vae(pipe: Any) -> Rows:
     return {"vae": [circle, *pipe.decode(np.concatenate(mixed))]}
 
 
+def clip_score(pipe: Any) -> Rows:
+    """The images of two prompts, whose scores the page lists."""
+    prompts = ["a red ring on a white background", "a blue star on a yellow background"]
+    return {"clip-score": pipe(prompts, seed=1).images}
+
+
 def schedulers(pipe: Any) -> Rows:
     """One prompt and seed with several schedulers, at 4 and at 20 steps."""
     names = ("ddim", "euler", "euler-a", "dpm++2m")
@@ -111,7 +117,7 @@ def schedulers(pipe: Any) -> Rows:
     }
 
 
-GUIDES = (text_to_image, image_to_image, inpainting, controlnet, lora, textual_inversion, vae, schedulers)
+GUIDES = (text_to_image, image_to_image, inpainting, controlnet, lora, textual_inversion, vae, clip_score, schedulers)
 
 
 def row(images: Sequence[Image.Image]) -> Image.Image:

@@ -39,22 +39,22 @@ def load(
         backend: "auto", a name, or a list of names by preference. A backend that is named explicitly runs or raises.
         controlnet: "demo-canny", a ControlNet folder, .safetensors file or hub id, or several, for calls with
             `control_image`. A plan contains its own.
-        lora: a LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
+        lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
-        vae: the folder, .safetensors file or hub id of a VAE that replaces the model's: an AutoencoderKL, or TAESD's
+        vae: The folder, .safetensors file or hub id of a VAE that replaces the model's: an AutoencoderKL, or TAESD's
             AutoencoderTiny, which decodes many times as fast. A checkpoint contributes its VAE. A file does not contain
             the scaling factor of its latents: an AutoencoderKL uses the model's (0.18215 for Stable Diffusion 1.x and
             2.x, 0.13025 for XL). A plan contains its own.
-        textual_inversion: a file of learned words (Gal et al. 2022, arXiv 2208.01618), `FILE:<word>` to rename the
+        textual_inversion: A file of learned words (Gal et al. 2022, arXiv 2208.01618), `FILE:<word>` to rename the
             word, or several. A plan contains its own.
-        offline: make no connection; read hub ids from the hub's cache only, as with HF_HUB_OFFLINE=1.
+        offline: Make no connection; read hub ids from the hub's cache only, as with HF_HUB_OFFLINE=1.
 
     Returns:
         The loaded pipeline. Call it with a prompt to generate images.
 
     Raises:
-        SourceError: the model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
-        BackendError: no requested backend can run.
+        SourceError: The model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
+        BackendError: No requested backend can run.
         InputError: `model` is a plan, and `controlnet`, `vae` or `textual_inversion` is set: a plan contains its own.
     """
     loras = parse_loras(lora)  # a missing file raises before the work

@@ -33,12 +33,12 @@ _TORCH_BACKENDS = ("eager", "cuda", *COMPILED)  # PyTorch's profiler sees their 
 
 
 class Pipeline(KnownAttributes):
-    """A loaded model. Several threads may call it; `cancel` ends the running calls."""
+    """A loaded model, which `load` returns. Several threads may call it; `cancel` ends the running calls."""
 
     plan: Plan
+    """The model as data: its components, sizes and schedulers, and where it came from."""
 
     def __init__(self, plan: Plan, components: Components | BackendSelection) -> None:
-        """Take the components of the plan, or the backends to open them with."""
         self.plan = plan
         self._components = components if isinstance(components, Components) else Components(plan, components)
         self._generator = ImageGenerator(plan, self._components)
@@ -49,29 +49,45 @@ class Pipeline(KnownAttributes):
                 self.component(name)
 
     def __call__(self, prompt: Any = None, **arguments: Any) -> Result:
-        """Generate images. The arguments are those of `Request`; only an unconditional model takes no prompt.
+        """Generate images.
+
+        Args:
+            prompt: Text, or a list of texts. Only an unconditional model takes none.
+            **arguments: The other arguments, which are the fields of `Request`.
 
         Returns:
             The images, their seeds, and the report.
 
         Raises:
-            InputError: an argument is wrong; SamplerError: the scheduler cannot run; Cancelled: `cancel` was called.
-            BackendError: a backend failed.
+            InputError: An argument is invalid.
+            SamplerError: The scheduler is unknown, or cannot run with this number of steps.
+            BackendError: A backend failed, or the GPU is full (DeviceFullError).
+            NotFiniteError: A network returned numbers that are not finite.
+            Cancelled: `cancel` was called.
         """
         return self._generator.generate(self._start(prompt, arguments))
 
     def stream(self, prompt: Any = None, **arguments: Any) -> Iterator[Event]:
-        """Generate images step by step: yield one `Event` a step. Closing the stream between two steps ends the work.
+        """Generate images step by step. Closing the stream between two steps ends the work.
 
-        The call itself checks the arguments, before the first event. Arguments and errors are those of a call.
+        Arguments and errors are those of a call. It checks the arguments before the first event.
+
+        Returns:
+            One event for each step. The last one has the result.
         """
         return self._generator.stream(self._start(prompt, arguments))
 
     def profile(self, path: str | Path, prompt: Any = None, **arguments: Any) -> Result:
-        """Generate images as a call does, and write a Chrome trace (JSON) of the work to `path`.
+        """Generate images, and write a Chrome trace of the work. Other arguments and errors are those of a call.
 
-        If PyTorch runs a component, the trace contains its operators and GPU kernels. Raises what a call raises, and
-        `InputError` if the file cannot be written.
+        Args:
+            path: The JSON file. If PyTorch runs a component, it contains its operators and GPU kernels.
+
+        Returns:
+            The result of the call.
+
+        Raises:
+            InputError: The file cannot be written.
         """
         by_torch = any(each.runner.backend in _TORCH_BACKENDS for each in self._components.opened)
         with traced(Path(path), by_torch=by_torch):
@@ -84,10 +100,14 @@ class Pipeline(KnownAttributes):
                 stop.set()
 
     def component(self, name: str) -> LoadedComponent:
-        """Return the component with its runner. Its first use traces it if necessary, and opens it.
+        """Return a component with its runner. Its first use traces it if necessary, and opens it.
+
+        Args:
+            name: A name in `plan.components`, for example "unet".
 
         Raises:
-            SourceError: it cannot be traced from the model's files; BackendError: no backend opens it.
+            SourceError: It cannot be traced from the model's files.
+            BackendError: No backend can open it.
         """
         return self._components(name)
 
@@ -95,19 +115,17 @@ class Pipeline(KnownAttributes):
     def set_lora(self, lora: LoraLike = None) -> None:
         """Replace the active LoRAs with these; None restores the model's own weights.
 
-        Does what `load_lora_weights`, `set_adapters` and `unload_lora_weights` do in diffusers, without a new build or
-        export. It waits for running calls (`cancel` ends them), and later calls wait for it. If it fails, it restores
-        the LoRAs before it; if that fails too, calls raise until `set_lora` succeeds.
+        It waits for running calls, and later calls wait for it. If it fails, it restores the LoRAs before it.
 
         Args:
-            lora: a .safetensors file of diffusers, peft or kohya, or a folder as diffusers saves a LoRA; "FILE:0.8",
+            lora: A .safetensors file of diffusers, peft or kohya, or a folder as diffusers saves a LoRA; "FILE:0.8",
                 (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, from -10 to 10; or a list of these, whose deltas
                 are added. A file of weight 0 is not used.
 
         Raises:
-            SourceError: a file is missing, is not a LoRA, or has a tensor (the error names it) that the model lacks.
-            BackendError: the backend cannot change these weights.
-            InputError: this thread has an open stream.
+            SourceError: A file is missing or not a LoRA, a tensor has no place in the model, or a weight is invalid.
+            BackendError: The backend cannot change these weights.
+            InputError: This thread has an open stream.
         """
         self._generator.loras.set(lora)
 
@@ -118,35 +136,43 @@ class Pipeline(KnownAttributes):
 
     @with_known_names({})
     def encode(self, image: Images, *, tile: int | None = None, sliced: bool = False) -> Floats:
-        """Encode one image, or several of one size, as latents of the U-Net.  # -> float32 [B, C, h, w]
+        """Encode one image, or several of one size, as latents of the U-Net.
 
         Args:
-            image: the values of `Request.image`; sizes are rounded down to a multiple of the VAE's factor (8 pixels).
-            tile: side of a tile in pixels; by default, as much at once as fits into the free memory.
-            sliced: encode one image at a time.
+            image: PIL images, or arrays [H, W, 3]; sizes are rounded down to a multiple of the VAE's factor (8 pixels).
+            tile: The side of a tile in pixels; by default, as much at once as the free memory allows.
+            sliced: Encode one image at a time.
+
+        Returns:
+            float32 [B, C, h, w].
 
         Raises:
-            InputError: the image or the tile is invalid.
+            InputError: The image or the tile is invalid.
         """
-        images = [load_image_array("image", each) for each in as_list(image)]
-        if not images:
-            raise InputError("image must be an image, or a list of images that is not empty.")
-        factor, codec = self.plan.profile.factor, self._generator.codec
-        height, width = (max(side // factor, 1) * factor for side in images[0].shape[:2])
-        pixels = batch(images, len(images), height, width)
-        return codec.encode(pixels, tiling=codec.tiling_from(sliced, tile))
+        codec = self._generator.codec
+        return codec.encode(_pixels(image, self.plan.profile.factor), tiling=codec.tiling_from(sliced, tile))
 
     @with_known_names({})
     def decode(
         self, latents: Floats, *, output_type: str = "pil", tile: int | None = None, sliced: bool = False
     ) -> Any:
-        """Decode latents [B, C, h, w] of the U-Net to PIL images, or for "np" to float32 [B, H, W, 3] in [0, 1].
+        """Decode latents of the U-Net to images.
 
-        `tile` and `sliced` are as in `encode`. Raises `InputError`.
+        Args:
+            latents: float32 [B, C, h, w].
+            output_type: "pil" or "np".
+            tile: As in `encode`.
+            sliced: As in `encode`.
+
+        Returns:
+            A list of PIL images, or for "np" float32 [B, H, W, 3] in [0, 1].
+
+        Raises:
+            InputError: An argument is invalid.
         """
         codec = self._generator.codec
         if output_type not in ("pil", "np"):
-            raise InputError(f"output_type must be pil or np, got {output_type!r}.")
+            raise InputError(f"output_type must be pil or np, got {output_type!r}.", argument="output_type")
         pixels = codec.decode(codec.check_latents(latents), codec.tiling_from(sliced, tile))
         return to_unit_range(pixels) if output_type == "np" else [image_from_pixels(p, {}) for p in to_uint8(pixels)]
 
@@ -156,3 +182,12 @@ class Pipeline(KnownAttributes):
         with self._guard:
             self._active.add(stop)  # as long as the work holds it
         return self._generator.start(prompt, arguments, stop)
+
+
+def _pixels(images: Images, factor: int) -> Floats:
+    """Return images as one batch, with the sides of the first, rounded down.  # [B, 3, H, W] in [0, 1]"""
+    arrays = [load_image_array("image", each) for each in as_list(images)]
+    if not arrays:
+        raise InputError("image must be an image, or a list of images that is not empty.", argument="image")
+    height, width = (max(side // factor, 1) * factor for side in arrays[0].shape[:2])
+    return batch(arrays, len(arrays), height, width)

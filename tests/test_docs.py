@@ -1,5 +1,6 @@
 """The documentation site: it builds strictly, fetches nothing, and has an entry for every error."""
 
+import inspect
 import os
 import re
 import subprocess
@@ -9,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+import calotype
 from calotype import errors
 
 ROOT = Path(__file__).parent.parent
@@ -61,6 +63,39 @@ def test_the_references_list_the_public_names_and_the_commands(site):
     for words in ("calotype-generate", "calotype-build", "calotype-bench", "calotype-bench-compare", "calotype-doctor"):
         assert f'id="{words}"' in commands, words
     assert "--negative-prompt" in commands
+
+
+def public_functions():
+    """Yield the name and the function of everything that users call."""
+    yield from (("load", calotype.load), ("clip_score", calotype.clip_score))
+    yield from (("scheduler_names", calotype.scheduler_names), ("preprocess.canny", calotype.preprocess.canny))
+    for kind in (calotype.Pipeline, calotype.Clip, calotype.Report):
+        for name, member in vars(kind).items():
+            if inspect.isfunction(member) and (name == "__call__" or not name.startswith("_")):
+                yield f"{kind.__name__}.{name}", member
+
+
+@pytest.mark.parametrize(("name", "function"), list(public_functions()))
+def test_a_public_function_describes_its_arguments_and_result(name, function):
+    documentation = inspect.getdoc(function)
+    signature = inspect.signature(function)
+    for argument, about in signature.parameters.items():
+        of_a_call = name in ("Pipeline.stream", "Pipeline.profile") and argument in ("prompt", "arguments")
+        if argument != "self" and not of_a_call:  # a call has them
+            stars = "**" if about.kind is about.VAR_KEYWORD else ""
+            assert f"\n    {stars}{argument}: " in documentation, argument
+    if signature.return_annotation != "None":
+        assert "\nReturns:\n" in documentation or documentation.startswith("Return ")
+    if name not in ("scheduler_names", "Pipeline.stream", "Pipeline.cancel", "Report.to_json"):
+        assert "\nRaises:\n" in documentation
+
+
+def test_every_public_name_has_an_example():
+    page = (DOCS / "reference" / "api.md").read_text()
+    code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
+    assert [name for name in calotype.__all__ if not re.search(rf"calotype\.{name}\b", code)] == []
+    methods = [name.split(".")[1] for name, _ in public_functions() if re.match("Pipeline|Clip|Report", name)]
+    assert [name for name in methods if name != "__call__" and not re.search(rf"\.{name}\b", code)] == []
 
 
 def test_every_error_has_an_entry():

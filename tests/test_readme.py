@@ -15,6 +15,7 @@ import pytest
 import typer
 
 from calotype.benchmarks.cli import cli
+from calotype.export.builder.spec import read_config, spec_from
 from tests.helpers import fork_server
 
 ROOT = Path(__file__).parent.parent
@@ -84,6 +85,13 @@ def test_a_command_line_parses(page, line):
     command.make_context(name, list(rest))
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_a_toml_block_is_a_build(page, tmp_path):
+    for code in re.findall(r"```toml\n(.*?)```", PAGES[page], flags=re.DOTALL):
+        (tmp_path / "build.toml").write_text(code)
+        spec_from(read_config(tmp_path / "build.toml"))
+
+
 def test_the_extras_and_modules_that_pages_name_exist():
     known = set(tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"])
     text = "\n".join(PAGES.values())
@@ -92,7 +100,7 @@ def test_the_extras_and_modules_that_pages_name_exist():
     }
     assert extras
     assert extras <= known
-    for module in set(re.findall(r"python (?:-P )?-m (calotype[\w.]*)", text)):
+    for module in set(re.findall(r"python (?:-P )?-m ((?:calotype|demo_training|tests\.helpers)[\w.]*)", text)):
         assert importlib.util.find_spec(module), module
     targets = re.findall(r"^([a-z-]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE)
     assert set(re.findall(r"(?:^    |`)make ([a-z-]+)", text, flags=re.MULTILINE)) <= set(targets)

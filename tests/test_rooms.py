@@ -1,6 +1,7 @@
 """The layout: which folder may import which, no cycles, the sizes of files and folders, and the public names."""
 
 import ast
+import inspect
 from collections import Counter
 from functools import cache
 from pathlib import Path
@@ -128,6 +129,10 @@ def test_files_and_folders_are_small():
     counts = Counter(map(folder_of, [*files(), *tests]))
     assert {folder: count for folder, count in counts.items() if count > MAX_FILES} == {}
     assert counts["engine"] <= MAX_FILES_IN_ENGINE
+
+
+def test_the_pipeline_is_small():
+    assert len(inspect.getsource(calotype.Pipeline).splitlines()) <= 150
 
 
 def test_a_prompt_runs_downhill():

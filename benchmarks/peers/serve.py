@@ -109,14 +109,14 @@ def _load(peer: PeerLike, job: Mapping[str, Any], began: float) -> dict[str, Any
     report = peer.load(job)
     spent = time.perf_counter() - began
     build_s = report.get("build_s")
-    made_now = build_s is not None and not report.get("build_when")
+    built_now = build_s is not None and not report.get("build_when")
     return {
         "ok": True,
         "build_s": None,
         "build_when": "",
         "notes": [],
         **report,
-        "load_s": spent - (build_s if made_now else 0.0),
+        "load_s": spent - (build_s if built_now else 0.0),
     }
 
 

@@ -31,6 +31,7 @@ no speed. The `sd15` and `sd-turbo` models have full-size networks with random w
 
 In runs before 2026-11-28, an image of any contender may have had one core less at its start, because the suite's own
 threads had not stopped yet. This changes the times of the demonstration model, and not those of larger models.
+Commands of these days may name parts of the openvino backend that are gone.
 """
 
 

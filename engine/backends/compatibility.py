@@ -26,14 +26,14 @@ def incompatibility_reason(plan: Plan) -> str | None:
     rebuild = f"build it again here: {rebuild_command(build, plan.model)}"
     gpu = build["machine"].get("gpu")
     if gpu and gpu != (here := gpu_name()):
-        return f"the plan was built for {gpu}, and here is {here or 'no NVIDIA GPU'}; {rebuild}"
+        return f"the plan was built for {gpu}, and this machine has {here or 'no NVIDIA GPU'}; {rebuild}"
     if got is None or required == got:
         return None  # the backend itself reports that its package is missing
     if name in COMPILED and "version-compatible" not in build.get("engine", ()):
-        return f"the plan was compiled by {name} {required}, and here is {got}; {rebuild}"
+        return f"the plan was compiled by {name} {required}, and {got} is installed here; {rebuild}"
     if _numbers(got) < _numbers(required):
         return (
-            f"the plan was built and proved with {name} {required}, and here is {got}, which may lack operators of it; "
+            f"the plan was built with {name} {required}, and {got} is installed here, which may lack its operators; "
             f"pip install '{backend_of(name).packages[0]}>={required}', or {rebuild}"
         )
     return None
@@ -43,10 +43,10 @@ def version_drift_note(plan: Plan) -> str | None:
     """Return the report's note for a backend newer than the one that the plan was evaluated with, or None."""
     if (versions := _versions(plan)) is None:
         return None
-    name, proved, got = versions
-    if got is None or _numbers(got) <= _numbers(proved):
+    name, evaluated, got = versions
+    if got is None or _numbers(got) <= _numbers(evaluated):
         return None
-    return f"the plan was proved with {name} {proved}, and here is {got}: its figures are of the older version"
+    return f"the plan was evaluated with {name} {evaluated} and runs on {got}, so its figures are of the older version"
 
 
 def _versions(plan: Plan) -> tuple[str, str, str | None] | None:

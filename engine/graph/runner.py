@@ -1,7 +1,7 @@
-"""Graph execution on an NVIDIA GPU: a job in, image bytes out, one graph launch.
+"""Graph execution on an NVIDIA GPU: a request in, image bytes out, one graph launch.
 
 Takes the networks of the runners on the device (`cuda`, `tensorrt`), and keeps graphs of `GraphPipeline` by size, batch
-and number of calls. For a job that cannot run as one graph it returns the reason, and the pipeline's loop runs the job.
+and number of calls. For a request that cannot run as one graph it returns the reason, and the loop runs it.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ _MEMORY_SHARE = 2  # graphs may hold half of the device's memory
 
 
 class GraphRunner:
-    """CUDA-graph runner of one plan. Threads may share it: it runs one job at a time."""
+    """CUDA-graph runner of one plan. Threads may share it: it runs one request at a time."""
 
     def __init__(
         self,
@@ -73,7 +73,7 @@ class GraphRunner:
 
 
 class GraphPipelineManager:
-    """Owner of a pipeline's `GraphRunner`, which the first job that can run as one graph creates."""
+    """Owner of a pipeline's `GraphRunner`, which the first request that can run as one graph creates."""
 
     def __init__(self, plan: Plan, opened: Callable[[str], LoadedComponent]) -> None:
         """`opened` returns a component by its name."""

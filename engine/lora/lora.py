@@ -159,7 +159,7 @@ def weight_deltas_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> d
     Raises:
         SourceError: a tensor does not match. The message names it.
     """
-    matches = [keys_that_fit(lora, networks) for lora in loras]  # headers only: checks all files before reading one
+    matches = [matching_keys(lora, networks) for lora in loras]  # headers only: checks all files before reading one
     digests = [lora.digest for lora in loras]
     terms: dict[str, dict[str, list[LowRankTerm]]] = {name: {} for name in networks}
     keys_of: dict[str, list[Any]] = {name: [] for name in networks}
@@ -186,7 +186,7 @@ def components_in(lora: Lora) -> set[str]:
     return {target.component for target in map(tensor_target, TensorFile(lora.path)) if target is not None}
 
 
-def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
+def matching_keys(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
     """Return the file's keys by layer and part. Reads only the header. Raises `SourceError` if a key does not match."""
     file = TensorFile(lora.path)
     names = {component: layers_by_name(shapes, component) for component, shapes in networks.items()}
@@ -208,7 +208,7 @@ def keys_that_fit(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
             message = f"{lora.path} is incomplete: {key} has no partner. Download it again."
             raise SourceError(message, path=lora.path, field=key)
         shape = networks[component][layer]
-        if not _fits(keys, file, shape):
+        if not _matches(keys, file, shape):
             raise _misfit(lora, keys["down"], file, networks, shape)
     return parts
 
@@ -237,7 +237,7 @@ def _target(lora: Lora, key: str) -> TensorTarget:
     return target
 
 
-def _fits(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> bool:
+def _matches(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> bool:
     """Tell whether the product of the matrices has the weight's shape."""
     up, down = file.shape(keys["up"]), file.shape(keys["down"])
     if len(up) < 2 or len(down) < 2 or math.prod(up[2:]) != 1 or not down[0]:

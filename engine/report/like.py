@@ -50,7 +50,7 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
     from ..sampling.schedulers import SchedulerSpec
 
     settings = settings_of(path)
-    _check_pictures(path, settings, options)
+    _check_input_images(path, settings, options)
     try:
         model, backend = settings["model"], settings["backend"]
         if backend not in NAMES:
@@ -78,7 +78,7 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
         raise InputError(f"cannot read all settings of {path}: {broken}.", argument="like") from None
 
 
-def _check_pictures(path: Path, settings: Mapping[str, str], options: Collection[str]) -> None:
+def _check_input_images(path: Path, settings: Mapping[str, str], options: Collection[str]) -> None:
     """Raise `InputError` if the image was generated from input images that no option names."""
     for mark, option in _IMAGES:
         if mark in settings and option not in options:

@@ -10,7 +10,15 @@ from ..errors.printable import printable
 
 @dataclass(frozen=True, kw_only=True)
 class ComponentReport:
-    """Backend of one component. `error` is its largest relative difference from eager float32, if it was checked."""
+    """Backend of one component.
+
+    Attributes:
+        name: For example "unet".
+        backend: For example "openvino".
+        precision: Of the artifact, for example "bf16".
+        why: The reason for this backend.
+        error: The largest difference from eager float32, relative to its largest number; None if it was not checked.
+    """
 
     name: str
     backend: str
@@ -21,7 +29,19 @@ class ComponentReport:
 
 @dataclass(frozen=True, kw_only=True)
 class Report:
-    """Report of a call. `str(report)` is a table, `to_json()` returns plain data."""
+    """Report of a call. `str(report)` is a table, `to_json()` returns plain data.
+
+    Attributes:
+        model: The model's name.
+        model_id: The first twelve digits of the SHA-256 of its configs and weights.
+        components: The backend of each component, with the reason: a `ComponentReport` for each open network.
+        sampler: The scheduler's name.
+        steps: The number of steps.
+        network_calls: How often the U-Net ran for the batch. Schedulers of second order call it more than once a step.
+        seconds: The time of each stage in seconds: "text", "steps", "decode" and others.
+        loras: The file and weight of each LoRA, in the order in which they were added.
+        notes: What is not obvious: resized input images, cut prompts, retries in a higher precision.
+    """
 
     model: str
     model_id: str
@@ -30,11 +50,15 @@ class Report:
     steps: int
     network_calls: int
     seconds: dict[str, float]
-    loras: tuple[tuple[str, float], ...] = ()  # (file, weight), in the order in which they were added
+    loras: tuple[tuple[str, float], ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
-        """Return the report as plain data."""
+        """Convert the report to data for `json.dump`.
+
+        Returns:
+            A dict with the attributes, components and LoRAs as dicts.
+        """
         return {
             "model": self.model,
             "model_id": self.model_id,

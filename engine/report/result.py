@@ -12,19 +12,30 @@ from .report import Report
 
 @dataclass(frozen=True, kw_only=True)
 class Result:
-    """Result of a call: the images (or arrays, by `output_type`), their seeds, and the report."""
+    """Result of a call.
 
-    images: Any  # list[GeneratedImage], float32 [N, H, W, 3] in [0, 1], or latents float32 [N, C, h, w]
+    Attributes:
+        images: By `output_type`: a list of PIL images ("pil"), which keep their settings when they are saved as PNG;
+            float32 [N, H, W, 3] in [0, 1] ("np"); or latents float32 [N, C, h, w] ("latent").
+        seeds: The seed of each image.
+        report: What the call did.
+    """
+
+    images: Any
     seeds: tuple[int, ...]
     report: Report
 
 
 @dataclass(frozen=True, kw_only=True)
 class Event:
-    """End of one step. The last event of a stream carries the `result`.
+    """End of one step of a stream.
 
-    `preview()` decodes the images that this step predicts. It costs one run of the VAE decoder. Call it before you take
-    the next event.
+    Attributes:
+        step: The number of U-Net calls so far, from 1. Most schedulers call the U-Net once a step.
+        total: The number of U-Net calls.
+        preview: A function that decodes the images that this step predicts, as PIL images. It costs one run of the VAE
+            decoder. Call it before you take the next event.
+        result: The result of the call; None before the last step.
     """
 
     step: int

@@ -76,15 +76,15 @@ class Codec:
         on_device = self._device_bytes()
         free = available_bytes() if on_device is None else on_device
 
-        def fits(batch: int, tall: int, wide: int) -> bool:
+        def has_room(batch: int, tall: int, wide: int) -> bool:
             need = peak_bytes(self._loads, batch=batch, height=tall, width=wide, guided=False)
             return free is None or need <= free
 
-        if not self._loads or fits(count, height, width):
+        if not self._loads or has_room(count, height, width):
             return UNTILED
-        if fits(1, height, width):
+        if has_room(1, height, width):
             return VaeTiling(sliced=True)
-        tile = next((t for t in TILES if fits(1, min(t, height), min(t, width))), TILES[-1])
+        tile = next((t for t in TILES if has_room(1, min(t, height), min(t, width))), TILES[-1])
         need = peak_bytes(self._loads, batch=1, height=height, width=width, guided=False)
         reason = f"the full image needs about {in_words(need)} of memory, and {in_words(free or 0)} are free"
         return VaeTiling(tile=tile, note=f"the VAE worked in tiles of {tile} pixels: {reason}")

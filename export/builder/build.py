@@ -64,14 +64,17 @@ def build(spec: BuildSpec, display: Display | None = None) -> Built:
     """Build the plan of `spec`, unless the output folder already holds it.
 
     Args:
-        spec: the model, the output folder, the backend and the options.
-        display: shows the progress; entered only if there is work to do.
+        spec: The model, the output folder, the backend and the options.
+        display: Shows the progress; entered only if there is work to do. By default, nothing is shown.
+
+    Returns:
+        The plan, and whether this call built it.
 
     Raises:
-        InputError: an option is invalid.
-        SourceError: the model cannot be read.
-        BuildError: the plan cannot be built on this machine.
-        CheckError: the outputs are not close enough to float32.
+        InputError: An option is invalid.
+        SourceError: The model cannot be read.
+        BuildError: The plan cannot be built on this machine.
+        CheckError: The outputs are not close enough to float32.
     """
     check_backend(spec)
     if is_plan(spec.model):

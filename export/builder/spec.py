@@ -111,16 +111,20 @@ class BuildSpec:
     def __post_init__(self) -> None:
         for name, known in (("backend", BACKENDS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
-                raise InputError(f"unknown {name} {getattr(self, name)!r}; expected one of {', '.join(known)}.")
+                expected = f"one of {', '.join(known)}"
+                message = f"unknown {name} {getattr(self, name)!r}; expected {expected}."
+                raise InputError(message, argument=name, got=getattr(self, name), expected=expected)
         if self.weights not in (None, *WEIGHTS) or (self.weights and self.precision != "fp32"):
             raise InputError(
                 f"cannot build with weights {self.weights!r} and precision {self.precision!r}: expected weights "
-                f"{' or '.join(WEIGHTS)} with --precision fp32."
+                f"{' or '.join(WEIGHTS)} with --precision fp32.",
+                argument="weights",
+                got=self.weights,
             )
         for name, limit in (("calibration", 4096), ("proof", 4096), ("proof_steps", 1000)):
             value = getattr(self, name)
             if value is not None and not 1 <= value <= limit:
-                raise InputError(f"{name} must be from 1 to {limit}, got {value}.")
+                raise InputError(f"{name} must be from 1 to {limit}, got {value}.", argument=name, got=value)
 
     @property
     def gated(self) -> bool:
@@ -163,18 +167,20 @@ def spec_from(values: Mapping[str, Any]) -> BuildSpec:
     known = {f.name: f for f in fields(BuildSpec)}
     unknown = sorted(set(values) - set(known))
     if unknown:
-        raise InputError(f"unknown build option {', '.join(unknown)}; expected one of {', '.join(known)}.")
+        message = f"unknown build option {', '.join(unknown)}; expected one of {', '.join(known)}."
+        raise InputError(message, argument=unknown[0])
     for name in ("model", "output"):
         if values.get(name) in (None, ""):
             example = "calotype build MODEL -o PLAN"
-            raise InputError(f"missing {name}: pass the model and the output folder, as in: {example}")
+            message = f"missing {name}: pass the model and the output folder, as in: {example}"
+            raise InputError(message, argument=name)
     parsed = {}
     for name, value in values.items():
         try:
             parsed[name] = known[name].metadata["parse"](value)
         except (TypeError, ValueError) as error:
             reason = str(error) if isinstance(error, InputError) else f"got {value!r}"
-            raise InputError(f"{flag_of(name)}: {reason}") from None
+            raise InputError(f"{flag_of(name)}: {reason}", argument=name, got=value) from None
     return BuildSpec(**parsed)
 
 

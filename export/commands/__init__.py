@@ -1,1 +1,1 @@
-"""The commands `calotype build` and `calotype cache`, and the table of kernel resources."""
+"""The commands `calotype build` and `calotype cache`."""

@@ -48,7 +48,7 @@ def check_precision(backend: str, precision: str) -> None:
     """Raise `BuildError` with the alternatives if the backend does not support the precision."""
     reason = _REFUSED.get(backend, {}).get(precision)
     if reason:
-        raise BuildError(f"{reason}.")
+        raise BuildError(f"{reason}.", backend=backend)
 
 
 # What `--precision auto` tries; int8 on other backends. On a GPU, nodes not in int8 or fp8 are in half precision.

@@ -58,7 +58,7 @@ def convert_into(
         index[part] = ["transformers" if part in texts else "diffusers", class_name]
         network = network_of(class_name, config)
         state = convert_tensors(part, tensors, config, texts)
-        check_fit(f"{file} is {name}, but its {part}", state, network)
+        check_tensors(f"{file} is {name}, but its {part}", state, network)
         _save_network(folder / part, "model" if part in texts else "diffusion_pytorch_model", network, state)
     for part in texts:
         tokenizer = part.replace("text_encoder", "tokenizer")
@@ -85,7 +85,7 @@ def convert_component_into(
     except SourceError as failed:
         raise SourceError(f"{file} is {what} of an unsupported kind: {failed}") from None
     remedy = ". Use one of the model's family, or a folder that has its config"
-    check_fit(f"{file} is {what}, but with this model it", state, network, remedy)
+    check_tensors(f"{file} is {what}, but with this model it", state, network, remedy)
     _save_network(Path(out), "diffusion_pytorch_model", network, state)
 
 
@@ -200,7 +200,7 @@ def _text_tensors(part: str, own: Tensors, config: Mapping[str, Any], start: str
     return {name: tensor.contiguous() for name, tensor in state.items() if not name.endswith("position_ids")}
 
 
-def check_fit(subject: str, tensors: Tensors, network: Any, remedy: str = "") -> None:
+def check_tensors(subject: str, tensors: Tensors, network: Any, remedy: str = "") -> None:
     """Raise `SourceError` unless the network has exactly these tensors and shapes. `remedy` ends the message."""
     expected, got = shapes_of(network.state_dict()), shapes_of(tensors)
     wrong = [name for name in expected | got if expected.get(name) != got.get(name)]

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
-from calotype.lora.lora import READER, Shapes, components_in, keys_that_fit, parse_loras, weight_deltas_of
+from calotype.lora.lora import READER, Shapes, components_in, matching_keys, parse_loras, weight_deltas_of
 from calotype.plan.family import TEXT_ENCODERS
 
 from ..steps.stored_step import StoredStep
@@ -35,7 +35,7 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
         raise SourceError(f"{source.model} is not a Stable Diffusion model, and takes no LoRA.")
     shapes = {name: _shapes(source.folders[name], stem_of(name)) for name in names}
     for lora in parsed:  # checks only the headers: a large file that does not fit is not hashed
-        keys_that_fit(lora, shapes)
+        matching_keys(lora, shapes)
     task, function = "fusing the LoRAs", f"{__name__}:fuse_into"
     model = str(source.folder)  # not `source.model`, which may be a hub id or a checkpoint
     idle = [[str(lora.path), lora.weight] for lora in parsed if not lora.weight]

@@ -93,8 +93,8 @@ def read_embedding(argument: str | Path, source: Source) -> LearnedEmbedding:
 
 def _vector_count(path: Path, shapes: Mapping[str, Sequence[int]], widths: Mapping[str, int]) -> int:
     """Return the number of vectors. `shapes` and `widths` are by text encoder. Raises `SourceError` for a misfit."""
-    fits = [len(shape) in (1, 2) and shape[-1] == widths[encoder] for encoder, shape in shapes.items()]
-    counts = {[1, *shape][-2] for shape in shapes.values()} if all(fits) else set()
+    matching = [len(shape) in (1, 2) and shape[-1] == widths[encoder] for encoder, shape in shapes.items()]
+    counts = {[1, *shape][-2] for shape in shapes.values()} if all(matching) else set()
     if len(counts) != 1 or 0 in counts:
         shown = " and ".join(dict.fromkeys(str(list(shape)) for shape in shapes.values()))
         raise SourceError(

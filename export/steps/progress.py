@@ -135,7 +135,7 @@ class PlainLines(Display):
             return
         self._last_s = state.elapsed_s
         left = "" if state.eta_s is None or state.done == state.of else f", about {clock(state.eta_s)} left"
-        what = {"found": "in the store", "done": "done"}.get(state.event, state.text)
+        what = {"found": "in the cache", "done": "done"}.get(state.event, state.text)
         head = f"[{state.done}/{state.of}]"
         head = " " * len(head) if state.event in ("note", "step") else head
         print(f"{head} {state.stage}: {what}  ({clock(state.elapsed_s)}{left})", file=sys.stderr, flush=True)
@@ -164,6 +164,6 @@ class Bars(Display):
         left = "" if state.eta_s is None else f"about {clock(state.eta_s)} left"
         at = f"{state.stage}: {state.text}" if state.event == "step" else state.stage
         self._live.update(self._task, description=at, completed=state.done, total=state.of, left=left)
-        lines = {"done": "[green]✓[/] {}", "found": "[dim]=[/] {} [dim](in the store)[/]", "note": "  {}: {}"}
+        lines = {"done": "[green]✓[/] {}", "found": "[dim]=[/] {} [dim](in the cache)[/]", "note": "  {}: {}"}
         if state.event in lines:
             self._live.console.print(lines[state.event].format(state.stage, state.text), highlight=False)

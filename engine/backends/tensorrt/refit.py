@@ -38,6 +38,6 @@ def refitted_engine(runner: TensorRtRunner, *, ours: Path, theirs: Path, probe: 
     off = sorted(name for name, array in before.items() if not np.array_equal(array, after[name], equal_nan=True))
     if off:
         raise BackendError(
-            f"the refit left residue: after a refit back, the engine's {', '.join(off)} is not what it was"
+            f"the refit left residue: after a refit to the old weights, the engine computes another {', '.join(off)}"
         )
     return engine

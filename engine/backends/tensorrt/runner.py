@@ -265,8 +265,7 @@ class Engine(DeviceNetwork):
 
 def _within(shape: tuple[int, ...], limits: Sequence[tuple[int, ...]]) -> bool:
     low, _, high = limits
-    fits = len(shape) == len(low)
-    return fits and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
+    return len(shape) == len(low) and all(a <= size <= b for a, size, b in zip(low, shape, high, strict=True))
 
 
 def open_with_library(library: str, component: PlannedComponent, artifact: Artifact) -> TensorRtRunner:

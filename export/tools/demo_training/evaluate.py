@@ -156,9 +156,9 @@ def f1(got: Edges, expected: Edges, tolerance_px: float = 2.0) -> float:
 def measure_clip(clip: Clip, drawn: Sequence[scenes.Scene]) -> dict[str, Any]:
     """Return shares and mean scores over scenes.
 
-    `picked` is the share of scenes whose caption scores above all captions with one wrong word; `told` is the share of
-    those captions, by the kind of word. `matched` and `mismatched` are the mean scores of scenes with their own
-    captions and with another scene's.
+    `picked` is the share of scenes whose caption scores above all captions with one wrong word; `rejected` is the share
+    of those captions that score lower, by the kind of word. `matched` and `mismatched` are the mean scores of scenes
+    with their own captions and with another scene's.
     """
     seen = clip.encode_image([scenes.render(s) for s in drawn])  # [N, D]
     scores = 100 * seen @ clip.encode_text([scenes.caption(s) for s in drawn]).T  # [image, caption]
@@ -177,5 +177,5 @@ def measure_clip(clip: Clip, drawn: Sequence[scenes.Scene]) -> dict[str, Any]:
         "mismatched": round(float(another.mean()), 1),
         "above_another": round(float((own > another).mean()), 3),
         "picked": round(float(np.mean(picked)), 3),
-        "told": {kind: round(float(np.mean(each)), 3) for kind, each in above.items()},
+        "rejected": {kind: round(float(np.mean(each)), 3) for kind, each in above.items()},
     }

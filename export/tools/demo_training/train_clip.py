@@ -76,7 +76,7 @@ class SceneImages:
         def compute() -> np.ndarray:
             return np.stack([_resized(scenes.render(s)) for s in training_scenes(count)])
 
-        self.values = cached(folder / f"pictures-{count}.npy", compute)  # [count, SIGHT, SIGHT, 3] uint8
+        self.values = cached(folder / f"images-{count}.npy", compute)  # [count, SIGHT, SIGHT, 3] uint8
 
     def __call__(self, which: np.ndarray, rng: np.random.Generator) -> Tensor:
         """Return some images in [-1, 1] with random blur, shift, tint and noise.  # [B, 3, SIGHT, SIGHT]"""

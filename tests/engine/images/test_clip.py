@@ -88,8 +88,8 @@ def test_it_tells_held_out_scenes_apart():
     scores = measure_clip(calotype.Clip(), held_out_scenes(40, skip=2000))
     assert scores["above_another"] >= 0.95
     assert scores["matched"] >= scores["mismatched"] + 50
-    assert scores["told"]["color"] >= 0.95  # by chance a half
-    assert scores["told"]["background"] >= 0.95
+    assert scores["rejected"]["color"] >= 0.95  # by chance a half
+    assert scores["rejected"]["background"] >= 0.95
 
 
 @pytest.mark.parametrize(

@@ -78,8 +78,9 @@ def test_the_command_of_a_spec_makes_the_same_spec():
     ],
 )
 def test_invalid_values_are_rejected(values, keyword):
-    with pytest.raises(InputError, match=keyword):
+    with pytest.raises(InputError, match=keyword) as error:
         spec_from({"model": "demo", "output": "plan", **values})
+    assert [error.value.argument] == list(values)
 
 
 def test_a_toml_file_has_the_same_fields(tmp_path):

@@ -91,5 +91,5 @@ def test_bars_show_finished_stages_above_a_live_bar(monkeypatch, capsys):
             progress.note("some words")
             progress.step("half")
     err = capsys.readouterr().err
-    for words in ("(in the store)", "some words", "✓"):
+    for words in ("(in the cache)", "some words", "✓"):
         assert words in err
