@@ -30,14 +30,16 @@ def check_output(folder: Path) -> None:
     """Raise `BuildError` if the output folder cannot hold a plan. Runs before any work."""
     try:
         if folder.is_file() or (folder.is_dir() and not is_plan(folder) and any(folder.iterdir())):
-            raise BuildError(f"{folder} already exists and is not a plan. Choose a new output folder (-o PLAN).")
+            raise BuildError(
+                f"{folder} already exists and is not a plan. Choose a new output folder (-o PLAN).", hint="-o PLAN"
+            )
         parent = folder.absolute().parent
         parent.mkdir(parents=True, exist_ok=True)
         if not os.access(parent, os.W_OK):
-            raise BuildError(f"cannot write to {parent}. Choose another output folder (-o PLAN).")
+            raise BuildError(f"cannot write to {parent}. Choose another output folder (-o PLAN).", hint="-o PLAN")
     except OSError as error:
         raise BuildError(
-            f"{folder} cannot be created ({error.strerror}). Choose another output folder (-o PLAN)."
+            f"{folder} cannot be created ({error.strerror}). Choose another output folder (-o PLAN).", hint="-o PLAN"
         ) from None
 
 

@@ -78,7 +78,9 @@ def build(spec: BuildSpec, display: Display | None = None) -> Built:
     """
     check_backend(spec)
     if is_plan(spec.model):
-        raise BuildError(f"{spec.model} is already a plan. Pass the model that it was built from.")
+        raise BuildError(
+            f"{spec.model} is already a plan. Pass the model that it was built from.", backend=spec.backend
+        )
     check_output(spec.output)
     work = _prepared(spec)
     if (plan := _existing_plan(work)) is not None:
@@ -99,7 +101,8 @@ def check_backend(spec: BuildSpec) -> None:
     parse_engine_options(spec.backend, spec.engine)
     if spec.weights and backends.form_of(spec.backend) == "diffusers":
         raise BuildError(
-            f"--weights {spec.weights} quantizes ONNX graphs, which {spec.backend} does not use. Leave --weights out."
+            f"--weights {spec.weights} quantizes ONNX graphs, which {spec.backend} does not use. Leave --weights out.",
+            backend=spec.backend,
         )
     reason = backends.unavailable(spec.backend)
     if reason:
@@ -117,7 +120,8 @@ def _prepared(spec: BuildSpec) -> Work:
     if not family.prompting.states:
         raise BuildError(
             f"{spec.model} generates without text, and a build tests the plan on images from prompts. This version "
-            "cannot build such a plan. Load the model directly: its networks are traced and checked at first use."
+            "cannot build such a plan. Load the model directly: its networks are traced and checked at first use.",
+            backend=spec.backend,
         )
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile
     ranges = {name: getattr(spec, name) or getattr(defaults, name) for name in ("batch", "height", "width")}
@@ -270,7 +274,8 @@ class _Build:
         if missed := failed(spec.max_loss, proof):
             raise CheckError(
                 f"the images miss the quality bounds ({'; '.join(missed)}), so the plan is not kept. "
-                "Try --precision auto, which searches for a mix that passes, or another --max-loss."
+                "Try --precision auto, which searches for a mix that passes, or another --max-loss.",
+                backend=spec.backend,
             )
         write_plan(replace(plan, build=self._metadata(proof)), folder, sealed=True)
 

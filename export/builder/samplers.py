@@ -93,7 +93,7 @@ def store_samplers(
             parts = {n: ranges for n in for_images & set(matrices) if (ranges := _image_to_image(spec, n))}
             stored.append(write_matrices(folder, spec, matrices, version("diffusers"), parts))
         elif not any(reason.startswith(_NEEDS_SCHEDULER) for reason in reasons):
-            raise SamplerError(next(iter(reasons), f"cannot compile {spec.name}: steps is empty."))
+            raise SamplerError(next(iter(reasons), f"cannot compile {spec.name}: steps is empty."), scheduler=spec.name)
     return SamplersReport(stored=tuple(stored), left_out=left_out)
 
 

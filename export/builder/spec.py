@@ -189,7 +189,7 @@ def read_config(path: Path) -> dict[str, Any]:
     try:
         values = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
-        raise InputError(f"{path} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{path} cannot be read: {error.strerror}.", argument="config", got=str(path)) from None
     except ValueError as error:
-        raise InputError(f"{path} is not valid TOML: {error}.") from None
+        raise InputError(f"{path} is not valid TOML: {error}.", argument="config", got=str(path)) from None
     return {key.replace("-", "_"): value for key, value in values.items()}

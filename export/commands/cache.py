@@ -102,7 +102,12 @@ def bytes_of(text: str) -> int:
     match = _AMOUNT.fullmatch(text.strip())
     unit = match and _UNITS.get(match[2].lower())
     if not match or not unit:
-        raise InputError(f"{text!r} is not an amount of bytes; expected a form such as 20GB, 500MB or 1.5GiB.")
+        raise InputError(
+            f"{text!r} is not an amount of bytes; expected a form such as 20GB, 500MB or 1.5GiB.",
+            argument="max_size",
+            got=text,
+            expected="a form such as 20GB, 500MB or 1.5GiB",
+        )
     return int(Decimal(match[1]) * unit)
 
 

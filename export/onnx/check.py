@@ -70,7 +70,9 @@ def compare(component: PlannedComponent, backend: str, calls: list[Call]) -> dic
     try:
         opened = open_component(component, choose(backend))
     except BackendError as failed:
-        raise CheckError(f"cannot open the {component.name}: {failed}") from None
+        raise CheckError(
+            f"cannot open the {component.name}: {failed}", backend=backend, component=component.name
+        ) from None
     max_error = max_l2 = 0.0
     for call in calls:
         got = opened(**call.inputs)

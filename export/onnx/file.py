@@ -28,11 +28,13 @@ def open_graph(source: Path) -> ir.Model:
     try:
         model = ir.load(source)
     except Exception as broken:  # protobuf raises its own kinds
-        raise SourceError(f"{source} cannot be read as ONNX: {first_line(broken)}") from None
+        raise SourceError(f"{source} cannot be read as ONNX: {first_line(broken)}", path=source) from None
     inner = [n for n in model.graph if any(a.type in _GRAPHS for a in n.attributes.values())]
     if inner or model.functions:
         what = f"node {inner[0].name} ({inner[0].op_type}) holds a subgraph" if inner else "it has functions"
-        raise SourceError(f"cannot use {source}: {what}. Export it without control flow and with inlined functions.")
+        raise SourceError(
+            f"cannot use {source}: {what}. Export it without control flow and with inlined functions.", path=source
+        )
     passes.LiftConstantsToInitializersPass(lift_all_constants=True, size_limit=0)(model)
     untyped = [v for n in model.graph for v in n.outputs if v.name and v.type is None]
     if untyped:
@@ -42,7 +44,7 @@ def open_graph(source: Path) -> ir.Model:
         passes.ShapeInferencePass()(model)
     for value in untyped:
         if value.type is None:
-            raise SourceError(f"cannot use {source}: the type of {value.name} is unknown.")
+            raise SourceError(f"cannot use {source}: the type of {value.name} is unknown.", path=source)
     return model
 
 

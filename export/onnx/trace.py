@@ -52,7 +52,9 @@ def trace_component(
     except (CalotypeError, OSError):
         raise
     except Exception as failed:  # torch's exporter raises errors of any type
-        raise CheckError(f"the {described.name} cannot be traced to ONNX: {first_line(failed)}") from failed
+        raise CheckError(
+            f"the {described.name} cannot be traced to ONNX: {first_line(failed)}", component=described.name
+        ) from failed
 
 
 def _eager_call(component: Component, module: nn.Module, sizes: Mapping[str, int], seed: int) -> Call:

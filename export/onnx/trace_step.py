@@ -68,7 +68,11 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
     checking = run_in_subprocess(task, function, backend="onnxruntime", **arguments)
     if "refused" in checking.value:
         raise CheckError(
-            f"cannot use the traced {component.name}: {checking.value['refused']}", component=component.name
+            f"cannot use the traced {component.name}: {checking.value['refused']}",
+            backend="onnxruntime",
+            component=component.name,
+            relative_error=checking.value.get("max_relative_error"),
+            limit=check.TOLERANCE,
         )
     others = {}
     if unavailable("openvino") is None:

@@ -72,9 +72,13 @@ def require(metrics: Sequence[str], *, judged: bool, clip_model: Path | None) ->
     if "lpips" in metrics and importlib.util.find_spec("lpips") is None:
         raise BuildError("lpips is not installed. Run pip install lpips, or bound psnr or ssim instead.")
     if "judge_drop" in metrics and not judged:
-        raise InputError("judge_drop works only with the demonstration model's captions. Bound psnr or ssim instead.")
+        raise InputError(
+            "judge_drop works only with the demonstration model's captions. Bound psnr or ssim instead.",
+            argument="max_loss",
+            got="judge_drop",
+        )
     if "clip_drop" in metrics and clip_model is None:
-        raise InputError("clip_drop needs a CLIP model. Pass --clip-model FOLDER.")
+        raise InputError("clip_drop needs a CLIP model. Pass --clip-model FOLDER.", argument="clip_model")
 
 
 def _judged(images: Pixels, prompts: Sequence[str]) -> float:

@@ -73,10 +73,10 @@ def _lines(file: Path) -> list[str]:
     try:
         lines = [line.strip() for line in file.read_text(encoding="utf-8").splitlines()]
     except OSError as error:
-        raise InputError(f"{file} cannot be read: {error.strerror}.") from None
+        raise InputError(f"{file} cannot be read: {error.strerror}.", argument="prompts", got=str(file)) from None
     except ValueError as error:
-        raise InputError(f"{file} is not a text file: {error}.") from None
+        raise InputError(f"{file} is not a text file: {error}.", argument="prompts", got=str(file)) from None
     prompts = [line for line in lines if line]
     if not prompts:
-        raise InputError(f"{file} has no prompts. Write one prompt per line.")
+        raise InputError(f"{file} has no prompts. Write one prompt per line.", argument="prompts", got=str(file))
     return prompts

@@ -83,7 +83,7 @@ def convert_component_into(
     try:
         state = convert_component_tensors(network, load_file(file), original=original, prefix=prefix)
     except SourceError as failed:
-        raise SourceError(f"{file} is {what} of an unsupported kind: {failed}") from None
+        raise SourceError(f"{file} is {what} of an unsupported kind: {failed}", path=file) from None
     remedy = ". Use one of the model's family, or a folder that has its config"
     check_tensors(f"{file} is {what}, but with this model it", state, network, remedy)
     _save_network(Path(out), "diffusion_pytorch_model", network, state)

@@ -68,7 +68,8 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
         if isinstance(failed, OSError) and failed.errno in _DISKS:
             raise SourceError(
                 f"cannot write {hub_id} to the hub's cache {constants.HF_HUB_CACHE} ({failed.strerror}). Free space "
-                "there, or set HF_HUB_CACHE to another folder."
+                "there, or set HF_HUB_CACHE to another folder.",
+                path=constants.HF_HUB_CACHE,
             ) from None
         if (folder := _cached(hub_id)) is None or not _is_complete(folder):
             part = " (the cache has a part of it)" if folder else ""

@@ -69,7 +69,7 @@ def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
     names = header.shapes
     starts = [p for p in (OPENAI, OPENCLIP, *_XL, _SINGLE) if any(name.startswith(p) for name in names)]
     if _FIRST not in names or not starts or not any(name.startswith(VAE) for name in names):
-        raise SourceError(_unknown(path, header))
+        raise SourceError(_unknown(path, header), path=path)
     pooled = _SECOND_TEXT in names
     if starts == [OPENAI] and not pooled:
         name, encoders, described = "Stable Diffusion 1.x", ["text_encoder"], MODELS["sd15"]
@@ -80,10 +80,12 @@ def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
     elif starts == [_SINGLE] and pooled:
         name, encoders, described = "the refiner of Stable Diffusion XL", ["text_encoder_2"], REFINER
     else:
-        raise SourceError(_unknown(path, header))
+        raise SourceError(_unknown(path, header), path=path)
     channels = names[_FIRST][1]
     if channels not in (4, 9) or (channels == 9 and "text_encoder" not in encoders):
-        raise SourceError(f"{path} is {name} with {channels} input channels; expected 4, or 9 for inpainting.")
+        raise SourceError(
+            f"{path} is {name} with {channels} input channels; expected 4, or 9 for inpainting.", path=path
+        )
     class_name, config = described["unet"]
     parts = {**described, "unet": (class_name, {**config, "in_channels": channels})}
     if channels == 9:

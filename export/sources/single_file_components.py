@@ -63,7 +63,7 @@ def open_component(path: Path, name: str, own: Mapping[str, Path]) -> Path:
         network = controlnet_in(path, header, unet) if name == "controlnet" else autoencoder_in(path, header, unet, vae)
     except (TypeError, LookupError) as failed:
         raise SourceError(
-            f"cannot use {path}: the configs of its model are invalid ({failed}). Fetch the model again."
+            f"cannot use {path}: the configs of its model are invalid ({failed}). Fetch the model again.", path=path
         ) from None
     check_types(path, {name: kind for name, kind in header.types.items() if name.startswith(network.prefix)})
     layout = "the original" if network.original else "diffusers'"
@@ -103,7 +103,8 @@ def _check_channels(path: Path, channels: int, unet: Mapping[str, Any]) -> None:
     expected = unet.get("out_channels", 4)
     if channels != expected:
         raise SourceError(
-            f"{path} is an autoencoder with {channels} latent channels; the model's U-Net has {expected}. {_REMEDY}."
+            f"{path} is an autoencoder with {channels} latent channels; the model's U-Net has {expected}. {_REMEDY}.",
+            path=path,
         )
 
 
@@ -118,7 +119,8 @@ def _autoencoder_config(
     if published["block_out_channels"] != widths:
         raise SourceError(
             f"{path} is an autoencoder with levels of width {widths}; expected {published['block_out_channels']} or "
-            "those of the model's own. Pass a folder that has its config."
+            "those of the model's own. Pass a folder that has its config.",
+            path=path,
         )
     return {**published, **({name: own[name] for name in _LATENT_FIELDS if name in own} if full else {})}
 
@@ -142,7 +144,9 @@ def controlnet_in(path: Path, header: Header, unet: Mapping[str, Any]) -> Networ
     own = {name.removeprefix(start): shape for name, shape in header.shapes.items() if name.startswith(start)}
     _check_family(path, own, convolutions[first][0], unet)
     if re.search(r"_shuffle(_fp16)?$", path.stem):  # no tensor shows it; ComfyUI goes by the name as well
-        raise SourceError(f"{path} is a ControlNet that pools its conditions (shuffle), which is not supported.")
+        raise SourceError(
+            f"{path} is a ControlNet that pools its conditions (shuffle), which is not supported.", path=path
+        )
     return NetworkFile(
         what="a ControlNet",
         original=original,
@@ -170,7 +174,8 @@ def _check_family(path: Path, shapes: Mapping[str, Sequence[int]], width: int, u
         shown = f"text of width {text}" if text else "no text"
         raise SourceError(
             f"{path} is a ControlNet for {family} (first level {width}, {shown}); the model's U-Net has levels "
-            f"{unet.get('block_out_channels')} and text of width {unet.get('cross_attention_dim')}. {_REMEDY}."
+            f"{unet.get('block_out_channels')} and text of width {unet.get('cross_attention_dim')}. {_REMEDY}.",
+            path=path,
         )
 
 
@@ -212,5 +217,6 @@ def _public_fields(config: Mapping[str, Any]) -> dict[str, Any]:
 
 def _unknown(path: Path, header: Header, name: str) -> NoReturn:
     raise SourceError(
-        f"{path} holds {describe_contents(header, name)}; {_EXPECTED[name]}, in the original layout or diffusers'."
+        f"{path} holds {describe_contents(header, name)}; {_EXPECTED[name]}, in the original layout or diffusers'.",
+        path=path,
     )

@@ -67,7 +67,9 @@ class Source:
         """Raise `SourceError` if the component's weights changed since they were read."""
         if _digest(self._files(component)) != self.weights_digest(component):
             folder = self.weights_folder(component)
-            raise SourceError(f"the weights in {folder} were changed after the model was loaded. Load it again.")
+            raise SourceError(
+                f"the weights in {folder} were changed after the model was loaded. Load it again.", path=folder
+            )
 
     def weights_count(self, component: str) -> int:
         """Return the number of values in the component's weight files, from their headers."""
@@ -113,10 +115,11 @@ def read_source(
     kind = str(index.get("_class_name"))
     if kind not in TEXT_ENCODERS:
         raise SourceError(
-            describe_export(folder) or f"{folder} holds a {kind:.80}; expected one of {', '.join(TEXT_ENCODERS)}."
+            describe_export(folder) or f"{folder} holds a {kind:.80}; expected one of {', '.join(TEXT_ENCODERS)}.",
+            path=folder,
         )
     if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
-        raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.")
+        raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.", path=folder)
     folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
     if vae_folder := autoencoder_of(kind):
         folders["vae"] = folder / vae_folder
@@ -128,7 +131,11 @@ def read_source(
     for name in (*controlnets_of(configs), *(["vae"] if vae is not None else [])):
         classes = _NETWORK_CLASSES[name.partition("_")[0]]
         if (other := configs[name].get("_class_name")) not in classes:
-            raise SourceError(f"{folders[name]} holds a {other}; expected {' or '.join(classes)}.")
+            raise SourceError(
+                f"{folders[name]} holds a {other}; expected {' or '.join(classes)}.",
+                path=folders[name],
+                field="_class_name",
+            )
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
     tokenizers = {encoder: folder / name for encoder, name in TEXT_ENCODERS[kind].items()}
     for vocabulary in tokenizers.values():
@@ -185,17 +192,18 @@ def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
             return path.absolute()
         is_file = path.is_file()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home, a NUL
-        raise SourceError(f"cannot read {name_or_path} ({failed}); {forms}.") from None
+        raise SourceError(f"cannot read {name_or_path} ({failed}); {forms}.", path=name_or_path) from None
     has_weights = path.suffix in (".safetensors", *PICKLES)
     if is_file:
         if path.suffix == ".safetensors":
             return path.absolute()
         raise SourceError(
-            refusal_of_pickle(path, class_name) if has_weights else f"{path} is {kind_of_file(path)}; {forms}."
+            refusal_of_pickle(path, class_name) if has_weights else f"{path} is {kind_of_file(path)}; {forms}.",
+            path=path,
         )
     if _HUB_ID.fullmatch(str(name_or_path)) and not has_weights:
         return from_hub(str(name_or_path), offline=offline)
-    raise SourceError(f"there is no {'file' if has_weights else 'folder'} {path}; {forms}.")
+    raise SourceError(f"there is no {'file' if has_weights else 'folder'} {path}; {forms}.", path=path)
 
 
 def _network_folder(network: str | Path, name: str, own: Mapping[str, Path], offline: bool) -> Path:
@@ -207,12 +215,15 @@ def _network_folder(network: str | Path, name: str, own: Mapping[str, Path], off
     if (path / "model_index.json").is_file():
         inside = path / name
         remedy = f"Pass its {name}: {inside}" if inside.is_dir() else f"It has no {name}"
-        raise SourceError(f"{network} is a full model. {remedy}.")
+        raise SourceError(f"{network} is a full model. {remedy}.", path=path)
     single = sorted(path.glob("*.safetensors"))
     if single and not (path / "config.json").is_file():
         if other := describe_other_folder(path, name):
-            raise SourceError(other)
-        raise SourceError(f"{path / 'config.json'} is missing. To use a {name} in one file, pass the file: {single[0]}")
+            raise SourceError(other, path=path)
+        raise SourceError(
+            f"{path / 'config.json'} is missing. To use a {name} in one file, pass the file: {single[0]}",
+            path=path / "config.json",
+        )
     return path
 
 
@@ -221,12 +232,14 @@ def _index(folder: Path) -> dict[str, Any]:
     path = folder / "model_index.json"
     if not path.exists():
         if other := describe_other_folder(folder):
-            raise SourceError(other)
+            raise SourceError(other, path=folder)
         single, pickled = [p.name for p in sorted(folder.glob("*.safetensors"))], pickles_in(folder)
         if single:
-            raise SourceError(f"{path} is missing. To use a single checkpoint, pass the file: {folder / single[0]}")
+            raise SourceError(
+                f"{path} is missing. To use a single checkpoint, pass the file: {folder / single[0]}", path=path
+            )
         if pickled:
-            raise SourceError(refusal_of_pickle(folder / pickled[0]))
+            raise SourceError(refusal_of_pickle(folder / pickled[0]), path=folder / pickled[0])
     return read_json(path, "the list of parts of a model in diffusers' layout")
 
 

@@ -67,9 +67,9 @@ def read_embedding(argument: str | Path, source: Source) -> LearnedEmbedding:
     """Read FILE or FILE:<word> for this model. Raises `SourceError`."""
     path, word = _split(str(argument))
     if not path.is_file():
-        raise SourceError(f"there is no file {path}; expected a .safetensors file, as FILE or FILE:<word>.")
+        raise SourceError(f"there is no file {path}; expected a .safetensors file, as FILE or FILE:<word>.", path=path)
     if path.suffix in PICKLES:
-        raise SourceError(refusal_of_pickle(path).partition(" If you")[0] + " Get it as .safetensors.")
+        raise SourceError(refusal_of_pickle(path).partition(" If you")[0] + " Get it as .safetensors.", path=path)
     header = check_safetensors(path)
     check_types(path, header.types)
     shapes = header.shapes
@@ -83,11 +83,14 @@ def read_embedding(argument: str | Path, source: Source) -> LearnedEmbedding:
     else:
         raise SourceError(
             f"{path} is not a textual inversion: got {len(shapes)} tensors, such as {min(shapes, default='none')}; "
-            "expected a single tensor, or clip_l and clip_g."
+            "expected a single tensor, or clip_l and clip_g.",
+            path=path,
         )
     count = _vector_count(path, {encoder: shapes[name] for encoder, name in tensors.items()}, widths)
     if (text := word or text).split() != [text]:  # no prompt could have it
-        raise SourceError(f"{path}: a word must not have spaces; got {text!r}. Choose another: {path}:<word>")
+        raise SourceError(
+            f"{path}: a word must not have spaces; got {text!r}. Choose another: {path}:<word>", path=path
+        )
     return LearnedEmbedding(path=path, text=text, tensors=tensors, count=count)
 
 
@@ -99,10 +102,13 @@ def _vector_count(path: Path, shapes: Mapping[str, Sequence[int]], widths: Mappi
         shown = " and ".join(dict.fromkeys(str(list(shape)) for shape in shapes.values()))
         raise SourceError(
             f"{path} does not fit the model: its vectors have shape {shown}; expected width "
-            f"{' and '.join(map(str, widths.values()))}. Use one of the model's family."
+            f"{' and '.join(map(str, widths.values()))}. Use one of the model's family.",
+            path=path,
         )
     if max(counts) > _MAX_VECTORS:
-        raise SourceError(f"{path} holds {max(counts)} vectors for one word; a prompt holds at most {_MAX_VECTORS}.")
+        raise SourceError(
+            f"{path} holds {max(counts)} vectors for one word; a prompt holds at most {_MAX_VECTORS}.", path=path
+        )
     return counts.pop()
 
 
@@ -110,7 +116,11 @@ def _size(source: Source, encoder: str, name: str) -> int:
     try:
         return int(source.configs[encoder][name])
     except (LookupError, TypeError, ValueError):
-        raise SourceError(f"{source.folders[encoder] / 'config.json'} has no {name}. Fetch the model again.") from None
+        raise SourceError(
+            f"{source.folders[encoder] / 'config.json'} has no {name}. Fetch the model again.",
+            path=source.folders[encoder] / "config.json",
+            field=name,
+        ) from None
 
 
 def _split(argument: str) -> tuple[Path, str]:
@@ -139,7 +149,8 @@ def _check_new(words: Sequence[LearnedEmbedding], source: Source) -> None:
             if name in known | taken:
                 conflict = "is in the model's vocabulary" if name in known else "belongs to another file"
                 raise SourceError(
-                    f"{word.path}: the word {name!r} {conflict}. Choose another: {word.path}:<{word.text}>"
+                    f"{word.path}: the word {name!r} {conflict}. Choose another: {word.path}:<{word.text}>",
+                    path=word.path,
                 )
         taken |= {*names}
 
@@ -154,7 +165,7 @@ def _with_words(source: Source, encoder: str, words: Sequence[LearnedEmbedding])
     folder, tokenizer = source.folders[encoder], source.tokenizers[encoder]
     end = vocabulary_of(tokenizer)[0].get(END)
     if end is None:
-        raise SourceError(f"the tokenizer in {tokenizer} has no {END}. Fetch the model again.")
+        raise SourceError(f"the tokenizer in {tokenizer} has no {END}. Fetch the model again.", path=tokenizer)
     files = [[str(word.path), word.tensors[encoder], word.text, word.count] for word in words]
     step = StoredStep(
         depends_on={
@@ -204,7 +215,7 @@ def add_embeddings_into(
     tensors = {name: t for file in weight_files(source, stem) for name, t in load_file(file).items()}
     table = next((name for name in tensors if name.endswith(_TABLE)), None)
     if table is None:
-        raise SourceError(f"the text encoder in {source} has no token embeddings ({_TABLE}).")
+        raise SourceError(f"the text encoder in {source} has no token embeddings ({_TABLE}).", path=source)
     vectors = [load_file(path)[name].float().reshape(count, -1) for path, name, _, count in words]
     if not all(vector.isfinite().all() for vector in vectors):
         raise SourceError("a textual inversion holds values that are not finite. Fetch it again.")

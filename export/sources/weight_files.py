@@ -47,10 +47,10 @@ def weight_files(folder: Path, stem: str) -> list[Path]:
     for path in sorted(folder.glob("*")):
         if path.suffix in PICKLES:
             remedy = "load the model with diffusers and save it with save_pretrained(..., safe_serialization=True)"
-            raise SourceError(f"{path} is {_PICKLED}: {remedy}.")
+            raise SourceError(f"{path} is {_PICKLED}: {remedy}.", path=path)
         if path.suffix in EXPORTS:
-            raise SourceError(f"{path} is {EXPORTS[path.suffix]}. {EXPORTED}.")
-    raise SourceError(f"{folder / stem}.safetensors is missing; only weights in safetensors are read.")
+            raise SourceError(f"{path} is {EXPORTS[path.suffix]}. {EXPORTED}.", path=path)
+    raise SourceError(f"{folder / stem}.safetensors is missing; only weights in safetensors are read.", path=folder)
 
 
 def pickles_in(folder: Path) -> list[str]:

@@ -42,7 +42,8 @@ def remove(keys: Sequence[str]) -> list[Entry]:
     if busy:
         titles = ", ".join(f"{entry.key[:12]} ({entry.title})" for entry in busy)
         raise InputError(
-            f"cannot remove entries in use: {titles}. Try again when the process that uses or builds it ends."
+            f"cannot remove entries in use: {titles}. Try again when the process that uses or builds it ends.",
+            argument="keys",
         )
     return chosen
 
@@ -62,10 +63,14 @@ def _matching(keys: Sequence[str]) -> Iterator[Entry]:
     for key in keys:
         matches = [e for e in entries if e.key == key] or [e for e in entries if e.key.startswith(key)]
         if not key or not matches:
-            raise InputError(f"no key begins with {key!r}. List the keys with `calotype cache ls`.")
+            raise InputError(
+                f"no key begins with {key!r}. List the keys with `calotype cache ls`.", argument="keys", got=key
+            )
         if len(matches) > 1:
             shown = ", ".join(e.key[:16] for e in matches)
-            raise InputError(f"{len(matches)} keys begin with {key!r}: {shown}. Give more digits.")
+            raise InputError(
+                f"{len(matches)} keys begin with {key!r}: {shown}. Give more digits.", argument="keys", got=key
+            )
         yield matches[0]
 
 
@@ -75,4 +80,6 @@ def _as_source_error() -> Iterator[None]:
         yield
     except OSError as failed:
         path: Path | str = failed.filename or home()
-        raise SourceError(f"the cache {home()} cannot be cleared ({path}: {failed.strerror or failed}).") from failed
+        raise SourceError(
+            f"the cache {home()} cannot be cleared ({path}: {failed.strerror or failed}).", path=path
+        ) from failed

@@ -87,10 +87,12 @@ def _valid_notes(folder: Path) -> Mapping[str, Any] | None:
     try:
         if not locks.use(folder / ENTRY):
             if os.path.lexists(folder):
-                raise SourceError(f"{folder / ENTRY} is missing; {_REMEDY}.")
+                raise SourceError(f"{folder / ENTRY} is missing; {_REMEDY}.", path=folder / ENTRY)
             return None
     except OSError as failed:
-        raise SourceError(f"{folder / ENTRY} cannot be read ({failed.strerror}); {_REMEDY}.") from None
+        raise SourceError(
+            f"{folder / ENTRY} cannot be read ({failed.strerror}); {_REMEDY}.", path=folder / ENTRY
+        ) from None
     notes: Mapping[str, Any] = _read(folder)["notes"]
     with suppress(OSError):  # a read-only store
         os.utime(folder / ENTRY)
@@ -106,9 +108,9 @@ def _read(folder: Path) -> Mapping[str, Any]:
             raise ValueError
         key, files = entry["key"], stamps_from_json(entry["files"])
     except (SourceError, ValueError, KeyError, TypeError, AttributeError):
-        raise SourceError(f"{path} is {'damaged' if path.is_file() else 'missing'}; {_REMEDY}.") from None
+        raise SourceError(f"{path} is {'damaged' if path.is_file() else 'missing'}; {_REMEDY}.", path=path) from None
     if key != folder.name:
-        raise SourceError(f"{path} belongs to another entry; {_REMEDY}.")
+        raise SourceError(f"{path} belongs to another entry; {_REMEDY}.", path=path)
     verify(folder, files, allowed=(ENTRY,), advice=_REMEDY)
     return entry
 
@@ -134,7 +136,9 @@ def _make(folder: Path, make: Callable[[Path], Mapping[str, Any]], label: Mappin
         written = size_of(fresh)
         shutil.rmtree(fresh, ignore_errors=True)
         if isinstance(failed, Exception) and (reason := _full_disk_reason(failed)):
-            raise SourceError(_no_space_message(folder.parent, title(folder.name, label), reason, written)) from failed
+            raise SourceError(
+                _no_space_message(folder.parent, title(folder.name, label), reason, written), path=folder.parent
+            ) from failed
         raise
     flush(folder.parent)
     locks.use(folder / ENTRY)
@@ -177,7 +181,7 @@ def _disk_errors_as_source_errors(root: Path, name: str) -> Iterator[None]:
                 f"the store {root} cannot be written ({failed.strerror or failed}), so {name} cannot be built. "
                 "Choose a writable folder with `export CALOTYPE_HOME=FOLDER`."
             )
-        raise SourceError(message) from failed
+        raise SourceError(message, path=path if isinstance(path, str) else root) from failed
 
 
 def _full_disk_reason(failed: BaseException | None) -> str:

@@ -147,10 +147,12 @@ def parse_engine_options(backend: str, words: Sequence[str]) -> EngineOptions:
     """
     options = EngineOptions.from_words(words)
     if words and backend not in LIBRARIES:
-        raise BuildError(f"--engine works only with {' and '.join(LIBRARIES)}, not with {backend}. Leave it out.")
+        raise BuildError(
+            f"--engine works only with {' and '.join(LIBRARIES)}, not with {backend}. Leave it out.", backend=backend
+        )
     for name, other in (("plugin", "tensorrt-rtx"), ("targets", "tensorrt")):
         if getattr(options, name) and backend == other:
-            raise BuildError(f"--engine {name} does not work with {other}. Leave it out.")
+            raise BuildError(f"--engine {name} does not work with {other}. Leave it out.", backend=backend)
     return options
 
 

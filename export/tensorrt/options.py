@@ -42,13 +42,21 @@ class EngineOptions:
 
     def __post_init__(self) -> None:
         if self.hardware not in (None, *HARDWARE):
-            raise InputError(f"hardware must be one of {', '.join(HARDWARE)}, got {self.hardware!r}.")
+            raise InputError(
+                f"hardware must be one of {', '.join(HARDWARE)}, got {self.hardware!r}.",
+                argument="hardware",
+                got=self.hardware,
+            )
         if self.level is not None and not 0 <= self.level <= 5:
-            raise InputError(f"level must be from 0 to 5, got {self.level}.")
+            raise InputError(f"level must be from 0 to 5, got {self.level}.", argument="level", got=self.level)
         if not 1 <= self.chunks <= _MAX_CHUNKS:
-            raise InputError(f"chunks must be from 1 to {_MAX_CHUNKS}, got {self.chunks}.")
+            raise InputError(
+                f"chunks must be from 1 to {_MAX_CHUNKS}, got {self.chunks}.", argument="chunks", got=self.chunks
+            )
         if self.refit and self.plugin:
-            raise InputError("an engine with the plugin cannot be refitted. Leave out refit or plugin.")
+            raise InputError(
+                "an engine with the plugin cannot be refitted. Leave out refit or plugin.", argument="refit"
+            )
 
     @property
     def portable(self) -> bool:
@@ -64,12 +72,19 @@ class EngineOptions:
             field = name.replace("-", "_")
             if field not in _WORDS or bool(equals) == (_WORDS[field] is bool):
                 known = ", ".join(n.replace("_", "-") + ("" if kind is bool else "=") for n, kind in _WORDS.items())
-                raise InputError(f"unknown engine option {word!r}; expected one of {known}.")
+                raise InputError(
+                    f"unknown engine option {word!r}; expected one of {known}.",
+                    argument="engine",
+                    got=word,
+                    expected=f"one of {known}",
+                )
             try:
                 values[field] = _WORDS[field](value) if equals else True
             except ValueError:
                 kind = "integers separated by commas" if field == "targets" else "an integer"
-                raise InputError(f"{name} must be {kind}, got {value!r}.") from None
+                raise InputError(
+                    f"{name} must be {kind}, got {value!r}.", argument=field, got=value, expected=kind
+                ) from None
         return cls(**values)
 
 
