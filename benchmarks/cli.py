@@ -65,7 +65,7 @@ def run_cases(
 
     if threads is not None and not 1 <= threads <= available():
         message = f"--threads takes 1 to {available()}, the cores that this process may use; got {threads}."
-        raise InputError(message)
+        raise InputError(message, argument="threads", got=threads)
     name = "case" if case else preset
     folder = output or Path(f"bench-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}-{name}")
     _check(folder, clip_model)
@@ -101,7 +101,7 @@ def _cases(preset: str, own: list[str], backends: tuple[str, ...], row_filter: s
     from .suite.presets import PRESETS, usual
 
     if not own and preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}. Use {', '.join(PRESETS)}.")
+        raise InputError(f"unknown preset {preset!r}. Use {', '.join(PRESETS)}.", argument="preset", got=preset)
     written = [case_from(words) for words in own]
     cases = [replace(case, contenders=case.contenders or usual(case)) for case in written] or PRESETS[preset]
     return chosen(tuple(cases), backends, row_filter)
@@ -112,15 +112,16 @@ def _check(folder: Path, clip_model: Path | None) -> None:
     if missing:
         raise InputError(f"the benchmark suite needs {', '.join(missing)}: pip install 'calotype[build,cpu,bench]'.")
     if clip_model is not None and not (clip_model / "config.json").is_file():
-        raise InputError(f"cannot read the CLIP model {clip_model}: it has no config.json.")
+        message = f"cannot read the CLIP model {clip_model}: it has no config.json."
+        raise InputError(message, argument="clip_model", got=str(clip_model))
     if folder.is_dir() and any(folder.iterdir()):
-        raise InputError(f"{folder} is not empty. Choose another folder with -o.")
+        raise InputError(f"{folder} is not empty. Choose another folder with -o.", argument="output", got=str(folder))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
             pass
     except OSError as error:
-        raise InputError(f"cannot write to {folder}: {error.strerror}.") from None
+        raise InputError(f"cannot write to {folder}: {error.strerror}.", argument="output", got=str(folder)) from None
 
 
 def _log(line: str) -> None:

@@ -186,11 +186,13 @@ def read(path: Path) -> RunRecord:
             return RunRecord(run=run, rows=tuple(rows), folder=file.parent)
     except OSError as error:
         message = f"cannot read {file}: {error.strerror}. Pass the folder of a run, or its {ROWS_FILE}."
-        raise InputError(message) from None
+        raise InputError(message, argument="path", got=str(file)) from None
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"cannot read {file}: it is not a benchmark run ({type(error).__name__}: {error}).") from None
+        message = f"cannot read {file}: it is not a benchmark run ({type(error).__name__}: {error})."
+        raise InputError(message, argument="path", got=str(file)) from None
     got = sorted({schema for _, schema in kinds})
-    raise InputError(f"cannot read {file}: got schema {got}, expected {SCHEMA}. Repeat the run.")
+    message = f"cannot read {file}: got schema {got}, expected {SCHEMA}. Repeat the run."
+    raise InputError(message, argument="path", got=str(file))
 
 
 def _build(kind: type[T], data: Mapping[str, Any]) -> T:

@@ -46,7 +46,7 @@ _BUILDING: Final = r"(?:Failed building wheel|Could not build wheels) for ([\w.-
 def worker_file(name: str) -> Path:
     """Return the peer's `peer.py`, for `serve.py`. Raises `InputError` for an unknown peer."""
     if name not in PEERS:
-        raise InputError(f"unknown peer {name!r}. Use {', '.join(PEERS)}.")
+        raise InputError(f"unknown peer {name!r}. Use {', '.join(PEERS)}.", argument="name", got=name)
     return FOLDER / name / "peer.py"
 
 

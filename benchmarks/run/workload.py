@@ -96,7 +96,9 @@ def source_of(case: Case) -> Source:
     model = str(models.model_folder(case.model)) if case.model in MODELS else case.model
     if is_plan(model):
         raise InputError(
-            f"cannot compare with {model}: it is a plan and has no original weights. Name the model of the plan."
+            f"cannot compare with {model}: it is a plan and has no original weights. Name the model of the plan.",
+            argument="model",
+            got=model,
         )
     nets = [models.controlnet_folder(case.model) if c == "random" else Path(c) for c in case.controlnets]
     return replace(read_source(model, nets), model=case.model)

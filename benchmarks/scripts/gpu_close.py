@@ -107,7 +107,8 @@ def main(arguments: Sequence[str]) -> int:
     options = parser.parse_args(arguments)
     on_gpu = options.device == "cuda"
     if (options.backend in ON_GPU) != on_gpu:
-        raise InputError(f"the backend {options.backend} does not run on {options.device}.")
+        message = f"the backend {options.backend} does not run on {options.device}."
+        raise InputError(message, argument="backend", got=options.backend)
     pipe = calotype.load(options.model, backend=options.backend)
     side = options.size or pipe.plan.profile.height.opt
     request = {"prompt": "a large red circle on a blue background", "seed": 1, "steps": options.steps}

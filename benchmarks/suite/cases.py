@@ -56,22 +56,27 @@ class Case:
     def __post_init__(self) -> None:
         for name, allowed in {"task": TASKS, "device": DEVICES}.items():
             if getattr(self, name) not in allowed:
-                raise InputError(f"a case's {name} is {' or '.join(allowed)}; got {getattr(self, name)!r}.")
+                message = f"a case's {name} is {' or '.join(allowed)}; got {getattr(self, name)!r}."
+                raise InputError(message, argument=name, got=getattr(self, name))
         for name in ("height", "width", "batch", "steps", "prompts", "rounds"):
             if getattr(self, name) < 1:
-                raise InputError(f"a case's {name} must be 1 or more; got {getattr(self, name)}.")
+                message = f"a case's {name} must be 1 or more; got {getattr(self, name)}."
+                raise InputError(message, argument=name, got=getattr(self, name))
         for name in ("guidance", "budget_s"):
             if not math.isfinite(getattr(self, name)):
-                raise InputError(f"a case's {name} must be a finite number; got {getattr(self, name)}.")
+                message = f"a case's {name} must be a finite number; got {getattr(self, name)}."
+                raise InputError(message, argument=name, got=getattr(self, name))
         if not self.model:
-            raise InputError("a case's model is demo, the name of a full-size model, or a folder; got an empty name.")
+            message = "a case's model is demo, the name of a full-size model, or a folder; got an empty name."
+            raise InputError(message, argument="model", got=self.model)
         if self.rounds < 6:
-            raise InputError(f"a case needs 6 rounds or more for an interval; got {self.rounds}.")
+            message = f"a case needs 6 rounds or more for an interval; got {self.rounds}."
+            raise InputError(message, argument="rounds", got=self.rounds)
         try:
             if self.sampler != "own":
                 spec_from(self.sampler, {})
         except SamplerError as error:
-            raise InputError(f"a case's sampler: {error}") from None
+            raise InputError(f"a case's sampler: {error}", argument="sampler", got=self.sampler) from None
 
     @property
     def id(self) -> str:
@@ -133,22 +138,24 @@ def case_from(text: str) -> Case:
     try:
         words = shlex.split(text)
     except ValueError as error:
-        raise InputError(f"a case is words like model=demo steps=20; got {text!r} ({error}).") from None
+        message = f"a case is words like model=demo steps=20; got {text!r} ({error})."
+        raise InputError(message, argument="case", got=text) from None
     for word in words:
         name, equals, value = word.partition("=")
         if not equals or name not in _KINDS:
             names = ", ".join(_KINDS)
-            raise InputError(f"a case is words like model=demo steps=20; got {word!r}. The names are {names}.")
+            message = f"a case is words like model=demo steps=20; got {word!r}. The names are {names}."
+            raise InputError(message, argument="case", got=word)
         try:
             values[name] = _KINDS[name](value)
         except ValueError:
-            raise InputError(f"a case's {name} is a number; got {value!r}.") from None
+            raise InputError(f"a case's {name} is a number; got {value!r}.", argument=name, got=value) from None
     if "size" in values:
         size = values.pop("size")
         values = {"height": size, "width": size} | values
     backends, precisions = values.pop("backend", ()), values.pop("precision", ())
     if precisions and not backends:
-        raise InputError("precision= in a case needs backend=.")
+        raise InputError("precision= in a case needs backend=.", argument="precision")
     if precisions:
         makers = [word if word in PEERS else f"{OURS}:{word}" for word in backends]
         backends = [f"{maker}:{precision}" for maker in makers for precision in precisions]
@@ -173,8 +180,10 @@ def chosen(cases: tuple[Case, ...], backends: tuple[str, ...], row_filter: str) 
     left = tuple(case for case in kept if case.contenders)
     ids = [case.id for case in left]
     if len(set(ids)) < len(ids):
-        raise InputError(f"two cases are the same work: {max(ids, key=ids.count)}. Name each case once.")
+        message = f"two cases are the same work: {max(ids, key=ids.count)}. Name each case once."
+        raise InputError(message, argument="case")
     if not left:
         rows = ", ".join(f"{case.id} {c.name}" for case in requested for c in case.contenders)[:400]
-        raise InputError(f"--filter {row_filter!r} matches none of the rows: {rows or 'no contenders'}.")
+        message = f"--filter {row_filter!r} matches none of the rows: {rows or 'no contenders'}."
+        raise InputError(message, argument="filter", got=row_filter)
     return left

@@ -93,7 +93,8 @@ def contender(name: str) -> Contender:
     known = [f"{OURS}:{backend}:{p}" for backend in _BACKENDS for p in PRECISIONS]
     known += [f"{peer}:{p}" for peer, spec in PEERS.items() for p in spec.precisions]
     hint = _hint(name, known)
-    raise InputError(f"unknown contender {name!r}. Write calotype:BACKEND:PRECISION or PEER:PRECISION.{hint}")
+    message = f"unknown contender {name!r}. Write calotype:BACKEND:PRECISION or PEER:PRECISION.{hint}"
+    raise InputError(message, argument="backend", got=name)
 
 
 def _hint(name: str, known: Sequence[str]) -> str:
@@ -116,7 +117,9 @@ def _settings_of(variant: str) -> dict[str, Any]:
         pass
     raise InputError(
         f"unknown variant {variant!r}. Write without=all, without=PIECE+PIECE of {', '.join(PIECES)}, "
-        "cache_interval=3 or guidance_interval=0.2-0.8."
+        "cache_interval=3 or guidance_interval=0.2-0.8.",
+        argument="backend",
+        got=variant,
     )
 
 
@@ -135,4 +138,5 @@ def contenders(word: str) -> tuple[Contender, ...]:
         return tuple(contender(f"{OURS}:{word}:{p}") for p in USUAL.get(word, ("fp32",)))
     hint = _hint(word, [OURS, *_BACKENDS, *PEERS])
     backends, peers = ", ".join(_BACKENDS), ", ".join(PEERS)
-    raise InputError(f"unknown backend or peer {word!r}. Backends are {backends}; peers are {peers}.{hint}")
+    message = f"unknown backend or peer {word!r}. Backends are {backends}; peers are {peers}.{hint}"
+    raise InputError(message, argument="backend", got=word)

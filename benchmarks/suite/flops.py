@@ -47,7 +47,8 @@ def component_flops(source: Source | str | Path, name: str, *, batch: int, heigh
     source = source if isinstance(source, Source) else read_source(source)
     family = family_of(source.configs)
     if name not in family.components:
-        raise InputError(f"{source.model} has no component {name!r}; it has {', '.join(family.components)}.")
+        message = f"{source.model} has no component {name!r}; it has {', '.join(family.components)}."
+        raise InputError(message, argument="name", got=name)
     component = family.components[name]
     sizes = family.profile.sizes(batch=batch, height=height, width=width)
     with torch.device("meta"):

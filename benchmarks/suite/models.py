@@ -32,7 +32,8 @@ _VERSIONS = {"make_described": 1, "make_controlnet": 2}
 def model_folder(name: str, *, seed: int = 0) -> Path:
     """Return the folder of the model in the cache. The first call creates it (gigabytes, and a minute or two)."""
     if name not in MODELS:
-        raise InputError(f"unknown model {name!r}. The full-size models are {', '.join(sorted(MODELS))}.")
+        message = f"unknown model {name!r}. The full-size models are {', '.join(sorted(MODELS))}."
+        raise InputError(message, argument="name", got=name)
     return _kept(name, f"the model {name}", "make_described", described=MODELS[name], seed=seed)
 
 

@@ -89,7 +89,9 @@ class Runner(Protocol):
         if cache_interval > 1:
             raise InputError(
                 f"cache_interval={cache_interval} needs the openvino backend in fp32, bf16 or int8: the U-Net runs on "
-                f"{self.backend} in {self.precision}. Remove it, or load with backend='openvino'."
+                f"{self.backend} in {self.precision}. Remove it, or load with backend='openvino'.",
+                argument="cache_interval",
+                got=cache_interval,
             )
 
         def run(call: int, sample: Array, changing: Arrays) -> dict[str, Array]:

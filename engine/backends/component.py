@@ -59,7 +59,9 @@ class LoadedComponent:
             if self.runner.backend in ON_GPU:
                 raise BackendError(
                     f"{self.runner.backend} cannot run in a process that was forked from one that uses the GPU. "
-                    "Start processes with spawn: multiprocessing.get_context('spawn')."
+                    "Start processes with spawn: multiprocessing.get_context('spawn').",
+                    backend=self.runner.backend,
+                    component=self.component.name,
                 )
             forks.keep(self.runner)
             self._open(_candidates(self.component, self._choice), self._choice.skipped)
@@ -110,7 +112,12 @@ class LoadedComponent:
                 return outputs
             if not _finite(inputs()):
                 name = self.component.name
-                raise NotFiniteError(f"the {self._title} got inputs that are not finite.", component=name)
+                raise NotFiniteError(
+                    f"the {self._title} got inputs that are not finite.",
+                    backend=runner.backend,
+                    component=name,
+                    precision=runner.precision,
+                )
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -181,7 +188,12 @@ class LoadedComponent:
             name = self._title
             message = f"the {name} gave numbers that are not finite in {failed.precision} ({failed.backend})"
             if _rank(failed.precision) == _rank("fp32"):
-                raise NotFiniteError(f"{message}: its weights are damaged.", component=self.component.name)
+                raise NotFiniteError(
+                    f"{message}: its weights are damaged.",
+                    backend=failed.backend,
+                    component=self.component.name,
+                    precision=failed.precision,
+                )
             try:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})

@@ -90,13 +90,15 @@ def choose(
     requested = auto if request == "auto" else (request,) if isinstance(request, str) else tuple(request)
     for name in requested:
         if name == "auto":
-            raise BackendError('"auto" cannot be combined with backend names. Pass "auto", or a list of names.')
+            message = '"auto" cannot be combined with backend names. Pass "auto", or a list of names.'
+            raise BackendError(message, backend=name)
         if name not in NAMES:
             raise BackendError(f"unknown backend {name!r}: expected one of auto, {', '.join(NAMES)}.", backend=name)
     reasons = {name: (refused or {}).get(name) or unavailable(name) for name in requested}
     skipped = {name: reason for name, reason in reasons.items() if reason is not None}
     if len(skipped) == len(reasons):
         message = "; ".join(f"{name}: {reason}" for name, reason in skipped.items())
-        raise BackendError(f"no backend can run here. {message}" if message else "the list of backends is empty.")
+        message = f"no backend can run here. {message}" if message else "the list of backends is empty."
+        raise BackendError(message, backend=requested[0] if len(requested) == 1 else None)
     names = tuple(name for name in reasons if name not in skipped)
     return BackendSelection(names=names, skipped=skipped, requested=requested, explicit=request != "auto")

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Protocol, TypeAlias
 
 from ..errors import DeviceFullError, first_line
 from ..system.lru_cache import LruCache
-from .device import TOO_LARGE, device_full_message, empty_cache, raising_memory_error
+from .device import TOO_LARGE, device_full_message, empty_cache, free_bytes, raising_memory_error
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -69,7 +69,7 @@ class CudaGraphCache:
                 self._graphs.clear()  # make room, and drop a graph that failed half-way
                 empty_cache()
         what, fix = TOO_LARGE
-        raise DeviceFullError(device_full_message(what, message, fix), hint=fix)
+        raise DeviceFullError(device_full_message(what, message, fix), hint=fix, free_bytes=free_bytes())
 
     def _replayed(self, inputs: Tensors, options: Mapping[str, Hashable]) -> dict[str, Tensor]:
         key = *options.items(), *((n, str(t.dtype), tuple(t.shape)) for n, t in sorted(inputs.items()))

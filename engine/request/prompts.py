@@ -74,6 +74,12 @@ def tokenize(
     """
     if not plan.prompting.states:
         return {}
+    for text in dict.fromkeys(filter(None, negatives)):
+        try:
+            parse_weighted_prompt(text)  # text without effect is checked as well
+        except InputError as error:
+            error.argument = "negative_prompt"
+            raise
     texts = [*((text or "" for text in negatives) if guided else ()), *prompts]
     unique = list(dict.fromkeys(texts))
     rows = {text: i for i, text in enumerate(unique)}
@@ -87,8 +93,6 @@ def tokenize(
     notes += syntax_notes([*prompts, *filter(None, negatives)])
     notes += _left_out(tokens)
     if not guided and any(negatives):
-        for text in dict.fromkeys(filter(None, negatives)):
-            parse_weighted_prompt(text)  # text without effect is checked as well
         notes.append("the negative prompt has no effect: it needs guidance_scale > 1")
     return tokens
 

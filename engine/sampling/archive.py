@@ -152,7 +152,8 @@ def write_matrices(
         pictures: Step count -> the ranges of `image_schedule_ranges` -> their matrices.
     """
     if not matrices or spec.by_hand:
-        raise SamplerError(f"Cannot store {spec.name}: it has no matrices, or only the scheduler object describes it.")
+        message = f"Cannot store {spec.name}: it has no matrices, or only the scheduler object describes it."
+        raise SamplerError(message, scheduler=spec.name)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {f".{n}": matrix for n, matrix in sorted(matrices.items())}
     for n, by_range in sorted((pictures or {}).items()):

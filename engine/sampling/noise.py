@@ -25,7 +25,8 @@ class BatchNoise:
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         """`shape` is that of one image's latents, (channels, height, width), with at least sixteen numbers."""
         if (count := int(np.prod(shape))) < 16:
-            raise InputError(f"Cannot draw noise: got the shape {list(shape)}; expected at least sixteen numbers.")
+            message = f"Cannot draw noise: got the shape {list(shape)}; expected at least sixteen numbers."
+            raise InputError(message, argument="shape", got=shape)
         self._twisters, self._shape, self._count = [_twister(seed) for seed in seeds], shape, count
 
     def __call__(self) -> Floats:

@@ -62,7 +62,7 @@ class SchedulerSampler(Sampler):
         self, noise: Latents, draw: Draw, seeds: Sequence[int] | None, original: SourceLatents | None
     ) -> SchedulerRun:
         if seeds is not None and len(seeds) != len(noise):
-            raise SamplerError(f"Invalid seeds: got {len(seeds)} seeds for {len(noise)} images.")
+            raise SamplerError(f"Invalid seeds: got {len(seeds)} seeds for {len(noise)} images.", scheduler=self.name)
         return SchedulerRun(
             self, noise, draw, [_seed_of(image) for image in noise] if seeds is None else seeds, original
         )

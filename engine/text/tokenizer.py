@@ -153,7 +153,7 @@ def vocabulary_of(folder: Path) -> tuple[dict[str, int], list[tuple[str, str]]]:
 
 
 def _unreadable(folder: Path, error: Exception) -> SourceError:
-    return SourceError(f"Cannot read the tokenizer in {folder} ({type(error).__name__}: {error}).")
+    return SourceError(f"Cannot read the tokenizer in {folder} ({type(error).__name__}: {error}).", path=folder)
 
 
 def added_numbers(folder: Path) -> dict[str, int]:

@@ -47,15 +47,16 @@ class TensorFile(Mapping[str, Floats]):
             self._entries = {name: _Entry(entry) for name, entry in header.items()}
             _check_no_holes(self._entries.values())
         except OSError as failed:
-            raise SourceError(f"cannot read {path}: {failed.strerror}.") from None
+            raise SourceError(f"cannot read {path}: {failed.strerror}.", path=path) from None
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
             raise SourceError(
-                f"cannot read {path}: it is not a safetensors file, or it is damaged. Download it again."
+                f"cannot read {path}: it is not a safetensors file, or it is damaged. Download it again.",
+                path=path,
             ) from None
         self._start = 8 + length
         expected = self._start + max((entry.end for entry in self._entries.values()), default=0)
         if size != expected:
-            raise SourceError(f"{path} has {size} bytes; expected {expected}. Download it again.")
+            raise SourceError(f"{path} has {size} bytes; expected {expected}. Download it again.", path=path)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """Return the shape of a tensor, from the header."""
@@ -72,13 +73,15 @@ class TensorFile(Mapping[str, Floats]):
     def number(self, name: str) -> float:
         """Read a tensor of one number, a float or an integer. Raises like `[]`, and `SourceError` for another size."""
         if math.prod(self.shape(name)) != 1:
-            raise SourceError(f"{self.path}: {name} has the shape {list(self.shape(name))}; expected one number.")
+            message = f"{self.path}: {name} has the shape {list(self.shape(name))}; expected one number."
+            raise SourceError(message, path=self.path, field=name)
         return float(self._read(name, _TYPES | _INTEGERS).reshape(-1)[0])
 
     def _read(self, name: str, types: Mapping[str, str]) -> Floats:
         entry = self._entries[name]
         if entry.kind not in types:
-            raise SourceError(f"{self.path}: {name} has the type {entry.kind}; expected one of {', '.join(types)}.")
+            message = f"{self.path}: {name} has the type {entry.kind}; expected one of {', '.join(types)}."
+            raise SourceError(message, path=self.path, field=name)
         count = math.prod(entry.shape)
         with self.path.open("rb") as file:
             stored = np.fromfile(file, types[entry.kind], count, offset=self._start + entry.begin)

@@ -38,14 +38,17 @@ def check_types(path: Path, types: Mapping[str, str]) -> None:
     for name in types:
         tool = next((tool for end, tool in _QUANTIZED.items() if name.endswith(end)), None)
         if tool or ".quant_state." in name:
-            raise SourceError(f"{path} holds weights quantized by {tool or 'bitsandbytes'} ({name}). {_ADVICE}.")
+            message = f"{path} holds weights quantized by {tool or 'bitsandbytes'} ({name}). {_ADVICE}."
+            raise SourceError(message, path=path, field=name)
     for name, kind in types.items():
         if kind not in FLOATS and not name.endswith(_BUFFERS):
-            raise SourceError(f"{path} stores {name} as {kind}, which is not a float type. {_ADVICE}.")
+            message = f"{path} stores {name} as {kind}, which is not a float type. {_ADVICE}."
+            raise SourceError(message, path=path, field=name)
 
 
 def check_not_quantized(file: Path, config: Mapping[str, Any]) -> None:
     """Check that a config does not declare quantized weights. Raises `SourceError`."""
     if settings := config.get("quantization_config"):
         method = settings.get("quant_method") if isinstance(settings, Mapping) else settings
-        raise SourceError(f"{file}: quantization_config declares weights quantized by {method!r:.80}. {_ADVICE}.")
+        message = f"{file}: quantization_config declares weights quantized by {method!r:.80}. {_ADVICE}."
+        raise SourceError(message, path=file, field="quantization_config")

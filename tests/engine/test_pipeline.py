@@ -206,6 +206,13 @@ def test_wrong_arguments_raise_before_the_work(fake, arguments, keyword):
     assert fake.component("unet").runner.calls == 0
 
 
+@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
+def test_an_invalid_weight_names_the_negative_prompt(fake, guidance_scale):
+    with pytest.raises(InputError) as raised:
+        fake("x", negative_prompt="(red:11)", guidance_scale=guidance_scale)
+    assert raised.value.data == {"argument": "negative_prompt", "got": "11"}
+
+
 @pytest.mark.parametrize("prompt", [None, 3, [], ["a", 3], {"a": 1}])
 def test_prompts_that_are_not_text(fake, prompt):
     with pytest.raises(InputError, match="prompt"):

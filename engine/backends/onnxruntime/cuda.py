@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from ...cuda.device import TOO_LARGE, is_full
+from ...cuda.device import TOO_LARGE, free_bytes, is_full
 from ...errors import BackendError, DeviceFullError, first_line
 from ...system.lru_cache import LruCache
 from ..base import Array, Arrays, Backend, missing_packages
@@ -87,7 +87,8 @@ class OnnxRuntimeCudaRunner(OrtRunner):
                     raise
             self._buffers.clear()
         what, fix = TOO_LARGE
-        raise DeviceFullError(f"the GPU has no room for {what} ({message}); {fix}.")
+        message = f"the GPU has no room for {what} ({message}); {fix}."
+        raise DeviceFullError(message, backend=self.backend, component=self._name, hint=fix, free_bytes=free_bytes())
 
     def update_weights(self, deltas: WeightDeltas) -> None:
         """Open a new session with these weights changed. Drop the old one and its graphs first."""

@@ -54,10 +54,12 @@ class OrtRunner(Runner):
                 str(self._path), options, providers=[(self._provider, dict(self._settings))]
             )
         except Exception as failed:  # onnxruntime's errors have no common base class below Exception
-            raise BackendError(f"ONNX Runtime cannot open {self._path}: {first_line(failed)}") from None
+            message = f"ONNX Runtime cannot open {self._path}: {first_line(failed)}"
+            raise BackendError(message, backend=self.backend, component=self._name) from None
         got = session.get_providers()
         if got[:1] != [self._provider]:  # it only logs that it falls back
-            raise BackendError(f"ONNX Runtime cannot use {self._provider}: it selected {', '.join(got)}")
+            message = f"ONNX Runtime cannot use {self._provider}: it selected {', '.join(got)}"
+            raise BackendError(message, backend=self.backend, component=self._name)
         return session
 
 

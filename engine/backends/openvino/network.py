@@ -109,14 +109,16 @@ class Network:
         try:
             self._model = core().read_model(self.path)
         except Exception as failed:  # openvino raises RuntimeError and errors of its frontends
-            raise BackendError(f"OpenVINO cannot open {self.path}: {plain(failed)}") from None
+            message = f"OpenVINO cannot open {self.path}: {plain(failed)}"
+            raise BackendError(message, backend="openvino", component=self.name) from None
         if deltas:
             _replace_constants(self._model, self._weights.changed(deltas))
         self.floats = not {"f16", "bf16"} & element_types(self._model)
         names = {name for port in self._model.outputs for name in port.get_names()}
         missing = [name for name in self.output_names if name not in names]
         if missing:
-            raise BackendError(f"{self.path} has no output {', '.join(missing)}, which the plan lists")
+            message = f"{self.path} has no output {', '.join(missing)}, which the plan lists"
+            raise BackendError(message, backend="openvino", component=self.name)
         self._rewrites = enabled_rewrites()
         identity = {"patches": deltas.key, "rewrites": self._rewrites}
         self._cache = CompiledCache(library(), core(), self.path, self.weights_bytes, identity)
@@ -206,12 +208,12 @@ def _replace_constants(model: Any, changed: Iterable[tuple[str, NDArray[np.gener
         old = constants.get(name)
         readers = [] if old is None else list(old.output(0).get_target_inputs())
         if old is None or not readers or tuple(old.shape) != value.shape:
-            raise BackendError(f"OpenVINO has no constant {name} of shape {list(value.shape)}.")
+            raise BackendError(f"OpenVINO has no constant {name} of shape {list(value.shape)}.", backend="openvino")
         tensor = openvino.Tensor(old.get_element_type(), openvino.Shape(value.shape))
         tensor.data.view(value.dtype)[...] = value  # bfloat16, which numpy lacks, is copied as bits
         new = openvino.op.Constant(tensor)
         new.set_friendly_name(name)
         if np.asarray(new.data).tobytes() != value.tobytes():
-            raise BackendError(f"OpenVINO did not store the new value of {name}.")
+            raise BackendError(f"OpenVINO did not store the new value of {name}.", backend="openvino")
         for reader in readers:
             reader.replace_source_output(new.output(0))

@@ -91,7 +91,8 @@ def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
     def last_skip(model: Any) -> Any:
         joined = [n for n in model.get_ordered_ops() if n.get_type_name() == "Concat" and _joins_channels(n)]
         if not joined:
-            raise InputError("cache_interval needs a U-Net with skip connections, and this network has none.")
+            message = "cache_interval needs a U-Net with skip connections, and this network has none."
+            raise InputError(message, argument="cache_interval")
         return joined[-1].input(0)
 
     deep, shallow = per_step.clone(), per_step.clone()

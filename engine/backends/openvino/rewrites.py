@@ -181,7 +181,8 @@ def disabled_optimizations() -> frozenset[str]:
     names = frozenset(filter(None, map(str.strip, os.environ.get(DISABLE_VARIABLE, "").split(","))))
     for name in sorted(names.difference(PIECES)):
         near = "".join(f" The nearest: {each}." for each in difflib.get_close_matches(name, PIECES, 1))
-        raise InputError(f"{DISABLE_VARIABLE} names {name!r:.80}; it may name {', '.join(PIECES)}.{near}")
+        message = f"{DISABLE_VARIABLE} names {name!r:.80}; it may name {', '.join(PIECES)}.{near}"
+        raise InputError(message, argument=DISABLE_VARIABLE, got=name)
     return names
 
 

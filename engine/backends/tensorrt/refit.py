@@ -32,12 +32,14 @@ def refitted_engine(runner: TensorRtRunner, *, ours: Path, theirs: Path, probe: 
     runner.refit(theirs)
     engine, other = bytes(runner.engine.serialize()), runner(probe)
     if all(np.array_equal(array, other[name], equal_nan=True) for name, array in before.items()):
-        raise BackendError("the refit had no effect: the engine computes what it did without the new weights")
+        message = "the refit had no effect: the engine computes what it did without the new weights"
+        raise BackendError(message, backend=runner.backend)
     runner.refit(ours)
     after = runner(probe)
     off = sorted(name for name, array in before.items() if not np.array_equal(array, after[name], equal_nan=True))
     if off:
         raise BackendError(
-            f"the refit left residue: after a refit to the old weights, the engine computes another {', '.join(off)}"
+            f"the refit left residue: after a refit to the old weights, the engine computes another {', '.join(off)}",
+            backend=runner.backend,
         )
     return engine

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from ...cuda.device import TOO_LARGE, Gpu, device_full_message, is_full
+from ...cuda.device import TOO_LARGE, Gpu, device_full_message, free_bytes, is_full
 from ...errors import BackendError, DeviceFullError
 from ...weights.onnx import OnnxWeights
 from ..base import Array, Arrays, Backend, DeviceNetwork, Runner, Tensors
@@ -103,14 +103,14 @@ class TensorRtRunner(Runner):
             and refitter.refit_cuda_engine()
         )
         if not accepted:
-            raise BackendError(f"TensorRT cannot refit the engine to {graph}: {self._reason()}")
+            raise self._failed(f"TensorRT cannot refit the engine to {graph}: {self._reason()}")
 
     @cached_property
     def _weights(self) -> OnnxWeights:
         """The weights of the graph from which the engine was built: an engine has its own names for weights."""
         graph = next(self._path.parent.glob("*.onnx"), None)
         if graph is None or not self.engine.refittable:
-            raise BackendError(
+            raise self._failed(
                 f"the {self.backend} engine of the {self._name} was not built for refits. Build a plan whose engines "
                 f"are (calotype build MODEL --backend {self.backend} --engine refit), or one with the LoRA in it "
                 "(--lora FILE)."
@@ -190,14 +190,14 @@ class TensorRtRunner(Runner):
         profile = self._profile_for(shapes)
         if profile != self._profile:
             if not self._context.set_optimization_profile_async(profile, stream):
-                raise BackendError(f"TensorRT cannot select profile {profile}: {self._reason()}")
+                raise self._failed(f"TensorRT cannot select profile {profile}: {self._reason()}")
             self._profile = profile
         for name, shape in shapes.items():
             if not self._context.set_input_shape(name, shape):
-                raise BackendError(f"TensorRT refuses {name} {list(shape)}: {self._reason()}")
+                raise self._failed(f"TensorRT refuses {name} {list(shape)}: {self._reason()}")
         missing = self._context.infer_shapes()
         if missing:
-            raise BackendError(f"TensorRT cannot infer the sizes of {', '.join(missing)} from the inputs.")
+            raise self._failed(f"TensorRT cannot infer the sizes of {', '.join(missing)} from the inputs.")
         self._need_bytes = self._context.update_device_memory_size_for_shapes()
         self._memory = None  # the context must get its memory again
         self._shapes = shapes
@@ -215,7 +215,7 @@ class TensorRtRunner(Runner):
             for i in range(count)
         )
         got = ", ".join(f"{n} {list(shape)}" for n, shape in shapes.items())
-        raise BackendError(f"the engine was built for {supported}: got {got}. Build a plan for these sizes.")
+        raise self._failed(f"the engine was built for {supported}: got {got}. Build a plan for these sizes.")
 
     def _profile_shapes(self, name: str, profile: int) -> Sequence[tuple[int, ...]]:
         """Return an input's minimum, optimum and maximum shape in a profile."""
@@ -224,16 +224,16 @@ class TensorRtRunner(Runner):
     def _bind(self, name: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         expected, got = self._type(name), str(tensor.dtype).removeprefix("torch.")
         if got != expected or tuple(tensor.shape) != shape or not tensor.is_contiguous():
-            raise BackendError(
+            raise self._failed(
                 f"cannot bind {name}: got {got} {list(tensor.shape)}; expected {expected} {list(shape)}, contiguous."
             )
         if not self._context.set_tensor_address(name, tensor.data_ptr()):
-            raise BackendError(f"TensorRT refuses the address of {name}: {self._reason()}")
+            raise self._failed(f"TensorRT refuses the address of {name}: {self._reason()}")
 
     def _type(self, name: str) -> str:
         kind = str(self.engine.get_tensor_dtype(name)).rpartition(".")[2]
         if kind not in _TYPES:
-            raise BackendError(f"the engine's {name} has type {kind}: expected one of {', '.join(_TYPES)}.")
+            raise self._failed(f"the engine's {name} has type {kind}: expected one of {', '.join(_TYPES)}.")
         return _TYPES[kind]
 
     def _reason(self) -> str:
@@ -244,8 +244,12 @@ class TensorRtRunner(Runner):
         message = f"{what}: {self._reason()}"
         if is_full(message):
             what, fix = TOO_LARGE
-            return DeviceFullError(device_full_message(what, message, fix))
-        return BackendError(message)
+            message, free = device_full_message(what, message, fix), free_bytes()
+            return DeviceFullError(message, backend=self.backend, component=self._name, hint=fix, free_bytes=free)
+        return self._failed(message)
+
+    def _failed(self, message: str) -> BackendError:
+        return BackendError(message, backend=self.backend, component=self._name)
 
 
 class Engine(DeviceNetwork):

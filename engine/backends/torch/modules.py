@@ -235,7 +235,8 @@ def _check_size(network_class: Any, folder: Path) -> None:
     if needed > 2 * held:
         raise SourceError(
             f"{folder / 'config.json'} describes a network of {needed} numbers, but its weights have {held}. "
-            "Use the config and weights of the same model."
+            "Use the config and weights of the same model.",
+            path=folder / "config.json",
         )
 
 
@@ -262,14 +263,15 @@ def load_module(component: str, folder: Path) -> nn.Module:
     except SourceError:
         raise
     except Exception as broken:  # each library raises its own types
-        raise SourceError(f"the weights in {folder} cannot be read: {first_line(broken)}") from broken
+        raise SourceError(f"the weights in {folder} cannot be read: {first_line(broken)}", path=folder) from broken
     # Old CLIP checkpoints store the position numbers 0 to 76 as a weight.
     surplus = [k for k in info["unexpected_keys"] if not k.endswith("position_ids")]
     wrong = [*info["missing_keys"], *(str(k) for k in info["mismatched_keys"]), *surplus]
     if wrong:
         raise SourceError(
             f"the weights in {folder} do not fit its config: {len(wrong)} tensors are missing, unexpected, or of "
-            f"another shape, such as {wrong[0]}. Use the config and weights of the same model."
+            f"another shape, such as {wrong[0]}. Use the config and weights of the same model.",
+            path=folder,
         )
     if type(model).__name__ == "UNet2DModel":
         wrapper = UnconditionalUNet
