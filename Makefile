@@ -13,7 +13,7 @@ demo: install
 # second try where something else kept them busy.
 POOL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# lint, the types and the tests that trace, build and train nothing: under three minutes on two cores.
+# lint, the types and the tests that trace, build and train nothing: three minutes on two cores.
 check: install
 	$(MAKE) -j 2 lint fast-tests
 
@@ -29,7 +29,7 @@ fast-tests: install
 pooled-tests: install
 	$(POOL) -m "not timed"
 
-# Line coverage, child processes included. It takes twice as long as the tests.
+# Line coverage, child processes included. It takes longer than the tests.
 coverage: install
 	rm -f .coverage .coverage.*
 	$(BIN)/coverage run -m pytest -n 2 --dist loadfile -m "not timed" $(COVERED)

@@ -40,7 +40,8 @@ def _options() -> Iterator[inspect.Parameter]:
 
 
 def _help(default: Any, about: Argument) -> str:
-    shown = about.shown_default or ("" if default is None else str(default))
+    words = default if isinstance(default, tuple) else () if default is None else (default,)
+    shown = about.shown_default or " ".join(map(str, words))
     return f"{about.help}  [default: {shown}]" if shown else about.help
 
 

@@ -40,8 +40,10 @@ SLOWEST = (
     *("engine/test_cli.py", "test_lean.py", "engine/system/test_forks.py", "benchmarks/run/test_instrument.py"),
 )
 # What `make check` leaves out: tests of these folders and files, and all that use these fixtures.
-SLOW = ("benchmarks/run", "export/builder", "export/families", "export/precision", "export/sources", "export/tools")
+SLOW = ("benchmarks/run", "export/builder", "export/families", "export/precision", "export/tools")
 SLOW += (
+    "export/lora",
+    "export/sources",
     "export/store/test_kills.py",
     "export/tensorrt",
     "gpu",

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import MISSING, dataclass, field, fields
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from ..errors.schema import list_of, number
@@ -37,7 +37,7 @@ class Argument:
     required: bool = False
 
 
-def argument(text: str, details: str = "", *, default: Any = MISSING, **more: Any) -> Any:
+def argument(text: str, details: str = "", *, default: Any, **more: Any) -> Any:
     """Return a dataclass field with an `Argument` as metadata. `default` is the argument's default."""
     return field(default=default, metadata={"argument": Argument(help=text, details=details, **more)})
 
@@ -45,7 +45,7 @@ def argument(text: str, details: str = "", *, default: Any = MISSING, **more: An
 def table(kind: Any) -> Iterator[tuple[str, Any, Argument]]:
     """Yield the name, default and `Argument` of each field of a request class."""
     for each in fields(kind):
-        yield each.name, None if each.default is MISSING else each.default, each.metadata["argument"]
+        yield each.name, each.default, each.metadata["argument"]
 
 
 def numbers_from(text: str) -> list[float]:

@@ -64,7 +64,7 @@ def check_image_arguments(
     request: Request, *, has_image: bool, has_latents: bool, has_mask: bool, inpainting: bool
 ) -> None:
     """Raise `InputError` if the arguments do not fit together, or do not fit an inpainting model."""
-    begin, end = (_fraction(name, getattr(request, name)) for name in ("denoising_start", "denoising_end"))
+    begin, end = _handoff(request)
     strength = _fraction("strength", request.strength)
     needs_image = {"mask_image": has_mask, "strength": strength is not None, "denoising_start": begin is not None}
     for name, is_set in needs_image.items():
@@ -94,7 +94,7 @@ def schedule_range_for(
     request: Request, *, steps: int, has_image: bool, has_mask: bool, inpainting: bool
 ) -> tuple[ScheduleRange, float | None]:
     """Return the part of the schedule that the call runs, and the strength that chose it. Raises `InputError`."""
-    begin, end = (_fraction(name, getattr(request, name)) for name in ("denoising_start", "denoising_end"))
+    begin, end = _handoff(request)
     end = None if end == 1 else end  # at the end of the schedule there is no handoff
     if not has_image:
         return FULL_SCHEDULE if end is None else ScheduleRange(end=end), None
@@ -147,6 +147,12 @@ def image_notes(
         yield "a control image has one color everywhere, so it has no effect"
     if inpaint_mask is not None and not inpaint_mask.any(axis=(1, 2, 3)).all():
         yield "a mask is black everywhere, so its image is not changed"
+
+
+def _handoff(request: Request) -> tuple[float | None, float | None]:
+    """Return the fractions at which the call takes over latents and hands them on."""
+    start = _fraction("denoising_start", request.denoising_start)
+    return start, _fraction("denoising_end", request.denoising_end)
 
 
 def _fraction(name: str, value: Any) -> float | None:
