@@ -25,12 +25,12 @@ from .report.metadata import build_result, to_images
 from .report.result import Event, Result
 from .request.prompts import tokenizers_of
 from .request.resolved import resolve
-from .sampling.cache import SamplerCache
 from .sampling.matrix import SamplerRun
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.generation import Generation
 from .stages.loop import denoise
 from .stages.prompt_encoder import PromptEncoder
+from .stages.sampler_choice import SamplerChoice
 from .stages.unet import Unet
 from .stages.vae import Codec
 from .system import forks
@@ -48,7 +48,7 @@ class ImageGenerator:
         self.loras = LoraManager(plan, components)
         self._tokenizers, self._version_note = tokenizers_of(plan), version_drift_note(plan)
         self._prompts = PromptEncoder(plan, components)
-        self._samplers = SamplerCache(plan.scheduler, plan.samplers)
+        self._samplers = SamplerChoice(plan)
         self._graph = GraphPipelineManager(plan, components)
 
     def start(self, prompt: Any, arguments: Mapping[str, Any], stop: threading.Event) -> Generation:
@@ -60,9 +60,11 @@ class ImageGenerator:
             need = peak_bytes(loads, batch=len(resolved.seeds), **size, guided=resolved.guided)
             check_memory(need, available_bytes())
         with forks.running():
-            spec, sampler = self._samplers(resolved.scheduler, resolved.steps, resolved.schedule_range)
-        notes = [] if self._version_note is None else [self._version_note]
-        return Generation(request=resolved, spec=spec, sampler=sampler, stop=stop, notes=notes)
+            chosen = self._samplers(resolved, self.loras.loras)
+        notes = [*([] if self._version_note is None else [self._version_note]), *chosen.notes]
+        return Generation(
+            request=resolved, spec=chosen.spec, sampler=chosen.sampler, calls=chosen.calls, stop=stop, notes=notes
+        )
 
     def generate(self, call: Generation) -> Result:
         """Run a call to its end: as one CUDA graph where possible, else step by step."""
@@ -119,15 +121,17 @@ class ImageGenerator:
 
     def _steps(self, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
         """Yield the sampler's run after each call of the U-Net."""
-        request, sampler = call.request, call.sampler
-        with call.watch.stage("text"):
-            conditioning = self._prompts(request, call.loras) | inputs.micro_conditioning
-        unet = Unet(self._plan, request, self._components, conditioning, sampler.timesteps, inputs.extra_channels)
-        steps = denoise(unet, call, inputs)
-        for _ in range(sampler.calls):
+        steps = denoise(self.denoiser(call, inputs), call, inputs)
+        for _ in range(call.sampler.calls):
             with call.watch.stage("steps"):
                 run = next(steps)
             yield run
+
+    def denoiser(self, call: Generation, inputs: DenoiseInputs) -> Unet:
+        """Return the U-Net with the call's text. Runs the text encoders."""
+        with call.watch.stage("text"):
+            conditioning = self._prompts(call.request, call.loras) | inputs.micro_conditioning
+        return Unet(self._plan, call.request, self._components, conditioning, call.sampler, inputs.extra_channels)
 
     def _output(self, call: Generation, latents: Floats, inputs: DenoiseInputs) -> NDArray[Any]:
         """Return the latents, or pixels: float32 in [0, 1] or uint8, [B, H, W, 3]."""

@@ -179,10 +179,11 @@ class FileArea(Area):
 
 OPENVINO = FileArea(name="openvino", content="network compiled by OpenVINO", suffix=".blob", limit_bytes=2 << 30)
 SAMPLERS = FileArea(name="samplers", content="sampler matrix")
+FITS = FileArea(name="fits", content="sampler fitted to a model")
 DIGESTS = FileArea(name="digests", content="digest of a file")
 TIMINGS = FileArea(name="timings", content="layer timings of TensorRT")
 REFITTABLE = FileArea(name="refittable", content="path of a refittable engine")
-FILE_AREAS = (OPENVINO, SAMPLERS, DIGESTS, TIMINGS, REFITTABLE)
+FILE_AREAS = (OPENVINO, SAMPLERS, FITS, DIGESTS, TIMINGS, REFITTABLE)
 
 
 @dataclass(frozen=True, kw_only=True)

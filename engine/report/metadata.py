@@ -40,8 +40,8 @@ def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, s
     loras = [[str(lora.path), lora.weight, lora.digest] for lora in call.loras]
     return {
         CHUNK: __version__,
-        **to_settings(Request, call.request.arguments(i)),
-        "sampler": call.spec.name,
+        **to_settings(Request, call.request.arguments(i) | {"calls": call.calls}),
+        "sampler": call.sampler.name,
         "scheduler": call.spec.to_json(),
         **({"masked": "yes"} if call.request.inpaint_mask is not None else {}),
         **({"loras": json.dumps(loras)} if loras else {}),

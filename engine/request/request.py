@@ -15,6 +15,7 @@ if TYPE_CHECKING:  # the command line reads this table, and imports neither nump
     from ..sampling.schedulers import SchedulerLike
 
 OutputType = Literal["pil", "np", "latent"]
+CallsFrom = Literal["fit", "forecast"]
 OneOrMore = float | Sequence[float]
 
 
@@ -40,6 +41,28 @@ class Request:
     )
     steps: int = argument(
         "Denoising steps.", "1 to 1000.", default=20, option=int, key="steps", read=int, required=True
+    )
+    calls: int | None = argument(
+        "Network calls in place of one for each step, by a sampler that was fitted to the model.",
+        "From 1 to the calls of `steps`; `calotype fit` makes the sampler. Image-to-image makes its share of them. It "
+        "changes the image a little.",
+        default=None,
+        option=int,
+        shown_default="all",
+        key="calls",
+        read=int,
+    )
+    calls_from: CallsFrom = argument(
+        '"fit", or "forecast": extrapolate the outputs of the calls left out, without a fit.',
+        default="fit",
+        option=str,
+        key="calls_from",
+    )
+    min_psnr: float | None = argument(
+        "Use the fewest calls whose fitted sampler kept nine of ten held-out images within this many dB.",
+        "0 to 100, PSNR to the image of all calls; in place of `calls`.",
+        default=None,
+        option=float,
     )
     guidance_scale: float = argument(
         "Strength of the prompt; 1 turns guidance off.",

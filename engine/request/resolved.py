@@ -22,7 +22,7 @@ from ..sampling.schedulers import SchedulerLike
 from .controls import ControlInput, control_inputs, load_control_images
 from .images import batch_of_masks, check_image_arguments, image_notes, latents_from, load_images, schedule_range_for
 from .prompts import Tokenizers, TokensByEncoder, texts_of, tokenize
-from .request import OutputType, Request, parse_request
+from .request import CallsFrom, OutputType, Request, parse_request
 
 Floats = NDArray[np.float32]
 MAX_STEPS = 1000
@@ -37,6 +37,9 @@ class ResolvedRequest:
     tokens: TokensByEncoder  # [N, ...]: 2B rows if guided, the negative prompts first; else B
     seeds: tuple[int, ...]
     steps: int
+    calls: int | None
+    calls_from: CallsFrom
+    min_psnr: float | None
     guidance_scale: float
     guided: bool  # whether the network also runs without the prompt
     guidance_rescale: float
@@ -80,6 +83,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         InputError: an argument is unknown or wrong.
     """
     request = parse_request(prompt, arguments)
+    _check_choice("output_type", request.output_type, get_args(OutputType))
     prompts, negatives = texts_of(request, plan)
     each = check_int("num_images", request.num_images, 1, 2**20)
     steps, count = check_int("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
@@ -116,6 +120,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         tokens=tokens,
         seeds=_seeds(request.seed, count),
         steps=steps,
+        **_fewer_calls(request, steps),
         guidance_scale=scale,
         guided=guided,
         guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
@@ -125,7 +130,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         width=width,
         height=height,
         scheduler=request.scheduler,
-        output_type=_output_type(request.output_type),
+        output_type=request.output_type,
         image=batch(images, count, height, width) if images else None,
         image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
         inpaint_mask=inpaint_mask,
@@ -152,6 +157,19 @@ def _size(request: Request, image_size: tuple[int, ...] | None, profile: Profile
 def _takes_guidance(plan: Plan) -> bool:
     """Return whether guidance runs the U-Net twice. A distilled U-Net takes the guidance scale as an input instead."""
     return bool(plan.prompting.states) and not any(b.name == "timestep_cond" for b in plan.components["unet"].inputs)
+
+
+def _fewer_calls(request: Request, steps: int) -> dict[str, Any]:
+    """Return the arguments that ask for fewer network calls than steps."""
+    _check_choice("calls_from", request.calls_from, get_args(CallsFrom))
+    if request.calls is not None and request.min_psnr is not None:
+        message = "pass calls or min_psnr, not both: min_psnr chooses the number of calls."
+        raise InputError(message, argument="min_psnr", got=request.min_psnr)
+    if request.calls is None and request.calls_from == "forecast":
+        raise InputError('calls_from="forecast" needs calls.', argument="calls_from", got=request.calls_from)
+    calls = None if request.calls is None else check_int("calls", request.calls, 1, 2 * steps)
+    psnr = None if request.min_psnr is None else check_float("min_psnr", request.min_psnr, 100)
+    return {"calls": calls, "calls_from": request.calls_from, "min_psnr": psnr}
 
 
 def _interval(interval: Sequence[float]) -> tuple[float, float]:
@@ -185,14 +203,10 @@ def _clip_skip(value: Any, plan: Plan) -> int | None:
     return check_int("clip_skip", value, 0, limit) or None
 
 
-def _output_type(output_type: OutputType) -> OutputType:
-    if output_type not in get_args(OutputType):
-        raise InputError(
-            f"output_type must be one of {', '.join(get_args(OutputType))}; got {output_type!r}.",
-            argument="output_type",
-            got=output_type,
-        )
-    return output_type
+def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        message = f"{name} must be one of {', '.join(choices)}; got {value!r}."
+        raise InputError(message, argument=name, got=value)
 
 
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:

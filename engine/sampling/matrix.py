@@ -102,17 +102,27 @@ class Sampler(ABC):
         timesteps: The network's timestep at each call. float64 [calls], in training timesteps, may be fractional.
         preview: The clean latents as estimated at call i are `a * input + b * output`. float64 [calls, 2].
         reason: The reason for the report why the scheduler is not a matrix; None for a matrix.
+        positions: The place of each call in the schedule of `full_calls` calls that it stands for, if it has fewer.
+        full_calls: The calls of that schedule.
     """
 
     name: str
     timesteps: NDArray[np.float64]
     preview: NDArray[np.float64]
     reason: str | None = None
+    positions: tuple[int, ...] | None = None
+    full_calls: int | None = None
 
     @property
     def calls(self) -> int:
         """The number of network calls. Some schedulers call the network more than once in a step."""
         return int(self.timesteps.size)
+
+    def span(self, call: int) -> tuple[float, float]:
+        """Return where a call begins and ends, as fractions of the calls of the full schedule."""
+        place = call if self.positions is None else self.positions[call]
+        total = self.full_calls or self.calls
+        return place / total, (place + 1) / total
 
     def run(
         self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None

@@ -17,6 +17,7 @@ from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
 from ..request.controls import ControlInput
 from ..request.resolved import ResolvedRequest
+from ..sampling.matrix import Sampler
 
 Floats = NDArray[np.float32]
 
@@ -41,7 +42,7 @@ class ControlNets:
         request: ResolvedRequest,
         component: Callable[[str], LoadedComponent],
         conditioning: Mapping[str, Floats],
-        timesteps: NDArray[np.float64],
+        sampler: Sampler,
         *,
         guided: bool,
     ) -> None:
@@ -51,7 +52,7 @@ class ControlNets:
         are fractions of the U-Net calls.
         """
         self._residuals = [b.name for b in residuals_of(plan)]
-        self._components, self._total = plan.components, len(timesteps)
+        self._components, self._sampler = plan.components, sampler
         halves = 2 if guided else 1
         self._nets: list[tuple[str, DenoisingSession, ControlInput]] = []
         for name, control in zip(controlnets_of(plan.components), request.controls, strict=True):
@@ -63,14 +64,17 @@ class ControlNets:
                 "conditioning_scale": np.full(len(control.images) * halves, control.scale, dtype=np.float32),
             }
             inputs = {b.name: arrays[b.name] for b in plan.components[name].inputs if b.name in arrays}
-            self._nets.append((name, DenoisingSession(component(name), inputs, timesteps, guided=guided), control))
+            self._nets.append(
+                (name, DenoisingSession(component(name), inputs, sampler.timesteps, guided=guided), control)
+            )
         self._zeros = no_residuals(plan, request, halves)
 
     def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
         """Return the U-Net's residual inputs by name.  # [N, C, h, w]"""
         sums: list[Floats] = []
+        start, end = self._sampler.span(call)
         for name, session, control in self._nets:
-            if control.start <= call / self._total and (call + 1) / self._total <= control.end:
+            if control.start <= start and end <= control.end:
                 outputs = session(call, sample, {})
                 residuals = [outputs[b.name] for b in self._components[name].outputs]
                 sums = [a + b for a, b in zip(sums, residuals, strict=True)] if sums else residuals

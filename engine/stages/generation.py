@@ -20,6 +20,7 @@ class Generation:
     spec: SchedulerSpec
     sampler: Sampler
     stop: threading.Event
+    calls: int | None = None  # of a sampler that stands for a schedule of more calls
     loras: tuple[Lora, ...] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)

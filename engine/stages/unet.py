@@ -14,6 +14,7 @@ from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession
 from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
+from ..sampling.matrix import Sampler
 from .controlnet import ControlNets, no_residuals
 
 Floats = NDArray[np.float32]
@@ -28,7 +29,7 @@ class Unet:
         request: ResolvedRequest,
         component: Callable[[str], LoadedComponent],
         conditioning: Mapping[str, Floats],
-        timesteps: NDArray[np.float64],
+        sampler: Sampler,
         extra_channels: Floats | None,
     ) -> None:
         """Prepare the calls. The first call opens sessions of the U-Net and of the ControlNets that the request uses.
@@ -38,17 +39,17 @@ class Unet:
             request: the batch of B images.
             component: returns a component by its name.
             conditioning: the inputs of the U-Net that stay the same, for both halves under guidance.  # [N, ...]
-            timesteps: the timestep of each call.  # [calls]
+            sampler: the timestep of each call, and where in the schedule it is.
             extra_channels: further channels of every sample, for an inpainting U-Net.  # [B, C, h, w]
         """
         self._plan, self._request, self._component = plan, request, component
-        self._conditioning, self._timesteps, self._extra_channels = conditioning, timesteps, extra_channels
+        self._conditioning, self._sampler, self._extra_channels = conditioning, sampler, extra_channels
         self._sessions: dict[bool, tuple[DenoisingSession, ControlNets | None]] = {}  # guided -> its sessions
 
     def __call__(self, call: int, sample: Floats) -> Floats:
         """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [2B, C, h, w] with the unconditional half first"""
         start, end = self._request.guidance_interval
-        guided = self._request.guided and start <= call / len(self._timesteps) < end
+        guided = self._request.guided and start <= self._sampler.span(call)[0] < end
         if guided not in self._sessions:
             self._sessions[guided] = self._open(guided)
         session, controls = self._sessions[guided]
@@ -64,9 +65,9 @@ class Unet:
         conditioning = {name: array[unneeded:] for name, array in self._conditioning.items()}
         controls, constants = None, conditioning
         if any(control.scale != 0 for control in request.controls):
-            controls = ControlNets(plan, request, self._component, conditioning, self._timesteps, guided=guided)
+            controls = ControlNets(plan, request, self._component, conditioning, self._sampler, guided=guided)
         else:
             constants = conditioning | no_residuals(plan, request, 2 if guided else 1)
-        cache_interval, unet = request.cache_interval, self._component("unet")
-        session = DenoisingSession(unet, constants, self._timesteps, guided=guided, cache_interval=cache_interval)
+        cache_interval, unet, timesteps = request.cache_interval, self._component("unet"), self._sampler.timesteps
+        session = DenoisingSession(unet, constants, timesteps, guided=guided, cache_interval=cache_interval)
         return session, controls

@@ -1,0 +1,126 @@
+"""The sampler of a call: the compiled schedule, or one with fewer network calls if the request asks for it.
+
+A fitted sampler runs only where it was shown to hold. Elsewhere the full schedule runs, and a note says why.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+from ..errors import InputError, SamplerError
+from ..lora.lora import Lora
+from ..plan.plan import Plan
+from ..request.resolved import ResolvedRequest
+from ..sampling.cache import BuiltSampler, SamplerCache
+from ..sampling.fewer_calls import best_forecast
+from ..sampling.fitted import FittedSampler, FittedSamplers, part_of
+from ..sampling.matrix import Sampler, SamplerMatrix
+from ..sampling.schedule_range import FULL_SCHEDULE
+from ..sampling.schedulers import SchedulerSpec
+
+
+class ChosenSampler(NamedTuple):
+    """A sampler with its spec, and the number of calls if it stands for a schedule of more."""
+
+    spec: SchedulerSpec
+    sampler: Sampler
+    calls: int | None
+    notes: tuple[str, ...]
+
+
+class SamplerChoice:
+    """The samplers of a plan. Threads may share it."""
+
+    def __init__(self, plan: Plan) -> None:
+        self._plan = plan
+        self._compiled = SamplerCache(plan.scheduler, plan.samplers)
+        self._fitted = FittedSamplers(plan.fingerprint, plan.samplers)
+
+    def __call__(self, request: ResolvedRequest, loras: Sequence[Lora] = ()) -> ChosenSampler:
+        """Return the sampler of a request.
+
+        Raises:
+            SamplerError: The scheduler is unknown or cannot make the schedule, or no sampler was fitted for it.
+            InputError: `calls` is more than the schedule has.
+        """
+        built = self._compiled(request.scheduler, request.steps, request.schedule_range)
+        if request.calls is None and request.min_psnr is None:
+            return ChosenSampler(built.spec, built.sampler, None, ())
+        if not isinstance(built.sampler, SamplerMatrix):
+            reason = built.sampler.reason
+            raise SamplerError(f"calls needs a sampler that is a matrix: {reason}.", scheduler=built.spec.name)
+        if request.calls_from == "forecast":
+            return self._forecast(request, built, built.sampler)
+        digests = digests_of(loras)
+        fit = self._fit(request, built.spec, digests)
+        reason = _reason_against(request, digests, fit)
+        if fit is None or reason:
+            note = f"all calls of the schedule ran, not a fitted sampler: {reason}"
+            return ChosenSampler(built.spec, built.sampler, None, (note,))
+        sampler = fit.matrix(built.sampler, str(part_of(request.schedule_range)), request.guidance_scale)
+        return ChosenSampler(built.spec, sampler, fit.settings["calls"], _size_notes(request, fit))
+
+    def _forecast(self, request: ResolvedRequest, built: BuiltSampler, full: SamplerMatrix) -> ChosenSampler:
+        assert request.calls is not None
+        total = self._compiled(request.scheduler, request.steps, FULL_SCHEDULE).sampler.calls
+        if request.calls > total:
+            message = f"calls is {request.calls}, and {built.spec.name} in {request.steps} steps has only {total}."
+            raise InputError(message, argument="calls", got=request.calls)
+        kept = max(1, round(request.calls * full.calls / total))
+        return ChosenSampler(built.spec, best_forecast(full, kept), request.calls, ())
+
+    def _fit(self, request: ResolvedRequest, spec: SchedulerSpec, loras: Sequence[str]) -> FittedSampler | None:
+        """Return the fit that the request asks for, or None if none is close enough. Raises if there is none at all."""
+        command = f"calotype fit {self._plan.model} --scheduler {spec.name} --steps {request.steps}"
+        if request.calls is not None:
+            sets = [loras, ()] if loras else [()]  # without these LoRAs: it does not hold, and the note says so
+            for each in sets:
+                if (fit := self._fitted.find(spec, request.steps, request.calls, each)) is not None:
+                    return fit
+            raise SamplerError(
+                f"No sampler of {request.calls} calls was fitted to {self._plan.model} for {spec.name} in "
+                f'{request.steps} steps. Fit one: {command} --calls {request.calls}. Or pass calls_from="forecast".',
+                scheduler=spec.name,
+                steps=request.steps,
+            )
+        fits = list(self._fitted.all(spec, request.steps, loras))
+        if not fits:
+            message = (
+                f"min_psnr needs fitted samplers, and {self._plan.model} has none for {spec.name} in {request.steps} "
+                f"steps. Fit some: {command} --calls 8:10:12."
+            )
+            raise SamplerError(message, scheduler=spec.name, steps=request.steps)
+        assert request.min_psnr is not None
+        return next((fit for fit in fits if fit.p10 >= request.min_psnr), None)
+
+
+def digests_of(loras: Sequence[Lora]) -> tuple[str, ...]:
+    """Return the content and weight of LoRAs as texts, which identify what a fit was made with."""
+    return tuple(f"{lora.digest}:{lora.weight!r}" for lora in loras)
+
+
+def _reason_against(request: ResolvedRequest, loras: Sequence[str], fit: FittedSampler | None) -> str:
+    """Return why a fit is not known to hold for a request; empty if it is."""
+    if fit is None:
+        return f"none of the fitted samplers keeps nine of ten images within {request.min_psnr:g} dB (min_psnr)"
+    low, high = fit.settings["guidance"]
+    part = part_of(request.schedule_range)
+    if part not in fit.parts:
+        return "it was fitted neither to this strength nor to a handoff between models"
+    if list(loras) != list(fit.settings["loras"]):
+        return "it was fitted with other LoRAs, or without any"
+    if request.guided != fit.settings["guided"]:
+        return f"it was fitted {'with' if fit.settings['guided'] else 'without'} guidance"
+    if request.guided and not low <= request.guidance_scale <= high:
+        return f"guidance_scale is {request.guidance_scale:g}, and it was fitted from {low:g} to {high:g}"
+    if request.guided and (request.guidance_rescale or request.guidance_interval != (0, 1)):
+        return "it was fitted without guidance_rescale and guidance_interval"
+    return ""
+
+
+def _size_notes(request: ResolvedRequest, fit: FittedSampler) -> tuple[str, ...]:
+    height, width = fit.settings["height"], fit.settings["width"]
+    if (height, width) == (request.height, request.width):
+        return ()
+    return (f"the sampler was fitted at {width} x {height} pixels, and may be less exact at another size",)
