@@ -53,6 +53,7 @@ class ImageGenerator:
 
     def start(self, prompt: Any, arguments: Mapping[str, Any], stop: threading.Event) -> Generation:
         """Check a call before its work. Raises `InputError` and `SamplerError`."""
+        forks.check()
         resolved = resolve(prompt, arguments, self._plan, self._tokenizers)
         if not self._components.on_gpu:  # a GPU keeps no attention scores, and raises when it is full
             size = {"height": resolved.height, "width": resolved.width}

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from .backends import COMPILED, BackendSelection, LoadedComponent
+from .backends import BackendSelection, LoadedComponent
 from .backends.components import Components
 from .errors import InputError
 from .errors.validation import with_known_names
@@ -22,14 +22,15 @@ from .lora.lora import LoraLike
 from .plan.plan import Plan
 from .report.result import Event, Result
 from .request.diffusers_names import KnownAttributes
+from .sampling.fitted import FittedSampler
 from .stages.generation import Generation
+from .stages.vae import Codec
 from .system import forks
 from .system.trace import traced
 
 __all__ = ["Event", "Pipeline", "Result"]
 
 Floats = NDArray[np.float32]
-_TORCH_BACKENDS = ("eager", "cuda", *COMPILED)  # PyTorch's profiler sees their work
 
 
 class Pipeline(KnownAttributes):
@@ -44,9 +45,7 @@ class Pipeline(KnownAttributes):
         self._generator = ImageGenerator(plan, self._components)
         self._guard = forks.Lock()
         self._active: weakref.WeakSet[threading.Event] = weakref.WeakSet()
-        for name in (*plan.tokenizers, "unet", "vae_decoder"):  # the first call that needs another component opens it
-            if name in plan.components:
-                self.component(name)
+        self._components.open_used(plan)
 
     def __call__(self, prompt: Any = None, **arguments: Any) -> Result:
         """Generate images.
@@ -70,10 +69,7 @@ class Pipeline(KnownAttributes):
     def stream(self, prompt: Any = None, **arguments: Any) -> Iterator[Event]:
         """Generate images step by step. Closing the stream between two steps ends the work.
 
-        Arguments and errors are those of a call. It checks the arguments before the first event.
-
-        Returns:
-            One event for each step. The last one has the result.
+        Arguments and errors are those of a call. The last event has the result.
         """
         return self._generator.stream(self._start(prompt, arguments))
 
@@ -83,14 +79,10 @@ class Pipeline(KnownAttributes):
         Args:
             path: The JSON file. If PyTorch runs a component, it contains its operators and GPU kernels.
 
-        Returns:
-            The result of the call.
-
         Raises:
             InputError: The file cannot be written.
         """
-        by_torch = any(each.runner.backend in _TORCH_BACKENDS for each in self._components.opened)
-        with traced(Path(path), by_torch=by_torch):
+        with traced(Path(path), by_torch=self._components.run_by_torch):
             return self(prompt, **arguments)
 
     def cancel(self) -> None:
@@ -129,6 +121,22 @@ class Pipeline(KnownAttributes):
         """
         self._generator.loras.set(lora)
 
+    def fit(self, calls: int | Sequence[int] = 10, **options: Any) -> list[FittedSampler]:
+        """Fit samplers with fewer network calls to this model with its LoRAs, and keep them for later calls.
+
+        Args:
+            calls: The network calls of one sampler, or of several.
+            **options: Other fields of `FitSpec`: scheduler, steps, guidance, prompts.
+
+        Raises:
+            InputError: An option is invalid.
+            SamplerError: The scheduler cannot be fitted, or another sampler with as many calls is better.
+        """
+        from calotype.export import FitSpec, fit
+
+        counts = (calls,) if isinstance(calls, int) else tuple(calls)
+        return fit(self.plan, self._generator, FitSpec(calls=counts, **options))
+
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:
         """The active LoRAs, as (file, weight)."""
@@ -149,8 +157,8 @@ class Pipeline(KnownAttributes):
         Raises:
             InputError: The image or the tile is invalid.
         """
-        codec = self._generator.codec
-        return codec.encode(_pixels(image, self.plan.profile.factor), tiling=codec.tiling_from(sliced, tile))
+        codec, pixels = self._generator.codec, _pixels(image, self.plan.profile.factor)
+        return codec.encode(pixels, tiling=codec.tiling_from(sliced, tile))
 
     @with_known_names({})
     def decode(
@@ -170,18 +178,20 @@ class Pipeline(KnownAttributes):
         Raises:
             InputError: An argument is invalid.
         """
-        codec = self._generator.codec
-        if output_type not in ("pil", "np"):
-            raise InputError(f"output_type must be pil or np, got {output_type!r}.", argument="output_type")
-        pixels = codec.decode(codec.check_latents(latents), codec.tiling_from(sliced, tile))
-        return to_unit_range(pixels) if output_type == "np" else [image_from_pixels(p, {}) for p in to_uint8(pixels)]
+        return _decoded(self._generator.codec, latents, output_type, sliced, tile)
 
     def _start(self, prompt: Any, arguments: dict[str, Any]) -> Generation:
-        forks.check()
         stop = threading.Event()
         with self._guard:
             self._active.add(stop)  # as long as the work holds it
         return self._generator.start(prompt, arguments, stop)
+
+
+def _decoded(codec: Codec, latents: Floats, output_type: str, sliced: bool, tile: int | None) -> Any:
+    if output_type not in ("pil", "np"):
+        raise InputError(f"output_type must be pil or np, got {output_type!r}.", argument="output_type")
+    pixels = codec.decode(codec.check_latents(latents), codec.tiling_from(sliced, tile))
+    return to_unit_range(pixels) if output_type == "np" else [image_from_pixels(p, {}) for p in to_uint8(pixels)]
 
 
 def _pixels(images: Images, factor: int) -> Floats:

@@ -7,7 +7,9 @@ from collections.abc import Callable
 from ..plan.plan import Plan, PlannedComponent
 from ..system import forks
 from .component import LoadedComponent, open_component
-from .registry import ON_GPU, BackendSelection
+from .registry import COMPILED, ON_GPU, BackendSelection
+
+_TORCH_BACKENDS = ("eager", "cuda", *COMPILED)
 
 
 class Components:
@@ -36,6 +38,17 @@ class Components:
                     opened = self._opened[name] = open_component(self._planned(name), self.choice)
         opened.reopen_after_fork()
         return opened
+
+    def open_used(self, plan: Plan) -> None:
+        """Open the components that every call uses. The first call that needs another one opens it."""
+        for name in (*plan.tokenizers, "unet", "vae_decoder"):
+            if name in plan.components:
+                self(name)
+
+    @property
+    def run_by_torch(self) -> bool:
+        """Whether PyTorch runs an open component, so that its profiler sees the work."""
+        return any(each.runner.backend in _TORCH_BACKENDS for each in self.opened)
 
     @property
     def opened(self) -> tuple[LoadedComponent, ...]:

@@ -18,7 +18,6 @@ from typing import Any
 from calotype import backends
 from calotype.errors import BuildError, CheckError, SourceError
 from calotype.files import locks
-from calotype.files.digest import file_digest
 from calotype.plan.family import family_of
 from calotype.plan.plan import Artifact, Plan, PlannedComponent, is_plan, read_plan, write_plan
 from calotype.sampling.schedulers import spec_from
@@ -31,9 +30,9 @@ from ..onnx.trace_step import trace_step, traced
 from ..precision.variants import check_precision, half, small_weights
 from ..quality.bounds import failed
 from ..quality.metrics import require
-from ..quality.prompts import prompts_for
+from ..quality.prompts import knows_captions_only, prompts_for
 from ..sources.lora import fuse
-from ..sources.source import Source, find, read_source
+from ..sources.source import read_source
 from ..sources.textual_inversion import add_embeddings
 from ..steps.progress import Display, Progress
 from ..steps.subprocess_task import run_in_subprocess
@@ -130,7 +129,10 @@ def _prepared(spec: BuildSpec) -> Work:
         spec_from(name, source.configs["scheduler"])  # report an unknown name before the work
     count, _ = spec.proof_counts
     prompts = prompts_for(
-        demo=_is_demo(source), file=spec.prompts, calibration=spec.calibration if spec.gated else 0, held_out=count
+        demo=knows_captions_only(source.folder / "tokenizer"),
+        file=spec.prompts,
+        calibration=spec.calibration if spec.gated else 0,
+        held_out=count,
     )
     require([b.metric for b in spec.max_loss], judged=prompts.judged, clip_model=spec.clip_model)
     key = key_of(
@@ -144,13 +146,6 @@ def _prepared(spec: BuildSpec) -> Work:
         }
     )
     return Work(spec=spec, source=source, family=replace(family, profile=profile), prompts=prompts, key=key)
-
-
-def _is_demo(source: Source) -> bool:
-    """Return whether the model has the demonstration model's tokenizer, and so knows only its captions."""
-    ours, theirs = find("demo") / "tokenizer", source.folder / "tokenizer"
-    files = [p for p in ours.iterdir() if p.is_file()]
-    return all((theirs / p.name).is_file() and file_digest(theirs / p.name) == file_digest(p) for p in files)
 
 
 def _existing_plan(work: Work) -> Plan | None:

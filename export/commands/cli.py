@@ -6,8 +6,10 @@ from calotype.cli import app, main
 
 from . import cache as cache_cli
 from .build import build_command
+from .fit import fit_command
 
 __all__ = ["app", "main"]
 
 build_command(app)
+fit_command(app)
 app.add_typer(cache_cli.app, name="cache")

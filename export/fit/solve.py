@@ -40,8 +40,8 @@ class RowSolver:
             target: What the mix should be. [numbers].
         """
         wide = columns.astype(np.float64)
-        self._left.append(np.kron(wide @ wide.T, np.outer(basis, basis)))
-        self._right.append(np.kron(wide @ target, basis))
+        self._left.append(np.asarray(np.kron(wide @ wide.T, np.outer(basis, basis)), dtype=np.float64))
+        self._right.append(np.asarray(np.kron(wide @ target, basis), dtype=np.float64))
 
     def solve(self) -> Doubles:
         """Return the coefficients of smallest error.  # [columns, degree + 1]"""

@@ -7,11 +7,15 @@ everyday prompts, or the lines of `--prompts FILE`.
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
 from pathlib import Path
 
 from calotype.errors import InputError
+from calotype.files.digest import file_digest
+
+from ..sources.source import find
 
 _SUBJECTS = (
     *("a red fox in deep snow", "an old fisherman mending a net", "a bowl of oranges and figs", "a steam locomotive"),
@@ -59,6 +63,34 @@ def prompts_for(*, demo: bool, file: Path | None, calibration: int, held_out: in
         held_out=tuple(lists[1][i % len(lists[1])] for i in range(held_out)),
         judged=judged,
     )
+
+
+def prompts_from(prompts: Path | Sequence[str] | None, *, demo: bool, calibration: int, held_out: int) -> Prompts:
+    """Return prompts as `prompts_for`, from a file, a list or the built-in ones."""
+    if prompts is None or isinstance(prompts, (str, Path)):
+        file = None if prompts is None else Path(prompts)
+        return prompts_for(demo=demo, file=file, calibration=calibration, held_out=held_out)
+    lines = [line for line in prompts if line.strip()]
+    if not lines:
+        raise InputError("prompts is empty. Pass at least two prompts.", argument="prompts", got=prompts)
+    return _alternate(lines, calibration, held_out)
+
+
+def _alternate(lines: Sequence[str], calibration: int, held_out: int) -> Prompts:
+    """Return every other line as held out. Lists that are too short repeat."""
+    lists = lines[::2], lines[1::2] or lines
+    return Prompts(
+        calibration=tuple(lists[0][i % len(lists[0])] for i in range(calibration)),
+        held_out=tuple(lists[1][i % len(lists[1])] for i in range(held_out)),
+        judged=False,
+    )
+
+
+def knows_captions_only(tokenizer: Path) -> bool:
+    """Return whether a tokenizer's folder is the demonstration model's, which knows only captions of its scenes."""
+    ours = find("demo") / "tokenizer"
+    files = [path for path in ours.iterdir() if path.is_file()]
+    return all((tokenizer / p.name).is_file() and file_digest(tokenizer / p.name) == file_digest(p) for p in files)
 
 
 def _scenes(calibration: int, held_out: int) -> tuple[list[str], list[str]]:

@@ -1,0 +1,266 @@
+"""Fit samplers to a model: the order of the work, from prompts to stored samplers."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NoReturn
+
+import numpy as np
+
+from calotype.errors import InputError, SamplerError
+from calotype.files.cache import FITS
+from calotype.files.digest import digest_of
+from calotype.generator import ImageGenerator
+from calotype.plan.plan import Plan
+from calotype.sampling.compile import compile_sampler
+from calotype.sampling.fewer_calls import forecast, spread_positions
+from calotype.sampling.fitted import FORMAT, FittedRows, FittedSampler, FittedSamplers
+from calotype.sampling.matrix import SamplerMatrix
+from calotype.sampling.schedule_range import FULL_SCHEDULE, ScheduleRange
+from calotype.sampling.schedulers import spec_from
+from calotype.stages.sampler_choice import digests_of
+
+from ..quality.prompts import knows_captions_only, prompts_from
+from ..steps.progress import Display, Progress, Stage
+from .compare import HeldOut, psnr_each, rivals
+from .positions import Positions, search
+from .runs import Runs, Trace
+from .solve import fit_rows
+from .spec import FitSpec
+
+FITTER = 1  # increase when the same spec gives other rows
+GUIDANCE = 5.0  # where figures are measured, if the range has it
+SCALES, IMAGE_SCALES = 5, 2  # guidance scales that the rows are fitted at, for noise and for images
+DEGREE = 3
+IMAGE_PROMPTS, IMAGE_POWER = 8, 1.25
+SEARCH_S = 15.0  # for the positions of one sampler
+FEW = 4  # prompts of each kind for a slow model
+FAST_S = 0.1  # seconds of a network call for one prompt, above which a model is slow
+_LEFT_ALONE = ("LCMScheduler", "TCDScheduler")
+_CALIBRATION_SEED, _HELD_OUT_SEED = 1_000_000, 2_000_000
+
+
+def fit(plan: Plan, generator: ImageGenerator, spec: FitSpec, display: Display | None = None) -> list[FittedSampler]:
+    """Fit samplers to a loaded model, and store them for its calls.
+
+    Args:
+        plan: The plan of the model.
+        generator: Its networks, with the active LoRAs.
+        spec: The scheduler, the steps, and the numbers of calls.
+        display: Shows the progress.
+
+    Returns:
+        One sampler for each number of calls, with its held-out figures.
+
+    Raises:
+        InputError: A value of `spec` is invalid.
+        SamplerError: The scheduler is not a matrix or has no calls to spare; or a rival with as many calls is closer to
+            the full schedule than the fit.
+    """
+    fitter = _Fitter(plan, generator, spec)
+    settings = {calls: fitter.settings(calls) for calls in spec.calls}
+    cache = FittedSamplers(plan.fingerprint, None)
+    samplers: dict[int, FittedSampler] = {}
+    for calls, each in settings.items():
+        stored = cache.find(fitter.scheduler, spec.steps, calls, each["loras"])
+        if stored is not None and stored.settings == each:
+            samplers[calls] = stored
+    missing = [calls for calls in settings if calls not in samplers]
+    if missing:
+        stages = [Stage(name="record the schedule", guess_s=12)]
+        for calls in missing:
+            stages += [Stage(name=f"{each} {calls} calls", guess_s=s) for each, s in fitter.guesses().items()]
+        with display or Display() as shown, generator.loras.lock_weights():
+            progress = Progress(stages, shown)
+            with progress.stage("record the schedule"):
+                fitter.record()
+            for calls in missing:
+                samplers[calls] = fitter.fit(calls, settings[calls], progress)
+                FITS.write(samplers[calls].key, samplers[calls].to_bytes())
+    return [samplers[calls] for calls in spec.calls]
+
+
+class _Fitter:
+    """The recorded schedule of one spec, and the fits to it."""
+
+    def __init__(self, plan: Plan, generator: ImageGenerator, spec: FitSpec) -> None:
+        self._plan, self._generator, self._spec = plan, generator, spec
+        self.scheduler = spec_from(spec.scheduler, plan.scheduler)
+        if self.scheduler.class_name in _LEFT_ALONE or _is_distilled(plan):
+            self._refuse("a sampler of few steps has no calls to spare")
+        if self.scheduler.by_hand:
+            self._refuse(f"only its object describes it: {self.scheduler.by_hand}")
+        self._full = self._compile(FULL_SCHEDULE)
+        if (most := max(spec.calls)) >= self._full.calls:
+            message = f"calls must be less than the {self._full.calls} of {self.scheduler.name}, got {most}."
+            raise InputError(message, argument="calls", got=most)
+        demo = any(map(knows_captions_only, plan.tokenizers.values()))
+        self._prompts = prompts_from(spec.prompts, demo=demo, calibration=spec.calibration, held_out=spec.held_out)
+        low, high = spec.guidance
+        self._scale = float(np.clip(GUIDANCE, low, high))
+
+    def settings(self, calls: int) -> dict[str, Any]:
+        """Return what a fit depends on, as plain data."""
+        spec, profile = self._spec, self._plan.profile
+        return {
+            "format": FORMAT,
+            "fitter": FITTER,
+            "fingerprint": self._plan.fingerprint,
+            "scheduler": self.scheduler.name,
+            "scheduler_key": self.scheduler.key(),
+            "steps": spec.steps,
+            "calls": calls,
+            "guidance": list(spec.guidance),
+            "guided": self._scale > 1 and bool(self._plan.prompting.states),
+            "loras": list(digests_of(self._generator.loras.loras)),
+            "height": spec.height or profile.height.opt,
+            "width": spec.width or profile.width.opt,
+            "prompts": digest_of([self._prompts.calibration, self._prompts.held_out]),
+            "images": spec.images,
+            "unchecked": spec.unchecked,
+        }
+
+    def guesses(self) -> dict[str, float]:
+        """Return the stages of one fit with the seconds of the demonstration model."""
+        checks = {} if self._spec.unchecked else {"compare": 15}
+        images = {"image-to-image": 20} if self._spec.images else {}
+        return {"fit": 20, **images, **checks}
+
+    def record(self) -> None:
+        """Run the full schedule over the calibration prompts."""
+        prompts = self._prompts.calibration
+        self._runs = self._runs_over(prompts[:1], _CALIBRATION_SEED)
+        self.slow = self._seconds_of_a_call() > FAST_S
+        self._runs = self._runs_over(prompts[:FEW] if self.slow else prompts, _CALIBRATION_SEED)
+        self._references = self._record(self._runs, self._full, 1 if self.slow else SCALES)
+
+    def fit(self, calls: int, settings: Mapping[str, Any], progress: Progress) -> FittedSampler:
+        """Fit and measure one sampler. Raises `SamplerError` if a rival is closer."""
+        with progress.stage(f"fit {calls} calls"):
+            parts = {"noise": self._from_noise(calls, progress)}
+        if self._spec.images:
+            with progress.stage(f"image-to-image {calls} calls"):
+                parts |= self._from_images(calls, progress)
+        fitted = FittedSampler(settings=settings, figures={}, parts=parts)
+        if self._spec.unchecked:
+            return FittedSampler(settings=settings, figures={"fitted": {"p10": 0.0}}, parts=parts)
+        with progress.stage(f"compare {calls} calls"):
+            figures = self._measure(fitted, calls, progress)
+        return FittedSampler(settings=settings, figures=figures, parts=parts)
+
+    def _from_noise(self, calls: int, progress: Progress) -> FittedRows:
+        def score(positions: Positions) -> float:
+            at = {self._scale: self._references[self._scale]}
+            fitted = fit_rows(self._runs, self._full, at, positions, (self._scale, self._scale), 0)
+            sampler = _matrix(self._full, fitted, self._scale, (self._scale, self._scale))
+            images = self._runs.decode(self._runs.play(sampler, self._scale).latents)
+            decibels = psnr_each(images, self._images)
+            progress.step(f"positions {', '.join(map(str, positions))}: {np.median(decibels):.1f} dB")
+            return float(np.median(decibels) + np.quantile(decibels, 0.1)) / 2
+
+        self._images = self._runs.decode(self._references[self._scale].latents)
+        positions = spread_positions(self._full.calls, calls)
+        if not self.slow:
+            positions = search(self._full.calls, calls, score, SEARCH_S)
+        return self._solve(self._runs, self._full, self._references, positions)
+
+    def _from_images(self, calls: int, progress: Progress) -> dict[str, FittedRows]:
+        """Fit the schedules from an image of every strength. The images are those of other prompts."""
+        parts = {}
+        clean = np.roll(self._references[self._scale].latents, 1, axis=0)[:IMAGE_PROMPTS]
+        for skipped in range(self._spec.steps):
+            full = self._compile(ScheduleRange(origin="image", skipped=skipped))
+            kept = spread_positions(full.calls, max(1, round(calls * full.calls / self._full.calls)), IMAGE_POWER)
+            if len(kept) == full.calls:
+                exact = forecast(full, kept)
+                rows, image = exact.rows[None], exact.image_coefficients
+                parts[f"image.{skipped}"] = FittedRows(
+                    positions=kept, rows=rows, image_coefficients=None if image is None else image[None]
+                )
+                continue
+            progress.step(f"{full.calls} calls in {len(kept)}")
+            runs = self._runs_over(
+                self._prompts.calibration[: len(clean)], _CALIBRATION_SEED, clean, 1 - skipped / self._spec.steps
+            )
+            references = self._record(runs, full, 1 if self.slow else IMAGE_SCALES)
+            parts[f"image.{skipped}"] = self._solve(runs, full, references, kept)
+        return parts
+
+    def _measure(self, fitted: FittedSampler, calls: int, progress: Progress) -> dict[str, Any]:
+        """Return the figures over the held-out prompts. Raises `SamplerError` if a rival is closer."""
+        prompts = self._prompts.held_out[:FEW] if self.slow else self._prompts.held_out
+        held_out = HeldOut(self._runs_over(prompts, _HELD_OUT_SEED), self._full)
+        figures: dict[str, Any] = {"prompts": len(prompts), "guidance": self._scale, "rivals": {}}
+        figures["fitted"] = held_out.figures(fitted.matrix(self._full, "noise", self._scale), self._scale)
+        progress.note(f"fitted to {calls} calls: {_text(figures['fitted'])}")
+        for name, rival in rivals(self._spec.scheduler, self._plan.scheduler, self._full, calls):
+            figures["rivals"][name] = held_out.figures(rival, self._scale)
+            progress.step(f"{name}: {_text(figures['rivals'][name])}")
+        name, best = max(figures["rivals"].items(), key=lambda item: item[1]["p10"])
+        progress.note(f"the closest rival, {name}: {_text(best)}")
+        if best["p10"] >= figures["fitted"]["p10"]:
+            message = (
+                f"The fit to {calls} calls is not better than {name} with {calls} calls: nine of ten held-out images "
+                f"reach {figures['fitted']['p10']:.1f} dB, with {name} {best['p10']:.1f} dB. Use {name}, or more calls."
+            )
+            raise SamplerError(message, scheduler=self.scheduler.name, steps=self._spec.steps)
+        return figures
+
+    def _solve(
+        self, runs: Runs, full: SamplerMatrix, references: Mapping[float, Trace], positions: Sequence[int]
+    ) -> FittedRows:
+        return fit_rows(runs, full, references, positions, self._spec.guidance, min(DEGREE, len(references) - 1))
+
+    def _record(self, runs: Runs, full: SamplerMatrix, scales: int) -> dict[float, Trace]:
+        """Return the runs of a full schedule at guidance scales across the range, with the one for figures."""
+        low, high = self._spec.guidance
+        nodes = [self._scale] if low == high or scales == 1 else [float(s) for s in np.linspace(low, high, scales)]
+        if self._scale not in nodes:
+            nodes[int(np.argmin(np.abs(np.array(nodes) - self._scale)))] = self._scale
+        return {scale: runs.play(full, scale) for scale in nodes}
+
+    def _runs_over(self, prompts: Sequence[str], seed: int, clean: Any = None, strength: float | None = None) -> Runs:
+        arguments: dict[str, Any] = {"steps": self._spec.steps, "guidance_scale": self._scale}
+        arguments |= {"scheduler": self.scheduler, "height": self._spec.height, "width": self._spec.width}
+        if strength is not None:
+            arguments["strength"] = strength
+        seeds = range(seed, seed + len(prompts))
+        return Runs(self._plan, self._generator, prompts, seeds, arguments, draws=self._full.draws, clean=clean)
+
+    def _seconds_of_a_call(self) -> float:
+        network = self._runs.network(self._full)
+        network(0, self._runs.noise, self._scale)  # the first call compiles the network
+        began = time.perf_counter()
+        network(0, self._runs.noise, self._scale)
+        return time.perf_counter() - began
+
+    def _compile(self, schedule_range: ScheduleRange) -> SamplerMatrix:
+        spec = self._spec
+        sampler = compile_sampler(
+            spec.scheduler, spec.steps, base_config=self._plan.scheduler, schedule_range=schedule_range
+        )
+        if not isinstance(sampler, SamplerMatrix):
+            self._refuse(str(sampler.reason))
+        return sampler
+
+    def _refuse(self, reason: str) -> NoReturn:
+        raise SamplerError(
+            f"Cannot fit a sampler to {self.scheduler.name}: {reason}.",
+            scheduler=self.scheduler.name,
+            steps=self._spec.steps,
+        )
+
+
+def _matrix(full: SamplerMatrix, rows: FittedRows, scale: float, bounds: tuple[float, float]) -> SamplerMatrix:
+    settings = {"guidance": bounds}
+    return FittedSampler(settings=settings, figures={}, parts={"noise": rows}).matrix(full, "noise", scale)
+
+
+def _is_distilled(plan: Plan) -> bool:
+    """Return whether the U-Net takes the guidance scale as an input, as distilled ones do."""
+    return any(binding.name == "timestep_cond" for binding in plan.components["unet"].inputs)
+
+
+def _text(figures: Mapping[str, float]) -> str:
+    return f"median {figures['median']:.1f} dB, p10 {figures['p10']:.1f} dB, worst {figures['worst']:.1f} dB"

@@ -1,0 +1,57 @@
+"""What to fit: one frozen dataclass, which the command line and `Pipeline.fit` fill."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from calotype.errors import InputError
+from calotype.errors.validation import check_float, check_int
+from calotype.sampling.schedulers import SchedulerLike
+
+GUIDANCE = (2.0, 9.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class FitSpec:
+    """Configuration of a fit.
+
+    Attributes:
+        scheduler: What `spec_from` takes; None is the model's.
+        steps: The steps of the schedule to imitate.
+        calls: Network calls of each fitted sampler, fewer than the schedule makes.
+        guidance: The range of guidance scales that the rows hold for.
+        prompts: A file with one prompt per line, a list of prompts, or None for built-in ones. Every other one is held
+            out.
+        calibration: Prompts that the rows are fitted to.
+        held_out: Prompts that measure the result.
+        height, width: Pixels; None is the model's size.
+        images: Also fit image-to-image, at every strength.
+        unchecked: Keep a fit without measuring it on held-out prompts. For timings of random weights.
+    """
+
+    scheduler: SchedulerLike = None
+    steps: int = 20
+    calls: tuple[int, ...] = (10,)
+    guidance: tuple[float, float] = GUIDANCE
+    prompts: Path | Sequence[str] | None = None
+    calibration: int = 16
+    held_out: int = 24
+    height: int | None = None
+    width: int | None = None
+    images: bool = True
+    unchecked: bool = False
+
+    def __post_init__(self) -> None:
+        check_int("steps", self.steps, 2, 1000)
+        for calls in self.calls:
+            check_int("calls", calls, 1, 2 * self.steps)
+        if not self.calls:
+            raise InputError("calls needs at least one number.", argument="calls", got=self.calls)
+        low, high = (check_float("guidance", scale, 100) for scale in self.guidance)
+        if low > high:
+            message = f"guidance must be a range from low to high; got {low:g} to {high:g}."
+            raise InputError(message, argument="guidance", got=self.guidance)
+        check_int("calibration", self.calibration, 1, 4096)
+        check_int("held_out", self.held_out, 2, 4096)
