@@ -134,8 +134,7 @@ class Pipeline(KnownAttributes):
         """
         from calotype.export import FitSpec, fit
 
-        counts = (calls,) if isinstance(calls, int) else tuple(calls)
-        return fit(self.plan, self._generator, FitSpec(calls=counts, **options))
+        return fit(self.plan, self._generator, FitSpec(calls=calls, **options))
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:
@@ -157,8 +156,7 @@ class Pipeline(KnownAttributes):
         Raises:
             InputError: The image or the tile is invalid.
         """
-        codec, pixels = self._generator.codec, _pixels(image, self.plan.profile.factor)
-        return codec.encode(pixels, tiling=codec.tiling_from(sliced, tile))
+        return _encoded(self._generator.codec, _pixels(image, self.plan.profile.factor), sliced, tile)
 
     @with_known_names({})
     def decode(
@@ -185,6 +183,10 @@ class Pipeline(KnownAttributes):
         with self._guard:
             self._active.add(stop)  # as long as the work holds it
         return self._generator.start(prompt, arguments, stop)
+
+
+def _encoded(codec: Codec, pixels: Floats, sliced: bool, tile: int | None) -> Floats:
+    return codec.encode(pixels, tiling=codec.tiling_from(sliced, tile))
 
 
 def _decoded(codec: Codec, latents: Floats, output_type: str, sliced: bool, tile: int | None) -> Any:

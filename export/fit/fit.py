@@ -59,7 +59,7 @@ def fit(plan: Plan, generator: ImageGenerator, spec: FitSpec, display: Display |
             the full schedule than the fit.
     """
     fitter = _Fitter(plan, generator, spec)
-    settings = {calls: fitter.settings(calls) for calls in spec.calls}
+    settings = {calls: fitter.settings(calls) for calls in spec.counts}
     cache = FittedSamplers(plan.fingerprint, None)
     samplers: dict[int, FittedSampler] = {}
     for calls, each in settings.items():
@@ -78,7 +78,7 @@ def fit(plan: Plan, generator: ImageGenerator, spec: FitSpec, display: Display |
             for calls in missing:
                 samplers[calls] = fitter.fit(calls, settings[calls], progress)
                 FITS.write(samplers[calls].key, samplers[calls].to_bytes())
-    return [samplers[calls] for calls in spec.calls]
+    return [samplers[calls] for calls in spec.counts]
 
 
 class _Fitter:
@@ -92,7 +92,7 @@ class _Fitter:
         if self.scheduler.by_hand:
             self._refuse(f"only its object describes it: {self.scheduler.by_hand}")
         self._full = self._compile(FULL_SCHEDULE)
-        if (most := max(spec.calls)) >= self._full.calls:
+        if (most := max(spec.counts)) >= self._full.calls:
             message = f"calls must be less than the {self._full.calls} of {self.scheduler.name}, got {most}."
             raise InputError(message, argument="calls", got=most)
         demo = any(map(knows_captions_only, plan.tokenizers.values()))

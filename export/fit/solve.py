@@ -57,6 +57,7 @@ def fit_rows(
     positions: Sequence[int],
     bounds: tuple[float, float],
     degree: int,
+    weights: Doubles | None = None,
 ) -> FittedRows:
     """Fit a sampler that runs the calls at `positions` of a full schedule.
 
@@ -67,6 +68,7 @@ def fit_rows(
         positions: The calls that remain, ascending from 0.
         bounds: The range of guidance scales.
         degree: The degree of the rows as polynomials of the guidance scale.
+        weights: The weight of each prompt's errors; None weighs all alike. [n].
     """
     kept, calls, draws = list(positions), len(positions), full.draws
     base = forecast(full, kept)
@@ -81,13 +83,15 @@ def fit_rows(
     history = {scale: np.zeros((base_rows.shape[1], other.shape[1]), np.float32) for scale in references}
     for each in history.values():
         each[0], each[1 + calls :] = other[0], other[1:]
+    roots = np.ones(len(runs.noise)) if weights is None else np.sqrt(weights)
+    roots = np.repeat(roots, other.shape[1] // len(roots))
     for k in range(calls):
         solver, used = RowSolver(degree), order.used(k + 1, kept)
         for scale, each in history.items():
             state = np.tensordot(basis[scale], rows[:, k], 1) @ each
             each[1 + k] = network(k, state.reshape(runs.noise.shape).astype(np.float32), scale).ravel()
             goal = references[scale].states[kept[k + 1] if k + 1 < calls else full.calls]
-            solver.add(basis[scale], each[used], goal.ravel() - base_rows[k + 1] @ each)
+            solver.add(basis[scale], each[used] * roots, (goal.ravel() - base_rows[k + 1] @ each) * roots)
         rows[:, k + 1, used] += solver.solve().T
     image = None if full.image_coefficients is None else rows[:, :, -1]
     return FittedRows(positions=tuple(kept), rows=rows[:, :, :-1], image_coefficients=image)

@@ -20,7 +20,7 @@ class FitSpec:
     Attributes:
         scheduler: What `spec_from` takes; None is the model's.
         steps: The steps of the schedule to imitate.
-        calls: Network calls of each fitted sampler, fewer than the schedule makes.
+        calls: Network calls of each fitted sampler, fewer than the schedule makes; one number or several.
         guidance: The range of guidance scales that the rows hold for.
         prompts: A file with one prompt per line, a list of prompts, or None for built-in ones. Every other one is held
             out.
@@ -33,7 +33,7 @@ class FitSpec:
 
     scheduler: SchedulerLike = None
     steps: int = 20
-    calls: tuple[int, ...] = (10,)
+    calls: int | Sequence[int] = 10
     guidance: tuple[float, float] = GUIDANCE
     prompts: Path | Sequence[str] | None = None
     calibration: int = 16
@@ -45,13 +45,18 @@ class FitSpec:
 
     def __post_init__(self) -> None:
         check_int("steps", self.steps, 2, 1000)
-        for calls in self.calls:
-            check_int("calls", calls, 1, 2 * self.steps)
-        if not self.calls:
+        if not self.counts:
             raise InputError("calls needs at least one number.", argument="calls", got=self.calls)
+        for calls in self.counts:
+            check_int("calls", calls, 1, 2 * self.steps)
         low, high = (check_float("guidance", scale, 100) for scale in self.guidance)
         if low > high:
             message = f"guidance must be a range from low to high; got {low:g} to {high:g}."
             raise InputError(message, argument="guidance", got=self.guidance)
         check_int("calibration", self.calibration, 1, 4096)
         check_int("held_out", self.held_out, 2, 4096)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """The numbers of network calls."""
+        return tuple(self.calls) if isinstance(self.calls, Sequence) else (self.calls,)
