@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import json
+import zipfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import SamplerError
-from ..errors.schema import SchemaError, integer, list_of, number, record, text
+from ..errors.schema import boolean, integer, list_of, number, record, text
 from ..files.cache import FITS
 from ..files.digest import digest_of
 from .fewer_calls import with_rows
@@ -39,6 +40,9 @@ _SETTINGS = record(
         "steps": integer(1, 1000),
         "calls": integer(1, 1000),
         "guidance": list_of(number(0, 100), 2, 2),
+        "guided": boolean,
+        "height": integer(1, 1 << 20),
+        "width": integer(1, 1 << 20),
         "loras": list_of(text(r"[0-9a-f]{64}:.{1,40}", "a LoRA's digest and weight"), max_length=100),
     },
     more=True,
@@ -93,8 +97,14 @@ class FittedSampler:
             full: The schedule that it imitates, from the same starting point.
             part: The name of the starting point.
             guidance_scale: A scale in the range of the fit.
+
+        Raises:
+            SamplerError: The rows are those of another schedule.
         """
         fitted = self.parts[part]
+        if fitted.positions[-1] >= full.calls or fitted.rows.shape[2] != 1 + len(fitted.positions) + full.draws:
+            message = f"The fitted sampler is damaged: its rows do not fit the schedule of {full.name}."
+            raise SamplerError(message, scheduler=full.name)
         basis = guidance_basis(guidance_scale, self.settings["guidance"], len(fitted.rows))
         image = None if fitted.image_coefficients is None else basis @ fitted.image_coefficients
         name = f"{full.name}, {full.calls} steps in {len(fitted.positions)} calls, fitted"
@@ -116,15 +126,16 @@ class FittedSampler:
     def from_bytes(cls, data: bytes) -> FittedSampler:
         """Read what `to_bytes` returned. Raises `SamplerError` if it is damaged."""
         try:
-            if len(data) > _MAX_BYTES:
-                raise ValueError(f"it has more than {_MAX_BYTES} bytes")
+            with zipfile.ZipFile(io.BytesIO(data)) as packed:
+                if sum(entry.file_size for entry in packed.infolist()) > _MAX_BYTES:
+                    raise ValueError(f"it unpacks to more than {_MAX_BYTES} bytes")
             with np.load(io.BytesIO(data), allow_pickle=False) as arrays:
                 header = json.loads(arrays["header"].tobytes())
                 _SETTINGS(header["settings"], "settings")
                 names = [name.partition(".")[2] for name in arrays if name.startswith("rows.")]
                 parts = {name: _part(arrays, name) for name in names}
-            float(header["figures"]["fitted"]["p10"])
-        except (OSError, ValueError, KeyError, TypeError, SchemaError, EOFError) as error:
+            number(0, 1000)(header["figures"]["fitted"]["p10"], "figures.fitted.p10")
+        except Exception as error:  # for corrupt bytes numpy and zipfile raise many types
             raise SamplerError(f"Cannot read a fitted sampler: it is damaged ({error}).") from None
         return cls(settings=header["settings"], figures=header["figures"], parts=parts)
 
@@ -133,9 +144,15 @@ def _part(arrays: Mapping[str, Any], name: str) -> FittedRows:
     positions, rows, image = arrays[f"positions.{name}"], arrays[f"rows.{name}"], None
     if f"image.{name}" in arrays:
         image = arrays[f"image.{name}"]
-    shapes = rows.ndim == 3 and positions.shape == (rows.shape[1] - 1,) and rows.shape[2] > positions.size
+    shapes = rows.ndim == 3 and positions.shape == (rows.shape[1] - 1,) and rows.shape[2] > positions.size > 0
     if not shapes or (image is not None and image.shape != rows.shape[:2]):
         raise ValueError("the shapes of its arrays do not match")
+    if positions.dtype.kind != "i" or positions[0] != 0 or (np.diff(positions) <= 0).any():
+        raise ValueError("its calls are not in ascending order from 0")
+    if any(
+        each.dtype != np.float64 or not np.isfinite(each).all() for each in (rows, *([] if image is None else [image]))
+    ):
+        raise ValueError("it has numbers that are not finite")
     return FittedRows(positions=tuple(map(int, positions)), rows=rows, image_coefficients=image)
 
 
@@ -172,7 +189,10 @@ class FittedSamplers:
             return None
         key = fit_key(self._fingerprint, spec.key(), steps, calls, loras)
         if self._folder is not None and (path := self._folder / f"{key}{SUFFIX}").exists():
-            return FittedSampler.from_bytes(path.read_bytes())
+            fit = FittedSampler.from_bytes(path.read_bytes())
+            if fit.key != key:
+                raise SamplerError(f"The fitted sampler {path} is damaged: its settings are those of another one.")
+            return fit
         stored = FITS.read(key)
         return None if stored is None else FittedSampler.from_bytes(bytes(stored))
 
