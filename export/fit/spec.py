@@ -36,8 +36,8 @@ class FitSpec:
     calls: int | Sequence[int] = 10
     guidance: tuple[float, float] = GUIDANCE
     prompts: Path | Sequence[str] | None = None
-    calibration: int = 16
-    held_out: int = 24
+    calibration: int = 24
+    held_out: int = 16
     height: int | None = None
     width: int | None = None
     images: bool = True
