@@ -31,7 +31,7 @@ class RowSolver:
         self._left: list[Doubles] = []
         self._right: list[Doubles] = []
 
-    def add(self, basis: Doubles, columns: Floats, target: Doubles) -> None:
+    def add(self, basis: Doubles, columns: Floats | Doubles, target: Doubles) -> None:
         """Add the equations of one guidance scale.
 
         Args:
