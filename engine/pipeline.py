@@ -132,9 +132,9 @@ class Pipeline(KnownAttributes):
             InputError: An option is invalid.
             SamplerError: The scheduler cannot be fitted, or another sampler with as many calls is better.
         """
-        from calotype.export import FitSpec, fit
+        from calotype.export import FitSpec, fit_samplers
 
-        return fit(self.plan, self._generator, FitSpec(calls=calls, **options))
+        return fit_samplers(self.plan, self._generator, FitSpec(calls=calls, **options))
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:

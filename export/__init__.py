@@ -13,16 +13,16 @@ if TYPE_CHECKING:
     from .builder.build import build
     from .builder.prepare import prepare, prepare_lazily
     from .builder.spec import BuildSpec
-    from .fit.fit import fit
+    from .fit.fit import fit_samplers
     from .fit.spec import FitSpec
 
-__all__ = ["BuildSpec", "FitSpec", "build", "fit", "prepare", "prepare_lazily"]
+__all__ = ["BuildSpec", "FitSpec", "build", "fit_samplers", "prepare", "prepare_lazily"]
 
 _MODULES = {
     "BuildSpec": "builder.spec",
     "FitSpec": "fit.spec",
     "build": "builder.build",
-    "fit": "fit.fit",
+    "fit_samplers": "fit.fit",
     "prepare": "builder.prepare",
     "prepare_lazily": "builder.prepare",
 }

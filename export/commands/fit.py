@@ -53,7 +53,7 @@ def _fit(
         "guidance": _numbers("guidance", guidance, float)[:2] * (1 if ":" in guidance else 2),
     }
     counts = tuple(_numbers("calls", calls, int))
-    from ..fit.fit import fit
+    from ..fit.fit import fit_samplers
     from ..fit.spec import FitSpec
     from ..steps.progress import Bars, PlainLines
 
@@ -63,7 +63,7 @@ def _fit(
     names = [name.strip() for name in backend.split(",") if name.strip()]
     pipe = load(model, backend=names[0] if len(names) == 1 else names, lora=lora or (), offline=offline)
     on_a_terminal = sys.stderr is not None and sys.stderr.isatty()
-    for fitted in fit(pipe.plan, pipe._generator, spec, Bars() if on_a_terminal else PlainLines()):
+    for fitted in fit_samplers(pipe.plan, pipe._generator, spec, Bars() if on_a_terminal else PlainLines()):
         _print(fitted)
 
 

@@ -40,7 +40,9 @@ _LEFT_ALONE = ("LCMScheduler", "TCDScheduler")
 _CALIBRATION_SEED, _HELD_OUT_SEED = 1_000_000, 2_000_000
 
 
-def fit(plan: Plan, generator: ImageGenerator, spec: FitSpec, display: Display | None = None) -> list[FittedSampler]:
+def fit_samplers(
+    plan: Plan, generator: ImageGenerator, spec: FitSpec, display: Display | None = None
+) -> list[FittedSampler]:
     """Fit samplers to a loaded model, and store them for its calls.
 
     Args:
