@@ -19,7 +19,7 @@ from calotype.sampling.fitted import FORMAT, FittedRows, FittedSampler, FittedSa
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import FULL_SCHEDULE, ScheduleRange
 from calotype.sampling.schedulers import spec_from
-from calotype.stages.sampler_choice import digests_of
+from calotype.stages.fewer_calls import digests_of
 
 from ..quality.prompts import knows_captions_only, prompts_from
 from ..steps.progress import Display, Progress, Stage

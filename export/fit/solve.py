@@ -131,7 +131,7 @@ def fit_image_rows(
     rows = np.zeros((degree + 1, *base_rows.shape))
     rows[0] = base_rows
     order = _Columns(calls, draws, part)
-    drawn = runs.draws[full.draws - draws :].reshape(draws, -1)
+    drawn = runs.draws[full.draws - draws :].reshape(draws, runs.noise.size)
     for k in range(calls):
         solver, used = RowSolver(degree), [c for c in order.used(k + 1, kept) if c < base_rows.shape[1]]
         for scale, trace in references.items():
