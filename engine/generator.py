@@ -25,12 +25,13 @@ from .report.metadata import build_result, to_images
 from .report.result import Event, Result
 from .request.prompts import tokenizers_of
 from .request.resolved import resolve
+from .sampling.cache import SamplerCache
 from .sampling.matrix import SamplerRun
 from .stages.denoise_inputs import DenoiseInputs, prepare
+from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
 from .stages.loop import denoise
 from .stages.prompt_encoder import PromptEncoder
-from .stages.sampler_choice import SamplerChoice
 from .stages.unet import Unet
 from .stages.vae import Codec
 from .system import forks
@@ -48,7 +49,8 @@ class ImageGenerator:
         self.loras = LoraManager(plan, components)
         self._tokenizers, self._version_note = tokenizers_of(plan), version_drift_note(plan)
         self._prompts = PromptEncoder(plan, components)
-        self._samplers = SamplerChoice(plan)
+        self._samplers = SamplerCache(plan.scheduler, plan.samplers)
+        self._fewer_calls = FewerCalls(plan, self._samplers)
         self._graph = GraphPipelineManager(plan, components)
 
     def start(self, prompt: Any, arguments: Mapping[str, Any], stop: threading.Event) -> Generation:
@@ -61,11 +63,13 @@ class ImageGenerator:
             need = peak_bytes(loads, batch=len(resolved.seeds), **size, guided=resolved.guided)
             check_memory(need, available_bytes())
         with forks.running():
-            chosen = self._samplers(resolved, self.loras.loras)
-        notes = [*([] if self._version_note is None else [self._version_note]), *chosen.notes]
-        return Generation(
-            request=resolved, spec=chosen.spec, sampler=chosen.sampler, calls=chosen.calls, stop=stop, notes=notes
-        )
+            spec, sampler = self._samplers(resolved.scheduler, resolved.steps, resolved.schedule_range)
+        notes = [] if self._version_note is None else [self._version_note]
+        call = Generation(request=resolved, spec=spec, sampler=sampler, stop=stop, notes=notes)
+        if resolved.calls is not None or resolved.min_psnr is not None:
+            with forks.running():
+                self._fewer_calls(call, self.loras.loras)
+        return call
 
     def generate(self, call: Generation) -> Result:
         """Run a call to its end: as one CUDA graph where possible, else step by step."""

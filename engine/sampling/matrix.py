@@ -118,12 +118,6 @@ class Sampler(ABC):
         """The number of network calls. Some schedulers call the network more than once in a step."""
         return int(self.timesteps.size)
 
-    def span(self, call: int) -> tuple[float, float]:
-        """Return where a call begins and ends, as fractions of the calls of the full schedule."""
-        place = call if self.positions is None else self.positions[call]
-        total = self.full_calls or self.calls
-        return place / total, (place + 1) / total
-
     def run(
         self, noise: Latents, draw: Draw, *, seeds: Sequence[int] | None = None, original: SourceLatents | None = None
     ) -> SamplerRun:

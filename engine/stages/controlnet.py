@@ -33,6 +33,13 @@ def no_residuals(plan: Plan, request: ResolvedRequest, halves: int) -> dict[str,
     return {b.name: np.zeros(b.shape(sizes), np.float32) for b in residuals_of(plan)}
 
 
+def span_of(sampler: Sampler, call: int) -> tuple[float, float]:
+    """Return where a call begins and ends, as fractions of the calls of the full schedule."""
+    place = call if sampler.positions is None else sampler.positions[call]
+    total = sampler.full_calls or len(sampler.timesteps)
+    return place / total, (place + 1) / total
+
+
 class ControlNets:
     """The ControlNets of one batch. The U-Net calls them at every step."""
 
@@ -72,7 +79,7 @@ class ControlNets:
     def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
         """Return the U-Net's residual inputs by name.  # [N, C, h, w]"""
         sums: list[Floats] = []
-        start, end = self._sampler.span(call)
+        start, end = span_of(self._sampler, call)
         for name, session, control in self._nets:
             if control.start <= start and end <= control.end:
                 outputs = session(call, sample, {})

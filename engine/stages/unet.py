@@ -15,7 +15,7 @@ from ..backends.session import DenoisingSession
 from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
 from ..sampling.matrix import Sampler
-from .controlnet import ControlNets, no_residuals
+from .controlnet import ControlNets, no_residuals, span_of
 
 Floats = NDArray[np.float32]
 
@@ -49,7 +49,7 @@ class Unet:
     def __call__(self, call: int, sample: Floats) -> Floats:
         """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [2B, C, h, w] with the unconditional half first"""
         start, end = self._request.guidance_interval
-        guided = self._request.guided and start <= self._sampler.span(call)[0] < end
+        guided = self._request.guided and start <= span_of(self._sampler, call)[0] < end
         if guided not in self._sessions:
             self._sessions[guided] = self._open(guided)
         session, controls = self._sessions[guided]

@@ -24,6 +24,7 @@ from calotype.sampling.schedulers import spec_from
 from calotype.system import threads
 from calotype.system.nvidia import gpu_name
 
+from ..fit.spec import fit_spec_from
 from ..onnx import check
 from ..onnx.capture import record_all
 from ..onnx.trace_step import trace_step, traced
@@ -125,7 +126,7 @@ def _prepared(spec: BuildSpec) -> Work:
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile
     ranges = {name: getattr(spec, name) or getattr(defaults, name) for name in ("batch", "height", "width")}
     profile = family.profile.narrowed(**ranges)
-    for name in spec.scheduler:
+    for name in (*spec.scheduler, *(fit_spec_from(text).scheduler for text in spec.fit)):
         spec_from(name, source.configs["scheduler"])  # report an unknown name before the work
     count, _ = spec.proof_counts
     prompts = prompts_for(
@@ -260,7 +261,8 @@ class _Build:
         """Fill the plan's folder, and evaluate it."""
         work, spec = self._work, self._work.spec
         with self._progress.stage("schedules"):
-            fill_samplers(folder / "samplers", work.source.configs["scheduler"], spec.scheduler, spec.steps)
+            names = [*spec.scheduler, *(str(fit_spec_from(text).scheduler) for text in spec.fit)]
+            fill_samplers(folder / "samplers", work.source.configs["scheduler"], names, spec.steps)
         with self._progress.stage("plan"):
             plan = replace(assemble(plan, work.source, folder), samplers=Path("samplers"))
             write_plan(plan, folder)
@@ -272,7 +274,16 @@ class _Build:
                 "Try --precision auto, which searches for a mix that passes, or another --max-loss.",
                 backend=spec.backend,
             )
-        write_plan(replace(plan, build=self._metadata(proof)), folder, sealed=True)
+        fitted = self._fit(folder) if spec.fit else {}
+        write_plan(replace(plan, build=self._metadata(proof) | fitted), folder, sealed=True)
+
+    def _fit(self, folder: Path) -> dict[str, Any]:
+        spec = self._work.spec
+        with self._progress.stage("fit samplers"):
+            prompts = None if spec.prompts is None else str(spec.prompts)
+            arguments = {"plan": str(folder), "backend": spec.backend, "fits": list(spec.fit), "prompts": prompts}
+            result = run_in_subprocess("fitting samplers", "calotype.export.fit.in_plan:fit_in_plan", **arguments)
+        return {"fits": dict(result.notes["figures"])}
 
     def _metadata(self, proof: Mapping[str, Any]) -> dict[str, Any]:
         """Return the "build" entry of plan.json."""

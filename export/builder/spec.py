@@ -17,6 +17,7 @@ from calotype.backends import ON_GPU
 from calotype.errors import InputError
 from calotype.plan.profile import Range, range_from_text
 
+from ..fit.spec import fit_spec_from
 from ..quality.bounds import QualityBound, parse_bounds
 
 BACKENDS = ("onnxruntime", "openvino", *ON_GPU)
@@ -65,6 +66,13 @@ def _bounds(value: Any) -> tuple[QualityBound, ...]:
     return parse_bounds(_texts(value))
 
 
+def _fits(value: Any) -> tuple[str, ...]:
+    texts = _texts(value)
+    for text in texts:
+        fit_spec_from(text)
+    return texts
+
+
 def _option(parse: Callable[[Any], Any], help_text: str, default: Any = MISSING, short: str = "") -> Any:
     """Return a field. `parse` converts a text of the command line or a value of TOML; it raises `InputError`."""
     return field(default=default, metadata={"parse": parse, "help": help_text, "short": short})
@@ -106,6 +114,9 @@ class BuildSpec:
     proof_steps: int | None = _option(_int, "Steps of the end-to-end check.  [default: 4, below float32: 20]", None)
     clip_model: Path | None = _option(_path, "A CLIP model's folder, for clip_drop.", None)
     scheduler: tuple[str, ...] = _option(_texts, "More schedulers to compile; repeatable.", ())
+    fit: tuple[str, ...] = _option(
+        _fits, "SCHEDULER:STEPS:CALLS, as euler:20:10: fit a sampler with fewer network calls; repeatable.", ()
+    )
     steps: Range = _option(_range, "Step counts to compile samplers for.", Range(min=1, opt=20, max=50))
 
     def __post_init__(self) -> None:

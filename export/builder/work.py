@@ -82,6 +82,8 @@ class Work:
             stages |= {f"lower {n}": 4 + 20 * gb for n, gb in sizes.items()}
         stages |= {f"check {n}": 2 + 10 * gb for n, gb in sizes.items()}
         stages |= {"schedules": 8, "plan": 2, "prove": 3 + image_s}
+        if self.spec.fit:
+            stages["fit samplers"] = 60.0 * len(self.spec.fit)
         return [Stage(name=name, guess_s=seconds) for name, seconds in stages.items()]
 
     def _recordings(self, purpose: str, sizes: dict[str, float]) -> dict[str, float]:

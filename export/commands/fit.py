@@ -32,8 +32,8 @@ def _fit(
     prompts: Annotated[
         Path | None, typer.Option(help="A file with one prompt per line; every other one is held out.")
     ] = None,
-    calibration: Annotated[int, typer.Option(help="Prompts that the rows are fitted to.")] = 16,
-    held_out: Annotated[int, typer.Option(help="Prompts that measure the result.")] = 24,
+    calibration: Annotated[int, typer.Option(help="Prompts that the rows are fitted to.")] = 24,
+    held_out: Annotated[int, typer.Option(help="Prompts that measure the result.")] = 16,
     height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", show_default=False)] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", show_default=False)] = None,
     images: Annotated[bool, typer.Option(help="Also fit image-to-image and inpainting, at every strength.")] = True,

@@ -14,26 +14,25 @@ from calotype.files.digest import digest_of
 from calotype.generator import ImageGenerator
 from calotype.plan.plan import Plan
 from calotype.sampling.compile import compile_sampler
-from calotype.sampling.fewer_calls import forecast, spread_positions
+from calotype.sampling.fewer_calls import spread_positions
 from calotype.sampling.fitted import FORMAT, FittedRows, FittedSampler, FittedSamplers
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import FULL_SCHEDULE, ScheduleRange
 from calotype.sampling.schedulers import spec_from
-from calotype.stages.sampler_choice import digests_of
+from calotype.stages.fewer_calls import digests_of
 
 from ..quality.prompts import knows_captions_only, prompts_from
 from ..steps.progress import Display, Progress, Stage
 from .compare import HeldOut, psnr_each, rivals
 from .positions import Positions, search
 from .runs import Runs, Trace
-from .solve import fit_rows
+from .solve import fit_image_rows, fit_rows
 from .spec import FitSpec
 
 FITTER = 1  # increase when the same spec gives other rows
 GUIDANCE = 5.0  # where figures are measured, if the range has it
-SCALES, IMAGE_SCALES = 5, 2  # guidance scales that the rows are fitted at, for noise and for images
-DEGREE = 3
-IMAGE_PROMPTS, IMAGE_POWER = 8, 1.25
+SCALES, DEGREE = 3, 2  # guidance scales that the rows are fitted at, and their degree as polynomials of it
+IMAGE_POWER = 1.25
 SEARCH_S = 15.0  # for the positions of one sampler
 FEW = 4  # prompts of each kind for a slow model
 FAST_S = 0.1  # seconds of a network call for one prompt, above which a model is slow
@@ -126,8 +125,7 @@ class _Fitter:
     def guesses(self) -> dict[str, float]:
         """Return the stages of one fit with the seconds of the demonstration model."""
         checks = {} if self._spec.unchecked else {"compare": 15}
-        images = {"image-to-image": 20} if self._spec.images else {}
-        return {"fit": 20, **images, **checks}
+        return {"fit": 20, **checks}
 
     def record(self) -> None:
         """Run the full schedule over the calibration prompts."""
@@ -142,8 +140,7 @@ class _Fitter:
         with progress.stage(f"fit {calls} calls"):
             parts = {"noise": self._from_noise(calls, progress)}
         if self._spec.images:
-            with progress.stage(f"image-to-image {calls} calls"):
-                parts |= self._from_images(calls, progress)
+            parts |= self._from_images(calls)
         fitted = FittedSampler(settings=settings, figures={}, parts=parts)
         if self._spec.unchecked:
             return FittedSampler(settings=settings, figures={"fitted": {"p10": 0.0}}, parts=parts)
@@ -165,28 +162,18 @@ class _Fitter:
         positions = spread_positions(self._full.calls, calls)
         if not self.slow:
             positions = search(self._full.calls, calls, score, SEARCH_S)
-        return self._solve(self._runs, self._full, self._references, positions)
+        degree = min(DEGREE, len(self._references) - 1)
+        return fit_rows(self._runs, self._full, self._references, positions, self._spec.guidance, degree)
 
-    def _from_images(self, calls: int, progress: Progress) -> dict[str, FittedRows]:
-        """Fit the schedules from an image of every strength. The images are those of other prompts."""
-        parts = {}
-        clean = np.roll(self._references[self._scale].latents, 1, axis=0)[:IMAGE_PROMPTS]
+    def _from_images(self, calls: int) -> dict[str, FittedRows]:
+        """Fit the schedules from an image of every strength."""
+        parts, degree = {}, min(DEGREE, len(self._references) - 1)
         for skipped in range(self._spec.steps):
-            full = self._compile(ScheduleRange(origin="image", skipped=skipped))
-            kept = spread_positions(full.calls, max(1, round(calls * full.calls / self._full.calls)), IMAGE_POWER)
-            if len(kept) == full.calls:
-                exact = forecast(full, kept)
-                rows, image = exact.rows[None], exact.image_coefficients
-                parts[f"image.{skipped}"] = FittedRows(
-                    positions=kept, rows=rows, image_coefficients=None if image is None else image[None]
-                )
-                continue
-            progress.step(f"{full.calls} calls in {len(kept)}")
-            runs = self._runs_over(
-                self._prompts.calibration[: len(clean)], _CALIBRATION_SEED, clean, 1 - skipped / self._spec.steps
+            part = self._compile(ScheduleRange(origin="image", skipped=skipped))
+            kept = spread_positions(part.calls, max(1, round(calls * part.calls / self._full.calls)), IMAGE_POWER)
+            parts[f"image.{skipped}"] = fit_image_rows(
+                self._runs, self._full, part, self._references, kept, self._spec.guidance, degree
             )
-            references = self._record(runs, full, 1 if self.slow else IMAGE_SCALES)
-            parts[f"image.{skipped}"] = self._solve(runs, full, references, kept)
         return parts
 
     def _measure(self, fitted: FittedSampler, calls: int, progress: Progress) -> dict[str, Any]:
@@ -209,11 +196,6 @@ class _Fitter:
             raise SamplerError(message, scheduler=self.scheduler.name, steps=self._spec.steps)
         return figures
 
-    def _solve(
-        self, runs: Runs, full: SamplerMatrix, references: Mapping[float, Trace], positions: Sequence[int]
-    ) -> FittedRows:
-        return fit_rows(runs, full, references, positions, self._spec.guidance, min(DEGREE, len(references) - 1))
-
     def _record(self, runs: Runs, full: SamplerMatrix, scales: int) -> dict[float, Trace]:
         """Return the runs of a full schedule at guidance scales across the range, with the one for figures."""
         low, high = self._spec.guidance
@@ -222,13 +204,11 @@ class _Fitter:
             nodes[int(np.argmin(np.abs(np.array(nodes) - self._scale)))] = self._scale
         return {scale: runs.play(full, scale) for scale in nodes}
 
-    def _runs_over(self, prompts: Sequence[str], seed: int, clean: Any = None, strength: float | None = None) -> Runs:
+    def _runs_over(self, prompts: Sequence[str], seed: int) -> Runs:
         arguments: dict[str, Any] = {"steps": self._spec.steps, "guidance_scale": self._scale}
         arguments |= {"scheduler": self.scheduler, "height": self._spec.height, "width": self._spec.width}
-        if strength is not None:
-            arguments["strength"] = strength
         seeds = range(seed, seed + len(prompts))
-        return Runs(self._plan, self._generator, prompts, seeds, arguments, draws=self._full.draws, clean=clean)
+        return Runs(self._plan, self._generator, prompts, seeds, arguments, draws=self._full.draws)
 
     def _seconds_of_a_call(self) -> float:
         network = self._runs.network(self._full)

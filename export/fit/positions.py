@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from calotype.sampling.fewer_calls import spread_positions
 
-POWERS = (1.5, 1.25, 1.0, 1.75)
+POWERS = (1.5, 1.35, 1.2, 1.65, 1.0)
 Positions = tuple[int, ...]
 
 

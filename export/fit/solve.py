@@ -31,7 +31,7 @@ class RowSolver:
         self._left: list[Doubles] = []
         self._right: list[Doubles] = []
 
-    def add(self, basis: Doubles, columns: Floats, target: Doubles) -> None:
+    def add(self, basis: Doubles, columns: Floats | Doubles, target: Doubles) -> None:
         """Add the equations of one guidance scale.
 
         Args:
@@ -95,6 +95,56 @@ def fit_rows(
         rows[:, k + 1, used] += solver.solve().T
     image = None if full.image_coefficients is None else rows[:, :, -1]
     return FittedRows(positions=tuple(kept), rows=rows[:, :, :-1], image_coefficients=image)
+
+
+def fit_image_rows(
+    runs: Runs,
+    full: SamplerMatrix,
+    part: SamplerMatrix,
+    references: Mapping[float, Trace],
+    positions: Sequence[int],
+    bounds: tuple[float, float],
+    degree: int,
+) -> FittedRows:
+    """Fit a sampler that starts from an image, to the runs from noise: no network call is needed.
+
+    Every state of such a schedule is a mix of its first state and the outputs after it. Runs from noise pass through
+    states with as much noise, and their outputs stand for those of the fitted sampler.
+
+    Args:
+        runs: The calibration prompts.
+        full: The full schedule from noise.
+        part: The schedule from an image: the last calls of `full`.
+        references: The runs of `full`, by guidance scale.
+        positions: The calls of `part` that remain, ascending from 0.
+        bounds: The range of guidance scales.
+        degree: The degree of the rows as polynomials of the guidance scale.
+    """
+    kept, calls, start, draws = list(positions), len(positions), full.calls - part.calls, part.draws
+    base = forecast(part, kept)
+    assert base.image_coefficients is not None
+    assert part.image_coefficients is not None
+    first = np.array([part.rows[0, 0], part.image_coefficients[0]])  # the first state in noise and clean latents
+    which = int(np.argmax(np.abs(first)))
+    shares = np.stack([base.rows[:, 0], base.image_coefficients], axis=1)[:, which] / first[which]
+    base_rows = np.concatenate([shares[:, None], base.rows[:, 1:]], axis=1)
+    rows = np.zeros((degree + 1, *base_rows.shape))
+    rows[0] = base_rows
+    order = _Columns(calls, draws, part)
+    drawn = runs.draws[full.draws - draws :].reshape(draws, runs.noise.size)
+    for k in range(calls):
+        solver, used = RowSolver(degree), [c for c in order.used(k + 1, kept) if c < base_rows.shape[1]]
+        for scale, trace in references.items():
+            outputs = trace.outputs[[start + place for place in kept]].reshape(calls, -1)
+            columns = np.concatenate([trace.states[start].reshape(1, -1), outputs, drawn])
+            goal = trace.states[start + kept[k + 1] if k + 1 < calls else full.calls]
+            solver.add(
+                guidance_basis(scale, bounds, degree + 1), columns[used], goal.ravel() - base_rows[k + 1] @ columns
+            )
+        rows[:, k + 1, used] += solver.solve().T
+    image = rows[:, :, 0] * first[1]
+    rows[:, :, 0] *= first[0]
+    return FittedRows(positions=tuple(kept), rows=rows, image_coefficients=image)
 
 
 class _Columns:

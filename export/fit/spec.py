@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,6 +12,7 @@ from calotype.errors.validation import check_float, check_int
 from calotype.sampling.schedulers import SchedulerLike
 
 GUIDANCE = (2.0, 9.0)
+_TEXT = re.compile(r"([^:]+):(\d{1,4}):(\d{1,4})")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,8 +38,8 @@ class FitSpec:
     calls: int | Sequence[int] = 10
     guidance: tuple[float, float] = GUIDANCE
     prompts: Path | Sequence[str] | None = None
-    calibration: int = 16
-    held_out: int = 24
+    calibration: int = 24
+    held_out: int = 16
     height: int | None = None
     width: int | None = None
     images: bool = True
@@ -60,3 +62,12 @@ class FitSpec:
     def counts(self) -> tuple[int, ...]:
         """The numbers of network calls."""
         return tuple(self.calls) if isinstance(self.calls, Sequence) else (self.calls,)
+
+
+def fit_spec_from(text: str) -> FitSpec:
+    """Return the spec of SCHEDULER:STEPS:CALLS, such as euler:20:10. Raises `InputError`."""
+    match = _TEXT.fullmatch(text)
+    if match is None:
+        expected = "SCHEDULER:STEPS:CALLS, such as euler:20:10"
+        raise InputError(f"got {text!r}; expected {expected}.", argument="fit", got=text, expected=expected)
+    return FitSpec(scheduler=match[1], steps=int(match[2]), calls=int(match[3]))

@@ -1,4 +1,4 @@
-"""The sampler of a call: the compiled schedule, or one with fewer network calls if the request asks for it.
+"""Samplers with fewer network calls than the schedule of a request, if it asks for one.
 
 A fitted sampler runs only where it was shown to hold. Elsewhere the full schedule runs, and a note says why.
 """
@@ -6,69 +6,58 @@ A fitted sampler runs only where it was shown to hold. Elsewhere the full schedu
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import NamedTuple
 
 from ..errors import InputError, SamplerError
 from ..lora.lora import Lora
 from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
-from ..sampling.cache import BuiltSampler, SamplerCache
+from ..sampling.cache import SamplerCache
 from ..sampling.fewer_calls import best_forecast
 from ..sampling.fitted import FittedSampler, FittedSamplers, part_of
-from ..sampling.matrix import Sampler, SamplerMatrix
+from ..sampling.matrix import SamplerMatrix
 from ..sampling.schedule_range import FULL_SCHEDULE
 from ..sampling.schedulers import SchedulerSpec
+from .generation import Generation
 
 
-class ChosenSampler(NamedTuple):
-    """A sampler with its spec, and the number of calls if it stands for a schedule of more."""
+class FewerCalls:
+    """The fitted samplers and forecasts of a plan. Threads may share it."""
 
-    spec: SchedulerSpec
-    sampler: Sampler
-    calls: int | None
-    notes: tuple[str, ...]
-
-
-class SamplerChoice:
-    """The samplers of a plan. Threads may share it."""
-
-    def __init__(self, plan: Plan) -> None:
-        self._plan = plan
-        self._compiled = SamplerCache(plan.scheduler, plan.samplers)
+    def __init__(self, plan: Plan, compiled: SamplerCache) -> None:
+        self._plan, self._compiled = plan, compiled
         self._fitted = FittedSamplers(plan.fingerprint, plan.samplers)
 
-    def __call__(self, request: ResolvedRequest, loras: Sequence[Lora] = ()) -> ChosenSampler:
-        """Return the sampler of a request.
+    def __call__(self, call: Generation, loras: Sequence[Lora]) -> None:
+        """Give a call the sampler that its request asks for, or a note if its schedule stays.
 
         Raises:
-            SamplerError: The scheduler is unknown or cannot make the schedule, or no sampler was fitted for it.
+            SamplerError: The schedule is not a matrix, or no sampler was fitted to it.
             InputError: `calls` is more than the schedule has.
         """
-        built = self._compiled(request.scheduler, request.steps, request.schedule_range)
-        if request.calls is None and request.min_psnr is None:
-            return ChosenSampler(built.spec, built.sampler, None, ())
-        if not isinstance(built.sampler, SamplerMatrix):
-            reason = built.sampler.reason
-            raise SamplerError(f"calls needs a sampler that is a matrix: {reason}.", scheduler=built.spec.name)
-        if request.calls_from == "forecast":
-            return self._forecast(request, built, built.sampler)
+        request, full = call.request, call.sampler
+        if not isinstance(full, SamplerMatrix):
+            message = f"calls and min_psnr need a schedule that is a matrix, and {full.reason}."
+            raise SamplerError(message, scheduler=call.spec.name, steps=request.steps)
+        if request.calls is not None and request.calls_from == "forecast":
+            call.sampler, call.calls = self._forecast(request, call.spec, full), request.calls
+            return
         digests = digests_of(loras)
-        fit = self._fit(request, built.spec, digests)
+        fit = self._fit(request, call.spec, digests)
         reason = _reason_against(request, digests, fit)
         if fit is None or reason:
-            note = f"all calls of the schedule ran, not a fitted sampler: {reason}"
-            return ChosenSampler(built.spec, built.sampler, None, (note,))
-        sampler = fit.matrix(built.sampler, str(part_of(request.schedule_range)), request.guidance_scale)
-        return ChosenSampler(built.spec, sampler, fit.settings["calls"], _size_notes(request, fit))
+            call.notes.append(f"all calls of the schedule ran, not a fitted sampler: {reason}")
+            return
+        call.sampler = fit.matrix(full, str(part_of(request.schedule_range)), request.guidance_scale)
+        call.calls = int(fit.settings["calls"])
+        call.notes += _size_notes(request, fit)
 
-    def _forecast(self, request: ResolvedRequest, built: BuiltSampler, full: SamplerMatrix) -> ChosenSampler:
+    def _forecast(self, request: ResolvedRequest, spec: SchedulerSpec, full: SamplerMatrix) -> SamplerMatrix:
         assert request.calls is not None
         total = self._compiled(request.scheduler, request.steps, FULL_SCHEDULE).sampler.calls
         if request.calls > total:
-            message = f"calls is {request.calls}, and {built.spec.name} in {request.steps} steps has only {total}."
+            message = f"calls is {request.calls}, and {spec.name} in {request.steps} steps has only {total}."
             raise InputError(message, argument="calls", got=request.calls)
-        kept = max(1, round(request.calls * full.calls / total))
-        return ChosenSampler(built.spec, best_forecast(full, kept), request.calls, ())
+        return best_forecast(full, max(1, round(request.calls * full.calls / total)))
 
     def _fit(self, request: ResolvedRequest, spec: SchedulerSpec, loras: Sequence[str]) -> FittedSampler | None:
         """Return the fit that the request asks for, or None if none is close enough. Raises if there is none at all."""
