@@ -22,7 +22,7 @@ FORECAST_POWER = 1.0
 Doubles = NDArray[np.float64]
 
 
-def spread_positions(steps: int, calls: int, power: float = 1.5) -> tuple[int, ...]:
+def spread_positions(steps: int, calls: int, power: float = 1.4) -> tuple[int, ...]:
     """Return which calls of a full schedule to keep: call i at `(steps - 1) * (i / (calls - 1)) ** power`, rounded.
 
     A power above 1 keeps more of the early calls, which decide the composition.
@@ -116,7 +116,7 @@ def forecast(
                 outputs[i] = (weights @ clean[before] - a * states[i]) / b
         clean[i] = a * states[i] + b * outputs[i]
     rows = states[[*kept, steps]]
-    name = f"{full.name}, {steps} steps in {calls} calls, forecast"
+    name = f"{full.name} with forecasts"
     return with_rows(full, kept, rows[:, :-1], rows[:, -1], name)
 
 

@@ -107,7 +107,7 @@ class FittedSampler:
             raise SamplerError(message, scheduler=full.name)
         basis = guidance_basis(guidance_scale, self.settings["guidance"], len(fitted.rows))
         image = None if fitted.image_coefficients is None else basis @ fitted.image_coefficients
-        name = f"{full.name}, {full.calls} steps in {len(fitted.positions)} calls, fitted"
+        name = f"{full.name} fitted to the model"
         return with_rows(full, fitted.positions, np.tensordot(basis, fitted.rows, 1), image, name)
 
     def to_bytes(self) -> bytes:

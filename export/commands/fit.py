@@ -32,7 +32,7 @@ def _fit(
     prompts: Annotated[
         Path | None, typer.Option(help="A file with one prompt per line; every other one is held out.")
     ] = None,
-    calibration: Annotated[int, typer.Option(help="Prompts that the rows are fitted to.")] = 24,
+    calibration: Annotated[int, typer.Option(help="Prompts that the rows are fitted to.")] = 48,
     held_out: Annotated[int, typer.Option(help="Prompts that measure the result.")] = 16,
     height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", show_default=False)] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", show_default=False)] = None,

@@ -36,19 +36,16 @@ def summary(decibels: list[float]) -> dict[str, float]:
 
 
 class HeldOut:
-    """Held-out prompts with their images of the full schedule, by guidance scale."""
+    """Held-out prompts with their images of the full schedule."""
 
     def __init__(self, runs: Runs, full: SamplerMatrix) -> None:
-        self._runs, self._full = runs, full
-        self._expected: dict[float, Floats] = {}
+        self._runs = runs
+        self._expected = runs.decode(runs.play(full).latents)
 
-    def figures(self, sampler: SamplerMatrix, guidance_scale: float) -> dict[str, float]:
+    def figures(self, sampler: SamplerMatrix) -> dict[str, float]:
         """Return the PSNR of a sampler's images to those of the full schedule."""
-        if guidance_scale not in self._expected:
-            latents = self._runs.play(self._full, guidance_scale).latents
-            self._expected[guidance_scale] = self._runs.decode(latents)
-        images = self._runs.decode(self._runs.play(sampler, guidance_scale).latents)
-        return summary(psnr_each(images, self._expected[guidance_scale]))
+        images = self._runs.decode(self._runs.play(sampler).latents)
+        return summary(psnr_each(images, self._expected))
 
 
 def rivals(scheduler: SchedulerLike, config: Mapping[str, Any], full: SamplerMatrix, calls: int) -> Iterator[Any]:

@@ -25,14 +25,14 @@ from ..quality.prompts import knows_captions_only, prompts_from
 from ..steps.progress import Display, Progress, Stage
 from .compare import HeldOut, psnr_each, rivals
 from .positions import Positions, search
-from .runs import Runs, Trace
-from .solve import fit_image_rows, fit_rows
+from .runs import Floats, Runs
+from .solve import fit_rows
 from .spec import FitSpec
 
 FITTER = 1  # increase when the same spec gives other rows
 GUIDANCE = 5.0  # where figures are measured, if the range has it
-SCALES, DEGREE = 3, 2  # guidance scales that the rows are fitted at, and their degree as polynomials of it
-IMAGE_POWER = 1.25
+SCALES, DEGREE = 6, 2  # guidance scales of the calibration prompts, and the degree of the rows as polynomials of it
+IMAGE_PROMPTS, IMAGE_DEGREE, IMAGE_POWER = 4, 1, 1.25
 SEARCH_S = 15.0  # for the positions of one sampler
 FEW = 4  # prompts of each kind for a slow model
 FAST_S = 0.1  # seconds of a network call for one prompt, above which a model is slow
@@ -103,7 +103,7 @@ class _Fitter:
 
     def settings(self, calls: int) -> dict[str, Any]:
         """Return what a fit depends on, as plain data."""
-        spec, profile = self._spec, self._plan.profile
+        spec, (height, width) = self._spec, _size_of(self._spec, self._plan)
         return {
             "format": FORMAT,
             "fitter": FITTER,
@@ -115,8 +115,8 @@ class _Fitter:
             "guidance": list(spec.guidance),
             "guided": self._scale > 1 and bool(self._plan.prompting.states),
             "loras": list(digests_of(self._generator.loras.loras)),
-            "height": spec.height or profile.height.opt,
-            "width": spec.width or profile.width.opt,
+            "height": height,
+            "width": width,
             "prompts": digest_of([self._prompts.calibration, self._prompts.held_out]),
             "images": spec.images,
             "unchecked": spec.unchecked,
@@ -125,22 +125,34 @@ class _Fitter:
     def guesses(self) -> dict[str, float]:
         """Return the stages of one fit with the seconds of the demonstration model."""
         checks = {} if self._spec.unchecked else {"compare": 15}
-        return {"fit": 20, **checks}
+        images = {"image-to-image": 15} if self._spec.images and not self._plan.inpaints else {}
+        return {"fit": 20, **images, **checks}
 
     def record(self) -> None:
         """Run the full schedule over the calibration prompts."""
-        prompts = self._prompts.calibration
-        self._runs = self._runs_over(prompts[:1], _CALIBRATION_SEED)
+        self._runs = self._runs_over(self._prompts.calibration[:1], _CALIBRATION_SEED)
         self.slow = self._seconds_of_a_call() > FAST_S
-        self._runs = self._runs_over(prompts[:FEW] if self.slow else prompts, _CALIBRATION_SEED)
-        self._references = self._record(self._runs, self._full, 1 if self.slow else SCALES)
+        self._calibration = self._prompts.calibration[:FEW] if self.slow else self._prompts.calibration
+        self._runs = self._runs_over(self._calibration, _CALIBRATION_SEED, self._scales(len(self._calibration)))
+        self._reference = self._runs.play(self._full)
+
+    def _scales(self, count: int) -> list[float]:
+        """Return a guidance scale for each calibration prompt: the range is covered, whatever their number."""
+        low, high = self._spec.guidance
+        nodes = np.linspace(low, high, min(SCALES, count)) if high > low else np.array([low])
+        return [float(nodes[i % len(nodes)]) for i in range(count)]
+
+    @property
+    def _degree(self) -> int:
+        return min(DEGREE, len(self._runs.groups()) - 1)
 
     def fit(self, calls: int, settings: Mapping[str, Any], progress: Progress) -> FittedSampler:
         """Fit and measure one sampler. Raises `SamplerError` if a rival is closer."""
         with progress.stage(f"fit {calls} calls"):
             parts = {"noise": self._from_noise(calls, progress)}
-        if self._spec.images:
-            parts |= self._from_images(calls)
+        if self._spec.images and not self._plan.inpaints:
+            with progress.stage(f"image-to-image {calls} calls"):
+                parts |= self._from_images(calls, progress)
         fitted = FittedSampler(settings=settings, figures={}, parts=parts)
         if self._spec.unchecked:
             return FittedSampler(settings=settings, figures={"fitted": {"p10": 0.0}}, parts=parts)
@@ -149,31 +161,35 @@ class _Fitter:
         return FittedSampler(settings=settings, figures=figures, parts=parts)
 
     def _from_noise(self, calls: int, progress: Progress) -> FittedRows:
+        expected = self._runs.decode(self._reference.latents)
+        fits: dict[Positions, FittedRows] = {}
+
         def score(positions: Positions) -> float:
-            at = {self._scale: self._references[self._scale]}
-            fitted = fit_rows(self._runs, self._full, at, positions, (self._scale, self._scale), 0)
-            sampler = _matrix(self._full, fitted, self._scale, (self._scale, self._scale))
-            images = self._runs.decode(self._runs.play(sampler, self._scale).latents)
-            decibels = psnr_each(images, self._images)
-            progress.step(f"positions {', '.join(map(str, positions))}: {np.median(decibels):.1f} dB")
-            return float(np.median(decibels) + np.quantile(decibels, 0.1)) / 2
+            fits[positions], latents = self._rows(positions)
+            mean = float(np.mean(psnr_each(self._runs.decode(latents), expected)))
+            progress.step(f"calls {', '.join(map(str, positions))}: {mean:.1f} dB")
+            return mean
 
-        self._images = self._runs.decode(self._references[self._scale].latents)
-        positions = spread_positions(self._full.calls, calls)
-        if not self.slow:
-            positions = search(self._full.calls, calls, score, SEARCH_S)
-        degree = min(DEGREE, len(self._references) - 1)
-        return fit_rows(self._runs, self._full, self._references, positions, self._spec.guidance, degree)
+        if self.slow:
+            return self._rows(spread_positions(self._full.calls, calls))[0]
+        return fits[search(self._full.calls, calls, score, SEARCH_S)]
 
-    def _from_images(self, calls: int) -> dict[str, FittedRows]:
-        """Fit the schedules from an image of every strength."""
-        parts, degree = {}, min(DEGREE, len(self._references) - 1)
+    def _rows(self, positions: Positions) -> tuple[FittedRows, Floats]:
+        return fit_rows(self._runs, self._full, self._reference, positions, self._spec.guidance, self._degree)
+
+    def _from_images(self, calls: int, progress: Progress) -> dict[str, FittedRows]:
+        """Fit the schedules from an image of every strength. The images are those of other prompts."""
+        parts, count = {}, min(IMAGE_PROMPTS, len(self._calibration))
+        clean = np.roll(self._reference.latents, 1, axis=0)[:count]
         for skipped in range(self._spec.steps):
             part = self._compile(ScheduleRange(origin="image", skipped=skipped))
             kept = spread_positions(part.calls, max(1, round(calls * part.calls / self._full.calls)), IMAGE_POWER)
-            parts[f"image.{skipped}"] = fit_image_rows(
-                self._runs, self._full, part, self._references, kept, self._spec.guidance, degree
-            )
+            progress.step(f"{part.calls} calls in {len(kept)}")
+            strength = 1 - skipped / self._spec.steps
+            prompts, scales = self._calibration[:count], self._scales(count)
+            runs = self._runs_over(prompts, _CALIBRATION_SEED, scales, clean=clean, strength=strength)
+            degree = min(IMAGE_DEGREE, len(runs.groups()) - 1)
+            parts[f"image.{skipped}"], _ = fit_rows(runs, part, runs.play(part), kept, self._spec.guidance, degree)
         return parts
 
     def _measure(self, fitted: FittedSampler, calls: int, progress: Progress) -> dict[str, Any]:
@@ -181,10 +197,10 @@ class _Fitter:
         prompts = self._prompts.held_out[:FEW] if self.slow else self._prompts.held_out
         held_out = HeldOut(self._runs_over(prompts, _HELD_OUT_SEED), self._full)
         figures: dict[str, Any] = {"prompts": len(prompts), "guidance": self._scale, "rivals": {}}
-        figures["fitted"] = held_out.figures(fitted.matrix(self._full, "noise", self._scale), self._scale)
+        figures["fitted"] = held_out.figures(fitted.matrix(self._full, "noise", self._scale))
         progress.note(f"fitted to {calls} calls: {_text(figures['fitted'])}")
         for name, rival in rivals(self._spec.scheduler, self._plan.scheduler, self._full, calls):
-            figures["rivals"][name] = held_out.figures(rival, self._scale)
+            figures["rivals"][name] = held_out.figures(rival)
             progress.step(f"{name}: {_text(figures['rivals'][name])}")
         name, best = max(figures["rivals"].items(), key=lambda item: item[1]["p10"])
         progress.note(f"the closest rival, {name}: {_text(best)}")
@@ -196,25 +212,33 @@ class _Fitter:
             raise SamplerError(message, scheduler=self.scheduler.name, steps=self._spec.steps)
         return figures
 
-    def _record(self, runs: Runs, full: SamplerMatrix, scales: int) -> dict[float, Trace]:
-        """Return the runs of a full schedule at guidance scales across the range, with the one for figures."""
-        low, high = self._spec.guidance
-        nodes = [self._scale] if low == high or scales == 1 else [float(s) for s in np.linspace(low, high, scales)]
-        if self._scale not in nodes:
-            nodes[int(np.argmin(np.abs(np.array(nodes) - self._scale)))] = self._scale
-        return {scale: runs.play(full, scale) for scale in nodes}
-
-    def _runs_over(self, prompts: Sequence[str], seed: int) -> Runs:
-        arguments: dict[str, Any] = {"steps": self._spec.steps, "guidance_scale": self._scale}
-        arguments |= {"scheduler": self.scheduler, "height": self._spec.height, "width": self._spec.width}
-        seeds = range(seed, seed + len(prompts))
-        return Runs(self._plan, self._generator, prompts, seeds, arguments, draws=self._full.draws)
+    def _runs_over(
+        self, prompts: Sequence[str], seed: int, scales: Sequence[float] = (), *, clean: Any = None, strength: float = 1
+    ) -> Runs:
+        spec = self._spec
+        arguments: dict[str, Any] = {"steps": spec.steps, "scheduler": self.scheduler}
+        arguments |= {"height": spec.height, "width": spec.width}
+        if clean is not None:
+            arguments["strength"] = strength
+        if self._plan.inpaints:  # everything is generated anew
+            height, width = _size_of(spec, self._plan)
+            arguments |= {"image": np.full((height, width, 3), 0.5, np.float32), "mask_image": np.ones((height, width))}
+        return Runs(
+            self._plan,
+            self._generator,
+            prompts,
+            range(seed, seed + len(prompts)),
+            arguments,
+            scales or [self._scale] * len(prompts),
+            draws=self._full.draws,
+            clean=clean,
+        )
 
     def _seconds_of_a_call(self) -> float:
         network = self._runs.network(self._full)
-        network(0, self._runs.noise, self._scale)  # the first call compiles the network
+        network(0, self._runs.noise)  # the first call compiles the network
         began = time.perf_counter()
-        network(0, self._runs.noise, self._scale)
+        network(0, self._runs.noise)
         return time.perf_counter() - began
 
     def _compile(self, schedule_range: ScheduleRange) -> SamplerMatrix:
@@ -234,9 +258,9 @@ class _Fitter:
         )
 
 
-def _matrix(full: SamplerMatrix, rows: FittedRows, scale: float, bounds: tuple[float, float]) -> SamplerMatrix:
-    settings = {"guidance": bounds}
-    return FittedSampler(settings=settings, figures={}, parts={"noise": rows}).matrix(full, "noise", scale)
+def _size_of(spec: FitSpec, plan: Plan) -> tuple[int, int]:
+    """Return height and width in pixels."""
+    return spec.height or plan.profile.height.opt, spec.width or plan.profile.width.opt
 
 
 def _is_distilled(plan: Plan) -> bool:

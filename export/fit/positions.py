@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 
 from calotype.sampling.fewer_calls import spread_positions
 
-POWERS = (1.5, 1.35, 1.2, 1.65, 1.0)
+POWERS = (1.4, 1.6, 1.2)
 Positions = tuple[int, ...]
 
 

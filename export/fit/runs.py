@@ -17,14 +17,13 @@ from numpy.typing import NDArray
 
 from calotype.generator import ImageGenerator
 from calotype.plan.plan import Plan
-from calotype.sampling.guidance import guide
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.stages.denoise_inputs import DenoiseInputs, prepare
 from calotype.stages.generation import Generation
 
 Floats = NDArray[np.float32]
-Network = Callable[[int, Floats, float], Floats]
-"""(call, sample [n, C, h, w], guidance scale) -> the output after guidance, [n, C, h, w]."""
+Network = Callable[[int, Floats], Floats]
+"""(call, samples [n, C, h, w]) -> the outputs after guidance, [n, C, h, w]."""
 
 BATCH = 8  # prompts in one call of the U-Net, if the plan takes as many
 
@@ -48,9 +47,10 @@ class Trace:
 
 
 class Runs:
-    """n prompts with their noise, and the images that they start from.
+    """n prompts with their noise, guidance scales, and the images that they start from.
 
     Attributes:
+        scales: The guidance scale of each prompt. [n].
         noise: The initial noise. [n, C, h, w].
         draws: The noise that a stochastic sampler draws after it. [draws, n, C, h, w].
         clean: The clean latents of the images to start from, or None. [n, C, h, w].
@@ -63,17 +63,18 @@ class Runs:
         prompts: Sequence[str],
         seeds: Sequence[int],
         arguments: Mapping[str, Any],
+        scales: Sequence[float],
         *,
         draws: int = 0,
         clean: Floats | None = None,
     ) -> None:
         """Encode the prompts. `arguments` are those of a call, for all prompts; `clean` is passed on as the image."""
-        self._generator, self._plan = generator, plan
+        self._generator, self._plan, self.scales = generator, plan, np.array(scales, dtype=np.float64)
         self._calls: list[tuple[Generation, DenoiseInputs]] = []
         limit = min(BATCH, plan.profile.batch.max)
         for at in range(0, len(prompts), limit):
             rows = slice(at, at + limit)
-            each: dict[str, Any] = {**arguments, "seed": list(seeds[rows])}
+            each: dict[str, Any] = {**arguments, "seed": list(seeds[rows]), "guidance_scale": float(max(scales))}
             if clean is not None:
                 each["image"] = clean[rows]
             if plan.prompting.states:
@@ -97,25 +98,35 @@ class Runs:
         for call, inputs in self._calls:
             call.sampler = sampler
             nets.append((self._generator.denoiser(call, inputs), len(inputs.noise)))
+        scales = self.scales.astype(np.float32)[:, None, None, None]
 
-        def run(index: int, samples: Floats, guidance_scale: float) -> Floats:
+        def run(index: int, samples: Floats) -> Floats:
             outputs, at = [], 0
             for net, count in nets:
-                output = net(index, np.ascontiguousarray(samples[at : at + count], dtype=np.float32))
-                outputs.append(guide(output, guidance_scale) if len(output) > count else output)
+                rows = slice(at, at + count)
+                output = net(index, np.ascontiguousarray(samples[rows], dtype=np.float32))
+                if len(output) > count:
+                    output = output[:count] + scales[rows] * (output[count:] - output[:count])
+                outputs.append(output)
                 at += count
             return np.concatenate(outputs)
 
         return run
+
+    def groups(self) -> dict[float, list[int]]:
+        """Return the prompts of each guidance scale."""
+        return {
+            float(scale): [int(i) for i in np.flatnonzero(self.scales == scale)] for scale in np.unique(self.scales)
+        }
 
     def columns(self) -> Floats:
         """Return what a row mixes besides the outputs: noise, draws, and clean latents.  # [1 + draws + 1, n, ...]"""
         clean = np.zeros_like(self.noise) if self.clean is None else self.clean
         return np.concatenate([self.noise[None], self.draws, clean[None]])
 
-    def play(self, sampler: SamplerMatrix, guidance_scale: float, network: Network | None = None) -> Trace:
-        """Run a sampler over all prompts. A row may use the first of the draws."""
-        network = network or self.network(sampler)
+    def play(self, sampler: SamplerMatrix) -> Trace:
+        """Run a sampler over all prompts. It uses the first of the draws."""
+        network = self.network(sampler)
         history = np.zeros((sampler.rows.shape[1] + 1, *self.noise.shape), dtype=np.float32)
         history[0], calls = self.noise, sampler.calls
         history[1 + calls : -1] = self.draws[: sampler.draws]
@@ -127,7 +138,7 @@ class Runs:
         for i in range(calls + 1):
             states[i] = np.einsum("j,j...->...", rows[i], history, dtype=np.float64)
             if i < calls:
-                history[1 + i] = network(i, states[i], guidance_scale)
+                history[1 + i] = network(i, states[i])
         return Trace(states=states, outputs=history[1 : 1 + calls])
 
     def decode(self, latents: Floats) -> Floats:

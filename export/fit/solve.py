@@ -8,7 +8,7 @@ that little data leaves the forecast.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,7 +31,7 @@ class RowSolver:
         self._left: list[Doubles] = []
         self._right: list[Doubles] = []
 
-    def add(self, basis: Doubles, columns: Floats | Doubles, target: Doubles) -> None:
+    def add(self, basis: Doubles, columns: Doubles, target: Doubles) -> None:
         """Add the equations of one guidance scale.
 
         Args:
@@ -39,9 +39,8 @@ class RowSolver:
             columns: What the row mixes. [columns, numbers].
             target: What the mix should be. [numbers].
         """
-        wide = columns.astype(np.float64)
-        self._left.append(np.asarray(np.kron(wide @ wide.T, np.outer(basis, basis)), dtype=np.float64))
-        self._right.append(np.asarray(np.kron(wide @ target, basis), dtype=np.float64))
+        self._left.append(np.asarray(np.kron(columns @ columns.T, np.outer(basis, basis)), dtype=np.float64))
+        self._right.append(np.asarray(np.kron(columns @ target, basis), dtype=np.float64))
 
     def solve(self) -> Doubles:
         """Return the coefficients of smallest error.  # [columns, degree + 1]"""
@@ -53,111 +52,59 @@ class RowSolver:
 def fit_rows(
     runs: Runs,
     full: SamplerMatrix,
-    references: Mapping[float, Trace],
+    reference: Trace,
     positions: Sequence[int],
     bounds: tuple[float, float],
     degree: int,
-    weights: Doubles | None = None,
-) -> FittedRows:
+) -> tuple[FittedRows, Floats]:
     """Fit a sampler that runs the calls at `positions` of a full schedule.
 
     Args:
-        runs: The calibration prompts.
+        runs: The calibration prompts, each with its guidance scale.
         full: The full schedule.
-        references: Its runs, by guidance scale.
+        reference: Its run.
         positions: The calls that remain, ascending from 0.
         bounds: The range of guidance scales.
         degree: The degree of the rows as polynomials of the guidance scale.
-        weights: The weight of each prompt's errors; None weighs all alike. [n].
+
+    Returns:
+        The rows, and the final latents that they give. [n, C, h, w].
     """
-    kept, calls, draws = list(positions), len(positions), full.draws
+    kept, calls = list(positions), len(positions)
     base = forecast(full, kept)
     base_image = np.zeros(calls + 1) if base.image_coefficients is None else base.image_coefficients
-    order = _Columns(calls, draws, full)
     base_rows = np.concatenate([base.rows, base_image[:, None]], axis=1)
     rows = np.zeros((degree + 1, *base_rows.shape))
     rows[0] = base_rows
-    basis = {scale: guidance_basis(scale, bounds, degree + 1) for scale in references}
+    groups = [(guidance_basis(scale, bounds, degree + 1), which) for scale, which in runs.groups().items()]
     network = runs.network(with_rows(full, kept, base.rows, base.image_coefficients, full.name))
-    other = runs.columns().reshape(1 + draws + 1, -1)  # noise, draws, clean
-    history = {scale: np.zeros((base_rows.shape[1], other.shape[1]), np.float32) for scale in references}
-    for each in history.values():
-        each[0], each[1 + calls :] = other[0], other[1:]
-    roots = np.ones(len(runs.noise)) if weights is None else np.sqrt(weights)
-    roots = np.repeat(roots, other.shape[1] // len(roots))
+    other = runs.columns()  # noise, draws, clean
+    history = np.zeros((base_rows.shape[1], *runs.noise.shape), np.float32)
+    history[0], history[1 + calls :] = other[0], other[1:]
+
+    def mix(k: int) -> Floats:
+        mixed = np.empty(runs.noise.shape, np.float32)
+        for basis, which in groups:
+            row = np.tensordot(basis, rows[:, k], 1)
+            mixed[which] = np.einsum("j,j...->...", row, history[:, which], dtype=np.float64)
+        return mixed
+
     for k in range(calls):
-        solver, used = RowSolver(degree), order.used(k + 1, kept)
-        for scale, each in history.items():
-            state = np.tensordot(basis[scale], rows[:, k], 1) @ each
-            each[1 + k] = network(k, state.reshape(runs.noise.shape).astype(np.float32), scale).ravel()
-            goal = references[scale].states[kept[k + 1] if k + 1 < calls else full.calls]
-            solver.add(basis[scale], each[used] * roots, (goal.ravel() - base_rows[k + 1] @ each) * roots)
+        history[1 + k] = network(k, mix(k))
+        goal = reference.states[kept[k + 1] if k + 1 < calls else full.calls]
+        solver, used = RowSolver(degree), _columns(full, kept, k + 1)
+        for basis, which in groups:
+            columns = history[:, which].reshape(len(history), -1).astype(np.float64)
+            solver.add(basis, columns[used], goal[which].ravel() - base_rows[k + 1] @ columns)
         rows[:, k + 1, used] += solver.solve().T
     image = None if full.image_coefficients is None else rows[:, :, -1]
-    return FittedRows(positions=tuple(kept), rows=rows[:, :, :-1], image_coefficients=image)
+    return FittedRows(positions=tuple(kept), rows=rows[:, :, :-1], image_coefficients=image), mix(calls)
 
 
-def fit_image_rows(
-    runs: Runs,
-    full: SamplerMatrix,
-    part: SamplerMatrix,
-    references: Mapping[float, Trace],
-    positions: Sequence[int],
-    bounds: tuple[float, float],
-    degree: int,
-) -> FittedRows:
-    """Fit a sampler that starts from an image, to the runs from noise: no network call is needed.
-
-    Every state of such a schedule is a mix of its first state and the outputs after it. Runs from noise pass through
-    states with as much noise, and their outputs stand for those of the fitted sampler.
-
-    Args:
-        runs: The calibration prompts.
-        full: The full schedule from noise.
-        part: The schedule from an image: the last calls of `full`.
-        references: The runs of `full`, by guidance scale.
-        positions: The calls of `part` that remain, ascending from 0.
-        bounds: The range of guidance scales.
-        degree: The degree of the rows as polynomials of the guidance scale.
-    """
-    kept, calls, start, draws = list(positions), len(positions), full.calls - part.calls, part.draws
-    base = forecast(part, kept)
-    assert base.image_coefficients is not None
-    assert part.image_coefficients is not None
-    first = np.array([part.rows[0, 0], part.image_coefficients[0]])  # the first state in noise and clean latents
-    which = int(np.argmax(np.abs(first)))
-    shares = np.stack([base.rows[:, 0], base.image_coefficients], axis=1)[:, which] / first[which]
-    base_rows = np.concatenate([shares[:, None], base.rows[:, 1:]], axis=1)
-    rows = np.zeros((degree + 1, *base_rows.shape))
-    rows[0] = base_rows
-    order = _Columns(calls, draws, part)
-    drawn = runs.draws[full.draws - draws :].reshape(draws, runs.noise.size)
-    for k in range(calls):
-        solver, used = RowSolver(degree), [c for c in order.used(k + 1, kept) if c < base_rows.shape[1]]
-        for scale, trace in references.items():
-            outputs = trace.outputs[[start + place for place in kept]].reshape(calls, -1)
-            columns = np.concatenate([trace.states[start].reshape(1, -1), outputs, drawn])
-            goal = trace.states[start + kept[k + 1] if k + 1 < calls else full.calls]
-            solver.add(
-                guidance_basis(scale, bounds, degree + 1), columns[used], goal.ravel() - base_rows[k + 1] @ columns
-            )
-        rows[:, k + 1, used] += solver.solve().T
-    image = rows[:, :, 0] * first[1]
-    rows[:, :, 0] *= first[0]
-    return FittedRows(positions=tuple(kept), rows=rows, image_coefficients=image)
-
-
-class _Columns:
-    """Which columns a row may mix: the noise, the outputs before it, the draws before it, and the clean latents."""
-
-    def __init__(self, calls: int, draws: int, full: SamplerMatrix) -> None:
-        self._calls, self._draws, self._full = calls, draws, full
-
-    def used(self, row: int, kept: Sequence[int]) -> list[int]:
-        """Return the columns of a row."""
-        place = kept[row] if row < self._calls else self._full.calls
-        drawn = np.flatnonzero(self._full.rows[: place + 1, 1 + self._full.calls :].any(axis=0))
-        columns = [0, *range(1, 1 + row), *(1 + self._calls + int(d) for d in drawn)]
-        if self._full.image_coefficients is not None:
-            columns.append(1 + self._calls + self._draws)
-        return columns
+def _columns(full: SamplerMatrix, kept: Sequence[int], row: int) -> list[int]:
+    """Return what a row may mix: the noise, the outputs before it, the draws before it, and the clean latents."""
+    calls = len(kept)
+    place = kept[row] if row < calls else full.calls
+    drawn = np.flatnonzero(full.rows[: place + 1, 1 + full.calls :].any(axis=0))
+    columns = [0, *range(1, 1 + row), *(1 + calls + int(draw) for draw in drawn)]
+    return columns if full.image_coefficients is None else [*columns, 1 + calls + full.draws]

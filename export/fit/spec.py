@@ -38,7 +38,7 @@ class FitSpec:
     calls: int | Sequence[int] = 10
     guidance: tuple[float, float] = GUIDANCE
     prompts: Path | Sequence[str] | None = None
-    calibration: int = 24
+    calibration: int = 48
     held_out: int = 16
     height: int | None = None
     width: int | None = None
