@@ -187,7 +187,7 @@ class _Fitter:
             progress.step(f"{part.calls} calls in {len(kept)}")
             strength = 1 - skipped / self._spec.steps
             prompts, scales = self._calibration[:count], self._scales(count)
-            runs = self._runs_over(prompts, _CALIBRATION_SEED, scales, clean=clean, strength=strength)
+            runs = self._runs_over(prompts, _CALIBRATION_SEED, scales, part, clean=clean, strength=strength)
             degree = min(IMAGE_DEGREE, len(runs.groups()) - 1)
             parts[f"image.{skipped}"], _ = fit_rows(runs, part, runs.play(part), kept, self._spec.guidance, degree)
         return parts
@@ -213,7 +213,14 @@ class _Fitter:
         return figures
 
     def _runs_over(
-        self, prompts: Sequence[str], seed: int, scales: Sequence[float] = (), *, clean: Any = None, strength: float = 1
+        self,
+        prompts: Sequence[str],
+        seed: int,
+        scales: Sequence[float] = (),
+        part: SamplerMatrix | None = None,
+        *,
+        clean: Any = None,
+        strength: float = 1,
     ) -> Runs:
         spec = self._spec
         arguments: dict[str, Any] = {"steps": spec.steps, "scheduler": self.scheduler}
@@ -230,7 +237,7 @@ class _Fitter:
             range(seed, seed + len(prompts)),
             arguments,
             scales or [self._scale] * len(prompts),
-            draws=self._full.draws,
+            draws=(part or self._full).draws,
             clean=clean,
         )
 

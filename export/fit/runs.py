@@ -115,9 +115,7 @@ class Runs:
 
     def groups(self) -> dict[float, list[int]]:
         """Return the prompts of each guidance scale."""
-        return {
-            float(scale): [int(i) for i in np.flatnonzero(self.scales == scale)] for scale in np.unique(self.scales)
-        }
+        return {float(scale): np.flatnonzero(self.scales == scale).tolist() for scale in np.unique(self.scales)}
 
     def columns(self) -> Floats:
         """Return what a row mixes besides the outputs: noise, draws, and clean latents.  # [1 + draws + 1, n, ...]"""
