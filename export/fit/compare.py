@@ -16,7 +16,7 @@ from calotype.sampling.schedulers import SchedulerLike
 from .runs import Floats, Runs
 
 # Deterministic samplers of one call a step that people use at few steps.
-PLAIN = ("dpm++2m", "dpm++2m-karras", "unipc", "deis")
+PLAIN = ("dpm++2m", "dpm++2m-karras", "unipc")
 MAX_DB = 100.0
 
 

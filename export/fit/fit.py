@@ -25,7 +25,7 @@ from ..quality.prompts import knows_captions_only, prompts_from
 from ..steps.progress import Display, Progress, Stage
 from .compare import HeldOut, psnr_each, rivals
 from .positions import Positions, search
-from .runs import Floats, Runs
+from .runs import Floats, Runs, Trace
 from .solve import fit_rows
 from .spec import FitSpec
 
@@ -33,7 +33,7 @@ FITTER = 1  # increase when the same spec gives other rows
 GUIDANCE = 5.0  # where figures are measured, if the range has it
 SCALES, DEGREE = 6, 2  # guidance scales of the calibration prompts, and the degree of the rows as polynomials of it
 IMAGE_PROMPTS, IMAGE_DEGREE, IMAGE_POWER = 4, 1, 1.25
-SEARCH_S = 15.0  # for the positions of one sampler
+SEARCH_PROMPTS, TRIALS = 16, 6  # of the search for the calls to keep
 FEW = 4  # prompts of each kind for a slow model
 FAST_S = 0.1  # seconds of a network call for one prompt, above which a model is slow
 _LEFT_ALONE = ("LCMScheduler", "TCDScheduler")
@@ -142,10 +142,6 @@ class _Fitter:
         nodes = np.linspace(low, high, min(SCALES, count)) if high > low else np.array([low])
         return [float(nodes[i % len(nodes)]) for i in range(count)]
 
-    @property
-    def _degree(self) -> int:
-        return min(DEGREE, len(self._runs.groups()) - 1)
-
     def fit(self, calls: int, settings: Mapping[str, Any], progress: Progress) -> FittedSampler:
         """Fit and measure one sampler. Raises `SamplerError` if a rival is closer."""
         with progress.stage(f"fit {calls} calls"):
@@ -161,21 +157,29 @@ class _Fitter:
         return FittedSampler(settings=settings, figures=figures, parts=parts)
 
     def _from_noise(self, calls: int, progress: Progress) -> FittedRows:
-        expected = self._runs.decode(self._reference.latents)
-        fits: dict[Positions, FittedRows] = {}
+        positions = spread_positions(self._full.calls, calls)
+        if not self.slow:
+            positions = self._searched(calls, progress)
+        return self._rows(self._runs, self._reference, positions)[0]
+
+    def _searched(self, calls: int, progress: Progress) -> Positions:
+        """Return the best calls to keep, judged by some of the prompts."""
+        prompts = self._calibration[:SEARCH_PROMPTS]
+        runs = self._runs_over(prompts, _CALIBRATION_SEED, self._scales(len(prompts)))
+        reference = self._reference.first(len(prompts))
+        expected = runs.decode(reference.latents)
 
         def score(positions: Positions) -> float:
-            fits[positions], latents = self._rows(positions)
-            mean = float(np.mean(psnr_each(self._runs.decode(latents), expected)))
+            _, latents = self._rows(runs, reference, positions)
+            mean = float(np.mean(psnr_each(runs.decode(latents), expected)))
             progress.step(f"calls {', '.join(map(str, positions))}: {mean:.1f} dB")
             return mean
 
-        if self.slow:
-            return self._rows(spread_positions(self._full.calls, calls))[0]
-        return fits[search(self._full.calls, calls, score, SEARCH_S)]
+        return search(self._full.calls, calls, score, TRIALS)
 
-    def _rows(self, positions: Positions) -> tuple[FittedRows, Floats]:
-        return fit_rows(self._runs, self._full, self._reference, positions, self._spec.guidance, self._degree)
+    def _rows(self, runs: Runs, reference: Trace, positions: Positions) -> tuple[FittedRows, Floats]:
+        degree = min(DEGREE, len(runs.groups()) - 1)
+        return fit_rows(runs, self._full, reference, positions, self._spec.guidance, degree)
 
     def _from_images(self, calls: int, progress: Progress) -> dict[str, FittedRows]:
         """Fit the schedules from an image of every strength. The images are those of other prompts."""

@@ -45,6 +45,10 @@ class Trace:
         """The final latents.  # [n, C, h, w]"""
         return np.asarray(self.states[-1])
 
+    def first(self, count: int) -> Trace:
+        """Return the run of the first prompts."""
+        return Trace(states=self.states[:, :count], outputs=self.outputs[:, :count])
+
 
 class Runs:
     """n prompts with their noise, guidance scales, and the images that they start from.
