@@ -32,7 +32,7 @@ from .spec import FitSpec
 FITTER = 1  # increase when the same spec gives other rows
 GUIDANCE = 5.0  # where figures are measured, if the range has it
 SCALES, DEGREE = 6, 2  # guidance scales of the calibration prompts, and the degree of the rows as polynomials of it
-IMAGE_PROMPTS, IMAGE_DEGREE, IMAGE_POWER = 4, 1, 1.25
+IMAGE_PROMPTS, IMAGE_DEGREE, IMAGE_POWER = 8, 1, 1.6
 SEARCH_PROMPTS, TRIALS = 16, 6  # of the search for the calls to keep
 FEW = 4  # prompts of each kind for a slow model
 FAST_S = 0.1  # seconds of a network call for one prompt, above which a model is slow
