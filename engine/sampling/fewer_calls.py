@@ -59,6 +59,8 @@ def with_rows(
         name: The name in reports.
     """
     kept = list(positions)
+    if image_coefficients is None:  # a mask preserves part of an image, and the schedule starts from noise
+        image_coefficients = np.zeros(len(rows))
     return SamplerMatrix(
         name=name,
         timesteps=full.timesteps[kept],

@@ -189,7 +189,7 @@ class _Fitter:
             part = self._compile(ScheduleRange(origin="image", skipped=skipped))
             kept = spread_positions(part.calls, max(1, round(calls * part.calls / self._full.calls)), IMAGE_POWER)
             progress.step(f"{part.calls} calls in {len(kept)}")
-            strength = 1 - skipped / self._spec.steps
+            strength = min(1.0, (self._spec.steps - skipped + 0.5) / self._spec.steps)  # rounded down to a step
             prompts, scales = self._calibration[:count], self._scales(count)
             runs = self._runs_over(prompts, _CALIBRATION_SEED, scales, part, clean=clean, strength=strength)
             degree = min(IMAGE_DEGREE, len(runs.groups()) - 1)

@@ -51,6 +51,9 @@ class FitSpec:
             raise InputError("calls needs at least one number.", argument="calls", got=self.calls)
         for calls in self.counts:
             check_int("calls", calls, 1, 2 * self.steps)
+        if len(self.guidance) != 2:
+            message = f"guidance must be a range from low to high; got {self.guidance!r}."
+            raise InputError(message, argument="guidance", got=self.guidance)
         low, high = (check_float("guidance", scale, 100) for scale in self.guidance)
         if low > high:
             message = f"guidance must be a range from low to high; got {low:g} to {high:g}."

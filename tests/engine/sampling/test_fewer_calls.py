@@ -123,9 +123,3 @@ def test_positions_are_distinct_calls_from_the_first_to_the_last(steps, data):
 def test_a_wrong_number_of_calls_raises(calls):
     with pytest.raises(SamplerError, match="calls"):
         spread_positions(8, calls)
-
-
-def test_a_call_knows_its_place_in_the_full_schedule():
-    fewer = forecast(compiled("euler"), [0, 3, 7])
-    assert [fewer.span(i) for i in range(3)] == [(0, 1 / 8), (3 / 8, 4 / 8), (7 / 8, 1)]
-    assert compiled("euler").span(3) == (3 / 8, 4 / 8)

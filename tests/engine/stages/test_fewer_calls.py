@@ -10,6 +10,9 @@ from PIL import Image
 import calotype
 from calotype.errors import InputError, SamplerError
 from calotype.images.png import settings_of
+from calotype.sampling.compile import compile_sampler
+from calotype.sampling.fewer_calls import forecast
+from calotype.stages.controlnet import span_of
 from tests.helpers.fits import fit_for, store
 from tests.helpers.tiny_models import save_lora
 
@@ -218,3 +221,10 @@ def test_the_png_of_a_fit_can_be_read(pipe, tmp_path):
     store(fit_for(pipe.plan))
     pipe(PROMPT, calls=2, **OPTIONS).images[0].save(tmp_path / "a.png")
     assert settings_of(tmp_path / "a.png")["calls"] == "2"
+
+
+def test_a_call_knows_its_place_in_the_full_schedule():
+    full = compile_sampler("euler", 8, base_config={})
+    fewer = forecast(full, [0, 3, 7])
+    assert [span_of(fewer, i) for i in range(3)] == [(0, 1 / 8), (3 / 8, 4 / 8), (7 / 8, 1)]
+    assert span_of(full, 3) == (3 / 8, 4 / 8)
