@@ -128,6 +128,9 @@ class Pipeline(KnownAttributes):
             calls: The network calls of one sampler, or of several.
             **options: Other fields of `FitSpec`: scheduler, steps, guidance, prompts.
 
+        Returns:
+            One sampler for each number of calls, with the figures of its images.
+
         Raises:
             InputError: An option is invalid.
             SamplerError: The scheduler cannot be fitted, or another sampler with as many calls is better.

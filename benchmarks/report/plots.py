@@ -155,6 +155,31 @@ def _components(rows: Sequence[ResultRow]) -> str:
     return _svg(figure)
 
 
+def frontier(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str) -> bytes:
+    """Draw one line for each series of points, with its name at its end, as a PNG on white.
+
+    Args:
+        series: The points of each line, by its name.
+        x, y: The words at the axes.
+    """
+    import matplotlib
+
+    palette = [*MAKERS.values(), *OTHERS]
+    with matplotlib.rc_context(SETTINGS):
+        figure, axes = _figure(8.0, 4.8)
+        axes.grid(True, linewidth=0.5)
+        for i, (name, points) in enumerate(series.items()):
+            ordered = sorted(points)
+            style = {"color": palette[i % len(palette)], "linewidth": 2.2 if i == 0 else 1.2}
+            axes.plot(*zip(*ordered, strict=True), marker="o", markersize=4, label=name, **style)
+        axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
+        axes.set_xlabel(x)
+        axes.set_ylabel(y)
+        out = io.BytesIO()
+        figure.savefig(out, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+    return out.getvalue()
+
+
 def _annotate(axes: Any, x: float, y: float, words: str, **more: Any) -> None:
     """Write to the right of a point, with an offset in place of spaces, because a page would drop them."""
     axes.annotate(words, (x, y), xytext=(7, 0), textcoords="offset points", va="center", **more)

@@ -22,6 +22,7 @@ from calotype.backends import ON_GPU, LoadedComponent
 from calotype.backends.base import Runner, Session
 from calotype.backends.openvino.rewrites import DISABLE_VARIABLE
 from calotype.images.arrays import load_image_array
+from calotype.sampling.fitted import FittedSamplers
 from calotype.sampling.schedulers import SchedulerSpec
 from calotype.system import threads
 
@@ -48,6 +49,8 @@ class Peer:
         controlnets = () if job["plan"] else job["controlnets"]
         self._pipe = calotype.load(source, backend=job["backend"], controlnet=controlnets)
         self._arguments = _arguments(job) | self._settings.get("arguments", {})
+        if "calls" in self._arguments:
+            _fit(self._pipe, self._arguments, judged=job["judged"])
         self._ballast = np.ones(self._settings.get("hold_mib", 0) << 17)
         opened = {n: self._pipe.component(n) for n in self._pipe.plan.components if n != "vae_encoder"}
         self._runners = {
@@ -124,6 +127,19 @@ def _arguments(job: Mapping[str, Any]) -> dict[str, Any]:
     arguments |= {"guidance_scale": job["guidance"], "scheduler": spec}
     images = [load_image_array("control_image", np.load(path)) for path in job["control_images"]]
     return arguments | ({"control_image": images if len(images) > 1 else images[0]} if images else {})
+
+
+def _fit(pipe: calotype.Pipeline, arguments: Mapping[str, Any], *, judged: bool) -> None:
+    """Fit the sampler of a job if none is stored. Random weights give words no meaning, so one prompt is enough."""
+    calls, spec, steps = (arguments[name] for name in ("calls", "scheduler", "steps"))
+    if FittedSamplers(pipe.plan.fingerprint, pipe.plan.samplers).find(spec, steps, calls) is not None:
+        return
+    options: dict[str, Any] = {"scheduler": spec, "steps": steps}
+    options |= {name: arguments[name] for name in ("height", "width")}
+    if not judged:
+        scale = arguments["guidance_scale"]
+        options |= {"guidance": (scale, scale), "calibration": 1, "images": False, "unchecked": True}
+    pipe.fit(calls, **options)
 
 
 def _files(opened: Iterable[LoadedComponent]) -> set[Path]:

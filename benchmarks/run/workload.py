@@ -36,7 +36,7 @@ _HERE = Path(__file__).resolve().parent.parent
 OURS, DIFFUSERS = _HERE / "run" / "ours.py", _HERE / "peers" / "diffusers" / "peer.py"
 _FIRST_SEED = 100
 # What does not change the images, or is part of the model's fingerprint.
-_NOT_IN_KEY = ("cache", "threads", "model", "controlnets", "control_images", "plan", "backend")
+_NOT_IN_KEY = ("cache", "judged", "threads", "model", "controlnets", "control_images", "plan", "backend")
 
 ShowLine = Callable[[str], None]
 
@@ -86,6 +86,7 @@ def context_of(case: Case, settings: RunSettings) -> CaseContext:
         "control_images": [str(_control_image(case, cache, i)) for i in range(len(nets))],
         "threads": settings.threads,
         "cache": str(cache),
+        "judged": case.judged,
     }
     flops = flops_of(case, source, sampler.calls)
     return CaseContext(case=case, settings=settings, source=source, job=job, calls=sampler.calls, flops=flops)

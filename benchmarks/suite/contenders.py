@@ -2,8 +2,8 @@
 
 The name of a contender is MAKER[:BACKEND]:PRECISION: "calotype:openvino:bf16", "diffusers:fp32". `calotype.export`
 knows the backends and precisions that a plan can have. A Calotype contender may end in a variant:
-"calotype:openvino:bf16:without=PIECE" disables an optimization (see CALOTYPE_DISABLE), and "...:cache_interval=3"
-or "...:guidance_interval=0.2-0.8" does less work for an image.
+"calotype:openvino:bf16:without=PIECE" disables an optimization (see CALOTYPE_DISABLE), and "...:cache_interval=3",
+"...:guidance_interval=0.2-0.8" or "...:calls=10" does less work for an image.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ class Contender:
     backend: str  # of Calotype: the backend; of a peer: its own name
     precision: str
     settings: Mapping[str, Any] = field(default_factory=dict)
-    variant: str = ""  # of Calotype: "without=all", "cache_interval=3"
+    variant: str = ""  # of Calotype: "without=all", "cache_interval=3", "calls=10"
 
     @property
     def name(self) -> str:
@@ -108,7 +108,7 @@ def _settings_of(variant: str) -> dict[str, Any]:
     try:
         if name == "without" and (value == "all" or set(value.split("+")) <= set(PIECES)):
             return {"without": list(PIECES) if value == "all" else value.split("+")}
-        if name == "cache_interval":
+        if name in ("cache_interval", "calls"):
             return {"arguments": {name: int(value)}}
         if name == "guidance_interval":
             start, end = map(float, value.split("-"))
@@ -117,7 +117,7 @@ def _settings_of(variant: str) -> dict[str, Any]:
         pass
     raise InputError(
         f"unknown variant {variant!r}. Write without=all, without=PIECE+PIECE of {', '.join(PIECES)}, "
-        "cache_interval=3 or guidance_interval=0.2-0.8.",
+        "cache_interval=3, calls=10 or guidance_interval=0.2-0.8.",
         argument="backend",
         got=variant,
     )

@@ -48,6 +48,14 @@ _APPROXIMATE = (
     "calotype:openvino:auto:cache_interval=2",
 )
 
+_FITTED = (
+    *(f"calotype:openvino:{p}{v}" for v in ("", ":calls=12", ":calls=10", ":calls=8") for p in ("fp32", "bf16")),
+    f"{_BF16}:cache_interval=2",
+    *_in("openvino-genai", "fp32", "bf16"),
+)
+# With random weights only the speed counts: the fit is not measured.
+_FITTED_LARGE = (_BF16, f"{_BF16}:calls=10", "openvino-genai:bf16")
+
 # Full-size networks with random weights have no data to calibrate int8 on.
 _LARGE = tuple(n for n in _CPU if not n.endswith(":auto") and n != "calotype:eager:fp32")
 _GPU = (
@@ -102,6 +110,10 @@ PRESETS: Mapping[str, tuple[Case, ...]] = {
         replace(_SD15, steps=8, prompts=1, contenders=_by(_ABLATION)),  # one step hides what a schedule shares
     ),
     "approximate": (replace(_DEMO, contenders=_by(_APPROXIMATE)),),
+    "fitted": (
+        replace(_DEMO, contenders=_by(_FITTED)),
+        replace(_SD15, steps=20, prompts=1, contenders=_by(_FITTED_LARGE)),
+    ),
     "gpu": _ON_GPU,
     "full": (
         *_ON_CPU,
