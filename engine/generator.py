@@ -119,12 +119,11 @@ class ImageGenerator:
 
     def _steps(self, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
         """Yield the sampler's run after each call of the U-Net."""
-        request, sampler = call.request, call.sampler
         with call.watch.stage("text"):
-            conditioning = self._prompts(request, call.loras) | inputs.micro_conditioning
-        unet = Unet(self._plan, request, self._components, conditioning, sampler.timesteps, inputs.extra_channels)
+            conditioning = self._prompts(call.request, call.loras) | inputs.micro_conditioning
+        unet = Unet(self._plan, call, self._components, conditioning, inputs.extra_channels)
         steps = denoise(unet, call, inputs)
-        for _ in range(sampler.calls):
+        for _ in range(call.sampler.calls):
             with call.watch.stage("steps"):
                 run = next(steps)
             yield run
