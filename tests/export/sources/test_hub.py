@@ -94,7 +94,7 @@ def test_offline_makes_no_connection(demo_folder, tmp_path, monkeypatch, no_netw
     with pytest.raises(SourceError, match="Offline mode"):
         calotype.load("some-one/another", offline=True)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()  # fetched in part
-    with pytest.raises(SourceError, match=r"diffusion_pytorch_model.safetensors is missing"):
+    with pytest.raises(SourceError, match=r"diffusion_pytorch_model\.safetensors"):
         calotype.load("some-one/a-model", offline=True)
 
 
@@ -109,8 +109,9 @@ def test_the_environment_variable_means_offline_as_well(demo_folder, tmp_path, m
 
 def test_an_unreachable_hub_means_the_cache_with_a_message(demo_folder, tmp_path, monkeypatch, no_network, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(SourceError, match="no folder some-one/a-model"):
+    with pytest.raises(SourceError, match="hub") as raised:
         prepare("some-one/a-model", forms=())
+    assert raised.value.path == Path("some-one/a-model")
     cached(tmp_path, "some-one/a-model", demo_folder)
     assert prepare("some-one/a-model", forms=()).family == "sd1"
     assert "cannot reach the hub" in capsys.readouterr().err
@@ -121,7 +122,7 @@ def test_an_incomplete_cache_is_not_used(demo_folder, tmp_path, monkeypatch, no_
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = cached(tmp_path, "some-one/a-model", demo_folder if lost else demo_folder / "vae")
     (folder / (lost or "diffusion_pytorch_model.safetensors")).unlink()
-    with pytest.raises(SourceError, match="the cache has a part of it"):
+    with pytest.raises(SourceError, match="a part"):
         find("some-one/a-model")
 
 
