@@ -36,11 +36,9 @@ _REFUSED = {
     "cuda": dict.fromkeys(("int8", "fp8"), _OWN),
     "onnxruntime-cuda": dict.fromkeys(("bf16", "int8", "fp8"), _ORT),
     "onnxruntime": {
-        "bf16": "ONNX Runtime does not support bf16 on a CPU. Use --backend openvino, or --precision fp16 or int8",
+        "bf16": "ONNX Runtime does not support bf16 on a CPU. Use --backend openvino, or --precision fp16 or int8"
     },
-    "openvino": {
-        "fp8": "OpenVINO does not support fp8 on a CPU. Use --precision bf16 or int8",
-    },
+    "openvino": {"fp8": "OpenVINO does not support fp8 on a CPU. Use --precision bf16 or int8"},
 }
 
 
