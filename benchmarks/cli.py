@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import datetime
-import importlib.util
 import json
 import shlex
 import sys
@@ -108,9 +107,10 @@ def _cases(preset: str, own: list[str], backends: tuple[str, ...], row_filter: s
 
 
 def _check(folder: Path, clip_model: Path | None) -> None:
-    missing = [n for n in ("torch", "diffusers", "transformers", "scipy") if importlib.util.find_spec(n) is None]
-    if missing:
-        raise InputError(f"the benchmark suite needs {', '.join(missing)}: pip install 'calotype[build,cpu,bench]'.")
+    from calotype.backends.base import missing_packages
+
+    if reason := missing_packages("build,cpu,bench", "torch", "diffusers", "transformers", "scipy"):
+        raise InputError(f"cannot run the benchmark suite: {reason}.")
     if clip_model is not None and not (clip_model / "config.json").is_file():
         message = f"cannot read the CLIP model {clip_model}: it has no config.json."
         raise InputError(message, argument="clip_model", got=str(clip_model))

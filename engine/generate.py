@@ -58,8 +58,7 @@ def _generate(
         bool, typer.Option("--report", help="Print backends, precision and the time of each stage.")
     ] = False,
     model: Annotated[
-        str | None,
-        typer.Option(help="demo, a plan, a model folder, a checkpoint, or a hub id.  [default: demo]"),
+        str | None, typer.Option(help="demo, a plan, a model folder, a checkpoint, or a hub id.  [default: demo]")
     ] = None,
     backend: Annotated[
         str | None, typer.Option(help="auto, or names by preference: onnxruntime,eager.  [default: auto]")
@@ -69,16 +68,14 @@ def _generate(
         typer.Option(help="demo-canny, a ControlNet folder, file or hub id; repeatable.", show_default=False),
     ] = None,
     vae: Annotated[
-        str | None,
-        typer.Option(help="A folder, file or hub id of another VAE.", show_default=False),
+        str | None, typer.Option(help="A folder, file or hub id of another VAE.", show_default=False)
     ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(help="A LoRA file or folder, as FILE or FILE:0.8; repeatable.", show_default=False),
     ] = None,
     textual_inversion: Annotated[
-        list[str] | None,
-        typer.Option(help="Learned words: FILE or FILE:<word>; repeatable.", show_default=False),
+        list[str] | None, typer.Option(help="Learned words: FILE or FILE:<word>; repeatable.", show_default=False)
     ] = None,
     offline: Annotated[bool, typer.Option("--offline", help="Read hub ids from the cache only.")] = False,
     **options: Any,

@@ -136,7 +136,7 @@ class ImageGenerator:
         """Return the U-Net with the call's text. Runs the text encoders."""
         with call.watch.stage("text"):
             conditioning = self._prompts(call.request, call.loras) | inputs.micro_conditioning
-        return Unet(self._plan, call.request, self._components, conditioning, call.sampler, inputs.extra_channels)
+        return Unet(self._plan, call, self._components, conditioning, inputs.extra_channels)
 
     def _output(self, call: Generation, latents: Floats, inputs: DenoiseInputs) -> NDArray[Any]:
         """Return the latents, or pixels: float32 in [0, 1] or uint8, [B, H, W, 3]."""

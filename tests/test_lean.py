@@ -19,32 +19,31 @@ BACKENDS = ("onnxruntime", "openvino")
 
 
 @pytest.fixture(scope="module")
-def lean(tmp_path_factory):
-    """Return a function that runs Python without the heavy packages."""
+def environment(tmp_path_factory) -> dict[str, str]:
+    """The environment of a Python without the heavy packages."""
     folder = tmp_path_factory.mktemp("lean")
     for entry in Path(onnxruntime.__file__).parent.parent.iterdir():
         if entry.name.replace(".", "-").split("-")[0] not in HEAVY and "calotype" not in entry.name:
             (folder / entry.name).symlink_to(entry)
     home = tmp_path_factory.mktemp("lean-home")
     ours = Path(calotype.__file__).parent.parent
-    environment = {**os.environ, "PYTHONPATH": f"{folder}:{ours}", "CALOTYPE_HOME": str(home)}
-
-    def run(*arguments, **more):
-        command = [sys.executable, "-S", "-W", "error", *map(str, arguments)]
-        return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **more)
-
-    return run
+    return {**os.environ, "PYTHONPATH": f"{folder}:{ours}", "CALOTYPE_HOME": str(home)}
 
 
-def test_the_lean_environment_is_lean(lean):
+def run_lean(environment, *arguments, **more):
+    command = [sys.executable, "-S", "-W", "error", *map(str, arguments)]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, check=False, **more)
+
+
+def test_the_lean_environment_is_lean(environment):
     code = f"import importlib.util as u, calotype; print([n for n in {HEAVY} if u.find_spec(n)], calotype.__file__)"
-    assert lean("-c", code).stdout == f"[] {calotype.__file__}\n"
+    assert run_lean(environment, "-c", code).stdout == f"[] {calotype.__file__}\n"
 
 
 @pytest.mark.parametrize("backend", BACKENDS)
-def test_the_image_matches_pytorch(lean, saved_plan, pipes, tmp_path, backend):
+def test_the_image_matches_pytorch(environment, saved_plan, pipes, tmp_path, backend):
     options = ("--seed", 7, "--model", saved_plan, "--backend", backend, "-o", tmp_path / "x.png")
-    done = lean("-m", "calotype", "generate", PROMPT, *options)
+    done = run_lean(environment, "-m", "calotype", "generate", PROMPT, *options)
     assert done.returncode == 0, done.stderr
     assert done.stderr == ""
     with Image.open(tmp_path / "x.png") as image:
@@ -116,11 +115,11 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_a_missing_package_is_one_error(lean, saved_plan, tmp_path, case):
+def test_a_missing_package_is_one_error(environment, saved_plan, tmp_path, case):
     arguments, expected = ERRORS[case]
     image = Path(__file__).parent.parent / "engine" / "demo_model" / "samples.png"
     named = {"PLAN": saved_plan, "IMAGE": image}
-    done = lean("-m", "calotype", *(named.get(a, a) for a in arguments), cwd=tmp_path)
+    done = run_lean(environment, "-m", "calotype", *(named.get(a, a) for a in arguments), cwd=tmp_path)
     assert done.returncode == 1
     assert done.stderr.startswith("calotype: ")
     assert done.stderr.count("\n") == 1

@@ -63,7 +63,7 @@ def quality(
     available["lpips"] = importlib.util.find_spec("lpips") is not None
     values = figures(got, expected, prompts, [name for name, usable in available.items() if usable], clip_model)
     return Quality(
-        pictures=len(got),
+        images=len(got),
         psnr_db=values["psnr"],
         psnr_min_db=values["psnr_min"],
         ssim=values["ssim"],

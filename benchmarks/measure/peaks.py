@@ -11,14 +11,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
+from calotype.doctor.machine import processor
 from calotype.errors import first_line
 from calotype.export.steps.subprocess_task import run_in_subprocess
 from calotype.system import threads as cores
@@ -74,21 +73,13 @@ def peaks_here(*, threads: int, device: str) -> dict[str, dict[str, Any]]:
 
 
 def _on_cpu(threads: int) -> dict[str, Peak]:
-    flags = _flags()
+    flags, _ = processor()
     peaks = {n: Peak(reason=f"x86 and Arm processors do not compute in {n}") for n in ("tf32", "fp8")}
     lacking = {name for name, any_of in _NATIVE.items() if not any_of & flags}
     peaks |= {name: Peak(reason=f"this processor does not compute in {name}") for name in lacking}
     names = [name for name in PRECISIONS if name not in peaks]
     work = {name: [*trials.torch_on_cpu(name), *trials.openvino_on_cpu(name, threads)] for name in names}
     return peaks | best({**work, "copy": trials.copies("cpu")}, _host_seconds)
-
-
-def _flags() -> set[str]:
-    try:
-        text = Path("/proc/cpuinfo").read_text(errors="replace")
-    except OSError:
-        return set()
-    return set(" ".join(re.findall(r"^(?:flags|features)\s*:(.*)", text, re.MULTILINE | re.IGNORECASE)).split())
 
 
 def on_gpu(name: str, make: Callable[[], list[PeakTrial]]) -> Peak:

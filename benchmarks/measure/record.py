@@ -16,8 +16,8 @@ from typing import Any, Literal, TypeVar, get_type_hints
 from calotype.errors import InputError
 
 BUSY = "other work kept the machine busy while its peaks were measured: they are too low"  # a note
-SCHEMA = 1  # increase it if an old reader would misread new files
-ROWS_FILE, IMAGES_FOLDER = "run.jsonl", "pictures"
+SCHEMA = 2  # increase it if an old reader would misread new files
+ROWS_FILE, IMAGES_FOLDER = "run.jsonl", "images"
 
 Status = Literal["ok", "wrong", "cannot", "failed"]  # wrong: its images are; failed: it stopped during the run
 Verdict = Literal["base", "ahead", "behind", "level", "unknown"]  # against the base; level: the interval contains 1
@@ -58,7 +58,7 @@ class ComponentTime:
     calls: int  # for one image
     median_s: float  # all calls of one image together
     flops: int | None  # of all these calls
-    utilisation: float | None  # flops / (median_s x the machine's measured peak in this precision)
+    utilization: float | None  # flops / (median_s x the machine's measured peak in this precision)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ class Quality:
     The first image of each seed counts. All later images had to meet the same limits.
     """
 
-    pictures: int  # the number of images
+    images: int  # their number
     psnr_db: float  # mean over the images, each at most 100
     psnr_min_db: float  # the worst image
     ssim: float
@@ -97,7 +97,7 @@ class ResultRow:
     alike: Ratio | None = None  # against our fastest contender of the same precision, if that is not the base
     parts: Mapping[str, ComponentTime] = field(default_factory=dict)
     flops: int | None = None  # of a complete image (or batch)
-    utilisation: float | None = None  # of the complete image
+    utilization: float | None = None  # of the complete image
     load_s: float | None = None
     build_s: float | None = None  # null: nothing to build
     build_when: str = ""  # ISO date; empty: in this run
@@ -134,7 +134,7 @@ class Run:
 
 @dataclass(frozen=True, kw_only=True)
 class RunRecord:
-    """A run with its rows. `folder` contains pictures/CASE_ID/CONTENDER-i.png if the images were kept."""
+    """A run with its rows. `folder` contains images/CASE_ID/CONTENDER-i.png if the images were kept."""
 
     run: Run
     rows: tuple[ResultRow, ...]

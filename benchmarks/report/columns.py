@@ -18,7 +18,7 @@ def honest(row: ResultRow) -> ResultRow:
     """Return the row without any figure of speed, unless its images are correct."""
     if row.status == "ok":
         return row
-    return replace(row, speed=None, ratio=None, alike=None, parts={}, utilisation=None, first_s=None, energy_j=None)
+    return replace(row, speed=None, ratio=None, alike=None, parts={}, utilization=None, first_s=None, energy_j=None)
 
 
 def by_case(recorded: RunRecord) -> list[tuple[str, tuple[ResultRow, ...]]]:
@@ -189,7 +189,7 @@ _ALL = (
     Column("first", "first s", "first_s", digits, "first image of a new process, after loading"),
     Column("load", "load s", "load_s", digits, "loading, in a new process"),
     Column("build", "build s", "build_s", digits, "building what is loaded, once"),
-    Column("utilisation", "util.", "utilisation", _share, "counted FLOPs / (time x the machine's measured peak)"),
+    Column("utilization", "util.", "utilization", _share, "counted FLOPs / (time x the machine's measured peak)"),
     Column("energy", "joule", "energy_j", digits, "for an image or batch"),
 )
 COLUMNS: Mapping[str, Column] = {column.key: column for column in _ALL}

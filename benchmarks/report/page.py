@@ -9,7 +9,6 @@ jinja2 and matplotlib come with the extra `bench`, and are imported when a page 
 from __future__ import annotations
 
 import base64
-import importlib.util
 import io
 from collections.abc import Mapping, Sequence
 from importlib.resources import files
@@ -20,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from calotype.backends.base import missing_packages
 from calotype.errors import InputError
 from calotype.export.quality.metrics import psnr
 
@@ -43,10 +43,8 @@ def write_page(recorded: RunRecord, path: Path) -> Path:
 
 def page(recorded: RunRecord) -> str:
     """Return the text of the page. Raises `InputError` without the extra `bench`."""
-    missing = [name for name in ("jinja2", "matplotlib") if importlib.util.find_spec(name) is None]
-    if missing:
-        message = f"{' and '.join(missing)} {'is' if len(missing) == 1 else 'are'} not installed"
-        raise InputError(f"cannot write the page of a run: {message}. Run pip install 'calotype[bench]'.")
+    if reason := missing_packages("bench", "jinja2", "matplotlib"):
+        raise InputError(f"cannot write the page of a run: {reason}.")
     import jinja2
 
     template = files("calotype.benchmarks.report").joinpath("page.html.j2").read_text(encoding="utf-8")

@@ -20,7 +20,7 @@ COLORS = {"ahead": "green", "behind": "red", "unknown": "yellow", "wrong": "red"
 COLORS |= {"slower": "red", "faster": "green"}
 SHOWN = (
     *("contender", "median", "spread", "rounds", "disturbed", "images", "its", "ratio", "interval", "verdict"),
-    *("alike", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilisation"),
+    *("alike", "psnr", "ssim", "judge", "memory", "device", "first", "load", "build", "utilization"),
 )
 
 

@@ -45,7 +45,7 @@ def result_row(context: CaseContext, process: ContenderProcess, *, peaks: Peaks)
         speed = {
             "speed": speed_of(context, samples),
             "parts": parts_of(parts_samples, flops, peaks, precisions),
-            "utilisation": _utilization(samples, flops, peaks, precisions),
+            "utilization": _utilization(samples, flops, peaks, precisions),
             "first_s": process.first_s,
             "energy_j": _median(sample.energy_j for sample in samples),
         }
@@ -96,7 +96,7 @@ def parts_of(
         median = statistics.median(sum(parts.get(name, ())) for parts in timed)
         count, peak = flops.get(name), peak_of(precisions.get(name, ""), peaks)
         share = count / (median * peak) if count and peak and median else None
-        components[name] = ComponentTime(calls=len(calls), median_s=median, flops=count, utilisation=share)
+        components[name] = ComponentTime(calls=len(calls), median_s=median, flops=count, utilization=share)
     return components
 
 

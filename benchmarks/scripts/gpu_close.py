@@ -71,7 +71,7 @@ def close(pipe: calotype.Pipeline, *, clock: Clock, rounds: int, request: Mappin
     calls = {"unet": report.network_calls}
     return {
         "as_one_graph": any(note.endswith("as one graph") for note in report.notes),
-        "picture_s": wall,
+        "image_s": wall,
         "networks_s": networks,
         "notes": list(report.notes),
         "besides_networks_s": wall - sum(seconds * calls.get(name, 1) for name, seconds in networks.items()),

@@ -96,11 +96,7 @@ _ON_GPU = (
     replace(_SD15_GPU, model="sd21", height=768, width=768),
     replace(_TURBO_GPU, model="sd-turbo"),
 )
-_ON_CPU = (
-    _DEMO,
-    replace(_DEMO, batch=8, prompts=16, budget_s=90),
-    replace(_SD15, height=256, width=256, budget_s=60),
-)
+_ON_CPU = (_DEMO, replace(_DEMO, batch=8, prompts=16, budget_s=90), replace(_SD15, height=256, width=256, budget_s=60))
 
 PRESETS: Mapping[str, tuple[Case, ...]] = {
     "quick": (replace(_DEMO, rounds=12, budget_s=20, contenders=_by(_QUICK)),),

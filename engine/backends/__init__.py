@@ -1,7 +1,7 @@
 """Backends: each opens an artifact and returns a runner, which runs the network over named arrays."""
 
 from .component import LoadedComponent, open_component
-from .registry import COMPILED, NAMES, ON_GPU, BackendSelection, choose, form_of, unavailable
+from .registry import COMPILED, NAMES, ON_GPU, BackendSelection, choose, form_of, unavailable, unsupported
 
 __all__ = [
     "COMPILED",
@@ -13,4 +13,5 @@ __all__ = [
     "form_of",
     "open_component",
     "unavailable",
+    "unsupported",
 ]

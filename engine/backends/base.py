@@ -36,6 +36,7 @@ class Backend:
         precisions: the precisions of artifacts that it runs.
         packages: the distributions that it runs on, the one to install first. The first that is installed counts.
         unavailable: returns why it cannot run on this machine and the command that fixes it, or None if it can.
+        unsupported: returns why this machine cannot compute in a precision, or None. Call it only if it is available.
         open: opens an artifact of a component. Raises `BackendError` if it cannot. Call it only if it is available.
     """
 
@@ -44,6 +45,7 @@ class Backend:
     precisions: tuple[str, ...]
     packages: tuple[str, ...] = ()
     unavailable: Callable[[], str | None]
+    unsupported: Callable[[str], str | None] = lambda precision: None
     open: Callable[[PlannedComponent, Artifact], Runner]
 
 

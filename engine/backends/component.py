@@ -111,13 +111,7 @@ class LoadedComponent:
             if _finite(outputs):
                 return outputs
             if not _finite(inputs()):
-                name = self.component.name
-                raise NotFiniteError(
-                    f"the {self._title} got inputs that are not finite.",
-                    backend=runner.backend,
-                    component=name,
-                    precision=runner.precision,
-                )
+                raise self._not_finite(runner, f"the {self._title} got inputs that are not finite.")
             self._raise_precision(runner)
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
@@ -151,7 +145,12 @@ class LoadedComponent:
             self.why = "; ".join([source, *(f"not {n}: {reason}" for n, reason in ahead.items())])
             return
         message = "; ".join(f"{n}: {reason}" for n, reason in reasons.items())
-        raise BackendError(f"no backend could open the {self.component.name}. {message}", component=self.component.name)
+        (only, *others) = self._choice.requested
+        raise BackendError(
+            f"no backend could open the {self.component.name}. {message}",
+            backend=None if others else only,
+            component=self.component.name,
+        )
 
     def _hand_over(self, failed: Runner, error: Exception) -> None:
         """Switch to the next artifact in the order of the choice after the backend failed at its first run.
@@ -188,26 +187,24 @@ class LoadedComponent:
             name = self._title
             message = f"the {name} gave numbers that are not finite in {failed.precision} ({failed.backend})"
             if _rank(failed.precision) == _rank("fp32"):
-                raise NotFiniteError(
-                    f"{message}: its weights are damaged.",
-                    backend=failed.backend,
-                    component=self.component.name,
-                    precision=failed.precision,
-                )
+                raise self._not_finite(failed, f"{message}: its weights are damaged.")
             try:
                 higher = _candidates(self.component, self._choice, above=failed)
                 self._open(higher, {f"{failed.backend} {failed.precision}": "its numbers are not finite"})
             except BackendError as other:
-                raise NotFiniteError(
+                raise self._not_finite(
+                    failed,
                     f"{message}, and no artifact of a higher precision can run ({other}). Build a plan whose {name} is "
                     "bf16, or one with a second artifact: calotype build MODEL --precision bf16, or with --fallback.",
-                    backend=failed.backend,
-                    component=self.component.name,
-                    precision=failed.precision,
                 ) from None
             now = self.runner.precision
             now += "" if self.runner.backend == failed.backend else f" by {self.runner.backend}"
             self.retried += (f"{name}: numbers not finite in {failed.precision}, retried in {now}",)
+
+    def _not_finite(self, runner: Runner, message: str) -> NotFiniteError:
+        return NotFiniteError(
+            message, backend=runner.backend, component=self.component.name, precision=runner.precision
+        )
 
     def _updatable(self, runner: Runner) -> SupportsWeightUpdates:
         if isinstance(runner, SupportsWeightUpdates):

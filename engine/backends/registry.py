@@ -72,6 +72,11 @@ def unavailable(name: str) -> str | None:
     return backend_of(name).unavailable()
 
 
+def unsupported(name: str, precision: str) -> str | None:
+    """Return why this machine cannot compute in the precision with an available backend, or None if it can."""
+    return backend_of(name).unsupported(precision)
+
+
 def choose(
     request: str | Sequence[str], *, first: str | None = None, refused: Mapping[str, str] | None = None
 ) -> BackendSelection:

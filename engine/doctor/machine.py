@@ -17,7 +17,7 @@ from typing import Any
 from ..errors import CalotypeError
 from ..files.paths import home
 from ..system import threads
-from ..system.memory import available_bytes
+from ..system.memory import available_bytes, proc_bytes
 
 # Flags of /proc/cpuinfo that affect the speed of networks, and their names: x86 first, then Arm.
 _FEATURES = {
@@ -59,24 +59,24 @@ class Machine:
 
 def inspect_machine(root: Path = Path("/")) -> Machine:
     """Return the machine's properties. Unreadable ones are None or empty."""
-    flags, processor = _cpu(root)
+    flags, name = processor(root)
     return Machine(
         system=platform.platform(),
         python=platform.python_version(),
-        processor=processor,
+        processor=name,
         features=tuple(words for flag, words in _FEATURES.items() if flag in flags),
         lacking=tuple(_FEATURES[flag] for flag in _X86 if "sse2" in flags and flag not in flags),
         cores=os.cpu_count(),
         affinity=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else None,
         quota=threads.quota(root / "sys/fs/cgroup"),
         threads=threads.available(root / "sys/fs/cgroup"),
-        memory_bytes=_memory(root),
+        memory_bytes=proc_bytes(root / "proc/meminfo", "MemTotal"),
         memory_free_bytes=available_bytes(root),
         **_cache_folder(),
     )
 
 
-def _cpu(root: Path) -> tuple[frozenset[str], str]:
+def processor(root: Path = Path("/")) -> tuple[frozenset[str], str]:
     """Return the flags and the name of the processor."""
     entries: dict[str, str] = {}
     with suppress(OSError, ValueError):
@@ -86,14 +86,6 @@ def _cpu(root: Path) -> tuple[frozenset[str], str]:
                 entries.setdefault(name.strip().lower(), value.strip())
     flags = entries.get("flags", entries.get("features", "")).lower()
     return frozenset(flags.split()), entries.get("model name", platform.machine())
-
-
-def _memory(root: Path) -> int | None:
-    try:
-        lines = dict(line.split(":", 1) for line in (root / "proc/meminfo").read_text().splitlines())
-        return int(lines["MemTotal"].split()[0]) * 1024
-    except (OSError, ValueError, KeyError):
-        return None
 
 
 def _cache_folder() -> dict[str, Any]:

@@ -115,7 +115,7 @@ class SourceError(CalotypeError):
     """A model or file cannot be read.
 
     Attributes:
-        path: The file or folder.
+        path: The file or folder, or the name of a model on the hub.
         field: The field of a config, of a plan's manifest or of a header that is invalid, as a path with dots.
     """
 

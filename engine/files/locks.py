@@ -3,6 +3,9 @@
 The process that builds or removes an entry holds `KEY.lock`, which exists only for that time. An entry that a process
 has received is *in use* until the process ends: it holds a shared lock on the entry's `entry.json`. So reading needs no
 second file and works in a read-only store.
+
+`filelock` cannot do this: its shared lock is a database of its own, and it knows no holder for the message of those who
+wait. So these are calls of flock(2).
 """
 
 from __future__ import annotations

@@ -83,7 +83,8 @@ class LoraManager:
     def _shapes(self, loras: Sequence[Lora]) -> dict[str, Shapes]:
         """Return the shapes of the networks that the files target, and of the U-Net, which identifies the family."""
         if not self._plan.tokenizers:
-            raise SourceError(f"{self._plan.model} is not a Stable Diffusion model and does not support LoRAs.")
+            message = f"{self._plan.model} is not a Stable Diffusion model and does not support LoRAs."
+            raise SourceError(message, path=self._plan.model)
         targets = {"unet"}.union(*map(components_in, loras))
         return {name: self._component(name).shapes() for name in (*self._plan.tokenizers, "unet") if name in targets}
 

@@ -101,9 +101,7 @@ _COMPONENT = record(
         "refused": mapping_of(_TEXT, NAME),
     }
 )
-_LOAD = record(
-    {"pixels": integer(1, 65536), "width": integer(1, 1 << 20), "squared": boolean, "guided": boolean},
-)
+_LOAD = record({"pixels": integer(1, 65536), "width": integer(1, 1 << 20), "squared": boolean, "guided": boolean})
 _LOSSES = ("psnr", "ssim", "lpips", "judge", "clip")
 _TRIAL = record(
     {

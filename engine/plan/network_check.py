@@ -42,7 +42,7 @@ def check_network(file: Path, component: str, config: Config, shapes: Shapes) ->
                 f"{file}: {field} is {configured!r:.80}, but the weights have {actual!r:.80}. "
                 "Use config and weights of the same model.",
                 path=file,
-                field=field,
+                field=next(word for word in field.split() if "_" in word),
             )
 
 

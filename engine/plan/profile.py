@@ -23,9 +23,8 @@ class Range:
 
     def __post_init__(self) -> None:
         if not 1 <= self.min <= self.opt <= self.max:
-            raise InputError(
-                f"invalid range {self}: expected min:opt:max with 1 <= min <= opt <= max, for example 512:768:1024."
-            )
+            expected = "min:opt:max with 1 <= min <= opt <= max, for example 512:768:1024"
+            raise InputError(f"invalid range {self}: expected {expected}.", got=str(self), expected=expected)
 
     def __str__(self) -> str:
         return f"{self.min}:{self.opt}:{self.max}"
@@ -115,5 +114,6 @@ def range_from_text(text: str) -> Range:
     except ValueError:
         numbers = []
     if len(numbers) not in (1, 3):
-        raise InputError(f"invalid range {text!r}: expected a number or min:opt:max, for example 512:768:1024.")
+        expected = "a number or min:opt:max, for example 512:768:1024"
+        raise InputError(f"invalid range {text!r}: expected {expected}.", got=text, expected=expected)
     return Range(min=numbers[0], opt=numbers[len(numbers) // 2], max=numbers[-1])

@@ -63,10 +63,7 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
                 got=model,
             )
         return Like(
-            arguments={
-                **from_settings(Request, settings),
-                "scheduler": SchedulerSpec.from_json(settings["scheduler"]),
-            },
+            arguments={**from_settings(Request, settings), "scheduler": SchedulerSpec.from_json(settings["scheduler"])},
             model=model,
             backend=backend,
             fingerprint=settings["model_fingerprint"],

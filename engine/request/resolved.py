@@ -5,7 +5,7 @@ from __future__ import annotations
 import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, get_args
+from typing import Any, TypedDict, get_args
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,17 +84,60 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     """
     request = parse_request(prompt, arguments)
     _check_choice("output_type", request.output_type, get_args(OutputType))
+    notes: list[str] = []
     prompts, negatives = texts_of(request, plan)
     each = check_int("num_images", request.num_images, 1, 2**20)
     steps, count = check_int("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
-    latents = latents_from(request.image, int(plan.latents.dims[1]), len(prompts), count)
-    images = load_images("image", None if latents is not None else request.image, len(prompts))
-    masks = load_images("mask_image", request.mask_image, len(prompts))
+    images = _image_fields(request, plan, steps, prompts=len(prompts), count=count, notes=notes)
+    prompts = [text for text in prompts for _ in range(each)]
+    negatives = [text for text in negatives for _ in range(each)]
+    scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
+    guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
+    return ResolvedRequest(
+        prompts=tuple(prompts),
+        negative_prompts=tuple(negatives),
+        tokens=tokenize(plan, tokenizers, prompts, negatives, guided=guided, notes=notes),
+        seeds=_seeds(request.seed, count),
+        steps=steps,
+        **_fewer_calls(request, steps),
+        guidance_scale=scale,
+        guided=guided,
+        guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
+        guidance_interval=_interval(request.guidance_interval),
+        cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
+        clip_skip=_clip_skip(request.clip_skip, plan),
+        scheduler=request.scheduler,
+        output_type=request.output_type,
+        **images,
+        notes=tuple(notes),
+    )
+
+
+class _ImageFields(TypedDict):
+    """The fields of a `ResolvedRequest` that depend on its images."""
+
+    width: int
+    height: int
+    image: Floats | None
+    image_latents: Floats | None
+    inpaint_mask: NDArray[np.bool_] | None
+    strength: float | None
+    schedule_range: ScheduleRange
+    controls: tuple[ControlInput, ...]
+
+
+def _image_fields(
+    request: Request, plan: Plan, steps: int, *, prompts: int, count: int, notes: list[str]
+) -> _ImageFields:
+    """Load the images, masks and control images, and bring them to one size. Append to `notes` what that changed."""
+    latents = latents_from(request.image, int(plan.latents.dims[1]), prompts, count)
+    images = load_images("image", None if latents is not None else request.image, prompts)
+    masks = load_images("mask_image", request.mask_image, prompts)
     has_image = bool(images) or latents is not None
     task = {"has_image": has_image, "has_mask": bool(masks), "inpainting": plan.inpaints}
     check_image_arguments(request, has_latents=latents is not None, **task)
     nets = len(controlnets_of(plan.components))
-    control_images = load_control_images(request.control_image, nets, len(prompts))
+    control_images = load_control_images(request.control_image, nets, prompts)
     flat_controls = [image for net in control_images for image in net]
     sizes = [image.shape[:2] for image in (*images, *flat_controls)]
     if latents is not None:
@@ -107,37 +150,16 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         )
     schedule_range, strength = schedule_range_for(request, steps=steps, **task)
     inpaint_mask = batch_of_masks(masks, count, height, width)
-    notes = list(image_notes(images, masks, flat_controls, inpaint_mask, (height, width)))
-    controls = control_inputs(request, nets, control_images, count=count, height=height, width=width)
-    scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
-    guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
-    prompts = [text for text in prompts for _ in range(each)]
-    negatives = [text for text in negatives for _ in range(each)]
-    tokens = tokenize(plan, tokenizers, prompts, negatives, guided=guided, notes=notes)
-    return ResolvedRequest(
-        prompts=tuple(prompts),
-        negative_prompts=tuple(negatives),
-        tokens=tokens,
-        seeds=_seeds(request.seed, count),
-        steps=steps,
-        **_fewer_calls(request, steps),
-        guidance_scale=scale,
-        guided=guided,
-        guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
-        guidance_interval=_interval(request.guidance_interval),
-        cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
-        clip_skip=_clip_skip(request.clip_skip, plan),
+    notes += image_notes(images, masks, flat_controls, inpaint_mask, (height, width))
+    return _ImageFields(
         width=width,
         height=height,
-        scheduler=request.scheduler,
-        output_type=request.output_type,
         image=batch(images, count, height, width) if images else None,
         image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
         inpaint_mask=inpaint_mask,
         strength=strength,
         schedule_range=schedule_range,
-        controls=controls,
-        notes=tuple(notes),
+        controls=control_inputs(request, nets, control_images, count=count, height=height, width=width),
     )
 
 

@@ -1,6 +1,7 @@
 """Sampler matrices as .npz files, and those stored in a plan, with which it generates images without diffusers.
 
-    samplers/index.json     {"version": 1, "schedulers": [{"name", "key", "file", "sha256", "steps", "diffusers"}, ...]}
+    samplers/index.json     {"version": 1, "schedulers": [{"name", "key", "file", "sha256", "steps", "image_steps",
+                            "diffusers"}, ...]}
     samplers/NAME-KEY.npz   timesteps.N, rows.N and preview.N for every step count N. Some step counts also have the
                             matrices that start from an image: rows.N.S, clean.N.S, kept.N.S, ... skip the first S
                             steps, and rows.N.noise, ... start from noise and use a mask. The cache's files have one
@@ -38,8 +39,11 @@ _MAX_BYTES = 1 << 30  # one scheduler's matrices, unpacked
 _ARRAYS = {"timesteps": "timesteps", "rows": "rows", "preview": "preview"}
 _ARRAYS |= {"image_coefficients": "clean", "masked_rows": "kept"}
 _STEPS = list_of(integer(1, 1 << 20))
-_ENTRY = {**dict.fromkeys(("name", "key", "file", "sha256", "diffusers"), text()), "steps": _STEPS, "pictures": _STEPS}
-_INDEX = record({"version": integer(0, 1 << 20), "schedulers": list_of(record(_ENTRY, optional=("pictures",)))})
+_ENTRY = {**dict.fromkeys(("name", "key", "file", "sha256", "diffusers"), text()), "steps": _STEPS}
+_LISTS = ("steps", "image_steps")
+_OLD = "pictures"  # the name of `image_steps` in plans of November 2026
+_OPTIONAL = {"image_steps": _STEPS, _OLD: _STEPS}
+_INDEX = record({"version": integer(0, 1 << 20), "schedulers": list_of(record(_ENTRY | _OPTIONAL, optional=_OPTIONAL))})
 
 
 def to_bytes(matrices: Mapping[str, SamplerMatrix], *, compressed: bool = False) -> bytes:
@@ -75,10 +79,10 @@ class StoredScheduler:
     sha256: str
     steps: tuple[int, ...]
     diffusers: str
-    pictures: tuple[int, ...] = ()  # the step counts that also have matrices starting from an image
+    image_steps: tuple[int, ...] = ()  # the step counts that also have matrices starting from an image
 
     def __str__(self) -> str:
-        from_images = f" (from images: {_ranges(self.pictures)})" if self.pictures else ""
+        from_images = f" (from images: {_ranges(self.image_steps)})" if self.image_steps else ""
         return f"{self.name} in {_ranges(self.steps)} steps{from_images}"
 
 
@@ -93,8 +97,8 @@ def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
         _INDEX(data, "")
     except (SourceError, SchemaError) as error:
         raise SamplerError(f"Cannot read the plan's sampler index {folder / INDEX}: {error}.") from None
-    lists = ("steps", "pictures")
-    return tuple(StoredScheduler(**e | {n: tuple(e.get(n, ())) for n in lists}) for e in data["schedulers"])
+    entries = [{"image_steps": e.pop(_OLD, ())} | e for e in data["schedulers"]]
+    return tuple(StoredScheduler(**e | {n: tuple(e[n]) for n in _LISTS}) for e in entries)
 
 
 def _suffix(steps: int, schedule_range: ScheduleRange) -> str | None:
@@ -122,7 +126,7 @@ def find_matrix(
     entry = next((e for e in read_index(folder) if e.key == key), None)
     if entry is None or suffix is None:
         return None
-    if steps not in (entry.pictures if schedule_range.takes_latents else entry.steps):
+    if steps not in (entry.image_steps if schedule_range.takes_latents else entry.steps):
         return None
     path = folder / Path(entry.file).name  # a plan may be untrusted: read nothing outside its folder
     try:
@@ -140,7 +144,7 @@ def write_matrices(
     spec: SchedulerSpec,
     matrices: Mapping[int, SamplerMatrix],
     diffusers: str,
-    pictures: Mapping[int, Mapping[ScheduleRange, SamplerMatrix]] | None = None,
+    from_images: Mapping[int, Mapping[ScheduleRange, SamplerMatrix]] | None = None,
 ) -> StoredScheduler:
     """Add a scheduler to a `samplers` folder, or replace it.
 
@@ -149,14 +153,14 @@ def write_matrices(
         spec: The scheduler.
         matrices: Step count -> matrix.
         diffusers: The version of diffusers that compiled the matrices.
-        pictures: Step count -> the ranges of `image_schedule_ranges` -> their matrices.
+        from_images: Step count -> the ranges of `image_schedule_ranges` -> their matrices.
     """
     if not matrices or spec.by_hand:
         message = f"Cannot store {spec.name}: it has no matrices, or only the scheduler object describes it."
         raise SamplerError(message, scheduler=spec.name)
     folder.mkdir(parents=True, exist_ok=True)
     stored = {f".{n}": matrix for n, matrix in sorted(matrices.items())}
-    for n, by_range in sorted((pictures or {}).items()):
+    for n, by_range in sorted((from_images or {}).items()):
         stored |= {f"{_suffix(n, each)}": matrix for each, matrix in by_range.items()}
     data, key = to_bytes(stored, compressed=True), spec.key()
     entry = StoredScheduler(
@@ -166,7 +170,7 @@ def write_matrices(
         sha256=hashlib.sha256(data).hexdigest(),
         steps=tuple(sorted(matrices)),
         diffusers=diffusers,
-        pictures=tuple(sorted(pictures or ())),
+        image_steps=tuple(sorted(from_images or ())),
     )
     (folder / entry.file).write_bytes(data)
     others = [e for e in read_index(folder) if e.key != key]

@@ -35,11 +35,6 @@ class ScheduleRange:
         """Return whether a run needs latents of an image."""
         return self.preserves_unmasked or self.origin != "noise"
 
-    @property
-    def handoff(self) -> dict[str, float]:
-        """Return the fractions that are set: "start" for `begin`, "end" for `end`."""
-        return {name: at for name, at in (("start", self.begin), ("end", self.end)) if at is not None}
-
     def key(self) -> dict[str, Any]:
         """Return the attributes that differ from the full schedule, for a key."""
         return {name: value for name, value in asdict(self).items() if value != getattr(FULL_SCHEDULE, name)}

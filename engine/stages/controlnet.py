@@ -18,6 +18,7 @@ from ..plan.plan import Plan
 from ..request.controls import ControlInput
 from ..request.resolved import ResolvedRequest
 from ..sampling.matrix import Sampler
+from .generation import Generation
 
 Floats = NDArray[np.float32]
 
@@ -46,23 +47,22 @@ class ControlNets:
     def __init__(
         self,
         plan: Plan,
-        request: ResolvedRequest,
+        call: Generation,
         component: Callable[[str], LoadedComponent],
         conditioning: Mapping[str, Floats],
-        sampler: Sampler,
         *,
         guided: bool,
     ) -> None:
-        """Open the ControlNets that the request uses; `component` returns one by its name.
+        """Open the ControlNets that the call uses; `component` returns one by its name.
 
         `conditioning` are the other inputs of the U-Net, for both halves if `guided`. As in diffusers, start and end
         are fractions of the U-Net calls.
         """
         self._residuals = [b.name for b in residuals_of(plan)]
-        self._components, self._sampler = plan.components, sampler
+        self._components, self._sampler = plan.components, call.sampler
         halves = 2 if guided else 1
         self._nets: list[tuple[str, DenoisingSession, ControlInput]] = []
-        for name, control in zip(controlnets_of(plan.components), request.controls, strict=True):
+        for name, control in zip(controlnets_of(plan.components), call.request.controls, strict=True):
             if control.scale == 0:
                 continue
             arrays = {
@@ -72,9 +72,9 @@ class ControlNets:
             }
             inputs = {b.name: arrays[b.name] for b in plan.components[name].inputs if b.name in arrays}
             self._nets.append(
-                (name, DenoisingSession(component(name), inputs, sampler.timesteps, guided=guided), control)
+                (name, DenoisingSession(component(name), inputs, call.sampler.timesteps, guided=guided), control)
             )
-        self._zeros = no_residuals(plan, request, halves)
+        self._zeros = no_residuals(plan, call.request, halves)
 
     def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
         """Return the U-Net's residual inputs by name.  # [N, C, h, w]"""

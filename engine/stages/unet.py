@@ -13,9 +13,8 @@ from numpy.typing import NDArray
 from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession
 from ..plan.plan import Plan
-from ..request.resolved import ResolvedRequest
-from ..sampling.matrix import Sampler
 from .controlnet import ControlNets, no_residuals, span_of
+from .generation import Generation
 
 Floats = NDArray[np.float32]
 
@@ -26,30 +25,29 @@ class Unet:
     def __init__(
         self,
         plan: Plan,
-        request: ResolvedRequest,
+        call: Generation,
         component: Callable[[str], LoadedComponent],
         conditioning: Mapping[str, Floats],
-        sampler: Sampler,
         extra_channels: Floats | None,
     ) -> None:
         """Prepare the calls. The first call opens sessions of the U-Net and of the ControlNets that the request uses.
 
         Args:
             plan: the model's plan.
-            request: the batch of B images.
+            call: the request of B images, and its sampler.
             component: returns a component by its name.
             conditioning: the inputs of the U-Net that stay the same, for both halves under guidance.  # [N, ...]
-            sampler: the timestep of each call, and where in the schedule it is.
             extra_channels: further channels of every sample, for an inpainting U-Net.  # [B, C, h, w]
         """
-        self._plan, self._request, self._component = plan, request, component
-        self._conditioning, self._sampler, self._extra_channels = conditioning, sampler, extra_channels
+        self._plan, self._call, self._component = plan, call, component
+        self._conditioning, self._extra_channels = conditioning, extra_channels
         self._sessions: dict[bool, tuple[DenoisingSession, ControlNets | None]] = {}  # guided -> its sessions
 
     def __call__(self, call: int, sample: Floats) -> Floats:
         """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [2B, C, h, w] with the unconditional half first"""
-        start, end = self._request.guidance_interval
-        guided = self._request.guided and start <= span_of(self._sampler, call)[0] < end
+        request, sampler = self._call.request, self._call.sampler
+        start, end = request.guidance_interval
+        guided = request.guided and start <= span_of(sampler, call)[0] < end
         if guided not in self._sessions:
             self._sessions[guided] = self._open(guided)
         session, controls = self._sessions[guided]
@@ -60,14 +58,14 @@ class Unet:
         return output
 
     def _open(self, guided: bool) -> tuple[DenoisingSession, ControlNets | None]:
-        plan, request = self._plan, self._request
+        plan, request, timesteps = self._plan, self._call.request, self._call.sampler.timesteps
         unneeded = len(request.seeds) if request.guided and not guided else 0  # rows of the unconditional half
         conditioning = {name: array[unneeded:] for name, array in self._conditioning.items()}
         controls, constants = None, conditioning
         if any(control.scale != 0 for control in request.controls):
-            controls = ControlNets(plan, request, self._component, conditioning, self._sampler, guided=guided)
+            controls = ControlNets(plan, self._call, self._component, conditioning, guided=guided)
         else:
             constants = conditioning | no_residuals(plan, request, 2 if guided else 1)
-        cache_interval, unet, timesteps = request.cache_interval, self._component("unet"), self._sampler.timesteps
+        cache_interval, unet = request.cache_interval, self._component("unet")
         session = DenoisingSession(unet, constants, timesteps, guided=guided, cache_interval=cache_interval)
         return session, controls

@@ -69,14 +69,15 @@ def in_words(size: int) -> str:
 
 def available_bytes(root: Path = Path("/")) -> int | None:
     """Return the memory that this process may still use, by machine and cgroup limits; None if neither is known."""
-    limits = [b for b in (_machine(root / "proc/meminfo"), _cgroup(root / "sys/fs/cgroup")) if b is not None]
-    return min(limits, default=None)
+    either = (proc_bytes(root / "proc/meminfo", "MemAvailable"), _cgroup(root / "sys/fs/cgroup"))
+    return min((limit for limit in either if limit is not None), default=None)
 
 
-def _machine(meminfo: Path) -> int | None:
+def proc_bytes(file: Path, field: str) -> int | None:
+    """Return a field of /proc/meminfo or /proc/PID/status in bytes, such as "MemTotal: 8 kB"; None if it is unknown."""
     try:  # runs for every image: stop at the line, which is one of the first
-        with open(meminfo, "rb") as lines:
-            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(b"MemAvailable:"))
+        with open(file, "rb") as lines:
+            return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(f"{field}:".encode()))
     except (OSError, ValueError, IndexError, StopIteration):
         return None
 

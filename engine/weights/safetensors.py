@@ -50,8 +50,7 @@ class TensorFile(Mapping[str, Floats]):
             raise SourceError(f"cannot read {path}: {failed.strerror}.", path=path) from None
         except (ValueError, TypeError, LookupError, AttributeError, ArithmeticError, RecursionError):
             raise SourceError(
-                f"cannot read {path}: it is not a safetensors file, or it is damaged. Download it again.",
-                path=path,
+                f"cannot read {path}: it is not a safetensors file, or it is damaged. Download it again.", path=path
             ) from None
         self._start = 8 + length
         expected = self._start + max((entry.end for entry in self._entries.values()), default=0)

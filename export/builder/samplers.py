@@ -38,7 +38,7 @@ class SamplersReport:
 def fill_samplers(folder: Path, config: Mapping[str, Any], names: Sequence[str], steps: Range) -> None:
     """Fill `folder` with the model's scheduler and the named ones in all step counts, from the store or compiled."""
     arguments = {"config": dict(config), "names": list(names), "steps": [steps.min, steps.max]}
-    tools = {"pictures": list(IMAGE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")}
+    tools = {"image_steps": list(IMAGE_STEPS), "format": FORMAT, "diffusers": installed("diffusers")}
     step = StoredStep(depends_on={**arguments, **tools}, label={"kind": "schedules"})
     stored = step.run_in_child("compiling the schedules", f"{__name__}:compile_all", **arguments)
     shutil.copytree(stored.folder, folder, ignore=shutil.ignore_patterns(ENTRY))

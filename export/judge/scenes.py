@@ -208,8 +208,4 @@ def _draw(rng: np.random.Generator, n: int) -> Scene:
     relation = RELATIONS[int(rng.integers(2))]
     across = middle + float(rng.uniform(-10, 10))
     places = [(a, across) if relation == "left of" else (across, a) for a in (SIZE * 0.26, SIZE * 0.74)]
-    return Scene(
-        background=background,
-        things=tuple(_draw_thing(rng, 2, others, p) for p in places),
-        relation=relation,
-    )
+    return Scene(background=background, things=tuple(_draw_thing(rng, 2, others, p) for p in places), relation=relation)

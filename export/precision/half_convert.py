@@ -45,7 +45,8 @@ def lower(source: Path, out: Path, *, precision: str, islands: Collection[str]) 
     """
     half = half_of(precision)
     if out.exists() and out.samefile(source):
-        raise InputError(f"cannot write the lowered graph to {out}: it is the source. Choose another file.")
+        message = f"cannot write the lowered graph to {out}: it is the source. Choose another file."
+        raise InputError(message, argument="out", got=str(out))
     model = open_graph(source)
     raise_opset(model, half)
     reasons = dict(islands) if isinstance(islands, Mapping) else dict.fromkeys(islands, "requested")

@@ -74,7 +74,9 @@ class Division:
 def half_of(precision: str) -> Half:
     """Return the type with this name. Raise `InputError` if it is unknown."""
     if precision not in PRECISIONS:
-        raise InputError(f"unknown half precision {precision!r}; expected one of {', '.join(PRECISIONS)}.")
+        expected = f"one of {', '.join(PRECISIONS)}"
+        message = f"unknown half precision {precision!r}; expected {expected}."
+        raise InputError(message, argument="precision", got=precision, expected=expected)
     return PRECISIONS[precision]
 
 
@@ -100,7 +102,8 @@ def divide(model: ir.Model, half: Half, islands: Mapping[str, str]) -> Division:
     """
     unknown = set(islands) - {label(n) for n in model.graph}
     if unknown:
-        raise InputError(f"cannot keep {min(unknown)!r} in float32: the graph has no node with this name.")
+        message = f"cannot keep {min(unknown)!r} in float32: the graph has no node with this name."
+        raise InputError(message, argument="islands", got=min(unknown))
     opset = max(model.opset_imports[""], half.opset)
     kept: dict[str, str] = {}
     lowered: dict[ir.Node, Slots] = {}

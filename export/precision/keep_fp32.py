@@ -46,7 +46,8 @@ def find_islands(source: Path, feeds: Sequence[Feed], *, precision: str) -> dict
     """
     search = _Search(source, precision)
     if not feeds:
-        raise InputError("cannot find the islands of half precision without inputs; pass at least one feed.")
+        message = "cannot find the islands of half precision without inputs; pass at least one feed."
+        raise InputError(message, argument="feeds")
     islands = search.paths() | constant_islands(search.model, search.half)
     islands = search.overflows(feeds) | islands
     return islands | search.losses(feeds, islands)

@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from calotype.backends import COMPILED, ON_GPU
+from calotype.backends import COMPILED, ON_GPU, unsupported
 from calotype.errors import BuildError
 from calotype.files.digest import file_digest
 from calotype.plan.plan import Artifact, PlannedComponent
@@ -36,19 +36,23 @@ _REFUSED = {
     "cuda": dict.fromkeys(("int8", "fp8"), _OWN),
     "onnxruntime-cuda": dict.fromkeys(("bf16", "int8", "fp8"), _ORT),
     "onnxruntime": {
-        "bf16": "ONNX Runtime does not support bf16 on a CPU. Use --backend openvino, or --precision fp16 or int8",
+        "bf16": "ONNX Runtime does not support bf16 on a CPU. Use --backend openvino, or --precision fp16 or int8"
     },
-    "openvino": {
-        "fp8": "OpenVINO does not support fp8 on a CPU. Use --precision bf16 or int8",
-    },
+    "openvino": {"fp8": "OpenVINO does not support fp8 on a CPU. Use --precision bf16 or int8"},
 }
 
 
 def check_precision(backend: str, precision: str) -> None:
-    """Raise `BuildError` with the alternatives if the backend does not support the precision."""
-    reason = _REFUSED.get(backend, {}).get(precision)
-    if reason:
+    """Raise `BuildError` with the alternatives if the backend, or this machine, does not support the precision."""
+    if reason := _REFUSED.get(backend, {}).get(precision):
         raise BuildError(f"{reason}.", backend=backend)
+    if reason := unsupported(backend, precision):
+        raise BuildError(
+            f"a build tests the plan, and {backend} cannot run {precision} here: {reason}. Use --precision fp32, int8 "
+            "or auto, or build on a machine that supports it.",
+            backend=backend,
+            hint="--precision auto",
+        )
 
 
 # What `--precision auto` tries; int8 on other backends. On a GPU, nodes not in int8 or fp8 are in half precision.
@@ -61,9 +65,12 @@ _AUTO = {
 
 
 def tuned_as(precision: str, backend: str) -> tuple[str, ...]:
-    """Return the precisions to try for the requested one. TensorRT combines int8 and fp8 with fp16, not float32."""
+    """Return the precisions to try for the requested one, of those that run here.
+
+    TensorRT combines int8 and fp8 with fp16, not float32.
+    """
     if precision == "auto":
-        return _AUTO.get(backend, ("int8",))
+        return tuple(each for each in _AUTO.get(backend, ("int8",)) if unsupported(backend, each) is None)
     return (f"{precision}+fp16",) if backend in COMPILED else (precision,)
 
 
@@ -76,6 +83,7 @@ def not_tried(backend: str) -> dict[str, str]:
         "fp16": "on a CPU fp16 saves disk, not time",
         **refused,
         **({} if backend == "openvino" else {"fp8": "no CPU computes in fp8"}),
+        **{each: reason for each in ("bf16",) if (reason := unsupported(backend, each))},
     }
 
 

@@ -51,12 +51,17 @@ def weight_only(source: Path, out: Path, *, bits: int) -> WeightOnlyReport:
         SourceError: the graph cannot be read.
     """
     if bits not in _TYPES:
-        raise InputError(f"cannot store weights in {bits} bits; expected {' or '.join(map(str, _TYPES))}.")
+        expected = " or ".join(map(str, _TYPES))
+        message = f"cannot store weights in {bits} bits; expected {expected}."
+        raise InputError(message, argument="bits", got=bits, expected=expected)
     if out.exists() and out.samefile(source):
-        raise InputError(f"cannot write the result to {out}: it is the source. Choose another file.")
+        message = f"cannot write the result to {out}: it is the source. Choose another file."
+        raise InputError(message, argument="out", got=str(out))
     model = open_graph(source)
     if model.opset_imports[""] < 21:
-        raise InputError(f"cannot quantize {source}: got opset {model.opset_imports['']}, expected 21 or later.")
+        opset = model.opset_imports[""]
+        message = f"cannot quantize {source}: got opset {opset}, expected 21 or later."
+        raise InputError(message, argument="source", got=opset, expected="21 or later")
     writer = _Writer(model.graph)
     for node in list(model.graph):
         layout = _layout(node, bits)

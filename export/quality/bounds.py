@@ -41,11 +41,12 @@ def _bound(text: str) -> QualityBound:
     metric = match[1].replace("-", "_") if match else ""
     if match is None or metric not in METRICS or (match[2] == ">=") != METRICS[metric]:
         allowed = ", ".join(f"{name}{'>=' if more else '<='}NUMBER" for name, more in METRICS.items())
-        raise InputError(f"invalid bound {text!r}; expected {allowed}.")
+        raise InputError(f"invalid bound {text!r}; expected {allowed}.", got=text, expected=allowed)
     try:
         return QualityBound(metric=metric, limit=float(match[3]))
     except ValueError:
-        raise InputError(f"invalid bound {text!r}; expected a number in place of {match[3]!r}.") from None
+        message = f"invalid bound {text!r}; expected a number in place of {match[3]!r}."
+        raise InputError(message, got=text, expected="a number") from None
 
 
 def failed(bounds: Iterable[QualityBound], figures: Mapping[str, float]) -> tuple[str, ...]:

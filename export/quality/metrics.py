@@ -70,7 +70,8 @@ def require(metrics: Sequence[str], *, judged: bool, clip_model: Path | None) ->
     import importlib.util
 
     if "lpips" in metrics and importlib.util.find_spec("lpips") is None:
-        raise BuildError("lpips is not installed. Run pip install lpips, or bound psnr or ssim instead.")
+        hint = "pip install lpips"
+        raise BuildError(f"lpips is not installed. Run {hint}, or bound psnr or ssim instead.", hint=hint)
     if "judge_drop" in metrics and not judged:
         raise InputError(
             "judge_drop works only with the demonstration model's captions. Bound psnr or ssim instead.",

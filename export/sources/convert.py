@@ -208,7 +208,8 @@ def check_tensors(subject: str, tensors: Tensors, network: Any, remedy: str = ""
         name = min(wrong)
         raise SourceError(
             f"{subject} does not fit: {len(wrong)} tensors are missing, unknown or of another shape, such as {name} "
-            f"(expected {expected.get(name, 'none')}, got {got.get(name, 'none')}){remedy}."
+            f"(expected {expected.get(name, 'none')}, got {got.get(name, 'none')}){remedy}.",
+            field=name,
         )
 
 

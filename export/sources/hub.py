@@ -42,13 +42,14 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
         from huggingface_hub import HfApi, constants, errors, snapshot_download
     except ImportError:
         raise SourceError(
-            f"there is no folder {hub_id}. To fetch models from the hub, pip install 'calotype[build]'."
+            f"there is no folder {hub_id}. To fetch models from the hub, pip install 'calotype[build]'.", path=hub_id
         ) from None
     if offline or constants.HF_HUB_OFFLINE:
         if (folder := _cached(hub_id)) is None:
             raise SourceError(
                 f"there is no folder {hub_id}, and the hub's cache {constants.HF_HUB_CACHE} has no such model. "
-                "Offline mode fetches nothing: load the model once without offline (and without HF_HUB_OFFLINE)."
+                "Offline mode fetches nothing: load the model once without offline (and without HF_HUB_OFFLINE).",
+                path=hub_id,
             )
         return folder
     try:
@@ -56,11 +57,12 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
         return Path(snapshot_download(hub_id, allow_patterns=needed(hub_id, files)))
     except errors.GatedRepoError:
         raise SourceError(
-            f"{hub_id} is gated. Request access on its page at the hub, then log in with: hf auth login"
+            f"{hub_id} is gated. Request access on its page at the hub, then log in with: hf auth login", path=hub_id
         ) from None
     except errors.RepositoryNotFoundError:
         raise SourceError(
-            f"there is no folder {hub_id}, and the hub has no such model. For private models, log in: hf auth login"
+            f"there is no folder {hub_id}, and the hub has no such model. For private models, log in: hf auth login",
+            path=hub_id,
         ) from None
     except SourceError:
         raise
@@ -74,7 +76,7 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
         if (folder := _cached(hub_id)) is None or not _is_complete(folder):
             part = " (the cache has a part of it)" if folder else ""
             raise SourceError(
-                f"there is no folder {hub_id}{part}, and the hub did not deliver it: {first_line(failed)}"
+                f"there is no folder {hub_id}{part}, and the hub did not deliver it: {first_line(failed)}", path=hub_id
             ) from None
         line = f"calotype: cannot reach the hub ({first_line(failed)}); using {hub_id} from the cache"
         print(printable(line), file=sys.stderr)
@@ -129,10 +131,12 @@ def needed(hub_id: str, files: Sequence[str]) -> list[str]:
     if single := [f for f in files if f.endswith(".safetensors")]:
         raise SourceError(
             f"{hub_id} is not in diffusers' layout; it holds {_some(single)}. Download one checkpoint "
-            f"(hf download {hub_id} {single[0]}) and pass the file."
+            f"(hf download {hub_id} {single[0]}) and pass the file.",
+            path=hub_id,
         )
     _refuse_pickles(hub_id, files)
-    raise SourceError(f"{hub_id} holds no model: its {len(files)} files include neither {_INDEX} nor {_CONFIG}.")
+    message = f"{hub_id} holds no model: its {len(files)} files include neither {_INDEX} nor {_CONFIG}."
+    raise SourceError(message, path=hub_id)
 
 
 def _weights(hub_id: str, files: Sequence[str], stem: str) -> list[str]:
@@ -146,14 +150,16 @@ def _weights(hub_id: str, files: Sequence[str], stem: str) -> list[str]:
             return [index, *(f for f in files if shard.fullmatch(f))]
     folder = stem.rpartition("/")[0]
     _refuse_pickles(hub_id, [f for f in files if f.rpartition("/")[0] == folder])
-    raise SourceError(f"{hub_id} has no {stem}.safetensors; only weights in safetensors are read.")
+    message = f"{hub_id} has no {stem}.safetensors; only weights in safetensors are read."
+    raise SourceError(message, path=hub_id)
 
 
 def _refuse_pickles(hub_id: str, files: Sequence[str]) -> None:
     if pickled := [f for f in files if Path(f).suffix in PICKLES]:
         raise SourceError(
             f"{hub_id} holds {_some(pickled)}. Pickles can run any code when they are opened, so they are not fetched. "
-            "If you trust the model, load it with diffusers, save it with save_pretrained, and pass that folder."
+            "If you trust the model, load it with diffusers, save it with save_pretrained, and pass that folder.",
+            path=hub_id,
         )
 
 

@@ -32,7 +32,8 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
     """
     parsed, names = parse_loras(list(files)), _networks(source)
     if parsed and len(names) == 1:
-        raise SourceError(f"{source.model} is not a Stable Diffusion model, and takes no LoRA.")
+        message = f"{source.model} is not a Stable Diffusion model, and takes no LoRA."
+        raise SourceError(message, path=source.folder)
     shapes = {name: _shapes(source.folders[name], stem_of(name)) for name in names}
     for lora in parsed:  # checks only the headers: a large file that does not fit is not hashed
         matching_keys(lora, shapes)

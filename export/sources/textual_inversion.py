@@ -55,7 +55,8 @@ def add_embeddings(source: Source, files: Sequence[str | Path]) -> Source:
     if not files:
         return source
     if not source.tokenizers:
-        raise SourceError(f"{source.model} is an unconditional model and takes no textual inversion.")
+        message = f"{source.model} is an unconditional model and takes no textual inversion."
+        raise SourceError(message, path=source.folder)
     words = [read_embedding(each, source) for each in files]
     _check_new(words, source)
     for encoder in source.tokenizers:
@@ -132,7 +133,7 @@ def _split(argument: str) -> tuple[Path, str]:
         return Path(name).expanduser(), word
     except (OSError, RuntimeError) as failed:  # no permission, too long a name, no such home
         reason = failed.strerror if isinstance(failed, OSError) else failed
-        raise SourceError(f"cannot read the file {argument:.80} ({reason}).") from None
+        raise SourceError(f"cannot read the file {argument:.80} ({reason}).", path=argument) from None
 
 
 def _check_new(words: Sequence[LearnedEmbedding], source: Source) -> None:
@@ -217,8 +218,9 @@ def add_embeddings_into(
     if table is None:
         raise SourceError(f"the text encoder in {source} has no token embeddings ({_TABLE}).", path=source)
     vectors = [load_file(path)[name].float().reshape(count, -1) for path, name, _, count in words]
-    if not all(vector.isfinite().all() for vector in vectors):
-        raise SourceError("a textual inversion holds values that are not finite. Fetch it again.")
+    for (path, *_), vector in zip(words, vectors, strict=True):
+        if not vector.isfinite().all():
+            raise SourceError(f"{path} holds values that are not finite. Fetch it again.", path=path)
     tensors[table] = torch.cat([tensors[table].float(), *vectors])
     config = read_json(source / "config.json", "the text encoder's config")
     config |= {"vocab_size": len(tensors[table]), "eos_token_id": end}

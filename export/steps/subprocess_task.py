@@ -21,6 +21,7 @@ from typing import Any
 
 from calotype import errors
 from calotype.errors import BuildError
+from calotype.system.memory import proc_bytes
 
 ProgressHandler = Callable[[str], None]
 
@@ -127,13 +128,11 @@ def _die_with(parent: int) -> None:
 
 def _peak_bytes() -> int:
     """Return the peak memory of this program. `ru_maxrss` would count the parent's, from before exec."""
-    try:
-        status = Path("/proc/self/status").read_text()
-        return int(status.split("VmHWM:")[1].split()[0]) * 1024
-    except (OSError, IndexError, ValueError):
-        import resource
+    if (peak := proc_bytes(Path("/proc/self/status"), "VmHWM")) is not None:
+        return peak
+    import resource
 
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 def _run(job: dict[str, Any]) -> dict[str, Any]:

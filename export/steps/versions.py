@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from importlib.metadata import PackageNotFoundError, version
 
-from calotype.backends import compatibility as trust
+from calotype.backends.compatibility import installed as installed_backend
 from calotype.errors import SourceError
 
 OPSET = 21  # has GroupNormalization and Gelu; 23's Attention pays only in fp16 with TensorRT
@@ -27,7 +27,7 @@ def versions() -> dict[str, str]:
 def tool_versions(backend: str | None = None) -> dict[str, str]:
     """Return tool -> version for keys of artifacts that derive from a traced graph, with `backend`'s package if any."""
     tools = {name: installed(name) for name in ("onnx", "onnx-ir", "numpy")}
-    return {**versions(), **tools, **({} if backend is None else {backend: trust.installed(backend) or _MISSING})}
+    return {**versions(), **tools, **({} if backend is None else {backend: installed_backend(backend) or _MISSING})}
 
 
 def installed(package: str) -> str:

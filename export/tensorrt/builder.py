@@ -89,10 +89,10 @@ def build_engine(
         builder = trt.Builder(log)
         network, config = builder.create_network(0), builder.create_builder_config()  # always strongly typed
         parser = trt.OnnxParser(network, log)  # owns the weights of the network
-        _parse(parser, graph)
+        _parse(trt, parser, graph)
         _configure(trt, config, options)
         for shapes in profiles:
-            _add_profile(builder, network, config, shapes)
+            _add_profile(trt, builder, network, config, shapes)
         cached = _use_cache(trt, config, timing_cache)
         config.progress_monitor = monitor
         engine = builder.build_serialized_network(network, config)
@@ -101,10 +101,10 @@ def build_engine(
         raise
     except Exception as error:  # bindings raise RuntimeError, TypeError and AttributeError
         monitor.raise_if_ended(graph)
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or first_line(error)}") from error
+        raise _refused(trt, f"{_name(trt)} cannot build {graph}: {log.last_error or first_line(error)}") from error
     monitor.raise_if_ended(graph)
     if engine is None:
-        raise BuildError(f"{_name(trt)} cannot build {graph}: {log.last_error or 'the library gives no reason'}")
+        raise _refused(trt, f"{_name(trt)} cannot build {graph}: {log.last_error or 'the library gives no reason'}")
     return Built(engine=bytes(engine), timing_cache=timings)
 
 
@@ -112,16 +112,18 @@ def _check_gpu(trt: Any, options: EngineOptions) -> None:
     """Check the GPU before creating objects of the library: without a GPU they may end the process."""
     cross_compiles = _name(trt) == "tensorrt_rtx"
     if options.targets and not cross_compiles:
-        raise BuildError(
+        raise _refused(
+            trt,
             f"{_name(trt)} cannot build for {', '.join(map(str, options.targets))}: it builds only for this machine's "
-            "GPU. Leave targets out, or build with tensorrt_rtx."
+            "GPU. Leave targets out, or build with tensorrt_rtx.",
         )
     import torch
 
     if not (cross_compiles and options.targets) and not torch.cuda.is_available():
-        raise BuildError(
+        raise _refused(
+            trt,
             f"{_name(trt)} builds for this machine's GPU, and this machine has no GPU. "
-            "Build on the machine that will run the engine, or use tensorrt_rtx with targets such as 89."
+            "Build on the machine that will run the engine, or use tensorrt_rtx with targets such as 89.",
         )
 
 
@@ -129,9 +131,13 @@ def _name(trt: Any) -> str:
     return str(trt.__name__)
 
 
-def _parse(parser: Any, graph: Path) -> None:
+def _refused(trt: Any, message: str) -> BuildError:
+    return BuildError(message, backend=_name(trt).replace("_", "-"))
+
+
+def _parse(trt: Any, parser: Any, graph: Path) -> None:
     if not graph.is_file():
-        raise BuildError(f"cannot find the graph {graph}. Trace the component first.")
+        raise _refused(trt, f"cannot find the graph {graph}. Trace the component first.")
     if parser.parse_from_file(str(graph)):
         return
     errors = []
@@ -139,7 +145,7 @@ def _parse(parser: Any, graph: Path) -> None:
         error = parser.get_error(i)
         node, kind = error.node_name(), error.node_operator()
         errors.append(f"{f'node {node} ({kind}): ' if kind else ''}{first_line(RuntimeError(error.desc()))}")
-    raise BuildError(f"TensorRT cannot read {graph}: {'; '.join(dict.fromkeys(errors[:3])) or 'not an ONNX graph'}")
+    raise _refused(trt, f"TensorRT cannot read {graph}: {'; '.join(dict.fromkeys(errors[:3])) or 'not an ONNX graph'}")
 
 
 def _configure(trt: Any, config: Any, options: EngineOptions) -> None:
@@ -165,22 +171,22 @@ def _capability(trt: Any, target: int) -> Any:
     capability = getattr(trt.ComputeCapability, f"SM{target}", None)
     if capability is None:
         known = sorted(n[2:] for n in dir(trt.ComputeCapability) if n.startswith("SM"))
-        raise BuildError(f"{_name(trt)} cannot build for target {target}; expected one of {', '.join(known)}.")
+        raise _refused(trt, f"{_name(trt)} cannot build for target {target}; expected one of {', '.join(known)}.")
     return capability
 
 
-def _add_profile(builder: Any, network: Any, config: Any, shapes: Shapes) -> None:
+def _add_profile(trt: Any, builder: Any, network: Any, config: Any, shapes: Shapes) -> None:
     optimization = builder.create_optimization_profile()
     inputs = {network.get_input(i).name for i in range(network.num_inputs)}
     if inputs != set(shapes):
-        raise BuildError(f"the profile has {sorted(shapes)}; expected the graph's inputs {sorted(inputs)}.")
+        raise _refused(trt, f"the profile has {sorted(shapes)}; expected the graph's inputs {sorted(inputs)}.")
     for name, ends in shapes.items():
         try:
             optimization.set_shape(name, *ends)
         except Exception as error:
-            raise BuildError(_invalid_sizes(shapes, first_line(error))) from error
+            raise _refused(trt, _invalid_sizes(shapes, first_line(error))) from error
     if config.add_optimization_profile(optimization) < 0:
-        raise BuildError(_invalid_sizes(shapes, "expected min <= opt <= max, within the graph's own sizes"))
+        raise _refused(trt, _invalid_sizes(shapes, "expected min <= opt <= max, within the graph's own sizes"))
 
 
 def _invalid_sizes(shapes: Shapes, reason: str) -> str:

@@ -65,6 +65,7 @@ def refit_here(
         runner = open_with_library(backend.replace("-", "_"), planned, artifact)
         content = refitted_engine(runner, ours=Path(graph), theirs=Path(theirs), probe=probe)
     except BackendError as error:
-        raise BuildError(f"{error}; the engine is built again") from None
+        message = f"{error}; the engine is built again"
+        raise BuildError(message, backend=backend, component=component["name"]) from None
     Path(out).write_bytes(content)
     return {"bytes": len(content), "seconds": round(time.monotonic() - began, 1)}

@@ -121,8 +121,10 @@ def test_configs_that_lack_a_field(model_copy, config, field):
 def test_invalid_configs(model_copy, path, changes):
     edit(model_copy / path, **changes)
     (field,) = changes
-    with pytest.raises(SourceError, match=rf"{path}: (the length of )?{field}"):
+    with pytest.raises(SourceError, match=field) as raised:
         calotype.load(model_copy, backend="fake")
+    assert raised.value.field == field
+    assert str(raised.value.path).endswith(path)
 
 
 @pytest.mark.parametrize(

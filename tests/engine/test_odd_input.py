@@ -126,11 +126,8 @@ def test_a_thousand_steps(fake):
         ({"image": BYTES.astype(np.float32)}, "float32"),
         ({"image": IMAGE, "mask_image": np.full((64, 96), np.nan)}, "mask_image"),
         ({"image": "image.png"}, "str"),
-        (
-            {"image": IMAGE, "width": 100},
-            "width must be a multiple of 16",
-        ),
-        ({"image": Image.new("RGB", (4096, 64))}, "width must be from 16"),
+        ({"image": IMAGE, "width": 100}, "multiple of 16"),
+        ({"image": Image.new("RGB", (4096, 64))}, "width must be from"),
         ({"image": IMAGE, "control_image": IMAGE}, "ControlNet"),
     ],
 )

@@ -191,18 +191,11 @@ def store(store_at, tmp_path) -> Store:
 
 @pytest.fixture
 def disk(tmp_path):
-    """A disk of a megabyte, as a folder, and a function that remounts it; skipped if this user may not mount."""
+    """A folder that is a disk of a megabyte; skipped if this user may not mount."""
     folder = tmp_path / "disk"
     folder.mkdir()
-
-    def mount(*options: str) -> bool:
-        command = ["mount", "-t", "tmpfs", *options, "tmpfs", folder]
-        try:
-            return subprocess.run(command, capture_output=True, check=False).returncode == 0
-        except OSError:
-            return False
-
-    if os.getuid() or not mount("-o", "size=1m,mode=755"):
+    mount = ["mount", "-t", "tmpfs", "-o", "size=1m,mode=755", "tmpfs", folder]
+    if os.getuid() or not shutil.which("mount") or subprocess.run(mount, capture_output=True, check=False).returncode:
         pytest.skip("this user may not mount a file system")
-    yield folder, mount
+    yield folder
     subprocess.run(["umount", "--lazy", folder], check=True)  # this process may still use entries of it

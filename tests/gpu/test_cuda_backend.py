@@ -1,5 +1,7 @@
 """The cuda backend compared with the eager one; the interpreter uses stand-ins for the device and captures."""
 
+from dataclasses import replace
+
 import diffusers
 import numpy as np
 import pytest
@@ -42,13 +44,9 @@ def component(folder):
     )
 
 
-@pytest.fixture
-def open_in(component, folder, gpu, recorder):
-    def make(precision):
-        artifact = Artifact(form="diffusers", path=folder, precision=precision, check={})
-        return CudaRunner(component, artifact, gpu, recorder, limit_bytes=2**30)
-
-    return make
+def open_runner(component, precision, gpu, recorder) -> CudaRunner:
+    artifact = replace(component.artifacts[0], precision=precision)
+    return CudaRunner(component, artifact, gpu, recorder, limit_bytes=2**30)
 
 
 def inputs(height, seed, batch=2):
@@ -63,8 +61,8 @@ def relative_error(got, expected) -> float:
 
 
 @pytest.mark.parametrize(("precision", "tolerance", "heights"), [("fp32", 1e-5, (2, 1)), ("bf16", 3e-2, (1,))])
-def test_it_computes_what_eager_computes_at_every_size(precision, tolerance, heights, open_in, recorder, folder):
-    runner = open_in(precision)
+def test_it_computes_what_eager_computes_at_every_size(precision, tolerance, heights, component, gpu, recorder, folder):
+    runner = open_runner(component, precision, gpu, recorder)
     module = load_module("unet", folder)
     for seed, height in enumerate(heights):
         arrays = inputs(height, seed)
@@ -77,8 +75,8 @@ def test_it_computes_what_eager_computes_at_every_size(precision, tolerance, hei
     assert recorder.count == len(set(heights))
 
 
-def test_it_uses_the_kernels(open_in):
-    assert set(open_in("fp32").replaced) == {
+def test_it_uses_the_kernels(component, gpu, recorder):
+    assert set(open_runner(component, "fp32", gpu, recorder).replaced) == {
         "ResnetBlock2D",
         "BasicTransformerBlock",
         "Attention",
@@ -87,9 +85,9 @@ def test_it_uses_the_kernels(open_in):
     }
 
 
-def test_an_unsupported_precision_raises(open_in):
+def test_an_unsupported_precision_raises(component, gpu, recorder):
     with pytest.raises(BackendError, match="int8"):
-        open_in("int8")
+        open_runner(component, "int8", gpu, recorder)
 
 
 def test_without_a_gpu_it_says_so(monkeypatch):

@@ -44,17 +44,25 @@ def text() -> nn.Module:
     return TextEncoder(CLIPTextModel(CLIPTextConfig(vocab_size=99, max_position_embeddings=7, **sizes)))
 
 
-def of_unet(randn, **more):
+def of_unet(**more):
     times = torch.tensor([1.0, 999.0])
-    return {"sample": randn(2, 4, 4, 6), "timestep": times, "encoder_hidden_states": randn(2, 7, 24), **more}
+    return {
+        "sample": torch.randn(2, 4, 4, 6),
+        "timestep": times,
+        "encoder_hidden_states": torch.randn(2, 7, 24),
+        **more,
+    }
 
 
 NETWORKS = {
     "U-Net": (unet, of_unet),
-    "U-Net of SDXL": (lambda: unet(**XL), lambda r: of_unet(r, text_embeds=r(2, 24), time_ids=r(2, 6).abs() * 99)),
-    "VAE decoder": (lambda: VaeDecoder(vae()), lambda r: {"latent_sample": r(1, 4, 4, 6)}),
-    "VAE encoder": (lambda: VaeEncoder(vae()), lambda r: {"sample": r(1, 3, 8, 12)}),
-    "text encoder": (text, lambda r: {"input_ids": torch.arange(14).reshape(2, 7)}),
+    "U-Net of SDXL": (
+        lambda: unet(**XL),
+        lambda: of_unet(text_embeds=torch.randn(2, 24), time_ids=torch.randn(2, 6).abs() * 99),
+    ),
+    "VAE decoder": (lambda: VaeDecoder(vae()), lambda: {"latent_sample": torch.randn(1, 4, 4, 6)}),
+    "VAE encoder": (lambda: VaeEncoder(vae()), lambda: {"sample": torch.randn(1, 3, 8, 12)}),
+    "text encoder": (text, lambda: {"input_ids": torch.arange(14).reshape(2, 7)}),
 }
 REPLACED = {
     "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
@@ -72,28 +80,17 @@ REPLACED = {
 KEPT_WIDE = ("timestep", "time_ids")
 
 
-@pytest.fixture
-def pair(request, device):
-    """Return a network and its fused copy. Their norms scale and shift, as trained ones do."""
-
-    def make(name):
-        torch.manual_seed(3)
-        plain = NETWORKS[name][0]().eval().requires_grad_(False)
-        for module in plain.modules():
-            if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
-                nn.init.normal_(module.weight, 1, 0.3)
-                nn.init.normal_(module.bias, 0, 0.3)
-        fused = copy.deepcopy(plain)
-        replaced = fuse(fused)
-        return plain.to(device), fused.to(device), replaced
-
-    return make
-
-
-@pytest.fixture
-def randn(device):
-    generator = torch.Generator().manual_seed(0)
-    return lambda *shape: torch.randn(*shape, generator=generator)
+def fused_pair(name, device):
+    """Return a network, its fused copy and what was replaced. Norms scale and shift, as trained ones do."""
+    torch.manual_seed(3)
+    plain = NETWORKS[name][0]().eval().requires_grad_(False)
+    for module in plain.modules():
+        if isinstance(module, (nn.GroupNorm, nn.LayerNorm)):
+            nn.init.normal_(module.weight, 1, 0.3)
+            nn.init.normal_(module.bias, 0, 0.3)
+    fused = copy.deepcopy(plain)
+    replaced = fuse(fused)
+    return plain.to(device), fused.to(device), replaced
 
 
 def run(network, inputs, dtype, device):
@@ -110,10 +107,10 @@ def relative_error(got, expected) -> float:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_computes_what_the_network_computes(name, pair, randn, device):
-    plain, fused, replaced = pair(name)
+def test_it_computes_what_the_network_computes(name, device):
+    plain, fused, replaced = fused_pair(name, device)
     assert dict(replaced) == REPLACED[name]
-    inputs = NETWORKS[name][1](randn)
+    inputs = NETWORKS[name][1]()
     truth = run(plain, inputs, torch.float64, device)
     wide = relative_error(run(fused, inputs, torch.float32, device), truth)
     assert wide <= 2 * max(1e-6, relative_error(run(plain, inputs, torch.float32, device), truth))
@@ -121,14 +118,14 @@ def test_it_computes_what_the_network_computes(name, pair, randn, device):
     assert half <= 2 * relative_error(run(plain, inputs, torch.bfloat16, device), truth)
 
 
-def test_a_precomputed_schedule_equals_its_calls(pair, randn, device):
+def test_a_precomputed_schedule_equals_its_calls(device):
     """Inside the block, the timestep and text of a call have no effect: those of the schedule are used."""
-    plain, fused, _ = pair("U-Net of SDXL")
-    inputs = NETWORKS["U-Net of SDXL"][1](randn)
+    plain, fused, _ = fused_pair("U-Net of SDXL", device)
+    inputs = NETWORKS["U-Net of SDXL"][1]()
     steering = {n: t.to(device) for n, t in inputs.items() if n not in ("sample", "timestep")}
     times = torch.tensor([[999.0, 500.5], [500.5, 20.0]])  # rows of a batch at different steps
     expected = run(plain, inputs | {"timestep": times[1]}, torch.float32, device)
-    other = inputs | {"encoder_hidden_states": randn(2, 7, 24)}
+    other = inputs | {"encoder_hidden_states": torch.randn(2, 7, 24)}
     with torch.inference_mode():
         values = StepValues(fused, times.to(device), steering, torch.float32)
         with values.at(1):
@@ -136,10 +133,10 @@ def test_a_precomputed_schedule_equals_its_calls(pair, randn, device):
     assert {m.cached for m in fused.modules() if isinstance(m, StepInvariant)} == {None}
 
 
-def test_sessions_that_take_turns_have_their_own_values(pair, randn, device):
+def test_sessions_that_take_turns_have_their_own_values(device):
     """They share the modules."""
-    plain, fused, _ = pair("U-Net")
-    inputs, texts = NETWORKS["U-Net"][1](randn), [randn(2, 7, 24) for _ in range(2)]
+    plain, fused, _ = fused_pair("U-Net", device)
+    inputs, texts = NETWORKS["U-Net"][1](), [torch.randn(2, 7, 24) for _ in range(2)]
     expected = [run(plain, inputs | {"encoder_hidden_states": text}, torch.float32, device) for text in texts]
     times = inputs["timestep"][None].to(device)
     with torch.inference_mode():
@@ -150,9 +147,9 @@ def test_sessions_that_take_turns_have_their_own_values(pair, randn, device):
                 assert relative_error(run(fused, inputs, torch.float32, device), expected[i]) <= 2e-6
 
 
-def test_weights_keep_their_names_and_change_in_place(pair, randn, device):
+def test_weights_keep_their_names_and_change_in_place(device):
     """Every layer's weight, also rows of a packed one, is restored bit for bit."""
-    plain, _, _ = pair("U-Net")
+    plain, _, _ = fused_pair("U-Net", device)
     torch.manual_seed(3)
     fused = copy.deepcopy(plain)
     layers = layers_of(fused)
@@ -164,7 +161,9 @@ def test_weights_keep_their_names_and_change_in_place(pair, randn, device):
     terms = {}
     for name in names:
         out, *into = weights.shapes()[name]
-        term = LowRankTerm(up=randn(out, 2).numpy(), down=randn(2, *into).flatten(1).numpy(), middle=None, scale=0.5)
+        term = LowRankTerm(
+            up=torch.randn(out, 2).numpy(), down=torch.randn(2, *into).flatten(1).numpy(), middle=None, scale=0.5
+        )
         terms[f"{name}.weight"] = WeightDelta(terms=(term,))
         layer = plain.get_submodule(f"model.{name}")
         layer.weight.data += torch.from_numpy(term.delta()).reshape(layer.weight.shape).to(device)
@@ -177,8 +176,8 @@ def test_weights_keep_their_names_and_change_in_place(pair, randn, device):
     assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
 
 
-def test_the_number_of_parameters_stays(pair):
-    _, fused, _ = pair("U-Net")
+def test_the_number_of_parameters_stays(device):
+    _, fused, _ = fused_pair("U-Net", device)
     plain = NETWORKS["U-Net"][0]()
     assert sum(p.numel() for p in fused.parameters()) == sum(p.numel() for p in plain.parameters())
 

@@ -30,14 +30,14 @@ def eager():
 
 
 @pytest.fixture
-def load(device, gpu, recorder, monkeypatch):
+def pipe(device, gpu, recorder, monkeypatch):
     if device.type == "cpu":
         monkeypatch.setattr(fused, "fuse", lambda network: None)
         change_backend(monkeypatch, "cuda", unavailable=lambda: None)
         for module in (cuda, graph_runner):
             monkeypatch.setattr(module, "Gpu", lambda: gpu)
             monkeypatch.setattr(module, "CudaGraphCapturer", lambda: recorder)
-    return lambda **more: calotype.load("demo", backend="cuda", **more)
+    return calotype.load("demo", backend="cuda")
 
 
 def max_difference(got, expected) -> int:
@@ -49,8 +49,8 @@ def max_difference(got, expected) -> int:
 TOLERANCE = 2 if CPU else 12  # a GPU's convolutions round differently, and samplers with large steps amplify it
 
 
-def test_every_sampler_generates_eagers_image(load, eager):
-    pipe, wrong = load(), {}
+def test_every_sampler_generates_eagers_image(pipe, eager):
+    wrong = {}
     for name in SAMPLERS:
         options = {"prompt": RED, "seed": 5, "steps": 3, "scheduler": name, **SMALL}
         got, expected = pipe(**options), eager(**options)
@@ -59,15 +59,14 @@ def test_every_sampler_generates_eagers_image(load, eager):
     assert wrong == {}
 
 
-def test_sizes_come_and_go(load, eager):
-    pipe = load()
+def test_sizes_come_and_go(pipe, eager):
     for width, height in ((64, 96), (96, 64), (64, 96)):
         options = {"prompt": RED, "seed": 1, "steps": 2, "width": width, "height": height}
         assert max_difference(pipe(**options), eager(**options)) <= TOLERANCE
 
 
-def test_threads_get_their_own_images(load, eager):
-    pipe, wrong = load(), []
+def test_threads_get_their_own_images(pipe, eager):
+    wrong = []
     expected = {seed: eager(RED, seed=seed, steps=2, **SMALL) for seed in range(3)}
 
     def work(seed: int) -> None:
@@ -83,7 +82,7 @@ def test_threads_get_their_own_images(load, eager):
     assert wrong == []
 
 
-def test_a_lora_is_set_and_removed(load, recorder, tmp_path):
+def test_a_lora_is_set_and_removed(pipe, recorder, tmp_path):
     """Graphs read the weights in place."""
     from safetensors.torch import load_file, save_file
 
@@ -94,7 +93,6 @@ def test_a_lora_is_set_and_removed(load, recorder, tmp_path):
     pair = {"A": torch.randn(2, columns, generator=draw), "B": torch.randn(out, 2, generator=draw)}
     save_file({f"unet.{stem}.lora_{side}.weight": w for side, w in pair.items()}, tmp_path / "a.safetensors")
     options = {"prompt": RED, "seed": 1, "steps": 2, **SMALL}
-    pipe = load()
     first, captures = pipe(**options), recorder.count
     pipe.set_lora(tmp_path / "a.safetensors")
     changed = calotype.load("demo", backend="eager", lora=tmp_path / "a.safetensors")(**options)
@@ -107,8 +105,8 @@ def test_a_lora_is_set_and_removed(load, recorder, tmp_path):
 
 
 @ON_A_GPU
-def test_a_thousand_random_images_do_not_grow_memory(load):
-    pipe, draw, peak = load(), random.Random(0), 0
+def test_a_thousand_random_images_do_not_grow_memory(pipe):
+    draw, peak = random.Random(0), 0
     for i in range(1000):
         sides = {name: 64 + 16 * draw.randint(0, 4) for name in ("width", "height")}
         pipe(RED, seed=i, steps=draw.randint(1, 4), num_images=draw.randint(1, 3), **sides)
@@ -120,8 +118,7 @@ def test_a_thousand_random_images_do_not_grow_memory(load):
 
 
 @ON_A_GPU
-def test_a_full_device_raises_with_a_fitting_size_and_the_next_image_works(load, eager):
-    pipe = load()
+def test_a_full_device_raises_with_a_fitting_size_and_the_next_image_works(pipe, eager):
     torch.cuda.empty_cache()
     total = torch.cuda.get_device_properties(0).total_memory
     torch.cuda.set_per_process_memory_fraction((torch.cuda.memory_reserved() + 2**29) / total)
@@ -134,10 +131,9 @@ def test_a_full_device_raises_with_a_fitting_size_and_the_next_image_works(load,
 
 
 @ON_A_GPU
-def test_an_image_is_one_launch_and_its_trace_shows_the_gpu(load, tmp_path):
+def test_an_image_is_one_launch_and_its_trace_shows_the_gpu(pipe, tmp_path):
     import json
 
-    pipe = load()
     pipe(RED, steps=4, **SMALL)  # captured
     pipe.profile(tmp_path / "trace.json", RED, steps=4, **SMALL)
     events = json.loads((tmp_path / "trace.json").read_text())["traceEvents"]

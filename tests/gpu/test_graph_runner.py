@@ -25,7 +25,7 @@ def eager():
 
 
 @pytest.fixture
-def load(device, gpu, recorder, monkeypatch):
+def pipe(device, gpu, recorder, monkeypatch):
     """In the interpreter the networks have no kernels: with kernels an image would take minutes."""
     if device.type == "cpu":
         monkeypatch.setattr(fused, "fuse", lambda network: None)
@@ -34,7 +34,7 @@ def load(device, gpu, recorder, monkeypatch):
         monkeypatch.setattr(graph_runner, "Gpu", lambda: gpu)
     monkeypatch.setattr(cuda, "CudaGraphCapturer", lambda: recorder)
     monkeypatch.setattr(graph_runner, "CudaGraphCapturer", lambda: recorder)
-    return lambda model="demo": calotype.load(model, backend="cuda")
+    return calotype.load("demo", backend="cuda")
 
 
 def near(got, expected, device) -> bool:
@@ -42,8 +42,7 @@ def near(got, expected, device) -> bool:
     return max(int(np.abs(a - b).max()) for a, b in pairs) <= (1 if device.type == "cpu" else 8)
 
 
-def test_images_of_one_graph_equal_the_loops(load, eager, device, recorder):
-    pipe = load()
+def test_images_of_one_graph_equal_the_loops(pipe, eager, device, recorder):
     for seed, prompt in enumerate([RED, "a green cross", ["a blue ring on a white background", "a green cross"]]):
         options = {"prompt": prompt, "seed": seed, "guidance_scale": 4.0, **SMALL}
         got = pipe(**options)
@@ -63,8 +62,8 @@ def test_images_of_one_graph_equal_the_loops(load, eager, device, recorder):
     ],
     ids=["no matrix", "guidance now and then", "floats"],
 )
-def test_unsupported_jobs_run_step_by_step_with_a_note(options, keyword, load, eager, device):
-    pipe, options = load(), {"prompt": RED, "seed": 3, **SMALL, **options}
+def test_unsupported_jobs_run_step_by_step_with_a_note(options, keyword, pipe, eager, device):
+    options = {"prompt": RED, "seed": 3, **SMALL, **options}
     got, expected = pipe(**options), eager(**options)
     (note,) = [n for n in got.report.notes if "step by step" in n]
     assert re.search(keyword, note)
@@ -75,18 +74,17 @@ def test_unsupported_jobs_run_step_by_step_with_a_note(options, keyword, load, e
         assert near(got, expected, device)
 
 
-def test_a_stream_goes_step_by_step(load, eager, device):
-    *_, last = load().stream(RED, seed=1, **SMALL)
+def test_a_stream_goes_step_by_step(pipe, eager, device):
+    *_, last = pipe.stream(RED, seed=1, **SMALL)
     assert last.step == 2
     assert near(last.result, eager(RED, seed=1, **SMALL), device)
     assert not [n for n in last.result.report.notes if "graph" in n or "step by step" in n]
 
 
-def test_an_image_without_room_for_a_graph_runs_step_by_step(load, eager, device, monkeypatch):
+def test_an_image_without_room_for_a_graph_runs_step_by_step(pipe, eager, device, monkeypatch):
     def full(self, inputs, options):
         raise RuntimeError("CUDA out of memory. Tried to allocate 3.00 GiB")
 
-    pipe = load()
     real = CudaGraphCache._replayed
     monkeypatch.setattr(
         CudaGraphCache,
@@ -101,16 +99,14 @@ def test_an_image_without_room_for_a_graph_runs_step_by_step(load, eager, device
     assert any("one graph" in note for note in pipe(RED, seed=2, **SMALL).report.notes)
 
 
-def test_the_loop_reports_numbers_that_are_not_finite(load):
-    pipe = load()
+def test_the_loop_reports_numbers_that_are_not_finite(pipe):
     pipe.plan = replace(pipe.plan, scaling_factor=1e-38)
     broken = calotype.Pipeline(pipe.plan, pipe._components.choice)
     with pytest.raises(calotype.CalotypeError, match="not finite"):
         broken(RED, **SMALL)
 
 
-def test_a_cancelled_job_does_not_start(load):
-    pipe = load()
+def test_a_cancelled_job_does_not_start(pipe):
     call = pipe._start(RED, SMALL)
     pipe.cancel()
     with pytest.raises(Cancelled) as raised:

@@ -10,8 +10,8 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler.compiler import make_backend
 from triton.runtime.jit import create_function_from_signature
 
-from tests.helpers import kernel_resources
-from tests.helpers.kernel_resources import cases, differences, resources, targets_of
+from tests.helpers.kernels import resources as kernel_resources
+from tests.helpers.kernels.resources import cases, differences, resources, targets_of
 
 KERNELS = Path(__file__).parent.parent.parent / "kernels"
 COMMITTED = json.loads((KERNELS / "resources.json").read_text())

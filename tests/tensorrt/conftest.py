@@ -4,13 +4,10 @@ Every attribute that the code uses must be in `names.txt`, which lists the names
 name fails the test, even if our code catches the error.
 """
 
-import ctypes
 import importlib.util
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
@@ -135,41 +132,6 @@ def fake():
 @pytest.fixture
 def gpu():
     return gpu_standins.Host()
-
-
-def double(addresses: dict[str, int], shapes: dict[str, tuple[int, ...]]) -> None:
-    """Compute y = 2 x in float32 at these addresses, as the fake engine."""
-    count = int(np.prod(shapes["x"]))
-    x, y = ((ctypes.c_float * count).from_address(addresses[n]) for n in "xy")
-    for i in range(count):
-        y[i] = 2 * x[i]
-
-
-@pytest.fixture
-def engine(fake) -> Callable[..., FakeTrt]:
-    """Set up an engine x [n, 4] -> y [n, 4] with these profiles of n; a run needs 100 n bytes."""
-
-    def make(*profiles: tuple[int, int, int], **answers) -> FakeTrt:
-        shapes, addresses = {}, {}
-        fake.answers |= {
-            "ICudaEngine.num_io_tensors": 2,
-            "ICudaEngine.get_tensor_name": lambda i: "xy"[i],
-            "ICudaEngine.get_tensor_mode": lambda n: f"TensorIOMode.{'INPUT' if n == 'x' else 'OUTPUT'}",
-            "ICudaEngine.get_tensor_dtype": lambda n: "DataType.FLOAT",
-            "ICudaEngine.num_optimization_profiles": len(profiles),
-            "ICudaEngine.get_tensor_profile_shape": lambda n, i: [(size, 4) for size in profiles[i]],
-            "ICudaEngine.streamable_weights_size": 0,
-            "IExecutionContext.set_input_shape": lambda n, shape: bool(shapes.update({n: shape}) or True),
-            "IExecutionContext.infer_shapes": lambda: [],
-            "IExecutionContext.get_tensor_shape": lambda n: shapes["x"],
-            "IExecutionContext.update_device_memory_size_for_shapes": lambda: 100 * shapes["x"][0],
-            "IExecutionContext.set_tensor_address": lambda n, where: bool(addresses.update({n: where}) or True),
-            "IExecutionContext.execute_async_v3": lambda stream: double(addresses, shapes) or True,
-            **answers,
-        }
-        return fake
-
-    return make
 
 
 # Tasks that need the device. All others run in child processes, as tracing would look for a real GPU.

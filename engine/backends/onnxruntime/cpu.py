@@ -28,7 +28,8 @@ class OnnxRuntimeRunner(OrtRunner):
     def __call__(self, inputs: Arrays) -> dict[str, Array]:
         """Return all outputs by name."""
         if self._session is None:
-            raise BackendError("its session could not be opened again with changed weights")
+            message = "its session could not be opened again with changed weights"
+            raise BackendError(message, backend=self.backend, component=self._name)
         outputs = self._session.run(self._outputs, dict(inputs), self._shrinking(inputs))
         self._last = self._last[0], frees_after_run(self._name, (*inputs.values(), *outputs))
         return dict(zip(self._outputs, outputs, strict=True))

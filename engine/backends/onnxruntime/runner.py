@@ -68,5 +68,5 @@ def import_onnxruntime() -> Any:
     try:
         import onnxruntime
     except ImportError as failed:
-        raise BackendError(f"onnxruntime cannot be imported: {first_line(failed)}") from None
+        raise BackendError(f"onnxruntime cannot be imported: {first_line(failed)}", backend="onnxruntime") from None
     return onnxruntime

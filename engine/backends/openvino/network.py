@@ -63,7 +63,14 @@ def core() -> Any:
     try:
         return library().Core()
     except Exception as failed:  # installed but broken: a bad plugin raises no ImportError
-        raise BackendError(f"openvino cannot be imported: {plain(failed)}") from None
+        raise BackendError(f"openvino cannot be imported: {plain(failed)}", backend="openvino") from None
+
+
+def unsupported(precision: str) -> str | None:
+    """Return why this CPU cannot compute in the precision, or None if it can."""
+    if "bf16" in precision and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
+        return "this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)"
+    return None
 
 
 class Network:
@@ -78,11 +85,11 @@ class Network:
 
     def __init__(self, component: PlannedComponent, artifact: Artifact) -> None:
         """Read the file. Raise `BackendError` if it cannot run here. The first call compiles it for its shapes."""
-        if artifact.precision not in HINTS:
-            raise BackendError(f"openvino cannot run {artifact.precision}: expected one of {', '.join(HINTS)}")
-        if "bf16" in artifact.precision and "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"):
-            raise BackendError("this CPU has no bfloat16 arithmetic (AVX512-BF16 or AMX)")
         self.name, self.precision, self.path = component.name, artifact.precision, artifact.path
+        if artifact.precision not in HINTS:
+            raise self._failed(f"openvino cannot run {artifact.precision}: expected one of {', '.join(HINTS)}")
+        if reason := unsupported(artifact.precision):
+            raise self._failed(reason)
         self.output_names = [b.name for b in component.outputs]
         self._dtypes = {b.name: b.dtype for b in component.outputs}
         self.weights_bytes = sum(file.stat().st_size for file in files_of(self.path))
@@ -109,16 +116,14 @@ class Network:
         try:
             self._model = core().read_model(self.path)
         except Exception as failed:  # openvino raises RuntimeError and errors of its frontends
-            message = f"OpenVINO cannot open {self.path}: {plain(failed)}"
-            raise BackendError(message, backend="openvino", component=self.name) from None
+            raise self._failed(f"OpenVINO cannot open {self.path}: {plain(failed)}") from None
         if deltas:
             _replace_constants(self._model, self._weights.changed(deltas))
         self.floats = not {"f16", "bf16"} & element_types(self._model)
         names = {name for port in self._model.outputs for name in port.get_names()}
         missing = [name for name in self.output_names if name not in names]
         if missing:
-            message = f"{self.path} has no output {', '.join(missing)}, which the plan lists"
-            raise BackendError(message, backend="openvino", component=self.name)
+            raise self._failed(f"{self.path} has no output {', '.join(missing)}, which the plan lists")
         self._rewrites = enabled_rewrites()
         identity = {"patches": deltas.key, "rewrites": self._rewrites}
         self._cache = CompiledCache(library(), core(), self.path, self.weights_bytes, identity)
@@ -173,12 +178,15 @@ class Network:
             raise
         except Exception as failed:
             shapes = ", ".join(f"{name} {list(shape)}" for name, shape in key["shapes"].items())
-            raise BackendError(f"OpenVINO cannot compile the {self.name} for {shapes}: {plain(failed)}") from failed
+            raise self._failed(f"OpenVINO cannot compile the {self.name} for {shapes}: {plain(failed)}") from failed
         expected, got = settings["INFERENCE_PRECISION_HINT"], compiled.get_property("INFERENCE_PRECISION_HINT")
         got = str(got.get_type_name() if hasattr(got, "get_type_name") else got)
         if got != expected:  # OpenVINO may ignore a hint
-            raise BackendError(f"OpenVINO cannot compute in {expected}: it selected {got}")
+            raise self._failed(f"OpenVINO cannot compute in {expected}: it selected {got}")
         return compiled
+
+    def _failed(self, message: str) -> BackendError:
+        return BackendError(message, backend="openvino", component=self.name)
 
 
 def _settings(precision: str, streams: int = 1) -> dict[str, Any]:

@@ -86,7 +86,7 @@ def run(requests: Sequence[Request], groups: Sequence[Mapping[str, Array]], name
         while started:
             started.pop().wait()
     except Exception as failed:
-        raise BackendError(plain(failed)) from failed
+        raise BackendError(plain(failed), backend="openvino") from failed
     finally:
         for request in started:  # one failed or was interrupted: the next run needs the others idle
             with suppress(Exception):

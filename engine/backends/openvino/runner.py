@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import Array, Arrays, Backend, Runner, Session, missing_packages
-from .network import HINTS, Network
+from .network import HINTS, Network, unsupported
 from .session import OpenVinoSession
 
 
@@ -32,5 +32,6 @@ BACKEND = Backend(
     precisions=tuple(HINTS),
     packages=("openvino",),
     unavailable=partial(missing_packages, "cpu", "openvino"),
+    unsupported=unsupported,
     open=OpenVinoRunner,
 )

@@ -30,7 +30,8 @@ def import_library(library: str) -> Any:
     try:
         return importlib.import_module(library)
     except ImportError as broken:
-        raise BackendError(f"{library} cannot be imported: {first_line(broken)}") from None
+        backend = next((name for name, module in LIBRARIES.items() if module == library), None)
+        raise BackendError(f"{library} cannot be imported: {first_line(broken)}", backend=backend) from None
 
 
 def create_log(trt: Any) -> Any:

@@ -146,13 +146,16 @@ class TensorRtRunner(Runner):
         try:
             content = artifact.path.read_bytes()
         except OSError as failed:
-            raise BackendError(f"{artifact.path} cannot be read: {failed.strerror}") from None
+            raise self._failed(f"{artifact.path} cannot be read: {failed.strerror}") from None
         engine = self._runtime.deserialize_cuda_engine(content)
         if engine is None and is_full(self._reason()):
             fix = "build the plan in a lower precision, or with --engine weight-streaming"
-            raise DeviceFullError(device_full_message(f"the weights of the {self._name}", self._reason(), fix))
+            message = device_full_message(f"the weights of the {self._name}", self._reason(), fix)
+            raise DeviceFullError(
+                message, backend=self.backend, component=self._name, hint=fix, free_bytes=free_bytes()
+            )
         if engine is None:  # of another version or for another GPU, or damaged
-            raise BackendError(
+            raise self._failed(
                 f"TensorRT cannot open {artifact.path}: {self._reason()}. "
                 "An engine works with one version and one GPU model: build the plan again on this machine."
             )
@@ -163,7 +166,7 @@ class TensorRtRunner(Runner):
         inputs = [n for n in names if self.engine.get_tensor_mode(n) == self.library.TensorIOMode.INPUT]
         outputs = set(names) - set(inputs)
         if set(inputs) != set(self._inputs) or outputs != set(self._outputs):
-            raise BackendError(
+            raise self._failed(
                 f"the engine has inputs {sorted(inputs)} and outputs {sorted(outputs)}; "
                 f"the plan expects {sorted(self._inputs)} and {sorted(self._outputs)}."
             )

@@ -45,11 +45,12 @@ class CudaRunner(Runner):
         from .weights import fused_weights, layers_of
 
         if artifact.precision not in _TYPES:
-            raise BackendError(f"cuda runs {', '.join(_TYPES)}, and the artifact is {artifact.precision}.")
+            message = f"cuda runs {', '.join(_TYPES)}, and the artifact is {artifact.precision}."
+            raise BackendError(message, backend=self.backend, component=component.name)
         try:
             module = load_module(component.name, artifact.path)
         except SourceError as broken:
-            raise BackendError(str(broken)) from None
+            raise BackendError(str(broken), backend=self.backend, component=component.name) from None
         self.precision = artifact.precision
         dtype: torch.dtype = getattr(torch, _TYPES[artifact.precision])
         layers = layers_of(module)

@@ -36,7 +36,7 @@ class EagerRunner(Runner):
         try:
             self._module = load_module(component.name, artifact.path)
         except SourceError as broken:
-            raise BackendError(str(broken)) from None
+            raise BackendError(str(broken), backend=self.backend, component=component.name) from None
         self._weights = ModuleWeights.of(self._module)
         self._names = [b.name for b in component.outputs]
         self.notes = (_FORKED,) if forks.torch_single_threaded() else ()

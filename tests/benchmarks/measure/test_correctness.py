@@ -62,7 +62,7 @@ def test_another_shape_or_type_is_wrong(got):
 
 def test_quality_of_equal_images():
     result = quality(scene(), scene(), ["x"], judged=False)
-    assert (result.psnr_db, result.ssim, result.relative_l2, result.pictures) == (100.0, 1.0, 0.0, 1)
+    assert (result.psnr_db, result.ssim, result.relative_l2, result.images) == (100.0, 1.0, 0.0, 1)
     assert result.judge is None
 
 

@@ -57,12 +57,12 @@ def test_a_figure_or_a_reason_for_each(brief):
     assert results["fp32"]["value"] > 0
     assert results["int8"]["value"] > 0
     assert results["copy"]["value"] > 0
-    assert (results["bf16"]["value"] is not None) == bool(peaks._NATIVE["bf16"] & peaks._flags())
+    assert (results["bf16"]["value"] is not None) == bool(peaks._NATIVE["bf16"] & peaks.processor()[0])
     json.dumps(results)
 
 
 def test_precisions_that_the_processor_lacks_have_a_reason(brief, monkeypatch):
-    monkeypatch.setattr(peaks, "_flags", lambda: {"avx2", "fma"})
+    monkeypatch.setattr(peaks, "processor", lambda: (frozenset({"avx2", "fma"}), "a processor"))
     results = peaks.peaks_here(threads=1, device="cpu")
     for name in ("bf16", "fp16"):
         assert results[name]["value"] is None

@@ -7,10 +7,11 @@ import pytest
 
 from calotype.benchmarks.measure.record import ROWS_FILE, RunRecord, file_name, read, write
 from calotype.errors import InputError
+from tests.helpers.benchmarks import runs
 
 
 @pytest.fixture
-def a_run(runs) -> RunRecord:
+def a_run() -> RunRecord:
     base = runs.samples(0.4)
     fast = runs.row("calotype:openvino:bf16", 0.2, ratio=runs.ratio(base, runs.samples(0.2)), notes=("a note",))
     return runs.recorded(fast, runs.row("optimum:fp32", None, None, status="cannot", reason="it does not fit"))
@@ -26,10 +27,10 @@ def test_a_run_is_read_back_as_it_was_written(a_run, tmp_path):
 def test_every_line_is_an_object_with_its_kind_and_schema(a_run, tmp_path):
     lines = [json.loads(line) for line in write(a_run, tmp_path).read_text().splitlines()]
     assert [line["kind"] for line in lines] == ["run", "row", "row"]
-    assert {line["schema"] for line in lines} == {1}
+    assert {line["schema"] for line in lines} == {2}
 
 
-def test_a_figure_that_is_not_finite_is_not_written(runs, tmp_path):
+def test_a_figure_that_is_not_finite_is_not_written(tmp_path):
     with pytest.raises(ValueError, match="JSON compliant"):
         write(runs.recorded(runs.row("a:b:fp32", psnr=float("inf"))), tmp_path)
     assert not list(tmp_path.iterdir())
@@ -43,7 +44,7 @@ def change_lines(path, **change) -> None:
 @pytest.mark.parametrize(
     ("change", "keyword"),
     [
-        ({"schema": 2}, "schema"),
+        ({"schema": 3}, "schema"),
         ({"color": "red"}, "unknown fields"),
         ({"kind": "row"}, "benchmark run"),
         ({"kind": "run"}, "benchmark run"),
@@ -68,7 +69,7 @@ def test_another_file_is_refused(a_run, tmp_path):
         read(tmp_path)
 
 
-def test_images_are_listed_in_the_order_of_the_prompts_for_one_contender(runs, tmp_path):
+def test_images_are_listed_in_the_order_of_the_prompts_for_one_contender(tmp_path):
     black = np.zeros((8, 8, 3), np.uint8)
     runs.save_images(tmp_path, "demo-128", "calotype:openvino:fp32", [black] * 11)
     runs.save_images(tmp_path, "demo-128", "calotype:openvino:fp32-channels-last", [black])

@@ -12,26 +12,21 @@ from rich.console import Console
 
 from calotype.benchmarks.report.compare import compare, ratio_interval
 from calotype.benchmarks.report.table import show_comparison
+from tests.helpers.benchmarks import runs
 
 NAME = "calotype:openvino:bf16"
 
 
-@pytest.fixture
-def pair(runs):
+def one_row(values: dict, run: dict | None = None):
+    return runs.recorded(runs.row(NAME, **({"seconds": 0.2} | values)), **(run or {}))
+
+
+def pair(old: dict, new: dict, *, threshold: float = 0.05, new_run: dict | None = None):
     """Compare two runs of one row, at 5 % by default."""
-
-    def compared(
-        old: dict, new: dict, *, threshold: float = 0.05, old_run: dict | None = None, new_run: dict | None = None
-    ):
-        def recorded(values: dict, run: dict | None):
-            return runs.recorded(runs.row(NAME, **({"seconds": 0.2} | values)), **(run or {}))
-
-        return compare(recorded(old, old_run), recorded(new, new_run), threshold=threshold)
-
-    return compared
+    return compare(one_row(old), one_row(new, new_run), threshold=threshold)
 
 
-def timed(runs, median: float, seed: int, count: int = 12) -> dict:
+def timed(median: float, seed: int, count: int = 12) -> dict:
     return {"speed": runs.speed(runs.samples(median, count, seed=seed, noise=0.03))}
 
 
@@ -41,11 +36,11 @@ def rendered(comparison, width: int = 160) -> str:
     return out.getvalue()
 
 
-def test_a_planted_slowdown_is_detected_and_pure_noise_is_not(runs, pair):
+def test_a_planted_slowdown_is_detected_and_pure_noise_is_not():
     detected = moved = regressed = 0
     for seed in range(200):
-        old = timed(runs, 0.2, 2 * seed)
-        slow, same = (pair(old, timed(runs, 0.2 * by, 2 * seed + 1)) for by in (1.1, 1.0))
+        old = timed(0.2, 2 * seed)
+        slow, same = (pair(old, timed(0.2 * by, 2 * seed + 1)) for by in (1.1, 1.0))
         detected += slow.regressed
         moved += same.changes[0].moved != "level"
         regressed += same.regressed
@@ -66,28 +61,28 @@ def test_the_interval_covers_the_true_ratio(count):
     assert covered >= 200 * (0.95 - 4 * np.sqrt(0.05 * 0.95 / 200))
 
 
-def test_the_same_runs_give_the_same_comparison(runs, pair):
-    one, two = (pair(timed(runs, 0.2, 1), timed(runs, 0.23, 2)) for _ in range(2))
+def test_the_same_runs_give_the_same_comparison():
+    one, two = (pair(timed(0.2, 1), timed(0.23, 2)) for _ in range(2))
     assert one == two
 
 
-def test_the_threshold_is_an_argument(runs, pair):
-    slower = timed(runs, 0.2, 1), timed(runs, 0.22, 2)
+def test_the_threshold_is_an_argument():
+    slower = timed(0.2, 1), timed(0.22, 2)
     assert pair(*slower, threshold=0.02).regressed
     loose = pair(*slower, threshold=0.2)
     assert not loose.regressed
     assert loose.changes[0].moved == "slower"  # still reported
 
 
-def test_faster_is_no_regression(runs, pair):
-    result = pair(timed(runs, 0.2, 1), timed(runs, 0.1, 2))
+def test_faster_is_no_regression():
+    result = pair(timed(0.2, 1), timed(0.1, 2))
     assert result.changes[0].moved == "faster"
     assert result.changes[0].ratio == pytest.approx(0.5, rel=0.05)
     assert not result.regressed
 
 
-def test_too_few_samples_are_unknown_and_no_regression(runs, pair):
-    result = pair(timed(runs, 0.2, 1), timed(runs, 0.6, 2, count=5))
+def test_too_few_samples_are_unknown_and_no_regression():
+    result = pair(timed(0.2, 1), timed(0.6, 2, count=5))
     assert result.changes[0].moved == "unknown"
     assert result.changes[0].low is None
     assert not result.regressed
@@ -95,7 +90,7 @@ def test_too_few_samples_are_unknown_and_no_regression(runs, pair):
 
 
 @pytest.mark.parametrize("status", ["wrong", "failed", "cannot"])
-def test_a_row_that_was_ok_and_is_not_is_a_regression(pair, status):
+def test_a_row_that_was_ok_and_is_not_is_a_regression(status):
     result = pair({}, {"status": status, "reason": "because it is so"})
     assert result.regressed
     assert result.changes[0].ratio is None  # no speed of a row that is not ok
@@ -109,12 +104,12 @@ def test_a_row_that_was_ok_and_is_not_is_a_regression(pair, status):
     ("old", "new", "worse"),
     [(40.0, 38.5, True), (40.0, 39.5, False), (95.0, 92.0, False), (100.0, 60.0, True), (40.0, 50.0, False)],
 )
-def test_psnr_may_fall_by_a_decibel(pair, old, new, worse):
+def test_psnr_may_fall_by_a_decibel(old, new, worse):
     """Above 80 dB, single pixels differ by one level."""
     assert pair({"psnr": old}, {"psnr": new}).regressed is worse
 
 
-def test_the_judge_must_not_accept_fewer_images(runs, pair):
+def test_the_judge_must_not_accept_fewer_images():
     old, new = ({"quality": runs.quality(40.0, judge=judge)} for judge in (1.0, 0.875))
     assert pair(old, new).regressed
     assert not pair(new, old).regressed
@@ -125,12 +120,12 @@ def test_the_judge_must_not_accept_fewer_images(runs, pair):
     ("threshold", "rise", "worse"), [(0.0, 1.04, False), (0.0, 1.06, True), (0.2, 1.1, False), (0.2, 1.3, True)]
 )
 @pytest.mark.parametrize("where", ["host_peak_bytes", "device_peak_bytes"])
-def test_memory_may_rise_by_the_threshold_or_by_five_per_cent(pair, where, threshold, rise, worse):
+def test_memory_may_rise_by_the_threshold_or_by_five_per_cent(where, threshold, rise, worse):
     result = pair({where: 10**9}, {where: int(10**9 * rise)}, threshold=threshold)
     assert result.regressed is worse
 
 
-def test_rows_of_only_one_run_are_listed(runs):
+def test_rows_of_only_one_run_are_listed():
     one, two, three = (runs.row(name) for name in ("a:b:fp32", "c:d:fp32", "e:f:fp32"))
     result = compare(runs.recorded(one, two), runs.recorded(two, replace(three, case_id="other")), threshold=0.05)
     assert [change.contender for change in result.changes] == ["c:d:fp32"]
@@ -147,29 +142,29 @@ def test_rows_of_only_one_run_are_listed(runs):
         ({"peaks": {"fp32": 1.2e11}}, "the measured fp32 peak: 150 GFLOP/s, now 120 GFLOP/s (-20%)"),
     ],
 )
-def test_a_machine_that_changed_is_reported(pair, change, words):
+def test_a_machine_that_changed_is_reported(change, words):
     assert words in rendered(pair({}, {}, new_run=change))
 
 
-def test_peaks_within_five_per_cent_are_the_same_machine(pair):
+def test_peaks_within_five_per_cent_are_the_same_machine():
     result = pair({}, {}, new_run={"peaks": {"fp32": 1.5e11 * 0.96}})
     assert result.machine == ()
     assert result.changes[0].corrected is None
 
 
-def test_a_slower_machine_is_no_regression_of_the_code(runs, pair):
+def test_a_slower_machine_is_no_regression_of_the_code():
     """The row takes a quarter more time, at a peak of four fifths."""
-    slower = timed(runs, 0.2, 1), timed(runs, 0.25, 2)
+    slower = timed(0.2, 1), timed(0.25, 2)
     assert pair(*slower).regressed
     result = pair(*slower, new_run={"peaks": {"fp32": 1.2e11}})
     assert not result.regressed
     assert result.changes[0].ratio == pytest.approx(1.25, rel=0.05)
     assert result.changes[0].corrected == pytest.approx(1.0, rel=0.05)
-    assert pair(timed(runs, 0.2, 1), timed(runs, 0.35, 2), new_run={"peaks": {"fp32": 1.2e11}}).regressed
+    assert pair(timed(0.2, 1), timed(0.35, 2), new_run={"peaks": {"fp32": 1.2e11}}).regressed
 
 
-def test_as_json(runs, pair):
-    result = pair(timed(runs, 0.2, 1), timed(runs, 0.3, 2))
+def test_as_json():
+    result = pair(timed(0.2, 1), timed(0.3, 2))
     data = json.loads(json.dumps(result.to_json()))
     assert data["regressed"] is True
     assert data["changes"][0]["contender"] == NAME
@@ -177,8 +172,8 @@ def test_as_json(runs, pair):
 
 
 @pytest.mark.parametrize("width", [80, 100, 200])
-def test_the_text_names_what_regressed_at_every_width(runs, pair, width):
-    text = rendered(pair(timed(runs, 0.2, 1), timed(runs, 0.3, 2)), width)
+def test_the_text_names_what_regressed_at_every_width(width):
+    text = rendered(pair(timed(0.2, 1), timed(0.3, 2)), width)
     assert max(map(len, text.splitlines())) <= width
     assert f"regressed: {NAME} (demo-128): " in text
     assert "slower (more than 5%)" in " ".join(text.split())

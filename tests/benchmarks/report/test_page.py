@@ -12,6 +12,7 @@ from PIL import Image
 from calotype.benchmarks.report import page, plots
 from calotype.benchmarks.report.columns import by_case, digits
 from calotype.errors import InputError
+from tests.helpers.benchmarks import runs
 
 HOSTILE = "<script>alert(1)</script><img src=x onerror=alert(2)> & \"quoted\" 'too'"
 NAMES = (
@@ -70,7 +71,7 @@ def scene(pixels: int, seed: int = 0) -> np.ndarray:
     return (base + random.normal(0, 2, base.shape)).clip(0, 255).astype(np.uint8)
 
 
-def full_run(runs, folder, pixels: int = 128):
+def full_run(folder, pixels: int = 128):
     """Return a run of two cases and ten contenders, with two images of each."""
     rows = []
     base = runs.samples(0.5, seed=1)
@@ -86,8 +87,8 @@ def full_run(runs, folder, pixels: int = 128):
 
 
 @pytest.fixture(scope="module")
-def text(runs, tmp_path_factory):
-    return page.page(full_run(runs, tmp_path_factory.mktemp("run")))
+def text(tmp_path_factory):
+    return page.page(full_run(tmp_path_factory.mktemp("run")))
 
 
 def test_nothing_is_fetched(text):
@@ -107,18 +108,18 @@ def test_it_is_small(text):
     assert len(text.encode()) < 10**6
 
 
-def test_it_stays_small_with_large_images(runs, tmp_path):
-    assert len(page.page(full_run(runs, tmp_path, pixels=512)).encode()) < 10**6
+def test_it_stays_small_with_large_images(tmp_path):
+    assert len(page.page(full_run(tmp_path, pixels=512)).encode()) < 10**6
 
 
-def test_the_same_run_gives_the_same_page(runs, tmp_path):
+def test_the_same_run_gives_the_same_page(tmp_path):
     rows = [runs.row("a:b:fp32"), runs.row("c:d:fp32", 0.3, 50.0)]
     runs.save_images(tmp_path, "demo-128", "a:b:fp32", [scene(64)])
     recorded = runs.recorded(*rows, folder=tmp_path)
     assert page.page(recorded) == page.page(recorded)
 
 
-def test_everything_is_on_it(text, runs):
+def test_everything_is_on_it(text):
     words = " ".join(" ".join(Read(text).text).split())
     for name in NAMES:
         assert name in words
@@ -136,13 +137,13 @@ def test_everything_is_on_it(text, runs):
     assert len(re.findall(r"<svg ", text)) == 8  # four plots of two cases
 
 
-def test_labels_of_the_figures_are_text_with_all_digits(runs):
+def test_labels_of_the_figures_are_text_with_all_digits():
     rows = (runs.row("calotype:openvino:bf16", 0.12345),)
     svg = plots.draw(rows, plots.colors(rows))["latency"]
     assert digits(rows[0].speed.median_s) in re.sub(r"<[^>]*>", "\n", svg).split("\n")
 
 
-def test_strings_of_contenders_are_escaped(runs):
+def test_strings_of_contenders_are_escaped():
     rows = [
         runs.row(
             "a:b:fp32", None, None, status="failed", reason=HOSTILE, notes=(HOSTILE,), versions={HOSTILE: HOSTILE}
@@ -158,11 +159,11 @@ def test_strings_of_contenders_are_escaped(runs):
 
 
 @pytest.mark.parametrize("status", ["wrong", "failed", "cannot"])
-def test_a_row_that_is_not_ok_has_no_speed(runs, tmp_path, status):
+def test_a_row_that_is_not_ok_has_no_speed(tmp_path, status):
     """Even if the record has a speed. No plot shows it either."""
     seconds = 0.7351
     bad = runs.row(
-        "openvino-genai:bf16", seconds, 12.3, status=status, reason="so it is", utilisation=0.7777, energy_j=5432.0
+        "openvino-genai:bf16", seconds, 12.3, status=status, reason="so it is", utilization=0.7777, energy_j=5432.0
     )
     recorded = runs.recorded(runs.row(runs.BASE, 0.4), bad, folder=tmp_path)
     runs.save_images(tmp_path, "demo-128", bad.contender, [scene(32)])
@@ -180,14 +181,14 @@ def test_a_row_that_is_not_ok_has_no_speed(runs, tmp_path, status):
     assert all(drawn[name] == drawn_without[name] for name in ("components", "quality"))
 
 
-def test_each_maker_has_its_own_color(runs):
+def test_each_maker_has_its_own_color():
     rows = [runs.row(name) for name in (*NAMES, "strange:x:fp32", "other:y:fp32")]
     colors = plots.colors(rows)
     assert len(set(colors.values())) == len(colors) == 8
     assert plots.colors(rows[3:])["diffusers"] == colors["diffusers"]
 
 
-def test_names_of_points_do_not_cover_each_other(runs):
+def test_names_of_points_do_not_cover_each_other():
     rows = [runs.row(f"contender-{i}:openvino:bf16", 0.2, 50.0) for i in range(24)]  # all at one point
     svg = plots.draw(rows, plots.colors(rows))["quality"]
     heights = sorted(
@@ -197,7 +198,7 @@ def test_names_of_points_do_not_cover_each_other(runs):
     assert np.diff(heights).min() > 9  # the names have 8 points
 
 
-def test_without_data_there_is_no_plot(runs):
+def test_without_data_there_is_no_plot():
     rows = (runs.row("a:b:fp32", None, None, status="cannot", host_peak_bytes=None),)
     assert plots.draw(rows, plots.colors(rows)) == {}
     assert "No contender has a speed" in page.page(runs.recorded(*rows))
@@ -207,7 +208,7 @@ def opened(address: str) -> Image.Image:
     return Image.open(io.BytesIO(base64.b64decode(address.partition(",")[2])))
 
 
-def test_the_grid_shows_the_reference_and_differences(runs, tmp_path):
+def test_the_grid_shows_the_reference_and_differences(tmp_path):
     expected = scene(128)
     got = expected.copy()
     got[32:64, 32:64] = np.where(got[32:64, 32:64] > 127, got[32:64, 32:64] - 8, got[32:64, 32:64] + 8)
@@ -227,7 +228,7 @@ def test_the_grid_shows_the_reference_and_differences(runs, tmp_path):
     assert "128 × 64 px, the reference 128 × 128" in other["images"][0]["caption"]
 
 
-def test_a_difference_of_one_level_is_not_black(runs, tmp_path):
+def test_a_difference_of_one_level_is_not_black(tmp_path):
     expected = np.full((16, 16, 3), 100, np.uint8)
     runs.save_images(tmp_path, "demo-128", "reference", [expected])
     runs.save_images(tmp_path, "demo-128", "a:b:fp32", [expected + 1])
@@ -236,14 +237,14 @@ def test_a_difference_of_one_level_is_not_black(runs, tmp_path):
     assert np.asarray(opened(near["images"][0]["difference"]).convert("L")).min() > 0
 
 
-def test_large_images_are_shown_at_192_px(runs, tmp_path):
+def test_large_images_are_shown_at_192_px(tmp_path):
     runs.save_images(tmp_path, "demo-128", "reference", [scene(512)] * 4)
     row = runs.row("a:b:fp32")
     (reference,) = page.build_grid(runs.recorded(row, folder=tmp_path), [row], 2)
     assert [opened(shown["image"]).size for shown in reference["images"]] == [(192, 192)] * 2
 
 
-def test_the_headline_names_the_fastest_correct_row(runs):
+def test_the_headline_names_the_fastest_correct_row():
     base = runs.samples(0.4)
     wrong = runs.row("openvino-genai:bf16", 0.01, 10.0, status="wrong")
     fast = runs.row("calotype:openvino:bf16", 0.2, ratio=runs.ratio(base, runs.samples(0.2)))
@@ -253,19 +254,19 @@ def test_the_headline_names_the_fastest_correct_row(runs):
     assert "2.00 times as fast as diffusers:fp32 (2.00–2.00)" in headline
 
 
-def test_the_headline_claims_no_more_than_the_interval(runs):
+def test_the_headline_claims_no_more_than_the_interval():
     close = runs.row("calotype:openvino:bf16", 0.39, ratio=runs.ratio(runs.samples(0.4), runs.samples(0.4, seed=1)))
     assert "level with diffusers:fp32" in page.headline((close,))
     few = runs.row("calotype:openvino:bf16", 0.2, ratio=runs.ratio([0.4] * 5, [0.2] * 5))
     assert "too few" in page.headline((few,))
 
 
-def test_it_is_written_to_a_file(runs, tmp_path):
+def test_it_is_written_to_a_file(tmp_path):
     path = page.write_page(runs.recorded(runs.row("a:b:fp32")), tmp_path / "new" / "report.html")
     assert path.read_text(encoding="utf-8").startswith("<!doctype html>")
 
 
-def test_missing_packages_are_named(runs, monkeypatch):
-    monkeypatch.setattr(page.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(InputError, match="jinja2 and matplotlib"):
+def test_missing_packages_are_named(monkeypatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(InputError, match="jinja2, matplotlib"):
         page.page(runs.recorded(runs.row("a:b:fp32")))

@@ -10,10 +10,11 @@ from calotype.benchmarks.measure.record import read, write
 from calotype.benchmarks.report import results
 from calotype.benchmarks.report.columns import digits
 from calotype.errors import InputError
+from tests.helpers.benchmarks import runs
 
 
 @pytest.fixture
-def a_run(runs):
+def a_run():
     base = runs.samples(0.4, seed=1)
     rows = [
         runs.row(runs.BASE, 0.4, 100.0, ratio=replace(runs.ratio(base, base), verdict="base")),
@@ -28,7 +29,7 @@ def commit(recorded, into) -> None:
     write(recorded, into / results.result_name(recorded.run))
 
 
-def test_names_are_short_and_safe_as_files(runs):
+def test_names_are_short_and_safe_as_files():
     again = "calotype bench --preset cpu"
     name = "Intel(R) Xeon(R) Platinum 8481C CPU @ 2.70GHz / with a very long name"
     run = runs.run(device=name, preset="cpu", command=again)
@@ -94,7 +95,7 @@ def test_a_hostile_reason_stays_one_line_of_text(a_run, tmp_path):
     assert "cannot run: no \\| such \\`model\\` \\<here\\> |" in line
 
 
-def test_wrong_images_have_no_speed(runs, tmp_path):
+def test_wrong_images_have_no_speed(tmp_path):
     seconds = 0.7351
     wrong = runs.row("openvino-genai:bf16", seconds, 12.3, status="wrong", reason="so it is")
     commit(runs.recorded(runs.row(runs.BASE, 0.4), wrong), tmp_path / "results")
@@ -105,7 +106,7 @@ def test_wrong_images_have_no_speed(runs, tmp_path):
         assert digits(figure) not in text
 
 
-def test_the_newest_comes_first_for_each_device(runs, tmp_path):
+def test_the_newest_comes_first_for_each_device(tmp_path):
     row = runs.row("a:b:fp32")
     for date, device in (("2026-11-20", "One"), ("2026-11-22", "Two"), ("2026-11-24", "One"), ("2026-11-23", "Two")):
         commit(runs.recorded(row, date=f"{date}T10:00:00Z", device=device), tmp_path / "results")
@@ -114,7 +115,7 @@ def test_the_newest_comes_first_for_each_device(runs, tmp_path):
     assert heads == ["## One", "### 2026-11-24", "### 2026-11-20", "## Two", "### 2026-11-23", "### 2026-11-22"]
 
 
-def test_a_page_that_would_be_too_long_lists_the_oldest_runs_in_a_line_each(runs, tmp_path):
+def test_a_page_that_would_be_too_long_lists_the_oldest_runs_in_a_line_each(tmp_path):
     rows = [runs.row(f"calotype:b{i}:fp32") for i in range(20)]
     for day in range(1, 16):
         commit(runs.recorded(*rows, date=f"2026-11-{day:02}T10:00:00Z"), tmp_path / "results")

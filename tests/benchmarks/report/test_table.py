@@ -8,6 +8,7 @@ from rich.console import Console
 
 from calotype.benchmarks.report import table
 from calotype.benchmarks.report.columns import COLUMNS, digits, honest, rate, size, title
+from tests.helpers.benchmarks import runs
 
 
 def shown(recorded, width: int | None = 200, terminal: bool = True) -> str:
@@ -17,7 +18,7 @@ def shown(recorded, width: int | None = 200, terminal: bool = True) -> str:
 
 
 @pytest.fixture
-def mixed(runs):
+def mixed():
     base = runs.samples(0.4, seed=1)
     rows = [
         runs.row(runs.BASE, 0.4, 100.0, ratio=runs.ratio(base, base)),
@@ -73,7 +74,7 @@ def test_a_pipe_has_one_line_a_row_and_no_escapes(mixed):
 
 
 @pytest.mark.parametrize("width", [100, 200])
-def test_wrong_images_have_their_error_and_no_speed(runs, width):
+def test_wrong_images_have_their_error_and_no_speed(width):
     """Even if the record has a speed."""
     seconds = runs.speed([0.012347] * 7)
     wrong = runs.row(
@@ -86,34 +87,34 @@ def test_wrong_images_have_their_error_and_no_speed(runs, width):
         assert figure not in text
 
 
-def test_honest_removes_every_figure_of_speed(runs):
+def test_honest_removes_every_figure_of_speed():
     wrong = honest(runs.row("a:b:fp32", 0.1, status="wrong", ratio=runs.ratio([0.2] * 7, [0.1] * 7), energy_j=3.0))
-    speeds = (wrong.speed, wrong.ratio, wrong.utilisation, wrong.first_s, wrong.energy_j)
+    speeds = (wrong.speed, wrong.ratio, wrong.utilization, wrong.first_s, wrong.energy_j)
     assert speeds == (None,) * 5
     assert wrong.parts == {}
     assert wrong.host_peak_bytes
     assert wrong.quality
 
 
-def test_too_few_rounds_are_unknown(runs):
+def test_too_few_rounds_are_unknown():
     few = runs.ratio([0.4] * 5, [0.2] * 5)
     text = shown(runs.recorded(runs.row("calotype:openvino:bf16", 0.2, ratio=few)))
     assert "unknown" in text
     assert "ahead" not in text
 
 
-def test_the_device_has_a_column_only_if_there_is_one(runs):
+def test_the_device_has_a_column_only_if_there_is_one():
     host = runs.row("a:cuda:fp16", 0.2)
     assert "GPU mem." not in shown(runs.recorded(host))
     assert "3.00 GiB" in shown(runs.recorded(runs.row("a:cuda:fp16", 0.2, device_peak_bytes=3 * 2**30)), 100)
 
 
-def test_strings_of_contenders_are_not_markup(runs):
+def test_strings_of_contenders_are_not_markup():
     text = shown(runs.recorded(runs.row("a:b:fp32", None, None, status="cannot", reason="[red]not[/red] here")))
     assert "[red]not[/red] here" in text
 
 
-def test_titles(runs):
+def test_titles():
     case = runs.CASE | {"height": 512, "width": 768, "batch": 4, "steps": 1, "sampler": "own", "guidance": 1.0}
     case |= {"model": "/some/where/sd15", "controlnets": ["/some/canny", "depth"]}
     words = "sd15, text to image, 768 × 512 px, batch of 4, 1 step of the model's own sampler, no guidance"

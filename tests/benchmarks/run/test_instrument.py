@@ -114,7 +114,7 @@ def test_wrong_images_have_no_speed(rows):
     row = rows["wrong"]
     assert row.status == "wrong"
     assert "float32 eager" in row.reason
-    assert (row.speed, row.ratio, row.utilisation, row.first_s, dict(row.parts)) == (None, None, None, None, {})
+    assert (row.speed, row.ratio, row.utilization, row.first_s, dict(row.parts)) == (None, None, None, None, {})
     assert row.quality.psnr_db < 25
     assert rows["slow"].ratio.base != row.contender
 
@@ -129,10 +129,10 @@ def test_the_known_error_is_reported(rows):
 
 
 @pytest.mark.timed
-def test_utilisation_is_of_the_measured_peak(rows):
+def test_utilization_is_of_the_measured_peak(rows):
     unet = rows["fast"].parts["unet"]
     assert unet.flops > 1e9
-    assert unet.utilisation == pytest.approx(unet.flops / unet.median_s / 1e12)
+    assert unet.utilization == pytest.approx(unet.flops / unet.median_s / 1e12)
     assert peak_of("bf16", {"fp32": 1.0, "bf16": None}) is None
     assert peak_of("int8+bf16", {"fp32": 1.0, "bf16": 2.0, "int8": 4.0}) == 4.0
 

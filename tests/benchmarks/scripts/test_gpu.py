@@ -85,7 +85,7 @@ def test_the_parts_of_an_image_are_timed_by_the_clock(fake):
     request = {"prompt": "x", "steps": 2, "height": 128, "width": 128, "guidance_scale": 5.0, "num_images": 1}
     results = gpu_close.close(fake, clock=lambda run: run() and next(ticks), rounds=3, request=request)
     assert results["networks_s"] == {"text_encoder": 3.0, "unet": 8.0, "vae_decoder": 2.0}
-    assert results["besides_networks_s"] == pytest.approx(results["picture_s"] - 3 - 2 * 8 - 2)
+    assert results["besides_networks_s"] == pytest.approx(results["image_s"] - 3 - 2 * 8 - 2)
 
 
 def test_the_busy_time_of_a_gpu_comes_from_its_activities():

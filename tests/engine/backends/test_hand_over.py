@@ -24,27 +24,23 @@ class Failing(fake_backend.FakeRunner):
         return super().__call__(inputs)
 
 
-@pytest.fixture
-def failing(monkeypatch):
+def make_unet_fail(monkeypatch, error, good=0):
     """Make openvino's U-Net fail with this error after `good` successful runs."""
 
-    def use(error, good=0):
-        def open_runner(component, artifact):
-            if component.name != "unet":
-                raise BackendError("this test has only the U-Net")
-            return Failing(component, artifact.precision, error, good)
+    def open_runner(component, artifact):
+        if component.name != "unet":
+            raise BackendError("this test has only the U-Net")
+        return Failing(component, artifact.precision, error, good)
 
-        change_backend(monkeypatch, "openvino", form="diffusers", open=open_runner)
-
-    return use
+    change_backend(monkeypatch, "openvino", form="diffusers", open=open_runner)
 
 
 def load(fake, *names):
     return Pipeline(fake.plan, backends.choose(names))
 
 
-def test_the_next_backend_takes_over_after_a_failed_first_run(fake, failing):
-    failing(RuntimeError("no kernel for this node"))
+def test_the_next_backend_takes_over_after_a_failed_first_run(fake, monkeypatch):
+    make_unet_fail(monkeypatch, RuntimeError("no kernel for this node"))
     result = load(fake, "openvino", "fake")("x", steps=2, seed=1)
     unet = next(c for c in result.report.components if c.name == "unet")
     assert unet.backend == "fake"
@@ -53,29 +49,29 @@ def test_the_next_backend_takes_over_after_a_failed_first_run(fake, failing):
 
 
 @pytest.mark.parametrize("error", [RuntimeError("std::bad_alloc"), MemoryError(), DeviceFullError("full")])
-def test_a_full_machine_does_not_switch_backends(fake, failing, error):
-    failing(error)
+def test_a_full_machine_does_not_switch_backends(fake, monkeypatch, error):
+    make_unet_fail(monkeypatch, error)
     with pytest.raises(BackendError):
         load(fake, "openvino", "fake")("x", steps=2, seed=1)
 
 
 @pytest.mark.parametrize("error", [InputError("wrong"), Cancelled("stopped"), NotFiniteError("infinite")])
-def test_errors_of_the_caller_do_not_switch_backends(fake, failing, error):
-    failing(error)
+def test_errors_of_the_caller_do_not_switch_backends(fake, monkeypatch, error):
+    make_unet_fail(monkeypatch, error)
     with pytest.raises(type(error)):
         load(fake, "openvino", "fake")("x", steps=2, seed=1)
 
 
-def test_a_backend_that_has_worked_before_raises(fake, failing):
-    failing(RuntimeError("no kernel for this node"), good=1)
+def test_a_backend_that_has_worked_before_raises(fake, monkeypatch):
+    make_unet_fail(monkeypatch, RuntimeError("no kernel for this node"), good=1)
     with pytest.raises(BackendError, match="no kernel"):
         load(fake, "openvino", "fake")("x", steps=2, seed=1)
 
 
 @pytest.mark.parametrize("names", ["openvino", ["openvino", "onnxruntime"]])
-def test_a_single_backend_raises_and_so_does_the_last_of_a_list(fake, failing, names):
+def test_a_single_backend_raises_and_so_does_the_last_of_a_list(fake, monkeypatch, names):
     unet = fake.plan.components["unet"]  # it has no ONNX file
     sizes = fake.plan.profile.sizes(batch=1, height=64, width=64)
-    failing(RuntimeError("no kernel for this node"))
+    make_unet_fail(monkeypatch, RuntimeError("no kernel for this node"))
     with pytest.raises(BackendError, match="no kernel"):
         open_component(unet, backends.choose(names))(**{b.name: np.zeros(b.shape(sizes), b.dtype) for b in unet.inputs})

@@ -44,11 +44,8 @@ def calls() -> Calls:
     return Calls()
 
 
-@pytest.fixture
-def graphs(calls):
-    return lambda limit_bytes=10**6: CudaGraphCache(
-        lambda i: {"y": i["x"] * 2 + i["z"]}, calls, limit_bytes=limit_bytes
-    )
+def cache_of(calls, limit_bytes=10**6) -> CudaGraphCache:
+    return CudaGraphCache(lambda i: {"y": i["x"] * 2 + i["z"]}, calls, limit_bytes=limit_bytes)
 
 
 def inputs(count: int, number: float = 1.0, dtype=torch.float32):
@@ -59,8 +56,8 @@ def is_right(out, count: int, number: float = 1.0) -> bool:
     return out["y"].shape == (count, 2) and bool((out["y"] == 2 * number + 0.5).all())
 
 
-def test_each_set_of_shapes_and_types_is_captured_once(graphs, calls):
-    run = graphs()
+def test_each_set_of_shapes_and_types_is_captured_once(calls):
+    run = cache_of(calls)
     for count, number in ((3, 1.0), (5, 2.0), (3, 3.0), (5, 4.0)):
         assert is_right(run(inputs(count, number)), count, number)
     assert calls.shapes == [(3, 2), (5, 2)]
@@ -68,8 +65,8 @@ def test_each_set_of_shapes_and_types_is_captured_once(graphs, calls):
     assert len(calls.captured) == 3
 
 
-def test_inputs_and_outputs_belong_to_the_caller(graphs):
-    run, tensors = graphs(), inputs(3)
+def test_inputs_and_outputs_belong_to_the_caller(calls):
+    run, tensors = cache_of(calls), inputs(3)
     first = run(tensors)
     tensors["x"].fill_(9)
     run(inputs(3, 7.0))
@@ -77,8 +74,8 @@ def test_inputs_and_outputs_belong_to_the_caller(graphs):
     assert is_right(first, 3)
 
 
-def test_graphs_stay_within_the_limit_and_remain_right(graphs, calls):
-    run = graphs(limit_bytes=100)  # (4 * (2 * count + 1)) bytes each
+def test_graphs_stay_within_the_limit_and_remain_right(calls):
+    run = cache_of(calls, limit_bytes=100)  # (4 * (2 * count + 1)) bytes each
     for count in (3, 4, 5, 3):
         assert is_right(run(inputs(count)), count)
         assert run.size_bytes <= 100
@@ -88,15 +85,15 @@ def test_graphs_stay_within_the_limit_and_remain_right(graphs, calls):
     assert calls.shapes[-2:] == [(50, 2), (3, 2)]
 
 
-def test_the_most_recently_used_graph_stays(graphs, calls):
-    run = graphs(limit_bytes=80)
+def test_the_most_recently_used_graph_stays(calls):
+    run = cache_of(calls, limit_bytes=80)
     for count in (3, 4, 3, 5, 3):
         run(inputs(count))
     assert calls.shapes == [(3, 2), (4, 2), (5, 2)]
 
 
-def test_a_full_device_drops_the_other_graphs_first(graphs, calls):
-    run = graphs()
+def test_a_full_device_drops_the_other_graphs_first(calls):
+    run = cache_of(calls)
     run(inputs(3))
     calls.full = 1
     assert is_right(run(inputs(4)), 4)
@@ -105,17 +102,17 @@ def test_a_full_device_drops_the_other_graphs_first(graphs, calls):
     assert calls.shapes[-1] == (3, 2)  # it was dropped
 
 
-def test_a_run_that_does_not_fit_raises_and_the_next_works(graphs, calls):
-    run = graphs()
+def test_a_run_that_does_not_fit_raises_and_the_next_works(calls):
+    run = cache_of(calls)
     calls.full = 2
     with pytest.raises(DeviceFullError, match="20 GiB"):
         run(inputs(4))
     assert is_right(run(inputs(3)), 3)
 
 
-def test_a_full_device_outside_of_a_capture_raises_the_same_error(graphs, calls, monkeypatch):
+def test_a_full_device_outside_of_a_capture_raises_the_same_error(calls, monkeypatch):
     """Buffers of inputs before the capture, and copies of outputs after it."""
-    run, real = graphs(), torch.Tensor.clone
+    run, real = cache_of(calls), torch.Tensor.clone
     run(inputs(3))
     failures = [2]
 
@@ -134,14 +131,14 @@ def test_a_full_device_outside_of_a_capture_raises_the_same_error(graphs, calls,
     assert calls.shapes == [(3, 2), (4, 2), (4, 2)]
 
 
-def test_a_failed_capture_reports_its_cause(graphs, calls, monkeypatch):
+def test_a_failed_capture_reports_its_cause(calls, monkeypatch):
     def record(function, tensors):
         try:
             raise torch.OutOfMemoryError("CUDA out of memory")
         finally:
             raise RuntimeError("operation failed due to a previous error during capture")
 
-    run = graphs()
+    run = cache_of(calls)
     monkeypatch.setattr(calls, "record", record)
     with pytest.raises(DeviceFullError, match="CUDA out of memory"):
         run(inputs(4))
@@ -154,16 +151,16 @@ def test_a_failed_capture_reports_its_cause(graphs, calls, monkeypatch):
         run(inputs(4))
 
 
-def test_a_thousand_requests_stay_within_the_limit(graphs):
-    run, draw = graphs(limit_bytes=400), random.Random(0)
+def test_a_thousand_requests_stay_within_the_limit(calls):
+    run, draw = cache_of(calls, limit_bytes=400), random.Random(0)
     for _ in range(1000):
         count, number = draw.randint(1, 12), float(draw.randint(1, 9))
         assert is_right(run(inputs(count, number)), count, number)
         assert run.size_bytes <= 400
 
 
-def test_threads_get_their_own_outputs(graphs):
-    run, wrong = graphs(limit_bytes=150), []
+def test_threads_get_their_own_outputs(calls):
+    run, wrong = cache_of(calls, limit_bytes=150), []
 
     def work(count: int) -> None:
         for number in range(1, 40):

@@ -8,20 +8,16 @@ import pytest
 from calotype.files import locks
 
 
-@pytest.fixture
-def between(monkeypatch):
-    """Calls a function once, just before the next lock is taken."""
+def before_the_next_lock(monkeypatch, action):
+    """Call a function once, just before the next lock is taken."""
     flock = fcntl.flock
 
-    def arrange(action):
-        def interrupted(descriptor, operation):
-            monkeypatch.setattr(fcntl, "flock", flock)
-            action()
-            flock(descriptor, operation)
+    def interrupted(descriptor, operation):
+        monkeypatch.setattr(fcntl, "flock", flock)
+        action()
+        flock(descriptor, operation)
 
-        monkeypatch.setattr(fcntl, "flock", interrupted)
-
-    return arrange
+    monkeypatch.setattr(fcntl, "flock", interrupted)
 
 
 def is_locked(path):
@@ -35,12 +31,12 @@ def is_locked(path):
 
 
 @pytest.mark.parametrize("change", ["removed", "replaced"])
-def test_a_lock_on_a_removed_file_does_not_count(tmp_path, between, change):
+def test_a_lock_on_a_removed_file_does_not_count(tmp_path, monkeypatch, change):
     path = tmp_path / "k.lock"
-    between(lambda: [path.unlink(), change == "replaced" and path.touch()])
+    before_the_next_lock(monkeypatch, lambda: [path.unlink(), change == "replaced" and path.touch()])
     with locks.exclusive(path) as locked:
         assert not locked
-    between(lambda: [path.unlink(), change == "replaced" and path.touch()])
+    before_the_next_lock(monkeypatch, lambda: [path.unlink(), change == "replaced" and path.touch()])
     with locks.exclusive(path, wait_for="it") as locked:
         assert locked
         assert is_locked(path)
@@ -56,11 +52,11 @@ def test_the_lock_file_of_another_process_is_kept(tmp_path):
     assert path.exists()
 
 
-def test_an_entry_that_is_removed_during_opening_is_not_used(tmp_path, between):
+def test_an_entry_that_is_removed_during_opening_is_not_used(tmp_path, monkeypatch):
     path = tmp_path / "k" / "entry.json"
     path.parent.mkdir()
     path.touch()
-    between(lambda: path.parent.rename(tmp_path / "dropped"))
+    before_the_next_lock(monkeypatch, lambda: path.parent.rename(tmp_path / "dropped"))
     assert not locks.use(path)
     assert not is_locked(tmp_path / "dropped" / "entry.json")
 

@@ -95,7 +95,7 @@ def test_it_tells_held_out_scenes_apart():
 @pytest.mark.parametrize(
     ("images", "prompts", "keyword"),
     [
-        ([], "x", "images: got an empty list"),
+        ([], "x", "empty list"),
         (IMAGES[:2], ["x", "y", "z"], "2 images"),
         (IMAGES[:2], [], "prompts"),
         (IMAGES[0], [3], "prompts"),

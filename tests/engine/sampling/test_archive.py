@@ -132,6 +132,13 @@ def test_a_damaged_index_raises(folder, text):
     assert "\n" not in str(raised.value)
 
 
+def test_an_index_with_the_old_name_of_image_steps_is_read(folder):
+    expected, index = read_index(folder), (folder / "index.json").read_text()
+    assert "image_steps" in index
+    (folder / "index.json").write_text(index.replace("image_steps", "pictures"))
+    assert read_index(folder) == expected
+
+
 def test_a_file_outside_the_folder_is_not_read(folder, tmp_path):
     (file,) = folder.glob("Euler*.npz")
     file.rename(tmp_path / file.name)

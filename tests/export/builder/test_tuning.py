@@ -15,6 +15,7 @@ from calotype.export.precision.variants import Calibration, Group, check_precisi
 from calotype.export.quality.bounds import parse_bounds
 from calotype.export.steps.progress import Display, Progress, Stage
 from calotype.plan.plan import Artifact, read_plan
+from tests.helpers.backends import change_backend
 
 GROUPS = [Group(name=f"g{i}", nodes=(f"n{i}",), loss=8.0 - i) for i in range(8)]  # the most sensitive first
 CALIBRATION = Calibration(ranges=Path("ranges.json"), groups=GROUPS)
@@ -134,8 +135,19 @@ def test_the_table_lists_what_was_not_tried_and_why(monkeypatch, plan):
         check_precision("onnxruntime", "bf16")
     with pytest.raises(BuildError, match="fp8"):
         check_precision("openvino", "fp8")
-    check_precision("openvino", "bf16")
     assert (form_for("int8", "onnxruntime"), form_for("int8", "openvino")) == ("uint8", "int8")
+
+
+def test_precisions_that_this_machine_cannot_compute_in_are_not_tried(monkeypatch):
+    change_backend(monkeypatch, "openvino", unsupported=lambda precision: "no" if "bf16" in precision else None)
+    assert tuned_as("auto", "openvino") == ("int8",)
+    assert not_tried("openvino")["bf16"] == "no"
+    with pytest.raises(BuildError) as raised:
+        check_precision("openvino", "bf16")
+    assert raised.value.data == {"backend": "openvino", "hint": "--precision auto"}
+    change_backend(monkeypatch, "openvino", unsupported=lambda precision: None)
+    check_precision("openvino", "bf16")
+    assert "bf16" in tuned_as("auto", "openvino")
 
 
 def test_a_real_build_in_int8_passes_its_bounds_and_lists_its_trials(saved_plan, tmp_path):

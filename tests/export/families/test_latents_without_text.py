@@ -117,8 +117,8 @@ def test_supported_arguments(models, pipes_of):
     assert [image.size for image in pipe(steps=1, num_images=2, width=48, height=36).images] == [(48, 36)] * 2
     with pytest.raises(InputError, match="unconditional"):
         pipe("a ring")
-    with pytest.raises(SourceError, match="takes no ControlNet and no autoencoder"):
+    with pytest.raises(SourceError, match="no ControlNet"):
         calotype.load(folder, controlnet=folder / "unet", backend="fake")
     configs = read_source(folder).configs
-    with pytest.raises(SourceError, match="in_channels is 4 and out_channels 3"):
+    with pytest.raises(SourceError, match="out_channels 3"):
         family_of({**configs, "unet": {**configs["unet"], "in_channels": 4}})

@@ -1,6 +1,7 @@
 """LoRAs that cannot be set or removed, and LoRAs that change while images are generated."""
 
 import threading
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -60,18 +61,20 @@ def test_a_network_that_cannot_be_restored_generates_no_images(loaded, monkeypat
 
     fail(unet, "no room for the change", with_loras=True)
     fail(text, "no room to put it back", with_loras=False)
-    with pytest.raises(BackendError, match="no room for the change"):
+    with pytest.raises(BackendError, match="no room for"):
         pipe.set_lora(a)
     assert pipe.loras == ()
     assert unet._session is not None
     for _ in range(2):
-        with pytest.raises(BackendError, match="text_encoder could not be restored"):
+        with pytest.raises(BackendError, match="restored") as raised:
             generate(pipe)
+        assert raised.value.component == "text_encoder"
         with pytest.raises(BackendError, match="no room"):
             pipe.set_lora(a)
     ids = np.zeros((1, 77), dtype=np.int64)
-    with pytest.raises(BackendError, match="failed on the text_encoder"):
+    with pytest.raises(BackendError, match="changed weights") as raised:
         pipe.component("text_encoder")(input_ids=ids)
+    assert raised.value.data == {"backend": "onnxruntime", "component": "text_encoder"}
     monkeypatch.undo()
     pipe.set_lora(None)
     np.testing.assert_array_equal(generate(pipe), none)
@@ -180,5 +183,6 @@ def test_a_backend_without_lora_support_is_an_error(loaded, fake):
     with pytest.raises(BackendError, match="cannot change the weights"):
         fake.set_lora(loras("demonstration")[0])
     fake.set_lora(None)
-    with pytest.raises(SourceError, match="there is no LoRA file nowhere"):
+    with pytest.raises(SourceError, match="no LoRA file") as raised:
         calotype.load("demo", backend="fake", lora="nowhere.safetensors")
+    assert raised.value.path == Path("nowhere.safetensors")

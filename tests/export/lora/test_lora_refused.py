@@ -28,8 +28,9 @@ def test_values_that_are_not_finite_are_refused_with_their_layer(tmp_path, part,
         metadata = {"lora_adapter_metadata": json.dumps({"unet.lora_alpha": number})}
     else:
         tensors[part] = torch.full_like(tensors.get(part, torch.tensor(1.0)), number)
-    with pytest.raises(SourceError, match=r"not finite.*unet\.conv_in"):
+    with pytest.raises(SourceError, match="not finite") as raised:
         delta_in(tmp_path / "x.safetensors", pair(**tensors), (6, 8, 3, 3), metadata)
+    assert raised.value.data == {"path": tmp_path / "x.safetensors", "field": "unet.conv_in"}
 
 
 INVALID = {

@@ -5,6 +5,7 @@ import os
 import resource
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
@@ -92,8 +93,10 @@ HUGE = [
 def test_a_config_larger_than_its_weights_is_refused_with_file_and_field(model_copy, part, changes):
     edit(model_copy / part / "config.json", **changes)
     (field,) = changes
-    with pytest.raises(SourceError, match=rf"{part}/config\.json: {field}"):
+    with pytest.raises(SourceError, match=field) as raised:
         family_of(read_source(model_copy).configs)
+    assert raised.value.field == field
+    assert str(raised.value.path).endswith(f"{part}/config.json")
 
 
 @pytest.mark.parametrize(("part", "changes"), [HUGE[0], HUGE[4], HUGE[10]], ids=["text", "unet", "vae"])
@@ -113,8 +116,9 @@ def test_a_huge_network_is_refused_before_memory_is_allocated(model_copy):
 @pytest.mark.parametrize("field", ["num_train_timesteps", "solver_order", "steps_offset"])
 def test_huge_schedules_are_refused(model_copy, field):
     edit(model_copy / "scheduler" / "scheduler_config.json", **{field: 10**12})
-    with pytest.raises(SourceError, match=rf"scheduler/scheduler_config\.json: {field}"):
+    with pytest.raises(SourceError) as raised:
         calotype.load(model_copy, backend="fake")
+    assert raised.value.data == {"path": Path("scheduler/scheduler_config.json"), "field": field}
 
 
 def test_the_command_ends_with_an_error_in_little_memory(model_copy):

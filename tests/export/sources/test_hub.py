@@ -47,19 +47,17 @@ def test_only_files_that_are_read_are_needed():
 @pytest.mark.parametrize(
     ("files", "keyword"),
     [
-        (
-            [*MODEL, *WEIGHTS[:2], "vae/diffusion_pytorch_model.bin"],
-            "vae/diffusion_pytorch_model.bin",
-        ),
-        ([*MODEL, *WEIGHTS[:2]], "a/b has no vae/diffusion_pytorch_model.safetensors"),
+        ([*MODEL, *WEIGHTS[:2], "vae/diffusion_pytorch_model.bin"], "vae/diffusion_pytorch_model.bin"),
+        ([*MODEL, *WEIGHTS[:2]], "vae/diffusion_pytorch_model.safetensors"),
         (["README.md", "dream.safetensors"], "hf download a/b dream.safetensors"),
         (["dream.ckpt"], "dream.ckpt"),
-        (["README.md"], "a/b holds no model"),
+        (["README.md"], "no model"),
     ],
 )
 def test_repositories_without_a_model_are_refused_before_any_fetch(files, keyword):
-    with pytest.raises(SourceError, match=keyword):
+    with pytest.raises(SourceError, match=keyword) as raised:
         needed("a/b", files)
+    assert raised.value.path == Path("a/b")
 
 
 def cached(cache: Path, hub_id: str, folder: Path) -> Path:
@@ -94,7 +92,7 @@ def test_offline_makes_no_connection(demo_folder, tmp_path, monkeypatch, no_netw
     with pytest.raises(SourceError, match="Offline mode"):
         calotype.load("some-one/another", offline=True)
     (folder / "unet" / "diffusion_pytorch_model.safetensors").unlink()  # fetched in part
-    with pytest.raises(SourceError, match=r"diffusion_pytorch_model.safetensors is missing"):
+    with pytest.raises(SourceError, match=r"diffusion_pytorch_model\.safetensors"):
         calotype.load("some-one/a-model", offline=True)
 
 
@@ -109,8 +107,9 @@ def test_the_environment_variable_means_offline_as_well(demo_folder, tmp_path, m
 
 def test_an_unreachable_hub_means_the_cache_with_a_message(demo_folder, tmp_path, monkeypatch, no_network, capsys):
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
-    with pytest.raises(SourceError, match="no folder some-one/a-model"):
+    with pytest.raises(SourceError, match="hub") as raised:
         prepare("some-one/a-model", forms=())
+    assert raised.value.path == Path("some-one/a-model")
     cached(tmp_path, "some-one/a-model", demo_folder)
     assert prepare("some-one/a-model", forms=()).family == "sd1"
     assert "cannot reach the hub" in capsys.readouterr().err
@@ -121,7 +120,7 @@ def test_an_incomplete_cache_is_not_used(demo_folder, tmp_path, monkeypatch, no_
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
     folder = cached(tmp_path, "some-one/a-model", demo_folder if lost else demo_folder / "vae")
     (folder / (lost or "diffusion_pytorch_model.safetensors")).unlink()
-    with pytest.raises(SourceError, match="the cache has a part of it"):
+    with pytest.raises(SourceError, match="a part"):
         find("some-one/a-model")
 
 

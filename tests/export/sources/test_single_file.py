@@ -101,24 +101,23 @@ def with_nine_channels(described):
     return {**described, "pipeline": pipeline, "unet": (name, {**config, "in_channels": 9})}
 
 
-@pytest.fixture(scope="module")
-def checkpoint(tmp_path_factory):
-    """A function that writes a tiny checkpoint; it returns the path, the networks and the description."""
+def write_checkpoint(path, kind, *, channels=4, spread=0.0, more=None):
+    """Write a tiny checkpoint. Return its networks and their description."""
+    described = with_nine_channels(TINY[kind]) if channels == 9 else TINY[kind]
+    networks = networks_of(described)
+    with torch.no_grad():  # its spread tells v from epsilon in Stable Diffusion 2
+        level = networks["unet"].up_blocks[-1 if kind in ("sd15", "sd21") else 0]
+        bias = level.attentions[-1].transformer_blocks[0].norm1.bias
+        bias.copy_(torch.linspace(-1, 1, len(bias)) * spread * 1.7)
+    states = {part: network.state_dict() for part, network in networks.items()}
+    tensors = in_original_layout(states, kind, described) | (more or {})
+    save_file({n: t.contiguous() for n, t in tensors.items()}, path)
+    return networks, described
 
-    def write(kind, *, channels=4, spread=0.0, more=None, metadata=None):
-        described = with_nine_channels(TINY[kind]) if channels == 9 else TINY[kind]
-        networks = networks_of(described)
-        with torch.no_grad():  # its spread tells v from epsilon in Stable Diffusion 2
-            level = networks["unet"].up_blocks[-1 if kind in ("sd15", "sd21") else 0]
-            bias = level.attentions[-1].transformer_blocks[0].norm1.bias
-            bias.copy_(torch.linspace(-1, 1, len(bias)) * spread * 1.7)
-        states = {part: network.state_dict() for part, network in networks.items()}
-        tensors = in_original_layout(states, kind, described) | (more or {})
-        path = tmp_path_factory.mktemp("checkpoints") / f"{kind}.safetensors"
-        save_file({n: t.contiguous() for n, t in tensors.items()}, path, metadata=metadata)
-        return path, networks, described
 
-    return write
+@pytest.fixture
+def path(tmp_path):
+    return tmp_path / "checkpoint.safetensors"
 
 
 @pytest.fixture(scope="module")
@@ -160,9 +159,9 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_weights_are_the_checkpoints_own(checkpoint, case):
+def test_weights_are_the_checkpoints_own(path, case):
     kind, channels, spread, family, predicts = CASES[case]
-    path, networks, described = checkpoint(kind, channels=channels, spread=spread)
+    networks, described = write_checkpoint(path, kind, channels=channels, spread=spread)
     source = read_source(path)
     check_weights(source.folder, networks)
     read = family_of(source.configs)
@@ -174,8 +173,8 @@ def test_weights_are_the_checkpoints_own(checkpoint, case):
 
 
 @pytest.mark.parametrize("kind", ["sd15", "sd21", "sdxl"])
-def test_images_match_diffusers_from_the_same_file(checkpoint, kind):
-    path, _, described = checkpoint(kind, spread=0.12)
+def test_images_match_diffusers_from_the_same_file(path, kind):
+    _, described = write_checkpoint(path, kind, spread=0.12)
     cls = getattr(diffusers, described["pipeline"])
     more = {} if kind == "sdxl" else {"safety_checker": None}
     reference = cls.from_single_file(path, config=str(find(path)), local_files_only=True, dtype=torch.float32, **more)
@@ -188,12 +187,12 @@ def test_images_match_diffusers_from_the_same_file(checkpoint, kind):
     assert psnr(got, expected) >= 60
 
 
-def test_a_checkpoint_is_converted_once_with_a_message(checkpoint, capsys, monkeypatch):
+def test_a_checkpoint_is_converted_once_with_a_message(path, capsys, monkeypatch):
     monkeypatch.setattr(stored_step, "run_in_subprocess", run_in_subprocess)
-    path, _, _ = checkpoint("sd21", spread=0.2, more={"model_ema.decay": torch.ones(1), "betas": torch.ones(3)})
+    write_checkpoint(path, "sd21", spread=0.2, more={"model_ema.decay": torch.ones(1), "betas": torch.ones(3)})
     folder = find(path)
     message = capsys.readouterr().err
-    assert "sd21.safetensors is Stable Diffusion 2.x" in message
+    assert "checkpoint.safetensors is Stable Diffusion 2.x" in message
     assert "it predicts v: " in message
     monkeypatch.setattr(stored_step, "run_in_subprocess", None)
     assert find(path) == folder
@@ -219,8 +218,8 @@ def test_edm_is_refused():
         prediction_of("Stable Diffusion XL", {"edm_mean": 1}, {})
 
 
-def test_a_marker_of_zero_terminal_snr_reaches_the_scheduler(checkpoint):
-    path, _, _ = checkpoint("sdxl", more={"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
+def test_a_marker_of_zero_terminal_snr_reaches_the_scheduler(path):
+    write_checkpoint(path, "sdxl", more={"v_pred": torch.zeros(1), "ztsnr": torch.zeros(1)})
     scheduler = read_source(path).configs["scheduler"]
     assert scheduler["prediction_type"] == "v_prediction"
     assert scheduler["rescale_betas_zero_snr"] is True
@@ -263,14 +262,14 @@ def test_full_size_checkpoints_fit(kind, channels, monkeypatch):
 
 
 UNKNOWN = {
-    "a LoRA": ({"lora_unet_x.lora_down.weight": 1}, r"a LoRA .*lora=.*under lora_unet_x"),
+    "a LoRA": ({"lora_unet_x.lora_down.weight": 1}, "under lora_unet_x"),
     "an embedding": ({"emb_params": 1}, "a textual inversion"),
     "diffusers' LoRA": ({"unet.mid_block.x.lora_A.weight": 1}, "a LoRA"),
-    "a ControlNet": ({"control_model.x": 1}, r"a ControlNet .*controlnet="),
-    "an autoencoder": ({"encoder.x": 1, "decoder.x": 1}, r"an autoencoder .*vae="),
+    "a ControlNet": ({"control_model.x": 1}, "controlnet="),
+    "an autoencoder": ({"encoder.x": 1, "decoder.x": 1}, "vae="),
     "Flux": ({"model.diffusion_model.double_blocks.0.x": 1}, "a diffusion transformer"),
     "only a U-Net": ({"model.diffusion_model.x": 1}, "only a U-Net"),
-    "anything": ({"layer.weight": 1}, "holds 1 tensors, under layer"),
+    "anything": ({"layer.weight": 1}, "under layer"),
 }
 
 
@@ -282,19 +281,19 @@ def test_other_files_are_refused_with_their_contents(tmp_path, case):
         calotype.load(tmp_path / "x.safetensors")
 
 
-def test_other_sizes_and_channels_are_refused(checkpoint, monkeypatch):
-    path, _, _ = checkpoint("sd15")
+def test_other_sizes_and_channels_are_refused(path, monkeypatch):
+    write_checkpoint(path, "sd15")
     monkeypatch.setitem(single_file.MODELS, "sd15", MODELS["sd15"])
-    with pytest.raises(SourceError, match="text_encoder does not fit"):
+    with pytest.raises(SourceError, match="text_encoder"):
         find(path)
     more = {"model.diffusion_model.input_blocks.0.0.weight": torch.zeros(32, 8, 3, 3)}
-    path, _, _ = checkpoint("sd15", more=more)
+    write_checkpoint(path, "sd15", more=more)
     with pytest.raises(SourceError, match="8 input channels"):
         find(path)
 
 
-def test_the_vocabulary_matches_clip(checkpoint):
-    path, _, _ = checkpoint("sdxl")
+def test_the_vocabulary_matches_clip(path):
+    write_checkpoint(path, "sdxl")
     folder = find(path)
     words = json.loads((folder / "tokenizer" / "vocab.json").read_text(encoding="utf-8"))
     assert len(words) == 49408

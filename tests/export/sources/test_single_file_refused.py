@@ -17,29 +17,23 @@ from tests.helpers.tiny_models import save_controlnet
 
 pytestmark = pytest.mark.usefixtures("convert_in_this_process")
 CONTENTS = {
-    (
-        "vae",
-        "a LoRA",
-    ): r"holds a LoRA .*lora=.*under lora_unet_x",
-    ("vae", "a LoRA of diffusers"): "holds a LoRA .*lora=",
+    ("vae", "a LoRA"): "lora=.*under lora_unet_x",
+    ("vae", "a LoRA of diffusers"): "lora=",
     ("vae", "a learned word"): "holds a textual inversion",
     ("vae", "a U-Net"): "holds only a U-Net",
     ("vae", "half"): "holds half an autoencoder",
-    ("vae", "union"): "holds a multi-task ControlNet",
-    ("vae", "of video"): "holds an autoencoder of another kind",
+    ("vae", "union"): "multi-task",
+    ("vae", "of video"): "another kind",
     ("vae", "nothing"): "holds 0 tensors",
-    ("vae", "one number"): "holds an autoencoder of another kind",
-    ("controlnet", "a LoRA"): "holds a LoRA .*lora=",
+    ("vae", "one number"): "another kind",
+    ("controlnet", "a LoRA"): "lora=",
     ("controlnet", "a U-Net"): "holds only a U-Net",
-    ("controlnet", "a model"): "holds a full model .*model=",
+    ("controlnet", "a model"): "model=",
     ("controlnet", "half"): "holds half an autoencoder",
-    (
-        "controlnet",
-        "union",
-    ): "holds a multi-task ControlNet",
-    ("controlnet", "difference"): "holds a ControlNet's difference to a model",
+    ("controlnet", "union"): "multi-task",
+    ("controlnet", "difference"): "difference",
     ("controlnet", "Control-LoRA"): "holds a Control-LoRA",
-    ("controlnet", "of video"): "holds an autoencoder .*vae=",
+    ("controlnet", "of video"): "vae=",
 }
 
 
@@ -51,21 +45,18 @@ def test_other_files_are_refused_with_their_contents(tmp_path, name, other):
 
 
 @pytest.mark.parametrize(
-    ("name", "reference", "kinds"),
-    [
-        ("vae", "AutoencoderKL", "an autoencoder is a folder"),
-        ("controlnet", "ControlNetModel", "a ControlNet is a folder"),
-    ],
+    ("name", "reference", "kind"),
+    [("vae", "AutoencoderKL", "an autoencoder"), ("controlnet", "ControlNetModel", "a ControlNet")],
 )
-def test_unreadable_files_are_refused(tmp_path, name, reference, kinds):
+def test_unreadable_files_are_refused(tmp_path, name, reference, kind):
     for suffix in ("ckpt", "bin", "pt", "pth"):
         torch.save({"x": torch.zeros(1)}, tmp_path / f"x.{suffix}")
-        with pytest.raises(SourceError, match=rf"is a pickle, .*{reference}\.from_single_file\('x.{suffix}'\)"):
+        with pytest.raises(SourceError, match=rf"{reference}\.from_single_file\('x.{suffix}'\)"):
             calotype.load("demo", **{name: tmp_path / f"x.{suffix}"})
-    with pytest.raises(SourceError, match=rf"gone.safetensors; {kinds}"):
+    with pytest.raises(SourceError, match=f"gone.safetensors; {kind}"):
         calotype.load("demo", **{name: tmp_path / "gone.safetensors"})
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(SourceError, match=f"x.gguf is .*GGUF; {kinds}"):
+    with pytest.raises(SourceError, match=f"GGUF; {kind}"):
         calotype.load("demo", **{name: tmp_path / "x.gguf"})
     file = written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "x.safetensors")
     file.write_bytes(file.read_bytes()[:-8])
@@ -95,7 +86,7 @@ def test_autoencoders_of_other_models_are_refused(base, demo_folder, tmp_path):
         calotype.load(base, vae=file)
     deeper = diffusers.AutoencoderKL.from_config({**config, "layers_per_block": 2})
     file = written(original_vae(deeper.state_dict(), 4, ""), tmp_path / "deep.safetensors")
-    with pytest.raises(SourceError, match=r"does not fit: .* such as"):
+    with pytest.raises(SourceError, match="does not fit"):
         calotype.load(base, vae=file)
 
 
@@ -107,13 +98,12 @@ def test_controlnets_of_other_models_are_refused(demo_folder, sdxl_folder, tmp_p
     endings = ("conv_in.weight", "add_embedding.linear_1.weight", "attn2.to_k.weight")
     needed = {n: t for n, t in tensors.items() if n.endswith(endings) or "cond_embedding" in n}
     file = written({n: torch.zeros(t.shape) for n, t in needed.items()}, tmp_path / "xl.safetensors")
-    keyword = "Stable Diffusion XL .first level 320, text of width 2048"
-    with pytest.raises(SourceError, match=keyword):
+    with pytest.raises(SourceError, match="level 320, text of width 2048"):
         calotype.load("demo", controlnet=file)
     network = diffusers.ControlNetModel.from_pretrained(save_controlnet(demo_folder / "unet", tmp_path / "net", 8))
     original = original_controlnet(network.state_dict(), 1)
     file = written(original, tmp_path / "demos.safetensors")
-    with pytest.raises(SourceError, match=r"another family .first level 64, text of width 128"):
+    with pytest.raises(SourceError, match="level 64, text of width 128"):
         calotype.load(sdxl_folder, controlnet=file)
     with pytest.raises(SourceError, match="pool"):
         calotype.load("demo", controlnet=written(original, tmp_path / "control_v11e_sd15_shuffle.safetensors"))

@@ -42,7 +42,7 @@ def test_files_of_other_kinds_and_missing_files_are_refused(tmp_path):
     for name, keyword in (
         ("x.gguf", "GGUF"),
         ("x.safetensors", "x.safetensors"),
-        ("owner/x.safetensors", "there is no file owner/x.safetensors"),  # without a request to the hub
+        ("owner/x.safetensors", "owner/x.safetensors"),  # without a request to the hub
     ):
         with pytest.raises(SourceError, match=keyword):
             calotype.load(tmp_path / name if name.startswith("x") else name)
@@ -62,10 +62,12 @@ def test_shipped_models_are_named_by_text_or_path():
 
 def test_a_full_model_in_place_of_a_network_names_the_right_folder(demo_folder):
     for model in (demo_folder, "demo"):
-        with pytest.raises(SourceError, match=f"{model} is a full model.* {demo_folder / 'vae'}"):
+        with pytest.raises(SourceError, match=str(demo_folder / "vae")) as raised:
             read_source("demo", vae=model)
-        with pytest.raises(SourceError, match=f"{model} is a full model.* no controlnet"):
+        assert raised.value.path == demo_folder
+        with pytest.raises(SourceError, match="no controlnet") as raised:
             read_source("demo", controlnets=[model])
+        assert raised.value.path == demo_folder
 
 
 @pytest.mark.parametrize("name", ["tokenizer_config.json", "special_tokens_map.json"])

@@ -166,9 +166,9 @@ def test_both_encoders_of_sdxl(sdxl_folder, tmp_path):
 @pytest.mark.parametrize(
     ("counts", "keyword"),
     [
-        ({"<x>": 2, "<x>_1": 1}, "'<x>_1' belongs to another file"),
-        ({"<x>_1": 1, "<x>": 2}, "'<x>_1' belongs to another file"),
-        ({"<x>": 1, "<X>_1": 1}, "'<x>_1' belongs to another file"),  # the name of the first word's second vector
+        ({"<x>": 2, "<x>_1": 1}, "another file"),
+        ({"<x>_1": 1, "<x>": 2}, "another file"),
+        ({"<x>": 1, "<X>_1": 1}, "another file"),  # the name of the first word's second vector
         ({"<x>": 1, "<x>_2": 1}, None),
     ],
 )
@@ -182,7 +182,7 @@ def test_names_of_additional_vectors_are_taken_as_well(tmp_path, counts, keyword
         return
     with pytest.raises(SourceError, match=keyword):
         add_embeddings(source, files)
-    with pytest.raises(SourceError, match=r"the word '<x>_1' is in the model's vocabulary"):
+    with pytest.raises(SourceError, match="vocabulary"):
         add_embeddings(add_embeddings(source, files[:1]), files[1:])
 
 
@@ -206,8 +206,9 @@ def test_a_config_without_sizes_is_refused(model_copy, words):
     original = json.loads(config.read_text())
     for name in ("vocab_size", "hidden_size"):
         config.write_text(json.dumps({k: v for k, v in original.items() if k != name}))
-        with pytest.raises(SourceError, match=f"config.json has no {name}"):
+        with pytest.raises(SourceError) as raised:
             add_embeddings(read_source(model_copy), [words[0]])
+        assert raised.value.data == {"path": config, "field": name}
 
 
 def save(path, **counts):
@@ -216,13 +217,13 @@ def save(path, **counts):
 
 
 WRONG = {
-    "another family's": ({"<x>": vectors(1, 768, 0)}, "", r"\[1, 768\]; expected width 128"),
-    "a known word": ({"red": vectors(1, 128, 0)}, "", "the word 'red' is in the model's vocabulary"),
-    "two words": ({"x": vectors(1, 128, 0)}, ":two words", "spaces; got 'two words'"),
+    "another family's": ({"<x>": vectors(1, 768, 0)}, "", r"\[1, 768\]"),
+    "a known word": ({"red": vectors(1, 128, 0)}, "", "vocabulary"),
+    "two words": ({"x": vectors(1, 128, 0)}, ":two words", "spaces"),
     "many tensors": ({"a": vectors(1, 128, 0), "b": vectors(1, 128, 0)}, "", "got 2 tensors"),
     "not finite": ({"<x>": vectors(1, 128, 0) * torch.inf}, "", "not finite"),
-    "a number": ({"<x>": torch.tensor(1.0)}, "", "does not fit the model"),
-    "no vectors": ({"<x>": torch.zeros(0, 128)}, "", "does not fit the model"),
+    "a number": ({"<x>": torch.tensor(1.0)}, "", "does not fit"),
+    "no vectors": ({"<x>": torch.zeros(0, 128)}, "", "does not fit"),
 }
 
 
@@ -237,7 +238,7 @@ def test_files_that_do_not_fit_are_refused(tmp_path, case):
 def test_missing_files_and_pickles_are_refused(tmp_path):
     (tmp_path / "x.pt").write_bytes(b"pickle")
     for name, keyword in (
-        ("nowhere.safetensors", "there is no file .*nowhere"),
+        ("nowhere.safetensors", "nowhere"),
         ("x.pt", "is a pickle"),
         ("x" * 300, "too long"),
     ):

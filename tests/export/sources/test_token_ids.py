@@ -26,8 +26,10 @@ def edit(path, **changes):
 def test_added_tokens_without_a_resized_text_encoder_are_refused(model_copy):
     """The usual cause: `tokenizer.add_tokens` without `resize_token_embeddings`."""
     (model_copy / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<thing>": ROWS}))
-    with pytest.raises(SourceError, match=rf"added_tokens\.json.*<thing>.*{ROWS}.*resize_token_embeddings\({ROWS + 1}"):
+    with pytest.raises(SourceError, match="<thing>") as raised:
         calotype.load(model_copy, backend="fake")
+    assert raised.value.path == model_copy / "tokenizer" / "added_tokens.json"
+    assert f"resize_token_embeddings({ROWS + 1})" in str(raised.value)
 
 
 @pytest.mark.parametrize("special", [False, True])
@@ -58,7 +60,7 @@ def test_ids_that_are_not_integers_are_refused(model_copy, number):
 def test_a_config_with_more_rows_than_the_table_is_refused(model_copy):
     (model_copy / "tokenizer" / "added_tokens.json").write_text(json.dumps({"<thing>": ROWS}))
     edit(model_copy / "text_encoder" / "config.json", vocab_size=ROWS + 1)
-    with pytest.raises(SourceError, match=r"text_encoder/config\.json: vocab_size"):
+    with pytest.raises(SourceError, match="vocab_size"):
         read_source(model_copy)
 
 

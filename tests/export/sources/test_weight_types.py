@@ -99,5 +99,6 @@ def test_a_quantized_config_is_refused(model_copy):
     config = model_copy / "unet" / "config.json"
     settings = {"quantization_config": {"quant_method": "bitsandbytes", "load_in_4bit": True}}
     config.write_text(json.dumps(json.loads(config.read_text()) | settings))
-    with pytest.raises(SourceError, match=r"unet/config\.json: quantization_config .*bitsandbytes"):
+    with pytest.raises(SourceError, match="bitsandbytes") as raised:
         read_source(model_copy)
+    assert raised.value.data == {"path": config, "field": "quantization_config"}

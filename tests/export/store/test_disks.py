@@ -45,7 +45,7 @@ def fill_and_wrap(folder):
 
 @pytest.mark.parametrize("make", [fill(2 << 20), fill_and_wrap, fill_in_a_library], ids=["system", "wrapped", "text"])
 def test_a_full_disk_is_an_error_and_leaves_no_files(disk, store_at, make):
-    store = store_at(disk[0])
+    store = store_at(disk)
     store.put("good")
     with pytest.raises(SourceError) as raised:
         fetch("k", make, label={"component": "unet", "precision": "fp16"})
@@ -54,18 +54,18 @@ def test_a_full_disk_is_an_error_and_leaves_no_files(disk, store_at, make):
     assert re.search(f"unet fp16.*No space left on device after {size}.* {size} is free.*{REMEDY}", message), message
     assert store.names() == ["good"]
     assert store.run("print(right(put('good', None)))") == "True\n"
-    assert list(disk[0].glob("**/.*")) == []
+    assert list(disk.glob("**/.*")) == []
 
 
 def test_a_disk_that_is_full_at_any_byte_keeps_only_complete_entries(disk, store_at):
     """The disk fills while the lock, the folder or `entry.json` is written: one page more of space each time."""
-    store = store_at(disk[0])
+    store = store_at(disk)
     store.put("good")
-    status = os.statvfs(disk[0])
+    status = os.statvfs(disk)
     space = status.f_bavail * status.f_frsize
     built, errors = 0, []
     for pages in range(8, -1, -1):
-        ballast = disk[0] / "ballast"
+        ballast = disk / "ballast"
         ballast.write_bytes(bytes(space - pages * 4096))
         try:
             fetch(f"k{pages}", fill(2 * 4096))
@@ -74,8 +74,8 @@ def test_a_disk_that_is_full_at_any_byte_keeps_only_complete_entries(disk, store
             errors.append(str(failed))
         ballast.unlink()
         assert [entry.fault for entry in STORE.entries()] == [None] * (1 + built)
-        assert list(disk[0].glob("**/.*")) == list(disk[0].glob("**/*.lock")) == []
-        space = os.statvfs(disk[0]).f_bavail * status.f_frsize
+        assert list(disk.glob("**/.*")) == list(disk.glob("**/*.lock")) == []
+        space = os.statvfs(disk).f_bavail * status.f_frsize
     assert built > 0
     assert len(errors) > 2
     assert all(re.search("No space left on device.*" + REMEDY, one) for one in errors)
@@ -100,17 +100,16 @@ def test_a_limit_on_file_sizes_is_an_error_and_leaves_no_files(store):
 
 
 def test_a_read_only_disk_serves_its_entries_and_refuses_new_ones(disk, store_at):
-    folder, mount = disk
-    store = store_at(folder)
+    store = store_at(disk)
     store.put("good")
     used = STORE.entries()[0].used
-    assert mount("-o", "remount,ro")
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
     assert store.run("print(right(put('good')))") == "True\n"
     assert [(entry.key, entry.used, entry.fault) for entry in STORE.entries()] == [("good", used, None)]
     refused = r"written \(Read-only file system\), so entry k.*"
     with pytest.raises(SourceError, match=refused + REMEDY):
         fetch("k", fill(1))
-    with pytest.raises(SourceError, match=r"cannot be cleared .*Read-only file system"):
+    with pytest.raises(SourceError, match=r"cleared.*Read-only"):
         gc(0)
     assert store.names() == ["good"]
 
@@ -121,9 +120,9 @@ def test_a_store_in_an_overlay_is_read_repaired_and_cleared(disk, store_at, tmp_
     image.put("good", "bad", "old")
     (image.root / "bad" / "model.onnx").write_bytes(b"")
     for name in ("upper", "work"):
-        (disk[0] / name).mkdir()
+        (disk / name).mkdir()
     (tmp_path / "seen").mkdir()
-    layers = f"lowerdir={tmp_path / 'image'},upperdir={disk[0] / 'upper'},workdir={disk[0] / 'work'}"
+    layers = f"lowerdir={tmp_path / 'image'},upperdir={disk / 'upper'},workdir={disk / 'work'}"
     if subprocess.run(["mount", "-t", "overlay", "-o", layers, "overlay", tmp_path / "seen"], check=False).returncode:
         pytest.skip("no overlay file system here")
     try:

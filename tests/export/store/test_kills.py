@@ -179,7 +179,7 @@ def test_entries_in_use_or_being_built_are_not_removed(store):
     assert ([e.key for e in swept.removed], [e.key for e in swept.busy]) == (["old"], ["used"])
     assert swept.kept_bytes == STORE.entries()[0].size_bytes
     assert store.names() == [".making-new", "new.lock", "used"]
-    with pytest.raises(InputError, match=r"in use: used \(unet fp16 used\)"):
+    with pytest.raises(InputError, match="in use: used"):
         remove(["used"])
     for process in (user, builder):
         assert (process.communicate("\n", timeout=60)[1], process.returncode) == ("", 0)

@@ -200,8 +200,9 @@ def test_leftovers_of_a_killed_process_are_cleared(makers, store):
 
 
 def test_an_error_names_the_file_that_make_cannot_read(store, tmp_path):
-    with pytest.raises(SourceError, match=r"entry k: .*weights\.bin: No such file"):
+    with pytest.raises(SourceError, match="No such file") as raised:
         fetch("k", lambda _: (tmp_path / "weights.bin").read_bytes())
+    assert raised.value.path == tmp_path / "weights.bin"
     assert store.names() == []
 
 

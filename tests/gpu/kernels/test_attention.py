@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from calotype.kernels.attention import MAX_HEAD_WIDTH, attention, reference
+from tests.helpers.kernels.checks import randn, widened
 
 # [B, H, P, D], T, why
 SHAPES = [
@@ -14,7 +15,7 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "keys", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
-def test_it_equals_torch(shape, keys, why, dtype, randn, widened, no_worse_than_torch):
+def test_it_equals_torch(shape, keys, why, dtype):
     batch, heads, _, width = shape
     q = randn(*shape, dtype=dtype) * 3  # some queries attend to only one key
     k, v = (randn(batch, heads, keys, width, dtype=dtype) for _ in "kv")
@@ -24,13 +25,13 @@ def test_it_equals_torch(shape, keys, why, dtype, randn, widened, no_worse_than_
     half_factor = (
         4 if dtype != torch.float32 else 1
     )  # probabilities are rounded before the second product, as in flash attention
-    expected = reference(*widened(q, k, v), scale=scale)
+    expected = reference(*widened(dtype, q, k, v), scale=scale)
     apart = float((by_torch.double() - expected).norm() / expected.double().norm())
     floor = half_factor * torch.finfo(dtype).eps
     assert float((got.double() - expected).norm() / expected.double().norm()) <= max(2 * apart, floor)
 
 
-def test_interleaved_heads_are_read_by_their_strides(randn):
+def test_interleaved_heads_are_read_by_their_strides():
     packed = randn(1, 20, 3 * 2 * 16)
     q, k, v = (p.view(1, 20, 2, 16).transpose(1, 2) for p in packed.chunk(3, dim=-1))
     got = attention(q, k, v, scale=0.25)
@@ -38,8 +39,8 @@ def test_interleaved_heads_are_read_by_their_strides(randn):
     assert got.transpose(1, 2).is_contiguous()  # as the next projection requires
 
 
-def test_mismatched_tensors_raise(randn):
-    with pytest.raises(ValueError, match=f"D at most {MAX_HEAD_WIDTH}"):
+def test_mismatched_tensors_raise():
+    with pytest.raises(ValueError, match=f"at most {MAX_HEAD_WIDTH}"):
         attention(*(randn(1, 1, 4, MAX_HEAD_WIDTH + 1) for _ in "qkv"), scale=1.0)
     with pytest.raises(ValueError, match="contiguous"):
         attention(randn(1, 1, 8, 4).transpose(2, 3), randn(1, 1, 4, 8), randn(1, 1, 4, 8), scale=1.0)

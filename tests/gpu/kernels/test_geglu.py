@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from calotype.kernels.geglu import geglu, reference
+from tests.helpers.kernels.checks import assert_no_worse_than_torch, randn, widened
 
 # [..., 2 D], why
 SHAPES = [
@@ -14,10 +15,10 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
-def test_it_equals_torch(shape, why, dtype, randn, widened, no_worse_than_torch):
+def test_it_equals_torch(shape, why, dtype):
     x = randn(*shape, dtype=dtype) * 2
     a, b = x.chunk(2, dim=-1)
-    no_worse_than_torch(geglu(x), a * torch.nn.functional.gelu(b), reference(*widened(x)))
+    assert_no_worse_than_torch(geglu(x), a * torch.nn.functional.gelu(b), reference(*widened(dtype, x)))
 
 
 def test_closed_and_open_gates_are_exact(device):
@@ -25,6 +26,6 @@ def test_closed_and_open_gates_are_exact(device):
     assert geglu(x).tolist() == [[-0.0, 60.0, 0.0]]
 
 
-def test_mismatched_tensors_raise(randn):
+def test_mismatched_tensors_raise():
     with pytest.raises(ValueError, match="contiguous"):
         geglu(randn(2, 5))

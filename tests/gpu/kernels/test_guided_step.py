@@ -13,6 +13,7 @@ from calotype.sampling.compile import compile_sampler
 from calotype.sampling.guidance import guide
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import ScheduleRange
+from tests.helpers.kernels.checks import randn
 
 SHAPE = (4, 5, 7)  # 140 latents: less than a block, and 35 pixels, which do not divide it, for the mask
 WIDE = (4, 9, 13)  # 468: a block and a remainder
@@ -37,7 +38,7 @@ class Batch:
     draws: np.ndarray  # [S, draws, C, H, W]
 
 
-def batch_of(matrices, randn, shape, *, guided=True, dtype=torch.float32, scales=None) -> Batch:
+def batch_of(matrices, shape, *, guided=True, dtype=torch.float32, scales=None) -> Batch:
     """Slots before their first call; the history only has noise and draws."""
     count, table = len(matrices), max(m.calls for m in matrices) + 1
     columns = max(m.rows.shape[1] for m in matrices)
@@ -91,8 +92,8 @@ def by_numpy(m: SamplerMatrix, s: int, batch: Batch, count: int, guided: bool, o
 
 @pytest.mark.parametrize("guided", [True, False], ids=["guided", "unguided"])
 @pytest.mark.parametrize("shape", [SHAPE, WIDE], ids=["part of a block", "a block and more"])
-def test_slots_with_different_samplers_equal_the_engine(shape, guided, matrices, randn):
-    batch = batch_of(matrices, randn, shape, guided=guided)
+def test_slots_with_different_samplers_equal_the_engine(shape, guided, matrices):
+    batch = batch_of(matrices, shape, guided=guided)
     for _ in range(max(m.calls for m in matrices) + 1):
         guided_step(batch.network, batch.slots)
         batch.network.output.copy_(answer(batch.network.sample, batch.network.timestep))
@@ -101,8 +102,8 @@ def test_slots_with_different_samplers_equal_the_engine(shape, guided, matrices,
         torch.testing.assert_close(batch.slots.latents[s].cpu(), expected, rtol=2e-5, atol=2e-5)
 
 
-def test_a_slot_may_start_later_than_the_others(matrices, randn):
-    together, late = (batch_of(matrices, randn, SHAPE) for _ in range(2))
+def test_a_slot_may_start_later_than_the_others(matrices):
+    together, late = (batch_of(matrices, SHAPE) for _ in range(2))
     late.slots.history.copy_(together.slots.history)
     late.slots.call[0] = int(late.slots.calls[0])  # no work yet
     for i in range(10):
@@ -114,8 +115,8 @@ def test_a_slot_may_start_later_than_the_others(matrices, randn):
     torch.testing.assert_close(late.slots.latents, together.slots.latents, rtol=0, atol=0)
 
 
-def test_a_finished_slot_does_not_change(matrices, randn):
-    batch = batch_of(matrices, randn, SHAPE)
+def test_a_finished_slot_does_not_change(matrices):
+    batch = batch_of(matrices, SHAPE)
     batch.slots.call.copy_(batch.slots.calls)
     batch.slots.latents.fill_(3)
     batch.network.output.fill_(5)
@@ -127,7 +128,7 @@ def test_a_finished_slot_does_not_change(matrices, randn):
     assert torch.equal(batch.slots.history.isnan(), before.isnan())
 
 
-def with_images(batch: Batch, randn, *, masked: bool) -> Batch:
+def with_images(batch: Batch, *, masked: bool) -> Batch:
     """The same slots, starting from images of random latents, and with random masked rows."""
     count, table = batch.slots.rows.shape[:2]
     shape = batch.slots.latents.shape
@@ -144,10 +145,10 @@ def with_images(batch: Batch, randn, *, masked: bool) -> Batch:
 
 @pytest.mark.parametrize("rescaled", [False, True], ids=["plain", "rescaled"])
 @pytest.mark.parametrize("origin", ["noise", "mask"])
-def test_every_tensor_equals_the_reference(rescaled, origin, dtype, matrices, randn):
+def test_every_tensor_equals_the_reference(rescaled, origin, dtype, matrices):
     scales = [[7.5, 0.7], [3.0, 0.0], [1.0, 1.0], [5.0, 0.3]] if rescaled else None
-    ours = batch_of(matrices, randn, WIDE, dtype=dtype, scales=scales)
-    ours = ours if origin == "noise" else with_images(ours, randn, masked=origin == "mask")
+    ours = batch_of(matrices, WIDE, dtype=dtype, scales=scales)
+    ours = ours if origin == "noise" else with_images(ours, masked=origin == "mask")
     theirs = copy.deepcopy(ours)
     for _ in range(4):
         guided_step(ours.network, ours.slots, rescaled=rescaled)
@@ -170,15 +171,15 @@ RANGES = {
 
 
 @pytest.mark.parametrize("schedule_range", RANGES.values(), ids=RANGES)
-def test_starting_from_images_equals_the_engine(schedule_range, randn):
+def test_starting_from_images_equals_the_engine(schedule_range):
     """Samplers with different numbers of calls in one batch, each compared with its own run in numpy."""
     names = {"dpm++2m": 4, "euler-a": 3}
     matrices = [
         compile_sampler(n, steps, base_config=TRAINED, schedule_range=schedule_range) for n, steps in names.items()
     ]
-    batch = batch_of(matrices, randn, SHAPE)
+    batch = batch_of(matrices, SHAPE)
     table = batch.slots.rows.shape[1]
-    batch = with_images(batch, randn, masked=schedule_range.preserves_unmasked)
+    batch = with_images(batch, masked=schedule_range.preserves_unmasked)
     original = batch.slots.original
     for s, m in enumerate(matrices):
         original.image_coefficients[s, : m.calls + 1] = torch.tensor(m.image_coefficients)
@@ -196,10 +197,10 @@ def test_starting_from_images_equals_the_engine(schedule_range, randn):
         torch.testing.assert_close(batch.slots.latents[s].cpu(), expected, rtol=2e-5, atol=2e-5)
 
 
-def test_rescaling_equals_diffusers(matrices, randn):
+def test_rescaling_equals_diffusers(matrices):
     from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
 
-    batch = batch_of(matrices[:1], randn, WIDE, scales=[[7.5, 0.7]])
+    batch = batch_of(matrices[:1], WIDE, scales=[[7.5, 0.7]])
     guided_step(batch.network, batch.slots, rescaled=True)
     batch.network.output.copy_(randn(*batch.network.output.shape))
     uncond, cond = batch.network.output.chunk(2)
@@ -208,8 +209,8 @@ def test_rescaling_equals_diffusers(matrices, randn):
     torch.testing.assert_close(batch.slots.history[:, 1], expected, rtol=1e-5, atol=1e-5)
 
 
-def test_mismatched_tensors_raise(matrices, randn):
-    batch = batch_of(matrices, randn, SHAPE)
+def test_mismatched_tensors_raise(matrices):
+    batch = batch_of(matrices, SHAPE)
     with pytest.raises(ValueError, match="guidance"):
         guided_step(batch.network, replace(batch.slots, guidance=batch.slots.guidance[:2]))
     with pytest.raises(ValueError, match="sample"):

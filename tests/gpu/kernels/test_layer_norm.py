@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from calotype.kernels.layer_norm import layer_norm, reference
+from tests.helpers.kernels.checks import assert_no_worse_than_torch, randn, widened
 
 # [..., C], why
 SHAPES = [
@@ -17,21 +18,21 @@ SHAPES = [
 
 @pytest.mark.parametrize(("shape", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
 @pytest.mark.parametrize("added", [False, True], ids=["plain", "with a residual"])
-def test_it_equals_torch(shape, why, added, dtype, randn, widened, no_worse_than_torch):
+def test_it_equals_torch(shape, why, added, dtype):
     x, weight, bias = (randn(*s, dtype=dtype) for s in (shape, shape[-1:], shape[-1:]))
     residual = randn(*shape, dtype=dtype) if added else None
     got, total = layer_norm(x, weight, bias, residual=residual)
-    wide, wide_weight, wide_bias, more = widened(x, weight, bias, residual)
+    wide, wide_weight, wide_bias, more = widened(dtype, x, weight, bias, residual)
     expected, expected_total = reference(wide, wide_weight, wide_bias, residual=more)
     summed = x if residual is None else x + residual
-    no_worse_than_torch(got, torch.nn.functional.layer_norm(summed, shape[-1:], weight, bias), expected)
+    assert_no_worse_than_torch(got, torch.nn.functional.layer_norm(summed, shape[-1:], weight, bias), expected)
     if added:
-        no_worse_than_torch(total, summed, expected_total)
+        assert_no_worse_than_torch(total, summed, expected_total)
     else:
         assert total is None
 
 
-def test_mismatched_tensors_raise(randn):
+def test_mismatched_tensors_raise():
     with pytest.raises(ValueError, match="one shape"):
         layer_norm(randn(4, 6).T, randn(4), randn(4))
     with pytest.raises(ValueError, match="for each channel"):

@@ -6,6 +6,7 @@ import torch
 from calotype.kernels.geglu import geglu
 from calotype.kernels.layer_norm import layer_norm
 from calotype.kernels.quantize import MAX_VALUE, reference
+from tests.helpers.kernels.checks import randn
 
 
 @pytest.fixture
@@ -25,7 +26,7 @@ def same(got: torch.Tensor, exact: torch.Tensor, fp8_scale: torch.Tensor) -> Non
     assert got.float().abs().max() == MAX_VALUE  # the clamp
 
 
-def test_layer_norm_quantizes_and_keeps_the_sum(fp8_scale, randn):
+def test_layer_norm_quantizes_and_keeps_the_sum(fp8_scale):
     x, residual, weight, bias = randn(17, 40), randn(17, 40), randn(40), randn(40)
     exact, summed = layer_norm(x, weight, bias, residual=residual)
     got, total = layer_norm(x, weight, bias, residual=residual, fp8_scale=fp8_scale)
@@ -33,7 +34,7 @@ def test_layer_norm_quantizes_and_keeps_the_sum(fp8_scale, randn):
     assert torch.equal(total, summed)
 
 
-def test_geglu_quantizes(fp8_scale, randn):
+def test_geglu_quantizes(fp8_scale):
     x = randn(9, 74) * 2
     same(geglu(x, fp8_scale=fp8_scale), geglu(x), fp8_scale)
 
@@ -47,7 +48,7 @@ def test_halves_round_to_even_and_large_values_are_clamped(device):
     assert got[0].float().tolist() == reference(levels, fp8_scale).float().tolist()
 
 
-def test_an_invalid_scale_raises(randn):
+def test_an_invalid_scale_raises():
     for scale in (torch.ones(2), torch.ones(1, dtype=torch.float16)):
         with pytest.raises(ValueError, match="one scale"):
             geglu(randn(1, 2), fp8_scale=scale)

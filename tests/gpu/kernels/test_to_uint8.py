@@ -5,6 +5,7 @@ import torch
 
 from calotype.images.png import to_uint8 as by_numpy
 from calotype.kernels.to_uint8 import reference, to_uint8
+from tests.helpers.kernels.checks import randn
 
 # [B, C, H, W], why
 SHAPES = [
@@ -16,7 +17,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("shape", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
 @pytest.mark.parametrize("order", [torch.contiguous_format, torch.channels_last], ids=["by channel", "by pixel"])
-def test_it_equals_the_reference(shape, why, order, dtype, randn):
+def test_it_equals_the_reference(shape, why, order, dtype):
     x = randn(*shape, dtype=dtype).contiguous(memory_format=order)
     got = to_uint8(x)
     assert torch.equal(got, reference(x))
@@ -34,11 +35,11 @@ def test_halves_round_to_even_and_outliers_are_clamped(device):
     assert got.flatten().tolist()[4:] == [0, 255, 0, 255, 0, 0]
 
 
-def test_a_view_is_read_by_its_strides(randn):
+def test_a_view_is_read_by_its_strides():
     x = randn(2, 3, 12, 10)[:, :, 1:9, 2:9]
     assert torch.equal(to_uint8(x), reference(x))
 
 
-def test_mismatched_tensors_raise(randn):
+def test_mismatched_tensors_raise():
     with pytest.raises(ValueError, match="channels"):
         to_uint8(randn(1, 5, 2, 2))

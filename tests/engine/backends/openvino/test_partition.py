@@ -35,33 +35,28 @@ KINDS = {
 }
 
 
-@pytest.fixture
-def open_model(tmp_path, monkeypatch):
-    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
-
-    def make(kind):
-        nodes, path = KINDS[kind], tmp_path / "model.onnx"
-        sizes = {"w_time": (1, 4), "w_vector": (5, 4), "w_text": (8, 4), "w_conv": (4, 4, 1, 1)}
-        weights = {name: RNG.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
-        weights |= {"one": np.array([1]), "as_pixels": np.array([-1, 4, 1, 1])}
-        used = {name for _, names, _ in nodes for name in names}
-        tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in SHAPES.items() if n in used]
-        out = nodes[-1][2]
-        options = {"ReduceMean": {"keepdims": 0}}
-        protos = [helper.make_node(kind, names, [to], **options.get(kind, {})) for kind, names, to in nodes]
-        outputs = [helper.make_tensor_value_info(out, TensorProto.FLOAT, SHAPES["sample"])]
-        initializers = [numpy_helper.from_array(array, name) for name, array in weights.items() if name in used]
-        graph = helper.make_graph(protos, "g", tensors, outputs, initializers)
-        onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
-        artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
-        bindings = [Binding(name=t.name, dtype="float32", dims=tuple(SHAPES[t.name])) for t in tensors]
-        output = Binding(name=out, dtype="float32", dims=tuple(SHAPES["sample"]))
-        component = PlannedComponent(
-            name="unet", inputs=tuple(bindings), outputs=(output,), artifacts=(artifact,), refused={}
-        )
-        return OpenVinoRunner(component, artifact), {t.name for t in tensors}
-
-    return make
+def open_model(kind, path):
+    """Open a network of this kind. Return the runner and the names of its inputs."""
+    nodes = KINDS[kind]
+    sizes = {"w_time": (1, 4), "w_vector": (5, 4), "w_text": (8, 4), "w_conv": (4, 4, 1, 1)}
+    weights = {name: RNG.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    weights |= {"one": np.array([1]), "as_pixels": np.array([-1, 4, 1, 1])}
+    used = {name for _, names, _ in nodes for name in names}
+    tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in SHAPES.items() if n in used]
+    out = nodes[-1][2]
+    options = {"ReduceMean": {"keepdims": 0}}
+    protos = [helper.make_node(kind, names, [to], **options.get(kind, {})) for kind, names, to in nodes]
+    outputs = [helper.make_tensor_value_info(out, TensorProto.FLOAT, SHAPES["sample"])]
+    initializers = [numpy_helper.from_array(array, name) for name, array in weights.items() if name in used]
+    graph = helper.make_graph(protos, "g", tensors, outputs, initializers)
+    onnx.save(helper.make_model(graph, opset_imports=[helper.make_opsetid("", 21)], ir_version=10), path)
+    artifact = Artifact(form="onnx", path=path, precision="fp32", check={})
+    bindings = [Binding(name=t.name, dtype="float32", dims=tuple(SHAPES[t.name])) for t in tensors]
+    output = Binding(name=out, dtype="float32", dims=tuple(SHAPES["sample"]))
+    component = PlannedComponent(
+        name="unet", inputs=tuple(bindings), outputs=(output,), artifacts=(artifact,), refused={}
+    )
+    return OpenVinoRunner(component, artifact), {t.name for t in tensors}
 
 
 def numbers(*shape):
@@ -71,9 +66,10 @@ def numbers(*shape):
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("guided", [True, False])
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_session_equals_the_full_network(kind, guided, threads, open_model, monkeypatch):
+def test_a_session_equals_the_full_network(kind, guided, threads, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "home"))
     monkeypatch.setattr(requests, "_threads", lambda: threads)
-    runner, names = open_model(kind)
+    runner, names = open_model(kind, tmp_path / "model.onnx")
     images, timesteps = 2, np.array([0.9, 0.4, 0.1], dtype=np.float32)
     rows = images * (2 if guided else 1)
     constants = {n: numbers(rows, *SHAPES[n][1:]) for n in ("text", "vector") if n in names}

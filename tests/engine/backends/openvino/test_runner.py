@@ -64,16 +64,15 @@ def home(tmp_path, monkeypatch):
 
 
 @pytest.fixture
-def open_model(home, tmp_path):
+def model(home, tmp_path):
+    write_onnx(tmp_path / "model.onnx")
+    return tmp_path / "model.onnx"
+
+
+def open_model(path, precision="fp32"):
     """Open the small network, as a new process would."""
-    path = tmp_path / "model.onnx"
-    write_onnx(path)
-
-    def open_it(precision="fp32"):
-        artifact = Artifact(form="onnx", path=path, precision=precision, check={})
-        return OpenVinoRunner(component(artifact), artifact)
-
-    return open_it
+    artifact = Artifact(form="onnx", path=path, precision=precision, check={})
+    return OpenVinoRunner(component(artifact), artifact)
 
 
 def test_the_image_equals_that_of_onnxruntime(pipe):
@@ -85,20 +84,20 @@ def test_the_image_equals_that_of_onnxruntime(pipe):
     assert {c.error for c in result.report.components} == {None}  # another backend ran the plan's check
 
 
-def test_any_shape_any_order(open_model):
-    runner = open_model()
+def test_any_shape_any_order(model):
+    runner = open_model(model)
     for shape in ((1, 3, 64), (2, 5, 64), (1, 3, 64), (4, 1, 64)):
         x = batch(*shape)
         np.testing.assert_allclose(runner({"x": x})["y"], expected(x), atol=1e-5)
 
 
-def test_inputs_that_are_not_contiguous(open_model):
+def test_inputs_that_are_not_contiguous(model):
     x = batch(64, 5, 2).T
-    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
+    np.testing.assert_allclose(open_model(model)({"x": x})["y"], expected(x), atol=1e-5)
 
 
-def test_outputs_are_the_callers_own(open_model):
-    runner = open_model()
+def test_outputs_are_the_callers_own(model):
+    runner = open_model(model)
     first = runner({"x": batch(1, 2, 64)})["y"]
     copy = first.copy()
     runner({"x": batch(1, 2, 64, seed=1)})
@@ -106,8 +105,8 @@ def test_outputs_are_the_callers_own(open_model):
     assert first.dtype == np.float32
 
 
-def test_compiled_shapes_are_bounded(open_model, monkeypatch):
-    runner = open_model()
+def test_compiled_shapes_are_bounded(model, monkeypatch):
+    runner = open_model(model)
     for length in range(1, 9):
         runner({"x": batch(1, length, 64)})
     assert len(runner.cached) == shapes_module._MAX_SHAPES
@@ -116,8 +115,8 @@ def test_compiled_shapes_are_bounded(open_model, monkeypatch):
     assert len(runner.cached) == 1
 
 
-def test_threads_may_share_a_runner(open_model):
-    runner = open_model()
+def test_threads_may_share_a_runner(model):
+    runner = open_model(model)
     xs = [batch(1 + i % 3, 4, 64, seed=i) for i in range(12)]
     got = {}
 
@@ -134,17 +133,17 @@ def test_threads_may_share_a_runner(open_model):
         np.testing.assert_allclose(got[i], expected(x), atol=1e-5)
 
 
-def test_a_run_leaves_the_process_free_to_use_all_its_cores(open_model):
+def test_a_run_leaves_the_process_free_to_use_all_its_cores(model):
     before = os.sched_getaffinity(0)
-    open_model()({"x": batch(1, 2, 64)})
+    open_model(model)({"x": batch(1, 2, 64)})
     assert os.sched_getaffinity(0) == before
 
 
-def test_the_second_start_reads_what_the_first_compiled(home, open_model, monkeypatch):
+def test_the_second_start_reads_what_the_first_compiled(home, model, monkeypatch):
     x = batch(1, 2, 64)
-    open_model()({"x": x})
+    open_model(model)({"x": x})
     assert len(list(home.rglob("*.blob"))) == 1
-    runner = open_model()
+    runner = open_model(model)
     monkeypatch.setattr(runner, "_model", None)  # nothing to compile from
     for _ in range(3):
         gc.collect()  # its weights are mapped from the file and must stay alive
@@ -165,40 +164,40 @@ def tail_flipped(data):
 
 
 @pytest.mark.parametrize("damage", [cut, flipped, tail_flipped, lambda _: b"", lambda _: b"x" * 99])
-def test_a_damaged_blob_is_compiled_again(home, open_model, damage):
+def test_a_damaged_blob_is_compiled_again(home, model, damage):
     x = batch(1, 2, 64)
-    open_model()({"x": x})
+    open_model(model)({"x": x})
     (blob,) = home.rglob("*.blob")
     blob.write_bytes(damage(blob.read_bytes()))
-    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
+    np.testing.assert_allclose(open_model(model)({"x": x})["y"], expected(x), atol=1e-5)
     mended = blob.read_bytes()
     assert hashlib.sha256(mended[:-32]).digest() == mended[-32:]
 
 
-def test_a_blob_that_openvino_refuses_is_compiled_again(home, open_model):
+def test_a_blob_that_openvino_refuses_is_compiled_again(home, model):
     x = batch(1, 2, 64)
-    open_model()({"x": x})
+    open_model(model)({"x": x})
     (blob,) = home.rglob("*.blob")
     blob.write_bytes(b"of another build" + hashlib.sha256(b"of another build").digest())
-    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
+    np.testing.assert_allclose(open_model(model)({"x": x})["y"], expected(x), atol=1e-5)
 
 
-def test_each_version_precision_and_file_has_its_own_blobs(home, open_model, tmp_path, monkeypatch):
+def test_each_version_precision_and_file_has_its_own_blobs(home, model, tmp_path, monkeypatch):
     x = batch(1, 2, 64)
-    open_model()({"x": x})
-    other = open_model()
+    open_model(model)({"x": x})
+    other = open_model(model)
     monkeypatch.setitem(other._cache._identity, "version", "2031.1")
     other({"x": x})
     assert len(list(home.rglob("*.blob"))) == 2
-    open_model("int8")({"x": x})
+    open_model(model, "int8")({"x": x})
     assert len(list(home.rglob("*.blob"))) == 3
     write_onnx(tmp_path / "model.onnx", WEIGHTS * 2)
     os.utime(tmp_path / "model.onnx", ns=(1, 1))
-    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x, WEIGHTS * 2), atol=1e-5)
+    np.testing.assert_allclose(open_model(model)({"x": x})["y"], expected(x, WEIGHTS * 2), atol=1e-5)
 
 
-def test_the_disk_cache_has_a_limit(home, open_model, monkeypatch):
-    runner = open_model()
+def test_the_disk_cache_has_a_limit(home, model, monkeypatch):
+    runner = open_model(model)
     runner({"x": batch(1, 1, 64)})
     (first,) = home.rglob("*.blob")
     os.utime(first, ns=(1, 1))
@@ -211,42 +210,42 @@ def test_the_disk_cache_has_a_limit(home, open_model, monkeypatch):
 
 
 @pytest.mark.parametrize("home_path", ["file/below", "~no-such-user/home", "/proc/nothing"])
-def test_a_home_that_cannot_be_written_does_not_stop_a_run(open_model, tmp_path, monkeypatch, home_path):
+def test_a_home_that_cannot_be_written_does_not_stop_a_run(model, tmp_path, monkeypatch, home_path):
     (tmp_path / "file").write_text("")
     monkeypatch.setenv("CALOTYPE_HOME", home_path if home_path[0] in "~/" else str(tmp_path / home_path))
     x = batch(1, 2, 64)
-    np.testing.assert_allclose(open_model()({"x": x})["y"], expected(x), atol=1e-5)
+    np.testing.assert_allclose(open_model(model)({"x": x})["y"], expected(x), atol=1e-5)
 
 
 @pytest.mark.skipif("BF16" not in CAPABILITIES, reason="this CPU has no bfloat16 arithmetic")
-def test_bf16_is_computed_in_bf16(open_model):
+def test_bf16_is_computed_in_bf16(model):
     x = batch(1, 40, 64)
-    error = np.abs(open_model("bf16")({"x": x})["y"] - expected(x)).max()
+    error = np.abs(open_model(model, "bf16")({"x": x})["y"] - expected(x)).max()
     assert 1e-4 < error < 2e-2
 
 
-def test_files_of_killed_writers_are_removed_after_a_day(home, open_model):
-    open_model()({"x": batch(1, 2, 64)})
+def test_files_of_killed_writers_are_removed_after_a_day(home, model):
+    open_model(model)({"x": batch(1, 2, 64)})
     (blob,) = home.rglob("*.blob")
     leftovers = [blob.with_name(f".{blob.name}.{i}-1") for i in range(2)]
     for path in leftovers:
         path.write_bytes(b"half a blob")
     os.utime(leftovers[0], (0, leftovers[1].stat().st_mtime - 90_000))
-    open_model()({"x": batch(1, 3, 64)})
+    open_model(model)({"x": batch(1, 3, 64)})
     assert [path.exists() for path in leftovers] == [False, True]
     assert len(list(home.rglob("*.blob"))) == 2
 
 
 @pytest.mark.skipif("BF16" in CAPABILITIES, reason="this CPU has bfloat16 arithmetic")
-def test_bf16_on_a_cpu_without_it_is_refused(open_model):
+def test_bf16_on_a_cpu_without_it_is_refused(model):
     with pytest.raises(BackendError, match="no bfloat16"):
-        open_model("bf16")
+        open_model(model, "bf16")
 
 
-def test_a_precision_that_openvino_ignores_is_refused(open_model, monkeypatch):
+def test_a_precision_that_openvino_ignores_is_refused(model, monkeypatch):
     monkeypatch.setitem(network.HINTS, "fp32", "f16")  # this device has none
     with pytest.raises(BackendError, match="f16"):
-        open_model()({"x": batch(1, 2, 64)})
+        open_model(model)({"x": batch(1, 2, 64)})
 
 
 def test_missing_and_broken_files_are_refused(home, tmp_path):
@@ -261,7 +260,7 @@ def test_missing_and_broken_files_are_refused(home, tmp_path):
         assert "Exception from" not in str(error.value)
 
 
-def test_a_missing_output_is_refused(open_model, tmp_path):
+def test_a_missing_output_is_refused(model, tmp_path):
     artifact = Artifact(form="onnx", path=tmp_path / "model.onnx", precision="fp32", check={})
     other = PlannedComponent(
         name="unet",
@@ -274,9 +273,9 @@ def test_a_missing_output_is_refused(open_model, tmp_path):
         OpenVinoRunner(other, artifact)
 
 
-def test_shapes_that_do_not_fit_are_one_line(open_model):
+def test_shapes_that_do_not_fit_are_one_line(model):
     with pytest.raises(BackendError) as error:
-        open_model()({"x": batch(1, 2, 63)})
+        open_model(model)({"x": batch(1, 2, 63)})
     assert "x [1, 2, 63]" in str(error.value)
     assert "\n" not in str(error.value)
 

@@ -1,7 +1,7 @@
 """Registers, shared memory and spills of the kernels, from ahead-of-time builds that need no GPU.
 
-    python -m tests.helpers.kernel_resources            # compare with kernels/resources.json
-    python -m tests.helpers.kernel_resources --write    # write it
+    python -m tests.helpers.kernels.resources            # compare with kernels/resources.json
+    python -m tests.helpers.kernels.resources --write    # write it
 
 The launches have the shapes of full-size models, on the meta device. Each is compiled as Triton would compile it at its
 first launch. NVIDIA's assembler, which Triton ships, reports the resources. No kernel runs.

@@ -1,10 +1,8 @@
 """Builders of runs that were not measured, for tests of their readers."""
 
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
-import pytest
 from PIL import Image
 
 from calotype.benchmarks.measure.interval import of_median
@@ -58,7 +56,7 @@ def samples(median: float, count: int = 12, seed: int = 0, noise: float = 0.02) 
 
 def quality(psnr: float, **more) -> Quality:
     return Quality(
-        **{"pictures": 8, "psnr_db": psnr, "psnr_min_db": psnr - 3, "ssim": 0.9876, "relative_l2": 0.01} | more
+        **{"images": 8, "psnr_db": psnr, "psnr_min_db": psnr - 3, "ssim": 0.9876, "relative_l2": 0.01} | more
     )
 
 
@@ -71,9 +69,9 @@ def row(contender: str, seconds: float | None = 0.2, psnr: float | None = 60.0, 
         timed = {
             "speed": speed(times),
             "parts": {
-                n: ComponentTime(calls=1, median_s=s * seconds, flops=10**9, utilisation=0.4) for n, s in parts.items()
+                n: ComponentTime(calls=1, median_s=s * seconds, flops=10**9, utilization=0.4) for n, s in parts.items()
             },
-            "utilisation": 0.4321,
+            "utilization": 0.4321,
             "first_s": seconds * 3,
         }
     timed |= {"case": CASE, "case_id": "demo-128", "maker": contender.split(":")[0], "status": "ok"}
@@ -104,10 +102,3 @@ def save_images(folder: Path, case_id: str, contender: str, images) -> None:
     place.mkdir(parents=True, exist_ok=True)
     for i, pixels in enumerate(images):
         Image.fromarray(pixels).save(place / f"{file_name(contender)}-{i}.png", compress_level=1)
-
-
-@pytest.fixture(scope="session")
-def runs() -> SimpleNamespace:
-    """All builders as one fixture."""
-    builders = (speed, ratio, samples, quality, row, run, recorded, save_images)
-    return SimpleNamespace(**{f.__name__: f for f in builders}, CASE=CASE, BASE=BASE)
