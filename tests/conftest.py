@@ -25,8 +25,12 @@ import calotype  # noqa: E402
 from calotype.export import BuildSpec, build  # noqa: E402
 from calotype.export.sources.source import find  # noqa: E402
 from calotype.export.steps import subprocess_task  # noqa: E402
+from tests.helpers.cores import keep_to_one_core  # noqa: E402
 from tests.helpers.fork_server import ForkedPopen  # noqa: E402
 from tests.helpers.parity import MIN_DB, PARITY, Figures  # noqa: E402
+
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    keep_to_one_core(worker)
 
 # The files that take longest, in the order in which workers start them: first those that need no model that another
 # one traces, because workers wait for each other's traces.

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from calotype.export.quality.metrics import psnr
-from tests.helpers.parity import MIN_DB
+from tests.helpers.parity import MIN_DB, half_of
 
 PROMPTS = ["a large red circle on a blue background", "a green star left of a pink heart on a white background", ""]
 SCHEDULERS = {
@@ -17,6 +17,15 @@ SCHEDULERS = {
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
 STEPS = 12
+CASES = [(name, guidance, batch) for name in SCHEDULERS for guidance in (1.0, 5.0) for batch in (1, 3)]
+
+
+def pytest_generate_tests(metafunc):
+    """Compare every case for the table of `--parity`, else every pair of name, guidance and batch."""
+    if "guidance_scale" in metafunc.fixturenames:
+        metafunc.parametrize(
+            ("name", "guidance_scale", "batch"), CASES if metafunc.config.getoption("--parity") else half_of(CASES)
+        )
 
 
 @pytest.fixture(scope="module")
@@ -28,9 +37,6 @@ def diffusers_pipe(demo_folder):
     return pipe
 
 
-@pytest.mark.parametrize("batch", [1, 3])
-@pytest.mark.parametrize("guidance_scale", [1.0, 5.0])
-@pytest.mark.parametrize("name", SCHEDULERS)
 def test_images_match_diffusers(diffusers_pipe, pipes, figures, name, guidance_scale, batch):
     kind, overrides = SCHEDULERS[name]
     diffusers_pipe.scheduler = kind.from_config(

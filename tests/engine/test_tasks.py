@@ -9,6 +9,7 @@ from PIL import Image
 from calotype.errors import InputError
 from calotype.export.quality.metrics import psnr
 from calotype.report.like import read_like
+from tests.helpers.parity import half_of
 
 SCHEDULERS = {
     "ddim": (diffusers.DDIMScheduler, {}),
@@ -17,6 +18,8 @@ SCHEDULERS = {
     "dpm++2m-karras": (diffusers.DPMSolverMultistepScheduler, {"use_karras_sigmas": True}),
     "unipc": (diffusers.UniPCMultistepScheduler, {}),
 }
+TASKS = {"image-to-image": "image to image", "inpainting": "inpainting"}  # diffusers' pipeline: row of the table
+CASES = [(name, task, strength) for name in SCHEDULERS for task in TASKS for strength in (0.6, 1.0)]
 PROMPT = "a large green star on a blue background"
 SIZE = (96, 64)  # width, height
 
@@ -57,30 +60,26 @@ def seeds(*numbers):
     return {"generator": [torch.Generator().manual_seed(n) for n in numbers], "output_type": "np"}
 
 
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_image_to_image(diffusers_pipes, pipes, figures, image, name, strength):
+def pytest_generate_tests(metafunc):
+    """Compare every case for the table of `--parity`, else every pair of name, task and strength."""
+    if "strength" in metafunc.fixturenames:
+        metafunc.parametrize(
+            ("name", "task", "strength"), CASES if metafunc.config.getoption("--parity") else half_of(CASES)
+        )
+
+
+def test_images_match_diffusers(diffusers_pipes, pipes, figures, image, mask, name, task, strength):
     arguments = {"image": image, "strength": strength, "guidance_scale": 5.0}
-    expected = scheduled(diffusers_pipes["image-to-image"], name)(
-        PROMPT, num_inference_steps=8, **arguments, **seeds(5)
-    ).images
+    theirs = {"num_inference_steps": 8}
+    if task == "inpainting":
+        arguments |= {"mask_image": mask}
+        theirs |= {"height": 64, "width": 96}
+    expected = scheduled(diffusers_pipes[task], name)(PROMPT, **theirs, **arguments, **seeds(5)).images
     assert expected.std() > 0.05
     for backend, pipe in pipes.items():
         got = pipe(PROMPT, steps=8, seed=5, scheduler=name, output_type="np", **arguments)
-        figures.hold(("demonstration", "image to image", name), backend, got.images, expected)
+        figures.hold(("demonstration", TASKS[task], name), backend, got.images, expected)
         assert got.report.network_calls == int(8 * strength)
-
-
-@pytest.mark.parametrize("strength", [0.6, 1.0])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_inpainting(diffusers_pipes, pipes, figures, image, mask, name, strength):
-    arguments = {"image": image, "mask_image": mask, "strength": strength, "guidance_scale": 5.0}
-    theirs = {"height": 64, "width": 96, "num_inference_steps": 8}
-    expected = scheduled(diffusers_pipes["inpainting"], name)(PROMPT, **theirs, **arguments, **seeds(5)).images
-    assert expected.std() > 0.05
-    for backend, pipe in pipes.items():
-        got = pipe(PROMPT, steps=8, seed=5, scheduler=name, output_type="np", **arguments)
-        figures.hold(("demonstration", "inpainting", name), backend, got.images, expected)
 
 
 def test_latents_match_diffusers(diffusers_pipes, pipes, image, mask):

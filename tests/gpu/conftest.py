@@ -14,6 +14,20 @@ from tests.helpers import gpu_standins as standins
 INTERPRETED = knobs.runtime.interpret
 torch.backends.cudnn.allow_tf32 = False  # full float32
 
+if INTERPRETED:
+    from triton.runtime import interpreter
+
+    _PATCH, _PATCHED = interpreter._patch_lang, set()
+
+    def _patch_once(function):
+        """Patch `triton.language` for good: at every call, also of `tl.sum`, it takes longer than the call itself."""
+        if id(function.__globals__) not in _PATCHED:
+            _PATCHED.add(id(function.__globals__))
+            _PATCH(function)
+        return interpreter._LangPatchScope()  # restores nothing
+
+    interpreter._patch_lang = _patch_once
+
 
 def pytest_collection_modifyitems(items) -> None:
     if torch.cuda.is_available() or INTERPRETED:

@@ -97,7 +97,7 @@ def test_another_size_traces_nothing_and_is_enforced(saved_plan, children, tmp_p
         with pytest.raises(InputError, match="64:96:128"):
             pipe("a red ring", steps=1, **sizes)
     reference, rng = calotype.load("demo", backend="eager"), np.random.default_rng(5)
-    for _ in range(20):
+    for _ in range(6):
         batch, tall, wide = int(rng.integers(1, 4)), int(rng.integers(4, 9)), int(rng.integers(4, 9))
         arguments = {"steps": 1, "seed": 1, "height": 16 * tall, "width": 16 * wide, "num_images": batch}
         got, expected = (p("a red ring", **arguments, output_type="np").images for p in (pipe, reference))

@@ -16,6 +16,7 @@ from calotype.export.quality.bounds import parse_bounds
 from calotype.export.steps.progress import Display, Progress, Stage
 from calotype.plan.plan import Artifact, read_plan
 from tests.helpers.backends import change_backend
+from tests.helpers.small_builds import small_spec
 
 GROUPS = [Group(name=f"g{i}", nodes=(f"n{i}",), loss=8.0 - i) for i in range(8)]  # the most sensitive first
 CALIBRATION = Calibration(ranges=Path("ranges.json"), groups=GROUPS)
@@ -151,12 +152,9 @@ def test_precisions_that_this_machine_cannot_compute_in_are_not_tried(monkeypatc
 
 
 def test_a_real_build_in_int8_passes_its_bounds_and_lists_its_trials(saved_plan, tmp_path):
-    spec = BuildSpec(
-        **{"model": "demo", "output": tmp_path / "plan", "precision": "int8", "calibration": 2, "proof": 2},
-        max_loss=parse_bounds(["psnr>=25,judge-drop<=0.5"]),
-        proof_steps=8,
-        fallback=True,
-    )
+    bounds = parse_bounds(["psnr>=25,judge-drop<=0.5"])
+    more = {"calibration": 1, "proof": 2, "proof_steps": 8, "fallback": True}
+    spec = small_spec("onnxruntime", tmp_path / "plan", precision="int8", max_loss=bounds, **more)
     plan = build(spec).plan
     proof, table = plan.build["proof"], plan.build["table"]
     assert proof["psnr"] >= 25

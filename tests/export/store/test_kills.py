@@ -49,7 +49,7 @@ def check_complete(store, *keys):
 def test_a_kill_at_any_moment_leaves_complete_entries(store):
     store.put("good")
     rng, incomplete = random.Random(20), 0
-    for moment in range(20):
+    for moment in range(12):
         with store.start(SLOWLY + "put('k', slowly)") as process:
             assert process.stdout.readline() == "making\n"
             time.sleep(rng.uniform(0, 0.35))
@@ -66,7 +66,7 @@ def test_a_kill_at_any_moment_leaves_complete_entries(store):
             check_complete(store, "k")
         if "k" in store.names():
             remove(["k"])
-    assert incomplete >= 8  # most processes died while building
+    assert incomplete >= 5  # most processes died while building
 
 
 SCENES = {

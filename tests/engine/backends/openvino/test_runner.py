@@ -133,12 +133,6 @@ def test_threads_may_share_a_runner(model):
         np.testing.assert_allclose(got[i], expected(x), atol=1e-5)
 
 
-def test_a_run_leaves_the_process_free_to_use_all_its_cores(model):
-    before = os.sched_getaffinity(0)
-    open_model(model)({"x": batch(1, 2, 64)})
-    assert os.sched_getaffinity(0) == before
-
-
 def test_the_second_start_reads_what_the_first_compiled(home, model, monkeypatch):
     x = batch(1, 2, 64)
     open_model(model)({"x": x})

@@ -1,0 +1,24 @@
+"""The cores of the tests: a worker of pytest-xdist keeps to one of them, and `all_cores` lends it all."""
+
+import os
+from contextlib import contextmanager
+
+CORES = sorted(os.sched_getaffinity(0))  # before a worker keeps to one
+
+
+def keep_to_one_core(worker: str) -> None:
+    """Keep this process, and those that it starts, to one core.
+
+    If two workers use both cores, the threads of one wait for a core that the other has, and most wait busily.
+    """
+    os.sched_setaffinity(0, {CORES[int(worker.removeprefix("gw")) % len(CORES)]})
+
+
+@contextmanager
+def all_cores():
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, CORES)
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
