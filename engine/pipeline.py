@@ -105,14 +105,11 @@ class Pipeline(KnownAttributes):
 
     @with_known_names({})
     def set_lora(self, lora: LoraLike = None) -> None:
-        """Replace the active LoRAs with these; None restores the model's own weights.
-
-        It waits for running calls, and later calls wait for it. If it fails, it restores the LoRAs before it.
+        """Replace the active LoRAs after running calls; None restores the model's weights. A failure changes nothing.
 
         Args:
-            lora: A .safetensors file of diffusers, peft or kohya, or a folder as diffusers saves a LoRA; "FILE:0.8",
-                (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, from -10 to 10; or a list of these, whose deltas
-                are added. A file of weight 0 is not used.
+            lora: A .safetensors file of diffusers, peft or kohya, or a folder with one; "FILE:0.8", (FILE, 0.8) or
+                {FILE: 0.8} for a weight from -10 to 10; or a list of these, whose deltas are added.
 
         Raises:
             SourceError: A file is missing or not a LoRA, a tensor has no place in the model, or a weight is invalid.

@@ -11,7 +11,7 @@ from PIL import Image, PngImagePlugin
 import calotype
 from calotype.errors import CalotypeError
 from calotype.report.like import Like, read_like
-from tests.helpers.cpu_limit import cpu_limit
+from tests.helpers.cores import cpu_limit
 
 OPTIONS = settings(
     max_examples=200, derandomize=True, deadline=None, database=None, suppress_health_check=[HealthCheck.too_slow]

@@ -15,7 +15,7 @@ import calotype
 from calotype.errors import CalotypeError
 from calotype.files.digest import digest_of
 from calotype.plan.plan import Artifact, read_plan, write_plan
-from tests.helpers.cpu_limit import cpu_limit
+from tests.helpers.cores import cpu_limit
 
 ODD = [
     *(None, True, False, 0, 1, -1, 2, 3, 64, 77, 2**31, 10**400, 0.5, -1.5, 1e300, float("nan"), float("inf")),

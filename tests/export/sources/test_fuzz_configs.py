@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from calotype.errors import CalotypeError
 from calotype.export.sources.source import find, read_source
 from calotype.plan.family import Family, family_of
-from tests.helpers.cpu_limit import cpu_limit
+from tests.helpers.cores import cpu_limit
 
 DEEP = {"deep": "[" * 5000 + "]" * 5000}  # written verbatim
 
