@@ -161,10 +161,10 @@ def main() -> None:
     parser.add_argument("--images", type=int, default=24)
     options = parser.parse_args()
     pipe = calotype.load(options.model, backend=options.backend)
-    wanted = [int(each) for each in options.calls.split(":")]
-    calls = fit_all(pipe, options.scheduler, options.steps, wanted)
+    counts = [int(each) for each in options.calls.split(":")]
+    calls = fit_all(pipe, options.scheduler, options.steps, counts)
     intervals = (2, 3, 5) if options.backend == "openvino" else ()
-    every = settings_for(options.scheduler, options.steps, wanted, intervals)
+    every = settings_for(options.scheduler, options.steps, counts, intervals)
     points = [point for point in every if point.line != FITTED or point.calls in calls]
     points = measure(pipe, points, options.scheduler, options.images)
     about = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
