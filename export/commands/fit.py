@@ -36,7 +36,10 @@ def _fit(
     held_out: Annotated[int, typer.Option(help="Prompts that measure the result.")] = 16,
     height: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", show_default=False)] = None,
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", show_default=False)] = None,
-    images: Annotated[bool, typer.Option(help="Also fit image-to-image and inpainting, at every strength.")] = True,
+    images: Annotated[
+        bool | None,
+        typer.Option(help="Also fit image-to-image.  [default: for fast models]", show_default=False),
+    ] = None,
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Keep a fit that was not measured: for timings with random weights.")
     ] = False,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,7 @@ from calotype.sampling.schedulers import SchedulerLike
 from .runs import Floats, Runs
 
 # Deterministic samplers of one call a step that people use at few steps.
-PLAIN = ("dpm++2m", "dpm++2m-karras", "unipc")
+PLAIN = ("dpm++2m-karras", "dpm++2m", "unipc")
 MAX_DB = 100.0
 
 
@@ -48,13 +48,15 @@ class HeldOut:
         return summary(psnr_each(images, self._expected))
 
 
-def rivals(scheduler: SchedulerLike, config: Mapping[str, Any], full: SamplerMatrix, calls: int) -> Iterator[Any]:
-    """Yield (name, sampler) of the rivals with as many network calls: plain samplers, and the best forecast."""
-    named = {"the same sampler": scheduler, **{name: name for name in PLAIN}}
+def rivals(
+    scheduler: SchedulerLike, plain: Sequence[str], config: Mapping[str, Any], full: SamplerMatrix, calls: int
+) -> Iterator[tuple[str, SamplerMatrix]]:
+    """Yield the rivals with as many network calls and their names: plain samplers, and the best forecast."""
+    named = {"the same sampler": scheduler, **{name: name for name in plain}}
     seen: list[SamplerMatrix] = []
-    for name, plain in named.items():
+    for name, each in named.items():
         try:
-            sampler = compile_sampler(plain, calls, base_config=config)
+            sampler = compile_sampler(each, calls, base_config=config)
         except SamplerError:
             continue  # it cannot make so few steps
         if not isinstance(sampler, SamplerMatrix) or sampler.draws or sampler.calls != calls:

@@ -23,7 +23,7 @@ from calotype.stages.fewer_calls import digests_of
 
 from ..quality.prompts import knows_captions_only, prompts_from
 from ..steps.progress import Display, Progress, Stage
-from .compare import HeldOut, psnr_each, rivals
+from .compare import PLAIN, HeldOut, psnr_each, rivals
 from .positions import Positions, search
 from .runs import Floats, Runs, Trace
 from .solve import fit_rows
@@ -34,7 +34,8 @@ GUIDANCE = 5.0  # where figures are measured, if the range has it
 SCALES, DEGREE = 6, 2  # guidance scales of the calibration prompts, and the degree of the rows as polynomials of it
 IMAGE_PROMPTS, IMAGE_DEGREE, IMAGE_POWER = 8, 1, 1.6
 SEARCH_PROMPTS, TRIALS = 16, 6  # of the search for the calls to keep
-FEW = 4  # prompts of each kind for a slow model
+STRENGTH = 0.6  # where image-to-image is measured
+FEW, FEW_HELD_OUT = 4, 2  # prompts for a slow model
 FAST_S = 0.1  # seconds of a network call for one prompt, above which a model is slow
 _LEFT_ALONE = ("LCMScheduler", "TCDScheduler")
 _CALIBRATION_SEED, _HELD_OUT_SEED = 1_000_000, 2_000_000
@@ -100,6 +101,7 @@ class _Fitter:
         self._prompts = prompts_from(spec.prompts, demo=demo, calibration=spec.calibration, held_out=spec.held_out)
         low, high = spec.guidance
         self._scale = float(np.clip(GUIDANCE, low, high))
+        self._held_out: HeldOut | None = None
 
     def settings(self, calls: int) -> dict[str, Any]:
         """Return what a fit depends on, as plain data."""
@@ -125,7 +127,7 @@ class _Fitter:
     def guesses(self) -> dict[str, float]:
         """Return the stages of one fit with the seconds of the demonstration model."""
         checks = {} if self._spec.unchecked else {"compare": 15}
-        images = {"image-to-image": 15} if self._spec.images and not self._plan.inpaints else {}
+        images = {"image-to-image": 25} if self._spec.images is not False and not self._plan.inpaints else {}
         return {"fit": 20, **images, **checks}
 
     def record(self) -> None:
@@ -144,16 +146,19 @@ class _Fitter:
 
     def fit(self, calls: int, settings: Mapping[str, Any], progress: Progress) -> FittedSampler:
         """Fit and measure one sampler. Raises `SamplerError` if a rival is closer."""
+        figures: dict[str, Any] = {"fitted": {"p10": 0.0}}
         with progress.stage(f"fit {calls} calls"):
             parts = {"noise": self._from_noise(calls, progress)}
-        if self._spec.images and not self._plan.inpaints:
+        if not self._spec.unchecked:
+            with progress.stage(f"compare {calls} calls"):
+                figures = self._measure(FittedSampler(settings=settings, figures={}, parts=parts), calls, progress)
+        images = not self.slow if self._spec.images is None else self._spec.images
+        if images and not self._plan.inpaints:
             with progress.stage(f"image-to-image {calls} calls"):
-                parts |= self._from_images(calls, progress)
-        fitted = FittedSampler(settings=settings, figures={}, parts=parts)
-        if self._spec.unchecked:
-            return FittedSampler(settings=settings, figures={"fitted": {"p10": 0.0}}, parts=parts)
-        with progress.stage(f"compare {calls} calls"):
-            figures = self._measure(fitted, calls, progress)
+                from_images = self._from_images(calls, progress)
+                fitted = FittedSampler(settings=settings, figures={}, parts=from_images)
+                if self._spec.unchecked or self._holds_for_images(fitted, calls, figures, progress):
+                    parts |= from_images
         return FittedSampler(settings=settings, figures=figures, parts=parts)
 
     def _from_noise(self, calls: int, progress: Progress) -> FittedRows:
@@ -198,13 +203,15 @@ class _Fitter:
 
     def _measure(self, fitted: FittedSampler, calls: int, progress: Progress) -> dict[str, Any]:
         """Return the figures over the held-out prompts. Raises `SamplerError` if a rival is closer."""
-        prompts = self._prompts.held_out[:FEW] if self.slow else self._prompts.held_out
-        held_out = HeldOut(self._runs_over(prompts, _HELD_OUT_SEED), self._full)
+        prompts = self._prompts.held_out[:FEW_HELD_OUT] if self.slow else self._prompts.held_out
+        if self._held_out is None:
+            self._held_out = HeldOut(self._runs_over(prompts, _HELD_OUT_SEED), self._full)
         figures: dict[str, Any] = {"prompts": len(prompts), "guidance": self._scale, "rivals": {}}
-        figures["fitted"] = held_out.figures(fitted.matrix(self._full, "noise", self._scale))
+        figures["fitted"] = self._held_out.figures(fitted.matrix(self._full, "noise", self._scale))
         progress.note(f"fitted to {calls} calls: {_text(figures['fitted'])}")
-        for name, rival in rivals(self._spec.scheduler, self._plan.scheduler, self._full, calls):
-            figures["rivals"][name] = held_out.figures(rival)
+        plain = PLAIN[:1] if self.slow else PLAIN
+        for name, rival in rivals(self._spec.scheduler, plain, self._plan.scheduler, self._full, calls):
+            figures["rivals"][name] = self._held_out.figures(rival)
             progress.step(f"{name}: {_text(figures['rivals'][name])}")
         name, best = max(figures["rivals"].items(), key=lambda item: item[1]["p10"])
         progress.note(f"the closest rival, {name}: {_text(best)}")
@@ -215,6 +222,23 @@ class _Fitter:
             )
             raise SamplerError(message, scheduler=self.scheduler.name, steps=self._spec.steps)
         return figures
+
+    def _holds_for_images(self, fitted: FittedSampler, calls: int, figures: dict[str, Any], progress: Progress) -> bool:
+        """Measure one strength, and return whether the fit is closer than the same sampler with as many calls."""
+        part, plain = (
+            self._compile(ScheduleRange(origin="image", skipped=steps - int(steps * STRENGTH)), steps)
+            for steps in (self._spec.steps, calls)
+        )
+        prompts = self._prompts.held_out[:IMAGE_PROMPTS]
+        clean = np.roll(self._reference.latents, 2, axis=0)[: len(prompts)]
+        prompts = prompts[: len(clean)]
+        runs = self._runs_over(prompts, _HELD_OUT_SEED, (), part, clean=clean, strength=STRENGTH)
+        held_out = HeldOut(runs, part)
+        name = f"image.{self._spec.steps - int(self._spec.steps * STRENGTH)}"
+        got, rival = held_out.figures(fitted.matrix(part, name, self._scale)), held_out.figures(plain)
+        progress.note(f"strength {STRENGTH:g}: {_text(got)}; the same sampler: {_text(rival)}")
+        figures["image_to_image"] = {"strength": STRENGTH, "fitted": got, "the same sampler": rival}
+        return got["p10"] > rival["p10"]
 
     def _runs_over(
         self,
@@ -252,11 +276,9 @@ class _Fitter:
         network(0, self._runs.noise)
         return time.perf_counter() - began
 
-    def _compile(self, schedule_range: ScheduleRange) -> SamplerMatrix:
-        spec = self._spec
-        sampler = compile_sampler(
-            spec.scheduler, spec.steps, base_config=self._plan.scheduler, schedule_range=schedule_range
-        )
+    def _compile(self, schedule_range: ScheduleRange, steps: int | None = None) -> SamplerMatrix:
+        config, steps = self._plan.scheduler, steps or self._spec.steps
+        sampler = compile_sampler(self._spec.scheduler, steps, base_config=config, schedule_range=schedule_range)
         if not isinstance(sampler, SamplerMatrix):
             self._refuse(str(sampler.reason))
         return sampler

@@ -29,7 +29,7 @@ class FitSpec:
         calibration: Prompts that the rows are fitted to.
         held_out: Prompts that measure the result.
         height, width: Pixels; None is the model's size.
-        images: Also fit image-to-image, at every strength.
+        images: Also fit image-to-image, at every strength. None: if a network call takes less than 0.1 seconds.
         unchecked: Keep a fit without measuring it on held-out prompts. For timings of random weights.
     """
 
@@ -42,7 +42,7 @@ class FitSpec:
     held_out: int = 16
     height: int | None = None
     width: int | None = None
-    images: bool = True
+    images: bool | None = None
     unchecked: bool = False
 
     def __post_init__(self) -> None:
