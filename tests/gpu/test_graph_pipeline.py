@@ -17,6 +17,7 @@ from calotype.sampling.cache import sampler_for
 from calotype.stages.denoise_inputs import prepare
 from calotype.stages.vae import Codec
 from calotype.system.trace import Stopwatch
+from tests.helpers.fits import fit_for, store
 
 PROMPTS = ["a large red circle on a blue background", "a green star on a white background"]
 LEVELS = 1  # of 255: rounding of sums may change a pixel by one
@@ -39,11 +40,13 @@ def graph_pipeline(pipe, device):
     return GraphPipeline(pipe.plan, networks).to(device)
 
 
-def graph_arguments(pipe, device, prompt, **options):
-    """Return the tensors and the options of a call's graph."""
+def graph_arguments(pipe, device, prompt, fit=None, **options):
+    """Return the tensors and the options of a call's graph, with a fitted sampler in place of the schedule if given."""
     plan = pipe.plan
     request = resolve(prompt, options, plan, tokenizers_of(plan))
     _, matrix = sampler_for(request.scheduler, plan.scheduler, request.steps, plan.samplers, request.schedule_range)
+    if fit is not None:
+        matrix = fit.matrix(matrix, "noise", request.guidance_scale)
     arrays = arrays_of(request, matrix, prepare(plan, request, Codec(plan, pipe.component), Stopwatch()))
     return {name: torch.from_numpy(array).to(device) for name, array in arrays.items()}, options_of(request)
 
@@ -94,6 +97,19 @@ def test_the_graphs_image_equals_the_pipelines(name, pipe, graph_pipeline, devic
     with torch.inference_mode():
         pixels = graph_pipeline(tensors, graph_options)["pixels"]
     assert max_difference(pixels, expected) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
+
+
+def test_a_fitted_sampler_gives_the_pipelines_image(pipe, graph_pipeline, device, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
+    fit = store(fit_for(pipe.plan, scheduler="euler-a", steps=5, calls=3, height=64, width=64))
+    options = {"steps": 5, "seed": 5, "scheduler": "euler-a", "guidance_scale": 4.0, **SMALL}
+    result = pipe(PROMPTS[0], calls=3, **options)
+    assert (result.report.network_calls, result.report.notes) == (3, ())
+    tensors, graph_options = graph_arguments(pipe, device, PROMPTS[0], fit, **options)
+    assert tensors["timesteps"].shape == (1, 4)  # three calls, and the end
+    with torch.inference_mode():
+        pixels = graph_pipeline(tensors, graph_options)["pixels"]
+    assert max_difference(pixels, result.images) <= (LEVELS if device.type == "cpu" else ON_A_GPU)
 
 
 def test_one_graph_serves_every_prompt_seed_scale_and_sampler(pipe, graph_pipeline, device, recorder):

@@ -24,8 +24,8 @@ from calotype.benchmarks.scripts.fitted import (
 from tests.helpers.fits import fit_for, store
 
 
-def point(line, calls, psnr_db, **setting):
-    return FrontierPoint(line=line, setting=setting, calls=calls, seconds=[calls / 100] * 4, psnr_db=psnr_db)
+def point(line, count, psnr_db, /, **setting):
+    return FrontierPoint(line=line, setting=setting, calls=count, seconds=[count / 100] * 4, psnr_db=psnr_db)
 
 
 POINTS = [

@@ -104,6 +104,7 @@ def test_a_contender_has_the_name_that_it_is_parsed_from():
         (f"without={PIECES[0]}+{PIECES[-1]}", {"without": [PIECES[0], PIECES[-1]]}),
         ("without=all", {"without": list(PIECES)}),
         ("cache_interval=3", {"arguments": {"cache_interval": 3}}),
+        ("calls=10", {"arguments": {"calls": 10}}),
         ("guidance_interval=0.2-0.8", {"arguments": {"guidance_interval": [0.2, 0.8]}}),
     ],
 )
@@ -113,7 +114,7 @@ def test_a_variant_changes_the_settings_of_the_worker(variant, settings):
 
 
 @pytest.mark.parametrize(
-    "variant", ["without=luck", "cache_interval=x", "guidance_interval=0.2", "steps=3", "without="]
+    "variant", ["without=luck", "cache_interval=x", "calls=x", "guidance_interval=0.2", "steps=3", "without="]
 )
 def test_an_unknown_variant_is_refused(variant):
     with pytest.raises(InputError, match="variant"):

@@ -96,6 +96,16 @@ def test_images_match_diffusers(models, pipes_of, figures, model, name):
         figures.hold((f"latents of {model}, without text", "from noise", name), backend, got, expected)
 
 
+def test_a_sampler_is_fitted_without_text(pipes_of):
+    pipe = pipes_of["a codebook", "onnxruntime"]
+    (fit,) = pipe.fit(3, scheduler="ddim", steps=5, calibration=4, held_out=2, unchecked=True)
+    assert not fit.settings["guided"]
+    options = {"scheduler": "ddim", "steps": 5, "seed": 5, "output_type": "np"}
+    full, fewer = pipe(**options), pipe(calls=3, **options)
+    assert (fewer.report.network_calls, fewer.report.notes) == (3, full.report.notes)
+    assert 0 < np.abs(fewer.images - full.images).mean() < 0.1
+
+
 def test_the_autoencoder_encodes_and_decodes(models, pipes_of):
     image = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 32, 3), dtype=np.uint8))
     pixels = torch.tensor(np.asarray(image) / np.float32(127.5) - 1).permute(2, 0, 1)[None]
