@@ -10,7 +10,8 @@ demo: install
 	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
 
 # A file to a worker, the longest first (tests/conftest.py). What measures time has both cores to itself afterwards, and a
-# second try where something else kept them busy.
+# second try where something else kept them busy; only its files are collected.
+TIMED := $(shell grep -rl --include='test_*.py' pytest.mark.timed tests)
 POOL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 # lint, the types and the tests that trace, build and train nothing: three minutes on two cores.
@@ -20,7 +21,7 @@ check: install
 # What CI runs.
 test: install
 	$(MAKE) -j 2 lint pooled-tests
-	$(BIN)/pytest -m timed || $(BIN)/pytest -m timed --last-failed
+	$(BIN)/pytest -m timed $(TIMED) || $(BIN)/pytest -m timed --last-failed $(TIMED)
 
 fast-tests: install
 	$(POOL) -m "not slow and not timed"

@@ -32,16 +32,18 @@ from tests.helpers.parity import MIN_DB, PARITY, Figures  # noqa: E402
 if worker := os.environ.get("PYTEST_XDIST_WORKER"):
     keep_to_one_core(worker)
 
-# The files that take longest, in the order in which workers start them: first those that need no model that another
-# one traces, because workers wait for each other's traces.
+# The files that take longest, in the order in which workers start them. While one traces the models of test_parity, the
+# others have files that need none of these, because workers wait for each other's traces.
 SLOWEST = (
-    *("kernels/test_interpreter.py", "export/builder/test_tuning.py", "test_package.py", "kernels/test_resources.py"),
-    *("export/families/test_sd15_shape.py", "export/families/test_parity.py", "export/tensorrt/test_rtx.py"),
-    *("export/builder/test_build.py", "export/families/test_auto.py", "export/families/test_controlnet.py"),
-    *("export/families/test_few_steps.py", "export/families/test_set_lora.py", "export/families/test_families.py"),
-    *("tensorrt/test_options.py", "tensorrt/test_precisions.py", "export/families/test_pixels.py", "test_readme.py"),
-    *("export/families/test_tasks.py", "export/families/test_latents_without_text.py", "export/store/test_kills.py"),
-    *("engine/test_cli.py", "test_lean.py", "engine/system/test_forks.py", "benchmarks/run/test_instrument.py"),
+    *("kernels/test_interpreter.py", "export/builder/test_tuning.py", "export/families/test_parity.py"),
+    *("test_package.py", "kernels/test_resources.py", "export/builder/test_build.py", "export/tools/test_steering.py"),
+    *("export/families/test_sd15_shape.py", "export/families/test_auto.py", "export/families/test_set_lora.py"),
+    *("export/tensorrt/test_rtx.py", "test_readme.py", "tensorrt/test_precisions.py", "export/tools/test_train.py"),
+    *("export/families/test_controlnet.py", "engine/backends/openvino/test_session.py", "engine/test_parity.py"),
+    *("export/families/test_few_steps.py", "export/families/test_families.py", "export/store/test_kills.py"),
+    *("engine/test_cli.py", "test_lean.py", "export/tools/test_demo_model.py", "engine/sampling/test_matrix.py"),
+    *("export/sources/test_single_file_components.py", "export/families/test_latents_without_text.py"),
+    *("engine/test_prompting.py", "engine/system/test_forks.py", "tensorrt/test_options.py"),
 )
 # What `make check` leaves out: tests of these folders and files, and all that use these fixtures.
 SLOW = ("benchmarks/run", "export/builder", "export/families", "export/precision", "export/tools")

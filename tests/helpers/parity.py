@@ -42,6 +42,7 @@ float32. The three numbers are the backends `eager`, `onnxruntime` and `openvino
 The tests require 60, 50 and 50 dB. An empty cell was not compared. All models except the demonstration model are tiny
 and have random weights.
 
-`pytest --parity docs/parity.md` writes this page; name test files to run a part.
+`pytest --parity docs/parity.md` compares every cell and writes this page; name test files to run a part. Without
+`--parity`, the tests compare fewer cells, in which every two of model, task and scheduler meet.
 
 {table}"""

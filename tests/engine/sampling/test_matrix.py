@@ -26,6 +26,7 @@ STEPS = (1, 2, 8, 20, 50)
 PREDICTIONS = ("epsilon", "v_prediction", "sample")
 SIGMAS = (None, "karras", "exponential", "beta")
 SPACINGS = ("leading", "linspace", "trailing")
+MANY = 20  # combinations of options
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 SHAPE = (1, 4, 4, 4)  # [B, C, H, W]
@@ -34,28 +35,28 @@ NOISE = random.standard_normal(SHAPE)
 DRAWS = random.standard_normal((100, *SHAPE))
 WEIGHTS = random.standard_normal((4, 4)) / 2
 
-# class, its config besides the betas, whether every step count is tested (else one in turn: LMS integrates), the
-# minimum number of schedules that must be compared
+# class, its config besides the betas, whether every step count is tested if its options are few (else one in turn: LMS
+# integrates), the minimum number of schedules that must be compared
 CASES = {
     "ddim": ("DDIMScheduler", {"clip_sample": False}, True, 45),
     "ddim-zero-snr": ("DDIMScheduler", {"clip_sample": False, "rescale_betas_zero_snr": True}, True, 36),
     "ddpm": ("DDPMScheduler", {"clip_sample": False}, True, 45),
-    "deis": ("DEISMultistepScheduler", {}, True, 180),
-    "dpm++2m": ("DPMSolverMultistepScheduler", {}, True, 180),
-    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, True, 180),
+    "deis": ("DEISMultistepScheduler", {}, True, 36),
+    "dpm++2m": ("DPMSolverMultistepScheduler", {}, True, 36),
+    "dpm++2m-sde": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}, True, 36),
     "dpm++2s": ("DPMSolverSinglestepScheduler", {"lower_order_final": True}, True, 60),
-    "euler": ("EulerDiscreteScheduler", {}, True, 180),
+    "euler": ("EulerDiscreteScheduler", {}, True, 36),
     "euler-a": ("EulerAncestralDiscreteScheduler", {}, True, 30),
-    "heun": ("HeunDiscreteScheduler", {}, True, 180),
-    "kdpm2": ("KDPM2DiscreteScheduler", {}, True, 120),
-    "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}, True, 120),
+    "heun": ("HeunDiscreteScheduler", {}, True, 36),
+    "kdpm2": ("KDPM2DiscreteScheduler", {}, True, 24),
+    "kdpm2-a": ("KDPM2AncestralDiscreteScheduler", {}, True, 24),
     "lcm": ("LCMScheduler", {}, True, 45),
     "lms": ("LMSDiscreteScheduler", {}, False, 36),
     "plms": ("PNDMScheduler", {"skip_prk_steps": True}, True, 30),
     "pndm": ("PNDMScheduler", {"skip_prk_steps": False}, True, 18),
-    "sa-solver": ("SASolverScheduler", {}, True, 180),
+    "sa-solver": ("SASolverScheduler", {}, True, 36),
     "tcd": ("TCDScheduler", {}, True, 45),
-    "unipc": ("UniPCMultistepScheduler", {}, True, 180),
+    "unipc": ("UniPCMultistepScheduler", {}, True, 36),
 }
 
 
@@ -118,14 +119,16 @@ def schedules(class_name, extra, every_step):
     sigmas = [word for word in SIGMAS if word is None or f"use_{word}_sigmas" in takes]
     spacings = SPACINGS if "timestep_spacing" in takes else (None,)
     base = kind(**BETAS, **extra)  # once: some take half a second, and read the other options later
-    for turn, (prediction, word, spacing) in enumerate(itertools.product(PREDICTIONS, sigmas, spacings)):
+    options = list(itertools.product(PREDICTIONS, sigmas, spacings))
+    for turn, (prediction, word, spacing) in enumerate(options):
         scheduler = copy.deepcopy(base)
         scheduler.register_to_config(prediction_type=prediction)
         if word:
             scheduler.register_to_config(**{f"use_{word}_sigmas": True})
         if spacing:
             scheduler.register_to_config(timestep_spacing=spacing, steps_offset=int(spacing == "leading"))
-        for steps in STEPS if every_step else (STEPS[turn % len(STEPS)],):
+        # Many options meet one number of steps each, in turn: then each option still meets every number.
+        for steps in STEPS if every_step and len(options) < MANY else (STEPS[turn % len(STEPS)],):
             yield scheduler, steps
 
 

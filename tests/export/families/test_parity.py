@@ -43,6 +43,21 @@ MODELS = {
 CASES = [(m, t, s) for m, (_, _, tasks, schedulers, *_) in MODELS.items() for t in tasks for s in schedulers]
 
 
+def pytest_generate_tests(metafunc):
+    """Compare every case for the table of `--parity`, else every pair: a sampler knows neither models nor tasks."""
+    if "name" in metafunc.fixturenames:
+        metafunc.parametrize(
+            ("model", "task", "name"), CASES if metafunc.config.getoption("--parity") else list(pairs())
+        )
+
+
+def pairs():
+    """Return cases in which each model meets each scheduler and each task, and each task each scheduler."""
+    for number, (model, (_, _, tasks, schedulers, *_)) in enumerate(MODELS.items()):
+        for turn in range(max(len(tasks), len(schedulers))):
+            yield model, tasks[(number + turn) % len(tasks)], list(schedulers)[turn % len(schedulers)]
+
+
 @pytest.fixture(scope="module")
 def pipelines(request, tmp_path_factory):
     """Functions that return a model's pipeline on a backend, and diffusers' for a task; each is loaded once."""
@@ -72,7 +87,6 @@ def pipelines(request, tmp_path_factory):
     return ours, reference
 
 
-@pytest.mark.parametrize(("model", "task", "name"), CASES)
 def test_images_match_diffusers(pipelines, figures, model, task, name):
     ours, reference = pipelines
     _, _, _, schedulers, backends, controlled = MODELS[model]
