@@ -38,7 +38,7 @@ def _fit(
     width: Annotated[int | None, typer.Option(help="Pixels.  [default: the model's]", show_default=False)] = None,
     images: Annotated[
         bool | None,
-        typer.Option(help="Also fit image-to-image.  [default: for fast models]", show_default=False),
+        typer.Option(help="Also fit image-to-image.  [default: below 256 px]", show_default=False),
     ] = None,
     unchecked: Annotated[
         bool, typer.Option("--unchecked", help="Keep a fit that was not measured: for timings with random weights.")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any, NoReturn
 
@@ -36,7 +35,7 @@ IMAGE_PROMPTS, IMAGE_DEGREE, IMAGE_POWER = 8, 1, 1.6
 SEARCH_PROMPTS, TRIALS = 16, 6  # of the search for the calls to keep
 STRENGTH = 0.6  # where image-to-image is measured
 FEW, FEW_HELD_OUT = 4, 2  # prompts for a slow model
-FAST_S = 0.1  # seconds of a network call for one prompt, above which a model is slow
+FAST_PIXELS = 256**2  # of an image, from which on a model is slow
 _LEFT_ALONE = ("LCMScheduler", "TCDScheduler")
 _CALIBRATION_SEED, _HELD_OUT_SEED = 1_000_000, 2_000_000
 
@@ -102,6 +101,7 @@ class _Fitter:
         low, high = spec.guidance
         self._scale = float(np.clip(GUIDANCE, low, high))
         self._held_out: HeldOut | None = None
+        self._slow = int(np.prod(_size_of(spec, plan))) >= FAST_PIXELS
 
     def settings(self, calls: int) -> dict[str, Any]:
         """Return what a fit depends on, as plain data."""
@@ -132,9 +132,7 @@ class _Fitter:
 
     def record(self) -> None:
         """Run the full schedule over the calibration prompts."""
-        self._runs = self._runs_over(self._prompts.calibration[:1], _CALIBRATION_SEED)
-        self.slow = self._seconds_of_a_call() > FAST_S
-        self._calibration = self._prompts.calibration[:FEW] if self.slow else self._prompts.calibration
+        self._calibration = self._prompts.calibration[:FEW] if self._slow else self._prompts.calibration
         self._runs = self._runs_over(self._calibration, _CALIBRATION_SEED, self._scales(len(self._calibration)))
         self._reference = self._runs.play(self._full)
 
@@ -152,7 +150,7 @@ class _Fitter:
         if not self._spec.unchecked:
             with progress.stage(f"compare {calls} calls"):
                 figures = self._measure(FittedSampler(settings=settings, figures={}, parts=parts), calls, progress)
-        images = not self.slow if self._spec.images is None else self._spec.images
+        images = not self._slow if self._spec.images is None else self._spec.images
         if images and not self._plan.inpaints:
             with progress.stage(f"image-to-image {calls} calls"):
                 from_images = self._from_images(calls, progress)
@@ -163,7 +161,7 @@ class _Fitter:
 
     def _from_noise(self, calls: int, progress: Progress) -> FittedRows:
         positions = spread_positions(self._full.calls, calls)
-        if not self.slow:
+        if not self._slow:
             positions = self._searched(calls, progress)
         return self._rows(self._runs, self._reference, positions)[0]
 
@@ -203,13 +201,13 @@ class _Fitter:
 
     def _measure(self, fitted: FittedSampler, calls: int, progress: Progress) -> dict[str, Any]:
         """Return the figures over the held-out prompts. Raises `SamplerError` if a rival is closer."""
-        prompts = self._prompts.held_out[:FEW_HELD_OUT] if self.slow else self._prompts.held_out
+        prompts = self._prompts.held_out[:FEW_HELD_OUT] if self._slow else self._prompts.held_out
         if self._held_out is None:
             self._held_out = HeldOut(self._runs_over(prompts, _HELD_OUT_SEED), self._full)
         figures: dict[str, Any] = {"prompts": len(prompts), "guidance": self._scale, "rivals": {}}
         figures["fitted"] = self._held_out.figures(fitted.matrix(self._full, "noise", self._scale))
         progress.note(f"fitted to {calls} calls: {_text(figures['fitted'])}")
-        plain = PLAIN[:1] if self.slow else PLAIN
+        plain = PLAIN[:1] if self._slow else PLAIN
         for name, rival in rivals(self._spec.scheduler, plain, self._plan.scheduler, self._full, calls):
             figures["rivals"][name] = self._held_out.figures(rival)
             progress.step(f"{name}: {_text(figures['rivals'][name])}")
@@ -268,13 +266,6 @@ class _Fitter:
             draws=(part or self._full).draws,
             clean=clean,
         )
-
-    def _seconds_of_a_call(self) -> float:
-        network = self._runs.network(self._full)
-        network(0, self._runs.noise)  # the first call compiles the network
-        began = time.perf_counter()
-        network(0, self._runs.noise)
-        return time.perf_counter() - began
 
     def _compile(self, schedule_range: ScheduleRange, steps: int | None = None) -> SamplerMatrix:
         config, steps = self._plan.scheduler, steps or self._spec.steps

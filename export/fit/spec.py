@@ -29,7 +29,7 @@ class FitSpec:
         calibration: Prompts that the rows are fitted to.
         held_out: Prompts that measure the result.
         height, width: Pixels; None is the model's size.
-        images: Also fit image-to-image, at every strength. None: if a network call takes less than 0.1 seconds.
+        images: Also fit image-to-image, at every strength. None: if images are smaller than 256 x 256.
         unchecked: Keep a fit without measuring it on held-out prompts. For timings of random weights.
     """
 
