@@ -271,7 +271,8 @@ class _Fitter:
 
     def _seconds_of_a_call(self) -> float:
         """Return the shortest of up to three calls: other work on the machine must not change the fit."""
-        network, seconds = self._runs.network(self._full), []
+        network = self._runs.network(self._full)
+        seconds: list[float] = []
         network(0, self._runs.noise)  # the first call compiles the network
         while len(seconds) < 3 and min(seconds, default=1.0) > FAST_S:
             began = time.perf_counter()
