@@ -7,6 +7,7 @@ import pytest
 
 from calotype.errors import InputError, SamplerError
 from calotype.export import FitSpec
+from calotype.export.fit.spec import fit_spec_from
 from calotype.export.judge.scenes import held_out_captions
 from calotype.export.quality.metrics import psnr
 
@@ -152,6 +153,19 @@ def test_wrong_options_raise_before_any_work(pipe, name, monkeypatch):
 def test_an_unknown_option_raises(pipe):
     with pytest.raises((InputError, TypeError), match="promts"):
         pipe.fit(promts=["a"])
+
+
+def test_a_text_names_a_fit():
+    spec = fit_spec_from("dpm++2m-karras:20:12")
+    assert (spec.scheduler, spec.steps, spec.counts) == ("dpm++2m-karras", 20, (12,))
+
+
+@pytest.mark.parametrize(
+    "text", ["", "euler", "euler:20", "euler:20:", "euler:x:10", "euler:20:10:5", ":20:10", "euler:20:0"]
+)
+def test_a_wrong_text_is_refused(text):
+    with pytest.raises(InputError):
+        fit_spec_from(text)
 
 
 def test_the_default_guidance_has_the_default_of_a_call():

@@ -6,7 +6,7 @@ import pytest
 import calotype
 from calotype.errors import SamplerError
 
-SPEC = {"scheduler": "euler", "steps": 4, "calibration": 2, "guidance": (4.0, 6.0), "unchecked": True}
+SPEC = {"scheduler": "euler", "steps": 4, "calibration": 2, "guidance": (4.0, 6.0), "unchecked": True, "images": True}
 SIZE = {"width": 64, "height": 64}
 OPTIONS = {"scheduler": "euler", "steps": 4, "guidance_scale": 5.0, "seed": 1, "output_type": "np", **SIZE}
 

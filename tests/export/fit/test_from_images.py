@@ -10,7 +10,8 @@ from calotype.export.quality.metrics import psnr
 from tests.helpers.tiny_models import save_controlnet
 
 STEPS, CALLS = 5, 3
-SPEC = {"scheduler": "euler", "steps": STEPS, "guidance": (5.0, 5.0), "calibration": 8, "unchecked": True}
+SPEC = {"scheduler": "euler", "steps": STEPS, "guidance": (5.0, 5.0), "calibration": 8, "images": True}
+SPEC |= {"unchecked": True}
 OPTIONS = {"scheduler": "euler", "steps": STEPS, "guidance_scale": 5.0, "seed": [1, 2, 3], "output_type": "np"}
 PROMPTS = held_out_captions(1, 3, seed=902)
 SIDE = np.linspace(0, 255, 128, dtype=np.uint8)
