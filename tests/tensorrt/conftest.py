@@ -16,7 +16,7 @@ from calotype.backends.tensorrt import runner as tensorrt_runner
 from calotype.backends.torch import cuda
 from calotype.cuda import fused_modules as fused
 from calotype.export.builder import build as build_module
-from calotype.export.steps import subprocess_task
+from calotype.export.steps import subprocess_task, versions
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess
 from calotype.export.tensorrt import engines
 from calotype.files.digest import file_digest
@@ -168,6 +168,7 @@ def on_a_gpu(gpu, monkeypatch):
     monkeypatch.setattr(registry, "has_gpu", lambda: True)
     for module in (compatibility, engines):
         monkeypatch.setattr(module, "installed", lambda name: "11.4.0")
+    monkeypatch.setattr(versions, "installed_backend", lambda name: "11.4.0")
     # Another stand-in builds other engines.
     monkeypatch.setattr(engines, "ENGINES", file_digest(Path(tensorrt_standin.__file__)))
     for module in (compatibility, engines, build_module):
