@@ -33,9 +33,9 @@ def images(pipe, **options):
     return pipe(PROMPTS, **OPTIONS | {"seed": list(range(6)), "output_type": "np"} | options).images
 
 
-def nine_of_ten(got, expected):
-    """Return the PSNR that nine of ten images reach, in dB."""
-    return np.quantile([psnr(*pair) for pair in zip(got, expected, strict=True)], 0.1)
+def closeness(got, expected):
+    """Return the mean PSNR of the images in dB."""
+    return np.mean([psnr(*pair) for pair in zip(got, expected, strict=True)])
 
 
 @pytest.mark.parametrize("scale", [4.5, 6.0])
@@ -45,9 +45,9 @@ def test_held_out_images_are_closer_than_with_other_samplers(pipe, fit, scale):
     assert {"the same sampler", "forecast"} <= set(figures["rivals"])
     assert max(each["p10"] for each in figures["rivals"].values()) < figures["fitted"]["p10"]
     full = images(pipe, guidance_scale=scale)  # of prompts that neither the fit nor its figures know
-    same = nine_of_ten(images(pipe, guidance_scale=scale, steps=5), full)
-    forecast = nine_of_ten(images(pipe, guidance_scale=scale, calls=5, calls_from="forecast"), full)
-    assert nine_of_ten(images(pipe, guidance_scale=scale, calls=5), full) > max(same, forecast)
+    same = closeness(images(pipe, guidance_scale=scale, steps=5), full)
+    forecast = closeness(images(pipe, guidance_scale=scale, calls=5, calls_from="forecast"), full)
+    assert closeness(images(pipe, guidance_scale=scale, calls=5), full) > max(same, forecast)
 
 
 def test_the_second_fit_is_the_stored_one(pipe, fit, monkeypatch):

@@ -31,7 +31,7 @@ def test_every_strength_has_rows(fit):
     assert all(part.image_coefficients is not None for name, part in fit.parts.items() if name != "noise")
 
 
-@pytest.mark.parametrize(("strength", "most"), [(0.4, 1), (0.8, 3), (1.0, 3)])
+@pytest.mark.parametrize(("strength", "most"), [(0.6, 2), (1.0, 3)])
 def test_image_to_image(pipe, fit, strength, most):
     options = {**OPTIONS, "image": SCENE, "strength": strength}
     full, fewer = pipe(PROMPTS, **options), pipe(PROMPTS, calls=CALLS, **options)
@@ -42,11 +42,11 @@ def test_image_to_image(pipe, fit, strength, most):
     assert psnr(fewer.images, full.images) > min(22, psnr(same.images, full.images))
 
 
-@pytest.mark.parametrize("strength", [0.8, 1.0])
-def test_the_area_that_a_mask_preserves_is_that_of_the_full_schedule(pipe, fit, strength):
+@pytest.mark.parametrize(("strength", "calls"), [(0.6, 2), (1.0, 3)])
+def test_the_area_that_a_mask_preserves_is_that_of_the_full_schedule(pipe, fit, strength, calls):
     options = {**OPTIONS, "image": SCENE, "mask_image": LEFT, "strength": strength, "output_type": "latent"}
     full, fewer = pipe(PROMPTS, **options), pipe(PROMPTS, calls=CALLS, **options)
-    assert fewer.report.network_calls == CALLS
+    assert fewer.report.network_calls == calls
     kept = np.s_[..., full.images.shape[-1] // 2 :]
     np.testing.assert_array_equal(fewer.images[kept], full.images[kept])
     assert 0 < np.abs(fewer.images - full.images).mean() < 0.5 * np.abs(full.images).mean()
