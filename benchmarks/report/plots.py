@@ -176,7 +176,7 @@ def frontier(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+        figure.savefig(out, format="png", dpi=100, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 
