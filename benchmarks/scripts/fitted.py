@@ -144,7 +144,7 @@ def table(points: Sequence[FrontierPoint]) -> str:
     rows = ["| Sampler | Setting | Calls | Seconds | Median, dB | p10, dB | Worst, dB |", f"|{' --- |' * 7}"]
     for point in points:
         each, words = point.figures(), ", ".join(f"{name}={value}" for name, value in point.setting.items())
-        numbers = f"{each["median_s"]:.3f} | {each['median_db']:.1f} | {each['p10_db']:.1f} | {each['worst_db']:.1f}"
+        numbers = f"{each['median_s']:.3f} | {each['median_db']:.1f} | {each['p10_db']:.1f} | {each['worst_db']:.1f}"
         rows.append(f"| {point.line} | `{words}` | {point.calls} | {numbers} |")
     return "".join(f"{row}\n" for row in rows)
 
