@@ -165,7 +165,7 @@ def frontier(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str
     import matplotlib
 
     palette = [*MAKERS.values(), *OTHERS]
-    with matplotlib.rc_context(SETTINGS):
+    with matplotlib.rc_context({**SETTINGS, "grid.color": "#DDDDDD", "axes.edgecolor": "#888888"}):
         figure, axes = _figure(8.0, 4.8)
         axes.grid(True, linewidth=0.5)
         for i, (name, points) in enumerate(series.items()):
@@ -176,7 +176,7 @@ def frontier(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str
         axes.set_xlabel(x)
         axes.set_ylabel(y)
         out = io.BytesIO()
-        figure.savefig(out, format="png", dpi=120, facecolor="white", metadata={"Software": None})
+        figure.savefig(out, format="png", dpi=100, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 

@@ -47,7 +47,7 @@ class FrontierPoint:
     def figures(self) -> dict[str, float]:
         """Return the median seconds, and the median, tenth percentile and worst PSNR."""
         return {
-            "seconds": round(statistics.median(self.seconds), 4),
+            "median_s": round(statistics.median(self.seconds), 4),
             "median_db": round(statistics.median(self.psnr_db), 2),
             "p10_db": round(float(np.quantile(self.psnr_db, 0.1)), 2),
             "worst_db": round(min(self.psnr_db), 2),
@@ -129,7 +129,7 @@ def write(folder: Path, points: Sequence[FrontierPoint], about: Mapping[str, Any
         for figure, quality in (("p10_db", "PSNR that nine of ten images reach, dB"), ("median_db", "median PSNR, dB")):
             series = {
                 name: [
-                    (float(point.calls) if axis == "calls" else point.figures()["seconds"], point.figures()[figure])
+                    (float(point.calls) if axis == "calls" else point.figures()["median_s"], point.figures()[figure])
                     for point in shown
                     if point.line == name
                 ]
@@ -144,7 +144,7 @@ def table(points: Sequence[FrontierPoint]) -> str:
     rows = ["| Sampler | Setting | Calls | Seconds | Median, dB | p10, dB | Worst, dB |", f"|{' --- |' * 7}"]
     for point in points:
         each, words = point.figures(), ", ".join(f"{name}={value}" for name, value in point.setting.items())
-        numbers = f"{each['seconds']:.3f} | {each['median_db']:.1f} | {each['p10_db']:.1f} | {each['worst_db']:.1f}"
+        numbers = f"{each['median_s']:.3f} | {each['median_db']:.1f} | {each['p10_db']:.1f} | {each['worst_db']:.1f}"
         rows.append(f"| {point.line} | `{words}` | {point.calls} | {numbers} |")
     return "".join(f"{row}\n" for row in rows)
 

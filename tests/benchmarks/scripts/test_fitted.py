@@ -72,6 +72,8 @@ def test_lines_and_plots_are_written(tmp_path):
     about, *lines = map(json.loads, (tmp_path / "run" / "frontier.jsonl").read_text().splitlines())
     assert about == {"steps": 20}
     assert [(line["line"], line["calls"]) for line in lines] == [(each.line, each.calls) for each in POINTS]
+    assert lines[1]["psnr_db"] == POINTS[1].psnr_db
+    assert lines[1]["seconds"] == POINTS[1].seconds
     assert lines[1]["median_db"] == pytest.approx(47.5)
     assert lines[1]["p10_db"] == pytest.approx(41.5)
     for name in ("calls-p10", "calls-median", "seconds-p10", "seconds-median"):

@@ -53,7 +53,7 @@ def test_calls_and_like_repeat_the_image(fitted, tmp_path):
 def test_min_psnr_and_forecasts_are_options(fitted, tmp_path):
     path = tmp_path / "a.png"
     assert run(*GENERATE, *SCHEDULE, "--min-psnr", 1, "-o", path).returncode == 0
-    assert settings_of(path)["calls"] == "5"
+    assert int(settings_of(path)["calls"]) <= 5  # the fewest of what the cache has
     forecast = ("--steps", 4, "--calls", 2, "--calls-from", "forecast")
     assert run(*GENERATE, *forecast, "-o", path).returncode == 0
     assert settings_of(path)["calls_from"] == "forecast"
