@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 import weakref
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from .backends import BackendSelection, LoadedComponent
 from .backends.components import Components
 from .errors import InputError
 from .errors.validation import with_known_names
+from .fitting import Fitting
 from .generator import ImageGenerator
 from .images.arrays import Images, as_list, batch, load_image_array
 from .images.png import image_from_pixels, to_uint8, to_unit_range
@@ -22,7 +23,6 @@ from .lora.lora import LoraLike
 from .plan.plan import Plan
 from .report.result import Event, Result
 from .request.diffusers_names import KnownAttributes
-from .sampling.fitted import FittedSampler
 from .stages.generation import Generation
 from .stages.vae import Codec
 from .system import forks
@@ -33,7 +33,7 @@ __all__ = ["Event", "Pipeline", "Result"]
 Floats = NDArray[np.float32]
 
 
-class Pipeline(KnownAttributes):
+class Pipeline(Fitting, KnownAttributes):
     """A loaded model, which `load` returns. Several threads may call it; `cancel` ends the running calls."""
 
     plan: Plan
@@ -69,7 +69,10 @@ class Pipeline(KnownAttributes):
     def stream(self, prompt: Any = None, **arguments: Any) -> Iterator[Event]:
         """Generate images step by step. Closing the stream between two steps ends the work.
 
-        Arguments and errors are those of a call. The last event has the result.
+        Arguments and errors are those of a call. It checks the arguments before the first event.
+
+        Returns:
+            One event for each step. The last one has the result.
         """
         return self._generator.stream(self._start(prompt, arguments))
 
@@ -78,6 +81,9 @@ class Pipeline(KnownAttributes):
 
         Args:
             path: The JSON file. If PyTorch runs a component, it contains its operators and GPU kernels.
+
+        Returns:
+            The result of the call.
 
         Raises:
             InputError: The file cannot be written.
@@ -105,11 +111,14 @@ class Pipeline(KnownAttributes):
 
     @with_known_names({})
     def set_lora(self, lora: LoraLike = None) -> None:
-        """Replace the active LoRAs after running calls; None restores the model's weights. A failure changes nothing.
+        """Replace the active LoRAs with these; None restores the model's own weights.
+
+        It waits for running calls, and later calls wait for it. If it fails, it restores the LoRAs before it.
 
         Args:
-            lora: A .safetensors file of diffusers, peft or kohya, or a folder with one; "FILE:0.8", (FILE, 0.8) or
-                {FILE: 0.8} for a weight from -10 to 10; or a list of these, whose deltas are added.
+            lora: A .safetensors file of diffusers, peft or kohya, or a folder as diffusers saves a LoRA; "FILE:0.8",
+                (FILE, 0.8) or {FILE: 0.8} for a weight other than 1, from -10 to 10; or a list of these, whose deltas
+                are added. A file of weight 0 is not used.
 
         Raises:
             SourceError: A file is missing or not a LoRA, a tensor has no place in the model, or a weight is invalid.
@@ -117,24 +126,6 @@ class Pipeline(KnownAttributes):
             InputError: This thread has an open stream.
         """
         self._generator.loras.set(lora)
-
-    def fit(self, calls: int | Sequence[int] = 10, **options: Any) -> list[FittedSampler]:
-        """Fit samplers with fewer network calls to this model with its LoRAs, and keep them for later calls.
-
-        Args:
-            calls: The network calls of one sampler, or of several.
-            **options: Other fields of `FitSpec`: scheduler, steps, guidance, prompts.
-
-        Returns:
-            One sampler for each number of calls, with the figures of its images.
-
-        Raises:
-            InputError: An option is invalid.
-            SamplerError: The scheduler cannot be fitted, or another sampler with as many calls is better.
-        """
-        from calotype.export import FitSpec, fit_samplers
-
-        return fit_samplers(self.plan, self._generator, FitSpec(calls=calls, **options))
 
     @property
     def loras(self) -> tuple[tuple[str, float], ...]:

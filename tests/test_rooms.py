@@ -33,7 +33,7 @@ ORDER = (
 # Imports against the order. Each is inside a function, and runs only when its command or its model needs it.
 EXCEPTIONS = {
     ("engine/loading.py", "export/__init__.py"),  # a source that is not a plan yet becomes one
-    ("engine/pipeline.py", "export/__init__.py"),  # `Pipeline.fit` is a step of the export
+    ("engine/fitting.py", "export/__init__.py"),  # `Pipeline.fit` is a step of the export
     ("engine/__main__.py", "benchmarks/cli.py"),  # the command line has the commands of every root folder
 }
 # Run by their paths: they belong to no package.

@@ -12,7 +12,7 @@ BANNED |= {"remembered", "distrust", "found", "made", "given", "wanted", "whole"
 # A fit is a least-squares fit, and only samplers are fitted: these files may use the words.
 LEAST_SQUARES = {"fit", "fits", "fitted"}
 OF_FITS = re.compile(
-    r"export/(fit|commands|builder)/.*|export/__init__.py|engine/(pipeline|generator).py|benchmarks/.*fitted.py|"
+    r"export/(fit|commands|builder)/.*|export/__init__.py|engine/(pipeline|fitting|generator).py|benchmarks/.*fitted.py|"
     r"engine/(sampling/fitted|stages/fewer_calls|files/cache|request/request).py|benchmarks/(run/ours|suite/.*).py"
 )
 NOT_OURS = re.compile(r"NotFound")  # in the names of exceptions of Python and of libraries
