@@ -74,7 +74,7 @@ class Pipeline(KnownAttributes):
         return self._generator.stream(self._start(prompt, arguments))
 
     def profile(self, path: str | Path, prompt: Any = None, **arguments: Any) -> Result:
-        """Return the result of a call, and write a Chrome trace of its work. Other arguments and errors are those of a call.
+        """Return the result of a call, and write a Chrome trace of it. Other arguments are those of a call.
 
         Args:
             path: The JSON file. If PyTorch runs a component, it contains its operators and GPU kernels.
