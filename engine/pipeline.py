@@ -67,7 +67,7 @@ class Pipeline(Fitting, KnownAttributes):
         return self._generator.generate(self._start(prompt, arguments))
 
     def stream(self, prompt: Any = None, **arguments: Any) -> Iterator[Event]:
-        """Generate images step by step. Closing the stream between two steps ends the work.
+        """Return an event for each step of a call; the last one has the result. Closing the stream ends the work.
 
         Arguments and errors are those of a call. It checks the arguments before the first event.
 
@@ -77,7 +77,7 @@ class Pipeline(Fitting, KnownAttributes):
         return self._generator.stream(self._start(prompt, arguments))
 
     def profile(self, path: str | Path, prompt: Any = None, **arguments: Any) -> Result:
-        """Generate images, and write a Chrome trace of the work. Other arguments and errors are those of a call.
+        """Return the result of a call, and write a Chrome trace of it. Other arguments are those of a call.
 
         Args:
             path: The JSON file. If PyTorch runs a component, it contains its operators and GPU kernels.

@@ -175,6 +175,8 @@ def frontier(series: Mapping[str, Sequence[tuple[float, float]]], x: str, y: str
         axes.legend(loc="upper left", bbox_to_anchor=(1, 1), frameon=False, fontsize=8)
         axes.set_xlabel(x)
         axes.set_ylabel(y)
+        if all(float(point[0]).is_integer() for points in series.values() for point in points):
+            axes.locator_params(axis="x", integer=True)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=100, facecolor="white", metadata={"Software": None})
     return out.getvalue()

@@ -53,7 +53,7 @@ def _fit(
     options: dict[str, Any] = {
         **{"scheduler": scheduler, "steps": steps, "height": height, "width": width, "prompts": prompts},
         **{"calibration": calibration, "held_out": held_out, "images": images, "unchecked": unchecked},
-        "guidance": _numbers("guidance", guidance, float)[:2] * (1 if ":" in guidance else 2),
+        "guidance": tuple(_numbers("guidance", guidance, float) * (1 if ":" in guidance else 2)),
     }
     counts = tuple(_numbers("calls", calls, int))
     from ..fit.fit import fit_samplers
