@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from typing import Any, NoReturn
 
 import numpy as np
@@ -13,7 +14,7 @@ from calotype.files.digest import digest_of
 from calotype.generator import ImageGenerator
 from calotype.plan.plan import Plan
 from calotype.sampling.compile import compile_sampler
-from calotype.sampling.fewer_calls import spread_positions
+from calotype.sampling.fewer_calls import best_forecast, spread_positions
 from calotype.sampling.fitted import FORMAT, FittedRows, FittedSampler, FittedSamplers
 from calotype.sampling.matrix import SamplerMatrix
 from calotype.sampling.schedule_range import FULL_SCHEDULE, ScheduleRange
@@ -223,20 +224,27 @@ class _Fitter:
 
     def _holds_for_images(self, fitted: FittedSampler, calls: int, figures: dict[str, Any], progress: Progress) -> bool:
         """Measure one strength, and return whether the fit is closer than the same sampler with as many calls."""
-        part, plain = (
-            self._compile(ScheduleRange(origin="image", skipped=steps - int(steps * STRENGTH)), steps)
-            for steps in (self._spec.steps, calls)
-        )
+        part = self._from_image(self._spec.steps)
+        fewer = max(1, round(calls * self._spec.steps / self._full.calls))
+        name, rival = "the same sampler", None
+        with suppress(SamplerError):  # it cannot make so few steps
+            rival = self._from_image(fewer)
         prompts = self._prompts.held_out[:IMAGE_PROMPTS]
         clean = np.roll(self._reference.latents, 2, axis=0)[: len(prompts)]
         prompts = prompts[: len(clean)]
         runs = self._runs_over(prompts, _HELD_OUT_SEED, (), part, clean=clean, strength=STRENGTH)
         held_out = HeldOut(runs, part)
-        name = f"image.{self._spec.steps - int(self._spec.steps * STRENGTH)}"
-        got, rival = held_out.figures(fitted.matrix(part, name, self._scale)), held_out.figures(plain)
-        progress.note(f"strength {STRENGTH:g}: {_text(got)}; the same sampler: {_text(rival)}")
-        figures["image_to_image"] = {"strength": STRENGTH, "fitted": got, "the same sampler": rival}
-        return got["p10"] > rival["p10"]
+        sampler = fitted.matrix(part, f"image.{self._spec.steps - int(self._spec.steps * STRENGTH)}", self._scale)
+        if rival is None:
+            name, rival = "forecast", best_forecast(part, sampler.calls)
+        got, best = held_out.figures(sampler), held_out.figures(rival)
+        progress.note(f"strength {STRENGTH:g}: {_text(got)}; {name}: {_text(best)}")
+        figures["image_to_image"] = {"strength": STRENGTH, "fitted": got, name: best}
+        return got["p10"] > best["p10"]
+
+    def _from_image(self, steps: int) -> SamplerMatrix:
+        """Return the schedule from an image at the strength that is measured."""
+        return self._compile(ScheduleRange(origin="image", skipped=steps - int(steps * STRENGTH)), steps)
 
     def _runs_over(
         self,
