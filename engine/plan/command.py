@@ -29,6 +29,7 @@ _PRINTED: Mapping[str, Check] = {
     "fallback": boolean,
     **dict.fromkeys(("calibration", "proof", "proof_steps"), integer(1, 4096)),
     "scheduler": list_of(text(r"[A-Za-z0-9+][A-Za-z0-9+ _-]{0,79}", "a scheduler's name"), max_length=100),
+    "fit": list_of(text(r"[A-Za-z0-9+][A-Za-z0-9+ _-]{0,79}:\d{1,4}:\d{1,4}", "SCHEDULER:STEPS:CALLS"), max_length=40),
     "steps": _RANGE,
 }
 # Free text -> its placeholder.
