@@ -6,10 +6,13 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from calotype.errors import InputError
 from calotype.errors.validation import check_float, check_int
-from calotype.sampling.schedulers import SchedulerLike
+
+if TYPE_CHECKING:  # the command line reads this file for its options
+    from calotype.sampling.schedulers import SchedulerLike
 
 GUIDANCE = (2.0, 9.0)
 _TEXT = re.compile(r"([^:]+):(\d{1,4}):(\d{1,4})")
