@@ -18,7 +18,7 @@ from ..errors import SamplerError
 from .matrix import SamplerMatrix
 
 Variable = Literal["output", "clean"]
-FORECAST_POWER = 1.0
+FORECAST_POWER = 1.0  # see `best_forecast`
 Doubles = NDArray[np.float64]
 
 
@@ -131,7 +131,10 @@ def _extrapolation(places: Sequence[int], at: int) -> Doubles:
 
 
 def best_forecast(full: SamplerMatrix, calls: int) -> SamplerMatrix:
-    """Return the forecast that came closest to full schedules in measurements (docs, "Fitted samplers").
+    """Return the forecast that `calls_from="forecast"` uses: linear in the outputs, over evenly spread calls.
+
+    Of orders 1 and 2, outputs and clean latents, and powers 1, 1.25 and 1.5, it came closest to Euler with 20 steps in
+    10 calls of the demonstration model. Other schedules were not compared.
 
     Args:
         full: The full schedule.

@@ -1,11 +1,12 @@
 """Samplers with fewer network calls than the schedule of a request, if it asks for one.
 
-A fitted sampler runs only where it was shown to hold. Elsewhere the full schedule runs, and a note says why.
+A fitted sampler runs only for what it was fitted to. Elsewhere the full schedule runs, and a note says why. A fit that
+was kept unchecked runs with a note.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from ..errors import InputError, SamplerError
 from ..lora.lora import Lora
@@ -49,7 +50,7 @@ class FewerCalls:
             return
         call.sampler = fit.matrix(full, str(part_of(request.schedule_range)), request.guidance_scale)
         call.calls = int(fit.settings["calls"])
-        call.notes += _size_notes(request, fit)
+        call.notes += _notes(request, fit)
 
     def _forecast(self, request: ResolvedRequest, spec: SchedulerSpec, full: SamplerMatrix) -> SamplerMatrix:
         assert request.calls is not None
@@ -108,8 +109,9 @@ def _reason_against(request: ResolvedRequest, loras: Sequence[str], fit: FittedS
     return ""
 
 
-def _size_notes(request: ResolvedRequest, fit: FittedSampler) -> tuple[str, ...]:
+def _notes(request: ResolvedRequest, fit: FittedSampler) -> Iterator[str]:
     height, width = fit.settings["height"], fit.settings["width"]
-    if (height, width) == (request.height, request.width):
-        return ()
-    return (f"the sampler was fitted at {width} x {height} pixels, and may be less exact at another size",)
+    if (height, width) != (request.height, request.width):
+        yield f"the sampler was fitted at {width} x {height} pixels, and may be less exact at another size"
+    if fit.settings.get("unchecked"):
+        yield "the fitted sampler was kept unchecked: its images were not compared with those of the full schedule"
