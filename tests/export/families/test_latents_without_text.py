@@ -102,7 +102,9 @@ def test_a_sampler_is_fitted_without_text(pipes_of):
     assert not fit.settings["guided"]
     options = {"scheduler": "ddim", "steps": 5, "seed": 5, "output_type": "np"}
     full, fewer = pipe(**options), pipe(calls=3, **options)
-    assert (fewer.report.network_calls, fewer.report.notes) == (3, full.report.notes)
+    assert fewer.report.network_calls == 3
+    (note,) = set(fewer.report.notes) - set(full.report.notes)
+    assert "unchecked" in note
     assert 0 < np.abs(fewer.images - full.images).mean() < 0.1
 
 
