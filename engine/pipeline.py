@@ -137,7 +137,8 @@ class Pipeline(Fitting, KnownAttributes):
         """Encode one image, or several of one size, as latents of the U-Net.
 
         Args:
-            image: PIL images, or arrays [H, W, 3]; sizes are rounded down to a multiple of the VAE's factor (8 pixels).
+            image: Files, PIL images, arrays [H, W, 3] or tensors [3, H, W]; sizes are rounded down to a multiple of the
+                VAE's factor (8 pixels).
             tile: The side of a tile in pixels; by default, as much at once as the free memory allows.
             sliced: Encode one image at a time.
 
@@ -156,7 +157,7 @@ class Pipeline(Fitting, KnownAttributes):
         """Decode latents of the U-Net to images.
 
         Args:
-            latents: float32 [B, C, h, w].
+            latents: float32 [B, C, h, w], an array or a tensor.
             output_type: "pil" or "np".
             tile: As in `encode`.
             sliced: As in `encode`.

@@ -1,38 +1,45 @@
-"""Input images: convert PIL images and arrays of any usual type to arrays [H, W, 3] of one size.
+"""Input images: convert files, PIL images, arrays and tensors of any usual type to arrays [H, W, 3] of one size.
 
 Handles EXIF rotation, sixteen bits and transparency. This file does not know what the images are for.
 """
 
 from __future__ import annotations
 
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
-from ..errors import InputError
+from ..errors import InputError, first_line
 
-ImageLike = Image.Image | NDArray[Any]
-Images = ImageLike | Sequence[ImageLike] | None  # as arguments of a call
+if TYPE_CHECKING:
+    from torch import Tensor
+
+ImageLike: TypeAlias = "str | Path | Image.Image | NDArray[Any] | Tensor"
+Images: TypeAlias = "ImageLike | Sequence[ImageLike] | None"  # as arguments of a call
 Pixels = NDArray[Any]  # uint8, or float32 in [0, 1]
 Floats = NDArray[np.float32]
 
 _MAX_PIXELS = 1 << 27  # 400 MB as bytes; phone cameras reach 108 million
-_EXPECTED = "a PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1"
+_EXPECTED = (
+    "a file, a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W], of bytes or of floats from 0 to 1"
+)
 
 
 def load_image_array(name: str, value: Any) -> Pixels:
     """Convert one image to an array. Transparency is dropped, as in diffusers. Booleans become black and white.
 
-    # [H, W, 3], [H, W, 4] or [H, W] -> uint8, or float32 in [0, 1], [H, W, 3]
+    # a file, [H, W, 3], [H, W, 4] or [H, W], or a tensor [3, H, W] -> uint8, or float32 in [0, 1], [H, W, 3]
 
     Raises:
         InputError: The argument `name` is not an image.
     """
+    value = read_image(value, name) if isinstance(value, (str, Path)) else _channels_last(value)
     wide = isinstance(value, Image.Image) and value.mode[0] == "I"
     if isinstance(value, Image.Image):
         image = ImageOps.exif_transpose(value)
@@ -40,6 +47,8 @@ def load_image_array(name: str, value: Any) -> Pixels:
         value = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
     if not isinstance(value, np.ndarray):
         raise _invalid(name, type(value).__name__)
+    if value.ndim == 4 and len(value) == 1:
+        value = value[0]
     if value.ndim == 2 or (value.ndim == 3 and value.shape[-1] == 1):
         value = value.reshape(*value.shape[:2], 1).repeat(3, axis=-1)
     if value.ndim != 3 or value.shape[-1] not in (3, 4) or 0 in value.shape:
@@ -71,14 +80,41 @@ def to_bytes(pixels: Pixels) -> NDArray[np.uint8]:
     return pixels if pixels.dtype == np.uint8 else np.rint(pixels * 255).astype(np.uint8)
 
 
-def read_image(path: Path) -> Image.Image:
+def to_array(value: Any) -> Any:
+    """Return a tensor of torch as an array; anything else unchanged. The caller of a tensor has imported torch."""
+    torch = sys.modules.get("torch")
+    if torch is None or not isinstance(value, torch.Tensor):
+        return value
+    tensor = value.detach().cpu()
+    return (tensor.float() if tensor.is_floating_point() else tensor).numpy()
+
+
+def _channels_last(value: Any) -> Any:
+    """Return images in a tensor as an array with the channels last; anything else unchanged.
+
+    # [C, H, W] or [B, C, H, W] -> [H, W, C] or [B, H, W, C]; [H, W], and what can only be [H, W, C], keep their order
+    """
+    array = to_array(value)
+    if array is value or array.ndim not in (3, 4):
+        return array
+    last = array.shape[-1] in (1, 3, 4) and array.shape[-3] not in (1, 3, 4)
+    return array if last else np.moveaxis(array, -3, -1)
+
+
+def read_image(path: str | Path, argument: str = "image") -> Image.Image:
     """Read an image file. Raises `InputError` if it is not an image, or has more than `_MAX_PIXELS`."""
+    if str(path).lower().startswith(("http://", "https://", "data:")):
+        raise InputError(
+            f"Cannot read {argument} {str(path)[:200]}: it is a URL. Download it first, and pass the file.",
+            argument=argument,
+            got=str(path)[:200],
+        )
     expected = f"at most {_MAX_PIXELS / 1e6:.0f} million"
     size = "too many"
     try:
         with warnings.catch_warnings():  # Pillow warns at half of its limit; `_MAX_PIXELS` replaces that warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            opened = Image.open(path)  # reads only the header
+            opened = Image.open(Path(path).expanduser())  # reads only the header
         with opened as image:
             size = f"{image.width} x {image.height}"
             if image.width * image.height <= _MAX_PIXELS:
@@ -86,10 +122,12 @@ def read_image(path: Path) -> Image.Image:
                 return image
     except Image.DecompressionBombError:
         pass
-    except (OSError, ValueError, SyntaxError) as error:
-        raise InputError(f"Cannot read image {path} ({error}).", got=str(path)) from None
-    message = f"Cannot read image {path}: it has {size} pixels; {expected} are supported. Scale it down first."
-    raise InputError(message, got=size, expected=expected)
+    except (OSError, ValueError, SyntaxError, RuntimeError) as error:
+        raise InputError(
+            f"Cannot read {argument} {path} ({first_line(error)}).", argument=argument, got=str(path)
+        ) from None
+    message = f"Cannot read {argument} {path}: it has {size} pixels; {expected} are supported. Scale it down first."
+    raise InputError(message, argument=argument, got=size, expected=expected)
 
 
 def load_mask_array(value: Any) -> Pixels:
@@ -119,7 +157,8 @@ def resize_image(pixels: Pixels, height: int, width: int) -> NDArray[np.float32]
 
 
 def as_list(images: Any) -> list[Any]:
-    """Return a list of one image, or of several in a list or along the first axis of an array."""
+    """Return a list of one image, or of several in a list or along the first axis of an array or a tensor."""
+    images = _channels_last(images)
     several = isinstance(images, (list, tuple)) or (isinstance(images, np.ndarray) and images.ndim == 4)
     return list(images) if several else [images]
 

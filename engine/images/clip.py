@@ -65,8 +65,8 @@ class Clip:
         """Encode images. The model's own processor resizes, crops and scales them.
 
         Args:
-            images: One image or several: PIL images, or arrays [H, W, 3] or [N, H, W, 3] of bytes or of floats from 0
-                to 1, of any size.
+            images: One image or several, of any size: files, PIL images, arrays [H, W, 3] or [N, H, W, 3], or tensors
+                [3, H, W] or [N, 3, H, W], of bytes or of floats from 0 to 1.
 
         Returns:
             Vectors of length 1. float32 [N, D].
@@ -104,7 +104,8 @@ def clip_score(images: Any, prompts: str | Sequence[str], *, model: str | Path |
     """Score how well each image matches its prompt: 100 times the cosine of their CLIP vectors; higher is better.
 
     Args:
-        images: One image or several: PIL images, or arrays [H, W, 3] or [N, H, W, 3] of bytes or floats from 0 to 1.
+        images: One image or several: files, PIL images, arrays [H, W, 3] or [N, H, W, 3], or tensors [3, H, W] or
+            [N, 3, H, W], of bytes or floats from 0 to 1.
         prompts: One for each image, or one for all. Text beyond the model's length (77 tokens) is truncated.
         model: The folder of any `CLIPModel` in transformers' layout. None is the model that ships with Calotype, which
             only knows the demonstration model's words and scenes.

@@ -24,7 +24,7 @@ def canny(image: Any, low: float = 100, high: float = 200) -> Image.Image:
     """Detect the edges of an image with OpenCV, white on black (Canny 1986), for use as a `control_image`.
 
     Args:
-        image: A PIL image, or an array [H, W, 3] or [H, W] of bytes or of floats from 0 to 1.
+        image: A file, a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W], of bytes or floats from 0 to 1.
         low: Gradients below are not an edge, 0 to 2040: |dx| + |dy| by Sobel's 3 x 3 kernels, the channels' maximum.
         high: Gradients above are an edge. Gradients between `low` and `high` are an edge if they touch one.
 

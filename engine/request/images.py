@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..errors.validation import check_float
-from ..images.arrays import Images, Pixels, as_list, load_image_array, load_mask_array, resize_image
+from ..images.arrays import Images, Pixels, as_list, load_image_array, load_mask_array, resize_image, to_array
 from ..sampling.schedule_range import FULL_SCHEDULE, ScheduleRange
 from .request import Request
 
@@ -39,13 +39,19 @@ def load_images(name: str, value: Images, prompts: int) -> list[Pixels]:
 
 
 def latents_from(image: Images, channels: int, prompts: int, count: int) -> Floats | None:
-    """Return the image as latents, if it is an array like the result of a call with output_type="latent".
+    """Return the image as latents, if it is an array or a tensor like the result of output_type="latent".
 
     `count` is the number of images of the call: latents may be those of a call with num_images. Raises `InputError`.
     """
-    if not (isinstance(image, np.ndarray) and image.ndim == 4 and image.dtype.kind == "f"):
+    if image is None:
         return None
-    as_pixels = image.shape[-1] in (3, 4) and image.size and image.min() >= 0 and image.max() <= 1
+    array = to_array(image)
+    if not (isinstance(array, np.ndarray) and array.ndim == 4 and array.dtype.kind == "f"):
+        return None
+    channel = -1 if array is image else 1  # of images; a tensor's are in front, as those of latents
+    as_pixels = array.shape[channel] in (3, 4 if array is image else 3)
+    as_pixels = as_pixels and array.size > 0 and array.min() >= 0 and array.max() <= 1
+    image = array
     if image.shape[1] != channels or as_pixels:  # a batch of [H, W, C] images
         return None
     if not np.isfinite(image).all():

@@ -108,7 +108,8 @@ class Request:
     )
     seed: int | Sequence[int] | None = argument(
         "The same seed gives the same image.",
-        "One number, where image i uses seed + i, or one number for each image. 0 to 4294967295.",
+        "One number, where image i uses seed + i, or one number for each image. 0 to 2^64 - 1, as in ComfyUI; as in "
+        "PyTorch, the noise depends on the low 32 bits.",
         default=None,
         option=int,
         shown_default="random",
@@ -140,9 +141,9 @@ class Request:
     num_images: int = argument("Images to generate for each prompt; image i uses seed + i.", default=1, option=int)
     image: Images = argument(
         "Input of image-to-image and inpainting.",
-        "One, or one for each prompt: PIL images, or arrays [H, W, 3] of bytes or of floats in [0, 1], which are "
-        'resized to the output size. Or latents [N, C, h, w] from output_type="latent": one, one for each prompt, or '
-        "one for each image.",
+        "One, or one for each prompt: files, PIL images, arrays [H, W, 3] or torch tensors [3, H, W] or [B, 3, H, W], "
+        "of bytes or of floats in [0, 1], which are resized to the output size. Or latents [N, C, h, w] from "
+        'output_type="latent": one, one for each prompt, or one for each image.',
         default=None,
         option=Path,
     )

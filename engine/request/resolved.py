@@ -234,7 +234,7 @@ def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
 def _seeds(seed: Any, count: int) -> tuple[int, ...]:
     seed = seed.tolist() if hasattr(seed, "tolist") else seed  # an array, or a number of numpy or torch
     if seed is None:
-        return tuple(secrets.randbelow(MAX_SEED + 1) for _ in range(count))
+        return tuple(secrets.randbelow(2**32) for _ in range(count))
     if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
         if len(seed) != count:
             raise InputError(

@@ -16,7 +16,7 @@ from ..errors import InputError
 
 Floats = NDArray[np.float32]
 
-MAX_SEED = 2**32 - 1  # PyTorch's twister uses the low 32 bits of a seed; larger seeds would be duplicates
+MAX_SEED = 2**64 - 1  # as of PyTorch's generator, whose twister uses the low 32 bits
 
 
 class BatchNoise:
@@ -40,7 +40,7 @@ def _twister(seed: int) -> np.random.RandomState:
         message = f"Invalid seed: got {seed!r}; expected {expected}."
         raise InputError(message, argument="seed", got=seed, expected=expected)
     # A legacy RandomState seeds the twister as PyTorch does (init_genrand); `default_rng` would not.
-    return np.random.RandomState(int(seed))
+    return np.random.RandomState(int(seed) & 0xFFFFFFFF)
 
 
 def _normal(twister: np.random.RandomState, count: int) -> Floats:

@@ -14,6 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
+from ..images.arrays import to_array
 from ..images.tiling import tiled
 from ..plan.plan import Plan
 from ..sampling.matrix import Draw
@@ -126,7 +127,8 @@ class Codec:
         return run(array)
 
     def check_latents(self, latents: Any) -> Floats:
-        """Return latents from a caller. Raises `InputError` unless they are an array [B, C, h, w] of numbers."""
+        """Return latents from a caller. Raises `InputError` unless they are [B, C, h, w] of numbers."""
+        latents = to_array(latents)
         is_array = isinstance(latents, np.ndarray)
         is_batch = is_array and latents.ndim == 4 and latents.shape[1] == self.channels and 0 not in latents.shape
         if not is_batch or latents.dtype.kind not in "biuf":

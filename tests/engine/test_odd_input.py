@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from calotype.errors import InputError, SamplerError
@@ -32,6 +33,7 @@ KINDS = {
     "bytes with alpha": (np.dstack([BYTES, BYTES[..., :1]]), True),
     "floats": (BYTES / 255, True),
     "sixteen bits": (BYTES.astype(np.uint16) * 257, True),
+    "tensor": (torch.from_numpy(BYTES / 255).permute(2, 0, 1)[None], True),
     "half precision": ((BYTES / 255).astype(np.float16), False),
     "grayscale": (IMAGE.convert("L"), False),
     "grayscale, sixteen bits": (Image.fromarray(np.asarray(IMAGE.convert("L"), dtype=np.uint16) * 257), False),

@@ -4,7 +4,9 @@ import threading
 
 import numpy as np
 import pytest
+import torch
 from diffusers import DDIMScheduler, EulerDiscreteScheduler
+from PIL import Image
 
 from calotype.backends.base import Runner
 from calotype.errors import BackendError, CalotypeError, Cancelled, InputError, SamplerError
@@ -54,6 +56,33 @@ def test_an_image_of_a_batch_depends_on_its_seed_only(fake, scheduler):
     batch = fake(["a", "b"], num_images=2, seed=[5, 6, 7, 8], **settings).images
     single = fake("b", seed=7, **settings).images
     np.testing.assert_allclose(batch[2:3], single, atol=1e-6)
+
+
+def test_files_and_tensors_are_images_of_a_call(fake, tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    tensor = torch.from_numpy(pixels / np.float32(255)).permute(2, 0, 1)
+    settings = {"steps": 2, "seed": 1, "strength": 0.5, "output_type": "np"}
+    expected = fake("x", image=pixels, mask_image=pixels, **settings).images
+    for image in (tmp_path / "a.png", str(tmp_path / "a.png"), tensor, tensor[None], [tensor[None]]):
+        np.testing.assert_allclose(fake("x", image=image, mask_image=image, **settings).images, expected, atol=1e-5)
+        np.testing.assert_allclose(fake.encode(image), fake.encode(pixels), atol=1e-5)
+
+
+def test_latents_may_be_a_tensor(fake):
+    latents = fake("x", steps=1, seed=1, output_type="latent").images
+    settings = {"steps": 2, "seed": 1, "strength": 0.5, "output_type": "latent"}
+    given, expected = (fake("x", image=each, **settings).images for each in (torch.from_numpy(latents), latents))
+    np.testing.assert_array_equal(given, expected)
+    decoded = fake.decode(torch.from_numpy(latents), output_type="np")
+    np.testing.assert_array_equal(decoded, fake.decode(latents, output_type="np"))
+
+
+def test_seeds_have_64_bits_and_the_low_32_choose_the_noise(fake):
+    large = fake("x", steps=1, seed=2**64 - 1, num_images=2, output_type="latent")
+    assert large.seeds == (2**64 - 1, 0)
+    low = fake("x", steps=1, seed=2**32 - 1, output_type="latent").images
+    np.testing.assert_array_equal(large.images[:1], low)
 
 
 def test_seeds_count_up_and_random_seeds_are_returned(fake):

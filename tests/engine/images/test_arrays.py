@@ -5,10 +5,11 @@ import zlib
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from calotype.errors import InputError
-from calotype.images.arrays import load_image_array, read_image, resize_image
+from calotype.images.arrays import as_list, load_image_array, read_image, resize_image
 
 BYTES = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 UNIT = (BYTES / 255).astype(np.float32)
@@ -35,6 +36,36 @@ def test_usual_types(image):
     np.testing.assert_allclose(read(image), UNIT, atol=1e-6)
 
 
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.from_numpy(UNIT).movedim(-1, 0),
+        torch.from_numpy(UNIT).movedim(-1, 0)[None],
+        torch.from_numpy(BYTES).movedim(-1, 0),
+        torch.from_numpy(BYTES),  # channels last, where nothing else is possible
+        torch.nn.Parameter(torch.from_numpy(UNIT).movedim(-1, 0)),
+    ],
+    ids=["CHW", "BCHW", "bytes", "HWC", "parameter"],
+)
+def test_tensors(tensor):
+    np.testing.assert_allclose(read(tensor), UNIT, atol=1e-6)
+    (only,) = as_list(tensor)
+    np.testing.assert_allclose(read(only), UNIT, atol=1e-6)
+
+
+def test_a_batch_of_tensors_is_a_list():
+    batch = torch.stack([torch.from_numpy(UNIT).movedim(-1, 0)] * 2).half()
+    assert [image.shape for image in as_list(batch)] == [(5, 7, 3)] * 2
+    assert read(torch.ones(1, 6, 8)).shape == (6, 8, 3)  # a mask
+    assert len(as_list(torch.ones(2, 1, 6, 8))) == 2
+
+
+def test_files(tmp_path):
+    Image.fromarray(BYTES).save(tmp_path / "x.png")
+    for path in (tmp_path / "x.png", str(tmp_path / "x.png")):
+        np.testing.assert_array_equal(read(path), UNIT)
+
+
 def test_gray_images_have_three_equal_channels():
     gray = BYTES[..., 0]
     for image in (gray, gray[..., None], Image.fromarray(gray), Image.fromarray(gray.astype(np.uint16) * 257)):
@@ -55,7 +86,11 @@ def test_exif_rotation_is_applied():
 @pytest.mark.parametrize(
     ("value", "keyword"),
     [
-        ("edges.png", "str"),
+        ("edges.png", "edges.png"),
+        ("https://example.com/edges.png", "URL"),
+        (torch.zeros(3, 4, 4) - 1, "from -1"),
+        (torch.zeros(5, 4, 9), "shape"),
+        (torch.zeros(2, 3, 4, 4), "shape"),
         (None, "NoneType"),
         (np.zeros((4, 4, 5)), r"shape \[4, 4, 5\]"),
         (np.zeros((0, 4, 3)), r"shape \[0, 4, 3\]"),
