@@ -1,0 +1,84 @@
+"""The arguments of a call that pass images: of image-to-image, inpainting and ControlNets."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .argument import argument, numbers_from
+
+if TYPE_CHECKING:  # the command line reads this table, and imports neither numpy nor PIL for it
+    from ..images.arrays import Images
+
+OneOrMore = float | Sequence[float]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageArguments:
+    """Input images, and how much of them stays. Each field has its text."""
+
+    image: Images = argument(
+        "Input of image-to-image and inpainting.",
+        "One, or one for each prompt: files, PIL images, arrays [H, W, 3] or torch tensors [3, H, W] or [B, 3, H, W], "
+        "of bytes or of floats in [0, 1], which are resized to the output size. Or latents [N, C, h, w] from "
+        'output_type="latent": one, one for each prompt, or one for each image.',
+        default=None,
+        option=Path,
+    )
+    mask_image: Images = argument(
+        "Inpainting mask: white is repainted, black is kept.",
+        "One, or one for each prompt, in the types of `image`.",
+        default=None,
+        option=Path,
+    )
+    strength: float | None = argument(
+        "How much the input image may change, 0 to 1.",
+        "The fraction of the steps that run on `image`.",
+        default=None,
+        option=float,
+        shown_default="0.8; with a mask 1",
+        key="strength",
+        read=float,
+    )
+    denoising_start: float | None = argument(
+        "Fraction of the schedule, 0 to 1, at which this call takes over the latents of another model.",
+        default=None,
+        key="denoising_start",
+        read=float,
+    )
+    denoising_end: float | None = argument(
+        "Fraction of the schedule, 0 to 1, at which this call hands its latents to another model.",
+        default=None,
+        key="denoising_end",
+        read=float,
+    )
+    control_image: Images = argument(
+        "An input image for each ControlNet.",
+        "For each ControlNet one image, or one for each prompt, in the types of `image`. None turns the ControlNets "
+        "off.",
+        default=None,
+        option=list[Path],
+    )
+    controlnet_conditioning_scale: OneOrMore = argument(
+        "Strength of each ControlNet, 0 to 10, or one for all.",
+        default=1.0,
+        option=list[float],
+        key="control_scales",
+        read=numbers_from,
+    )
+    control_guidance_start: OneOrMore = argument(
+        "Fraction of the U-Net calls at which each ControlNet starts, or one for all.",
+        default=0.0,
+        option=list[float],
+        key="control_starts",
+        read=numbers_from,
+    )
+    control_guidance_end: OneOrMore = argument(
+        "Fraction of the U-Net calls at which each ControlNet stops, or one for all.",
+        default=1.0,
+        option=list[float],
+        key="control_ends",
+        read=numbers_from,
+    )
