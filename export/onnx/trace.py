@@ -88,22 +88,60 @@ def trace(component: Component, module: nn.Module, sizes: Mapping[str, int], fol
     `sizes` is one example. Its batch must exceed 1: the exporter would treat a batch of 1 as fixed.
     """
     inputs = sample_inputs(component, sizes, seed=0)
-    dynamic = [{axis: d for axis, d in enumerate(b.dims) if isinstance(d, str)} for b in component.inputs]
     with _quiet():
-        program = torch.onnx.export(
-            _ByPosition(module, list(inputs)).eval(),
-            args=tuple(inputs.values()),
-            dynamo=True,
-            opset_version=OPSET,
-            input_names=[b.name for b in component.inputs],
-            output_names=[b.name for b in component.outputs],
-            dynamic_shapes=(tuple(dynamic),),
-            verbose=False,
-        )
-        assert program is not None
+        program = _exported(component, _ByPosition(module, list(inputs)).eval(), tuple(inputs.values()))
         _allow_one_timestep(program.model)
         program.save(folder / MODEL, external_data=True)
     return folder / MODEL
+
+
+def _exported(component: Component, module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram:
+    """Translate the module to ONNX.
+
+    The exporter decomposes operators by tracing the program again, which takes half of the time. Our networks use
+    operators that it translates as they are. It decomposes only if it meets another one.
+    """
+    symbols = tuple({axis: d for axis, d in enumerate(b.dims) if isinstance(d, str)} for b in component.inputs)
+    dynamic = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in symbols)
+    exported = torch.export.export(module, inputs, dynamic_shapes=(dynamic,), strict=False)
+    _translatable_casts(exported.graph_module)
+    decompose = exported.run_decompositions
+    try:
+        exported.run_decompositions = lambda _table=None: exported
+        return _translated(component, exported, symbols)
+    except torch.onnx.OnnxExporterError:
+        exported.run_decompositions = decompose
+        return _translated(component, exported, symbols)
+
+
+def _translated(component: Component, exported: torch.export.ExportedProgram, symbols: Any) -> torch.onnx.ONNXProgram:
+    program = torch.onnx.export(
+        exported,
+        dynamo=True,
+        opset_version=OPSET,
+        input_names=[b.name for b in component.inputs],
+        output_names=[b.name for b in component.outputs],
+        dynamic_shapes=(symbols,),
+        verbose=False,
+    )
+    assert program is not None
+    return program
+
+
+def _translatable_casts(graph_module: torch.fx.GraphModule) -> None:
+    """Replace `Tensor.to`, which the exporter knows only as the operator that it decomposes to."""
+    aten, graph = torch.ops.aten, graph_module.graph
+    overloads = (aten.to.dtype, aten.to.device, aten.to.dtype_layout)
+    for node in [n for target in overloads for n in graph.find_nodes(op="call_function", target=target)]:
+        tensor, dtype = node.args[0], node.meta["val"].dtype
+        replacement = tensor
+        if tensor.meta["val"].dtype != dtype:
+            with graph.inserting_before(node):
+                replacement = graph.call_function(aten._to_copy.default, (tensor,), {"dtype": dtype})
+            replacement.meta = dict(node.meta)
+        node.replace_all_uses_with(replacement)
+        graph.erase_node(node)
+    graph_module.recompile()
 
 
 class _ByPosition(nn.Module):

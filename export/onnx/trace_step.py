@@ -19,7 +19,7 @@ from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
 from . import check
 
-TRACER = 4  # increased when tracing produces other graphs
+TRACER = 5  # increased when tracing produces other graphs
 
 
 def trace_step(component: Component, source: Source) -> StoredStep:
