@@ -30,6 +30,7 @@ from .sampling.matrix import SamplerRun
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
+from .stages.hires import second_pass
 from .stages.loop import denoise
 from .stages.prompt_encoder import PromptEncoder
 from .stages.unet import Unet
@@ -58,7 +59,8 @@ class ImageGenerator:
         forks.check()
         resolved = resolve(prompt, arguments, self._plan, self._tokenizers)
         if not self._components.on_gpu:  # a GPU keeps no attention scores, and raises when it is full
-            size = {"height": resolved.height, "width": resolved.width}
+            largest = resolved.hires or resolved
+            size = {"height": largest.height, "width": largest.width}
             loads = [load for load in self._plan.loads if load.guided]  # the VAE splits its work to fit
             need = peak_bytes(loads, batch=len(resolved.seeds), **size, guided=resolved.guided)
             check_memory(need, available_bytes())
@@ -69,7 +71,20 @@ class ImageGenerator:
         if resolved.calls is not None or resolved.min_psnr is not None:
             with forks.running():
                 self._fewer_calls(call, self.loras.loras)
+        if resolved.hires is not None:
+            call.second = self._second(call)
         return call
+
+    def _second(self, call: Generation) -> Generation:
+        """Return the second pass of `hires`, which makes all calls of its schedule."""
+        request = call.request.second_pass()
+        with forks.running():
+            spec, sampler = self._samplers(request.scheduler, request.steps, request.schedule_range)
+        if call.calls is not None:
+            call.notes.append("the second pass ran all calls of its schedule (hires)")
+        return Generation(
+            request=request, spec=spec, sampler=sampler, stop=call.stop, notes=call.notes, earlier=call.sampler.calls
+        )
 
     def generate(self, call: Generation) -> Result:
         """Run a call to its end: as one CUDA graph where possible, else step by step."""
@@ -89,40 +104,54 @@ class ImageGenerator:
             BackendError: a backend failed; DeviceFullError: the GPU is full; NotFiniteError: numbers are not finite.
         """
         with self.loras.lock_weights() as call.loras:
+            for each in call.passes:
+                each.loras = call.loras
             events = self._events(call, as_graph)
             while True:
                 try:
                     with forks.running():
                         event = next(events, None)
                 except DeviceFullError as full:
-                    raise with_fitting_size(full, self._plan, call.request) from None
+                    raise with_fitting_size(full, self._plan, call.passes[-1].request) from None
                 if event is None:
                     return
                 yield event
 
     def _events(self, call: Generation, as_graph: bool) -> Iterator[Event]:
-        total = call.sampler.calls
         if call.stop.is_set():
-            raise Cancelled(f"cancelled after 0 of {total} steps.", step=0, total=total)
-        inputs = prepare(self._plan, call.request, self.codec, call.watch)
-        call.notes += [inputs.tiling.note] if inputs.tiling.note else []
-        if as_graph and self._components.on_gpu and self._graph.on_device:
-            pixels = self._graph(call, inputs)
-            if pixels is not None:
-                yield Event(step=total, total=total, preview=list, result=self._result(call, pixels))
-                return
-        for i, run in enumerate(self._steps(call, inputs)):
+            raise Cancelled(f"cancelled after 0 of {call.total} steps.", step=0, total=call.total)
+        for each in call.passes:
+            inputs = prepare(self._plan, each.request, self.codec, each.watch)
+            call.notes += [inputs.tiling.note] if inputs.tiling.note else []
+            last = each is call.passes[-1]
+            if last and as_graph and self._components.on_gpu and self._graph.on_device:
+                pixels = self._graph(each, inputs)
+                if pixels is not None:
+                    yield Event(step=call.total, total=call.total, preview=list, result=self._result(call, pixels))
+                    return
+            for i, run in enumerate(self._steps(each, inputs)):
 
-            def decode(run: SamplerRun = run, i: int = i) -> list[GeneratedImage]:
-                pixels = to_uint8(self.codec.decode(run.preview(i), inputs.tiling))
-                return to_images(self._plan, call, pixels, self._components.opened)
+                def decode(run: SamplerRun = run, i: int = i, inputs: DenoiseInputs = inputs) -> list[GeneratedImage]:
+                    pixels = to_uint8(self.codec.decode(run.preview(i), inputs.tiling))
+                    return to_images(self._plan, call, pixels, self._components.opened)
 
-            result = None
-            if i + 1 == total:
-                with call.watch.stage("decode"):
-                    output = self._output(call, run.latents(), inputs)
-                result = self._result(call, output)
-            yield Event(step=i + 1, total=total, preview=decode, result=result)
+                result = None
+                if i + 1 == each.sampler.calls:
+                    result = self._end(call, each, run.latents(), inputs)
+                yield Event(step=each.earlier + i + 1, total=call.total, preview=decode, result=result)
+
+    def _end(self, call: Generation, ended: Generation, latents: Floats, inputs: DenoiseInputs) -> Result | None:
+        """Return the result of the last pass; after the first of two, hand the enlarged image to the second."""
+        if ended is call.passes[-1]:
+            with ended.watch.stage("decode"):
+                output = self._output(ended, latents, inputs)
+            return self._result(call, output)
+        hires = call.request.hires
+        assert call.second is not None
+        assert hires is not None
+        with call.second.watch.stage("enlarge"):
+            call.second.request = second_pass(call.second.request, hires, latents, self.codec, inputs.tiling, None)
+        return None
 
     def _steps(self, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
         """Yield the sampler's run after each call of the U-Net."""

@@ -17,7 +17,7 @@ from ..request.request import Request
 from ..request.resolved import ResolvedRequest
 from ..stages.generation import Generation
 from ..system.version import __version__
-from .report import ComponentReport, Report
+from .report import ComponentReport, PassReport, Report
 from .result import Result
 
 
@@ -58,11 +58,20 @@ def _build_report(plan: Plan, call: Generation, opened: Sequence[LoadedComponent
         components=tuple(map(_component_report, opened)),
         sampler=call.sampler.name,
         steps=call.request.steps,
-        network_calls=call.sampler.calls,
-        seconds=dict(call.watch.seconds),
+        network_calls=call.total,
+        seconds=dict(call.watch.seconds) | _second_seconds(call),
+        passes=tuple(map(_pass, call.passes)) if call.second else (),
         loras=tuple((str(lora.path), lora.weight) for lora in call.loras),
         notes=tuple(dict.fromkeys([*call.request.notes, *_approximations(call.request), *_notes(call, opened)])),
     )
+
+
+def _pass(call: Generation) -> PassReport:
+    return PassReport(width=call.request.width, height=call.request.height, network_calls=call.sampler.calls)
+
+
+def _second_seconds(call: Generation) -> dict[str, float]:
+    return {f"hires {stage}": spent for each in call.passes[1:] for stage, spent in each.watch.seconds.items()}
 
 
 def _notes(call: Generation, opened: Sequence[LoadedComponent]) -> Iterator[str]:

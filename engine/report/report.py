@@ -28,6 +28,15 @@ class ComponentReport:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PassReport:
+    """One of the two passes of a call with `hires`: its size in pixels, and how often the U-Net ran."""
+
+    width: int
+    height: int
+    network_calls: int
+
+
+@dataclass(frozen=True, kw_only=True)
 class Report:
     """Report of a call. `str(report)` is a table, `to_json()` returns plain data.
 
@@ -38,8 +47,10 @@ class Report:
         sampler: The scheduler's name.
         steps: The number of steps.
         network_calls: How often the U-Net ran for the batch. Schedulers of second order call it more than once a step.
-        seconds: The time of each stage in seconds: "text", "steps", "decode" and others.
+        seconds: The time of each stage in seconds: "text", "steps", "decode" and others. Those of the second pass of
+            `hires` start with "hires".
         loras: The file and weight of each LoRA, in the order in which they were added.
+        passes: Size and network calls of both passes of a call with `hires`; else empty.
         notes: What is not obvious: resized input images, cut prompts, retries in a higher precision.
     """
 
@@ -51,6 +62,7 @@ class Report:
     network_calls: int
     seconds: dict[str, float]
     loras: tuple[tuple[str, float], ...] = ()
+    passes: tuple[PassReport, ...] = ()
     notes: tuple[str, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
@@ -68,12 +80,15 @@ class Report:
             "network_calls": self.network_calls,
             "seconds": self.seconds,
             "loras": [{"file": file, "weight": weight} for file, weight in self.loras],
+            "passes": [vars(each) for each in self.passes],
             "notes": list(self.notes),
         }
 
     def __str__(self) -> str:
         lines = [f"model    {self.model} ({self.model_id})"]
         lines.append(f"sampler  {self.sampler}, {self.steps} steps, {self.network_calls} U-Net calls")
+        sizes = (f"{each.width}x{each.height} in {each.network_calls}" for each in self.passes)
+        lines += [f"passes   {', then '.join(sizes)} U-Net calls"] if self.passes else []
         width = max((len(c.name) for c in self.components), default=0)
         for c in self.components:
             checked = "" if c.error is None else f", within {c.error:.0e} of eager"

@@ -1,6 +1,6 @@
 """`Request`: the arguments of a call, with their defaults. `resolve` checks them against a plan.
 
-Their table has three parts by topic, and the size and type of the output, which are here.
+Their table has four parts by topic, and the size and type of the output, which are here.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from typing import Any, Literal
 
 from ..errors.validation import check_names
 from .argument import argument
+from .hires_arguments import HiresArguments
 from .image_arguments import ImageArguments, OneOrMore
 from .sampling_arguments import CallsFrom, SamplingArguments
 from .text_arguments import TextArguments
@@ -21,7 +22,7 @@ OutputType = Literal["pil", "np", "latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(ImageArguments, SamplingArguments, TextArguments):
+class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
     """Arguments of one call, as the caller passed them. The reference page lists them; each field has its text."""
 
     width: int | None = argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import secrets
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypedDict, get_args
 
 import numpy as np
@@ -20,6 +20,7 @@ from ..sampling.noise import MAX_SEED
 from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
 from .controls import ControlInput, control_inputs, load_control_images
+from .hires import Hires, hires_of
 from .images import batch_of_masks, check_image_arguments, image_notes, latents_from, load_images, schedule_range_for
 from .prompts import Tokenizers, TokensByEncoder, texts_of, tokenize
 from .request import CallsFrom, OutputType, Request, parse_request
@@ -56,6 +57,7 @@ class ResolvedRequest:
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
+    hires: Hires | None  # the second pass
     notes: tuple[str, ...]  # for the report: changes of the input images, text without effect
 
     def arguments(self, i: int) -> dict[str, Any]:
@@ -67,7 +69,29 @@ class ResolvedRequest:
             values["controlnet_conditioning_scale"] = [each.scale for each in self.controls]
             values["control_guidance_start"] = [each.start for each in self.controls]
             values["control_guidance_end"] = [each.end for each in self.controls]
+        if (hires := self.hires) is not None:
+            values |= {"hires": hires.factor, "hires_strength": hires.strength, "hires_steps": hires.steps}
+            values["hires_upscaler"] = str(hires.upscaler)
         return values
+
+    def second_pass(self) -> ResolvedRequest:
+        """Return the request of the second pass of `hires`. Its image, or latents, are those of the first pass."""
+        hires = self.hires
+        assert hires is not None
+        return replace(
+            self,
+            width=hires.width,
+            height=hires.height,
+            steps=hires.schedule_steps,
+            schedule_range=hires.schedule_range,
+            strength=hires.strength,
+            controls=hires.controls,
+            calls=None,
+            min_psnr=None,
+            image=None,
+            image_latents=None,
+            hires=None,
+        )
 
 
 def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: Tokenizers) -> ResolvedRequest:
@@ -124,6 +148,7 @@ class _ImageFields(TypedDict):
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]
+    hires: Hires | None
 
 
 def _image_fields(
@@ -160,6 +185,7 @@ def _image_fields(
         strength=strength,
         schedule_range=schedule_range,
         controls=control_inputs(request, nets, control_images, count=count, height=height, width=width),
+        hires=hires_of(request, plan, count=count, height=height, width=width, controls=control_images),
     )
 
 

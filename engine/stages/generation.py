@@ -14,7 +14,10 @@ from ..system.trace import Stopwatch
 
 @dataclass(kw_only=True, eq=False)
 class Generation:
-    """A resolved request with its sampler. `stop` ends the work at the next step."""
+    """A resolved request with its sampler. `stop` ends the work at the next step.
+
+    `second` is the second pass of `hires`: a call of its own, whose steps are counted on from `earlier` calls.
+    """
 
     request: ResolvedRequest
     spec: SchedulerSpec
@@ -24,3 +27,15 @@ class Generation:
     loras: tuple[Lora, ...] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
     notes: list[str] = field(default_factory=list)
+    second: Generation | None = None
+    earlier: int = 0
+
+    @property
+    def passes(self) -> tuple[Generation, ...]:
+        """The call and its second pass."""
+        return (self,) if self.second is None else (self, self.second)
+
+    @property
+    def total(self) -> int:
+        """The number of U-Net calls until the end of the last pass."""
+        return self.earlier + sum(each.sampler.calls for each in self.passes)

@@ -27,13 +27,15 @@ def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iter
     run = sampler.run(inputs.noise, inputs.draw, seeds=request.seeds, original=inputs.source)
     for i in range(sampler.calls):
         if call.stop.is_set():
-            raise Cancelled(f"cancelled after {i} of {sampler.calls} steps.", step=i, total=sampler.calls)
+            done = call.earlier + i
+            raise Cancelled(f"cancelled after {done} of {call.total} steps.", step=done, total=call.total)
         x = run.input(i)  # [B, C, h, w]
         try:
             output = denoiser(i, x)
         except NotFiniteError as failed:
-            message = f"at step {i + 1} of {sampler.calls} {failed}"
-            raise NotFiniteError(message, **failed.data | {"step": i + 1}) from None
+            step = call.earlier + i + 1
+            message = f"at step {step} of {call.total} {failed}"
+            raise NotFiniteError(message, **failed.data | {"step": step}) from None
         guided = len(output) > len(x)
         run.push(i, guide(output, request.guidance_scale, request.guidance_rescale) if guided else output)
         yield run

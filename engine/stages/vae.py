@@ -64,7 +64,7 @@ class Codec:
         `device_bytes` returns the free memory of the networks' device; None is the host.
         """
         self._network, self._device_bytes = network, device_bytes
-        self._factor = plan.profile.factor
+        self.factor = plan.profile.factor
         self.channels = int(plan.latents.dims[1])
         self._has_vae = "vae_decoder" in plan.components  # a model without a VAE denoises pixels
         self._loads = [load for load in plan.loads if not load.guided]  # those of the VAE
@@ -97,7 +97,7 @@ class Codec:
         """
         count, _, height, width = pixels.shape
         tiling = tiling or self.tiling(count, height, width)
-        moments = self._run("vae_encoder", "sample", pixels * np.float32(2) - np.float32(1), tiling, 1 / self._factor)
+        moments = self._run("vae_encoder", "sample", pixels * np.float32(2) - np.float32(1), tiling, 1 / self.factor)
         latents: NDArray[Any] = moments[:, : self.channels]
         if draw is not None and self.draws:  # the second half is the posterior's log-variance
             latents = latents + np.exp(np.float32(0.5) * moments[:, self.channels :].clip(-30, 20)) * draw()
@@ -106,9 +106,9 @@ class Codec:
     def decode(self, latents: Floats, tiling: VaeTiling | None = None) -> Floats:
         """Decode latents to pixels.  # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]"""
         count, _, height, width = latents.shape
-        tiling = tiling or self.tiling(count, height * self._factor, width * self._factor)
+        tiling = tiling or self.tiling(count, height * self.factor, width * self.factor)
         scaled = np.asarray(latents * self._scale + self._shift, dtype=np.float32)
-        return self._run("vae_decoder", "latent_sample", scaled, tiling, self._factor)
+        return self._run("vae_decoder", "latent_sample", scaled, tiling, self.factor)
 
     def _run(self, name: str, input_name: str, array: Floats, tiling: VaeTiling, ratio: float) -> Floats:
         if not self._has_vae:
@@ -120,7 +120,7 @@ class Codec:
             return output
 
         if tiling.tile is not None:
-            side = tiling.tile if ratio < 1 else tiling.tile // self._factor
+            side = tiling.tile if ratio < 1 else tiling.tile // self.factor
             return tiled(run, array, side, ratio)
         if tiling.sliced:
             return np.concatenate([run(array[i : i + 1]) for i in range(len(array))])
@@ -142,9 +142,9 @@ class Codec:
         """Return the requested tiling, or None if there is no request. Raises `InputError`."""
         if tile is None:
             return VaeTiling(sliced=True) if sliced else None
-        if isinstance(tile, bool) or not isinstance(tile, int) or tile < _MIN_TILE or tile % self._factor:
+        if isinstance(tile, bool) or not isinstance(tile, int) or tile < _MIN_TILE or tile % self.factor:
             raise InputError(
-                f"tile must be a multiple of {self._factor} pixels, {_MIN_TILE} or more; got {tile!r:.80}.",
+                f"tile must be a multiple of {self.factor} pixels, {_MIN_TILE} or more; got {tile!r:.80}.",
                 argument="tile",
                 got=tile,
             )
