@@ -17,25 +17,9 @@ from .networks import Component, Config, controlnets_of, folder_of
 from .plan import ModelFields, Prompting
 from .profile import Profile, Range
 
-__all__ = ["TEXT_ENCODERS", "Component", "Family", "autoencoder_of", "family_of", "folder_of"]
+__all__ = ["Component", "Family", "family_of", "folder_of"]
 
-# Pipeline class in model_index.json -> text encoder -> the folder of its tokenizer.
-TEXT_ENCODERS: Mapping[str, Mapping[str, str]] = {
-    "StableDiffusionPipeline": {"text_encoder": "tokenizer"},
-    "StableDiffusionInpaintPipeline": {"text_encoder": "tokenizer"},
-    "StableDiffusionXLPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
-    "StableDiffusionXLInpaintPipeline": {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"},
-    "StableDiffusionXLImg2ImgPipeline": {"text_encoder_2": "tokenizer_2"},  # the refiner
-    "LatentConsistencyModelPipeline": {"text_encoder": "tokenizer"},
-    "DDPMPipeline": {},  # pixels from noise, without text and without an autoencoder
-    "DDIMPipeline": {},
-    "LDMPipeline": {},  # latents from noise, without text
-}
-
-
-def autoencoder_of(kind: str) -> str | None:
-    """Return the folder of the autoencoder for a pipeline class; None for a model that denoises pixels."""
-    return "vae" if TEXT_ENCODERS[kind] else {"LDMPipeline": "vqvae"}.get(kind)
+_TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,18 +39,18 @@ def family_of(configs: Mapping[str, Config]) -> Family:
     Raises:
         SourceError: a config lacks a field that the tensors depend on, or has an invalid value.
     """
-    kind = configs["model_index"]["_class_name"]
-    folders = {"vae": autoencoder_of(kind) or "vae"}
+    encoders = [name for name in _TEXT_ENCODERS if name in configs]
+    folders = {} if encoders else {"vae": "vqvae"}
     configs = {name: checked(name, folders.get(name, name), config) for name, config in configs.items()}
     try:
-        return _family(configs, TEXT_ENCODERS[kind])
+        return _family(configs, encoders)
     except (LookupError, TypeError, ValueError, OverflowError, ArithmeticError, AttributeError, InputError) as error:
         raise SourceError(
             f"the model's configs do not match each other ({error}). Use configs of one Stable Diffusion model."
         ) from None
 
 
-def _family(configs: Mapping[str, Config], encoders: Mapping[str, str]) -> Family:
+def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     config, vae = configs["unet"], configs.get("vae")
     texts = [networks.text_encoder(name, configs[name]) for name in encoders]
     unet = networks.unet(configs, with_text=bool(texts))
@@ -75,6 +59,12 @@ def _family(configs: Mapping[str, Config], encoders: Mapping[str, str]) -> Famil
     for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
         if config.get(name) is not None:
             raise _unet_error(name, "is set, an input that Calotype does not support")
+    if (kind := config.get("attention_type", "default")) != "default":
+        raise _unet_error("attention_type", f"is {kind!r:.80} (GLIGEN), which Calotype does not support. Use diffusers")
+    if vae is not None and (vae.get("in_channels", 3), vae.get("out_channels", 3)) != (3, 3):
+        channels = vae.get("in_channels", 3)
+        message = f"the autoencoder takes images of {channels} channels; expected 3. Use diffusers for such models."
+        raise SourceError(message, path="vae/config.json", field="in_channels")
     if texts:
         _check_text_inputs(configs, texts)
     else:

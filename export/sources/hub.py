@@ -18,14 +18,11 @@ from calotype.errors.printable import printable
 from calotype.files.json_file import read_json
 from calotype.text.tokenizer import tokenizer_files
 
+from .parts import NETWORKS, TOKENIZERS, stem_of
 from .weight_files import PICKLES, weight_files
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
-_SETTINGS = ("tokenizer", "tokenizer_2", "scheduler")
-_WEIGHTS = {  # folder -> stem of its weight files
-    **dict.fromkeys(("text_encoder", "text_encoder_2"), "model"),
-    **dict.fromkeys(("unet", "vae", "vqvae"), "diffusion_pytorch_model"),
-}
+_SETTINGS = (*TOKENIZERS.values(), "scheduler")
 _DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of the local disk, not of the hub
 
 
@@ -98,15 +95,15 @@ def _is_complete(folder: Path) -> bool:
     """Return whether a cached folder has all files of its index that are read here."""
     try:
         if not (folder / _INDEX).is_file():
-            return bool(weight_files(folder, _WEIGHTS["unet"]))
+            return bool(weight_files(folder, stem_of("unet")))
         index = read_json(folder / _INDEX, "the list of parts")
-        for part in (name for name in (*_WEIGHTS, *_SETTINGS) if index.get(name) not in (None, [None, None])):
-            if part in _WEIGHTS:
+        for part in (name for name, value in index.items() if value not in (None, [None, None])):
+            if NETWORKS.fullmatch(part):
                 read_json(folder / part / _CONFIG, "a part's config")
-                weight_files(folder / part, _WEIGHTS[part])
+                weight_files(folder / part, stem_of(part))
             elif part == "scheduler":
                 read_json(folder / part / "scheduler_config.json", "the scheduler's config")
-            else:
+            elif part in _SETTINGS:
                 tokenizer_files(folder / part)
     except SourceError:
         return False
@@ -122,12 +119,13 @@ def needed(hub_id: str, files: Sequence[str]) -> list[str]:
     if _INDEX in files:
         names = [f"{folder}/*{ending}" for folder in _SETTINGS for ending in (".json", ".txt")]
         settings = [f for f in files if f.count("/") == 1 and any(fnmatch(f, name) for name in names)]
-        networks = [folder for folder in _WEIGHTS if f"{folder}/{_CONFIG}" in files]
+        networks = [f.removesuffix(f"/{_CONFIG}") for f in files if f.endswith(f"/{_CONFIG}")]
+        networks = [folder for folder in networks if NETWORKS.fullmatch(folder)]
         configs = [f"{folder}/{_CONFIG}" for folder in networks]
-        weights = [f for folder in networks for f in _weights(hub_id, files, f"{folder}/{_WEIGHTS[folder]}")]
+        weights = [f for folder in networks for f in _weights(hub_id, files, f"{folder}/{stem_of(folder)}")]
         return [_INDEX, *settings, *configs, *weights]
     if _CONFIG in files:  # a single network: a ControlNet or an autoencoder
-        return [_CONFIG, *_weights(hub_id, files, _WEIGHTS["unet"])]
+        return [_CONFIG, *_weights(hub_id, files, stem_of("unet"))]
     if single := [f for f in files if f.endswith(".safetensors")]:
         raise SourceError(
             f"{hub_id} is not in diffusers' layout; it holds {_some(single)}. Download one checkpoint "

@@ -12,13 +12,13 @@ from typing import Any
 
 from calotype.errors import SourceError
 from calotype.lora.lora import READER, Shapes, components_in, matching_keys, parse_loras, weight_deltas_of
-from calotype.plan.family import TEXT_ENCODERS
 
 from ..steps.stored_step import StoredStep
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
 from ..store.store import key_of
-from .source import Source, read_source, stem_of
+from .parts import stem_of
+from .source import Source, read_source
 from .weight_files import check_safetensors, weight_files
 
 FUSER = 2  # increased when fusing produces other weights
@@ -71,7 +71,7 @@ def _shapes(folder: Path, stem: str) -> Shapes:
 
 
 def _networks(source: Source) -> list[str]:
-    return [*TEXT_ENCODERS[source.configs["model_index"]["_class_name"]], "unet"]
+    return [*source.tokenizers, "unet"]
 
 
 def fuse_into(*, out: str, model: str, loras: Sequence[tuple[str, float]]) -> dict[str, list[str]]:

@@ -11,6 +11,7 @@ import hashlib
 import json
 import math
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,16 +19,18 @@ from typing import Any
 
 import calotype
 from calotype.errors import SourceError
+from calotype.errors.printable import printable
 from calotype.files.digest import file_digest
 from calotype.files.json_file import read_json
-from calotype.plan.family import TEXT_ENCODERS, autoencoder_of, folder_of
+from calotype.plan.family import folder_of
 from calotype.plan.network_check import check_network, token_rows
 from calotype.plan.networks import controlnets_of
 from calotype.text.tokenizer import MARKS, check_token_ids, tokenizer_files
 from calotype.weights.types import check_not_quantized, check_types
 
 from .hub import from_hub
-from .misnamed import describe_export, describe_other_folder, kind_of_file
+from .misnamed import describe_other_folder, kind_of_file
+from .parts import CLASSES, check_parts, other_model, parts_of, stem_of
 from .single_file import open_checkpoint
 from .single_file_components import open_component
 from .weight_files import PICKLES, check_safetensors, pickles_in, refusal_of_pickle, weight_files
@@ -40,7 +43,6 @@ _KINDS = {  # argument -> its forms, and diffusers' class that reads it from one
     "vae": ("an autoencoder is a {}, a .safetensors file, or a hub id", "AutoencoderKL"),
     "controlnet": ("a ControlNet is a {}, a .safetensors file, a hub id, or demo-canny", "ControlNetModel"),
 }
-_NETWORK_CLASSES = {"controlnet": ("ControlNetModel",), "vae": ("AutoencoderKL", "AutoencoderTiny")}
 _SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # models that ship with Calotype -> folder
 
 
@@ -112,37 +114,36 @@ def read_source(
     """
     folder = find(model, offline=offline)
     index = _index(folder)
-    kind = str(index.get("_class_name"))
-    if kind not in TEXT_ENCODERS:
-        raise SourceError(
-            describe_export(folder) or f"{folder} holds a {kind:.80}; expected one of {', '.join(TEXT_ENCODERS)}.",
-            path=folder,
-        )
-    if not TEXT_ENCODERS[kind] and (controlnets or vae is not None):
+    parts = parts_of(folder, index)
+    if not parts.tokenizers and (controlnets or vae is not None):
+        kind = f"{index.get('_class_name')!s:.80}"
         raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.", path=folder)
-    folders = {name: folder / name for name in (*TEXT_ENCODERS[kind], "unet")}
-    if vae_folder := autoencoder_of(kind):
-        folders["vae"] = folder / vae_folder
-    nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets]
+    own = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in parts.networks.items()}
+    check_parts(folder, index, own)
+    if parts.unused:
+        print(printable(f"calotype: {model} has parts without a use here: {', '.join(parts.unused)}"), file=sys.stderr)
+    folders = dict(parts.networks)
+    nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets] or parts.controlnets
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
     if vae is not None:
         folders["vae"] = _network_folder(vae, "vae", folders, offline)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     for name in (*controlnets_of(configs), *(["vae"] if vae is not None else [])):
-        classes = _NETWORK_CLASSES[name.partition("_")[0]]
+        classes = [each for each in CLASSES[name.partition("_")[0]] if each != "VQModel"]
         if (other := configs[name].get("_class_name")) not in classes:
+            if folders[name] in parts.controlnets:
+                raise other_model(folder, index, f"has a {other!s:.80} as {name}")
             raise SourceError(
                 f"{folders[name]} holds a {other}; expected {' or '.join(classes)}.",
                 path=folders[name],
                 field="_class_name",
             )
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
-    tokenizers = {encoder: folder / name for encoder, name in TEXT_ENCODERS[kind].items()}
-    for vocabulary in tokenizers.values():
+    for vocabulary in parts.tokenizers.values():
         tokenizer_files(vocabulary)
     files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # headers before digests
     for name, path in folders.items():
-        _check_network(name, path, configs[name], files[name], tokenizers.get(name))
+        _check_network(name, path, configs[name], files[name], parts.tokenizers.get(name))
     fields = {name: index[name] for name in _INDEX_FIELDS if name in index}
     return Source(
         model=str(model),
@@ -150,7 +151,7 @@ def read_source(
         configs={**configs, "scheduler": scheduler, "model_index": fields},
         folders=folders,
         digests={name: _digest(each) for name, each in files.items()},
-        tokenizers=tokenizers,
+        tokenizers=parts.tokenizers,
     )
 
 
@@ -167,11 +168,6 @@ def _check_network(
     check_network(folder / "config.json", name, config, shapes)
     if tokenizer is not None:
         check_token_ids(tokenizer, token_rows(shapes) or 0, folder)
-
-
-def stem_of(name: str) -> str:
-    """Return the stem of a folder's weight file: transformers' for text encoders, else diffusers'."""
-    return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
 
 
 def find(model: str | Path, *, offline: bool = False) -> Path:

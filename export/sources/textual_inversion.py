@@ -22,7 +22,8 @@ from calotype.weights.types import check_types
 
 from ..steps.stored_step import StoredStep
 from ..store.store import key_of
-from .source import Source, stem_of
+from .parts import stem_of
+from .source import Source
 from .weight_files import PICKLES, check_safetensors, refusal_of_pickle, weight_files
 
 TEACHER = 2  # increased when adding words produces other files

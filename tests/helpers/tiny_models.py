@@ -25,14 +25,14 @@ def text_config(tokenizer, **settings) -> CLIPTextConfig:
 
 
 def tiny_unet(**settings) -> diffusers.UNet2DConditionModel:
-    return diffusers.UNet2DConditionModel(
-        sample_size=16,
-        down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
-        up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-        block_out_channels=(32, 64),
-        layers_per_block=1,
-        **settings,
-    )
+    usual = {
+        "sample_size": 16,
+        "down_block_types": ("DownBlock2D", "CrossAttnDownBlock2D"),
+        "up_block_types": ("CrossAttnUpBlock2D", "UpBlock2D"),
+        "block_out_channels": (32, 64),
+        "layers_per_block": 1,
+    }
+    return diffusers.UNet2DConditionModel(**usual | settings)
 
 
 def save_controlnet(unet_folder: Path, folder: Path, seed: int) -> Path:

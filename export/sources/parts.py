@@ -1,0 +1,123 @@
+"""The parts of a model's folder: its networks and tokenizers, from `model_index.json`, the folders and their configs.
+
+The class of the pipeline does not matter: an image-to-image, inpainting, ControlNet or PAG class, or one of the
+community, has the parts of its text-to-image class. Opens no weights. `calotype.plan.family` reads the configs.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from calotype.errors import SourceError
+
+from .misnamed import describe_export
+
+Config = Mapping[str, Any]
+
+NETWORKS = re.compile(r"text_encoder(_2)?|unet|vae|vqvae|controlnet(_\d+)?")
+TOKENIZERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+# name of a network -> the classes of diffusers that its config may name
+CLASSES: Mapping[str, tuple[str, ...]] = {
+    "unet": ("UNet2DConditionModel", "UNet2DModel"),
+    "controlnet": ("ControlNetModel",),
+    "vae": ("AutoencoderKL", "AutoencoderTiny", "VQModel"),
+}
+_AUTOENCODERS = ("vae", "vqvae")
+_CLIP = ("clip_text_model", "clip")  # the model_type of text encoders
+# Parts that change no image, or that take inputs that a call need not have.
+_OPTIONAL: tuple[str, ...] = (
+    "safety_checker",
+    "feature_extractor",
+    "image_encoder",
+    "scheduler",
+    "watermark",
+    "controlnet",
+)
+_OPTIONAL += tuple(TOKENIZERS.values())
+
+
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """The parts of a model, by name.
+
+    Attributes:
+        networks: name in diffusers' layout (text_encoder, unet, vae) -> folder. A VQ autoencoder is `vae` as well.
+        controlnets: the folders of the model's own ControlNets.
+        tokenizers: text encoder -> the folder of its tokenizer.
+        unused: parts that Calotype does not run, each with its class.
+    """
+
+    networks: Mapping[str, Path]
+    controlnets: tuple[Path, ...]
+    tokenizers: Mapping[str, Path]
+    unused: tuple[str, ...]
+
+
+def parts_of(folder: Path, index: Config) -> Parts:
+    """Return the parts of a model's folder. `index`: its `model_index.json`.
+
+    Raises `SourceError` if it has no U-Net.
+    """
+    listed, known = _listed(index), (*TOKENIZERS, "unet", *_AUTOENCODERS)
+    names = {name for name in known if name in listed or _is_unlisted(folder, name, index)}
+    if not (folder / "unet" / "config.json").is_file() and (export := describe_export(folder)):
+        raise SourceError(export, path=folder)
+    if "unet" not in names:
+        others = " and ".join(f"{name} ({kind})" for name, kind in listed.items() if name not in _OPTIONAL)
+        raise other_model(folder, index, f"has {others or 'no networks'}, and no unet")
+    networks = {name: folder / name for name in (*TOKENIZERS, "unet") if name in names}
+    if autoencoder := next((name for name in _AUTOENCODERS if name in names), None):
+        networks["vae"] = folder / autoencoder
+    controlnets: list[Path] = []
+    if "controlnet" in listed:  # diffusers writes several as controlnet, controlnet_1, ...
+        controlnets = [folder / "controlnet"]
+        while (following := folder / f"controlnet_{len(controlnets)}").is_dir():
+            controlnets.append(following)
+    return Parts(
+        networks=networks,
+        controlnets=tuple(controlnets),
+        tokenizers={name: folder / TOKENIZERS[name] for name in networks if name in TOKENIZERS},
+        unused=tuple(f"{name} ({kind})" for name, kind in listed.items() if name not in (*known, *_OPTIONAL)),
+    )
+
+
+def _listed(index: Config) -> dict[str, str]:
+    """Return the parts that the index lists, name -> class. Those that are null, and settings, are no parts."""
+    pairs = {name: value for name, value in index.items() if isinstance(value, list) and len(value) == 2}
+    return {name: kind for name, (library, kind) in pairs.items() if isinstance(library, str) and isinstance(kind, str)}
+
+
+def _is_unlisted(folder: Path, name: str, index: Config) -> bool:
+    """Tell whether the folder has a part that the index forgets. An index that says null does not forget it."""
+    return name not in index and (folder / name / "config.json").is_file()
+
+
+def check_parts(folder: Path, index: Config, configs: Mapping[str, Config]) -> None:
+    """Check that the model's own networks are of classes that Calotype runs. Raises `SourceError`."""
+    for name, config in configs.items():
+        field, known = ("model_type", _CLIP) if name in TOKENIZERS else ("_class_name", CLASSES[name])
+        if (kind := config.get(field)) not in (*known, None):
+            raise other_model(folder, index, f"has a {kind!s:.80} as {name}")
+    if configs["unet"].get("_class_name") != "UNet2DModel":
+        for needed, expected in {"vae": "vae", "text_encoder": " or ".join(TOKENIZERS)}.items():
+            if not any(name.startswith(needed) for name in configs):
+                raise other_model(folder, index, f"has no {expected}")
+
+
+def other_model(folder: Path, index: Config, reason: str) -> SourceError:
+    """Return the error for a model that Calotype does not run: `reason` says what it has or lacks."""
+    kind = f"{index.get('_class_name', 'model')!s:.80}"
+    message = (
+        f"{folder} holds a {kind}, which {reason}; Calotype runs the U-Nets of Stable Diffusion 1.x, 2.x and XL, and "
+        f"U-Nets without text. Use diffusers for it: diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})."
+    )
+    return SourceError(message, path=folder, field="_class_name")
+
+
+def stem_of(name: str) -> str:
+    """Return the stem of a network's weight file: transformers' for text encoders, else diffusers'."""
+    return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
