@@ -45,6 +45,15 @@ def image_to_image(pipe: Any) -> Rows:
     return {"image-to-image": [circle, *stars]}
 
 
+def hires(pipe: Any) -> Rows:
+    """The first pass, the same enlarged, both kinds of second pass, and the prompt at the larger size at once."""
+    first = pipe(PAIR, seed=3).images[0]
+    enlarged = first.resize((192, 192), Image.Resampling.LANCZOS)
+    passes = [pipe(PAIR, seed=3, hires=1.5, hires_upscaler=name).images[0] for name in ("lanczos", "latent")]
+    at_once = pipe(PAIR, seed=3, width=192, height=192).images[0]
+    return {"hires": [enlarged, *passes, at_once]}
+
+
 def inpainting(pipe: Any) -> Rows:
     """An image, a mask, and the result."""
     circle = pipe("a small red circle on a blue background", seed=3).images[0]
@@ -117,7 +126,18 @@ def schedulers(pipe: Any) -> Rows:
     }
 
 
-GUIDES = (text_to_image, image_to_image, inpainting, controlnet, lora, textual_inversion, vae, clip_score, schedulers)
+GUIDES = (
+    text_to_image,
+    image_to_image,
+    hires,
+    inpainting,
+    controlnet,
+    lora,
+    textual_inversion,
+    vae,
+    clip_score,
+    schedulers,
+)
 
 
 def row(images: Sequence[Image.Image]) -> Image.Image:

@@ -36,6 +36,8 @@ if TYPE_CHECKING:
     from .report.report import Report
     from .report.result import Event, Result
     from .sampling.schedulers import scheduler_names
+    from .upscaling.load import load_upscaler
+    from .upscaling.upscaler import Upscaler
 
 __all__ = [
     "BackendError",
@@ -54,10 +56,12 @@ __all__ = [
     "Result",
     "SamplerError",
     "SourceError",
+    "Upscaler",
     "__version__",
     "clip_score",
     "errors",
     "load",
+    "load_upscaler",
     "preprocess",
     "scheduler_names",
 ]
@@ -68,8 +72,10 @@ _MODULES = {
     "Pipeline": "calotype.pipeline",
     "Report": "calotype.report.report",
     "Result": "calotype.report.result",
+    "Upscaler": "calotype.upscaling.upscaler",
     "clip_score": "calotype.images.clip",
     "load": "calotype.loading",
+    "load_upscaler": "calotype.upscaling.load",
     "scheduler_names": "calotype.sampling.schedulers",
 }
 

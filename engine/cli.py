@@ -13,6 +13,7 @@ from .errors import CalotypeError, InputError
 from .errors.printable import printable
 from .generate import add_generate
 from .system.version import __version__
+from .upscaling.command import upscale
 
 app = typer.Typer(
     add_completion=False,
@@ -55,6 +56,9 @@ def inspect(
         raise InputError(message, argument="plan", got=str(plan))
     opened = read_plan(plan.expanduser())
     typer.echo(json.dumps(describe(opened), indent=1) if as_json else format_plan(opened))
+
+
+app.command("upscale")(upscale)
 
 
 @app.command()

@@ -37,6 +37,7 @@ from .stages.unet import Unet
 from .stages.vae import Codec
 from .system import forks
 from .system.memory import available_bytes, check_memory, peak_bytes
+from .upscaling.load import UpscalerCache
 
 Floats = NDArray[np.float32]
 
@@ -53,6 +54,7 @@ class ImageGenerator:
         self._samplers = SamplerCache(plan.scheduler, plan.samplers)
         self._fewer_calls = FewerCalls(plan, self._samplers)
         self._graph = GraphPipelineManager(plan, components)
+        self._upscalers = UpscalerCache(components.choice)
 
     def start(self, prompt: Any, arguments: Mapping[str, Any], stop: threading.Event) -> Generation:
         """Check a call before its work. Raises `InputError` and `SamplerError`."""
@@ -72,6 +74,7 @@ class ImageGenerator:
             with forks.running():
                 self._fewer_calls(call, self.loras.loras)
         if resolved.hires is not None:
+            call.upscaler = self._upscalers(resolved.hires.upscaler)
             call.second = self._second(call)
         return call
 
@@ -149,8 +152,9 @@ class ImageGenerator:
         hires = call.request.hires
         assert call.second is not None
         assert hires is not None
+        upscale = None if call.upscaler is None else call.upscaler.upscale_pixels
         with call.second.watch.stage("enlarge"):
-            call.second.request = second_pass(call.second.request, hires, latents, self.codec, inputs.tiling, None)
+            call.second.request = second_pass(call.second.request, hires, latents, self.codec, inputs.tiling, upscale)
         return None
 
     def _steps(self, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
@@ -175,4 +179,5 @@ class ImageGenerator:
         return to_unit_range(pixels) if call.request.output_type == "np" else to_uint8(pixels)
 
     def _result(self, call: Generation, output: NDArray[Any]) -> Result:
-        return build_result(self._plan, call, output, self._components.opened)
+        upscaler = () if call.upscaler is None else (call.upscaler.component,)
+        return build_result(self._plan, call, output, (*self._components.opened, *upscaler))

@@ -13,10 +13,11 @@ if TYPE_CHECKING:
     from .builder.build import build
     from .builder.prepare import prepare, prepare_lazily
     from .builder.spec import BuildSpec
+    from .builder.upscaler import prepare_upscaler
     from .fit.fit import fit_samplers
     from .fit.spec import FitSpec
 
-__all__ = ["BuildSpec", "FitSpec", "build", "fit_samplers", "prepare", "prepare_lazily"]
+__all__ = ["BuildSpec", "FitSpec", "build", "fit_samplers", "prepare", "prepare_lazily", "prepare_upscaler"]
 
 _MODULES = {
     "BuildSpec": "builder.spec",
@@ -25,6 +26,7 @@ _MODULES = {
     "fit_samplers": "fit.fit",
     "prepare": "builder.prepare",
     "prepare_lazily": "builder.prepare",
+    "prepare_upscaler": "builder.upscaler",
 }
 
 

@@ -67,9 +67,10 @@ def test_the_references_list_the_public_names_and_the_commands(site):
 
 def public_functions():
     """Yield the name and the function of everything that users call."""
-    yield from (("load", calotype.load), ("clip_score", calotype.clip_score))
+    yield from (("load", calotype.load), ("load_upscaler", calotype.load_upscaler))
+    yield from (("clip_score", calotype.clip_score))
     yield from (("scheduler_names", calotype.scheduler_names), ("preprocess.canny", calotype.preprocess.canny))
-    for kind in (calotype.Pipeline, calotype.Clip, calotype.Report):
+    for kind in (calotype.Pipeline, calotype.Clip, calotype.Report, calotype.Upscaler):
         for name, member in vars(kind).items():
             if inspect.isfunction(member) and (name == "__call__" or not name.startswith("_")):
                 yield f"{kind.__name__}.{name}", member

@@ -35,6 +35,8 @@ class FakeRunner(Runner):
                     sizes.setdefault(f"{latents}_{smaller}", sizes[latents] // smaller)
             elif pixels in sizes:
                 sizes.setdefault(latents, sizes[pixels] // Profile.factor)
+                for larger in (1, 2, 3, 4, 8):  # an upscaler's outputs
+                    sizes[f"{pixels}_times_{larger}"] = sizes[pixels] * larger
         mean = np.sum([_mean(a) for a in inputs.values()], axis=0)  # [B]
         outputs = {}
         for binding in self._component.outputs:

@@ -25,7 +25,7 @@ Images: TypeAlias = "ImageLike | Sequence[ImageLike] | None"  # as arguments of 
 Pixels = NDArray[Any]  # uint8, or float32 in [0, 1]
 Floats = NDArray[np.float32]
 
-_MAX_PIXELS = 1 << 27  # 400 MB as bytes; phone cameras reach 108 million
+MAX_PIXELS = 1 << 27  # 400 MB as bytes; phone cameras reach 108 million
 _EXPECTED = (
     "a file, a PIL image, an array [H, W, 3] or [H, W], or a tensor [3, H, W], of bytes or of floats from 0 to 1"
 )
@@ -102,22 +102,22 @@ def _channels_last(value: Any) -> Any:
 
 
 def read_image(path: str | Path, argument: str = "image") -> Image.Image:
-    """Read an image file. Raises `InputError` if it is not an image, or has more than `_MAX_PIXELS`."""
+    """Read an image file. Raises `InputError` if it is not an image, or has more than `MAX_PIXELS`."""
     if str(path).lower().startswith(("http://", "https://", "data:")):
         raise InputError(
             f"Cannot read {argument} {str(path)[:200]}: it is a URL. Download it first, and pass the file.",
             argument=argument,
             got=str(path)[:200],
         )
-    expected = f"at most {_MAX_PIXELS / 1e6:.0f} million"
+    expected = f"at most {MAX_PIXELS / 1e6:.0f} million"
     size = "too many"
     try:
-        with warnings.catch_warnings():  # Pillow warns at half of its limit; `_MAX_PIXELS` replaces that warning
+        with warnings.catch_warnings():  # Pillow warns at half of its limit; `MAX_PIXELS` replaces that warning
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)
             opened = Image.open(Path(path).expanduser())  # reads only the header
         with opened as image:
             size = f"{image.width} x {image.height}"
-            if image.width * image.height <= _MAX_PIXELS:
+            if image.width * image.height <= MAX_PIXELS:
                 image.load()
                 return image
     except Image.DecompressionBombError:

@@ -14,9 +14,11 @@ from typing import Any
 
 from ..errors import InputError
 from ..errors.schema import Check, list_of, number, text
+from ..files.digest import file_digest
 from ..files.known_models import SHIPPED, is_known
 from ..request.argument import from_settings
 from ..request.request import Request
+from ..upscaling import LANCZOS, RESAMPLINGS
 
 _IMAGES = (("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image"))
 _NAME, _WEIGHT, _DIGEST = text(r"[^\x00]{1,4096}", "a path"), number(-10, 10), text(r"[0-9a-f]{64}", "a SHA-256")
@@ -51,6 +53,7 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
 
     settings = settings_of(path)
     _check_input_images(path, settings, options)
+    _check_upscaler(path, settings, options)
     try:
         model, backend = settings["model"], settings["backend"]
         if backend not in NAMES:
@@ -88,6 +91,20 @@ def _check_input_images(path: Path, settings: Mapping[str, str], options: Collec
         raise InputError(
             f"{path} was generated with a handoff of latents between models, which a PNG does not contain.",
             argument="like",
+        )
+
+
+def _check_upscaler(path: Path, settings: Mapping[str, str], options: Collection[str]) -> None:
+    """Raise `InputError` if the file of the upscaler of `hires` is not the one that the image was generated with."""
+    file = settings.get("hires_upscaler", LANCZOS)
+    if file in RESAMPLINGS or "hires_upscaler" in options:
+        return
+    if not Path(file).is_file() or file_digest(Path(file)) != settings.get("hires_upscaler_digest"):
+        raise InputError(
+            f"{path} was enlarged by the upscaler {file!r:.300}, and there is no such file, or another one. "
+            "Pass --hires-upscaler FILE.",
+            argument="hires_upscaler",
+            got=file,
         )
 
 

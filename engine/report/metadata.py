@@ -44,6 +44,7 @@ def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, s
         "sampler": call.sampler.name,
         "scheduler": call.spec.to_json(),
         **({"masked": "yes"} if call.request.inpaint_mask is not None else {}),
+        **({} if call.upscaler is None else {"hires_upscaler_digest": call.upscaler.digest}),
         **({"loras": json.dumps(loras)} if loras else {}),
         "model": plan.model,
         "model_fingerprint": plan.fingerprint,

@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from pathlib import Path
+from typing import Any
 
 from ..errors import InputError
 from ..errors.validation import check_float, check_int
@@ -18,15 +19,16 @@ from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
 from ..plan.profile import Profile
 from ..sampling.schedule_range import ScheduleRange
+from ..upscaling import LANCZOS, RESAMPLINGS
+from ..upscaling.upscaler import Upscaler
 from .controls import ControlInput, control_inputs
 from .request import Request
 
-Resampling = Literal["latent", "lanczos"]
 MAX_FACTOR = 8
 MAX_STEPS = 1000
-# A latent that was resized decodes to a blurred image with artifacts, and needs more of the schedule than pixels do.
-STRENGTHS = {"latent": 0.7}
-STRENGTH = 0.5
+# Latents that were resized decode to a blurred image with artifacts, and need more of the schedule than pixels do.
+STRENGTHS = {"latent": 0.5}
+STRENGTH = 0.3
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -37,7 +39,7 @@ class Hires:
         factor: how much larger each side is, before it is rounded to the model's multiple.
         strength: the share of the schedule that runs on the enlarged image.
         steps: the steps that run, as the caller passed them; None for `strength` of the first pass's.
-        upscaler: "latent" or "lanczos".
+        upscaler: "latent", "lanczos", or what `load_upscaler` takes or returns.
         schedule_steps: the steps of the schedule, of which `schedule_range` is the part that runs.
         controls: the inputs of the ControlNets at the larger size.
     """
@@ -136,10 +138,12 @@ def _fix(profile: Profile, plan: Plan, height: int, width: int, size: tuple[int,
 
 def _upscaler(value: Any) -> Any:
     if value is None:
-        return "lanczos"
-    if isinstance(value, str) and value.lower() in get_args(Resampling):
+        return LANCZOS
+    if isinstance(value, str) and value.lower() in RESAMPLINGS:
         return value.lower()
-    expected = " or ".join(get_args(Resampling))
+    if isinstance(value, (str, Path, Upscaler)) and str(value):
+        return value
+    expected = f"{', '.join(RESAMPLINGS)}, a file of an upscaler, or what load_upscaler returns"
     message = f"hires_upscaler must be {expected}; got {value!r:.80}."
     raise InputError(message, argument="hires_upscaler", got=value, expected=expected)
 
@@ -147,14 +151,13 @@ def _upscaler(value: Any) -> Any:
 def _schedule(request: Request, strength: float) -> tuple[int, int]:
     """Return the steps of the schedule of the second pass, and how many of them are skipped."""
     if request.hires_steps is None:
-        total, run = request.steps, int(request.steps * strength)
+        total, run = request.steps, max(int(request.steps * strength), int(strength > 0))
     else:
         run = check_int("hires_steps", request.hires_steps, 1, MAX_STEPS)
         total = round(run / strength) if strength else 0
     if run < 1 or total < run:
         raise InputError(
-            f"hires_strength={strength:g} with steps={request.steps} runs no step of the second pass. Use a larger "
-            "hires_strength, or pass hires_steps.",
+            f"hires_strength={strength:g} runs no step of the second pass. Use a larger one, such as {STRENGTH:g}.",
             argument="hires_strength",
             got=strength,
         )

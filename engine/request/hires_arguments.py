@@ -25,7 +25,7 @@ class HiresArguments:
         "How much the second pass of `hires` may change the enlarged image, 0 to 1.",
         default=None,
         option=float,
-        shown_default="0.5; for latent 0.7",
+        shown_default="0.3; for latent 0.5",
         key="hires_strength",
         read=float,
     )
@@ -39,7 +39,7 @@ class HiresArguments:
         read=int,
     )
     hires_upscaler: Any = argument(
-        "How `hires` enlarges the image: lanczos or latent.",
+        "How `hires` enlarges the image: latent, lanczos, or the file of an ESRGAN upscaler.",
         "lanczos resizes pixels, latent resizes latents and skips the VAE.",
         default=None,
         option=str,

@@ -10,6 +10,7 @@ from ..request.resolved import ResolvedRequest
 from ..sampling.matrix import Sampler
 from ..sampling.schedulers import SchedulerSpec
 from ..system.trace import Stopwatch
+from ..upscaling.upscaler import Upscaler
 
 
 @dataclass(kw_only=True, eq=False)
@@ -17,6 +18,7 @@ class Generation:
     """A resolved request with its sampler. `stop` ends the work at the next step.
 
     `second` is the second pass of `hires`: a call of its own, whose steps are counted on from `earlier` calls.
+    `upscaler` is the network that enlarges the image between them, if a file was named.
     """
 
     request: ResolvedRequest
@@ -29,6 +31,7 @@ class Generation:
     notes: list[str] = field(default_factory=list)
     second: Generation | None = None
     earlier: int = 0
+    upscaler: Upscaler | None = None
 
     @property
     def passes(self) -> tuple[Generation, ...]:

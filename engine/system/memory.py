@@ -103,7 +103,7 @@ def frees_after_run(component: str, arrays: Iterable[NDArray[Any]]) -> bool:
     True for the VAE on large images. It runs once for each image, with the largest arrays of all networks. Allocating
     them again costs a few percent of its time; otherwise they would be most of the process's memory.
     """
-    return component.startswith("vae_") and any(array.nbytes >= _LARGE_BYTES for array in arrays)
+    return component.startswith(("vae_", "upscaler")) and any(array.nbytes >= _LARGE_BYTES for array in arrays)
 
 
 def one_heap() -> None:

@@ -44,7 +44,7 @@ def prepare(
         SourceError: the model cannot be read.
     """
     source, family = _described(model, controlnets=controlnets, vae=vae, words=words, offline=offline, forms=forms)
-    components = {c.name: _planned(c, source, family.profile, forms) for c in family.components.values()}
+    components = {c.name: planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
 
 
@@ -69,7 +69,7 @@ class LazyPlan:
         described = self.family.components[name]
         if not trace_step(described, self.source).is_stored:
             self.source.check_unchanged(name)
-        return _planned(described, self.source, self.family.profile, self.forms)
+        return planned(described, self.source, self.family.profile, self.forms)
 
 
 def prepare_lazily(model: str | Path, *, forms: Collection[str] = ("onnx",), **parts: Any) -> LazyPlan:
@@ -84,7 +84,7 @@ def prepare_lazily(model: str | Path, *, forms: Collection[str] = ("onnx",), **p
         rest = {name: c for name, c in family.components.items() if name not in first}
         later = {name for name, component in rest.items() if not trace_step(component, source).is_stored}
     components = {
-        name: reference(c, source) if name in later else _planned(c, source, family.profile, forms)
+        name: reference(c, source) if name in later else planned(c, source, family.profile, forms)
         for name, c in family.components.items()
     }
     plan = plan_of(source, family, components)
@@ -133,7 +133,8 @@ def reference(component: Component, source: Source) -> PlannedComponent:
     return PlannedComponent(name=name, inputs=inputs, outputs=outputs, artifacts=(weights,), refused={})
 
 
-def _planned(component: Component, source: Source, profile: Profile, forms: Collection[str]) -> PlannedComponent:
+def planned(component: Component, source: Source, profile: Profile, forms: Collection[str]) -> PlannedComponent:
+    """Return a component with its reference and its artifact in the first of the forms that is built."""
     eager = reference(component, source)
     engines = next((engines_for(form, profile) for form in forms if form in COMPILED), None)
     if "onnx" not in forms and engines is None:

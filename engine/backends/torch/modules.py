@@ -21,7 +21,9 @@ from ...plan.network_check import check_network
 from ...weights.folder import check_weights_folder
 from ...weights.safetensors import TensorFile
 from ...weights.types import check_types
+from .upscalers import load_upscaler
 
+UPSCALER = "upscaler"
 _ADDED = ("text_embeds", "time_ids")
 
 
@@ -255,6 +257,8 @@ def load_module(component: str, folder: Path) -> nn.Module:
     Raises:
         SourceError: the weights cannot be read, or do not fit the config exactly.
     """
+    if component == UPSCALER:
+        return load_upscaler(folder)
     check_weights_folder(folder)
     load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
     _check(component, folder)
