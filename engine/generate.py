@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import inspect
-import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .errors import InputError
+from .errors import InputError, SamplerError
 from .errors.printable import printable
-from .files.known_models import remember_model
+from .files.known_models import SHIPPED, remember_model
+from .images.output import QUALITY, check_output, contact_sheet, write
 from .report.like import Like, read_like
 from .request.argument import Argument, table
+from .request.prompt_file import Line, read_prompts
 from .request.request import Request
 
 if TYPE_CHECKING:
@@ -49,10 +51,21 @@ def _generate(
     prompt: Annotated[str | None, typer.Argument(help="Text that describes the image.", show_default=False)] = None,
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .png file; several images get -0, -1, ... added.")
+        Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file; several images get -0, -1, ... added.")
     ] = Path("out.png"),
+    image_quality: Annotated[
+        int | None, typer.Option(min=1, max=100, help=f"Quality of a .jpg or .webp file.  [default: {QUALITY}]")
+    ] = None,
+    prompts: Annotated[
+        Path | None,
+        typer.Option(help="A file with a prompt, or a JSON object of arguments, on each line.", show_default=False),
+    ] = None,
+    grid: Annotated[bool, typer.Option("--grid", help="Also write all images as one, with -grid added.")] = False,
     like: Annotated[
-        Path | None, typer.Option(help="Reuse the settings in a PNG of Calotype; options win.", show_default=False)
+        Path | None,
+        typer.Option(
+            help="Reuse the settings in an image of Calotype or AUTOMATIC1111; options win.", show_default=False
+        ),
     ] = None,
     report: Annotated[
         bool, typer.Option("--report", help="Print backends, precision and the time of each stage.")
@@ -82,15 +95,18 @@ def _generate(
 ) -> None:
     """Generate images from a prompt, and from input images."""
     passed = {name: value for name, value in {"prompt": prompt, **options}.items() if value not in (None, [])}
-    _check_output(output)
+    check_output(output, image_quality)
     recorded = read_like(like, passed, loras_named=bool(lora), model_named=model is not None) if like else Like()
     arguments = {**recorded.arguments, **_values(passed)}
-    if "prompt" not in arguments:
-        raise typer.BadParameter("pass a prompt, or --like with an image that has one.", param_hint="PROMPT")
+    which = recorded.model if model is None else model
+    if prompts is None and "prompt" not in arguments and which == SHIPPED:
+        raise _no_prompt()
+    if prompts is not None and prompt is not None:
+        raise InputError("pass a prompt or --prompts, not both.", argument="prompts", got=str(prompts))
+    lines = [("", {})] if prompts is None else read_prompts(prompts)
     parts = {"controlnet": controlnet or [], "lora": lora or recorded.loras, "vae": vae, "offline": offline}
     parts["textual_inversion"] = textual_inversion or []
-    which = recorded.model if model is None else model, recorded.backend if backend is None else backend
-    pipe = _load(*which, parts)
+    pipe = _load(which, recorded.backend if backend is None else backend, parts)
     if model is not None:
         remember_model(model)
     if model is None and recorded.fingerprint not in (None, pipe.plan.fingerprint):
@@ -99,14 +115,60 @@ def _generate(
             f"now has {pipe.plan.model_id}. Pass --model to use it anyway.",
             argument="model",
         )
-    result = _with_progress(pipe, arguments)
-    for path, image, used in zip(_names(output, len(result.images)), result.images, result.seeds, strict=True):
-        _write(image, path)
-        typer.echo(printable(f"{path}  seed {used}"))
-    for note in result.report.notes:
+    if prompts is None and "prompt" not in arguments and pipe.plan.prompting.states:
+        raise _no_prompt()
+    if recorded.foreign and pipe.plan.prompting.pooled and "clip_skip" not in passed:
+        arguments.pop("clip_skip", None)  # the web UI skips no layers of such a model
+    _echo_notes(recorded.notes)
+    images: list[Any] = []
+    for result in _results(pipe, arguments, lines):
+        several = len(lines) > 1 or len(result.images) > 1
+        for image, used in zip(result.images, result.seeds, strict=True):
+            path = output.with_stem(f"{output.stem}-{len(images)}") if several else output
+            write(image, path, image_quality)
+            images.append(image)
+            typer.echo(printable(f"{path}  seed {used}"))
+        _echo_notes(result.report.notes)
+        if report:
+            typer.echo(str(result.report))
+    if grid:
+        path, each = output.with_stem(f"{output.stem}-grid"), len(images) // len(lines)
+        write(contact_sheet(images, each if len(lines) > 1 and each > 1 else None), path, image_quality)
+        typer.echo(printable(str(path)))
+
+
+def _no_prompt() -> typer.BadParameter:
+    return typer.BadParameter("pass a prompt, or --like with an image that has one.", param_hint="PROMPT")
+
+
+def _echo_notes(notes: Iterable[str]) -> None:
+    for note in notes:
         typer.echo(printable(f"calotype: {note}"), err=True)
-    if report:
-        typer.echo(str(result.report))
+
+
+def _results(pipe: Pipeline, arguments: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[Result]:
+    """Run a call for each line, after a check of all. The seed counts up over all images."""
+    seed = arguments.get("seed")
+    for place, line in lines if len(lines) > 1 else ():
+        with _at(place):
+            pipe.stream(**{**arguments, **line})  # checks its arguments, and does no work
+    for i, (place, line) in enumerate(lines):
+        name = f"generating {i + 1}/{len(lines)}" if len(lines) > 1 else "generating"
+        with _at(place):
+            result = _with_progress(pipe, {**arguments, **({} if seed is None else {"seed": seed}), **line}, name)
+        seed = None if seed is None else (seed + len(result.seeds)) % (1 << 64)
+        yield result
+
+
+@contextmanager
+def _at(place: str) -> Iterator[None]:
+    """Add the file and line to the error of a wrong argument."""
+    try:
+        yield
+    except (InputError, SamplerError) as error:
+        if not place:
+            raise
+        raise InputError(f"{place}: {error}", argument=error.data.get("argument", "prompts")) from None
 
 
 def _values(passed: Mapping[str, Any]) -> dict[str, Any]:
@@ -132,7 +194,7 @@ def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
     return load(model, backend=names[0] if len(names) == 1 else names, **parts)
 
 
-def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
+def _with_progress(pipe: Pipeline, arguments: dict[str, Any], name: str) -> Result:
     """Run the pipeline, with a progress bar if stderr is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return pipe(**arguments)
@@ -142,41 +204,8 @@ def _with_progress(pipe: Pipeline, arguments: dict[str, Any]) -> Result:
 
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
     with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task("generating", total=None)
+        task = progress.add_task(name, total=None)
         for event in stream:
             progress.update(task, completed=event.step, total=event.total)
     assert event.result is not None
     return event.result
-
-
-def _check_output(path: Path) -> None:
-    """Raise `InputError` before the work if the image cannot be written."""
-    try:
-        fault = _output_fault(path)
-    except OSError as failed:  # a folder without read permission, a name that is too long
-        fault = f"cannot write {path}: {failed.strerror}."
-    if fault:
-        raise InputError(fault, argument="output")
-
-
-def _output_fault(path: Path) -> str | None:
-    if path.suffix.lower() != ".png":
-        return f"cannot write {path}: images are written as .png."
-    if path.is_dir():
-        return f"cannot write {path}: it is a folder. Pass the name of a .png file."
-    if not path.parent.is_dir():
-        return f"cannot write {path}: there is no folder {path.parent}. Create it first."
-    if not os.access(path if path.exists() else path.parent, os.W_OK):
-        return f"cannot write {path}: Permission denied."
-    return None
-
-
-def _write(image: Any, path: Path) -> None:
-    try:
-        image.save(path)
-    except OSError as failed:
-        raise InputError(f"cannot write {path}: {failed.strerror or failed}.", argument="output") from None
-
-
-def _names(path: Path, count: int) -> list[Path]:
-    return [path] if count == 1 else [path.with_stem(f"{path.stem}-{i}") for i in range(count)]

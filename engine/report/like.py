@@ -1,7 +1,7 @@
-"""`--like`: read the settings in a PNG as the arguments that generate its image again.
+"""`--like`: read the settings in an image file as the arguments that generate its image again.
 
-The PNG may come from a stranger. So it can only choose a model that the user has named before, each value is checked,
-and a LoRA must be the same file, by its digest.
+It reads files of Calotype, and of AUTOMATIC1111's web UI. A file may come from a stranger. So it can only choose a
+model that the user has named before, each value is checked, and a LoRA must be the same file, by its digest.
 """
 
 from __future__ import annotations
@@ -26,32 +26,36 @@ _NAME, _WEIGHT, _DIGEST = text(r"[^\x00]{1,4096}", "a path"), number(-10, 10), t
 
 @dataclass(frozen=True, kw_only=True)
 class Like:
-    """Settings of a generated image from its PNG; the defaults are those without a PNG."""
+    """Settings of a generated image from its file; the defaults are those without a file."""
 
     arguments: Mapping[str, Any] = field(default_factory=dict)
     model: str = SHIPPED
     backend: str = "auto"
     fingerprint: str | None = None
     loras: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    foreign: bool = False  # another program wrote the file
 
 
 def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_named: bool) -> Like:
-    """Read the settings of a PNG.
+    """Read the settings of an image file.
 
     Args:
-        path: a PNG that Calotype wrote.
+        path: a PNG, JPEG or WebP of Calotype or AUTOMATIC1111.
         options: the names of the options on the command line. Their values win.
         loras_named: whether the command line names LoRAs; model_named: whether it names a model.
 
     Raises:
-        InputError: the file is not a PNG of Calotype, its settings are damaged, or it needs an option: an input image,
+        InputError: the file has no settings, its settings are damaged, or it needs an option: an input image,
             a LoRA or a model.
     """
     from ..backends import NAMES
-    from ..images.png import settings_of
+    from ..images.png import CHUNK, PARAMETERS, settings_of
     from ..sampling.schedulers import SchedulerSpec
 
     settings = settings_of(path)
+    if CHUNK not in settings:
+        return _of_web_ui(path, settings[PARAMETERS], options, loras_named=loras_named, model_named=model_named)
     _check_input_images(path, settings, options)
     _check_upscaler(path, settings, options)
     try:
@@ -78,18 +82,41 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
         raise InputError(f"cannot read all settings of {path}: {broken}.", argument="like") from None
 
 
+def _of_web_ui(path: Path, text: str, options: Collection[str], *, loras_named: bool, model_named: bool) -> Like:
+    """Read the settings of AUTOMATIC1111's web UI, which name a model and LoRAs but no files."""
+    from .infotext import notes_of, parse_infotext
+
+    try:
+        info = parse_infotext(text)
+    except ValueError as broken:
+        raise InputError(f"cannot read all settings of {path}: {broken}.", argument="like") from None
+    _check_input_images(path, {"strength": ""} if info.from_image else {}, options)
+    _check_input_images(path, {"masked": ""} if info.from_mask else {}, options)
+    if not model_named:
+        name = "a model" if info.model is None else f"the model {info.model!r:.300}"
+        message = f"{path} was generated with {name} of another program. Pass --model FILE."
+        raise InputError(message, argument="model", got=info.model)
+    named = ", ".join(f"{name}:{weight:g}" for name, weight in info.loras)
+    lost = (
+        []
+        if loras_named or not named
+        else [f"{path}: its prompt names LoRAs: {named}. Pass them as --lora FILE:WEIGHT"]
+    )
+    return Like(arguments=info.arguments, notes=[*notes_of(path, info), *lost], foreign=True)
+
+
 def _check_input_images(path: Path, settings: Mapping[str, str], options: Collection[str]) -> None:
     """Raise `InputError` if the image was generated from input images that no option names."""
     for mark, option in _IMAGES:
         if mark in settings and option not in options:
             name = option.replace("_", "-")
             raise InputError(
-                f"{path} was generated from an input image, which a PNG does not contain. Pass --{name} FILE.",
+                f"{path} was generated from an input image, which it does not contain. Pass --{name} FILE.",
                 argument=option,
             )
     if "denoising_start" in settings or "denoising_end" in settings:
         raise InputError(
-            f"{path} was generated with a handoff of latents between models, which a PNG does not contain.",
+            f"{path} was generated with a handoff of latents between models, which it does not contain.",
             argument="like",
         )
 

@@ -1,4 +1,4 @@
-"""Metadata of a generated image: the settings in its PNG, which `--like` reads, and the report of the call."""
+"""Metadata of a generated image: the settings in its file, which `--like` reads, and the report of the call."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadedComponent
-from ..images.png import CHUNK, GeneratedImage, image_from_pixels
+from ..images.png import CHUNK, PARAMETERS, GeneratedImage, image_from_pixels
 from ..plan.plan import Plan
 from ..request.argument import to_settings
 from ..request.request import Request
 from ..request.resolved import ResolvedRequest
 from ..stages.generation import Generation
 from ..system.version import __version__
+from .infotext import to_infotext
 from .report import ComponentReport, PassReport, Report
 from .result import Result
 
@@ -37,10 +38,12 @@ def to_images(
 
 
 def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, str]:
+    arguments = call.request.arguments(i)
     loras = [[str(lora.path), lora.weight, lora.digest] for lora in call.loras]
     return {
         CHUNK: __version__,
-        **to_settings(Request, call.request.arguments(i) | {"calls": call.calls}),
+        PARAMETERS: to_infotext(arguments, call.spec, plan.model),
+        **to_settings(Request, arguments | {"calls": call.calls}),
         "sampler": call.sampler.name,
         "scheduler": call.spec.to_json(),
         **({"masked": "yes"} if call.request.inpaint_mask is not None else {}),

@@ -55,7 +55,11 @@ _NAMES: Final[Mapping[str, tuple[str, Mapping[str, Any], bool]]] = {
     "tcd": ("TCDScheduler", {}, False),
     "unipc": ("UniPCMultistepScheduler", {}, True),
 }
-_ALIASES: Final = {"euler-ancestral": "euler-a", "kdpm2-ancestral": "kdpm2-a", "dpm2": "kdpm2", "dpm2-a": "kdpm2-a"}
+# Names of other programs; a suffix may follow those that take one.
+_ALIASES: Final = {
+    **{"euler-ancestral": "euler-a", "kdpm2-ancestral": "kdpm2-a", "dpm2-ancestral": "kdpm2-a", "plms": "pndm"},
+    **{f"dpm2{more}": f"kdpm2{more}" for end in ("", *(f"-{s}" for s in _SIGMAS)) for more in (end, f"-a{end}")},
+}
 
 # Latents have no bounds to clip to; the classes' default of True is for pixels.
 _LATENTS: Final = {"clip_sample": False}

@@ -27,10 +27,34 @@ def test_copies_and_pickles_keep_their_settings(tmp_path):
         assert settings_of(tmp_path / f"{i}.png") == settings
 
 
-def test_other_formats_have_no_settings(tmp_path):
-    image_from_pixels(np.zeros((8, 8, 3), np.uint8), {"calotype": "0"}).save(tmp_path / "p.jpg")
-    with Image.open(tmp_path / "p.jpg") as image:
-        assert image.size == (8, 8)
+@pytest.mark.parametrize("suffix", ["jpg", "jpeg", "webp"])
+def test_text_survives_exif(suffix, tmp_path):
+    settings = {"calotype": "0", "prompt": 'ünï "你好"\n🎉', "parameters": "ünï 🎉\nSteps: 1"}
+    image_from_pixels(np.zeros((8, 8, 3), np.uint8), settings).save(tmp_path / f"p.{suffix}", quality=90)
+    assert settings_of(tmp_path / f"p.{suffix}") == settings
+
+
+def test_a_file_object_gets_the_settings(tmp_path):
+    with open(tmp_path / "p.jpg", "wb") as file:
+        image_from_pixels(np.zeros((8, 8, 3), np.uint8), {"calotype": "0"}).save(file)
+    assert settings_of(tmp_path / "p.jpg") == {"calotype": "0"}
+
+
+def test_settings_that_a_jpeg_cannot_hold_are_left_out_with_a_warning(tmp_path):
+    image = image_from_pixels(np.zeros((8, 8, 3), np.uint8), {"calotype": "0", "prompt": "x" * 70_000})
+    with pytest.warns(UserWarning, match="JPEG"):
+        image.save(tmp_path / "p.jpg")
+    image.save(tmp_path / "p.webp")
+    assert len(settings_of(tmp_path / "p.webp")["prompt"]) == 70_000
+    with pytest.raises(InputError, match="settings"):
+        settings_of(tmp_path / "p.jpg")
+
+
+@pytest.mark.parametrize("length", [2 << 20, 80 << 20])
+def test_texts_of_megabytes_are_refused(length, tmp_path):
+    image_from_pixels(np.zeros((8, 8, 3), np.uint8), {"calotype": "x" * length}).save(tmp_path / "p.png")
+    with pytest.raises(InputError, match="Cannot read"):
+        settings_of(tmp_path / "p.png")
 
 
 def test_files_without_settings_raise(tmp_path):
