@@ -6,7 +6,8 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -22,11 +23,12 @@ from .images.png import GeneratedImage, to_uint8, to_unit_range
 from .lora.manager import LoraManager
 from .plan.plan import Plan
 from .report.metadata import build_result, to_images
-from .report.result import Event, Result
+from .report.result import Event, Result, joined
 from .request.prompts import tokenizers_of
 from .request.resolved import resolve
 from .sampling.cache import SamplerCache
 from .sampling.matrix import SamplerRun
+from .stages.batches import parts_of
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
@@ -64,7 +66,8 @@ class ImageGenerator:
             largest = resolved.hires or resolved
             size = {"height": largest.height, "width": largest.width}
             loads = [load for load in self._plan.loads if load.guided]  # the VAE splits its work to fit
-            need = peak_bytes(loads, batch=len(resolved.seeds), **size, guided=resolved.guided)
+            batch = self._plan.profile.batches(len(resolved.seeds))[0]
+            need = peak_bytes(loads, batch=batch, **size, guided=resolved.guided)
             check_memory(need, available_bytes())
         with forks.running():
             spec, sampler = self._samplers(resolved.scheduler, resolved.steps, resolved.schedule_range)
@@ -96,7 +99,7 @@ class ImageGenerator:
         return last.result
 
     def stream(self, call: Generation, *, as_graph: bool = False) -> Iterator[Event]:
-        """Run a call, and yield an event after each step. The last one has the result.
+        """Run a call, and yield an event after each step of each batch. The last one has the result.
 
         Args:
             call: what `start` returned.
@@ -109,16 +112,32 @@ class ImageGenerator:
         with self.loras.lock_weights() as call.loras:
             for each in call.passes:
                 each.loras = call.loras
-            events = self._events(call, as_graph)
+            parts = parts_of(call, self._plan.profile)
+            events = self._events(call, as_graph) if len(parts) == 1 else self._of_all(parts, as_graph)
             while True:
                 try:
                     with forks.running():
                         event = next(events, None)
                 except DeviceFullError as full:
-                    raise with_fitting_size(full, self._plan, call.passes[-1].request) from None
+                    raise with_fitting_size(full, self._plan, parts[0].passes[-1].request) from None
                 if event is None:
                     return
                 yield event
+
+    def _of_all(self, parts: Sequence[Generation], as_graph: bool) -> Iterator[Event]:
+        """Run the batches of a call one after another, as one stream."""
+        results: list[Result] = []
+        total = sum(part.total for part in parts)
+        for i, part in enumerate(parts):
+            done = i * part.total
+            try:
+                for event in self._events(part, as_graph):
+                    results += [] if event.result is None else [event.result]
+                    result = joined(results) if len(results) == len(parts) else None
+                    yield replace(event, step=done + event.step, total=total, result=result)
+            except Cancelled as ended:
+                step = done + (ended.step or 0)
+                raise Cancelled(f"cancelled after {step} of {total} steps.", step=step, total=total) from None
 
     def _events(self, call: Generation, as_graph: bool) -> Iterator[Event]:
         if call.stop.is_set():

@@ -58,10 +58,13 @@ class Profile:
                 raise InputError(f"{message}{below + self.multiple}.", argument=name, got=value, expected=expected)
         if not self.batch.min <= batch <= self.batch.max:
             expected = f"{self.batch.min} to {self.batch.max} images"
-            message = (
-                f"a batch must hold {expected}, got {batch} (profile: {self}). Generate the rest in further calls."
-            )
+            message = f"a batch must hold {expected}, got {batch} (profile: {self})."
             raise InputError(message, argument="num_images", got=batch, expected=expected)
+
+    def batches(self, count: int) -> list[int]:
+        """Return the sizes of the fewest batches for `count` images: equal, or one apart."""
+        number = -(-count // self.batch.max)
+        return [count // number + (i < count % number) for i in range(number)]
 
     def __str__(self) -> str:
         return f"batch {self.batch}, height {self.height}, width {self.width}, multiples of {self.multiple} px"

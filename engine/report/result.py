@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from itertools import chain
 from typing import Any
 
 from ..images.png import GeneratedImage
@@ -26,15 +28,34 @@ class Result:
     report: Report
 
 
+def joined(results: Sequence[Result]) -> Result:
+    """Return the results of a call's batches as one. The last report has the seconds and notes of all."""
+    images, report = [each.images for each in results], results[-1].report
+    seeds = tuple(seed for each in results for seed in each.seeds)
+    sizes = [len(each.seeds) for each in results]
+    note = f"{len(seeds)} images ran in {len(results)} batches of at most {max(sizes)}"
+    calls = sum(each.report.network_calls for each in results)
+    notes = dict.fromkeys([note, *(note for each in results for note in each.report.notes)])
+    report = replace(report, network_calls=calls, notes=tuple(notes))
+    whole = list(chain.from_iterable(images)) if isinstance(images[0], list) else _concatenated(images)
+    return Result(images=whole, seeds=seeds, report=report)
+
+
+def _concatenated(arrays: Sequence[Any]) -> Any:
+    """Return arrays of numpy, or tensors of torch, as one."""
+    return importlib.import_module(type(arrays[0]).__module__.partition(".")[0]).concatenate(arrays)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Event:
     """End of one step of a stream.
 
     Attributes:
-        step: The number of U-Net calls so far, from 1. Most schedulers call the U-Net once a step.
+        step: The number of U-Net calls so far, from 1. Most schedulers call the U-Net once a step. Images beyond the
+            profile's largest batch run as further batches, whose steps count on.
         total: The number of U-Net calls.
-        preview: A function that decodes the images that this step predicts, as PIL images. It costs one run of the VAE
-            decoder. Call it before you take the next event.
+        preview: A function that decodes the images that this step predicts, as PIL images: those of the batch that
+            runs. It costs one run of the VAE decoder. Call it before you take the next event.
         result: The result of the call; None before the last step.
     """
 

@@ -110,7 +110,7 @@ def _size(factor: float, height: int, width: int, plan: Plan, count: int) -> tup
     profile, multiple = plan.profile, plan.profile.multiple
     tall, wide = (max(multiple, round(side * factor / multiple) * multiple) for side in (height, width))
     try:
-        profile.check(batch=count, height=tall, width=wide)
+        profile.check(batch=profile.batches(count)[0], height=tall, width=wide)
     except InputError as outside:
         if outside.argument == "num_images":
             raise

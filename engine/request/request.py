@@ -46,7 +46,12 @@ class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
         read=int,
         required=True,
     )
-    num_images: int = argument("Images to generate for each prompt; image i uses seed + i.", default=1, option=int)
+    num_images: int = argument(
+        "Images to generate for each prompt; image i uses seed + i.",
+        "At most 1000 images a call. More than the model takes at once (32, or a plan's batch) run in several batches.",
+        default=1,
+        option=int,
+    )
     output_type: OutputType = argument(
         '"pil" for PIL images, "np" for float32 [N, H, W, 3] in [0, 1], "latent" for float32 [N, C, h, w].',
         default="pil",

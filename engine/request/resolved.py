@@ -27,6 +27,7 @@ from .request import CallsFrom, OutputType, Request, parse_request
 
 Floats = NDArray[np.float32]
 MAX_STEPS = 1000
+MAX_IMAGES = 1000  # of a call
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -110,8 +111,11 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     _check_choice("output_type", request.output_type, get_args(OutputType))
     notes: list[str] = []
     prompts, negatives = texts_of(request, plan)
-    each = check_int("num_images", request.num_images, 1, 2**20)
+    each = check_int("num_images", request.num_images, 1, MAX_IMAGES)
     steps, count = check_int("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
+    if count > MAX_IMAGES:
+        message = f"a call generates at most {MAX_IMAGES} images, got {count} ({len(prompts)} prompts x {each})."
+        raise InputError(message, argument="num_images", got=count, expected=f"at most {MAX_IMAGES}")
     images = _image_fields(request, plan, steps, prompts=len(prompts), count=count, notes=notes)
     prompts = [text for text in prompts for _ in range(each)]
     negatives = [text for text in negatives for _ in range(each)]
@@ -168,7 +172,8 @@ def _image_fields(
     if latents is not None:
         sizes = [(latents.shape[2] * plan.profile.factor, latents.shape[3] * plan.profile.factor)]
     height, width = _size(request, sizes[0] if sizes else None, plan.profile)
-    plan.profile.check(batch=count, height=height, width=width)
+    for size in set(plan.profile.batches(count)):
+        plan.profile.check(batch=size, height=height, width=width)
     if latents is not None and sizes[0] != (height, width):
         raise InputError(
             f"image= contains latents of {sizes[0]} pixels (height, width); expected {height, width}.", argument="image"

@@ -210,7 +210,7 @@ def test_a_note_reports_a_scheduler_that_is_not_linear(fake):
         ({"width": 100}, "multiple of 16"),
         ({"height": 1 << 19}, "height must be from"),
         ({"width": -16}, "width"),
-        ({"num_images": 10**6}, "batch"),
+        ({"num_images": 10**6}, "num_images"),
         ({"num_images": 0}, "num_images"),
         ({"seed": -1}, "seed"),
         ({"seed": [1, 2]}, "one for each of 1"),
