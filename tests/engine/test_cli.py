@@ -147,10 +147,10 @@ def test_wrong_usage_is_exit_code_2(arguments, tmp_path):
 
 
 AS_AN_ORDINARY_USER = """
-import os, pathlib, sys, calotype.generate
+import os, pathlib, sys, calotype.images.output
 os.getuid() or (os.setgroups([]), os.setgid(65534), os.setuid(65534))  # root may write anywhere
 try:
-    calotype.generate._check_output(pathlib.Path(sys.argv[1]))
+    calotype.images.output.check_output(pathlib.Path(sys.argv[1]), None)
 except calotype.InputError as error:
     print(error)
 """
