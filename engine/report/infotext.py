@@ -19,6 +19,7 @@ from typing import Any
 from ..errors import SamplerError
 from ..errors.printable import printable
 from ..sampling.schedulers import SchedulerSpec, spec_from
+from ..stages.generation import Generation
 
 # Calotype's scheduler -> the web UI's sampler. Others keep their name. A suffix is the web UI's "Schedule type".
 SAMPLERS: Mapping[str, str] = {
@@ -61,6 +62,11 @@ class Infotext:
     from_mask: bool
     rng: str
     not_taken: tuple[str, ...]
+
+
+def infotext_of(call: Generation, i: int, model: str) -> str:
+    """Return the text for image i of a call."""
+    return to_infotext(call.request.arguments(i), call.spec, model)
 
 
 def to_infotext(values: Mapping[str, Any], spec: SchedulerSpec, model: str) -> str:

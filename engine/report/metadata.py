@@ -17,7 +17,7 @@ from ..request.request import Request
 from ..request.resolved import ResolvedRequest
 from ..stages.generation import Generation
 from ..system.version import __version__
-from .infotext import to_infotext
+from .infotext import infotext_of
 from .report import ComponentReport, PassReport, Report
 from .result import Result
 
@@ -38,12 +38,11 @@ def to_images(
 
 
 def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, str]:
-    arguments = call.request.arguments(i)
     loras = [[str(lora.path), lora.weight, lora.digest] for lora in call.loras]
     return {
+        PARAMETERS: infotext_of(call, i, plan.model),
         CHUNK: __version__,
-        PARAMETERS: to_infotext(arguments, call.spec, plan.model),
-        **to_settings(Request, arguments | {"calls": call.calls}),
+        **to_settings(Request, call.request.arguments(i) | {"calls": call.calls}),
         "sampler": call.sampler.name,
         "scheduler": call.spec.to_json(),
         **({"masked": "yes"} if call.request.inpaint_mask is not None else {}),

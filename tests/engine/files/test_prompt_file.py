@@ -9,8 +9,8 @@ from typer.testing import CliRunner
 
 from calotype import cli
 from calotype.errors import InputError
+from calotype.files.prompt_file import read_prompts
 from calotype.images.output import contact_sheet
-from calotype.request.prompt_file import read_prompts
 
 
 def generate(*arguments):

@@ -10,8 +10,8 @@ import numpy as np
 
 from ..plan.profile import Profile
 from ..text.tokenizer import Tokens
-from .resolved import ResolvedRequest
-from ..stages.generation import Generation
+from ..request.resolved import ResolvedRequest
+from .generation import Generation
 
 _ONE_FOR_EACH = ("prompts", "negative_prompts", "seeds", "generators")  # of the tuples
 
