@@ -35,7 +35,7 @@ def load(
 
     Args:
         model: "demo" (the model that ships with Calotype), a plan folder, a folder in diffusers' layout, a checkpoint
-            in the original layout (one .safetensors file), or a hub id.
+            in the original layout (one .safetensors file), a hub id, or the address of a model or file at the hub.
         backend: "auto", a name, or a list of names by preference. A backend that is named explicitly runs or raises.
         controlnet: "demo-canny", a ControlNet folder, .safetensors file or hub id, or several, for calls with
             `control_image`. A plan contains its own.

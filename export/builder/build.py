@@ -31,7 +31,7 @@ from ..onnx.trace_step import trace_step, traced
 from ..precision.variants import check_precision, half, small_weights
 from ..quality.bounds import failed
 from ..quality.metrics import require
-from ..quality.prompts import knows_captions_only, prompts_for
+from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
 from ..sources.lora import fuse
 from ..sources.source import read_source
 from ..sources.textual_inversion import add_embeddings
@@ -117,24 +117,17 @@ def _prepared(spec: BuildSpec) -> Work:
     source = read_source(spec.model, spec.controlnet, spec.vae, offline=spec.offline)
     source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
-    if not family.prompting.states:
-        raise BuildError(
-            f"{spec.model} generates without text, and a build tests the plan on images from prompts. This version "
-            "cannot build such a plan. Load the model directly: its networks are traced and checked at first use.",
-            backend=spec.backend,
-        )
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile
     ranges = {name: getattr(spec, name) or getattr(defaults, name) for name in ("batch", "height", "width")}
     profile = family.profile.narrowed(**ranges)
     for name in (*spec.scheduler, *(fit_spec_from(text).scheduler for text in spec.fit)):
         spec_from(name, source.configs["scheduler"])  # report an unknown name before the work
     count, _ = spec.proof_counts
-    prompts = prompts_for(
-        demo=knows_captions_only(source.folder / "tokenizer"),
-        file=spec.prompts,
-        calibration=spec.calibration if spec.gated else 0,
-        held_out=count,
-    )
+    counts = {"calibration": spec.calibration if spec.gated else 0, "held_out": count}
+    if family.prompting.states:
+        prompts = prompts_for(demo=knows_captions_only(source.folder / "tokenizer"), file=spec.prompts, **counts)
+    else:
+        prompts = no_prompts(spec.model, file=spec.prompts, **counts)
     require([b.metric for b in spec.max_loss], judged=prompts.judged, clip_model=spec.clip_model)
     key = key_of(
         {
@@ -262,9 +255,10 @@ class _Build:
         work, spec = self._work, self._work.spec
         with self._progress.stage("schedules"):
             names = [*spec.scheduler, *(str(fit_spec_from(text).scheduler) for text in spec.fit)]
-            fill_samplers(folder / "samplers", work.source.configs["scheduler"], names, spec.steps)
+            fill_samplers(folder / "samplers", plan.scheduler, names, spec.steps)
         with self._progress.stage("plan"):
-            plan = replace(assemble(plan, work.source, folder), samplers=Path("samplers"))
+            compiled = any((folder / "samplers").iterdir())  # none, if the model's scheduler is not a matrix
+            plan = replace(assemble(plan, work.source, folder), samplers=Path("samplers") if compiled else None)
             write_plan(plan, folder)
         with self._progress.stage("prove"):
             proof = self._evaluator(decoded).evaluate(read_plan(folder, sealed=False))

@@ -121,6 +121,8 @@ def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, progr
         with progress.stage(f"record {', '.join(names)} ({purpose})"):
             folder = _record(plan, source, images, list(names), before, recordings)
         recordings |= {name: folder / f"{name}.npz" for name in names}
+        if "unet" in names and "vae_decoder" not in plan.components:  # its images stand for the decoder's
+            recordings["vae_decoder"] = folder / "vae_decoder.npz"
         pending = folder / "vae_decoder.pending.npz"
         if pending.is_file():
             recordings["vae_decoder"] = pending
@@ -249,8 +251,10 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
         for name, component in opened.components.items()
     }
     pipe = Pipeline(opened, _Tapes(opened, tapes))
-    for i in range(len(requested.prompts)):
-        _generate(pipe, requested.arguments(i))
+    generated = [_generate(pipe, requested.arguments(i)) for i in range(len(requested.prompts))]
+    if "vae_decoder" not in opened.components and "unet" in names:  # the model denoises pixels
+        pixels = [2 * images.transpose(0, 3, 1, 2) - 1 for images in generated if images is not None]
+        write_calls(folder / "vae_decoder.npz", [Call(inputs={}, outputs={"sample": each}) for each in pixels])
     for name, tape in tapes.items():
         if name in names:
             assert tape.calls, f"the run ended before the {name}"
@@ -259,13 +263,16 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
             write_calls(folder / f"{name}.pending.npz", tape.calls)
 
 
-def _generate(pipe: Pipeline, arguments: Mapping[str, Any]) -> None:
+def _generate(pipe: Pipeline, arguments: Mapping[str, Any]) -> NDArray[Any] | None:
+    """Run a call, and return its images, or None if the recording ended it.  # float32 [1, H, W, 3] in [0, 1]"""
+    images: NDArray[Any] | None = None
     try:
-        for _ in pipe.stream(**arguments):
-            pass
+        for event in pipe.stream(**arguments, output_type="np"):
+            images = event.result.images if event.result else None
     except Exception as stopped:  # the pipeline wraps errors of its backends
         if not isinstance(stopped, _EndOfRecording) and not isinstance(stopped.__cause__, _EndOfRecording):
             raise
+    return images
 
 
 def evenly(calls: Sequence[Call], limit: int) -> list[Call]:

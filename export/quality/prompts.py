@@ -65,6 +65,14 @@ def prompts_for(*, demo: bool, file: Path | None, calibration: int, held_out: in
     )
 
 
+def no_prompts(model: str, *, file: Path | None, calibration: int, held_out: int) -> Prompts:
+    """Return empty prompts, which a model without text takes. Raises `InputError` for a file of prompts."""
+    if file is not None:
+        message = f"{model} generates without text. Omit --prompts."
+        raise InputError(message, argument="prompts", got=str(file))
+    return Prompts(calibration=("",) * calibration, held_out=("",) * held_out, judged=False)
+
+
 def prompts_from(prompts: Path | Sequence[str] | None, *, demo: bool, calibration: int, held_out: int) -> Prompts:
     """Return prompts as `prompts_for`, from a file, a list or the built-in ones."""
     if prompts is None or isinstance(prompts, (str, Path)):

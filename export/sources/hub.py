@@ -12,6 +12,7 @@ from collections.abc import Sequence
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 from calotype.errors import SourceError, first_line
 from calotype.errors.printable import printable
@@ -26,7 +27,49 @@ _SETTINGS = (*TOKENIZERS.values(), "scheduler")
 _DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of the local disk, not of the hub
 
 
-def from_hub(hub_id: str, *, offline: bool) -> Path:
+# An address of the hub: OWNER/NAME, and "tree", "blob" or "resolve" with a revision and a path. `Path` drops a slash.
+_URL = re.compile(
+    r"(?:https?:/{1,2})?(?:www\.)?(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)"
+    r"(?:/(tree|blob|resolve)/([^/?#]+)(?:/([^?#]*))?)?/?(?:[?#].*)?",
+    re.IGNORECASE | re.ASCII,
+)
+_NO_MODELS = ("datasets", "spaces", "docs", "papers", "collections", "blog", "api")
+
+
+def from_url(url: str, *, offline: bool) -> Path | None:
+    """Return the folder of a model, or the `.safetensors` file, at an address of the hub. None if it is no address.
+
+    Raises:
+        SourceError: the address is not that of a model at the hub, or as `from_hub`.
+    """
+    if not re.match(r"\w+:/|(?:www\.)?(?:huggingface\.co|hf\.co)/", url, re.IGNORECASE):
+        return None
+    match = _URL.fullmatch(url)
+    if match is None or match[1].partition("/")[0].lower() in _NO_MODELS:
+        message = f"{url[:300]} is not the address of a model at the Hugging Face hub. Download the file, and pass it."
+        raise SourceError(message, path=url[:300])
+    hub_id, kind = match[1], match[2]
+    revision, file = (None if part is None else unquote(part).rstrip("/") for part in (match[3], match[4]))
+    if file and kind == "tree":
+        raise SourceError(f"{url[:300]} is a folder inside {hub_id}. Pass {hub_id} itself.", path=hub_id)
+    if file and not file.endswith(".safetensors"):
+        _refuse_pickles(hub_id, [file])
+        file = None  # the page of a config: the model is meant
+    return _file(hub_id, revision, file, offline) if file else from_hub(hub_id, revision=revision, offline=offline)
+
+
+def _file(hub_id: str, revision: str | None, file: str, offline: bool) -> Path:
+    try:
+        from huggingface_hub import constants, hf_hub_download
+
+        offline = offline or constants.HF_HUB_OFFLINE
+        return Path(hf_hub_download(hub_id, file, revision=revision, local_files_only=offline))
+    except Exception as failed:  # the client is missing, or has its own error types
+        place = "its cache lacks" if offline else "the hub did not deliver"
+        raise SourceError(f"{place} {file} of {hub_id}: {first_line(failed)}", path=hub_id) from None
+
+
+def from_hub(hub_id: str, *, offline: bool, revision: str | None = None) -> Path:
     """Return the folder of a model, a ControlNet or an autoencoder in the hub's cache, and fetch it if it is missing.
 
     `offline` (or HF_HUB_OFFLINE=1) makes no connection. If the hub cannot be reached, the cached files are used, with a
@@ -42,7 +85,7 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
             f"there is no folder {hub_id}. To fetch models from the hub, pip install 'calotype[build]'.", path=hub_id
         ) from None
     if offline or constants.HF_HUB_OFFLINE:
-        if (folder := _cached(hub_id)) is None:
+        if (folder := _cached(hub_id, revision)) is None:
             raise SourceError(
                 f"there is no folder {hub_id}, and the hub's cache {constants.HF_HUB_CACHE} has no such model. "
                 "Offline mode fetches nothing: load the model once without offline (and without HF_HUB_OFFLINE).",
@@ -50,8 +93,8 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
             )
         return folder
     try:
-        files = [each.rfilename for each in HfApi().model_info(hub_id).siblings or ()]
-        return Path(snapshot_download(hub_id, allow_patterns=needed(hub_id, files)))
+        files = [each.rfilename for each in HfApi().model_info(hub_id, revision=revision).siblings or ()]
+        return Path(snapshot_download(hub_id, revision=revision, allow_patterns=needed(hub_id, files)))
     except errors.GatedRepoError:
         raise SourceError(
             f"{hub_id} is gated. Request access on its page at the hub, then log in with: hf auth login", path=hub_id
@@ -70,7 +113,7 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
                 "there, or set HF_HUB_CACHE to another folder.",
                 path=constants.HF_HUB_CACHE,
             ) from None
-        if (folder := _cached(hub_id)) is None or not _is_complete(folder):
+        if (folder := _cached(hub_id, revision)) is None or not _is_complete(folder):
             part = " (the cache has a part of it)" if folder else ""
             raise SourceError(
                 f"there is no folder {hub_id}{part}, and the hub did not deliver it: {first_line(failed)}", path=hub_id
@@ -80,12 +123,12 @@ def from_hub(hub_id: str, *, offline: bool) -> Path:
         return folder
 
 
-def _cached(hub_id: str) -> Path | None:
+def _cached(hub_id: str, revision: str | None) -> Path | None:
     """Return the model's folder in the cache, which may be incomplete. Makes no connection."""
     from huggingface_hub import try_to_load_from_cache
 
     for name in (_INDEX, _CONFIG):
-        path: Any = try_to_load_from_cache(hub_id, name)
+        path: Any = try_to_load_from_cache(hub_id, name, revision=revision)
         if isinstance(path, str):
             return Path(path).parent
     return None

@@ -28,7 +28,7 @@ from calotype.plan.networks import controlnets_of
 from calotype.text.tokenizer import MARKS, check_token_ids, tokenizer_files
 from calotype.weights.types import check_not_quantized, check_types
 
-from .hub import from_hub
+from .hub import from_hub, from_url
 from .misnamed import describe_other_folder, kind_of_file
 from .parts import CLASSES, check_parts, other_model, parts_of, stem_of
 from .single_file import open_checkpoint
@@ -104,7 +104,7 @@ def read_source(
     model, the scaling factor of an autoencoder included.
 
     Args:
-        model: a folder, a `.safetensors` checkpoint, a hub id, or "demo".
+        model: a folder, a `.safetensors` checkpoint, a hub id or its address, or "demo".
         controlnets: the ControlNets, in the same forms.
         vae: the autoencoder, in the same forms; None for the model's own.
         offline: make no connection for hub ids.
@@ -180,6 +180,8 @@ def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
     """Return the folder or the safetensors file for the argument `name`. Raises `SourceError`."""
     if str(name_or_path) in _SHIPPED:
         return Path(calotype.__file__).parent / _SHIPPED[str(name_or_path)]
+    if (found := from_url(str(name_or_path), offline=offline)) is not None:
+        return found
     forms, class_name = _KINDS[name]
     forms = forms.format("folder in diffusers' layout")
     try:

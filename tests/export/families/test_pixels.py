@@ -8,11 +8,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from typer.testing import CliRunner
 
 import calotype
-from calotype.errors import BuildError, InputError, SourceError
+from calotype import cli
+from calotype.errors import InputError, SourceError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
+from calotype.plan.profile import Range
 
 MIN_DB = {"eager": 60, "onnxruntime": 50}
 
@@ -108,9 +111,28 @@ def test_unsupported_arguments_are_refused(folder, tmp_path):
         fake(clip_skip=1)
     with pytest.raises(SourceError, match="takes no ControlNet"):
         calotype.load(folder, vae=folder / "unet", backend="fake")
-    with pytest.raises(BuildError, match="without text"):
-        build(BuildSpec(model=str(folder), output=tmp_path / "plan"))
+    with pytest.raises(InputError, match="without text"):
+        build(BuildSpec(model=str(folder), output=tmp_path / "plan", prompts=tmp_path / "prompts.txt"))
     assert prepare(folder, forms=()).family == "pixels"
+
+
+def test_a_plan_is_built_saved_and_read_without_text(folder, pixels, tmp_path):
+    steps = Range(min=2, opt=4, max=4)
+    spec = BuildSpec(model=str(folder), output=tmp_path / "plan", proof=1, proof_steps=2, steps=steps)
+    assert build(spec).plan.build["proof"]["psnr"] > 60
+    plan = calotype.load(tmp_path / "plan")
+    for name in (None, "euler"):  # the model's own scheduler is no matrix
+        got, expected = (p(seed=3, steps=4, scheduler=name, output_type="np").images for p in (plan, pixels["eager"]))
+        assert psnr(got, expected) > 50
+    output = tmp_path / "a.png"
+    done = CliRunner().invoke(
+        cli.app, ["generate", "--model", str(tmp_path / "plan"), "--steps", "2", "-o", str(output)]
+    )
+    assert done.exit_code == 0, done.output
+    again = CliRunner().invoke(cli.app, ["generate", "--like", str(output), "-o", str(tmp_path / "b.png")])
+    assert again.exit_code == 0, again.output
+    with Image.open(output) as one, Image.open(tmp_path / "b.png") as two:
+        np.testing.assert_array_equal(np.asarray(one), np.asarray(two))
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ import pytest
 import calotype
 from calotype.errors import SourceError
 from calotype.export import prepare
-from calotype.export.sources.hub import needed
+from calotype.export.sources.hub import from_url, needed
 from calotype.export.sources.source import find
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -231,3 +231,48 @@ def test_only_needed_files_are_fetched(hub, tmp_path):
     )
     assert again.stdout.splitlines() == [fetched], again.stderr
     assert Hub.requests == []
+
+
+HUB = "https://huggingface.co/a/b"
+ADDRESSES = {
+    HUB: ("a/b", None, None),
+    f"{HUB}/": ("a/b", None, None),
+    "huggingface.co/a/b": ("a/b", None, None),
+    "http://hf.co/a/b?library=diffusers": ("a/b", None, None),
+    f"{HUB}/tree/main": ("a/b", "main", None),
+    f"{HUB}/tree/refs%2Fpr%2F7": ("a/b", "refs/pr/7", None),
+    f"{HUB}/blob/fp16/model_index.json": ("a/b", "fp16", None),
+    f"{HUB}/blob/main/x.safetensors": ("a/b", "main", "x.safetensors"),
+    f"{HUB}/resolve/main/c/x.safetensors?download=true": ("a/b", "main", "c/x.safetensors"),
+}
+
+
+@pytest.mark.parametrize("address", [*ADDRESSES, Path(f"{HUB}/tree/main")], ids=str)
+def test_an_address_of_the_hub_is_a_name(address, monkeypatch):
+    def folder(hub_id, *, offline, revision=None):
+        return hub_id, revision, None
+
+    monkeypatch.setattr("calotype.export.sources.hub.from_hub", folder)
+    monkeypatch.setattr("calotype.export.sources.hub._file", lambda hub_id, revision, file, _: (hub_id, revision, file))
+    assert from_url(str(address), offline=True) == ADDRESSES.get(address, ("a/b", "main", None))
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        *("https://huggingface.co/a", "https://huggingface.co/datasets/a", "https://example.com/x.safetensors"),
+        *("https://huggingface.co/spaces/a/b", f"{HUB}/tree/main/unet", f"{HUB}/blob/main/x.ckpt", "ftp://hf.co/a/b"),
+        *(f"{HUB}/commits/main", f"{HUB}/resolve/main/x.safetensors", "https://[::1"),
+    ],
+)
+def test_other_addresses_are_refused_without_a_connection(address, no_network, tmp_path, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(SourceError):
+        calotype.load(address, offline=True)
+
+
+def test_an_address_is_read_from_the_cache(demo_folder, tmp_path, monkeypatch, no_network):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    folder = cached(tmp_path, "some-one/a-model", demo_folder)
+    for end in ("", "/tree/main", f"/blob/{SHA}/README.md"):
+        assert find(f"https://huggingface.co/some-one/a-model{end}", offline=True) == folder
