@@ -198,14 +198,8 @@ def _with_progress(pipe: Pipeline, arguments: dict[str, Any], name: str) -> Resu
     """Run the pipeline, with a progress bar if stderr is a terminal."""
     if sys.stderr is None or not sys.stderr.isatty():
         return pipe(**arguments)
-    stream = pipe.stream(**arguments)
-    from rich.console import Console
-    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+    from .report.progress import with_progress
 
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True)) as progress:
-        task = progress.add_task(name, total=None)
-        for event in stream:
-            progress.update(task, completed=event.step, total=event.total)
-    assert event.result is not None
-    return event.result
+    *_, last = with_progress(pipe.stream(**arguments), name)
+    assert last.result is not None
+    return last.result

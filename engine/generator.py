@@ -23,6 +23,7 @@ from .images.png import GeneratedImage, to_uint8, to_unit_range
 from .lora.manager import LoraManager
 from .plan.plan import Plan
 from .report.metadata import build_result, to_images
+from .report.progress import with_progress
 from .report.result import Event, Result, joined
 from .request.prompts import tokenizers_of
 from .request.resolved import resolve
@@ -94,7 +95,8 @@ class ImageGenerator:
 
     def generate(self, call: Generation) -> Result:
         """Run a call to its end: as one CUDA graph where possible, else step by step."""
-        *_, last = self.stream(call, as_graph=True)
+        events = self.stream(call, as_graph=True)
+        *_, last = with_progress(events) if call.request.progress else events
         assert last.result is not None
         return last.result
 

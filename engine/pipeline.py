@@ -21,6 +21,7 @@ from .images.arrays import Images, as_list, batch, load_image_array
 from .images.png import image_from_pixels, to_uint8, to_unit_range
 from .lora.lora import LoraLike
 from .plan.plan import Plan
+from .report.description import Described
 from .report.result import Event, Result
 from .request.diffusers_names import KnownAttributes
 from .stages.generation import Generation
@@ -33,7 +34,7 @@ __all__ = ["Event", "Pipeline", "Result"]
 Floats = NDArray[np.float32]
 
 
-class Pipeline(Fitting, KnownAttributes):
+class Pipeline(Fitting, Described, KnownAttributes):
     """A loaded model, which `load` returns. Several threads may call it; `cancel` ends the running calls."""
 
     plan: Plan

@@ -57,6 +57,14 @@ def check_int(name: str, value: int, low: int, high: int) -> int:
     return result
 
 
+def check_bool(name: str, value: Any) -> bool:
+    """Return a boolean. Raises `InputError` naming the argument."""
+    if not isinstance(value, bool):
+        message = f"{name} must be True or False, got {value!r:.80}."
+        raise InputError(message, argument=name, got=value, expected="True or False")
+    return value
+
+
 def check_float(name: str, value: Any, high: float, hint: str = "") -> float:
     """Return a number from 0 to `high`. Raises `InputError` naming the argument, also for NaN."""
     try:

@@ -47,7 +47,7 @@ def load_image_array(name: str, value: Any) -> Pixels:
         value = np.asarray(image if image.mode[0] in "IF" else image.convert("RGB"))
     if not isinstance(value, np.ndarray):
         raise _invalid(name, type(value).__name__)
-    if value.ndim == 4 and len(value) == 1:
+    if value.ndim == 4 and len(value) == 1 and value.shape[-1] in (1, 3, 4):
         value = value[0]
     if value.ndim == 2 or (value.ndim == 3 and value.shape[-1] == 1):
         value = value.reshape(*value.shape[:2], 1).repeat(3, axis=-1)

@@ -17,7 +17,8 @@ class ComponentReport:
         backend: For example "openvino".
         precision: Of the artifact, for example "bf16".
         why: The reason for this backend.
-        error: The largest difference from eager float32, relative to its largest number; None if it was not checked.
+        error: The largest difference from PyTorch in float32, relative to its largest number; None if it was not
+            checked.
     """
 
     name: str
@@ -26,6 +27,10 @@ class ComponentReport:
     why: str
     error: float | None = None
 
+    @property
+    def difference(self) -> str:
+        """The error in words; empty if it was not checked."""
+        return "" if self.error is None else f"max relative error {self.error:.0e} against PyTorch float32"
 
 @dataclass(frozen=True, kw_only=True)
 class PassReport:
@@ -36,7 +41,7 @@ class PassReport:
     network_calls: int
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Report:
     """Report of a call. `str(report)` is a table, `to_json()` returns plain data.
 
@@ -91,7 +96,7 @@ class Report:
         lines += [f"passes   {', then '.join(sizes)} U-Net calls"] if self.passes else []
         width = max((len(c.name) for c in self.components), default=0)
         for c in self.components:
-            checked = "" if c.error is None else f", within {c.error:.0e} of eager"
+            checked = f", {c.difference}" if c.difference else ""
             lines.append(f"{c.name:<{width}}  {c.backend} {c.precision}{checked} ({c.why})")
         lines.extend(f"lora     {file} x {weight:g}" for file, weight in self.loras)
         total = sum(self.seconds.values())
@@ -99,3 +104,10 @@ class Report:
         lines.append(f"time     {total:.2f} s: {stages}")
         lines.extend(f"note     {note}" for note in self.notes)
         return "\n".join(map(printable, lines))
+
+    __repr__ = __str__
+
+    def _repr_html_(self) -> str:
+        from .notebook import report_as_html
+
+        return report_as_html(self)

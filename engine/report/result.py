@@ -12,7 +12,7 @@ from ..images.png import GeneratedImage
 from .report import Report
 
 
-@dataclass(frozen=True, kw_only=True)
+@dataclass(frozen=True, kw_only=True, repr=False)
 class Result:
     """Result of a call.
 
@@ -26,6 +26,19 @@ class Result:
     images: Any
     seeds: tuple[int, ...]
     report: Report
+
+    def __repr__(self) -> str:
+        count, seeds = len(self.seeds), ", ".join(map(str, self.seeds[:8])) + (", ..." if len(self.seeds) > 8 else "")
+        kind = f"{type(self.images).__name__} {list(self.images.shape)}" if hasattr(self.images, "shape") else ""
+        size = kind or " x ".join(map(str, self.images[0].size)) + " pixels"
+        total = sum(self.report.seconds.values())
+        return f"Result({count} image{'s' * (count > 1)}, {size}, seed{'s' * (count > 1)} {seeds}, {total:.2f} s)"
+
+    def _repr_html_(self) -> str:
+        from .notebook import images_as_html, report_as_html
+
+        shown = images_as_html(self.images, self.seeds) if isinstance(self.images, list) else repr(self)
+        return f"{shown}<details><summary>report</summary>{report_as_html(self.report)}</details>"
 
 
 def joined(results: Sequence[Result]) -> Result:

@@ -49,7 +49,7 @@ OF_PIPELINES = {
     "from_pretrained": "Use calotype.load(MODEL).",
     "from_single_file": "Use calotype.load(FILE).",
     "save_pretrained": "Use calotype build MODEL -o PLAN.",
-    "set_progress_bar_config": "Use stream(...), which yields an event for each step.",
+    "set_progress_bar_config": "Use pipe(prompt, progress=True).",
 }
 
 

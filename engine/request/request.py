@@ -56,6 +56,11 @@ class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
         '"pil" for PIL images, "np" for float32 [N, H, W, 3] in [0, 1], "latent" for float32 [N, C, h, w].',
         default="pil",
     )
+    progress: bool = argument(
+        "Show a progress bar while the call runs.",
+        "In a terminal on stderr, in a notebook below the cell. `stream` shows none: it returns each step.",
+        default=False,
+    )
 
 
 _DIFFUSERS_NAMES = {"num_inference_steps": "steps", "num_images_per_prompt": "num_images", "generator": "seed"}

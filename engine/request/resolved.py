@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import check_float, check_int
+from ..errors.validation import check_bool, check_float, check_int
 from ..images.arrays import batch
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan, skipping
@@ -59,6 +59,7 @@ class ResolvedRequest:
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
     hires: Hires | None  # the second pass
+    progress: bool
     notes: tuple[str, ...]  # for the report: changes of the input images, text without effect
 
     def arguments(self, i: int) -> dict[str, Any]:
@@ -137,6 +138,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         scheduler=request.scheduler,
         output_type=request.output_type,
         **images,
+        progress=check_bool("progress", request.progress),
         notes=tuple(notes),
     )
 
