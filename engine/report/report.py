@@ -32,6 +32,7 @@ class ComponentReport:
         """The error in words; empty if it was not checked."""
         return "" if self.error is None else f"max relative error {self.error:.0e} against PyTorch float32"
 
+
 @dataclass(frozen=True, kw_only=True)
 class PassReport:
     """One of the two passes of a call with `hires`: its size in pixels, and how often the U-Net ran."""

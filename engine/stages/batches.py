@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 
 from ..plan.profile import Profile
-from ..text.tokenizer import Tokens
 from ..request.resolved import ResolvedRequest
+from ..text.tokenizer import Tokens
 from .generation import Generation
 
 _ONE_FOR_EACH = ("prompts", "negative_prompts", "seeds", "generators")  # of the tuples
@@ -52,6 +52,8 @@ def _part(name: str, value: Any, rows: Any, count: int) -> Any:
 
 
 def _of_fields(value: Any, rows: Any, count: int) -> Any:
-    parts = {f.name: _part(f.name, old, rows, count) for f in fields(value) if (old := getattr(value, f.name)) is not None}
+    parts = {
+        f.name: _part(f.name, old, rows, count) for f in fields(value) if (old := getattr(value, f.name)) is not None
+    }
     changed = {name: part for name, part in parts.items() if part is not getattr(value, name)}
     return replace(value, **changed) if changed else value

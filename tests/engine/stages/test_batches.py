@@ -86,3 +86,11 @@ def test_a_profile_without_small_batches_takes_multiples(fake):
     with pytest.raises(InputError) as caught:
         pipe("x", num_images=10, steps=1)
     assert caught.value.argument == "num_images"
+
+
+def test_both_passes_of_hires_run_for_each_batch(small, fake):
+    settings = {"num_images": 4, "seed": 5, "steps": 2, "width": 64, "height": 64, "hires": 1.5, "output_type": "np"}
+    got, expected = (pipe("a", **settings) for pipe in (small, fake))
+    assert got.images.shape == (4, 96, 96, 3)
+    np.testing.assert_allclose(got.images, expected.images, atol=1e-5)
+    assert got.report.network_calls == 2 * expected.report.network_calls
