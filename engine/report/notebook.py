@@ -6,12 +6,9 @@ import base64
 import html
 import io
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ..errors.printable import printable
-
-if TYPE_CHECKING:
-    from .report import Report
 
 _SHOWN = 12  # images
 _SIDE = 384  # pixels of the longer side
@@ -42,8 +39,8 @@ def _png(image: Any) -> str:
     return base64.b64encode(file.getvalue()).decode()
 
 
-def report_as_html(report: Report) -> str:
-    """Return a report as a table of its components, and a list of the rest."""
+def report_as_html(report: Any) -> str:
+    """Return a `Report` as a table of its components, and a list of the rest."""
     rows = [(c.name, c.backend, c.precision, c.difference, c.why) for c in report.components]
     lines = [line for line in str(report).splitlines() if not line.startswith(tuple(f"{row[0]} " for row in rows))]
     texts = "".join(f"<li>{_text(line)}</li>" for line in lines)
