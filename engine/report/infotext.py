@@ -38,7 +38,7 @@ _ITEM = re.compile(r'(\w[\w \-/]{0,60}):\s*("(?:\\.|[^\\"])*"|[^,]*)(?:,|$)')
 _LORA = re.compile(r"<lora:([^<>:]{1,200})(?::([^<>:]{0,20}))?(?::[^<>]{0,100})?>")
 _LONGEST = 200_000  # characters; a fifth of them in the last line
 _NEGATIVE = "Negative prompt:"
-_SAID = {"Version", "Model hash", "Hashes", "Lora hashes", "TI hashes", "VAE hash", "Model", "Size"}
+_ELSEWHERE = {"Version", "Model hash", "Hashes", "Lora hashes", "TI hashes", "VAE hash", "Model", "Size"}
 _MASKS = ("Mask blur", "Mask mode", "Inpaint area")
 
 
@@ -114,14 +114,14 @@ def parse_infotext(text: str) -> Infotext:
     items = {key.strip(): _unquoted(value.strip()) for key, value in _ITEM.findall(last)}
     if "Steps" not in items:
         raise ValueError("the last line of its parameters has no Steps")
-    prompt, found, negative = "\n".join(["", *lines]).partition(f"\n{_NEGATIVE}")
+    prompt, has_negative, negative = "\n".join(["", *lines]).partition(f"\n{_NEGATIVE}")
     loras = tuple((name, _number(name, weight or "1")) for name, weight in _LORA.findall(prompt))
-    rest = {key: value for key, value in items.items() if key not in _SAID}
+    rest = {key: value for key, value in items.items() if key not in _ELSEWHERE}
     hires = any(key.startswith("Hires") for key in rest)
     strength = None if hires else rest.pop("Denoising strength", None)
     arguments: dict[str, Any] = {
         "prompt": _LORA.sub("", prompt).strip(),
-        **({"negative_prompt": negative.strip()} if found else {}),
+        **({"negative_prompt": negative.strip()} if has_negative else {}),
         **({} if strength is None else {"strength": _number("Denoising strength", strength)}),
         **_size(items.get("Size")),
     }

@@ -50,8 +50,8 @@ def joined(results: Sequence[Result]) -> Result:
     calls = sum(each.report.network_calls for each in results)
     notes = dict.fromkeys([note, *(note for each in results for note in each.report.notes)])
     report = replace(report, network_calls=calls, notes=tuple(notes))
-    whole = list(chain.from_iterable(images)) if isinstance(images[0], list) else _concatenated(images)
-    return Result(images=whole, seeds=seeds, report=report)
+    every = list(chain.from_iterable(images)) if isinstance(images[0], list) else _concatenated(images)
+    return Result(images=every, seeds=seeds, report=report)
 
 
 def _concatenated(arrays: Sequence[Any]) -> Any:

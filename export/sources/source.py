@@ -180,8 +180,8 @@ def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
     """Return the folder or the safetensors file for the argument `name`. Raises `SourceError`."""
     if str(name_or_path) in _SHIPPED:
         return Path(calotype.__file__).parent / _SHIPPED[str(name_or_path)]
-    if (found := from_url(str(name_or_path), offline=offline)) is not None:
-        return found
+    if (at_hub := from_url(str(name_or_path), offline=offline)) is not None:
+        return at_hub
     forms, class_name = _KINDS[name]
     forms = forms.format("folder in diffusers' layout")
     try:
