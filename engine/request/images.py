@@ -97,9 +97,12 @@ def check_image_arguments(
 
 
 def schedule_range_for(
-    request: Request, *, steps: int, has_image: bool, has_mask: bool, inpainting: bool
+    request: Request, *, steps: int, distilled: bool, has_image: bool, has_mask: bool, inpainting: bool
 ) -> tuple[ScheduleRange, float | None]:
-    """Return the part of the schedule that the call runs, and the strength that chose it. Raises `InputError`."""
+    """Return the part of the schedule that the call runs, and the strength that chose it. Raises `InputError`.
+
+    A `distilled` U-Net (a latent consistency model) runs all steps on an image, as in diffusers.
+    """
     begin, end = _handoff(request)
     end = None if end == 1 else end  # at the end of the schedule there is no handoff
     if not has_image:
@@ -110,7 +113,8 @@ def schedule_range_for(
     strength = _fraction("strength", request.strength)
     if strength is None:
         strength = 1.0 if has_mask else 0.8
-    remaining = min(int(steps * strength), steps)
+    within = strength if distilled and not has_mask and strength > 0 else None
+    remaining = min(int(steps * strength), steps) or (0 if within is None else 1)
     if remaining < 1:
         hint = f"Use strength >= {1 / steps:.2g} or more steps."
         raise InputError(
@@ -124,6 +128,7 @@ def schedule_range_for(
         skipped=steps - remaining,
         end=end,
         preserves_unmasked=preserves_unmasked,
+        strength=within,
     )
     return part, strength
 

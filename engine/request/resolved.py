@@ -180,7 +180,7 @@ def _image_fields(
         raise InputError(
             f"image= contains latents of {sizes[0]} pixels (height, width); expected {height, width}.", argument="image"
         )
-    schedule_range, strength = schedule_range_for(request, steps=steps, **task)
+    schedule_range, strength = schedule_range_for(request, steps=steps, distilled=_is_distilled(plan), **task)
     inpaint_mask = batch_of_masks(masks, count, height, width)
     notes += image_notes(images, masks, flat_controls, inpaint_mask, (height, width))
     return _ImageFields(
@@ -210,8 +210,13 @@ def _size(request: Request, image_size: tuple[int, ...] | None, profile: Profile
 
 
 def _takes_guidance(plan: Plan) -> bool:
-    """Return whether guidance runs the U-Net twice. A distilled U-Net takes the guidance scale as an input instead."""
-    return bool(plan.prompting.states) and not any(b.name == "timestep_cond" for b in plan.components["unet"].inputs)
+    """Return whether guidance runs the U-Net twice."""
+    return bool(plan.prompting.states) and not _is_distilled(plan)
+
+
+def _is_distilled(plan: Plan) -> bool:
+    """Return whether the U-Net takes the guidance scale as an input, as a latent consistency model does."""
+    return any(b.name == "timestep_cond" for b in plan.components["unet"].inputs)
 
 
 def _fewer_calls(request: Request, steps: int) -> dict[str, Any]:

@@ -117,11 +117,12 @@ def _slice(spec: SchedulerSpec, scheduler: Any, steps: int, schedule_range: Sche
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= trained:
         message = f"Invalid steps: got {steps!r}; expected an integer from 1 to {trained}."
         raise SamplerError(message, scheduler=spec.name, steps=steps)
-    scheduler.set_timesteps(steps)
+    within = schedule_range.strength is not None and "strength" in inspect.signature(scheduler.set_timesteps).parameters
+    scheduler.set_timesteps(steps, **({"strength": schedule_range.strength} if within else {}))
     times = scheduler.timesteps
     if len(times) == 0:
         raise _cannot(spec, steps, "it has no timesteps")
-    first, last = schedule_range.skipped * scheduler.order, len(times)
+    first, last = 0 if within else schedule_range.skipped * scheduler.order, len(times)
     if schedule_range.begin is not None:
         after = int((times < round(trained - schedule_range.begin * trained)).sum())
         first = len(times) - after - (1 if scheduler.order == 2 and after % 2 == 0 else 0)

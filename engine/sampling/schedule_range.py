@@ -22,6 +22,8 @@ class ScheduleRange:
         begin, end: Fractions of the schedule, in training timesteps: where this model takes over from an earlier one,
             and where it hands over to a later one.
         preserves_unmasked: Whether a mask preserves part of the clean latents.
+        strength: Part of the schedule in which a scheduler of consistency models places all its steps, with none
+            skipped (Luo et al. 2023, arXiv 2310.04378). Other schedulers skip steps.
     """
 
     origin: Origin = "noise"
@@ -29,6 +31,7 @@ class ScheduleRange:
     begin: float | None = None
     end: float | None = None
     preserves_unmasked: bool = False
+    strength: float | None = None
 
     @property
     def takes_latents(self) -> bool:

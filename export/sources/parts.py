@@ -112,7 +112,7 @@ def other_model(folder: Path, index: Config, reason: str) -> SourceError:
     """Return the error for a model that Calotype does not run: `reason` says what it has or lacks."""
     kind = f"{index.get('_class_name', 'model')!s:.80}"
     message = (
-        f"{folder} holds a {kind}, which {reason}; Calotype runs the U-Nets of Stable Diffusion 1.x, 2.x and XL, and "
+        f"{folder} holds {kind}, which {reason}; Calotype runs the U-Nets of Stable Diffusion 1.x, 2.x and XL, and "
         f"U-Nets without text. Use diffusers for it: diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})."
     )
     return SourceError(message, path=folder, field="_class_name")

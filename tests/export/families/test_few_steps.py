@@ -97,14 +97,15 @@ def test_a_latent_consistency_model_uses_no_negative_prompt(lcm_folder):
 
 def test_a_latent_consistency_model_from_an_image(lcm_folder):
     parts = reference_pipeline(diffusers.LatentConsistencyModelPipeline, lcm_folder).components
-    image = diffusers.StableDiffusionImg2ImgPipeline(**parts, requires_safety_checker=False)
+    image = diffusers.LatentConsistencyModelImg2ImgPipeline(**parts, requires_safety_checker=False)
     inpaint = diffusers.StableDiffusionInpaintPipeline(**parts, requires_safety_checker=False)
     pipe = calotype.load(lcm_folder, backend="eager")
     options = {"guidance_scale": 8.5, "image": IMAGE, "strength": 0.6}
     for reference, more, size in ((image, {}, {}), (inpaint, {"mask_image": MASK}, SIZE)):
         reference.set_progress_bar_config(disable=True)
         expected = reference_images(reference, num_inference_steps=5, **options, **more, **size)
-        check_images(pipe, expected, 60, steps=5, **options, **more)
+        result = check_images(pipe, expected, 60, steps=5, **options, **more)
+        assert result.report.network_calls == (3 if more else 5)  # the scheduler places all steps within the strength
 
 
 @pytest.fixture(scope="module")

@@ -18,7 +18,7 @@ CLASSES = (
     *(f"{SD}{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
     *(f"{SD}ControlNet{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
     *(f"{SD}PAG{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
-    "LatentConsistencyModelPipeline",
+    *("LatentConsistencyModelPipeline", "LatentConsistencyModelImg2ImgPipeline"),
     *(f"{XL}{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
     *(f"{XL}ControlNet{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),
     *(f"{XL}PAG{task}Pipeline" for task in ("", "Img2Img", "Inpaint")),

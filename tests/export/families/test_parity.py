@@ -36,7 +36,7 @@ MODELS = {
     "Stable Diffusion 2": ("sd21_folder", SD, tuple(TASKS), FIVE, BOTH, False),
     "Stable Diffusion XL": ("sdxl_folder", XL, tuple(TASKS), FIVE, BOTH, False),
     "nine channels": ("inpainting_folder", SD, ("inpainting",), FIVE, BOTH, False),
-    "latent consistency": ("lcm_folder", SD, tuple(TASKS), LCM, BOTH, False),
+    "latent consistency": ("lcm_folder", "LatentConsistencyModel", tuple(TASKS), LCM, BOTH, False),
     "demonstration with a ControlNet": ("demo_folder", SD, tuple(TASKS), FIVE, BOTH, True),
     "Stable Diffusion XL with a ControlNet": ("sdxl_folder", XL, tuple(TASKS), FIVE, ("eager",), True),
 }
@@ -77,7 +77,8 @@ def pipelines(request, tmp_path_factory):
     def reference(model, task):
         fixture, kind, _, _, _, controlled = MODELS[model]
         folder = request.getfixturevalue(fixture)
-        cls = getattr(diffusers, f"{kind}{'ControlNet' if controlled else ''}{TASKS[task]}Pipeline")
+        name = f"{kind}{'ControlNet' if controlled else ''}{TASKS[task]}Pipeline"
+        cls = getattr(diffusers, name, None) or getattr(diffusers, f"{SD}{TASKS[task]}Pipeline")
         more = {"controlnet": net(folder)[1]} if controlled else {}
         more |= {} if kind == XL else {"safety_checker": None}
         pipe = cls.from_pretrained(folder, dtype=torch.float32, low_cpu_mem_usage=False, **more)

@@ -57,10 +57,15 @@ def autoencoder_of(name):
     return None
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_a_published_config_gives_the_image_of_diffusers(demo_folder, tmp_path, name):
+def pipeline_of(name, demo_folder, tmp_path):
+    """Return diffusers' pipeline of a model, and the arguments of its call."""
     class_name, unet, scheduler, config, changes = MODELS[name]
     kind, beta = getattr(diffusers, class_name), {} if scheduler.startswith("EDM") else SCHEDULE
     steps = getattr(diffusers, scheduler)(**beta, **config)
     pipe = tiny_pipeline(kind, demo_folder, tmp_path, unet=unet, scheduler=steps, vae=autoencoder_of(name))
-    assert compare(pipe, inputs_of(kind, **changes)) >= 60
+    return pipe, inputs_of(kind, **changes)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_a_published_config_gives_the_image_of_diffusers(demo_folder, tmp_path, name):
+    assert compare(*pipeline_of(name, demo_folder, tmp_path)) >= 60
