@@ -47,10 +47,9 @@ def image_to_image(pipe: Any) -> Rows:
 
 def hires(pipe: Any) -> Rows:
     """The first pass, the same enlarged, both kinds of second pass, and the prompt at the larger size at once."""
-    first = pipe(PAIR, seed=3).images[0]
-    enlarged = first.resize((192, 192), Image.Resampling.LANCZOS)
-    passes = [pipe(PAIR, seed=3, hires=1.5, hires_upscaler=name).images[0] for name in ("lanczos", "latent")]
-    at_once = pipe(PAIR, seed=3, width=192, height=192).images[0]
+    enlarged = pipe(STAR, seed=3).images[0].resize((160, 160), Image.Resampling.LANCZOS)
+    passes = [pipe(STAR, seed=3, hires=1.25, hires_upscaler=name).images[0] for name in ("lanczos", "latent")]
+    at_once = pipe(STAR, seed=3, width=160, height=160).images[0]
     return {"hires": [enlarged, *passes, at_once]}
 
 
