@@ -68,7 +68,7 @@ def test_the_references_list_the_public_names_and_the_commands(site):
 def public_functions():
     """Yield the name and the function of everything that users call."""
     yield from (("load", calotype.load), ("load_upscaler", calotype.load_upscaler))
-    yield from (("clip_score", calotype.clip_score))
+    yield ("clip_score", calotype.clip_score)
     yield from (("scheduler_names", calotype.scheduler_names), ("preprocess.canny", calotype.preprocess.canny))
     for kind in (calotype.Pipeline, calotype.Clip, calotype.Report, calotype.Upscaler):
         for name, member in vars(kind).items():
@@ -95,7 +95,7 @@ def test_every_public_name_has_an_example():
     page = (DOCS / "reference" / "api.md").read_text()
     code = "\n".join(re.findall(r"```python\n(.*?)```", page, flags=re.DOTALL))
     assert [name for name in calotype.__all__ if not re.search(rf"calotype\.{name}\b", code)] == []
-    methods = [name.split(".")[1] for name, _ in public_functions() if re.match("Pipeline|Clip|Report", name)]
+    methods = [name.split(".")[1] for name, _ in public_functions() if re.match("Pipeline|Clip|Report|Upscaler", name)]
     assert [name for name in methods if name != "__call__" and not re.search(rf"\.{name}\b", code)] == []
 
 

@@ -67,6 +67,7 @@ class Upscaler:
 
         Raises:
             InputError: The image, the scale or the tile is invalid, or the result is too large.
+            BackendError: The backend failed.
         """
         image = read_image(Path(image), "image") if isinstance(image, (str, Path)) else image
         pixels = load_image_array("image", image)  # [H, W, 3]
@@ -86,7 +87,19 @@ class Upscaler:
         return result
 
     def upscale_pixels(self, pixels: Floats, tile: int | None = None) -> Floats:
-        """Run the network on each image.  # [B, H, W, 3] in [0, 1] -> [B, sH, sW, 3] in [0, 1]"""
+        """Run the network on images of one size.
+
+        Args:
+            pixels: float32 [B, H, W, 3] in [0, 1].
+            tile: As in a call.
+
+        Returns:
+            float32 [B, scale H, scale W, 3] in [0, 1].
+
+        Raises:
+            InputError: The tile is invalid, or the result does not fit into the memory.
+            BackendError: The backend failed.
+        """
         check_memory(pixels.size * self.scale**2 * 4 * _COPIES, available_bytes())
         tile = self._tile(*pixels.shape[1:3]) if tile is None else self._checked_tile(tile)
         enlarged = [self._enlarged(each.transpose(2, 0, 1)[None], tile) for each in pixels]
