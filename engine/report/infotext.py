@@ -83,8 +83,11 @@ def to_infotext(values: Mapping[str, Any], spec: SchedulerSpec, model: str) -> s
         "Seed": values["seed"],
         "Size": f"{values['width']}x{values['height']}",
         "Model": re.sub(r"\.(safetensors|ckpt|gguf)$", "", PurePath(model).name),
-        "Denoising strength": values.get("strength"),
+        "Denoising strength": values.get("strength") or values.get("hires_strength"),
         "Clip skip": skip and skip + 1,
+        "Hires upscale": values.get("hires"),
+        "Hires steps": values.get("hires_steps"),
+        "Hires upscaler": values.get("hires_upscaler"),
         "Version": "Calotype",
     }
     negative = values.get("negative_prompt")
@@ -117,13 +120,14 @@ def parse_infotext(text: str) -> Infotext:
     prompt, has_negative, negative = "\n".join(["", *lines]).partition(f"\n{_NEGATIVE}")
     loras = tuple((name, _number(name, weight or "1")) for name, weight in _LORA.findall(prompt))
     rest = {key: value for key, value in items.items() if key not in _ELSEWHERE}
-    hires = any(key.startswith("Hires") for key in rest)
+    hires, lost = _hires(rest)
     strength = None if hires else rest.pop("Denoising strength", None)
     arguments: dict[str, Any] = {
         "prompt": _LORA.sub("", prompt).strip(),
         **({"negative_prompt": negative.strip()} if has_negative else {}),
         **({} if strength is None else {"strength": _number("Denoising strength", strength)}),
         **_size(items.get("Size")),
+        **hires,
     }
     for key, name, kind in (("Steps", "steps", int), ("Seed", "seed", int), ("CFG scale", "guidance_scale", float)):
         if key in rest:
@@ -142,7 +146,7 @@ def parse_infotext(text: str) -> Infotext:
         from_image=strength is not None,
         from_mask=bool(masked),
         rng=rng,
-        not_taken=(*not_taken, *(f"{key} {value:.60}" for key, value in rest.items())),
+        not_taken=(*not_taken, *lost, *(f"{key} {value:.60}" for key, value in rest.items())),
     )
 
 
@@ -157,6 +161,20 @@ def _scheduler(sampler: str, schedule: str) -> tuple[str | None, list[str]]:
         except SamplerError:
             continue
     return None, [f"Sampler {sampler:.60}", *([f"Schedule type {schedule:.60}"] if schedule else [])]
+
+
+def _hires(rest: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
+    """Take the settings of the second pass out of `rest`. Return its arguments, and what has no counterpart."""
+    if "Hires upscale" not in rest:
+        return {}, []
+    arguments: dict[str, Any] = {"hires": _number("Hires upscale", rest.pop("Hires upscale"))}
+    if strength := rest.pop("Denoising strength", None):
+        arguments["hires_strength"] = _number("Denoising strength", strength)
+    if steps := _number("Hires steps", rest.pop("Hires steps", "0"), int):
+        arguments["hires_steps"] = steps
+    upscaler = rest.pop("Hires upscaler", "Latent")
+    known = next((name for name in ("latent", "lanczos") if upscaler.lower().startswith(name)), None)
+    return arguments | ({"hires_upscaler": known} if known else {}), [] if known else [f"Hires upscaler {upscaler:.60}"]
 
 
 def _size(size: str | None) -> dict[str, int]:

@@ -75,10 +75,15 @@ def test_input_images_of_the_web_ui_must_be_named(tmp_path):
     assert like(path, ("image", "mask_image")).arguments["strength"] == 0.6
 
 
-def test_a_second_pass_is_no_image_to_image(tmp_path):
-    result = like(png(tmp_path / "a.png", f"{THEIRS}, Denoising strength: 0.6, Hires upscale: 2"))
-    assert "strength" not in result.arguments
-    assert "Hires upscale 2" in "\n".join(result.notes)
+def test_hires_fix_is_no_image_to_image(tmp_path):
+    more = ", Denoising strength: 0.6, Hires upscale: 1.5, Hires steps: 9, Hires upscaler: Latent (bicubic antialiased)"
+    arguments = like(png(tmp_path / "a.png", THEIRS + more)).arguments
+    expected = {"hires": 1.5, "hires_strength": 0.6, "hires_steps": 9, "hires_upscaler": "latent"}
+    assert {name: value for name, value in arguments.items() if name.startswith("hires")} == expected
+    assert "strength" not in arguments
+    result = like(png(tmp_path / "b.png", f"{THEIRS}, Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+"))
+    assert result.arguments["hires"] == 2
+    assert "R-ESRGAN" in "\n".join(result.notes)
 
 
 def test_like_reads_the_user_comment_of_a_jpeg(tmp_path):
@@ -112,6 +117,14 @@ def test_our_schedulers_survive_the_text(name):
     assert info.model == "a, b"
 
 
+def test_a_second_pass_survives_the_text(fake):
+    settings = {"steps": 4, "seed": 1, "width": 64, "height": 64, "hires": 1.5, "hires_upscaler": "latent"}
+    text = fake("x", **settings, hires_strength=0.5).images[0].info["parameters"]
+    arguments = parse_infotext(text).arguments
+    assert arguments | {"hires": 1.5, "hires_strength": 0.5, "hires_upscaler": "latent"} == arguments
+    assert "strength" not in arguments
+
+
 def test_a_models_own_scheduler_has_the_web_uis_name():
     spec = spec_from(None, {"_class_name": "PNDMScheduler"})
     values = {"prompt": "x", "steps": 3, "seed": 0, "width": 8, "height": 8, "guidance_scale": 7.5}
@@ -122,7 +135,7 @@ BROKEN = [
     *["", "a cat", "Steps: , Sampler: Euler", "x\nSteps: abc, Seed: 1", f"x\nSteps: {'9' * 5000}", "Steps: 1e9"],
     *["x\nSteps: 1, Size: 5", "x\nSteps: 1, Size: axb", "x\nSteps: 1, CFG scale: --", "x\nSteps: 1, Clip skip: a"],
     *["x <lora:a:b>\nSteps: 1", "x\nSteps: 1" + ", a: 1" * 50_000, "x" * 300_000 + "\nSteps: 1"],
-    "x\nSteps: 1, Denoising strength: much",
+    *["x\nSteps: 1, Denoising strength: much", "x\nSteps: 1, Hires upscale: x"],
 ]
 
 
