@@ -103,7 +103,7 @@ def _channels_last(value: Any) -> Any:
 
 def read_image(path: str | Path, argument: str = "image") -> Image.Image:
     """Read an image file. Raises `InputError` if it is not an image, or has more than `MAX_PIXELS`."""
-    if str(path).lower().startswith(("http://", "https://", "data:")):
+    if str(path).lower().startswith(("http:/", "https:/", "data:")):  # `Path` drops a slash
         raise InputError(
             f"Cannot read {argument} {str(path)[:200]}: it is a URL. Download it first, and pass the file.",
             argument=argument,

@@ -2,6 +2,7 @@
 
 import struct
 import zlib
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -88,6 +89,7 @@ def test_exif_rotation_is_applied():
     [
         ("edges.png", "edges.png"),
         ("https://example.com/edges.png", "URL"),
+        (Path("https://example.com/edges.png"), "URL"),
         (torch.zeros(3, 4, 4) - 1, "from -1"),
         (torch.zeros(5, 4, 9), "shape"),
         (torch.zeros(2, 3, 4, 4), "shape"),
