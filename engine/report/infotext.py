@@ -170,8 +170,8 @@ def _hires(rest: dict[str, str]) -> tuple[dict[str, Any], list[str]]:
     arguments: dict[str, Any] = {"hires": _number("Hires upscale", rest.pop("Hires upscale"))}
     if strength := rest.pop("Denoising strength", None):
         arguments["hires_strength"] = _number("Denoising strength", strength)
-    if steps := _number("Hires steps", rest.pop("Hires steps", "0"), int):
-        arguments["hires_steps"] = steps
+    steps = _number("Hires steps", rest.pop("Hires steps", "0"), int)  # 0: as many as the first pass
+    arguments["hires_steps"] = steps or _number("Steps", rest["Steps"], int)
     upscaler = rest.pop("Hires upscaler", "Latent")
     known = next((name for name in ("latent", "lanczos") if upscaler.lower().startswith(name)), None)
     return arguments | ({"hires_upscaler": known} if known else {}), [] if known else [f"Hires upscaler {upscaler:.60}"]

@@ -82,7 +82,7 @@ def test_hires_fix_is_no_image_to_image(tmp_path):
     assert {name: value for name, value in arguments.items() if name.startswith("hires")} == expected
     assert "strength" not in arguments
     result = like(png(tmp_path / "b.png", f"{THEIRS}, Hires upscale: 2, Hires upscaler: R-ESRGAN 4x+"))
-    assert result.arguments["hires"] == 2
+    assert (result.arguments["hires"], result.arguments["hires_steps"]) == (2, result.arguments["steps"])
     assert "R-ESRGAN" in "\n".join(result.notes)
 
 
