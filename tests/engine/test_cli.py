@@ -256,10 +256,10 @@ def test_version_and_doctor():
 
 def test_the_help_lists_every_option():
     options = set(run("generate", "--help").stdout.replace(",", " ").split())
-    from_python = {"--prompt", "--output-type", "--denoising-start", "--denoising-end"}
+    from_python = {"--prompt", "--output-type", "--denoising-start", "--denoising-end", "--progress"}
     assert {f"--{f.name.replace('_', '-')}" for f in fields(Request)} - options == from_python
     assert {"--like", "--model", "--backend", "--controlnet", "--lora", "--report", "-o"} <= options
-    assert {"--vae", "--textual-inversion", "--offline"} <= options
+    assert {"--vae", "--textual-inversion", "--offline", "--prompts", "--grid", "--image-quality"} <= options
 
 
 @pytest.mark.parametrize(
