@@ -69,3 +69,10 @@ def pipeline_of(name, demo_folder, tmp_path):
 @pytest.mark.parametrize("name", MODELS)
 def test_a_published_config_gives_the_image_of_diffusers(demo_folder, tmp_path, name):
     assert compare(*pipeline_of(name, demo_folder, tmp_path)) >= 60
+
+
+def test_a_model_without_a_middle_block_is_traced(demo_folder, tmp_path):
+    """One trace serves both backends."""
+    pipe, inputs = pipeline_of("Segmind-Vega", demo_folder, tmp_path)
+    for backend in ("onnxruntime", "openvino"):
+        assert compare(pipe, inputs, backend=backend) >= 50, backend
