@@ -1,4 +1,4 @@
-"""The formats of LoRA files, recognized by the names of their tensors.
+"""The formats of LoRA files and of LyCORIS' other adapters, recognized by the names of their tensors.
 
 diffusers and peft (`unet.mid_block.attentions.0.proj_in.lora_A.weight`), older diffusers (`.lora.down.weight`,
 `attn1.processor.to_q_lora.down.weight`), kohya (`lora_unet_mid_block_attentions_0_proj_in.lora_down.weight`), and kohya
@@ -12,27 +12,32 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-_PARTS = {"A": "down", "B": "up", "alpha": "alpha"}
+_PARTS = {"A": "down", "B": "up", "lora_magnitude_vector": "magnitude"}
 _ENDING = re.compile(
     r"(?:\.lora_(?P<peft>[AB])(?:\.[^.]+)?\.weight"
     r"|\.lora_(?P<kohya>down|up|mid)\.weight"
     r"|(?:\.lora|\.lora_linear_layer|_lora)\.(?P<older>down|up)\.weight"
-    r"|\.(?P<alpha>alpha))$"
+    r"|\.(?P<alpha>alpha)"
+    r"|\.(?P<lycoris>hada_[wt][12](?:_[ab])?|lokr_(?:w[12](?:_[ab])?|t2)|oft_blocks|rescale|dora_scale)"
+    r"|\.(?P<magnitude>lora_magnitude_vector)(?:\.[^.]+)?(?:\.weight)?"
+    r"|\.(?P<flat>on_input|diff|(?:[ab][12]\.)?weight))$"  # only with a flat name: others have parameters of such names
 )
-_FLAT = {"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"}
+_FLAT = {
+    **{"lora_unet_": "unet", "lora_te_": "text_encoder", "lora_te1_": "text_encoder", "lora_te2_": "text_encoder_2"},
+    "lycoris_": "unet",  # of LyCORIS without a trainer
+}
 _DOTTED = ("unet.", "text_encoder.", "text_encoder_2.")
 _OF_OLDER_ENCODERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
-# Marks of files that are not plain LoRAs (pairs of matrices).
+# Marks of files whose updates are not read here.
 _OTHERS = {
-    "dora_scale": "a DoRA",
-    "lora_magnitude_vector": "a DoRA",
-    "hada_w": "a LoHa",
-    "lokr_w": "a LoKr",
-    "oft_": "an OFT",
     "lora_B.bias": "a LoRA with biases",
     ".diff_b": "a difference of biases",
-    ".diff": "a difference of full weights",
+    "w_norm": "a difference of normalization layers",
+    "b_norm": "a difference of normalization layers",
+    ".lambda_layer": "a T-LoRA, which changes with the timestep",
+    "oft_R": "an OFT in peft's layout",
+    ".bm.weight": "a GLoRA in the Tucker form",
 }
 
 
@@ -42,7 +47,7 @@ class TensorTarget:
 
     component: str
     layer: str
-    part: str  # down, up, mid or alpha
+    part: str  # down, up, mid, alpha, magnitude, or LyCORIS' own name
 
 
 def tensor_target(key: str) -> TensorTarget | None:
@@ -51,11 +56,13 @@ def tensor_target(key: str) -> TensorTarget | None:
     if ending is None:
         return None
     stem = key[: ending.start()].removeprefix("base_model.model.")
-    mark = ending["peft"] or ending["kohya"] or ending["older"] or ending["alpha"]
+    mark = next(filter(None, ending.groups()))
     part = _PARTS.get(mark, mark)
     for prefix, component in _FLAT.items():
         if stem.startswith(prefix):
             return TensorTarget(component=component, layer=_bare(stem.removeprefix(prefix), "_"), part=part)
+    if ending["flat"]:
+        return None
     prefix = next((p for p in _DOTTED if stem.startswith(p)), "")  # the oldest files: no prefix, for a U-Net
     component = prefix.rstrip(".") or "unet"
     layer = _bare(stem.removeprefix(prefix).replace(".processor.", "."), ".")
@@ -68,7 +75,7 @@ def tensor_target(key: str) -> TensorTarget | None:
 
 
 def kind_of(key: str) -> str | None:
-    """Return the kind of a file that is not a plain LoRA, judged by the name of a tensor; else None."""
+    """Return the kind of a file that cannot be used, judged by the name of a tensor; else None."""
     return next((kind for mark, kind in _OTHERS.items() if mark in key), None)
 
 

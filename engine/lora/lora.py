@@ -1,7 +1,7 @@
 """LoRA files: parse the user's argument, read the files and match their tensors to layers.
 
-Every tensor of a file must match a layer and its shape. Knows low-rank terms (`weights.delta`) and file formats
-(`formats`). The caller passes the networks and updates their weights.
+Every tensor of a file must match a layer and its shape. `formats` knows the names of tensors, and
+`adapters` which update they are. The caller passes the networks and updates their weights.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -17,18 +17,18 @@ import numpy as np
 
 from ..errors import SourceError, first_line
 from ..files.digest import digest_of, file_digest
-from ..weights.delta import LowRankTerm, WeightDelta, WeightDeltas
+from ..weights.delta import Term, WeightDelta, WeightDeltas
 from ..weights.safetensors import TensorFile
+from .adapters import is_complete, mismatch, term_of
 from .formats import TensorTarget, kind_of, layers_by_name, tensor_target
 from .peft_metadata import settings_of
 
-READER = 2  # increase when the same file changes weights in another way
+READER = 3  # increase when the same file changes weights in another way
 _UNSET = object()
 _OF_DIFFUSERS = "pytorch_lora_weights.safetensors"
 _OF_PEFT = "adapter_config.json"  # holds the alpha
 _MAX_LISTED = 8  # names in a message
 _MAX_FLOAT = float(np.finfo(np.float32).max)
-_MAX_RANK = 1024  # or the largest side of the layer, if that is larger
 # cross_attention_dim -> model family
 _WIDTHS = {768: "Stable Diffusion 1", 1024: "Stable Diffusion 2", 2048: "Stable Diffusion XL"}
 
@@ -161,10 +161,10 @@ def weight_deltas_of(loras: Sequence[Lora], networks: Mapping[str, Shapes]) -> d
     """
     matches = [matching_keys(lora, networks) for lora in loras]  # headers only: checks all files before reading one
     digests = [lora.digest for lora in loras]
-    terms: dict[str, dict[str, list[LowRankTerm]]] = {name: {} for name in networks}
+    terms: dict[str, dict[str, list[Term]]] = {name: {} for name in networks}
     keys_of: dict[str, list[Any]] = {name: [] for name in networks}
     for lora, keys, digest in zip(loras, matches, digests, strict=True):
-        added = _terms(lora, keys)
+        added = _terms(lora, keys, networks)
         if not lora.weight:
             continue
         for (component, layer), term in added.items():
@@ -203,24 +203,27 @@ def matching_keys(lora: Lora, networks: Mapping[str, Shapes]) -> Parts:
     if not parts:
         raise SourceError(f"{lora.path} does not fit the model: it holds no tensors.", path=lora.path)
     for (component, layer), keys in parts.items():
-        if {"down", "up"} - set(keys):
+        if not is_complete(keys):
             key = min(keys.values())
             message = f"{lora.path} is incomplete: {key} has no partner. Download it again."
             raise SourceError(message, path=lora.path, field=key)
         shape = networks[component][layer]
-        if not _matches(keys, file, shape):
-            raise _misfit(lora, keys["down"], file, networks, shape)
+        if (wrong := mismatch(keys, file, shape)) is not None:
+            raise _misfit(lora, wrong, file, networks, shape)
     return parts
 
 
-def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], LowRankTerm]:
+def _terms(lora: Lora, parts: Parts, networks: Mapping[str, Shapes]) -> dict[tuple[str, str], Term]:
     """Return the update of each (component, layer)."""
     file = TensorFile(lora.path)
     settings = settings_of(file)
     terms = {}
     for (component, layer), keys in parts.items():
-        terms[component, layer] = term = _term(keys, file, lora.weight, settings.alpha(component, layer))
-        if not _is_finite(term):
+        scale_of = partial(settings.scale, component, layer)
+        with np.errstate(all="ignore"):  # `bound` finds numbers that are not finite
+            terms[component, layer] = term = term_of(keys, file, networks[component][layer], lora.weight, scale_of)
+            finite = term.bound() <= _MAX_FLOAT
+        if not finite:
             message = f"{lora.path} holds numbers that are not finite, for {component}.{layer}. Download it again."
             raise SourceError(message, path=lora.path, field=f"{component}.{layer}")
     return terms
@@ -229,52 +232,12 @@ def _terms(lora: Lora, parts: Parts) -> dict[tuple[str, str], LowRankTerm]:
 def _target(lora: Lora, key: str) -> TensorTarget:
     target, other = tensor_target(key), kind_of(key)
     if other is not None:
-        message = f"{lora.path} is {other} ({key}), which is not supported. Use a plain LoRA."
+        message = f"{lora.path} is {other} ({key}), which is not supported. Use a LoRA, LoHa, LoKr, DoRA, IA3 or OFT."
         raise SourceError(message, path=lora.path, field=key)
     if target is None:
-        expected = f"{key} is not a name of a LoRA format; expected the format of diffusers, peft or kohya"
+        expected = f"{key} is not a name of a LoRA format; expected the format of diffusers, peft, kohya or LyCORIS"
         raise SourceError(f"{lora.path} does not fit the model: {expected}.", path=lora.path, field=key)
     return target
-
-
-def _matches(keys: Mapping[str, str], file: TensorFile, shape: tuple[int, ...]) -> bool:
-    """Tell whether the product of the matrices has the weight's shape."""
-    up, down = file.shape(keys["up"]), file.shape(keys["down"])
-    if len(up) < 2 or len(down) < 2 or math.prod(up[2:]) != 1 or not down[0]:
-        return False
-    if max(down[0], up[1]) > max(_MAX_RANK, *shape):
-        return False
-    if "mid" not in keys:
-        inner = len(down) == 2 or len(shape) == 2 or down[2:] == shape[2:]
-        return inner and up[:2] == (shape[0], down[0]) and math.prod(down[1:]) == math.prod(shape[1:])
-    middle = file.shape(keys["mid"])
-    return (
-        len(shape) == 4
-        and math.prod(down[2:]) == 1
-        and middle == (up[1], down[0], *shape[2:])
-        and (up[0], down[1]) == shape[:2]
-    )
-
-
-def _term(keys: Mapping[str, str], file: TensorFile, weight: float, default_alpha: float | None) -> LowRankTerm:
-    """Return the update, scaled by alpha / rank. Alpha defaults to the rank, as in diffusers and kohya."""
-    up, down = file[keys["up"]], file[keys["down"]]
-    rank = len(down)
-    alpha = file.number(keys["alpha"]) if "alpha" in keys else rank if default_alpha is None else default_alpha
-    return LowRankTerm(
-        up=up.reshape(up.shape[:2]),
-        down=down.reshape(rank, -1),
-        middle=file[keys["mid"]] if "mid" in keys else None,
-        scale=weight * alpha / rank,
-    )
-
-
-def _is_finite(term: LowRankTerm) -> bool:
-    """Tell whether the numbers are finite, and their product is in any order of computation."""
-    arrays = [term.up, term.down, *([] if term.middle is None else [term.middle])]
-    sums = math.prod(array.shape[0] for array in arrays[1:])  # terms in the sum of each element of the product
-    largest = [float(np.abs(array).max(initial=1)) for array in arrays]  # NaN if an element is
-    return math.isfinite(term.scale) and math.prod([*largest, sums, max(abs(term.scale), 1)]) <= _MAX_FLOAT
 
 
 def _misfit(

@@ -1,8 +1,9 @@
-"""The peft configuration that diffusers stores in the metadata of a LoRA file: alphas, also by layer."""
+"""The peft configuration that diffusers stores in the metadata of a LoRA file: alphas, also by layer, and rsLoRA."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -23,15 +24,28 @@ class PeftMetadata:
         self._path, self._config = path, config
         self._patterns: dict[str, list[tuple[re.Pattern[str], Any]]] = {}  # by component
 
+    def _setting(self, component: str, name: str) -> Any:
+        """Return a setting. diffusers' `save_lora_adapter` writes the U-Net's without its name."""
+        return self._config.get(f"{component}.{name}", self._config.get(name) if component == "unet" else None)
+
+    def scale(self, component: str, layer: str, alpha: float | None, rank: int) -> float:
+        """Return alpha / rank, or alpha / sqrt(rank) for rsLoRA (Kalajdzievski 2023, arXiv 2312.03732).
+
+        `alpha` is the one of the tensors, or None. The default is the rank, as in diffusers and kohya.
+        """
+        alpha = self.alpha(component, layer) if alpha is None else alpha
+        stable = bool(self._setting(component, "use_rslora"))
+        return (rank if alpha is None else alpha) / (math.sqrt(rank) if stable else rank)
+
     def alpha(self, component: str, layer: str) -> float | None:
         """Return the alpha of a layer, or None if there is no value. Raises `SourceError` for an invalid value."""
         try:
             if component not in self._patterns:
-                alphas = self._config.get(f"{component}.alpha_pattern") or {}
+                alphas = self._setting(component, "alpha_pattern") or {}
                 self._patterns[component] = [(_pattern(key), alpha) for key, alpha in alphas.items()]
             names = (layer, f"text_model.{layer}")  # the prefix of text encoders in some versions
             matching = (alpha for p, alpha in self._patterns[component] if any(map(p.match, names)))
-            alpha = next(matching, self._config.get(f"{component}.lora_alpha"))
+            alpha = next(matching, self._setting(component, "lora_alpha"))
             return None if alpha is None else float(alpha)
         except (ValueError, TypeError, ArithmeticError, AttributeError, RecursionError, re.error) as failed:
             message = f"{self._path}: invalid alphas in its {_METADATA} ({failed})."
@@ -54,8 +68,8 @@ def settings_of(file: TensorFile) -> PeftMetadata:
     if not isinstance(config, dict):
         message = f"{file.path}: its {_METADATA} is not a JSON object. Download it again."
         raise SourceError(message, path=file.path, field=_METADATA)
-    for setting in ("use_rslora", "use_dora", "lora_bias"):
-        if any(value for name, value in config.items() if name.endswith(f".{setting}")):
+    for setting in ("lora_bias",):
+        if any(value for name, value in config.items() if name.rpartition(".")[2] == setting):
             message = f"{file.path} was trained with {setting}, which is not supported."
             raise SourceError(message, path=file.path, field=setting)
     return PeftMetadata(file.path, config)

@@ -33,9 +33,26 @@ ENDINGS = [
     "lora_mid.weight",
     "alpha",
     "dora_scale",
+    "lora_magnitude_vector",
+    *(f"hada_w{i}_{side}" for i in (1, 2) for side in "ab"),
+    *("hada_t1", "lokr_w1", "lokr_w2", "lokr_w1_a", "lokr_w1_b", "oft_blocks", "rescale", "weight", "on_input", "diff"),
 ]
 SHAPES = [(2, 8), (6, 2), (2, 8, 3, 3), (6, 2, 1, 1), (2, 8, 1, 1), (2, 2, 3, 3), (), (1,), (0, 8), (6, 0)]
 NUMBERS = [0.0, 1.0, -2.5, 3e4, 1e30, -3e38, math.nan, math.inf]
+
+OTHERS = [  # parts of an adapter of the layer mid_block.proj
+    {},
+    {"hada_w1_a": (6, 2), "hada_w1_b": (2, 8), "hada_w2_a": (6, 3), "hada_w2_b": (3, 8)},
+    {"lokr_w1": (2, 2), "lokr_w2": (3, 4, 1, 1)},
+    {"lokr_w1": (3, 4), "lokr_w2_a": (2, 2), "lokr_w2_b": (2, 2)},
+    {"oft_blocks": (3, 2, 2), "rescale": (6, 1, 1, 1), "alpha": ()},
+    {"oft_blocks": (1, 3, 2, 2)},
+    {"weight": (1, 8, 1, 1), "on_input": ()},
+    {"diff": (6, 8, 1, 1)},
+    {"lora_down.weight": (2, 8), "lora_up.weight": (6, 2), "dora_scale": (1, 8, 1, 1)},
+    {"lora_down.weight": (2, 8), "lora_up.weight": (6, 2), "lora_magnitude_vector": (6,)},
+    {"a1.weight": (8, 2), "a2.weight": (2, 8), "b1.weight": (6, 1), "b2.weight": (1, 8)},
+]
 
 shapes = st.one_of(st.sampled_from(SHAPES), st.lists(st.integers(0, 4), max_size=5).map(tuple), st.just((1,) * 70))
 keys = st.builds("{}.{}".format, st.sampled_from(STEMS + FLAT), st.sampled_from(ENDINGS))
@@ -53,6 +70,8 @@ def near_files(draw):
         file[f"{stem}.lora_B.weight"] = (kind, up, draw(number))
     if draw(st.booleans()):
         file["lora_unet_conv_in.alpha"] = (draw(st.sampled_from(["F32", "I64"])), (), draw(number))
+    other = draw(st.sampled_from(OTHERS))
+    file |= {f"lora_unet_mid_block_proj.{part}": (kind, shape, draw(number)) for part, shape in other.items()}
     if draw(st.booleans()):
         file[draw(keys)] = draw(tensors)
     return file

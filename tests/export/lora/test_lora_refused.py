@@ -130,6 +130,24 @@ def layer_of(folder, *, rank=2, width=None, name="down_blocks.1.attentions.0.tra
     return {f"unet.{name}.lora_A.weight": a, f"unet.{name}.lora_B.weight": b}
 
 
+FLAT = "lora_unet_conv_in"
+
+
+def flat(**tensors):
+    return {f"{FLAT}.{part}": tensor for part, tensor in tensors.items()}
+
+
+def norms_of(folder, part, count):
+    stem = next(iter(layer_of(folder))).removesuffix(".lora_A.weight")
+    return {f"{stem}.{part}": torch.ones(count)}
+
+
+def loha_of(folder, *, rank=2, into=36):
+    """A LoHa for conv_in, of which the weight is [32, 4, 3, 3]."""
+    factors = {"a": torch.ones(32, rank), "b": torch.ones(rank, into)}
+    return flat(**{f"hada_w{i}_{name}": factors[name].clone() for i in (1, 2) for name in factors})
+
+
 MISFITS = {
     "a shape": (lambda f: layer_of(f, width=77), r"to_q\.lora_A\.weight.*\[2, 77\].*\[64, 64\]"),
     "a rank": (
@@ -151,8 +169,32 @@ MISFITS = {
         lambda f: {"lora_te2_text_model_encoder_layers_0_mlp_fc1.alpha": torch.ones(1)},
         "lora_te2_text_model",
     ),
-    "DoRA": (lambda f: layer_of(f) | {"unet.x.dora_scale": torch.ones(2)}, r"DoRA .*unet\.x\.dora_scale"),
-    "LoHa": (lambda f: {"lora_unet_x.hada_w1_a": torch.ones(2)}, "LoHa"),
+    "norms of a DoRA": (lambda f: layer_of(f) | norms_of(f, "dora_scale", 3), "dora_scale"),
+    "norms without a LoRA": (lambda f: norms_of(f, "lora_magnitude_vector", 64), "lora_magnitude_vector"),
+    "a quarter of a LoHa": (lambda f: {"lora_unet_conv_in.hada_w1_a": torch.ones(2)}, "hada_w1_a"),
+    "a LoHa with half a core": (lambda f: loha_of(f) | {f"{FLAT}.hada_t1": torch.ones(2, 2, 3, 3)}, "hada_"),
+    "a LoHa with a LoRA": (
+        lambda f: (
+            loha_of(f) | {f"{FLAT}.lora_up.weight": torch.ones(2, 2), f"{FLAT}.lora_down.weight": torch.ones(2, 2)}
+        ),
+        "conv_in",
+    ),
+    "a shape of a LoHa": (lambda f: loha_of(f, into=35), "hada_w1"),
+    "no rank of a LoHa": (lambda f: loha_of(f, rank=0), "hada_w1"),
+    "sides of a LoKr": (lambda f: flat(lokr_w1=torch.ones(4, 4), lokr_w2=torch.ones(5, 4, 3, 3)), "lokr_w2"),
+    "a LoKr of numbers": (lambda f: flat(lokr_w1=torch.ones(()), lokr_w2=torch.ones(())), "lokr_w1"),
+    "blocks of an OFT": (lambda f: flat(oft_blocks=torch.ones(3, 4, 4)), "oft_blocks"),
+    "stages of a BOFT": (lambda f: flat(oft_blocks=torch.ones(9, 8, 4, 4)), "oft_blocks"),
+    "a rescaling without a rotation": (lambda f: flat(rescale=torch.ones(32, 1, 1, 1)), "rescale"),
+    "factors of an IA3": (lambda f: flat(weight=torch.ones(32), on_input=torch.tensor(1)), r"\.weight has 32"),
+    "half an IA3": (lambda f: flat(weight=torch.ones(32)), "conv_in.weight"),
+    "a full difference": (lambda f: flat(diff=torch.ones(32, 4)), "diff"),
+    "a GLoRA": (
+        lambda f: flat(**{f"{name}.weight": torch.ones(4, 4) for name in ("a1", "a2", "b1", "b2")}),
+        r"b1\.weight",
+    ),
+    "a T-LoRA": (lambda f: flat(lambda_layer=torch.ones(1, 4)), "T-LoRA"),
+    "normalization": (lambda f: {"lora_unet_conv_norm_out.w_norm": torch.ones(32)}, "normalization"),
     "biases": (lambda f: layer_of(f) | {"unet.x.lora_B.bias": torch.ones(2)}, "biases"),
     "nothing": (lambda f: {}, "x.safetensors"),
     "SDXL": (
@@ -184,9 +226,10 @@ def test_a_lora_of_another_family_is_refused(eager, sdxl_folder, tmp_path):
 def test_unsupported_peft_settings_are_refused(eager, sd21_folder, tmp_path):
     path = save_lora(sd21_folder, tmp_path / "x.safetensors")
     tensors = load_file(path)
-    save_file(tensors, path, {"lora_adapter_metadata": json.dumps({"unet.use_rslora": True})})
-    with pytest.raises(SourceError, match="use_rslora"):
-        eager.set_lora(path)
+    for name in ("unet.lora_bias", "lora_bias"):
+        save_file(tensors, path, {"lora_adapter_metadata": json.dumps({name: True})})
+        with pytest.raises(SourceError, match="lora_bias"):
+            eager.set_lora(path)
     for text in ("[", "[" * 5000):
         save_file(tensors, path, {"lora_adapter_metadata": text})
         with pytest.raises(SourceError, match="JSON"):
