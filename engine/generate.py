@@ -83,6 +83,9 @@ def _generate(
     vae: Annotated[
         str | None, typer.Option(help="A folder, file or hub id of another VAE.", show_default=False)
     ] = None,
+    unet: Annotated[
+        str | None, typer.Option(help="A folder, file or hub id of another U-Net.", show_default=False)
+    ] = None,
     lora: Annotated[
         list[str] | None,
         typer.Option(help="A LoRA file or folder, as FILE or FILE:0.8; repeatable.", show_default=False),
@@ -105,7 +108,7 @@ def _generate(
         raise InputError("pass a prompt or --prompts, not both.", argument="prompts", got=str(prompts))
     lines = [("", {})] if prompts is None else read_prompts(prompts)
     parts = {"controlnet": controlnet or [], "lora": lora or recorded.loras, "vae": vae, "offline": offline}
-    parts["textual_inversion"] = textual_inversion or []
+    parts |= {"textual_inversion": textual_inversion or [], "unet": unet}
     pipe = _load(which, recorded.backend if backend is None else backend, parts)
     if model is not None:
         remember_model(model)

@@ -28,6 +28,7 @@ def load(
     controlnet: str | Path | Sequence[str | Path] = (),
     lora: LoraLike = None,
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
     textual_inversion: str | Path | Sequence[str | Path] = (),
     offline: bool = False,
 ) -> Pipeline:
@@ -35,16 +36,19 @@ def load(
 
     Args:
         model: "demo" (the model that ships with Calotype), a plan folder, a folder in diffusers' layout, a checkpoint
-            in the original layout (one .safetensors file), a hub id, or the address of a model or file at the hub.
+            in the original layout (one .safetensors or .gguf file), a hub id, or the address of a model or file at the
+            hub.
         backend: "auto", a name, or a list of names by preference. A backend that is named explicitly runs or raises.
         controlnet: "demo-canny", a ControlNet folder, .safetensors file or hub id, or several, for calls with
             `control_image`. A plan contains its own.
         lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
         vae: The folder, .safetensors file or hub id of a VAE that replaces the model's: an AutoencoderKL, or TAESD's
-            AutoencoderTiny, which decodes many times as fast. A checkpoint contributes its VAE. A file does not contain
-            the scaling factor of its latents: an AutoencoderKL uses the model's (0.18215 for Stable Diffusion 1.x and
-            2.x, 0.13025 for XL). A plan contains its own.
+            AutoencoderTiny, which decodes many times as fast (also as its two original files). A checkpoint contributes
+            its VAE. A file does not contain the scaling factor of its latents: an AutoencoderKL uses the model's
+            (0.18215 for Stable Diffusion 1.x and 2.x, 0.13025 for XL). A plan contains its own.
+        unet: The folder, .safetensors or .gguf file, or hub id of a U-Net that replaces the model's and has its sizes.
+            A plan contains its own.
         textual_inversion: A file of learned words (Gal et al. 2022, arXiv 2208.01618), `FILE:<word>` to rename the
             word, or several. A plan contains its own.
         offline: Make no connection; read hub ids from the hub's cache only, as with HF_HUB_OFFLINE=1.
@@ -55,10 +59,12 @@ def load(
     Raises:
         SourceError: The model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
         BackendError: No requested backend can run.
-        InputError: `model` is a plan, and `controlnet`, `vae` or `textual_inversion` is set: a plan contains its own.
+        InputError: `model` is a plan, and `controlnet`, `vae`, `unet` or `textual_inversion` is set: a plan contains
+            its own.
     """
     loras = parse_loras(lora)  # a missing file raises before the work
     extras = {"controlnet": _as_list(controlnet), "vae": vae, "textual_inversion": _as_list(textual_inversion)}
+    extras["unet"] = unet
     pipe = _load_plan(model, backend, extras) if is_plan(model) else _trace_model(model, backend, extras, offline)
     if loras:
         pipe.set_lora([(each.path, each.weight) for each in loras])  # `lora` may be a generator, which is used up
@@ -85,8 +91,9 @@ def _trace_model(model: str | Path, backend: str | Sequence[str], extras: Mappin
     # The only import of the exporter in the engine: it turns a source that is not a plan into one.
     from calotype.export import prepare_lazily
 
-    nets, vae, words = extras.values()
-    lazy = prepare_lazily(model, controlnets=nets, vae=vae, words=words, offline=offline, forms=choice.forms)
+    nets, vae, words, unet = extras.values()
+    parts = {"controlnets": nets, "vae": vae, "unet": unet, "words": words}
+    lazy = prepare_lazily(model, **parts, offline=offline, forms=choice.forms)
     return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component))
 
 

@@ -49,16 +49,16 @@ Shape: TypeAlias = tuple[int, ...]
 
 def is_complete(parts: Parts) -> bool:
     """Tell whether the parts are those of one adapter."""
-    given = set(parts)
-    cores = len({"hada_t1", "hada_t2"} & given) != 1
-    return cores and any(needed <= given <= allowed for needed, allowed in _KINDS)
+    present = set(parts)
+    cores = len({"hada_t1", "hada_t2"} & present) != 1
+    return cores and any(needed <= present <= allowed for needed, allowed in _KINDS)
 
 
 def mismatch(parts: Parts, file: TensorFile, shape: Shape) -> str | None:
     """Return the key of a tensor whose shape does not fit the weight's shape, or None."""
     shapes = {part: file.shape(key) for part, key in parts.items()}
     largest = max(MAX_RANK, *shape)
-    for check in (_check_low_rank, _check_factors, _check_rotation, _check_scale, _check_whole):
+    for check in (_check_low_rank, _check_factors, _check_rotation, _check_scale, _check_full):
         if (wrong := check(shapes, shape, largest)) is not None:
             return parts[wrong]
     return None
@@ -72,26 +72,26 @@ def _check_low_rank(shapes: Mapping[str, Shape], shape: Shape, largest: int) -> 
         return "down"
     if "mid" not in shapes:
         inner = len(down) == 2 or len(shape) == 2 or down[2:] == shape[2:]
-        fits = inner and up[:2] == (shape[0], down[0]) and math.prod(down[1:]) == math.prod(shape[1:])
+        matches = inner and up[:2] == (shape[0], down[0]) and math.prod(down[1:]) == math.prod(shape[1:])
     else:
         middle = (up[1], down[0], *shape[2:])
-        fits = (up[0], down[1]) == shape[:2] and math.prod(down[2:]) == 1 and shapes["mid"] == middle
-        fits = fits and len(shape) == 4
-    return None if fits else "down"
+        matches = (up[0], down[1]) == shape[:2] and math.prod(down[2:]) == 1 and shapes["mid"] == middle
+        matches = matches and len(shape) == 4
+    return None if matches else "down"
 
 
 def _sides(shapes: Mapping[str, Shape], name: str, largest: int) -> tuple[int, int] | None:
     """Return the sides of a factor of LoHa or LoKr, flattened to a matrix; None if its tensors do not fit together."""
     if name in shapes:  # a full matrix of LoKr
-        whole = shapes[name]
-        return (whole[0], math.prod(whole[1:])) if len(whole) > 1 and min(whole) else None
+        full = shapes[name]
+        return (full[0], math.prod(full[1:])) if len(full) > 1 and min(full) else None
     first, second, core = shapes[f"{name}_a"], shapes[f"{name}_b"], shapes.get(f"{name[:5]}t{name[-1]}")
     if len(first) != 2 or len(second) < 2 or not 0 < second[0] <= largest:
         return None
     if core is None:
         return (first[0], math.prod(second[1:])) if first[1] == second[0] else None
-    fits = first[0] == second[0] and core[:2] == (first[0], second[0]) and len(core) == 4 and len(second) == 2
-    return (first[1], second[1] * math.prod(core[2:])) if fits else None
+    matches = first[0] == second[0] and core[:2] == (first[0], second[0]) and len(core) == 4 and len(second) == 2
+    return (first[1], second[1] * math.prod(core[2:])) if matches else None
 
 
 def _check_factors(shapes: Mapping[str, Shape], shape: Shape, largest: int) -> str | None:
@@ -138,7 +138,7 @@ def _check_scale(shapes: Mapping[str, Shape], shape: Shape, largest: int) -> str
     return None
 
 
-def _check_whole(shapes: Mapping[str, Shape], shape: Shape, largest: int) -> str | None:
+def _check_full(shapes: Mapping[str, Shape], shape: Shape, largest: int) -> str | None:
     """Check full differences and GLoRA."""
     if "diff" in shapes and shapes["diff"] != shape:
         return "diff"

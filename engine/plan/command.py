@@ -34,7 +34,13 @@ _PRINTED: Mapping[str, Check] = {
 }
 # Free text -> its placeholder.
 _PLACEHOLDERS: Mapping[str, str] = {
-    **{"controlnet": "CONTROLNET", "lora": "LORA", "vae": "VAE", "textual_inversion": "TEXTUAL_INVERSION"},
+    **{
+        "controlnet": "CONTROLNET",
+        "lora": "LORA",
+        "vae": "VAE",
+        "unet": "UNET",
+        "textual_inversion": "TEXTUAL_INVERSION",
+    },
     **{"prompts": "FILE", "clip_model": "CLIP_MODEL"},
 }
 _SHIPPED = ("demo", "demo-canny")  # models that come with Calotype

@@ -114,7 +114,7 @@ def check_backend(spec: BuildSpec) -> None:
 
 
 def _prepared(spec: BuildSpec) -> Work:
-    source = read_source(spec.model, spec.controlnet, spec.vae, offline=spec.offline)
+    source = read_source(spec.model, spec.controlnet, spec.vae, unet=spec.unet, offline=spec.offline)
     source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile

@@ -26,6 +26,7 @@ def prepare(
     *,
     controlnets: Sequence[str | Path] = (),
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str] = ("onnx",),
@@ -43,7 +44,9 @@ def prepare(
     Raises:
         SourceError: the model cannot be read.
     """
-    source, family = _described(model, controlnets=controlnets, vae=vae, words=words, offline=offline, forms=forms)
+    source, family = _described(
+        model, controlnets=controlnets, vae=vae, unet=unet, words=words, offline=offline, forms=forms
+    )
     components = {c.name: planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
 
@@ -96,11 +99,12 @@ def _described(
     *,
     controlnets: Sequence[str | Path] = (),
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str],
 ) -> tuple[Source, Family]:
-    source = add_embeddings(read_source(model, controlnets, vae, offline=offline), words)
+    source = add_embeddings(read_source(model, controlnets, vae, unet=unet, offline=offline), words)
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
         family = replace(family, profile=default_profile(family.profile))

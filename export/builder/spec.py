@@ -95,6 +95,7 @@ class BuildSpec:
     controlnet: tuple[str, ...] = _option(_texts, "A ControlNet's folder, file or hub id; repeatable.", ())
     lora: tuple[str, ...] = _option(_texts, "FILE or FILE:SCALE, fused into the weights; repeatable.", ())
     vae: str | None = _option(_text, "An autoencoder's folder, file or hub id, in place of the model's.", None)
+    unet: str | None = _option(_text, "A U-Net's folder, file or hub id, in place of the model's.", None)
     textual_inversion: tuple[str, ...] = _option(
         _texts, "A file of learned embeddings, as FILE or FILE:<word>; repeatable.", ()
     )

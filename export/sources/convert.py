@@ -22,6 +22,7 @@ from torch import Tensor
 from calotype.errors import SourceError
 from calotype.text.tokenizer import END, START
 
+from .gguf_file import SUFFIX, GgufFile
 from .single_file import UNET, VAE
 
 Tensors = Mapping[str, Tensor]
@@ -41,9 +42,7 @@ def convert_into(
     metadata: Mapping[str, str],
 ) -> dict[str, str]:
     """Write the checkpoint as a folder in diffusers' layout, in a child process. The message says what it predicts."""
-    from safetensors.torch import load_file
-
-    folder, tensors = Path(out), load_file(file)
+    folder, tensors = Path(out), load_tensors(file)
     prediction = prediction_of(name, tensors, metadata)
     parts = with_prediction(described, prediction.type, zero_snr="ztsnr" in tensors)
     index: dict[str, Any] = {"_class_name": parts["pipeline"], "_diffusers_version": "0.42.0"}
@@ -77,16 +76,36 @@ def convert_component_into(
 
     The arguments from `what` on are the fields of `single_file_components.NetworkFile`.
     """
-    from safetensors.torch import load_file
-
     network = network_of(class_name, config)
     try:
-        state = convert_component_tensors(network, load_file(file), original=original, prefix=prefix)
+        state = convert_component_tensors(network, load_tensors(file), original=original, prefix=prefix)
     except SourceError as failed:
         raise SourceError(f"{file} is {what} of an unsupported kind: {failed}", path=file) from None
     remedy = ". Use one of the model's family, or a folder that has its config"
     check_tensors(f"{file} is {what}, but with this model it", state, network, remedy)
     _save_network(Path(out), "diffusion_pytorch_model", network, state)
+
+
+def convert_taesd_into(*, out: str, file: str, decoder: str, digest: str) -> None:
+    """Write TAESD's two files as a folder in diffusers' layout, in a child process. `digest` only names the result."""
+    network = network_of("AutoencoderTiny", {})
+    state = {f"encoder.layers.{name}": tensor for name, tensor in load_tensors(file).items()}
+    for name, tensor in load_tensors(decoder).items():  # the list starts with a clamp that diffusers has elsewhere
+        position, _, rest = name.partition(".")
+        state[f"decoder.layers.{int(position) - 1}.{rest}"] = tensor
+    check_tensors(f"{file} with {decoder} is a TAESD, but it", state, network)
+    _save_network(Path(out), "diffusion_pytorch_model", network, state)
+
+
+def load_tensors(file: str) -> dict[str, Tensor]:
+    """Read all tensors of a safetensors file, or of a GGUF file, dequantized."""
+    from safetensors.torch import load_file
+
+    if not file.lower().endswith(SUFFIX):
+        return dict(load_file(file))
+    tensors = {name: torch.from_numpy(array) for name, array in GgufFile(Path(file)).tensors()}
+    kinds = {tensor.dtype for tensor in tensors.values()}  # a network computes in one type
+    return tensors if len(kinds) == 1 else {name: tensor.float() for name, tensor in tensors.items()}
 
 
 def _save_network(folder: Path, stem: str, network: Any, state: dict[str, Tensor]) -> None:
@@ -99,6 +118,9 @@ def _save_network(folder: Path, stem: str, network: Any, state: dict[str, Tensor
 def convert_component_tensors(network: Any, tensors: Tensors, *, original: bool, prefix: str) -> dict[str, Tensor]:
     """Return the tensors of one autoencoder or ControlNet under the network's names. Raises `SourceError`."""
     is_vae = type(network).__name__ == "AutoencoderKL"
+    if original and type(network).__name__ == "UNet2DConditionModel":
+        unet = {f"{UNET}{name.removeprefix(prefix)}": tensor for name, tensor in _own(tensors, prefix).items()}
+        return _renamed("unet", unet, network.config)
     own = _own(tensors, *((prefix + part for part in _VAE_STARTS) if is_vae else [prefix]))
     if original:
         return _renamed("vae" if is_vae else "controlnet", own, network.config, prefix)
@@ -188,7 +210,9 @@ def _text_tensors(part: str, own: Tensors, config: Mapping[str, Any], start: str
 
     if start.endswith(".transformer."):  # transformers' layout; the oldest files lack the outer module
         bare = {name.removeprefix(start).removeprefix("text_model."): tensor for name, tensor in own.items()}
-        state = {f"text_model.{name}": tensor for name, tensor in bare.items()}
+        state = _of_transformers(bare, config)
+        if part == "text_encoder":
+            state.pop("text_projection.weight", None)
     else:  # OpenCLIP's layout; Stable Diffusion 2 does not use the last layer
         layer = re.compile(r".*\.resblocks\.(\d+)\.")
         layers = {name: int(m[1]) if (m := layer.match(name)) else -1 for name in own}
@@ -198,6 +222,26 @@ def _text_tensors(part: str, own: Tensors, config: Mapping[str, Any], start: str
         if part == "text_encoder":
             state.pop("text_projection.weight", None)
     return {name: tensor.contiguous() for name, tensor in state.items() if not name.endswith("position_ids")}
+
+
+def _of_transformers(bare: Tensors, config: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return transformers' names for the tensors of OpenCLIP's encoder as stable-diffusion.cpp renames them, too.
+
+    Queries, keys and values may be packed, the projection is transposed, and Stable Diffusion 2 has an unused layer.
+    """
+    state: dict[str, Tensor] = {}
+    layer = re.compile(r"encoder\.layers\.(\d+)\.")
+    for name, tensor in bare.items():
+        if (match := layer.match(name)) and int(match[1]) >= config["num_hidden_layers"]:
+            continue
+        if ".in_proj." in name:
+            parts = zip("qkv", tensor.chunk(3), strict=True)
+            state |= {f"text_model.{name.replace('in_proj', f'{each}_proj')}": part for each, part in parts}
+        elif name == "text_projection":
+            state["text_projection.weight"] = tensor.T
+        else:
+            state[name if name.startswith("text_projection.") else f"text_model.{name}"] = tensor
+    return state
 
 
 def check_tensors(subject: str, tensors: Tensors, network: Any, remedy: str = "") -> None:

@@ -21,9 +21,10 @@ from calotype.weights.types import check_types
 from ..steps.stored_step import StoredStep
 from ..steps.versions import versions
 from .configs import MODELS, REFINER
-from .weight_files import Header, check_safetensors
+from .gguf_file import header_of
+from .weight_files import Header
 
-CONVERTER = 1  # increased when the conversion produces other files
+CONVERTER = 2  # increased when the conversion produces other files
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 _FIRST = f"{UNET}input_blocks.0.0.weight"  # its second dimension: the U-Net's input channels
 _SECOND_TEXT = f"{UNET}label_emb.0.0.weight"  # SDXL's layer for the pooled text
@@ -61,21 +62,25 @@ class OriginalCheckpoint:
 
 OPENAI, OPENCLIP = "cond_stage_model.transformer.", "cond_stage_model.model."
 _XL = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.model.")
+_XL_RENAMED = ("conditioner.embedders.0.transformer.", "conditioner.embedders.1.transformer.")  # in GGUF
+_TOKENS = f"{OPENAI}text_model.embeddings.token_embedding.weight"
+_OPEN_WIDTH = MODELS["sd21"]["text_encoder"][1]["hidden_size"]  # the second dimension of these in OpenCLIP's encoder
 _SINGLE = "conditioner.embedders.0.model."  # of the refiner, and of Stable Diffusion 2 in Stability AI's later code
 
 
 def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
     """Identify the checkpoint by its tensors. Raises `SourceError` for other files, with their contents."""
     names = header.shapes
-    starts = [p for p in (OPENAI, OPENCLIP, *_XL, _SINGLE) if any(name.startswith(p) for name in names)]
+    starts = [p for p in (OPENAI, OPENCLIP, *_XL, _XL_RENAMED[1], _SINGLE) if any(name.startswith(p) for name in names)]
     if _FIRST not in names or not starts or not any(name.startswith(VAE) for name in names):
         raise SourceError(_unknown(path, header), path=path)
     pooled = _SECOND_TEXT in names
-    if starts == [OPENAI] and not pooled:
+    open_clip = starts == [OPENAI] and names.get(_TOKENS, (0, 0))[1:2] == (_OPEN_WIDTH,)
+    if starts == [OPENAI] and not pooled and not open_clip:
         name, encoders, described = "Stable Diffusion 1.x", ["text_encoder"], MODELS["sd15"]
-    elif starts in ([OPENCLIP], [_SINGLE]) and not pooled:
+    elif (open_clip or starts in ([OPENCLIP], [_SINGLE])) and not pooled:
         name, encoders, described = "Stable Diffusion 2.x", ["text_encoder"], MODELS["sd21"]
-    elif starts == list(_XL) and pooled:
+    elif starts in (list(_XL), list(_XL_RENAMED)) and pooled:
         name, encoders, described = "Stable Diffusion XL", ["text_encoder", "text_encoder_2"], MODELS["sdxl"]
     elif starts == [_SINGLE] and pooled:
         name, encoders, described = "the refiner of Stable Diffusion XL", ["text_encoder_2"], REFINER
@@ -95,7 +100,7 @@ def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
 
 def open_checkpoint(path: Path) -> Path:
     """Return the checkpoint as a folder in diffusers' layout, converted at its first use. Raises `SourceError`."""
-    header = check_safetensors(path)
+    header = header_of(path)
     checkpoint = identify_checkpoint(path, header)
     starts = (UNET, VAE, *checkpoint.texts.values())
     check_types(path, {name: kind for name, kind in header.types.items() if name.startswith(starts)})

@@ -1,4 +1,4 @@
-"""An autoencoder or a ControlNet in one `.safetensors`, in the original or in diffusers' layout, without a config.
+"""An autoencoder, a ControlNet or a U-Net in one file, in the original or in diffusers' layout, without a config.
 
 The config comes from the file's shapes and, for the rest, from the model that the user loads with it. A ControlNet is a
 copy of the model's U-Net and gets its config. An autoencoder with the levels of the model's own gets that config with
@@ -15,11 +15,13 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from calotype.errors import SourceError
+from calotype.files.digest import file_digest
 from calotype.files.json_file import read_json
 from calotype.weights.types import check_types
 
 from .configs import MODELS
-from .single_file import VAE, convert_once, describe_contents
+from .gguf_file import header_of
+from .single_file import UNET, VAE, convert_once, describe_contents
 from .weight_files import Header, check_safetensors
 
 CONTROL = "control_model."
@@ -29,8 +31,12 @@ _LATENT_FIELDS = ("scaling_factor", "latents_mean", "latents_std")  # values tha
 _EXPECTED = {
     "vae": "expected Stable Diffusion's encoder and decoder",
     "controlnet": "expected the first half of a U-Net and the layers for the control image",
+    "unet": "expected the U-Net of Stable Diffusion",
 }
 _REMEDY = "Use one of the model's family"
+# TAESD's two original files name layers by their positions in a list ("0.weight", "1.conv.0.weight").
+_POSITION = re.compile(r"\d+\.(?:conv\.\d+\.|skip\.)?(?:weight|bias)")
+_HALVES = {"encoder": "0.weight", "decoder": "1.weight"}  # the first convolution
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,18 +55,24 @@ def open_component(path: Path, name: str, own: Mapping[str, Path]) -> Path:
 
     Args:
         path: the safetensors file. A full checkpoint passed as an autoencoder provides its autoencoder.
-        name: the argument that the user passed it as: "vae" or "controlnet".
+        name: the argument that the user passed it as: "vae", "controlnet" or "unet".
         own: the folders of the model: its U-Net, and its autoencoder if it has one.
 
     Raises:
         SourceError: the file is damaged, holds something else, or is for a model of another family.
     """
-    header = check_safetensors(path)
+    header = header_of(path)
     unet = read_json(own["unet"] / "config.json", "the config of the model")
     vae_config = own["vae"] / "config.json"
     vae = read_json(vae_config, "the config of the model") if vae_config.is_file() else {}
     try:
-        network = controlnet_in(path, header, unet) if name == "controlnet" else autoencoder_in(path, header, unet, vae)
+        network = (
+            controlnet_in(path, header, unet)
+            if name == "controlnet"
+            else unet_in(path, header, unet)
+            if name == "unet"
+            else autoencoder_in(path, header, unet, vae)
+        )
     except (TypeError, LookupError) as failed:
         raise SourceError(
             f"cannot use {path}: the configs of its model are invalid ({failed}). Fetch the model again.", path=path
@@ -70,6 +82,32 @@ def open_component(path: Path, name: str, own: Mapping[str, Path]) -> Path:
     scale = f" (scaling factor {network.config['scaling_factor']})" if "scaling_factor" in network.config else ""
     title = f"{network.what} in {layout} layout{scale}"
     return convert_once(path, title, "convert_component_into", name, **vars(network))
+
+
+def unet_in(path: Path, header: Header, own: Mapping[str, Any]) -> NetworkFile:
+    """Describe the U-Net in a file. `own` is the config of the model's, of which the sizes must be the same."""
+    prefixes = (UNET, "unet.", "")
+    prefix = next((p for p in prefixes if f"{p}input_blocks.0.0.weight" in header.shapes), None)
+    original = prefix is not None
+    if prefix is None:
+        prefix = next((p for p in prefixes if f"{p}conv_in.weight" in header.shapes), None)
+    first = f"{prefix}input_blocks.0.0.weight" if original else f"{prefix}conv_in.weight"
+    last = f"{prefix}out.2.weight" if original else f"{prefix}conv_out.weight"
+    if prefix is None or last not in header.shapes or len(header.shapes[first]) != 4:
+        _unknown(path, header, "unet")
+    if header.shapes[first][1] != own.get("in_channels", 4):
+        raise SourceError(
+            f"{path} is a U-Net with {header.shapes[first][1]} input channels; the model's has "
+            f"{own.get('in_channels', 4)}. {_REMEDY}.",
+            path=path,
+        )
+    return NetworkFile(
+        what="a U-Net",
+        original=original,
+        prefix=prefix,
+        class_name="UNet2DConditionModel",
+        config=_public_fields(own),
+    )
 
 
 def autoencoder_in(path: Path, header: Header, unet: Mapping[str, Any], own: Mapping[str, Any]) -> NetworkFile:
@@ -220,3 +258,61 @@ def _unknown(path: Path, header: Header, name: str) -> NoReturn:
         f"{path} holds {describe_contents(header, name)}; {_EXPECTED[name]}, in the original layout or diffusers'.",
         path=path,
     )
+
+
+def find_taesd(path: Path) -> tuple[Path, Path] | None:
+    """Return the encoder's and the decoder's file, for one of the two or their folder; None for something else.
+
+    Raises:
+        SourceError: the other half is missing, or the folder has several pairs.
+    """
+    if path.is_file():
+        if path.suffix.lower() != ".safetensors" or not _is_half(check_safetensors(path)):
+            return None
+        half = next((half for half in _HALVES if half in path.name), None)
+        other = next((each for each in _HALVES if each != half), "")
+        twin = path.with_name(path.name.replace(half, other)) if half else None
+        if half is None or twin is None or not twin.is_file():
+            missing = (
+                f"expected its {other} beside it, as {twin.name}" if twin else "its name has no encoder or decoder"
+            )
+            raise SourceError(f"{path} is one half of a TAESD; {missing}.", path=path)
+        return (path, twin) if half == "encoder" else (twin, path)
+    if (path / "config.json").is_file():
+        return None
+    decoders = [file for file in sorted(path.glob("*taesd*decoder*")) if file.suffix in (".safetensors", ".pth")]
+    usable = [file for file in decoders if file.suffix == ".safetensors"]
+    if len(usable) > 1:
+        names = " and ".join(file.name for file in usable)
+        raise SourceError(f"{path} holds several TAESDs ({names}). Pass one of the files.", path=path)
+    if decoders and not usable:
+        raise SourceError(
+            f"{decoders[0]} is a pickle, which can run any code when it is opened, so it is not read. TAESD's "
+            "repository has the same weights as .safetensors: use these.",
+            path=decoders[0],
+        )
+    return find_taesd(usable[0]) if usable else None
+
+
+def _is_half(header: Header) -> bool:
+    return bool(header.shapes) and all(map(_POSITION.fullmatch, header.shapes))
+
+
+def open_taesd(encoder: Path, decoder: Path, own: Mapping[str, Path]) -> Path:
+    """Return the two files as a folder in diffusers' layout, converted at their first use. `own`: the model's folders.
+
+    Raises:
+        SourceError: a file is damaged or holds something else, or its latents are not the model's.
+    """
+    for path, half in ((encoder, "encoder"), (decoder, "decoder")):
+        header = check_safetensors(path)
+        check_types(path, header.types)
+        if not _is_half(header) or len(header.shapes.get(_HALVES[half], ())) != 4:
+            raise SourceError(f"{path} is not the {half} of a TAESD.", path=path)
+    channels = check_safetensors(decoder).shapes[_HALVES["decoder"]][1]
+    expected = read_json(own["unet"] / "config.json", "the config of the model").get("out_channels", 4)
+    if channels != expected:
+        message = f"{decoder} has {channels} latent channels; the model's U-Net has {expected}. Use one of its family."
+        raise SourceError(message, path=decoder)
+    arguments = {"decoder": str(decoder), "digest": file_digest(decoder)}
+    return convert_once(encoder, "a TAESD in its two original files", "convert_taesd_into", "vae", **arguments)

@@ -28,19 +28,24 @@ from calotype.plan.networks import controlnets_of
 from calotype.text.tokenizer import MARKS, check_token_ids, tokenizer_files
 from calotype.weights.types import check_not_quantized, check_types
 
+from .gguf_file import SUFFIX
 from .hub import from_hub, from_url
 from .misnamed import describe_other_folder, kind_of_file
 from .parts import CLASSES, check_parts, other_model, parts_of, stem_of
 from .single_file import open_checkpoint
-from .single_file_components import open_component
+from .single_file_components import find_taesd, open_component, open_taesd
 from .weight_files import PICKLES, check_safetensors, pickles_in, refusal_of_pickle, weight_files
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # The fields of a model_index.json that change images.
 _INDEX_FIELDS = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
 _KINDS = {  # argument -> its forms, and diffusers' class that reads it from one file
-    "model": ("a model is a {}, a .safetensors checkpoint, a plan, a hub id, or demo", "StableDiffusionPipeline"),
+    "model": (
+        "a model is a {}, a .safetensors or .gguf checkpoint, a plan, a hub id, or demo",
+        "StableDiffusionPipeline",
+    ),
     "vae": ("an autoencoder is a {}, a .safetensors file, or a hub id", "AutoencoderKL"),
+    "unet": ("a U-Net is a {}, a .safetensors or .gguf file, or a hub id", "UNet2DConditionModel"),
     "controlnet": ("a ControlNet is a {}, a .safetensors file, a hub id, or demo-canny", "ControlNetModel"),
 }
 _SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # models that ship with Calotype -> folder
@@ -96,17 +101,19 @@ def read_source(
     controlnets: Sequence[str | Path] = (),
     vae: str | Path | None = None,
     *,
+    unet: str | Path | None = None,
     offline: bool = False,
 ) -> Source:
-    """Find a model, its ControlNets and an autoencoder that replaces its own, and check their files.
+    """Find a model, its ControlNets, and an autoencoder and a U-Net that replace its own, and check their files.
 
-    A ControlNet or an autoencoder in one `.safetensors` has no config: `single_file_components` completes it from the
-    model, the scaling factor of an autoencoder included.
+    A network in one `.safetensors` or `.gguf` has no config: `single_file_components` completes it from the model, the
+    scaling factor of an autoencoder included.
 
     Args:
         model: a folder, a `.safetensors` checkpoint, a hub id or its address, or "demo".
         controlnets: the ControlNets, in the same forms.
         vae: the autoencoder, in the same forms; None for the model's own.
+        unet: the U-Net, in the same forms; None for the model's own.
         offline: make no connection for hub ids.
 
     Raises:
@@ -115,20 +122,22 @@ def read_source(
     folder = find(model, offline=offline)
     index = _index(folder)
     parts = parts_of(folder, index)
-    if not parts.tokenizers and (controlnets or vae is not None):
+    replaced = {name: other for name, other in {"unet": unet, "vae": vae}.items() if other is not None}
+    if not parts.tokenizers and (controlnets or replaced):
         kind = f"{index.get('_class_name')!s:.80}"
-        raise SourceError(f"{folder} holds a {kind}, which takes no ControlNet and no autoencoder.", path=folder)
+        raise SourceError(
+            f"{folder} holds a {kind}, which takes no ControlNet, no autoencoder and no U-Net.", path=folder
+        )
     own = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in parts.networks.items()}
     check_parts(folder, index, own)
     if parts.unused:
         print(printable(f"calotype: {model} has parts without a use here: {', '.join(parts.unused)}"), file=sys.stderr)
     folders = dict(parts.networks)
+    folders |= {name: _network_folder(other, name, folders, offline) for name, other in replaced.items()}
     nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets] or parts.controlnets
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
-    if vae is not None:
-        folders["vae"] = _network_folder(vae, "vae", folders, offline)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
-    for name in (*controlnets_of(configs), *(["vae"] if vae is not None else [])):
+    for name in (*controlnets_of(configs), *replaced):
         classes = [each for each in CLASSES[name.partition("_")[0]] if each != "VQModel"]
         if (other := configs[name].get("_class_name")) not in classes:
             if folders[name] in parts.controlnets:
@@ -191,9 +200,9 @@ def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
         is_file = path.is_file()
     except (OSError, RuntimeError, ValueError) as failed:  # no permission, too long a name, no such home, a NUL
         raise SourceError(f"cannot read {name_or_path} ({failed}); {forms}.", path=name_or_path) from None
-    has_weights = path.suffix in (".safetensors", *PICKLES)
+    has_weights = path.suffix.lower() in (".safetensors", SUFFIX, *PICKLES)
     if is_file:
-        if path.suffix == ".safetensors":
+        if path.suffix.lower() in (".safetensors", SUFFIX):
             return path.absolute()
         raise SourceError(
             refusal_of_pickle(path, class_name) if has_weights else f"{path} is {kind_of_file(path)}; {forms}.",
@@ -207,6 +216,8 @@ def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
 def _network_folder(network: str | Path, name: str, own: Mapping[str, Path], offline: bool) -> Path:
     """Return the folder of a network for the argument `name`. `own`: the model's folders. Raises `SourceError`."""
     path = _located(network, name, offline)
+    if name == "vae" and (pair := find_taesd(path)):
+        return open_taesd(*pair, own)
     if path.is_file():
         with_config = path.name == f"{stem_of(name)}.safetensors" and path.with_name("config.json").is_file()
         return path.parent if with_config else open_component(path, name, own)

@@ -56,7 +56,7 @@ def test_unreadable_files_are_refused(tmp_path, name, reference, kind):
     with pytest.raises(SourceError, match=f"gone.safetensors; {kind}"):
         calotype.load("demo", **{name: tmp_path / "gone.safetensors"})
     (tmp_path / "x.gguf").write_bytes(b"GGUF")
-    with pytest.raises(SourceError, match=f"GGUF; {kind}"):
+    with pytest.raises(SourceError, match="GGUF"):
         calotype.load("demo", **{name: tmp_path / "x.gguf"})
     file = written({"decoder.conv_in.weight": torch.zeros(64)}, tmp_path / "x.safetensors")
     file.write_bytes(file.read_bytes()[:-8])
