@@ -90,6 +90,9 @@ def _generate(
         list[str] | None,
         typer.Option(help="A LoRA file or folder, as FILE or FILE:0.8; repeatable.", show_default=False),
     ] = None,
+    lora_folder: Annotated[
+        str | None, typer.Option(help="The LoRAs that a prompt may name: <lora:NAME:0.8>.", show_default=False)
+    ] = None,
     textual_inversion: Annotated[
         list[str] | None, typer.Option(help="Learned words: FILE or FILE:<word>; repeatable.", show_default=False)
     ] = None,
@@ -108,7 +111,7 @@ def _generate(
         raise InputError("pass a prompt or --prompts, not both.", argument="prompts", got=str(prompts))
     lines = [("", {})] if prompts is None else read_prompts(prompts)
     parts = {"controlnet": controlnet or [], "lora": lora or recorded.loras, "vae": vae, "offline": offline}
-    parts |= {"textual_inversion": textual_inversion or [], "unet": unet}
+    parts |= {"textual_inversion": textual_inversion or [], "unet": unet, "lora_folder": lora_folder}
     pipe = _load(which, recorded.backend if backend is None else backend, parts)
     if model is not None:
         remember_model(model)

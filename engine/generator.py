@@ -21,6 +21,7 @@ from .graph.capacity import with_fitting_size
 from .graph.runner import GraphPipelineManager
 from .images.png import GeneratedImage, to_uint8, to_unit_range
 from .lora.manager import LoraManager
+from .lora.prompt_tags import PromptTags
 from .plan.plan import Plan
 from .report.metadata import build_result, to_images
 from .report.progress import with_progress
@@ -52,6 +53,7 @@ class ImageGenerator:
         self._plan, self._components = plan, components
         self.codec = Codec(plan, components, lambda: free_bytes() if components.on_gpu else None)
         self.loras = LoraManager(plan, components)
+        self.prompt_tags: PromptTags | None = None  # set by `load(lora_folder=)`
         self._tokenizers, self._version_note = tokenizers_of(plan), version_drift_note(plan)
         self._prompts = PromptEncoder(plan, components)
         self._samplers = SamplerCache(plan.scheduler, plan.samplers)
@@ -62,6 +64,8 @@ class ImageGenerator:
     def start(self, prompt: Any, arguments: Mapping[str, Any], stop: threading.Event) -> Generation:
         """Check a call before its work. Raises `InputError` and `SamplerError`."""
         forks.check()
+        if self.prompt_tags is not None:
+            prompt = self.prompt_tags.apply(prompt, self.loras)
         resolved = resolve(prompt, arguments, self._plan, self._tokenizers)
         if not self._components.on_gpu:  # a GPU keeps no attention scores, and raises when it is full
             largest = resolved.hires or resolved

@@ -13,6 +13,7 @@ from .errors import InputError
 from .errors.validation import with_known_names
 from .files.json_file import read_json
 from .lora.lora import LoraLike, parse_loras
+from .lora.prompt_tags import PromptTags
 from .pipeline import Pipeline
 from .plan.config_fields import checked
 from .plan.plan import is_plan, read_plan
@@ -27,6 +28,7 @@ def load(
     backend: str | Sequence[str] = "auto",
     controlnet: str | Path | Sequence[str | Path] = (),
     lora: LoraLike = None,
+    lora_folder: str | Path | None = None,
     vae: str | Path | None = None,
     unet: str | Path | None = None,
     textual_inversion: str | Path | Sequence[str | Path] = (),
@@ -43,6 +45,8 @@ def load(
             `control_image`. A plan contains its own.
         lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
+        lora_folder: A folder of LoRAs that prompts may name: `<lora:NAME:0.8>` adds NAME.safetensors to the LoRAs of
+            the call, and is removed from the prompt. Without it, a tag is text.
         vae: The folder, .safetensors file or hub id of a VAE that replaces the model's: an AutoencoderKL, or TAESD's
             AutoencoderTiny, which decodes many times as fast (also as its two original files). A checkpoint contributes
             its VAE. A file does not contain the scaling factor of its latents: an AutoencoderKL uses the model's
@@ -66,6 +70,8 @@ def load(
     extras = {"controlnet": _as_list(controlnet), "vae": vae, "textual_inversion": _as_list(textual_inversion)}
     extras["unet"] = unet
     pipe = _load_plan(model, backend, extras) if is_plan(model) else _trace_model(model, backend, extras, offline)
+    if lora_folder is not None:
+        pipe._generator.prompt_tags = PromptTags(lora_folder)
     if loras:
         pipe.set_lora([(each.path, each.weight) for each in loras])  # `lora` may be a generator, which is used up
     return pipe

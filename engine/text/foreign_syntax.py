@@ -19,7 +19,7 @@ _KEYWORD = re.compile(r"(?<!\S)(?:BREAK|AND)(?!\S)")
 _NUMBER = re.compile(r"\d*\.\d+|\d+")
 
 _INSTEAD = {
-    "extra": "use lora= of load, set_lora or --lora",
+    "extra": "use lora= or lora_folder= of load, set_lora, --lora or --lora-folder",
     "less": "use (word:0.8) to weaken a word",
     "more": "use (word:1.2) to strengthen a word",
     "change": "leave it out: a prompt is the same at all steps",
