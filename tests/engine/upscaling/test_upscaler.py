@@ -157,6 +157,9 @@ def test_little_memory_means_tiles(upscaler, monkeypatch):
     monkeypatch.setattr(upscaler, "_run", lambda image: sides.append(image.shape[2:]) or run(image))
     monkeypatch.setattr(module, "available_bytes", lambda: 20 << 20)
     image = np.random.default_rng(0).random((300, 200, 3), np.float32)
+    with pytest.raises(InputError, match="memory"):  # the result alone does not fit
+        upscaler(image)
+    monkeypatch.setattr(module, "check_memory", lambda need, have: None)
     assert upscaler(image).size == (800, 1200)
     assert len(sides) > 1
     assert max(map(max, sides)) <= 256
