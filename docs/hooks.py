@@ -1,6 +1,6 @@
 """Write the parts of the reference that the code knows: the commands of the app, and the arguments of a call.
 
-MkDocs calls `on_page_markdown` for every page, which replaces COMMANDS and ARGUMENTS.
+MkDocs calls `on_page_markdown` for every page, which replaces COMMANDS, ARGUMENTS and ALIASES.
 """
 
 from __future__ import annotations
@@ -11,19 +11,21 @@ from typing import Any
 
 import typer
 
-COMMANDS, ARGUMENTS = "<!-- commands -->", "<!-- arguments -->"
+COMMANDS, ARGUMENTS, ALIASES = "<!-- commands -->", "<!-- arguments -->", "<!-- aliases -->"
 
 
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Return the page with its commands or arguments filled in."""
     if COMMANDS in markdown:
         return markdown.replace(COMMANDS, reference())
+    if ALIASES in markdown:
+        return markdown.replace(ALIASES, aliases())
     return markdown.replace(ARGUMENTS, arguments()) if ARGUMENTS in markdown else markdown
 
 
 def arguments() -> str:
     """Describe every argument of a call in Markdown, from the table in `Request`."""
-    from calotype.request.argument import table
+    from calotype.request.arguments.argument import table
     from calotype.request.request import Request
 
     rows = ["| Argument | Default | Description |", "| --- | --- | --- |"]
@@ -31,6 +33,14 @@ def arguments() -> str:
         shown = about.shown_default or f"`{default!r}`"
         rows.append(f"| `{name}` | {shown} | {_plain(f'{about.help} {about.details}')} |")
     return "\n".join(rows)
+
+
+def aliases() -> str:
+    """Return diffusers' names of arguments and ours in Markdown, from their table."""
+    from calotype.request.diffusers_names import ALIASES as TABLE
+
+    rows = ["| Diffusers | Calotype |", "| --- | --- |"]
+    return "\n".join([*rows, *(f"| `{theirs}` | `{alias.name}` |" for theirs, alias in TABLE.items())])
 
 
 def reference() -> str:

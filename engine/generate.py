@@ -17,7 +17,7 @@ from .files.known_models import SHIPPED, remember_model
 from .files.prompt_file import Line, read_prompts
 from .images.output import QUALITY, check_output, contact_sheet, write
 from .report.like import Like, read_like
-from .request.argument import Argument, table
+from .request.arguments.argument import Argument, table
 from .request.request import Request
 
 if TYPE_CHECKING:

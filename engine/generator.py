@@ -20,16 +20,18 @@ from .errors import Cancelled, DeviceFullError
 from .graph.capacity import with_fitting_size
 from .graph.runner import GraphPipelineManager
 from .images.png import GeneratedImage, to_uint8, to_unit_range
-from .lora.manager import LoraManager
+from .lora.manager import LoraManager, scaled
 from .lora.prompt_tags import PromptTags
 from .plan.plan import Plan
 from .report.metadata import build_result, to_images
 from .report.progress import with_progress
 from .report.result import Event, Result, joined
+from .request.callback import REASON as CALLBACK
 from .request.prompts import tokenizers_of
-from .request.resolved import resolve
-from .sampling.cache import SamplerCache
+from .request.resolved import ResolvedRequest, resolve
+from .sampling.cache import BuiltSampler, SamplerCache
 from .sampling.matrix import SamplerRun
+from .sampling.schedulers import takes_eta
 from .stages.batches import parts_of
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
@@ -37,6 +39,7 @@ from .stages.generation import Generation
 from .stages.hires import second_pass
 from .stages.loop import denoise
 from .stages.prompt_encoder import PromptEncoder
+from .stages.step_callback import StepCallback
 from .stages.unet import Unet
 from .stages.vae import Codec
 from .system import forks
@@ -74,23 +77,35 @@ class ImageGenerator:
             batch = self._plan.profile.batches(len(resolved.seeds))[0]
             need = peak_bytes(loads, batch=batch, **size, guided=resolved.guided)
             check_memory(need, available_bytes())
-        with forks.running():
-            spec, sampler = self._samplers(resolved.scheduler, resolved.steps, resolved.schedule_range)
         notes = [] if self._version_note is None else [self._version_note]
+        with forks.running():
+            spec, sampler = self._sampler(resolved, notes)
         call = Generation(request=resolved, spec=spec, sampler=sampler, stop=stop, notes=notes)
         if resolved.calls is not None or resolved.min_psnr is not None:
             with forks.running():
-                self._fewer_calls(call, self.loras.loras)
+                self._fewer_calls(call, scaled(self.loras.loras, resolved.lora_scale))
+        if resolved.lora_scale != 1 and not self.loras.loras:
+            call.notes.append("lora_scale has no effect: no LoRA is active")
         if resolved.hires is not None:
             call.upscaler = self._upscalers(resolved.hires.upscaler)
             call.second = self._second(call)
         return call
 
+    def _sampler(self, request: ResolvedRequest, notes: list[str]) -> BuiltSampler:
+        """Return the compiled sampler of a request. An eta that its scheduler lacks changes nothing, and is noted."""
+        schedule_range = request.schedule_range
+        if schedule_range.eta and not takes_eta(request.scheduler, self._plan.scheduler):
+            notes.append("eta has no effect: only ddim and tcd take it")
+            schedule_range = replace(schedule_range, eta=0.0)
+        if request.callback is not None:
+            return self._samplers.running_itself(request.scheduler, request.steps, schedule_range, CALLBACK)
+        return self._samplers(request.scheduler, request.steps, schedule_range)
+
     def _second(self, call: Generation) -> Generation:
         """Return the second pass of `hires`, which makes all calls of its schedule."""
         request = call.request.second_pass()
         with forks.running():
-            spec, sampler = self._samplers(request.scheduler, request.steps, request.schedule_range)
+            spec, sampler = self._sampler(request, [])
         if call.calls is not None:
             call.notes.append("the second pass ran all calls of its schedule (hires)")
         return Generation(
@@ -115,7 +130,7 @@ class ImageGenerator:
             Cancelled: `call.stop` is set.
             BackendError: a backend failed; DeviceFullError: the GPU is full; NotFiniteError: numbers are not finite.
         """
-        with self.loras.lock_weights() as call.loras:
+        with self.loras.lock_weights(call.request.lora_scale) as call.loras:
             for each in call.passes:
                 each.loras = call.loras
             parts = parts_of(call, self._plan.profile)
@@ -164,7 +179,7 @@ class ImageGenerator:
                     return to_images(self._plan, call, pixels, self._components.opened)
 
                 result = None
-                if i + 1 == each.sampler.calls:
+                if run.ended:
                     result = self._end(call, each, run.latents(), inputs)
                 yield Event(step=each.earlier + i + 1, total=call.total, preview=decode, result=result)
 
@@ -184,11 +199,17 @@ class ImageGenerator:
 
     def _steps(self, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
         """Yield the sampler's run after each call of the U-Net."""
-        steps = denoise(self.denoiser(call, inputs), call, inputs)
-        for _ in range(call.sampler.calls):
+        unet = self.denoiser(call, inputs)
+        callback = None if call.request.callback is None else StepCallback(call, unet)
+        steps = denoise(unet, call, inputs)
+        for i in range(call.sampler.calls):
             with call.watch.stage("steps"):
                 run = next(steps)
+            if callback is not None:
+                callback(i, run)
             yield run
+            if run.ended:
+                return
 
     def denoiser(self, call: Generation, inputs: DenoiseInputs) -> Unet:
         """Return the U-Net with the call's text. Runs the text encoders."""
@@ -201,7 +222,7 @@ class ImageGenerator:
         if call.request.output_type == "latent":
             return latents
         pixels = self.codec.decode(latents, inputs.tiling)
-        return to_unit_range(pixels) if call.request.output_type == "np" else to_uint8(pixels)
+        return to_uint8(pixels) if call.request.output_type == "pil" else to_unit_range(pixels)
 
     def _result(self, call: Generation, output: NDArray[Any]) -> Result:
         upscaler = () if call.upscaler is None else (call.upscaler.component,)

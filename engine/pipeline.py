@@ -175,7 +175,10 @@ class Pipeline(Fitting, Described, KnownAttributes):
         stop = threading.Event()
         with self._guard:
             self._active.add(stop)  # as long as the work holds it
-        return self._generator.start(prompt, arguments, stop)
+        vars(self)["_interrupt"] = False  # which a callback may set
+        call = self._generator.start(prompt, arguments, stop)
+        call.pipeline = self
+        return call
 
 
 def _encoded(codec: Codec, pixels: Floats, sliced: bool, tile: int | None) -> Floats:

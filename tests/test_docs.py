@@ -12,6 +12,7 @@ import pytest
 
 import calotype
 from calotype import errors
+from calotype.request.diffusers_names import ALIASES
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -59,6 +60,9 @@ def test_the_references_list_the_public_names_and_the_commands(site):
     python = (site / "reference" / "api.html").read_text()
     for name in ("load", "Pipeline.set_lora", "Result", "clip_score", "errors.InputError"):
         assert f'id="calotype.{name}"' in python, name
+    guide = (site / "guides" / "from-diffusers.html").read_text()
+    for theirs, alias in ALIASES.items():
+        assert re.search(rf"{theirs}</code></td>\s*<td><code>{alias.name}<", guide), theirs
     commands = (site / "reference" / "cli.html").read_text()
     for words in ("calotype-generate", "calotype-build", "calotype-bench", "calotype-bench-compare", "calotype-doctor"):
         assert f'id="{words}"' in commands, words

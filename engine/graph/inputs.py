@@ -41,6 +41,8 @@ def graph_unsupported_reason(plan: Plan, request: ResolvedRequest, sampler: Samp
         return f"{sampler.name} is not a sampler matrix ({sampler.reason})"
     if controlnets_of(plan.components):
         return "the model has ControlNets"
+    if request.precomputed:
+        return "the caller gave the states of the text encoders"
     if request.cache_interval > 1 or (request.guided and request.guidance_interval != (0, 1)):
         return "the U-Net does different work from step to step (cache_interval, guidance_interval)"
     return None if request.output_type == "pil" else f"a graph returns bytes, and output_type is {request.output_type}"

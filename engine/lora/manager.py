@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -34,6 +34,11 @@ class _Reference:
     outputs: Arrays
 
 
+def scaled(loras: Sequence[Lora], scale: float) -> tuple[Lora, ...]:
+    """Return LoRAs with their weights multiplied."""
+    return tuple(lora if scale == 1 else replace(lora, weight=lora.weight * scale) for lora in loras)
+
+
 class LoraManager:
     """The weight updates of a pipeline's networks. Thread-safe."""
 
@@ -41,6 +46,7 @@ class LoraManager:
         self._plan, self._component = plan, component
         self._gate = ReadWriteLock()
         self._loras: tuple[Lora, ...] = ()
+        self._scale = 1.0  # of the weights that the networks have now
         self._patches: Mapping[str, WeightDeltas] = {}
         self._references: dict[str, _Reference] = {}
         self._broken: set[str] = set()  # networks that could neither be updated nor restored
@@ -51,12 +57,14 @@ class LoraManager:
         return self._loras
 
     @contextmanager
-    def lock_weights(self) -> Iterator[tuple[Lora, ...]]:
-        """Keep the weights unchanged during a generation. Yields the active LoRAs.
+    def lock_weights(self, scale: float = 1.0) -> Iterator[tuple[Lora, ...]]:
+        """Keep the weights unchanged during a generation, with all LoRAs scaled. Yields the active LoRAs.
 
-        Raises `BackendError` if an update failed and its networks could not be restored.
+        Raises:
+            BackendError: an update failed, and its networks could not be restored.
+            InputError: the scale differs from that of an open stream of this thread.
         """
-        with self._gate.read():
+        with self._scaled_to(scale):
             if self._broken:
                 names = " and ".join(sorted(self._broken))
                 raise BackendError(
@@ -64,7 +72,7 @@ class LoraManager:
                     "load the model again.",
                     component=min(self._broken),
                 )
-            yield self._loras
+            yield scaled(self._loras, scale)
 
     def set(self, loras: LoraLike) -> None:
         """Replace the active LoRAs.
@@ -74,11 +82,27 @@ class LoraManager:
             BackendError: an update failed. The weights are restored, or `lock_weights` raises.
         """
         parsed = parse_loras(loras)
-        patches = weight_deltas_of(parsed, self._shapes(parsed)) if parsed else {}
+        self._set(parsed, 1.0)
+
+    def _set(self, loras: tuple[Lora, ...], scale: float) -> None:
+        """Update the networks, and wait for running generations. Raises as `set`."""
+        active = tuple(lora for lora in scaled(loras, scale) if lora.weight)
+        patches = weight_deltas_of(active, self._shapes(active)) if active else {}
         with self._gate.write():
             self._change(patches)
-            self._loras, self._patches = parsed, patches
+            self._loras, self._scale, self._patches = loras, scale, patches
             self._broken.clear()
+
+    @contextmanager
+    def _scaled_to(self, scale: float) -> Iterator[None]:
+        """Hold the weights for reading while the LoRAs have a scale."""
+        while True:
+            with self._gate.read():
+                loras = self._loras
+                if not loras or self._scale == scale:
+                    yield
+                    return
+            self._set(loras, scale)  # another thread may change them before this one reads: then once more
 
     def _shapes(self, loras: Sequence[Lora]) -> dict[str, Shapes]:
         """Return the shapes of the networks that the files target, and of the U-Net, which identifies the family."""

@@ -16,7 +16,7 @@ from ..errors import InputError
 from ..errors.schema import Check, list_of, number, text
 from ..files.digest import file_digest
 from ..files.known_models import SHIPPED, is_known
-from ..request.argument import from_settings
+from ..request.arguments.argument import from_settings
 from ..request.request import Request
 from ..upscaling import LANCZOS, RESAMPLINGS
 
@@ -114,6 +114,9 @@ def _check_input_images(path: Path, settings: Mapping[str, str], options: Collec
                 f"{path} was generated from an input image, which it does not contain. Pass --{name} FILE.",
                 argument=option,
             )
+    if names := settings.get("unstored"):
+        message = f"{path} was generated with {names!r:.100}, which a PNG does not contain."
+        raise InputError(message, argument="like", got=names)
     if "denoising_start" in settings or "denoising_end" in settings:
         raise InputError(
             f"{path} was generated with a handoff of latents between models, which it does not contain.",

@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from ..backends import LoadedComponent
 from ..images.png import CHUNK, PARAMETERS, GeneratedImage, image_from_pixels
 from ..plan.plan import Plan
-from ..request.argument import to_settings
+from ..request.arguments.argument import to_settings
 from ..request.request import Request
 from ..request.resolved import ResolvedRequest
 from ..stages.generation import Generation
@@ -25,7 +25,11 @@ from .result import Result
 def build_result(plan: Plan, call: Generation, output: NDArray[Any], opened: Sequence[LoadedComponent]) -> Result:
     """Return the result of a call on these components. `output` is what it returns; bytes become images."""
     report = _build_report(plan, call, opened)
-    images = to_images(plan, call, output, opened) if output.dtype == np.uint8 else output
+    images: Any = to_images(plan, call, output, opened) if output.dtype == np.uint8 else output
+    if call.request.output_type == "pt":
+        import torch
+
+        images = torch.from_numpy(np.ascontiguousarray(output.transpose(0, 3, 1, 2)))
     return Result(images=images, seeds=call.request.seeds, report=report)
 
 
@@ -34,7 +38,9 @@ def to_images(
 ) -> list[GeneratedImage]:
     """Return the images of a call, each with the settings that generate it again.  # [B, H, W, 3]"""
     backend = next((each.runner.backend for each in opened if each.component.name == "unet"), "")
-    return [image_from_pixels(each, _settings(plan, call, i, backend)) for i, each in enumerate(pixels)]
+    crop = call.request.mask_crop
+    full = [each if crop is None else crop.overlay(each) for each in pixels]
+    return [image_from_pixels(each, _settings(plan, call, i, backend)) for i, each in enumerate(full)]
 
 
 def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, str]:
@@ -47,6 +53,7 @@ def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, s
         "scheduler": call.spec.to_json(),
         **({"masked": "yes"} if call.request.inpaint_mask is not None else {}),
         **({} if call.upscaler is None else {"hires_upscaler_digest": call.upscaler.digest}),
+        **({"unstored": ", ".join(call.request.unstored)} if call.request.unstored else {}),
         **({"loras": json.dumps(loras)} if loras else {}),
         "model": plan.model,
         "model_fingerprint": plan.fingerprint,

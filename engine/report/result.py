@@ -18,7 +18,8 @@ class Result:
 
     Attributes:
         images: By `output_type`: a list of PIL images ("pil"), which keep their settings when they are saved as PNG;
-            float32 [N, H, W, 3] in [0, 1] ("np"); or latents float32 [N, C, h, w] ("latent").
+            float32 [N, H, W, 3] in [0, 1] ("np"); a tensor of torch, float32 [N, 3, H, W] in [0, 1] ("pt"); or latents,
+            float32 [N, C, h, w] ("latent").
         seeds: The seed of each image.
         report: What the call did.
     """

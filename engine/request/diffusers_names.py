@@ -1,13 +1,16 @@
-"""Names that diffusers' pipelines have and Calotype lacks. An error names the replacement of each.
+"""Names of diffusers: those of arguments that Calotype names otherwise, and those that it lacks.
 
+A call takes the first ones (`ALIASES`, which the documentation shows). For the others, an error names the replacement.
 Knows names only; `load` and `Pipeline` implement the replacements.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from ..errors import NoAttributeError
+from ..errors import InputError, NoAttributeError
 from ..errors.validation import nearest
 
 _PRECISION = "Choose the precision when you build a plan: calotype build MODEL -o PLAN --precision bf16."
@@ -17,6 +20,49 @@ _LORA = "Use set_lora(...)."
 _BACKEND = "Use load(MODEL, backend=...)."
 _MEMORY = "Omit it: the pipeline chooses slices and tiles by the free memory."
 _MODEL = "Load a model that contains it: load(FOLDER)."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Alias:
+    """Another name of an argument.
+
+    Attributes:
+        name: the argument's name in `Request`.
+        read: turns the value that diffusers takes into ours.
+    """
+
+    name: str
+    read: Callable[[Any], Any] = lambda value: value
+
+
+def _lora_scale(value: Any) -> Any:
+    """Return the scale in `cross_attention_kwargs`. Raises `InputError` for other keys."""
+    if value is None:
+        return 1.0
+    if not isinstance(value, Mapping) or not value.keys() <= {"scale"}:
+        message = f'cross_attention_kwargs must be {{"scale": NUMBER}}, the scale of LoRAs; got {value!r:.80}.'
+        raise InputError(message, argument="cross_attention_kwargs", got=value)
+    return value.get("scale", 1.0)
+
+
+ALIASES: Mapping[str, Alias] = {
+    "num_inference_steps": Alias(name="steps"),
+    "num_images_per_prompt": Alias(name="num_images"),
+    "cross_attention_kwargs": Alias(name="lora_scale", read=_lora_scale),
+}
+
+
+def with_our_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """Return a call's arguments by the names of `Request`. Raises `InputError` if a call has both names of one."""
+    ours = {name: value for name, value in arguments.items() if name not in ALIASES}
+    for theirs in arguments.keys() & ALIASES.keys():
+        alias = ALIASES[theirs]
+        if alias.name in ours:
+            message = f"{theirs} is another name of {alias.name}, and the call has both. Pass only one of them."
+            raise InputError(message, argument=theirs, got=arguments[theirs])
+        ours[alias.name] = alias.read(arguments[theirs])
+    return ours
+
 
 # Arguments of `from_pretrained`.
 OF_LOADING = {
@@ -28,6 +74,15 @@ OF_LOADING = {
     "pretrained_model_name_or_path": "Use model=.",
     "use_safetensors": "Omit it: weights are read from .safetensors files only.",
     "variant": "Omit it: fp16 files are read if a model has no others.",
+}
+
+# Arguments of a call, besides those in `ALIASES`.
+OF_CALLS = {
+    "return_dict": "Omit it: a call returns a Result, which has .images.",
+    **dict.fromkeys(("callback", "callback_steps"), "Use callback_on_step_end=."),
+    **dict.fromkeys(("prompt_3", "max_sequence_length"), "Omit it: the models of Stable Diffusion have no T5 encoder."),
+    "masked_image_latents": "Use image= and mask_image=.",
+    "guess_mode": "Use guidance_scale=1 with a control_image.",
 }
 
 # Attributes and methods of a pipeline.

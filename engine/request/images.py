@@ -13,8 +13,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import check_float
+from ..errors.validation import check_float, check_int
 from ..images.arrays import Images, Pixels, as_list, load_image_array, load_mask_array, resize_image, to_array
+from ..images.mask_crop import MaskCrop, mask_crop
 from ..sampling.schedule_range import FULL_SCHEDULE, ScheduleRange
 from .request import Request
 
@@ -133,12 +134,37 @@ def schedule_range_for(
     return part, strength
 
 
-def batch_of_masks(masks: Sequence[Pixels], count: int, height: int, width: int) -> NDArray[np.bool_] | None:
-    """Resize and repeat masks to a batch. True is repainted; None without masks.  # -> [count, 1, height, width]"""
+def crop_padding(request: Request, images: int, masks: int) -> int | None:
+    """Return the pixels around the mask, if only the area around it is to be generated. Raises `InputError`."""
+    if request.padding_mask_crop is None:
+        return None
+    padding = check_int("padding_mask_crop", request.padding_mask_crop, 0, 2**16)
+    reason = "needs image= and mask_image=, one of each" if (images, masks) != (1, 1) else ""
+    if request.control_image is not None:
+        reason = "cannot be combined with control_image"
+    if request.output_type != "pil":
+        reason = "gives images of the input's size, and so needs output_type='pil'"
+    if reason:
+        raise InputError(f"padding_mask_crop {reason}.", argument="padding_mask_crop", got=padding)
+    return padding
+
+
+def cropped(images: list[Pixels], masks: list[Pixels], padding: int, height: int, width: int) -> MaskCrop:
+    """Replace the image and its mask by the area around the mask. Raises `InputError`."""
+    crop = mask_crop(images[0], masks[0], padding=padding, height=height, width=width)
+    if crop is None:
+        message = "mask_image is black everywhere, so padding_mask_crop has no area to generate."
+        raise InputError(message, argument="padding_mask_crop", got=padding)
+    images[0], masks[0] = crop.cut(crop.image, height, width), crop.cut(crop.mask, height, width)
+    return crop
+
+
+def stacked_masks(masks: Sequence[Pixels], height: int, width: int) -> NDArray[np.bool_] | None:
+    """Resize masks to one size. True is repainted; None without masks.  # -> [masks, 1, height, width]"""
     if not masks:
         return None
     resized = [resize_image(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in masks]
-    return np.stack(resized)[:, None].repeat(count // len(masks), axis=0)
+    return np.stack(resized)[:, None]
 
 
 def image_notes(

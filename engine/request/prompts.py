@@ -3,18 +3,49 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 
 from ..errors import InputError
 from ..plan.plan import Plan
 from ..text.foreign_syntax import syntax_notes
 from ..text.prompt_weights import parse_weighted_prompt
 from ..text.tokenizer import ClipTokenizer, Tokens
+from .conditioning import PrecomputedStates
 from .request import Request
 
 Tokenizers = Mapping[str, ClipTokenizer]
 TokensByEncoder = Mapping[str, Tokens]
+SECOND = "text_encoder_2"  # of SDXL, where `prompt_2` goes
 
 MAX_CHUNKS = 32  # of a prompt: 2400 tokens. Attention over more takes gigabytes
+
+
+@dataclass(frozen=True, kw_only=True)
+class Texts:
+    """A prompt and a negative prompt for each image.
+
+    Attributes:
+        prompts: the prompts; empty texts where the caller gives the states of the text encoders.
+        negatives: the negative prompts; None stands for zeros.
+        prompts_2, negatives_2: the texts of the second encoder.
+    """
+
+    prompts: Sequence[str]
+    negatives: Sequence[str | None]
+    prompts_2: Sequence[str]
+    negatives_2: Sequence[str | None]
+
+    def repeated(self, each: int) -> Texts:
+        """Return the texts of `each` images for each prompt."""
+        return Texts(**{name: [text for text in texts for _ in range(each)] for name, texts in vars(self).items()})
+
+    def of_encoder(self, name: str, *, guided: bool) -> list[str]:
+        """Return the N texts of an encoder, under guidance the negative prompts first."""
+        negatives = self.negatives_2 if name == SECOND else self.negatives
+        return [*((text or "" for text in negatives) if guided else ()), *self._positive(name)]
+
+    def _positive(self, name: str) -> Sequence[str]:
+        return self.prompts_2 if name == SECOND else self.prompts
 
 
 def tokenizers_of(plan: Plan) -> dict[str, ClipTokenizer]:
@@ -23,26 +54,45 @@ def tokenizers_of(plan: Plan) -> dict[str, ClipTokenizer]:
     return {name: ClipTokenizer(folder, lengths[name]) for name, folder in plan.tokenizers.items()}
 
 
-def texts_of(request: Request, plan: Plan) -> tuple[list[str], Sequence[str | None]]:
-    """Return the prompts, and a negative prompt for each; None stands for zeros. Raises `InputError`."""
+def texts_of(request: Request, plan: Plan, precomputed: PrecomputedStates) -> Texts:
+    """Return the texts of a request; empty ones in place of states that the caller gives. Raises `InputError`."""
+    for name in ("prompt_2", "negative_prompt_2"):
+        if getattr(request, name) is not None and len(dict(plan.prompting.states)) != 2:
+            raise InputError(f"{name} needs a model with two text encoders, such as SDXL.", argument=name)
+    absent: list[str | None] = [None]
     if not plan.prompting.states:
         if request.prompt not in (None, "") or request.negative_prompt not in (None, ""):
             raise InputError(
                 "this model is unconditional and takes no prompt. Use num_images= to generate several images.",
                 argument="prompt",
             )
-        return [""], [None if plan.prompting.zero_negative else ""]
-    prompts = _texts("prompt", request.prompt)
+        absent = absent if plan.prompting.zero_negative else [""]
+        return Texts(prompts=[""], negatives=absent, prompts_2=[""], negatives_2=absent)
+    prompts = [""] * len(precomputed.states) if precomputed.states is not None else _texts("prompt", request.prompt)
+    count = len(prompts)
+    prompts_2 = _one_for_each("prompt_2", request.prompt_2, prompts)
+    if precomputed.negative_states is not None:
+        return Texts(prompts=prompts, negatives=[""] * count, prompts_2=prompts_2, negatives_2=[""] * count)
     if request.negative_prompt is None and plan.prompting.zero_negative:
-        return prompts, [None] * len(prompts)
-    texts = _texts("negative_prompt", request.negative_prompt or "")
-    if len(texts) not in (1, len(prompts)):
+        return Texts(prompts=prompts, negatives=absent * count, prompts_2=prompts_2, negatives_2=absent * count)
+    negatives = _one_for_each("negative_prompt", request.negative_prompt, [""] * count)
+    negatives_2 = _one_for_each("negative_prompt_2", request.negative_prompt_2, negatives)
+    return Texts(prompts=prompts, negatives=negatives, prompts_2=prompts_2, negatives_2=negatives_2)
+
+
+def _one_for_each(name: str, value: str | Sequence[str] | None, default: Sequence[str]) -> Sequence[str]:
+    """Return a text for each prompt. As in diffusers, an empty one stands for the default."""
+    if not value and value != []:
+        return default
+    texts = _texts(name, value)
+    if len(texts) not in (1, len(default)):
         raise InputError(
-            f"pass one negative_prompt, or one for each of {len(prompts)} prompts; got {len(texts)}.",
-            argument="negative_prompt",
+            f"pass one {name}, or one for each of {len(default)} prompts; got {len(texts)}.",
+            argument=name,
             got=len(texts),
         )
-    return prompts, texts * len(prompts) if len(texts) == 1 else texts
+    texts = texts * len(default) if len(texts) == 1 else texts
+    return [text or other for text, other in zip(texts, default, strict=True)]
 
 
 def _texts(name: str, value: str | Sequence[str] | None) -> list[str]:
@@ -56,43 +106,39 @@ def _texts(name: str, value: str | Sequence[str] | None) -> list[str]:
 
 
 def tokenize(
-    plan: Plan,
-    tokenizers: Tokenizers,
-    prompts: Sequence[str],
-    negatives: Sequence[str | None],
-    *,
-    guided: bool,
-    notes: list[str],
+    plan: Plan, tokenizers: Tokenizers, texts: Texts, precomputed: PrecomputedStates, *, guided: bool, notes: list[str]
 ) -> TokensByEncoder:
     """Tokenize the prompts for every text encoder, under guidance the negative prompts first.
 
     A missing negative prompt gets the tokens of the empty one. All encoders get the same number of chunks, so that
-    their states can be joined. Append what the report says about the prompts to `notes`.  # ids [N, chunks, T]
+    their states can be joined, also with the states that the caller gives. Append what the report says about the
+    prompts to `notes`.  # ids [N, chunks, T]
 
     Raises:
         InputError: a text has an invalid weight, or is too long.
     """
     if not plan.prompting.states:
         return {}
-    for text in dict.fromkeys(filter(None, negatives)):
+    negatives = dict.fromkeys(filter(None, [*texts.negatives, *texts.negatives_2]))
+    for text in negatives:
         try:
             parse_weighted_prompt(text)  # text without effect is checked as well
         except InputError as error:
             error.argument = "negative_prompt"
             raise
-    texts = [*((text or "" for text in negatives) if guided else ()), *prompts]
-    unique = list(dict.fromkeys(texts))
-    rows = {text: i for i, text in enumerate(unique)}
     states = next(b for b in plan.components["unet"].inputs if b.name == "encoder_hidden_states")
     limit = 1 if isinstance(states.dims[1], int) else MAX_CHUNKS  # a network may accept one chunk only
-    tokens = {
-        name: tokenizer(unique, limit).of([rows[text] for text in texts]) for name, tokenizer in tokenizers.items()
-    }
-    chunks = max(t.ids.shape[1] for t in tokens.values())
+    fixed = precomputed.chunks(next(iter(tokenizers.values())).length, texts.negatives, guided=guided)
+    tokens = {}
+    for name, tokenizer in tokenizers.items():
+        rows = texts.of_encoder(name, guided=guided)
+        unique = {text: i for i, text in enumerate(dict.fromkeys(rows))}
+        tokens[name] = tokenizer(list(unique), fixed or limit).of([unique[text] for text in rows])
+    chunks = fixed or max(t.ids.shape[1] for t in tokens.values())
     tokens = {name: t.with_chunks(chunks, tokenizers[name].empty) for name, t in tokens.items()}
-    notes += syntax_notes([*prompts, *filter(None, negatives)])
+    notes += syntax_notes(list(dict.fromkeys([*texts.prompts, *texts.prompts_2, *negatives])))
     notes += _left_out(tokens)
-    if not guided and any(negatives):
+    if not guided and negatives:
         notes.append("the negative prompt has no effect: it needs guidance_scale > 1")
     return tokens
 

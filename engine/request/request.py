@@ -10,15 +10,16 @@ from dataclasses import dataclass, fields
 from typing import Any, Literal
 
 from ..errors.validation import check_names
-from .argument import argument
-from .hires_arguments import HiresArguments
-from .image_arguments import ImageArguments, OneOrMore
-from .sampling_arguments import CallsFrom, SamplingArguments
-from .text_arguments import TextArguments
+from .arguments.argument import argument
+from .arguments.hires import HiresArguments
+from .arguments.image import ImageArguments, OneOrMore
+from .arguments.sampling import CallsFrom, SamplingArguments
+from .arguments.text import TextArguments
+from .diffusers_names import OF_CALLS, with_our_names
 
 __all__ = ["CallsFrom", "OneOrMore", "OutputType", "Request", "parse_request"]
 
-OutputType = Literal["pil", "np", "latent"]
+OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +55,7 @@ class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
     )
     output_type: OutputType = argument(
         '"pil" for PIL images, "np" for float32 [N, H, W, 3] in [0, 1], "latent" for float32 [N, C, h, w].',
+        '"pt" is a tensor of torch, float32 [N, 3, H, W] in [0, 1].',
         default="pil",
     )
     progress: bool = argument(
@@ -63,11 +65,8 @@ class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
     )
 
 
-_DIFFUSERS_NAMES = {"num_inference_steps": "steps", "num_images_per_prompt": "num_images", "generator": "seed"}
-_HINTS = {theirs: f"The nearest: {ours}." for theirs, ours in _DIFFUSERS_NAMES.items()}
-
-
 def parse_request(prompt: Any, arguments: Mapping[str, Any]) -> Request:
-    """Return the request of a call's arguments. Raises `InputError` with the nearest name for an unknown argument."""
-    check_names(arguments, [field.name for field in fields(Request)], _HINTS)
-    return Request(prompt=prompt, **arguments)
+    """Return the request of a call's arguments, by our names or diffusers'. Raises `InputError` for an unknown one."""
+    named = with_our_names(arguments)
+    check_names(named, [field.name for field in fields(Request)], OF_CALLS)
+    return Request(prompt=prompt, **named)

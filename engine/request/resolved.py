@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import secrets
-from collections.abc import Mapping, Sequence
+import importlib.util
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, TypedDict, get_args
 
@@ -13,20 +13,31 @@ from numpy.typing import NDArray
 from ..errors import InputError
 from ..errors.validation import check_bool, check_float, check_int
 from ..images.arrays import batch
+from ..images.mask_crop import MaskCrop
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan, skipping
 from ..plan.profile import Profile
-from ..sampling.noise import MAX_SEED
 from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
+from .callback import check_callback
+from .conditioning import PrecomputedStates, SizeConditioning, check_counts, precomputed_states, sizes_of
 from .controls import ControlInput, control_inputs, load_control_images
 from .hires import Hires, hires_of
-from .images import batch_of_masks, check_image_arguments, image_notes, latents_from, load_images, schedule_range_for
+from .images import (
+    check_image_arguments,
+    crop_padding,
+    cropped,
+    image_notes,
+    latents_from,
+    load_images,
+    schedule_range_for,
+    stacked_masks,
+)
+from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, latents_argument, seeds_of, steps_of
 from .prompts import Tokenizers, TokensByEncoder, texts_of, tokenize
 from .request import CallsFrom, OutputType, Request, parse_request
 
 Floats = NDArray[np.float32]
-MAX_STEPS = 1000
 MAX_IMAGES = 1000  # of a call
 
 
@@ -37,7 +48,13 @@ class ResolvedRequest:
     prompts: tuple[str, ...]
     negative_prompts: tuple[str | None, ...]  # None: zeros in place of text
     tokens: TokensByEncoder  # [N, ...]: 2B rows if guided, the negative prompts first; else B
+    precomputed: PrecomputedStates  # of B images, in place of tokens
+    prompts_2: tuple[str, ...]
+    negative_prompts_2: tuple[str | None, ...]
+    sizes: SizeConditioning | None  # of SDXL
     seeds: tuple[int, ...]
+    generators: tuple[Any, ...]  # of torch, in place of the seeds: none, one for the batch, or one for each image
+    noise: Floats | None  # [B, C, h, w], if the request passes the initial noise
     steps: int
     calls: int | None
     calls_from: CallsFrom
@@ -52,21 +69,32 @@ class ResolvedRequest:
     height: int
     scheduler: SchedulerLike
     output_type: OutputType
-    image: Floats | None  # [B, 3, H, W] in [0, 1]
+    image: Floats | None  # [1 or one for each prompt, 3, H, W] in [0, 1]
     image_latents: Floats | None  # [B, C, h, w], if the request passes latents as the image
-    inpaint_mask: NDArray[np.bool_] | None  # [B, 1, H, W]
+    inpaint_mask: NDArray[np.bool_] | None  # [1 or one for each prompt, 1, H, W]
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
     hires: Hires | None  # the second pass
     progress: bool
+    padding_mask_crop: int | None
+    mask_crop: MaskCrop | None  # the area around the mask, if only this is generated
+    unstored: tuple[str, ...]  # arguments without which a PNG's settings do not give its image again
+    lora_scale: float
+    callback: Callable[..., Any] | None
+    callback_tensors: tuple[str, ...]
     notes: tuple[str, ...]  # for the report: changes of the input images, text without effect
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the values of the arguments that generate image i again, by their names in `Request`."""
         values = {**vars(self), "prompt": self.prompts[i], "negative_prompt": self.negative_prompts[i]}
+        seconds = {"prompt_2": self.prompts_2[i], "negative_prompt_2": self.negative_prompts_2[i]}
+        values |= {name: text for name, text in seconds.items() if text != values[name.removesuffix("_2")]}
+        values |= {} if self.sizes is None else vars(self.sizes)
         values |= {"seed": self.seeds[i], "denoising_start": self.schedule_range.begin}
         values["denoising_end"] = self.schedule_range.end
+        values |= {"timesteps": self.schedule_range.timesteps, "sigmas": self.schedule_range.sigmas}
+        values["eta"] = self.schedule_range.eta
         if self.controls:
             values["controlnet_conditioning_scale"] = [each.scale for each in self.controls]
             values["control_guidance_start"] = [each.start for each in self.controls]
@@ -85,13 +113,14 @@ class ResolvedRequest:
             width=hires.width,
             height=hires.height,
             steps=hires.schedule_steps,
-            schedule_range=hires.schedule_range,
+            schedule_range=replace(hires.schedule_range, eta=self.schedule_range.eta),
             strength=hires.strength,
             controls=hires.controls,
             calls=None,
             min_psnr=None,
             image=None,
             image_latents=None,
+            noise=None,
             hires=None,
         )
 
@@ -109,24 +138,35 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         InputError: an argument is unknown or wrong.
     """
     request = parse_request(prompt, arguments)
-    _check_choice("output_type", request.output_type, get_args(OutputType))
+    _check_output_type(request.output_type)
     notes: list[str] = []
-    prompts, negatives = texts_of(request, plan)
+    precomputed, sizes = precomputed_states(request, plan), sizes_of(request, plan)
+    texts = texts_of(request, plan, precomputed)
+    check_counts(precomputed, len(texts.prompts))
     each = check_int("num_images", request.num_images, 1, MAX_IMAGES)
-    steps, count = check_int("steps", request.steps, 1, MAX_STEPS), each * len(prompts)
+    (steps, custom), count = steps_of(request), each * len(texts.prompts)
     if count > MAX_IMAGES:
-        message = f"a call generates at most {MAX_IMAGES} images, got {count} ({len(prompts)} prompts x {each})."
+        message = f"a call generates at most {MAX_IMAGES} images, got {count} ({len(texts.prompts)} prompts x {each})."
         raise InputError(message, argument="num_images", got=count, expected=f"at most {MAX_IMAGES}")
-    images = _image_fields(request, plan, steps, prompts=len(prompts), count=count, notes=notes)
-    prompts = [text for text in prompts for _ in range(each)]
-    negatives = [text for text in negatives for _ in range(each)]
+    generators = generators_of(request, count)
+    seeds = seeds_of(request, generators, count)
+    images = _image_fields(request, plan, steps, prompts=len(texts.prompts), count=count, notes=notes)
+    unstored = {"generator": generators and not is_seed_only(generators, count), "latents": images["noise"] is not None}
+    texts, precomputed = texts.repeated(each), precomputed.repeated(each, count)
+    unstored["prompt_embeds"] = bool(precomputed)
+    _check_hires(request)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
     guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
     return ResolvedRequest(
-        prompts=tuple(prompts),
-        negative_prompts=tuple(negatives),
-        tokens=tokenize(plan, tokenizers, prompts, negatives, guided=guided, notes=notes),
-        seeds=_seeds(request.seed, count),
+        prompts=tuple(texts.prompts),
+        negative_prompts=tuple(texts.negatives),
+        prompts_2=tuple(texts.prompts_2),
+        negative_prompts_2=tuple(texts.negatives_2),
+        tokens=tokenize(plan, tokenizers, texts, precomputed, guided=guided, notes=notes),
+        precomputed=precomputed,
+        sizes=sizes,
+        seeds=seeds,
+        generators=generators,
         steps=steps,
         **_fewer_calls(request, steps),
         guidance_scale=scale,
@@ -136,8 +176,13 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
         clip_skip=_clip_skip(request.clip_skip, plan),
         scheduler=request.scheduler,
+        padding_mask_crop=request.padding_mask_crop,
+        lora_scale=check_float("lora_scale", request.lora_scale, 10),
+        callback=request.callback_on_step_end,
+        callback_tensors=_callback_tensors(request, plan),
         output_type=request.output_type,
-        **images,
+        **images | {"schedule_range": replace(images["schedule_range"], **custom)},
+        unstored=tuple(name for name, is_unstored in unstored.items() if is_unstored),
         progress=check_bool("progress", request.progress),
         notes=tuple(notes),
     )
@@ -148,6 +193,7 @@ class _ImageFields(TypedDict):
 
     width: int
     height: int
+    noise: Floats | None
     image: Floats | None
     image_latents: Floats | None
     inpaint_mask: NDArray[np.bool_] | None
@@ -155,13 +201,15 @@ class _ImageFields(TypedDict):
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]
     hires: Hires | None
+    mask_crop: MaskCrop | None
 
 
 def _image_fields(
     request: Request, plan: Plan, steps: int, *, prompts: int, count: int, notes: list[str]
 ) -> _ImageFields:
     """Load the images, masks and control images, and bring them to one size. Append to `notes` what that changed."""
-    latents = latents_from(request.image, int(plan.latents.dims[1]), prompts, count)
+    channels, factor = int(plan.latents.dims[1]), plan.profile.factor
+    latents, noise = latents_from(request.image, channels, prompts, count), latents_argument(request, channels, count)
     images = load_images("image", None if latents is not None else request.image, prompts)
     masks = load_images("mask_image", request.mask_image, prompts)
     has_image = bool(images) or latents is not None
@@ -170,27 +218,35 @@ def _image_fields(
     nets = len(controlnets_of(plan.components))
     control_images = load_control_images(request.control_image, nets, prompts)
     flat_controls = [image for net in control_images for image in net]
-    sizes = [image.shape[:2] for image in (*images, *flat_controls)]
+    padding = crop_padding(request, len(images), len(masks))
+    sizes = [image.shape[:2] for image in (*images, *flat_controls)] if padding is None else []
     if latents is not None:
-        sizes = [(latents.shape[2] * plan.profile.factor, latents.shape[3] * plan.profile.factor)]
-    height, width = _size(request, sizes[0] if sizes else None, plan.profile)
+        sizes = [(latents.shape[2] * factor, latents.shape[3] * factor)]
+    in_pixels = None if noise is None else (noise.shape[2] * factor, noise.shape[3] * factor)
+    height, width = _size(request, sizes[0] if sizes else in_pixels, plan.profile)
     for size in set(plan.profile.batches(count)):
         plan.profile.check(batch=size, height=height, width=width)
     if latents is not None and sizes[0] != (height, width):
         raise InputError(
             f"image= contains latents of {sizes[0]} pixels (height, width); expected {height, width}.", argument="image"
         )
+    if in_pixels not in (None, (height, width)):
+        message = f"latents= is noise for {in_pixels} pixels (height, width); expected {height, width}."
+        raise InputError(message, argument="latents", got=in_pixels)
+    crop = None if padding is None else cropped(images, masks, padding, height, width)
     schedule_range, strength = schedule_range_for(request, steps=steps, distilled=_is_distilled(plan), **task)
-    inpaint_mask = batch_of_masks(masks, count, height, width)
+    inpaint_mask = stacked_masks(masks, height, width)
     notes += image_notes(images, masks, flat_controls, inpaint_mask, (height, width))
     return _ImageFields(
         width=width,
         height=height,
-        image=batch(images, count, height, width) if images else None,
+        noise=None if noise is None else noise.repeat(count // len(noise), axis=0),
+        image=batch(images, len(images), height, width) if images else None,
         image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
         inpaint_mask=inpaint_mask,
         strength=strength,
         schedule_range=schedule_range,
+        mask_crop=crop,
         controls=control_inputs(request, nets, control_images, count=count, height=height, width=width),
         hires=hires_of(request, plan, count=count, height=height, width=width, controls=control_images),
     )
@@ -263,21 +319,28 @@ def _clip_skip(value: Any, plan: Plan) -> int | None:
     return check_int("clip_skip", value, 0, limit) or None
 
 
+def _check_hires(request: Request) -> None:
+    for name in ("callback_on_step_end", "padding_mask_crop"):
+        if request.hires is not None and getattr(request, name) is not None:
+            message = f"{name} cannot be combined with hires. Make the second pass with a second call."
+            raise InputError(message, argument=name)
+
+
+def _callback_tensors(request: Request, plan: Plan) -> tuple[str, ...]:
+    if request.callback_on_step_end is None:
+        return ()
+    inputs = [b.name for b in plan.components["unet"].inputs]
+    return check_callback(request.callback_on_step_end, request.callback_on_step_end_tensor_inputs, inputs)
+
+
+def _check_output_type(value: Any) -> None:
+    _check_choice("output_type", value, get_args(OutputType))
+    if value == "pt" and importlib.util.find_spec("torch") is None:
+        message = "output_type is pt, and torch is not installed. Use output_type='np', or pip install torch."
+        raise InputError(message, argument="output_type", got=value)
+
+
 def _check_choice(name: str, value: Any, choices: tuple[str, ...]) -> None:
     if value not in choices:
         message = f"{name} must be one of {', '.join(choices)}; got {value!r}."
         raise InputError(message, argument=name, got=value)
-
-
-def _seeds(seed: Any, count: int) -> tuple[int, ...]:
-    seed = seed.tolist() if hasattr(seed, "tolist") else seed  # an array, or a number of numpy or torch
-    if seed is None:
-        return tuple(secrets.randbelow(2**32) for _ in range(count))
-    if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
-        if len(seed) != count:
-            raise InputError(
-                f"pass one seed, or one for each of {count} images; got {len(seed)}.", argument="seed", got=len(seed)
-            )
-        return tuple(check_int("seed", each, 0, MAX_SEED) for each in seed)
-    first = check_int("seed", seed, 0, MAX_SEED)
-    return tuple((first + i) % (MAX_SEED + 1) for i in range(count))

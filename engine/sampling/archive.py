@@ -103,7 +103,7 @@ def read_index(folder: Path) -> tuple[StoredScheduler, ...]:
 
 def _suffix(steps: int, schedule_range: ScheduleRange) -> str | None:
     """Return the suffix of the arrays' names, or None if plans do not store this range."""
-    if schedule_range.begin is not None or schedule_range.end is not None:
+    if schedule_range.begin is not None or schedule_range.end is not None or schedule_range.is_custom:
         return None
     if schedule_range.origin == "image":
         return f".{steps}.{schedule_range.skipped}"

@@ -65,6 +65,8 @@ def sampler_for(
         part = " from an image" if schedule_range.takes_latents else ""
         if schedule_range.begin is not None or schedule_range.end is not None:
             part = " with denoising_start or denoising_end"
+        if schedule_range.is_custom:
+            part = " with timesteps, sigmas or eta"
         stored_names = "" if folder is None else "; ".join(map(str, read_index(folder)))
         raise SamplerError(
             f"Cannot compile {spec.name} in {steps} steps{part}: {' and '.join(missing)} not installed. This plan "
@@ -87,6 +89,14 @@ class SamplerCache:
         """Take the model's `scheduler_config.json`, and the plan's `samplers` folder."""
         self._base_config, self._folder = base_config, folder
         self._samplers: LruCache[BuiltSampler] = LruCache(_MAX_SCHEDULES)
+
+    def running_itself(
+        self, scheduler: SchedulerLike, steps: int, schedule_range: ScheduleRange, reason: str
+    ) -> BuiltSampler:
+        """Return a sampler that runs the scheduler's own code, for a `reason`. Raises `SamplerError`."""
+        base = self._base_config
+        sampler = compile_sampler(scheduler, steps, base_config=base, schedule_range=schedule_range, own_code=reason)
+        return BuiltSampler(spec_from(scheduler, base), sampler)
 
     def __call__(self, scheduler: SchedulerLike, steps: int, schedule_range: ScheduleRange) -> BuiltSampler:
         """Return a scheduler's compiled sampler, as `sampler_for` does. Raises `SamplerError`."""

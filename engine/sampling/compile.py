@@ -28,8 +28,17 @@ import numpy as np
 from ..errors import SamplerError
 from ..system import forks
 from .matrix import SamplerMatrix
+from .preview import preview_coefficients
 from .schedule_range import FULL_SCHEDULE, ScheduleRange
-from .scheduler_loop import SchedulerSampler, TimestepSlice, prepare_latents, scheduler_step, served_draws, with_noise
+from .scheduler_loop import (
+    SchedulerSampler,
+    TimestepSlice,
+    prepare_latents,
+    scheduler_step,
+    served_draws,
+    step_options,
+    with_noise,
+)
 from .schedulers import SchedulerLike, SchedulerSpec, spec_from
 
 if TYPE_CHECKING:
@@ -41,7 +50,6 @@ _WIDTH = 256  # the number of random test values
 _PROBE_SCALE = 10.0  # the test values are this much larger than latents, so that clipping always shows
 _MAX_DRAWS = 2  # noise draws in one call; no scheduler of diffusers makes more
 _TOLERANCE = 1e-6  # relative to the sum of the terms' magnitudes: the precision of float32
-_MIN_ALPHA = 2.0**-24  # diffusers' own replacement for zero, at a zero terminal signal-to-noise ratio
 _COMPILING = forks.Lock(threading.RLock)
 
 
@@ -51,6 +59,7 @@ def compile_sampler(
     *,
     base_config: Mapping[str, Any] | None = None,
     schedule_range: ScheduleRange = FULL_SCHEDULE,
+    own_code: str = "",
 ) -> SamplerMatrix | SchedulerSampler:
     """Compile a scheduler for a number of steps.
 
@@ -59,6 +68,7 @@ def compile_sampler(
         steps: The number of steps. Some schedulers call the network more often.
         base_config: The model's `scheduler_config.json`; see `spec_from`.
         schedule_range: The part of the schedule to run, and its starting point.
+        own_code: Why the scheduler must run itself, if it must.
 
     Returns:
         The matrix; or, for a scheduler that is not linear, the scheduler ready to run itself, with the reason.
@@ -70,7 +80,7 @@ def compile_sampler(
         spec = spec_from(scheduler, base_config)
         resolved = resolve_scheduler(scheduler, base_config)
         try:
-            return _compiled(spec, resolved, steps, _slice(spec, resolved, steps, schedule_range))
+            return _compiled(spec, resolved, steps, _slice(spec, resolved, steps, schedule_range), own_code)
         except SamplerError:
             raise
         except Exception as error:
@@ -117,8 +127,7 @@ def _slice(spec: SchedulerSpec, scheduler: Any, steps: int, schedule_range: Sche
     if not isinstance(steps, int) or isinstance(steps, bool) or not 1 <= steps <= trained:
         message = f"Invalid steps: got {steps!r}; expected an integer from 1 to {trained}."
         raise SamplerError(message, scheduler=spec.name, steps=steps)
-    within = schedule_range.strength is not None and "strength" in inspect.signature(scheduler.set_timesteps).parameters
-    scheduler.set_timesteps(steps, **({"strength": schedule_range.strength} if within else {}))
+    within = _set_timesteps(spec, scheduler, steps, schedule_range)
     times = scheduler.timesteps
     if len(times) == 0:
         raise _cannot(spec, steps, "it has no timesteps")
@@ -136,15 +145,30 @@ def _slice(spec: SchedulerSpec, scheduler: Any, steps: int, schedule_range: Sche
     return TimestepSlice(schedule_range=schedule_range, first=first, calls=last - first)
 
 
+def _set_timesteps(spec: SchedulerSpec, scheduler: Any, steps: int, schedule_range: ScheduleRange) -> bool:
+    """Set the scheduler's timesteps, or the caller's own. Return whether all of them lie within the strength."""
+    custom = {"timesteps": schedule_range.timesteps, "sigmas": schedule_range.sigmas}
+    passed: dict[str, Any] = {name: list(values) for name, values in custom.items() if values is not None}
+    takes = inspect.signature(scheduler.set_timesteps).parameters
+    for name in passed:
+        if name not in takes:
+            message = f"{spec.name} takes no {name}, and euler takes timesteps and sigmas. Pass scheduler='euler'."
+            raise SamplerError(message, scheduler=spec.name, steps=steps)
+    within = schedule_range.strength is not None and "strength" in takes
+    more = {"strength": schedule_range.strength} if within else {}
+    scheduler.set_timesteps(**(passed or {"num_inference_steps": steps}), **more)
+    return within
+
+
 def _compiled(
-    spec: SchedulerSpec, scheduler: Any, steps: int, timestep_slice: TimestepSlice
+    spec: SchedulerSpec, scheduler: Any, steps: int, timestep_slice: TimestepSlice, own_code: str
 ) -> SamplerMatrix | SchedulerSampler:
     timesteps = scheduler.timesteps.numpy().astype(np.float64)[timestep_slice.first :][: timestep_slice.calls]
     preview = preview_coefficients(scheduler, timesteps)
     probe = _probe_run(scheduler, timestep_slice)
     if not np.isfinite(probe.probe_rows).all():
         raise _cannot(spec, steps, "its numbers are not finite")
-    if _is_linear(probe):
+    if _is_linear(probe) and not own_code:
         return SamplerMatrix(
             name=spec.name,
             timesteps=timesteps,
@@ -155,7 +179,7 @@ def _compiled(
         )
     return SchedulerSampler(
         name=spec.name,
-        reason=_reason(spec, scheduler),
+        reason=own_code or _reason(spec, scheduler),
         timesteps=timesteps,
         preview=preview,
         scheduler=scheduler,
@@ -180,6 +204,7 @@ def _probe_run(scheduler: Any, timestep_slice: TimestepSlice) -> _ProbeRun:
     import torch
 
     scheduler, kind, calls = copy.deepcopy(scheduler), _exact_tensor(), timestep_slice.calls
+    options = step_options(scheduler, timestep_slice)
     last = 1 + calls + _MAX_DRAWS * calls  # the column of the clean latents
     draws = itertools.count(1 + calls)
 
@@ -203,7 +228,7 @@ def _probe_run(scheduler: Any, timestep_slice: TimestepSlice) -> _ProbeRun:
                 preserved = with_noise(scheduler, timestep_slice, i, noise, clean)
             masked.append(scheduler.scale_model_input(preserved, timestep).flatten())
             mixed.append(scheduler.scale_model_input(latents, timestep).flatten())
-            latents = scheduler_step(scheduler, timestep_slice.first + i, column(1 + i), latents)
+            latents = scheduler_step(scheduler, timestep_slice.first + i, column(1 + i), latents, **options)
     mixed.append(latents.flatten())
     masked.append(clean.flatten())
     columns = min(next(draws), last)
@@ -280,54 +305,3 @@ def _quiet() -> Iterator[None]:
     with _COMPILING, warnings.catch_warnings(), np.errstate(all="ignore"):
         warnings.simplefilter("ignore")
         yield
-
-
-def preview_coefficients(scheduler: Any, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the pairs (a, b) such that `a * input + b * output` estimates the clean latents. float64 [calls, 2].
-
-    They depend only on the network's prediction type and on the noise level, so they hold for every scheduler. An input
-    is `sqrt(A) * clean + sqrt(1 - A) * noise`, where A is alpha-bar (Ho et al., "Denoising Diffusion Probabilistic
-    Models", eq. 4; v: Salimans & Ho, "Progressive Distillation", appendix D). Sigma schedulers scale their inputs to
-    that form, with A = 1 / (1 + sigma^2). As in those, log sigma is interpolated between timesteps.
-
-    Args:
-        scheduler: A diffusers scheduler.
-        timesteps: The network's timestep at each call. [calls].
-
-    Raises:
-        SamplerError: The scheduler is not for the networks of SD 1, SD 2 or SDXL.
-    """
-    kind = scheduler.config.get("prediction_type", "epsilon")
-    if hasattr(scheduler, "precondition_outputs"):
-        return _edm(scheduler, timesteps)
-    if not hasattr(scheduler, "alphas_cumprod") or kind not in ("epsilon", "v_prediction", "sample", "original_sample"):
-        name = type(scheduler).__name__
-        raise SamplerError(f"{name} ({kind}) is not for the networks of SD 1, SD 2 or SDXL.", scheduler=name)
-    if scheduler.config.get("timestep_type") == "continuous" and kind == "v_prediction":
-        alpha = 1 / (1 + np.exp(8 * timesteps))  # the timestep is log(sigma) / 4
-    else:
-        alpha = _alpha_bar(scheduler.alphas_cumprod.numpy().astype(np.float64), timesteps)
-    signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
-    if kind == "epsilon":
-        return np.stack([1 / signal, -noise / signal], axis=1)
-    if kind == "v_prediction":
-        return np.stack([signal, -noise], axis=1)
-    return np.stack([np.zeros_like(alpha), np.ones_like(alpha)], axis=1)
-
-
-def _alpha_bar(trained: NDArray[np.float64], timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
-    trained = np.clip(trained, _MIN_ALPHA, 1 - _MIN_ALPHA)
-    log_sigmas = np.log((1 - trained) / trained) / 2
-    log_sigma = np.interp(timesteps, np.arange(trained.size), log_sigmas)
-    return np.asarray(1 / (1 + np.exp(2 * log_sigma)), dtype=np.float64)
-
-
-def _edm(scheduler: Any, timesteps: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Karras et al., "Elucidating the Design Space of Diffusion-Based Generative Models", table 1."""
-    pairs = []
-    for timestep in timesteps:
-        sigma = float(np.exp(4 * timestep))  # the timestep is log(sigma) / 4
-        unscaled = float(np.hypot(sigma, scheduler.config["sigma_data"]))
-        clean = scheduler.precondition_outputs
-        pairs.append((float(clean(unscaled, 0.0, sigma)), float(clean(0.0, 1.0, sigma))))
-    return np.array(pairs, dtype=np.float64)

@@ -166,7 +166,7 @@ def guidance_basis(scale: float, bounds: tuple[float, float], count: int) -> Dou
 def part_of(schedule_range: ScheduleRange) -> str | None:
     """Return the name of a range's starting point, or None for a range that no fit covers."""
     hands_over = schedule_range.begin is not None or schedule_range.end is not None
-    if hands_over or schedule_range.origin == "latents":
+    if hands_over or schedule_range.is_custom or schedule_range.origin == "latents":
         return None
     return "noise" if schedule_range.origin == "noise" else f"image.{schedule_range.skipped}"
 

@@ -70,6 +70,16 @@ class SamplerRun(ABC):
         self._check_order(self._pushed == self._calls, "latents()")
         return self._latents()
 
+    @property
+    def calls(self) -> int:
+        """The number of calls of the network."""
+        return self._calls
+
+    @property
+    def ended(self) -> bool:
+        """Whether the last call was pushed."""
+        return self._pushed == self._calls
+
     def preview(self, i: int) -> Latents:
         """Return the clean latents as estimated at call i, the last one pushed. float32 [B, C, H, W]."""
         self._check_order(0 <= i == self._pushed - 1, f"preview({i})")
@@ -233,7 +243,17 @@ class MatrixRun(SamplerRun):
         self._history[1 + i] = output.ravel()
 
     def _latents(self) -> Latents:
+        self._draw_until(
+            self._matrix.draws
+        )  # also those of weight 0, so that a caller's generator is where it should be
         return self._input(-1)
+
+    def _draw_until(self, draws: int) -> None:
+        while self._drawn < draws:
+            drawn = self._draw()
+            check_shape("noise draw", drawn.shape, self._shape)
+            self._history[1 + self._matrix.calls + self._drawn] = drawn.ravel()
+            self._drawn += 1
 
     def _preview(self, i: int) -> Latents:
         input_weight, output_weight = self._matrix.preview[i]
@@ -259,11 +279,7 @@ class MatrixRun(SamplerRun):
         total = np.zeros(self._history.shape[1], dtype=np.float64)
         if columns.size:
             first, last = int(columns[0]), int(columns[-1])
-            while self._drawn < last - self._matrix.calls:
-                drawn = self._draw()
-                check_shape("noise draw", drawn.shape, self._shape)
-                self._history[1 + self._matrix.calls + self._drawn] = drawn.ravel()
-                self._drawn += 1
+            self._draw_until(last - self._matrix.calls)
             used = slice(first, last + 1) if columns.size == last + 1 - first else columns  # a slice avoids a copy
             # einsum adds in the same order for every number: an image does not depend on the rest of its batch.
             np.einsum("j,jn->n", row[used], self._history[used], out=total, dtype=np.float64)

@@ -7,7 +7,9 @@ uses 24 bits of each as a uniform number, and turns blocks of sixteen into norma
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
@@ -32,6 +34,56 @@ class BatchNoise:
     def __call__(self) -> Floats:
         """Return the next draw, as `torch.randn(shape, generator=...)` for each image.  # [B, C, H, W]"""
         return np.stack([_normal(twister, self._count).reshape(self._shape) for twister in self._twisters])
+
+    def for_inputs(self, count: int, *, each: bool) -> Floats:
+        """Return the noise for encoding `count` input images: that of each generated image.  # [B, C, H, W]"""
+        del count, each
+        return self()
+
+
+class GeneratorNoise:
+    """Noise from generators of torch, drawn as diffusers' `randn_tensor` draws it.
+
+    The generators are the caller's and advance. A copy of this object shares them, and what they drew so far: the graph
+    pipeline draws ahead, and the loop that runs in its place gets the same numbers.
+    """
+
+    def __init__(self, generators: Sequence[Any], batch: int, shape: tuple[int, ...]) -> None:
+        """`generators` are one for a batch of `batch` images, or one for each; `shape` is that of one image."""
+        self._generators, self._batch, self._shape = generators, batch, shape
+        self._drawn: list[Floats] = []
+        self._next = 0
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> GeneratorNoise:
+        return copy.copy(self)
+
+    def __call__(self) -> Floats:
+        """Return the next draw.  # [B, C, H, W]"""
+        return self._draw(self._batch)
+
+    def for_inputs(self, count: int, *, each: bool) -> Floats:
+        """Return the noise for encoding `count` input images.
+
+        Diffusers' image-to-image gives each image of the batch its own (`each`), if it has generators for them. Else
+        there is one for each input image.  # [count or B, C, H, W]
+        """
+        return self._draw(self._batch if each and len(self._generators) > 1 else count)
+
+    def _draw(self, count: int) -> Floats:
+        import torch
+
+        if self._next == len(self._drawn):
+            shapes = [(1, *self._shape)] * count
+            if len(self._generators) == 1:
+                shapes = [(count, *self._shape)]
+            pairs = zip(shapes, self._generators, strict=False)  # fewer input images than generators use the first
+            parts = [torch.randn(shape, generator=each, device=each.device).cpu().numpy() for shape, each in pairs]
+            self._drawn.append(np.concatenate(parts))
+        self._next += 1
+        return self._drawn[self._next - 1]
+
+
+Noise: TypeAlias = BatchNoise | GeneratorNoise
 
 
 def _twister(seed: int) -> np.random.RandomState:

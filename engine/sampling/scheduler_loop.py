@@ -97,6 +97,23 @@ class SchedulerRun(SamplerRun):
             image.step(i, image_output[np.newaxis], self._draw_at)
         self._next_input = None
 
+    def current(self) -> Latents:
+        """Return the latents after the last call pushed, as the scheduler has them. float32 [B, C, H, W]."""
+        return self._latents()
+
+    def replace(self, latents: Latents) -> None:
+        """Replace these latents, before the next call. [B, C, H, W]."""
+        import torch
+
+        check_shape("latents", latents.shape, self._shape)
+        for image, each in zip(self._images, latents, strict=True):
+            image.latents = torch.from_numpy(each[np.newaxis].copy())
+        self._next_input = None
+
+    def interrupt(self) -> None:
+        """End the run after the last call pushed: its latents are the result."""
+        self._calls = self._pushed
+
     def _latents(self) -> Latents:
         return np.concatenate([image.latents.numpy().astype(np.float32) for image in self._images])
 
@@ -132,6 +149,7 @@ class _ImageRun:
             self._scheduler.noise_sampler_seed = seed
         self._options: dict[str, Any] = {}
         generator = torch.Generator().manual_seed(seed)
+        self._options |= step_options(self._scheduler, self._timestep_slice)
         if "generator" in inspect.signature(self._scheduler.step).parameters:
             self._options["generator"] = generator
         self._random = generator.get_state()
@@ -175,6 +193,12 @@ def prepare_latents(scheduler: Any, timestep_slice: TimestepSlice, noise: Any, c
 def with_noise(scheduler: Any, timestep_slice: TimestepSlice, i: int, noise: Any, clean: Any) -> Any:
     """Return the clean latents with the noise of call i, the scheduler's next call."""
     return scheduler.add_noise(clean, noise, scheduler.timesteps[timestep_slice.first + i].reshape(1))
+
+
+def step_options(scheduler: Any, timestep_slice: TimestepSlice) -> dict[str, Any]:
+    """Return the arguments of a scheduler's `step`, as diffusers' pipelines pass them: `eta`, where it takes one."""
+    takes = inspect.signature(scheduler.step).parameters
+    return {"eta": timestep_slice.schedule_range.eta} if "eta" in takes else {}
 
 
 def scheduler_step(scheduler: Any, i: int, output: Any, latents: Any, **options: Any) -> Any:

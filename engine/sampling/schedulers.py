@@ -10,6 +10,7 @@ from __future__ import annotations
 import difflib
 import functools
 import hashlib
+import inspect
 import json
 import re
 import uuid
@@ -29,6 +30,7 @@ SchedulerLike: TypeAlias = Any
 """A name, a class of diffusers, a scheduler of diffusers, a `SchedulerSpec`, or None for the model's own."""
 
 FORMAT: Final = 1  # raise it when the same spec compiles to another matrix
+_FORMATS: Final = {"TCDScheduler": 2}  # of classes whose matrix alone has changed: without eta=, its eta is 0
 
 _SIGMAS: Final = ("karras", "exponential", "beta")
 _MULTISTEP: Final = {"algorithm_type": "dpmsolver++", "solver_order": 2}
@@ -61,6 +63,7 @@ _ALIASES: Final = {
     **{f"dpm2{more}": f"kdpm2{more}" for end in ("", *(f"-{s}" for s in _SIGMAS)) for more in (end, f"-a{end}")},
 }
 
+_WITH_ETA: Final = ("DDIMScheduler", "DDIMParallelScheduler", "TCDScheduler")
 # Latents have no bounds to clip to; the classes' default of True is for pixels.
 _LATENTS: Final = {"clip_sample": False}
 # The training configuration of SD 1, SD 2 and SDXL: the default without a model's own.
@@ -122,7 +125,7 @@ class SchedulerSpec:
 
         It identifies a plan's matrices, and does not depend on diffusers, which need not be installed.
         """
-        return self._digest({"format": FORMAT})
+        return self._digest({})
 
     def fingerprint(self, steps: int, schedule_range: ScheduleRange = FULL_SCHEDULE) -> str:
         """Return the key of the compiled matrix in the cache: a sha256 as 64 hexadecimal digits.
@@ -131,10 +134,10 @@ class SchedulerSpec:
         compiler, but not the name. It imports neither torch nor diffusers.
         """
         version = _diffusers_version()
-        return self._digest({"steps": steps, "format": FORMAT, "diffusers": version, **schedule_range.key()})
+        return self._digest({"steps": steps, "diffusers": version, **schedule_range.key()})
 
     def _digest(self, more: Mapping[str, Any]) -> str:
-        content = asdict(self) | dict(more)
+        content = asdict(self) | {"format": _FORMATS.get(self.class_name, FORMAT)} | dict(more)
         if self.by_hand:
             content["by_hand"] = str(uuid.uuid4())
         del content["name"]
@@ -150,6 +153,13 @@ def scheduler_names() -> tuple[str, ...]:
     """
     with_sigmas = [f"{name}-{sigmas}" for name, entry in _NAMES.items() if entry[2] for sigmas in _SIGMAS]
     return tuple(sorted([*_NAMES, *with_sigmas]))
+
+
+def takes_eta(scheduler: SchedulerLike, base_config: Mapping[str, Any]) -> bool:
+    """Return whether a scheduler's steps take `eta`. Raises `SamplerError` as `spec_from`."""
+    if hasattr(scheduler, "step"):  # an object, or a class
+        return "eta" in inspect.signature(scheduler.step).parameters
+    return spec_from(scheduler, base_config).class_name in _WITH_ETA
 
 
 def spec_from(scheduler: SchedulerLike = None, base_config: Mapping[str, Any] | None = None) -> SchedulerSpec:

@@ -13,7 +13,7 @@ from ..request.resolved import ResolvedRequest
 from ..text.tokenizer import Tokens
 from .generation import Generation
 
-_ONE_FOR_EACH = ("prompts", "negative_prompts", "seeds", "generators")  # of the tuples
+_ONE_FOR_EACH = ("prompts", "negative_prompts", "prompts_2", "negative_prompts_2", "seeds", "generators")
 
 
 def parts_of(call: Generation, profile: Profile) -> list[Generation]:

@@ -15,12 +15,11 @@ from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
 from ..sampling.guidance import guidance_embedding
 from ..sampling.matrix import Draw, SourceLatents
-from ..sampling.noise import BatchNoise
+from ..sampling.noise import BatchNoise, GeneratorNoise, Noise
 from ..system.trace import Stopwatch
 from .vae import Codec, VaeTiling
 
 Floats = NDArray[np.float32]
-AESTHETIC = (6.0, 2.5)  # scores out of ten of the prompt and the negative prompt, the defaults of diffusers
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -50,7 +49,8 @@ def prepare(plan: Plan, request: ResolvedRequest, codec: Codec, watch: Stopwatch
     tiling = codec.tiling(count, request.height, request.width)
     sizes = plan.profile.sizes(batch=count, height=request.height, width=request.width)
     _, channels, height, width = plan.latents.shape(sizes)
-    draw = BatchNoise(request.seeds, (channels, height, width))
+    shape = (channels, height, width)
+    draw = GeneratorNoise(request.generators, count, shape) if request.generators else BatchNoise(request.seeds, shape)
     with watch.stage("encode") if request.image is not None else nullcontext():
         noise, source, extra_channels = _latents(plan, request, codec, draw, tiling)
     return DenoiseInputs(
@@ -64,46 +64,48 @@ def prepare(plan: Plan, request: ResolvedRequest, codec: Codec, watch: Stopwatch
 
 
 def _latents(
-    plan: Plan, request: ResolvedRequest, codec: Codec, draw: Draw, tiling: VaeTiling
+    plan: Plan, request: ResolvedRequest, codec: Codec, draw: Noise, tiling: VaeTiling
 ) -> tuple[Floats, SourceLatents | None, Floats | None]:
     """Return the initial noise, the latents of the input images, and the extra channels of an inpainting U-Net."""
     takes_latents, latents = request.schedule_range.takes_latents, request.image_latents
     if request.image is not None and takes_latents:
-        latents = codec.encode(request.image, draw, tiling)
-    noise = draw()
+        latents = _encoded(request.image, codec, draw, tiling, request)
+    noise = draw() if request.noise is None else request.noise
     source = None if latents is None else SourceLatents(latents=latents)
     if request.inpaint_mask is None:
         return noise, source, None
     factor = plan.profile.factor
     inpaint_mask = request.inpaint_mask[:, :, ::factor, ::factor]  # nearest pixel of each latent, as in diffusers
+    inpaint_mask = inpaint_mask.repeat(len(noise) // len(inpaint_mask), axis=0)
     extra_channels = None
     if request.image is not None and (plan.inpaints or takes_latents):
         # The masked area is gray, the middle of the range. Other U-Nets do not use the result, but it takes a draw.
         masked = np.where(request.inpaint_mask, np.float32(0.5), request.image)
         if plan.inpaints:
-            channels = [inpaint_mask.astype(np.float32), codec.encode(masked, draw, tiling)]
+            channels = [inpaint_mask.astype(np.float32), _encoded(masked, codec, draw, tiling, request)]
             extra_channels = np.concatenate(channels, axis=1)
         elif codec.draws:
-            draw()
+            draw.for_inputs(len(masked), each=False)
     if source is not None and takes_latents and request.schedule_range.preserves_unmasked:
         source = replace(source, inpaint_mask=inpaint_mask)
     return noise, source if takes_latents else None, extra_channels
 
 
-def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, Floats]:
-    """Return the inputs of some families: SDXL's `time_ids`, and the guidance embedding of a distilled U-Net.
+def _encoded(images: Floats, codec: Codec, draw: Noise, tiling: VaeTiling, request: ResolvedRequest) -> Floats:
+    """Encode input images, and repeat their latents to the batch.  # [n, 3, H, W] -> [B, C, h, w]"""
+    each = request.inpaint_mask is None
+    latents = codec.encode(images, lambda: draw.for_inputs(len(images), each=each), tiling)
+    return latents.repeat(len(request.seeds) // len(latents), axis=0)
 
-    SDXL's micro-conditioning are original size, crop corner and target size (arXiv 2307.01952). The values are
-    diffusers' defaults: an image that was neither scaled nor cropped. The refiner takes an aesthetic score in place of
-    the target size, a lower one for the negative prompt.
-    """
+
+def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, Floats]:
+    """Return the inputs of some families: SDXL's `time_ids`, and the guidance embedding of a distilled U-Net."""
     count, inputs = len(request.seeds), {b.name: b for b in plan.components["unet"].inputs}
     negatives = count if request.guided else 0
     arrays = {}
-    if plan.prompting.pooled is not None:  # [N, 6] or [N, 5]
-        size = request.height, request.width
-        ends = ((AESTHETIC[0],), (AESTHETIC[1],)) if inputs["time_ids"].dims[1] == 5 else (size, size)
-        positive, negative = ([*size, 0, 0, *end] for end in ends)
+    if request.sizes is not None:  # [N, 6] or [N, 5]
+        is_refiner = inputs["time_ids"].dims[1] == 5
+        positive, negative = request.sizes.time_ids(request.height, request.width, is_refiner=is_refiner)
         arrays["time_ids"] = np.array([*[negative] * negatives, *[positive] * count], dtype=np.float32)
     if "timestep_cond" in inputs:
         embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"].dims[1]))

@@ -97,7 +97,7 @@ def _reason_against(request: ResolvedRequest, loras: Sequence[str], fit: FittedS
     low, high = fit.settings["guidance"]
     part = part_of(request.schedule_range)
     if part not in fit.parts:
-        return "it was fitted neither to this strength nor to a handoff between models"
+        return "it was fitted neither to this strength, nor to a handoff between models, timesteps, sigmas or eta"
     if list(loras) != list(fit.settings["loras"]):
         return "it was fitted with other LoRAs, or without any"
     if request.guided != fit.settings["guided"]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from dataclasses import dataclass, field
+from typing import Any
 
 from ..lora.lora import Lora
 from ..request.resolved import ResolvedRequest
@@ -25,6 +26,8 @@ class Generation:
     spec: SchedulerSpec
     sampler: Sampler
     stop: threading.Event
+    guidance_scale: float = field(init=False)  # of the next call of the U-Net: a callback may change it
+    pipeline: Any = None  # the one that runs it, for a callback
     calls: int | None = None  # of a sampler that stands for a schedule of more calls
     loras: tuple[Lora, ...] = ()
     watch: Stopwatch = field(default_factory=Stopwatch)
@@ -42,3 +45,6 @@ class Generation:
     def total(self) -> int:
         """The number of U-Net calls until the end of the last pass."""
         return self.earlier + sum(each.sampler.calls for each in self.passes)
+
+    def __post_init__(self) -> None:
+        self.guidance_scale = self.request.guidance_scale

@@ -37,5 +37,7 @@ def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iter
             message = f"at step {step} of {call.total} {failed}"
             raise NotFiniteError(message, **failed.data | {"step": step}) from None
         guided = len(output) > len(x)
-        run.push(i, guide(output, request.guidance_scale, request.guidance_rescale) if guided else output)
+        run.push(i, guide(output, call.guidance_scale, request.guidance_rescale) if guided else output)
         yield run
+        if run.ended:
+            return

@@ -51,7 +51,8 @@ class PromptEncoder:
         # A missing negative prompt needs no run: zeros replace the states of the last prompt.
         rows = [i if mask[i] else len(mask) - 1 for i in range(len(mask))]
         # One by one: a backend that compiles for exact sizes then compiles for one size only.
-        encoded = [self._encoded(request, i, skips[i], weights) for i in rows]
+        ready = [request.precomputed.row(i, len(request.seeds), guided=request.guided) for i in rows]
+        encoded = [each or self._encoded(request, i, skips[i], weights) for i, each in zip(rows, ready, strict=True)]
         states, pooled = [each for each, _ in encoded], [each for _, each in encoded if each is not None]
         arrays = {"encoder_hidden_states": np.where(mask[:, None, None], np.stack(states), 0)}
         return arrays | ({"text_embeds": np.where(mask[:, None], np.stack(pooled), 0)} if pooled else {})

@@ -40,14 +40,14 @@ class Unet:
             extra_channels: further channels of every sample, for an inpainting U-Net.  # [B, C, h, w]
         """
         self._plan, self._call, self._component = plan, call, component
-        self._conditioning, self._extra_channels = conditioning, extra_channels
+        self.conditioning, self._extra_channels = dict(conditioning), extra_channels
         self._sessions: dict[bool, tuple[DenoisingSession, ControlNets | None]] = {}  # guided -> its sessions
 
     def __call__(self, call: int, sample: Floats) -> Floats:
         """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [2B, C, h, w] with the unconditional half first"""
         request, sampler = self._call.request, self._call.sampler
         start, end = request.guidance_interval
-        guided = request.guided and start <= span_of(sampler, call)[0] < end
+        guided = request.guided and self._call.guidance_scale > 1 and start <= span_of(sampler, call)[0] < end
         if guided not in self._sessions:
             self._sessions[guided] = self._open(guided)
         session, controls = self._sessions[guided]
@@ -57,10 +57,21 @@ class Unet:
         output: Floats = session(call, sample, residuals)["out_sample"]
         return output
 
+    def replace(self, name: str, array: Floats) -> None:
+        """Replace an input that stays the same, from the next call on: of all rows, or of the conditional half.
+
+        # [N or B or 1, ...]
+        """
+        rows = self.conditioning[name].copy()
+        count = len(rows) if len(array) == len(rows) else len(self._call.request.seeds)
+        rows[len(rows) - count :] = array
+        self.conditioning[name] = rows
+        self._sessions.clear()
+
     def _open(self, guided: bool) -> tuple[DenoisingSession, ControlNets | None]:
         plan, request, timesteps = self._plan, self._call.request, self._call.sampler.timesteps
         unneeded = len(request.seeds) if request.guided and not guided else 0  # rows of the unconditional half
-        conditioning = {name: array[unneeded:] for name, array in self._conditioning.items()}
+        conditioning = {name: array[unneeded:] for name, array in self.conditioning.items()}
         controls, constants = None, conditioning
         if any(control.scale != 0 for control in request.controls):
             controls = ControlNets(plan, self._call, self._component, conditioning, guided=guided)

@@ -93,14 +93,16 @@ class Codec:
     def encode(self, pixels: Floats, draw: Draw | None = None, tiling: VaeTiling | None = None) -> Floats:
         """Encode pixels as latents: the mean of the posterior, or with `draw`, a sample that uses its noise.
 
-        # float32 [B, 3, H, W] in [0, 1] -> [B, C, h, w]
+        # float32 [B, 3, H, W] in [0, 1] -> [B, C, h, w]; the noise of a multiple of B images gives as many latents
         """
         count, _, height, width = pixels.shape
         tiling = tiling or self.tiling(count, height, width)
         moments = self._run("vae_encoder", "sample", pixels * np.float32(2) - np.float32(1), tiling, 1 / self.factor)
         latents: NDArray[Any] = moments[:, : self.channels]
         if draw is not None and self.draws:  # the second half is the posterior's log-variance
-            latents = latents + np.exp(np.float32(0.5) * moments[:, self.channels :].clip(-30, 20)) * draw()
+            noise, deviation = draw(), np.exp(np.float32(0.5) * moments[:, self.channels :].clip(-30, 20))
+            times = len(noise) // len(moments)
+            latents = latents.repeat(times, axis=0) + deviation.repeat(times, axis=0) * noise
         return np.asarray((latents - self._shift) / self._scale, dtype=np.float32)
 
     def decode(self, latents: Floats, tiling: VaeTiling | None = None) -> Floats:

@@ -61,6 +61,13 @@ def save_model(folder: Path, demo_folder: Path, class_name: str, parts: dict) ->
     return folder
 
 
+def save_tiny_model(folder: Path, demo_folder: Path) -> Path:
+    """Save a model of Stable Diffusion 1: a tiny U-Net, and the demonstration model's other parts."""
+    torch.manual_seed(6)
+    parts = {"unet": tiny_unet(cross_attention_dim=128, attention_head_dim=4)}
+    return save_model(folder, demo_folder, "StableDiffusionPipeline", parts)
+
+
 RANK = 3
 # Attention and other layers of the U-Net; of a text encoder all layers that kohya trains, by which diffusers knows it.
 TRAINED = ("to_q", "to_k", "to_out.0", "ff.net.0.proj", "conv1", "proj_in")

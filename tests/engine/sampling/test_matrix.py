@@ -92,10 +92,11 @@ def own_loop(scheduler, steps, without_casts=False):
             if without_casts:
                 stack.enter_context(mock.patch.object(module, "torch", DoubleTorch()))
             latents = torch.from_numpy(NOISE) * scheduler.init_noise_sigma
+            options = {"eta": 0.0} if "eta" in inspect.signature(scheduler.step).parameters else {}  # as in a pipeline
             for timestep in scheduler.timesteps:
                 scaled = scheduler.scale_model_input(latents, timestep).double().numpy()
                 output = torch.from_numpy(network(scaled, float(timestep)))
-                latents = scheduler.step(output, timestep, latents).prev_sample
+                latents = scheduler.step(output, timestep, latents, **options).prev_sample
         except (ValueError, NotImplementedError):  # what diffusers raises for unsupported options
             return None
     latents = latents.double().numpy()

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from .argument import argument, numbers_from
 
 if TYPE_CHECKING:  # the command line reads this table, and imports neither numpy nor PIL for it
-    from ..images.arrays import Images
+    from ...images.arrays import Images
 
 OneOrMore = float | Sequence[float]
 
@@ -32,6 +32,15 @@ class ImageArguments:
         "One, or one for each prompt, in the types of `image`.",
         default=None,
         option=Path,
+    )
+    padding_mask_crop: int | None = argument(
+        "Inpaint only the area around the mask, with this many pixels around it.",
+        "0 or more. The area is generated at the output size, which is the model's without width and height, and laid "
+        "over the input image. One image and one mask.",
+        default=None,
+        option=int,
+        key="padding_mask_crop",
+        read=int,
     )
     strength: float | None = argument(
         "How much the input image may change, 0 to 1.",

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from .argument import argument, numbers_from
+from .argument import ArrayLike, argument, numbers_from
 
 if TYPE_CHECKING:  # the command line reads this table, and imports no schedulers for it
-    from ..sampling.schedulers import SchedulerLike
+    from ...sampling.schedulers import SchedulerLike
 
 CallsFrom = Literal["fit", "forecast"]
+GeneratorLike: TypeAlias = Any  # torch.Generator, or a list of these
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,6 +21,31 @@ class SamplingArguments:
 
     steps: int = argument(
         "Denoising steps.", "1 to 1000.", default=20, option=int, key="steps", read=int, required=True
+    )
+    timesteps: Sequence[float] | None = argument(
+        "The timesteps of the U-Net calls, in place of `steps`.",
+        "Descending, as the scheduler's training counts them: 999 to 0. The scheduler must take them: euler, lcm, tcd, "
+        "heun, ddpm and dpm++2m do.",
+        default=None,
+        option=list[float],
+        key="timesteps",
+        read=numbers_from,
+    )
+    sigmas: Sequence[float] | None = argument(
+        "The noise levels of the steps, in place of `steps`; the last one is 0.",
+        "Descending, such as those of Align Your Steps. The scheduler must take them: euler does.",
+        default=None,
+        option=list[float],
+        key="sigmas",
+        read=numbers_from,
+    )
+    eta: float = argument(
+        "Noise that ddim and tcd add again at each step, 0 to 1.",
+        "The eta of DDIM (arXiv 2010.02502); tcd names it gamma. Other schedulers have none, and a note says so.",
+        default=0.0,
+        option=float,
+        key="eta",
+        read=float,
     )
     calls: int | None = argument(
         "Network calls in place of one for each step, by a sampler that was fitted to the model.",
@@ -87,6 +113,36 @@ class SamplingArguments:
         key="seed",
         read=int,
         required=True,
+    )
+    generator: GeneratorLike = argument(
+        "A torch.Generator, or a list with one for each image, in place of `seed`.",
+        "The noise is drawn from it as diffusers draws it: one generator serves the batch as a whole, so an image "
+        "depends on the others. Its state advances. `Result.seeds` has its initial seed.",
+        default=None,
+    )
+    latents: ArrayLike = argument(
+        "The initial noise, in place of the noise of `seed` or `generator`.",
+        "Standard-normal numbers [N, C, h, w], as an array or a torch tensor: one for all images, or one for each. "
+        "Without width and height, they decide the size.",
+        default=None,
+    )
+    lora_scale: float = argument(
+        "A factor on the weights of all active LoRAs, 0 to 10.",
+        "For this call; the next call with another one changes the weights again.",
+        default=1.0,
+        option=float,
+    )
+    callback_on_step_end: Callable[..., Any] | None = argument(
+        "A function that runs after each step, as diffusers calls it.",
+        "It gets the pipeline, the step, the timestep and a dict of tensors, and returns a dict with those to change. "
+        '`{"interrupt": True}` in it, or `pipe._interrupt = True`, ends the steps and decodes the latents as they are.',
+        default=None,
+    )
+    callback_on_step_end_tensor_inputs: Sequence[str] = argument(
+        "The tensors that `callback_on_step_end` gets, of torch.",
+        "`latents` [N, C, h, w] and `prompt_embeds`, under guidance the negative half first; also "
+        "`negative_prompt_embeds`, and of SDXL `add_text_embeds` and `add_time_ids`.",
+        default=("latents",),
     )
     scheduler: SchedulerLike = argument(
         "For example dpm++2m-karras or euler.",

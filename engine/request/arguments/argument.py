@@ -9,9 +9,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import Any, TypeAlias
 
-from ..errors.schema import list_of, number
+from ...errors.schema import list_of, number
+
+ArrayLike: TypeAlias = Any  # an array of numbers, or a tensor of torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,9 +51,9 @@ def table(kind: Any) -> Iterator[tuple[str, Any, Argument]]:
 
 
 def numbers_from(text: str) -> list[float]:
-    """Read a list of at most 100 numbers from JSON. Raises `ValueError`."""
+    """Read a list of at most 1001 numbers from JSON. Raises `ValueError`."""
     data = json.loads(text)
-    list_of(number(-1e6, 1e6), max_length=100)(data, "a setting")
+    list_of(number(-1e6, 1e6), max_length=1001)(data, "a setting")
     return list(data)
 
 
