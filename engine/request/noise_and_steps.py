@@ -30,9 +30,8 @@ def seeds_of(request: Request, generators: Sequence[Any], count: int) -> tuple[i
     if generators:
         seeds = [each.initial_seed() & MAX_SEED for each in generators]
         return tuple(seeds * count if len(seeds) == 1 else seeds)
-    seed = (
-        request.seed.tolist() if hasattr(request.seed, "tolist") else request.seed
-    )  # an array, or a number of numpy or torch
+    seed: Any = request.seed
+    seed = seed.tolist() if hasattr(seed, "tolist") else seed  # an array, or a number of numpy or torch
     if seed is None:
         return tuple(secrets.randbelow(2**32) for _ in range(count))
     if isinstance(seed, Sequence) and not isinstance(seed, (str, bytes)):
