@@ -27,6 +27,7 @@ from .report.metadata import build_result, to_images
 from .report.progress import with_progress
 from .report.result import Event, Result, joined
 from .request.callback import REASON as CALLBACK
+from .request.images import SOFT_MASK
 from .request.prompts import tokenizers_of
 from .request.resolved import ResolvedRequest, resolve
 from .sampling.cache import BuiltSampler, SamplerCache
@@ -97,8 +98,9 @@ class ImageGenerator:
         if schedule_range.eta and not takes_eta(request.scheduler, self._plan.scheduler):
             notes.append("eta has no effect: only ddim and tcd take it")
             schedule_range = replace(schedule_range, eta=0.0)
-        if request.callback is not None:
-            return self._samplers.running_itself(request.scheduler, request.steps, schedule_range, CALLBACK)
+        reason = CALLBACK if request.callback is not None else SOFT_MASK if request.soft_mask else ""
+        if reason:
+            return self._samplers.running_itself(request.scheduler, request.steps, schedule_range, reason)
         return self._samplers(request.scheduler, request.steps, schedule_range)
 
     def _second(self, call: Generation) -> Generation:

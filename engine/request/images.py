@@ -16,10 +16,12 @@ from ..errors import InputError
 from ..errors.validation import check_float, check_int
 from ..images.arrays import Images, Pixels, as_list, load_image_array, load_mask_array, resize_image, to_array
 from ..images.mask_crop import MaskCrop, mask_crop
+from ..sampling.matrix import InpaintMask
 from ..sampling.schedule_range import FULL_SCHEDULE, ScheduleRange
 from .request import Request
 
 Floats = NDArray[np.float32]
+SOFT_MASK = "a soft mask starts pixels at different steps"  # why the scheduler runs its own code
 
 
 def load_images(name: str, value: Images, prompts: int) -> list[Pixels]:
@@ -73,6 +75,14 @@ def check_image_arguments(
     """Raise `InputError` if the arguments do not fit together, or do not fit an inpainting model."""
     begin, end = _handoff(request)
     strength = _fraction("strength", request.strength)
+    if not isinstance(request.soft_mask, bool):
+        message = f"soft_mask must be True or False; got {request.soft_mask!r:.80}."
+        raise InputError(message, argument="soft_mask", got=request.soft_mask)
+    if request.soft_mask and not has_mask:
+        raise InputError("soft_mask needs a mask. Pass one as mask_image=.", argument="soft_mask")
+    if request.soft_mask and inpainting:
+        message = "an inpainting model takes hard masks only. Omit soft_mask, or load a text-to-image model."
+        raise InputError(message, argument="soft_mask")
     needs_image = {"mask_image": has_mask, "strength": strength is not None, "denoising_start": begin is not None}
     for name, is_set in needs_image.items():
         if is_set and not has_image:
@@ -159,19 +169,23 @@ def cropped(images: list[Pixels], masks: list[Pixels], padding: int, height: int
     return crop
 
 
-def stacked_masks(masks: Sequence[Pixels], height: int, width: int) -> NDArray[np.bool_] | None:
-    """Resize masks to one size. True is repainted; None without masks.  # -> [masks, 1, height, width]"""
+def stacked_masks(masks: Sequence[Pixels], height: int, width: int, *, soft: bool) -> InpaintMask | None:
+    """Resize masks to one size; None without masks.  # -> [masks, 1, height, width]
+
+    True is repainted. A soft mask is the share of the steps that repaint: float32 in [0, 1].
+    """
     if not masks:
         return None
-    resized = [resize_image(mask, height, width).mean(axis=-1, dtype=np.float64) >= 0.5 for mask in masks]
-    return np.stack(resized)[:, None]
+    shares = np.stack([resize_image(mask, height, width).mean(axis=-1, dtype=np.float64) for mask in masks])
+    stacked: InpaintMask = shares.astype(np.float32) if soft else shares >= 0.5
+    return stacked[:, None]
 
 
 def image_notes(
     images: Sequence[Pixels],
     masks: Sequence[Pixels],
     controls: Sequence[Pixels],
-    inpaint_mask: NDArray[np.bool_] | None,
+    inpaint_mask: InpaintMask | None,
     size: tuple[int, int],
 ) -> Iterator[str]:
     """Yield notes for the report: images resized to `size` (height, width), control images and masks without effect."""

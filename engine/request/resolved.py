@@ -17,6 +17,7 @@ from ..images.mask_crop import MaskCrop
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan, skipping
 from ..plan.profile import Profile
+from ..sampling.matrix import InpaintMask
 from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
 from .callback import check_callback
@@ -71,7 +72,8 @@ class ResolvedRequest:
     output_type: OutputType
     image: Floats | None  # [1 or one for each prompt, 3, H, W] in [0, 1]
     image_latents: Floats | None  # [B, C, h, w], if the request passes latents as the image
-    inpaint_mask: NDArray[np.bool_] | None  # [1 or one for each prompt, 1, H, W]
+    inpaint_mask: InpaintMask | None  # [1 or one for each prompt, 1, H, W]
+    soft_mask: bool
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
@@ -196,7 +198,8 @@ class _ImageFields(TypedDict):
     noise: Floats | None
     image: Floats | None
     image_latents: Floats | None
-    inpaint_mask: NDArray[np.bool_] | None
+    inpaint_mask: InpaintMask | None
+    soft_mask: bool
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]
@@ -235,7 +238,7 @@ def _image_fields(
         raise InputError(message, argument="latents", got=in_pixels)
     crop = None if padding is None else cropped(images, masks, padding, height, width)
     schedule_range, strength = schedule_range_for(request, steps=steps, distilled=_is_distilled(plan), **task)
-    inpaint_mask = stacked_masks(masks, height, width)
+    inpaint_mask = stacked_masks(masks, height, width, soft=request.soft_mask)
     notes += image_notes(images, masks, flat_controls, inpaint_mask, (height, width))
     return _ImageFields(
         width=width,
@@ -244,6 +247,7 @@ def _image_fields(
         image=batch(images, len(images), height, width) if images else None,
         image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
         inpaint_mask=inpaint_mask,
+        soft_mask=request.soft_mask,
         strength=strength,
         schedule_range=schedule_range,
         mask_crop=crop,

@@ -30,17 +30,33 @@ Draw: TypeAlias = Callable[[], Latents]
 """Return the next standard-normal noise of the latents' shape. The noise of image i only depends on seed i."""
 
 
+InpaintMask: TypeAlias = "NDArray[np.bool_] | NDArray[np.float32]"  # [B, 1, H, W]
+
+
+def is_soft(inpaint_mask: InpaintMask | None) -> bool:
+    """Tell whether a mask is the share of the steps that generate the image anew, in [0, 1]."""
+    return inpaint_mask is not None and inpaint_mask.dtype != np.bool_
+
+
 @dataclass(frozen=True, kw_only=True, eq=False)
 class SourceLatents:
     """The images that a run starts from.
 
     Attributes:
         latents: Their clean latents. [B, C, H, W].
-        inpaint_mask: True where the image is generated anew; None means everywhere. bool [B, 1, H, W].
+        inpaint_mask: True where the image is generated anew; None means everywhere. bool [B, 1, H, W]. Or float32: the
+            share of the steps that generate it anew, the last ones (Levin and Fried 2023, arXiv 2306.00950).
     """
 
     latents: Latents
-    inpaint_mask: NDArray[np.bool_] | None = None
+    inpaint_mask: InpaintMask | None = None
+
+    def repainted(self, done: float) -> NDArray[np.bool_]:
+        """Return where the image is generated anew, after a share `done` of the steps.  # -> bool [B, 1, H, W]"""
+        assert self.inpaint_mask is not None
+        if self.inpaint_mask.dtype == np.bool_:
+            return self.inpaint_mask.astype(np.bool_, copy=False)
+        return (self.inpaint_mask > 0) & (self.inpaint_mask >= np.float32(1 - done))
 
 
 class SamplerRun(ABC):
@@ -152,6 +168,8 @@ class Sampler(ABC):
             check_shape("image's latents", original.latents.shape, noise.shape)
             if original.inpaint_mask is not None and not takes_mask:
                 raise SamplerError("This schedule was not compiled for a mask.", scheduler=self.name)
+            if is_soft(original.inpaint_mask) and isinstance(self, SamplerMatrix):
+                raise SamplerError("This schedule was not compiled for a soft mask.", scheduler=self.name)
         return self._start(noise, draw, seeds, original)
 
     @abstractmethod

@@ -122,7 +122,7 @@ class SchedulerRun(SamplerRun):
         estimate = np.asarray(input_weight * self._last[0] + output_weight * self._last[1], dtype=np.float32)
         if self._original is None or self._original.inpaint_mask is None:
             return estimate
-        return np.where(self._original.inpaint_mask, estimate, self._original.latents)
+        return np.where(self._original.repainted(1), estimate, self._original.latents)
 
     def _draw_at(self, number: int) -> Latents:
         while len(self._draws) <= number:
@@ -142,8 +142,7 @@ class _ImageRun:
         self._timestep_slice = sampler.timestep_slice
         self._noise = torch.from_numpy(noise.copy())  # [1, C, H, W]
         self._clean = None if original is None else torch.from_numpy(original.latents[index : index + 1].copy())
-        inpaint_mask = None if original is None else original.inpaint_mask
-        self._inpaint_mask = None if inpaint_mask is None else torch.from_numpy(inpaint_mask[index : index + 1].copy())
+        self._masked = None if original is None or original.inpaint_mask is None else original
         self._scheduler = copy.deepcopy(sampler.scheduler)
         if getattr(self._scheduler, "noise_sampler_seed", 0) is None:
             self._scheduler.noise_sampler_seed = seed
@@ -175,11 +174,12 @@ class _ImageRun:
             index, tensor = self._timestep_slice.first + i, torch.from_numpy(output)
             self.latents = scheduler_step(self._scheduler, index, tensor, self.latents, **self._options)
             self._random = torch.get_rng_state()
-        if self._inpaint_mask is not None and self._clean is not None:
+        if self._masked is not None and self._clean is not None:
+            repainted = self._masked.repainted((i + 1) / self._timestep_slice.calls)[self._index : self._index + 1]
             preserved = self._clean
             if i + 1 < self._timestep_slice.calls:
                 preserved = with_noise(self._scheduler, self._timestep_slice, i + 1, self._noise, self._clean)
-            self.latents = torch.where(self._inpaint_mask, self.latents, preserved)
+            self.latents = torch.where(torch.from_numpy(repainted), self.latents, preserved)
 
 
 def prepare_latents(scheduler: Any, timestep_slice: TimestepSlice, noise: Any, clean: Any) -> Any:

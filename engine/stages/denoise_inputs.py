@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
 from ..sampling.guidance import guidance_embedding
-from ..sampling.matrix import Draw, SourceLatents
+from ..sampling.matrix import Draw, InpaintMask, SourceLatents, is_soft
 from ..sampling.noise import BatchNoise, GeneratorNoise, Noise
 from ..system.trace import Stopwatch
 from .vae import Codec, VaeTiling
@@ -74,8 +74,7 @@ def _latents(
     source = None if latents is None else SourceLatents(latents=latents)
     if request.inpaint_mask is None:
         return noise, source, None
-    factor = plan.profile.factor
-    inpaint_mask = request.inpaint_mask[:, :, ::factor, ::factor]  # nearest pixel of each latent, as in diffusers
+    inpaint_mask = _mask_of_latents(request.inpaint_mask, plan.profile.factor)
     inpaint_mask = inpaint_mask.repeat(len(noise) // len(inpaint_mask), axis=0)
     extra_channels = None
     if request.image is not None and (plan.inpaints or takes_latents):
@@ -96,6 +95,15 @@ def _encoded(images: Floats, codec: Codec, draw: Noise, tiling: VaeTiling, reque
     each = request.inpaint_mask is None
     latents = codec.encode(images, lambda: draw.for_inputs(len(images), each=each), tiling)
     return latents.repeat(len(request.seeds) // len(latents), axis=0)
+
+
+def _mask_of_latents(inpaint_mask: InpaintMask, factor: int) -> InpaintMask:
+    """Return a mask of the latents: the nearest pixel as in diffusers, and the mean of a soft mask."""
+    if not is_soft(inpaint_mask):
+        return inpaint_mask[:, :, ::factor, ::factor]
+    count, _, height, width = inpaint_mask.shape
+    blocks = inpaint_mask.reshape(count, 1, height // factor, factor, width // factor, factor)
+    return np.asarray(blocks.mean(axis=(3, 5)), dtype=np.float32)
 
 
 def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, Floats]:

@@ -57,6 +57,13 @@ def numbers_from(text: str) -> list[float]:
     return list(data)
 
 
+def truth_from(text: str) -> bool:
+    """Read true or false from JSON. Raises `ValueError`."""
+    if text not in ("true", "false"):
+        raise ValueError(text)
+    return text == "true"
+
+
 def to_settings(kind: Any, values: Mapping[str, Any]) -> dict[str, str]:
     """Return the values of stored arguments as texts for a PNG, by their keys."""
     texts = {}

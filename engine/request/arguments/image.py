@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .argument import argument, numbers_from
+from .argument import argument, numbers_from, truth_from
 
 if TYPE_CHECKING:  # the command line reads this table, and imports neither numpy nor PIL for it
     from ...images.arrays import Images
@@ -29,9 +29,18 @@ class ImageArguments:
     )
     mask_image: Images = argument(
         "Inpainting mask: white is repainted, black is kept.",
-        "One, or one for each prompt, in the types of `image`.",
+        "One, or one for each prompt, in the types of `image`. Gray counts as the nearer of the two.",
         default=None,
         option=Path,
+    )
+    soft_mask: bool = argument(
+        "Gray in the mask is the share of the steps that may change a pixel (differential image-to-image).",
+        "White changes from the first step on, middle gray in the second half of the steps, black never (Levin and "
+        "Fried 2023, arXiv 2306.00950). Inpainting models take hard masks only.",
+        default=False,
+        option=bool,
+        key="soft_mask",
+        read=truth_from,
     )
     padding_mask_crop: int | None = argument(
         "Inpaint only the area around the mask, with this many pixels around it.",
