@@ -34,6 +34,7 @@ from .sampling.cache import BuiltSampler, SamplerCache
 from .sampling.matrix import SamplerRun
 from .sampling.schedulers import takes_eta
 from .stages.batches import parts_of
+from .stages.conditions import with_image
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
@@ -76,7 +77,7 @@ class ImageGenerator:
             size = {"height": largest.height, "width": largest.width}
             loads = [load for load in self._plan.loads if load.guided]  # the VAE splits its work to fit
             batch = self._plan.profile.batches(len(resolved.seeds))[0]
-            need = peak_bytes(loads, batch=batch, **size, guided=resolved.guided)
+            need = peak_bytes(loads, batch=batch * resolved.rows, **size, guided=False)
             check_memory(need, available_bytes())
         notes = [] if self._version_note is None else [self._version_note]
         with forks.running():
@@ -217,6 +218,8 @@ class ImageGenerator:
         """Return the U-Net with the call's text. Runs the text encoders."""
         with call.watch.stage("text"):
             conditioning = self._prompts(call.request, call.loras) | inputs.micro_conditioning
+            if self._plan.image_input is not None:
+                conditioning = with_image(self._plan, call.request, conditioning)
         return Unet(self._plan, call, self._components, conditioning, inputs.extra_channels)
 
     def _output(self, call: Generation, latents: Floats, inputs: DenoiseInputs) -> NDArray[Any]:

@@ -48,7 +48,7 @@ class StepValues:
             constants: the inputs that are the same at every call.
             dtype: the type to compute in.
         """
-        cast = {n: t.to(dtype) if n != "time_ids" else t for n, t in constants.items()}
+        cast = {n: t.to(dtype) if t.is_floating_point() and n != "time_ids" else t for n, t in constants.items()}
         unet = next((m for m in module.modules() if type(m) is UNet2DConditionModel), None)
         embeddings = None if unet is None else _embeddings(unet, timesteps, cast)
         self._values: dict[nn.Module, Precomputed] = {}

@@ -25,6 +25,7 @@ from ..stages.prompt_encoder import ArrayLibrary, text_states
 from ..stages.vae import latent_scaling
 from .inputs import IDS, WEIGHTS, GraphOptions
 
+_CONSTANTS = ("time_ids", "timestep_cond", "class_labels")
 TORCH = ArrayLibrary(torch.cat, torch.float64)
 
 
@@ -82,7 +83,7 @@ class GraphPipeline(nn.Module):
         arrays = {"encoder_hidden_states": states * has_text[:, None, None]}
         if self._plan.prompting.pooled is not None:
             arrays["text_embeds"] = torch.cat([pooled.to(kind) for _, pooled in halves]) * has_text[:, None]
-        return arrays | {name: inputs[name] for name in ("time_ids", "timestep_cond") if name in inputs}
+        return arrays | {name: inputs[name] for name in _CONSTANTS if name in inputs}
 
     def _encoded(self, name: str, ids: Tensor) -> dict[str, Tensor]:
         """Return all outputs of a text encoder for all chunks.  # [N, chunks, T] -> [N, chunks, ...]"""

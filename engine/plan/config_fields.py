@@ -63,6 +63,15 @@ _UNET: Mapping[str, Check] = {
     "time_cond_proj_dim": nullable(_SIZE),
     "addition_time_embed_dim": nullable(_SIZE),
     "projection_class_embeddings_input_dim": nullable(_SIZE),
+    "num_class_embeds": nullable(_SIZE),
+}
+_VISION: Mapping[str, Check] = {
+    "num_hidden_layers": integer(1, _LAYERS),
+    "hidden_size": _SIZE,
+    "image_size": integer(1, 4096),
+    "patch_size": integer(1, 4096),
+    "num_channels": integer(3, 3),
+    "projection_dim": _SIZE,
 }
 _CONTROLNET: Mapping[str, Check] = {
     **{name: field for name, field in _UNET.items() if name != "sample_size"},
@@ -98,15 +107,16 @@ def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
     """Check the config of a network or of the scheduler.
 
     Args:
-        name: text_encoder, unet, controlnet_1, vae, scheduler, ...
+        name: text_encoder, unet, controlnet_1, vae, scheduler, low_res_scheduler, ...
         folder: the folder's name, for errors.
         config: the content of the file.
 
     Raises:
         SourceError: a field has a wrong type or size.
     """
-    file = f"{folder}/{'scheduler_config' if name == 'scheduler' else 'config'}.json"
+    file = f"{folder}/{'scheduler_config' if name.endswith('scheduler') else 'config'}.json"
     kinds = {"text": _TEXT, "unet": _UNET, "controlnet": _CONTROLNET, "vae": _VAE, "scheduler": _SCHEDULER}
+    kinds |= {"image": _VISION, "low": _SCHEDULER}
     checks = dict(kinds.get(name.split("_")[0], {}))
     if name == "text_encoder_2":
         checks["projection_dim"] = _SIZE

@@ -13,12 +13,14 @@ from ..errors import InputError, SourceError
 from ..system.memory import Load
 from . import networks
 from .config_fields import checked
+from .image_input import image_input_of
 from .networks import Component, Config, controlnets_of, folder_of
 from .plan import ModelFields, Prompting
 from .profile import Profile, Range
 
 __all__ = ["Component", "Family", "family_of", "folder_of"]
 
+_UPSCALER = 0.08333  # scales the latents of the x4 upscaler, in diffusers whatever its config says
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -33,6 +35,8 @@ class Family(ModelFields):
 def family_of(configs: Mapping[str, Config]) -> Family:
     """Return the family of a Stable Diffusion 1.x, 2.x or XL model, or of a model without text.
 
+    A model with a vision encoder in place of text is `sd1`.
+
     Args:
         configs: the content of each config, by folder; "model_index" is the pipeline's.
 
@@ -40,7 +44,7 @@ def family_of(configs: Mapping[str, Config]) -> Family:
         SourceError: a config lacks a field that the tensors depend on, or has an invalid value.
     """
     encoders = [name for name in _TEXT_ENCODERS if name in configs]
-    folders = {} if encoders else {"vae": "vqvae"}
+    folders = {} if encoders or "image_encoder" in configs else {"vae": "vqvae"}
     configs = {name: checked(name, folders.get(name, name), config) for name, config in configs.items()}
     try:
         return _family(configs, encoders)
@@ -54,45 +58,56 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     config, vae = configs["unet"], configs.get("vae")
     texts = [networks.text_encoder(name, configs[name]) for name in encoders]
     unet = networks.unet(configs, with_text=bool(texts))
+    vision = [networks.vision_encoder(configs["image_encoder"])] if "image_encoder" in configs and not texts else []
+    encoded = [*texts, *vision]  # what the U-Net attends to
+    takes = image_input_of(configs, int(configs["vae"]["latent_channels"])) if encoded else None
+    kind = "" if takes is None else takes.kind
     controls = [_control(name, configs) for name in controlnets_of(configs)] if texts else []
     autoencoder = () if vae is None else networks.vae(vae)
-    for name in ("class_embed_type", "num_class_embeds", "encoder_hid_dim_type"):
+    for name in ("encoder_hid_dim_type", *(() if encoded else ("class_embed_type", "num_class_embeds"))):
         if config.get(name) is not None:
             raise _unet_error(name, "is set, an input that Calotype does not support")
-    if (kind := config.get("attention_type", "default")) != "default":
-        raise _unet_error("attention_type", f"is {kind!r:.80} (GLIGEN), which Calotype does not support. Use diffusers")
+    if (of_attention := config.get("attention_type", "default")) != "default":
+        problem = f"is {of_attention!r:.80} (GLIGEN), which Calotype does not support. Use diffusers"
+        raise _unet_error("attention_type", problem)
     if vae is not None and (vae.get("in_channels", 3), vae.get("out_channels", 3)) != (3, 3):
         channels = vae.get("in_channels", 3)
         message = f"the autoencoder takes images of {channels} channels; expected 3. Use diffusers for such models."
         raise SourceError(message, path="vae/config.json", field="in_channels")
-    if texts:
-        _check_text_inputs(configs, texts)
+    if encoded:
+        _check_conditioning(configs, encoded)
     else:
         _check_channels_without_text(config, vae)
     for control in controls:
         _check_control(control, unet, configs["vae"])
-    mean, std = _latents_scale(configs["vae"]) if texts else ((), ())
+    mean, std = _latents_scale(configs["vae"]) if encoded else ((), ())
     factor = 1 if vae is None else 2 ** (len(networks.vae_widths(vae)) - 1)
     # Every size that a traced component serves. Exports have dynamic sizes, so that memory is the limit.
     side = _side(config, factor, largest=1024 if vae is None else 2048)
     profile = Profile(batch=Range(min=1, opt=1, max=32), height=side, width=side, multiple=side.min, factor=factor)
+    profile = replace(profile, rows=3 if kind == "edit" else 2)  # with text and image, with the image, without both
+    if any(name.startswith("K") for name in config["up_block_types"]):  # these pad by reflection, so they need 2 x 2
+        side = replace(side, min=2 * side.min, opt=max(2 * side.min, side.opt))
+        profile = replace(profile, height=side, width=side)
     # The configs of the first Stable Diffusion lack the scaling factor.
     default_scale = 1.0 if vae is None or networks.is_tiny(vae) else 0.18215
+    scale = (vae or {}).get("scaling_factor", default_scale)
     return Family(
         name=_name(configs, texts),
-        components={c.name: c for c in (*texts, unet, *autoencoder, *controls)},
+        components={c.name: c for c in (*encoded, unet, *autoencoder, *controls)},
         profile=replace(profile, tokens=int(texts[0].config["max_position_embeddings"])) if texts else profile,
-        prompting=_prompting(configs, texts),
-        scaling_factor=float((vae or {}).get("scaling_factor", default_scale)),
+        prompting=_prompting(configs, texts, kind),
+        scaling_factor=_UPSCALER if kind == "pixels" else float(scale),
         latents_mean=mean,
         latents_std=std,
-        loads=(*_loads_of_vae(vae, factor), *(_loads if texts else _loads_without_text)(config, factor)),
+        loads=(*_loads_of_vae(vae, factor), *(_loads if encoded else _loads_without_text)(config, factor)),
+        image_input=takes,
     )
 
 
 def _name(configs: Mapping[str, Config], texts: Sequence[Component]) -> str:
     if not texts:
-        return "latents" if "vae" in configs else "pixels"
+        return "sd1" if "image_encoder" in configs else "latents" if "vae" in configs else "pixels"
     if "text_encoder_2" in configs:
         return "sdxl"
     # The OpenCLIP text encoder of Stable Diffusion 2 uses plain GELU, the one of OpenAI uses quick GELU.
@@ -103,30 +118,22 @@ def _unet_error(field: str, problem: str) -> SourceError:
     return SourceError(f"unet/config.json: {field} {problem}.", path="unet/config.json", field=field)
 
 
-def _check_text_inputs(configs: Mapping[str, Config], texts: Sequence[Component]) -> None:
-    """Check that the U-Net belongs to the text encoders and to the autoencoder."""
-    unet, vae = configs["unet"], configs["vae"]
+def _check_conditioning(configs: Mapping[str, Config], encoders: Sequence[Component]) -> None:
+    """Check that the U-Net belongs to the encoders of text, or to that of images."""
+    unet = configs["unet"]
     if bool(unet.get("addition_embed_type")) != ("text_encoder_2" in configs):
         raise _unet_error(
             "addition_embed_type",
             f"is {unet.get('addition_embed_type')!r:.80}, but the model has "
-            f"{' and '.join(c.name for c in texts)}; expected it to be set if and only if there is a text_encoder_2",
+            f"{' and '.join(c.name for c in encoders)}; expected it to be set if and only if there is a text_encoder_2",
         )
-    width, states = unet["cross_attention_dim"], sum(int(c.config["hidden_size"]) for c in texts)
+    field = "projection_dim" if encoders[0].name == "image_encoder" else "hidden_size"
+    width, states = unet["cross_attention_dim"], sum(int(c.config[field]) for c in encoders)
     if width != states:
-        names = " and ".join(f"{c.name}/config.json" for c in texts)
+        names = " and ".join(f"{c.name}/config.json" for c in encoders)
         raise _unet_error(
             "cross_attention_dim",
-            f"is {width}; expected {states}, the hidden_size of {names}. "
-            "Use the U-Net and the text encoder of the same model",
-        )
-    # An inpainting model takes the latents, the mask and the latents of the masked image.
-    channels, latents = unet["in_channels"], vae["latent_channels"]
-    if channels not in (latents, 2 * latents + 1):
-        raise _unet_error(
-            "in_channels",
-            f"is {channels}; expected {latents} (latent_channels in vae/config.json), or "
-            f"{2 * latents + 1} for an inpainting model. Use the U-Net and the autoencoder of the same model",
+            f"is {width}; expected {states}, the {field} of {names}. Use the U-Net and the encoder of the same model",
         )
 
 
@@ -179,9 +186,12 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
         raise SourceError(f"{control.name} does not take RGB images of the output size.", path=control.name)
 
 
-def _prompting(configs: Mapping[str, Config], texts: Sequence[Component]) -> Prompting:
+def _prompting(configs: Mapping[str, Config], texts: Sequence[Component], kind: str) -> Prompting:
     if not texts:
         return Prompting(states=(), pooled=None, zero_negative=False)
+    if kind == "latents":  # the last state before the norm; the pooled state goes beside
+        state = f"hidden_states.{texts[0].config['num_hidden_layers']}"  # the embedding of the noise level
+        return Prompting(states=((texts[0].name, state),), pooled=(texts[0].name, "pooler_output"), zero_negative=False)
     if texts[-1].name == "text_encoder":
         return Prompting(states=(("text_encoder", "last_hidden_state"),), pooled=None, zero_negative=False)
     # SDXL was trained on the second to last hidden state, before the norm (Podell et al. 2023, arXiv 2307.01952).
@@ -221,12 +231,16 @@ def _side(unet: Config, factor: int, largest: int) -> Range:
 def _loads(unet: Config, factor: int) -> list[Load]:
     """Return the attention scores of a U-Net with text."""
     heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
+    only_text = unet.get("only_cross_attention", False)  # such a level has no scores between its positions
     if heads is None:
         raise _unet_error("attention_head_dim", "is None; expected the number of attention heads")
     loads = []
     for level, kind in enumerate(unet["down_block_types"]):
-        if "CrossAttn" in kind:
-            count = heads if isinstance(heads, int) else heads[level]
+        count = heads if isinstance(heads, int) else heads[level]
+        last = level + 1 == len(unet["down_block_types"])
+        if kind == "KCrossAttnDownBlock2D":
+            only_text, count = not last, unet["block_out_channels"][level] // count
+        if "CrossAttn" in kind and not (only_text if isinstance(only_text, bool) else only_text[level]):
             loads.append(Load(pixels=factor * 2**level, width=count, squared=True, guided=True))
     return loads
 

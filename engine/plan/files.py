@@ -76,8 +76,9 @@ def _opened(data: Mapping[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield f"components.{name}.artifacts[{i}].path", artifact["path"], "" if form == _FOLDER else form
     for name, path in data["tokenizers"].items():
         yield f"tokenizers.{name}", path, ""
-    if data["samplers"] is not None:
-        yield "samplers", data["samplers"], ""
+    for name in ("samplers", "depth_estimator"):
+        if data[name] is not None:
+            yield name, data[name], ""
 
 
 def _check_inside(path: str, where: str) -> None:

@@ -28,6 +28,7 @@ from ..errors.schema import (
 )
 from .command import NAME, SPEC
 from .config_fields import check_scheduler_config
+from .image_input import check_image_input
 from .networks import controlnets_of
 from .profile import Profile, range_from_text
 
@@ -65,13 +66,14 @@ _SYMBOL = text(r"[a-z]+(_[a-z]+)?(_\d{1,4})?", "a symbol, for example latent_hei
 _DIGEST = text(r"[0-9a-f]{64}", "64 hexadecimal digits")
 _PATH = text(r"[^\x00]{1,4096}", "a path")
 _TEXT = text(r"[\s\S]{0,10000}", "text of at most 10000 characters")
-_NETWORK = text(r"unet|vae_decoder|vae_encoder|text_encoder(_2)?|controlnet(_[1-9]\d?)?", "the name of a network")
+_NETWORKS = r"unet|vae_decoder|vae_encoder|text_encoder(_2)?|image_encoder|controlnet(_[1-9]\d?)?"
+_NETWORK = text(_NETWORKS, "the name of a network")
 # Versions are printed in a command line: `pip install 'onnxruntime>=1.32.0'`.
 _VERSION = text(r"\d[0-9A-Za-z.+_-]{0,99}", "a version")
 _PROFILE = record(
     {
         **{"batch": _size_range(65536), "height": _size_range(16384), "width": _size_range(16384)},
-        **{"multiple": integer(1, 4096), "factor": integer(1, 64), "tokens": integer(3, 4096)},
+        **{"multiple": integer(1, 4096), "factor": integer(1, 64), "tokens": integer(3, 4096), "rows": integer(2, 3)},
     }
 )
 _BINDING = record(
@@ -135,8 +137,10 @@ _MANIFEST = record(
         "latents_mean": list_of(number(-1e6, 1e6)),
         "latents_std": list_of(number(1e-6, 1e6)),
         "loads": list_of(_LOAD, max_length=1000),
+        "image_input": check_image_input,
         "build": lambda value, where: None if value == {} else _BUILD(value, where),
         "samplers": nullable(_PATH),
+        "depth_estimator": nullable(_PATH),
         "files": mapping_of(lambda stamp, where: _stamp(stamp, where), _PATH),
     }
 )
@@ -153,7 +157,7 @@ def check_manifest(data: Any) -> None:
     _check_networks(data)
     states, pooled = _check_prompting(data)
     channels = _check_autoencoder(data)
-    _check_unet(components["unet"], channels, states, pooled)
+    _check_unet(data, channels, states, pooled)
     _check_controlnets(components, channels)
     build = data["build"]
     if build and build["backend"] not in build["needs"]:
@@ -198,10 +202,12 @@ def _check_networks(data: Fields) -> None:
         if name not in components:
             raise SchemaError(f"components.{name}", f"is missing; the family {data['family']} requires it")
     texts = {name for name in components if name.startswith("text_encoder")}
+    sees = _kind(data) == "vision"
+    required |= {"image_encoder"} if sees else set()
     others = set(components) - required - (texts | set(controlnets_of(components)) if has_text else set())
     if others:
         mismatch("components", sorted(components), f"no {min(others)} in the family {data['family']}")
-    if has_text and not texts:
+    if has_text and not (texts or sees):
         raise SchemaError("components.text_encoder", f"is missing; the family {data['family']} requires it")
     if set(data["tokenizers"]) != texts:
         mismatch("tokenizers", sorted(data["tokenizers"]), f"one for each text encoder: {', '.join(sorted(texts))}")
@@ -260,28 +266,40 @@ def _check_autoencoder(data: Fields) -> int:
     return channels
 
 
-def _check_unet(unet: Fields, channels: int, states: int, pooled: int | None) -> None:
+def _kind(data: Fields) -> str | None:
+    return data["image_input"] and str(data["image_input"]["kind"])
+
+
+def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) -> None:
+    unet, kind = data["components"]["unet"], _kind(data)
     sample = unet["inputs"][0]
-    inpaints = states > 0 and sample["dims"] == list(_map(2 * channels + 1))
-    expected: dict[str, Dims] = {"sample": _map(2 * channels + 1 if inpaints else channels), "timestep": ("batch",)}
+    more = {"mask": channels + 1, "edit": channels, "latents": channels, "depth": 1, "pixels": 3}.get(kind or "", 0)
+    expected: dict[str, Dims] = {"sample": _map(channels + more), "timestep": ("batch",)}
     by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
     where = "components.unet.inputs"
+    if kind == "vision":
+        (vector,) = data["components"]["image_encoder"]["outputs"]
+        expected["encoder_hidden_states"] = ("batch", 1, vector["dims"][-1])
     if states:
         chunks = by_name.get("encoder_hidden_states", ["batch", "tokens"])[1:2]
         fixed = chunks and isinstance(chunks[0], int)  # the model takes only one chunk of text
         expected["encoder_hidden_states"] = ("batch", chunks[0] if fixed else "tokens", states)
-        if pooled is not None:
+        if pooled is not None and kind != "latents":
             ids = 5 if by_name.get("time_ids", [])[-1:] == [5] else 6  # 5 for the SDXL refiner
             expected |= {"text_embeds": ("batch", pooled), "time_ids": ("batch", ids)}
-        if "timestep_cond" in by_name:  # half sines, half cosines
-            width = by_name["timestep_cond"][-1]
+        if "timestep_cond" in by_name or kind == "latents":  # half sines, half cosines
+            width = by_name.get("timestep_cond", [0])[-1]
             even = isinstance(width, int) and not width % 2
             expected["timestep_cond"] = ("batch", width if even else "an even number")
         expected |= {name: dims for name, dims in by_name.items() if _RESIDUAL.fullmatch(name)}
-    _check_only(unet["inputs"], where, expected)
+    labels = [b for b in unet["inputs"] if b["name"] == "class_labels"] if kind == "pixels" else []
+    if kind == "pixels":
+        _check_only(labels, f"{where}.class_labels", {"class_labels": ("batch",)}, dtype="int64")
+    _check_only([b for b in unet["inputs"] if b not in labels], where, expected)
     if sample["name"] != "sample":
         mismatch(f"{where}[0].name", sample["name"], "sample")
-    _check_only(unet["outputs"], "components.unet.outputs", {"out_sample": _map(channels)})
+    out = channels + 1 if kind == "latents" else channels  # the last one is a variance that nothing reads
+    _check_only(unet["outputs"], "components.unet.outputs", {"out_sample": _map(out)})
 
 
 def _check_controlnets(components: Fields, channels: int) -> None:

@@ -55,7 +55,8 @@ class _Tensors:
     """Names and shapes of tensors. Indexes once how many layers each module list has."""
 
     def __init__(self, shapes: Shapes) -> None:
-        self._shapes = {name.removeprefix("text_model."): shape for name, shape in shapes.items()}
+        prefix = re.compile(r"(text|vision)_model\.")
+        self._shapes = {prefix.sub("", name, count=1) if prefix.match(name) else name: s for name, s in shapes.items()}
         self._layers: dict[str, set[str]] = defaultdict(set)
         for name in self._shapes:
             for at in _INDEX.finditer(name) if len(name) < _LONGEST_NAME else ():
@@ -84,11 +85,14 @@ def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
         yield from _half(config, tensors, "down_blocks")
         yield from _network(config, tensors)
         yield from _control_embedding(config, tensors)
+    elif component == "image_encoder":
+        yield from _vision(config, tensors)
     elif component == "unet":
         yield from _half(config, tensors, "down_blocks")
         yield from _half(config, tensors, "up_blocks", more=1)
         yield from _network(config, tensors)
-        yield from _sizes(config, tensors, [("out_channels", "conv_out.weight", 0)])
+        table = (("out_channels", "conv_out.weight", 0), ("num_class_embeds", "class_embedding.weight", 0))
+        yield from _sizes(config, tensors, table)
     elif config.get("_class_name") == "AutoencoderTiny":
         yield from _tiny(config, tensors)
     else:
@@ -108,6 +112,16 @@ def _text(config: Config, tensors: _Tensors) -> Iterator[Fact]:
         ("hidden_size", TOKEN_TABLE, 1),
         ("max_position_embeddings", "embeddings.position_embedding.weight", 0),
         ("intermediate_size", "encoder.layers.0.mlp.fc1.weight", 0),
+    )
+    yield from _sizes(config, tensors, table)
+
+
+def _vision(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    yield "num_hidden_layers", config.get("num_hidden_layers"), tensors.layers("encoder.layers")
+    table = (
+        ("hidden_size", "embeddings.class_embedding", 0),
+        ("patch_size", "embeddings.patch_embedding.weight", 2),
+        ("projection_dim", "visual_projection.weight", 0),
     )
     yield from _sizes(config, tensors, table)
 
@@ -149,6 +163,8 @@ def _half(config: Config, tensors: _Tensors, side: str, more: int = 0) -> Iterat
         widths = [tensors.size(f"{side}.{i}.resnets.0.conv1.weight", 0) for i in order]
         yield "block_out_channels", config.get("block_out_channels"), widths
     layers = config.get("layers_per_block")
+    if isinstance(kinds, list) and kinds and str(kinds[0]).startswith("K"):  # k-diffusion's blocks have no more
+        more = 0
     actual = [tensors.layers(f"{side}.{i}.resnets") - more for i in order]
     yield "layers_per_block", layers, _like(layers, actual)
     if isinstance(kinds, list):

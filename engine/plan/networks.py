@@ -65,15 +65,30 @@ def text_encoder(name: str, config: Config) -> Component:
     )
 
 
+def vision_encoder(config: Config) -> Component:
+    """Return CLIP's vision transformer, which outputs the projected vector of each image."""
+    side = config["image_size"]
+    return Component(
+        name="image_encoder",
+        inputs=(_float("pixel_values", "batch", 3, side, side),),
+        outputs=(_float("image_embeds", "batch", config["projection_dim"]),),
+        config=config,
+    )
+
+
 def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
     """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals.
 
-    Without text it takes only pixels or latents and the timestep.
+    Without text it takes only pixels or latents and the timestep, and with a vision encoder its vector as one token.
     """
     config = configs["unet"]
     inputs = _latents(config)
+    if not with_text and "image_encoder" in configs:
+        inputs.append(_float("encoder_hidden_states", "batch", 1, config["cross_attention_dim"]))
     if with_text:
         inputs += _text(config)
+        if config.get("num_class_embeds") is not None:  # the level of an image's noise (Ho et al. 2021, 2106.15282)
+            inputs.append(Binding(name="class_labels", dtype="int64", dims=("batch",)))
         # The guidance of a latent consistency model (Luo et al. 2023, arXiv 2310.04378).
         if (width := config.get("time_cond_proj_dim")) is not None:
             inputs.append(_float("timestep_cond", "batch", int(width)))

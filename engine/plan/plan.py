@@ -22,12 +22,13 @@ from ..system.memory import Load
 from .bindings import Binding, Network, bindings_from_json
 from .command import rebuild_command
 from .files import check_listed_files, check_opened_files
+from .image_input import ImageInput
 from .integrity import stamps, stamps_from_json, verify
 from .manifest import check_manifest
 from .profile import Profile
 
 MANIFEST = "plan.json"
-VERSION = 4
+VERSION = 5
 _LARGEST_BYTES = 16 << 20  # of a manifest; the largest model needs a hundredth of it
 
 
@@ -107,6 +108,7 @@ class ModelFields:
     latents_mean: tuple[float, ...]  # per channel, like `latents_std`; both are empty for most models
     latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
+    image_input: ImageInput | None = None
 
     @property
     def latents(self) -> Binding:
@@ -116,7 +118,11 @@ class ModelFields:
     @property
     def inpaints(self) -> bool:
         """Tell whether the U-Net is an inpainting model: it also takes a mask and the latents of the masked image."""
-        return self.components["unet"].inputs[0].dims[1] != self.latents.dims[1]
+        return self.takes("mask")
+
+    def takes(self, *kinds: str) -> bool:
+        """Tell whether the U-Net takes an image in one of these ways (`ImageInput.kind`)."""
+        return self.image_input is not None and self.image_input.kind in kinds
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -132,6 +138,7 @@ class Plan(ModelFields):
     # The record of `calotype build`: options, backend, versions, machine, measurements, trials. Empty for a source.
     build: Mapping[str, Any] = field(default_factory=dict)
     samplers: Path | None = None  # the folder of `archive`, in a built plan
+    depth_estimator: Path | None = None  # the folder of transformers' DPT and its preprocessor's config
 
     @property
     def backend(self) -> str | None:
@@ -159,8 +166,10 @@ def write_plan(plan: Plan, folder: Path, *, sealed: bool = False) -> None:
         "latents_mean": plan.latents_mean,
         "latents_std": plan.latents_std,
         "loads": [vars(load) for load in plan.loads],
+        "image_input": plan.image_input and vars(plan.image_input),
         "build": dict(plan.build),
         "samplers": None if plan.samplers is None else str(plan.samplers),
+        "depth_estimator": None if plan.depth_estimator is None else str(plan.depth_estimator),
         "files": stamps(folder, exclude=(MANIFEST,)) if sealed else {},
     }
     (folder / MANIFEST).write_text(json.dumps({**manifest, "digest": digest_of(manifest)}, indent=1))
@@ -225,8 +234,10 @@ def _plan(folder: Path, data: Mapping[str, Any]) -> Plan:
         latents_mean=tuple(data["latents_mean"]),
         latents_std=tuple(data["latents_std"]),
         loads=tuple(Load(**load) for load in data["loads"]),
+        image_input=ImageInput.from_json(data["image_input"]),
         build=data["build"],
         samplers=None if data["samplers"] is None else folder / data["samplers"],
+        depth_estimator=None if data["depth_estimator"] is None else folder / data["depth_estimator"],
     )
 
 

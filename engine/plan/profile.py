@@ -35,7 +35,8 @@ class Profile:
     """The sizes that a plan serves.
 
     Height and width must be multiples of `multiple` pixels. `factor` is the number of pixels per latent along each side
-    (8 for every Stable Diffusion autoencoder). `tokens` is the context length of the text encoders.
+    (8 for every Stable Diffusion autoencoder). `tokens` is the context length of the text encoders. Under guidance the
+    U-Net gets `rows` rows for each image.
     """
 
     batch: Range
@@ -44,6 +45,7 @@ class Profile:
     multiple: int
     factor: int = 8
     tokens: int = 77
+    rows: int = 2
 
     def check(self, *, batch: int, height: int, width: int) -> None:
         """Check the sizes of a call: `batch` images of `height` x `width` pixels. Raises `InputError`."""
@@ -101,13 +103,13 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a plan's manifest."""
         ranges = {n: str(getattr(self, n)) for n in ("batch", "height", "width")}
-        return {**ranges, "multiple": self.multiple, "factor": self.factor, "tokens": self.tokens}
+        return {**ranges, "multiple": self.multiple, "factor": self.factor, "tokens": self.tokens, "rows": self.rows}
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
         """Return the profile that `to_json` wrote."""
-        ranges = {n: range_from_text(data[n]) for n in ("batch", "height", "width")}
-        return cls(**ranges, multiple=data["multiple"], factor=data["factor"], tokens=data["tokens"])
+        fields: dict[str, Any] = {n: range_from_text(data[n]) for n in ("batch", "height", "width")}
+        return cls(**fields, **{name: data[name] for name in ("multiple", "factor", "tokens", "rows")})
 
 
 def range_from_text(text: str) -> Range:

@@ -187,12 +187,14 @@ def image_notes(
     controls: Sequence[Pixels],
     inpaint_mask: InpaintMask | None,
     size: tuple[int, int],
+    image_size: tuple[int, int],
 ) -> Iterator[str]:
-    """Yield notes for the report: images resized to `size` (height, width), control images and masks without effect."""
-    height, width = size
+    """Yield notes for the report: images resized to `image_size` (height, width), masks and control images to `size`,
+    control images and masks without effect."""
     kinds = {"image": images, "mask": masks, "control image": controls}
     for name, old in dict.fromkeys((name, image.shape[:2]) for name, each in kinds.items() for image in each):
-        if old != size:
+        if old != (height_width := image_size if name == "image" else size):
+            height, width = height_width
             yield f"the {name} of {old[1]} x {old[0]} pixels was resized to {width} x {height}"
     if any((image == image[0, 0]).all() for image in controls):
         yield "a control image has one color everywhere, so it has no effect"

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from ..errors import InputError
+from ..images.arrays import as_list
 from ..plan.plan import Plan
 from ..text.foreign_syntax import syntax_notes
 from ..text.prompt_weights import parse_weighted_prompt
@@ -62,12 +63,15 @@ def texts_of(request: Request, plan: Plan, precomputed: PrecomputedStates) -> Te
     absent: list[str | None] = [None]
     if not plan.prompting.states:
         if request.prompt not in (None, "") or request.negative_prompt not in (None, ""):
+            kind = "shows variations of image=" if plan.takes("vision") else "is unconditional"
             raise InputError(
-                "this model is unconditional and takes no prompt. Use num_images= to generate several images.",
+                f"this model {kind} and takes no prompt. Use num_images= to generate several images.",
                 argument="prompt",
             )
+        several = len(as_list(request.image)) if plan.takes("vision") else 1
         absent = absent if plan.prompting.zero_negative else [""]
-        return Texts(prompts=[""], negatives=absent, prompts_2=[""], negatives_2=absent)
+        empty, absent = [""] * several, absent * several
+        return Texts(prompts=empty, negatives=absent, prompts_2=empty, negatives_2=absent)
     prompts = [""] * len(precomputed.states) if precomputed.states is not None else _texts("prompt", request.prompt)
     count = len(prompts)
     prompts_2 = _one_for_each("prompt_2", request.prompt_2, prompts)

@@ -5,36 +5,25 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict, get_args
+from typing import Any, get_args
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..errors.validation import check_bool, check_float, check_int
-from ..images.arrays import batch
 from ..images.mask_crop import MaskCrop
-from ..plan.networks import controlnets_of
 from ..plan.plan import Plan, skipping
-from ..plan.profile import Profile
 from ..sampling.matrix import InpaintMask
 from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
 from .callback import check_callback
 from .conditioning import PrecomputedStates, SizeConditioning, check_counts, precomputed_states, sizes_of
-from .controls import ControlInput, control_inputs, load_control_images
-from .hires import Hires, hires_of
-from .images import (
-    check_image_arguments,
-    crop_padding,
-    cropped,
-    image_notes,
-    latents_from,
-    load_images,
-    schedule_range_for,
-    stacked_masks,
-)
-from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, latents_argument, seeds_of, steps_of
+from .conditions import image_guidance_of
+from .controls import ControlInput
+from .hires import Hires
+from .image_fields import image_fields, is_distilled
+from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, steps_of
 from .prompts import Tokenizers, TokensByEncoder, texts_of, tokenize
 from .request import CallsFrom, OutputType, Request, parse_request
 
@@ -62,6 +51,7 @@ class ResolvedRequest:
     min_psnr: float | None
     guidance_scale: float
     guided: bool  # whether the network also runs without the prompt
+    image_guidance_scale: float | None  # of a model that edits by instructions
     guidance_rescale: float
     guidance_interval: tuple[float, float]
     cache_interval: int
@@ -70,10 +60,13 @@ class ResolvedRequest:
     height: int
     scheduler: SchedulerLike
     output_type: OutputType
-    image: Floats | None  # [1 or one for each prompt, 3, H, W] in [0, 1]
+    image: Floats | None  # [1 or one for each prompt, 3, H, W] in [0, 1]; [B, 3, h, w], small, for an upscaler
     image_latents: Floats | None  # [B, C, h, w], if the request passes latents as the image
     inpaint_mask: InpaintMask | None  # [1 or one for each prompt, 1, H, W]
     soft_mask: bool
+    depth: Floats | None  # [B, 1, h, w] from -1 to 1, if the request passes a depth map
+    vision: Floats | None  # [B, 3, S, S], normalized, for a vision encoder
+    noise_level: int | None  # of an upscaler's small image
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
@@ -86,6 +79,11 @@ class ResolvedRequest:
     callback: Callable[..., Any] | None
     callback_tensors: tuple[str, ...]
     notes: tuple[str, ...]  # for the report: changes of the input images, text without effect
+
+    @property
+    def rows(self) -> int:
+        """The rows of the U-Net for each image: three if guidance also compares with the prompt left out."""
+        return (2 if self.image_guidance_scale is None else 3) if self.guided else 1
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the values of the arguments that generate image i again, by their names in `Request`."""
@@ -152,13 +150,15 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         raise InputError(message, argument="num_images", got=count, expected=f"at most {MAX_IMAGES}")
     generators = generators_of(request, count)
     seeds = seeds_of(request, generators, count)
-    images = _image_fields(request, plan, steps, prompts=len(texts.prompts), count=count, notes=notes)
+    images = image_fields(request, plan, steps, prompts=len(texts.prompts), count=count, notes=notes)
     unstored = {"generator": generators and not is_seed_only(generators, count), "latents": images["noise"] is not None}
     texts, precomputed = texts.repeated(each), precomputed.repeated(each, count)
     unstored["prompt_embeds"] = bool(precomputed)
     _check_hires(request)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
+    by_image = image_guidance_of(request, plan)
     guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
+    guided = guided and (by_image is None or by_image >= 1)
     return ResolvedRequest(
         prompts=tuple(texts.prompts),
         negative_prompts=tuple(texts.negatives),
@@ -173,6 +173,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         **_fewer_calls(request, steps),
         guidance_scale=scale,
         guided=guided,
+        image_guidance_scale=by_image,
         guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
         guidance_interval=_interval(request.guidance_interval),
         cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
@@ -190,93 +191,9 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     )
 
 
-class _ImageFields(TypedDict):
-    """The fields of a `ResolvedRequest` that depend on its images."""
-
-    width: int
-    height: int
-    noise: Floats | None
-    image: Floats | None
-    image_latents: Floats | None
-    inpaint_mask: InpaintMask | None
-    soft_mask: bool
-    strength: float | None
-    schedule_range: ScheduleRange
-    controls: tuple[ControlInput, ...]
-    hires: Hires | None
-    mask_crop: MaskCrop | None
-
-
-def _image_fields(
-    request: Request, plan: Plan, steps: int, *, prompts: int, count: int, notes: list[str]
-) -> _ImageFields:
-    """Load the images, masks and control images, and bring them to one size. Append to `notes` what that changed."""
-    channels, factor = int(plan.latents.dims[1]), plan.profile.factor
-    latents, noise = latents_from(request.image, channels, prompts, count), latents_argument(request, channels, count)
-    images = load_images("image", None if latents is not None else request.image, prompts)
-    masks = load_images("mask_image", request.mask_image, prompts)
-    has_image = bool(images) or latents is not None
-    task = {"has_image": has_image, "has_mask": bool(masks), "inpainting": plan.inpaints}
-    check_image_arguments(request, has_latents=latents is not None, **task)
-    nets = len(controlnets_of(plan.components))
-    control_images = load_control_images(request.control_image, nets, prompts)
-    flat_controls = [image for net in control_images for image in net]
-    padding = crop_padding(request, len(images), len(masks))
-    sizes = [image.shape[:2] for image in (*images, *flat_controls)] if padding is None else []
-    if latents is not None:
-        sizes = [(latents.shape[2] * factor, latents.shape[3] * factor)]
-    in_pixels = None if noise is None else (noise.shape[2] * factor, noise.shape[3] * factor)
-    height, width = _size(request, sizes[0] if sizes else in_pixels, plan.profile)
-    for size in set(plan.profile.batches(count)):
-        plan.profile.check(batch=size, height=height, width=width)
-    if latents is not None and sizes[0] != (height, width):
-        raise InputError(
-            f"image= contains latents of {sizes[0]} pixels (height, width); expected {height, width}.", argument="image"
-        )
-    if in_pixels not in (None, (height, width)):
-        message = f"latents= is noise for {in_pixels} pixels (height, width); expected {height, width}."
-        raise InputError(message, argument="latents", got=in_pixels)
-    crop = None if padding is None else cropped(images, masks, padding, height, width)
-    schedule_range, strength = schedule_range_for(request, steps=steps, distilled=_is_distilled(plan), **task)
-    inpaint_mask = stacked_masks(masks, height, width, soft=request.soft_mask)
-    notes += image_notes(images, masks, flat_controls, inpaint_mask, (height, width))
-    return _ImageFields(
-        width=width,
-        height=height,
-        noise=None if noise is None else noise.repeat(count // len(noise), axis=0),
-        image=batch(images, len(images), height, width) if images else None,
-        image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
-        inpaint_mask=inpaint_mask,
-        soft_mask=request.soft_mask,
-        strength=strength,
-        schedule_range=schedule_range,
-        mask_crop=crop,
-        controls=control_inputs(request, nets, control_images, count=count, height=height, width=width),
-        hires=hires_of(request, plan, count=count, height=height, width=width, controls=control_images),
-    )
-
-
-def _size(request: Request, image_size: tuple[int, ...] | None, profile: Profile) -> tuple[int, int]:
-    """Return height and width of the output: as requested, or of the input image (rounded down), or the model's."""
-    sides: Mapping[str, int | None] = {"height": request.height, "width": request.width}
-    if image_size is not None:
-        rounded = [max(side // profile.multiple, 1) * profile.multiple for side in image_size]
-        sides = {n: size if side is None else side for (n, side), size in zip(sides.items(), rounded, strict=True)}
-    height, width = (
-        check_int(name, getattr(profile, name).opt if value is None else value, 1, 2**20)
-        for name, value in sides.items()
-    )
-    return height, width
-
-
 def _takes_guidance(plan: Plan) -> bool:
     """Return whether guidance runs the U-Net twice."""
-    return bool(plan.prompting.states) and not _is_distilled(plan)
-
-
-def _is_distilled(plan: Plan) -> bool:
-    """Return whether the U-Net takes the guidance scale as an input, as a latent consistency model does."""
-    return any(b.name == "timestep_cond" for b in plan.components["unet"].inputs)
+    return bool(plan.prompting.states or plan.takes("vision")) and not is_distilled(plan)
 
 
 def _fewer_calls(request: Request, steps: int) -> dict[str, Any]:

@@ -19,6 +19,16 @@ def guidance_embedding(guidance_scale: float, width: int) -> Floats:
     return np.pad(np.concatenate([np.sin(angles), np.cos(angles)]), (0, width % 2)).astype(np.float32)
 
 
+def guide_by_image(output: Floats, guidance_scale: float, image_scale: float, rescale: float = 0.0) -> Floats:
+    """Compute uncond + scale * (cond - image) + image_scale * (image - uncond) (Brooks et al. 2023, arXiv 2211.09800).
+
+    # [3B, C, H, W], without both, with the image, with text and image -> [B, C, H, W]
+    """
+    uncond, image, cond = np.split(output, 3)
+    guided = uncond + np.float32(guidance_scale) * (cond - image) + np.float32(image_scale) * (image - uncond)
+    return _rescaled(guided, cond, rescale)
+
+
 def guide(output: Floats, guidance_scale: float, rescale: float = 0.0) -> Floats:
     """Compute uncond + scale * (cond - uncond).  # [2B, C, H, W], unconditional half first -> [B, C, H, W]
 
@@ -27,7 +37,10 @@ def guide(output: Floats, guidance_scale: float, rescale: float = 0.0) -> Floats
     """
     half = len(output) // 2
     uncond, cond = output[:half], output[half:]
-    guided = uncond + np.float32(guidance_scale) * (cond - uncond)
+    return _rescaled(uncond + np.float32(guidance_scale) * (cond - uncond), cond, rescale)
+
+
+def _rescaled(guided: Floats, cond: Floats, rescale: float) -> Floats:
     if rescale == 0:
         return guided
     std, guided_std = (each.std(axis=(1, 2, 3), ddof=1, keepdims=True, dtype=np.float64) for each in (cond, guided))

@@ -26,14 +26,19 @@ class BatchNoise:
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
         """`shape` is that of one image's latents, (channels, height, width), with at least sixteen numbers."""
-        if (count := int(np.prod(shape))) < 16:
+        if int(np.prod(shape)) < 16:
             message = f"Cannot draw noise: got the shape {list(shape)}; expected at least sixteen numbers."
             raise InputError(message, argument="shape", got=shape)
-        self._twisters, self._shape, self._count = [_twister(seed) for seed in seeds], shape, count
+        self._twisters, self._shape = [_twister(seed) for seed in seeds], shape
 
     def __call__(self) -> Floats:
         """Return the next draw, as `torch.randn(shape, generator=...)` for each image.  # [B, C, H, W]"""
-        return np.stack([_normal(twister, self._count).reshape(self._shape) for twister in self._twisters])
+        return self.of(self._shape)
+
+    def of(self, shape: tuple[int, ...]) -> Floats:
+        """Return the next draw in another shape, of at least sixteen numbers.  # -> [B, *shape]"""
+        count = int(np.prod(shape))
+        return np.stack([_normal(twister, count).reshape(shape) for twister in self._twisters])
 
     def for_inputs(self, count: int, *, each: bool) -> Floats:
         """Return the noise for encoding `count` input images: that of each generated image.  # [B, C, H, W]"""
@@ -61,6 +66,10 @@ class GeneratorNoise:
         """Return the next draw.  # [B, C, H, W]"""
         return self._draw(self._batch)
 
+    def of(self, shape: tuple[int, ...]) -> Floats:
+        """Return the next draw in another shape.  # -> [B, *shape]"""
+        return self._draw(self._batch, shape)
+
     def for_inputs(self, count: int, *, each: bool) -> Floats:
         """Return the noise for encoding `count` input images.
 
@@ -69,13 +78,15 @@ class GeneratorNoise:
         """
         return self._draw(self._batch if each and len(self._generators) > 1 else count)
 
-    def _draw(self, count: int) -> Floats:
+    def _draw(self, count: int, shape: tuple[int, ...] | None = None) -> Floats:
         import torch
 
+        shape = self._shape if shape is None else shape
+
         if self._next == len(self._drawn):
-            shapes = [(1, *self._shape)] * count
+            shapes = [(1, *shape)] * count
             if len(self._generators) == 1:
-                shapes = [(count, *self._shape)]
+                shapes = [(count, *shape)]
             pairs = zip(shapes, self._generators, strict=False)  # fewer input images than generators use the first
             parts = [torch.randn(shape, generator=each, device=each.device).cpu().numpy() for shape, each in pairs]
             self._drawn.append(np.concatenate(parts))

@@ -28,9 +28,9 @@ def residuals_of(plan: Plan) -> list[Binding]:
     return [b for b in plan.components["unet"].inputs if "additional_residual" in b.name]
 
 
-def no_residuals(plan: Plan, request: ResolvedRequest, halves: int) -> dict[str, Floats]:
-    """Return these inputs while no ControlNet is active: zeros. `halves` is 2 under guidance.  # [N, C, h, w]"""
-    sizes = plan.profile.sizes(batch=len(request.seeds) * halves, height=request.height, width=request.width)
+def no_residuals(plan: Plan, request: ResolvedRequest, rows: int) -> dict[str, Floats]:
+    """Return these inputs while no ControlNet is active: zeros. `rows` is 2 or 3 under guidance.  # [N, C, h, w]"""
+    sizes = plan.profile.sizes(batch=len(request.seeds) * rows, height=request.height, width=request.width)
     return {b.name: np.zeros(b.shape(sizes), np.float32) for b in residuals_of(plan)}
 
 
@@ -51,34 +51,35 @@ class ControlNets:
         component: Callable[[str], LoadedComponent],
         conditioning: Mapping[str, Floats],
         *,
-        guided: bool,
+        rows: int,
     ) -> None:
         """Open the ControlNets that the call uses; `component` returns one by its name.
 
-        `conditioning` are the other inputs of the U-Net, for both halves if `guided`. As in diffusers, start and end
-        are fractions of the U-Net calls.
+        `conditioning` are the other inputs of the U-Net, with `rows` rows for each image: 2 or 3 under guidance. As in
+        diffusers, start and end are fractions of the U-Net calls.
         """
         self._residuals = [b.name for b in residuals_of(plan)]
         self._components, self._sampler = plan.components, call.sampler
-        halves = 2 if guided else 1
+        self._copies = rows if rows == 3 else 1  # a session repeats the sample for two halves itself
         self._nets: list[tuple[str, DenoisingSession, ControlInput]] = []
         for name, control in zip(controlnets_of(plan.components), call.request.controls, strict=True):
             if control.scale == 0:
                 continue
             arrays = {
                 **conditioning,
-                "controlnet_cond": np.concatenate([control.images] * halves),
-                "conditioning_scale": np.full(len(control.images) * halves, control.scale, dtype=np.float32),
+                "controlnet_cond": np.concatenate([control.images] * rows),
+                "conditioning_scale": np.full(len(control.images) * rows, control.scale, dtype=np.float32),
             }
             inputs = {b.name: arrays[b.name] for b in plan.components[name].inputs if b.name in arrays}
             self._nets.append(
-                (name, DenoisingSession(component(name), inputs, call.sampler.timesteps, guided=guided), control)
+                (name, DenoisingSession(component(name), inputs, call.sampler.timesteps, guided=rows == 2), control)
             )
-        self._zeros = no_residuals(plan, call.request, halves)
+        self._zeros = no_residuals(plan, call.request, rows)
 
     def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
         """Return the U-Net's residual inputs by name.  # [N, C, h, w]"""
         sums: list[Floats] = []
+        sample = np.concatenate([sample] * self._copies)
         start, end = span_of(self._sampler, call)
         for name, session, control in self._nets:
             if control.start <= start and end <= control.end:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,6 +18,7 @@ from ..sampling.guidance import guidance_embedding
 from ..sampling.matrix import Draw, InpaintMask, SourceLatents, is_soft
 from ..sampling.noise import BatchNoise, GeneratorNoise, Noise
 from ..system.trace import Stopwatch
+from .conditions import image_channels
 from .vae import Codec, VaeTiling
 
 Floats = NDArray[np.float32]
@@ -30,8 +32,10 @@ class DenoiseInputs:
         noise: the initial noise.  # [B, C, h, w]
         draw: returns the noise after it.
         source: the latents of the input images, and the area to generate anew; None if the schedule starts from noise.
-        extra_channels: the mask and the latents of the masked image, for an inpainting U-Net.  # [B, 1 + C, h, w]
-        micro_conditioning: further inputs of the U-Net of some families, `time_ids` and `timestep_cond`.  # [N, ...]
+        extra_channels: further channels of every sample: for an inpainting U-Net the mask and the latents of the masked
+            image, for others what `conditions` makes of the image.  # [B or N, C, h, w]
+        micro_conditioning: further inputs of the U-Net of some families: `time_ids`, `timestep_cond` and
+            `class_labels`.  # [N, ...]
         tiling: how the VAE takes the batch.
     """
 
@@ -39,7 +43,7 @@ class DenoiseInputs:
     draw: Draw
     source: SourceLatents | None
     extra_channels: Floats | None
-    micro_conditioning: dict[str, Floats]
+    micro_conditioning: dict[str, NDArray[Any]]
     tiling: VaeTiling
 
 
@@ -52,12 +56,13 @@ def prepare(plan: Plan, request: ResolvedRequest, codec: Codec, watch: Stopwatch
     shape = (channels, height, width)
     draw = GeneratorNoise(request.generators, count, shape) if request.generators else BatchNoise(request.seeds, shape)
     with watch.stage("encode") if request.image is not None else nullcontext():
+        of_image = image_channels(plan, request, codec, draw) if plan.image_input else None  # draws its noise first
         noise, source, extra_channels = _latents(plan, request, codec, draw, tiling)
     return DenoiseInputs(
         noise=noise,
         draw=draw,
         source=source,
-        extra_channels=extra_channels,
+        extra_channels=extra_channels if of_image is None else of_image,
         micro_conditioning=_micro_conditioning(plan, request),
         tiling=tiling,
     )
@@ -68,6 +73,7 @@ def _latents(
 ) -> tuple[Floats, SourceLatents | None, Floats | None]:
     """Return the initial noise, the latents of the input images, and the extra channels of an inpainting U-Net."""
     takes_latents, latents = request.schedule_range.takes_latents, request.image_latents
+    latents = latents if takes_latents else None
     if request.image is not None and takes_latents:
         latents = _encoded(request.image, codec, draw, tiling, request)
     noise = draw() if request.noise is None else request.noise
@@ -106,16 +112,18 @@ def _mask_of_latents(inpaint_mask: InpaintMask, factor: int) -> InpaintMask:
     return np.asarray(blocks.mean(axis=(3, 5)), dtype=np.float32)
 
 
-def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, Floats]:
+def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, NDArray[Any]]:
     """Return the inputs of some families: SDXL's `time_ids`, and the guidance embedding of a distilled U-Net."""
     count, inputs = len(request.seeds), {b.name: b for b in plan.components["unet"].inputs}
     negatives = count if request.guided else 0
-    arrays = {}
+    arrays: dict[str, NDArray[Any]] = {}
+    if request.noise_level is not None:
+        arrays["class_labels"] = np.full(negatives + count, request.noise_level, dtype=np.int64)
     if request.sizes is not None:  # [N, 6] or [N, 5]
         is_refiner = inputs["time_ids"].dims[1] == 5
         positive, negative = request.sizes.time_ids(request.height, request.width, is_refiner=is_refiner)
         arrays["time_ids"] = np.array([*[negative] * negatives, *[positive] * count], dtype=np.float32)
-    if "timestep_cond" in inputs:
+    if "timestep_cond" in inputs and not plan.takes("latents"):
         embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"].dims[1]))
         arrays["timestep_cond"] = np.tile(embedding, (negatives + count, 1))
     return arrays

@@ -11,13 +11,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Cancelled, NotFiniteError
-from ..sampling.guidance import guide
+from ..sampling.guidance import guide, guide_by_image
 from ..sampling.matrix import SamplerRun
 from .denoise_inputs import DenoiseInputs
 from .generation import Generation
 
 Floats = NDArray[np.float32]
-# (call, sample [B, C, h, w]) -> [B, C, h, w], or [2B, C, h, w] under guidance, the unconditional half first
+# (call, sample [B, C, h, w]) -> [B, C, h, w], or [N, C, h, w] under guidance, the unconditional part first
 Denoiser = Callable[[int, Floats], Floats]
 
 
@@ -36,8 +36,12 @@ def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iter
             step = call.earlier + i + 1
             message = f"at step {step} of {call.total} {failed}"
             raise NotFiniteError(message, **failed.data | {"step": step}) from None
-        guided = len(output) > len(x)
-        run.push(i, guide(output, call.guidance_scale, request.guidance_rescale) if guided else output)
+        scale, by_image, rescale = call.guidance_scale, request.image_guidance_scale, request.guidance_rescale
+        if len(output) == 3 * len(x) and by_image is not None:
+            output = guide_by_image(output, scale, by_image, rescale)
+        elif len(output) > len(x):
+            output = guide(output, scale, rescale)
+        run.push(i, output)
         yield run
         if run.ended:
             return

@@ -38,12 +38,15 @@ class PromptEncoder:
             loras: the active LoRAs: they change the encoders' weights.
 
         Returns:
-            `encoder_hidden_states` [N, chunks * T, W], and `text_embeds` [N, P] if the model uses pooled text. Nothing
-            for an unconditional model.
+            `encoder_hidden_states` [N, chunks * T, W], and `text_embeds` [N, P] if the model uses pooled text; for a
+            vision encoder the vector of each image as one token, and zeros without it. Nothing for an unconditional
+            model.
 
         Raises:
             BackendError: a backend failed; NotFiniteError: an encoder returned numbers that are not finite.
         """
+        if request.vision is not None:
+            return {"encoder_hidden_states": self._vectors(request.vision, request.guided)}
         if not request.tokens:
             return {}
         weights = tuple((lora.digest, lora.weight) for lora in loras)
@@ -56,6 +59,15 @@ class PromptEncoder:
         states, pooled = [each for each, _ in encoded], [each for _, each in encoded if each is not None]
         arrays = {"encoder_hidden_states": np.where(mask[:, None, None], np.stack(states), 0)}
         return arrays | ({"text_embeds": np.where(mask[:, None], np.stack(pooled), 0)} if pooled else {})
+
+    def _vectors(self, images: Floats, guided: bool) -> Floats:
+        """Return the vectors of the images, each different one encoded once.  # [B, 3, S, S] -> [N, 1, P]"""
+        vectors = {image.tobytes(): np.empty(0, np.float32) for image in images}
+        for image in images:
+            if not vectors[key := image.tobytes()].size:
+                vectors[key] = self._encoder("image_encoder")(pixel_values=image[None])["image_embeds"]
+        seen = np.stack([vectors[image.tobytes()] for image in images])
+        return np.concatenate([np.zeros_like(seen), seen]) if guided else seen
 
     def _encoded(
         self, request: ResolvedRequest, i: int, skip: int | None, weights: tuple[tuple[str, float], ...]

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession
 from ..plan.plan import Plan
+from .conditions import network_timesteps
 from .controlnet import ControlNets, no_residuals, span_of
 from .generation import Generation
 
@@ -36,15 +37,17 @@ class Unet:
             plan: the model's plan.
             call: the request of B images, and its sampler.
             component: returns a component by its name.
-            conditioning: the inputs of the U-Net that stay the same, for both halves under guidance.  # [N, ...]
-            extra_channels: further channels of every sample, for an inpainting U-Net.  # [B, C, h, w]
+            conditioning: the inputs of the U-Net that stay the same, for all parts under guidance.  # [N, ...]
+            extra_channels: further channels of every sample.  # [B, C, h, w]; [N, C, h, w] if parts differ
         """
         self._plan, self._call, self._component = plan, call, component
         self.conditioning, self._extra_channels = dict(conditioning), extra_channels
+        self._timesteps = network_timesteps(call.sampler) if plan.takes("latents") else call.sampler.timesteps
+        self._channels = int(plan.latents.dims[1])
         self._sessions: dict[bool, tuple[DenoisingSession, ControlNets | None]] = {}  # guided -> its sessions
 
     def __call__(self, call: int, sample: Floats) -> Floats:
-        """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [2B, C, h, w] with the unconditional half first"""
+        """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [N, C, h, w] with the unconditional part first"""
         request, sampler = self._call.request, self._call.sampler
         start, end = request.guidance_interval
         guided = request.guided and self._call.guidance_scale > 1 and start <= span_of(sampler, call)[0] < end
@@ -53,9 +56,12 @@ class Unet:
         session, controls = self._sessions[guided]
         residuals = {} if controls is None else controls(call, sample)
         if self._extra_channels is not None:
-            sample = np.concatenate([sample, self._extra_channels], axis=1)
+            extra = self._extra_channels if guided else self._extra_channels[-len(sample) :]
+            repeats = len(extra) // len(sample)  # 3 if the parts of guidance differ in these channels
+            sample = np.concatenate([np.concatenate([sample] * repeats), extra], axis=1)
         output: Floats = session(call, sample, residuals)["out_sample"]
-        return output
+        # The latent upscaler outputs the negative velocity, and a variance that nothing reads.
+        return -output[:, : self._channels] if self._plan.takes("latents") else output
 
     def replace(self, name: str, array: Floats) -> None:
         """Replace an input that stays the same, from the next call on: of all rows, or of the conditional half.
@@ -69,14 +75,16 @@ class Unet:
         self._sessions.clear()
 
     def _open(self, guided: bool) -> tuple[DenoisingSession, ControlNets | None]:
-        plan, request, timesteps = self._plan, self._call.request, self._call.sampler.timesteps
-        unneeded = len(request.seeds) if request.guided and not guided else 0  # rows of the unconditional half
+        plan, request, timesteps = self._plan, self._call.request, self._timesteps
+        rows = request.rows if guided else 1
+        unneeded = len(request.seeds) * (request.rows - rows)  # rows of the unconditional parts
         conditioning = {name: array[unneeded:] for name, array in self.conditioning.items()}
         controls, constants = None, conditioning
         if any(control.scale != 0 for control in request.controls):
-            controls = ControlNets(plan, self._call, self._component, conditioning, guided=guided)
+            controls = ControlNets(plan, self._call, self._component, conditioning, rows=rows)
         else:
-            constants = conditioning | no_residuals(plan, request, 2 if guided else 1)
+            constants = conditioning | no_residuals(plan, request, rows)
         cache_interval, unet = request.cache_interval, self._component("unet")
-        session = DenoisingSession(unet, constants, timesteps, guided=guided, cache_interval=cache_interval)
+        halves = rows == 2  # which share the sample; three parts differ in their channels of the image
+        session = DenoisingSession(unet, constants, timesteps, guided=halves, cache_interval=cache_interval)
         return session, controls

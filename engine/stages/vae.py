@@ -105,12 +105,15 @@ class Codec:
             latents = latents.repeat(times, axis=0) + deviation.repeat(times, axis=0) * noise
         return np.asarray((latents - self._shift) / self._scale, dtype=np.float32)
 
+    def unscaled(self, latents: Floats) -> Floats:
+        """Return latents of the U-Net as the autoencoder has them.  # [B, C, h, w] -> [B, C, h, w]"""
+        return np.asarray(latents * self._scale + self._shift, dtype=np.float32)
+
     def decode(self, latents: Floats, tiling: VaeTiling | None = None) -> Floats:
         """Decode latents to pixels.  # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]"""
         count, _, height, width = latents.shape
         tiling = tiling or self.tiling(count, height * self.factor, width * self.factor)
-        scaled = np.asarray(latents * self._scale + self._shift, dtype=np.float32)
-        return self._run("vae_decoder", "latent_sample", scaled, tiling, self.factor)
+        return self._run("vae_decoder", "latent_sample", self.unscaled(latents), tiling, self.factor)
 
     def _run(self, name: str, input_name: str, array: Floats, tiling: VaeTiling, ratio: float) -> Floats:
         if not self._has_vae:

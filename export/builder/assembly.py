@@ -16,6 +16,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from calotype.errors import BuildError
+from calotype.images.depth import PROCESSOR
 from calotype.plan.plan import Artifact, Plan, PlannedComponent, is_plan
 from calotype.text.tokenizer import ADDED, added_numbers, vocabulary_of
 
@@ -86,7 +87,12 @@ def assemble(plan: Plan, source: Source, folder: Path) -> Plan:
         _write_vocabulary(folder / original.name)
     shutil.copy(source.folder / "model_index.json", folder)
     tokenizers = {name: Path(original.name) for name, original in source.tokenizers.items()}
-    return replace(plan, components=components, tokenizers=tokenizers)
+    estimator = source.depth_estimator
+    if estimator is not None:
+        for original in (estimator, estimator.with_name(PROCESSOR)):
+            shutil.copytree(original, folder / original.name)
+        estimator = Path(estimator.name)
+    return replace(plan, components=components, tokenizers=tokenizers, depth_estimator=estimator)
 
 
 def _write_vocabulary(tokenizer: Path) -> None:

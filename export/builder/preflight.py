@@ -89,7 +89,7 @@ def _free(folder: Path) -> int:
 def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: tuple[Load, ...]) -> Need:
     height, width = image_size(spec, profile)
     count, largest = sum(weights.values()), 4 * max(weights.values())
-    working = peak_bytes(loads, batch=1, height=height, width=width, guided=True)
+    working = peak_bytes(loads, batch=1, height=height, width=width, guided=True) * profile.rows // 2
     held = max(_MODULE * largest, _SESSIONS * 4 * count) + _ACTIVATIONS * working
     trials = 4 * count if spec.precision in ("int8", "fp8", "auto", "fp16") else 0
     kept = count * (_BYTES[spec.precision] + (4 if spec.fallback else 0))

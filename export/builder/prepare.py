@@ -83,7 +83,9 @@ def prepare_lazily(model: str | Path, *, forms: Collection[str] = ("onnx",), **p
     source, family = _described(model, forms=forms, **parts)
     later: set[str] = set()
     if set(forms) == {"onnx"}:
-        first = {*source.tokenizers, "unet", "vae_decoder", *(["vae_encoder"] if family.inpaints else [])}
+        takes = family.image_input
+        first = {*source.tokenizers, "image_encoder", "unet", "vae_decoder"}
+        first |= {"vae_encoder"} if takes is not None and takes.encodes else set()
         rest = {name: c for name, c in family.components.items() if name not in first}
         later = {name for name, component in rest.items() if not trace_step(component, source).is_stored}
     components = {
@@ -119,15 +121,25 @@ def plan_of(source: Source, family: Family, components: dict[str, PlannedCompone
         fingerprint=source.fingerprint,
         profile=family.profile,
         components=components,
-        # A model that denoises pixels clips samples unless its scheduler says otherwise: the class's own default.
-        scheduler={**({} if family.prompting.states else {"clip_sample": True}), **source.configs["scheduler"]},
+        scheduler=_scheduler_of(source, family),
         tokenizers=source.tokenizers,
         prompting=family.prompting,
         scaling_factor=family.scaling_factor,
         latents_mean=family.latents_mean,
         latents_std=family.latents_std,
         loads=family.loads,
+        image_input=family.image_input,
+        depth_estimator=source.depth_estimator,
     )
+
+
+def _scheduler_of(source: Source, family: Family) -> dict[str, Any]:
+    """Return the scheduler's config, as the U-Net needs it."""
+    config = dict(source.configs["scheduler"])
+    if family.takes("latents"):  # its output times -1 is a velocity (`calotype.stages.conditions`)
+        config["prediction_type"] = "v_prediction"
+    # A model that denoises pixels clips samples unless its scheduler says otherwise: the class's own default.
+    return config if family.prompting.states or family.takes("vision") else {"clip_sample": True, **config}
 
 
 def reference(component: Component, source: Source) -> PlannedComponent:

@@ -52,6 +52,7 @@ class Work:
         """Return the configuration of the images for the "proof" (held-out prompts) or the "calibration"."""
         height, width = image_size(self.spec, self.family.profile)
         count, steps = self.spec.proof_counts
+        takes = self.family.image_input
         calibrates = purpose == "calibration"
         return ImageSet(
             prompts=self.prompts.calibration if calibrates else self.prompts.held_out[:count],
@@ -59,7 +60,8 @@ class Work:
             height=height,
             width=width,
             controls=len(self.spec.controlnet),
-            masked=self.family.inpaints,
+            takes=takes.kind if takes else None,
+            enlarges=takes.enlarges if takes else 1,
             first_seed=1_000_000 if calibrates else 0,
         )
 
@@ -88,7 +90,7 @@ class Work:
 
     def _recordings(self, purpose: str, sizes: dict[str, float]) -> dict[str, float]:
         images, seconds = self.images(purpose), {}
-        for names in groups(tuple(sizes), masked=images.masked):
+        for names in groups(tuple(sizes), encoded=images.encodes):
             calls = len(images.prompts) * (images.steps if "unet" in names else 1)
             each = 0.02 + sum(sizes[n] for n in names) * images.height * images.width / 2**18 * 2.5
             seconds[f"record {', '.join(names)} ({purpose})"] = 4 + calls * each

@@ -23,6 +23,7 @@ from calotype.backends.components import Components
 from calotype.backends.torch.eager import EagerRunner
 from calotype.files.digest import file_digest
 from calotype.pipeline import Pipeline
+from calotype.plan.image_input import ImageInput
 from calotype.plan.plan import Plan, PlannedComponent, read_plan, write_plan
 from calotype.text.tokenizer import tokenizer_files
 
@@ -54,28 +55,37 @@ class ImageSet:
     width: int
     first_seed: int = 0
     controls: int = 0  # number of ControlNets; each gets an outline image
-    masked: bool = False  # an inpainting model also gets an image and a mask
+    takes: str | None = None  # the kind of the model's image input: it also gets an image, and a mask or a depth map
+    enlarges: int = 1  # the sides of the images to generate are those of the input image times this
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline's call for image i."""
-        call = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
-        call |= {"height": self.height, "width": self.width}
+        call: dict[str, Any] = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
+        call |= {"height": self.height, "width": self.width, **({"prompt": None} if self.takes == "vision" else {})}
         outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
-        return {**call, **outlines, **(self._masked(i) if self.masked else {})}
+        return {**call, **outlines, **(self._seen(i) if self.takes else {})}
 
-    def _masked(self, i: int) -> dict[str, NDArray[Any]]:
-        """Draw boxes of flat colors, and a mask with one box.  # uint8 [H, W, 3], bool [H, W]"""
+    @property
+    def encodes(self) -> bool:
+        """Whether the VAE encoder runs before the U-Net."""
+        return self.takes is not None and ImageInput(kind=self.takes).encodes
+
+    def _seen(self, i: int) -> dict[str, NDArray[Any]]:
+        """Draw boxes of flat colors, and a mask with one box, or depths.  # uint8 [H, W, 3], bool or float [H, W]"""
         rng = np.random.default_rng([self.first_seed + i, 2**16])
-        image = np.full((self.height, self.width, 3), rng.integers(0, 256, 3), dtype=np.uint8)
+        size = self.height // self.enlarges, self.width // self.enlarges
+        image = np.full((*size, 3), rng.integers(0, 256, 3), dtype=np.uint8)
         for _ in range(4):
-            image[self._box(rng)] = rng.integers(0, 256, 3)
-        mask = np.zeros((self.height, self.width), dtype=np.bool_)
-        mask[self._box(rng)] = True
-        return {"image": image, "mask_image": mask}
+            image[self._box(rng, size)] = rng.integers(0, 256, 3)
+        if self.takes == "depth":
+            return {"depth_map": image.mean(axis=-1) + np.linspace(0, 64, size[0])[:, None]}
+        mask = np.zeros(size, dtype=np.bool_)
+        mask[self._box(rng, size)] = True
+        return {"image": image} | ({"mask_image": mask} if self.takes == "mask" else {})
 
-    def _box(self, rng: np.random.Generator) -> tuple[slice, slice]:
+    def _box(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[slice, slice]:
         """Choose a box of a quarter to three quarters of each side of the image."""
-        sides = [(side, int(rng.integers(side // 4, 3 * side // 4))) for side in (self.height, self.width)]
+        sides = [(side, int(rng.integers(side // 4, 3 * side // 4))) for side in size]
         starts = [int(rng.integers(0, side - length + 1)) for side, length in sides]
         rows, columns = (slice(a, a + length) for a, (_, length) in zip(starts, sides, strict=True))
         return rows, columns
@@ -116,7 +126,7 @@ def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, progr
     """
     recordings: dict[str, Path] = {}
     before: list[str] = []
-    for names in groups(tuple(plan.components), masked=images.masked):
+    for names in groups(tuple(plan.components), encoded=images.encodes):
         before += names
         with progress.stage(f"record {', '.join(names)} ({purpose})"):
             folder = _record(plan, source, images, list(names), before, recordings)
@@ -126,7 +136,7 @@ def record_all(plan: Plan, source: Source, images: ImageSet, purpose: str, progr
         pending = folder / "vae_decoder.pending.npz"
         if pending.is_file():
             recordings["vae_decoder"] = pending
-        if "vae_decoder" in names and not images.masked:
+        if "vae_decoder" in names and not images.encodes:
             recordings["vae_encoder"] = recordings["vae_decoder"]
     return recordings
 
@@ -158,15 +168,15 @@ def _record(
         ).folder
 
 
-def groups(names: Sequence[str], *, masked: bool) -> list[tuple[str, ...]]:
+def groups(names: Sequence[str], *, encoded: bool) -> list[tuple[str, ...]]:
     """Group components in the order of a run; those that run at every step are recorded together.
 
-    With a mask, the VAE encoder runs first. Else it is recorded last, on the decoded images.
+    If images are `encoded`, the VAE encoder runs first. Else it is recorded last, on the decoded images.
     """
     stepwise = tuple(n for n in names if n.startswith(("controlnet", "unet")))
-    text = [(n,) for n in names if n.startswith("text_encoder")]
+    text = [(n,) for n in names if n.startswith(("text_encoder", "image_encoder"))]
     decoder, encoder = ([(n,)] if n in names else [] for n in ("vae_decoder", "vae_encoder"))
-    return [*encoder, *text, stepwise, *decoder] if masked else [*text, stepwise, *decoder, *encoder]
+    return [*encoder, *text, stepwise, *decoder] if encoded else [*text, stepwise, *decoder, *encoder]
 
 
 class _EndOfRecording(Exception):
@@ -238,7 +248,7 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
     """
     requested = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
     opened, folder = read_plan(Path(plan), sealed=False), Path(out)
-    if names == ["vae_decoder"] or (names == ["vae_encoder"] and not requested.masked):
+    if names == ["vae_decoder"] or (names == ["vae_encoder"] and not requested.encodes):
         # Run the decoder on the final latents of the runs, or the encoder on the decoder's pixels.
         (name,), calls = names, read_calls(Path(earlier[names[0]]))
         decodes = name == "vae_decoder"

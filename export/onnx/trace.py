@@ -71,8 +71,9 @@ def sample_inputs(component: Component, sizes: Mapping[str, int], seed: int) -> 
 
     def draw(binding: Binding) -> Tensor:
         shape = binding.shape(sizes)
-        if binding.dtype == "int64":
-            return torch.randint(0, int(component.config["vocab_size"]), shape, generator=generator)
+        if binding.dtype == "int64":  # token ids, or the levels of noise
+            numbers = "num_class_embeds" if binding.name == "class_labels" else "vocab_size"
+            return torch.randint(0, int(component.config[numbers]), shape, generator=generator)
         if binding.name in ("timestep", "time_ids"):
             return torch.randint(0, 1000, shape, generator=generator).float()
         if binding.name in ("controlnet_cond", "conditioning_scale"):

@@ -19,11 +19,11 @@ from calotype.errors.printable import printable
 from calotype.files.json_file import read_json
 from calotype.text.tokenizer import tokenizer_files
 
-from .parts import NETWORKS, TOKENIZERS, stem_of
+from .parts import NETWORKS, SETTINGS, TOKENIZERS, stem_of
 from .weight_files import PICKLES, weight_files
 
 _INDEX, _CONFIG = "model_index.json", "config.json"
-_SETTINGS = (*TOKENIZERS.values(), "scheduler")
+_SETTINGS = (*TOKENIZERS.values(), *SETTINGS, "scheduler")
 _DISKS = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # errors of the local disk, not of the hub
 
 

@@ -18,8 +18,13 @@ from .misnamed import describe_export
 
 Config = Mapping[str, Any]
 
-NETWORKS = re.compile(r"text_encoder(_2)?|unet|vae|vqvae|controlnet(_\d+)?")
+NETWORKS = re.compile(r"text_encoder(_2)?|image_encoder|unet|vae|vqvae|controlnet(_\d+)?")
 TOKENIZERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
+# name of a part -> the file of its config
+SETTINGS: Mapping[str, str] = {
+    "low_res_scheduler": "scheduler_config.json",
+    "feature_extractor": "preprocessor_config.json",
+}
 # name of a network -> the classes of diffusers that its config may name
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel"),
@@ -28,14 +33,16 @@ CLASSES: Mapping[str, tuple[str, ...]] = {
 }
 _AUTOENCODERS = ("vae", "vqvae")
 _CLIP = ("clip_text_model", "clip")  # the model_type of text encoders
+_VISION = ("clip_vision_model", "clip")
 # Parts that change no image, or that take inputs that a call need not have.
 _OPTIONAL: tuple[str, ...] = (
     "safety_checker",
-    "feature_extractor",
     "image_encoder",
     "scheduler",
     "watermark",
     "controlnet",
+    "depth_estimator",
+    *SETTINGS,
 )
 _OPTIONAL += tuple(TOKENIZERS.values())
 
@@ -48,12 +55,16 @@ class Parts:
         networks: name in diffusers' layout (text_encoder, unet, vae) -> folder. A VQ autoencoder is `vae` as well.
         controlnets: the folders of the model's own ControlNets.
         tokenizers: text encoder -> the folder of its tokenizer.
+        settings: further configs that images depend on, name -> file.
+        depth_estimator: the folder of a depth model's estimator.
         unused: parts that Calotype does not run, each with its class.
     """
 
     networks: Mapping[str, Path]
     controlnets: tuple[Path, ...]
     tokenizers: Mapping[str, Path]
+    settings: Mapping[str, Path]
+    depth_estimator: Path | None
     unused: tuple[str, ...]
 
 
@@ -72,6 +83,11 @@ def parts_of(folder: Path, index: Config) -> Parts:
     networks = {name: folder / name for name in (*TOKENIZERS, "unet") if name in names}
     if autoencoder := next((name for name in _AUTOENCODERS if name in names), None):
         networks["vae"] = folder / autoencoder
+    if "image_encoder" in listed and not names & {*TOKENIZERS}:  # beside text it is that of an IP-Adapter
+        networks = {"image_encoder": folder / "image_encoder", **networks}
+    settings = {name: folder / name / file for name, file in SETTINGS.items() if name in listed}
+    if "image_encoder" not in networks:  # its processor; beside a safety checker it changes no image
+        settings.pop("feature_extractor", None)
     controlnets: list[Path] = []
     if "controlnet" in listed:  # diffusers writes several as controlnet, controlnet_1, ...
         controlnets = [folder / "controlnet"]
@@ -81,6 +97,8 @@ def parts_of(folder: Path, index: Config) -> Parts:
         networks=networks,
         controlnets=tuple(controlnets),
         tokenizers={name: folder / TOKENIZERS[name] for name in networks if name in TOKENIZERS},
+        settings={name: file for name, file in settings.items() if file.is_file()},
+        depth_estimator=folder / "depth_estimator" if "depth_estimator" in listed else None,
         unused=tuple(f"{name} ({kind})" for name, kind in listed.items() if name not in (*known, *_OPTIONAL)),
     )
 
@@ -99,13 +117,14 @@ def _is_unlisted(folder: Path, name: str, index: Config) -> bool:
 def check_parts(folder: Path, index: Config, configs: Mapping[str, Config]) -> None:
     """Check that the model's own networks are of classes that Calotype runs. Raises `SourceError`."""
     for name, config in configs.items():
-        field, known = ("model_type", _CLIP) if name in TOKENIZERS else ("_class_name", CLASSES[name])
+        encoders = {**dict.fromkeys(TOKENIZERS, _CLIP), "image_encoder": _VISION}
+        field, known = ("model_type", encoders[name]) if name in encoders else ("_class_name", CLASSES[name])
         if (kind := config.get(field)) not in (*known, None):
             raise other_model(folder, index, f"has a {kind!s:.80} as {name}")
     if configs["unet"].get("_class_name") != "UNet2DModel":
-        for needed, expected in {"vae": "vae", "text_encoder": " or ".join(TOKENIZERS)}.items():
-            if not any(name.startswith(needed) for name in configs):
-                raise other_model(folder, index, f"has no {expected}")
+        for needed in (("vae",), (*TOKENIZERS, "image_encoder")):
+            if not any(name in configs for name in needed):
+                raise other_model(folder, index, f"has no {' or '.join(needed)}")
 
 
 def other_model(folder: Path, index: Config, reason: str) -> SourceError:
@@ -119,5 +138,5 @@ def other_model(folder: Path, index: Config, reason: str) -> SourceError:
 
 
 def stem_of(name: str) -> str:
-    """Return the stem of a network's weight file: transformers' for text encoders, else diffusers'."""
-    return "model" if name.startswith("text_encoder") else "diffusion_pytorch_model"
+    """Return the stem of a network's weight file: transformers' for encoders of text and images, else diffusers'."""
+    return "model" if name.startswith(("text", "image")) else "diffusion_pytorch_model"

@@ -87,14 +87,19 @@ def identify_checkpoint(path: Path, header: Header) -> OriginalCheckpoint:
     else:
         raise SourceError(_unknown(path, header), path=path)
     channels = names[_FIRST][1]
-    if channels not in (4, 9) or (channels == 9 and "text_encoder" not in encoders):
+    with_image = {9: ("inpainting", "Inpaint")} if "text_encoder" in encoders else {}
+    if len(encoders) == 1 and with_image:
+        with_image |= {8: ("editing", "InstructPix2Pix"), 5: ("with a depth map", "Depth2Img")}
+    if channels not in (4, *with_image):
         raise SourceError(
-            f"{path} is {name} with {channels} input channels; expected 4, or 9 for inpainting.", path=path
+            f"{path} is {name} with {channels} input channels; expected 4, 5 (depth), 8 (editing) or 9 (inpainting).",
+            path=path,
         )
     class_name, config = described["unet"]
     parts = {**described, "unet": (class_name, {**config, "in_channels": channels})}
-    if channels == 9:
-        name, parts["pipeline"] = f"{name}, inpainting", described["pipeline"].replace("Pipeline", "InpaintPipeline")
+    if channels in with_image:
+        task, prefix = with_image[channels]
+        name, parts["pipeline"] = f"{name}, {task}", described["pipeline"].replace("Pipeline", f"{prefix}Pipeline")
     return OriginalCheckpoint(name=name, texts=dict(zip(encoders, starts, strict=True)), described=parts)
 
 

@@ -38,7 +38,10 @@ from .weight_files import PICKLES, check_safetensors, pickles_in, refusal_of_pic
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 # The fields of a model_index.json that change images.
-_INDEX_FIELDS = ("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score")
+_INDEX_FIELDS = (
+    *("_class_name", "force_zeros_for_empty_prompt", "requires_aesthetics_score"),
+    *("is_cosxl_edit", "max_noise_level"),
+)
 _KINDS = {  # argument -> its forms, and diffusers' class that reads it from one file
     "model": (
         "a model is a {}, a .safetensors or .gguf checkpoint, a plan, a hub id, or demo",
@@ -61,6 +64,7 @@ class Source:
     folders: Mapping[str, Path]  # name in diffusers' layout (unet, controlnet, ...) -> folder
     digests: Mapping[str, str]  # folder's name -> SHA-256 of its weights
     tokenizers: Mapping[str, Path]  # text encoder -> folder of its tokenizer
+    depth_estimator: Path | None = None
 
     def weights_folder(self, component: str) -> Path:
         """Return the folder of the component's config and weights."""
@@ -148,6 +152,7 @@ def read_source(
                 field="_class_name",
             )
     scheduler = read_json(folder / "scheduler" / "scheduler_config.json", "the scheduler's config")
+    settings = {name: read_json(file, f"the {name}'s config") for name, file in parts.settings.items()}
     for vocabulary in parts.tokenizers.values():
         tokenizer_files(vocabulary)
     files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # headers before digests
@@ -157,10 +162,11 @@ def read_source(
     return Source(
         model=str(model),
         folder=folder,
-        configs={**configs, "scheduler": scheduler, "model_index": fields},
+        configs={**configs, **settings, "scheduler": scheduler, "model_index": fields},
         folders=folders,
         digests={name: _digest(each) for name, each in files.items()},
         tokenizers=parts.tokenizers,
+        depth_estimator=parts.depth_estimator,
     )
 
 

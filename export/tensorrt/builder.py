@@ -24,8 +24,8 @@ from .options import HARDWARE, EngineOptions
 Shape = tuple[int, ...]
 Shapes = Mapping[str, tuple[Shape, Shape, Shape]]  # tensor -> its min, opt and max
 
-# These get both halves of the guidance in one call; text encoders get the negative prompts with the prompts.
-_DOUBLED = ("unet", "controlnet", "text_encoder")
+# These get all parts of the guidance in one call; text encoders get the negative prompts with the prompts.
+_MULTIPLIED = ("unet", "controlnet", "text_encoder")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,10 +39,10 @@ class Built:
 def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, chunks: int = 1) -> Shapes:
     """Return the shapes of every input over a profile, for prompts of 1 to `chunks` chunks of text.
 
-    The batch of a profile counts images. Guidance doubles the batch; the smallest is one image without guidance. A text
-    encoder gets each chunk as a row of its batch, a denoiser gets them as one sequence.
+    The batch of a profile counts images. Guidance multiplies the batch by the profile's rows; the smallest is one image
+    without guidance. A text encoder gets each chunk as a row of its batch, a denoiser gets them as one sequence.
     """
-    halves = 2 if component.startswith(_DOUBLED) else 1
+    halves = profile.rows if component.startswith(_MULTIPLIED) else 1
     rows = chunks if component.startswith("text_encoder") else 1
 
     def sizes(end: str, times: int, parts: int = 1) -> dict[str, int]:

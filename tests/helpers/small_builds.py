@@ -10,9 +10,8 @@ def small_spec(backend, folder, **more) -> BuildSpec:
     """Return the spec of a build for 64 to 128 pixels, judged by one image of two steps."""
     side = Range(min=64, opt=64, max=128)
     quick = {"height": side, "width": side, "batch": Range(min=1, opt=1, max=2), "proof": 1, "proof_steps": 2}
-    return BuildSpec(
-        model="demo", output=folder, backend=backend, **{"steps": Range(min=2, opt=2, max=2), **quick, **more}
-    )
+    rest = {"model": "demo", "steps": Range(min=2, opt=2, max=2), **quick, **more}
+    return BuildSpec(output=folder, backend=backend, **rest)
 
 
 def levels(got, expected) -> int:

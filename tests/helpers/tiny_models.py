@@ -7,7 +7,15 @@ from pathlib import Path
 import diffusers
 import torch
 from safetensors.torch import load_file, save_file
-from transformers import CLIPTextConfig
+from transformers import (
+    CLIPImageProcessorPil,
+    CLIPTextConfig,
+    CLIPVisionConfig,
+    CLIPVisionModelWithProjection,
+    DPTConfig,
+    DPTForDepthEstimation,
+    DPTImageProcessorPil,
+)
 
 SCHEDULE = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 
@@ -49,14 +57,13 @@ def save_controlnet(unet_folder: Path, folder: Path, seed: int) -> Path:
 
 def save_model(folder: Path, demo_folder: Path, class_name: str, parts: dict) -> Path:
     """Save a model's folder: `parts` by name, and the demonstration model's files for the rest."""
-    libraries = {"tokenizer": "transformers", "text_encoder": "transformers", "unet": "diffusers"}
     for name in ("tokenizer", "text_encoder", "vae", "scheduler"):
         if name not in parts:
             shutil.copytree(demo_folder / name, folder / name)
     index = json.loads((demo_folder / "model_index.json").read_text()) | {"_class_name": class_name}
     for name, part in parts.items():
         part.save_pretrained(folder / name)
-        index[name] = [libraries.get(name.removesuffix("_2"), "diffusers"), type(part).__name__]
+        index[name] = [type(part).__module__.partition(".")[0], type(part).__name__.removesuffix("Pil")]
     (folder / "model_index.json").write_text(json.dumps(index))
     return folder
 
@@ -106,3 +113,130 @@ def save_lora(folder: Path, path: Path, components=("unet",), layout="diffusers"
             tensors |= _lora_pair(layout, component, layer, down, up)
     save_file(tensors, path)
     return path
+
+
+WIDTH = 128  # of the demonstration model's text states
+
+
+def save_edit(folder: Path, demo: Path) -> Path:
+    """InstructPix2Pix: four more channels for the latents of the image."""
+    torch.manual_seed(21)
+    unet = tiny_unet(cross_attention_dim=WIDTH, in_channels=8)
+    return save_model(folder, demo, "StableDiffusionInstructPix2PixPipeline", {"unet": unet})
+
+
+def save_depth(folder: Path, demo: Path) -> Path:
+    """Depth to image: one more channel, and a depth estimator of two layers."""
+    torch.manual_seed(22)
+    config = DPTConfig(
+        hidden_size=32,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=37,
+        image_size=32,
+        patch_size=16,
+        backbone_out_indices=[0, 1, 2, 3],
+        neck_hidden_sizes=[16, 16, 32, 32],
+        fusion_hidden_size=16,
+        is_hybrid=False,
+    )
+    parts = {
+        "unet": tiny_unet(cross_attention_dim=WIDTH, in_channels=5),
+        "depth_estimator": DPTForDepthEstimation(config),
+        "feature_extractor": DPTImageProcessorPil(size={"height": 32, "width": 32}),
+    }
+    return save_model(folder, demo, "StableDiffusionDepth2ImgPipeline", parts)
+
+
+def save_pixels(folder: Path, demo: Path) -> Path:
+    """The x4 upscaler: three more channels for the small image, and a class for the level of its noise."""
+    torch.manual_seed(23)
+    vae = diffusers.AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 3,
+        up_block_types=("UpDecoderBlock2D",) * 3,
+        block_out_channels=(16, 32, 32),
+        latent_channels=4,
+        norm_num_groups=8,
+        scaling_factor=0.08333,
+    )
+    parts = {
+        "unet": tiny_unet(
+            cross_attention_dim=WIDTH,
+            in_channels=7,
+            num_class_embeds=100,
+            only_cross_attention=(False, True),
+            attention_head_dim=8,
+            use_linear_projection=True,
+        ),
+        "vae": vae,
+        "low_res_scheduler": diffusers.DDPMScheduler(beta_schedule="scaled_linear", beta_start=0.001, beta_end=0.03),
+        "scheduler": diffusers.DDIMScheduler(**SCHEDULE, clip_sample=False, prediction_type="v_prediction"),
+    }
+    return save_model(folder, demo, "StableDiffusionUpscalePipeline", parts)
+
+
+def save_latents(folder: Path, demo: Path) -> Path:
+    """The latent upscaler: blocks of k-diffusion, and the level of noise and pooled text beside the timestep."""
+    torch.manual_seed(24)
+    unet = diffusers.UNet2DConditionModel(
+        act_fn="gelu",
+        attention_head_dim=8,
+        norm_num_groups=None,
+        block_out_channels=(32, 32, 64, 64),
+        time_cond_proj_dim=WIDTH + 128,
+        conv_in_kernel=1,
+        conv_out_kernel=1,
+        cross_attention_dim=WIDTH,
+        down_block_types=("KDownBlock2D", *("KCrossAttnDownBlock2D",) * 3),
+        in_channels=8,
+        mid_block_type=None,
+        only_cross_attention=False,
+        out_channels=5,
+        resnet_time_scale_shift="scale_shift",
+        time_embedding_type="fourier",
+        timestep_post_act="gelu",
+        up_block_types=(*("KCrossAttnUpBlock2D",) * 3, "KUpBlock2D"),
+        layers_per_block=1,
+        sample_size=32,
+    )
+    scheduler = diffusers.EulerDiscreteScheduler(**SCHEDULE, prediction_type="sample")
+    parts = {"unet": unet, "scheduler": scheduler}
+    return save_model(folder, demo, "StableDiffusionLatentUpscalePipeline", parts)
+
+
+def save_vision(folder: Path, demo: Path) -> Path:
+    """Image variation: a vision encoder in place of text."""
+    torch.manual_seed(25)
+    config = CLIPVisionConfig(
+        hidden_size=32,
+        projection_dim=48,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        intermediate_size=37,
+        patch_size=8,
+        image_size=32,
+    )
+    parts = {
+        "unet": tiny_unet(cross_attention_dim=48),
+        "image_encoder": CLIPVisionModelWithProjection(config),
+        "feature_extractor": CLIPImageProcessorPil(size=32, crop_size=32),
+    }
+    save_model(folder, demo, "StableDiffusionImageVariationPipeline", parts)
+    index = json.loads((folder / "model_index.json").read_text())
+    for name in ("text_encoder", "tokenizer"):
+        shutil.rmtree(folder / name)
+        del index[name]
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def save_edit_xl(folder: Path, sdxl: Path) -> Path:
+    """InstructPix2Pix of XL, from the folder of an XL model."""
+    torch.manual_seed(26)
+    shutil.copytree(sdxl, folder)
+    config = diffusers.UNet2DConditionModel.load_config(folder / "unet")
+    diffusers.UNet2DConditionModel.from_config(config | {"in_channels": 8}).save_pretrained(folder / "unet")
+    index = json.loads((folder / "model_index.json").read_text())
+    index["_class_name"] = "StableDiffusionXLInstructPix2PixPipeline"
+    (folder / "model_index.json").write_text(json.dumps(index))
+    return folder

@@ -61,11 +61,19 @@ class ProjectedTextEncoder(_Wrapper):
         return out.text_embeds, out.last_hidden_state, *out.hidden_states
 
 
+class VisionEncoder(_Wrapper):
+    """CLIP's vision transformer. Outputs the projected vector of each image."""
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
+        """# [B, 3, S, S] -> [B, P]"""
+        return (self.model(pixel_values).image_embeds,)
+
+
 class UNet(_Wrapper):
     """The denoiser.
 
-    `others` are named inputs: SDXL's `text_embeds` and `time_ids`, a latent consistency model's `timestep_cond`, and
-    the residuals of ControlNets.
+    `others` are named inputs: SDXL's `text_embeds` and `time_ids`, a latent consistency model's `timestep_cond`, the
+    `class_labels` of an upscaler, and the residuals of ControlNets.
     """
 
     def forward(
@@ -77,6 +85,7 @@ class UNet(_Wrapper):
             sample,
             timestep,
             encoder_hidden_states,
+            class_labels=others.get("class_labels"),
             timestep_cond=others.get("timestep_cond"),
             added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
             down_block_additional_residuals=down or None,
@@ -214,6 +223,7 @@ _AUTOENCODER = _by_config("AutoencoderKL", "AutoencoderTiny", "VQModel")
 _LOADERS: dict[str, tuple[Callable[[Path], Loaded], type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
+    "image_encoder": (_transformers("CLIPVisionModelWithProjection"), VisionEncoder),
     "unet": (_by_config("UNet2DConditionModel", "UNet2DModel"), UNet),
     "controlnet": (_by_config("ControlNetModel"), ControlNet),
     "vae_decoder": (_AUTOENCODER, VaeDecoder),
@@ -244,7 +254,7 @@ def _check_size(network_class: Any, folder: Path) -> None:
 
 def _check(component: str, folder: Path) -> None:
     """Raise `SourceError` if config and weights have different layers, before diffusers allocates the module."""
-    files = _weights_in(folder, "model" if component.startswith("text_encoder") else "diffusion_pytorch_model")
+    files = _weights_in(folder, "model" if component.startswith(("text", "image")) else "diffusion_pytorch_model")
     for file in files:
         check_types(file.path, {name: file.kind(name) for name in file})
     config = read_json(folder / "config.json", "a network's config")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .argument import argument, numbers_from, truth_from
 
@@ -20,7 +20,7 @@ class ImageArguments:
     """Input images, and how much of them stays. Each field has its text."""
 
     image: Images = argument(
-        "Input of image-to-image and inpainting.",
+        "Input of image-to-image, inpainting, editing and upscaling.",
         "One, or one for each prompt: files, PIL images, arrays [H, W, 3] or torch tensors [3, H, W] or [B, 3, H, W], "
         "of bytes or of floats in [0, 1], which are resized to the output size. Or latents [N, C, h, w] from "
         'output_type="latent": one, one for each prompt, or one for each image.',
@@ -49,6 +49,31 @@ class ImageArguments:
         default=None,
         option=int,
         key="padding_mask_crop",
+        read=int,
+    )
+    image_guidance_scale: float | None = argument(
+        "Strength of the input image, for a model that edits by instructions; below 1 turns guidance off.",
+        "0 to 100. A high value keeps more of the image, a high guidance_scale follows the prompt more.",
+        default=None,
+        option=float,
+        shown_default="1.5",
+        key="image_guidance_scale",
+        read=float,
+    )
+    depth_map: Any = argument(
+        "Depth of the scene, for a depth model: brighter is nearer.",
+        "One, or one for each prompt: a file, a PIL image, or numbers [H, W] of any range and size, as an array or a "
+        "torch tensor. The default is the estimate of the model's depth estimator on `image`.",
+        default=None,
+        option=Path,
+    )
+    noise_level: int | None = argument(
+        "Noise that an upscaler adds to the input image: more noise invents more detail.",
+        "From 0 to the model's limit (usually 350).",
+        default=None,
+        option=int,
+        shown_default="20",
+        key="noise_level",
         read=int,
     )
     strength: float | None = argument(
