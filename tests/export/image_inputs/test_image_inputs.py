@@ -236,15 +236,12 @@ def test_editing_with_xl(cosxl, sdxl_folder, tmp_path):
     assert psnr(got, expected) >= 60
 
 
-@pytest.mark.parametrize("kind", KINDS)
-def test_a_plan_of_each_kind(kind, folders, pipes, tmp_path):
-    side = 128 if kind == "latents" else 64
-    sides = Range(min=side, opt=side, max=2 * side)
-    spec = small_spec("eager", tmp_path / "plan", model=str(folders[kind]), height=sides, width=sides)
-    assert build(spec).plan.build["proof"]["psnr"] >= 60
-    options = next(options for each, options in CASES if each == kind) | {"width": side, "height": side}
+def test_a_plan_of_an_editing_model(folders, pipes, tmp_path):
+    built = build(small_spec("onnxruntime", tmp_path / "plan", model=str(folders["edit"])))
+    assert built.plan.build["proof"]["psnr"] >= 60
+    options = CASES[0][1] | {"width": 64, "height": 64}
     planned = calotype.load(tmp_path / "plan")
-    np.testing.assert_array_equal(our_images(planned, kind, **options), our_images(pipes[kind], kind, **options))
+    assert psnr(our_images(planned, "edit", **options), our_images(pipes["edit"], "edit", **options)) >= 50
 
 
 def test_the_upscalers_network_in_eight_bits_and_as_an_engine(folders, tmp_path):
