@@ -152,7 +152,7 @@ def test_a_prompt_runs_downhill():
     walk = walk_of("fake")
     folders = [folder.removeprefix("engine").removeprefix("/") for folder in ORDER if folder.startswith("engine")]
     assert len(walk.moves_up(folders)) <= 8
-    assert len(walk.types) <= 12
+    assert len(walk.types) <= 9
 
 
 @pytest.mark.parametrize("root", [*PACKAGES, "tests"])

@@ -65,14 +65,14 @@ def check_bool(name: str, value: Any) -> bool:
     return value
 
 
-def check_float(name: str, value: Any, high: float, hint: str = "") -> float:
-    """Return a number from 0 to `high`. Raises `InputError` naming the argument, also for NaN."""
+def check_float(name: str, value: Any, high: float, hint: str = "", *, low: float = 0) -> float:
+    """Return a number from `low` to `high`. Raises `InputError` naming the argument, also for NaN."""
     try:
         result = math.nan if isinstance(value, (bool, str)) else float(value)
     except (TypeError, ValueError, OverflowError):
         result = math.nan
-    if not 0 <= result <= high:
-        expected = f"a number from 0 to {high}"
+    if not low <= result <= high:
+        expected = f"a number from {low} to {high}"
         raise InputError(
             f"{name} must be {expected}{hint}, got {value!r:.80}.", argument=name, got=value, expected=expected
         )

@@ -37,6 +37,8 @@ class PrecomputedStates:
 
     def repeated(self, each: int, count: int) -> PrecomputedStates:
         """Return the states of `count` images, `each` for one prompt."""
+        if not self:
+            return self
         arrays: dict[str, Any] = {n: a if a is None else a.repeat(each, axis=0) for n, a in vars(self).items()}
         single = {n: a for n, a in arrays.items() if a is not None and len(a) < count}  # one for all prompts
         return PrecomputedStates(**arrays | {n: a.repeat(count // len(a), axis=0) for n, a in single.items()})
@@ -67,6 +69,9 @@ class PrecomputedStates:
         return max(tokens // length, 1)
 
 
+NO_STATES = PrecomputedStates()
+
+
 def precomputed_states(request: Request, plan: Plan) -> PrecomputedStates:
     """Check the states in a request. Raises `InputError`."""
     inputs = {b.name: b for b in plan.components["unet"].inputs}
@@ -75,7 +80,7 @@ def precomputed_states(request: Request, plan: Plan) -> PrecomputedStates:
         for name in ("prompt_embeds", "pooled_prompt_embeds", "negative_prompt_embeds", "negative_pooled_prompt_embeds")
     }
     if all(value is None for value in passed.values()):
-        return PrecomputedStates()
+        return NO_STATES
     if not plan.prompting.states:
         name = next(name for name, value in passed.items() if value is not None)
         raise InputError(f"{name} needs a model with text, and this one has none. Omit it.", argument=name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from typing import TypedDict
 
 from ..errors import InputError
 from ..images.arrays import as_list
@@ -21,32 +21,43 @@ SECOND = "text_encoder_2"  # of SDXL, where `prompt_2` goes
 MAX_CHUNKS = 32  # of a prompt: 2400 tokens. Attention over more takes gigabytes
 
 
-@dataclass(frozen=True, kw_only=True)
-class Texts:
-    """A prompt and a negative prompt for each image.
+class Texts(TypedDict):
+    """The fields of a `ResolvedRequest` with texts: a prompt and a negative prompt for each image."""
 
-    Attributes:
-        prompts: the prompts; empty texts where the caller gives the states of the text encoders.
-        negatives: the negative prompts; None stands for zeros.
-        prompts_2, negatives_2: the texts of the second encoder.
-    """
+    prompts: tuple[str, ...]  # empty texts where the caller gives the states of the text encoders
+    negative_prompts: tuple[str | None, ...]  # None stands for zeros
+    prompts_2: tuple[str, ...]  # of the second encoder
+    negative_prompts_2: tuple[str | None, ...]
 
-    prompts: Sequence[str]
-    negatives: Sequence[str | None]
-    prompts_2: Sequence[str]
-    negatives_2: Sequence[str | None]
 
-    def repeated(self, each: int) -> Texts:
-        """Return the texts of `each` images for each prompt."""
-        return Texts(**{name: [text for text in texts for _ in range(each)] for name, texts in vars(self).items()})
+def _texts_from(
+    prompts: Sequence[str], negatives: Sequence[str | None], prompts_2: Sequence[str], negatives_2: Sequence[str | None]
+) -> Texts:
+    return Texts(
+        prompts=tuple(prompts),
+        negative_prompts=tuple(negatives),
+        prompts_2=tuple(prompts_2),
+        negative_prompts_2=tuple(negatives_2),
+    )
 
-    def of_encoder(self, name: str, *, guided: bool) -> list[str]:
-        """Return the N texts of an encoder, under guidance the negative prompts first."""
-        negatives = self.negatives_2 if name == SECOND else self.negatives
-        return [*((text or "" for text in negatives) if guided else ()), *self._positive(name)]
 
-    def _positive(self, name: str) -> Sequence[str]:
-        return self.prompts_2 if name == SECOND else self.prompts
+def repeated(texts: Texts, each: int) -> Texts:
+    """Return the texts of `each` images for each prompt."""
+    return _texts_from(
+        [text for text in texts["prompts"] for _ in range(each)],
+        [text for text in texts["negative_prompts"] for _ in range(each)],
+        [text for text in texts["prompts_2"] for _ in range(each)],
+        [text for text in texts["negative_prompts_2"] for _ in range(each)],
+    )
+
+
+def _of_encoder(texts: Texts, name: str, *, guided: bool) -> list[str]:
+    """Return the N texts of an encoder, under guidance the negative prompts first."""
+    negatives = texts["negative_prompts_2" if name == SECOND else "negative_prompts"]
+    return [
+        *((text or "" for text in negatives) if guided else ()),
+        *texts["prompts_2" if name == SECOND else "prompts"],
+    ]
 
 
 def tokenizers_of(plan: Plan) -> dict[str, ClipTokenizer]:
@@ -71,17 +82,17 @@ def texts_of(request: Request, plan: Plan, precomputed: PrecomputedStates) -> Te
         several = len(as_list(request.image)) if plan.takes("vision") else 1
         absent = absent if plan.prompting.zero_negative else [""]
         empty, absent = [""] * several, absent * several
-        return Texts(prompts=empty, negatives=absent, prompts_2=empty, negatives_2=absent)
+        return _texts_from(empty, absent, empty, absent)
     prompts = [""] * len(precomputed.states) if precomputed.states is not None else _texts("prompt", request.prompt)
     count = len(prompts)
     prompts_2 = _one_for_each("prompt_2", request.prompt_2, prompts)
     if precomputed.negative_states is not None:
-        return Texts(prompts=prompts, negatives=[""] * count, prompts_2=prompts_2, negatives_2=[""] * count)
+        return _texts_from(prompts, [""] * count, prompts_2, [""] * count)
     if request.negative_prompt is None and plan.prompting.zero_negative:
-        return Texts(prompts=prompts, negatives=absent * count, prompts_2=prompts_2, negatives_2=absent * count)
+        return _texts_from(prompts, absent * count, prompts_2, absent * count)
     negatives = _one_for_each("negative_prompt", request.negative_prompt, [""] * count)
     negatives_2 = _one_for_each("negative_prompt_2", request.negative_prompt_2, negatives)
-    return Texts(prompts=prompts, negatives=negatives, prompts_2=prompts_2, negatives_2=negatives_2)
+    return _texts_from(prompts, negatives, prompts_2, negatives_2)
 
 
 def _one_for_each(name: str, value: str | Sequence[str] | None, default: Sequence[str]) -> Sequence[str]:
@@ -123,7 +134,7 @@ def tokenize(
     """
     if not plan.prompting.states:
         return {}
-    negatives = dict.fromkeys(filter(None, [*texts.negatives, *texts.negatives_2]))
+    negatives = dict.fromkeys(filter(None, [*texts["negative_prompts"], *texts["negative_prompts_2"]]))
     for text in negatives:
         try:
             parse_weighted_prompt(text)  # text without effect is checked as well
@@ -132,15 +143,15 @@ def tokenize(
             raise
     states = next(b for b in plan.components["unet"].inputs if b.name == "encoder_hidden_states")
     limit = 1 if isinstance(states.dims[1], int) else MAX_CHUNKS  # a network may accept one chunk only
-    fixed = precomputed.chunks(next(iter(tokenizers.values())).length, texts.negatives, guided=guided)
+    fixed = precomputed.chunks(next(iter(tokenizers.values())).length, texts["negative_prompts"], guided=guided)
     tokens = {}
     for name, tokenizer in tokenizers.items():
-        rows = texts.of_encoder(name, guided=guided)
+        rows = _of_encoder(texts, name, guided=guided)
         unique = {text: i for i, text in enumerate(dict.fromkeys(rows))}
         tokens[name] = tokenizer(list(unique), fixed or limit).of([unique[text] for text in rows])
     chunks = fixed or max(t.ids.shape[1] for t in tokens.values())
     tokens = {name: t.with_chunks(chunks, tokenizers[name].empty) for name, t in tokens.items()}
-    notes += syntax_notes(list(dict.fromkeys([*texts.prompts, *texts.prompts_2, *negatives])))
+    notes += syntax_notes(list(dict.fromkeys([*texts["prompts"], *texts["prompts_2"], *negatives])))
     notes += _left_out(tokens)
     if not guided and negatives:
         notes.append("the negative prompt has no effect: it needs guidance_scale > 1")

@@ -17,14 +17,16 @@ from ..plan.plan import Plan, skipping
 from ..sampling.matrix import InpaintMask
 from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
+from .arguments.sampling import GuidanceMethod
 from .callback import check_callback
 from .conditioning import PrecomputedStates, SizeConditioning, check_counts, precomputed_states, sizes_of
 from .conditions import image_guidance_of
 from .controls import ControlInput
+from .guidance import guidance_method_of
 from .hires import Hires
 from .image_fields import image_fields, is_distilled
 from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, steps_of
-from .prompts import Tokenizers, TokensByEncoder, texts_of, tokenize
+from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize
 from .request import CallsFrom, OutputType, Request, parse_request
 
 Floats = NDArray[np.float32]
@@ -53,6 +55,10 @@ class ResolvedRequest:
     guided: bool  # whether the network also runs without the prompt
     image_guidance_scale: float | None  # of a model that edits by instructions
     guidance_rescale: float
+    guidance_method: GuidanceMethod
+    apg_eta: float
+    apg_momentum: float
+    apg_rescale: float
     guidance_interval: tuple[float, float]
     cache_interval: int
     clip_skip: int | None
@@ -142,17 +148,20 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     notes: list[str] = []
     precomputed, sizes = precomputed_states(request, plan), sizes_of(request, plan)
     texts = texts_of(request, plan, precomputed)
-    check_counts(precomputed, len(texts.prompts))
+    prompts = len(texts["prompts"])
+    check_counts(precomputed, prompts)
     each = check_int("num_images", request.num_images, 1, MAX_IMAGES)
-    (steps, custom), count = steps_of(request), each * len(texts.prompts)
+    (steps, custom), count = steps_of(request), each * prompts
     if count > MAX_IMAGES:
-        message = f"a call generates at most {MAX_IMAGES} images, got {count} ({len(texts.prompts)} prompts x {each})."
+        message = f"a call generates at most {MAX_IMAGES} images, got {count} ({prompts} prompts x {each})."
         raise InputError(message, argument="num_images", got=count, expected=f"at most {MAX_IMAGES}")
     generators = generators_of(request, count)
     seeds = seeds_of(request, generators, count)
-    images = image_fields(request, plan, steps, prompts=len(texts.prompts), count=count, notes=notes)
+    images = image_fields(request, plan, steps, prompts=prompts, count=count, notes=notes)
+    if any(custom.values()):
+        images["schedule_range"] = replace(images["schedule_range"], **custom)
     unstored = {"generator": generators and not is_seed_only(generators, count), "latents": images["noise"] is not None}
-    texts, precomputed = texts.repeated(each), precomputed.repeated(each, count)
+    texts, precomputed = repeated(texts, each), precomputed.repeated(each, count)
     unstored["prompt_embeds"] = bool(precomputed)
     _check_hires(request)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
@@ -160,10 +169,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
     guided = guided and (by_image is None or by_image >= 1)
     return ResolvedRequest(
-        prompts=tuple(texts.prompts),
-        negative_prompts=tuple(texts.negatives),
-        prompts_2=tuple(texts.prompts_2),
-        negative_prompts_2=tuple(texts.negatives_2),
+        **texts,
         tokens=tokenize(plan, tokenizers, texts, precomputed, guided=guided, notes=notes),
         precomputed=precomputed,
         sizes=sizes,
@@ -175,6 +181,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         guided=guided,
         image_guidance_scale=by_image,
         guidance_rescale=check_float("guidance_rescale", request.guidance_rescale, 1),
+        **guidance_method_of(request, by_image=by_image is not None),
         guidance_interval=_interval(request.guidance_interval),
         cache_interval=check_int("cache_interval", request.cache_interval, 1, MAX_STEPS),
         clip_skip=_clip_skip(request.clip_skip, plan),
@@ -184,7 +191,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         callback=request.callback_on_step_end,
         callback_tensors=_callback_tensors(request, plan),
         output_type=request.output_type,
-        **images | {"schedule_range": replace(images["schedule_range"], **custom)},
+        **images,
         unstored=tuple(name for name, is_unstored in unstored.items() if is_unstored),
         progress=check_bool("progress", request.progress),
         notes=tuple(notes),

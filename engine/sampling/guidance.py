@@ -26,7 +26,7 @@ def guide_by_image(output: Floats, guidance_scale: float, image_scale: float, re
     """
     uncond, image, cond = np.split(output, 3)
     guided = uncond + np.float32(guidance_scale) * (cond - image) + np.float32(image_scale) * (image - uncond)
-    return _rescaled(guided, cond, rescale)
+    return rescaled(guided, cond, rescale)
 
 
 def guide(output: Floats, guidance_scale: float, rescale: float = 0.0) -> Floats:
@@ -37,10 +37,11 @@ def guide(output: Floats, guidance_scale: float, rescale: float = 0.0) -> Floats
     """
     half = len(output) // 2
     uncond, cond = output[:half], output[half:]
-    return _rescaled(uncond + np.float32(guidance_scale) * (cond - uncond), cond, rescale)
+    return rescaled(uncond + np.float32(guidance_scale) * (cond - uncond), cond, rescale)
 
 
-def _rescaled(guided: Floats, cond: Floats, rescale: float) -> Floats:
+def rescaled(guided: Floats, cond: Floats, rescale: float) -> Floats:
+    """Move the standard deviation of a guided output towards that of the conditional one.  # [B, C, H, W]"""
     if rescale == 0:
         return guided
     std, guided_std = (each.std(axis=(1, 2, 3), ddof=1, keepdims=True, dtype=np.float64) for each in (cond, guided))

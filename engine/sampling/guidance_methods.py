@@ -6,14 +6,14 @@ Both work on the network's outputs, as in diffusers' guiders. Does not know sche
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from .guidance import rescaled
+
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
-GuidanceMethod = Literal["cfg", "apg", "cfg-zero"]
 _AXES = (1, 2, 3)  # of one image
 
 
@@ -52,6 +52,18 @@ def zero_star(uncond: Floats, cond: Floats, scale: float) -> Floats:
     factor = (cond * wide).sum(axis=_AXES, keepdims=True) / ((wide**2).sum(axis=_AXES, keepdims=True) + 1e-8)
     scaled = wide * factor
     return np.asarray(scaled + scale * (cond - scaled), dtype=np.float32)
+
+
+def guide_by_method(
+    output: Floats, guidance_scale: float, rescale: float, projected: ProjectedGuidance | None
+) -> Floats:
+    """Combine the halves of an output: by APG if `projected` is set, else by CFG-Zero*.
+
+    # [2B, C, H, W], unconditional half first -> [B, C, H, W]
+    """
+    uncond, cond = np.split(output, 2)
+    guided = (zero_star if projected is None else projected)(uncond, cond, guidance_scale)
+    return rescaled(guided, cond, rescale)
 
 
 def _norm(arrays: Doubles) -> Doubles:

@@ -102,6 +102,8 @@ def _reason_against(request: ResolvedRequest, loras: Sequence[str], fit: FittedS
         return "it was fitted with other LoRAs, or without any"
     if request.guided != fit.settings["guided"]:
         return f"it was fitted {'with' if fit.settings['guided'] else 'without'} guidance"
+    if request.guided and request.guidance_method != "cfg":
+        return f"it was fitted to classifier-free guidance, and guidance_method is {request.guidance_method}"
     if request.guided and not low <= request.guidance_scale <= high:
         return f"guidance_scale is {request.guidance_scale:g}, and it was fitted from {low:g} to {high:g}"
     if request.guided and (request.guidance_rescale or request.guidance_interval != (0, 1)):

@@ -11,7 +11,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import Cancelled, NotFiniteError
+from ..request.resolved import ResolvedRequest
 from ..sampling.guidance import guide, guide_by_image
+from ..sampling.guidance_methods import ProjectedGuidance, guide_by_method
 from ..sampling.matrix import SamplerRun
 from .denoise_inputs import DenoiseInputs
 from .generation import Generation
@@ -25,6 +27,7 @@ def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iter
     """Yield the sampler's run after each call of the network. Raises `Cancelled` at the first after `stop` is set."""
     request, sampler = call.request, call.sampler
     run = sampler.run(inputs.noise, inputs.draw, seeds=request.seeds, original=inputs.source)
+    projected = _projected(request) if request.guidance_method == "apg" else None
     for i in range(sampler.calls):
         if call.stop.is_set():
             done = call.earlier + i
@@ -40,8 +43,13 @@ def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iter
         if len(output) == 3 * len(x) and by_image is not None:
             output = guide_by_image(output, scale, by_image, rescale)
         elif len(output) > len(x):
-            output = guide(output, scale, rescale)
+            plain = request.guidance_method == "cfg"
+            output = guide(output, scale, rescale) if plain else guide_by_method(output, scale, rescale, projected)
         run.push(i, output)
         yield run
         if run.ended:
             return
+
+
+def _projected(request: ResolvedRequest) -> ProjectedGuidance:
+    return ProjectedGuidance(eta=request.apg_eta, momentum=request.apg_momentum, rescale=request.apg_rescale)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:  # the command line reads this table, and imports no scheduler
     from ...sampling.schedulers import SchedulerLike
 
 CallsFrom = Literal["fit", "forecast"]
+GuidanceMethod = Literal["cfg", "apg", "cfg-zero"]
 GeneratorLike: TypeAlias = Any  # torch.Generator, or a list of these
 
 
@@ -85,6 +86,37 @@ class SamplingArguments:
         default=0.0,
         option=float,
         key="guidance_rescale",
+        read=float,
+    )
+    guidance_method: GuidanceMethod = argument(
+        "cfg, apg or cfg-zero: how guidance combines the outputs with and without the prompt.",
+        "Besides classifier-free guidance: adaptive projected guidance (Sadat et al. 2024, arXiv 2410.02416), against "
+        "saturated colors at a high scale; and CFG-Zero* (Fan et al. 2025, arXiv 2503.18886) without its zeroed steps, "
+        "which are meant for flow models.",
+        default="cfg",
+        option=str,
+        key="guidance_method",
+    )
+    apg_eta: float = argument(
+        "The share of apg's guidance along the output with the prompt that stays, 0 to 1.",
+        default=0.0,
+        option=float,
+        key="apg_eta",
+        read=float,
+    )
+    apg_momentum: float = argument(
+        "The share of the earlier guidance that apg adds, -1 to 1.",
+        default=-0.5,
+        option=float,
+        key="apg_momentum",
+        read=float,
+    )
+    apg_rescale: float = argument(
+        "The largest norm of apg's guidance; 0 is no limit.",
+        "0 to 10,000. The L2 norm over an image's latents, which grows with the size of the image.",
+        default=15.0,
+        option=float,
+        key="apg_rescale",
         read=float,
     )
     guidance_interval: tuple[float, float] = argument(

@@ -6,9 +6,16 @@ import torch
 from diffusers.guiders import AdaptiveProjectedGuidance, ClassifierFreeZeroStarGuidance
 from diffusers.guiders.adaptive_projected_guidance import MomentumBuffer
 
+import calotype
+from calotype.errors import InputError
 from calotype.sampling.guidance_methods import ProjectedGuidance, zero_star
 
 SHAPE = (2, 4, 8, 8)  # [B, C, H, W]
+
+
+@pytest.fixture(scope="module")
+def eager():
+    return calotype.load("demo", backend="eager")
 
 
 def outputs(seed):
@@ -43,3 +50,35 @@ def test_zero_star_matches_diffusers():
     theirs._step, theirs._num_inference_steps = 1, 3
     expected = theirs.forward(torch.from_numpy(cond), torch.from_numpy(uncond)).pred.numpy()
     np.testing.assert_allclose(zero_star(uncond, cond, 6.0), expected, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", ["apg", "cfg-zero"])
+def test_a_call_follows_its_method(eager, method):
+    arguments = {"steps": 3, "seed": 1, "output_type": "latent", "width": 64, "height": 64, "guidance_scale": 9.0}
+    plain = eager("a red circle", **arguments).images
+    assert not np.allclose(eager("a red circle", guidance_method=method, **arguments).images, plain)
+
+
+def test_projection_that_changes_nothing_is_the_plain_method(eager):
+    arguments = {"steps": 3, "seed": 1, "output_type": "latent", "width": 64, "height": 64, "guidance_scale": 4.0}
+    projected = {"guidance_method": "apg", "apg_eta": 1.0, "apg_momentum": 0.0, "apg_rescale": 0.0}
+    plain = eager("a red circle", **arguments).images
+    np.testing.assert_allclose(eager("a red circle", **projected, **arguments).images, plain, rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "argument"),
+    [
+        ({"guidance_method": "pag"}, "guidance_method"),
+        ({"guidance_method": 3}, "guidance_method"),
+        ({"guidance_method": ["apg"]}, "guidance_method"),
+        ({"apg_eta": 1.0}, "apg_eta"),
+        ({"guidance_method": "apg", "apg_eta": -0.1}, "apg_eta"),
+        ({"guidance_method": "apg", "apg_momentum": float("nan")}, "apg_momentum"),
+        ({"guidance_method": "apg", "apg_rescale": "15"}, "apg_rescale"),
+    ],
+)
+def test_odd_input(fake, arguments, argument):
+    with pytest.raises(InputError) as refused:
+        fake("a red circle", **arguments)
+    assert refused.value.argument == argument
