@@ -1,6 +1,6 @@
 """Guidance methods besides the classifier-free one: adaptive projected guidance (APG) and CFG-Zero*.
 
-Both work on the network's outputs, as in diffusers' guiders. Does not know schedulers or networks.
+APG works on the clean latents that the outputs stand for, as in the paper. Does not know schedulers or networks.
 """
 
 from __future__ import annotations
@@ -10,8 +10,6 @@ from dataclasses import dataclass, field
 import numpy as np
 from numpy.typing import NDArray
 
-from .guidance import rescaled
-
 Floats = NDArray[np.float32]
 Doubles = NDArray[np.float64]
 _AXES = (1, 2, 3)  # of one image
@@ -19,7 +17,7 @@ _AXES = (1, 2, 3)  # of one image
 
 @dataclass(kw_only=True)
 class ProjectedGuidance:
-    """APG (Sadat et al. 2024, arXiv 2410.02416): limits the guidance and its part along the conditional output.
+    """APG (Sadat et al. 2024, arXiv 2410.02416): limits the guidance and its part along the conditional prediction.
 
     Attributes:
         eta: the share of that part that stays; 0 removes what saturates colors.
@@ -32,15 +30,15 @@ class ProjectedGuidance:
     rescale: float
     _average: Doubles | float = field(default=0.0, init=False)
 
-    def __call__(self, uncond: Floats, cond: Floats, scale: float) -> Floats:
-        """Return the guided output of the next step.  # [B, C, H, W] each"""
-        self._average = cond.astype(np.float64) - uncond + self.momentum * self._average
+    def __call__(self, uncond: Doubles, cond: Doubles, scale: float) -> Doubles:
+        """Return the guided clean latents of the next step, from both predictions of them.  # [B, C, H, W] each"""
+        self._average = cond - uncond + self.momentum * self._average
         guidance = np.asarray(self._average)
         if self.rescale > 0:
             guidance = guidance * np.minimum(1, self.rescale / np.maximum(_norm(guidance), 1e-12))
-        direction = cond / np.maximum(_norm(cond.astype(np.float64)), 1e-12)
+        direction = cond / np.maximum(_norm(cond), 1e-12)
         parallel = (guidance * direction).sum(axis=_AXES, keepdims=True) * direction
-        return np.asarray(uncond + scale * (guidance + (self.eta - 1) * parallel), dtype=np.float32)
+        return np.asarray(cond + (scale - 1) * (guidance + (self.eta - 1) * parallel))
 
 
 def zero_star(uncond: Floats, cond: Floats, scale: float) -> Floats:
@@ -54,16 +52,17 @@ def zero_star(uncond: Floats, cond: Floats, scale: float) -> Floats:
     return np.asarray(scaled + scale * (cond - scaled), dtype=np.float32)
 
 
-def guide_by_method(
-    output: Floats, guidance_scale: float, rescale: float, projected: ProjectedGuidance | None
+def guide_projected(
+    projected: ProjectedGuidance, sample: Floats, output: Floats, scale: float, weights: tuple[float, float]
 ) -> Floats:
-    """Combine the halves of an output: by APG if `projected` is set, else by CFG-Zero*.
+    """Combine the halves of an output by APG. `weights` of sample and output give the clean latents.
 
-    # [2B, C, H, W], unconditional half first -> [B, C, H, W]
+    # [B, C, H, W], [2B, C, H, W] with the unconditional half first -> [B, C, H, W]
     """
-    uncond, cond = np.split(output, 2)
-    guided = (zero_star if projected is None else projected)(uncond, cond, guidance_scale)
-    return rescaled(guided, cond, rescale)
+    of_sample, of_output = weights
+    uncond, cond = (of_sample * sample + of_output * half.astype(np.float64) for half in np.split(output, 2))
+    guided = projected(uncond, cond, scale)
+    return np.asarray((guided - of_sample * sample) / of_output, dtype=np.float32)
 
 
 def _norm(arrays: Doubles) -> Doubles:

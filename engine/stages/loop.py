@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 
 from ..errors import Cancelled, NotFiniteError
 from ..request.resolved import ResolvedRequest
-from ..sampling.guidance import guide, guide_by_image
-from ..sampling.guidance_methods import ProjectedGuidance, guide_by_method
+from ..sampling.guidance import guide, guide_by_image, rescaled
+from ..sampling.guidance_methods import ProjectedGuidance, guide_projected, zero_star
 from ..sampling.matrix import SamplerRun
 from .denoise_inputs import DenoiseInputs
 from .generation import Generation
@@ -42,13 +42,25 @@ def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iter
         scale, by_image, rescale = call.guidance_scale, request.image_guidance_scale, request.guidance_rescale
         if len(output) == 3 * len(x) and by_image is not None:
             output = guide_by_image(output, scale, by_image, rescale)
+        elif len(output) > len(x) and request.guidance_method != "cfg":
+            output = _by_method(projected, x, output, call, i)
         elif len(output) > len(x):
-            plain = request.guidance_method == "cfg"
-            output = guide(output, scale, rescale) if plain else guide_by_method(output, scale, rescale, projected)
+            output = guide(output, scale, rescale)
         run.push(i, output)
         yield run
         if run.ended:
             return
+
+
+def _by_method(projected: ProjectedGuidance | None, x: Floats, output: Floats, call: Generation, i: int) -> Floats:
+    """Combine the halves of an output by APG, if it is set, or by CFG-Zero*.  # [2B, C, h, w] -> [B, C, h, w]"""
+    uncond, cond = np.split(output, 2)
+    if projected is None:
+        guided = zero_star(uncond, cond, call.guidance_scale)
+    else:
+        of_sample, of_output = call.sampler.preview[i]
+        guided = guide_projected(projected, x, output, call.guidance_scale, (of_sample, of_output))
+    return rescaled(guided, cond, call.request.guidance_rescale)
 
 
 def _projected(request: ResolvedRequest) -> ProjectedGuidance:
