@@ -93,9 +93,10 @@ def test_another_size_traces_nothing_and_is_enforced(saved_plan, children, tmp_p
     assert not [what for what in children if what.startswith("tracing")]
     assert [what for what in children if what.startswith("checking")]
     pipe = calotype.load(folder)
-    for sizes in ({"height": 144}, {"width": 48}, {"num_images": 4}):
+    for sizes in ({"height": 144}, {"width": 48}):
         with pytest.raises(InputError, match="64:96:128"):
             pipe("a red ring", steps=1, **sizes)
+    assert len(pipe("a red ring", steps=1, num_images=4).images) == 4  # in two batches
     reference, rng = calotype.load("demo", backend="eager"), np.random.default_rng(5)
     for _ in range(6):
         batch, tall, wide = int(rng.integers(1, 4)), int(rng.integers(4, 9)), int(rng.integers(4, 9))
