@@ -234,7 +234,7 @@ def test_options_of_load(monkeypatch, fake, tmp_path):
     more += ["--textual-inversion", "b.safetensors:<b>", "--offline"]
     cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
     arguments = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
-    arguments |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True}
+    arguments |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True, "unet": None, "lora_folder": None}
     assert loads == [("demo", arguments)]
 
 
@@ -256,7 +256,10 @@ def test_version_and_doctor():
 
 def test_the_help_lists_every_option():
     options = set(run("generate", "--help").stdout.replace(",", " ").split())
-    from_python = {"--prompt", "--output-type", "--denoising-start", "--denoising-end", "--progress"}
+    from_python = {"--prompt", "--output-type", "--denoising-start", "--denoising-end", "--progress", "--generator"}
+    embeds = {"--prompt-embeds", "--pooled-prompt-embeds", "--negative-prompt-embeds"}
+    from_python |= embeds | {"--negative-pooled-prompt-embeds", "--latents"}
+    from_python |= {"--callback-on-step-end", "--callback-on-step-end-tensor-inputs"}
     assert {f"--{f.name.replace('_', '-')}" for f in fields(Request)} - options == from_python
     assert {"--like", "--model", "--backend", "--controlnet", "--lora", "--report", "-o"} <= options
     assert {"--vae", "--textual-inversion", "--offline", "--prompts", "--grid", "--image-quality"} <= options

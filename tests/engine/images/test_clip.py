@@ -99,7 +99,7 @@ def test_it_tells_held_out_scenes_apart():
         (IMAGES[:2], ["x", "y", "z"], "2 images"),
         (IMAGES[:2], [], "prompts"),
         (IMAGES[0], [3], "prompts"),
-        (["a.png"], "x", "images: got str"),
+        (["a.png"], "x", "a.png"),
         (np.full((4, 4, 3), np.nan), "x", "from nan"),
     ],
 )

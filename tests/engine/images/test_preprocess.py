@@ -49,7 +49,7 @@ def test_a_wide_gray_image_keeps_its_size():
 @pytest.mark.parametrize(
     ("arguments", "keyword"),
     [
-        ({"image": "photo.png"}, "image: got str"),
+        ({"image": "photo.png"}, "photo.png"),
         ({"low": 300}, "low 300"),
         ({"low": -1}, "-1"),
         ({"high": float("nan")}, "nan"),
