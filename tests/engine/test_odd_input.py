@@ -127,7 +127,7 @@ def test_a_thousand_steps(fake):
         ({"image": np.full((64, 96, 3), np.inf)}, "image"),
         ({"image": BYTES.astype(np.float32)}, "float32"),
         ({"image": IMAGE, "mask_image": np.full((64, 96), np.nan)}, "mask_image"),
-        ({"image": "image.png"}, "str"),
+        ({"image": "image.png"}, "image.png"),
         ({"image": IMAGE, "width": 100}, "multiple of 16"),
         ({"image": Image.new("RGB", (4096, 64))}, "width must be from"),
         ({"image": IMAGE, "control_image": IMAGE}, "ControlNet"),
@@ -147,6 +147,6 @@ def test_prompts_of_any_length(pipe):
 
 
 def test_unknown_arguments_name_the_nearest(fake):
-    for name, nearest in (("num_inference_steps", "steps"), ("guidance_scal", "guidance_scale")):
+    for name, nearest in (("guidance_scal", "guidance_scale"), ("stepz", "steps")):
         with pytest.raises(InputError, match=rf"{name}.*{nearest}"):
             fake("a ring", **{name: 5})
