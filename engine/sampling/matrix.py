@@ -261,7 +261,7 @@ class MatrixRun(SamplerRun):
         self._history[1 + i] = output.ravel()
 
     def _latents(self) -> Latents:
-        self._draw_until(self._matrix.draws)  # also draws of weight 0: a caller's generator then advances as in diffusers
+        self._draw_until(self._matrix.draws)  # as diffusers: a caller's generator advances by draws of weight 0 too
         return self._input(-1)
 
     def _draw_until(self, draws: int) -> None:
