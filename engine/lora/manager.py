@@ -81,13 +81,11 @@ class LoraManager:
             SourceError: a file cannot be read, or does not fit the model.
             BackendError: an update failed. The weights are restored, or `lock_weights` raises.
         """
-        parsed = parse_loras(loras)
-        self._set(parsed, 1.0)
+        self._set(parse_loras(loras), 1.0)
 
     def _set(self, loras: tuple[Lora, ...], scale: float) -> None:
         """Update the networks, and wait for running generations. Raises as `set`."""
-        active = tuple(lora for lora in scaled(loras, scale) if lora.weight)
-        patches = weight_deltas_of(active, self._shapes(active)) if active else {}
+        patches = weight_deltas_of(scaled(loras, scale), self._shapes(loras)) if loras else {}
         with self._gate.write():
             self._change(patches)
             self._loras, self._scale, self._patches = loras, scale, patches
