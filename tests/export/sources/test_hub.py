@@ -29,7 +29,7 @@ STEMS = {"text_encoder": "model", "unet": "diffusion_pytorch_model", "vae": "dif
 WEIGHTS = [f"{folder}/{stem}.safetensors" for folder, stem in STEMS.items()]
 NEVER = ["README.md", "v1-5.ckpt", "v1-5.safetensors", "safety_checker/model.safetensors", "safety_checker/config.json"]
 NEVER += [f"{folder}/{stem}.bin" for folder, stem in STEMS.items()] + ["unet/diffusion_flax_model.msgpack"]
-NEVER += ["feature_extractor/preprocessor_config.json", "unet/diffusion_pytorch_model.non_ema.safetensors"]
+NEVER += ["unet/diffusion_pytorch_model.non_ema.safetensors"]
 
 
 def test_only_files_that_are_read_are_needed():

@@ -110,8 +110,8 @@ def test_a_build_passes_words_autoencoder_and_offline_on(words, demo_folder, mon
     assert spec.command() == f"calotype build demo --vae {vae} --textual-inversion '{words[0]}:<x>' --offline"
     passed = {}
 
-    def read(model, nets, autoencoder, *, offline):
-        passed.update(vae=autoencoder, offline=offline)
+    def read(model, nets, autoencoder, *, unet, offline):
+        passed.update(vae=autoencoder, unet=unet, offline=offline)
         return read_source(model)
 
     def add(source, files):
@@ -121,7 +121,7 @@ def test_a_build_passes_words_autoencoder_and_offline_on(words, demo_folder, mon
     monkeypatch.setattr("calotype.export.builder.build.add_embeddings", add)
     with pytest.raises(SourceError, match=r"adding .*:<x>"):
         build(spec)
-    assert passed == {"vae": vae, "offline": True}
+    assert passed == {"vae": vae, "unet": None, "offline": True}
 
 
 def test_words_in_prompts(words):
