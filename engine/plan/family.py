@@ -86,7 +86,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     side = _side(config, factor, largest=1024 if vae is None else 2048)
     profile = Profile(batch=Range(min=1, opt=1, max=32), height=side, width=side, multiple=side.min, factor=factor)
     profile = replace(profile, rows=3 if kind == "edit" else 2)  # with text and image, with the image, without both
-    if any(block.startswith("K") for block in config.get("up_block_types", ())):  # they pad by reflection: 2 x 2 or more
+    if any(block.startswith("K") for block in config.get("up_block_types", ())):  # they pad by reflection
         side = replace(side, min=2 * side.min, opt=max(2 * side.min, side.opt))
         profile = replace(profile, height=side, width=side)
     # The configs of the first Stable Diffusion lack the scaling factor.

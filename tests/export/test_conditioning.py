@@ -111,7 +111,8 @@ def test_states_of_sd_and_of_several_chunks(sd):
     longer, longer_negative = (torch.cat([each, each], dim=1) for each in (states, negative))
     check(sd, prompt_embeds=longer, negative_prompt_embeds=longer_negative)
     check(sd, prompt_embeds=states[:, :50], negative_prompt_embeds=negative[:, :50])  # no full chunk
-    one = ours(prompt_embeds=longer.detach().numpy(), negative_prompt="a ring", seed=5, **SETTINGS)  # the text gets two chunks
+    array = longer.detach().numpy()
+    one = ours(prompt_embeds=array, negative_prompt="a ring", seed=5, **SETTINGS)  # the text gets two chunks
     assert one.images.shape == (4, 64, 96, 3)
 
 
