@@ -45,4 +45,6 @@ and have random weights.
 `pytest --parity docs/parity.md` compares every cell and writes this page; name test files to run a part. Without
 `--parity`, the tests compare fewer cells, in which every two of model, task and scheduler meet.
 
+[Pipeline classes](classes.md) lists the folders of diffusers' pipelines that open.
+
 {table}"""
