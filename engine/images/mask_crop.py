@@ -85,7 +85,7 @@ def _grown(start: int, end: int, length: int, size: int) -> tuple[int, int]:
 
 
 def _filled(image: Image.Image, width: int, height: int) -> Image.Image:
-    """Scale an image into a size, and repeat its edges beside it."""
+    """Scale an image into a size, and repeat its edges around it."""
     ratio, own = width / height, image.width / image.height
     wide = width if ratio < own else image.width * height // image.height
     tall = height if ratio >= own else image.height * width // image.width

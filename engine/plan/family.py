@@ -189,7 +189,7 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
 def _prompting(configs: Mapping[str, Config], texts: Sequence[Component], kind: str) -> Prompting:
     if not texts:
         return Prompting(states=(), pooled=None, zero_negative=False)
-    if kind == "latents":  # the last state before the norm; the pooled state goes beside
+    if kind == "latents":  # the last state before the norm; the pooled state is a further input
         state = f"hidden_states.{texts[0].config['num_hidden_layers']}"  # the embedding of the noise level
         return Prompting(states=((texts[0].name, state),), pooled=(texts[0].name, "pooler_output"), zero_negative=False)
     if texts[-1].name == "text_encoder":

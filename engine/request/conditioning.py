@@ -50,7 +50,7 @@ class PrecomputedStates:
         return None if states is None else (states[place], None if pooled is None else pooled[place])
 
     def chunks(self, length: int, negatives: Sequence[str | None], *, guided: bool) -> int | None:
-        """Return the chunks of `length` tokens that the texts beside these states get; None if there are no states.
+        """Return the chunks of `length` tokens that texts get that come with these states; None without states.
 
         Raises:
             InputError: the states are no full chunks.

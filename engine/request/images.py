@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import check_float, check_int
+from ..errors.validation import check_bool, check_float, check_int
 from ..images.arrays import Images, Pixels, as_list, load_image_array, load_mask_array, resize_image, to_array
 from ..images.mask_crop import MaskCrop, mask_crop
 from ..sampling.matrix import InpaintMask
@@ -75,12 +75,10 @@ def check_image_arguments(
     """Raise `InputError` if the arguments do not fit together, or do not fit an inpainting model."""
     begin, end = _handoff(request)
     strength = _fraction("strength", request.strength)
-    if not isinstance(request.soft_mask, bool):
-        message = f"soft_mask must be True or False; got {request.soft_mask!r:.80}."
-        raise InputError(message, argument="soft_mask", got=request.soft_mask)
-    if request.soft_mask and not has_mask:
+    soft = check_bool("soft_mask", request.soft_mask)
+    if soft and not has_mask:
         raise InputError("soft_mask needs a mask. Pass one as mask_image=.", argument="soft_mask")
-    if request.soft_mask and inpainting:
+    if soft and inpainting:
         message = "an inpainting model takes hard masks only. Omit soft_mask, or load a text-to-image model."
         raise InputError(message, argument="soft_mask")
     needs_image = {"mask_image": has_mask, "strength": strength is not None, "denoising_start": begin is not None}

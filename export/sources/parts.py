@@ -83,10 +83,10 @@ def parts_of(folder: Path, index: Config) -> Parts:
     networks = {name: folder / name for name in (*TOKENIZERS, "unet") if name in names}
     if autoencoder := next((name for name in _AUTOENCODERS if name in names), None):
         networks["vae"] = folder / autoencoder
-    if "image_encoder" in listed and not names & {*TOKENIZERS}:  # beside text it is that of an IP-Adapter
+    if "image_encoder" in listed and not names & {*TOKENIZERS}:  # with text it is that of an IP-Adapter
         networks = {"image_encoder": folder / "image_encoder", **networks}
     settings = {name: folder / name / file for name, file in SETTINGS.items() if name in listed}
-    if "image_encoder" not in networks:  # its processor; beside a safety checker it changes no image
+    if "image_encoder" not in networks:  # its processor; that of a safety checker changes no image
         settings.pop("feature_extractor", None)
     controlnets: list[Path] = []
     if "controlnet" in listed:  # diffusers writes several as controlnet, controlnet_1, ...

@@ -274,7 +274,9 @@ def find_taesd(path: Path) -> tuple[Path, Path] | None:
         twin = path.with_name(path.name.replace(half, other)) if half else None
         if half is None or twin is None or not twin.is_file():
             missing = (
-                f"expected its {other} beside it, as {twin.name}" if twin else "its name has no encoder or decoder"
+                f"expected its {other} in the same folder, as {twin.name}"
+                if twin
+                else "its name has no encoder or decoder"
             )
             raise SourceError(f"{path} is one half of a TAESD; {missing}.", path=path)
         return (path, twin) if half == "encoder" else (twin, path)

@@ -1,4 +1,4 @@
-"""Plans whose manifests a test changes as a stranger would: with a new digest."""
+"""Plans whose manifests a test changes as a stranger would, with a new digest; and a tiny model."""
 
 import json
 import os
@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 
+import calotype
 from calotype.files.digest import digest_of, file_digest
+from tests.helpers.tiny_models import save_tiny_model
 
 
 class Editable:
@@ -35,3 +37,14 @@ class Editable:
 @pytest.fixture
 def editable(saved_plan, tmp_path) -> Editable:
     return Editable(Path(shutil.copytree(saved_plan, tmp_path / "plan", copy_function=os.link)))
+
+
+@pytest.fixture(scope="module")
+def tiny_folder(tmp_path_factory, demo_folder) -> Path:
+    """A model with a tiny U-Net of random weights."""
+    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model", demo_folder)
+
+
+@pytest.fixture(scope="module")
+def tiny_pipe(tiny_folder):
+    return calotype.load(tiny_folder, backend="eager")

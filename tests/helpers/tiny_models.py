@@ -176,7 +176,7 @@ def save_pixels(folder: Path, demo: Path) -> Path:
 
 
 def save_latents(folder: Path, demo: Path) -> Path:
-    """The latent upscaler: blocks of k-diffusion, and the level of noise and pooled text beside the timestep."""
+    """The latent upscaler: blocks of k-diffusion, and the level of noise and pooled text added to the timestep."""
     torch.manual_seed(24)
     unet = diffusers.UNet2DConditionModel(
         act_fn="gelu",

@@ -6,12 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
-import calotype
 from calotype.errors import InputError
 from calotype.export.quality.metrics import psnr
 from calotype.report.like import read_like
 from calotype.request.diffusers_names import ALIASES
-from tests.helpers.tiny_models import save_tiny_model
 
 PROMPTS = ["a large red circle on a blue background", "a large green star on a white background"]
 SIZE = {"width": 64, "height": 64}
@@ -25,19 +23,9 @@ TASKS = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, demo_folder):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model", demo_folder)
-
-
-@pytest.fixture(scope="module")
-def eager(folder):
-    return calotype.load(folder, backend="eager")
-
-
-@pytest.fixture(scope="module")
-def elders(folder):
+def elders(tiny_folder):
     base = diffusers.StableDiffusionPipeline.from_pretrained(
-        folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
+        tiny_folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False
     )
     base.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(base.scheduler.config)
     elders = {name: kind(**base.components, requires_safety_checker=False) for name, kind in TASKS.items()}
@@ -47,8 +35,8 @@ def elders(folder):
 
 
 @pytest.fixture(scope="module")
-def image(eager):
-    return eager(PROMPTS[0], seed=7, steps=2, **SIZE).images[0]
+def image(tiny_pipe):
+    return tiny_pipe(PROMPTS[0], seed=7, steps=2, **SIZE).images[0]
 
 
 def new(*seeds):
@@ -61,7 +49,7 @@ GENERATORS = {"one": lambda: new(5)[0], "a list": lambda: new(5, 2**40 + 6, 7, 8
 @pytest.mark.filterwarnings("ignore:You have passed:FutureWarning")
 @pytest.mark.parametrize("kind", GENERATORS)
 @pytest.mark.parametrize("task", TASKS)
-def test_a_generator_gives_the_images_of_diffusers(elders, eager, image, task, kind):
+def test_a_generator_gives_the_images_of_diffusers(elders, tiny_pipe, image, task, kind):
     """Two prompts with two images each, and a sampler that draws noise."""
     inputs = {"text": SIZE, "image": {"image": image}, "inpainting": {"image": image, "mask_image": MASK, **SIZE}}[task]
     arguments = {"num_inference_steps": 4, "num_images_per_prompt": 2, "guidance_scale": 1.0, **inputs}
@@ -69,41 +57,45 @@ def test_a_generator_gives_the_images_of_diffusers(elders, eager, image, task, k
         arguments["strength"] = 0.7
     theirs, ours = GENERATORS[kind](), GENERATORS[kind]()
     expected = elders[task](PROMPTS, generator=theirs, output_type="pt", **arguments).images
-    result = eager(PROMPTS, generator=ours, output_type="pt", scheduler="euler-a", **arguments)
+    result = tiny_pipe(PROMPTS, generator=ours, output_type="pt", scheduler="euler-a", **arguments)
     assert isinstance(result.images, torch.Tensor)
     assert psnr(result.images.numpy(), expected.numpy()) >= 60
     states = [each.get_state() for each in ([theirs, ours] if kind == "one" else [theirs[0], ours[0]])]
     assert torch.equal(*states)  # the caller's generator advanced as with diffusers
 
 
-def test_an_image_for_each_prompt_draws_as_diffusers(elders, eager, image):
+def test_an_image_for_each_prompt_draws_as_diffusers(elders, tiny_pipe, image):
     images = [image, image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)]
     arguments = {"num_inference_steps": 4, "strength": 0.7, "guidance_scale": 1.0}
     for task, more in (("image", {}), ("inpainting", {"mask_image": [MASK, MASK.rotate(180)], **SIZE})):
         both = arguments | more
         expected = elders[task](PROMPTS, image=images, generator=new(5)[0], output_type="np", **both).images
-        got = eager(PROMPTS, image=images, generator=new(5)[0], output_type="np", scheduler="euler-a", **both).images
+        got = tiny_pipe(
+            PROMPTS, image=images, generator=new(5)[0], output_type="np", scheduler="euler-a", **both
+        ).images
         assert psnr(got, expected) >= 60
 
 
-def test_a_generator_continues_where_it_is(elders, eager):
+def test_a_generator_continues_where_it_is(elders, tiny_pipe):
     theirs, ours = new(3, 3)
     arguments = {"num_inference_steps": 3, "guidance_scale": 1.0, "output_type": "np", **SIZE}
     for _ in range(2):
         expected = elders["text"](PROMPTS[0], generator=theirs, **arguments).images
-        result = eager(PROMPTS[0], generator=ours, scheduler="euler-a", **arguments)
+        result = tiny_pipe(PROMPTS[0], generator=ours, scheduler="euler-a", **arguments)
         assert psnr(result.images, expected) >= 60
         assert result.seeds == (3,)
 
 
-def test_latents_are_the_initial_noise(elders, eager):
+def test_latents_are_the_initial_noise(elders, tiny_pipe):
     noise = torch.randn(4, 4, 8, 8, generator=new(9)[0])
     arguments = {"num_inference_steps": 3, "num_images_per_prompt": 2, "guidance_scale": 4.0, "output_type": "np"}
     expected = elders["text"](PROMPTS, latents=noise, generator=new(5)[0], **SIZE, **arguments).images
     for latents in (noise, noise.numpy()):
-        got = eager(PROMPTS, latents=latents, generator=new(5)[0], scheduler="euler-a", **arguments).images  # its size
+        got = tiny_pipe(
+            PROMPTS, latents=latents, generator=new(5)[0], scheduler="euler-a", **arguments
+        ).images  # its size
         assert psnr(got, expected) >= 60
-    one = eager(PROMPTS, latents=noise[:1], seed=1, scheduler="ddim", **arguments).images
+    one = tiny_pipe(PROMPTS, latents=noise[:1], seed=1, scheduler="ddim", **arguments).images
     np.testing.assert_allclose(one[0], one[1], atol=1e-5)
 
 

@@ -6,11 +6,9 @@ import pytest
 import torch
 from diffusers.schedulers import AysSchedules
 
-import calotype
 from calotype.errors import CalotypeError, InputError, SamplerError
 from calotype.export.quality.metrics import psnr
 from calotype.report.like import read_like
-from tests.helpers.tiny_models import save_tiny_model
 
 PROMPT = "a large red circle on a blue background"
 SIZE = {"width": 64, "height": 64}
@@ -32,19 +30,9 @@ CASES = {
 
 
 @pytest.fixture(scope="module")
-def folder(tmp_path_factory, demo_folder):
-    return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model", demo_folder)
-
-
-@pytest.fixture(scope="module")
-def eager(folder):
-    return calotype.load(folder, backend="eager")
-
-
-@pytest.fixture(scope="module")
-def elders(folder):
+def elders(tiny_folder):
     kinds = (diffusers.StableDiffusionPipeline, diffusers.StableDiffusionImg2ImgPipeline)
-    base = kinds[0].from_pretrained(folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False)
+    base = kinds[0].from_pretrained(tiny_folder, dtype=torch.float32, safety_checker=None, low_cpu_mem_usage=False)
     elders = [kind(**base.components, requires_safety_checker=False) for kind in kinds]
     for pipe in elders:
         pipe.set_progress_bar_config(disable=True)
@@ -57,33 +45,33 @@ def scheduled(pipe, kind):
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_images_are_those_of_diffusers(elders, eager, case):
+def test_images_are_those_of_diffusers(elders, tiny_pipe, case):
     name, kind, custom = CASES[case]
     arguments = {"guidance_scale": 1.0, "output_type": "np", **custom}
     theirs, ours = (torch.Generator().manual_seed(3) for _ in range(2))
     expected = scheduled(elders[0], kind)([PROMPT] * 2, generator=theirs, **SIZE, **arguments).images
-    result = eager([PROMPT] * 2, generator=ours, scheduler=name, **SIZE, **arguments)
+    result = tiny_pipe([PROMPT] * 2, generator=ours, scheduler=name, **SIZE, **arguments)
     assert psnr(result.images, expected) >= 60
     assert not any("own code" in note for note in result.report.notes)  # it is a matrix
 
 
 @pytest.mark.parametrize("case", ["euler-sigmas", "euler-timesteps", "dpm++-timesteps", "lcm-timesteps"])
-def test_image_to_image_takes_a_share(elders, eager, case):
+def test_image_to_image_takes_a_share(elders, tiny_pipe, case):
     name, kind, custom = CASES[case]
-    image = eager(PROMPT, seed=1, steps=4, **SIZE).images[0]
+    image = tiny_pipe(PROMPT, seed=1, steps=4, **SIZE).images[0]
     arguments = {"image": image, "strength": 0.6, "guidance_scale": 4.0, "output_type": "np", **custom}
     theirs, ours = (torch.Generator().manual_seed(3) for _ in range(2))
     expected = scheduled(elders[1], kind)(PROMPT, generator=theirs, **arguments).images
-    result = eager(PROMPT, generator=ours, scheduler=name, **arguments)
+    result = tiny_pipe(PROMPT, generator=ours, scheduler=name, **arguments)
     assert psnr(result.images, expected) >= 60
 
 
-def test_a_png_has_the_schedule(eager, tmp_path):
+def test_a_png_has_the_schedule(tiny_pipe, tmp_path):
     for i, (name, custom) in enumerate((("euler", SIGMAS), ("lcm", FEW), ("ddim", {"eta": 0.5}))):
-        first = eager(PROMPT, seed=3, scheduler=name, **SIZE, **custom)
+        first = tiny_pipe(PROMPT, seed=3, scheduler=name, **SIZE, **custom)
         first.images[0].save(tmp_path / f"{i}.png")
         read = read_like(tmp_path / f"{i}.png", (), loras_named=False, model_named=True).arguments
-        np.testing.assert_array_equal(eager(**read).images[0], first.images[0])
+        np.testing.assert_array_equal(tiny_pipe(**read).images[0], first.images[0])
 
 
 def test_eta_without_effect_is_in_the_report(fake):
