@@ -9,7 +9,6 @@ from calotype.export.onnx import trace as tracing
 from calotype.plan.bindings import Binding
 from calotype.plan.family import Component
 
-
 pytestmark = pytest.mark.slow
 
 
