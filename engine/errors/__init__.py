@@ -19,7 +19,11 @@ CalotypeError
 │                   backend, component, relative_error, limit
 ├── NotFiniteError  a network returned numbers that are not finite, and there is no higher precision to retry with
 │                   backend, component, precision, step
+├── QueueFullError  a server has no room for another job
+│                   waiting, limit, retry_after_s
 └── Cancelled       the generation was cancelled between two steps
+    │               step, total
+    └── DeadlineError  it did not end within its time
                     step, total
 
 A message says what failed, what was got, what is expected, and what to try. Programs read the attributes in the second
@@ -47,10 +51,12 @@ __all__ = [
     "CalotypeError",
     "Cancelled",
     "CheckError",
+    "DeadlineError",
     "DeviceFullError",
     "InputError",
     "NoAttributeError",
     "NotFiniteError",
+    "QueueFullError",
     "SamplerError",
     "SourceError",
 ]
@@ -244,3 +250,28 @@ class Cancelled(CalotypeError):
     def __init__(self, message: str = "", *, step: int | None = None, total: int | None = None) -> None:
         super().__init__(message)
         self.step, self.total = step, total
+
+
+class DeadlineError(Cancelled):
+    """The generation did not end within its time."""
+
+
+class QueueFullError(CalotypeError):
+    """A server has no room for another job.
+
+    Attributes:
+        waiting: The number of jobs that wait.
+        limit: The largest number.
+        retry_after_s: Seconds after which there may be room.
+    """
+
+    def __init__(
+        self,
+        message: str = "",
+        *,
+        waiting: int | None = None,
+        limit: int | None = None,
+        retry_after_s: float | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.waiting, self.limit, self.retry_after_s = waiting, limit, retry_after_s

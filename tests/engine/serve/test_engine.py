@@ -1,0 +1,74 @@
+"""The engine loop takes jobs from many threads: their images, cancellation, limits."""
+
+import asyncio
+
+import numpy as np
+import pytest
+
+import calotype
+from calotype.errors import Cancelled, DeadlineError, InputError, QueueFullError
+from calotype.serve import Engine, EngineSettings, JobRequest
+
+
+@pytest.fixture(scope="module")
+def fake_pipe():
+    return calotype.load("demo", backend="fake")
+
+
+@pytest.fixture
+def engine(fake_pipe):
+    engine = Engine(fake_pipe)
+    yield engine
+    engine.close()
+
+
+def test_a_job_has_the_image_of_a_call(engine, fake_pipe):
+    jobs = [engine.submit(JobRequest(prompt="a red ring", arguments={"seed": seed, "steps": 4})) for seed in range(3)]
+    for seed, job in enumerate(jobs):
+        expected = fake_pipe("a red ring", seed=seed, steps=4).images[0]
+        assert np.array_equal(job.result(30).images[0], expected)
+        assert job.status.step == job.status.total == 4
+
+
+def test_updates_end_with_the_result(engine):
+    job = engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 6}, preview_every=2))
+
+    async def watch():
+        return [status async for status in job.updates()]
+
+    seen = asyncio.run(watch())
+    assert seen[-1].state == "done"
+    assert seen[-1].result is not None
+    assert [status.version for status in seen] == sorted({status.version for status in seen})
+    assert job.status.preview_step == 4
+
+
+def test_invalid_arguments_raise_at_once(engine):
+    with pytest.raises(InputError) as caught:
+        engine.submit(JobRequest(prompt="a red ring", arguments={"width": 13}))
+    assert caught.value.argument == "width"
+    with pytest.raises(InputError):
+        engine.submit(JobRequest(prompt="a red ring", model="other"))
+
+
+def test_a_cancelled_job_ends(engine):
+    job = engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 1000}))
+    job.cancel()
+    with pytest.raises(Cancelled):
+        job.result(30)
+    assert engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 1})).result(30)
+
+
+def test_a_job_ends_at_its_deadline(engine):
+    job = engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 1000}, timeout_s=0.01))
+    with pytest.raises(DeadlineError):
+        job.result(30)
+
+
+def test_the_queue_has_a_limit(fake_pipe):
+    engine = Engine(fake_pipe, EngineSettings(max_waiting=0))
+    with pytest.raises(QueueFullError) as caught:
+        engine.submit(JobRequest(prompt="a red ring"))
+    assert caught.value.limit == 0
+    assert caught.value.retry_after_s is not None
+    engine.close()
