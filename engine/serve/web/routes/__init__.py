@@ -1,0 +1,1 @@
+"""Calotype's own API: jobs, files, options, health and metrics."""
