@@ -15,6 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from ...errors import CalotypeError
+from .. import page
 from ..engine import Engine
 from .openai import models
 from .routes import files, health, jobs, options
@@ -41,7 +42,7 @@ def create_app(engine: Engine, settings: ServiceSettings | None = None, *, drain
     """
     service = Service(engine, settings)
     app = Starlette(
-        routes=[route for module in ROUTES for route in module.routes(service)],
+        routes=[*page.routes(), *(route for module in ROUTES for route in module.routes(service))],
         middleware=_middleware(service),
         lifespan=partial(_lifespan, service, drain_s),
         exception_handlers={CalotypeError: _answer_error, StarletteError: _answer_of_starlette},

@@ -49,7 +49,11 @@ def _model(service: Service, name: str) -> dict[str, Any]:
         "name": name,
         "loaded": True,
         "family": pipe.plan.family,
-        "sizes": {"width": profile.width.opt, "height": profile.height.opt, "multiple": profile.multiple},
+        "sizes": {
+            **{"width": profile.width.opt, "min_width": profile.width.min, "max_width": profile.width.max},
+            **{"height": profile.height.opt, "min_height": profile.height.min, "max_height": profile.height.max},
+            "multiple": profile.multiple,
+        },
         "controlnets": sum(component.startswith("controlnet") for component in pipe.plan.components),
         "takes_text": bool(pipe.plan.prompting.states),
     }
