@@ -15,12 +15,14 @@ import typer
 
 from calotype.errors import BackendError, InputError
 from calotype.export.commands import cli
+from calotype.serve.command import add_serve
 
 if TYPE_CHECKING:
     from .measure.record import ResultRow, RunRecord
     from .suite.cases import Case
 
 main = cli.main
+add_serve(cli.app)
 
 bench = typer.Typer(
     add_completion=False,

@@ -47,6 +47,7 @@ class Engine:
             SamplerError: The scheduler is unknown, or cannot run with this number of steps.
         """
         name = self.catalog.check_name(request.model)
+        self.catalog.lora_files(request.loras or ())
         pipe = self.catalog.loaded(name)
         if pipe is not None:
             pipe.stream(request.prompt, **request.arguments)  # checks the arguments, and does no work

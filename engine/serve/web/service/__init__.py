@@ -3,8 +3,8 @@
 It knows no path of a URL: the routes are in `calotype.serve.web.routes`, `openai` and `a1111`.
 """
 
+from ...service_settings import ServiceSettings
 from .errors import ClientGone, HTTPError, error_response
 from .service import Service
-from .settings import ServiceSettings
 
 __all__ = ["ClientGone", "HTTPError", "Service", "ServiceSettings", "error_response"]

@@ -18,8 +18,8 @@ import time
 from pathlib import Path
 from typing import NamedTuple
 
+from ...service_settings import ServiceSettings
 from .images import Format
-from .settings import ServiceSettings
 
 MEDIA: dict[str, str] = {"png": "image/png", "jpeg": "image/jpeg", "webp": "image/webp"}
 _NAME = re.compile(r"[A-Za-z0-9_-]{32}\.(png|jpeg|webp)", re.ASCII)

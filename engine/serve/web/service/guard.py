@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import logging
 import re
 import secrets
 import time
@@ -18,10 +19,10 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from ....errors import CalotypeError
+from ...service_settings import ServiceSettings
 from .errors import ClientGone, HTTPError, error_response
 from .keys import Key, Keys
 from .logs import log, logger
-from .settings import ServiceSettings
 
 OPEN = ("/", "/favicon.ico", "/health/live", "/health/ready")  # paths that need no key
 OPEN_FOLDERS = ("/files/", "/page/")  # of names that cannot be guessed, and of the page's own files
@@ -82,7 +83,8 @@ class Guard:
             seconds = round(time.perf_counter() - begin, 6)
             owner = getattr(http.state, "owner", None)
             done = {"method": http.method, "path": http.url.path, "status": answer["status"], "seconds": seconds}
-            log("request", {"request_id": request_id, "owner": owner, **done})
+            level = logging.DEBUG if http.url.path.startswith("/health/") else logging.INFO
+            log("request", {"request_id": request_id, "owner": owner, **done}, level)
 
     def _check(self, http: Request) -> None:
         """Set the owner of a request. Raises `HTTPError` if it may not pass."""

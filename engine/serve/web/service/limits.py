@@ -9,7 +9,7 @@ from PIL import Image
 
 from ....errors import InputError
 from ...job import JobRequest
-from .settings import ServiceSettings
+from ...service_settings import ServiceSettings
 
 
 def check_limits(job: JobRequest, settings: ServiceSettings) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import logging
 import math
 import secrets
 import time
@@ -22,6 +23,7 @@ from ....errors import CalotypeError, InputError, QueueFullError
 from ....report.result import Result
 from ...engine import Engine
 from ...job import Job, JobRequest, JobStatus
+from ...service_settings import ServiceSettings
 from . import arguments, images
 from .errors import ClientGone, HTTPError, describe_error
 from .events import is_gone
@@ -30,7 +32,6 @@ from .keys import Key, Keys, Rate
 from .limits import check_limits
 from .logs import log
 from .metrics import Metrics
-from .settings import ServiceSettings
 
 T = TypeVar("T")
 _KNOWN_IDS = 20_000  # ids of jobs that ended, whose results are gone
@@ -52,6 +53,7 @@ class Service:
         self.files = KeptFiles(self.settings)
         self.metrics = Metrics(engine)
         self.ready = False  # set after the warm-up
+        self.failed: CalotypeError | None = None  # why a model of the warm-up cannot be opened
         self.cancel_on_disconnect: WeakSet[Job] = WeakSet()  # jobs that end with the stream of their events
         self._start = secrets.token_hex(4)  # the ids of this server's jobs begin with it
         self._owners: OrderedDict[str, str] = OrderedDict()
@@ -227,16 +229,28 @@ class Service:
 
     async def warm_up(self) -> None:
         """Open the models of `preload` and generate a small image with each. The service is ready after that."""
-        catalog = self.engine.catalog
-        for name in self.settings.preload or catalog.names[:1]:
-            profile = (await to_thread.run_sync(catalog.open, name)).plan.profile
-            size = {"width": profile.width.min, "height": profile.height.min}
-            job = JobRequest(prompt="warm-up", arguments={**size, "steps": 2, "seed": 0}, model=name)
-            try:
-                await _end_of(await to_thread.run_sync(self.engine.submit, job))
-            except InputError as error:  # a model that takes no text, or needs an image
-                log("not warmed up", {"model": name, "message": str(error)})
-        self.ready = True
+        begin = time.monotonic()
+        try:
+            for name in self.settings.preload or self.engine.catalog.names[:1]:
+                await self._warm_up(name)
+        except CalotypeError as error:
+            self.failed = error
+            log("cannot warm up", {"type": type(error).__name__, "message": str(error)}, logging.ERROR)
+        else:
+            self.ready = True
+            log("ready", {"seconds": round(time.monotonic() - begin, 3)})
+
+    async def _warm_up(self, name: str) -> None:
+        model = self.engine.catalog.check_name(name)
+        profile = (await to_thread.run_sync(self.engine.catalog.open, model)).plan.profile
+        size = {"width": profile.width.min, "height": profile.height.min}
+        request = JobRequest(prompt="warm-up", arguments={**size, "steps": 2, "seed": 0}, model=model)
+        try:
+            job = await to_thread.run_sync(self.engine.submit, request)
+            await _end_of(job)
+            job.result(0)
+        except InputError as error:  # a model that takes no text, or needs an image
+            log("not warmed up", {"model": name, "message": str(error)})
 
     async def close(self, drain_s: float = 0.0) -> None:
         """End the engine, after the jobs that it took or `drain_s` seconds, and write what is still to write."""
