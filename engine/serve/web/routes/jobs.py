@@ -31,7 +31,7 @@ class _Jobs:
 
     async def submit(self, http: Request) -> Response:
         body = await self._service.json_body(http)
-        job = await self._service.submit(http, await self._service.job_from(body))
+        job = await self._service.submit(http, await self._service.job_from(body), keep=True)
         if body.get("cancel_on_disconnect") is True:
             self._service.cancel_on_disconnect.add(job)
         described = await self._service.describe(http, job)

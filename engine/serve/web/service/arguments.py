@@ -89,6 +89,18 @@ def loras_from(value: Any) -> tuple[tuple[str, float], ...] | None:
     return tuple((_text("loras", e["name"]), check_float("loras", e.get("weight", 1.0), 10, low=-10)) for e in entries)
 
 
+def loras_from_text(texts: Sequence[str]) -> tuple[tuple[str, float], ...]:
+    """Return LoRAs from texts such as "ink" and "ink:0.8". Raises `InputError` for a weight that is not a number."""
+    loras = []
+    for name, sign, weight in (text.partition(":") for text in texts):
+        try:
+            number: Any = float(weight) if sign else 1.0
+        except ValueError:
+            number = weight
+        loras.append((name, check_float("model", number, 10, low=-10)))
+    return tuple(loras)
+
+
 def _value(name: str, value: Any, image: Callable[[Any, str], Image.Image]) -> Any:
     kind = FIELDS[name]
     if kind == "images":

@@ -75,23 +75,34 @@ def describe_error(error: CalotypeError) -> dict[str, Any]:
 
 def error_response(http: Request, error: CalotypeError) -> Response:
     """Return the answer to a request that failed, in the form of the API that its path belongs to."""
-    status, known = status_of(error), describe_error(error)
+    status = _status(http, error)
     headers = dict(error.headers or {}) if isinstance(error, HTTPError) else {}
     if status in (429, 503):
         seconds = getattr(error, "retry_after_s", None) or _RETRY_S
         headers.setdefault("Retry-After", str(math.ceil(seconds)))
     if status in (500, 504):
         headers["X-Should-Retry"] = "false"  # of OpenAI's clients: the same request would fail again
-    return JSONResponse(_body(http.url.path, status, known), status, headers)
+    return JSONResponse(error_body(http, error), status, headers)
 
 
-def _body(path: str, status: int, known: dict[str, Any]) -> dict[str, Any]:
+def error_body(http: Request, error: CalotypeError) -> dict[str, Any]:
+    """Return an error as JSON data in the form of the API that the path of a request belongs to."""
+    path, status, known = http.url.path, _status(http, error), describe_error(error)
     if path.startswith("/v1/"):
         kind = {401: "authentication_error", 429: "rate_limit_error"}.get(
             status, "invalid_request_error" if status < 500 else "server_error"
         )
         named = {"param": known.get("argument"), "code": known["type"]}
+        if status == 404 and named["param"] == "model":
+            named["code"] = "model_not_found"
         return {"error": {"message": known["message"], "type": kind, **named}}
     if path.startswith("/sdapi/"):
         return {"error": known["type"], "detail": known["message"], "body": "", "errors": known["message"]}
     return {"error": known}
+
+
+def _status(http: Request, error: CalotypeError) -> int:
+    """Return the HTTP status of an error, which OpenAI's API sets to 404 for an unknown model."""
+    if isinstance(error, InputError) and error.argument == "model" and http.url.path.startswith("/v1/"):
+        return 404
+    return status_of(error)

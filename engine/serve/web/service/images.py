@@ -48,6 +48,8 @@ def image_from_bytes(data: bytes, max_pixels: int, argument: str = "image") -> I
 def image_from_base64(text: Any, max_pixels: int, argument: str = "image") -> Image.Image:
     """Return an image from base64 or a data URL. Raises `InputError`, also for addresses, which are never read."""
     expected = "base64 or a data URL of a PNG, JPEG or WebP"
+    if isinstance(text, Image.Image):  # a file of a form
+        return text
     if not isinstance(text, str) or text[:6].lower().startswith(_SCHEMES):
         message = f"{argument} is {text!r:.40}; expected {expected}. The server opens no addresses and files."
         raise InputError(message, argument=argument, expected=expected)

@@ -20,7 +20,6 @@ from PIL import Image
 from starlette.requests import Request
 
 from ....errors import CalotypeError, InputError, QueueFullError
-from ....report.result import Result
 from ...engine import Engine
 from ...job import Job, JobRequest, JobStatus
 from ...service_settings import ServiceSettings
@@ -106,8 +105,17 @@ class Service:
 
         return await to_thread.run_sync(arguments.job_from, body, image)
 
-    async def submit(self, http: Request, job: JobRequest) -> Job:
+    def model_of(self, model: Any) -> str:
+        """Return the name of the model that a client names, which may have LoRAs after it. Raises `InputError`."""
+        return self._named(model)[0]
+
+    async def submit(self, http: Request, job: JobRequest, *, keep: bool = False) -> Job:
         """Give a job to the engine for the client of a request.
+
+        Args:
+            http: The request.
+            job: The job. Its model may have LoRAs after its name: "demo+ink:0.8".
+            keep: Write its images to files at its end, whoever reads them.
 
         Raises:
             QueueFullError: Too many jobs wait, or the client's key allows no more now.
@@ -120,12 +128,14 @@ class Service:
             self._check_key(owner, key, job)
         timeout = min(job.timeout_s or math.inf, self.settings.max_job_s)
         job_id = self._start + secrets.token_urlsafe(_ID_BYTES)
-        ours = replace(job, owner=owner, id=job_id, timeout_s=timeout, model=self.engine.catalog.check_name(job.model))
+        model, loras = self._named(job.model)
+        loras = job.loras if loras is None else (*loras, *(job.loras or ()))
+        ours = replace(job, owner=owner, id=job_id, timeout_s=timeout, model=model, loras=loras)
         submitted = await to_thread.run_sync(self.engine.submit, ours)
         self._owners[job_id] = owner
         while len(self._owners) > _KNOWN_IDS:
             self._owners.popitem(last=False)
-        task = asyncio.create_task(self._watch(submitted, http.state.request_id))
+        task = asyncio.create_task(self._watch(submitted, http.state.request_id, keep))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return submitted
@@ -149,8 +159,8 @@ class Service:
         owner = self.owner_of(http)
         return [job for job in reversed(self.engine.jobs()) if job.request.owner == owner]
 
-    async def run(self, http: Request, job: JobRequest) -> Result:
-        """Run a job while its client waits. A client that closes the connection ends it.
+    async def run(self, http: Request, job: JobRequest) -> Job:
+        """Run a job while its client waits, and return it done. A client that closes the connection ends it.
 
         Raises:
             ClientGone: The client has closed the connection.
@@ -159,7 +169,8 @@ class Service:
         submitted = await self.submit(http, job)
         try:
             await self.while_connected(http, _end_of(submitted))
-            return submitted.result(0)
+            submitted.result(0)
+            return submitted
         finally:
             submitted.cancel()  # does nothing once it has ended
 
@@ -284,12 +295,21 @@ class Service:
                 message = f"this API key allows {key.jobs_per_minute:g} jobs in a minute. Try again later."
                 raise QueueFullError(message, retry_after_s=wait)
 
-    async def _watch(self, job: Job, request_id: str) -> None:
+    def _named(self, model: Any) -> tuple[str, tuple[tuple[str, float], ...] | None]:
+        catalog = self.engine.catalog
+        if not isinstance(model, str) or model in catalog.names:
+            return catalog.check_name(model), None
+        name, *texts = model.split("+")
+        return catalog.check_name(name), arguments.loras_from_text(texts) or None
+
+    async def _watch(self, job: Job, request_id: str, keep: bool) -> None:
         """Count, log and keep a job that ends, whoever reads it."""
         waited, model = 0.0, job.request.model or ""
         async for status in job.updates():
             if status.state != "waiting" and not waited:
                 waited = time.monotonic() - job.arrival
+        if keep and job.status.result is not None:
+            await self.kept(job)
         seconds = time.monotonic() - job.arrival
         self.metrics.ended(job, model, waited, seconds)
         known = {"job": job.id, "request_id": request_id, "owner": job.request.owner, "model": model}
