@@ -166,11 +166,14 @@ function listen() {
   listenToDrops();
 }
 
+let connected = false;
+
 /** Ask for the options. Without them the form cannot submit, so the page says what to do. */
 async function connect() {
   try {
     form.setOptions(await request("options"));
-    form.restore();
+    if (!connected) form.restore();
+    connected = true;
     $("generate").disabled = false;
     jobs.resume();
   } catch (failure) {

@@ -9,6 +9,7 @@ const KEPT = ["prompt", "negative_prompt", "seed"];
 
 const UNKNOWN = { sizes: { width: 512, height: 512, multiple: 8 }, controlnets: 1 }; // of a model that is not loaded yet
 
+const lastVisit = stored("form", null); // read before the first change of a field replaces it
 let options = { models: [], loras: [], schedulers: [], limits: {} };
 let loras = []; // {name, weight}
 let image = null; // whether there is an input image
@@ -62,7 +63,7 @@ function limit(name, { min, max, step }) {
 /** Take the server's options: models, LoRAs, samplers and limits. */
 export function setOptions(received) {
   options = received;
-  const chosen = stored("form", {}).model;
+  const chosen = $("model").value || lastVisit?.model;
   $("model").replaceChildren(...options.models.map(({ name }) => new Option(name, name, false, name === chosen)));
   const bases = options.schedulers.filter((name) => !/-(karras|exponential|beta)$/.test(name));
   $("sampler").replaceChildren(new Option("the model's own", ""), ...bases.map((name) => new Option(name, name)));
@@ -172,12 +173,12 @@ export function apply(settings) {
   return lost;
 }
 
-/** Keep the form for the next visit, and take the one of the last. */
+/** Keep the form for the next visit. */
 export function keep() {
   const values = Object.fromEntries([...KEPT, ...SLIDERS].map((name) => [name, $(name).value]));
   store("form", { ...values, model: $("model").value, scheduler: [$("sampler").value, $("schedule").value].filter(Boolean).join("-"), loras });
 }
-export const restore = () => Object.keys(stored("form", {})).length && apply(stored("form", {}));
+export const restore = () => lastVisit && apply(lastVisit);
 
 const bitmapOf = async (blob) => {
   try {
@@ -328,5 +329,5 @@ export function start() {
   for (const name of ["canny_low", "canny_high"]) $(name).addEventListener("input", drawControl);
   for (const area of document.querySelectorAll("textarea")) area.addEventListener("input", grow);
   listenToEditor();
-  $("form").addEventListener("change", keep);
+  for (const kind of ["input", "change"]) $("form").addEventListener(kind, keep);
 }
