@@ -8,7 +8,7 @@ import logging
 import math
 import secrets
 import time
-from collections import OrderedDict
+from collections import Counter, OrderedDict
 from collections.abc import AsyncIterator, Awaitable, Mapping
 from dataclasses import replace
 from functools import partial
@@ -57,6 +57,7 @@ class Service:
         self._start = secrets.token_hex(4)  # the ids of this server's jobs begin with it
         self._owners: OrderedDict[str, str] = OrderedDict()
         self._rates: dict[str, Rate] = {}
+        self._active: Counter[str] = Counter()  # jobs that wait or run, by owner
         self._kept: WeakKeyDictionary[Job, asyncio.Task[list[dict[str, Any]]]] = WeakKeyDictionary()
         self._previews: WeakKeyDictionary[Job, tuple[int, str]] = WeakKeyDictionary()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -131,7 +132,12 @@ class Service:
         model, loras = self._named(job.model)
         loras = job.loras if loras is None else (*loras, *(job.loras or ()))
         ours = replace(job, owner=owner, id=job_id, timeout_s=timeout, model=model, loras=loras)
-        submitted = await to_thread.run_sync(self.engine.submit, ours)
+        self._active[owner] += 1
+        try:
+            submitted = await to_thread.run_sync(self.engine.submit, ours)
+        except BaseException:
+            self._active[owner] -= 1
+            raise
         self._owners[job_id] = owner
         while len(self._owners) > _KNOWN_IDS:
             self._owners.popitem(last=False)
@@ -285,7 +291,7 @@ class Service:
             expected = f"at most {key.max_priority}"
             message = f"priority is {job.priority}; this API key allows {expected}."
             raise InputError(message, argument="priority", got=job.priority, expected=expected)
-        active = sum(each.request.owner == owner and not each.status.is_final for each in self.engine.jobs())
+        active = self._active[owner]
         if key.max_jobs is not None and active >= key.max_jobs:
             message = f"{active} jobs of this API key wait or run, which is its limit. Wait for one of them."
             raise QueueFullError(message, waiting=active, limit=key.max_jobs, retry_after_s=1.0)
@@ -308,6 +314,7 @@ class Service:
         async for status in job.updates():
             if status.state != "waiting" and not waited:
                 waited = time.monotonic() - job.arrival
+        self._active -= Counter([job.request.owner])  # drops owners without jobs
         if keep and job.status.result is not None:
             await self.kept(job)
         seconds = time.monotonic() - job.arrival
