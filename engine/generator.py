@@ -6,15 +6,17 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import replace
-from typing import Any
+from typing import Any, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .backends.compatibility import version_drift_note
 from .backends.components import Components
+from .backends.session import NetworkCall, Outputs, run_for
 from .cuda.device import free_bytes
 from .errors import Cancelled, DeviceFullError
 from .graph.capacity import with_fitting_size
@@ -39,7 +41,7 @@ from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
 from .stages.hires import second_pass
-from .stages.loop import denoise
+from .stages.loop import guidance_of, step
 from .stages.prompt_encoder import PromptEncoder
 from .stages.step_callback import StepCallback
 from .stages.unet import Unet
@@ -49,6 +51,7 @@ from .system.memory import available_bytes, check_memory, peak_bytes
 from .upscaling.load import UpscalerCache
 
 Floats = NDArray[np.float32]
+Work: TypeAlias = "Generator[NetworkCall | Event, Outputs | None, None]"
 
 
 class ImageGenerator:
@@ -134,19 +137,38 @@ class ImageGenerator:
             BackendError: a backend failed; DeviceFullError: the GPU is full; NotFiniteError: numbers are not finite.
         """
         with self.loras.lock_weights(call.request.lora_scale) as call.loras:
-            for each in call.passes:
-                each.loras = call.loras
-            parts = parts_of(call, self._plan.profile)
-            events = self._events(call, as_graph) if len(parts) == 1 else self._of_all(parts, as_graph)
+            parts = self.parts(call)
+            yield from self._alone(parts[0], as_graph) if len(parts) == 1 else self._of_all(parts, as_graph)
+
+    def parts(self, call: Generation, largest: int | None = None) -> list[Generation]:
+        """Return the batches of a call, of at most `largest` images, with the LoRAs that `lock_weights` has set."""
+        for each in call.passes:
+            each.loras = call.loras
+        return parts_of(call, self._plan.profile, largest)
+
+    def work(self, call: Generation, *, as_graph: bool = False) -> Work:
+        """Yield each call of a network in the steps, which takes its outputs, and an event after each step.
+
+        The caller holds `loras.lock_weights`. Arguments and errors are those of `stream`.
+        """
+        try:
+            yield from self._work(call, as_graph)
+        except DeviceFullError as full:
+            raise with_fitting_size(full, self._plan, call.passes[-1].request) from None
+
+    def _alone(self, call: Generation, as_graph: bool) -> Iterator[Event]:
+        """Run the work of one batch, and yield its events."""
+        outputs: Outputs | None = None
+        with closing(self.work(call, as_graph=as_graph)) as work:
             while True:
-                try:
-                    with forks.running():
-                        event = next(events, None)
-                except DeviceFullError as full:
-                    raise with_fitting_size(full, self._plan, parts[0].passes[-1].request) from None
-                if event is None:
-                    return
-                yield event
+                with forks.running():
+                    try:
+                        item = work.send(outputs)
+                    except StopIteration:
+                        return
+                    outputs = run_for(work, item) if isinstance(item, NetworkCall) else None
+                if isinstance(item, Event):
+                    yield item
 
     def _of_all(self, parts: Sequence[Generation], as_graph: bool) -> Iterator[Event]:
         """Run the batches of a call one after another, as one stream."""
@@ -155,7 +177,7 @@ class ImageGenerator:
         for i, part in enumerate(parts):
             done = i * part.total
             try:
-                for event in self._events(part, as_graph):
+                for event in self._alone(part, as_graph):
                     results += [] if event.result is None else [event.result]
                     result = joined(results) if len(results) == len(parts) else None
                     yield replace(event, step=done + event.step, total=total, result=result)
@@ -163,7 +185,7 @@ class ImageGenerator:
                 step = done + (ended.step or 0)
                 raise Cancelled(f"cancelled after {step} of {total} steps.", step=step, total=total) from None
 
-    def _events(self, call: Generation, as_graph: bool) -> Iterator[Event]:
+    def _work(self, call: Generation, as_graph: bool) -> Work:
         if call.stop.is_set():
             raise Cancelled(f"cancelled after 0 of {call.total} steps.", step=0, total=call.total)
         for each in call.passes:
@@ -175,7 +197,14 @@ class ImageGenerator:
                 if pixels is not None:
                     yield Event(step=call.total, total=call.total, preview=list, result=self._result(call, pixels))
                     return
-            for i, run in enumerate(self._steps(each, inputs)):
+            run = each.sampler.run(inputs.noise, inputs.draw, seeds=each.request.seeds, original=inputs.source)
+            unet, guidance = self.denoiser(each, inputs), guidance_of(each)
+            callback = None if each.request.callback is None else StepCallback(each, unet)
+            for i in range(each.sampler.calls):
+                with each.watch.stage("steps"):
+                    yield from step(unet.calls, guidance, each, run, i)
+                if callback is not None:
+                    callback(i, run)
 
                 def decode(run: SamplerRun = run, i: int = i, inputs: DenoiseInputs = inputs) -> list[GeneratedImage]:
                     pixels = to_uint8(self.codec.decode(run.preview(i), inputs.tiling))
@@ -185,6 +214,8 @@ class ImageGenerator:
                 if run.ended:
                     result = self._end(call, each, run.latents(), inputs)
                 yield Event(step=each.earlier + i + 1, total=call.total, preview=decode, result=result)
+                if run.ended:  # a callback may end a run before its last call
+                    break
 
     def _end(self, call: Generation, ended: Generation, latents: Floats, inputs: DenoiseInputs) -> Result | None:
         """Return the result of the last pass; after the first of two, hand the enlarged image to the second."""
@@ -199,20 +230,6 @@ class ImageGenerator:
         with call.second.watch.stage("enlarge"):
             call.second.request = second_pass(call.second.request, hires, latents, self.codec, inputs.tiling, upscale)
         return None
-
-    def _steps(self, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
-        """Yield the sampler's run after each call of the U-Net."""
-        unet = self.denoiser(call, inputs)
-        callback = None if call.request.callback is None else StepCallback(call, unet)
-        steps = denoise(unet, call, inputs)
-        for i in range(call.sampler.calls):
-            with call.watch.stage("steps"):
-                run = next(steps)
-            if callback is not None:
-                callback(i, run)
-            yield run
-            if run.ended:
-                return
 
     def denoiser(self, call: Generation, inputs: DenoiseInputs) -> Unet:
         """Return the U-Net with the call's text. Runs the text encoders."""

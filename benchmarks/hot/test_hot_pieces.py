@@ -9,6 +9,7 @@ import threading
 import numpy as np
 import pytest
 
+from calotype.backends.session import completed
 from calotype.images.png import to_uint8
 from calotype.plan.bindings import random_inputs
 from calotype.request.prompts import tokenizers_of
@@ -16,7 +17,7 @@ from calotype.request.resolved import resolve
 from calotype.sampling.cache import sampler_for
 from calotype.sampling.guidance import guide
 from calotype.stages.denoise_inputs import prepare
-from calotype.stages.loop import denoise
+from calotype.stages.loop import guidance_of, step
 from calotype.stages.prompt_encoder import PromptEncoder
 from calotype.system.trace import Stopwatch
 
@@ -58,8 +59,15 @@ def test_loop_overhead(benchmark, fake):
     inputs = prepare(fake.plan, call.request, fake._generator.codec, Stopwatch())
     answer = normal(2, *SHAPES["128px"][1:])
 
+    def denoiser(*_):
+        return answer
+        yield  # a generator: no call of a network
+
     def loop():
-        *_, run = denoise(lambda *_: answer, call, inputs)
+        run = call.sampler.run(inputs.noise, inputs.draw, seeds=call.request.seeds)
+        guidance = guidance_of(call)
+        for i in range(STEPS):
+            completed(step(denoiser, guidance, call, run, i))
         return run.latents()
 
     benchmark(loop)

@@ -63,9 +63,10 @@ class Profile:
             message = f"a batch must hold {expected}, got {batch} (profile: {self})."
             raise InputError(message, argument="num_images", got=batch, expected=expected)
 
-    def batches(self, count: int) -> list[int]:
-        """Return the sizes of the fewest batches for `count` images: equal, or one apart."""
-        number = -(-count // self.batch.max)
+    def batches(self, count: int, largest: int | None = None) -> list[int]:
+        """Return the sizes of the fewest batches for `count` images, of at most `largest`: equal, or one apart."""
+        limit = self.batch.max if largest is None else max(self.batch.min, min(largest, self.batch.max))
+        number = -(-count // limit)
         return [count // number + (i < count % number) for i in range(number)]
 
     def __str__(self) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
@@ -16,19 +16,23 @@ from .generation import Generation
 _ONE_FOR_EACH = ("prompts", "negative_prompts", "prompts_2", "negative_prompts_2", "seeds", "generators")
 
 
-def parts_of(call: Generation, profile: Profile) -> list[Generation]:
-    """Return the call of each batch, with its second pass. The parts share the watch and the notes."""
-    if len(profile.batches(len(call.request.seeds))) == 1:
+def parts_of(call: Generation, profile: Profile, largest: int | None = None) -> list[Generation]:
+    """Return the call of each batch of at most `largest` images, with its second pass.
+
+    The parts share the watch and the notes.
+    """
+    sizes = profile.batches(len(call.request.seeds), largest)
+    if len(sizes) == 1:
         return [call]
-    requests = list(_requests(call.request, profile))
+    requests = list(_requests(call.request, sizes))
     seconds = [call.second and replace(call.second, request=each.second_pass()) for each in requests]
     return [replace(call, request=each, second=second) for each, second in zip(requests, seconds, strict=True)]
 
 
-def _requests(request: ResolvedRequest, profile: Profile) -> Iterator[ResolvedRequest]:
+def _requests(request: ResolvedRequest, sizes: Sequence[int]) -> Iterator[ResolvedRequest]:
     count = len(request.seeds)
     start = 0
-    for size in profile.batches(count):
+    for size in sizes:
         yield _of_fields(request, np.arange(start, start + size), count)
         start += size
 

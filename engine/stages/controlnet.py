@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadedComponent
-from ..backends.session import DenoisingSession
+from ..backends.session import DenoisingSession, NetworkCall, NetworkCalls
 from ..plan.bindings import Binding
 from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
@@ -76,14 +76,14 @@ class ControlNets:
             )
         self._zeros = no_residuals(plan, call.request, rows)
 
-    def __call__(self, call: int, sample: Floats) -> dict[str, Floats]:
-        """Return the U-Net's residual inputs by name.  # [N, C, h, w]"""
+    def calls(self, call: int, sample: Floats) -> NetworkCalls[dict[str, Floats]]:
+        """Yield the calls of the active ControlNets, and return the U-Net's residual inputs by name.  # [N, C, h, w]"""
         sums: list[Floats] = []
         sample = np.concatenate([sample] * self._copies)
         start, end = span_of(self._sampler, call)
         for name, session, control in self._nets:
             if control.start <= start and end <= control.end:
-                outputs = session(call, sample, {})
+                outputs = yield NetworkCall(session, call, sample, {})
                 residuals = [outputs[b.name] for b in self._components[name].outputs]
                 sums = [a + b for a, b in zip(sums, residuals, strict=True)] if sums else residuals
         return dict(zip(self._residuals, sums, strict=True)) if sums else self._zeros

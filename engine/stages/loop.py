@@ -1,55 +1,68 @@
-"""The denoising loop as a generator: the caller may preview, wait or stop between two steps.
+"""The steps of denoising: the input of the network, its call, guidance, and the sampler's part.
 
-Knows a denoiser (a function) and a sampler's run. Does not know backends, families or prompts.
+A step yields the calls of its networks: who drives it runs them, alone or together with those of other requests, and
+may preview, wait or stop between two steps. Knows a denoiser (a function) and a sampler's run. Does not know backends,
+families or prompts.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 
 import numpy as np
 from numpy.typing import NDArray
 
+from ..backends.session import NetworkCalls
 from ..errors import Cancelled, NotFiniteError
 from ..request.resolved import ResolvedRequest
 from ..sampling.guidance import guide, guide_by_image, rescaled
 from ..sampling.guidance_methods import ProjectedGuidance, guide_projected, zero_star
 from ..sampling.matrix import SamplerRun
-from .denoise_inputs import DenoiseInputs
 from .generation import Generation
 
 Floats = NDArray[np.float32]
 # (call, sample [B, C, h, w]) -> [B, C, h, w], or [N, C, h, w] under guidance, the unconditional part first
-Denoiser = Callable[[int, Floats], Floats]
+Denoiser = Callable[[int, Floats], NetworkCalls[Floats]]
+# (call, sample [B, C, h, w], output [N, C, h, w]) -> [B, C, h, w]
+Guidance = Callable[[int, Floats, Floats], Floats]
 
 
-def denoise(denoiser: Denoiser, call: Generation, inputs: DenoiseInputs) -> Iterator[SamplerRun]:
-    """Yield the sampler's run after each call of the network. Raises `Cancelled` at the first after `stop` is set."""
-    request, sampler = call.request, call.sampler
-    run = sampler.run(inputs.noise, inputs.draw, seeds=request.seeds, original=inputs.source)
+def step(denoiser: Denoiser, guidance: Guidance, call: Generation, run: SamplerRun, i: int) -> NetworkCalls[None]:
+    """Take step i: yield the calls of the networks, and push their output.
+
+    Raises:
+        Cancelled: `call.stop` is set.
+        NotFiniteError: a network returned numbers that are not finite.
+    """
+    if call.stop.is_set():
+        done = call.earlier + i
+        raise Cancelled(f"cancelled after {done} of {call.total} steps.", step=done, total=call.total)
+    x = run.input(i)  # [B, C, h, w]
+    try:
+        output = yield from denoiser(i, x)
+    except NotFiniteError as failed:
+        number = call.earlier + i + 1
+        message = f"at step {number} of {call.total} {failed}"
+        raise NotFiniteError(message, **failed.data | {"step": number}) from None
+    run.push(i, guidance(i, x, output))
+
+
+def guidance_of(call: Generation) -> Guidance:
+    """Return the function that combines the parts of the outputs of one batch. It keeps APG's momentum."""
+    request = call.request
     projected = _projected(request) if request.guidance_method == "apg" else None
-    for i in range(sampler.calls):
-        if call.stop.is_set():
-            done = call.earlier + i
-            raise Cancelled(f"cancelled after {done} of {call.total} steps.", step=done, total=call.total)
-        x = run.input(i)  # [B, C, h, w]
-        try:
-            output = denoiser(i, x)
-        except NotFiniteError as failed:
-            step = call.earlier + i + 1
-            message = f"at step {step} of {call.total} {failed}"
-            raise NotFiniteError(message, **failed.data | {"step": step}) from None
+
+    def combine(i: int, x: Floats, output: Floats) -> Floats:
         scale, by_image, rescale = call.guidance_scale, request.image_guidance_scale, request.guidance_rescale
+        if len(output) == len(x):
+            return output
         if len(output) == 3 * len(x) and by_image is not None:
-            output = guide_by_image(output, scale, by_image, rescale)
-        elif len(output) > len(x) and request.guidance_method != "cfg":
-            output = _by_method(projected, x, output, call, i)
-        elif len(output) > len(x):
-            output = guide(output, scale, rescale)
-        run.push(i, output)
-        yield run
-        if run.ended:
-            return
+            return guide_by_image(output, scale, by_image, rescale)
+        if request.guidance_method != "cfg":
+            return _by_method(projected, x, output, call, i)
+        return guide(output, scale, rescale)
+
+    return combine
 
 
 def _by_method(projected: ProjectedGuidance | None, x: Floats, output: Floats, call: Generation, i: int) -> Floats:

@@ -11,7 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadedComponent
-from ..backends.session import DenoisingSession
+from ..backends.session import DenoisingSession, NetworkCall, NetworkCalls, completed
 from ..plan.plan import Plan
 from .conditions import network_timesteps
 from .controlnet import ControlNets, no_residuals, span_of
@@ -48,18 +48,22 @@ class Unet:
 
     def __call__(self, call: int, sample: Floats) -> Floats:
         """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [N, C, h, w] with the unconditional part first"""
+        return completed(self.calls(call, sample))
+
+    def calls(self, call: int, sample: Floats) -> NetworkCalls[Floats]:
+        """Yield the calls of the ControlNets and of the U-Net for one step, and return what `__call__` returns."""
         request, sampler = self._call.request, self._call.sampler
         start, end = request.guidance_interval
         guided = request.guided and self._call.guidance_scale > 1 and start <= span_of(sampler, call)[0] < end
         if guided not in self._sessions:
             self._sessions[guided] = self._open(guided)
         session, controls = self._sessions[guided]
-        residuals = {} if controls is None else controls(call, sample)
+        residuals = {} if controls is None else (yield from controls.calls(call, sample))
         if self._extra_channels is not None:
             extra = self._extra_channels if guided else self._extra_channels[-len(sample) :]
             repeats = len(extra) // len(sample)  # 3 if the parts of guidance differ in these channels
             sample = np.concatenate([np.concatenate([sample] * repeats), extra], axis=1)
-        output: Floats = session(call, sample, residuals)["out_sample"]
+        output: Floats = (yield NetworkCall(session, call, sample, residuals))["out_sample"]
         # The latent upscaler outputs the negative velocity, and a variance that nothing reads.
         return -output[:, : self._channels] if self._plan.takes("latents") else output
 
