@@ -6,9 +6,9 @@ This module knows no backend and does not choose one.
 from __future__ import annotations
 
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
@@ -73,6 +73,20 @@ class Session(Protocol[Values]):
         ...
 
 
+class ReadyCall(NamedTuple):
+    """A call of a session of a runner. The calls of several batches may run together."""
+
+    session: Session[Array]
+    call: int  # its number, from 0
+    sample: Array  # [B, C, h, w]
+    changing: Arrays  # [N, ...]
+    inputs: Callable[[], dict[str, Array]]  # all of the network  # [N, ...]
+
+    def run(self) -> dict[str, Array]:
+        """Run it alone, and return all outputs by name."""
+        return self.session(self.call, self.sample, self.changing)
+
+
 class Runner(Protocol):
     """A loaded component. Threads may share a runner."""
 
@@ -100,6 +114,17 @@ class Runner(Protocol):
             return self(inputs_of_call(constants, timesteps[call], sample, changing, guided=guided))
 
         return run
+
+    def run_together(self, calls: Sequence[ReadyCall]) -> list[dict[str, Array]]:
+        """Return the outputs of each call: here those of one run, which has the rows of all.
+
+        The shapes of the inputs may only differ in the rows.
+        """
+        inputs = [each.inputs() for each in calls]
+        ends = np.cumsum([len(each["sample"]) for each in inputs])[:-1]
+        outputs = self({name: np.concatenate([each[name] for each in inputs]) for name in inputs[0]})
+        parts = {name: np.split(array, ends) for name, array in outputs.items()}
+        return [{name: arrays[i] for name, arrays in parts.items()} for i in range(len(calls))]
 
 
 def inputs_of_call(

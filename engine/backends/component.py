@@ -108,9 +108,9 @@ class LoadedComponent:
                 self._hand_over(runner, failed)
                 continue
             self._ran = runner
-            if _finite(outputs):
+            if all_finite(outputs):
                 return outputs
-            if not _finite(inputs()):
+            if not all_finite(inputs()):
                 raise self._not_finite(runner, f"the {self._title} got inputs that are not finite.")
             self._raise_precision(runner)
 
@@ -253,7 +253,7 @@ def _rank(precision: str) -> int:
     return _RANKS.get(precision.partition("+")[0], 0)
 
 
-def _finite(arrays: Arrays) -> bool:
+def all_finite(arrays: Arrays) -> bool:
     """Return whether all floats are finite. A finite sum has finite terms; else check each, as sums may overflow."""
     with np.errstate(over="ignore", invalid="ignore"):
         return all(

@@ -37,6 +37,7 @@ class DenoisingSession:
         self._guided, self.cache_interval = guided, cache_interval
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
         self._session: tuple[Runner, Session[Array]] | None = None
+        self.constant_shapes = tuple((name, array.shape[1:]) for name, array in sorted(constants.items()))
 
     def __call__(self, call: int, sample: Floats, changing: Mapping[str, Floats]) -> dict[str, Array]:
         """Run one call, as `Session`, and return the outputs by name.

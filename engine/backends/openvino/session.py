@@ -53,11 +53,13 @@ class CompiledPartition(Compiled):
         names = sorted(name for name in self.per_step[0].inputs if ":" in name)  # only an `Edge.name` has a colon
         if not names:
             return [{} for _ in groups]
-        if not self._per_image:
+        if len(self._per_image) < len(groups):
             shapes = {name: array.shape for name, array in groups[0].items() if name in self._key["constants"]}
             key = {"part": "per_image", "shapes": shapes, "outputs": names}
             self._per_image = self._network.compiled(key, lambda: self._graphs().per_image, streams=len(groups))
-        values = {n: np.split(array, len(groups)) for n, array in run(self._per_image, groups, names).items()}
+        values = {
+            n: np.split(array, len(groups)) for n, array in run(self._per_image[: len(groups)], groups, names).items()
+        }
         return [{name: arrays[i] for name, arrays in values.items()} for i in range(len(groups))]
 
     def time_values(self, timesteps: Array, groups: list[dict[str, Array]]) -> list[dict[str, Array]]:
@@ -158,17 +160,37 @@ class OpenVinoSession:
             for group, some in zip(groups, images, strict=True):
                 group["sample"] = sample[some]
         with self._network.lock:
-            parts = self._compiled(groups)
-            self._image_values = self._image_values or parts.image_values(groups)
-            self._time_values = self._time_values or parts.time_values(self._timesteps, groups)
-            for group, kept, timed in zip(groups, self._image_values, self._time_values, strict=True):
-                group |= {**kept, **{name: table[call] for name, table in timed.items()}}
+            parts = self._ready(call, groups, streams)
             outputs = self._run_step(parts, call, groups)
-            parts.release_graphs()
         if not self._guided or streams == 1:
             return outputs
         order = np.argsort(np.concatenate(rows))  # from the streams' order to the batch's
         return {name: array[order] for name, array in outputs.items()}
+
+    def _ready(
+        self, call: int, groups: list[dict[str, Array]], streams: int, *, releases_last: bool = True
+    ) -> CompiledPartition:
+        """Return the compiled parts, and complete the inputs of each group by the values that steps share."""
+        parts = self._compiled(groups, streams, releases_last)
+        self._image_values = self._image_values or parts.image_values(groups)
+        self._time_values = self._time_values or parts.time_values(self._timesteps, groups)
+        for group, kept, timed in zip(groups, self._image_values, self._time_values, strict=True):
+            group |= {**kept, **{name: table[call] for name, table in timed.items()}}
+        parts.release_graphs()
+        return parts
+
+    def runs_in_a_stream(self, sample: Array) -> bool:
+        """Return whether one stream can run a call of this batch: a single image, in parts that always run in full."""
+        return len(sample) == 1 and self._cache_interval == 1 and not self._network.notes
+
+    def in_a_stream(
+        self, call: int, sample: Array, changing: Arrays, streams: int
+    ) -> tuple[CompiledPartition, dict[str, Array]]:
+        """Return the parts compiled for several streams, and the inputs of this call. The caller holds the lock."""
+        inputs = inputs_of_call(self._constants, self._timesteps[call], sample, changing, guided=self._guided)
+        if self._half_sample:
+            inputs["sample"] = sample
+        return self._ready(call, [inputs], streams, releases_last=False), inputs
 
     def _run_step(self, parts: CompiledPartition, call: int, groups: list[dict[str, Array]]) -> dict[str, Array]:
         """Run one step: all layers, or only the shallow ones if the deep layers' values are reused."""
@@ -183,9 +205,9 @@ class OpenVinoSession:
         groups = [{**group, DEEP: deep} for group, deep in zip(groups, self._deep, strict=True)]
         return run(parts.shallow, groups, names)
 
-    def _compiled(self, groups: list[dict[str, Array]]) -> CompiledPartition:
+    def _compiled(self, groups: list[dict[str, Array]], streams: int, releases_last: bool) -> CompiledPartition:
         """Return the compiled parts for these shapes, which are the same at every call."""
-        network, streams = self._network, len(groups)
+        network = self._network
         if not self._key:
             self._key = {
                 "part": "per_step",
@@ -195,7 +217,9 @@ class OpenVinoSession:
                 "different": sorted(groups[0].keys() - self._equal_halves()) if self._half_sample else None,
             }
         key = self._key
-        parts = network.cached(f"{streams} {key}", lambda: CompiledPartition(network, key, streams))
+        parts = network.cached(
+            f"{streams} {key}", lambda: CompiledPartition(network, key, streams), releases_last=releases_last
+        )
         assert isinstance(parts, CompiledPartition)
         return parts
 

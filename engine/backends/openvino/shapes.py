@@ -30,10 +30,13 @@ class CompiledShapes:
         self._weights_bytes, self._on_disk = weights_bytes, on_disk
         self._cached: LruCache[Compiled] = LruCache(_MAX_SHAPES)
 
-    def __call__(self, key: str, make: Callable[[], Compiled]) -> Compiled:
-        """Return the compiled shape of this key; call `make` if the cache does not have it."""
+    def __call__(self, key: str, make: Callable[[], Compiled], *, releases_last: bool = True) -> Compiled:
+        """Return the compiled shape of this key; call `make` if the cache does not have it.
+
+        By default the shape before it frees its activation buffers.
+        """
         last, compiled = self._cached.last, self._cached.get(key)
-        if last is not None and last is not compiled:
+        if releases_last and last is not None and last is not compiled:
             last.release()
         if compiled is None:
             self._cached.trim(self._room() - 1)
