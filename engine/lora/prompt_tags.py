@@ -20,6 +20,26 @@ _SUFFIX = ".safetensors"
 _MAX_LISTED = 8
 
 
+def without_tags(prompt: Any) -> tuple[Any, list[tuple[str, float]]]:
+    """Return a prompt, or a list of prompts, without its tags, and the names and weights in them.
+
+    Raises:
+        InputError: a weight is invalid, or the prompts of one call name different LoRAs.
+    """
+    several = isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes))
+    texts = list(prompt) if several else [prompt]
+    named = [_named(text) if isinstance(text, str) else [] for text in texts]
+    if any(each != named[0] for each in named):
+        message = "the prompts of one call name different LoRAs; a call has one set of weights. Call once for each."
+        raise InputError(message, argument="prompt")
+    bare = [_TAG.sub("", text).strip() if isinstance(text, str) and _TAG.search(text) else text for text in texts]
+    return bare if several else bare[0], named[0] if named else []
+
+
+def _named(text: str) -> list[tuple[str, float]]:
+    return [(match[1].strip(), _weight(match[0], match[2])) for match in _TAG.finditer(text)]
+
+
 class PromptTags:
     """The LoRAs that prompts may name."""
 
@@ -42,24 +62,16 @@ class PromptTags:
             InputError: a name or a weight is unknown, or the prompts of one call name different LoRAs.
             SourceError: a file does not fit the model.
         """
-        several = isinstance(prompt, Sequence) and not isinstance(prompt, (str, bytes))
-        texts = list(prompt) if several else [prompt]
-        named = [self._named(text) if isinstance(text, str) else [] for text in texts]
-        if any(each != named[0] for each in named):
-            message = "the prompts of one call name different LoRAs; a call has one set of weights. Call once for each."
-            raise InputError(message, argument="prompt")
+        bare, named = without_tags(prompt)
+        files = [(self._path(name), weight) for name, weight in named]
         active = loras.loras
         if self._set is None or active != self._set:  # `set_lora` was called
             self._own = active
-        requested = [(lora.path, lora.weight) for lora in self._own] + (named[0] if named else [])
+        requested = [(lora.path, lora.weight) for lora in self._own] + files
         if requested != [(lora.path, lora.weight) for lora in active]:
             loras.set(requested)
         self._set = loras.loras
-        bare = [_TAG.sub("", text).strip() if isinstance(text, str) and _TAG.search(text) else text for text in texts]
-        return bare if several else bare[0]
-
-    def _named(self, text: str) -> list[tuple[Path, float]]:
-        return [(self._path(match[1].strip()), _weight(match[0], match[2])) for match in _TAG.finditer(text)]
+        return bare
 
     def _path(self, name: str) -> Path:
         files = sorted(path for path in self._folder.rglob(f"*{_SUFFIX}") if path.is_file())

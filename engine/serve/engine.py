@@ -1,4 +1,8 @@
-"""`Engine`: takes jobs from many clients and runs them on one device. This version runs one job after another."""
+"""`Engine`: takes jobs from many clients, and runs them on one device with one thread.
+
+Jobs that have a slot share calls of the U-Net: before each step the engine takes the job that ranks first, and others
+whose call can run together with it. So a job joins at the next step, and leaves when it ends, fails or is cancelled.
+"""
 
 from __future__ import annotations
 
@@ -6,12 +10,17 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Mapping
+from contextlib import suppress
 
-from ..errors import CalotypeError, Cancelled, DeadlineError, QueueFullError, first_line
+from ..errors import CalotypeError, Cancelled, QueueFullError
 from ..pipeline import Pipeline
+from .batcher import Batcher
 from .catalog import Loader, ModelCatalog
+from .costs import Costs
 from .job import Job, JobRequest
+from .observer import EngineStats, Observer
 from .settings import EngineSettings
+from .ticket import Ticket
 
 
 class Engine:
@@ -21,22 +30,30 @@ class Engine:
         self,
         models: ModelCatalog | Pipeline | Mapping[str, Pipeline | Loader],
         settings: EngineSettings | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Start the loop.
 
         Args:
             models: A catalog, one pipeline, or pipelines and functions that load them, by name.
             settings: Limits and policy.
+            observer: Is told of each step; `observe` replaces it.
         """
         named = {"default": models} if isinstance(models, Pipeline) else models
         self.catalog = named if isinstance(named, ModelCatalog) else ModelCatalog(named)
         self.settings = settings or EngineSettings()
         self._jobs: OrderedDict[str, Job] = OrderedDict()
-        self._waiting: list[Job] = []
+        self._waiting: list[Ticket] = []  # in the order of their ranks
+        self._costs = Costs()
+        self._batcher = Batcher(self.catalog, self.settings, self._costs, observer or Observer())
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="calotype-engine", daemon=True)
         self._thread.start()
+
+    def observe(self, observer: Observer) -> None:
+        """Tell this observer of each step from now on."""
+        self._batcher.observer = observer
 
     def submit(self, request: JobRequest) -> Job:
         """Take a job.
@@ -45,26 +62,28 @@ class Engine:
             QueueFullError: Too many jobs wait, or the engine is closing.
             InputError: An argument is invalid. If the model is not open yet, the job fails later instead.
             SamplerError: The scheduler is unknown, or cannot run with this number of steps.
+            SourceError: There is no LoRA of this name.
         """
         name = self.catalog.check_name(request.model)
-        self.catalog.lora_files(request.loras or ())
-        pipe = self.catalog.loaded(name)
-        if pipe is not None:
-            pipe.stream(request.prompt, **request.arguments)  # checks the arguments, and does no work
-        job = Job(request, self._cancel)
-        with self._wake:
-            if self._closing or len(self._waiting) >= self.settings.max_waiting:
-                raise QueueFullError(
-                    f"{len(self._waiting)} jobs wait, which is the limit. Try again later.",
-                    waiting=len(self._waiting),
-                    limit=self.settings.max_waiting,
-                    retry_after_s=1.0,
-                )
-            self._jobs[job.id] = job
-            self._waiting.append(job)
-            self._waiting.sort(key=lambda each: (-each.request.priority, each.arrival))
-            self._wake.notify_all()
-        return job
+        ticket = Ticket(Job(request, self._cancel), name, self.catalog, self._costs)
+        self._check_room(ticket.image_bytes)
+        self.catalog.hold(name)  # until the job ends
+        try:
+            pipe = self.catalog.loaded(name)
+            if pipe is not None:
+                ticket.check(pipe)
+            with self._wake:
+                self._check_room(ticket.image_bytes)
+                self._jobs[ticket.job.id] = ticket.job
+                self._waiting.append(ticket)
+                self._order()
+                self._wake.notify_all()
+        except BaseException:
+            self.catalog.release(name)
+            raise
+        if pipe is None:
+            self.catalog.open_later(name, self._opened)
+        return ticket.job
 
     def job(self, job_id: str) -> Job | None:
         """Return a job, or None if there is none of this id, or it ended long ago."""
@@ -75,6 +94,17 @@ class Engine:
         with self._wake:
             return tuple(self._jobs.values())
 
+    @property
+    def stats(self) -> EngineStats:
+        """How many jobs wait and run now."""
+        with self._wake:
+            return EngineStats(
+                waiting=len(self._waiting),
+                running=len(self._batcher.running),
+                waiting_bytes=sum(ticket.image_bytes for ticket in self._waiting),
+                batches=self._batcher.images,
+            )
+
     def close(self, drain_s: float = 0.0) -> None:
         """Take no more jobs, wait up to `drain_s` seconds for those that were taken, and end the rest."""
         with self._wake:
@@ -82,53 +112,92 @@ class Engine:
             self._wake.notify_all()
         deadline = time.monotonic() + drain_s
         for job in self.jobs():
-            while not job.status.is_final and time.monotonic() < deadline:
-                time.sleep(0.01)
+            with suppress(CalotypeError, TimeoutError):
+                job.result(max(0.0, deadline - time.monotonic()))
             job.cancel()
         self._thread.join()
+
+    def _check_room(self, image_bytes: int) -> None:
+        settings, waiting = self.settings, len(self._waiting)
+        size = image_bytes + sum(ticket.image_bytes for ticket in self._waiting)
+        if self._closing or waiting >= settings.max_waiting or size > settings.max_waiting_bytes:
+            reason = "the server is closing" if self._closing else f"{waiting} jobs wait, and there is no more room"
+            raise QueueFullError(
+                f"{reason}. Try again later.",
+                waiting=waiting,
+                limit=settings.max_waiting,
+                retry_after_s=max(1.0, self._batcher.left_s() + sum(ticket.work_s for ticket in self._waiting) / 2),
+            )
+
+    def _opened(self, name: str, opened: Pipeline | CalotypeError) -> None:
+        """Check the jobs that waited for a model; in the thread that opened it."""
+        with self._wake:
+            waiting = [ticket for ticket in self._waiting if ticket.model == name and ticket.call is None]
+        for ticket in waiting:
+            try:
+                if isinstance(opened, CalotypeError):
+                    raise opened
+                ticket.check(opened)
+            except CalotypeError as failed:
+                self._leave(ticket, failed)
+        with self._wake:
+            self._order()
+            self._wake.notify_all()
 
     def _cancel(self, job: Job) -> None:
         job.stop.set()
         with self._wake:
-            if job in self._waiting:
-                self._waiting.remove(job)
-                job.update(state="cancelled", error=Cancelled("cancelled before its first step.", step=0))
+            waiting = next((ticket for ticket in self._waiting if ticket.job is job), None)
             self._wake.notify_all()
+        if waiting is not None:
+            self._leave(waiting, Cancelled("cancelled before its first step.", step=0))
+
+    def _leave(self, ticket: Ticket, error: CalotypeError) -> None:
+        """End a job that waits, unless it has started meanwhile."""
+        with self._wake:
+            if ticket not in self._waiting:
+                return
+            self._waiting.remove(ticket)
+            self._order()
+        ticket.end(error)
+        self.catalog.release(ticket.model)
+
+    def _order(self) -> None:
+        """Sort the jobs that wait, and tell each its place and when it may end. The caller holds the lock."""
+        self._waiting.sort(key=lambda ticket: ticket.rank)
+        ahead_s = self._batcher.left_s()
+        for place, ticket in enumerate(self._waiting, 1):
+            ahead_s += ticket.work_s
+            eta_s = round(ahead_s, 1) if ticket.call is not None else None
+            if (ticket.job.status.place, ticket.job.status.eta_s) != (place, eta_s):
+                ticket.job.update(place=place, eta_s=eta_s)
 
     def _run(self) -> None:
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._waiting or self._closing)
-                if not self._waiting:
-                    return
-                job = self._waiting.pop(0)
-                for place, waiting in enumerate(self._waiting):
-                    waiting.update(place=place + 1)
-            try:
-                self._run_job(job)
-            except Cancelled as ended:
-                job.update(state="cancelled", error=ended)
-            except CalotypeError as failed:
-                job.update(state="failed", error=failed)
-            except Exception as failed:
-                job.update(state="failed", error=CalotypeError(f"internal error: {first_line(failed)}"))
-            self._forget_old()
+                ready = self._batcher.running or any(ticket.is_ready for ticket in self._waiting)
+                if not ready:
+                    if self._closing and not self._waiting:
+                        return
+                    self._wake.wait(self._until_deadline())
+                late = [ticket for ticket in self._waiting if ticket.is_late()]
+                starting = self._batcher.choose_new([ticket for ticket in self._waiting if not ticket.is_late()])
+                for ticket in starting:
+                    self._waiting.remove(ticket)
+                if starting:
+                    self._order()
+            for ticket in late:
+                self._leave(ticket, ticket.late_error())
+            for ticket in starting:
+                self._batcher.start(ticket)
+            ended = self._batcher.step()
+            if ended:
+                self._forget_old()
 
-    def _run_job(self, job: Job) -> None:
-        request = job.request
-        job.update(state="running", place=0)
-        pipe = self.catalog.open(self.catalog.check_name(request.model))
-        for event in pipe.stream(request.prompt, **request.arguments):
-            late = request.timeout_s is not None and time.monotonic() > job.arrival + request.timeout_s
-            if late:
-                raise DeadlineError(f"the job did not end within {request.timeout_s:g} s.", step=event.step)
-            if job.stop.is_set():
-                raise Cancelled(f"cancelled after {event.step} of {event.total} steps.", step=event.step)
-            every, preview = request.preview_every, {}
-            if every and event.step % every == 0 and event.result is None:
-                preview = {"preview": tuple(event.preview()), "preview_step": event.step}
-            done = {"state": "done", "result": event.result} if event.result is not None else {}
-            job.update(step=event.step, total=event.total, **preview, **done)
+    def _until_deadline(self) -> float | None:
+        """Return the seconds until the next job that waits is late; None for no such job."""
+        times = [ticket.deadline for ticket in self._waiting if ticket.deadline is not None]
+        return max(0.0, min(times) - time.monotonic()) if times else None
 
     def _forget_old(self) -> None:
         with self._wake:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from ..base import Array, Arrays, Backend, ReadyCall, Runner, Session, missing_packages
 from .network import HINTS, Network, unsupported
 from .session import OpenVinoSession
-from .slots import run_together
+from .slots import run_together, width_of
 
 
 class OpenVinoRunner(Network, Runner):
@@ -26,6 +26,11 @@ class OpenVinoRunner(Network, Runner):
         if not self.floats:
             return super().session(constants, timesteps, guided=guided, cache_interval=cache_interval)
         return OpenVinoSession(self, constants, timesteps, guided=guided, cache_interval=cache_interval)
+
+    @property
+    def width(self) -> int:
+        """The number of streams; 1 for a large network."""
+        return width_of(self)
 
     def run_together(self, calls: Sequence[ReadyCall]) -> list[dict[str, Array]]:
         """Return the outputs of each call: a stream for each where that is faster."""

@@ -21,10 +21,15 @@ _LARGE_BYTES = 512 << 20  # of weights
 Outputs = dict[str, Array]
 
 
+def width_of(network: Network) -> int:
+    """Return how many calls run at once."""
+    return 1 if network.weights_bytes > _LARGE_BYTES else streams_for(1 << 10)
+
+
 def run_together(network: Network, calls: Sequence[ReadyCall]) -> list[Outputs]:
     """Return the outputs of each call. Raises `BackendError` if one fails."""
-    streams = streams_for(1 << 10)
-    if streams == 1 or network.weights_bytes > _LARGE_BYTES:
+    streams = width_of(network)
+    if streams == 1:
         return [each.run() for each in calls]
     apart = [i for i, each in enumerate(calls) if not _takes_stream(each)]
     outputs = {i: calls[i].run() for i in apart}
