@@ -76,8 +76,8 @@ class Ticket:
     @property
     def rank(self) -> float:
         """Where the job stands; the lowest runs first."""
-        whole_s = self.job.status.total * self._costs.step_s(self.kind)
-        return rank_of(self.job.arrival, whole_s, self.job.request.priority)
+        total_s = self.job.status.total * self._costs.step_s(self.kind)
+        return rank_of(self.job.arrival, total_s, self.job.request.priority)
 
     @property
     def images(self) -> int:
