@@ -18,12 +18,12 @@ from ...errors import CalotypeError
 from .. import page
 from ..engine import Engine
 from .openai import images, models
-from .routes import files, health, jobs, options
+from .routes import description, files, health, jobs, options
 from .service import ClientGone, HTTPError, Service, ServiceSettings, error_response
 from .service.errors import status_of
 from .service.guard import Guard
 
-ROUTES = (jobs, files, options, health, models, images)
+ROUTES = (jobs, files, options, health, description, models, images)
 
 
 def create_app(engine: Engine, settings: ServiceSettings | None = None, *, drain_s: float = 0.0) -> Starlette:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -44,7 +45,7 @@ def _sides(arguments: Any) -> Iterator[tuple[str, float]]:
             if images and side is None:
                 deciding, side = source, images[0].size[i]
         if isinstance(side, (int, float)) and isinstance(enlarged, (int, float)):
-            yield (deciding if enlarged <= 1 else "hires"), side * max(enlarged, 1)
+            yield (deciding if enlarged <= 1 else "hires"), _float(side) * max(_float(enlarged), 1.0)
 
 
 def _listed(value: Any) -> list[Any]:
@@ -52,7 +53,14 @@ def _listed(value: Any) -> list[Any]:
 
 
 def _check(name: str, value: Any, limit: float, unit: str) -> None:
-    if isinstance(value, (int, float)) and value > limit:
+    if isinstance(value, (int, float)) and (value := _float(value)) > limit:
         expected = f"at most {limit:g} {unit}"
         message = f"{name} asks for {value:g} {unit}; this server allows {expected}."
         raise InputError(message, argument=name, got=value, expected=expected)
+
+
+def _float(value: float) -> float:
+    try:
+        return float(value)
+    except OverflowError:  # an integer of hundreds of digits
+        return math.inf
