@@ -33,6 +33,7 @@ class ServeConfig(ServiceSettings, EngineSettings):
         backend: The backend of models without one of their own: auto, or names by preference.
         controlnet: The ControlNets of models without their own: folders, files or hub ids.
         lora_folder: A folder of LoRAs, which clients name without paths.
+        memory_bytes: The memory that open models may take; the model used longest ago is closed. By default no limit.
         offline: Read hub ids from the cache only.
         host: The address that the server listens on.
         port: The port; 0 takes a free one.
@@ -45,6 +46,7 @@ class ServeConfig(ServiceSettings, EngineSettings):
     backend: str = "auto"
     controlnet: tuple[str, ...] = ()
     lora_folder: Path | None = None
+    memory_bytes: int | None = None
     offline: bool = False
     host: str = "127.0.0.1"
     port: int = 8000

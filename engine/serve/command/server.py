@@ -30,8 +30,8 @@ _END_S = 5.0  # after the jobs have ended, for answers that are still being sent
 def engine_of(config: ServeConfig) -> Engine:
     """Return the engine of a configuration, whose models are not open yet."""
     loras = {} if config.lora_folder is None else loras_in(config.lora_folder.expanduser())
-    catalog = ModelCatalog({name: _loader(model, config) for name, model in config.models.items()}, loras)
-    return Engine(catalog, config)
+    models = {name: _loader(model, config) for name, model in config.models.items()}
+    return Engine(ModelCatalog(models, loras, config.memory_bytes), config)
 
 
 def run(config: ServeConfig) -> None:
@@ -84,8 +84,6 @@ def _loader(model: Model, config: ServeConfig) -> Loader:
     shared: dict[str, Any] = {"backend": backends[0] if len(backends) == 1 else backends, "offline": config.offline}
     if config.controlnet:
         shared["controlnet"] = list(config.controlnet)
-    if config.lora_folder is not None:
-        shared["lora_folder"] = config.lora_folder
     own: Mapping[str, Any] = {"model": model} if isinstance(model, str) else model
     return partial(load, **{**shared, **own})
 

@@ -38,8 +38,7 @@ def routes(service: Service) -> list[Route]:
         body = await form_body(service, http)
         body["image"] = _image(body)
         name = service.model_of(body.get("model"))
-        plan = (await to_thread.run_sync(service.engine.catalog.open, name)).plan
-        if not plan.takes("vision"):
+        if not service.is_local or not (await to_thread.run_sync(_takes_vision, service, name)):
             body = {"prompt": "", "strength": VARIATION_STRENGTH, **body}
         return await answer(service, http, await call_from(service, body, "image_edit"))
 
@@ -48,6 +47,11 @@ def routes(service: Service) -> list[Route]:
         Route("/v1/images/edits", edits, methods=["POST"]),
         Route("/v1/images/variations", variations, methods=["POST"]),
     ]
+
+
+def _takes_vision(service: Service, name: str) -> bool:
+    """Return whether a model generates variations of an image; opens it if necessary."""
+    return service.engine.catalog.open(name).plan.takes("vision")
 
 
 def _image(body: dict[str, Any]) -> Image.Image:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable
 
 from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessCollector
@@ -10,12 +11,15 @@ from prometheus_client.registry import Collector
 
 from ...engine import Engine
 from ...job import Job
+from ...observer import Observer
+from .logs import log
 
+_IMAGES = (1, 2, 4, 8, 16, 32)
 _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 600)
 
 
-class Metrics:
-    """What a service counts."""
+class Metrics(Observer):
+    """What a service counts. The engine calls the methods of `Observer` from its own thread."""
 
     def __init__(self, engine: Engine) -> None:
         self.registry = CollectorRegistry()
@@ -28,6 +32,10 @@ class Metrics:
         self.seconds = _histogram("calotype_job_seconds", "From the submission of a job to its end.", labels, own)
         self.waited = _histogram("calotype_job_queue_seconds", "From a job's submission to its start.", labels, own)
         self.stages = _histogram("calotype_stage_seconds", "A stage of a job.", ("model", "stage"), own)
+        self.calls = _histogram("calotype_unet_seconds", "A call of the U-Net.", labels, own)
+        self.sizes = _histogram("calotype_batch_images", "Images in a call of the U-Net.", labels, own, _IMAGES)
+        self.splits = Counter("calotype_batches_split", "Batches that failed and ran alone.", labels, registry=own)
+        self.changes = _histogram("calotype_lora_change_seconds", "A change of LoRAs.", labels, own)
 
     def ended(self, job: Job, model: str, waited_s: float, seconds: float) -> None:
         """Count a job that has ended."""
@@ -40,9 +48,25 @@ class Metrics:
             for stage, taken in status.result.report.seconds.items():
                 self.stages.labels(model, stage).observe(taken)
 
+    def stepped(self, model: str, images: int, seconds: float) -> None:
+        """Count one call of the U-Net."""
+        self.calls.labels(model).observe(seconds)
+        self.sizes.labels(model).observe(images)
 
-def _histogram(name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry) -> Histogram:
-    return Histogram(name, text, labels, buckets=_SECONDS, registry=registry)
+    def split(self, model: str, reason: str) -> None:
+        """Count a batch whose images ran one after another, because their common call failed."""
+        self.splits.labels(model).inc()
+        log("batch failed", {"model": model, "message": reason}, logging.WARNING)
+
+    def weights_changed(self, model: str, seconds: float) -> None:
+        """Count a change of LoRAs."""
+        self.changes.labels(model).observe(seconds)
+
+
+def _histogram(
+    name: str, text: str, labels: tuple[str, ...], registry: CollectorRegistry, buckets: tuple[float, ...] = _SECONDS
+) -> Histogram:
+    return Histogram(name, text, labels, buckets=buckets, registry=registry)
 
 
 class _Queue(Collector):

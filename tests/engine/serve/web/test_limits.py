@@ -174,5 +174,6 @@ def test_metrics_count_jobs(client, address):
     assert 'calotype_jobs_total{model="default",state="done"} 1.0' in text
     assert 'calotype_images_total{model="default"} 2.0' in text
     assert 'calotype_stage_seconds_count{model="default",stage="steps"} 1.0' in text
+    assert 'calotype_batch_images_bucket{le="2.0",model="default"}' in text
     assert "calotype_jobs_waiting 0.0" in text
     assert "process_resident_memory_bytes" in text
