@@ -20,7 +20,14 @@ PACKAGES = {
 }
 # A folder may import the folders after it, and nothing before it. The first row of a root is what users import.
 ORDER = (
-    *("benchmarks", "benchmarks/scripts", "benchmarks/report", "benchmarks/run", "benchmarks/suite"),
+    *(
+        "benchmarks",
+        "benchmarks/serving",
+        "benchmarks/scripts",
+        "benchmarks/report",
+        "benchmarks/run",
+        "benchmarks/suite",
+    ),
     "benchmarks/measure",
     *("export/commands", "export", "export/builder", "export/fit", "export/quality", "export/precision"),
     *("export/tensorrt", "export/onnx", "export/sources", "export/steps", "export/store", "export/judge"),

@@ -41,17 +41,17 @@ def _named(text: str) -> list[tuple[str, float]]:
 
 
 class PromptTags:
-    """The LoRAs that prompts may name."""
+    """The LoRAs that prompts may name: those in `folder`."""
 
     def __init__(self, folder: str | Path) -> None:
         """Raise `SourceError` if there is no such folder."""
         try:
-            self._folder = Path(folder).expanduser()
-            exists = self._folder.is_dir()
+            self.folder = Path(folder).expanduser()
+            exists = self.folder.is_dir()
         except (TypeError, OSError, RuntimeError, ValueError) as failed:
             raise SourceError(f"invalid lora_folder {folder!r:.80} ({failed}).", path=str(folder)) from None
         if not exists:
-            raise SourceError(f"lora_folder: there is no folder {self._folder}.", path=self._folder)
+            raise SourceError(f"lora_folder: there is no folder {self.folder}.", path=self.folder)
         self._own: tuple[Lora, ...] = ()  # the pipeline's LoRAs without those of prompts
         self._set: tuple[Lora, ...] | None = None  # what the last call set
 
@@ -74,13 +74,13 @@ class PromptTags:
         return bare
 
     def _path(self, name: str) -> Path:
-        files = sorted(path for path in self._folder.rglob(f"*{_SUFFIX}") if path.is_file())
+        files = sorted(path for path in self.folder.rglob(f"*{_SUFFIX}") if path.is_file())
         same = [path for path in files if path.stem == name]
         if len(same) == 1:
             return same[0]
         known = ", ".join(dict.fromkeys(path.stem for path in files[:_MAX_LISTED])) or "none"
         reason = f"has several LoRAs named {name!r:.80}" if same else f"has no LoRA named {name!r:.80}"
-        raise InputError(f"{self._folder} {reason}; its first LoRAs are {known}.", argument="prompt", got=name)
+        raise InputError(f"{self.folder} {reason}; its first LoRAs are {known}.", argument="prompt", got=name)
 
 
 def _weight(tag: str, number: str | None) -> float:

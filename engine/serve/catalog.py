@@ -39,14 +39,18 @@ class ModelCatalog:
 
         Args:
             models: Models by name; the first is the default. A pipeline belongs to the catalog from now on.
-            loras: LoRA files by the names that jobs use.
+            loras: LoRA files by the names that jobs use; by default those in the `lora_folder` of the pipelines.
             memory_bytes: The memory that open models may take, estimated as twice their files; None is no limit. Only
                 models that were passed as functions are closed.
         """
         if not models:
             raise InputError("a catalog needs at least one model.", argument="models")
-        self._models, self._loras, self._memory_bytes = dict(models), dict(loras or {}), memory_bytes
+        self._models, self._memory_bytes = dict(models), memory_bytes
         self._open = {name: model for name, model in models.items() if isinstance(model, Pipeline)}
+        tags = [pipe._generator.prompt_tags for pipe in self._open.values()]
+        folders = [each.folder for each in tags if each is not None]
+        named = {name: file for folder in folders for name, file in loras_in(folder).items()}
+        self._loras = named if loras is None else dict(loras)
         self._own = {name: _own_loras(pipe) for name, pipe in self._open.items()}
         self._guard, self._opening = threading.Lock(), {name: threading.Lock() for name in models}
         self._used_at = dict.fromkeys(models, 0.0)

@@ -6,6 +6,7 @@ whose call can run together with it. So a job joins at the next step, and leaves
 
 from __future__ import annotations
 
+import atexit
 import threading
 import time
 from collections import OrderedDict
@@ -50,6 +51,7 @@ class Engine:
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="calotype-engine", daemon=True)
         self._thread.start()
+        atexit.register(self.close)  # a library must not run while the interpreter ends
 
     def observe(self, observer: Observer) -> None:
         """Tell this observer of each step from now on."""
@@ -116,6 +118,7 @@ class Engine:
                 job.result(max(0.0, deadline - time.monotonic()))
             job.cancel()
         self._thread.join()
+        atexit.unregister(self.close)
 
     def _check_room(self, image_bytes: int) -> None:
         settings, waiting = self.settings, len(self._waiting)
