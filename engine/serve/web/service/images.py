@@ -8,12 +8,18 @@ from __future__ import annotations
 import base64
 import binascii
 import io
+import json
 import warnings
+from dataclasses import replace
+from pathlib import PurePath
 from typing import Any, Literal
 
+import numpy as np
 from PIL import Image
 
 from ....errors import InputError, first_line
+from ....images.png import image_from_pixels
+from ....report.report import Report
 
 Format = Literal["png", "jpeg", "webp"]
 FORMATS: tuple[Format, ...] = ("png", "jpeg", "webp")
@@ -64,7 +70,13 @@ def image_from_base64(text: Any, max_pixels: int, argument: str = "image") -> Im
 
 
 def encoded_image(image: Image.Image, kind: Format = "png", quality: int | None = None) -> bytes:
-    """Return the bytes of a file. A generated image keeps its settings inside."""
+    """Return the bytes of a file. A generated image keeps its settings inside, without the server's folders."""
+    if "model" in image.info:
+        texts = {**image.info, "model": public_name(image.info["model"])}
+        if "loras" in texts:
+            loras = [[public_name(file), *rest] for file, *rest in json.loads(texts["loras"])]
+            texts["loras"] = json.dumps(loras)
+        image = image_from_pixels(np.asarray(image), texts)
     stream = io.BytesIO()
     with warnings.catch_warnings():  # of settings that are too long for a JPEG, which are left out
         warnings.simplefilter("ignore")
@@ -78,3 +90,15 @@ def preview_url(image: Image.Image) -> str:
     small.paste(image)
     small.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
     return "data:image/jpeg;base64," + base64.b64encode(encoded_image(small, "jpeg", 80)).decode()
+
+
+def public_report(report: Report) -> Report:
+    """Return a report without the server's folders."""
+    loras = tuple((public_name(file), weight) for file, weight in report.loras)
+    return replace(report, model=public_name(report.model), loras=loras)
+
+
+def public_name(model: str) -> str:
+    """Return the name of a file without its folder; another name, such as that of a model of the hub, as it is."""
+    path = PurePath(model)
+    return path.name if path.is_absolute() else model

@@ -31,6 +31,7 @@ from .keys import Key, Keys, Rate
 from .limits import check_limits
 from .logs import log
 from .metrics import Metrics
+from .traces import Traces
 
 T = TypeVar("T")
 _KNOWN_IDS = 20_000  # ids of jobs that ended, whose results are gone
@@ -57,6 +58,7 @@ class Service:
         self.ready = False  # set after the warm-up
         self.failed: CalotypeError | None = None  # why a model of the warm-up cannot be opened
         self.cancel_on_disconnect: WeakSet[Job] = WeakSet()  # jobs that end with the stream of their events
+        self.traces = Traces.to(self.settings.traces_endpoint)
         self._start = secrets.token_hex(4)  # the ids of this server's jobs begin with it
         self._owners: OrderedDict[str, str] = OrderedDict()
         self._rates: dict[str, Rate] = {}
@@ -144,7 +146,7 @@ class Service:
         self._owners[job_id] = owner
         while len(self._owners) > _KNOWN_IDS:
             self._owners.popitem(last=False)
-        task = asyncio.create_task(self._watch(submitted, http.state.request_id, keep))
+        task = asyncio.create_task(self._watch(submitted, http, keep))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
         return submitted
@@ -218,7 +220,7 @@ class Service:
         if status.result is not None:
             base, kept = self.base_url(http), await self.kept(job)
             described["images"] = [{**each, "url": f"{base}/files/{each['name']}"} for each in kept]
-            described |= {"seeds": list(status.result.seeds), "report": str(status.result.report)}
+            described |= {"seeds": list(status.result.seeds), "report": str(images.public_report(status.result.report))}
         return described
 
     async def preview(self, job: Job, status: JobStatus) -> str | None:
@@ -276,6 +278,8 @@ class Service:
         """End the engine, after the jobs that it took or `drain_s` seconds, and write what is still to write."""
         await to_thread.run_sync(self.engine.close, drain_s)
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        if self.traces is not None:
+            await to_thread.run_sync(self.traces.close)
         self.files.close()
 
     def _keep(self, job: Job, kind: images.Format, quality: int | None) -> list[dict[str, Any]]:
@@ -311,7 +315,7 @@ class Service:
         name, *texts = model.split("+")
         return catalog.check_name(name), arguments.loras_from_text(texts) or None
 
-    async def _watch(self, job: Job, request_id: str, keep: bool) -> None:
+    async def _watch(self, job: Job, http: Request, keep: bool) -> None:
         """Count, log and keep a job that ends, whoever reads it."""
         waited, model = 0.0, job.request.model or ""
         async for status in job.updates():
@@ -322,11 +326,14 @@ class Service:
             await self.kept(job)
         seconds = time.monotonic() - job.arrival
         self.metrics.ended(job, model, waited, seconds)
-        known = {"job": job.id, "request_id": request_id, "owner": job.request.owner, "model": model}
+        known = {"job": job.id, "request_id": http.state.request_id, "owner": job.request.owner, "model": model}
         times = {"seconds": round(seconds, 6), "waited_s": round(waited, 6)}
         error = job.status.error
         reason = {} if error is None else {"type": type(error).__name__, "message": str(error)}
         log("job", {**known, "state": job.status.state, **times, **reason})
+        if self.traces is not None:
+            steps = {"state": job.status.state, "steps": job.status.step}
+            self.traces.ended(job, http.headers, waited, {**known, **steps})
 
 
 async def _end_of(job: Job) -> None:
