@@ -32,7 +32,7 @@ ORDER = (
     *("export/commands", "export", "export/builder", "export/fit", "export/quality", "export/precision"),
     *("export/tensorrt", "export/onnx", "export/sources", "export/steps", "export/store", "export/judge"),
     *("engine/serve/command", "engine/serve/web", "engine/serve/page", "engine/serve/web/openai"),
-    "engine/serve/web/routes",
+    *("engine/serve/web/a1111", "engine/serve/web/routes"),
     *(
         "engine/serve/web/service",
         "engine/serve",

@@ -32,7 +32,7 @@ class MaskCrop:
 
     def cut(self, image: Image.Image, height: int, width: int) -> Pixels:
         """Cut the area out of the image or the mask, and scale it to fit.  # -> uint8 [height, width, 3]"""
-        return np.asarray(_filled(image.crop(self.box), width, height))
+        return np.asarray(scaled_into(image.crop(self.box), width, height))
 
     def overlay(self, pixels: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """Lay generated pixels over the original image where its mask is white.  # [h, w, 3] -> [H, W, 3]"""
@@ -40,7 +40,7 @@ class MaskCrop:
         preserved: Any = Image.new("RGBa", self.image.size)
         preserved.paste(self.image.convert("RGBA").convert("RGBa"), mask=ImageOps.invert(self.mask))
         canvas = Image.new("RGBA", self.image.size)
-        canvas.paste(_covered(Image.fromarray(pixels), right - left, bottom - top), (left, top))
+        canvas.paste(scaled_over(Image.fromarray(pixels), right - left, bottom - top), (left, top))
         result = canvas.convert("RGB").convert("RGBA")
         result.alpha_composite(preserved.convert("RGBA"))
         return np.asarray(result.convert("RGB"))
@@ -84,7 +84,7 @@ def _grown(start: int, end: int, length: int, size: int) -> tuple[int, int]:
     return start, min(end, size)
 
 
-def _filled(image: Image.Image, width: int, height: int) -> Image.Image:
+def scaled_into(image: Image.Image, width: int, height: int) -> Image.Image:
     """Scale an image into a size, and repeat its edges around it."""
     ratio, own = width / height, image.width / image.height
     wide = width if ratio < own else image.width * height // image.height
@@ -102,12 +102,14 @@ def _filled(image: Image.Image, width: int, height: int) -> Image.Image:
     return result
 
 
-def _covered(image: Image.Image, width: int, height: int) -> Image.Image:
+def scaled_over(
+    image: Image.Image, width: int, height: int, resampling: Image.Resampling = Image.Resampling.LANCZOS
+) -> Image.Image:
     """Scale an image over a size, and cut off what is beyond."""
     ratio, own = width / height, image.width / image.height
     wide = width if ratio > own else image.width * height // image.height
     tall = height if ratio <= own else image.height * width // image.width
     result = Image.new("RGB", (width, height))
-    scaled = image.resize((max(wide, 1), max(tall, 1)), Image.Resampling.LANCZOS)
+    scaled = image.resize((max(wide, 1), max(tall, 1)), resampling)
     result.paste(scaled, (width // 2 - wide // 2, height // 2 - tall // 2))
     return result

@@ -66,7 +66,7 @@ def _exif_of(texts: Mapping[str, str]) -> bytes:
     return data
 
 
-def _texts_of(image: Image.Image) -> dict[str, str]:
+def texts_of(image: Image.Image) -> dict[str, str]:
     """Return the texts of a PNG, or those that `_exif_of` or AUTOMATIC1111 wrote."""
     if isinstance(image, PngImagePlugin.PngImageFile):
         return {str(key): str(value) for key, value in image.text.items()}
@@ -113,7 +113,7 @@ def settings_of(path: Path) -> dict[str, str]:
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path, formats=("PNG", "JPEG", "WEBP")) as image:  # readers of others may run programs
                 image.load()
-                texts = _texts_of(image)
+                texts = texts_of(image)
     except Exception as error:  # for corrupt bytes Pillow raises many types
         raise InputError(f"Cannot read image {path} ({first_line(error)}).", got=str(path)) from None
     if CHUNK not in texts and PARAMETERS not in texts:

@@ -134,7 +134,7 @@ def parse_infotext(text: str) -> Infotext:
             arguments[name] = kind(_number(key, rest.pop(key), kind))
     if (skip := rest.pop("Clip skip", None)) is not None:
         arguments["clip_skip"] = _number("Clip skip", skip, int) - 1
-    scheduler, not_taken = _scheduler(rest.pop("Sampler", ""), rest.pop("Schedule type", ""))
+    scheduler, not_taken = scheduler_of(rest.pop("Sampler", ""), rest.pop("Schedule type", ""))
     if scheduler is not None:
         arguments["scheduler"] = scheduler
     rng = rest.pop("RNG", "GPU")
@@ -150,8 +150,11 @@ def parse_infotext(text: str) -> Infotext:
     )
 
 
-def _scheduler(sampler: str, schedule: str) -> tuple[str | None, list[str]]:
-    """Return the scheduler's name, and what of the two has no counterpart."""
+def scheduler_of(sampler: str, schedule: str) -> tuple[str | None, list[str]]:
+    """Return the name of the scheduler for a sampler and a "Schedule type" of the web UI, and what has no counterpart.
+
+    The name is None if there is no such sampler.
+    """
     if not sampler:
         return None, []
     suffix = _AUTOMATIC.get(sampler, "") if schedule == "Automatic" else "" if schedule in _PLAIN else schedule

@@ -17,13 +17,14 @@ from starlette.responses import Response
 from ...errors import CalotypeError
 from .. import page
 from ..engine import Engine
+from . import a1111
 from .openai import images, models
 from .routes import description, files, health, jobs, options
 from .service import ClientGone, HTTPError, Service, ServiceSettings, error_response
 from .service.errors import status_of
 from .service.guard import Guard
 
-ROUTES = (jobs, files, options, health, description, models, images)
+ROUTES = (jobs, files, options, health, description, models, images, a1111)
 
 
 def create_app(engine: Engine, settings: ServiceSettings | None = None, *, drain_s: float = 0.0) -> Starlette:

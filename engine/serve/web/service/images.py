@@ -84,6 +84,11 @@ def encoded_image(image: Image.Image, kind: Format = "png", quality: int | None 
     return stream.getvalue()
 
 
+def as_base64(image: Image.Image) -> str:
+    """Return the bytes of a PNG as base64."""
+    return base64.b64encode(encoded_image(image)).decode()
+
+
 def preview_url(image: Image.Image) -> str:
     """Return a small JPEG of an image as a data URL."""
     small = Image.new("RGB", image.size)

@@ -9,7 +9,7 @@ import math
 import secrets
 import time
 from collections import Counter, OrderedDict
-from collections.abc import AsyncIterator, Awaitable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, TypeVar
@@ -99,17 +99,24 @@ class Service:
         """Return an image from the bytes of a file. Slow: call it in a thread. Raises `InputError`."""
         return images.image_from_bytes(data, self.settings.max_upload_pixels, argument)
 
-    async def job_from(self, body: Mapping[str, Any]) -> JobRequest:
-        """Return the job that the body of a request describes. Raises `InputError`."""
+    def image_decoder(self) -> Callable[[Any, str], Image.Image]:
+        """Return a function that decodes the images of one request, from base64. Slow: call it in a thread.
+
+        It gets the value and the field's name, and raises `InputError`.
+        """
         left = self.settings.max_upload_pixels
 
-        def image(value: Any, argument: str) -> Image.Image:
+        def decode(value: Any, argument: str) -> Image.Image:
             nonlocal left  # a limit of all images together: each may be small as a file
             decoded = images.image_from_base64(value, left, argument)
             left -= decoded.width * decoded.height
             return decoded
 
-        return await to_thread.run_sync(arguments.job_from, body, image)
+        return decode
+
+    async def job_from(self, body: Mapping[str, Any]) -> JobRequest:
+        """Return the job that the body of a request describes. Raises `InputError`."""
+        return await to_thread.run_sync(arguments.job_from, body, self.image_decoder())
 
     def model_of(self, model: Any) -> str:
         """Return the name of the model that a client names, which may have LoRAs after it. Raises `InputError`."""
