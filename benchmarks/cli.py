@@ -40,7 +40,7 @@ RunFolder = Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl
 def run_cases(
     context: typer.Context,
     preset: Annotated[
-        str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu or full.")
+        str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu, full or serve.")
     ] = "quick",
     case: Annotated[list[str] | None, typer.Option(help=f"A case in place of a preset, such as {EXAMPLE}.")] = None,
     backend: Annotated[list[str] | None, typer.Option(help=f"{CONTENDERS}; may be repeated.")] = None,
@@ -55,6 +55,9 @@ def run_cases(
 ) -> None:
     """Run a preset, or your own cases. Print a table and a last line of JSON; write run.jsonl and report.html."""
     if context.invoked_subcommand is not None:
+        return
+    if preset == "serve" and not case:
+        _compare_servers(output, backend)
         return
     cases = _cases(preset, case or [], tuple(backend or ()), row_filter)
     if listed:
@@ -97,12 +100,22 @@ def run_cases(
         raise typer.Exit(130) from None
 
 
+def _compare_servers(output: Path | None, backend: list[str] | None) -> None:
+    folder = output or Path(f"bench-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}-serve")
+    _check(folder, None)
+    from .serving.servers import measure
+
+    measure(folder, backend=(backend or ["auto"])[0])
+
+
 def _cases(preset: str, own: list[str], backends: tuple[str, ...], row_filter: str) -> tuple[Case, ...]:
     from .suite.cases import case_from, chosen
     from .suite.presets import PRESETS, usual
 
     if not own and preset not in PRESETS:
-        raise InputError(f"unknown preset {preset!r}. Use {', '.join(PRESETS)}.", argument="preset", got=preset)
+        raise InputError(
+            f"unknown preset {preset!r}. Use {', '.join(PRESETS)} or serve.", argument="preset", got=preset
+        )
     written = [case_from(words) for words in own]
     cases = [replace(case, contenders=case.contenders or usual(case)) for case in written] or PRESETS[preset]
     return chosen(tuple(cases), backends, row_filter)
