@@ -72,7 +72,8 @@ def image_from_base64(text: Any, max_pixels: int, argument: str = "image") -> Im
 def encoded_image(image: Image.Image, kind: Format = "png", quality: int | None = None) -> bytes:
     """Return the bytes of a file. A generated image keeps its settings inside, without the server's folders."""
     if "model" in image.info:
-        texts = {**image.info, "model": public_name(image.info["model"])}
+        texts = {str(key): text for key, text in image.info.items() if isinstance(text, str)}
+        texts["model"] = public_name(texts["model"])
         if "loras" in texts:
             loras = [[public_name(file), *rest] for file, *rest in json.loads(texts["loras"])]
             texts["loras"] = json.dumps(loras)
