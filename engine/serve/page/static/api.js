@@ -5,7 +5,7 @@ export const key = { get: () => stored("key", ""), set: (value) => store("key", 
 
 // A seed has up to 64 bits, more than a number of JavaScript holds: on the way in and out it is a string.
 const parse = (text) => JSON.parse(text.replaceAll(/"seed": ?(\d{16,})/g, '"seed":"$1"'));
-const print = (body) => JSON.stringify(body).replace(/"seed":"(\d+)"/, '"seed":$1');
+export const print = (body) => JSON.stringify(body).replace(/"seed":"(\d+)"/, '"seed":$1');
 
 const headers = () => (key.get() ? { Authorization: `Bearer ${key.get()}` } : {});
 

@@ -162,6 +162,7 @@ function listen() {
     $("png-file").value = "";
     if (file) takeSettings(file).catch(complain);
   };
+  document.addEventListener("finished", () => form.model().loaded || connect()); // now it is, and its sizes are known
   listenToKeys();
   listenToDrops();
 }

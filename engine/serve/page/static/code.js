@@ -1,5 +1,7 @@
 // The settings as a program: curl, Python or the command line. Images appear as the names of files.
 
+import { print } from "./api.js";
+
 const FILES = { image: "image.png", mask_image: "mask.png", control_image: "control.png" };
 
 /** Return {curl, python, cli} for the body of a job. */
@@ -15,7 +17,7 @@ function curl(body, hasKey) {
   const images = Object.keys(FILES).filter((name) => name in sent);
   const lines = [`curl -s ${location.origin}/jobs`, "-H 'Content-Type: application/json'"];
   if (hasKey) lines.push('-H "Authorization: Bearer $CALOTYPE_KEY"');
-  const json = JSON.stringify({ ...sent, ...Object.fromEntries(images.map((name) => [name, `\u0001${FILES[name]}\u0002`])) });
+  const json = print({ ...sent, ...Object.fromEntries(images.map((name) => [name, `\u0001${FILES[name]}\u0002`])) });
   const follow = `curl -sN ${location.origin}/jobs/$id/events${hasKey ? ' -H "Authorization: Bearer $CALOTYPE_KEY"' : ""}`;
   const id = "| python3 -c 'import json, sys; print(json.load(sys.stdin)[\"id\"])')";
   if (!images.length) return `id=$(${[...lines, `-d ${shell(json)}`].join(" \\\n  ")} \\\n  ${id}\n${follow}`;

@@ -4,10 +4,8 @@ import { canny } from "./canny.js";
 import { MaskEditor } from "./mask.js";
 
 const SLIDERS = ["steps", "guidance_scale", "width", "height", "num_images", "strength", "canny_low", "canny_high", "control_scale"];
-const SCHEDULES = { "": "the sampler's own", karras: "Karras", exponential: "Exponential", beta: "Beta" };
+const SCHEDULES = { "": "Default", karras: "Karras", exponential: "Exponential", beta: "Beta" };
 const KEPT = ["prompt", "negative_prompt", "seed"];
-
-const UNKNOWN = { sizes: { width: 512, height: 512, multiple: 8 }, controlnets: 1 }; // of a model that is not loaded yet
 
 const lastVisit = stored("form", null); // read before the first change of a field replaces it
 let options = { models: [], loras: [], schedulers: [], limits: {} };
@@ -66,7 +64,7 @@ export function setOptions(received) {
   const chosen = $("model").value || lastVisit?.model;
   $("model").replaceChildren(...options.models.map(({ name }) => new Option(name, name, false, name === chosen)));
   const bases = options.schedulers.filter((name) => !/-(karras|exponential|beta)$/.test(name));
-  $("sampler").replaceChildren(new Option("the model's own", ""), ...bases.map((name) => new Option(name, name)));
+  $("sampler").replaceChildren(new Option("Model default", ""), ...bases.map((name) => new Option(name, name)));
   $("lora-group").hidden = !options.loras.length;
   $("lora-add").replaceChildren(new Option("Add a LoRA…", ""), ...options.loras.map((name) => new Option(name, name)));
   limit("steps", { min: 1, max: Math.min(options.limits.steps, 150) });
@@ -82,15 +80,15 @@ function fillSchedules() {
   $("schedule").disabled = names.length < 2;
 }
 
-/** Set the limits of the form to those of the chosen model, and the size to its own if it was of another model. */
+/** Set the limits of the form to those of the chosen model. Sizes are known once the server has loaded it. */
 function takeModel() {
-  const { name, sizes, controlnets } = { ...UNKNOWN, ...model() };
-  const key = `${name} ${sizes.width}`;
-  const changed = $("width").dataset.model !== key;
-  $("width").dataset.model = key;
+  const { name, loaded, sizes, controlnets } = model();
   for (const side of ["width", "height"]) {
-    limit(side, { min: sizes[`min_${side}`] ?? sizes.multiple, max: largest(side), step: sizes.multiple });
-    if (changed) setSlider(side, sizes[side]);
+    for (const id of [side, `${side}-number`]) $(id).disabled = !loaded;
+    if (!loaded) continue;
+    limit(side, { min: sizes[`min_${side}`], max: largest(side), step: sizes.multiple });
+    if ($(side).dataset.model !== name) setSlider(side, sizes[side]);
+    $(side).dataset.model = name;
   }
   limit("num_images", { min: 1, max: options.limits.images });
   $("control-group").hidden = !controlnets;
@@ -124,8 +122,7 @@ export function read() {
     model: model().name,
     steps: number("steps"),
     guidance_scale: number("guidance_scale"),
-    width: number("width"),
-    height: number("height"),
+    ...(model().loaded ? { width: number("width"), height: number("height") } : {}),
     num_images: number("num_images"),
     ...(scheduler ? { scheduler } : {}),
     ...(seed ? { seed: Number.isSafeInteger(Number(seed)) ? Number(seed) : seed } : {}),
@@ -272,8 +269,10 @@ function setTool(erasing) {
   $("erase").setAttribute("aria-pressed", String(erasing));
 }
 
+/** Set the size of the brush, in percent of the longer side. */
 function setBrush(percent) {
   $("brush-size").value = percent;
+  fill($("brush-size"));
   mask.percent = Number($("brush-size").value);
   mask.place();
 }

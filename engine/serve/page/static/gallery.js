@@ -62,7 +62,7 @@ export function view(id) {
   const times = [["Date", new Date(record.created).toLocaleString()], ...(record.report ? [["Report", record.report]] : [])];
   const items = [...rows.map(([name, title]) => [title, String(values[name])]), ...times];
   $("viewer-meta").replaceChildren(
-    ...items.map(([title, text]) => el("div", { className: title.toLowerCase().replace(" ", "-") }, el("dt", {}, title), el("dd", {}, text))),
+    ...items.map(([title, text]) => el("div", { className: `meta-${title.toLowerCase().replace(" ", "-")}` }, el("dt", {}, title), el("dd", {}, text))),
   );
   Object.assign($("viewer-download"), { href: url, download: `calotype-${settings.seed ?? "image"}.png` });
   if (!$("viewer").open) $("viewer").showModal();
@@ -83,9 +83,9 @@ function step(by) {
   if (next) view(next);
 }
 
-/** Read the kept images. `given` has what the viewer's buttons do: reuse, useAsImage, code. */
-export async function start(given) {
-  actions = given;
+/** Read the kept images. `handlers` has what the viewer's buttons do: reuse, useAsImage, code. */
+export async function start(handlers) {
+  actions = handlers;
   const then = (run) => () => ($("viewer").close(), run(open));
   $("viewer-reuse").onclick = then((record) => actions.reuse(record.settings));
   $("viewer-image").onclick = then((record) => actions.useAsImage(record.blob));

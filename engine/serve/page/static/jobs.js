@@ -29,7 +29,8 @@ const running = () => active().find(({ status }) => status.state === "running") 
 
 /** Follow the jobs that this browser submitted before it reloaded. */
 export function resume() {
-  for (const { id, body } of stored("pending", [])) follow(id, body, { id, state: "waiting", place: 0, step: 0, total: 0 });
+  const unknown = stored("pending", []).filter(({ id }) => !jobs.has(id));
+  for (const { id, body } of unknown) follow(id, body, { id, state: "waiting", place: 0, step: 0, total: 0 });
 }
 
 function forget(id) {
@@ -94,18 +95,19 @@ async function finish(id) {
   }
   forget(id);
   rest();
+  document.dispatchEvent(new Event("finished"));
 }
 
 /** Fetch a job's images into the gallery, and show them. */
 async function collect(id, body, { images, report }) {
-  const made = await Promise.all(images.map(async ({ name, seed, width, height }, i) => {
+  const records = await Promise.all(images.map(async ({ name, seed, width, height }, i) => {
     const settings = { ...body, width: width ?? body.width, height: height ?? body.height, seed: String(seed), num_images: 1 };
     return { id: `${id}.${i}`, created: Date.now() + i, blob: await blob(`files/${name}`), settings, report };
   }));
-  for (const record of made) await gallery.add(record);
-  store("last-seed", made[0].settings.seed);
-  if (inView === id) showResults(made);
-  announce(`${made.length === 1 ? "The image is" : `${made.length} images are`} ready.`);
+  for (const record of records) await gallery.add(record);
+  store("last-seed", records[0].settings.seed);
+  if (inView === id) showResults(records);
+  announce(`${records.length === 1 ? "The image is" : `${records.length} images are`} ready.`);
 }
 
 function showResults(records) {
@@ -149,8 +151,7 @@ function renderStage({ status, body }) {
   }
   const image = $("view").querySelector(".preview") ?? el("img", { className: "preview", alt: "Preview of the image that is generated" });
   image.src = preview;
-  image.width = body.width;
-  image.height = body.height;
+  if (body.width) Object.assign(image, { width: body.width, height: body.height });
   image.dataset.step = status.preview_step;
   if (!image.parentNode) $("view").replaceChildren(image);
   $("view").dataset.count = 1;

@@ -92,10 +92,10 @@ function ofWebUi(text, schedulers) {
   const lost = Object.entries(items).filter(([name]) => ![...KNOWN, ...SILENT].includes(name)).map((item) => item.join(" "));
   if (items.Sampler) {
     const suffix = PLAIN.includes(items["Schedule type"] ?? "") ? "" : items["Schedule type"];
-    const found = [items.Sampler + suffix, items.Sampler].map((name) => scheduler(name, schedulers)).find(Boolean);
-    if (found) settings.scheduler = found;
-    if (!found) lost.push(`the sampler ${items.Sampler}`);
-    else if (suffix && found === scheduler(items.Sampler, schedulers)) lost.push(`the noise schedule ${suffix}`);
+    const known = [items.Sampler + suffix, items.Sampler].map((name) => scheduler(name, schedulers)).find(Boolean);
+    if (known) settings.scheduler = known;
+    if (!known) lost.push(`the sampler ${items.Sampler}`);
+    else if (suffix && known === scheduler(items.Sampler, schedulers)) lost.push(`the noise schedule ${suffix}`);
   }
   return { settings, lost };
 }
@@ -104,8 +104,8 @@ const bare = (name) => name.toLowerCase().replaceAll(/[\s_-]/g, "");
 
 /** Return the scheduler of another program's sampler name, as "DPM++ 2M Karras"; null without one. */
 function scheduler(name, schedulers) {
-  const wanted = bare(name).replace(/^(dpm2a|dpm2|plms)/, (other) => OTHER_NAMES[other]);
-  return schedulers.find((each) => bare(each) === wanted) ?? null;
+  const sought = bare(name).replace(/^(dpm2a|dpm2|plms)/, (other) => OTHER_NAMES[other]);
+  return schedulers.find((each) => bare(each) === sought) ?? null;
 }
 
 const unquoted = (value) => (value.startsWith('"') ? (parsed(value) ?? value) : value);

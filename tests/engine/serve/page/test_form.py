@@ -57,7 +57,7 @@ def test_a_drawn_mask_is_repainted(page):
     assert mask[:, 80:].max() == 0
     expect(page.locator(".result img")).to_have_count(1)
     page.click(".thumb")
-    expect(page.locator("#viewer-meta .inputs dd")).to_have_text("image, mask")
+    expect(page.locator("#viewer-meta .meta-inputs dd")).to_have_text("image, mask")
     assert page.errors == []
 
 
@@ -193,6 +193,18 @@ def test_the_copied_curl_runs(code):
     run = subprocess.run(["bash", "-c", code["curl"]], capture_output=True, text=True, timeout=60, check=True)
     last = json.loads(run.stdout.strip().split("data: ")[-1])
     assert (last["state"], last["seeds"]) == ("done", [5])
+
+
+@pytest.mark.skipif(shutil.which("curl") is None, reason="needs curl")
+def test_the_copied_curl_sends_files_of_images(page, tmp_path):
+    scene().save(tmp_path / "image.png")
+    drop(page, "#image-group", png_of(scene()))
+    page.fill("#prompt", PROMPT)
+    page.click("#copy-as")
+    program = page.locator("#code-text").text_content()
+    run = subprocess.run(["bash", "-c", program], capture_output=True, text=True, timeout=60, check=True, cwd=tmp_path)
+    last = json.loads(run.stdout.strip().split("data: ")[-1])
+    assert (last["state"], len(last["images"])) == ("done", 1)
 
 
 def test_two_visits_share_the_form(context, page, address):

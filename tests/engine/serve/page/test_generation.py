@@ -53,7 +53,7 @@ def test_it_generates_images_with_the_settings_of_the_form(page):
     assert body.items() >= expected.items()
     expect(page.locator(".result img")).to_have_count(2)
     page.locator(".thumb").first.click()
-    expect(page.locator("#viewer-meta .seed dd")).to_have_text("8")
+    expect(page.locator("#viewer-meta .meta-seed dd")).to_have_text("8")
     assert page.errors == []
 
 
