@@ -15,10 +15,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from .backends.compatibility import version_drift_note
-from .backends.components import Components
+from .backends.components import CLOSED, Components
 from .backends.session import NetworkCall, Outputs, run_for
 from .cuda.device import free_bytes
-from .errors import Cancelled, DeviceFullError
+from .errors import BackendError, Cancelled, DeviceFullError
 from .graph.capacity import with_fitting_size
 from .graph.runner import GraphPipelineManager
 from .images.png import GeneratedImage, to_uint8, to_unit_range
@@ -72,6 +72,8 @@ class ImageGenerator:
     def start(self, prompt: Any, arguments: Mapping[str, Any], stop: threading.Event) -> Generation:
         """Check a call before its work. Raises `InputError` and `SamplerError`."""
         forks.check()
+        if self._components.is_closed:
+            raise BackendError(CLOSED)
         if self.prompt_tags is not None:
             prompt = self.prompt_tags.apply(prompt, self.loras)
         resolved = resolve(prompt, arguments, self._plan, self._tokenizers)
@@ -95,6 +97,19 @@ class ImageGenerator:
             call.upscaler = self._upscalers(resolved.hires.upscaler)
             call.second = self._second(call)
         return call
+
+    def close(self) -> None:
+        """Close all networks after the running calls, and drop what is kept for later ones."""
+        with self.loras.closing():
+            self._components.close()
+            self._graph = GraphPipelineManager(self._plan, self._components)
+            self._upscalers = UpscalerCache(self._components.choice)
+            self._prompts.clear()
+
+    @property
+    def prompt_bytes(self) -> int:
+        """The bytes of the encoded prompts that are kept."""
+        return self._prompts.kept_bytes
 
     def _sampler(self, request: ResolvedRequest, notes: list[str]) -> BuiltSampler:
         """Return the compiled sampler of a request. An eta that its scheduler lacks changes nothing, and is noted."""

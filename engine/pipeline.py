@@ -24,6 +24,7 @@ from .plan.plan import Plan
 from .report.description import Described
 from .report.result import Event, Result
 from .request.diffusers_names import KnownAttributes
+from .resources import Resources
 from .stages.generation import Generation
 from .stages.vae import Codec
 from .system import forks
@@ -34,7 +35,7 @@ __all__ = ["Event", "Pipeline", "Result"]
 Floats = NDArray[np.float32]
 
 
-class Pipeline(Fitting, Described, KnownAttributes):
+class Pipeline(Fitting, Resources, Described, KnownAttributes):
     """A loaded model, which `load` returns. Several threads may call it; `cancel` ends the running calls."""
 
     plan: Plan

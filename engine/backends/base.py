@@ -95,6 +95,11 @@ class Runner(Protocol):
     notes: tuple[str, ...] = ()  # for reports
 
     @property
+    def memory_bytes(self) -> int | None:
+        """The memory of its weights and buffers; None where it is not counted."""
+        return None
+
+    @property
     def width(self) -> int:
         """How many images `run_together` runs faster than one after another."""
         return 2

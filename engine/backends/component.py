@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 
 import numpy as np
 
@@ -113,6 +114,12 @@ class LoadedComponent:
             if not all_finite(inputs()):
                 raise self._not_finite(runner, f"the {self._title} got inputs that are not finite.")
             self._raise_precision(runner)
+
+    @property
+    def memory_bytes(self) -> int:
+        """The memory of its weights and buffers; the size of its file where the backend does not count."""
+        counted = self.runner.memory_bytes
+        return _file_bytes(self.artifact.path) if counted is None else counted
 
     def shapes(self) -> Mapping[str, tuple[int, ...]]:
         """Return the shape of each weight that can change. Raise `BackendError` if the runner supports no updates."""
@@ -247,6 +254,12 @@ def _candidates(
             available, expected = ", ".join(a.precision for a in of_form), ", ".join(backend.precisions)
             what = f"the {backend.form} artifacts of the {component.name}"
             yield backend.name, f"the plan has {what} in {available}; expected one of {expected}"
+
+
+def _file_bytes(path: Path) -> int:
+    """Return the size of a folder, or of a file with its external data, whose name starts with that of the file."""
+    files = path.rglob("*") if path.is_dir() else path.parent.glob(f"{path.name}*")
+    return sum(file.stat().st_size for file in files if file.is_file())
 
 
 def _rank(precision: str) -> int:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
+from ..errors import BackendError
 from ..plan.plan import Plan, PlannedComponent
 from ..system import forks
 from .component import LoadedComponent, open_component
 from .registry import COMPILED, ON_GPU, BackendSelection
 
 _TORCH_BACKENDS = ("eager", "cuda", *COMPILED)
+CLOSED = "the pipeline is closed. Load the model again."
 
 
 class Components:
@@ -23,6 +25,7 @@ class Components:
         self._planned = planned or plan.components.__getitem__
         self._opened: dict[str, LoadedComponent] = {}
         self._opening = forks.Lock()
+        self._closed = False
 
     def __call__(self, name: str) -> LoadedComponent:
         """Return the component with its runner. Its first use traces it if necessary, and opens it.
@@ -30,6 +33,8 @@ class Components:
         Raises:
             SourceError: it cannot be traced from the model's files; BackendError: no backend opens it.
         """
+        if self._closed:
+            raise BackendError(CLOSED)
         opened = self._opened.get(name)
         if opened is None:
             with self._opening:  # open components stay usable: a trace takes seconds
@@ -38,6 +43,17 @@ class Components:
                     opened = self._opened[name] = open_component(self._planned(name), self.choice)
         opened.reopen_after_fork()
         return opened
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether `close` was called."""
+        return self._closed
+
+    def close(self) -> None:
+        """Let go of all components. The caller makes sure that none runs."""
+        self._closed = True
+        with self._opening:
+            self._opened = {}
 
     def open_used(self, plan: Plan) -> None:
         """Open the components that every call uses. The first call that needs another one opens it."""

@@ -83,6 +83,17 @@ class LoraManager:
         """
         self._set(parse_loras(loras), 1.0)
 
+    @contextmanager
+    def closing(self) -> Iterator[None]:
+        """Wait for running generations, and keep later ones away meanwhile. Drops the references to the networks.
+
+        Raises:
+            InputError: This thread has an open stream.
+        """
+        with self._gate.write():
+            self._references.clear()
+            yield
+
     def _set(self, loras: tuple[Lora, ...], scale: float) -> None:
         """Update the networks, and wait for running generations. Raises as `set`."""
         patches = weight_deltas_of(scaled(loras, scale), self._shapes(loras)) if loras else {}

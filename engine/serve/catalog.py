@@ -5,25 +5,21 @@ Models that no job uses are closed, the least recently used first, while the ope
 
 from __future__ import annotations
 
-import gc
 import threading
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from ..errors import CalotypeError, InputError, first_line
 from ..lora.prompt_tags import without_tags
 from ..pipeline import Pipeline
-from ..system.memory import trim_heap
 
 Loader = Callable[[], Pipeline]
 Loras = tuple[tuple[Path, float], ...]
 Opened = Callable[[str, Pipeline | CalotypeError], None]
 _SUFFIX = ".safetensors"
-_COPIES = 2  # of the weights: the file that is mapped, and what a backend keeps in the layout of its kernels
 
 
 class ModelCatalog:
@@ -40,7 +36,7 @@ class ModelCatalog:
         Args:
             models: Models by name; the first is the default. A pipeline belongs to the catalog from now on.
             loras: LoRA files by the names that jobs use; by default those in the `lora_folder` of the pipelines.
-            memory_bytes: The memory that open models may take, estimated as twice their files; None is no limit. Only
+            memory_bytes: The memory that open models may take, as `Pipeline.memory` counts it; None is no limit. Only
                 models that were passed as functions are closed.
         """
         if not models:
@@ -168,9 +164,8 @@ class ModelCatalog:
                 if sum(sizes.values()) <= self._memory_bytes:
                     break
                 if name != newest and not self._holds[name] and not isinstance(self._models[name], Pipeline):
-                    del self._open[name], sizes[name]
-        gc.collect()
-        trim_heap()
+                    self._open.pop(name).close()
+                    del sizes[name]
 
 
 def loras_in(folder: Path) -> dict[str, Path]:
@@ -196,12 +191,4 @@ def _own_loras(pipe: Pipeline) -> Loras:
 
 
 def _estimated_bytes(pipe: Pipeline) -> int:
-    return _COPIES * sum(_sizes(pipe))
-
-
-def _sizes(pipe: Pipeline) -> Iterator[int]:
-    for component in pipe._components.opened:
-        path = Path(component.artifact.path)
-        for file in [path] if path.is_file() and path.suffix == _SUFFIX else path.parent.glob("*"):
-            with suppress(OSError):
-                yield file.stat().st_size
+    return sum(size for name, size in pipe.memory().items() if name != "process")

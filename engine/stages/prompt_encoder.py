@@ -30,6 +30,15 @@ class PromptEncoder:
         self._plan, self._encoder = plan, encoder
         self._cache: LruCache[tuple[Floats, Floats | None]] = LruCache(_MAX_PROMPTS)
 
+    def clear(self) -> None:
+        """Drop the encoded prompts."""
+        self._cache.clear()
+
+    @property
+    def kept_bytes(self) -> int:
+        """The bytes of the encoded prompts in the cache."""
+        return sum(array.nbytes for each in self._cache.values() for array in each if array is not None)
+
     def __call__(self, request: ResolvedRequest, loras: Sequence[Lora] = ()) -> dict[str, Floats]:
         """Run the text encoders on each different prompt that the cache lacks.
 

@@ -28,6 +28,11 @@ class OpenVinoRunner(Network, Runner):
         return OpenVinoSession(self, constants, timesteps, guided=guided, cache_interval=cache_interval)
 
     @property
+    def memory_bytes(self) -> int:
+        """An estimate: the mapped file, and the compiled shapes."""
+        return self.weights_bytes + self.cached.estimated_bytes()
+
+    @property
     def width(self) -> int:
         """The number of streams; 1 for a large network."""
         return width_of(self)

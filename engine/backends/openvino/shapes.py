@@ -42,7 +42,7 @@ class CompiledShapes:
             self._cached.trim(self._room() - 1)
             compiled = make()
             self._cached.put(key, compiled)
-            while len(self._cached) > _MIN_SHAPES and self._on_disk and self._bytes() > _BOUND_BYTES:
+            while len(self._cached) > _MIN_SHAPES and self._on_disk and self.estimated_bytes() > _BOUND_BYTES:
                 self._cached.trim(len(self._cached) - 1)
             trim_heap()
         return compiled
@@ -60,7 +60,7 @@ class CompiledShapes:
         free = available_bytes()
         return _MAX_SHAPES if free is None else max(1, min(_MAX_SHAPES, free // 4 // max(1, self._weights_bytes)))
 
-    def _bytes(self) -> int:
+    def estimated_bytes(self) -> int:
         """Estimate the memory of the cached shapes: their weights, and the scratch memory of their kernels."""
         streams = [request for each in self._cached.values() for request in each.requests]
         copies = len(self._cached) + _COPIES_PER_STREAM * len(streams)

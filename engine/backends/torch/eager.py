@@ -41,6 +41,12 @@ class EagerRunner(Runner):
         self._names = [b.name for b in component.outputs]
         self.notes = (_FORKED,) if forks.torch_single_threaded() else ()
 
+    @property
+    def memory_bytes(self) -> int:
+        """The size of its parameters and buffers."""
+        tensors = [*self._module.parameters(), *self._module.buffers()]
+        return sum(tensor.nbytes for tensor in tensors)
+
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Return each layer's weight shape."""
         return self._weights.shapes()
