@@ -38,7 +38,8 @@ function python(body) {
     "import calotype",
     "",
     `pipe = calotype.load(${load.join(", ")})`,
-    `result = pipe(\n    ${literal(prompt)},`,
+    "result = pipe(",
+    ...(prompt === undefined ? [] : [`    ${literal(prompt)},`]),
     ...lines,
     ")",
     "for i, image in enumerate(result.images):",
@@ -56,6 +57,6 @@ function cli(body) {
   });
   for (const { name, weight } of body.loras ?? []) words.push(`--lora ${shell(`${name}.safetensors:${weight}`)}`);
   if ("control_image" in body) words.push("--controlnet CONTROLNET");
-  const last = prompt.startsWith("-") ? `-- ${shell(prompt)}` : shell(prompt);
-  return ["calotype generate", ...words, "-o image.png", last].join(" \\\n  ");
+  const last = prompt === undefined ? [] : [prompt.startsWith("-") ? `-- ${shell(prompt)}` : shell(prompt)];
+  return ["calotype generate", ...words, "-o image.png", ...last].join(" \\\n  ");
 }

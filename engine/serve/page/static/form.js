@@ -117,7 +117,7 @@ export function read() {
   const scheduler = [$("sampler").value, $("schedule").value].filter(Boolean).join("-");
   const every = stored("previews", "auto");
   const body = {
-    prompt: $("prompt").value,
+    ...(model().takes_text === false ? {} : { prompt: $("prompt").value }), // an unconditional model takes none
     ...($("negative_prompt").value.trim() ? { negative_prompt: $("negative_prompt").value } : {}),
     model: model().name,
     steps: number("steps"),

@@ -162,7 +162,7 @@ const duration = (seconds) => (seconds < 90 ? `${Math.max(1, Math.round(seconds)
 
 function queueRow(id, body) {
   const cancels = el("button", { type: "button", className: "quiet small", onclick: () => cancel(id) }, "Cancel");
-  cancels.setAttribute("aria-label", `Cancel: ${body.prompt.slice(0, 60)}`);
+  cancels.setAttribute("aria-label", `Cancel: ${(body.prompt || "no prompt").slice(0, 60)}`);
   return el("li", {}, el("span", { className: "place" }), el("span", { className: "text" }, body.prompt || "no prompt"), el("span", { className: "state muted" }), cancels);
 }
 

@@ -9,12 +9,13 @@ from typing import Any
 from PIL import Image
 
 from ....errors import InputError
+from ....errors.validation import check_float
 from ...job import JobRequest
 from ..service import Service
 from .clients import ClientOptions
 from .controlnet import Control, arguments_of, controls_from, names_of
 from .fields import Fields
-from .images import Size, filled, mask_from, resized
+from .images import Size, check_size, filled, mask_from, resized
 from .samplers import scheduler_from
 
 _LORA = re.compile(r"\s*<lora:([^<>:]{1,200})(?::([^<>:]{0,20}))?(?::[^<>]{0,100})?>", re.IGNORECASE)
@@ -29,7 +30,7 @@ _STEPS, _GUIDANCE, _STRENGTH, _HIRES = 50, 7.0, 0.75, 2.0
 _PREVIEW_EVERY = 5
 _SAMPLER = "Euler"
 _LATENT_RESIZE, _FILL, _ORIGINAL = 3, 0, 1
-_MASK_BLUR = 4
+_MASK_BLUR, _MAX_BLUR = 4, 256
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,6 +89,7 @@ def call_from(service: Service, body: dict[str, Any], options: ClientOptions, *,
     decode = service.image_decoder()
     source = _source(fields, decode) if from_image else None
     size = _size(fields, source, profile.multiple, comments)
+    check_size(service, size or (1, 1))
     images, unmasked = _image_arguments(fields, source, size, decode, comments) if source and size else ({}, None)
     names = names_of(service, model)
     controls = controls_from(fields, decode, names, size, source)
@@ -187,7 +189,7 @@ def _image_arguments(
     if not value:
         return {"image": resized(source, size, mode), **strength}, None
     blur = max(fields.number("mask_blur_x", _MASK_BLUR), fields.number("mask_blur_y", _MASK_BLUR))
-    blur = fields.number("mask_blur", blur)
+    blur = check_float("mask_blur", fields.number("mask_blur", blur), _MAX_BLUR)
     mask = mask_from(decode(value, "mask"), invert=fields.flag("inpainting_mask_invert"), blur=blur)
     mask = mask.resize(source.size) if mask.size != source.size else mask
     fill = fields.integer("inpainting_fill", _FILL)

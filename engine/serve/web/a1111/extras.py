@@ -12,17 +12,18 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ....errors import InputError
+from ....errors.validation import check_float
 from ....images.mask_crop import scaled_over
 from ....images.png import PARAMETERS, texts_of
 from ..service import Service
 from ..service.images import as_base64
 from .clients import Clients
 from .fields import Fields
-from .images import Size
+from .images import Size, check_size
 
 UPSCALERS = {"None": None, "Lanczos": Image.Resampling.LANCZOS, "Nearest": Image.Resampling.NEAREST}
 _SCALE = 2.0
-_MOST_IMAGES = 32
+_MAX_SCALE = 64.0
 _BY_SIZE = 1  # a resize_mode
 
 
@@ -59,8 +60,6 @@ def _png_info(service: Service, body: dict[str, Any]) -> dict[str, Any]:
 
 def _enlarged(service: Service, fields: Fields, values: list[Any]) -> list[str]:
     """Return enlarged images as base64."""
-    if len(values) > _MOST_IMAGES:
-        raise InputError(f"imageList has {len(values)} images; expected at most {_MOST_IMAGES}.", argument="imageList")
     name = fields.text("upscaler_1", "None")
     if name not in UPSCALERS:
         expected = ", ".join(UPSCALERS)
@@ -68,26 +67,26 @@ def _enlarged(service: Service, fields: Fields, values: list[Any]) -> list[str]:
         raise InputError(message, argument="upscaler_1", got=name, expected=expected)
     decode, resampling = service.image_decoder(), UPSCALERS[name]
     images = [decode(value, "image").convert("RGB") for value in values]
+    if resampling is None:
+        return [as_base64(image) for image in images]
+    sizes = [_size(service, fields, image) for image in images]
+    pixels, limit = sum(width * height for width, height in sizes), service.settings.max_upload_pixels
+    if pixels > limit:
+        message = f"the images would have {pixels} pixels together; expected at most {limit}."
+        raise InputError(message, argument="imageList", got=pixels, expected=f"at most {limit}")
+    crops = fields.integer("resize_mode", 0) == _BY_SIZE and fields.flag("upscaling_crop", True)
     return [
-        as_base64(image if resampling is None else _resized(service, fields, image, resampling)) for image in images
+        as_base64(scaled_over(image, *size, resampling) if crops else image.resize(size, resampling))
+        for image, size in zip(images, sizes, strict=True)
     ]
 
 
-def _resized(service: Service, fields: Fields, image: Image.Image, resampling: Image.Resampling) -> Image.Image:
-    scale = fields.number("upscaling_resize", _SCALE)
-    size = round(image.width * scale), round(image.height * scale)
-    by_size = fields.integer("resize_mode", 0) == _BY_SIZE
-    if by_size:
+def _size(service: Service, fields: Fields, image: Image.Image) -> Size:
+    """Return the size that a request asks for. Raises `InputError` if it is beyond the limits."""
+    if fields.integer("resize_mode", 0) == _BY_SIZE:
         size = fields.integer("upscaling_resize_w", 512), fields.integer("upscaling_resize_h", 512)
-    _check_size(service, size)
-    if by_size and fields.flag("upscaling_crop", True):
-        return scaled_over(image, *size, resampling)
-    return image.resize(size, resampling)
-
-
-def _check_size(service: Service, size: Size) -> None:
-    limit = service.settings.max_side
-    if not (1 <= size[0] <= limit and 1 <= size[1] <= limit):
-        expected = f"sides of 1 to {limit} pixels"
-        message = f"the image would have {size[0]} x {size[1]} pixels; expected {expected}."
-        raise InputError(message, argument="upscaling_resize", expected=expected)
+    else:
+        scale = check_float("upscaling_resize", fields.number("upscaling_resize", _SCALE), _MAX_SCALE)
+        size = round(image.width * scale), round(image.height * scale)
+    check_size(service, size)
+    return size

@@ -5,8 +5,10 @@ from __future__ import annotations
 import numpy as np
 from PIL import Image, ImageFilter, ImageOps
 
+from ....errors import InputError
 from ....images.mask_crop import scaled_into, scaled_over
 from ....images.png import GeneratedImage, image_from_pixels
+from ..service import Service
 
 Size = tuple[int, int]  # width, height
 CROP, FILL = 1, 2  # resize modes; 0 stretches, and 3 enlarges latents
@@ -68,3 +70,12 @@ def keep_unmasked(generated: GeneratedImage, image: Image.Image, mask: Image.Ima
     """Return an image with the pixels of the input image where the mask is black; a gray edge mixes both."""
     mixed = Image.composite(generated, image.convert("RGB"), mask)
     return image_from_pixels(np.asarray(mixed), {str(name): str(text) for name, text in generated.info.items()})
+
+
+def check_size(service: Service, size: Size) -> None:
+    """Raise `InputError` for a size beyond the limits of the service, before an image of that size is created."""
+    limit = service.settings.max_side
+    if not all(1 <= side <= limit for side in size):
+        expected = f"sides of 1 to {limit} pixels"
+        message = f"the image would have {size[0]} x {size[1]} pixels; expected {expected}."
+        raise InputError(message, argument="size", expected=expected)
