@@ -12,7 +12,7 @@ from calotype.export.quality.metrics import psnr
 from calotype.report.like import read_like
 
 PROMPTS = ["a blue square", "a small red ring above a green star"]
-SETTINGS = {"num_inference_steps": 3, "guidance_scale": 5.0, "width": 96, "height": 64, "output_type": "np"}
+SETTINGS = {"num_inference_steps": 2, "guidance_scale": 5.0, "width": 64, "height": 32, "output_type": "np"}
 SETTINGS |= {"num_images_per_prompt": 2}
 
 
@@ -113,7 +113,7 @@ def test_states_of_sd_and_of_several_chunks(sd):
     check(sd, prompt_embeds=states[:, :50], negative_prompt_embeds=negative[:, :50])  # no full chunk
     array = longer.detach().numpy()
     one = ours(prompt_embeds=array, negative_prompt="a ring", seed=5, **SETTINGS)  # the text gets two chunks
-    assert one.images.shape == (4, 64, 96, 3)
+    assert one.images.shape == (4, 32, 64, 3)
 
 
 def test_a_png_has_sizes_and_second_texts(xl, tmp_path):
