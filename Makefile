@@ -60,7 +60,7 @@ install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt $(ROOMS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev,docs,serve,tensorrt-rtx]'
+	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev,docs,ray,serve,tensorrt-rtx]'
 	touch $@
 
 clean:

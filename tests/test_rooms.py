@@ -20,6 +20,7 @@ PACKAGES = {
 }
 # A folder may import the folders after it, and nothing before it. The first row of a root is what users import.
 ORDER = (
+    "benchmarks/load",
     *(
         "benchmarks",
         "benchmarks/serving",
@@ -31,7 +32,7 @@ ORDER = (
     "benchmarks/measure",
     *("export/commands", "export", "export/builder", "export/fit", "export/quality", "export/precision"),
     *("export/tensorrt", "export/onnx", "export/sources", "export/steps", "export/store", "export/judge"),
-    *("engine/serve/command", "engine/serve/web", "engine/serve/page", "engine/serve/web/openai"),
+    *("engine/serve/ray", "engine/serve/command", "engine/serve/web", "engine/serve/page", "engine/serve/web/openai"),
     *("engine/serve/web/a1111", "engine/serve/web/routes"),
     *(
         "engine/serve/web/service",
@@ -56,6 +57,7 @@ EXCEPTIONS = {
     ("engine/loading.py", "export/__init__.py"),  # a source that is not a plan yet becomes one
     ("engine/upscaling/load.py", "export/__init__.py"),  # an upscaler's file is traced as a model is
     ("engine/fitting.py", "export/__init__.py"),  # `Pipeline.fit` is a step of the export
+    ("engine/serve/command/serve.py", "engine/serve/ray/run.py"),  # `calotype serve --ray`
     ("engine/__main__.py", "benchmarks/cli.py"),  # the command line has the commands of every root folder
 }
 # Run by their paths: they belong to no package.

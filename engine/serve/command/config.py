@@ -17,6 +17,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 
 from ...errors import InputError
 from ...errors.validation import check_names
+from ..ray_settings import RaySettings
 from ..service_settings import ServiceSettings
 from ..settings import EngineSettings
 
@@ -25,7 +26,7 @@ Model = str | Mapping[str, Any]
 
 
 @dataclass(frozen=True, kw_only=True)
-class ServeConfig(ServiceSettings, EngineSettings):
+class ServeConfig(ServiceSettings, EngineSettings, RaySettings):
     """The configuration of `calotype serve`.
 
     Attributes:

@@ -58,9 +58,14 @@ def _serve(
     passed = {name: value for name, value in options.items() if value not in (None, [])}
     if "models" in passed:
         passed["models"] = models_from(passed["models"])
-    from .server import run
-
-    run(read_config(config, passed))
+    settings = read_config(config, passed)
+    if settings.ray:
+        if importlib.util.find_spec("ray") is None:
+            raise InputError("calotype serve --ray needs Ray. Install it: pip install 'calotype[serve,ray]'")
+        from ..ray import run
+    else:
+        from .server import run
+    run(settings)
 
 
 def _print_key(name: str) -> None:

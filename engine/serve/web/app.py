@@ -16,7 +16,7 @@ from starlette.responses import Response
 
 from ...errors import CalotypeError
 from .. import page
-from ..engine import Engine
+from ..interface import JobRunner
 from . import a1111
 from .openai import images, models
 from .routes import description, files, health, jobs, options
@@ -27,7 +27,7 @@ from .service.guard import Guard
 ROUTES = (jobs, files, options, health, description, models, images, a1111)
 
 
-def create_app(engine: Engine, settings: ServiceSettings | None = None, *, drain_s: float = 0.0) -> Starlette:
+def create_app(engine: JobRunner, settings: ServiceSettings | None = None, *, drain_s: float = 0.0) -> Starlette:
     """Return the web service of an engine, as an ASGI application.
 
     Args:

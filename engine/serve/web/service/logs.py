@@ -5,9 +5,11 @@ from __future__ import annotations
 import datetime
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from typing import Any
 
+from ....errors import InputError
 from ....errors.printable import printable
 
 logger = logging.getLogger("calotype.serve")
@@ -30,3 +32,16 @@ class JSONLines(logging.Formatter):
         if record.exc_info:
             line["error"] = self.formatException(record.exc_info)
         return json.dumps(line | getattr(record, "fields", {}), default=lambda value: printable(str(value)))
+
+
+def set_up_logs(level: str) -> None:
+    """Write the lines of this level and above to stderr. Raises `InputError` for an unknown level."""
+    names = logging.getLevelNamesMapping()
+    if level.upper() not in names:
+        expected = "debug, info, warning or error"
+        message = f"log_level must be {expected}, got {level!r:.40}."
+        raise InputError(message, argument="log_level", got=level, expected=expected)
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(JSONLines())
+    logging.basicConfig(level=names[level.upper()], handlers=[handler], force=True)
+    logging.getLogger("uvicorn").setLevel(max(logging.WARNING, names[level.upper()]))

@@ -9,7 +9,7 @@ from prometheus_client import CollectorRegistry, Counter, Histogram, ProcessColl
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from ...engine import Engine
+from ...interface import JobRunner
 from ...job import Job
 from ...observer import Observer
 from .logs import log
@@ -21,7 +21,7 @@ _SECONDS = (0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 25, 60, 120, 300, 
 class Metrics(Observer):
     """What a service counts. The engine calls the methods of `Observer` from its own thread."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: JobRunner) -> None:
         self.registry = CollectorRegistry()
         ProcessCollector(registry=self.registry)  # memory, CPU time, open files
         self.registry.register(_Queue(engine))
@@ -72,7 +72,7 @@ def _histogram(
 class _Queue(Collector):
     """The jobs that wait and run, counted when Prometheus asks."""
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: JobRunner) -> None:
         self._engine = engine
 
     def collect(self) -> Iterable[Metric]:

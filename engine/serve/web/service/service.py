@@ -20,7 +20,7 @@ from PIL import Image
 from starlette.requests import Request
 
 from ....errors import CalotypeError, InputError, QueueFullError
-from ...engine import Engine
+from ...interface import JobRunner
 from ...job import Job, JobRequest, JobStatus
 from ...service_settings import ServiceSettings
 from . import arguments, images
@@ -41,7 +41,7 @@ _ID_BYTES = 18
 class Service:
     """A web service around an engine. Its methods run in the event loop, and its slow work in threads."""
 
-    def __init__(self, engine: Engine, settings: ServiceSettings | None = None) -> None:
+    def __init__(self, engine: JobRunner, settings: ServiceSettings | None = None) -> None:
         """Read the key file, and open the folder of kept images.
 
         Args:
