@@ -27,6 +27,8 @@ from .ticket import Ticket
 class Engine:
     """The owner of the models and of the loop that runs jobs. Threads may share it."""
 
+    is_local = True  # the models run in this process
+
     def __init__(
         self,
         models: ModelCatalog | Pipeline | Mapping[str, Pipeline | Loader],

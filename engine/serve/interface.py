@@ -15,6 +15,7 @@ class JobRunner(Protocol):
 
     catalog: ModelCatalog
     settings: EngineSettings
+    is_local: bool  # whether the models run in this process, which may warm them up
 
     @property
     def stats(self) -> EngineStats:

@@ -36,6 +36,7 @@ class RemoteEngine:
     """Takes jobs as `Engine` does, and has workers run them. Threads may share it."""
 
     settings: EngineSettings
+    is_local = False  # a warm-up would start a worker
 
     def __init__(self, workers: Any, config: ServeConfig) -> None:
         """Start the thread that follows the jobs.

@@ -16,8 +16,8 @@ from calotype.serve import JobRequest
 from calotype.serve.command.config import ServeConfig
 from tests.helpers.server.ray_cluster import free_port, kill, local_cluster, processes_of, wait_until
 
-LONG = 100  # steps: about a second
-SHORT = {"steps": 2, "width": 64, "height": 64}
+SIZE = {"width": 64, "height": 64}
+SHORT, LONG = {"steps": 2, **SIZE}, {"steps": 100, **SIZE}  # a long one takes about half a second
 APP = "jobs"
 WORKERS = f"ray::ServeReplica:{APP}:Worker"
 MAX_WAITING = 12
@@ -77,7 +77,7 @@ def request(**arguments):
 
 
 def assert_same(image, seed, plan):
-    expected = plan("a red ring", steps=LONG, seed=int(seed)).images[0]
+    expected = plan("a red ring", **LONG, seed=int(seed)).images[0]
     assert psnr(np.asarray(image) / 255, np.asarray(expected) / 255) >= 60
 
 
@@ -90,13 +90,13 @@ def statuses_of(client, job_id):
 
 
 def test_workers_that_die_lose_no_job(client, engine, plan):
-    streamed = client.post("/jobs", json={"prompt": "a red ring", "steps": LONG}).json()
+    streamed = client.post("/jobs", json={"prompt": "a red ring", **LONG}).json()
     stream = []
     reader = threading.Thread(target=lambda: stream.extend(statuses_of(client, streamed["id"])))
     reader.start()
-    jobs = [engine.submit(request(steps=LONG)) for _ in range(6)]
+    jobs = [engine.submit(request(**LONG)) for _ in range(6)]
     assert [job.status.place for job in jobs] == [1, 2, 3, 4, 5, 6]
-    wait_until(lambda: len(processes_of(WORKERS)) == 2 and any(5 < job.status.step < LONG for job in jobs))
+    wait_until(lambda: len(processes_of(WORKERS)) == 2 and any(5 < job.status.step < LONG["steps"] for job in jobs))
     seen = [[job.status.step] for job in jobs]
     kill(processes_of(WORKERS))
     while not all(job.status.is_final for job in jobs):
@@ -115,7 +115,7 @@ def test_workers_that_die_lose_no_job(client, engine, plan):
 
 
 def test_too_many_jobs_get_429(client):
-    answers = [client.post("/jobs", json={"prompt": "a red ring", "steps": LONG}) for _ in range(MAX_WAITING + 8)]
+    answers = [client.post("/jobs", json={"prompt": "a red ring", **LONG}) for _ in range(MAX_WAITING + 8)]
     refused = [answer for answer in answers if answer.status_code != 202]
     assert {answer.status_code for answer in refused} == {429}
     assert all(int(answer.headers["Retry-After"]) > 0 for answer in refused)
@@ -134,7 +134,7 @@ def test_invalid_arguments_are_refused_before_a_worker_sees_them(client):
 
 
 def test_a_client_that_leaves_ends_its_job(client):
-    body = {"prompt": "a red ring", "num_inference_steps": LONG}
+    body = {"prompt": "a red ring", "num_inference_steps": 100}
     before = len(client.get("/jobs").json()["jobs"])
     with pytest.raises(httpx.ReadTimeout):
         client.post("/v1/images/generations", json=body, timeout=0.3)
@@ -150,14 +150,14 @@ def test_errors_reach_the_client(engine):
     with pytest.raises(InputError):
         engine.submit(JobRequest(prompt="a red ring", model="other"))
     with pytest.raises(DeadlineError):
-        engine.submit(JobRequest(prompt="a red ring", arguments={"steps": LONG}, timeout_s=0.2)).result(60)
+        engine.submit(JobRequest(prompt="a red ring", arguments=LONG, timeout_s=0.2)).result(60)
 
 
 def test_cancelled_jobs_free_their_worker(engine):
-    jobs = [engine.submit(request(steps=LONG)) for _ in range(MAX_WAITING)]
+    jobs = [engine.submit(request(**LONG)) for _ in range(MAX_WAITING)]
     with pytest.raises(QueueFullError) as caught:
         for _ in range(4):  # two workers may have started two
-            engine.submit(request(steps=LONG))
+            engine.submit(request(**LONG))
     assert caught.value.limit == MAX_WAITING
     for job in engine.jobs():
         job.cancel()

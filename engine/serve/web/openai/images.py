@@ -38,7 +38,7 @@ def routes(service: Service) -> list[Route]:
         body = await form_body(service, http)
         body["image"] = _image(body)
         name = service.model_of(body.get("model"))
-        if not service.is_local or not (await to_thread.run_sync(_takes_vision, service, name)):
+        if not await to_thread.run_sync(_takes_vision, service, name):
             body = {"prompt": "", "strength": VARIATION_STRENGTH, **body}
         return await answer(service, http, await call_from(service, body, "image_edit"))
 

@@ -52,9 +52,7 @@ class Service:
         self.keys = Keys.read(self.settings.key_file)
         self.files = KeptFiles(self.settings)
         self.metrics = Metrics(engine)
-        self.is_local = isinstance(engine, Engine)  # whether the models are in this process
-        if self.is_local:
-            engine.observe(self.metrics)
+        engine.observe(self.metrics)
         self.ready = False  # set after the warm-up
         self.failed: CalotypeError | None = None  # why a model of the warm-up cannot be opened
         self.cancel_on_disconnect: WeakSet[Job] = WeakSet()  # jobs that end with the stream of their events
@@ -260,7 +258,7 @@ class Service:
         """Open the models of `preload` and generate a small image with each. The service is ready after that."""
         begin = time.monotonic()
         try:
-            for name in (self.settings.preload or self.engine.catalog.names[:1]) if self.is_local else ():
+            for name in (self.settings.preload or self.engine.catalog.names[:1]) if self.engine.is_local else ():
                 await self._warm_up(name)
         except CalotypeError as error:
             self.failed = error
