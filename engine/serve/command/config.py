@@ -7,6 +7,7 @@ line reads it.
 from __future__ import annotations
 
 import inspect
+import ipaddress
 import re
 import tomllib
 from collections.abc import Mapping
@@ -21,7 +22,6 @@ from ..ray_settings import RaySettings
 from ..service_settings import ServiceSettings
 from ..settings import EngineSettings
 
-LOOPBACK = ("127.0.0.1", "::1", "localhost")
 Model = str | Mapping[str, Any]
 
 
@@ -61,12 +61,19 @@ class ServeConfig(ServiceSettings, EngineSettings, RaySettings):
             raise InputError("a server needs at least one model.", argument="models", expected='demo = "demo"')
         if not 0 <= self.port <= 65535:
             raise InputError(f"port must be from 0 to 65535, got {self.port}.", argument="port", got=self.port)
-        if self.host not in LOOPBACK and self.key_file is None and not self.allow_anonymous:
+        if not _is_loopback(self.host) and self.key_file is None and not self.allow_anonymous:
             message = (
                 f"{self.host} is reachable from other machines, and there is no key file. Pass --key-file (calotype "
                 "serve --new-key NAME makes a key), or --allow-anonymous to let everybody in."
             )
-            raise InputError(message, argument="host", got=self.host, expected=", ".join(LOOPBACK))
+            raise InputError(message, argument="host", got=self.host, expected="127.0.0.1, ::1 or localhost")
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def types_of_fields() -> dict[str, Any]:

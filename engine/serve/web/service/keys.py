@@ -12,7 +12,6 @@ The file is TOML, with a table for each key:
 from __future__ import annotations
 
 import base64
-import binascii
 import datetime
 import hashlib
 import hmac
@@ -122,7 +121,7 @@ def new_key(name: str) -> tuple[str, str]:
 def _key(name: str, table: Mapping[str, Any]) -> Key:
     if unknown := table.keys() - {field.name for field in fields(Key)} | (table.keys() & {"name"}):
         raise ValueError(f"[{name}] has an unknown field {min(unknown)}")
-    key = Key(name=name, **table)
+    key = Key(name=name, **{**table, "sha256": str(table.get("sha256", "")).lower()})
     if len(bytes.fromhex(key.sha256)) != hashlib.sha256().digest_size:
         raise ValueError(f"sha256 of [{name}] must have 64 hexadecimal digits")
     if key.expires is not None and not isinstance(key.expires, datetime.date):
@@ -138,5 +137,5 @@ def _secret_of(authorization: str) -> str:
         return value.strip()
     try:
         return base64.b64decode(value).decode().partition(":")[2]
-    except (binascii.Error, UnicodeDecodeError):
+    except ValueError:  # not base64, or not UTF-8
         return ""

@@ -74,7 +74,7 @@ def submitted(client, address, name, **body):
 
 @pytest.mark.parametrize("path", ["/jobs", "/options", "/metrics", "/v1/models", "/jobs/x", "/nothing"])
 @pytest.mark.parametrize(
-    "sent", [{}, headers("eve"), headers("old"), {"Authorization": "Bearer"}, {"Authorization": "Basic !"}]
+    "sent", [{}, headers("eve"), headers("old"), {"Authorization": "Bearer"}, {"Authorization": b"Basic \xff!"}]
 )
 def test_a_wrong_key_reaches_nothing(client, address, path, sent):
     answer = client.get(address + path, headers=sent)
