@@ -6,6 +6,7 @@ A client reads statuses, each of which replaces the one before. A slow client mi
 from __future__ import annotations
 
 import asyncio
+import copy
 import secrets
 import threading
 import time
@@ -116,7 +117,7 @@ class Job:
             if not self._changed.wait_for(lambda: self._status.is_final, timeout_s):
                 raise TimeoutError(f"job {self.id} has not ended within {timeout_s} s.")
         if self._status.error is not None:
-            raise self._status.error
+            raise copy.copy(self._status.error)  # each raise adds frames to an error, which hold what they use
         assert self._status.result is not None
         return self._status.result
 
@@ -148,7 +149,16 @@ class Job:
             if self._status.is_final:
                 return
             self._status = replace(self._status, version=self._status.version + 1, **changes)
+            if self._status.is_final:
+                self._free()
             self._changed.notify_all()
             listeners = tuple(self._listeners)
         for listen in listeners:
             listen()
+
+    def _free(self) -> None:
+        """Drop what an ended job needs no more: input images, previews, and the frames that its error holds."""
+        self.request = replace(self.request, arguments={})
+        error, done = self._status.error, self._status.state == "done"
+        preview = () if done else self._status.preview  # a cancelled job may still show it
+        self._status = replace(self._status, preview=preview, error=None if error is None else copy.copy(error))

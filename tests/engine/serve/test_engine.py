@@ -72,3 +72,15 @@ def test_the_queue_has_a_limit(fake_pipe):
     assert caught.value.limit == 0
     assert caught.value.retry_after_s is not None
     engine.close()
+
+
+def test_an_ended_job_holds_neither_its_inputs_nor_the_frames_of_its_error(engine):
+    done = engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 2}, preview_every=1))
+    assert done.result(30)
+    late = engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 1000}, timeout_s=0.01))
+    for _ in range(2):
+        with pytest.raises(DeadlineError):
+            late.result(30)
+    assert late.status.error.__traceback__ is None
+    assert done.request.arguments == late.request.arguments == {}
+    assert done.status.preview == ()
