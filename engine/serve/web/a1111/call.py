@@ -10,6 +10,7 @@ from PIL import Image
 
 from ....errors import InputError
 from ....errors.validation import check_float
+from ....lora.prompt_tags import without_tags
 from ...job import JobRequest
 from ..service import Service
 from .clients import ClientOptions
@@ -18,7 +19,6 @@ from .fields import Fields
 from .images import Size, check_size, filled, mask_from, resized
 from .samplers import scheduler_from
 
-_LORA = re.compile(r"\s*<lora:([^<>:]{1,200})(?::([^<>:]{0,20}))?(?::[^<>]{0,100})?>", re.IGNORECASE)
 # Fields without a counterpart, where they are neither zero nor empty.
 _NOT_TAKEN = (
     *("restore_faces", "tiling", "styles", "subseed_strength", "script_name", "refiner_checkpoint", "firstpass_image"),
@@ -84,7 +84,8 @@ def call_from(service: Service, body: dict[str, Any], options: ClientOptions, *,
     profile = service.engine.catalog.open(model).plan.profile
     sampler = fields.text("sampler_name") or fields.text("sampler_index") or _SAMPLER
     scheduler, lost = scheduler_from(sampler, fields.text("scheduler"))
-    prompt, loras = _without_loras(fields.text("prompt"))
+    prompt = fields.text("prompt")
+    service.engine.catalog.lora_files(without_tags(prompt)[1])  # checks the names; the engine reads the tags
     arguments = _basics(fields, settings, options, comments) | {"scheduler": scheduler}
     decode = service.image_decoder()
     source = _source(fields, decode) if from_image else None
@@ -100,7 +101,6 @@ def call_from(service: Service, body: dict[str, Any], options: ClientOptions, *,
             prompt=prompt,
             arguments={**arguments, **sides, **images, **hires, **arguments_of(controls)},
             model=model,
-            loras=loras or None,
             preview_every=_PREVIEW_EVERY,
         ),
         sampler=sampler,
@@ -127,7 +127,7 @@ def _basics(fields: Fields, settings: Fields, options: ClientOptions, comments: 
     """Return the arguments that need no image."""
     guidance, seed = fields.number("cfg_scale", _GUIDANCE), fields.integer("seed", -1)
     clip_stop = settings.integer("CLIP_stop_at_last_layers", fields.integer("clip_skip", options.clip_stop))
-    negative = _LORA.sub("", fields.text("negative_prompt")).strip()
+    negative, _ = without_tags(fields.text("negative_prompt"))
     if negative and guidance <= 1:
         comments.append("negative_prompt, as cfg_scale is 1")
     return {
@@ -139,18 +139,6 @@ def _basics(fields: Fields, settings: Fields, options: ClientOptions, comments: 
         **({"clip_skip": clip_stop - 1} if clip_stop > 1 else {}),
         **({"eta": fields.number("eta", 0.0)} if fields.values.get("eta") else {}),
     }
-
-
-def _without_loras(prompt: str) -> tuple[str, tuple[tuple[str, float], ...]]:
-    """Return a prompt without its `<lora:NAME:0.8>`, and these LoRAs."""
-    loras = []
-    for name, weight in _LORA.findall(prompt):
-        try:
-            loras.append((name.strip(), float(weight or 1)))
-        except ValueError:
-            message = f"the weight of <lora:{name}:{weight}> is not a number; expected <lora:NAME:0.8>."
-            raise InputError(message, argument="prompt", got=weight) from None
-    return (_LORA.sub("", prompt).strip() if loras else prompt), tuple(loras)
 
 
 def _size(fields: Fields, source: Image.Image | None, multiple: int, comments: list[str]) -> Size | None:

@@ -155,9 +155,11 @@ def test_settings_of_the_gallery_can_be_used_again(page):
 PROMPT = 'it\'s "a" $HOME `ring` \\ 100 %\nred'
 
 
-@pytest.fixture
-def code(page):
+@pytest.fixture(scope="module")
+def code(chromium, address):
     """The programs that the page shows for a prompt with every character that a shell or Python treats specially."""
+    context = chromium.new_context()
+    page = opened(context, address)
     page.fill("#prompt", PROMPT)
     page.fill("#steps-number", "2")
     page.fill("#seed", "5")
@@ -167,6 +169,7 @@ def code(page):
     for name in ("curl", "python", "cli"):
         page.click(f"#tab-{name}")
         texts[name] = page.locator("#code-text").text_content()
+    context.close()
     return texts
 
 
