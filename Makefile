@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
 ROOMS := $(shell find engine export kernels benchmarks -type d ! -name __pycache__ ! -path 'benchmarks/results*')
 
-.PHONY: demo test check fast-tests pooled-tests coverage lint docs format install train-demo clean
+.PHONY: demo test check fast-tests pooled-tests coverage lint docs format load install train-demo clean
 
 demo: install
 	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
@@ -41,6 +41,11 @@ lint: install
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+# The server under mixed traffic at 0.5, 1 and 2 times its capacity, two minutes each: `make load SECONDS=10` is a short one.
+SECONDS ?= 120
+load: install
+	$(BIN)/python -P -m calotype.benchmarks.load --seconds $(SECONDS) --output load.json
 
 # The theme prints a notice about other tools without this variable.
 docs: install
