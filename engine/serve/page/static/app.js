@@ -16,14 +16,11 @@ async function generate() {
   try {
     const body = form.read();
     form.keep();
-    $("generate").disabled = true;
     await jobs.submit(body);
     if (matchMedia("(max-width: 899px)").matches) $("stage").scrollIntoView({ behavior: "smooth", block: "start" });
   } catch (failure) {
     if (failure.status === 401) openSettings();
     complain(failure);
-  } finally {
-    $("generate").disabled = false;
   }
 }
 

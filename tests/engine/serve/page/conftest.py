@@ -5,7 +5,7 @@ import shutil
 import pytest
 
 import calotype
-from calotype.serve import Engine
+from calotype.serve import Engine, ModelCatalog
 from tests.helpers.server import serving
 
 
@@ -31,8 +31,9 @@ def context(chromium):
 
 
 @pytest.fixture(scope="module")
-def engine():
-    return Engine(calotype.load("demo", backend="fake", controlnet="demo-canny"))
+def engine(demo_folder):
+    models = {"default": calotype.load("demo", backend="fake", controlnet="demo-canny")}
+    return Engine(ModelCatalog(models, {"outline": demo_folder / "outline.safetensors"}))
 
 
 @pytest.fixture(scope="module")

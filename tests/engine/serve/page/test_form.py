@@ -15,7 +15,7 @@ from tests.helpers.server.chromium import decoded, drop, opened, png_of, posted
 
 sync_api = pytest.importorskip("playwright.sync_api", reason="needs playwright: pip install playwright")
 expect = sync_api.expect
-WEB_UI = """a red ring <lora:outline:0.5>
+WEB_UI = """a red ring <lora:outline:0.5> <lora:ink:0.8>
 Negative prompt: blurry, "dull"
 Steps: 12, Sampler: DPM++ 2M, Schedule type: Karras, CFG scale: 6.5, Seed: 18446744073709551615, Size: 160x128"""
 
@@ -127,11 +127,21 @@ def test_a_png_of_the_web_ui_fills_the_form(page, compressed):
     names = ("negative_prompt", "steps", "guidance_scale", "seed", "width", "sampler", "schedule")
     expected = ['blurry, "dull"', "12", "6.5", "18446744073709551615", "160", "dpm++2m", "karras"]
     assert [page.input_value(f"#{name}") for name in names] == expected
-    expect(page.locator(".toast")).to_contain_text("outline")  # a LoRA that this server does not have
+    expect(page.locator(".toast")).to_contain_text("ink")  # a LoRA that this server does not have
+    assert page.get_by_label("Weight of outline").input_value() == "0.5"
     sent = []
     page.on("request", lambda request: sent.append(request.post_data))
     posted(page, lambda: generate(page))
     assert any('"seed":18446744073709551615' in (data or "") for data in sent)
+
+
+def test_loras_have_weights(page):
+    page.click("#lora-group summary")
+    page.select_option("#lora-add", "outline")
+    page.get_by_label("Weight of outline").fill("-0.5")
+    assert posted(page, lambda: generate(page))["loras"] == [{"name": "outline", "weight": -0.5}]
+    page.get_by_label("Remove outline").click()
+    assert "loras" not in posted(page, lambda: generate(page))
 
 
 def test_a_png_without_settings_is_offered_as_an_image(page):
@@ -141,15 +151,18 @@ def test_a_png_without_settings_is_offered_as_an_image(page):
 
 
 def test_settings_of_the_gallery_can_be_used_again(page):
-    page.fill("#prompt", "first")
+    first = '<img src="x" onerror="throw 1">'  # which the page shows as text
+    page.fill("#prompt", first)
     page.fill("#seed", "3")
     generate(page)
     expect(page.locator(".thumb")).to_have_count(1)
     page.fill("#prompt", "second")
     page.fill("#seed", "")
     page.click(".thumb")
+    expect(page.locator("#viewer-meta .meta-prompt dd")).to_have_text(first)
     page.click("#viewer-reuse")
-    assert (page.input_value("#prompt"), page.input_value("#seed")) == ("first", "3")
+    assert (page.input_value("#prompt"), page.input_value("#seed")) == (first, "3")
+    assert page.errors == []
 
 
 PROMPT = 'it\'s "a" $HOME `ring` \\ 100 %\nred'

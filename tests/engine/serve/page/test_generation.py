@@ -52,6 +52,7 @@ def test_it_generates_images_with_the_settings_of_the_form(page):
     }
     assert body.items() >= expected.items()
     expect(page.locator(".result img")).to_have_count(2)
+    expect(page.locator("#announce")).to_have_text("2 images are ready.")
     page.locator(".thumb").first.click()
     expect(page.locator("#viewer-meta .meta-seed dd")).to_have_text("8")
     assert page.errors == []
