@@ -1,6 +1,7 @@
 """The engine loop takes jobs from many threads: their images, cancellation, limits."""
 
 import asyncio
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -36,7 +37,8 @@ def test_updates_end_with_the_result(engine):
     async def watch():
         return [status async for status in job.updates()]
 
-    seen = asyncio.run(watch())
+    with ThreadPoolExecutor(1) as thread:  # a loop may run in this one: that of a browser's driver
+        seen = thread.submit(asyncio.run, watch()).result()
     assert seen[-1].state == "done"
     assert seen[-1].result is not None
     assert [status.version for status in seen] == sorted({status.version for status in seen})
