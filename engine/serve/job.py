@@ -123,7 +123,7 @@ class Job:
 
     async def updates(self) -> AsyncIterator[JobStatus]:
         """Yield the status now and after changes, until the job has ended. Skips what a slow reader missed."""
-        loop, changed = asyncio.get_running_loop(), asyncio.Event()
+        loop, changed, seen = asyncio.get_running_loop(), asyncio.Event(), -1
 
         def listen() -> None:
             loop.call_soon_threadsafe(changed.set)
@@ -134,7 +134,9 @@ class Job:
             while True:
                 changed.clear()
                 status = self._status
-                yield status
+                if status.version != seen:  # the listener may be late, for a status that was read already
+                    seen = status.version
+                    yield status
                 if status.is_final:
                     return
                 if self._status.version == status.version:
