@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -110,9 +110,18 @@ def _generate(
     if prompts is not None and prompt is not None:
         raise InputError("pass a prompt or --prompts, not both.", argument="prompts", got=str(prompts))
     lines = [("", {})] if prompts is None else read_prompts(prompts)
-    parts = {"controlnet": controlnet or [], "lora": lora or recorded.loras, "vae": vae, "offline": offline}
-    parts |= {"textual_inversion": textual_inversion or [], "unet": unet, "lora_folder": lora_folder}
-    pipe = _load(which, recorded.backend if backend is None else backend, parts)
+    parts = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "textual_inversion": textual_inversion or []}
+    weights = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
+
+    def check(pipe: Pipeline) -> None:
+        """Raise what is wrong with the arguments before the networks are traced."""
+        if prompts is None and "prompt" not in arguments and pipe.plan.prompting.states:
+            raise _no_prompt()
+        for place, line in lines:
+            with _at(place):
+                pipe.stream(**{**arguments, **line})  # checks its arguments, and does no work
+
+    pipe = _load(check, which, recorded.backend if backend is None else backend, parts, weights)
     if model is not None:
         remember_model(model)
     if model is None and recorded.fingerprint not in (None, pipe.plan.fingerprint):
@@ -121,8 +130,6 @@ def _generate(
             f"now has {pipe.plan.model_id}. Pass --model to use it anyway.",
             argument="model",
         )
-    if prompts is None and "prompt" not in arguments and pipe.plan.prompting.states:
-        raise _no_prompt()
     if recorded.foreign and pipe.plan.prompting.pooled and "clip_skip" not in passed:
         arguments.pop("clip_skip", None)  # the web UI skips no layers of such a model
     _echo_notes(recorded.notes)
@@ -153,11 +160,8 @@ def _echo_notes(notes: Iterable[str]) -> None:
 
 
 def _results(pipe: Pipeline, arguments: Mapping[str, Any], lines: Sequence[Line]) -> Iterator[Result]:
-    """Run a call for each line, after a check of all. The seed counts up over all images."""
+    """Run a call for each line. The seed counts up over all images."""
     seed = arguments.get("seed")
-    for place, line in lines if len(lines) > 1 else ():
-        with _at(place):
-            pipe.stream(**{**arguments, **line})  # checks its arguments, and does no work
     for i, (place, line) in enumerate(lines):
         name = f"generating {i + 1}/{len(lines)}" if len(lines) > 1 else "generating"
         with _at(place):
@@ -193,11 +197,13 @@ def _values(passed: Mapping[str, Any]) -> dict[str, Any]:
     return values
 
 
-def _load(model: str, backend: str, parts: Mapping[str, Any]) -> Pipeline:
-    from .loading import load
+def _load(
+    check: Callable[[Pipeline], None], model: str, backend: str, parts: Mapping[str, Any], weights: Mapping[str, Any]
+) -> Pipeline:
+    from .loading import load_checked
 
     names = [n.strip() for n in backend.split(",") if n.strip()]
-    return load(model, backend=names[0] if len(names) == 1 else names, **parts)
+    return load_checked(check, model, names[0] if len(names) == 1 else names, parts, **weights)
 
 
 def _with_progress(pipe: Pipeline, arguments: dict[str, Any], name: str) -> Result:

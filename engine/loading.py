@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,12 +66,30 @@ def load(
         InputError: `model` is a plan, and `controlnet`, `vae`, `unet` or `textual_inversion` is set: a plan contains
             its own.
     """
+    parts = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
+    return load_checked(lambda _: None, model, backend, parts, lora=lora, lora_folder=lora_folder, offline=offline)
+
+
+def load_checked(
+    check: Callable[[Pipeline], None],
+    model: str | Path,
+    backend: str | Sequence[str],
+    parts: Mapping[str, Any],
+    *,
+    lora: LoraLike,
+    lora_folder: str | Path | None,
+    offline: bool,
+) -> Pipeline:
+    """Load a model as `load` does. `check` gets the pipeline before its networks are traced and opened."""
     loras = parse_loras(lora)  # a missing file raises before the work
-    extras = {"controlnet": _as_list(controlnet), "vae": vae, "textual_inversion": _as_list(textual_inversion)}
-    extras["unet"] = unet
+    words, nets = _as_list(parts["textual_inversion"]), _as_list(parts["controlnet"])
+    extras = {"controlnet": nets, "vae": parts["vae"], "textual_inversion": words, "unet": parts["unet"]}
     pipe = _load_plan(model, backend, extras) if is_plan(model) else _trace_model(model, backend, extras, offline)
-    if lora_folder is not None:
-        pipe._generator.prompt_tags = PromptTags(lora_folder)
+    tags = None if lora_folder is None else PromptTags(lora_folder)
+    check(pipe)
+    pipe._components.open_used(pipe.plan)
+    if tags is not None:
+        pipe._generator.prompt_tags = tags
     if loras:
         pipe.set_lora([(each.path, each.weight) for each in loras])  # `lora` may be a generator, which is used up
     return pipe
@@ -89,7 +107,7 @@ def _load_plan(model: str | Path, backend: str | Sequence[str], extras: Mapping[
         check_token_ids(tokenizer, checked(name, name, config)["vocab_size"], folder / name)
     reason = incompatibility_reason(plan)
     refused = {plan.backend: reason} if plan.backend and reason else {}
-    return Pipeline(plan, choose(backend, first=plan.backend, refused=refused))
+    return Pipeline(plan, choose(backend, first=plan.backend, refused=refused), opens=False)
 
 
 def _trace_model(model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any], offline: bool) -> Pipeline:
@@ -100,7 +118,7 @@ def _trace_model(model: str | Path, backend: str | Sequence[str], extras: Mappin
     nets, vae, words, unet = extras.values()
     parts = {"controlnets": nets, "vae": vae, "unet": unet, "words": words}
     lazy = prepare_lazily(model, **parts, offline=offline, forms=choice.forms)
-    return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component))
+    return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component), opens=False)
 
 
 def _as_list(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:

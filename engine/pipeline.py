@@ -41,13 +41,14 @@ class Pipeline(Fitting, Resources, Described, KnownAttributes):
     plan: Plan
     """The model as data: its components, sizes and schedulers, and where it came from."""
 
-    def __init__(self, plan: Plan, components: Components | BackendSelection) -> None:
+    def __init__(self, plan: Plan, components: Components | BackendSelection, *, opens: bool = True) -> None:
         self.plan = plan
         self._components = components if isinstance(components, Components) else Components(plan, components)
         self._generator = ImageGenerator(plan, self._components)
         self._guard = forks.Lock()
         self._active: weakref.WeakSet[threading.Event] = weakref.WeakSet()
-        self._components.open_used(plan)
+        if opens:
+            self._components.open_used(plan)
 
     def __call__(self, prompt: Any = None, **arguments: Any) -> Result:
         """Generate images.

@@ -57,7 +57,8 @@ class Components:
 
     def open_used(self, plan: Plan) -> None:
         """Open the components that every call uses. The first call that needs another one opens it."""
-        for name in (*plan.tokenizers, "unet", "vae_decoder"):
+        encodes = ("vae_encoder",) if plan.image_input is not None and plan.image_input.encodes else ()
+        for name in (*plan.tokenizers, "image_encoder", "unet", "vae_decoder", *encodes):
             if name in plan.components:
                 self(name)
 

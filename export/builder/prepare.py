@@ -53,9 +53,10 @@ def prepare(
 
 @dataclass(frozen=True, kw_only=True)
 class LazyPlan:
-    """A plan without the traces that text-to-image does not need; `component` makes them."""
+    """A plan without the traces that the store lacks; `component` makes them."""
 
     plan: Plan
+    components: dict[str, PlannedComponent]  # those of the plan
     source: Source
     family: Family
     forms: Collection[str]
@@ -72,28 +73,26 @@ class LazyPlan:
         described = self.family.components[name]
         if not trace_step(described, self.source).is_stored:
             self.source.check_unchanged(name)
-        return planned(described, self.source, self.family.profile, self.forms)
+        component = planned(described, self.source, self.family.profile, self.forms)
+        self.components[name] = component  # the plan then says what runs
+        return component
 
 
 def prepare_lazily(model: str | Path, *, forms: Collection[str] = ("onnx",), **parts: Any) -> LazyPlan:
-    """Return the plan of `prepare` without the traces that text-to-image does not need.
+    """Return the plan of `prepare` without traces: each is made when its component is opened.
 
     A trace that is in the store is in the plan. Engines (`COMPILED`) are all built immediately.
     """
     source, family = _described(model, forms=forms, **parts)
     later: set[str] = set()
     if set(forms) == {"onnx"}:
-        takes = family.image_input
-        first = {*source.tokenizers, "image_encoder", "unet", "vae_decoder"}
-        first |= {"vae_encoder"} if takes is not None and takes.encodes else set()
-        rest = {name: c for name, c in family.components.items() if name not in first}
-        later = {name for name, component in rest.items() if not trace_step(component, source).is_stored}
+        later = {name for name, each in family.components.items() if not trace_step(each, source).is_stored}
     components = {
         name: reference(c, source) if name in later else planned(c, source, family.profile, forms)
         for name, c in family.components.items()
     }
     plan = plan_of(source, family, components)
-    return LazyPlan(plan=plan, source=source, family=family, forms=forms, later=later)
+    return LazyPlan(plan=plan, components=components, source=source, family=family, forms=forms, later=later)
 
 
 def _described(

@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from calotype.errors import InputError, SamplerError
 from calotype.images.png import image_from_pixels, settings_of
 from calotype.request.request import Request
 from tests.helpers import fork_server
@@ -229,13 +230,30 @@ def test_options_of_load(monkeypatch, fake, tmp_path):
     from calotype import cli
 
     loads = []
-    monkeypatch.setattr("calotype.loading.load", lambda model, **more: loads.append((model, more)) or fake)
+
+    def load(check, model, backend, parts, **more):
+        loads.append((model, {"backend": backend, **parts, **more}))
+        return fake
+
+    monkeypatch.setattr("calotype.loading.load_checked", load)
     more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--vae", "tiny"]
     more += ["--textual-inversion", "b.safetensors:<b>", "--offline"]
     cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
     arguments = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
     arguments |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True, "unet": None, "lora_folder": None}
     assert loads == [("demo", arguments)]
+
+
+@pytest.mark.parametrize("wrong", [("--width", 13), ("--scheduler", "eulr"), ("--image-guidance-scale", 2)])
+def test_wrong_arguments_raise_before_the_networks_are_opened(wrong, monkeypatch, tmp_path):
+    from calotype import cli
+
+    def opened(self, plan):
+        raise AssertionError("opened")
+
+    monkeypatch.setattr("calotype.backends.components.Components.open_used", opened)
+    with pytest.raises((InputError, SamplerError)):
+        cli.app(["generate", "x", *map(str, wrong), "-o", str(tmp_path / "x.png")], standalone_mode=False)
 
 
 def test_the_help_has_the_defaults_of_request():

@@ -1,4 +1,4 @@
-"""Lazy traces: components that text-to-image does not need are traced at their first use."""
+"""Lazy traces: a component is traced when it is opened, and what text-to-image does not need at its first use."""
 
 import shutil
 import threading
@@ -10,6 +10,7 @@ from PIL import Image
 
 import calotype
 from calotype.errors import BackendError, CheckError, SourceError
+from calotype.export import prepare_lazily
 from calotype.export.onnx import trace_step as tracing
 
 IMAGE = Image.new("RGB", (64, 64), (200, 40, 40))
@@ -62,6 +63,13 @@ def test_the_vae_encoder_is_traced_for_the_first_input_image(model, traces, caps
     assert pipe.component("vae_encoder").runner.backend == backend
     calotype.load(model, backend=backend).encode(IMAGE)
     assert traces == ["vae_encoder"]
+
+
+def test_nothing_is_traced_before_the_networks_are_opened(model, traces, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / "empty"))
+    lazy = prepare_lazily(model)
+    assert set(lazy.later) == set(lazy.plan.components)
+    assert traces == []
 
 
 def test_eager_traces_nothing(model, traces):

@@ -255,7 +255,7 @@ class Service:
         self.metrics.refused.labels(reason).inc()
 
     async def warm_up(self) -> None:
-        """Open the models of `preload` and generate a small image with each. The service is ready after that."""
+        """Open the models of `preload` and generate images with each. The service is ready after that."""
         begin = time.monotonic()
         try:
             for name in (self.settings.preload or self.engine.catalog.names[:1]) if self.engine.is_local else ():
@@ -269,13 +269,14 @@ class Service:
 
     async def _warm_up(self, name: str) -> None:
         model = self.engine.catalog.check_name(name)
-        profile = (await to_thread.run_sync(self.engine.catalog.open, model)).plan.profile
-        size = {"width": profile.width.min, "height": profile.height.min}
-        request = JobRequest(prompt="warm-up", arguments={**size, "steps": 2, "seed": 0}, model=model)
+        await to_thread.run_sync(self.engine.catalog.open, model)
+        request = JobRequest(prompt="warm-up", arguments={"steps": 2, "seed": 0}, model=model)
         try:
-            job = await to_thread.run_sync(self.engine.submit, request)
-            await _end_of(job)
-            job.result(0)
+            for count in (1, 2):  # alone and together: a backend compiles for each
+                jobs = [await to_thread.run_sync(self.engine.submit, request) for _ in range(count)]
+                for job in jobs:
+                    await _end_of(job)
+                    job.result(0)
         except InputError as error:  # a model that takes no text, or needs an image
             log("not warmed up", {"model": name, "message": str(error)})
 
