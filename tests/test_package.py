@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -75,11 +76,27 @@ def test_a_plan_runs_in_an_environment_without_torch(wheel, saved_plan, tmp_path
     assert not packages(python) & {"torch", "diffusers", "transformers", "onnx", "scipy", "safetensors"}
 
 
-def test_a_fresh_environment_generates_an_image(wheel, pipe, tmp_path):
-    python = environment(tmp_path / "env", f"{wheel}[build,cpu]")
+def test_a_fresh_environment_generates_an_image_and_serves(wheel, pipe, tmp_path):
+    """The install step and the command of the container's Dockerfile."""
+    (extras,) = re.findall(r"^ARG EXTRAS=(.+)$", (ROOT / "deploy" / "Dockerfile").read_text(), re.MULTILINE)
+    python = environment(tmp_path / "env", f"{wheel}[{extras}]")
     version = subprocess.run([python.with_name("calotype"), "--version"], capture_output=True, text=True, check=True)
     assert version.stdout.startswith("calotype")
     generate(python, "a red ring on a white background", "--seed", "1", "--steps", "4")
     installed = packages(python)
     assert "pytest" not in installed
     assert not {n for n in installed if n.startswith(("nvidia", "triton"))}  # no GPU packages on a CPU machine
+    assert_serves(python, tmp_path)
+
+
+def assert_serves(python, tmp_path):
+    """Start the server with the container's configuration, wait for its warm-up, and end it."""
+    command = [python.with_name("calotype"), "serve", "--config", ROOT / "deploy" / "serve.toml", "--port", "0"]
+    command += ["--host", "127.0.0.1", "--files-folder", tmp_path / "files"]
+    server = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, cwd=tmp_path)
+    events = []
+    while events[-1:] != ["ready"] and (line := server.stderr.readline()):
+        events.append(json.loads(line)["event"])
+    server.terminate()
+    server.communicate(timeout=60)
+    assert (events[-1], server.returncode) == ("ready", 0)

@@ -50,7 +50,7 @@ def draw(source: random.Random, kinds: tuple[str, ...] = _KINDS) -> Call:
         return Call(kind=kind, path="/v1/images/generations", body=body, streams=streams)
     body = {**common, **more, "steps": steps, "preview_every": source.choice((0, 4))}
     if kind == "image to image":
-        body |= {"image": _image(source, side), "strength": source.choice((0.3, 0.8))}
+        body |= {"image": _image(source, side), "strength": source.choice((0.5, 0.8))}
     else:
         body |= {"width": side, "height": side}
     return Call(kind=kind, path="/jobs", body=body, is_job=True)

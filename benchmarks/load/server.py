@@ -15,7 +15,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-START_S = 120.0
+START_S = 300.0  # a first start traces and compiles the model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,11 @@ class Server:
         command = [sys.executable, "-P", "-m", "calotype", "serve", "--port", "0", *options]
         with log.open("wb") as stream:
             self.process = subprocess.Popen(command, stdout=stream, stderr=stream)
-        self.address = self._address()
+        try:
+            self.address = self._address()
+        except BaseException:
+            self.kill()
+            raise
 
     def wait_until_ready(self) -> None:
         """Wait for the end of the warm-up. Raises `RuntimeError` with the log's end."""

@@ -73,6 +73,6 @@ def test_a_published_config_gives_the_image_of_diffusers(demo_folder, tmp_path, 
 
 def test_a_model_without_a_middle_block_is_traced(demo_folder, tmp_path):
     """One trace serves both backends."""
-    pipe, inputs = pipeline_of("Segmind-Vega", demo_folder, tmp_path)
+    pipe, inputs = pipeline_of("BK-SDM small", demo_folder, tmp_path)
     for backend in ("onnxruntime", "openvino"):
         assert compare(pipe, inputs, backend=backend) >= 50, backend

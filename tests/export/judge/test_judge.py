@@ -76,7 +76,7 @@ def test_parse_rejects_what_no_scene_has(caption):
 
 
 @pytest.mark.parametrize(
-    ("count", "blur", "minimum"), [(1000, None, 0.99), (300, GENERATED, 0.97)], ids=["clean", "degraded"]
+    ("count", "blur", "minimum"), [(400, None, 0.99), (150, GENERATED, 0.97)], ids=["clean", "degraded"]
 )
 def test_true_captions_pass_and_changed_ones_do_not(count, blur, minimum):
     rates = measure(range(count), blur)
