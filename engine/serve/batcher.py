@@ -121,7 +121,9 @@ class Batcher:
         if not ready:
             return []
         (first, head), *_ = ready
-        key, limit = head.key, max(self._width(first), head.images)
+        key, limit = head.key, head.images
+        if len(ready) > 1 and (self._settings.max_slots is not None or self._costs.pays_together(first.kind)):
+            limit = max(limit, self._width(first))
         batch: list[tuple[Ticket, Slot]] = []
         for ticket, slot in ready:
             if slot.key == key and slot.images <= limit:

@@ -7,12 +7,16 @@ Each job of a higher priority counts as if it had come earlier.
 
 from __future__ import annotations
 
+import statistics
+from collections import Counter, defaultdict, deque
 from collections.abc import Hashable
 
 PRIORITY_S = 60.0  # how much earlier a job of the next priority counts
 _STRETCH = 1.0  # seconds by which a second of work moves a job back
 _FIRST_GUESS_S = 0.05  # of one image's step, before any ran
 _NEW_SHARE = 0.2  # of the newest step in the running mean
+_SAMPLES = 7  # steps whose median tells what a batch costs
+_AGAIN = 64  # steps after which the slower way is measured once more
 
 
 class Costs:
@@ -21,12 +25,27 @@ class Costs:
     def __init__(self) -> None:
         self._of_kind: dict[Hashable, float] = {}
         self._last = _FIRST_GUESS_S
+        self._samples: defaultdict[Hashable, deque[float]] = defaultdict(lambda: deque(maxlen=_SAMPLES))
+        self._questions: Counter[Hashable] = Counter()
 
     def learn(self, kind: Hashable, images: int, seconds: float) -> None:
         """Take the seconds of a step of several images. `kind` is what the cost depends on: model and size."""
         each = seconds / images
+        self._samples[kind, images > 1].append(each)
         known = self._of_kind.get(kind)
         self._last = self._of_kind[kind] = each if known is None else known + _NEW_SHARE * (each - known)
+
+    def pays_together(self, kind: Hashable) -> bool:
+        """Return whether images run faster together than one after another, as the last steps of both ways were.
+
+        That depends on the machine: on some, one image keeps all cores busy, and on others each core waits for others.
+        """
+        together, alone = self._samples[kind, True], self._samples[kind, False]
+        if len(together) < _SAMPLES or len(alone) < _SAMPLES:
+            return len(together) < _SAMPLES
+        self._questions[kind] += 1
+        pays = statistics.median(together) < statistics.median(alone)
+        return pays if self._questions[kind] % _AGAIN else not pays
 
     def step_s(self, kind: Hashable) -> float:
         """Return the expected seconds of a step of one image."""

@@ -13,7 +13,8 @@ class EngineSettings:
         max_waiting: The largest number of jobs that wait. A further one raises `QueueFullError`.
         max_waiting_bytes: The largest size of the input images of the jobs that wait.
         kept_jobs: The number of finished jobs whose results stay, for clients that ask later.
-        max_slots: The largest number of images in one call of the U-Net; None is what the backend makes the best of.
+        max_slots: The number of images that run together; None measures whether that is faster than one after another,
+            up to the number of the backend.
     """
 
     max_waiting: int = 256

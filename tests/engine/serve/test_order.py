@@ -10,7 +10,7 @@ import calotype
 from calotype.backends.fake import FakeRunner
 from calotype.errors import DeadlineError, QueueFullError
 from calotype.serve import Engine, EngineSettings, JobRequest
-from calotype.serve.costs import PRIORITY_S, rank_of
+from calotype.serve.costs import PRIORITY_S, Costs, rank_of
 
 
 @pytest.fixture(scope="module")
@@ -77,6 +77,16 @@ def test_no_job_waits_forever():
     assert rank_of(arrival=1.0, work_s=1.0, priority=0) < long
     assert rank_of(arrival=31.0, work_s=0.1, priority=0) > long
     assert rank_of(arrival=31.0 + PRIORITY_S, work_s=0.1, priority=1) > long
+
+
+@pytest.mark.parametrize(("together_s", "pays"), [(0.5, True), (2.0, False)])
+def test_the_faster_way_is_measured(together_s, pays):
+    costs, ways = Costs(), []
+    for _ in range(100):
+        ways.append(costs.pays_together("kind"))
+        costs.learn("kind", 2 if ways[-1] else 1, 2 * together_s if ways[-1] else 1.0)
+    assert {True, False} == set(ways)  # both were measured
+    assert ways[50:].count(pays) >= 48
 
 
 def test_waiting_jobs_know_their_places(one_at_a_time):
