@@ -1,8 +1,9 @@
 """What steps cost, and the order of jobs that follows from it.
 
-Jobs run in the order of their ranks: the moment of arrival plus the expected seconds of work. So a short job overtakes
-a longer one that came a little earlier, and no job waits forever: a job that comes later than that has a higher rank.
-Each job of a higher priority counts as if it had come earlier.
+Jobs run in the order of their ranks: the moment of arrival plus the expected seconds of work beyond the first second. So
+a short job overtakes a longer one that came a little earlier, and no job waits forever: a job that comes later than that
+has a higher rank. Jobs of less than a second run in the order in which they came: to overtake would only make the
+slowest answers slower. A job of a higher priority counts as if it had come earlier.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from collections import Counter, defaultdict, deque
 from collections.abc import Hashable
 
 PRIORITY_S = 60.0  # how much earlier a job of the next priority counts
-_STRETCH = 1.0  # seconds by which a second of work moves a job back
+_SHORT_S = 1.0  # work that moves no job back
 _FIRST_GUESS_S = 0.05  # of one image's step, before any ran
 _NEW_SHARE = 0.2  # of the newest step in the running mean
 _SAMPLES = 7  # steps whose median tells what a batch costs
@@ -60,4 +61,4 @@ def rank_of(arrival: float, work_s: float, priority: int) -> float:
         work_s: The expected seconds of work.
         priority: Its priority.
     """
-    return arrival + _STRETCH * work_s - PRIORITY_S * priority
+    return arrival + max(0.0, work_s - _SHORT_S) - PRIORITY_S * priority
