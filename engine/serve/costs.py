@@ -1,8 +1,8 @@
 """What steps cost, and the order of jobs that follows from it.
 
-Jobs run in the order of their ranks: the moment of arrival plus the expected seconds of work beyond the first second. So
-a short job overtakes a longer one that came a little earlier, and no job waits forever: a job that comes later than that
-has a higher rank. Jobs of less than a second run in the order in which they came: to overtake would only make the
+Jobs run in the order of their ranks: the moment of arrival plus the expected seconds of work beyond the first second.
+So a short job overtakes a longer one that came a little earlier, and no job waits forever: a job that comes later than
+that has a higher rank. Jobs of less than a second run in the order in which they came: to overtake would only make the
 slowest answers slower. A job of a higher priority counts as if it had come earlier.
 """
 
