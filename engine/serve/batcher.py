@@ -77,11 +77,12 @@ class Batcher:
             lane = self._lane(ticket.model)
             if changed_s := lane.enter(ticket.weights):
                 self.observer.weights_changed(ticket.model, changed_s)
+            ticket.lane = lane
             lane.tickets += 1
-            ticket.start(lane, self._largest(lane))
+            ticket.start(self._largest(lane))
             self._open_slots(ticket)
         except Exception as failed:
-            self._end(ticket, _plain(failed))
+            self._end(ticket, plain_error(failed))
 
     def step(self) -> bool:
         """Run one call of the U-Net for the jobs that rank first. Return whether a job ended."""
@@ -107,9 +108,10 @@ class Batcher:
             self.observer.stepped(first.model, images, taken_s)
         return len(self.running) < before
 
-    def forget(self, model: str) -> None:
-        """Let go of a model that is closed."""
-        self._lanes.pop(model, None)
+    def end_all(self, error: CalotypeError) -> None:
+        """End all running jobs with an error."""
+        for ticket in tuple(self.running):
+            self._end(ticket, error)
 
     def _next_batch(self) -> list[tuple[Ticket, Slot]]:
         """Return the slot that ranks first, and those after it whose calls can run together with its call."""
@@ -140,7 +142,7 @@ class Batcher:
                 ticket.leave(slot)
                 self._open_slots(ticket)
         except Exception as failed:
-            self._end(ticket, _plain(failed))
+            self._end(ticket, plain_error(failed))
             return
         if ticket.is_done:
             self._end(ticket)
@@ -160,7 +162,8 @@ class Batcher:
         self._catalog.release(ticket.model)
 
     def _lane(self, model: str) -> Lane:
-        pipe = self._catalog.open(model)
+        pipe = self._catalog.loaded(model)
+        assert pipe is not None  # each of its jobs holds it
         lane = self._lanes.get(model)
         if lane is None or lane.pipe is not pipe:
             lane = self._lanes[model] = Lane(model, pipe)
@@ -183,17 +186,17 @@ class Batcher:
 
     def _has_room(self, ticket: Ticket) -> bool:
         """Return whether the memory is enough for one more image of this job."""
-        free, call = available_bytes(), ticket.call
-        if free is None or call is None or self._catalog.on_gpu(ticket.model):
+        free, call, pipe = available_bytes(), ticket.call, self._catalog.loaded(ticket.model)
+        if free is None or call is None or pipe is None or self._catalog.on_gpu(ticket.model):
             return True
-        plan: Plan = self._catalog.open(ticket.model).plan
+        plan: Plan = pipe.plan
         size = {"height": call.request.height, "width": call.request.width}
         sizes = plan.profile.sizes(batch=1, **size)
         history = 4 * (call.total + 2) * math.prod(plan.latents.shape(sizes))
         return history + peak_bytes(plan.loads, batch=1, **size, guided=call.request.guided) < free
 
 
-def _plain(failed: Exception) -> CalotypeError:
+def plain_error(failed: Exception) -> CalotypeError:
     """Return an error that a client may see."""
     if isinstance(failed, CalotypeError):
         return failed

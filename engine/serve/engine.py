@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from ..errors import CalotypeError, Cancelled, QueueFullError
 from ..pipeline import Pipeline
-from .batcher import Batcher
+from .batcher import Batcher, plain_error
 from .catalog import Loader, ModelCatalog
 from .costs import Costs
 from .job import Job, JobRequest
@@ -143,8 +143,8 @@ class Engine:
                 if isinstance(opened, CalotypeError):
                     raise opened
                 ticket.check(opened)
-            except CalotypeError as failed:
-                self._leave(ticket, failed)
+            except Exception as failed:
+                self._leave(ticket, plain_error(failed))
         with self._wake:
             self._order()
             self._wake.notify_all()
@@ -193,9 +193,13 @@ class Engine:
                     self._order()
             for ticket in late:
                 self._leave(ticket, ticket.late_error())
-            for ticket in starting:
-                self._batcher.start(ticket)
-            ended = self._batcher.step()
+            try:
+                for ticket in starting:
+                    self._batcher.start(ticket)
+                ended = self._batcher.step()
+            except Exception as failed:  # an error of the loop itself must not leave clients waiting
+                self._batcher.end_all(plain_error(failed))
+                ended = True
             if ended:
                 self._forget_old()
 
@@ -206,6 +210,8 @@ class Engine:
 
     def _forget_old(self) -> None:
         with self._wake:
-            ended = [job for job in self._jobs.values() if job.status.is_final]
-            for job in ended[: max(0, len(ended) - self.settings.kept_jobs)]:
-                del self._jobs[job.id]
+            kept, kept_bytes = 0, 0
+            for job in [job for job in reversed(self._jobs.values()) if job.status.is_final]:
+                kept, kept_bytes = kept + 1, kept_bytes + job.status.result_bytes
+                if kept > self.settings.kept_jobs or kept_bytes > self.settings.kept_bytes:
+                    del self._jobs[job.id]

@@ -11,6 +11,7 @@ import secrets
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -78,6 +79,12 @@ class JobStatus:
     result: Result | None = None
 
     @property
+    def result_bytes(self) -> int:
+        """The size of the result's images."""
+        images = [] if self.result is None else self.result.images
+        return int(images.nbytes) if hasattr(images, "nbytes") else sum(3 * each.width * each.height for each in images)
+
+    @property
     def is_final(self) -> bool:
         """Whether the job has ended."""
         return self.state in FINAL
@@ -126,7 +133,8 @@ class Job:
         loop, changed, seen = asyncio.get_running_loop(), asyncio.Event(), -1
 
         def listen() -> None:
-            loop.call_soon_threadsafe(changed.set)
+            with suppress(RuntimeError):  # the reader's event loop was closed
+                loop.call_soon_threadsafe(changed.set)
 
         with self._changed:
             self._listeners.add(listen)

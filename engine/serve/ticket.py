@@ -99,11 +99,12 @@ class Ticket:
         message = f"the job did not end within {limit:g} s: {status.step} of {status.total} steps were done."
         return DeadlineError(message, step=status.step, total=status.total)
 
-    def start(self, lane: Lane, largest: int | None) -> None:
-        """Divide the job into batches of at most `largest` images."""
+    def start(self, largest: int | None) -> None:
+        """Divide the job into batches of at most `largest` images. Its lane is set."""
         assert self.call is not None
+        assert self.lane is not None
         largest = None if self.call.request.generators else largest  # one generator draws for all images in order
-        self.lane, self._parts = lane, deque(lane.pipe._generator.parts(self.call, largest))
+        self._parts = deque(self.lane.pipe._generator.parts(self.call, largest))
         self._count = len(self._parts)
         self.job.update(state="running", place=0, total=sum(part.total for part in self._parts))
 

@@ -86,3 +86,29 @@ def test_an_ended_job_holds_neither_its_inputs_nor_the_frames_of_its_error(engin
     assert late.status.error.__traceback__ is None
     assert done.request.arguments == late.request.arguments == {}
     assert done.status.preview == ()
+
+
+def test_old_results_are_dropped_by_their_size(fake_pipe):
+    size = 3 * 64 * 64
+    engine = Engine(fake_pipe, EngineSettings(kept_bytes=2 * size))
+    small = {"steps": 1, "width": 64, "height": 64}
+    jobs = [engine.submit(JobRequest(prompt="a red ring", arguments=small)) for _ in range(5)]
+    for job in jobs:
+        job.result(30)
+    engine.close()
+    assert [engine.job(job.id) is job for job in jobs] == [False, False, False, True, True]
+
+
+def test_an_error_of_the_loop_ends_its_jobs(fake_pipe, monkeypatch):
+    engine = Engine(fake_pipe)
+    job = engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 1000}))
+
+    def broken():
+        raise KeyError("broken")
+
+    monkeypatch.setattr(engine._batcher, "_next_batch", broken)
+    with pytest.raises(calotype.CalotypeError, match="internal"):
+        job.result(30)
+    monkeypatch.undo()
+    assert engine.submit(JobRequest(prompt="a red ring", arguments={"steps": 1})).result(30)
+    engine.close()
