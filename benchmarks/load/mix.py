@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import base64
 import io
+import itertools
 import random
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +14,7 @@ from PIL import Image
 
 _SCHEDULERS = ("euler", "ddim", "dpm++2m-karras", "euler-a", "unipc")
 _SUBJECTS = ("a red ring", "a small blue square", "a green star on a white background", "a yellow heart")
+_SIDES, _STEPS = (64, 96, 128), (2, 4, 8, 20)
 _KINDS = ("jobs", "jobs", "openai", "openai-stream", "image to image", "a1111")  # as often as they are listed
 
 
@@ -34,15 +37,27 @@ class Call:
     streams: bool = False
 
 
-def draw(source: random.Random, kinds: tuple[str, ...] = _KINDS) -> Call:
+def draw(source: random.Random) -> Call:
     """Return a call at random."""
-    kind, side = source.choice(kinds), source.choice((64, 96, 128))
-    prompt, steps = source.choice(_SUBJECTS), source.choice((2, 4, 8, 20))
+    scheduler, steps = source.choice(_SCHEDULERS), source.choice(_STEPS)
+    return _call(source, source.choice(_KINDS), source.choice(_SIDES), scheduler, steps)
+
+
+def every() -> Iterator[Call]:
+    """Yield calls with every kind and side, and with every scheduler and number of steps."""
+    source = random.Random(0)
+    yield from (_call(source, kind, side, "euler", 4) for kind in dict.fromkeys(_KINDS) for side in _SIDES)
+    for kind, scheduler, steps in itertools.product(("jobs", "image to image"), _SCHEDULERS, _STEPS):
+        yield _call(source, kind, 64, scheduler, steps)
+
+
+def _call(source: random.Random, kind: str, side: int, scheduler: str, steps: int) -> Call:
+    prompt = source.choice(_SUBJECTS)
     common = {"prompt": prompt, "seed": source.randrange(1 << 32)}
     if kind == "a1111":
         sizes = {"width": side, "height": side, "cfg_scale": 5}
         return Call(kind=kind, path="/sdapi/v1/txt2img", body={**common, **sizes, "steps": steps})
-    more: dict[str, Any] = {"scheduler": source.choice(_SCHEDULERS), "guidance_scale": source.choice((1.0, 5.0))}
+    more: dict[str, Any] = {"scheduler": scheduler, "guidance_scale": source.choice((1.0, 5.0))}
     if kind.startswith("openai"):
         body = {**common, **more, "size": f"{side}x{side}", "num_inference_steps": steps, "response_format": "b64_json"}
         streams = kind == "openai-stream"
