@@ -10,6 +10,7 @@ from typing import Any
 import uvicorn
 from anyio import to_thread
 
+from ...backends.openvino.shapes import keep_for_server
 from ...errors import InputError
 from ..web.app import create_app
 from ..web.service import Service
@@ -28,6 +29,7 @@ def run(config: ServeConfig) -> None:
         InputError: The configuration cannot be served: the port is taken, or a file is missing.
     """
     set_up_logs(config.log_level)
+    keep_for_server()
     listening = _socket(config.host, config.port)
     app = create_app(engine_of(config), config, drain_s=config.drain_s)
     host, port = listening.getsockname()[:2]

@@ -7,6 +7,7 @@ from collections.abc import AsyncIterator
 
 from ray import serve
 
+from ...backends.openvino.shapes import keep_for_server
 from ...errors import CalotypeError
 from ..command.config import ServeConfig
 from ..command.models import engine_of
@@ -17,6 +18,7 @@ class Worker:
     """The owner of one device. It opens a model at its first job."""
 
     def __init__(self, config: ServeConfig) -> None:
+        keep_for_server()
         self._engine = engine_of(config)
 
     @serve.multiplexed(max_num_models_per_replica=-1)  # the catalog has a limit of its own
