@@ -57,7 +57,12 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
     stored = step.run_in_child(task, function, model=model, loras=[[str(lora.path), lora.weight] for lora in loras])
     changed = {name: stored.folder / name for name in stored.notes["changed"]}
     digests = {name: key_of({stored.folder.name: name}) for name in changed}
-    return replace(source, folders={**source.folders, **changed}, digests={**source.digests, **digests})
+    return replace(
+        source,
+        folders={**source.folders, **changed},
+        digests={**source.digests, **digests},
+        generated=source.generated | set(changed),
+    )
 
 
 def _shapes(folder: Path, stem: str) -> Shapes:

@@ -65,6 +65,7 @@ class Source:
     digests: Mapping[str, str]  # folder's name -> SHA-256 of its weights
     tokenizers: Mapping[str, Path]  # text encoder -> folder of its tokenizer
     depth_estimator: Path | None = None
+    generated: frozenset[str] = frozenset()  # folders of the cache, whose digest is their key
 
     def weights_folder(self, component: str) -> Path:
         """Return the folder of the component's config and weights."""
@@ -76,6 +77,8 @@ class Source:
 
     def check_unchanged(self, component: str) -> None:
         """Raise `SourceError` if the component's weights changed since they were read."""
+        if folder_of(component) in self.generated:
+            return
         if _digest(self._files(component)) != self.weights_digest(component):
             folder = self.weights_folder(component)
             raise SourceError(

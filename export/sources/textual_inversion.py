@@ -190,6 +190,7 @@ def _with_words(source: Source, encoder: str, words: Sequence[LearnedEmbedding])
         configs={**source.configs, encoder: config},
         folders={**source.folders, encoder: entry / encoder},
         digests={**source.digests, encoder: key_of({entry.name: encoder})},
+        generated=source.generated | {encoder},
         tokenizers={**source.tokenizers, encoder: entry / tokenizer.name},
     )
 

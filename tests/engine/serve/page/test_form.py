@@ -92,6 +92,7 @@ def test_the_preview_of_edges_is_the_library_s(page):
     noise = np.random.default_rng(3).integers(0, 256, (128, 128, 3), np.uint8)
     noise[:64] = np.asarray(scene())[32:96]
     drop(page, "#control-group", png_of(Image.fromarray(noise)))
+    expect(page.locator("#control-editor")).to_be_visible()
     body = posted(page, lambda: generate(page))
     expected = calotype.preprocess.canny(Image.fromarray(noise), 100, 200)
     assert np.array_equal(decoded(body["control_image"]).convert("RGB"), expected)
