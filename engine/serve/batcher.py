@@ -98,13 +98,14 @@ class Batcher:
         if batch:
             outputs, reason = run_together([slot.call for _, slot in batch])
             first, images = batch[0][0], sum(slot.images for _, slot in batch)
+            kind = first.kind  # a job that ends below has none
             if reason:
                 _LOG.warning("calls of %d images ran one after another: %s", images, reason)
                 self.observer.split(first.model, reason)
             for (ticket, slot), each in zip(batch, outputs, strict=True):
                 self._advance(ticket, slot, each)
             taken_s = time.monotonic() - began
-            self._costs.learn(first.kind, images, taken_s)
+            self._costs.learn(kind, images, taken_s)
             self.observer.stepped(first.model, images, taken_s)
         return len(self.running) < before
 

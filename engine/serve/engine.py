@@ -40,7 +40,7 @@ class Engine:
         Args:
             models: A catalog, one pipeline, or pipelines and functions that load them, by name.
             settings: Limits and policy.
-            observer: Is told of each step; `observe` replaces it.
+            observer: Its methods are called after each step; `observe` replaces it.
         """
         named = {"default": models} if isinstance(models, Pipeline) else models
         self.catalog = named if isinstance(named, ModelCatalog) else ModelCatalog(named)
@@ -56,7 +56,7 @@ class Engine:
         atexit.register(self.close)  # a library must not run while the interpreter ends
 
     def observe(self, observer: Observer) -> None:
-        """Tell this observer of each step from now on."""
+        """Call this observer after each step from now on."""
         self._batcher.observer = observer
 
     def submit(self, request: JobRequest) -> Job:
@@ -64,9 +64,9 @@ class Engine:
 
         Raises:
             QueueFullError: Too many jobs wait, or the engine is closing.
-            InputError: An argument is invalid. If the model is not open yet, the job fails later instead.
+            InputError: There is no such model or LoRA, or an argument is invalid. If the model is not open yet, its
+                arguments are checked later, and the job fails.
             SamplerError: The scheduler is unknown, or cannot run with this number of steps.
-            SourceError: There is no LoRA of this name.
         """
         name = self.catalog.check_name(request.model)
         ticket = Ticket(Job(request, self._cancel), name, self.catalog, self._costs)

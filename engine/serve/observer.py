@@ -1,4 +1,4 @@
-"""What a service may count: an observer is told of each step, and of what was refused. It must return at once."""
+"""What a service may count: the engine calls an observer after each step. An observer must return at once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""`ServeConfig`: everything that `calotype serve` may be told, in one dataclass.
+"""`ServeConfig`: every setting of `calotype serve`, in one dataclass.
 
 The command's options and the keys of `serve.toml` are its fields. Its module imports nothing heavy, because the command
 line reads it.

@@ -11,11 +11,6 @@ from calotype.errors import Cancelled, DeadlineError, InputError, QueueFullError
 from calotype.serve import Engine, EngineSettings, JobRequest
 
 
-@pytest.fixture(scope="module")
-def fake_pipe():
-    return calotype.load("demo", backend="fake")
-
-
 @pytest.fixture
 def engine(fake_pipe):
     engine = Engine(fake_pipe)

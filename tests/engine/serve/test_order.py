@@ -6,16 +6,10 @@ import time
 import pytest
 from PIL import Image
 
-import calotype
 from calotype.backends.fake import FakeRunner
 from calotype.errors import DeadlineError, QueueFullError
 from calotype.serve import Engine, EngineSettings, JobRequest
 from calotype.serve.costs import PRIORITY_S, Costs, rank_of
-
-
-@pytest.fixture(scope="module")
-def fake_pipe():
-    return calotype.load("demo", backend="fake")
 
 
 @pytest.fixture

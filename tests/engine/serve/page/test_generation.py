@@ -1,11 +1,13 @@
 """The page in a real Chromium: it generates, shows previews and the queue, cancels, and keeps its gallery."""
 
+import re
 import threading
 
 import pytest
 
 import calotype
-from calotype.serve import Engine, JobRequest
+from calotype.backends.fake import FakeRunner
+from calotype.serve import Engine
 from calotype.serve.web.service import ServiceSettings
 from tests.helpers.server import serving
 from tests.helpers.server.chromium import opened, posted
@@ -17,21 +19,6 @@ PROMPT = "a large red circle on a blue background"
 
 def generate(page):
     page.keyboard.press("Control+Enter")
-
-
-@pytest.fixture
-def busy(engine):
-    """A job of somebody else, which runs until the event is set."""
-    release = threading.Event()
-
-    def hold(pipe, step, timestep, tensors):
-        release.wait()
-        return tensors
-
-    job = engine.submit(JobRequest(prompt="", arguments={"steps": 1, "callback_on_step_end": hold}, owner="other"))
-    yield release
-    release.set()
-    job.result(60)
 
 
 def test_it_generates_images_with_the_settings_of_the_form(page):
@@ -58,21 +45,22 @@ def test_it_generates_images_with_the_settings_of_the_form(page):
     assert page.errors == []
 
 
-def test_previews_arrive_before_the_image(page):
-    page.evaluate(
-        """() => {
-            globalThis.previews = new Set();
-            const add = ({ src }) => previews.add(src.slice(0, 40));
-            const note = () => document.querySelectorAll(".preview").forEach(add);
-            new MutationObserver(note).observe(document.getElementById("view"), { childList: true, subtree: true });
-        }"""
-    )
+def test_previews_arrive_before_the_image(page, monkeypatch):
+    seen, steps, original = threading.Event(), [], FakeRunner.__call__
+
+    def waiting(self, inputs):
+        steps.extend(["step"] if "timestep" in inputs else [])
+        assert len(steps) < 100 or seen.wait(60)  # the last steps wait for the page
+        return original(self, inputs)
+
+    monkeypatch.setattr(FakeRunner, "__call__", waiting)
     page.evaluate("localStorage.setItem('calotype.previews', '1')")
     page.fill("#steps-number", "150")
     page.press("#steps-number", "Tab")
     generate(page)
+    expect(page.locator(".preview").first).to_have_attribute("src", re.compile("^data:image/jpeg;base64,"))
+    seen.set()
     expect(page.locator(".result img")).to_have_count(1)
-    assert page.evaluate("[...previews]")[0].startswith("data:image/jpeg;base64,")
 
 
 def test_a_job_that_waits_has_a_place_and_can_be_canceled(page, busy):

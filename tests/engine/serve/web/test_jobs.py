@@ -9,17 +9,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-import calotype
 from calotype.serve import Engine
 from calotype.serve.web.service import ServiceSettings
 from tests.helpers.server import events_of, serving
 
 PROMPT = "a red ring"
-
-
-@pytest.fixture(scope="module")
-def fake_pipe():
-    return calotype.load("demo", backend="fake")
 
 
 @pytest.fixture(scope="module")

@@ -7,11 +7,9 @@ import socket
 import struct
 import zlib
 
-import httpx
 import pytest
 from PIL import Image
 
-import calotype
 from calotype.errors import Cancelled
 from calotype.serve import Engine, EngineSettings
 from calotype.serve.service_settings import ServiceSettings
@@ -19,17 +17,6 @@ from tests.helpers.server import serving
 
 PROMPT = "a red ring"
 LIMITS = ServiceSettings(max_body_bytes=100_000, body_timeout_s=0.5, max_upload_pixels=300 * 300)
-
-
-@pytest.fixture(scope="module")
-def client():
-    with httpx.Client(timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def fake_pipe():
-    return calotype.load("demo", backend="fake")
 
 
 @pytest.fixture

@@ -11,7 +11,6 @@ import pytest
 from opentelemetry.sdk.trace.export.in_memory_span_exporter import InMemorySpanExporter
 from PIL import Image
 
-import calotype
 from calotype.errors import BackendError, InputError, SourceError
 from calotype.images.png import image_from_pixels
 from calotype.serve import Engine
@@ -23,11 +22,6 @@ from calotype.serve.web.service.traces import Traces
 from tests.helpers.server import serving
 
 BODY = {"prompt": "a red ring", "steps": 2}
-
-
-@pytest.fixture(scope="module")
-def fake_pipe():
-    return calotype.load("demo", backend="fake")
 
 
 def test_a_line_is_one_json_object():

@@ -9,17 +9,11 @@ import openai
 import pytest
 from PIL import Image, ImageDraw
 
-import calotype
 from calotype.serve import Engine
 from calotype.serve.web.openai.calls import mask_from_alpha
 from tests.helpers.server import serving
 
 PROMPT = "a red ring"
-
-
-@pytest.fixture(scope="module")
-def fake_pipe():
-    return calotype.load("demo", backend="fake")
 
 
 @pytest.fixture(scope="module")

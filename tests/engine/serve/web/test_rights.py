@@ -3,10 +3,8 @@
 import base64
 import hashlib
 
-import httpx
 import pytest
 
-import calotype
 from calotype.errors import InputError
 from calotype.serve import Engine
 from calotype.serve.service_settings import ServiceSettings
@@ -34,17 +32,6 @@ max_jobs = 1
 
 def headers(name):
     return {"Authorization": f"Bearer {name}"}
-
-
-@pytest.fixture(scope="module")
-def client():
-    with httpx.Client(timeout=60) as client:
-        yield client
-
-
-@pytest.fixture(scope="module")
-def fake_pipe():
-    return calotype.load("demo", backend="fake")
 
 
 @pytest.fixture(scope="module")

@@ -16,21 +16,6 @@ from tests.helpers.server.web_ui import decoded, generated
 BASE = {"prompt": "a ring", "steps": 4, "seed": 5, "width": 64, "height": 64}
 
 
-@pytest.fixture
-def busy(engine):
-    """A job of somebody else, which runs until the event is set."""
-    release = threading.Event()
-
-    def hold(pipe, step, timestep, tensors):
-        release.wait()
-        return tensors
-
-    job = engine.submit(JobRequest(prompt="", arguments={"steps": 2, "callback_on_step_end": hold}, owner="other"))
-    yield release
-    release.set()
-    assert job.result(60).images  # nobody's interrupt ended it
-
-
 class Posting:
     """A request in a thread."""
 
