@@ -31,6 +31,8 @@ from .errors import (
 from .system.version import __version__
 
 if TYPE_CHECKING:
+    from .drop_in.accelerate import accelerate, accelerate_report, accelerated, restore
+    from .drop_in.report import AccelerateReport, ModuleReport
     from .images import preprocess
     from .images.clip import Clip, clip_score
     from .loading import load
@@ -42,6 +44,7 @@ if TYPE_CHECKING:
     from .upscaling.upscaler import Upscaler
 
 __all__ = [
+    "AccelerateReport",
     "BackendError",
     "BuildError",
     "CalotypeError",
@@ -52,6 +55,7 @@ __all__ = [
     "DeviceFullError",
     "Event",
     "InputError",
+    "ModuleReport",
     "NoAttributeError",
     "NotFiniteError",
     "Pipeline",
@@ -62,24 +66,34 @@ __all__ = [
     "SourceError",
     "Upscaler",
     "__version__",
+    "accelerate",
+    "accelerate_report",
+    "accelerated",
     "clip_score",
     "errors",
     "load",
     "load_upscaler",
     "preprocess",
+    "restore",
     "scheduler_names",
 ]
 
 _MODULES = {
+    "AccelerateReport": "calotype.drop_in.report",
     "Clip": "calotype.images.clip",
     "Event": "calotype.report.result",
+    "ModuleReport": "calotype.drop_in.report",
     "Pipeline": "calotype.pipeline",
     "Report": "calotype.report.report",
     "Result": "calotype.report.result",
     "Upscaler": "calotype.upscaling.upscaler",
+    "accelerate": "calotype.drop_in.accelerate",
+    "accelerate_report": "calotype.drop_in.accelerate",
+    "accelerated": "calotype.drop_in.accelerate",
     "clip_score": "calotype.images.clip",
     "load": "calotype.loading",
     "load_upscaler": "calotype.upscaling.load",
+    "restore": "calotype.drop_in.accelerate",
     "scheduler_names": "calotype.sampling.schedulers",
 }
 

@@ -11,21 +11,36 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from .builder.build import build
+    from .builder.module import ModuleSource, keep_weights, prepare_module
     from .builder.prepare import prepare, prepare_lazily
     from .builder.spec import BuildSpec
     from .builder.upscaler import prepare_upscaler
     from .fit.fit import fit_samplers
     from .fit.spec import FitSpec
 
-__all__ = ["BuildSpec", "FitSpec", "build", "fit_samplers", "prepare", "prepare_lazily", "prepare_upscaler"]
+__all__ = [
+    "BuildSpec",
+    "FitSpec",
+    "ModuleSource",
+    "build",
+    "fit_samplers",
+    "keep_weights",
+    "prepare",
+    "prepare_lazily",
+    "prepare_module",
+    "prepare_upscaler",
+]
 
 _MODULES = {
     "BuildSpec": "builder.spec",
     "FitSpec": "fit.spec",
+    "ModuleSource": "builder.module",
     "build": "builder.build",
     "fit_samplers": "fit.fit",
+    "keep_weights": "builder.module",
     "prepare": "builder.prepare",
     "prepare_lazily": "builder.prepare",
+    "prepare_module": "builder.module",
     "prepare_upscaler": "builder.upscaler",
 }
 

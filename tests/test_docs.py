@@ -72,6 +72,8 @@ def test_the_references_list_the_public_names_and_the_commands(site):
 def public_functions():
     """Yield the name and the function of everything that users call."""
     yield from (("load", calotype.load), ("load_upscaler", calotype.load_upscaler))
+    for name in ("accelerate", "accelerated", "accelerate_report", "restore"):
+        yield name, getattr(calotype, name)
     yield ("clip_score", calotype.clip_score)
     yield from (("scheduler_names", calotype.scheduler_names), ("preprocess.canny", calotype.preprocess.canny))
     for kind in (calotype.Pipeline, calotype.Clip, calotype.Report, calotype.Upscaler):

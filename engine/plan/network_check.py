@@ -85,7 +85,7 @@ def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
         yield from _half(config, tensors, "down_blocks")
         yield from _network(config, tensors)
         yield from _control_embedding(config, tensors)
-    elif component == "image_encoder":
+    elif component in ("image_encoder", "image_states"):
         yield from _vision(config, tensors)
     elif component == "unet":
         yield from _half(config, tensors, "down_blocks")

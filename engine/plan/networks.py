@@ -76,6 +76,16 @@ def vision_encoder(config: Config) -> Component:
     )
 
 
+def vision_states(config: Config) -> Component:
+    """Return CLIP's vision transformer with all its outputs: the projected vector, the last state, every state."""
+    side, layers = config["image_size"], config["num_hidden_layers"]
+    state = ("batch", (side // config["patch_size"]) ** 2 + 1, config["hidden_size"])
+    states = (_float(f"hidden_states.{i}", *state) for i in range(layers + 1))
+    projected = vision_encoder(config)
+    outputs = (*projected.outputs, _float("last_hidden_state", *state), *states)
+    return Component(name="image_states", inputs=projected.inputs, outputs=outputs, config=config)
+
+
 def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
     """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals.
 
@@ -94,7 +104,7 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
             inputs.append(_float("timestep_cond", "batch", int(width)))
         inputs += _added(config, configs)
         if controlnets_of(configs):
-            *down, middle = _residual_dims(config)
+            *down, middle = residual_dims(config)
             inputs += (_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down))
             inputs.append(_float("mid_block_additional_residual", *middle))
     outputs = (_float("out_sample", "batch", config["out_channels"], *_LATENTS),)
@@ -104,7 +114,7 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
 def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
     """Return a ControlNet, which outputs residuals for the U-Net (Zhang et al. 2023, arXiv 2302.05543)."""
     config = configs[name]
-    *down, middle = _residual_dims(config)
+    *down, middle = residual_dims(config)
     return Component(
         name=name,
         inputs=(
@@ -197,7 +207,7 @@ def _added(config: Config, configs: Mapping[str, Config]) -> list[Binding]:
     return [_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids)]
 
 
-def _residual_dims(config: Config) -> list[tuple[int | str, ...]]:
+def residual_dims(config: Config) -> list[tuple[int | str, ...]]:
     """Return the shapes of the residuals: first convolution, each layer and each halving, and last the middle."""
     widths, layers = config["block_out_channels"], config["layers_per_block"]
     dims = [_level_dims(widths[0], 0)]

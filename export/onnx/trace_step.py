@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from calotype.backends import unavailable
 from calotype.errors import BuildError, CheckError
@@ -13,7 +13,6 @@ from calotype.plan.family import Component
 from calotype.plan.plan import Artifact
 from calotype.plan.profile import Profile
 
-from ..sources.source import Source
 from ..steps.stored_step import StoredStep
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
@@ -22,7 +21,24 @@ from . import check
 TRACER = 5  # increased when tracing produces other graphs
 
 
-def trace_step(component: Component, source: Source) -> StoredStep:
+class WeightsSource(Protocol):
+    """What a trace takes from a model: a `Source`, or a module in memory."""
+
+    @property
+    def model(self) -> str:
+        """The name of the model, for listings."""
+        ...
+
+    def weights_folder(self, component: str) -> Path:
+        """Return the folder of the component's config and weights."""
+        ...
+
+    def weights_digest(self, component: str) -> str:
+        """Return a digest of the component's weights."""
+        ...
+
+
+def trace_step(component: Component, source: WeightsSource) -> StoredStep:
     """Return the step that traces the component."""
     return StoredStep(
         depends_on={
@@ -35,12 +51,11 @@ def trace_step(component: Component, source: Source) -> StoredStep:
     )
 
 
-def traced(component: Component, source: Source, profile: Profile) -> Artifact:
+def traced(component: Component, source: WeightsSource, profile: Profile) -> Artifact:
     """Return the component's float32 ONNX. Raises `CheckError` if tracing fails or the graph differs from eager."""
-    weights = source.weights_folder(component.name)
 
     def make(folder: Path) -> Mapping[str, Any]:
-        return _trace_and_check(component, weights, profile, folder)
+        return _trace_and_check(component, source.weights_folder(component.name), profile, folder)
 
     stored = trace_step(component, source).run(make)
     return Artifact(form="onnx", path=stored.folder / "model.onnx", precision="fp32", check=stored.notes)

@@ -69,6 +69,15 @@ class VisionEncoder(_Wrapper):
         return (self.model(pixel_values).image_embeds,)
 
 
+class VisionStates(_Wrapper):
+    """CLIP's vision transformer. Outputs the projected vector of each image, the last state, and every layer's."""
+
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
+        """# [B, 3, S, S] -> [B, P], [B, T, W], (layers + 1) x [B, T, W]"""
+        out = self.model(pixel_values, output_hidden_states=True)
+        return out.image_embeds, out.last_hidden_state, *out.hidden_states
+
+
 class UNet(_Wrapper):
     """The denoiser.
 
@@ -224,6 +233,7 @@ _LOADERS: dict[str, tuple[Callable[[Path], Loaded], type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
     "image_encoder": (_transformers("CLIPVisionModelWithProjection"), VisionEncoder),
+    "image_states": (_transformers("CLIPVisionModelWithProjection"), VisionStates),
     "unet": (_by_config("UNet2DConditionModel", "UNet2DModel"), UNet),
     "controlnet": (_by_config("ControlNetModel"), ControlNet),
     "vae_decoder": (_AUTOENCODER, VaeDecoder),

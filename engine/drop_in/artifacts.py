@@ -1,0 +1,112 @@
+"""The opened artifacts of one module: one for each set of inputs, with the weights that the module has now."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor
+
+from ..backends import BackendSelection, LoadedComponent, open_component
+from ..errors import BackendError
+from ..plan.family import Component
+from .calls import Call
+from .kinds import Kind, config_of, profile_of
+from .structure import Structure
+from .weights import State, deltas_between, digest_of_weights, save_weights
+
+
+@dataclass
+class _Opened:
+    """An artifact: the checksums of the weights that it was traced with, and the state that its weights have."""
+
+    loaded: LoadedComponent
+    traced: Mapping[str, int]
+    state: State | None
+
+
+class Artifacts:
+    """Opens the artifacts of a module, and changes their weights. The caller holds a lock."""
+
+    def __init__(self, owner: Any, kind: Kind, choice: BackendSelection) -> None:
+        self._owner, self._kind, self._choice = owner, kind, choice
+        self._opened: dict[Any, _Opened] = {}
+
+    @property
+    def loaded(self) -> tuple[LoadedComponent, ...]:
+        """The opened artifacts."""
+        return tuple(each.loaded for each in self._opened.values())
+
+    def ready(self, call: Call, structure: Structure, state: State) -> LoadedComponent:
+        """Return the artifact for a call, with these weights. It is traced and opened if there is none yet.
+
+        Raises:
+            Unsupported: the weights cannot be those of an artifact.
+            CalotypeError: it cannot be traced or opened, or its weights cannot be changed.
+        """
+        key = call.name, call.inputs
+        opened = self._opened.get(key)
+        if opened is not None and opened.state == state:
+            return opened.loaded
+        if opened is None or not self._updated(opened, structure, state):
+            self._opened.pop(key, None)
+            opened = self._open(call, structure, state)
+            if state.adapters and not self._updated(opened, structure, state):
+                raise BackendError("the adapters cannot become weights of the artifact")
+            self._opened[key] = opened
+        opened.state = state
+        return opened.loaded
+
+    def clear(self) -> None:
+        """Let go of all artifacts."""
+        self._opened = {}
+
+    def _updated(self, opened: _Opened, structure: Structure, state: State) -> bool:
+        """Change the weights of an artifact, and return whether that was possible."""
+        prefix = f"{self._kind.part}." if self._kind.part else ""
+        opened.state = None  # if this fails midway, the weights are unknown
+        try:
+            deltas = deltas_between(structure, opened.traced, state, opened.loaded.shapes(), prefix)
+            if deltas is None:
+                return False
+            opened.loaded.update_weights(deltas)
+        except BackendError:
+            if state.adapters:
+                raise
+            return False
+        return True
+
+    def _open(self, call: Call, structure: Structure, state: State) -> _Opened:
+        # The exporter turns a module into an artifact, as it does for the sources of `load`.
+        from calotype.export import ModuleSource, prepare_module
+
+        config = config_of(self._owner, self._kind)
+        tensors = self._tensors(structure)
+        component = Component(name=call.name, inputs=call.inputs, outputs=call.outputs, config=_plain(config))
+
+        def write(folder: Path) -> None:
+            (folder / "config.json").write_text(json.dumps(config, default=str))
+            stem = "diffusion_pytorch_model" if "_class_name" in config else "model"
+            save_weights(tensors, folder / f"{stem}.safetensors")
+
+        source = ModuleSource(model=type(self._owner).__name__, digest=digest_of_weights(tensors), write=write)
+        planned = prepare_module(component, source, profile_of(call.name, config), self._choice.forms)
+        return _Opened(loaded=open_component(planned, self._choice), traced=dict(state.sums), state=None)
+
+    def _tensors(self, structure: Structure) -> dict[str, Tensor]:
+        """Return the weights that the class of the module has, without adapters."""
+        part = self._kind.part
+        if not part:
+            return dict(structure.tensors())
+        # An autoencoder is saved with both of its networks, because its class has both.
+        own = {f"{part}.{name}": tensor for name, tensor in structure.tensors()}
+        state = self._owner.state_dict()
+        return own | {n: t for n, t in state.items() if n.startswith(("encoder.", "decoder.")) and n not in own}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(json.dumps(config, default=str))
+    return plain

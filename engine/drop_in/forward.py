@@ -1,0 +1,230 @@
+"""The `forward` of an accelerated module: runs an artifact where it can stand for the module, else the module itself.
+
+It replaces `forward` on the module object. The class, the attributes and the weights stay. Copies and pickles of the
+module get the plain `forward` of their class.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+import threading
+import types
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from ..backends import BackendSelection
+from ..errors import CalotypeError, DeviceFullError, InputError, NotFiniteError
+from ..system import forks
+from .artifacts import Artifacts
+from .calls import Call, Unsupported, as_tensors
+from .kinds import Kind
+from .report import ModuleReport
+from .structure import Structure, inspect_module
+from .weights import State, counters, state_of
+
+# The largest ||compiled - eager|| / ||eager||, by the type of eager's weights, whose own rounding is most of it.
+TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
+_CHECKS = 64  # the checks that a report keeps
+
+_eager_only: ContextVar[bool] = ContextVar("eager_only", default=False)
+
+
+@contextmanager
+def eager_only() -> Iterator[None]:
+    """Run all accelerated modules in eager PyTorch inside of this block and this thread."""
+    token = _eager_only.set(True)
+    try:
+        yield
+    finally:
+        _eager_only.reset(token)
+
+
+class Forward:
+    """The `forward` of one accelerated module. Threads may share it."""
+
+    def __init__(self, name: str, owner: nn.Module, kind: Kind, choice: BackendSelection, *, verify: bool) -> None:
+        self.name, self.owner, self.kind, self.choice, self.verify = name, owner, kind, choice, verify
+        self.module: nn.Module = getattr(owner, kind.part) if kind.part else owner
+        self.own = self.module.__dict__.get("forward")  # of another library, which replaced it before
+        self.original = self.module.forward
+        self.active = True
+        self.__signature__ = inspect.signature(self.original)
+        self.__name__, self.__doc__ = "forward", getattr(self.original, "__doc__", None)
+        self.compiled_calls = 0
+        self.updates = 0
+        self.reasons: Counter[str] = Counter()
+        self.checks: dict[str, float] = {}
+        self._artifacts = Artifacts(owner, kind, choice)
+        self._lock = forks.Lock(threading.RLock)
+        self._local = threading.local()
+        self._seen: tuple[tuple[Any, ...], Structure, State] | None = None
+        self._refused: dict[Any, str] = {}
+        self._verified: set[Any] = set()
+        self._refusal: str | None = None  # of all calls
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Return what the module's own `forward` returns for these arguments."""
+        if not self.active or _eager_only.get():
+            return self.original(*args, **kwargs)
+        try:
+            self._check_mode(args, kwargs)
+            return self._compiled(args, kwargs)
+        except Unsupported as reason:
+            self.reasons[str(reason)] += 1
+        return self.original(*args, **kwargs)
+
+    def __reduce__(self) -> Any:
+        return _plain_forward, (self.module,)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> Any:
+        copied = memo.get(id(self.module))
+        return self if copied is None else _plain_forward(copied)
+
+    def install(self) -> None:
+        """Replace the module's `forward`."""
+        self.module.forward = self
+
+    def remove(self) -> None:
+        """Put the module's own `forward` back. A library that wrapped this one calls on, and gets eager results."""
+        self.active = False
+        if self.module.__dict__.get("forward") is self:
+            if self.own is None:
+                del self.module.__dict__["forward"]
+            else:
+                self.module.forward = self.own
+        with self._lock:
+            self._artifacts.clear()
+            self._seen = None
+
+    def refuse(self, reason: str) -> None:
+        """Run all later calls in eager PyTorch."""
+        self._refusal = reason
+
+    def report(self) -> ModuleReport:
+        """Return what ran where, and why."""
+        loaded = self._artifacts.loaded
+        notes = [note for each in loaded for note in (*each.runner.notes, *each.retried)]
+        return ModuleReport(
+            name=self.name,
+            class_name=type(self.module).__name__,
+            backend=loaded[-1].runner.backend if loaded and self.compiled_calls else "eager",
+            precision=loaded[-1].runner.precision if loaded and self.compiled_calls else None,
+            compiled_calls=self.compiled_calls,
+            eager_calls=sum(self.reasons.values()),
+            reasons=dict(self.reasons),
+            checks=dict(self.checks),
+            updates=self.updates,
+            notes=tuple(dict.fromkeys(notes)),
+        )
+
+    def _check_mode(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Raise `Unsupported` if PyTorch records this call: for gradients, or to compile or export it."""
+        if self._refusal is not None:
+            raise Unsupported(self._refusal)
+        if torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
+            raise Unsupported("PyTorch compiles or traces this call")
+        if self.own is not None:
+            raise Unsupported(f"its forward was replaced before ({getattr(self.own, '__qualname__', 'a function')})")
+        if torch.is_grad_enabled():
+            tensors = [each for each in (*args, *kwargs.values()) if isinstance(each, Tensor)]
+            if any(t.requires_grad for t in (*tensors, *self.module.parameters())):
+                raise Unsupported("gradients are recorded; use torch.no_grad()")
+
+    def _compiled(self, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> Any:
+        try:
+            bound = self.__signature__.bind(*args, **kwargs)
+        except TypeError as wrong:
+            raise Unsupported(str(wrong)) from None  # eager raises it
+        bound.apply_defaults()
+        call = self.kind.read(self.owner, bound.arguments)
+        with self._lock:
+            structure, state = self._state(call)
+            if self.module.training and (name := structure.random_in_training()):
+                raise Unsupported(f"it is in training mode, with dropout in {name}; call eval()")
+            if state.adapters and not call.lora_scale:
+                raise Unsupported("the scale of LoRAs is 0, after which diffusers resets their weights")
+            key = call.inputs, state.key
+            if key in self._refused:
+                raise Unsupported(self._refused[key])
+            result = self._run(call, structure, state, key)
+            if self.verify and key not in self._verified:
+                self._check(call, result, key, args, kwargs)
+        self.compiled_calls += 1
+        return result
+
+    def _run(self, call: Call, structure: Structure, state: State, key: Any) -> Any:
+        try:
+            loaded = self._artifacts.ready(call, structure, state)
+            return call.finish(as_tensors(loaded(**call.arrays)))
+        except (InputError, NotFiniteError, DeviceFullError) as failed:  # of this call
+            raise Unsupported(str(failed)) from failed
+        except CalotypeError as failed:
+            self._refused[key] = str(failed)
+            raise Unsupported(str(failed)) from failed
+
+    def _state(self, call: Call) -> tuple[Structure, State]:
+        """Return the structure and the state of the module now.
+
+        The weights are read in full unless this call goes on with an image: its timestep is not above the last one.
+        """
+        last = getattr(self._local, "timestep", None)
+        self._local.timestep = call.timestep
+        goes_on = last is not None and call.timestep is not None and call.timestep <= last
+        if goes_on and self._seen is not None:
+            numbers, structure, state = self._seen
+            if (not state.adapters or state.scale == call.lora_scale) and numbers == counters(structure):
+                return structure, state
+        before, self._seen = self._seen, None
+        structure = inspect_module(self.owner, self.kind.part)
+        state = state_of(structure, call.lora_scale)
+        self.updates += before is not None and before[2] != state
+        self._seen = counters(structure), structure, state
+        return structure, state
+
+    def _check(self, call: Call, result: Any, key: Any, args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> None:
+        """Compare an output with eager's. Raise `Unsupported` if it differs too much."""
+        expected = self.original(*args, **kwargs)
+        error = difference(result, expected)
+        limit = TOLERANCES.get(next((p.dtype for p in self.module.parameters()), torch.float32), 1e-3)
+        if len(self.checks) < _CHECKS:
+            self.checks[f"{call.name} {len(self.checks)}"] = error
+        if not error <= limit:
+            reason = f"it differs from eager by {error:.1e} (at most {limit:.0e} is expected)"
+            self._refused[key] = reason
+            print(f"calotype: the {self.name} stays in eager PyTorch: {reason}", file=sys.stderr)
+            raise Unsupported(reason)
+        self._verified.add(key)
+
+
+def difference(result: Any, expected: Any) -> float:
+    """Return ||result - expected|| / ||expected|| over all tensors; infinite if they do not match or are not finite."""
+    ours, theirs = list(_tensors_in(result)), list(_tensors_in(expected))
+    if [t.shape for t in ours] != [t.shape for t in theirs]:
+        return float("inf")
+    pairs = [(a.detach().double().cpu(), b.detach().double().cpu()) for a, b in zip(ours, theirs, strict=True)]
+    apart = sum(float((a - b).square().sum()) for a, b in pairs)
+    size = sum(float(b.square().sum()) for _, b in pairs)
+    return float(np.sqrt(apart / max(size, 1e-24))) if np.isfinite(apart + size) else float("inf")
+
+
+def _tensors_in(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for each in value.values():
+            yield from _tensors_in(each)
+    elif isinstance(value, (tuple, list)):
+        for each in value:
+            yield from _tensors_in(each)
+
+
+def _plain_forward(module: nn.Module) -> Any:
+    return types.MethodType(type(module).forward, module)

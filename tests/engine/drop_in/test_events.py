@@ -1,0 +1,149 @@
+"""Diffusers' own calls on an accelerated pipeline: after each the image is eager's, and runs compiled."""
+
+import diffusers
+import pytest
+import torch
+from peft import LoraConfig
+from safetensors.torch import save_file
+
+import calotype
+from calotype.drop_in.forward import eager_only
+from calotype.drop_in.image_check import psnr_db
+from tests.helpers.pipelines.accelerated import MIN_DB, against_eager, generate, reasons
+from tests.helpers.pipelines.tiny import tiny_pipeline
+from tests.helpers.tiny_models import save_lora
+
+
+@pytest.fixture
+def fast(pipe):
+    """ONNX Runtime opens an artifact with other weights faster than OpenVINO compiles it."""
+    return calotype.accelerate(pipe, backend="onnxruntime", verify=False)
+
+
+@pytest.fixture
+def loras(fast, tmp_path):
+    """Two LoRAs of the pipeline's U-Net and text encoder."""
+    fast.save_pretrained(tmp_path / "model")
+    parts = ("unet", "text_encoder")
+    return [save_lora(tmp_path / "model", tmp_path / f"lora{i}.safetensors", parts, seed=i) for i in range(2)]
+
+
+def compiled(pipe):
+    """Assert that the image is eager's, and that all networks run compiled. Return the image."""
+    before = reasons(calotype.accelerate_report(pipe))
+    image = generate(pipe)
+    with eager_only():
+        assert psnr_db(image, generate(pipe)) > MIN_DB
+    assert reasons(calotype.accelerate_report(pipe)) == before
+    return image
+
+
+def test_loras_are_updates_of_weights(fast, loras):
+    seen = [generate(fast)]
+
+    def step(*, new: bool = True) -> None:
+        image = compiled(fast)
+        assert all((psnr_db(image, other) < MIN_DB) == new for other in seen[: None if new else 1])
+        seen.append(image)
+
+    fast.load_lora_weights(loras[0], adapter_name="first")
+    step()
+    fast.set_adapters("first", 0.4)
+    step()
+    fast.load_lora_weights(loras[1], adapter_name="second")
+    fast.set_adapters(["first", "second"], [0.5, -0.7])
+    step()
+    assert against_eager(fast, cross_attention_kwargs={"scale": 0.3}) > MIN_DB
+    compiled(fast)
+    fast.fuse_lora(adapter_names=["second"], lora_scale=0.6)
+    step()
+    fast.unfuse_lora()
+    fast.set_adapters(["first"], [1.2])
+    step()
+    fast.disable_lora()
+    step(new=False)
+    fast.enable_lora()
+    fast.delete_adapters("second")
+    compiled(fast)
+    fast.unload_lora_weights()
+    step(new=False)
+    assert not reasons(calotype.accelerate_report(fast))
+    assert calotype.accelerate_report(fast)["unet"].updates > 5
+
+
+def test_a_lora_that_is_there_before(pipe, loras):
+    calotype.restore(pipe)
+    pipe.load_lora_weights(loras[0])
+    calotype.accelerate(pipe, backend="openvino", verify=False)
+    compiled(pipe)
+
+
+@pytest.mark.parametrize("kind", [{"use_dora": True}, {"lora_bias": True}])
+def test_other_adapters(fast, kind):
+    torch.manual_seed(5)
+    fast.unet.add_adapter(LoraConfig(r=2, target_modules=["to_out.0", "proj_in"], init_lora_weights=False, **kind))
+    before = generate(fast, seed=2)
+    assert against_eager(fast) > MIN_DB
+    fast.unet.delete_adapters("default")
+    assert (generate(fast, seed=2) != before).any()
+    assert bool(reasons(calotype.accelerate_report(fast))) == ("lora_bias" in kind)
+
+
+def test_writes_into_weights_are_noticed(fast):
+    compiled(fast)
+    fast.unet.mid_block.attentions[0].proj_in.weight.data[0, 0] += 3  # not counted by PyTorch
+    compiled(fast)
+    fast.text_encoder.load_state_dict(
+        {k: 0.9 * v for k, v in fast.text_encoder.state_dict().items() if "mlp" in k}, strict=False
+    )
+    compiled(fast)
+
+
+def test_weights_that_no_artifact_can_change_are_traced_again(fast):
+    first = generate(fast)
+    with torch.no_grad():
+        fast.unet.conv_norm_out.weight.mul_(1.3)
+    compiled(fast)
+    assert (generate(fast) != first).any()
+
+
+def test_a_write_between_two_steps(fast):
+    generate(fast)
+
+    def change(pipe, step, timestep, values):
+        with torch.no_grad():
+            pipe.unet.conv_out.weight.mul_(1.25)
+        return values
+
+    assert against_eager(fast, callback_on_step_end=change, num_inference_steps=3) < MIN_DB  # 1.25^3 further
+    original = fast.unet.conv_out.weight.detach().clone()
+    image = generate(fast, callback_on_step_end=change)
+    calotype.restore(fast)
+    with torch.no_grad():
+        fast.unet.conv_out.weight.copy_(original)
+    expected = generate(fast, callback_on_step_end=change)
+    assert abs(image - expected).max() < 1e-3
+
+
+def test_textual_inversion(fast, tmp_path):
+    generate(fast)
+    torch.manual_seed(3)
+    save_file({"emb_params": torch.randn(2, 32)}, tmp_path / "word.safetensors")
+    fast.load_textual_inversion(tmp_path / "word.safetensors", token="<ring>")
+    assert against_eager(fast, prompt="a <ring> ring") > MIN_DB
+    assert not reasons(calotype.accelerate_report(fast))
+
+
+def test_schedulers_from_pipe_and_another_unet(fast, demo_folder, tmp_path):
+    fast.scheduler = diffusers.EulerAncestralDiscreteScheduler.from_config(fast.scheduler.config)
+    compiled(fast)
+    other = diffusers.StableDiffusionImg2ImgPipeline.from_pipe(fast)
+    other.set_progress_bar_config(disable=True)
+    compiled(other)
+    assert calotype.accelerate_report(other)["vae.encoder"].compiled_calls
+    fresh = tiny_pipeline(diffusers.StableDiffusionPipeline, demo_folder, tmp_path)
+    fast.unet = fresh.unet
+    assert against_eager(fast) > MIN_DB
+    report = calotype.accelerate_report(fast)["unet"]
+    assert report.backend == "eager"
+    assert report.notes
