@@ -89,7 +89,7 @@ def accelerated(target: T, **options: Any) -> Iterator[T]:
 
     Args:
         target: a pipeline or a network, as for `accelerate`.
-        options: the other arguments of `accelerate`.
+        **options: the other arguments of `accelerate`.
 
     Returns:
         A context manager of `target` itself.
