@@ -15,7 +15,7 @@ from calotype.errors import Cancelled
 from calotype.graph import runner as graph_runner
 from tests.helpers.backends import change_backend
 
-SMALL = {"steps": 2, "width": 64, "height": 64}
+SMALL = {"steps": 2, "width": 32, "height": 32}
 RED = "a red star"
 
 

@@ -14,14 +14,14 @@ from tests.helpers.backends import change_backend
 from tests.helpers.tiny_models import save_controlnet
 
 IMAGE, EDGES = (
-    Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)
+    Image.fromarray(np.random.default_rng(s).integers(0, 256, (32, 64, 3), dtype=np.uint8)) for s in range(2)
 )
 MASK = Image.new("L", IMAGE.size, 0)
-MASK.paste(255, (12, 10, 61, 50))
+MASK.paste(255, (12, 10, 45, 27))
 BACKENDS = ("openvino", "onnxruntime", "eager")  # in auto's order
 
 TASKS = {
-    "text to image": {"height": 64, "width": 96},
+    "text to image": {"height": 32, "width": 64},
     "image to image": {"image": IMAGE, "strength": 0.7},
     "inpainting": {"image": IMAGE, "mask_image": MASK, "strength": 0.7},
 }

@@ -15,7 +15,7 @@ from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
 
 MIN_DB = {"eager": 60, "onnxruntime": 50}
-SETTINGS = {"guidance_scale": 5.0, "width": 96, "height": 64, "output_type": "np"}
+SETTINGS = {"guidance_scale": 5.0, "width": 64, "height": 32, "output_type": "np"}
 PROMPTS = ["a blue square", "a small red ring above a green star"]
 
 

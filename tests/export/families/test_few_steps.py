@@ -16,10 +16,10 @@ from calotype.export.quality.metrics import psnr
 
 MIN_DB = {"eager": 60, "onnxruntime": 50}
 PROMPT = "a small red ring above a green star"
-IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (64, 96, 3), dtype=np.uint8))
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (32, 64, 3), dtype=np.uint8))
 MASK = Image.new("L", IMAGE.size, 0)
-MASK.paste(255, (12, 10, 61, 50))
-SIZE = {"height": 64, "width": 96}
+MASK.paste(255, (12, 10, 45, 27))
+SIZE = {"height": 32, "width": 64}
 
 
 def reference_pipeline(kind, folder, **more):

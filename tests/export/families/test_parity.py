@@ -22,11 +22,11 @@ FIVE = {
 LCM = {"lcm": (diffusers.LCMScheduler, {"clip_sample": False})}
 PROMPT = "a large green star on a blue background"
 IMAGE, EDGES = (
-    Image.fromarray(np.random.default_rng(s).integers(0, 256, (64, 96, 3), dtype=np.uint8)) for s in range(2)
+    Image.fromarray(np.random.default_rng(s).integers(0, 256, (32, 64, 3), dtype=np.uint8)) for s in range(2)
 )
 MASK = Image.new("L", IMAGE.size, 0)
-MASK.paste(255, (12, 10, 61, 50))  # not aligned to latents
-SIZE = {"height": 64, "width": 96}
+MASK.paste(255, (12, 10, 45, 27))  # not aligned to latents
+SIZE = {"height": 32, "width": 64}
 
 SD, XL = "StableDiffusion", "StableDiffusionXL"
 TASKS = {"text to image": "", "image to image": "Img2Img", "inpainting": "Inpaint"}
