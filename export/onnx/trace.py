@@ -23,7 +23,7 @@ from calotype.plan.family import Component
 
 from ..steps.versions import OPSET
 from .capture import Call, write_calls
-from .type_promotion import only_where_types_differ
+from .exporter_shortcuts import exporter_shortcuts
 
 MODEL = "model.onnx"
 REFERENCE = "reference.npz"
@@ -90,7 +90,7 @@ def trace(component: Component, module: nn.Module, sizes: Mapping[str, int], fol
     `sizes` is one example. Its batch must exceed 1: the exporter would treat a batch of 1 as fixed.
     """
     inputs = sample_inputs(component, sizes, seed=0)
-    with _quiet(), only_where_types_differ():
+    with _quiet(), exporter_shortcuts():
         program = _exported(component, _ByPosition(module, list(inputs)).eval(), tuple(inputs.values()))
         _allow_one_timestep(program.model)
         program.save(folder / MODEL, external_data=True)
