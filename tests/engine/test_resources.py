@@ -24,7 +24,7 @@ def held():
 @pytest.mark.parametrize("backend", ["openvino", "onnxruntime", "eager"])
 def test_rounds_of_load_and_close_hold_nothing(backend):
     rounds = []
-    for _ in range(6):
+    for _ in range(4):
         with calotype.load("demo", backend=backend) as pipe:
             pipe("a red ring", **SMALL)
         rounds.append(held())

@@ -19,8 +19,8 @@ MODELS = {
     ),
 }
 PROMPT = "a large green star on a blue background"
-OPTIONS = {"steps": 4, "scheduler": "ddim", "guidance_scale": 5.0, "seed": 5, "output_type": "np"}
-SIZE = {"height": 64, "width": 64}
+OPTIONS = {"steps": 2, "scheduler": "ddim", "guidance_scale": 5.0, "seed": 5, "output_type": "np"}
+SIZE = {"height": 32, "width": 64}
 
 
 def generate(pipe, **more):

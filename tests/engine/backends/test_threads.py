@@ -10,7 +10,7 @@ from calotype.export.quality.metrics import psnr
 from tests.helpers.cores import CORES, all_cores
 from tests.helpers.parity import MIN_DB
 
-PROMPT, OPTIONS = "a large red circle on a blue background", {"seed": 7, "steps": 4, "output_type": "np"}
+PROMPT, OPTIONS = "a large red circle on a blue background", {"seed": 7, "steps": 2, "output_type": "np"}
 SCRIPT = f"""
 import os, sys
 import numpy as np

@@ -153,7 +153,7 @@ def test_precisions_that_this_machine_cannot_compute_in_are_not_tried(monkeypatc
 
 def test_a_real_build_in_int8_passes_its_bounds_and_lists_its_trials(saved_plan, tmp_path):
     bounds = parse_bounds(["psnr>=25,judge-drop<=0.5"])
-    more = {"calibration": 1, "proof": 2, "proof_steps": 8, "fallback": True}
+    more = {"calibration": 1, "proof": 1, "proof_steps": 4, "fallback": True}
     spec = small_spec("onnxruntime", tmp_path / "plan", precision="int8", max_loss=bounds, **more)
     plan = build(spec).plan
     proof, table = plan.build["proof"], plan.build["table"]

@@ -12,7 +12,7 @@ from tests.helpers import fork_server
 
 PROMPT = "a large red circle on a blue background"
 SCHEDULE = ("--scheduler", "euler", "--steps", 8)
-FIT = ("fit", "demo", *SCHEDULE, "--calls", "5", "--guidance", "4:6", "--calibration", 12, "--held-out", 4)
+FIT = ("fit", "demo", *SCHEDULE, "--calls", "5", "--guidance", "4:6", "--calibration", 8, "--held-out", 2)
 FIT += ("--no-images", "--backend", "onnxruntime")
 GENERATE = ("generate", PROMPT, "--backend", "onnxruntime", "--seed", 3)
 

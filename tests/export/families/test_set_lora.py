@@ -72,7 +72,7 @@ def test_images_match_diffusers(request, loaded, figures, model):
     reference.set_adapters(["a0", "a1"], [weight for _, weight in files])
     reference.fuse_lora(components=components)
     generator = torch.Generator().manual_seed(5)
-    options = {"num_inference_steps": 4, "guidance_scale": 5.0, "output_type": "np", **SIZE}
+    options = {"num_inference_steps": 2, "guidance_scale": 5.0, "output_type": "np", **SIZE}
     expected = reference(PROMPT, generator=[generator], **options).images
     assert expected.std() > 0.01
     for backend in BACKENDS:
@@ -179,7 +179,7 @@ def test_nothing_heavy_is_imported(loaded):
     code = (
         "import sys, calotype\n"
         f"pipe = calotype.load('demo', backend='onnxruntime', lora={str(a)!r})\n"
-        "pipe('x', steps=4, scheduler='ddim', seed=1)\n"
+        "pipe('x', steps=2, scheduler='ddim', seed=1)\n"
         "pipe.set_lora(None)\n"
         "heavy = ('torch', 'diffusers', 'transformers', 'onnx', 'safetensors', 'peft')\n"
         "print([m for m in heavy if m in sys.modules], pipe.loras)"

@@ -12,7 +12,7 @@ from calotype.export.quality.metrics import psnr
 from calotype.images.png import settings_of
 
 PROMPT = "a large red circle on a blue background"
-SETTINGS = {"steps": 3, "seed": 3, "output_type": "np"}
+SETTINGS = {"steps": 3, "seed": 3, "output_type": "np", "height": 64, "width": 96}
 
 
 @pytest.fixture(scope="module")
