@@ -62,7 +62,10 @@ class Slots:
 
 @dataclass(frozen=True, kw_only=True)
 class Network:
-    """The network's tensors. N is 2S with guidance (the unconditional half comes first), otherwise S."""
+    """The network's tensors. N is 2S with guidance (the unconditional half comes first), otherwise S.
+
+    Output and sample may be contiguous or in channels-last format.
+    """
 
     output: Tensor  # [N, C, H, W]
     sample: Tensor  # [N, C, H, W], written
@@ -87,6 +90,12 @@ def _deviations(output, slot, cond_slot, size, scale, BLOCK: tl.constexpr):
         c_square += tl.where(here < size, c * c, 0)
         e_square += tl.where(here < size, e * e, 0)
     return tl.sqrt(tl.sum(c_square, axis=0) / tl.sum(e_square, axis=0))
+
+
+@triton.jit
+def _place(here, pixels, channels, LAST: tl.constexpr):
+    """Return where the latents `here` of [C, H, W] are in a tensor that may be channels last.  # [BLOCK]"""
+    return (here % pixels) * channels + here // pixels if LAST else here
 
 
 @triton.jit
@@ -124,6 +133,7 @@ def _guided_step(
     output, sample, timestep, latents, history, rows, timesteps, call, calls, guidance,
     original, image_coefficients, inpaint_mask, masked_rows, slots, table, columns, size, pixels,
     GUIDED: tl.constexpr, RESCALED: tl.constexpr, COLUMNS: tl.constexpr, BLOCK: tl.constexpr,
+    OUTPUT_LAST: tl.constexpr, SAMPLE_LAST: tl.constexpr,
 ):  # fmt: skip
     block, slot = tl.program_id(0), tl.program_id(1).to(tl.int64)
     at = tl.load(call + slot)
@@ -134,7 +144,9 @@ def _guided_step(
     row = rows + (slot * table + at + 1) * columns  # [K]
 
     answered = inside & (at >= 0)
-    e = _guided(output, guidance, slot, slots, here, size, answered, GUIDED, RESCALED)
+    channels = size // pixels
+    at_output = _place(here, pixels, channels, OUTPUT_LAST)
+    e = _guided(output, guidance, slot, slots, at_output, size, answered, GUIDED, RESCALED)
     tl.store(past + (1 + at) * size, e, mask=answered)
     total = tl.load(row + 1 + at, mask=alive & (at >= 0), other=0) * e.to(tl.float64)
 
@@ -151,11 +163,12 @@ def _guided_step(
 
     x = total.to(tl.float32)
     tl.store(latents + slot * size + here, x, mask=inside)
-    tl.store(sample + slot * size + here, x.to(sample.dtype.element_ty), mask=inside)
+    at_sample = _place(here, pixels, channels, SAMPLE_LAST)
+    tl.store(sample + slot * size + at_sample, x.to(sample.dtype.element_ty), mask=inside)
     following = tl.load(timesteps + slot * table + at + 1, mask=alive & (at + 1 < tl.load(calls + slot)), other=0)
     tl.store(timestep + slot, following, mask=alive & (block == 0))
     if GUIDED:
-        tl.store(sample + (slots + slot) * size + here, x.to(sample.dtype.element_ty), mask=inside)
+        tl.store(sample + (slots + slot) * size + at_sample, x.to(sample.dtype.element_ty), mask=inside)
         tl.store(timestep + slots + slot, following, mask=alive & (block == 0))
 
 
@@ -185,7 +198,10 @@ def launch(network: Network, slots: Slots, *, rescaled: bool = False) -> Launch:
             **{"slots": count, "table": table, "columns": columns},
             **{"size": size, "pixels": slots.latents[0, 0].numel()},
         },
-        constants={"GUIDED": guided, "RESCALED": rescaled and guided, "COLUMNS": _COLUMNS, "BLOCK": _BLOCK},
+        constants={
+            **{"GUIDED": guided, "RESCALED": rescaled and guided, "COLUMNS": _COLUMNS, "BLOCK": _BLOCK},
+            **{"OUTPUT_LAST": not network.output.is_contiguous(), "SAMPLE_LAST": not network.sample.is_contiguous()},
+        },
         warps=4,
     )
 
@@ -211,9 +227,14 @@ def _check(network: Network, slots: Slots) -> bool:
         expected["inpaint_mask"] = (original.inpaint_mask, [rows[0], *shape[1:]])
         expected["masked_rows"] = (original.masked_rows, [*rows[:2], 2])
     for name, (tensor, dims) in expected.items():
-        match = tensor is None or (list(tensor.shape) == dims and tensor.is_contiguous())
+        match = tensor is None or (list(tensor.shape) == dims and _is_ordered(name, tensor))
         require(match, f"{name} {dims}, contiguous, for latents {[count, *shape]} and rows {rows}", [tensor])
     return guided
+
+
+def _is_ordered(name: str, tensor: Tensor) -> bool:
+    last = name in ("output", "sample") and tensor.is_contiguous(memory_format=torch.channels_last)
+    return last or tensor.is_contiguous()
 
 
 def reference(network: Network, slots: Slots) -> None:
@@ -223,7 +244,7 @@ def reference(network: Network, slots: Slots) -> None:
         i = int(slots.call[s])
         if i >= int(slots.calls[s]):
             continue
-        halves = network.output.view(-1, *slots.latents.shape)[:, s].float()  # [2 or 1, C, H, W]
+        halves = network.output[s::count].float()  # [2 or 1, C, H, W]
         if i >= 0:
             slots.history[s, 1 + i] = _guided_reference(halves, *slots.guidance[s])
         row = slots.rows[s, i + 1]
@@ -237,7 +258,7 @@ def reference(network: Network, slots: Slots) -> None:
                 preserved = noise_weight * slots.history[s, 0].double() + clean_weight * original.latents[s]
                 x = torch.where(original.inpaint_mask[s].bool(), x, preserved)
         slots.latents[s] = x.float()
-        network.sample.view(-1, *slots.latents.shape)[:, s] = slots.latents[s].to(network.sample.dtype)
+        network.sample[s::count] = slots.latents[s].to(network.sample.dtype)
         last = i + 1 == int(slots.calls[s])
         network.timestep.view(-1, count)[:, s] = 0 if last else slots.timesteps[s, i + 1]
     slots.call.add_(1)

@@ -1,6 +1,6 @@
 """Layer normalization over the last axis, with the residual before it (Ba, Kiros and Hinton 2016, arXiv 1607.06450).
 
-    s = x + residual
+    s = x + residual + shift
     y = (s - mean(s)) / sqrt(var(s) + eps) * weight + bias
 
 A program holds full rows in registers: it computes the variance about the mean, and reads memory once.
@@ -21,7 +21,7 @@ _MAX_WIDTH = 16384  # the longest row that fits into registers
 
 @triton.jit
 def _layer_norm(
-    x, residual, weight, bias, out, total, quantized, rows, eps,
+    x, residual, shift, weight, bias, out, total, stored_bias, quantized, rows, eps,
     C: tl.constexpr, LANES: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)
@@ -32,7 +32,13 @@ def _layer_norm(
     s = tl.load(x + place, mask=there, other=0).to(tl.float32)
     if residual is not None:
         s += tl.load(residual + place, mask=there, other=0).to(tl.float32)
-        tl.store(total + place, s.to(total.dtype.element_ty), mask=there)
+    if shift is not None:
+        s += tl.load(shift + lane, mask=wide, other=0).to(tl.float32)[None, :]
+    if total is not None:
+        kept = s
+        if stored_bias is not None:
+            kept = s + tl.load(stored_bias + lane, mask=wide, other=0).to(tl.float32)[None, :]
+        tl.store(total + place, kept.to(total.dtype.element_ty), mask=there)
     off = tl.where(there, s - (tl.sum(s, axis=1) / C)[:, None], 0)
     scale = 1 / tl.sqrt(tl.sum(off * off, axis=1) / C + eps)
     w = tl.load(weight + lane, mask=wide, other=0).to(tl.float32)
@@ -48,16 +54,19 @@ def layer_norm(
     *,
     eps: float = 1e-5,
     residual: Tensor | None = None,
+    shift: Tensor | None = None,
+    stored_bias: Tensor | None = None,
     fp8_scale: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return y, and s if there is a residual (the next layer needs it).  # [..., C], [C], [C] -> [..., C]
+    """Return y; and s + `stored_bias` if there is a residual or such a bias.  # [..., C], [C], [C] -> [..., C]
 
-    y is in fp8 if there is a scale (see `quantize`).
+    `shift` and `stored_bias` are [C]. y is in fp8 if there is a scale (see `quantize`).
 
     Raises `ValueError` if the shapes or the memory layouts do not match.
     """
-    started = launch(x, weight, bias, eps=eps, residual=residual, fp8_scale=fp8_scale)
-    return started.run(), None if residual is None else started.tensor("total")
+    added = {"residual": residual, "shift": shift, "stored_bias": stored_bias}
+    started = launch(x, weight, bias, eps=eps, fp8_scale=fp8_scale, **added)
+    return started.run(), None if residual is None and stored_bias is None else started.tensor("total")
 
 
 def launch(
@@ -67,33 +76,45 @@ def launch(
     *,
     eps: float = 1e-5,
     residual: Tensor | None = None,
+    shift: Tensor | None = None,
+    stored_bias: Tensor | None = None,
     fp8_scale: Tensor | None = None,
 ) -> Launch:
     """Return the launch. Its arguments contain `out` and `total`."""
-    tensors = [x, weight, bias, residual]
+    tensors = [x, weight, bias, residual, shift, stored_bias]
     match = all(t is None or (t.shape == x.shape and t.is_contiguous()) for t in (x, residual))
     require(match, "x and residual of one shape, contiguous", tensors)
-    require(weight.shape == bias.shape == x.shape[-1:], "a weight and a bias for each channel", tensors)
+    each = all(t is None or t.shape == x.shape[-1:] for t in (weight, bias, shift, stored_bias))
+    require(each, "a weight and a bias for each channel", tensors)
     width = x.shape[-1]
     require(width <= _MAX_WIDTH, f"rows of at most {_MAX_WIDTH}", tensors)
     lanes = triton.next_power_of_2(width)
     rows, count = max(1, min(_TILE // lanes, 16)), x.numel() // width
-    inputs = {"x": x, "residual": residual, "weight": weight, "bias": bias, "quantized": fp8_scale}
+    inputs = {"x": x, "residual": residual, "shift": shift, "weight": weight, "bias": bias, "quantized": fp8_scale}
     out = torch.empty_like(x, dtype=result_type(x, fp8_scale))
-    total = None if residual is None else torch.empty_like(x)
+    total = None if residual is None and stored_bias is None else torch.empty_like(x)
     return Launch(
         kernel=_layer_norm,
         grid=(triton.cdiv(count, rows),),
-        arguments={**inputs, "out": out, "total": total, "rows": count, "eps": eps},
+        arguments={**inputs, "out": out, "total": total, "stored_bias": stored_bias, "rows": count, "eps": eps},
         constants={"C": width, "LANES": lanes, "ROWS": rows},
         warps=4 if lanes <= _TILE else 16,
     )
 
 
 def reference(
-    x: Tensor, weight: Tensor, bias: Tensor, *, eps: float = 1e-5, residual: Tensor | None = None
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *,
+    eps: float = 1e-5,
+    residual: Tensor | None = None,
+    shift: Tensor | None = None,
+    stored_bias: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Compute the same with torch in float32."""
     s = wide(x) if residual is None else wide(x) + wide(residual)
+    s = s if shift is None else s + wide(shift)
     y = functional.layer_norm(s, s.shape[-1:], wide(weight), wide(bias), eps)
-    return y, None if residual is None else s
+    total = s if stored_bias is None else s + wide(stored_bias)
+    return y, None if residual is None and stored_bias is None else total

@@ -20,11 +20,11 @@ from numpy.typing import NDArray
 import calotype
 from calotype.backends import ON_GPU, LoadedComponent
 from calotype.backends.base import Runner, Session
-from calotype.backends.openvino.rewrites import DISABLE_VARIABLE
 from calotype.images.arrays import load_image_array
 from calotype.sampling.fitted import FittedSamplers
 from calotype.sampling.schedulers import SchedulerSpec
 from calotype.system import threads
+from calotype.system.switches import DISABLE_VARIABLE
 
 Arrays = Mapping[str, NDArray[Any]]
 

@@ -13,6 +13,7 @@ import os
 import select
 import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Mapping
@@ -55,7 +56,7 @@ class Worker:
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._stderr,
-            env=_environment(threads),
+            env=_environment(threads, python),
             start_new_session=True,  # only this process gets Ctrl-C, and it ends the worker
             preexec_fn=pin,
         )
@@ -128,10 +129,14 @@ class Worker:
         return f"its process ended ({how}): {last[:300]}"
 
 
-def _environment(threads: int) -> dict[str, str]:
-    """Return the same environment for every worker: the threads, no network, no telemetry, no foreign packages."""
+def _environment(threads: int, python: Path) -> dict[str, str]:
+    """Return the same environment for every worker: the threads, no network, no telemetry, no foreign packages.
+
+    An interpreter that is ours keeps PYTHONPATH: the packages may be there.
+    """
+    foreign = FOREIGN if Path(python).absolute() != Path(sys.executable).absolute() else FOREIGN[1:]
     return {
-        **{name: value for name, value in os.environ.items() if name not in FOREIGN},
+        **{name: value for name, value in os.environ.items() if name not in foreign},
         **dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), str(threads)),
         "HF_HUB_OFFLINE": "1",
         "HF_HUB_DISABLE_TELEMETRY": "1",

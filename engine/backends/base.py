@@ -168,6 +168,7 @@ class DeviceNetwork(Protocol):
     """A network as a function of tensors on the device, for graphs of the full pipeline. It does not wait."""
 
     dtype: torch.dtype  # of its float inputs
+    channels_last: bool = False  # whether it computes on images in this format; outputs may have either
 
     def __call__(self, inputs: Tensors, /) -> dict[str, Tensor]:
         """Launch the network on the current stream and return all outputs by name."""

@@ -1,34 +1,39 @@
 """Attention with the fastest implementation for a shape: cuDNN's, flash, torch's memory-efficient one or our kernel.
 
-Each shape and type is measured once on the current GPU, before a capture. Without a GPU, or during a capture, torch
-chooses the implementation. Another process may choose another implementation, which rounds differently. Imports torch
-and triton.
+Each shape and type is measured once for a kind of GPU and a version of torch, before a capture, and the choice is
+stored in the cache folder. An implementation whose result is far from the formula's in float32 is not used. Without a
+GPU, or during a capture, torch chooses the implementation. Imports torch and triton.
 """
 
 from __future__ import annotations
 
+import json
+import re
 import threading
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from functools import partial
+from pathlib import Path
 
 import torch
+import triton
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from triton.errors import TritonError
-from triton.testing import do_bench
 
 from calotype.kernels import attention as ours
+
+from ..errors import SourceError
+from ..files.json_file import read_json
+from ..files.paths import home, write_atomic
+from .capture import CAPTURES, graph_seconds
 
 Run = Callable[[], Tensor]
 Key = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
-TORCH_BACKENDS = {
-    "cudnn": SDPBackend.CUDNN_ATTENTION,
-    "flash": SDPBackend.FLASH_ATTENTION,
-    "efficient": SDPBackend.EFFICIENT_ATTENTION,
-}
 OWN = "triton"
-_TRIAL_MS = 20  # how long each implementation is measured
+_ROWS = 128  # queries of each image and head whose result is compared
+_LEAST = 1e-5  # relative error that is allowed in any type
+_EPSILONS = 4
 
 
 def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
@@ -36,39 +41,97 @@ def attend(q: Tensor, k: Tensor, v: Tensor, *, scale: float) -> Tensor:
     return CHOICES.attend(q, k, v, scale)
 
 
+def _cudnn(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    out: Tensor = torch.ops.aten._scaled_dot_product_cudnn_attention(q, k, v, None, False, scale=scale)[0]
+    return out
+
+
+def _flash(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    out: Tensor = torch.ops.aten._scaled_dot_product_flash_attention(q, k, v, scale=scale)[0]
+    return out
+
+
+def _efficient(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    out: Tensor = torch.ops.aten._scaled_dot_product_efficient_attention(q, k, v, None, False, scale=scale)[0]
+    return out
+
+
+# torch's own choice goes through a switch of the whole process, which would also steer the attention of other threads.
+TORCH_KERNELS = {"cudnn": _cudnn, "flash": _flash, "efficient": _efficient}
+
+
 class Choices:
     """The fastest implementation for each shape and type. Threads may share it.
 
-    `seconds` measures a run. It returns None if the implementation does not support the shape or type.
+    `seconds` measures a run. It returns None if the implementation does not support the shape or type. `store` is the
+    file of stored choices on this machine, or None.
     """
 
-    def __init__(self, seconds: Callable[[Run], float | None]) -> None:
-        self._seconds, self._lock = seconds, threading.Lock()
+    def __init__(self, seconds: Callable[[Run], float | None], store: Callable[[], Path | None] = lambda: None) -> None:
+        self._seconds, self._store, self._lock = seconds, store, threading.Lock()
         self.fastest: dict[Key, str | None] = {}  # None: torch chooses
+        self._stored: dict[str, str | None] | None = None
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Compute attention with the fastest implementation for these shapes."""
-        runs = {name: partial(_by_torch, q, k, v, scale, backend) for name, backend in TORCH_BACKENDS.items()}
+        runs = {name: partial(kernel, q, k, v, scale) for name, kernel in TORCH_KERNELS.items()}
         if q.shape[3] <= ours.MAX_HEAD_WIDTH:
             runs[OWN] = partial(ours.attention, q, k, v, scale=scale)
-        name = self._fastest((tuple(q.shape), tuple(k.shape), q.dtype), runs)
-        return _by_torch(q, k, v, scale, None) if name is None else runs[name]()
+        key = (tuple(q.shape), tuple(k.shape), q.dtype)
+        name = self._fastest(key, runs, partial(_is_right, q, k, v, scale))
+        if name is None:
+            return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+        return runs[name]()
 
-    def _fastest(self, key: Key, runs: Mapping[str, Run]) -> str | None:
+    def _fastest(self, key: Key, runs: Mapping[str, Run], is_right: Callable[[Run], bool]) -> str | None:
         with self._lock:
+            if key in self.fastest:
+                return self.fastest[key]
+        if not _measurable():
+            return None
+        with CAPTURES, self._lock:  # in this order, as a capture that calls `attend`
             if key not in self.fastest:
-                if not _measurable():
-                    return None
-                times = {name: seconds for name, run in runs.items() if (seconds := self._seconds(run)) is not None}
-                self.fastest[key] = min(times, key=lambda name: times[name]) if times else None
+                stored, name = self._load(), repr(key)
+                if name not in stored or stored[name] not in (None, *runs):
+                    times = {each: self._measured(run, is_right) for each, run in runs.items()}
+                    usable = {each: seconds for each, seconds in times.items() if seconds is not None}
+                    stored[name] = min(usable, key=lambda each: usable[each]) if usable else None
+                    self._save(stored)
+                self.fastest[key] = stored[name]
             return self.fastest[key]
 
+    def _measured(self, run: Run, is_right: Callable[[Run], bool]) -> float | None:
+        """Return the seconds of a run; None if it is not supported, or wrong."""
+        try:
+            if not is_right(run):
+                return None
+        except torch.OutOfMemoryError:  # says nothing about the kernel, so it must not be stored
+            raise
+        except (RuntimeError, TritonError):  # torch and triton raise these for unsupported kernels
+            return None
+        return self._seconds(run)
 
-def _by_torch(q: Tensor, k: Tensor, v: Tensor, scale: float, backend: SDPBackend | None) -> Tensor:
-    if backend is None:
-        return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
-    with sdpa_kernel(backend):
-        return nn.functional.scaled_dot_product_attention(q, k, v, scale=scale)
+    def _load(self) -> dict[str, str | None]:
+        if self._stored is None:
+            self._stored, path = {}, self._store()
+            if path is not None:
+                with suppress(SourceError):  # no file yet, or a damaged one: it is measured again
+                    self._stored = dict(read_json(path, "it has the fastest attention for each shape"))
+        return self._stored
+
+    def _save(self, stored: Mapping[str, str | None]) -> None:
+        path = self._store()
+        if path is not None:
+            with suppress(OSError):  # a folder that cannot be written to
+                write_atomic(path, json.dumps(stored, indent=1, sort_keys=True).encode())
+
+
+def _is_right(q: Tensor, k: Tensor, v: Tensor, scale: float, run: Run) -> bool:
+    """Return whether a run is near the formula in float32, on some queries of every image and head."""
+    rows = torch.linspace(0, q.shape[2] - 1, min(_ROWS, q.shape[2]), device=q.device).long()
+    expected = ours.reference(q[:, :, rows], k, v, scale=scale)
+    apart = (run()[:, :, rows].float() - expected).norm() / expected.norm().clamp(min=1e-30)
+    return float(apart) <= max(_LEAST, _EPSILONS * torch.finfo(q.dtype).eps)
 
 
 def _measurable() -> bool:
@@ -76,13 +139,23 @@ def _measurable() -> bool:
 
 
 def _on_gpu(run: Run) -> float | None:
-    """Return the median seconds of a run; None if the kernel does not support this GPU, shape or type."""
+    """Return the seconds of a run; None if the kernel does not support this GPU, shape or type."""
     try:
-        return float(do_bench(run, warmup=5, rep=_TRIAL_MS, return_mode="median")) / 1000
-    except torch.OutOfMemoryError:  # says nothing about the kernel, so it must not be stored
+        return graph_seconds(run)
+    except torch.OutOfMemoryError:
         raise
-    except (RuntimeError, TritonError):  # torch and triton raise these for unsupported kernels
+    except (RuntimeError, TritonError):
         return None
 
 
-CHOICES = Choices(_on_gpu)
+def _store_of_gpu() -> Path | None:
+    """Return the file for this kind of GPU and these libraries; None if there is no cache folder."""
+    cudnn = str(torch.backends.cudnn.version())  # type: ignore[no-untyped-call]
+    parts = (torch.cuda.get_device_name(), torch.__version__, cudnn, triton.__version__)
+    try:
+        return home() / "attention" / (re.sub(r"[^\w.]+", "-", "-".join(parts)) + ".json")
+    except SourceError:
+        return None
+
+
+CHOICES = Choices(_on_gpu, _store_of_gpu)

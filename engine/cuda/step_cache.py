@@ -13,10 +13,13 @@ from contextvars import ContextVar
 from typing import Any
 
 import torch
+from diffusers.models.embeddings import TimestepEmbedding
+from diffusers.models.resnet import ResnetBlock2D, ResnetBlockCondNorm2D
 from diffusers.models.unets.unet_2d_condition import UNet2DConditionModel
 from torch import Tensor, nn
 
 Precomputed = Callable[[int], Any]  # the number of a call -> a module's value
+_TIMES = nn.Identity()  # stands for the embeddings among the modules of a session
 _CURRENT: ContextVar[Mapping[nn.Module, Any] | None] = ContextVar("step_values", default=None)
 
 
@@ -34,6 +37,41 @@ class StepInvariant(nn.Module):
         raise NotImplementedError
 
 
+class CachedEmbedding(TimestepEmbedding):  # type: ignore[misc]
+    """The layers of the timestep embedding. They pass on what `CachedTimesUNet` returns inside of a session."""
+
+    def forward(self, sample: Tensor, condition: Tensor | None = None) -> Tensor:
+        """# [N, E] -> [N, T]"""
+        return sample if _has_times() else super().forward(sample, condition)
+
+
+class CachedTimesUNet(UNet2DConditionModel):  # type: ignore[misc]
+    """A U-Net that computes no timestep embeddings inside of a session: its residual blocks have their projections."""
+
+    def get_time_embed(self, sample: Tensor, timestep: Any) -> Tensor | None:
+        """Return the sines of a timestep; anything inside of a session, where nothing reads them."""
+        return sample.new_empty(len(sample), 1) if _has_times() else super().get_time_embed(sample, timestep)
+
+    def get_aug_embed(self, *states: Any, **more: Any) -> Tensor | None:
+        """Return the embedding of SDXL's sizes and pooled text; None inside of a session."""
+        return None if _has_times() else super().get_aug_embed(*states, **more)
+
+
+def cache_times(module: nn.Module) -> None:
+    """Let U-Nets inside of a module use the embeddings of a session. Others keep their class."""
+    blocks = (ResnetBlock2D, ResnetBlockCondNorm2D)  # that are not fused need the embedding
+    for each in module.modules():
+        if type(each) is not UNet2DConditionModel or type(each.time_embedding) is not TimestepEmbedding:
+            continue
+        if not any(isinstance(m, blocks) for m in each.modules()):
+            each.__class__, each.time_embedding.__class__ = CachedTimesUNet, CachedEmbedding
+
+
+def _has_times() -> bool:
+    values = _CURRENT.get()
+    return values is not None and _TIMES in values
+
+
 class StepValues:
     """The values of a schedule. Modules that are not fused compute their own at every call, as usual."""
 
@@ -49,9 +87,9 @@ class StepValues:
             dtype: the type to compute in.
         """
         cast = {n: t.to(dtype) if t.is_floating_point() and n != "time_ids" else t for n, t in constants.items()}
-        unet = next((m for m in module.modules() if type(m) is UNet2DConditionModel), None)
+        unet = next((m for m in module.modules() if type(m) in (UNet2DConditionModel, CachedTimesUNet)), None)
         embeddings = None if unet is None else _embeddings(unet, timesteps, cast)
-        self._values: dict[nn.Module, Precomputed] = {}
+        self._values: dict[nn.Module, Precomputed] = {} if embeddings is None else {_TIMES: lambda call: True}
         for each in module.modules():
             if isinstance(each, StepInvariant):
                 values = each.precompute(cast["encoder_hidden_states"], embeddings)

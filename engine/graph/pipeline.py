@@ -54,11 +54,12 @@ class GraphPipeline(nn.Module):
             sample = network.sample
             if extra_channels is not None:  # the mask and the latents of the masked image
                 sample = torch.cat([sample, extra_channels.to(sample.dtype)], dim=1)
-            network = replace(network, output=unet(i, sample, {})["out_sample"].contiguous())
+            network = replace(network, output=unet(i, sample, {})["out_sample"])
             guided_step(network, slots, rescaled=rescaled)
         latents = slots.latents * self._scale + self._shift
         decoder = self._networks["vae_decoder"]
-        (pixels,) = decoder({"latent_sample": latents.to(decoder.dtype)}).values()
+        latents = latents.to(decoder.dtype, memory_format=_format_of(decoder))
+        (pixels,) = decoder({"latent_sample": latents}).values()
         return {"pixels": to_uint8(pixels), "finite": torch.isfinite(pixels).all()[None]}  # bytes do not show it
 
     def conditioning(self, inputs: Tensors, options: GraphOptions) -> dict[str, Tensor]:
@@ -111,6 +112,11 @@ class GraphPipeline(nn.Module):
             latents=torch.empty_like(noise),
             original=original,
         )
-        sample = noise.new_empty(count * halves, *noise.shape[1:], dtype=self._networks["unet"].dtype)
+        unet = self._networks["unet"]
+        sample = noise.new_empty(count * halves, *noise.shape[1:], dtype=unet.dtype).to(memory_format=_format_of(unet))
         network = Network(output=torch.empty_like(sample), sample=sample, timestep=noise.new_empty(len(sample)))
         return network, slots
+
+
+def _format_of(network: DeviceNetwork) -> torch.memory_format:
+    return torch.channels_last if network.channels_last else torch.contiguous_format

@@ -8,7 +8,9 @@ import torch
 from triton import knobs
 
 from calotype.cuda.device import Gpu
+from calotype.cuda.fused import norms, pending
 from calotype.cuda.graphs import CapturedGraph, CudaGraphCapturer
+from calotype.kernels import add_bias, geglu, group_norm_silu, layer_norm
 from tests.helpers import gpu_standins as standins
 
 INTERPRETED = knobs.runtime.interpret
@@ -78,3 +80,32 @@ def _filled(make):
         return tensor.fill_(float("nan") if tensor.is_floating_point() else 77)
 
     return filled
+
+
+@pytest.fixture
+def references(device, monkeypatch) -> None:
+    """Compute the kernels' formulas with torch, because the interpreter takes seconds for a network; not on a GPU."""
+    if device.type == "cpu":
+        for module, name, kernel in (
+            (norms, "group_norm_silu", group_norm_silu),
+            (norms, "layer_norm", layer_norm),
+            (norms, "geglu", geglu),
+            (pending, "add_bias", add_bias),
+        ):
+            monkeypatch.setattr(module, name, by_reference(kernel.reference))
+
+
+def by_reference(function):
+    def call(x, *args, **kwargs):
+        out = function(x, *args, **kwargs)
+        if isinstance(out, tuple):
+            return tuple(None if t is None else channels_last_as(x, t.to(x.dtype)) for t in out)
+        return channels_last_as(x, out.to(x.dtype))
+
+    return call
+
+
+def channels_last_as(x, out):
+    """Return a tensor of its own: the formula may return x."""
+    order = torch.channels_last if x.ndim == 4 else torch.contiguous_format
+    return out.clone(memory_format=order)

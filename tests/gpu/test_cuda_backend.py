@@ -10,6 +10,7 @@ import torch
 from calotype.backends import choose
 from calotype.backends.torch.cuda import CudaRunner
 from calotype.backends.torch.modules import load_module
+from calotype.cuda.capture import warm_up
 from calotype.errors import BackendError
 from calotype.plan import networks
 from calotype.plan.plan import Artifact, PlannedComponent
@@ -76,13 +77,70 @@ def test_it_computes_what_eager_computes_at_every_size(precision, tolerance, hei
 
 
 def test_it_uses_the_kernels(component, gpu, recorder):
-    assert set(open_runner(component, "fp32", gpu, recorder).replaced) == {
-        "ResnetBlock2D",
-        "BasicTransformerBlock",
-        "Attention",
-        "GEGLU",
-        "GroupNorm",
+    assert set(open_runner(component, "fp32", gpu, recorder).replaced) >= {
+        *("FusedResnet", "FusedTransformer2D", "FusedTransformerBlock", "FusedAttention", "FusedGeglu"),
+        *("FusedGroupNorm", "FusedLayerNorm", "DownBlock", "MiddleBlock", "UpBlock", "DirectConvolution"),
     }
+
+
+def test_weights_arrive_in_their_type_without_random_ones(component, gpu, recorder, monkeypatch):
+    """SDXL's first random weights would take 10 GB."""
+    monkeypatch.setattr(
+        diffusers.UNet2DConditionModel, "from_pretrained", lambda *_, **__: pytest.fail("random weights")
+    )
+    runner = open_runner(component, "bf16", gpu, recorder)
+    parameters = list(runner.network._module.parameters())
+    assert {p.dtype for p in parameters} == {torch.bfloat16}
+    assert not any(p.is_meta for p in parameters)
+
+
+def test_weights_that_do_not_fit_are_explained(component, folder, gpu, recorder, tmp_path):
+    from safetensors.torch import load_file, save_file
+
+    renamed = tmp_path / "model"
+    renamed.mkdir()
+    (renamed / "config.json").write_text((folder / "config.json").read_text())
+    weights = load_file(folder / "diffusion_pytorch_model.safetensors")
+    save_file({**weights, "extra": torch.zeros(1)}, renamed / "diffusion_pytorch_model.safetensors")
+    with pytest.raises(BackendError, match="extra"):
+        open_runner(
+            replace(component, artifacts=(replace(component.artifacts[0], path=renamed),)), "fp32", gpu, recorder
+        )
+
+
+def test_no_switch_of_the_process_changes_for_full_float32(component, gpu, recorder, references, monkeypatch):
+    """Convolutions themselves ask for no TF32: another thread's networks do not notice."""
+    asked = []
+
+    def convolution(*args):
+        asked.append((args[-1], torch.backends.cudnn.allow_tf32))
+        return convolve(*args)
+
+    convolve, before = torch._convolution, torch.backends.cudnn.allow_tf32
+    monkeypatch.setattr(torch, "_convolution", convolution)
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
+    open_runner(component, "fp32", gpu, recorder)(inputs(2, 0))
+    assert set(asked) == {(False, True)}
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
+
+
+def test_convolutions_search_only_before_a_capture(component, gpu, recorder, references, monkeypatch):
+    asked = []
+
+    def convolution(*args):
+        asked.append(args[9])
+        return convolve(*args)
+
+    convolve = torch._convolution
+    monkeypatch.setattr(torch, "_convolution", convolution)
+    runner = open_runner(component, "fp32", gpu, recorder)
+    arrays = {name: torch.from_numpy(array) for name, array in inputs(2, 0).items()}
+    with torch.inference_mode():
+        warm_up(lambda: runner.network(arrays))
+        assert set(asked) == {True}
+        asked.clear()
+        runner.network(arrays)
+    assert set(asked) == {False}
 
 
 def test_an_unsupported_precision_raises(component, gpu, recorder):

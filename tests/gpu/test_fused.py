@@ -10,8 +10,9 @@ from transformers import CLIPTextConfig, CLIPTextModel
 
 from calotype.backends.torch.modules import TextEncoder, UNet, VaeDecoder, VaeEncoder
 from calotype.backends.torch.weights import fused_weights, layers_of
-from calotype.cuda.fused_modules import fuse
+from calotype.cuda.fused.fuse import fuse
 from calotype.cuda.step_cache import StepInvariant, StepValues
+from calotype.system.switches import DISABLE_VARIABLE, OF_CUDA
 from calotype.weights.delta import LowRankTerm, WeightDelta, WeightDeltas
 
 COMMON = {"sample_size": 8, "block_out_channels": (32, 64), "layers_per_block": 1, "norm_num_groups": 4}
@@ -39,6 +40,11 @@ def vae() -> diffusers.AutoencoderKL:
     return diffusers.AutoencoderKL(latent_channels=4, **COMMON, **blocks)
 
 
+def tiny() -> diffusers.AutoencoderTiny:
+    sizes = {"encoder_block_out_channels": (8, 8), "decoder_block_out_channels": (8, 8)}
+    return diffusers.AutoencoderTiny(num_encoder_blocks=(1, 3), num_decoder_blocks=(3, 1), **sizes)
+
+
 def text() -> nn.Module:
     sizes = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
     return TextEncoder(CLIPTextModel(CLIPTextConfig(vocab_size=99, max_position_embeddings=7, **sizes)))
@@ -62,20 +68,28 @@ NETWORKS = {
     ),
     "VAE decoder": (lambda: VaeDecoder(vae()), lambda: {"latent_sample": torch.randn(1, 4, 4, 6)}),
     "VAE encoder": (lambda: VaeEncoder(vae()), lambda: {"sample": torch.randn(1, 3, 8, 12)}),
+    "tiny decoder": (lambda: VaeDecoder(tiny()), lambda: {"latent_sample": torch.randn(1, 4, 4, 6)}),
+    "tiny encoder": (lambda: VaeEncoder(tiny()), lambda: {"sample": torch.randn(1, 3, 8, 12)}),
     "text encoder": (text, lambda: {"input_ids": torch.arange(14).reshape(2, 7)}),
 }
+UNET = {
+    **{"DownBlock": 2, "UpBlock": 2, "MiddleBlock": 1, "FusedResnet": 8, "FusedTransformer2D": 4},
+    **{"FusedTransformerBlock": 4, "FusedAttention": 8, "FusedGeglu": 4, "FusedGroupNorm": 21, "FusedLayerNorm": 12},
+}
 REPLACED = {
-    "U-Net": {"ResnetBlock2D": 8, "BasicTransformerBlock": 4, "Attention": 8, "GEGLU": 4, "GroupNorm": 5},
-    "U-Net of SDXL": {
-        "ResnetBlock2D": 8,
-        "BasicTransformerBlock": 4,
-        "Attention": 8,
-        "GEGLU": 4,
-        "GroupNorm": 5,
+    "U-Net": UNET | {"DirectConvolution": 33},
+    "U-Net of SDXL": UNET | {"DirectConvolution": 25},
+    "VAE decoder": {
+        **{"MiddleBlock": 1, "AutoencoderBlock": 2, "FusedResnet": 6, "FusedImageAttention": 1, "FusedAttention": 1},
+        **{"FusedGroupNorm": 14, "DirectConvolution": 17},
     },
-    "VAE decoder": {"ResnetBlock2D": 6, "GroupNorm": 2},
-    "VAE encoder": {"ResnetBlock2D": 4, "GroupNorm": 2},
-    "text encoder": {"LayerNorm": 5},
+    "VAE encoder": {
+        **{"MiddleBlock": 1, "AutoencoderBlock": 2, "FusedResnet": 4, "FusedImageAttention": 1, "FusedAttention": 1},
+        **{"FusedGroupNorm": 10, "DirectConvolution": 13},
+    },
+    "tiny decoder": {"ConvolutionRelu": 13, "FusedTinyBlock": 4, "DirectConvolution": 15},
+    "tiny encoder": {"ConvolutionRelu": 12, "FusedTinyBlock": 4, "DirectConvolution": 15},
+    "text encoder": {"FusedLayerNorm": 5},
 }
 KEPT_WIDE = ("timestep", "time_ids")
 
@@ -107,7 +121,10 @@ def relative_error(got, expected) -> float:
 
 
 @pytest.mark.parametrize("name", NETWORKS)
-def test_it_computes_what_the_network_computes(name, device):
+def test_it_computes_what_the_network_computes(name, device, request):
+    """Two networks with every kernel in the interpreter, the others by the kernels' formulas."""
+    if name not in ("U-Net of SDXL", "text encoder"):
+        request.getfixturevalue("references")
     plain, fused, replaced = fused_pair(name, device)
     assert dict(replaced) == REPLACED[name]
     inputs = NETWORKS[name][1]()
@@ -118,7 +135,7 @@ def test_it_computes_what_the_network_computes(name, device):
     assert half <= 2 * relative_error(run(plain, inputs, torch.bfloat16, device), truth)
 
 
-def test_a_precomputed_schedule_equals_its_calls(device):
+def test_a_precomputed_schedule_equals_its_calls(device, references):
     """Inside the block, the timestep and text of a call have no effect: those of the schedule are used."""
     plain, fused, _ = fused_pair("U-Net of SDXL", device)
     inputs = NETWORKS["U-Net of SDXL"][1]()
@@ -133,7 +150,26 @@ def test_a_precomputed_schedule_equals_its_calls(device):
     assert {m.cached for m in fused.modules() if isinstance(m, StepInvariant)} == {None}
 
 
-def test_sessions_that_take_turns_have_their_own_values(device):
+def test_a_session_computes_no_timestep_embedding(device, references):
+    """Its layers are not called; outside of the block they are."""
+    _, fused, _ = fused_pair("U-Net of SDXL", device)
+    inputs = {n: t.to(device) for n, t in NETWORKS["U-Net of SDXL"][1]().items()}
+    calls = []
+    for layer in (fused.model.time_embedding.linear_1, fused.model.add_embedding.linear_1):
+        layer.register_forward_hook(lambda *_: calls.append(1))
+    steering = {n: t for n, t in inputs.items() if n not in ("sample", "timestep")}
+    with torch.inference_mode():
+        values = StepValues(fused, inputs["timestep"][None], steering, torch.float32)
+        calls.clear()
+        with values.at(0):
+            inside = fused(**inputs)
+        assert calls == []
+        outside = fused(**inputs)
+    assert len(calls) == 2
+    assert relative_error(inside, outside) <= 2e-6
+
+
+def test_sessions_that_take_turns_have_their_own_values(device, references):
     """They share the modules."""
     plain, fused, _ = fused_pair("U-Net", device)
     inputs, texts = NETWORKS["U-Net"][1](), [torch.randn(2, 7, 24) for _ in range(2)]
@@ -176,10 +212,52 @@ def test_weights_keep_their_names_and_change_in_place(device):
     assert all(torch.equal(tensor, before[name]) for name, tensor in fused.state_dict().items())
 
 
-def test_the_number_of_parameters_stays(device):
+def test_no_weight_is_kept_twice(device):
+    """Biases may be: of a chain of norms, each adds the sum of those before it."""
     _, fused, _ = fused_pair("U-Net", device)
     plain = NETWORKS["U-Net"][0]()
-    assert sum(p.numel() for p in fused.parameters()) == sum(p.numel() for p in plain.parameters())
+    sizes = [sum(p.numel() for p in network.parameters() if p.ndim > 1) for network in (fused, plain)]
+    assert sizes[0] == sizes[1]
+
+
+@pytest.mark.parametrize("name", ["U-Net of SDXL", "VAE decoder", "tiny decoder"])
+@pytest.mark.parametrize("piece", [*OF_CUDA, ",".join(OF_CUDA)])
+def test_each_optimization_can_be_left_out(name, piece, device, references, monkeypatch):
+    monkeypatch.setenv(DISABLE_VARIABLE, piece)
+    plain, fused, _ = fused_pair(name, device)
+    inputs = NETWORKS[name][1]()
+    truth = run(plain, inputs, torch.float64, device)
+    limit = 2 * max(1e-6, relative_error(run(plain, inputs, torch.float32, device), truth))
+    assert relative_error(run(fused, inputs, torch.float32, device), truth) <= limit
+
+
+def test_inputs_of_a_network_do_not_change(device, references):
+    """Products add in place, but only to tensors of their own."""
+    for name in ("U-Net", "VAE decoder"):
+        _, fused, _ = fused_pair(name, device)
+        inputs = {n: t.to(device) for n, t in NETWORKS[name][1]().items()}
+        before = {n: t.clone() for n, t in inputs.items()}
+        with torch.inference_mode():
+            first, second = fused(**inputs)[0], fused(**inputs)[0]
+        assert all(torch.equal(inputs[n], t) for n, t in before.items())
+        assert torch.equal(first, second)
+
+
+def test_the_residuals_of_controlnets_and_adapters_are_added(device, references):
+    plain, fused, _ = fused_pair("U-Net", device)
+    inputs = {n: t.to(device) for n, t in NETWORKS["U-Net"][1]().items()}
+    sizes = [(32, 4, 6), (32, 4, 6), (32, 2, 3), (64, 2, 3)]
+    inputs |= {f"down_block_residual.{i}": torch.randn(2, *size).to(device) for i, size in enumerate(sizes)}
+    inputs["mid_block_additional_residual"] = torch.randn(2, 64, 2, 3).to(device)
+    with torch.inference_mode():
+        assert relative_error([fused(**inputs)[0]], [plain(**inputs)[0]]) <= 1e-5
+        adapted = [torch.randn(2, 32, 4, 6).to(device), torch.randn(2, 64, 2, 3).to(device)]
+        sample, timestep, text = (inputs[n] for n in ("sample", "timestep", "encoder_hidden_states"))
+        outputs = [
+            network.model(sample, timestep, text, down_intrablock_additional_residuals=list(adapted))[0]
+            for network in (fused, plain)
+        ]
+    assert relative_error([outputs[0]], [outputs[1]]) <= 1e-5
 
 
 def test_modules_that_no_rule_supports_stay():
@@ -195,6 +273,6 @@ def test_modules_that_no_rule_supports_stay():
 
     holder = nn.ModuleList([known, *others, Own(8), nn.LayerNorm((2, 8)), nn.LayerNorm(8, bias=False)])
     replaced = fuse(holder)
-    assert replaced["ResnetBlock2D"] == 1
-    assert replaced["LayerNorm"] == 0
+    assert replaced["FusedResnet"] == 1
+    assert replaced["FusedLayerNorm"] == 0
     assert [type(m) for m in holder[1:]] == [diffusers.models.resnet.ResnetBlock2D] * 3 + [Own] + [nn.LayerNorm] * 2

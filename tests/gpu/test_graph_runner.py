@@ -9,7 +9,7 @@ import pytest
 
 import calotype
 from calotype.backends.torch import cuda
-from calotype.cuda import fused_modules as fused
+from calotype.cuda.fused import fuse as fused
 from calotype.cuda.graphs import CudaGraphCache
 from calotype.errors import Cancelled
 from calotype.graph import runner as graph_runner

@@ -14,7 +14,7 @@ import torch
 from calotype.backends import compatibility, registry
 from calotype.backends.tensorrt import runner as tensorrt_runner
 from calotype.backends.torch import cuda
-from calotype.cuda import fused_modules as fused
+from calotype.cuda.fused import fuse as fused
 from calotype.export.builder import build as build_module
 from calotype.export.steps import subprocess_task, versions
 from calotype.export.steps.subprocess_task import Outcome, run_in_subprocess

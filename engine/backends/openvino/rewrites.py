@@ -7,14 +7,12 @@ ablation` measures the gains.
 
 from __future__ import annotations
 
-import difflib
-import os
 from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
 
-from ...errors import InputError
+from ...system.switches import disabled_optimizations
 from .graph import replace_uses
 
 # From this number of elements, changing a tensor's layout costs more than a few small kernels: in float graphs, and in
@@ -166,24 +164,13 @@ REWRITES: dict[str, Callable[[Any], int]] = {
 }
 
 
-# Everything that CALOTYPE_DISABLE can turn off: the rewrites, and optimizations of `session`.
+# Everything here that CALOTYPE_DISABLE can turn off: the rewrites, and optimizations of `session`.
 PIECES = (*REWRITES, "shared_guidance")
-DISABLE_VARIABLE = "CALOTYPE_DISABLE"  # comma-separated names to turn off, so that each gain can be measured
 
 
 def enabled_rewrites() -> list[str]:
     """Return the names of the enabled rewrites."""
     return [name for name in REWRITES if name not in disabled_optimizations()]
-
-
-def disabled_optimizations() -> frozenset[str]:
-    """Return the optimizations that the environment variable turns off. Raise `InputError` for an unknown name."""
-    names = frozenset(filter(None, map(str.strip, os.environ.get(DISABLE_VARIABLE, "").split(","))))
-    for name in sorted(names.difference(PIECES)):
-        near = "".join(f" The nearest: {each}." for each in difflib.get_close_matches(name, PIECES, 1))
-        message = f"{DISABLE_VARIABLE} names {name!r:.80}; it may name {', '.join(PIECES)}.{near}"
-        raise InputError(message, argument=DISABLE_VARIABLE, got=name)
-    return names
 
 
 def apply_rewrites(model: Any, names: Iterable[str]) -> dict[str, int]:

@@ -13,11 +13,11 @@ import numpy as np
 
 from ...errors import InputError, first_line
 from ...system.lru_cache import LruCache
+from ...system.switches import disabled_optimizations
 from ..base import Array, Arrays, inputs_of_call
 from .network import Network
 from .partition import DEEP, ROW_TIME_VALUES, TIME_VALUES, Partition, partition_graph, split_deep_layers
 from .requests import Compiled, Request, run, streams_for
-from .rewrites import disabled_optimizations
 
 _TABLE_BYTES = 32 << 20  # of cached schedules: Stable Diffusion 1 takes 70 kB for each timestep
 

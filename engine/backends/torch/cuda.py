@@ -7,9 +7,7 @@ run at every step or on full images. A text encoder runs once per prompt and is 
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ...cuda.device import Gpu, run_or_device_full
 from ...cuda.graphs import CudaGraphCache, CudaGraphCapturer, Function, GraphCapturer
@@ -40,19 +38,19 @@ class CudaRunner(Runner):
     ) -> None:
         import torch
 
-        from ...cuda.fused_modules import fuse
+        from ...cuda.fused.fuse import fuse
         from .modules import load_module
         from .weights import fused_weights, layers_of
 
         if artifact.precision not in _TYPES:
             message = f"cuda runs {', '.join(_TYPES)}, and the artifact is {artifact.precision}."
             raise BackendError(message, backend=self.backend, component=component.name)
+        dtype: torch.dtype = getattr(torch, _TYPES[artifact.precision])
         try:
-            module = load_module(component.name, artifact.path)
+            module = load_module(component.name, artifact.path, dtype)
         except SourceError as broken:
             raise BackendError(str(broken), backend=self.backend, component=component.name) from None
         self.precision = artifact.precision
-        dtype: torch.dtype = getattr(torch, _TYPES[artifact.precision])
         layers = layers_of(module)
         self.replaced = fuse(module)
         size = sum(p.numel() * dtype.itemsize for p in module.parameters())
@@ -92,16 +90,15 @@ class CudaRunner(Runner):
 class Module(DeviceNetwork):
     """A module as a function of tensors on the device."""
 
+    channels_last = True
+
     def __init__(self, module: nn.Module, dtype: torch.dtype, outputs: list[str]) -> None:
         self._module, self.dtype, self._outputs = module, dtype, outputs
 
     def __call__(self, inputs: Tensors) -> dict[str, Tensor]:
         """Return all outputs by name."""
-        import torch
-
         cast = {n: t.to(self.dtype) if t.is_floating_point() and n not in _WIDE else t for n, t in inputs.items()}
-        with _without_tf32() if self.dtype == torch.float32 else nullcontext():
-            outputs: tuple[Tensor, ...] = self._module(**cast)
+        outputs: tuple[Tensor, ...] = self._module(**cast)
         return dict(zip(self._outputs, outputs, strict=True))
 
     def session(self, constants: Tensors, timesteps: Tensor) -> Session[Tensor]:
@@ -118,20 +115,6 @@ class Module(DeviceNetwork):
                 return plain(call, sample, changing)
 
         return run
-
-
-@contextmanager
-def _without_tf32() -> Iterator[None]:
-    """Compute convolutions in full float32: by default cuDNN rounds their inputs to ten bits of mantissa."""
-    import torch
-
-    convolutions: Any = torch.backends.cudnn
-    before = convolutions.allow_tf32
-    convolutions.allow_tf32 = False
-    try:
-        yield
-    finally:
-        convolutions.allow_tf32 = before
 
 
 def unavailable() -> str | None:

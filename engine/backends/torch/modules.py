@@ -21,6 +21,7 @@ from ...plan.network_check import check_network
 from ...weights.folder import check_weights_folder
 from ...weights.safetensors import TensorFile
 from ...weights.types import check_types
+from .on_meta import on_meta
 from .upscalers import load_upscaler
 
 UPSCALER = "upscaler"
@@ -185,23 +186,32 @@ class VaeEncoder(nn.Module):
 Loaded = tuple[Any, Mapping[str, Any]]  # a library's network, and what it says about its keys
 
 
-def _transformers(class_name: str) -> Callable[[Path], Loaded]:
-    def load(folder: Path) -> Loaded:
+Loader = Callable[[Path, torch.dtype | None], Loaded]  # None: float32, in memory that the weights' files do not share
+
+
+def _transformers(class_name: str) -> Loader:
+    def load(folder: Path, dtype: torch.dtype | None) -> Loaded:
         import transformers
         from transformers.utils import logging
 
         logging.disable_progress_bar()  # it would also print into pipes while it reads weights
-        return _from_pretrained(getattr(transformers, class_name), folder, "model", dtype=torch.float32)
+        return _from_pretrained(getattr(transformers, class_name), folder, "model", dtype=dtype or torch.float32)
 
     return load
 
 
-def _diffusers(folder: Path, class_name: str) -> Loaded:
+def _diffusers(folder: Path, class_name: str, dtype: torch.dtype | None) -> Loaded:
     import diffusers
 
     network_class, stem = getattr(diffusers, class_name), "diffusion_pytorch_model"
     _check_size(network_class, folder)
-    return _from_pretrained(network_class, folder, stem, torch_dtype=torch.float32, low_cpu_mem_usage=False)
+    if dtype is not None:
+        variant = _variant(folder, stem)
+        files = [f for f in _weights_in(folder, stem) if (".fp16" in f.path.name) == (variant == "fp16")]
+        network = on_meta(lambda: network_class.from_config(network_class.load_config(folder)), files, dtype)
+        if network is not None:
+            return network, {"unexpected_keys": [], "missing_keys": [], "mismatched_keys": []}
+    return _from_pretrained(network_class, folder, stem, torch_dtype=dtype or torch.float32, low_cpu_mem_usage=False)
 
 
 def _from_pretrained(network_class: Any, folder: Path, stem: str, **options: Any) -> Loaded:
@@ -218,18 +228,18 @@ def _variant(folder: Path, stem: str) -> str | None:
     return None if plain else "fp16"
 
 
-def _by_config(usual: str, *others: str) -> Callable[[Path], Loaded]:
+def _by_config(usual: str, *others: str) -> Loader:
     """Load the class that the config names, if it is one of `others`; else the usual one."""
 
-    def load(folder: Path) -> Loaded:
+    def load(folder: Path, dtype: torch.dtype | None) -> Loaded:
         name = read_json(folder / "config.json", "a network's config").get("_class_name")
-        return _diffusers(folder, str(name) if name in others else usual)
+        return _diffusers(folder, str(name) if name in others else usual, dtype)
 
     return load
 
 
 _AUTOENCODER = _by_config("AutoencoderKL", "AutoencoderTiny", "VQModel")
-_LOADERS: dict[str, tuple[Callable[[Path], Loaded], type[nn.Module]]] = {
+_LOADERS: dict[str, tuple[Loader, type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
     "image_encoder": (_transformers("CLIPVisionModelWithProjection"), VisionEncoder),
@@ -271,8 +281,14 @@ def _check(component: str, folder: Path) -> None:
     check_network(folder / "config.json", component, config, {name: f.shape(name) for f in files for name in f})
 
 
-def load_module(component: str, folder: Path) -> nn.Module:
-    """Load a component's module in float32 and evaluation mode from the folder of its config and safetensors.
+def load_module(component: str, folder: Path, dtype: torch.dtype | None = None) -> nn.Module:
+    """Load a component's module in evaluation mode from the folder of its config and safetensors.
+
+    Args:
+        component: the component's name.
+        folder: the folder.
+        dtype: the type of the weights, for a module that moves to another device: the weights may be pages of their
+            files, and no memory is filled with random numbers first. None is float32 in memory of its own.
 
     Raises:
         SourceError: the weights cannot be read, or do not fit the config exactly.
@@ -283,7 +299,7 @@ def load_module(component: str, folder: Path) -> nn.Module:
     load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
     _check(component, folder)
     try:
-        model, info = load(folder)
+        model, info = load(folder, dtype)
     except SourceError:
         raise
     except Exception as broken:  # each library raises its own types

@@ -53,7 +53,7 @@ def fused_weights(layers: Layers, module: nn.Module) -> ModuleWeights:
     A packed projection is a range of rows of the fused one. Captured graphs read the weights in place, so a change
     needs no new capture.
     """
-    from ...cuda.fused_attention import FusedAttention
+    from ...cuda.fused.attention import FusedAttention
 
     packed = {
         id(layer): attention.packed.weight.data[start:stop]

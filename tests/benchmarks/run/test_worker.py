@@ -122,6 +122,17 @@ def test_closing_ends_what_it_started(tmp_path):
 
 
 def test_it_does_not_see_foreign_packages(worker, monkeypatch, tmp_path):
+    """Another environment has its own packages. The same name elsewhere is another environment."""
+    foreign = tmp_path / "bin" / "python"
+    foreign.parent.mkdir()
+    foreign.symlink_to(sys.executable)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    with closing(Worker(foreign, tmp_path / "peer.py", threads=1)) as other:
+        generate(other, "assert 'PYTHONPATH' not in os.environ")
+
+
+def test_our_own_interpreter_keeps_the_path_of_packages(worker, monkeypatch, tmp_path):
+    """On a machine to which the packages were carried, they are nowhere else."""
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     with closing(Worker(Path(sys.executable), tmp_path / "peer.py", threads=1)) as other:
-        generate(other, "assert 'PYTHONPATH' not in os.environ")
+        generate(other, f"assert os.environ['PYTHONPATH'] == {str(tmp_path)!r}")

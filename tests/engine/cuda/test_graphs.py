@@ -104,7 +104,7 @@ def test_a_full_device_drops_the_other_graphs_first(calls):
 
 def test_a_run_that_does_not_fit_raises_and_the_next_works(calls):
     run = cache_of(calls)
-    calls.full = 2
+    calls.full = 3
     with pytest.raises(DeviceFullError, match="20 GiB"):
         run(inputs(4))
     assert is_right(run(inputs(3)), 3)
@@ -114,7 +114,7 @@ def test_a_full_device_outside_of_a_capture_raises_the_same_error(calls, monkeyp
     """Buffers of inputs before the capture, and copies of outputs after it."""
     run, real = cache_of(calls), torch.Tensor.clone
     run(inputs(3))
-    failures = [2]
+    failures = [3]
 
     def clone(tensor):
         if failures[0]:
@@ -173,3 +173,24 @@ def test_threads_get_their_own_outputs(calls):
     for thread in threads:
         thread.join()
     assert wrong == []
+
+
+def test_a_full_device_drops_the_graphs_of_other_caches_as_well(calls):
+    """Each network has a cache, and they share a device. One that another thread is using keeps its graphs."""
+    others = [cache_of(calls) for _ in range(2)]
+    for other in others:
+        other(inputs(3))
+    run, calls.full = cache_of(calls), 2
+    with others[1]._lock:
+        assert is_right(run(inputs(4)), 4)
+    assert [other.size_bytes > 0 for other in others] == [False, True]
+    assert is_right(others[0](inputs(3)), 3)
+
+
+def test_a_full_device_first_drops_only_what_must_go(calls):
+    other, run = cache_of(calls), cache_of(calls)
+    other(inputs(3))
+    run(inputs(3))
+    calls.full = 1
+    run(inputs(4))
+    assert other.size_bytes > 0

@@ -5,8 +5,9 @@ import inspect
 import pytest
 
 import calotype
-from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, PIECES, disabled_optimizations
+from calotype.backends.openvino.rewrites import PIECES
 from calotype.errors import CalotypeError, InputError, NoAttributeError
+from calotype.system.switches import DISABLE_VARIABLE, disabled_optimizations
 
 
 @pytest.mark.parametrize("name", ["scheduler", "unet", "vae", "safety_checker", "loras", "enable_tiling", "sheduler"])

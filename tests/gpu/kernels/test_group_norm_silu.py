@@ -5,7 +5,16 @@ from dataclasses import replace
 import pytest
 import torch
 
-from calotype.kernels.group_norm_silu import GroupNorm, group_norm_silu, launches, plugin_launch, reference
+from calotype.kernels import group_norm_silu as group_norm
+from calotype.kernels.group_norm_silu import (
+    NOTHING,
+    Addends,
+    GroupNorm,
+    group_norm_silu,
+    launches,
+    plugin_launch,
+    reference,
+)
 from tests.helpers.kernels.checks import assert_no_worse_than_torch, randn, widened
 
 # [B, C, H, W], groups, launches, why
@@ -27,12 +36,14 @@ def norm_of(channels, groups, dtype) -> GroupNorm:
     return GroupNorm(weight=randn(channels, dtype=dtype), bias=randn(channels, dtype=dtype), groups=groups)
 
 
-def by_torch(x, norm, time=None, residual=None):
-    """As in diffusers: every step rounds."""
-    s = x if time is None else x + time[:, :, None, None]
-    s = s if residual is None else s + residual
+def by_torch(x, norm, addends=NOTHING):
+    """As in diffusers: every step rounds. Return the norm and the sum."""
+    s = x if addends.time is None else x + addends.time[..., None, None]
+    s = s if addends.residual is None else s + addends.residual
+    s = s if addends.skip is None else torch.cat([s, addends.skip], dim=1)
     y = torch.nn.functional.group_norm(s, norm.groups, norm.weight, norm.bias, norm.eps)
-    return torch.nn.functional.silu(y) if norm.silu else y
+    total = s if addends.stored_bias is None else s + addends.stored_bias[:, None, None]
+    return torch.nn.functional.silu(y) if norm.silu else y, total
 
 
 @pytest.mark.parametrize(("shape", "groups", "count", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
@@ -42,26 +53,47 @@ def test_without_additions(shape, groups, count, why, dtype):
     got, total = group_norm_silu(x, norm)
     assert total is None
     weight, bias, wide = widened(dtype, norm.weight, norm.bias, x)
-    assert_no_worse_than_torch(got, by_torch(x, norm), reference(wide, replace(norm, weight=weight, bias=bias))[0])
+    assert_no_worse_than_torch(got, by_torch(x, norm)[0], reference(wide, replace(norm, weight=weight, bias=bias))[0])
     assert got.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.mark.parametrize(("shape", "groups"), [((2, 40, 7, 5), 4), ((1, 80, 47, 43), 8)], ids=["single", "split"])
-@pytest.mark.parametrize("added", ["time", "residual", "time and residual"])
-def test_with_additions_before_it(shape, groups, added, dtype):
-    x, norm = images(*shape, dtype=dtype), norm_of(shape[1], groups, dtype)
+# The names of what is added, and whether the sum is stored without one of them.
+ADDITIONS = ["time", "row", "residual", "time residual", "skip", "row residual skip bias", "bias", "stored"]
+
+
+@pytest.mark.parametrize("split", [False, True], ids=["single", "split"])
+@pytest.mark.parametrize("added", ADDITIONS)
+def test_with_additions_before_it(split, added, dtype, monkeypatch):
+    """A skip makes a group that begins in x and ends in it. Smaller limits split a small image."""
+    if split:
+        monkeypatch.setattr(group_norm, "_SMALL", 64)
+        monkeypatch.setattr(group_norm, "_TILE", 256)
+    shape, groups, names, behind = (2, 40, 7, 5), 4, added.split(), 20
+    channels = shape[1] + (behind if "skip" in names else 0)
+    x, norm = images(*shape, dtype=dtype), norm_of(channels, groups, dtype)
+    times = {"time": shape[:2], "row": shape[1:2]}
     additions = {
-        "time": randn(*shape[:2], dtype=dtype) if "time" in added else None,
-        "residual": images(*shape, dtype=dtype) if "residual" in added else None,
+        "time": next((randn(*times[n], dtype=dtype) for n in times if n in names), None),
+        "residual": images(*shape, dtype=dtype) if "residual" in names else None,
+        "skip": images(shape[0], behind, *shape[2:], dtype=dtype) if "skip" in names else None,
+        "stored_bias": randn(channels, dtype=dtype) if "bias" in names else None,
     }
-    got, total = group_norm_silu(x, norm, **additions)
+    addends = Addends(**additions, stores="stored" in names)
+    assert len(launches(x, norm, addends)) == 1 + split
+    got, total = group_norm_silu(x, norm, addends)
     weight, bias, wide, *more = widened(dtype, norm.weight, norm.bias, x, *additions.values())
-    wide_norm = replace(norm, weight=weight, bias=bias)
-    expected, expected_total = reference(wide, wide_norm, **dict(zip(additions, more, strict=True)))
-    assert_no_worse_than_torch(got, by_torch(x, norm, **additions), expected)
-    if "residual" in added:
-        summed = x if additions["time"] is None else x + additions["time"][:, :, None, None]
-        assert_no_worse_than_torch(total, summed + additions["residual"], expected_total)
+    expected, expected_total = reference(
+        wide,
+        replace(norm, weight=weight, bias=bias),
+        Addends(**dict(zip(additions, more, strict=True)), stores="stored" in names),
+    )
+    rounded, rounded_total = by_torch(x, norm, Addends(**additions))
+    assert_no_worse_than_torch(got, rounded, expected)
+    assert (total is None) == (added in ("time", "row"))
+    if total is not None:
+        assert_no_worse_than_torch(total, rounded_total, expected_total)
+        assert total.is_contiguous(memory_format=torch.channels_last)
+        assert total.data_ptr() != x.data_ptr()
 
 
 @pytest.mark.parametrize("shape", [(1, 8, 6, 6), (1, 8, 90, 60)], ids=["single", "split"])
@@ -79,8 +111,15 @@ def test_mismatched_tensors_raise():
         group_norm_silu(randn(2, 8, 4, 4), norm)
     with pytest.raises(ValueError, match="multiple of 3"):
         group_norm_silu(images(1, 8, 2, 2, dtype=torch.float32), replace(norm, groups=3))
-    with pytest.raises(ValueError, match=r"time \[B, C\]"):
-        group_norm_silu(images(1, 8, 2, 2, dtype=torch.float32), norm, time=randn(2, 8))
+    x = images(1, 8, 2, 2, dtype=torch.float32)
+    for wrong, expected in (
+        ({"time": randn(2, 8)}, r"time \[B, C\]"),
+        ({"residual": images(1, 4, 2, 2, dtype=torch.float32)}, "residual"),
+        ({"skip": images(1, 8, 2, 3, dtype=torch.float32)}, "skip"),
+        ({"stored_bias": randn(7)}, "for each channel"),
+    ):
+        with pytest.raises(ValueError, match=expected):
+            group_norm_silu(x, norm, Addends(**wrong))
 
 
 def test_the_tensorrt_plugin_is_equal(dtype):

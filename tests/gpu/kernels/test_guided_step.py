@@ -164,6 +164,28 @@ def test_every_tensor_equals_the_reference(rescaled, origin, dtype, matrices):
             batch.slots.history.copy_(theirs.slots.history)
 
 
+@pytest.mark.parametrize("rescaled", [False, True], ids=["plain", "rescaled"])
+@pytest.mark.parametrize(("output_last", "sample_last"), [(True, True), (True, False), (False, True)])
+def test_the_networks_images_may_be_channels_last(output_last, sample_last, rescaled, matrices):
+    """A sample of channels last needs no copy before the first convolution."""
+    scales = [[7.5, 0.7], [3.0, 0.0], [1.0, 1.0], [5.0, 0.3]] if rescaled else None
+    plain = batch_of(matrices, WIDE, scales=scales)
+    last = copy.deepcopy(plain)
+    order = {True: torch.channels_last, False: torch.contiguous_format}
+    last.network = replace(
+        last.network,
+        output=last.network.output.contiguous(memory_format=order[output_last]),
+        sample=last.network.sample.contiguous(memory_format=order[sample_last]),
+    )
+    for _ in range(3):
+        for batch in (plain, last):
+            guided_step(batch.network, batch.slots, rescaled=rescaled)
+            batch.network.output.copy_(answer(plain.network.sample, plain.network.timestep))
+        torch.testing.assert_close(last.network.sample, plain.network.sample, rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(last.slots.latents, plain.slots.latents, rtol=1e-5, atol=1e-5)
+    assert last.network.sample.is_contiguous() != sample_last
+
+
 RANGES = {
     "from an image": ScheduleRange(origin="image", skipped=1),
     "into a mask": ScheduleRange(origin="image", skipped=1, preserves_unmasked=True),

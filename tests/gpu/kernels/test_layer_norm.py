@@ -17,17 +17,24 @@ SHAPES = [
 
 
 @pytest.mark.parametrize(("shape", "why"), SHAPES, ids=[s[-1] for s in SHAPES])
-@pytest.mark.parametrize("added", [False, True], ids=["plain", "with a residual"])
+@pytest.mark.parametrize("added", ["", "residual", "shift", "shift bias", "residual shift bias"])
 def test_it_equals_torch(shape, why, added, dtype):
     x, weight, bias = (randn(*s, dtype=dtype) for s in (shape, shape[-1:], shape[-1:]))
-    residual = randn(*shape, dtype=dtype) if added else None
-    got, total = layer_norm(x, weight, bias, residual=residual)
-    wide, wide_weight, wide_bias, more = widened(dtype, x, weight, bias, residual)
-    expected, expected_total = reference(wide, wide_weight, wide_bias, residual=more)
-    summed = x if residual is None else x + residual
+    additions = {
+        "residual": randn(*shape, dtype=dtype) if "residual" in added else None,
+        "shift": randn(shape[-1], dtype=dtype) if "shift" in added else None,
+        "stored_bias": randn(shape[-1], dtype=dtype) if "bias" in added else None,
+    }
+    got, total = layer_norm(x, weight, bias, **additions)
+    wide, wide_weight, wide_bias, *more = widened(dtype, x, weight, bias, *additions.values())
+    expected, expected_total = reference(wide, wide_weight, wide_bias, **dict(zip(additions, more, strict=True)))
+    summed = x
+    for each in (additions["residual"], additions["shift"]):
+        summed = summed if each is None else summed + each
     assert_no_worse_than_torch(got, torch.nn.functional.layer_norm(summed, shape[-1:], weight, bias), expected)
-    if added:
-        assert_no_worse_than_torch(total, summed, expected_total)
+    if "residual" in added or "bias" in added:
+        stored = summed if additions["stored_bias"] is None else summed + additions["stored_bias"]
+        assert_no_worse_than_torch(total, stored, expected_total)
     else:
         assert total is None
 
@@ -37,3 +44,5 @@ def test_mismatched_tensors_raise():
         layer_norm(randn(4, 6).T, randn(4), randn(4))
     with pytest.raises(ValueError, match="for each channel"):
         layer_norm(randn(4, 6), randn(5), randn(6))
+    with pytest.raises(ValueError, match="for each channel"):
+        layer_norm(randn(4, 6), randn(6), randn(6), shift=randn(5))

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 
-from calotype.kernels import attention, geglu, group_norm_silu, guided_step, layer_norm, to_uint8
+from calotype.kernels import add_bias, attention, geglu, group_norm_silu, guided_step, layer_norm, to_uint8
 from calotype.kernels.launch import Launch
 
 TARGETS = (80, 90, 100, 120)  # compute capabilities: A100, H100 and H200, B200, RTX 50
@@ -44,8 +44,15 @@ def cases() -> Iterator[tuple[str, Launch]]:
         x = _empty(*shape, dtype=half).contiguous(memory_format=torch.channels_last)
         more = {"time": _empty(*shape[:2], dtype=half), "residual": x}
         yield from _named(
-            what, *group_norm_silu.launches(x, _norm(shape[1]), **{n: more[n] for n in more if n == added})
+            what,
+            *group_norm_silu.launches(
+                x, _norm(shape[1]), group_norm_silu.Addends(**{n: more[n] for n in more if n == added})
+            ),
         )
+    x, skip = (_empty(2, n, 64, 64, dtype=half).contiguous(memory_format=torch.channels_last) for n in (640, 320))
+    sums = group_norm_silu.Addends(residual=x, skip=skip, time=_empty(640, dtype=half))
+    yield from _named("SD 1.5's last level, a sum and a skip", *group_norm_silu.launches(x, _norm(960), sums))
+    yield from _named("a residual and a bias", add_bias.launch(x, residual=x, bias=_empty(640, dtype=half)))
     small = _empty(2, 1280, 16, 16, dtype=half).contiguous(memory_format=torch.channels_last)
     plugin = replace(_norm(1280), weight=_empty(1280, dtype=half), bias=_empty(1280, dtype=half))
     yield from _named("TensorRT's plugin", group_norm_silu.plugin_launch(small, plugin))

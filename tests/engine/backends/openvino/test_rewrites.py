@@ -5,7 +5,8 @@ import pytest
 
 from calotype.backends.openvino import network, rewrites
 from calotype.backends.openvino.graph import element_types, sized
-from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, REWRITES, apply_rewrites, enabled_rewrites
+from calotype.backends.openvino.rewrites import REWRITES, apply_rewrites, enabled_rewrites
+from calotype.system.switches import DISABLE_VARIABLE
 
 ov = network.library()
 ops = ov.opset13

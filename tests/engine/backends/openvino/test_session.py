@@ -5,11 +5,12 @@ import pytest
 
 import calotype
 from calotype.backends.openvino import requests
-from calotype.backends.openvino.rewrites import DISABLE_VARIABLE, PIECES
+from calotype.backends.openvino.rewrites import PIECES
 from calotype.backends.openvino.session import CompiledPartition, OpenVinoSession
 from calotype.errors import InputError
 from calotype.export.quality.metrics import psnr
 from calotype.images.png import settings_of
+from calotype.system.switches import DISABLE_VARIABLE
 
 PROMPT = "a large red circle on a blue background"
 SETTINGS = {"steps": 3, "seed": 3, "output_type": "np", "height": 64, "width": 96}

@@ -1,0 +1,1 @@
+"""What the full-size networks launch on an NVIDIA GPU, traced without one: kernels, copies, bytes and operations."""
