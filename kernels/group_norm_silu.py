@@ -270,9 +270,13 @@ def launches(x: Tensor, norm: GroupNorm, addends: Addends = NOTHING) -> Sequence
     moments = torch.empty(len(x), norm.groups, grid[0], 2, dtype=torch.float32, device=x.device)
     split: Arguments = {**read, "moments": moments, "part_pixels": part}
     merged = {**shape, **silu, "PARTS": triton.next_power_of_2(grid[0])}
+    second = split
+    if total is not None and addends.stored_bias is None:  # one tensor to read in place of its addends
+        second = {**split, "x": total, "time": None, "residual": None, "skip": None}
+        merged |= {"OWN": channels, "ROW": 0}
     return [
         Launch(kernel=_group_norm_moments, grid=grid, arguments={**split, **kept}, constants=shape, warps=4),
-        Launch(kernel=_group_norm_parts, grid=grid, arguments={**split, **scaled}, constants=merged, warps=4),
+        Launch(kernel=_group_norm_parts, grid=grid, arguments={**second, **scaled}, constants=merged, warps=4),
     ]
 
 

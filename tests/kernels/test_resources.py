@@ -17,7 +17,7 @@ KERNELS = Path(__file__).parent.parent.parent / "kernels"
 COMMITTED = json.loads((KERNELS / "resources.json").read_text())
 CASES = dict(cases())
 MAX_REGISTERS = 80  # for each thread: with four warps, six programs fit on a multiprocessor
-PRODUCTS = {"attention": 255}  # its tiles are held in registers
+EXCEPTIONS = {"attention": 255, "group_norm_moments": 96}  # tiles in registers; up to five tensors in a sum
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -61,7 +61,7 @@ def test_the_table_has_every_kernel_and_nothing_else():
 
 def test_register_limits():
     for name, of in COMMITTED["kernels"].items():
-        limit = PRODUCTS.get(name.partition(":")[0], MAX_REGISTERS)
+        limit = EXCEPTIONS.get(name.partition(":")[0], MAX_REGISTERS)
         assert max(entry["registers"] for entry in of.values()) <= limit, name
 
 
