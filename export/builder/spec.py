@@ -121,6 +121,9 @@ class BuildSpec:
     steps: Range = _option(_range, "Step counts to compile samplers for.", Range(min=1, opt=20, max=50))
 
     def __post_init__(self) -> None:
+        for name in ("output", "prompts", "clip_model"):
+            if isinstance(value := getattr(self, name), str):
+                object.__setattr__(self, name, Path(value))
         for name, known in (("backend", BACKENDS), ("precision", PRECISIONS)):
             if getattr(self, name) not in known:
                 expected = f"one of {', '.join(known)}"

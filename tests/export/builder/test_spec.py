@@ -34,6 +34,11 @@ def test_texts_become_a_spec():
     assert spec_from({"model": "demo", "output": "plan"}).proof_counts == (1, 4)
 
 
+def test_paths_may_be_texts():
+    spec = BuildSpec(model="demo", output="plan", prompts="prompts.txt", clip_model="clip")
+    assert (spec.output, spec.prompts, spec.clip_model) == (Path("plan"), Path("prompts.txt"), Path("clip"))
+
+
 def test_the_command_of_a_spec_makes_the_same_spec():
     values = {
         **{"model": "a model", "output": "a plan", "backend": "openvino", "precision": "auto", "height": "64:128:256"},
