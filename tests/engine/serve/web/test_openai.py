@@ -9,8 +9,10 @@ import openai
 import pytest
 from PIL import Image, ImageDraw
 
+import calotype
 from calotype.serve import Engine
 from calotype.serve.web.openai.calls import mask_from_alpha
+from tests.helpers import tiny_models
 from tests.helpers.server import serving
 
 PROMPT = "a red ring"
@@ -197,3 +199,19 @@ def test_a_malformed_form_is_an_error(address, kind, content, content_type, stat
     answer = httpx.post(f"{address}/v1/images/{kind}", content=content, headers=headers)
     assert answer.status_code == status
     assert set(answer.json()["error"]) == {"message", "type", "param", "code"}
+
+
+@pytest.mark.filterwarnings("ignore:deprecated")  # by the client
+def test_variations_by_a_vision_encoder_are_those_of_a_call(demo_folder, tmp_path):
+    pipe = calotype.load(tiny_models.save_vision(tmp_path / "model", demo_folder), backend="eager")
+    extras = {"seed": 5, "num_inference_steps": 2, "guidance_scale": 3.0}
+    with (
+        serving(Engine({"tiny": pipe})) as address,
+        openai.OpenAI(base_url=f"{address}/v1", api_key="none", max_retries=0, timeout=60) as client,
+    ):
+        form = {"image": png(gradient()), "model": "tiny", "n": 2, "size": "64x32"}
+        answer = client.images.create_variation(**form, extra_body=extras)
+    expected = pipe(image=gradient(), num_images=2, width=64, height=32, **extras).images
+    for image, same in zip(answer.data, expected, strict=True):
+        difference = np.abs(np.asarray(decoded(image.b64_json), int) - np.asarray(same, int))
+        assert difference.max() <= 1
