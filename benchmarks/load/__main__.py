@@ -24,6 +24,10 @@ SAMPLE_S = 0.25
 _MB = 1e6
 
 
+app = typer.Typer(add_completion=False)
+
+
+@app.command()
 def load_test(
     seconds: Annotated[float, typer.Option(help="Seconds of each load.")] = 120.0,
     clients: Annotated[int, typer.Option(help="Clients that measure the capacity.")] = 16,
@@ -100,4 +104,4 @@ async def _sampled(server: Server, samples: list[tuple[float, int]]) -> AsyncIte
 
 
 if __name__ == "__main__":
-    typer.run(load_test)
+    app()
