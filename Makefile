@@ -65,7 +65,8 @@ install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt $(ROOMS)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/pip install --quiet -c constraints.txt -e '.[build,cpu,dev,docs,ray,serve,tensorrt-rtx]'
+	$(BIN)/pip install --quiet --no-compile -c constraints.txt -e '.[build,cpu,dev,docs,ray,serve,tensorrt-rtx]'
+	-$(BIN)/python -W ignore -m compileall -qq -j 0 .venv/lib  # pip compiles on one core
 	touch $@
 
 clean:
