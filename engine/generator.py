@@ -41,6 +41,7 @@ from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
 from .stages.hires import second_pass
+from .stages.image_prompts import ImagePrompter
 from .stages.loop import guidance_of, step
 from .stages.prompt_encoder import PromptEncoder
 from .stages.step_callback import StepCallback
@@ -64,6 +65,7 @@ class ImageGenerator:
         self.prompt_tags: PromptTags | None = None  # set by `load(lora_folder=)`
         self._tokenizers, self._version_note = tokenizers_of(plan), version_drift_note(plan)
         self._prompts = PromptEncoder(plan, components)
+        self._image_prompts = ImagePrompter(plan, components)
         self._samplers = SamplerCache(plan.scheduler, plan.samplers)
         self._fewer_calls = FewerCalls(plan, self._samplers)
         self._graph = GraphPipelineManager(plan, components)
@@ -105,11 +107,12 @@ class ImageGenerator:
             self._graph = GraphPipelineManager(self._plan, self._components)
             self._upscalers = UpscalerCache(self._components.choice)
             self._prompts.clear()
+            self._image_prompts.clear()
 
     @property
     def prompt_bytes(self) -> int:
         """The bytes of the encoded prompts that are kept."""
-        return self._prompts.kept_bytes
+        return self._prompts.kept_bytes + self._image_prompts.kept_bytes
 
     def _sampler(self, request: ResolvedRequest, notes: list[str]) -> BuiltSampler:
         """Return the compiled sampler of a request. An eta that its scheduler lacks changes nothing, and is noted."""
@@ -252,6 +255,7 @@ class ImageGenerator:
             conditioning = self._prompts(call.request, call.loras) | inputs.micro_conditioning
             if self._plan.image_input is not None:
                 conditioning = with_image(self._plan, call.request, conditioning)
+            conditioning |= self._image_prompts(call.request)
         return Unet(self._plan, call, self._components, conditioning, inputs.extra_channels)
 
     def _output(self, call: Generation, latents: Floats, inputs: DenoiseInputs) -> NDArray[Any]:

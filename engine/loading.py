@@ -27,6 +27,8 @@ def load(
     *,
     backend: str | Sequence[str] = "auto",
     controlnet: str | Path | Sequence[str | Path] = (),
+    ip_adapter: str | Path | Sequence[str | Path] = (),
+    image_encoder: str | Path | None = None,
     lora: LoraLike = None,
     lora_folder: str | Path | None = None,
     vae: str | Path | None = None,
@@ -43,6 +45,11 @@ def load(
         backend: "auto", a name, or a list of names by preference. A backend that is named explicitly runs or raises.
         controlnet: "demo-canny", a ControlNet folder, .safetensors file or hub id, or several, for calls with
             `control_image`. A plan contains its own.
+        ip_adapter: An IP-Adapter's .safetensors file (plain, Plus, Plus-Face, full or FaceID, of Stable Diffusion 1.x
+            or XL, in the original or diffusers' layout), or its address at the hub, or several, for calls with
+            `ip_adapter_image`. A plan contains its own.
+        image_encoder: The folder of the IP-Adapters' image encoder. By default it is that of the model's folder, or
+            the folder `image_encoder` next to the file, as h94/IP-Adapter at the hub has it.
         lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
         lora_folder: A folder of LoRAs that prompts may name: `<lora:NAME:0.8>` adds NAME.safetensors to the LoRAs of
@@ -63,10 +70,11 @@ def load(
     Raises:
         SourceError: The model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
         BackendError: No requested backend can run.
-        InputError: `model` is a plan, and `controlnet`, `vae`, `unet` or `textual_inversion` is set: a plan contains
-            its own.
+        InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `vae`, `unet` or `textual_inversion` is set: a
+            plan contains its own.
     """
     parts = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
+    parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder}
     return load_checked(lambda _: None, model, backend, parts, lora=lora, lora_folder=lora_folder, offline=offline)
 
 
@@ -82,8 +90,8 @@ def load_checked(
 ) -> Pipeline:
     """Load a model as `load` does. `check` gets the pipeline before its networks are traced and opened."""
     loras = parse_loras(lora)  # a missing file raises before the work
-    words, nets = _as_list(parts["textual_inversion"]), _as_list(parts["controlnet"])
-    extras = {"controlnet": nets, "vae": parts["vae"], "textual_inversion": words, "unet": parts["unet"]}
+    extras = {name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "textual_inversion")}
+    extras |= {name: parts[name] for name in ("vae", "unet", "image_encoder")}
     pipe = _load_plan(model, backend, extras) if is_plan(model) else _trace_model(model, backend, extras, offline)
     tags = None if lora_folder is None else PromptTags(lora_folder)
     check(pipe)
@@ -110,13 +118,13 @@ def _load_plan(model: str | Path, backend: str | Sequence[str], extras: Mapping[
     return Pipeline(plan, choose(backend, first=plan.backend, refused=refused), opens=False)
 
 
-def _trace_model(model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any], offline: bool) -> Pipeline:
+def _trace_model(model: str | Path, backend: str | Sequence[str], extras: dict[str, Any], offline: bool) -> Pipeline:
     choice = choose(backend)
     # The only import of the exporter in the engine: it turns a source that is not a plan into one.
     from calotype.export import prepare_lazily
 
-    nets, vae, words, unet = extras.values()
-    parts = {"controlnets": nets, "vae": vae, "unet": unet, "words": words}
+    names = {"controlnet": "controlnets", "ip_adapter": "ip_adapters", "textual_inversion": "words"}
+    parts = {names.get(name, name): value for name, value in extras.items()}
     lazy = prepare_lazily(model, **parts, offline=offline, forms=choice.forms)
     return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component), opens=False)
 

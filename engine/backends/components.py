@@ -58,7 +58,10 @@ class Components:
     def open_used(self, plan: Plan) -> None:
         """Open the components that every call uses. The first call that needs another one opens it."""
         encodes = ("vae_encoder",) if plan.image_input is not None and plan.image_input.encodes else ()
-        for name in (*plan.tokenizers, "image_encoder", "unet", "vae_decoder", *encodes):
+        sees = (
+            ("image_encoder",) if plan.takes("vision") else ()
+        )  # that of an IP-Adapter opens when a call has an image
+        for name in (*plan.tokenizers, *sees, "unet", "vae_decoder", *encodes):
             if name in plan.components:
                 self(name)
 

@@ -43,6 +43,8 @@ def graph_unsupported_reason(plan: Plan, request: ResolvedRequest, sampler: Samp
         return "the parts of its guidance, or its timesteps, are not those of a graph"
     if controlnets_of(plan.components):
         return "the model has ControlNets"
+    if plan.image_prompts is not None:
+        return "the model has IP-Adapters"
     if request.guided and request.guidance_method != "cfg":
         return f"a graph has classifier-free guidance, and guidance_method is {request.guidance_method}"
     if request.precomputed:

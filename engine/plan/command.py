@@ -36,6 +36,8 @@ _PRINTED: Mapping[str, Check] = {
 _PLACEHOLDERS: Mapping[str, str] = {
     **{
         "controlnet": "CONTROLNET",
+        "ip_adapter": "IP_ADAPTER",
+        "image_encoder": "IMAGE_ENCODER",
         "lora": "LORA",
         "vae": "VAE",
         "unet": "UNET",

@@ -11,7 +11,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..errors import SourceError
-from ..errors.schema import Check, SchemaError, integer, list_of, mapping_of, mismatch, nullable, number, text
+from ..errors.schema import Check, SchemaError, integer, list_of, mapping_of, mismatch, nullable, number, one_of, text
+from .image_prompts.layers import KINDS
 
 
 class Fields(dict[str, Any]):
@@ -78,6 +79,13 @@ _CONTROLNET: Mapping[str, Check] = {
     "conditioning_channels": _SIZE,
     "conditioning_embedding_out_channels": _SIZES,
 }
+_IP_ADAPTER: Mapping[str, Check] = {
+    "kind": one_of(*KINDS),
+    "tokens": _SIZE,
+    "cross_attention_dim": _SIZE,
+    "widths": list_of(_SIZE, 1, 4 * _LAYERS),
+    "image_embeds": list_of(_SIZE, 1, 2),
+}
 _VAE: Mapping[str, Check] = {
     **_BLOCKS,
     "encoder_block_out_channels": _SIZES,
@@ -116,7 +124,7 @@ def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
     """
     file = f"{folder}/{'scheduler_config' if name.endswith('scheduler') else 'config'}.json"
     kinds = {"text": _TEXT, "unet": _UNET, "controlnet": _CONTROLNET, "vae": _VAE, "scheduler": _SCHEDULER}
-    kinds |= {"image": _VISION, "low": _SCHEDULER}
+    kinds |= {"image": _VISION, "low": _SCHEDULER, "ip": _IP_ADAPTER}
     checks = dict(kinds.get(name.split("_")[0], {}))
     if name == "text_encoder_2":
         checks["projection_dim"] = _SIZE

@@ -14,13 +14,15 @@ from ..system.memory import Load
 from . import networks
 from .config_fields import checked
 from .image_input import image_input_of
-from .networks import Component, Config, controlnets_of, folder_of
+from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reason
+from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of
 from .plan import ModelFields, Prompting
 from .profile import Profile, Range
 
 __all__ = ["Component", "Family", "family_of", "folder_of"]
 
 _UPSCALER = 0.08333  # scales the latents of the x4 upscaler, in diffusers whatever its config says
+_IMAGES = 4  # of one IP-Adapter in an engine
 _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 
 
@@ -63,6 +65,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     takes = image_input_of(configs, int(configs["vae"]["latent_channels"])) if encoded else None
     kind = "" if takes is None else takes.kind
     controls = [_control(name, configs) for name in controlnets_of(configs)] if texts else []
+    adapters = _image_prompts(configs) if texts else []
     autoencoder = () if vae is None else networks.vae(vae)
     for name in ("encoder_hid_dim_type", *(() if encoded else ("class_embed_type", "num_class_embeds"))):
         if config.get(name) is not None:
@@ -89,12 +92,15 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     if any(block.startswith("K") for block in config.get("up_block_types", ())):  # they pad by reflection
         side = replace(side, min=2 * side.min, opt=max(2 * side.min, side.opt))
         profile = replace(profile, height=side, width=side)
+    if adapters:
+        tokens = max(int(str(each.outputs[0].dims[1])) for each in adapters if each.name != "image_encoder")
+        profile = replace(profile, images=(max(2, len(ip_adapters_of(configs))), _IMAGES * tokens))
     # The configs of the first Stable Diffusion lack the scaling factor.
     default_scale = 1.0 if vae is None or networks.is_tiny(vae) else 0.18215
     scale = (vae or {}).get("scaling_factor", default_scale)
     return Family(
         name=_name(configs, texts),
-        components={c.name: c for c in (*encoded, unet, *autoencoder, *controls)},
+        components={c.name: c for c in (*encoded, *adapters, unet, *autoencoder, *controls)},
         profile=replace(profile, tokens=int(texts[0].config["max_position_embeddings"])) if texts else profile,
         prompting=_prompting(configs, texts, kind),
         scaling_factor=_UPSCALER if kind == "pixels" else float(scale),
@@ -102,6 +108,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
         latents_std=std,
         loads=(*_loads_of_vae(vae, factor), *(_loads if encoded else _loads_without_text)(config, factor)),
         image_input=takes,
+        image_prompts=_image_prompting(configs) if adapters else None,
     )
 
 
@@ -184,6 +191,49 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
     if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:
         raise SourceError(f"{control.name} does not take RGB images of the output size.", path=control.name)
+
+
+def _image_prompts(configs: Mapping[str, Config]) -> list[Component]:
+    """Return the image encoder and the IP-Adapters. Raises `SourceError` if one does not fit the U-Net."""
+    names, unet = ip_adapters_of(configs), configs["unet"]
+    if names and (reason := unsupported_reason(unet)):
+        raise SourceError(f"the U-Net cannot take an IP-Adapter: {reason}.", path=names[0])
+    for name in names:
+        got, expected = configs[name]["widths"], [layer.width for layer in image_layers(unet)]
+        text = configs[name]["cross_attention_dim"]
+        if got != expected or text != unet["cross_attention_dim"]:
+            raise SourceError(
+                f"{configs[name].get('file_name', name)} does not match this U-Net: it has {len(got)} attentions, "
+                f"{sum(got)} channels of keys and tokens of width {text}; expected {len(expected)}, {sum(expected)} "
+                f"and {unet['cross_attention_dim']}. Use an IP-Adapter of the same model family.",
+                path=name,
+            )
+    if names and (encoder := configs.get("image_encoder")) is not None:
+        _check_image_encoder(encoder, configs, names)
+    encoders = [networks.vision_encoder(configs["image_encoder"])] if names and "image_encoder" in configs else []
+    return [*encoders, *(networks.ip_adapter(name, configs) for name in names)]
+
+
+def _image_prompting(configs: Mapping[str, Config]) -> ImagePrompting:
+    kinds = tuple(str(configs[name]["kind"]) for name in ip_adapters_of(configs))
+    return ImagePrompting(layers=tuple(layer.place for layer in image_layers(configs["unet"])), kinds=kinds)
+
+
+def _check_image_encoder(encoder: Config, configs: Mapping[str, Config], names: Sequence[str]) -> None:
+    """Check that the image encoder outputs what each IP-Adapter takes, besides those that take embeddings of faces."""
+    for name in names:
+        config = configs[name]
+        if config["kind"] == "face_id":
+            continue
+        field = "projection_dim" if config["kind"] == "plain" else "hidden_size"
+        if encoder[field] != config["image_embeds"][-1]:
+            raise SourceError(
+                f"{config.get('file_name', name)} takes images of width {config['image_embeds'][-1]}, and the image "
+                f"encoder has {field} {encoder[field]}. Pass the encoder that belongs to it: image_encoder=FOLDER "
+                "(ViT-H has 1024 and 1280, ViT-bigG 1280 and 1664).",
+                path=name,
+                field=field,
+            )
 
 
 def _prompting(configs: Mapping[str, Config], texts: Sequence[Component], kind: str) -> Prompting:

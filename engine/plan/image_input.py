@@ -17,7 +17,7 @@ from ..errors.schema import integer, list_of, mismatch, number, one_of, record
 Config = Mapping[str, Any]
 
 IMAGE_KINDS = ("mask", "edit", "depth", "pixels", "latents", "vision")
-_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
+CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +129,7 @@ def _vision(configs: Mapping[str, Config]) -> ImageInput:
     file, settings = "feature_extractor/preprocessor_config.json", configs.get("feature_extractor", {})
     size = settings.get("size", configs["image_encoder"]["image_size"])
     shortest = size.get("shortest_edge", 0) if isinstance(size, dict) else size
-    mean, std = settings.get("image_mean", _CLIP_MEAN), settings.get("image_std", _CLIP_STD)
+    mean, std = settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD)
     crop = int(configs["image_encoder"]["image_size"])
     try:
         vision = ImageInput(

@@ -29,7 +29,8 @@ from ..errors.schema import (
 from .command import NAME, SPEC
 from .config_fields import check_scheduler_config
 from .image_input import check_image_input
-from .networks import controlnets_of
+from .image_prompts.manifest import check_image_prompting, check_ip_adapters, image_inputs
+from .networks import controlnets_of, ip_adapters_of
 from .profile import Profile, range_from_text
 
 TEXT_FAMILIES = ("sd1", "sd2", "sdxl")
@@ -66,7 +67,7 @@ _SYMBOL = text(r"[a-z]+(_[a-z]+)?(_\d{1,4})?", "a symbol, for example latent_hei
 _DIGEST = text(r"[0-9a-f]{64}", "64 hexadecimal digits")
 _PATH = text(r"[^\x00]{1,4096}", "a path")
 _TEXT = text(r"[\s\S]{0,10000}", "text of at most 10000 characters")
-_NETWORKS = r"unet|vae_decoder|vae_encoder|text_encoder(_2)?|image_encoder|controlnet(_[1-9]\d?)?"
+_NETWORKS = r"unet|vae_decoder|vae_encoder|text_encoder(_2)?|image_encoder|(controlnet|ip_adapter)(_[1-9]\d?)?"
 _NETWORK = text(_NETWORKS, "the name of a network")
 # Versions are printed in a command line: `pip install 'onnxruntime>=1.32.0'`.
 _VERSION = text(r"\d[0-9A-Za-z.+_-]{0,99}", "a version")
@@ -74,7 +75,9 @@ _PROFILE = record(
     {
         **{"batch": _size_range(65536), "height": _size_range(16384), "width": _size_range(16384)},
         **{"multiple": integer(1, 4096), "factor": integer(1, 64), "tokens": integer(3, 4096), "rows": integer(2, 3)},
-    }
+        "images": list_of(integer(1, 4096), 2, 2),
+    },
+    optional=("images",),
 )
 _BINDING = record(
     {
@@ -138,11 +141,13 @@ _MANIFEST = record(
         "latents_std": list_of(number(1e-6, 1e6)),
         "loads": list_of(_LOAD, max_length=1000),
         "image_input": check_image_input,
+        "image_prompts": check_image_prompting,
         "build": lambda value, where: None if value == {} else _BUILD(value, where),
         "samplers": nullable(_PATH),
         "depth_estimator": nullable(_PATH),
         "files": mapping_of(lambda stamp, where: _stamp(stamp, where), _PATH),
-    }
+    },
+    optional=("image_prompts",),  # plans of earlier versions lack it
 )
 
 
@@ -159,6 +164,7 @@ def check_manifest(data: Any) -> None:
     channels = _check_autoencoder(data)
     _check_unet(data, channels, states, pooled)
     _check_controlnets(components, channels)
+    check_ip_adapters(data)
     build = data["build"]
     if build and build["backend"] not in build["needs"]:
         raise SchemaError(f"build.needs.{build['backend']}", "is missing")
@@ -204,7 +210,9 @@ def _check_networks(data: Fields) -> None:
     texts = {name for name in components if name.startswith("text_encoder")}
     sees = _kind(data) == "vision"
     required |= {"image_encoder"} if sees else set()
-    others = set(components) - required - (texts | set(controlnets_of(components)) if has_text else set())
+    prompted = {*controlnets_of(components), *(adapters := ip_adapters_of(components)), *texts}
+    prompted |= {"image_encoder"} if adapters else set()
+    others = set(components) - required - (prompted if has_text else set())
     if others:
         mismatch("components", sorted(components), f"no {min(others)} in the family {data['family']}")
     if has_text and not (texts or sees):
@@ -278,7 +286,7 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
     by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
     where = "components.unet.inputs"
     if kind == "vision":
-        (vector,) = data["components"]["image_encoder"]["outputs"]
+        vector = data["components"]["image_encoder"]["outputs"][0]
         expected["encoder_hidden_states"] = ("batch", 1, vector["dims"][-1])
     if states:
         chunks = by_name.get("encoder_hidden_states", ["batch", "tokens"])[1:2]
@@ -292,6 +300,7 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
             even = isinstance(width, int) and not width % 2
             expected["timestep_cond"] = ("batch", width if even else "an even number")
         expected |= {name: dims for name, dims in by_name.items() if _RESIDUAL.fullmatch(name)}
+        expected |= image_inputs(data["components"])
     labels = [b for b in unet["inputs"] if b["name"] == "class_labels"] if kind == "pixels" else []
     if kind == "pixels":
         _check_only(labels, f"{where}.class_labels", {"class_labels": ("batch",)}, dtype="int64")

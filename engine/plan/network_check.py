@@ -87,6 +87,9 @@ def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
         yield from _control_embedding(config, tensors)
     elif component in ("image_encoder", "image_states"):
         yield from _vision(config, tensors)
+    elif component.startswith("ip_adapter"):
+        widths = [tensors.size(f"keys.{i}.weight", 0) for i in range(tensors.layers("keys"))]
+        yield "widths", config.get("widths"), widths
     elif component == "unet":
         yield from _half(config, tensors, "down_blocks")
         yield from _half(config, tensors, "up_blocks", more=1)

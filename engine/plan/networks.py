@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import SourceError
 from .bindings import Binding, Network, bindings_from_json
+from .image_prompts.layers import ADAPTER, BIAS, SCALE, STATES, image_layers, mask_name, packed_width
 
 Config = Mapping[str, Any]
 
@@ -45,6 +46,11 @@ def controlnets_of(names: Iterable[str]) -> list[str]:
     return [n for n in names if n.startswith("controlnet")]
 
 
+def ip_adapters_of(names: Iterable[str]) -> list[str]:
+    """Return the names of IP-Adapters: ip_adapter, ip_adapter_1, ..."""
+    return [n for n in names if n.startswith(ADAPTER)]
+
+
 def text_encoder(name: str, config: Config) -> Component:
     """Return a CLIP text encoder. SDXL's second one outputs the projected pooled state first, as Optimum expects."""
     layers, tokens = config["num_hidden_layers"], config["max_position_embeddings"]
@@ -66,12 +72,38 @@ def text_encoder(name: str, config: Config) -> Component:
 
 
 def vision_encoder(config: Config) -> Component:
-    """Return CLIP's vision transformer, which outputs the projected vector of each image."""
+    """Return CLIP's vision transformer: the projected vector of each image, and its states before the last layer."""
     side = config["image_size"]
     return Component(
         name="image_encoder",
         inputs=(_float("pixel_values", "batch", 3, side, side),),
-        outputs=(_float("image_embeds", "batch", config["projection_dim"]),),
+        outputs=(
+            _float("image_embeds", "batch", config["projection_dim"]),
+            _float("hidden_states", "batch", image_positions(config), config["hidden_size"]),
+        ),
+        config=config,
+    )
+
+
+def image_positions(config: Config) -> int:
+    """Return the number of states of a vision transformer: one for each patch, and one for the image."""
+    return int((config["image_size"] // config["patch_size"]) ** 2 + 1)
+
+
+def ip_adapter(name: str, configs: Mapping[str, Config]) -> Component:
+    """Return an IP-Adapter: from what an encoder makes of an image to keys and values of every cross-attention.
+
+    (Ye et al. 2023, arXiv 2308.06721.) `calotype.export.sources.ip_adapter` writes the config.
+    """
+    config, layers = configs[name], image_layers(configs["unet"])
+    dims = tuple(config["image_embeds"])
+    if len(dims) == 2 and "image_encoder" in configs:
+        dims = (image_positions(configs["image_encoder"]), dims[1])
+    tokens = dims[0] if config["kind"] == "full" else config["tokens"]
+    return Component(
+        name=name,
+        inputs=(_float("image_embeds", "batch", *dims),),
+        outputs=(_float(STATES, "batch", tokens, packed_width(layers)),),
         config=config,
     )
 
@@ -82,12 +114,13 @@ def vision_states(config: Config) -> Component:
     state = ("batch", (side // config["patch_size"]) ** 2 + 1, config["hidden_size"])
     states = (_float(f"hidden_states.{i}", *state) for i in range(layers + 1))
     projected = vision_encoder(config)
-    outputs = (*projected.outputs, _float("last_hidden_state", *state), *states)
+    outputs = (*projected.outputs[:1], _float("last_hidden_state", *state), *states)
     return Component(name="image_states", inputs=projected.inputs, outputs=outputs, config=config)
 
 
 def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
-    """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals.
+    """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals, and with IP-Adapters
+    those of `_image_prompts`.
 
     Without text it takes only pixels or latents and the timestep, and with a vision encoder its vector as one token.
     """
@@ -107,6 +140,8 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
             *down, middle = residual_dims(config)
             inputs += (_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down))
             inputs.append(_float("mid_block_additional_residual", *middle))
+        if ip_adapters_of(configs):
+            inputs += _image_prompts(config)
     outputs = (_float("out_sample", "batch", config["out_channels"], *_LATENTS),)
     return Component(name="unet", inputs=tuple(inputs), outputs=outputs, config=config)
 
@@ -205,6 +240,22 @@ def _added(config: Config, configs: Mapping[str, Config]) -> list[Binding]:
             field="addition_embed_type",
         )
     return [_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids)]
+
+
+def _image_prompts(config: Config) -> list[Binding]:
+    """Return the U-Net's inputs for image prompts: groups of tokens, of which each has a softmax of its own.
+
+    A group is an adapter, or with masks one image of an adapter. All are sizes of a call, so one graph serves any
+    number of adapters and images.
+    """
+    layers, groups = image_layers(config), ("batch", "image_groups")
+    levels = sorted({layer.level for layer in layers})
+    return [
+        _float(STATES, *groups, "image_tokens", packed_width(layers)),
+        _float(BIAS, *groups, "image_tokens"),  # 0, and a large negative number for a token that a group lacks
+        _float(SCALE, *groups, len(layers)),
+        *(_float(mask_name(level), *groups, *_level_dims(0, level)[2:]) for level in levels),
+    ]
 
 
 def residual_dims(config: Config) -> list[tuple[int | str, ...]]:

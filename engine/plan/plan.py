@@ -23,6 +23,7 @@ from .bindings import Binding, Network, bindings_from_json
 from .command import rebuild_command
 from .files import check_listed_files, check_opened_files
 from .image_input import ImageInput
+from .image_prompts.layers import ImagePrompting
 from .integrity import stamps, stamps_from_json, verify
 from .manifest import check_manifest
 from .profile import Profile
@@ -109,6 +110,7 @@ class ModelFields:
     latents_std: tuple[float, ...]
     loads: tuple[Load, ...]
     image_input: ImageInput | None = None
+    image_prompts: ImagePrompting | None = None
 
     @property
     def latents(self) -> Binding:
@@ -235,6 +237,7 @@ def _plan(folder: Path, data: Mapping[str, Any]) -> Plan:
         latents_std=tuple(data["latents_std"]),
         loads=tuple(Load(**load) for load in data["loads"]),
         image_input=ImageInput.from_json(data["image_input"]),
+        image_prompts=ImagePrompting.from_json(data.get("image_prompts")),
         build=data["build"],
         samplers=None if data["samplers"] is None else folder / data["samplers"],
         depth_estimator=None if data["depth_estimator"] is None else folder / data["depth_estimator"],

@@ -36,7 +36,8 @@ class Profile:
 
     Height and width must be multiples of `multiple` pixels. `factor` is the number of pixels per latent along each side
     (8 for every Stable Diffusion autoencoder). `tokens` is the context length of the text encoders. Under guidance the
-    U-Net gets `rows` rows for each image.
+    U-Net gets `rows` rows for each image. `images` are the most groups of image prompts, and tokens of a group, that an
+    engine serves; graphs serve any.
     """
 
     batch: Range
@@ -46,6 +47,7 @@ class Profile:
     factor: int = 8
     tokens: int = 77
     rows: int = 2
+    images: tuple[int, int] = (1, 1)
 
     def check(self, *, batch: int, height: int, width: int) -> None:
         """Check the sizes of a call: `batch` images of `height` x `width` pixels. Raises `InputError`."""
@@ -87,12 +89,17 @@ class Profile:
                 raise InputError(message, argument=name, got=str(requested), expected=expected)
         return replace(self, batch=batch or self.batch, height=height or self.height, width=width or self.width)
 
-    def sizes(self, *, batch: int, height: int, width: int, chunks: int = 1) -> dict[str, int]:
+    def sizes(
+        self, *, batch: int, height: int, width: int, chunks: int = 1, images: tuple[int, int] = (1, 1)
+    ) -> dict[str, int]:
         """Return the size of every symbol in the bindings of `networks`, for a prompt of `chunks` x `tokens` tokens.
+
+        `images` are the groups of image prompts, and the tokens of each.
 
         There is a symbol for each level of the U-Net: latent_height_2 is half of latent_height.
         """
         sizes = {"batch": batch, "height": height, "width": width, "tokens": self.tokens * chunks}
+        sizes |= {"image_groups": images[0], "image_tokens": images[1]}
         smaller = 1
         while smaller * self.factor <= self.multiple:
             suffix = f"_{smaller}" if smaller > 1 else ""
@@ -104,12 +111,19 @@ class Profile:
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a plan's manifest."""
         ranges = {n: str(getattr(self, n)) for n in ("batch", "height", "width")}
-        return {**ranges, "multiple": self.multiple, "factor": self.factor, "tokens": self.tokens, "rows": self.rows}
+        return {
+            **ranges,
+            "multiple": self.multiple,
+            "factor": self.factor,
+            "tokens": self.tokens,
+            "rows": self.rows,
+        } | ({} if self.images == (1, 1) else {"images": list(self.images)})
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> Profile:
         """Return the profile that `to_json` wrote."""
         fields: dict[str, Any] = {n: range_from_text(data[n]) for n in ("batch", "height", "width")}
+        fields["images"] = tuple(data.get("images", (1, 1)))
         return cls(**fields, **{name: data[name] for name in ("multiple", "factor", "tokens", "rows")})
 
 

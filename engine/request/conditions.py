@@ -15,7 +15,8 @@ from PIL import Image
 
 from ..errors import InputError
 from ..errors.validation import check_float, check_int
-from ..images.arrays import Pixels, as_list, load_mask_array, read_image, to_array, to_bytes
+from ..images.arrays import Pixels, as_list, load_mask_array, read_image, to_array
+from ..images.resample import bicubic_matrix, vision_crop
 from ..plan.image_input import ImageInput
 from ..plan.plan import Plan
 from .request import Request
@@ -106,7 +107,9 @@ def normalized_depths(maps: Sequence[NDArray[Any]], height: int, width: int) -> 
 
     # n x [H, W] -> float32 [n, 1, height, width]
     """
-    resized = np.stack([_bicubic(d.shape[0], height) @ d @ _bicubic(d.shape[1], width).T for d in maps])[:, None]
+    resized = np.stack([bicubic_matrix(d.shape[0], height) @ d @ bicubic_matrix(d.shape[1], width).T for d in maps])[
+        :, None
+    ]
     low, high = (end(resized, axis=(1, 2, 3), keepdims=True) for end in (np.amin, np.amax))
     if (low == high).any():
         raise InputError(f"depth_map has one value everywhere; expected {_DEPTHS}.", argument="depth_map")
@@ -129,29 +132,7 @@ def _depth_array(value: Any) -> NDArray[np.float64]:
     return value.astype(np.float64)
 
 
-def _bicubic(size: int, target: int) -> NDArray[np.float64]:
-    """Return the matrix of torch's bicubic interpolation along one axis, without antialiasing.  # [target, size]"""
-    places = (np.arange(target) + 0.5) * size / target - 0.5
-    first = np.floor(places)
-    matrix = np.zeros((target, size))
-    for tap in range(-1, 3):
-        x = np.abs(places - first - tap)
-        near, far = (1.25 * x - 2.25) * x * x + 1, ((-0.75 * x + 3.75) * x - 6) * x + 3  # a = -0.75 (Keys 1981)
-        weights = np.where(x <= 1, near, far)
-        np.add.at(matrix, (np.arange(target), np.clip(first + tap, 0, size - 1).astype(int)), weights)
-    return matrix
-
-
 def vision_pixels(images: Sequence[Pixels], takes: ImageInput, side: int, count: int) -> Floats:
     """Resize, crop and scale images as CLIP's processor does.  # n x [H, W, 3] -> float32 [count, 3, side, side]"""
-    arrays = []
-    for pixels in map(to_bytes, images):
-        height, width = pixels.shape[:2]
-        shorter = min(height, width)
-        size = [takes.shortest * each // shorter for each in (width, height)]
-        resized = np.asarray(Image.fromarray(pixels).resize((size[0], size[1]), Image.Resampling.BICUBIC))
-        top, left = ((each - side) // 2 for each in resized.shape[:2])
-        crop = resized[top : top + side, left : left + side].astype(np.float32) / np.float32(255)
-        arrays.append((crop - np.array(takes.mean, np.float32)) / np.array(takes.std, np.float32))
-    planes: Floats = np.stack(arrays).transpose(0, 3, 1, 2).astype(np.float32)
-    return planes.repeat(count // len(arrays), axis=0)
+    crops = [vision_crop(pixels, takes.shortest, side, takes.mean, takes.std) for pixels in images]
+    return np.stack(crops).repeat(count // len(crops), axis=0)

@@ -40,9 +40,26 @@ def _lora_scale(value: Any) -> Any:
     if value is None:
         return 1.0
     if not isinstance(value, Mapping) or not value.keys() <= {"scale"}:
-        message = f'cross_attention_kwargs must be {{"scale": NUMBER}}, the scale of LoRAs; got {value!r:.80}.'
+        message = (
+            'cross_attention_kwargs must be {"scale": NUMBER}, the scale of LoRAs, and {"ip_adapter_masks": MASKS}; '
+            f"got {value!r:.80}."
+        )
         raise InputError(message, argument="cross_attention_kwargs", got=value)
     return value.get("scale", 1.0)
+
+
+def _with_masks(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
+    """Return a call's arguments with the masks in `cross_attention_kwargs` as `ip_adapter_mask`."""
+    options = arguments.get("cross_attention_kwargs")
+    if not isinstance(options, Mapping) or "ip_adapter_masks" not in options:
+        return arguments
+    if "ip_adapter_mask" in arguments:
+        message = "ip_adapter_masks is another name of ip_adapter_mask, and the call has both. Pass only one of them."
+        raise InputError(message, argument="ip_adapter_mask")
+    rest = {name: value for name, value in options.items() if name != "ip_adapter_masks"}
+    masks = {"ip_adapter_mask": options["ip_adapter_masks"]}
+    kept = {name: value for name, value in arguments.items() if name != "cross_attention_kwargs"}
+    return {**kept, **masks, **({"cross_attention_kwargs": rest} if rest else {})}
 
 
 ALIASES: Mapping[str, Alias] = {
@@ -54,6 +71,7 @@ ALIASES: Mapping[str, Alias] = {
 
 def with_our_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """Return a call's arguments by the names of `Request`. Raises `InputError` if a call has both names of one."""
+    arguments = _with_masks(arguments)
     ours = {name: value for name, value in arguments.items() if name not in ALIASES}
     for theirs in arguments.keys() & ALIASES.keys():
         alias = ALIASES[theirs]
@@ -100,6 +118,10 @@ OF_PIPELINES = {
     "enable_xformers_memory_efficient_attention": _MEMORY,
     "vae": "Use load(MODEL, vae=...).",
     "controlnet": "Use load(MODEL, controlnet=...).",
+    "load_ip_adapter": "Use load(MODEL, ip_adapter=FILE).",
+    "unload_ip_adapter": "Omit it: a call without ip_adapter_image does not use the adapters.",
+    "set_ip_adapter_scale": "Pass ip_adapter_scale= in a call: pipe(prompt, ip_adapter_scale=0.6).",
+    "image_encoder": "Use load(MODEL, image_encoder=...).",
     "load_textual_inversion": "Use load(MODEL, textual_inversion=...).",
     "from_pretrained": "Use calotype.load(MODEL).",
     "from_single_file": "Use calotype.load(FILE).",

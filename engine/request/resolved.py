@@ -25,6 +25,7 @@ from .controls import ControlInput
 from .guidance import guidance_method_of
 from .hires import Hires
 from .image_fields import image_fields, is_distilled
+from .image_prompts.prompts import ImagePrompt, image_prompts_of
 from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, steps_of
 from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize
 from .request import CallsFrom, OutputType, Request, parse_request
@@ -76,6 +77,8 @@ class ResolvedRequest:
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
+    image_prompts: tuple[ImagePrompt, ...]  # one for each IP-Adapter, or none
+    ip_adapter_scale: Any  # as the call has it
     hires: Hires | None  # the second pass
     progress: bool
     padding_mask_crop: int | None
@@ -168,6 +171,8 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     by_image = image_guidance_of(request, plan)
     guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
     guided = guided and (by_image is None or by_image >= 1)
+    prompted = {"images": request.ip_adapter_image, "embeds": request.ip_adapter_image_embeds}
+    prompted |= {"masks": request.ip_adapter_mask, "scale": request.ip_adapter_scale}
     return ResolvedRequest(
         **texts,
         tokens=tokenize(plan, tokenizers, texts, precomputed, guided=guided, notes=notes),
@@ -192,6 +197,8 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         callback_tensors=_callback_tensors(request, plan),
         output_type=request.output_type,
         **images,
+        image_prompts=image_prompts_of(plan, **prompted, guided=guided),
+        ip_adapter_scale=request.ip_adapter_scale,
         unstored=tuple(name for name, is_unstored in unstored.items() if is_unstored),
         progress=check_bool("progress", request.progress),
         notes=tuple(notes),

@@ -192,7 +192,7 @@ class Batcher:
             return True
         plan: Plan = pipe.plan
         size = {"height": call.request.height, "width": call.request.width}
-        sizes = plan.profile.sizes(batch=1, **size)
+        sizes = plan.profile.sizes(batch=1, height=call.request.height, width=call.request.width)
         history = 4 * (call.total + 2) * math.prod(plan.latents.shape(sizes))
         return history + peak_bytes(plan.loads, batch=1, **size, guided=call.request.guided) < free
 

@@ -114,7 +114,8 @@ def check_backend(spec: BuildSpec) -> None:
 
 
 def _prepared(spec: BuildSpec) -> Work:
-    source = read_source(spec.model, spec.controlnet, spec.vae, unet=spec.unet, offline=spec.offline)
+    adapters: dict[str, Any] = {"ip_adapters": spec.ip_adapter, "image_encoder": spec.image_encoder}
+    source = read_source(spec.model, spec.controlnet, spec.vae, unet=spec.unet, offline=spec.offline, **adapters)
     source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile

@@ -27,6 +27,8 @@ def prepare(
     controlnets: Sequence[str | Path] = (),
     vae: str | Path | None = None,
     unet: str | Path | None = None,
+    ip_adapters: Sequence[str | Path] = (),
+    image_encoder: str | Path | None = None,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str] = ("onnx",),
@@ -38,15 +40,15 @@ def prepare(
 
     Args:
         model: a folder in diffusers' layout, a checkpoint file, a hub id, or "demo".
+        ip_adapters: files of IP-Adapters, with the folder of their `image_encoder`.
         words: textual-inversion files.
         forms: "onnx", "diffusers", or backends that compile engines.
 
     Raises:
         SourceError: the model cannot be read.
     """
-    source, family = _described(
-        model, controlnets=controlnets, vae=vae, unet=unet, words=words, offline=offline, forms=forms
-    )
+    parts: dict[str, Any] = {"controlnets": controlnets, "ip_adapters": ip_adapters, "image_encoder": image_encoder}
+    source, family = _described(model, vae=vae, unet=unet, words=words, offline=offline, forms=forms, **parts)
     components = {c.name: planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
 
@@ -100,12 +102,11 @@ def _described(
     *,
     controlnets: Sequence[str | Path] = (),
     vae: str | Path | None = None,
-    unet: str | Path | None = None,
     words: Sequence[str | Path] = (),
-    offline: bool = False,
     forms: Collection[str],
+    **more: Any,
 ) -> tuple[Source, Family]:
-    source = add_embeddings(read_source(model, controlnets, vae, unet=unet, offline=offline), words)
+    source = add_embeddings(read_source(model, controlnets, vae, **more), words)
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
         family = replace(family, profile=default_profile(family.profile))
@@ -128,6 +129,7 @@ def plan_of(source: Source, family: Family, components: dict[str, PlannedCompone
         latents_std=family.latents_std,
         loads=family.loads,
         image_input=family.image_input,
+        image_prompts=family.image_prompts,
         depth_estimator=source.depth_estimator,
     )
 

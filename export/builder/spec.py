@@ -93,6 +93,8 @@ class BuildSpec:
     width: Range | None = _option(_range, "Pixels: one size, or min:opt:max.", None)
     batch: Range | None = _option(_range, "Images per call: one number, or min:opt:max.", None)
     controlnet: tuple[str, ...] = _option(_texts, "A ControlNet's folder, file or hub id; repeatable.", ())
+    ip_adapter: tuple[str, ...] = _option(_texts, "An IP-Adapter's file; repeatable.", ())
+    image_encoder: str | None = _option(_text, "The folder of the IP-Adapters' image encoder.", None)
     lora: tuple[str, ...] = _option(_texts, "FILE or FILE:SCALE, fused into the weights; repeatable.", ())
     vae: str | None = _option(_text, "An autoencoder's folder, file or hub id, in place of the model's.", None)
     unet: str | None = _option(_text, "A U-Net's folder, file or hub id, in place of the model's.", None)

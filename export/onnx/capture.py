@@ -55,15 +55,22 @@ class ImageSet:
     width: int
     first_seed: int = 0
     controls: int = 0  # number of ControlNets; each gets an outline image
+    prompted: tuple[tuple[int, ...], ...] = ()  # for each IP-Adapter the sizes of its embeddings, or none for images
     takes: str | None = None  # the kind of the model's image input: it also gets an image, and a mask or a depth map
     enlarges: int = 1  # the sides of the images to generate are those of the input image times this
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> ImageSet:
+        """Return the images of `dataclasses.asdict`, after JSON."""
+        lists = {"prompts": tuple(data["prompts"]), "prompted": tuple(map(tuple, data["prompted"]))}
+        return cls(**{**data, **lists})
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline's call for image i."""
         call: dict[str, Any] = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
         call |= {"height": self.height, "width": self.width, **({"prompt": None} if self.takes == "vision" else {})}
         outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
-        return {**call, **outlines, **(self._seen(i) if self.takes else {})}
+        return {**call, **outlines, **self._image_prompts(i), **(self._seen(i) if self.takes else {})}
 
     @property
     def encodes(self) -> bool:
@@ -82,6 +89,14 @@ class ImageSet:
         mask = np.zeros(size, dtype=np.bool_)
         mask[self._box(rng, size)] = True
         return {"image": image} | ({"mask_image": mask} if self.takes == "mask" else {})
+
+    def _image_prompts(self, i: int) -> dict[str, Any]:
+        """Draw an image prompt for each IP-Adapter, or its embeddings where one of them takes no images."""
+        rng = np.random.default_rng([self.first_seed + i, 2**17])
+        if not any(self.prompted):
+            return {"ip_adapter_image": [self._seen(i)["image"] for _ in self.prompted]} if self.prompted else {}
+        embeds = [rng.standard_normal((2, 1, *dims), dtype=np.float32) for dims in self.prompted]
+        return {"ip_adapter_image_embeds": embeds}
 
     def _box(self, rng: np.random.Generator, size: tuple[int, int]) -> tuple[slice, slice]:
         """Choose a box of a quarter to three quarters of each side of the image."""
@@ -174,7 +189,7 @@ def groups(names: Sequence[str], *, encoded: bool) -> list[tuple[str, ...]]:
     If images are `encoded`, the VAE encoder runs first. Else it is recorded last, on the decoded images.
     """
     stepwise = tuple(n for n in names if n.startswith(("controlnet", "unet")))
-    text = [(n,) for n in names if n.startswith(("text_encoder", "image_encoder"))]
+    text = [(n,) for n in names if n.startswith(("text_encoder", "image_encoder", "ip_adapter"))]
     decoder, encoder = ([(n,)] if n in names else [] for n in ("vae_decoder", "vae_encoder"))
     return [*encoder, *text, stepwise, *decoder] if encoded else [*text, stepwise, *decoder, *encoder]
 
@@ -246,7 +261,7 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
         images: the fields of an `ImageSet`.
         out: the folder for NAME.npz, and vae_decoder.pending.npz with the decoder's inputs where the run ended.
     """
-    requested = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
+    requested = ImageSet.from_json(images)
     opened, folder = read_plan(Path(plan), sealed=False), Path(out)
     if names == ["vae_decoder"] or (names == ["vae_encoder"] and not requested.encodes):
         # Run the decoder on the final latents of the runs, or the encoder on the decoder's pixels.

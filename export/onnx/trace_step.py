@@ -63,13 +63,13 @@ def traced(component: Component, source: WeightsSource, profile: Profile) -> Art
 
 def _trace_and_check(component: Component, weights: Path, profile: Profile, folder: Path) -> Mapping[str, Any]:
     began, reference = time.monotonic(), folder / "reference.npz"
-    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2)]
+    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2, images=(3, 5))]
     tracing = run_in_subprocess(
         f"tracing the {component.name}",
         "calotype.export.onnx.trace:trace_component",
         component=component.to_json(),
         weights=str(weights),
-        sizes=_sizes(profile, 2, 2, 3),
+        sizes=_sizes(profile, 2, 2, 3, images=(2, 4)),
         others=sizes,
         out=str(folder),
     )
@@ -108,6 +108,9 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
     }
 
 
-def _sizes(profile: Profile, batch: int, rows: int, columns: int, chunks: int = 1) -> dict[str, int]:
+def _sizes(
+    profile: Profile, batch: int, rows: int, columns: int, chunks: int = 1, images: tuple[int, int] = (1, 1)
+) -> dict[str, int]:
     """Return small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations."""
-    return profile.sizes(batch=batch, height=rows * profile.multiple, width=columns * profile.multiple, chunks=chunks)
+    height, width = rows * profile.multiple, columns * profile.multiple
+    return profile.sizes(batch=batch, height=height, width=width, chunks=chunks, images=images)

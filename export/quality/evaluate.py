@@ -48,7 +48,7 @@ def evaluate_plan(
     Returns:
         The metrics, "seconds" per image, and "notes".
     """
-    config = ImageSet(**{**images, "prompts": tuple(images["prompts"])})
+    config = ImageSet.from_json(images)
     pipe = Pipeline(read_plan(Path(plan), sealed=False), choose(backend))
     calls = read_calls(Path(reference))
     batches: list[Pixels] = []

@@ -45,6 +45,7 @@ _MARKS = {
     "input_hint_block": _CONTROLNET,
     "controlnet_cond_embedding": _CONTROLNET,
     "adapter": ("a T2I-Adapter", None),
+    "image_proj": ("an IP-Adapter", "ip_adapter"),
     "quantize": ("an autoencoder of a codebook", None),
 }
 _NETWORKS = {"time_embedding": "only a U-Net", "text_model": "only a text encoder", "embeddings": "only a text encoder"}
@@ -119,7 +120,7 @@ def convert_once(path: Path, title: str, function: str, component: str = "model"
     Args:
         path: the file.
         title: what the file is, for messages.
-        function: the name of a function of `convert`; it may return a "message".
+        function: the name of a function of `convert`, or "MODULE:FUNCTION"; it may return a "message".
         component: the component for the entry's label.
         arguments: the function's arguments. The folder depends only on these and on the file.
     """
@@ -130,7 +131,7 @@ def convert_once(path: Path, title: str, function: str, component: str = "model"
     fresh = not step.is_stored
     if fresh:
         print(printable(f"calotype: {path.name} is {title}; converting it (once)"), file=sys.stderr)
-    function = f"calotype.export.sources.convert:{function}"
+    function = function if ":" in function else f"calotype.export.sources.convert:{function}"
     stored = step.run_in_child(f"converting {path.name}", function, file=str(path), **arguments)
     if fresh and "message" in stored.notes:
         print(printable(f"calotype: {stored.notes['message']}"), file=sys.stderr)

@@ -30,6 +30,7 @@ from calotype.weights.types import check_not_quantized, check_types
 
 from .gguf_file import SUFFIX
 from .hub import from_hub, from_url
+from .ip_adapter.read import adapter_folders
 from .misnamed import describe_other_folder, kind_of_file
 from .parts import CLASSES, check_parts, other_model, parts_of, stem_of
 from .single_file import open_checkpoint
@@ -50,6 +51,8 @@ _KINDS = {  # argument -> its forms, and diffusers' class that reads it from one
     "vae": ("an autoencoder is a {}, a .safetensors file, or a hub id", "AutoencoderKL"),
     "unet": ("a U-Net is a {}, a .safetensors or .gguf file, or a hub id", "UNet2DConditionModel"),
     "controlnet": ("a ControlNet is a {}, a .safetensors file, a hub id, or demo-canny", "ControlNetModel"),
+    "ip_adapter": ("an IP-Adapter is a .safetensors file, or its address at the hub", "IPAdapter"),
+    "image_encoder": ("an image encoder is a {}", "CLIPVisionModelWithProjection"),
 }
 _SHIPPED = {"demo": "demo_model", "demo-canny": "demo_canny"}  # models that ship with Calotype -> folder
 
@@ -109,9 +112,11 @@ def read_source(
     vae: str | Path | None = None,
     *,
     unet: str | Path | None = None,
+    ip_adapters: Sequence[str | Path] = (),
+    image_encoder: str | Path | None = None,
     offline: bool = False,
 ) -> Source:
-    """Find a model, its ControlNets, and an autoencoder and a U-Net that replace its own, and check their files.
+    """Find a model, its ControlNets and IP-Adapters, and networks that replace its own, and check their files.
 
     A network in one `.safetensors` or `.gguf` has no config: `single_file_components` completes it from the model, the
     scaling factor of an autoencoder included.
@@ -121,6 +126,8 @@ def read_source(
         controlnets: the ControlNets, in the same forms.
         vae: the autoencoder, in the same forms; None for the model's own.
         unet: the U-Net, in the same forms; None for the model's own.
+        ip_adapters: the files of IP-Adapters, or their addresses at the hub.
+        image_encoder: the folder of their image encoder; None to search for it (`ip_adapter.read`).
         offline: make no connection for hub ids.
 
     Raises:
@@ -130,10 +137,10 @@ def read_source(
     index = _index(folder)
     parts = parts_of(folder, index)
     replaced = {name: other for name, other in {"unet": unet, "vae": vae}.items() if other is not None}
-    if not parts.tokenizers and (controlnets or replaced):
+    if not parts.tokenizers and (controlnets or replaced or ip_adapters):
         kind = f"{index.get('_class_name')!s:.80}"
         raise SourceError(
-            f"{folder} holds a {kind}, which takes no ControlNet, no autoencoder and no U-Net.", path=folder
+            f"{folder} holds a {kind}, which takes no ControlNet, IP-Adapter, autoencoder or U-Net.", path=folder
         )
     own = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in parts.networks.items()}
     check_parts(folder, index, own)
@@ -143,6 +150,11 @@ def read_source(
     folders |= {name: _network_folder(other, name, folders, offline) for name, other in replaced.items()}
     nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets] or parts.controlnets
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
+    if ip_adapters:
+        encoder = None if image_encoder is None else _located(image_encoder, "image_encoder", offline)
+        folders |= adapter_folders([_located(each, "ip_adapter", offline) for each in ip_adapters], encoder, folder)
+    elif image_encoder is not None:
+        raise SourceError("image_encoder belongs to an IP-Adapter. Pass ip_adapter=, or omit it.", path=image_encoder)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     for name in (*controlnets_of(configs), *replaced):
         classes = [each for each in CLASSES[name.partition("_")[0]] if each != "VQModel"]

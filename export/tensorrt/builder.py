@@ -45,11 +45,13 @@ def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, ch
     halves = profile.rows if component.startswith(_MULTIPLIED) else 1
     rows = chunks if component.startswith("text_encoder") else 1
 
-    def sizes(end: str, times: int, parts: int = 1) -> dict[str, int]:
+    def sizes(end: str, times: int, images: tuple[int, int], parts: int = 1) -> dict[str, int]:
         batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
-        return profile.sizes(batch=batch * times, height=height, width=width, chunks=parts)
+        return profile.sizes(batch=batch * times, height=height, width=width, chunks=parts, images=images)
 
-    low, usual, high = sizes("min", 1), sizes("opt", halves), sizes("max", halves * rows, chunks)
+    groups, tokens = profile.images
+    low, usual = sizes("min", 1, (1, 1)), sizes("opt", halves, (1, max(1, tokens // 4)))
+    high = sizes("max", halves * rows, (groups, tokens), chunks)
     return {b.name: (b.shape(low), b.shape(usual), b.shape(high)) for b in inputs}
 
 

@@ -21,6 +21,7 @@ from ...plan.network_check import check_network
 from ...weights.folder import check_weights_folder
 from ...weights.safetensors import TensorFile
 from ...weights.types import check_types
+from .image_prompts import image_prompts, load_ip_adapter, take_image_prompts
 from .on_meta import on_meta
 from .upscalers import load_upscaler
 
@@ -63,11 +64,12 @@ class ProjectedTextEncoder(_Wrapper):
 
 
 class VisionEncoder(_Wrapper):
-    """CLIP's vision transformer. Outputs the projected vector of each image."""
+    """CLIP's vision transformer. Outputs the projected vector of each image, and its states before the last layer."""
 
-    def forward(self, pixel_values: Tensor) -> tuple[Tensor]:
-        """# [B, 3, S, S] -> [B, P]"""
-        return (self.model(pixel_values).image_embeds,)
+    def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
+        """# [B, 3, S, S] -> [B, P], [B, T, W]"""
+        out = self.model(pixel_values, output_hidden_states=True)
+        return out.image_embeds, out.hidden_states[-2]
 
 
 class VisionStates(_Wrapper):
@@ -83,25 +85,30 @@ class UNet(_Wrapper):
     """The denoiser.
 
     `others` are named inputs: SDXL's `text_embeds` and `time_ids`, a latent consistency model's `timestep_cond`, the
-    `class_labels` of an upscaler, and the residuals of ControlNets.
+    `class_labels` of an upscaler, the residuals of ControlNets, and the keys and values of image prompts.
     """
+
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        take_image_prompts(model)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor
     ) -> tuple[Tensor]:
         """# [B, 4, h, w], [B], [B, T, W], [B, P], [B, 6], N x [B, C, h / level, w / level] -> [B, 4, h, w]"""
         down = tuple(others[n] for n in sorted(others, key=_index) if n.startswith("down_block"))
-        out: Tensor = self.model(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            class_labels=others.get("class_labels"),
-            timestep_cond=others.get("timestep_cond"),
-            added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
-            down_block_additional_residuals=down or None,
-            mid_block_additional_residual=others.get("mid_block_additional_residual"),
-            return_dict=False,
-        )[0]
+        with image_prompts(others):
+            out: Tensor = self.model(
+                sample,
+                timestep,
+                encoder_hidden_states,
+                class_labels=others.get("class_labels"),
+                timestep_cond=others.get("timestep_cond"),
+                added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
+                down_block_additional_residuals=down or None,
+                mid_block_additional_residual=others.get("mid_block_additional_residual"),
+                return_dict=False,
+            )[0]
         return (out,)
 
 
@@ -295,6 +302,9 @@ def load_module(component: str, folder: Path, dtype: torch.dtype | None = None) 
     """
     if component == UPSCALER:
         return load_upscaler(folder)
+    if component.startswith("ip_adapter"):
+        _check(component, folder)
+        return load_ip_adapter(folder)
     check_weights_folder(folder)
     load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
     _check(component, folder)

@@ -5,7 +5,7 @@ A session computes the keys and values of its text once. Imports torch and diffu
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
@@ -26,6 +26,7 @@ class FusedAttention(StepInvariant):
     def __init__(self, attention: Attention) -> None:
         super().__init__()
         self._heads, self._scale, crossed = attention.heads, attention.scale, attention.is_cross_attention
+        self._attend_images = _attends_images(attention)
         self.to_q = attention.to_q if crossed else None
         layers = [*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v]
         self.packed = _packed(*layers)
@@ -56,7 +57,10 @@ class FusedAttention(StepInvariant):
         else:
             parts = (self.to_q(x), *(self.cached or self.packed(text).chunk(2, dim=-1)))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
-        return attend(q, k, v, scale=self._scale).transpose(1, 2).flatten(2)
+        mixed = attend(q, k, v, scale=self._scale)
+        if self._attend_images is not None:
+            mixed = mixed + self._attend_images(q)
+        return mixed.transpose(1, 2).flatten(2)
 
 
 class FusedImageAttention(nn.Module):
@@ -118,7 +122,14 @@ def fused_attention(attention: Attention) -> nn.Module | None:
 
 def _supported(attention: Attention) -> bool:
     layers = (attention.to_k, attention.to_v) if attention.is_cross_attention else _projections(attention)
-    return type(attention.processor) is AttnProcessor2_0 and len({layer.bias is None for layer in layers}) == 1
+    usual = type(attention.processor) is AttnProcessor2_0 or _attends_images(attention) is not None
+    return usual and len({layer.bias is None for layer in layers}) == 1
+
+
+def _attends_images(attention: Attention) -> Callable[[Tensor], Tensor | float] | None:
+    """Return what adds the attention to image prompts, in a U-Net that can take them; else None."""
+    method: Callable[[Tensor], Tensor | float] | None = getattr(attention.processor, "attend_images", None)
+    return method
 
 
 def _projections(attention: Attention) -> tuple[nn.Linear, ...]:

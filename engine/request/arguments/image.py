@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,4 +125,34 @@ class ImageArguments:
         option=list[float],
         key="control_ends",
         read=numbers_from,
+    )
+    ip_adapter_image: Any = argument(
+        "Image prompt: an image for each IP-Adapter, or several.",
+        "For each IP-Adapter one image, or a list of images that it sees together, in the types of `image`; None "
+        "leaves an adapter out. With one adapter, one image or a list of images.",
+        default=None,
+        option=list[Path],
+    )
+    ip_adapter_image_embeds: Any = argument(
+        "Embeddings of image prompts, in place of `ip_adapter_image`: an array for each IP-Adapter.",
+        "[2, images, ...] under guidance, the unconditional half first, else [1, images, ...], as diffusers takes "
+        "them: of the image encoder, or for FaceID of a face recognition model.",
+        default=None,
+    )
+    ip_adapter_mask: Any = argument(
+        "Areas in which image prompts count: for each IP-Adapter a mask for each of its images, white counts.",
+        "In the types of `mask_image`, or float arrays [H, W]; they are resized to the output size. An image with "
+        "a mask is seen by itself, images without are seen together.",
+        default=None,
+        option=list[Path],
+    )
+    ip_adapter_scale: Any = argument(
+        "Strength of each IP-Adapter, or one for all: a number, or numbers by block.",
+        'By block as in diffusers (InstantStyle): {"down": {"block_2": [0, 1]}, "up": {"block_0": [0, 1, 0]}} has a '
+        "number for each attention of a block; what it leaves out is 0. Or a list with a number for each of the "
+        "U-Net's cross-attentions, or with masks for each image. -10 to 10. A command line takes JSON.",
+        default=1.0,
+        option=str,
+        key="ip_adapter_scale",
+        read=json.loads,
     )

@@ -1,0 +1,1 @@
+"""IP-Adapters and their image encoder as parts of a source."""
