@@ -80,6 +80,12 @@ def _generate(
         list[str] | None,
         typer.Option(help="demo-canny, a ControlNet folder, file or hub id; repeatable.", show_default=False),
     ] = None,
+    ip_adapter: Annotated[
+        list[str] | None, typer.Option(help="An IP-Adapter's file; repeatable.", show_default=False)
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="The folder of the IP-Adapters' image encoder.", show_default=False)
+    ] = None,
     vae: Annotated[
         str | None, typer.Option(help="A folder, file or hub id of another VAE.", show_default=False)
     ] = None,
@@ -111,6 +117,7 @@ def _generate(
         raise InputError("pass a prompt or --prompts, not both.", argument="prompts", got=str(prompts))
     lines = [("", {})] if prompts is None else read_prompts(prompts)
     parts = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "textual_inversion": textual_inversion or []}
+    parts |= {"ip_adapter": ip_adapter or [], "image_encoder": image_encoder}
     weights = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
 
     def check(pipe: Pipeline) -> None:

@@ -186,7 +186,8 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     )
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # without the mask
     inputs = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
-    if not same or inputs != {n for n in shared if "additional_residual" not in n} - {"timestep_cond"}:
+    own = {n for n in shared if "additional_residual" not in n and not n.startswith("image_")}  # not image prompts
+    if not same or inputs != own - {"timestep_cond"}:
         raise _misfit(control.name, config, unet.config)
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
     if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:

@@ -26,6 +26,7 @@ from .guidance import guidance_method_of
 from .hires import Hires
 from .image_fields import image_fields, is_distilled
 from .image_prompts.prompts import ImagePrompt, image_prompts_of
+from .image_prompts.scales import plain_scale
 from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, steps_of
 from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize
 from .request import CallsFrom, OutputType, Request, parse_request
@@ -78,7 +79,7 @@ class ResolvedRequest:
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
     image_prompts: tuple[ImagePrompt, ...]  # one for each IP-Adapter, or none
-    ip_adapter_scale: Any  # as the call has it
+    ip_adapter_scale: Any  # as the call has it: a number, a mapping, or a list of these
     hires: Hires | None  # the second pass
     progress: bool
     padding_mask_crop: int | None
@@ -166,6 +167,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     unstored = {"generator": generators and not is_seed_only(generators, count), "latents": images["noise"] is not None}
     texts, precomputed = repeated(texts, each), precomputed.repeated(each, count)
     unstored["prompt_embeds"] = bool(precomputed)
+    unstored["ip_adapter_image_embeds"] = request.ip_adapter_image_embeds is not None
     _check_hires(request)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
     by_image = image_guidance_of(request, plan)
@@ -198,7 +200,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         output_type=request.output_type,
         **images,
         image_prompts=image_prompts_of(plan, **prompted, guided=guided),
-        ip_adapter_scale=request.ip_adapter_scale,
+        ip_adapter_scale=plain_scale(request.ip_adapter_scale),
         unstored=tuple(name for name, is_unstored in unstored.items() if is_unstored),
         progress=check_bool("progress", request.progress),
         notes=tuple(notes),

@@ -34,8 +34,8 @@ def scales_of(value: Any, layers: Sequence[str], images: Sequence[int | None]) -
     Raises:
         InputError: a value is not a scale, or the number of values is wrong.
     """
-    value = _parsed(value)
-    several = isinstance(value, Sequence) and not isinstance(value, str)
+    value = plain_scale(value)
+    several = isinstance(value, list)
     values = list(value) if several else [value] * len(images)
     if several and len(images) == 1 and len(values) != 1 and not any(isinstance(v, (Mapping, list)) for v in values):
         values = [values]  # of the only adapter: one for each layer or image
@@ -48,20 +48,28 @@ def scales_of(value: Any, layers: Sequence[str], images: Sequence[int | None]) -
     return [_of_adapter(each, layers, count) for each, count in zip(values, images, strict=True)]
 
 
-def _parsed(value: Any) -> Any:
+def plain_scale(value: Any) -> Any:
+    """Return a scale as numbers, lists and mappings, as a PNG keeps it. Raises `InputError` if it is none of these."""
     if isinstance(value, str):
         try:
-            return json.loads(value)
-        except ValueError:
+            return plain_scale(json.loads(value))
+        except (ValueError, RecursionError):
             _invalid(value)
-    return value.tolist() if hasattr(value, "tolist") else value
+    value = value.tolist() if hasattr(value, "tolist") else value
+    if isinstance(value, Mapping):
+        return {str(name): plain_scale(each) for name, each in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain_scale(each) for each in value]
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        _invalid(value)
+    return value
 
 
 def _of_adapter(value: Any, layers: Sequence[str], images: int | None) -> Floats:
     if isinstance(value, Mapping):
         by_place = _by_place(value, layers, images)
         columns = [_column(by_place[place], images) for place in layers]
-    elif isinstance(value, (list, tuple)) and images is None and len(value) == len(layers):
+    elif isinstance(value, list) and images is None and len(value) == len(layers):
         columns = [_column(each, None) for each in value]
     else:
         columns = [_column(value, images)] * len(layers)
@@ -71,8 +79,8 @@ def _of_adapter(value: Any, layers: Sequence[str], images: int | None) -> Floats
 def _column(value: Any, images: int | None) -> Floats:
     """Return the scales of one layer: for each masked image, or one.  # [images or 1]"""
     count = 1 if images is None else images
-    values = list(value) if isinstance(value, (list, tuple)) else [value] * count
-    if len(values) != count or (images is None and isinstance(value, (list, tuple))):
+    values = list(value) if isinstance(value, list) else [value] * count
+    if len(values) != count or (images is None and isinstance(value, list)):
         _invalid(value, f"{images} numbers, one for each mask" if images else "one number, or with masks one for each")
     return np.array([check_float(NAME, each, _LIMIT, low=-_LIMIT) for each in values], np.float32)
 
@@ -99,7 +107,7 @@ def _by_place(value: Mapping[Any, Any], layers: Sequence[str], images: int | Non
 
 
 def _of_block(value: Any, name: str, attentions: int) -> list[Any]:
-    if not isinstance(value, (list, tuple)):
+    if not isinstance(value, list):
         return [value] * attentions
     values = list(value) * attentions if len(value) == 1 else list(value)
     if len(values) != attentions:

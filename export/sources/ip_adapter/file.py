@@ -65,13 +65,15 @@ def adapters_in(path: Path, header: Header) -> list[AdapterFile]:
     if original:
         projection = {n.removeprefix(PROJECTION): s for n, s in shapes.items() if n.startswith(PROJECTION)}
         pairs = _numbered(shapes)
-        return [AdapterFile(number=0, original=True, config=_config(path, projection, pairs, original=True))]
+        return [
+            AdapterFile(number=0, original=True, config=_config(path, header.shapes, projection, pairs, original=True))
+        ]
     adapters = []
     for number in numbers:
         start = f"encoder_hid_proj.image_projection_layers.{number}."
         projection = {n.removeprefix(start): s for n, s in shapes.items() if n.startswith(start)}
         pairs = [shapes[name] for name in in_order(shapes, number)]
-        config = _config(path, projection, pairs, original=False)
+        config = _config(path, header.shapes, projection, pairs, original=False)
         adapters.append(AdapterFile(number=number, original=False, config=config))
     return adapters
 
@@ -93,7 +95,9 @@ def _numbered(shapes: Shapes) -> list[Sequence[int]]:
     return [matches[number] for number in sorted(matches, key=int)]
 
 
-def _config(path: Path, shapes: Shapes, pairs: Sequence[Sequence[int]], *, original: bool) -> dict[str, Any]:
+def _config(
+    path: Path, names: Shapes, shapes: Shapes, pairs: Sequence[Sequence[int]], *, original: bool
+) -> dict[str, Any]:
     """Return the config of an adapter. Raises `SourceError` for a kind that Calotype does not run."""
     if not pairs or any(len(shape) != 2 for shape in pairs):
         raise SourceError(f"{path} has no keys for the U-Net's attentions (to_k_ip); {_EXPECTED}.", path=path)
@@ -101,6 +105,12 @@ def _config(path: Path, shapes: Shapes, pairs: Sequence[Sequence[int]], *, origi
         kind = _projection(path, shapes, original=original)
     except (LookupError, ZeroDivisionError) as missing:
         raise SourceError(f"{path} is an IP-Adapter that lacks a tensor ({missing}); {_EXPECTED}.", path=path) from None
+    if any(name.startswith(KEYS) and "_lora." in name for name in names):
+        raise SourceError(
+            f"{path} is a FaceID adapter with LoRA weights inside, which Calotype reads from a file of their own only. "
+            "Use the adapter's LoRA file as lora=, and save the adapter without the tensors with _lora in their names.",
+            path=path,
+        )
     widths = {"widths": [shape[0] for shape in pairs], "cross_attention_dim": pairs[0][1]}
     return {"_class_name": "IPAdapter", **kind, **widths, "file_name": path.name}
 

@@ -31,6 +31,8 @@ FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("negative_crops_coords_top_left", "timesteps", "sigmas", "guidance_interval", "seed"), "numbers"),
     **dict.fromkeys(("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"), "numbers"),
     **dict.fromkeys(("image", "mask_image", "control_image", "depth_map"), "images"),
+    **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask"), "images"),
+    "ip_adapter_scale": "numbers",
     "soft_mask": "flag",
 }
 # Fields of a Python call that a client has no use for, or must not set.
@@ -38,6 +40,7 @@ REFUSED = {
     **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), "Pass prompt."),
     **dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), "Pass prompt."),
     **dict.fromkeys(("generator", "latents"), "Pass seed."),
+    "ip_adapter_image_embeds": "Pass ip_adapter_image.",
     **dict.fromkeys(("callback_on_step_end", "callback_on_step_end_tensor_inputs"), "Read the job's events."),
     "output_type": "The service returns files of images.",
     "progress": "Read the job's events.",
