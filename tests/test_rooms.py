@@ -35,8 +35,8 @@ ORDER = (
     *(
         "export/tensorrt",
         "export/onnx",
-        "export/sources",
         "export/sources/ip_adapter",
+        "export/sources",
         "export/steps",
         "export/store",
         "export/judge",

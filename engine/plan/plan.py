@@ -169,6 +169,7 @@ def write_plan(plan: Plan, folder: Path, *, sealed: bool = False) -> None:
         "latents_std": plan.latents_std,
         "loads": [vars(load) for load in plan.loads],
         "image_input": plan.image_input and vars(plan.image_input),
+        **({"image_prompts": vars(plan.image_prompts)} if plan.image_prompts else {}),
         "build": dict(plan.build),
         "samplers": None if plan.samplers is None else str(plan.samplers),
         "depth_estimator": None if plan.depth_estimator is None else str(plan.depth_estimator),

@@ -32,6 +32,7 @@ from ..precision.variants import check_precision, half, small_weights
 from ..quality.bounds import failed
 from ..quality.metrics import require
 from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
+from ..sources.ip_adapter.read import add_ip_adapters
 from ..sources.lora import fuse
 from ..sources.source import read_source
 from ..sources.textual_inversion import add_embeddings
@@ -114,8 +115,8 @@ def check_backend(spec: BuildSpec) -> None:
 
 
 def _prepared(spec: BuildSpec) -> Work:
-    adapters: dict[str, Any] = {"ip_adapters": spec.ip_adapter, "image_encoder": spec.image_encoder}
-    source = read_source(spec.model, spec.controlnet, spec.vae, unet=spec.unet, offline=spec.offline, **adapters)
+    source = read_source(spec.model, spec.controlnet, spec.vae, unet=spec.unet, offline=spec.offline)
+    source = add_ip_adapters(source, spec.ip_adapter, spec.image_encoder, offline=spec.offline)
     source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile

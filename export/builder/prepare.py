@@ -16,6 +16,7 @@ from calotype.plan.plan import Artifact, Plan, PlannedComponent
 from calotype.plan.profile import Profile
 
 from ..onnx.trace_step import trace_step, traced
+from ..sources.ip_adapter.read import add_ip_adapters
 from ..sources.source import Source, read_source
 from ..sources.textual_inversion import add_embeddings
 from ..tensorrt.engines import default_profile, engines_for
@@ -102,11 +103,15 @@ def _described(
     *,
     controlnets: Sequence[str | Path] = (),
     vae: str | Path | None = None,
+    unet: str | Path | None = None,
+    ip_adapters: Sequence[str | Path] = (),
+    image_encoder: str | Path | None = None,
     words: Sequence[str | Path] = (),
+    offline: bool = False,
     forms: Collection[str],
-    **more: Any,
 ) -> tuple[Source, Family]:
-    source = add_embeddings(read_source(model, controlnets, vae, **more), words)
+    source = read_source(model, controlnets, vae, unet=unet, offline=offline)
+    source = add_embeddings(add_ip_adapters(source, ip_adapters, image_encoder, offline=offline), words)
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
         family = replace(family, profile=default_profile(family.profile))

@@ -30,7 +30,6 @@ from calotype.weights.types import check_not_quantized, check_types
 
 from .gguf_file import SUFFIX
 from .hub import from_hub, from_url
-from .ip_adapter.read import adapter_folders
 from .misnamed import describe_other_folder, kind_of_file
 from .parts import CLASSES, check_parts, other_model, parts_of, stem_of
 from .single_file import open_checkpoint
@@ -112,11 +111,9 @@ def read_source(
     vae: str | Path | None = None,
     *,
     unet: str | Path | None = None,
-    ip_adapters: Sequence[str | Path] = (),
-    image_encoder: str | Path | None = None,
     offline: bool = False,
 ) -> Source:
-    """Find a model, its ControlNets and IP-Adapters, and networks that replace its own, and check their files.
+    """Find a model, its ControlNets, and an autoencoder and a U-Net that replace its own, and check their files.
 
     A network in one `.safetensors` or `.gguf` has no config: `single_file_components` completes it from the model, the
     scaling factor of an autoencoder included.
@@ -126,8 +123,6 @@ def read_source(
         controlnets: the ControlNets, in the same forms.
         vae: the autoencoder, in the same forms; None for the model's own.
         unet: the U-Net, in the same forms; None for the model's own.
-        ip_adapters: the files of IP-Adapters, or their addresses at the hub.
-        image_encoder: the folder of their image encoder; None to search for it (`ip_adapter.read`).
         offline: make no connection for hub ids.
 
     Raises:
@@ -137,10 +132,10 @@ def read_source(
     index = _index(folder)
     parts = parts_of(folder, index)
     replaced = {name: other for name, other in {"unet": unet, "vae": vae}.items() if other is not None}
-    if not parts.tokenizers and (controlnets or replaced or ip_adapters):
+    if not parts.tokenizers and (controlnets or replaced):
         kind = f"{index.get('_class_name')!s:.80}"
         raise SourceError(
-            f"{folder} holds a {kind}, which takes no ControlNet, IP-Adapter, autoencoder or U-Net.", path=folder
+            f"{folder} holds a {kind}, which takes no ControlNet, no autoencoder and no U-Net.", path=folder
         )
     own = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in parts.networks.items()}
     check_parts(folder, index, own)
@@ -150,11 +145,6 @@ def read_source(
     folders |= {name: _network_folder(other, name, folders, offline) for name, other in replaced.items()}
     nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets] or parts.controlnets
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
-    if ip_adapters:
-        encoder = None if image_encoder is None else _located(image_encoder, "image_encoder", offline)
-        folders |= adapter_folders([_located(each, "ip_adapter", offline) for each in ip_adapters], encoder, folder)
-    elif image_encoder is not None:
-        raise SourceError("image_encoder belongs to an IP-Adapter. Pass ip_adapter=, or omit it.", path=image_encoder)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
     for name in (*controlnets_of(configs), *replaced):
         classes = [each for each in CLASSES[name.partition("_")[0]] if each != "VQModel"]
@@ -170,19 +160,31 @@ def read_source(
     settings = {name: read_json(file, f"the {name}'s config") for name, file in parts.settings.items()}
     for vocabulary in parts.tokenizers.values():
         tokenizer_files(vocabulary)
-    files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # headers before digests
-    for name, path in folders.items():
-        _check_network(name, path, configs[name], files[name], parts.tokenizers.get(name))
+    digests = digests_of(folders, configs, parts.tokenizers)
     fields = {name: index[name] for name in _INDEX_FIELDS if name in index}
     return Source(
         model=str(model),
         folder=folder,
         configs={**configs, **settings, "scheduler": scheduler, "model_index": fields},
         folders=folders,
-        digests={name: _digest(each) for name, each in files.items()},
+        digests=digests,
         tokenizers=parts.tokenizers,
         depth_estimator=parts.depth_estimator,
     )
+
+
+def digests_of(
+    folders: Mapping[str, Path], configs: Mapping[str, Mapping[str, Any]], tokenizers: Mapping[str, Path]
+) -> dict[str, str]:
+    """Check the files of networks, and return the SHA-256 of each one's weights, by the names of the networks.
+
+    Raises:
+        SourceError: weights are missing or damaged, or do not fit their config.
+    """
+    files = {name: weight_files(path, stem_of(name)) for name, path in folders.items()}  # headers before digests
+    for name, path in folders.items():
+        _check_network(name, path, configs[name], files[name], tokenizers.get(name))
+    return {name: _digest(each) for name, each in files.items()}
 
 
 def _check_network(
@@ -202,12 +204,12 @@ def _check_network(
 
 def find(model: str | Path, *, offline: bool = False) -> Path:
     """Return the model's folder; fetch a hub id, and convert a checkpoint in one file."""
-    path = _located(model, "model", offline)
+    path = located(model, "model", offline)
     return open_checkpoint(path) if path.is_file() else path
 
 
-def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
-    """Return the folder or the safetensors file for the argument `name`. Raises `SourceError`."""
+def located(name_or_path: str | Path, name: str, offline: bool) -> Path:
+    """Return the folder or the safetensors file that an argument `name` means. Raises `SourceError`."""
     if str(name_or_path) in _SHIPPED:
         return Path(calotype.__file__).parent / _SHIPPED[str(name_or_path)]
     if (at_hub := from_url(str(name_or_path), offline=offline)) is not None:
@@ -236,7 +238,7 @@ def _located(name_or_path: str | Path, name: str, offline: bool) -> Path:
 
 def _network_folder(network: str | Path, name: str, own: Mapping[str, Path], offline: bool) -> Path:
     """Return the folder of a network for the argument `name`. `own`: the model's folders. Raises `SourceError`."""
-    path = _located(network, name, offline)
+    path = located(network, name, offline)
     if name == "vae" and (pair := find_taesd(path)):
         return open_taesd(*pair, own)
     if path.is_file():

@@ -150,9 +150,9 @@ def _embedded(plan: Plan, names: Sequence[str], embeds: Any, guided: bool) -> li
             continue
         array = to_array(entry)
         halves = 2 if guided else 1
-        fits = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.ndim == 2 + len(dims)
-        fits = fits and array.shape[0] in (2, halves) and array.shape[2:] == dims and array.shape[1] >= 1
-        if not fits or not np.isfinite(array).all():
+        valid = isinstance(array, np.ndarray) and array.dtype.kind == "f" and array.ndim == 2 + len(dims)
+        valid = valid and array.shape[0] in (2, halves) and array.shape[2:] == dims and array.shape[1] >= 1
+        if not valid or not np.isfinite(array).all():
             shape = f"{array.dtype} {list(array.shape)}" if isinstance(array, np.ndarray) else type(entry).__name__
             half = ", the unconditional half first" if guided else ""
             raise InputError(

@@ -1,8 +1,9 @@
-"""The folders of a source's IP-Adapters, and of the image encoder that belongs to them."""
+"""IP-Adapters as parts of a source, with the image encoder that belongs to them."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +11,43 @@ from calotype.errors import SourceError
 from calotype.files.json_file import read_json
 from calotype.plan.image_prompts.layers import ADAPTER
 
+from ..source import Source, digests_of, located
 from .file import open_ip_adapter
 
 ENCODER = "image_encoder"
+
+
+def add_ip_adapters(
+    source: Source, files: Sequence[str | Path], image_encoder: str | Path | None, *, offline: bool
+) -> Source:
+    """Return the source with IP-Adapters.
+
+    Args:
+        source: a Stable Diffusion model.
+        files: the adapters, as files, or their addresses at the hub.
+        image_encoder: the folder of their image encoder; None to search for it.
+        offline: make no connection for addresses.
+
+    Raises:
+        SourceError: a file is missing, damaged or not an IP-Adapter.
+    """
+    if not files:
+        if image_encoder is not None:
+            raise SourceError("image_encoder needs an IP-Adapter. Pass ip_adapter=, or omit it.", path=image_encoder)
+        return source
+    if not source.tokenizers:
+        message = f"{source.folder} takes no IP-Adapter: it is not a model of Stable Diffusion with text."
+        raise SourceError(message, path=source.folder)
+    encoder = None if image_encoder is None else located(image_encoder, ENCODER, offline)
+    folders = adapter_folders([located(each, ADAPTER, offline) for each in files], encoder, source.folder)
+    configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
+    digests = digests_of(folders, configs, {})
+    return replace(
+        source,
+        folders={**source.folders, **folders},
+        configs={**source.configs, **configs},
+        digests={**source.digests, **digests},
+    )
 
 
 def adapter_folders(paths: Sequence[Path], encoder: Path | None, model: Path) -> dict[str, Path]:
@@ -38,7 +73,7 @@ def adapter_folders(paths: Sequence[Path], encoder: Path | None, model: Path) ->
             raise SourceError(message, path=encoder)
         return folders | {ENCODER: encoder}
     places = [model / ENCODER, *(place for file in files for place in _near(file))] if taken else []
-    fitting = next((place for place in places if all(_fits(place, config) for config in taken)), None)
+    fitting = next((place for place in places if all(_outputs_suit(place, config) for config in taken)), None)
     return folders if fitting is None else folders | {ENCODER: fitting}
 
 
@@ -49,7 +84,7 @@ def _near(file: Path) -> Iterator[Path]:
         yield file.parent.parent / folder / ENCODER
 
 
-def _fits(folder: Path, config: dict[str, Any]) -> bool:
+def _outputs_suit(folder: Path, config: dict[str, Any]) -> bool:
     """Tell whether a folder has the encoder whose outputs are as wide as what an adapter takes."""
     if not (folder / "config.json").is_file():
         return False

@@ -7,7 +7,7 @@ from PIL import Image
 
 import calotype
 from calotype.errors import InputError
-from tests.helpers.ip_adapters import image_encoder, save_ip_adapter
+from tests.helpers.conditioning.ip_adapters import image_encoder, save_ip_adapter
 from tests.helpers.tiny_models import save_tiny_model
 
 SCENE = Image.new("RGB", (40, 30), "red")

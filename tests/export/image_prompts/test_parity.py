@@ -12,7 +12,7 @@ from transformers import CLIPVisionModelWithProjection
 
 import calotype
 from calotype.export.quality.metrics import psnr
-from tests.helpers.ip_adapters import image_encoder, processor, save_ip_adapter
+from tests.helpers.conditioning.ip_adapters import image_encoder, processor, save_ip_adapter
 from tests.helpers.tiny_models import save_controlnet, save_lora, save_tiny_model
 
 PROMPTS = ["a large red circle on a blue background", "a green star"]
