@@ -60,12 +60,25 @@ def of_unet(**more):
     }
 
 
+def image_prompts():
+    """Two groups of image tokens, the second with one token less: four layers of 32 channels."""
+    bias = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1e4]])
+    return {
+        "image_states": torch.randn(2, 2, 3, 2 * 4 * 32),
+        "image_bias": bias.repeat(2, 1, 1),
+        "image_scale": torch.randn(2, 2, 4),
+        "image_mask": torch.rand(2, 2, 4, 6),
+        "image_mask_2": torch.rand(2, 2, 2, 3),
+    }
+
+
 NETWORKS = {
     "U-Net": (unet, of_unet),
     "U-Net of SDXL": (
         lambda: unet(**XL),
         lambda: of_unet(text_embeds=torch.randn(2, 24), time_ids=torch.randn(2, 6).abs() * 99),
     ),
+    "U-Net with image prompts": (unet, lambda: of_unet(**image_prompts())),
     "VAE decoder": (lambda: VaeDecoder(vae()), lambda: {"latent_sample": torch.randn(1, 4, 4, 6)}),
     "VAE encoder": (lambda: VaeEncoder(vae()), lambda: {"sample": torch.randn(1, 3, 8, 12)}),
     "tiny decoder": (lambda: VaeDecoder(tiny()), lambda: {"latent_sample": torch.randn(1, 4, 4, 6)}),
@@ -79,6 +92,7 @@ UNET = {
 REPLACED = {
     "U-Net": UNET | {"DirectConvolution": 33},
     "U-Net of SDXL": UNET | {"DirectConvolution": 25},
+    "U-Net with image prompts": UNET | {"DirectConvolution": 33},
     "VAE decoder": {
         **{"MiddleBlock": 1, "AutoencoderBlock": 2, "FusedResnet": 6, "FusedImageAttention": 1, "FusedAttention": 1},
         **{"FusedGroupNorm": 14, "DirectConvolution": 17},

@@ -38,7 +38,7 @@ def model(demo_folder, sdxl_folder, tmp_path_factory):
 
     @cache
     def file(name, kind):
-        return save_ip_adapter(work / f"{name}-{kind}.safetensors", folders[name] / "unet", kind, seed=len(kind))
+        return save_ip_adapter(work / f"{name}-{kind}.safetensors", folders[name] / "unet", kind)
 
     @cache
     def ours(name, kinds, backend, **more):
@@ -81,10 +81,11 @@ def ours_on(pipe, prompts=PROMPTS[:1], **options):
 
 @pytest.mark.parametrize("name", ["SD", "XL"])
 @pytest.mark.parametrize("kind", ["plain", "plus", "full"])
-def test_one_adapter(model, figures, name, kind):
+def test_one_adapter(model, figures, request, name, kind):
+    every = kind == "plus" or request.config.getoption("--parity")
     reference = model.reference(name, (kind,))
     expected = generate(reference, ip_adapter_image=SCENES[0])
-    for backend in BACKENDS if name == "SD" or kind == "plus" else BACKENDS[:1]:
+    for backend in BACKENDS if every else BACKENDS[:1]:
         pipe = model.ours(name, (kind,), backend)
         got = ours_on(pipe, ip_adapter_image=SCENES[0], ip_adapter_scale=0.7)
         figures.hold(
@@ -146,10 +147,9 @@ def test_embeddings_of_faces_and_of_the_encoder(model, guidance):
     embeds = [torch.randn(halves, n, width, generator=generator) for n, width in ((1, 512), (2, 48))]
     reference = model.reference("SD", kinds)
     expected = generate(reference, scale=[0.5, 0.5], ip_adapter_image_embeds=embeds, guidance_scale=guidance)
-    for backend in BACKENDS:
-        options = {"guidance_scale": guidance, "ip_adapter_scale": 0.5}
-        pipe = model.ours("SD", kinds, backend)
-        assert psnr(ours_on(pipe, ip_adapter_image_embeds=embeds, **options), expected) >= 60
+    options = {"guidance_scale": guidance, "ip_adapter_scale": 0.5}
+    pipe = model.ours("SD", kinds, "eager")
+    assert psnr(ours_on(pipe, ip_adapter_image_embeds=embeds, **options), expected) >= 60
 
 
 def test_an_image_for_a_batch_of_prompts(model):

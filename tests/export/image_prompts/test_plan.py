@@ -1,6 +1,7 @@
 """Plans with IP-Adapters: what a build checks and keeps, and the command line."""
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,9 +11,12 @@ from typer.testing import CliRunner
 import calotype
 from calotype.cli import app
 from calotype.errors import InputError, SourceError
-from calotype.export import BuildSpec, build
+from calotype.export import BuildSpec, build, prepare
+from calotype.export.tensorrt.builder import build_engine, shapes_of
+from calotype.export.tensorrt.options import EngineOptions
 from calotype.files.digest import digest_of
 from calotype.plan.plan import MANIFEST, read_plan
+from calotype.plan.profile import Range
 from tests.helpers.conditioning.ip_adapters import image_encoder, save_ip_adapter
 from tests.helpers.tiny_models import save_tiny_model
 
@@ -75,6 +79,20 @@ def test_a_changed_manifest_is_refused(built, tmp_path, change):
     (tmp_path / MANIFEST).write_text(json.dumps({**data, "digest": digest_of(data)}))
     with pytest.raises(SourceError, match=r"plan\.json"):
         read_plan(tmp_path, sealed=False)
+
+
+@pytest.mark.parametrize("name", ["unet", "ip_adapter"])
+def test_tensorrt_rtx_builds_it_for_several_images(parts, name):
+    trt = pytest.importorskip("tensorrt_rtx", reason="pip install tensorrt-rtx-cu13")
+    folder, file, encoder = parts
+    plan = prepare(folder, ip_adapters=[file], image_encoder=encoder)
+    assert plan.profile.images == (2, 16)  # groups, and the tokens of four images
+    side = Range(min=32, opt=32, max=64)
+    profile = replace(plan.profile, batch=Range(min=1, opt=1, max=2), height=side, width=side)
+    component = plan.components[name]
+    shapes = shapes_of(name, component.inputs, profile)
+    graph = component.artifact("onnx").path
+    assert build_engine(trt, graph, [shapes], EngineOptions(targets=(89,))).engine
 
 
 def test_the_command_line(built, tmp_path):

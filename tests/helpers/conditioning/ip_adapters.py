@@ -68,10 +68,10 @@ def projection(kind: str, text: int, draw) -> dict[str, torch.Tensor]:
     return names
 
 
-def save_ip_adapter(path: Path, unet_folder: Path, kind: str, seed: int = 0, strength: float = 4.0) -> Path:
+def save_ip_adapter(path: Path, unet_folder: Path, kind: str, strength: float = 4.0) -> Path:
     """Save an adapter for a U-Net: its values are `strength` times as large as those of usual layers."""
-    generator = torch.Generator().manual_seed(seed)
-    torch.manual_seed(seed)
+    generator = torch.Generator().manual_seed(len(kind))
+    torch.manual_seed(len(kind))
 
     def draw(*shape):
         return torch.randn(*shape, generator=generator)
