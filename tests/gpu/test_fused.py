@@ -61,10 +61,10 @@ def of_unet(**more):
 
 
 def image_prompts():
-    """Two groups of image tokens, the second with one token less: four layers of 32 channels."""
+    """Two groups of image tokens, the second with one token less, for layers of 32, 32, 32 and 64 channels."""
     bias = torch.tensor([[0.0, 0.0, 0.0], [0.0, 0.0, -1e4]])
     return {
-        "image_states": torch.randn(2, 2, 3, 2 * 4 * 32),
+        "image_states": torch.randn(2, 2, 3, 2 * (3 * 32 + 64)),
         "image_bias": bias.repeat(2, 1, 1),
         "image_scale": torch.randn(2, 2, 4),
         "image_mask": torch.rand(2, 2, 4, 6),
