@@ -131,7 +131,9 @@ def testers(folder: Path, classes: Sequence[str]) -> Iterator[Any]:
         parts = file.relative_to(folder.parent).with_suffix("").parts
         module = _imported(".".join([folder.name, *parts[1:]]))
         for kind in vars(module).values():
-            tester = inspect.isclass(kind) and kind.__module__ == module.__name__ and hasattr(kind, "get_dummy_inputs")
+            if not inspect.isclass(kind) or kind.__module__ != module.__name__:
+                continue  # diffusers' stand-in for a class that lacks a package raises for every attribute
+            tester = hasattr(kind, "get_dummy_inputs")
             name = getattr(getattr(kind, "pipeline_class", None), "__name__", None)
             key = name, getattr(kind, "get_dummy_components", None)
             if tester and name is not None and key not in seen and (not classes or name in classes):
