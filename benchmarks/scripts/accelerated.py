@@ -69,7 +69,9 @@ def measure(model: str, *, size: int | None, steps: int, rounds: int, compiles: 
 
 
 def _folder(model: str) -> Path:
-    from ..suite.models import MODELS, model_folder
+    from calotype.export.sources.configs import MODELS
+
+    from ..suite.models import model_folder
 
     if model == "demo":
         return Path(calotype.__file__).parent / "demo_model"

@@ -35,6 +35,7 @@ _HARMLESS = frozenset(
         "lora_scale",
     )
 )
+_FREEU = {"s1", "s2", "b1", "b2"}
 _SCALARS = (bool, int, float, str, type(None))
 _OWN_HOOKS = "transformers."  # collects hidden states by hooks of its own
 
@@ -121,7 +122,9 @@ def _check_module(name: str, layer: nn.Module, expected: nn.Module | None, *, is
     if hasattr(layer, "parametrizations"):
         raise Unsupported(f"{title} is parametrized")
     ours, theirs = _scalars(layer), _scalars(expected)
-    for key in ours.keys() | theirs.keys():
+    if ours.keys() & _FREEU:
+        raise Unsupported("FreeU is enabled")
+    for key in sorted(ours.keys() | theirs.keys()):
         if ours.get(key) != theirs.get(key):
             raise Unsupported(f"{key} of {title} is {ours.get(key)!r:.40}, expected {theirs.get(key)!r:.40}")
     for key, tensor in expected._parameters.items():

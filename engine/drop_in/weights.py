@@ -1,13 +1,14 @@
 """The weights of a module: whether they changed, their digest, and their values with all adapters of peft.
 
 Counters of PyTorch's tensors show most changes, but not writes through `.data`, as peft's own when it fuses a LoRA. So
-the weights are summed as integers whenever an image may begin, and between two steps of it only counters are compared.
+checksums of all weights are compared whenever an image may begin, and only counters between two steps of it.
 """
 
 from __future__ import annotations
 
 import copy
 import hashlib
+import zlib
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -25,6 +26,7 @@ from .calls import Unsupported
 from .structure import Structure
 
 Floats = NDArray[np.float32]
+_SMALL_BYTES = 16 << 20  # of the weights of a network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -70,8 +72,14 @@ class State:
 def state_of(structure: Structure, scale: float) -> State:
     """Read all weights, and return their state."""
     adapters = {name: text for name, layer in structure.adapted.items() if (text := _adapters_of(name, layer))}
+    tensors = dict(structure.tensors())
+    if sum(tensor.nbytes for tensor in tensors.values()) < _SMALL_BYTES:  # threads would take longer
+        sums = list(map(checksum, tensors.values()))
+    else:
+        with ThreadPoolExecutor(threads.available()) as pool:
+            sums = list(pool.map(checksum, tensors.values()))
     return State(
-        sums={name: checksum(tensor) for name, tensor in structure.tensors()},
+        sums=dict(zip(tensors, sums, strict=True)),
         adapters=adapters,
         scale=scale if adapters else 1.0,
     )
@@ -96,16 +104,14 @@ def counters(structure: Structure) -> tuple[Any, ...]:
 
 
 def checksum(tensor: Tensor) -> int:
-    """Return the sum of the tensor's bytes as integers of 64 bits, which wraps around."""
-    flat = tensor.detach()
-    flat = flat if flat.is_contiguous() else flat.contiguous()
-    flat = flat.reshape(-1)
-    if flat.nbytes % 8 or flat.data_ptr() % 8:
-        even = flat.nbytes // 8 * 8 // flat.itemsize
-        rest = hash(tuple(flat[even:].tolist()))
-        flat = flat[:even].clone()
-        return rest + (int(flat.view(torch.int64).sum()) if even else 0)
-    return int(flat.view(torch.int64).sum()) if flat.numel() else 0
+    """Return a checksum of the values and their order: a CRC on the CPU, and sums of rows and columns elsewhere."""
+    own = tensor.detach()
+    if own.device.type == "cpu":
+        return zlib.crc32(own.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    rows = own.reshape(len(own), -1) if own.ndim else own.reshape(1, 1)
+    wide = torch.float64 if own.dtype.is_floating_point else torch.int64
+    sums = [rows.sum(dim, dtype=wide).cpu().numpy().tobytes() for dim in (0, 1)]
+    return zlib.crc32(b"".join(sums))
 
 
 def _adapters_of(name: str, layer: Any) -> str:

@@ -2,9 +2,9 @@
 
     DIFFUSERS_TESTS=diffusers/tests pytest tests/engine/drop_in/test_diffusers_tests.py -k StableDiffusionPipeline
 
-Each class of diffusers' tests that makes a tiny pipeline with a U-Net is compared with eager, and each test of its mixins
-runs with every pipeline accelerated. A test that fails without acceleration, for lack of a file or a package, is skipped.
-`ACCELERATE_TABLE=FILE` appends a line for each class: the PSNR, and what stays in PyTorch.
+Each class of diffusers' tests that makes a tiny pipeline with a U-Net is compared with eager, and each test of its
+mixins runs with every pipeline accelerated. A test that fails without acceleration, for lack of a file or a package, is
+skipped. `ACCELERATE_TABLE=FILE` appends a line for each class: the PSNR, and what stays in PyTorch.
 """
 
 import functools

@@ -28,6 +28,24 @@ def loras(fast, tmp_path):
     return [save_lora(tmp_path / "model", tmp_path / f"lora{i}.safetensors", parts, seed=i) for i in range(2)]
 
 
+def ip_adapter(unet) -> dict[str, torch.Tensor]:
+    """Return the weights of an IP-Adapter for embeddings of 24 numbers, as a file has them."""
+    torch.manual_seed(4)
+    width = unet.config.cross_attention_dim
+    tensors = {
+        "image_proj.proj.weight": torch.randn(4 * width, 24) / 5,
+        "image_proj.proj.bias": torch.zeros(4 * width),
+        "image_proj.norm.weight": torch.ones(width),
+        "image_proj.norm.bias": torch.zeros(width),
+    }
+    names = [name for name in unet.attn_processors if "attn2" in name]
+    for number, name in enumerate(names):
+        out = unet.get_submodule(name.removesuffix(".processor")).inner_dim
+        for kind in ("k", "v"):
+            tensors[f"ip_adapter.{2 * number + 1}.to_{kind}_ip.weight"] = torch.randn(out, width) / width**0.5
+    return tensors
+
+
 def compiled(pipe):
     """Assert that the image is eager's, and that all networks run compiled. Return the image."""
     before = reasons(calotype.accelerate_report(pipe))
@@ -93,6 +111,9 @@ def test_writes_into_weights_are_noticed(fast):
     compiled(fast)
     fast.unet.mid_block.attentions[0].proj_in.weight.data[0, 0] += 3  # not counted by PyTorch
     compiled(fast)
+    weight = fast.unet.mid_block.attentions[0].proj_out.weight
+    weight.data = weight.data.flip(0)  # the same numbers in another order
+    compiled(fast)
     fast.text_encoder.load_state_dict(
         {k: 0.9 * v for k, v in fast.text_encoder.state_dict().items() if "mlp" in k}, strict=False
     )
@@ -132,6 +153,23 @@ def test_textual_inversion(fast, tmp_path):
     fast.load_textual_inversion(tmp_path / "word.safetensors", token="<ring>")
     assert against_eager(fast, prompt="a <ring> ring") > MIN_DB
     assert not reasons(calotype.accelerate_report(fast))
+
+
+def test_ip_adapters_run_eager_until_they_are_unloaded(fast, tmp_path):
+    generate(fast)
+    save_file(ip_adapter(fast.unet), tmp_path / "ip.safetensors")
+    fast.load_ip_adapter(str(tmp_path), subfolder="", weight_name="ip.safetensors", image_encoder_folder=None)
+    embeds = [torch.randn(2, 1, 1, 24, generator=torch.Generator().manual_seed(1))]
+    images = []
+    for scale in (1.0, 0.3):
+        fast.set_ip_adapter_scale(scale)
+        images.append(generate(fast, ip_adapter_image_embeds=embeds))
+        assert against_eager(fast, ip_adapter_image_embeds=embeds) > MIN_DB
+    assert psnr_db(*images) < MIN_DB
+    (reason,) = calotype.accelerate_report(fast)["unet"].reasons
+    assert "IPAdapter" in reason
+    fast.unload_ip_adapter()
+    compiled(fast)
 
 
 def test_schedulers_from_pipe_and_another_unet(fast, demo_folder, tmp_path):
