@@ -9,10 +9,12 @@ fork would miss them. It ends with this process.
 """
 
 import atexit
+import builtins
 import ctypes
 import importlib
 import json
 import os
+import re
 import runpy
 import select
 import signal
@@ -198,7 +200,8 @@ def _execute(words) -> int:
     """Run `-c code ...` or `-m module ...`, and return the exit code."""
     for action in [*os.environ.get("PYTHONWARNINGS", "").split(","), *_warning_options(words)]:
         if action:
-            warnings.simplefilter(action)
+            kind, message, category = [*action.split(":"), "", ""][:3]
+            warnings.filterwarnings(kind, re.escape(message), getattr(builtins, category or "Warning"))
     kind, name, *rest = [word for word in words if word not in PREFIXES]
     try:
         if kind == "-c":
