@@ -16,7 +16,7 @@ from ..backends import BackendSelection, choose
 from ..errors import InputError
 from . import image_check
 from .forward import Forward
-from .kinds import CLASSES, kinds_of, networks_of
+from .kinds import CLASSES, Kind, kinds_of, networks_of
 from .paging import move_to_file
 from .report import AccelerateReport, ModuleReport
 
@@ -140,7 +140,8 @@ def accelerate_report(target: Any) -> AccelerateReport:
     modules = []
     for name, owner in _networks(target):
         forwards = _forwards_of(owner)
-        modules += [each.report() for each in forwards] or [_untouched(name, owner)]
+        # Another pipeline may have accelerated the network, under another name.
+        modules += [each.report(_title(name, each.kind)) for each in forwards] or [_untouched(name, owner)]
     check = None if isinstance(target, nn.Module) else image_check.check_of(target)
     if check is None:
         return AccelerateReport(modules=tuple(modules))
@@ -176,13 +177,18 @@ def _compiled_only(choice: BackendSelection) -> BackendSelection | None:
 
 def _install(name: str, owner: nn.Module, choice: BackendSelection, verify: bool) -> None:
     for kind in kinds_of(owner):
-        title = f"{name}.{kind.part}" if kind.part else name
-        Forward(title, owner, kind, choice, verify=verify).install()
+        Forward(_title(name, kind), owner, kind, choice, verify=verify).install()
+
+
+def _title(name: str, kind: Kind) -> str:
+    return f"{name}.{kind.part}" if kind.part else name
 
 
 def _forwards_of(owner: nn.Module) -> list[Forward]:
     modules = [getattr(owner, kind.part) if kind.part else owner for kind in kinds_of(owner)]
-    return [each for module in modules if isinstance(each := module.__dict__.get("forward"), Forward)]
+    # Hooks of the package accelerate keep the method that they replace.
+    methods = [module.__dict__.get(name) for module in modules for name in ("forward", "_old_forward")]
+    return [each for each in methods if isinstance(each, Forward)]
 
 
 def _forwards(target: Any) -> list[Forward]:

@@ -54,6 +54,8 @@ class Forward:
         self.name, self.owner, self.kind, self.choice, self.verify = name, owner, kind, choice, verify
         self.module: nn.Module = getattr(owner, kind.part) if kind.part else owner
         self.own = self.module.__dict__.get("forward")  # of another library, which replaced it before
+        if getattr(self.own, "__func__", None) is type(self.module).forward:  # a pickled module, or a removed hook
+            self.own = None
         self.original = self.module.forward
         self.active = True
         self.__signature__ = inspect.signature(self.original)
@@ -65,11 +67,12 @@ class Forward:
         self._artifacts = Artifacts(owner, kind, choice)
         self._lock = forks.Lock(threading.RLock)
         self._local = threading.local()
-        self._seen: tuple[tuple[Any, ...], Structure, State] | None = None
+        self._seen: tuple[list[Any], Structure, State] | None = None
         self._refused: dict[Any, str] = {}
         self._verified: set[Any] = set()
         self._refusal: str | None = None  # of all calls
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # a graph of torch.compile breaks here
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
         """Return what the module's own `forward` returns for these arguments."""
         if not self.active or _eager_only.get():
@@ -78,7 +81,8 @@ class Forward:
             self._check_mode(args, kwargs)
             return self._compiled(args, kwargs)
         except Unsupported as reason:
-            self.reasons[str(reason)] += 1
+            with self._lock:
+                self.reasons[str(reason)] += 1
         return self.original(*args, **kwargs)
 
     def __reduce__(self) -> Any:
@@ -100,6 +104,8 @@ class Forward:
                 del self.module.__dict__["forward"]
             else:
                 self.module.forward = self.own
+        if self.module.__dict__.get("_old_forward") is self:  # the package accelerate has put a hook around it
+            self.module._old_forward = self.original
         with self._lock:
             self._artifacts.clear()
             self._seen = None
@@ -108,14 +114,17 @@ class Forward:
         """Run all later calls in eager PyTorch."""
         self._refusal = reason
 
-    def report(self) -> ModuleReport:
-        """Return what ran where, and why."""
+    def report(self, name: str) -> ModuleReport:
+        """Return what ran where, and why, under this name."""
         loaded = self._artifacts.loaded
+        backend = self.choice.names[0] if not self.reasons else "eager"  # of a network that was not called yet
+        if loaded and self.compiled_calls:
+            backend = loaded[-1].runner.backend
         notes = [note for each in loaded for note in (*each.runner.notes, *each.retried)]
         return ModuleReport(
-            name=self.name,
+            name=name,
             class_name=type(self.module).__name__,
-            backend=loaded[-1].runner.backend if loaded and self.compiled_calls else "eager",
+            backend=backend,
             precision=loaded[-1].runner.precision if loaded and self.compiled_calls else None,
             compiled_calls=self.compiled_calls,
             eager_calls=sum(self.reasons.values()),
@@ -147,8 +156,8 @@ class Forward:
         call = self.kind.read(self.owner, bound.arguments)
         with self._lock:
             structure, state = self._state(call)
-            if self.module.training and (name := structure.random_in_training()):
-                raise Unsupported(f"it is in training mode, with dropout in {name}; call eval()")
+            if self.module.training and structure.random:
+                raise Unsupported(f"it is in training mode, with dropout in {structure.random}; call eval()")
             if state.adapters and not call.lora_scale:
                 raise Unsupported("the scale of LoRAs is 0, after which diffusers resets their weights")
             key = call.inputs, state.key
@@ -157,7 +166,7 @@ class Forward:
             result = self._run(call, structure, state, key)
             if self.verify and key not in self._verified:
                 self._check(call, result, key, args, kwargs)
-        self.compiled_calls += 1
+            self.compiled_calls += 1
         return result
 
     def _run(self, call: Call, structure: Structure, state: State, key: Any) -> Any:

@@ -13,7 +13,7 @@ class ModuleReport:
     Attributes:
         name: its name in the pipeline: unet, vae.decoder, controlnet.0, ...
         class_name: its class.
-        backend: the backend that runs it, or "eager".
+        backend: the backend that runs it, or would run its first call; or "eager".
         precision: the precision of its artifacts, or None before the first one is opened.
         compiled_calls: the number of calls that an artifact ran.
         eager_calls: the number of calls that PyTorch ran.
@@ -36,9 +36,9 @@ class ModuleReport:
 
     def __str__(self) -> str:
         where = self.backend + (f" {self.precision}" if self.precision else "")
-        lines = [
-            f"{self.name} ({self.class_name}): {where}, {self.compiled_calls} calls compiled, {self.eager_calls} eager"
-        ]
+        called = f"{self.compiled_calls} calls compiled, {self.eager_calls} eager"
+        called = called if self.compiled_calls + self.eager_calls else "not called yet"
+        lines = [f"{self.name} ({self.class_name}): {where}, {called}"]
         lines += [f"  eager {count}x: {reason}" for reason, count in self.reasons.items()]
         if self.checks:
             lines.append(f"  differs from eager by at most {max(self.checks.values()):.1e} ({len(self.checks)} checks)")

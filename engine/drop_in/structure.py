@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,11 +48,13 @@ class Structure:
         layers: name -> the layer with its weights; of an adapted layer the original.
         adapted: name -> peft's layer around it.
         modules: all modules, those of adapters too.
+        random: the class of a module that draws random numbers in training mode, or "".
     """
 
     layers: dict[str, nn.Module]
     adapted: dict[str, Any]
     modules: tuple[nn.Module, ...]
+    random: str
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights of the layers, and the buffers that belong to them, by their names in a fresh module."""
@@ -63,13 +65,14 @@ class Structure:
                 if tensor is not None:
                     yield dot + own, tensor
 
-    def random_in_training(self) -> str:
-        """Return the class of a module whose outputs differ in training mode; "" if there is none."""
-        for module in self.modules:
-            rates = (module.__dict__.get(name) for name in ("p", "dropout", "attention_dropout"))
-            if any(isinstance(rate, float) and rate > 0 for rate in rates) or "BatchNorm" in type(module).__name__:
-                return type(module).__name__
-        return ""
+
+def random_in_training(modules: Iterable[nn.Module]) -> str:
+    """Return the class of a module whose outputs differ in training mode; "" if there is none."""
+    for module in modules:
+        rates = (module.__dict__.get(name) for name in ("p", "dropout", "attention_dropout"))
+        if any(isinstance(rate, float) and rate > 0 for rate in rates) or "BatchNorm" in type(module).__name__:
+            return type(module).__name__
+    return ""
 
 
 def inspect_module(owner: Any, part: str) -> Structure:
@@ -85,7 +88,8 @@ def inspect_module(owner: Any, part: str) -> Structure:
         layers[name] = layer
     if missing := expected.keys() - layers.keys():
         raise Unsupported(f"{min(missing)} is missing")
-    structure = Structure(layers=layers, adapted=adapted, modules=tuple(root.modules()))
+    modules = tuple(root.modules())
+    structure = Structure(layers=layers, adapted=adapted, modules=modules, random=random_in_training(modules))
     for name, tensor in structure.tensors():
         if tensor.is_meta:
             raise Unsupported(f"{name} has no values here (an offload)")

@@ -85,22 +85,20 @@ def state_of(structure: Structure, scale: float) -> State:
     )
 
 
-def counters(structure: Structure) -> tuple[Any, ...]:
+def counters(structure: Structure) -> list[Any]:
     """Return numbers that change with most writes: cheap enough for every call."""
     numbers: list[Any] = []
     for module in structure.modules:
-        numbers += map(id, module._modules.values())
-        for tensor in module._parameters.values():
+        own = module.__dict__
+        numbers += map(id, own["_modules"].values())
+        numbers += (len(own["_forward_hooks"]), len(own["_forward_pre_hooks"]), id(own.get("processor")))
+        for tensor in own["_parameters"].values():
             if tensor is not None:
-                version = 0 if tensor.is_inference() else tensor._version
-                numbers += (id(tensor), version, tensor.data_ptr())
-        numbers.append(len(module._forward_hooks) + len(module._forward_pre_hooks))
-        if (own := module.__dict__).get("processor") is not None:
-            numbers.append(id(own["processor"]))
+                numbers += (id(tensor), tensor.data_ptr(), 0 if tensor.is_inference() else tensor._version)
     for layer in structure.adapted.values():
         numbers += (layer._disable_adapters, str(layer._active_adapter), *layer.merged_adapters)
         numbers += dict(getattr(layer, "scaling", {})).items()
-    return tuple(numbers)
+    return numbers
 
 
 def checksum(tensor: Tensor) -> int:

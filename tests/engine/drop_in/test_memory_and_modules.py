@@ -34,8 +34,8 @@ def test_eager_weights_in_a_mapped_file(pipe, tmp_path):
     assert np.array_equal(generate(pipe), expected)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
-def test_half_precision_of_the_pipeline(pipe, dtype):
+def test_half_precision_of_the_pipeline(pipe):
+    dtype = torch.bfloat16
     calotype.accelerate(pipe.unet, backend="onnxruntime")
     unet = pipe.unet.to(dtype)
     sample, states = torch.randn(2, 4, 8, 8, dtype=dtype), torch.randn(2, 77, 32, dtype=dtype)
@@ -79,6 +79,9 @@ def test_a_pickled_pipeline_is_plain(pipe):
     other = pickle.loads(pickle.dumps(pipe))
     assert not any(module.compiled_calls for module in calotype.accelerate_report(other).modules)
     assert psnr_db(generate(other), generate(pipe)) > MIN_DB
+    calotype.accelerate(other.unet, backend="onnxruntime", verify=False)
+    generate(other)
+    assert calotype.accelerate_report(other)["unet"].compiled_calls
     assert calotype.accelerate_report(other).image_psnr_db is None
     assert calotype.accelerate_report(pipe).image_psnr_db > MIN_DB
 
@@ -93,6 +96,31 @@ def test_a_network_that_is_not_known(pipe):
 
 def _generate_in_a_fork(pipe, connection):
     connection.send((generate(pipe), reasons(calotype.accelerate_report(pipe))))
+
+
+def test_hooks_of_the_package_accelerate(pipe):
+    hooks = pytest.importorskip("accelerate.hooks")
+    expected = generate(pipe)
+    calotype.accelerate(pipe, backend="onnxruntime", verify=False)
+    hooks.add_hook_to_module(pipe.unet, hooks.ModelHook())
+    assert psnr_db(generate(pipe), expected) > MIN_DB
+    assert calotype.accelerate_report(pipe)["unet"].compiled_calls
+    calotype.restore(pipe)
+    hooks.remove_hook_from_module(pipe.unet)
+    assert np.array_equal(generate(pipe), expected)
+    hooks.add_hook_to_module(pipe.unet, hooks.ModelHook())
+    calotype.accelerate(pipe, backend="onnxruntime", verify=False)
+    assert psnr_db(generate(pipe), expected) > MIN_DB
+    assert calotype.accelerate_report(pipe)["unet"].reasons
+
+
+def test_inside_torch_compile(pipe):
+    calotype.accelerate(pipe.unet, backend="onnxruntime", verify=False)
+    graph = torch.compile(pipe.unet, backend="eager")
+    with torch.no_grad():
+        inputs = torch.randn(1, 4, 8, 8), 5, torch.randn(1, 77, 32)
+        assert difference(graph(*inputs).sample, pipe.unet(*inputs).sample) < 1e-4
+    assert calotype.accelerate_report(pipe.unet).modules[0].compiled_calls == 2
 
 
 def test_a_forked_process(pipe):
