@@ -238,9 +238,11 @@ def test_options_of_load(monkeypatch, fake, tmp_path):
     monkeypatch.setattr("calotype.loading.load_checked", load)
     more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--vae", "tiny"]
     more += ["--textual-inversion", "b.safetensors:<b>", "--offline"]
+    more += ["--ip-adapter", "plus.safetensors", "--image-encoder", "encoder"]
     cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
     arguments = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
     arguments |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True, "unet": None, "lora_folder": None}
+    arguments |= {"ip_adapter": ["plus.safetensors"], "image_encoder": "encoder"}
     assert loads == [("demo", arguments)]
 
 
@@ -277,7 +279,7 @@ def test_the_help_lists_every_option():
     from_python = {"--prompt", "--output-type", "--denoising-start", "--denoising-end", "--progress", "--generator"}
     embeds = {"--prompt-embeds", "--pooled-prompt-embeds", "--negative-prompt-embeds"}
     from_python |= embeds | {"--negative-pooled-prompt-embeds", "--latents"}
-    from_python |= {"--callback-on-step-end", "--callback-on-step-end-tensor-inputs"}
+    from_python |= {"--callback-on-step-end", "--callback-on-step-end-tensor-inputs", "--ip-adapter-image-embeds"}
     assert {f"--{f.name.replace('_', '-')}" for f in fields(Request)} - options == from_python
     assert {"--like", "--model", "--backend", "--controlnet", "--lora", "--report", "-o"} <= options
     assert {"--vae", "--textual-inversion", "--offline", "--prompts", "--grid", "--image-quality"} <= options

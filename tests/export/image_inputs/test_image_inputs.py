@@ -101,8 +101,8 @@ CASES = [
     ("depth", {"image": IMAGES, "guidance_scale": 5.0, "strength": 0.7}),  # by its estimator
     ("pixels", {"image": SMALL, "guidance_scale": 5.0, "noise_level": 70}),
     ("pixels", {"image": SMALL, "guidance_scale": 1.0}),
-    ("latents", {"image": [picture(5, 64, 32), picture(6, 64, 32)], "guidance_scale": 5.0}),
-    ("latents", {"image": [picture(5, 64, 32), picture(6, 64, 32)], "guidance_scale": 1.0}),
+    ("latents", {"image": [picture(5), picture(6)], "guidance_scale": 5.0}),
+    ("latents", {"image": [picture(5), picture(6)], "guidance_scale": 1.0}),
     ("vision", {"image": [IMAGES[0], picture(7, 40, 72)], "guidance_scale": 5.0, "width": 64, "height": 32}),
     ("vision", {"image": IMAGES, "guidance_scale": 1.0, "width": 64, "height": 32}),
 ]
