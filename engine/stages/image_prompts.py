@@ -24,6 +24,7 @@ Floats = NDArray[np.float32]
 Network = Callable[..., Mapping[str, Floats]]
 
 _KEPT_BYTES = 64 << 20  # an image of a plain adapter takes 0.4 MB for Stable Diffusion 1, and 2.7 MB for XL
+_USUAL_TOKENS = 16  # to which every group is filled up, if an adapter has as many
 _ABSENT = np.float32(-1e4)  # of a token that a group lacks: its share is 0, also in half precision
 
 
@@ -45,6 +46,8 @@ class ImagePrompter:
         self._names = ip_adapters_of(plan.components)
         self._inputs = [b for b in plan.components["unet"].inputs if b.name in (STATES, BIAS, SCALE)]
         self._masks = [b for b in plan.components["unet"].inputs if b.name.startswith(MASK)]
+        each = [int(plan.components[name].outputs[0].dims[1]) for name in self._names]
+        self._usual_tokens = min(_USUAL_TOKENS, max(each, default=1))
         self._cache: LruCache[Floats] = LruCache(_KEPT_BYTES, lambda array: array.nbytes)
 
     def clear(self) -> None:
@@ -59,7 +62,8 @@ class ImagePrompter:
     def __call__(self, request: ResolvedRequest) -> dict[str, Floats]:
         """Return the U-Net's inputs for image prompts; nothing for a U-Net without them.
 
-        Without images there is one group of one token, at scale 0.
+        A call without images has as many groups and tokens as one with an image for each adapter, at scale 0: a backend
+        that compiles for exact sizes compiles once, and a server runs such calls together.
 
         Returns:
             `image_states` [N, G, T, W], `image_bias` [N, G, T], `image_scale` [N, G, layers], and `image_mask`
@@ -73,8 +77,9 @@ class ImagePrompter:
         prompts = request.image_prompts
         pairs = zip(self._names, prompts, strict=True) if prompts else ()
         groups = [group for name, prompt in pairs for group in self._groups(name, prompt)]
-        groups = [group for group in groups if group.scale.any()] or [self._nothing()]
-        tokens = max(len(group.states) for group in groups)
+        groups = [group for group in groups if group.scale.any()]
+        groups += [self._nothing()] * (len(self._names) - len(groups))
+        tokens = max(self._usual_tokens, *(len(group.states) for group in groups))
         count, rows = len(request.seeds), request.rows
 
         def packed(group: Group) -> tuple[Floats, Floats]:
