@@ -88,12 +88,8 @@ def test_one_adapter(model, figures, request, name, kind):
     for backend in BACKENDS if every else BACKENDS[:1]:
         pipe = model.ours(name, (kind,), backend)
         got = ours_on(pipe, ip_adapter_image=SCENES[0], ip_adapter_scale=0.7)
-        figures.hold(
-            (f"{SD} {'XL' if name == 'XL' else '1'}, IP-Adapter {kind}", "text to image", "ddim"),
-            backend,
-            got,
-            expected,
-        )
+        title, scheduler = (f"{SD} XL", "euler") if name == "XL" else (f"{SD} 1", "dpm++2m-karras")
+        figures.hold((f"{title} with an IP-Adapter, {kind}", "text to image", scheduler), backend, got, expected)
         assert psnr(ours_on(pipe), expected) < 30  # the image changes the result
 
 
