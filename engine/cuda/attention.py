@@ -1,4 +1,5 @@
-"""Attention with the fastest implementation for a shape: cuDNN's, flash, torch's memory-efficient one or our kernel.
+"""Attention with the fastest implementation for a shape: cuDNN's, flash, torch's memory-efficient one or our kernel;
+for wide heads, matrix products.
 
 Each shape and type is measured once for a kind of GPU and a version of torch, before a capture, and the choice is
 stored in the cache folder. An implementation whose result is far from the formula's in float32 is not used. Without a
@@ -30,7 +31,8 @@ from .capture import CAPTURES, graph_seconds
 Run = Callable[[], Tensor]
 Key = tuple[tuple[int, ...], tuple[int, ...], torch.dtype]
 
-OWN = "triton"
+OWN, PRODUCTS = "triton", "products"
+_SCORES = 1 << 27  # numbers of the matrix of scores that are in memory at once
 _ROWS = 128  # queries of each image and head whose result is compared
 _LEAST = 1e-5  # relative error that is allowed in any type
 _EPSILONS = 4
@@ -56,6 +58,21 @@ def _efficient(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
     return out
 
 
+def _products(q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
+    """Compute two matrix products and the softmax of some rows at a time: for heads wider than other kernels take."""
+    images, heads, queries, width = q.shape
+    keys = k.shape[2]
+    q, k, v = (t.reshape(images * heads, -1, width) for t in (q, k, v))
+    out = q.new_empty(images, heads, queries, width)
+    rows = max(1, _SCORES // (images * heads * keys))
+    for first in range(0, queries, rows):
+        part = q[:, first : first + rows]
+        scores = q.new_empty(len(part), part.shape[1], keys)
+        scores = torch.baddbmm(scores, part, k.transpose(1, 2), beta=0, alpha=scale)  # scaled before it is rounded
+        out.view_as(q)[:, first : first + rows] = scores.softmax(dim=-1) @ v
+    return out
+
+
 # torch's own choice goes through a switch of the whole process, which would also steer the attention of other threads.
 TORCH_KERNELS = {"cudnn": _cudnn, "flash": _flash, "efficient": _efficient}
 
@@ -75,7 +92,9 @@ class Choices:
     def attend(self, q: Tensor, k: Tensor, v: Tensor, scale: float) -> Tensor:
         """Compute attention with the fastest implementation for these shapes."""
         runs = {name: partial(kernel, q, k, v, scale) for name, kernel in TORCH_KERNELS.items()}
-        if q.shape[3] <= ours.MAX_HEAD_WIDTH:
+        if q.shape[3] > ours.MAX_HEAD_WIDTH:
+            runs[PRODUCTS] = partial(_products, q, k, v, scale)
+        else:
             runs[OWN] = partial(ours.attention, q, k, v, scale=scale)
         key = (tuple(q.shape), tuple(k.shape), q.dtype)
         name = self._fastest(key, runs, partial(_is_right, q, k, v, scale))

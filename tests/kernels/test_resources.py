@@ -79,3 +79,14 @@ def test_the_command_lists_changes(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(kernel_resources, "table", lambda: COMMITTED)
     assert kernel_resources.main([]) == 1
     assert name in capsys.readouterr().out
+
+
+def test_attention_copies_sixteen_bytes_at_once_in_three_stages():
+    """Heads of 40 numbers, in rows of packed projections: two-byte loads would not be asynchronous."""
+    launch = CASES["attention: SD 1.5's first level"]
+    compiled = triton.compile(launch.source(), target=GPUTarget("cuda", 90, 32), options=launch.options)
+    copies = re.findall(r"cp\.async\.c[ag]\.shared\.global \[[^]]*\], \[[^]]*\], (0x)?(\w+)", compiled.asm["ptx"])
+    assert copies
+    assert {int(size, 16 if base else 10) for base, size in copies} == {16}
+    assert "ld.global.b16" not in compiled.asm["ptx"]
+    assert compiled.metadata.shared >= 2 * 3 * 64 * 64 * 2  # three tiles of keys and of values

@@ -169,3 +169,20 @@ def test_a_capture_that_measures_and_a_run_that_measures_do_not_wait_for_each_ot
     for thread in threads:
         thread.join(10)
     assert not any(thread.is_alive() for thread in threads)
+
+
+@pytest.mark.parametrize("scores", [1, 40, 1 << 20])
+def test_products_of_some_rows_at_a_time_equal_the_formula(scores, monkeypatch):
+    """An autoencoder's one head of 512; the parts have one row, a few, or all."""
+    monkeypatch.setattr(attention, "_SCORES", scores)
+    packed = torch.randn(2, 9, 3 * 160, generator=torch.Generator().manual_seed(0)).chunk(3, dim=-1)
+    q, k, v = (part.view(2, 9, 1, 160).transpose(1, 2) for part in packed)
+    got = attention._products(q, k, v, 0.1)
+    torch.testing.assert_close(got, ours.reference(q, k, v, scale=0.1))
+
+
+def test_wide_heads_are_compared_with_products(kernels, monkeypatch):
+    q = torch.randn(1, 1, 6, 160, generator=torch.Generator().manual_seed(0))
+    choices = Choices(in_turn(None, None, 2.0, 1.0))
+    torch.testing.assert_close(choices.attend(q, q, q, 0.1), ours.reference(q, q, q, scale=0.1))
+    assert list(choices.fastest.values()) == ["products"]

@@ -64,8 +64,10 @@ def cases() -> Iterator[tuple[str, Launch]]:
         ("SD 1.5's first level", 8, 4096, 40, 4096),
         ("SD 1.5's second level", 8, 1024, 80, 1024),
     ):
-        q, k = (_empty(2, n, heads, width, dtype=half).transpose(1, 2) for n in (pixels, keys))
-        yield from _named(what, attention.launch(q, k, k, scale=width**-0.5))
+        packed = _empty(2, pixels, 3 * heads * width, dtype=half).chunk(3, dim=-1)
+        q, k, v = (part.view(2, pixels, heads, width).transpose(1, 2) for part in packed)
+        assert keys == pixels
+        yield from _named(what, attention.launch(q, k, v, scale=width**-0.5))
     x, scale = _empty(2, 1024, 1280, dtype=half), _empty(1280, dtype=half)
     fused = layer_norm.launch(x, scale, scale, residual=x, fp8_scale=_empty(1))
     yield from _named("to float8_e4m3fn", fused, geglu.launch(_empty(2, 1024, 10240, dtype=half), fp8_scale=_empty(1)))
