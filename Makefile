@@ -4,7 +4,7 @@ BIN := .venv/bin
 # An editable install in strict mode does not see new files: a folder that gained or lost one installs again.
 ROOMS := $(shell find engine export kernels benchmarks -type d ! -name __pycache__ ! -path 'benchmarks/results*')
 
-.PHONY: demo test check fast-tests pooled-tests coverage lint docs format load install train-demo clean
+.PHONY: demo gpu-bundle test check fast-tests pooled-tests coverage lint docs format load install train-demo clean
 
 demo: install
 	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
@@ -46,6 +46,26 @@ lint: install
 SECONDS ?= 120
 load: install
 	$(BIN)/python -P -m calotype.benchmarks.load --seconds $(SECONDS) --output load.json
+
+# A folder to carry to a machine with a GPU that has torch, triton and transformers; run.sh in it is the one command.
+BUNDLE := gpu-bundle
+DIFFUSERS := $(shell sed -n 's/^diffusers==//p' constraints.txt)
+gpu-bundle: install
+	rm -rf $(BUNDLE) && mkdir -p $(BUNDLE)/site
+	cp -r engine $(BUNDLE)/site/calotype
+	cp -r export kernels benchmarks $(BUNDLE)/site/calotype/
+	rm -rf $(BUNDLE)/site/calotype/benchmarks/results
+	mkdir $(BUNDLE)/tests && cp -r tests/gpu tests/helpers $(BUNDLE)/tests/
+	cp pyproject.toml $(BUNDLE)/
+	find $(BUNDLE) -name __pycache__ -prune -exec rm -rf {} +
+	$(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(BUNDLE)/wheels diffusers==$(DIFFUSERS)
+	printf '%s\n' '#!/bin/sh' '# ./run.sh [--deadline SECONDS] [--out DIR]: install the wheel beside the packages, and check the GPU.' \
+	  'cd "$$(dirname "$$0")" || exit 1' \
+	  'python3 -m pip install -q --no-index --no-deps --target site wheels/*.whl' \
+	  'export PYTHONPATH="$$PWD/site" HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 CALOTYPE_HOME="$${CALOTYPE_HOME:-$$PWD/home}"' \
+	  'exec python3 -P -m calotype.benchmarks.gpu_check "$$@"' > $(BUNDLE)/run.sh
+	chmod +x $(BUNDLE)/run.sh
+	@echo "carry the folder $(BUNDLE), and run there: $(BUNDLE)/run.sh --deadline 570 --out check"
 
 # The theme prints a notice about other tools without this variable.
 docs: install

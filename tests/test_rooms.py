@@ -25,6 +25,7 @@ ORDER = (
         "benchmarks",
         "benchmarks/serving",
         "benchmarks/scripts",
+        "benchmarks/gpu_check",
         "benchmarks/op_trace",
         "benchmarks/report",
         "benchmarks/run",

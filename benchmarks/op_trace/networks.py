@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from calotype.cuda.fused.fuse import fuse
 from calotype.cuda.step_cache import StepValues
 from calotype.export.sources.configs import MODELS
+from calotype.kernels.launch import Launch
 
 from ..suite.flops import module_of
 from .recorder import Op, OpRecorder
@@ -33,11 +34,12 @@ class Case:
     batch: int  # the network's: two for an image with guidance
     pixels: int  # height and width of the image
     folder: str = ""  # in the model, where it is not the component's name
+    described: tuple[str, Mapping[str, object]] | None = None  # class and config of a network of no model
 
     @property
     def config(self) -> Mapping[str, object]:
         """The network's config, with its class."""
-        class_name, config = MODELS[self.model][self.folder or self.component]
+        class_name, config = self.described or MODELS[self.model][self.folder or self.component]
         return {**config, "_class_name": class_name}
 
 
@@ -67,6 +69,36 @@ CASES: Mapping[str, Case] = {
         title="OpenCLIP ViT-bigG text encoder", model="sdxl", component="text_encoder_2", batch=2, pixels=1024
     ),
 }
+_SMALL = {"block_out_channels": (32,), "layers_per_block": 1, "norm_num_groups": 4}
+TINY: Mapping[str, Case] = {  # networks that a CPU runs in Triton's interpreter
+    "unet": Case(
+        title="a tiny U-Net",
+        model="",
+        component="unet",
+        batch=2,
+        pixels=16,
+        described=(
+            "UNet2DConditionModel",
+            {
+                **_SMALL,
+                "down_block_types": ("CrossAttnDownBlock2D",),
+                "up_block_types": ("CrossAttnUpBlock2D",),
+                **{"attention_head_dim": 4, "cross_attention_dim": 24},
+            },
+        ),
+    ),
+    "vae": Case(
+        title="a tiny VAE decoder",
+        model="",
+        component="vae_decoder",
+        batch=1,
+        pixels=16,
+        described=(
+            "AutoencoderKL",
+            {**_SMALL, "down_block_types": ("DownEncoderBlock2D",), "up_block_types": ("UpDecoderBlock2D",)},
+        ),
+    ),
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +108,7 @@ class Traced:
     case: Case
     parameters: int
     ops: list[Op]
+    launches: list[Launch]  # of our kernels
 
     @property
     def kernels(self) -> int:
@@ -123,7 +156,8 @@ def trace(case: Case, module: nn.Module | None = None) -> Traced:
         else:
             with recorder.recording(module):
                 module(**inputs)
-    return Traced(case=case, parameters=sum(p.numel() for p in module.parameters()), ops=recorder.ops)
+    parameters = sum(p.numel() for p in module.parameters())
+    return Traced(case=case, parameters=parameters, ops=recorder.ops, launches=recorder.launches)
 
 
 def _image(batch: int, side: int) -> Tensor:

@@ -69,6 +69,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.ops: list[Op] = []
+        self.launches: list[Launch] = []  # of our kernels
         self._layer = ""
 
     @contextmanager
@@ -110,6 +111,7 @@ class OpRecorder(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def _launched(self) -> Callable[[Launch], None]:
         def call(launch: Launch) -> None:
+            self.launches.append(launch)
             name = launch.kernel.__name__.removeprefix("_")
             tensors = [t for t in launch.arguments.values() if isinstance(t, Tensor)]
             kind = next((kind for stem, kind in _KERNELS if name.startswith(stem)), OTHER)

@@ -8,7 +8,6 @@ import torch
 from triton import knobs
 
 from calotype.cuda.device import Gpu
-from calotype.cuda.fused import norms, pending
 from calotype.cuda.graphs import CapturedGraph, CudaGraphCapturer
 from calotype.kernels import add_bias, geglu, group_norm_silu, layer_norm
 from tests.helpers import gpu_standins as standins
@@ -86,6 +85,8 @@ def _filled(make):
 def references(device, monkeypatch) -> None:
     """Compute the kernels' formulas with torch, because the interpreter takes seconds for a network; not on a GPU."""
     if device.type == "cpu":
+        from calotype.cuda.fused import norms, pending  # imports diffusers, which few tests need
+
         for module, name, kernel in (
             (norms, "group_norm_silu", group_norm_silu),
             (norms, "layer_norm", layer_norm),
