@@ -58,8 +58,9 @@ class FusedAttention(StepInvariant):
             parts = (self.to_q(x), *(self.cached or self.packed(text).chunk(2, dim=-1)))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
         mixed = attend(q, k, v, scale=self._scale)
-        if self._attend_images is not None:
-            mixed = mixed + self._attend_images(q)
+        images = None if self._attend_images is None else self._attend_images(q)
+        if isinstance(images, Tensor):  # without image prompts there is nothing to add, and no kernel that adds it
+            mixed = mixed + images
         return mixed.transpose(1, 2).flatten(2)
 
 
