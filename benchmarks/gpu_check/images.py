@@ -29,7 +29,7 @@ PROMPT = "a large red circle on a blue background"
 _LEAST_DB = {"fp32": 55.0, "fp16": 30.0, "bf16": 20.0}  # of an image against the eager one
 
 
-def whole(device: Device) -> dict[str, Any]:
+def complete_images(device: Device) -> dict[str, Any]:
     """Check images of the demonstration model as one graph: in each precision, and from several threads."""
     request = {
         "steps": 1 if device.tiny else 4,
@@ -40,7 +40,7 @@ def whole(device: Device) -> dict[str, Any]:
     checks: dict[str, Callable[[], str]] = {
         f"image in {precision}": partial(_is_near, precision, request) for precision in precisions
     }
-    checks["pipe beside pipe.stream"] = partial(_beside_a_stream, request)
+    checks["pipe during pipe.stream"] = partial(_during_a_stream, request)
     if not device.tiny:
         checks["two pipelines capture at once"] = partial(_two_capture, request)
         checks["40 captures"] = partial(_many_captures, request)
@@ -90,7 +90,7 @@ def _psnr(got: Any, expected: Any) -> float:
     return min(99.0, float(psnr(a, b)))
 
 
-def _beside_a_stream(request: dict[str, Any]) -> str:
+def _during_a_stream(request: dict[str, Any]) -> str:
     """The first call captures while another thread runs step by step; both must have the images of a call alone."""
     pipe = pipeline_in("fp32")
     alone = {seed: calotype.load("demo", backend="eager")(PROMPT, seed=seed, **request) for seed in (1, 2)}
@@ -143,7 +143,7 @@ def _sizes(request: dict[str, Any]) -> str:
     return f"{'ok' if worst > 50 else 'FAILED'}, {worst:.1f} dB at least"
 
 
-def pictures(device: Device) -> dict[str, Any]:
+def image_times(device: Device) -> dict[str, Any]:
     """Measure the demonstration model's image, and what the networks of a full-size image take in all."""
     request = {
         "steps": 1 if device.tiny else 20,
@@ -171,8 +171,8 @@ def pictures(device: Device) -> dict[str, Any]:
         cases = TINY if device.tiny else CASES
         seconds = [_seconds(cases[name], device) for name in (unet, decoder)]
         images[title] = {"step_s": seconds[0], "decoder_s": seconds[1], "image_s": steps * seconds[0] + seconds[1]}
-        whole_s = images[title]["image_s"]
-        lines.append(f"{title}: {steps} steps and the decoder {1e3 * whole_s:.1f} ms, {1 / seconds[0]:.1f} steps/s")
+        in_all = images[title]["image_s"]
+        lines.append(f"{title}: {steps} steps and the decoder {1e3 * in_all:.1f} ms, {1 / seconds[0]:.1f} steps/s")
     held = torch.cuda.max_memory_allocated() if device.on_gpu else 0
     return {"demo": {"first_s": first, "next_s": times}, "images": images, "peak_bytes": held, "lines": lines}
 

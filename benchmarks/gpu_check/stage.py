@@ -32,10 +32,10 @@ STAGES: Mapping[str, Stage] = {
     "environment": Stage(function="machine:environment", seconds=25),
     "compile": Stage(function="machine:compilation", seconds=45, interprets=False),
     "step": Stage(function="measured:step", seconds=110),
-    "whole": Stage(function="images:whole", seconds=70),
+    "images": Stage(function="images:complete_images", seconds=70),
     "right": Stage(function="machine:correctness", seconds=90),
     "others": Stage(function="measured:others", seconds=70),
-    "pictures": Stage(function="images:pictures", seconds=60),
+    "times": Stage(function="images:image_times", seconds=60),
     "sweeps": Stage(function="measured:sweeps", seconds=60),
     "rival": Stage(function="images:rival", seconds=130),
 }

@@ -48,7 +48,7 @@ def test_stages_tell_what_they_measured(walked):
     assert any(name.startswith("without ") for name in walked["step"]["variants"])
     assert {row["kind"] for row in walked["sweeps"]["rows"]} == {"convolution", "matrix product", "attention"}
     assert {each["kernel"]: each["usable"] for each in walked["right"]["attention"]}["triton"] is True
-    assert all(result.startswith("ok") for result in walked["whole"]["checks"].values())
+    assert all(result.startswith("ok") for result in walked["images"]["checks"].values())
 
 
 def test_kernels_compile_without_a_gpu():
