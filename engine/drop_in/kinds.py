@@ -72,7 +72,15 @@ def config_of(owner: Any, kind: Kind) -> dict[str, Any]:
         config |= {} if hasattr(owner.config, "to_dict") else {"_class_name": type(owner).__name__}
     else:
         config = encoders.vae_config(owner)
-    left = ("dtype", "torch_dtype", "transformers_version", "output_hidden_states", "output_attentions", "return_dict")
+    left = (
+        "architectures",
+        "dtype",
+        "torch_dtype",
+        "transformers_version",
+        "output_hidden_states",
+        "output_attentions",
+        "return_dict",
+    )
     return {
         name: value
         for name, value in config.items()
