@@ -39,6 +39,7 @@ class CudaRunner(Runner):
         import torch
 
         from ...cuda.fused.fuse import fuse
+        from ...cuda.vae_scale import scale_residuals
         from .modules import load_module
         from .weights import fused_weights, layers_of
 
@@ -51,6 +52,8 @@ class CudaRunner(Runner):
         except SourceError as broken:
             raise BackendError(str(broken), backend=self.backend, component=component.name) from None
         self.precision = artifact.precision
+        if artifact.precision == "fp16" and component.name.startswith("vae"):
+            scale_residuals(module)  # SDXL's states would overflow
         layers = layers_of(module)
         self.replaced = fuse(module)
         size = sum(p.numel() * dtype.itemsize for p in module.parameters())
