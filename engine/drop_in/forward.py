@@ -175,7 +175,7 @@ class Forward:
             return call.finish(as_tensors(loaded(**call.arrays)))
         except (InputError, NotFiniteError, DeviceFullError) as failed:  # of this call
             raise Unsupported(str(failed)) from failed
-        except CalotypeError as failed:
+        except (CalotypeError, Unsupported) as failed:  # of these weights
             self._refused[key] = str(failed)
             raise Unsupported(str(failed)) from failed
 
