@@ -24,7 +24,7 @@ import torch
 from calotype.kernels import add_bias, attention, geglu, group_norm_silu, guided_step, layer_norm, to_uint8
 from calotype.kernels.launch import Launch
 
-TARGETS = (80, 90, 100, 120)  # compute capabilities: A100, H100 and H200, B200, RTX 50
+TARGETS = (80, 89, 90, 100, 120)  # compute capabilities: A100, RTX 40, H100 and H200, B200, RTX 50
 _USED = re.compile(r"REG:(\d+) STACK:(\d+) SHARED:(\d+) LOCAL:(\d+)")
 
 Table = dict[str, Any]
