@@ -59,7 +59,7 @@ gpu-bundle: install
 	cp pyproject.toml $(BUNDLE)/
 	find $(BUNDLE) -name __pycache__ -prune -exec rm -rf {} +
 	$(BIN)/pip download --quiet --no-deps --only-binary :all: --dest $(BUNDLE)/wheels diffusers==$(DIFFUSERS)
-	printf '%s\n' '#!/bin/sh' '# ./run.sh [--deadline SECONDS] [--out DIR]: install the wheel beside the packages, and check the GPU.' \
+	printf '%s\n' '#!/bin/sh' '# ./run.sh [--deadline SECONDS] [--out DIR]: install the wheel next to the packages, and check the GPU.' \
 	  'cd "$$(dirname "$$0")" || exit 1' \
 	  'python3 -m pip install -q --no-index --no-deps --target site wheels/*.whl' \
 	  'export PYTHONPATH="$$PWD/site" HF_HUB_OFFLINE=1 PYTHONUNBUFFERED=1 CALOTYPE_HOME="$${CALOTYPE_HOME:-$$PWD/home}"' \

@@ -58,7 +58,7 @@ def others(device: Device) -> dict[str, Any]:
 
 
 def measure(case: Case, device: Device) -> dict[str, Any]:
-    """Return the seconds of one call, beside the model's, and the time of each kernel."""
+    """Return the measured and the modelled seconds of one call, and the time of each kernel."""
     modelled = trace(case)
     with running(case, device) as run:
         seconds = device.seconds(run)

@@ -1,4 +1,4 @@
-"""An accelerated pipeline beside eager diffusers and `calotype.load`: `python -m ...scripts.accelerated`.
+"""An accelerated pipeline compared with eager diffusers and `calotype.load`: `python -m ...scripts.accelerated`.
 
     python -m calotype.benchmarks.scripts.accelerated [demo | sd15 | FOLDER] [--size 512] [--steps 10] [--compile]
 

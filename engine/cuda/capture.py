@@ -1,6 +1,6 @@
 """Captures of CUDA graphs: one at a time in a process, all on one stream. Imports torch when it is used.
 
-torch allows one capture at a time, and one that runs beside the set-up of another would see its synchronization. The
+torch allows one capture at a time, and one that runs during the set-up of another would see its synchronization. The
 streams of torch's pool repeat after 32, so a new stream for each capture would one day be a stream that another thread
 uses. Each stream also keeps a workspace of cuBLAS, 32 MiB on Hopper, for good.
 """

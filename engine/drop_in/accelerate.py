@@ -8,7 +8,6 @@ from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, TypeVar
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -207,10 +206,9 @@ def _warm(target: Any, arguments: Mapping[str, Any]) -> None:
     """Run a call, and leave the random generators as they were."""
     known = inspect.signature(target.forward if isinstance(target, nn.Module) else target.__call__).parameters
     steps = {"num_inference_steps": _WARM_STEPS} if "num_inference_steps" in known else {}
-    state, numpy_state = torch.get_rng_state(), np.random.get_state()
+    state = image_check.random_state((), arguments)
     try:
         with torch.no_grad():
             target(**{**steps, **arguments})
     finally:
-        torch.set_rng_state(state)
-        np.random.set_state(numpy_state)
+        image_check.restore_random(state)

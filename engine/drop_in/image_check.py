@@ -82,14 +82,14 @@ def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
         check = _waiting.get(self)
         if check is None or any(value is not None for name, value in kwargs.items() if "callback" in name):
             return original(self, *args, **kwargs)  # a callback must not run twice
-        before, counted = _random_state(args, kwargs), sum(each.compiled_calls for each in check.forwards)
+        before, counted = random_state(args, kwargs), sum(each.compiled_calls for each in check.forwards)
         result = original(self, *args, **kwargs)
         if sum(each.compiled_calls for each in check.forwards) == counted or self not in _waiting:
             return result
         _unwatch(self)
         print("calotype: the first image runs in PyTorch as well, to compare (verify=False skips it)", file=sys.stderr)
-        after = _random_state(args, kwargs)
-        _restore(before)
+        after = random_state(args, kwargs)
+        restore_random(before)
         try:
             with eager_only():
                 expected = original(self, *args, **kwargs)
@@ -97,7 +97,7 @@ def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
             check.note = f"not compared: the same call failed in PyTorch ({first_line(failed)})"
             return result
         finally:
-            _restore(after)
+            restore_random(after)
         return result if _accepted(check, result, expected) else expected
 
     return call
@@ -152,7 +152,7 @@ def _arrays_in(value: Any) -> Iterator[NDArray[np.float64]]:
 RandomState = list[tuple[Callable[[Any], Any], Any]]
 
 
-def _random_state(args: Sequence[Any], kwargs: Mapping[str, Any]) -> RandomState:
+def random_state(args: Sequence[Any], kwargs: Mapping[str, Any]) -> RandomState:
     """Return the states of the generators in a call, and of the global ones, each with the function that sets it."""
     state: RandomState = [(torch.set_rng_state, torch.get_rng_state()), (np.random.set_state, np.random.get_state())]
     for value in (*args, *kwargs.values()):
@@ -162,6 +162,7 @@ def _random_state(args: Sequence[Any], kwargs: Mapping[str, Any]) -> RandomState
     return state
 
 
-def _restore(state: RandomState) -> None:
+def restore_random(state: RandomState) -> None:
+    """Put the states of the generators back."""
     for set_state, value in state:
         set_state(value)

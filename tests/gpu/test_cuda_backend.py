@@ -110,25 +110,25 @@ def test_weights_that_do_not_fit_are_explained(component, folder, gpu, recorder,
 
 def test_no_switch_of_the_process_changes_for_full_float32(component, gpu, recorder, references, monkeypatch):
     """Convolutions themselves ask for no TF32: another thread's networks do not notice."""
-    asked = []
+    flags = []
 
     def convolution(*args):
-        asked.append((args[-1], torch.backends.cudnn.allow_tf32))
+        flags.append((args[-1], torch.backends.cudnn.allow_tf32))
         return convolve(*args)
 
     convolve, before = torch._convolution, torch.backends.cudnn.allow_tf32
     monkeypatch.setattr(torch, "_convolution", convolution)
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", True)
     open_runner(component, "fp32", gpu, recorder)(inputs(2, 0))
-    assert set(asked) == {(False, True)}
+    assert set(flags) == {(False, True)}
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", before)
 
 
 def test_convolutions_search_only_before_a_capture(component, gpu, recorder, references, monkeypatch):
-    asked = []
+    flags = []
 
     def convolution(*args):
-        asked.append(args[9])
+        flags.append(args[9])
         return convolve(*args)
 
     convolve = torch._convolution
@@ -137,10 +137,10 @@ def test_convolutions_search_only_before_a_capture(component, gpu, recorder, ref
     arrays = {name: torch.from_numpy(array) for name, array in inputs(2, 0).items()}
     with torch.inference_mode():
         warm_up(lambda: runner.network(arrays))
-        assert set(asked) == {True}
-        asked.clear()
+        assert set(flags) == {True}
+        flags.clear()
         runner.network(arrays)
-    assert set(asked) == {False}
+    assert set(flags) == {False}
 
 
 def test_an_unsupported_precision_raises(component, gpu, recorder):

@@ -204,9 +204,8 @@ def save_latents(folder: Path, demo: Path) -> Path:
     return save_model(folder, demo, "StableDiffusionLatentUpscalePipeline", parts)
 
 
-def save_vision(folder: Path, demo: Path) -> Path:
-    """Image variation: a vision encoder in place of text."""
-    torch.manual_seed(25)
+def vision_encoder() -> CLIPVisionModelWithProjection:
+    """Return a tiny encoder of images of 32 pixels: vectors of 48 numbers, 17 states of 32."""
     config = CLIPVisionConfig(
         hidden_size=32,
         projection_dim=48,
@@ -216,9 +215,15 @@ def save_vision(folder: Path, demo: Path) -> Path:
         patch_size=8,
         image_size=32,
     )
+    return CLIPVisionModelWithProjection(config)
+
+
+def save_vision(folder: Path, demo: Path) -> Path:
+    """Image variation: a vision encoder in place of text."""
+    torch.manual_seed(25)
     parts = {
         "unet": tiny_unet(cross_attention_dim=48),
-        "image_encoder": CLIPVisionModelWithProjection(config),
+        "image_encoder": vision_encoder(),
         "feature_extractor": CLIPImageProcessorPil(size=32, crop_size=32),
     }
     save_model(folder, demo, "StableDiffusionImageVariationPipeline", parts)

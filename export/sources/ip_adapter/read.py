@@ -85,7 +85,7 @@ def _near(file: Path) -> Iterator[Path]:
 
 
 def _outputs_suit(folder: Path, config: dict[str, Any]) -> bool:
-    """Tell whether a folder has the encoder whose outputs are as wide as what an adapter takes."""
+    """Return whether a folder has the encoder whose outputs are as wide as what an adapter takes."""
     if not (folder / "config.json").is_file():
         return False
     encoder = read_json(folder / "config.json", "the config of an image encoder")

@@ -6,24 +6,17 @@ import diffusers
 import torch
 from diffusers.models.embeddings import IPAdapterPlusImageProjection
 from safetensors.torch import save_file
-from transformers import CLIPImageProcessorPil, CLIPVisionConfig, CLIPVisionModelWithProjection
+from transformers import CLIPImageProcessorPil
 
-SIDE = 32  # of an image for the encoder
+from tests.helpers.tiny_models import vision_encoder
+
+SIDE = 32  # of an image for `vision_encoder`
 
 
 def image_encoder(folder: Path, seed=31) -> Path:
-    """Save a tiny vision encoder: vectors of 48 numbers, 17 states of 32."""
+    """Save a tiny vision encoder."""
     torch.manual_seed(seed)
-    config = CLIPVisionConfig(
-        hidden_size=32,
-        projection_dim=48,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        intermediate_size=37,
-        patch_size=8,
-        image_size=SIDE,
-    )
-    CLIPVisionModelWithProjection(config).save_pretrained(folder)
+    vision_encoder().save_pretrained(folder)
     return folder
 
 
