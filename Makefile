@@ -14,7 +14,7 @@ demo: install
 TIMED := $(shell grep -rl --include='test_*.py' pytest.mark.timed tests)
 POOL := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2 --dist loadfile --no-loadscope-reorder
 
-# lint, the types and the tests that trace, build and train nothing: three minutes on two cores.
+# lint, the types and the tests that trace, build and train nothing: five to six minutes on two cores.
 check: install
 	$(MAKE) -j 2 lint fast-tests
 

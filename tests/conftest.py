@@ -46,7 +46,16 @@ SLOWEST = (
     *("engine/test_prompting.py", "engine/system/test_forks.py", "tensorrt/test_options.py"),
 )
 # What `make check` leaves out: tests of these folders and files, and all that use these fixtures.
-SLOW = ("benchmarks/run", "export/builder", "export/families", "export/precision", "export/tools")
+SLOW = (
+    "benchmarks/gpu_check",
+    "benchmarks/run",
+    "engine/drop_in",
+    "test_notebooks.py",
+    "export/builder",
+    "export/families",
+    "export/precision",
+    "export/tools",
+)
 SLOW += (
     "export/lora",
     "export/sources",
