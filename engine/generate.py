@@ -76,6 +76,10 @@ def _generate(
     backend: Annotated[
         str | None, typer.Option(help="auto, or names by preference: onnxruntime,eager.  [default: auto]")
     ] = None,
+    precision: Annotated[
+        str | None,
+        typer.Option(help="auto, fp32, bf16, fp16, int8, or unet=bf16,vae_decoder=fp32.  [default: auto]"),
+    ] = None,
     controlnet: Annotated[
         list[str] | None,
         typer.Option(help="demo-canny, a ControlNet folder, file or hub id; repeatable.", show_default=False),
@@ -118,7 +122,8 @@ def _generate(
     lines = [("", {})] if prompts is None else read_prompts(prompts)
     parts = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "textual_inversion": textual_inversion or []}
     parts |= {"ip_adapter": ip_adapter or [], "image_encoder": image_encoder}
-    weights = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
+    weights: dict[str, Any] = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
+    weights["precision"] = recorded.precision if precision is None else precision
 
     def check(pipe: Pipeline) -> None:
         """Raise what is wrong with the arguments before the networks are traced."""

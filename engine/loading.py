@@ -4,11 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeAlias
 
 from .backends import choose
 from .backends.compatibility import incompatibility_reason
 from .backends.components import Components
+from .backends.precision import Precisions, parse_precision, plan_in, selection_for
 from .errors import InputError
 from .errors.validation import with_known_names
 from .files.json_file import read_json
@@ -20,12 +21,15 @@ from .plan.plan import is_plan, read_plan
 from .request.diffusers_names import OF_LOADING
 from .text.tokenizer import check_token_ids
 
+PrecisionLike: TypeAlias = "str | Mapping[str, str]"
+
 
 @with_known_names(OF_LOADING)
 def load(
     model: str | Path = "demo",
     *,
     backend: str | Sequence[str] = "auto",
+    precision: PrecisionLike = "auto",
     controlnet: str | Path | Sequence[str | Path] = (),
     ip_adapter: str | Path | Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
@@ -43,6 +47,10 @@ def load(
             in the original layout (one .safetensors or .gguf file), a hub id, or the address of a model or file at the
             hub.
         backend: "auto", a name, or a list of names by preference. A backend that is named explicitly runs or raises.
+        precision: "auto", "fp32", "bf16", "fp16" or "int8", or one for each component: `{"unet": "bf16"}`, where the
+            others are "auto". "auto" is the fastest of fp16, bf16 and fp32 that the hardware computes natively, and
+            whose outputs on real inputs are close to float32; for a plan, it is what the plan was built in. bf16 and
+            fp16 are computed from the model's own weights. "int8" opens what `calotype build` left in the cache.
         controlnet: "demo-canny", a ControlNet folder, .safetensors file or hub id, or several, for calls with
             `control_image`. A plan contains its own.
         ip_adapter: An IP-Adapter's .safetensors file (plain, Plus, Plus-Face, full or FaceID, of Stable Diffusion 1.x
@@ -69,13 +77,15 @@ def load(
 
     Raises:
         SourceError: The model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
-        BackendError: No requested backend can run.
+        BackendError: No requested backend can run, or none computes in the precision.
+        BuildError: The model was not built in int8, or a plan lacks the precision. The message has the command.
         InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `vae`, `unet` or `textual_inversion` is set: a
             plan contains its own.
     """
     parts = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
     parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder}
-    return load_checked(lambda _: None, model, backend, parts, lora=lora, lora_folder=lora_folder, offline=offline)
+    weights: dict[str, Any] = {"lora": lora, "lora_folder": lora_folder, "offline": offline}
+    return load_checked(lambda _: None, model, backend, parts, precision=precision, **weights)
 
 
 def load_checked(
@@ -84,15 +94,20 @@ def load_checked(
     backend: str | Sequence[str],
     parts: Mapping[str, Any],
     *,
+    precision: PrecisionLike | Precisions = "auto",
     lora: LoraLike,
     lora_folder: str | Path | None,
     offline: bool,
 ) -> Pipeline:
     """Load a model as `load` does. `check` gets the pipeline before its networks are traced and opened."""
+    precisions = parse_precision(precision)
     loras = parse_loras(lora)  # a missing file raises before the work
     extras = {name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "textual_inversion")}
     extras |= {name: parts[name] for name in ("vae", "unet", "image_encoder")}
-    pipe = _load_plan(model, backend, extras) if is_plan(model) else _trace_model(model, backend, extras, offline)
+    if is_plan(model):
+        pipe = _load_plan(model, backend, extras, precisions)
+    else:
+        pipe = _trace_model(model, backend, extras, precisions, offline)
     tags = None if lora_folder is None else PromptTags(lora_folder)
     check(pipe)
     pipe._components.open_used(pipe.plan)
@@ -103,7 +118,9 @@ def load_checked(
     return pipe
 
 
-def _load_plan(model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any]) -> Pipeline:
+def _load_plan(
+    model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any], precisions: Precisions
+) -> Pipeline:
     for name, value in extras.items():
         if value:
             message = f"{model} is a plan, which contains its own {name}. Pass {name} when you build the plan."
@@ -115,17 +132,21 @@ def _load_plan(model: str | Path, backend: str | Sequence[str], extras: Mapping[
         check_token_ids(tokenizer, checked(name, name, config)["vocab_size"], folder / name)
     reason = incompatibility_reason(plan)
     refused = {plan.backend: reason} if plan.backend and reason else {}
-    return Pipeline(plan, choose(backend, first=plan.backend, refused=refused), opens=False)
+    choice = choose(backend, first=plan.backend, refused=refused)
+    return Pipeline(plan_in(plan, precisions, choice, folder), choice, opens=False)
 
 
-def _trace_model(model: str | Path, backend: str | Sequence[str], extras: dict[str, Any], offline: bool) -> Pipeline:
-    choice = choose(backend)
+def _trace_model(
+    model: str | Path, backend: str | Sequence[str], extras: dict[str, Any], precisions: Precisions, offline: bool
+) -> Pipeline:
+    choice = selection_for(choose(backend), precisions)
     # The only import of the exporter in the engine: it turns a source that is not a plan into one.
     from calotype.export import prepare_lazily
 
     names = {"controlnet": "controlnets", "ip_adapter": "ip_adapters", "textual_inversion": "words"}
     parts = {names.get(name, name): value for name, value in extras.items()}
-    lazy = prepare_lazily(model, **parts, offline=offline, forms=choice.forms)
+    how: dict[str, Any] = {"forms": choice.forms, "choice": choice, "precisions": precisions}
+    lazy = prepare_lazily(model, **parts, offline=offline, **how)
     return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component), opens=False)
 
 

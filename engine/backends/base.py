@@ -6,6 +6,7 @@ This module knows no backend and does not choose one.
 from __future__ import annotations
 
 import importlib.util
+import platform
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
@@ -34,18 +35,22 @@ class Backend:
     Attributes:
         form: the form of artifact that it opens.
         precisions: the precisions of artifacts that it runs.
+        computes: the precisions in which it computes a model's own weights without a build, the fastest first.
         packages: the distributions that it runs on, the one to install first. The first that is installed counts.
         unavailable: returns why it cannot run on this machine and the command that fixes it, or None if it can.
         unsupported: returns why this machine cannot compute in a precision, or None. Call it only if it is available.
+        hardware: returns what the result of a precision depends on, besides the backend's version.
         open: opens an artifact of a component. Raises `BackendError` if it cannot. Call it only if it is available.
     """
 
     name: str
     form: str
     precisions: tuple[str, ...]
+    computes: tuple[str, ...] = ("fp32",)
     packages: tuple[str, ...] = ()
     unavailable: Callable[[], str | None]
     unsupported: Callable[[str], str | None] = lambda precision: None
+    hardware: Callable[[], str] = platform.machine
     open: Callable[[PlannedComponent, Artifact], Runner]
 
 

@@ -149,6 +149,7 @@ class LoadedComponent:
             ahead = {n: reason for n, reason in reasons.items() if n not in self._choice.skipped or n in before}
             self.runner, self.artifact = runner, artifact
             source = "requested" if self._choice.explicit else "first of auto's list that runs"
+            self.precision_reason = str(artifact.check.get("precision_reason", ""))
             self.why = "; ".join([source, *(f"not {n}: {reason}" for n, reason in ahead.items())])
             return
         message = "; ".join(f"{n}: {reason}" for n, reason in reasons.items())

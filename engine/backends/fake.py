@@ -57,6 +57,7 @@ BACKEND = Backend(
     name="fake",
     form="diffusers",
     precisions=("fp32", "bf16", "fp16", "int8"),
+    computes=("fp32", "bf16", "fp16"),
     unavailable=lambda: None,
     open=lambda component, artifact: FakeRunner(component, artifact.precision),
 )

@@ -183,7 +183,9 @@ FITS = FileArea(name="fits", content="sampler fitted to a model")
 DIGESTS = FileArea(name="digests", content="digest of a file")
 TIMINGS = FileArea(name="timings", content="layer timings of TensorRT")
 REFITTABLE = FileArea(name="refittable", content="path of a refittable engine")
-FILE_AREAS = (OPENVINO, SAMPLERS, FITS, DIGESTS, TIMINGS, REFITTABLE)
+PRECISIONS = FileArea(name="precisions", content="check of a precision")
+BUILT = FileArea(name="built", content="precision of a built network")
+FILE_AREAS = (OPENVINO, SAMPLERS, FITS, DIGESTS, TIMINGS, REFITTABLE, PRECISIONS, BUILT)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -13,7 +13,7 @@ from ..request.resolved import ResolvedRequest
 from ..system.memory import peak_bytes
 
 _FITTING_SHARE = 0.75  # of the estimate that did not fit: libraries need memory too
-_FP16 = "a plan in a lower precision takes less memory: calotype build MODEL --precision fp16"
+_FP16 = "a lower precision takes less memory: load(MODEL, precision='fp16'), or --precision fp16"
 _INT8 = "a plan in int8 takes less memory: calotype build MODEL --backend tensorrt --precision int8"
 _NOTHING = "no image of this model fits into the GPU memory that is free"
 _LOWER = {"fp32": _FP16, "fp16": _INT8, "bf16": _INT8}  # the U-Net's precision -> a hint

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from ..backends.precision import PRECISIONS, Precisions
 from ..errors import InputError
 from ..errors.schema import Check, list_of, number, text
 from ..files.digest import file_digest
@@ -34,6 +35,7 @@ class Like:
     arguments: Mapping[str, Any] = field(default_factory=dict)
     model: str = SHIPPED
     backend: str = "auto"
+    precision: Precisions = field(default_factory=Precisions)
     fingerprint: str | None = None
     loras: Sequence[str] = ()
     notes: Sequence[str] = ()
@@ -76,6 +78,7 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
             arguments={**from_settings(Request, settings), "scheduler": SchedulerSpec.from_json(settings["scheduler"])},
             model=model,
             backend=backend,
+            precision=_precision(settings.get("precision", "auto")),
             fingerprint=settings["model_fingerprint"],
             loras=() if loras_named else _loras(path, settings),
         )
@@ -83,6 +86,14 @@ def read_like(path: Path, options: Collection[str], *, loras_named: bool, model_
         raise
     except (KeyError, ValueError, RecursionError) as broken:
         raise InputError(f"cannot read all settings of {path}: {broken}.", argument="like") from None
+
+
+def _precision(text: str) -> Precisions:
+    """Return the precisions of an image, without those that only a plan has, such as fp8."""
+    pairs = [part.rpartition("=") for part in text.split(",")]
+    known = {name: precision for name, _, precision in pairs if precision in PRECISIONS}
+    default = known.pop("", "auto")
+    return Precisions(default=default, components=known, checks_names=False)
 
 
 def _of_web_ui(path: Path, text: str, options: Collection[str], *, loras_named: bool, model_named: bool) -> Like:

@@ -38,12 +38,13 @@ def to_images(
 ) -> list[GeneratedImage]:
     """Return the images of a call, each with the settings that generate it again.  # [B, H, W, 3]"""
     backend = next((each.runner.backend for each in opened if each.component.name == "unet"), "")
+    ran = {"backend": backend, "precision": _precisions(opened)}
     crop = call.request.mask_crop
     full = [each if crop is None else crop.overlay(each) for each in pixels]
-    return [image_from_pixels(each, _settings(plan, call, i, backend)) for i, each in enumerate(full)]
+    return [image_from_pixels(each, _settings(plan, call, i) | ran) for i, each in enumerate(full)]
 
 
-def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, str]:
+def _settings(plan: Plan, call: Generation, i: int) -> dict[str, str]:
     loras = [[str(lora.path), lora.weight, lora.digest] for lora in call.loras]
     return {
         PARAMETERS: infotext_of(call, i, plan.model),
@@ -57,8 +58,15 @@ def _settings(plan: Plan, call: Generation, i: int, backend: str) -> dict[str, s
         **({"loras": json.dumps(loras)} if loras else {}),
         "model": plan.model,
         "model_fingerprint": plan.fingerprint,
-        "backend": backend,
     }
+
+
+def _precisions(opened: Sequence[LoadedComponent]) -> str:
+    """Return the precision of all components, or of each: "unet=bf16,vae_decoder=fp32"."""
+    each = {component.component.name: component.runner.precision.partition("+")[0] for component in opened}
+    return (
+        next(iter(each.values())) if len(set(each.values())) == 1 else ",".join(f"{name}={each[name]}" for name in each)
+    )
 
 
 def _build_report(plan: Plan, call: Generation, opened: Sequence[LoadedComponent]) -> Report:
@@ -110,5 +118,6 @@ def _component_report(opened: LoadedComponent) -> ComponentReport:
         backend=backend,
         precision=opened.runner.precision,
         why=opened.why,
+        precision_reason=opened.precision_reason,
         error=check.get("max_relative_error") if checked else None,
     )

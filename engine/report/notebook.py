@@ -41,7 +41,10 @@ def _png(image: Any) -> str:
 
 def report_as_html(report: Any) -> str:
     """Return a `Report` as a table of its components, and a list of the rest."""
-    rows = [(c.name, c.backend, c.precision, c.difference, c.why) for c in report.components]
+    rows = [
+        (c.name, c.backend, c.precision, c.difference, "; ".join(filter(None, (c.why, c.precision_reason))))
+        for c in report.components
+    ]
     lines = [line for line in str(report).splitlines() if not line.startswith(tuple(f"{row[0]} " for row in rows))]
     texts = "".join(f"<li>{_text(line)}</li>" for line in lines)
     return f"{table_as_html(('component', 'backend', 'precision', 'difference', 'why'), rows)}<ul>{texts}</ul>"

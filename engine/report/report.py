@@ -15,8 +15,9 @@ class ComponentReport:
     Attributes:
         name: For example "unet".
         backend: For example "openvino".
-        precision: Of the artifact, for example "bf16".
+        precision: In which it computes, for example "bf16".
         why: The reason for this backend.
+        precision_reason: Why it computes in this precision; empty where nothing was to choose.
         error: The largest difference from PyTorch in float32, relative to its largest number; None if it was not
             checked.
     """
@@ -25,6 +26,7 @@ class ComponentReport:
     backend: str
     precision: str
     why: str
+    precision_reason: str = ""
     error: float | None = None
 
     @property
@@ -98,7 +100,8 @@ class Report:
         width = max((len(c.name) for c in self.components), default=0)
         for c in self.components:
             checked = f", {c.difference}" if c.difference else ""
-            lines.append(f"{c.name:<{width}}  {c.backend} {c.precision}{checked} ({c.why})")
+            reasons = "; ".join(filter(None, (c.why, c.precision_reason)))
+            lines.append(f"{c.name:<{width}}  {c.backend} {c.precision}{checked} ({reasons})")
         lines.extend(f"lora     {file} x {weight:g}" for file, weight in self.loras)
         total = sum(self.seconds.values())
         stages = ", ".join(f"{stage} {spent:.2f} s" for stage, spent in self.seconds.items())

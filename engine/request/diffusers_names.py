@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from ..errors import InputError, NoAttributeError
 from ..errors.validation import nearest
 
-_PRECISION = "Choose the precision when you build a plan: calotype build MODEL -o PLAN --precision bf16."
+_PRECISION = "Use load(MODEL, precision='fp16')."
 _NO_CHECKER = "Omit it: Calotype loads no safety checker."
 _SCHEDULER = "Pass scheduler= in a call: pipe(prompt, scheduler='euler')."
 _LORA = "Use set_lora(...)."
@@ -84,7 +84,7 @@ def with_our_names(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 # Arguments of `from_pretrained`.
 OF_LOADING = {
-    **dict.fromkeys(("torch_dtype", "dtype", "precision"), _PRECISION),
+    **dict.fromkeys(("torch_dtype", "dtype"), "Use precision=, such as precision='fp16'."),
     **dict.fromkeys(("device", "device_map", "provider", "providers"), "Use backend=, such as backend='eager'."),
     **dict.fromkeys(("safety_checker", "requires_safety_checker", "feature_extractor"), _NO_CHECKER),
     "scheduler": _SCHEDULER,

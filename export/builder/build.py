@@ -43,6 +43,7 @@ from ..store.store import STORE, key_of
 from ..tensorrt.engines import default_profile, engines_for, parse_engine_options
 from ..tensorrt.options import EngineOptions
 from .assembly import assemble, check_output, staging
+from .built import keep_built
 from .preflight import Need, check_room
 from .prepare import plan_of, reference
 from .samplers import fill_samplers
@@ -254,7 +255,7 @@ class _Build:
 
     def _finish(self, plan: Plan, decoded: Path, folder: Path) -> None:
         """Fill the plan's folder, and evaluate it."""
-        work, spec = self._work, self._work.spec
+        work, spec, chosen = self._work, self._work.spec, plan.components
         with self._progress.stage("schedules"):
             names = [*spec.scheduler, *(str(fit_spec_from(text).scheduler) for text in spec.fit)]
             fill_samplers(folder / "samplers", plan.scheduler, names, spec.steps)
@@ -272,6 +273,9 @@ class _Build:
             )
         fitted = self._fit(folder) if spec.fit else {}
         write_plan(replace(plan, build=self._metadata(proof) | fitted), folder, sealed=True)
+        if spec.precision == "int8":
+            for name, component in chosen.items():
+                keep_built(work.family.components[name], work.source, spec.backend, component)
 
     def _fit(self, folder: Path) -> dict[str, Any]:
         spec = self._work.spec

@@ -100,6 +100,11 @@ def image_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:
     """Return height and width of the recorded images: the profile's usual size if bounds apply, else a small one."""
     if spec.gated:
         return profile.height.opt, profile.width.opt
+    return small_size(profile)
+
+
+def small_size(profile: Profile) -> tuple[int, int]:
+    """Return height and width of images that check numbers, not quality."""
     small = -(-256 // profile.multiple) * profile.multiple
     height, width = (max(r.min, min(r.opt, small)) for r in (profile.height, profile.width))
     return height, width

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from calotype.backends import COMPILED
+from calotype.backends import COMPILED, BackendSelection
+from calotype.backends.precision import Precisions
 from calotype.errors import BuildError, CheckError
 from calotype.errors.printable import printable
 from calotype.plan.family import Component, Family, family_of
@@ -20,6 +21,7 @@ from ..sources.ip_adapter.read import add_ip_adapters
 from ..sources.source import Source, read_source
 from ..sources.textual_inversion import add_embeddings
 from ..tensorrt.engines import default_profile, engines_for
+from .precision_choice import PrecisionChoice
 
 
 def prepare(
@@ -63,30 +65,57 @@ class LazyPlan:
     source: Source
     family: Family
     forms: Collection[str]
-    later: Collection[str]  # components that are traced at their first use; until then they have only their reference
+    traced: dict[str, PlannedComponent]  # with float32 artifacts; the others are traced at their first use
+    choice: BackendSelection | None = None
+    precisions: Precisions = field(default_factory=Precisions)
 
     def component(self, name: str) -> PlannedComponent:
-        """Return a component with all its artifacts, traced at the call.
+        """Return a component with all its artifacts, traced at the call, in the precision that is chosen for it.
 
         Raises:
             SourceError: the model's files are missing or have changed.
+            BuildError: it has no artifact in a requested precision.
         """
-        if name not in self.later:
-            return self.plan.components[name]
-        described = self.family.components[name]
-        if not trace_step(described, self.source).is_stored:
-            self.source.check_unchanged(name)
-        component = planned(described, self.source, self.family.profile, self.forms)
+        component = self.float32(name)
+        if self.choice is not None:
+            component = PrecisionChoice(self.precisions, self.choice, self).of(component)
         self.components[name] = component  # the plan then says what runs
         return component
 
+    def float32(self, name: str) -> PlannedComponent:
+        """Return a component with its float32 artifacts, traced at the call. Raises as `component`."""
+        if name in self.traced:
+            return self.traced[name]
+        described = self.family.components[name]
+        if not trace_step(described, self.source).is_stored:
+            self.source.check_unchanged(name)
+        self.traced[name] = component = planned(described, self.source, self.family.profile, self.forms)
+        return component
 
-def prepare_lazily(model: str | Path, *, forms: Collection[str] = ("onnx",), **parts: Any) -> LazyPlan:
+
+def prepare_lazily(
+    model: str | Path,
+    *,
+    forms: Collection[str] = ("onnx",),
+    choice: BackendSelection | None = None,
+    precisions: Precisions | None = None,
+    **parts: Any,
+) -> LazyPlan:
     """Return the plan of `prepare` without traces: each is made when its component is opened.
 
     A trace that is in the store is in the plan. Engines (`COMPILED`) are all built immediately.
+
+    Args:
+        model: as for `prepare`, as `forms` and the other arguments.
+        choice: the backends that compute the components in other precisions than float32; None for none.
+        precisions: what they compute in.
+
+    Raises:
+        InputError: `precisions` names a component that the model lacks. Else as `prepare`.
     """
     source, family = _described(model, forms=forms, **parts)
+    precisions = precisions or Precisions()
+    precisions.check_components(family.components)
     later: set[str] = set()
     if set(forms) == {"onnx"}:
         later = {name for name, each in family.components.items() if not trace_step(each, source).is_stored}
@@ -95,7 +124,9 @@ def prepare_lazily(model: str | Path, *, forms: Collection[str] = ("onnx",), **p
         for name, c in family.components.items()
     }
     plan = plan_of(source, family, components)
-    return LazyPlan(plan=plan, components=components, source=source, family=family, forms=forms, later=later)
+    traced = {name: component for name, component in components.items() if name not in later}
+    named: dict[str, Any] = {"components": components, "source": source, "family": family, "traced": traced}
+    return LazyPlan(plan=plan, forms=forms, choice=choice, precisions=precisions, **named)
 
 
 def _described(

@@ -6,9 +6,8 @@ from dataclasses import dataclass
 
 from calotype import backends
 from calotype.plan.family import Family
-from calotype.plan.networks import ip_adapters_of
 
-from ..onnx.capture import ImageSet, groups
+from ..onnx.capture import ImageSet, embedding_sizes, groups
 from ..quality.prompts import Prompts
 from ..sources.source import Source
 from ..steps.progress import Stage
@@ -61,19 +60,11 @@ class Work:
             height=height,
             width=width,
             controls=len(self.spec.controlnet),
-            prompted=self._prompted(),
+            prompted=embedding_sizes(self.family),
             takes=takes.kind if takes else None,
             enlarges=takes.enlarges if takes else 1,
             first_seed=1_000_000 if calibrates else 0,
         )
-
-    def _prompted(self) -> tuple[tuple[int, ...], ...]:
-        """Return the sizes of each IP-Adapter's embeddings where one takes embeddings only; empty for images."""
-        adapters = {name: self.family.components[name] for name in ip_adapters_of(self.family.components)}
-        prompting = self.family.image_prompts
-        if prompting is None or ("image_encoder" in self.family.components and "face_id" not in prompting.kinds):
-            return tuple(() for _ in adapters)
-        return tuple(tuple(int(str(dim)) for dim in c.inputs[0].dims[1:]) for c in adapters.values())
 
     def stages(self) -> list[Stage]:
         """Return the stages with estimates: what the demonstration model took, plus some time for each gigabyte."""

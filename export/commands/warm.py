@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import re
 import time
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from calotype.errors import InputError
+
+if TYPE_CHECKING:
+    from calotype.pipeline import Pipeline
 
 _SIZE = re.compile(r"(\d+)(?:x(\d+))?")
 
@@ -24,23 +27,45 @@ def _warm(
         list[str] | None,
         typer.Option(help="Pixels, as 512 or 768x512 (width x height); repeatable.  [default: the model's]"),
     ] = None,
-    controlnet: Annotated[list[str] | None, typer.Option(help="A ControlNet; repeatable.", show_default=False)] = None,
-    vae: Annotated[str | None, typer.Option(help="Another VAE.", show_default=False)] = None,
     backend: Annotated[str, typer.Option(help="As for generate.")] = "auto",
+    precision: Annotated[str, typer.Option(help="As for generate.")] = "auto",
+    controlnet: Annotated[list[str] | None, typer.Option(help="A ControlNet; repeatable.", show_default=False)] = None,
+    ip_adapter: Annotated[
+        list[str] | None, typer.Option(help="An IP-Adapter's file; repeatable.", show_default=False)
+    ] = None,
+    image_encoder: Annotated[
+        str | None, typer.Option(help="The folder of the IP-Adapters' image encoder.", show_default=False)
+    ] = None,
+    vae: Annotated[str | None, typer.Option(help="Another VAE.", show_default=False)] = None,
+    unet: Annotated[str | None, typer.Option(help="Another U-Net.", show_default=False)] = None,
+    lora: Annotated[list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8.", show_default=False)] = None,
+    textual_inversion: Annotated[
+        list[str] | None, typer.Option(help="Learned words; repeatable.", show_default=False)
+    ] = None,
+    offline: Annotated[bool, typer.Option("--offline", help="Read hub ids from the cache only.")] = False,
 ) -> None:
     """Trace and compile a model now, so that its first image does not wait for it."""
-    import calotype
+    from calotype.loading import load_checked
 
-    sizes = [_parsed(text) for text in size or []]
+    sizes = [_parsed(text) for text in size or []] or [{}]
     began = time.perf_counter()
     names = [name.strip() for name in backend.split(",")]
-    pipe = calotype.load(model, backend=names[0] if len(names) == 1 else names, controlnet=controlnet or (), vae=vae)
+    parts: dict[str, Any] = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "image_encoder": image_encoder}
+    parts |= {"ip_adapter": ip_adapter or [], "textual_inversion": textual_inversion or []}
+
+    def check(pipe: Pipeline) -> None:
+        """Raise what is wrong with a size before the networks are traced."""
+        for each in sizes:
+            pipe.stream(**_call(pipe, controlnet or [], ip_adapter or []), **each)  # does no work
+
+    weights: dict[str, Any] = {"precision": precision, "lora": lora or None, "lora_folder": None, "offline": offline}
+    pipe = load_checked(check, model, names[0] if len(names) == 1 else names, parts, **weights)
     for name in pipe.plan.components:  # also those that only some calls use
         pipe.component(name)
     typer.echo(f"opened {', '.join(pipe.plan.components)} in {time.perf_counter() - began:.1f} s")
-    for arguments in sizes or [{}]:
+    for each in sizes:
         began = time.perf_counter()
-        result = pipe(**_call(pipe, controlnet or []), steps=1, seed=0, **arguments)
+        result = pipe(**_call(pipe, controlnet or [], ip_adapter or []), **each)
         width, height = result.images[0].size
         typer.echo(f"compiled {width} x {height} pixels in {time.perf_counter() - began:.1f} s")
 
@@ -52,11 +77,15 @@ def _parsed(text: str) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
-def _call(pipe: Any, controlnets: list[str]) -> dict[str, Any]:
+def _call(pipe: Pipeline, controlnets: list[str], adapters: list[str]) -> dict[str, Any]:
     from PIL import Image
 
+    gray = Image.new("RGB", (512, 512), "gray")
     arguments: dict[str, Any] = {"prompt": ""} if pipe.plan.prompting.states else {}
     if pipe.plan.image_input is not None:
-        arguments["image"] = Image.new("RGB", (512, 512), "gray")
-    images = [Image.new("RGB", (512, 512), "gray") for _ in controlnets]
-    return arguments | ({"control_image": images[0] if len(images) == 1 else images} if images else {})
+        arguments["image"] = gray
+    if controlnets:
+        arguments["control_image"] = [gray] * len(controlnets) if len(controlnets) > 1 else gray
+    if adapters and "image_encoder" in pipe.plan.components:
+        arguments["ip_adapter_image"] = [gray] * len(adapters)
+    return {**arguments, "steps": 1, "seed": 0}

@@ -23,7 +23,9 @@ from calotype.backends.components import Components
 from calotype.backends.torch.eager import EagerRunner
 from calotype.files.digest import file_digest
 from calotype.pipeline import Pipeline
+from calotype.plan.family import Family
 from calotype.plan.image_input import ImageInput
+from calotype.plan.networks import ip_adapters_of
 from calotype.plan.plan import Plan, PlannedComponent, read_plan, write_plan
 from calotype.text.tokenizer import tokenizer_files
 
@@ -183,6 +185,15 @@ def _record(
         ).folder
 
 
+def embedding_sizes(family: Family) -> tuple[tuple[int, ...], ...]:
+    """Return the sizes of each IP-Adapter's embeddings where one takes embeddings only; empty for images."""
+    adapters = {name: family.components[name] for name in ip_adapters_of(family.components)}
+    prompting = family.image_prompts
+    if prompting is None or ("image_encoder" in family.components and "face_id" not in prompting.kinds):
+        return tuple(() for _ in adapters)
+    return tuple(tuple(int(str(dim)) for dim in c.inputs[0].dims[1:]) for c in adapters.values())
+
+
 def groups(names: Sequence[str], *, encoded: bool) -> list[tuple[str, ...]]:
     """Group components in the order of a run; those that run at every step are recorded together.
 
@@ -198,16 +209,25 @@ class _EndOfRecording(Exception):
     """Raised at the call of a component that is recorded later."""
 
 
-class _Tape:
+class Tape:
     """Replaces a loaded component: replays recorded calls, records new calls, or ends the run at the first of them."""
 
-    def __init__(self, component: PlannedComponent, known: Sequence[Call], *, records: bool) -> None:
-        self._component, self._records = component, records
+    def __init__(
+        self,
+        component: PlannedComponent,
+        known: Sequence[Call],
+        *,
+        records: bool,
+        opens: Callable[[PlannedComponent], Callable[[Arrays], Arrays]] | None = None,
+    ) -> None:
+        """`opens` returns what runs the component in float32; by default the eager backend does."""
+        self._component, self._records, self._opens = component, records, opens or open_eager
         self._known = {_digest(c.inputs): c.outputs for c in known if c.outputs}
         self._runner: Any = None
         self.calls: list[Call] = []
 
     def __call__(self, **inputs: NDArray[Any]) -> Arrays:
+        """Return the outputs of a call: recorded ones, or those of a run, which is recorded."""
         digest = _digest(inputs)
         if digest in self._known:
             return self._known[digest]
@@ -216,7 +236,7 @@ class _Tape:
             self.calls.append(Call(inputs=copies, outputs={}))
             raise _EndOfRecording
         if self._runner is None:
-            self._runner = _open_eager(self._component)
+            self._runner = self._opens(self._component)
         outputs = self._runner(copies)
         self.calls.append(Call(inputs=copies, outputs=outputs))
         return dict(outputs)
@@ -226,7 +246,8 @@ class _Tape:
         return self(**inputs())
 
 
-def _open_eager(component: PlannedComponent) -> EagerRunner:
+def open_eager(component: PlannedComponent) -> EagerRunner:
+    """Open the eager reference of a component."""
     artifact = component.artifact("diffusers")
     assert artifact is not None  # the plan of a source has the eager reference of every component
     return EagerRunner(component, artifact)
@@ -239,10 +260,10 @@ def _digest(arrays: Mapping[str, NDArray[Any]]) -> bytes:
     return digest.digest()
 
 
-class _Tapes(Components):
+class Tapes(Components):
     """Tapes in place of the components of a pipeline."""
 
-    def __init__(self, plan: Plan, tapes: Mapping[str, _Tape]) -> None:
+    def __init__(self, plan: Plan, tapes: Mapping[str, Tape]) -> None:
         super().__init__(plan, choose("eager"))
         self._tapes = tapes
 
@@ -268,15 +289,15 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
         (name,), calls = names, read_calls(Path(earlier[names[0]]))
         decodes = name == "vae_decoder"
         inputs = [c.inputs if decodes else {"sample": c.outputs["sample"].clip(-1, 1)} for c in calls]
-        runner = _open_eager(opened.components[name])
+        runner = open_eager(opened.components[name])
         write_calls(folder / f"{name}.npz", [Call(inputs=i, outputs=runner(i)) for i in inputs])
         return
     tapes = {
-        name: _Tape(component, read_calls(Path(earlier[name])) if name in earlier else (), records=name in names)
+        name: Tape(component, read_calls(Path(earlier[name])) if name in earlier else (), records=name in names)
         for name, component in opened.components.items()
     }
-    pipe = Pipeline(opened, _Tapes(opened, tapes))
-    generated = [_generate(pipe, requested.arguments(i)) for i in range(len(requested.prompts))]
+    pipe = Pipeline(opened, Tapes(opened, tapes))
+    generated = [generate_images(pipe, requested.arguments(i)) for i in range(len(requested.prompts))]
     if "vae_decoder" not in opened.components and "unet" in names:  # the model denoises pixels
         pixels = [2 * images.transpose(0, 3, 1, 2) - 1 for images in generated if images is not None]
         write_calls(folder / "vae_decoder.npz", [Call(inputs={}, outputs={"sample": each}) for each in pixels])
@@ -288,7 +309,7 @@ def record(*, plan: str, names: Sequence[str], earlier: Mapping[str, str], image
             write_calls(folder / f"{name}.pending.npz", tape.calls)
 
 
-def _generate(pipe: Pipeline, arguments: Mapping[str, Any]) -> NDArray[Any] | None:
+def generate_images(pipe: Pipeline, arguments: Mapping[str, Any]) -> NDArray[Any] | None:
     """Run a call, and return its images, or None if the recording ended it.  # float32 [1, H, W, 3] in [0, 1]"""
     images: NDArray[Any] | None = None
     try:

@@ -73,6 +73,12 @@ def unsupported(precision: str) -> str | None:
     return None
 
 
+def hardware() -> str:
+    """Return the CPU, and the precisions in which it computes."""
+    names = ("FULL_DEVICE_NAME", "OPTIMIZATION_CAPABILITIES")
+    return " ".join(str(core().get_property("CPU", name)) for name in names)
+
+
 class Network:
     """A network of one ONNX file. Threads may share it; `lock` lets one use its requests at a time.
 

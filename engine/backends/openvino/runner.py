@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..base import Array, Arrays, Backend, ReadyCall, Runner, Session, missing_packages
-from .network import HINTS, Network, unsupported
+from .network import HINTS, Network, hardware, unsupported
 from .session import OpenVinoSession
 from .slots import run_together, width_of
 
@@ -46,8 +46,10 @@ BACKEND = Backend(
     name="openvino",
     form="onnx",
     precisions=tuple(HINTS),
+    computes=("bf16", "fp32"),
     packages=("openvino",),
     unavailable=partial(missing_packages, "cpu", "openvino"),
     unsupported=unsupported,
+    hardware=hardware,
     open=OpenVinoRunner,
 )

@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _CAPTURED = ("unet", "controlnet", "vae")
 _WIDE = ("timestep", "time_ids")  # stay in float32: half types have too few digits for them
+_BF16_CAPABILITY = (8, 0)
 _GRAPHS_SHARE = 4  # the graphs of one network may take a quarter of the device's memory
 
 
@@ -58,7 +59,7 @@ class CudaRunner(Runner):
         self.replaced = fuse(module)
         size = sum(p.numel() * dtype.itemsize for p in module.parameters())
         what = f"the weights of the {component.name} ({in_words(size)} in {artifact.precision})"
-        fix = "load a plan in a lower precision: calotype build MODEL --backend cuda --precision fp16"
+        fix = "load it in a lower precision: calotype.load(MODEL, precision='fp16'), or --precision fp16"
         module = run_or_device_full(lambda: gpu.move_module(module.to(dtype)), what, fix)
         self._weights = fused_weights(layers, module)
         self.network = Module(module, dtype, [b.name for b in component.outputs])
@@ -131,6 +132,22 @@ def unavailable() -> str | None:
     return missing_packages("gpu", "triton")
 
 
+def unsupported(precision: str) -> str | None:
+    """Return why this GPU cannot compute in the precision, or None if it can."""
+    import torch
+
+    if precision == "bf16" and torch.cuda.is_available() and torch.cuda.get_device_capability() < _BF16_CAPABILITY:
+        return "this GPU has no bfloat16 arithmetic (compute capability 8.0 or higher)"
+    return None
+
+
+def hardware() -> str:
+    """Return the name of the GPU."""
+    import torch
+
+    return torch.cuda.get_device_name() if torch.cuda.is_available() else ""
+
+
 def open_runner(component: PlannedComponent, artifact: Artifact) -> CudaRunner:
     """Open a component from its folder of config and safetensors. Raise `BackendError` if it cannot be opened."""
     gpu = Gpu()
@@ -141,7 +158,10 @@ BACKEND = Backend(
     name="cuda",
     form="diffusers",
     precisions=tuple(_TYPES),
+    computes=("fp16", "bf16", "fp32"),
     packages=("torch",),
     unavailable=unavailable,
+    unsupported=unsupported,
+    hardware=hardware,
     open=open_runner,
 )

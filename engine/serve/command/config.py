@@ -16,6 +16,7 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
+from ...backends.precision import parse_precision
 from ...errors import InputError
 from ...errors.validation import check_names
 from ..ray_settings import RaySettings
@@ -32,6 +33,8 @@ class ServeConfig(ServiceSettings, EngineSettings, RaySettings):
     Attributes:
         models: Models by the names that clients use: what `calotype.load` takes, or a table of its arguments.
         backend: The backend of models without one of their own: auto, or names by preference.
+        precision: The precision of models without one of their own: auto, fp32, bf16, fp16 or int8, or one for each
+            component, as unet=bf16,vae_decoder=fp32.
         controlnet: The ControlNets of models without their own: folders, files or hub ids.
         lora_folder: A folder of LoRAs, which clients name without paths.
         memory_bytes: The memory that open models may take; the model used longest ago is closed. By default no limit.
@@ -45,6 +48,7 @@ class ServeConfig(ServiceSettings, EngineSettings, RaySettings):
 
     models: Mapping[str, Model] = field(default_factory=lambda: {"demo": "demo"})
     backend: str = "auto"
+    precision: str = "auto"
     controlnet: tuple[str, ...] = ()
     lora_folder: Path | None = None
     memory_bytes: int | None = None
@@ -59,6 +63,7 @@ class ServeConfig(ServiceSettings, EngineSettings, RaySettings):
         """Raise `InputError` for a value that no server can run with."""
         if not self.models:
             raise InputError("a server needs at least one model.", argument="models", expected='demo = "demo"')
+        parse_precision(self.precision)
         if not 0 <= self.port <= 65535:
             raise InputError(f"port must be from 0 to 65535, got {self.port}.", argument="port", got=self.port)
         if not _is_loopback(self.host) and self.key_file is None and not self.allow_anonymous:

@@ -28,6 +28,7 @@ def catalog_of(config: ServeConfig, load: Callable[..., Pipeline], memory_bytes:
 def _arguments(model: Model, config: ServeConfig) -> dict[str, Any]:
     backends = [name.strip() for name in config.backend.split(",") if name.strip()]
     shared: dict[str, Any] = {"backend": backends[0] if len(backends) == 1 else backends, "offline": config.offline}
+    shared["precision"] = config.precision
     if config.controlnet:
         shared["controlnet"] = list(config.controlnet)
     return {**shared, **({"model": model} if isinstance(model, str) else model)}

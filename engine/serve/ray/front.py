@@ -23,7 +23,7 @@ def front_of(config: ServeConfig) -> ModelCatalog:
 def _load(model: Any, **arguments: Any) -> Pipeline:
     if is_plan(model):
         return Pipeline(_without_artifacts(read_plan(Path(model).expanduser())), choose("fake"))
-    return load(model, **{**arguments, "backend": "fake"})
+    return load(model, **{**arguments, "backend": "fake", "precision": "auto"})
 
 
 def _without_artifacts(plan: Plan) -> Plan:

@@ -28,3 +28,12 @@ def test_an_odd_size_is_refused(saved_plan):
 @pytest.mark.parametrize("size", ["13", "64x100000"])
 def test_a_size_that_the_model_lacks_is_refused(saved_plan, size):
     assert isinstance(warm(str(saved_plan), "--size", size).exception, InputError)
+
+
+def test_a_wrong_size_is_refused_before_the_trace(monkeypatch):
+    monkeypatch.setattr("calotype.backends.components.Components.open_used", lambda *_: pytest.fail("opened"))
+    assert isinstance(warm("demo", "--size", "13").exception, InputError)
+
+
+def test_a_wrong_precision_is_refused(saved_plan):
+    assert warm(str(saved_plan), "--precision", "bf17").exception.argument == "precision"
