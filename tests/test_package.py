@@ -51,9 +51,15 @@ def test_the_wheel_does_not_contain_or_import_the_training(wheel):
 def environment(folder, *requirements) -> Path:
     """Install packages into a new environment, without compiled bytecode, and return its Python."""
     venv.create(folder)
-    install = ["install", "-q", "--no-compile", "-c", ROOT / "constraints.txt", *requirements]
-    subprocess.run([*PIP, folder / "bin" / "python", *install], check=True, cwd=folder)
-    return folder / "bin" / "python"
+    python = folder / "bin" / "python"
+    install = ["-q", "-c", ROOT / "constraints.txt", *requirements]
+    if uv := shutil.which("uv", path=Path(sys.executable).parent):
+        links = {"UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
+        command = [uv, "pip", "install", "--python", python, *install]
+        if subprocess.run(command, check=False, cwd=folder, env=os.environ | links).returncode == 0:
+            return python
+    subprocess.run([*PIP, python, "install", "--no-compile", *install], check=True, cwd=folder)
+    return python
 
 
 def packages(python) -> set[str]:

@@ -24,9 +24,8 @@ from calotype.plan.family import Component
 from ..steps.versions import OPSET
 from .capture import Call, write_calls
 from .exporter_shortcuts import exporter_shortcuts
-
-MODEL = "model.onnx"
-REFERENCE = "reference.npz"
+from .template import distinct_weights, fill, fill_template, find_weights, save_filled, save_template
+from .trace_step import REFERENCE, TEMPLATE
 
 
 def trace_component(
@@ -35,11 +34,23 @@ def trace_component(
     weights: str,
     sizes: Mapping[str, int],
     others: Sequence[Mapping[str, int]],
+    template: str | None,
     out: str,
-) -> None:
+) -> bool:
     """Write a component's ONNX and its eager outputs at the `others` sizes into the folder `out`, in a child process.
 
     The module is freed with the process, so the check of the graph does not hold both in memory.
+
+    Args:
+        component: the component, as data.
+        weights: the folder of its config and weights.
+        sizes: the sizes of the trace.
+        others: the sizes of the eager outputs.
+        template: the folder of a graph without weights, of a component with the same config; None to trace.
+        out: an empty folder. A trace that can be a template is in its folder `template` as well.
+
+    Returns:
+        Whether the ONNX comes from the template.
 
     Raises:
         CheckError: torch's exporter failed.
@@ -49,7 +60,12 @@ def trace_component(
     try:
         calls = [_eager_call(described, module, s, seed) for seed, s in enumerate(others, start=1)]
         write_calls(folder / REFERENCE, calls)
-        trace(described, module, sizes, folder)
+        tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}  # of `_ByPosition`
+        if template is not None and fill_template(Path(template), tensors, folder):
+            return True
+        if not _trace_template(described, module, sizes, tensors, folder):
+            trace(described, module, sizes, folder)
+        return False
     except (CalotypeError, OSError):
         raise
     except Exception as failed:  # torch's exporter raises errors of any type
@@ -89,12 +105,30 @@ def trace(component: Component, module: nn.Module, sizes: Mapping[str, int], fol
 
     `sizes` is one example. Its batch must exceed 1: the exporter would treat a batch of 1 as fixed.
     """
-    inputs = sample_inputs(component, sizes, seed=0)
     with _quiet(), exporter_shortcuts():
-        program = _exported(component, _ByPosition(module, list(inputs)).eval(), tuple(inputs.values()))
-        _allow_one_timestep(program.model)
-        program.save(folder / MODEL, external_data=True)
-    return folder / MODEL
+        return save_filled(_graph(component, module, sizes), folder)
+
+
+def _trace_template(
+    component: Component, module: nn.Module, sizes: Mapping[str, int], weights: Mapping[str, Tensor], folder: Path
+) -> bool:
+    """Write the ONNX into `folder`, and its graph without weights into its folder `template`, if it can be one."""
+    with _quiet(), exporter_shortcuts():
+        with distinct_weights(weights):
+            model = _graph(component, module, sizes)
+            places = find_weights(model, weights)
+        if places is None or not fill(model, places, weights):
+            return False
+        save_filled(model, folder)
+        save_template(model, places, folder / TEMPLATE)
+    return True
+
+
+def _graph(component: Component, module: nn.Module, sizes: Mapping[str, int]) -> ir.Model:
+    inputs = sample_inputs(component, sizes, seed=0)
+    program = _exported(component, _ByPosition(module, list(inputs)).eval(), tuple(inputs.values()))
+    _allow_one_timestep(program.model)
+    return program.model
 
 
 def _exported(component: Component, module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram:

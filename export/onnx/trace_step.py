@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,13 @@ from calotype.plan.plan import Artifact
 from calotype.plan.profile import Profile
 
 from ..steps.stored_step import StoredStep
-from ..steps.subprocess_task import run_in_subprocess
+from ..steps.subprocess_task import Outcome, run_in_subprocess
 from ..steps.versions import versions
 from . import check
+from .file import MODEL
 
+REFERENCE, TEMPLATE = "reference.npz", "template"  # what a trace leaves next to its graph
+_OF_ITS_ORIGIN = ("_diffusers_version", "_name_or_path", "dtype", "torch_dtype", "transformers_version")
 TRACER = 5  # increased when tracing produces other graphs
 
 
@@ -55,32 +59,47 @@ def traced(component: Component, source: WeightsSource, profile: Profile) -> Art
     """Return the component's float32 ONNX. Raises `CheckError` if tracing fails or the graph differs from eager."""
 
     def make(folder: Path) -> Mapping[str, Any]:
-        return _trace_and_check(component, source.weights_folder(component.name), profile, folder)
+        return _trace_and_check(component, source, profile, folder)
 
     stored = trace_step(component, source).run(make)
-    return Artifact(form="onnx", path=stored.folder / "model.onnx", precision="fp32", check=stored.notes)
+    return Artifact(form="onnx", path=stored.folder / MODEL, precision="fp32", check=stored.notes)
 
 
-def _trace_and_check(component: Component, weights: Path, profile: Profile, folder: Path) -> Mapping[str, Any]:
-    began, reference = time.monotonic(), folder / "reference.npz"
-    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2, images=(3, 5))]
-    tracing = run_in_subprocess(
-        f"tracing the {component.name}",
-        "calotype.export.onnx.trace:trace_component",
-        component=component.to_json(),
-        weights=str(weights),
-        sizes=_sizes(profile, 2, 2, 3, images=(2, 4)),
-        others=sizes,
-        out=str(folder),
+def _template_step(component: Component, sizes: Mapping[str, int], model: str) -> StoredStep:
+    """Return the step of a graph without weights: it depends on the component's config, and not on its weights."""
+    described = component.to_json()
+    described["config"] = {name: v for name, v in described["config"].items() if name not in _OF_ITS_ORIGIN}
+    return StoredStep(
+        depends_on={"template": described, "sizes": sizes, "tools": versions(), "tracer": TRACER},
+        label={"component": component.name, "kind": "graph", "model": model},
     )
-    arguments = {
-        "component": component.to_json(),
-        "path": str(folder / "model.onnx"),
-        "reference": str(reference),
-        "tolerance": check.TOLERANCE,
-    }
-    task, function = f"checking the {component.name}", "calotype.export.onnx.check:check_traced"
-    checking = run_in_subprocess(task, function, backend="onnxruntime", **arguments)
+
+
+def _trace_and_check(component: Component, source: WeightsSource, profile: Profile, folder: Path) -> Mapping[str, Any]:
+    began = time.monotonic()
+    # Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations.
+    traced_at = _sizes(profile, 2, 2, 3, images=(2, 4))
+    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2, images=(3, 5))]
+    template = _template_step(component, traced_at, source.model)
+    stored = template.stored()
+
+    def trace(template: Path | None) -> Outcome:
+        return run_in_subprocess(
+            f"tracing the {component.name}",
+            "calotype.export.onnx.trace:trace_component",
+            component=component.to_json(),
+            weights=str(source.weights_folder(component.name)),
+            sizes=traced_at,
+            others=sizes,
+            template=None if template is None else str(template),
+            out=str(folder),
+        )
+
+    tracing = trace(None if stored is None else stored.folder)
+    checking = _check(component, "onnxruntime", folder)
+    if "refused" in checking.value and tracing.value:  # the template depends on the weights of its own network
+        tracing = trace(None)
+        checking = _check(component, "onnxruntime", folder)
     if "refused" in checking.value:
         raise CheckError(
             f"cannot use the traced {component.name}: {checking.value['refused']}",
@@ -89,15 +108,16 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
             relative_error=checking.value.get("max_relative_error"),
             limit=check.TOLERANCE,
         )
+    if (graph := folder / TEMPLATE).exists():
+        template.run(lambda out: _move_files(graph, out))
+        shutil.rmtree(graph)
     others = {}
     if unavailable("openvino") is None:
         try:
-            others["openvino"] = run_in_subprocess(
-                f"{task} on openvino", function, backend="openvino", **arguments
-            ).value
+            others["openvino"] = _check(component, "openvino", folder).value
         except BuildError as died:  # a backend that crashes is refused, even if requested by name
             others["openvino"] = {"refused": str(died), "crashes": True}
-    reference.unlink()
+    (folder / REFERENCE).unlink()
     return {
         **checking.value,
         "tolerance": check.TOLERANCE,
@@ -108,9 +128,26 @@ def _trace_and_check(component: Component, weights: Path, profile: Profile, fold
     }
 
 
+def _check(component: Component, backend: str, folder: Path) -> Outcome:
+    return run_in_subprocess(
+        f"checking the {component.name} on {backend}",
+        "calotype.export.onnx.check:check_traced",
+        component=component.to_json(),
+        path=str(folder / MODEL),
+        reference=str(folder / REFERENCE),
+        tolerance=check.TOLERANCE,
+        backend=backend,
+    )
+
+
+def _move_files(folder: Path, out: Path) -> Mapping[str, Any]:
+    for path in folder.iterdir():
+        shutil.move(path, out / path.name)
+    return {}
+
+
 def _sizes(
     profile: Profile, batch: int, rows: int, columns: int, chunks: int = 1, images: tuple[int, int] = (1, 1)
 ) -> dict[str, int]:
-    """Return small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations."""
     height, width = rows * profile.multiple, columns * profile.multiple
     return profile.sizes(batch=batch, height=height, width=width, chunks=chunks, images=images)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store.store import Stored, fetch, has, key_of
+from ..store.store import Stored, fetch, has, intact, key_of
 from .subprocess_task import ProgressHandler, run_in_subprocess
 
 
@@ -27,6 +27,10 @@ class StoredStep:
     def is_stored(self) -> bool:
         """Whether the store has the files."""
         return has(key_of(self.depends_on))
+
+    def stored(self) -> Stored | None:
+        """Return the files if the store has them undamaged."""
+        return intact(key_of(self.depends_on))
 
     def run(self, make: Callable[[Path], Mapping[str, Any]]) -> Stored:
         """Return the files, and make them first if the store does not have them. Raises as `fetch`."""

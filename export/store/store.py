@@ -61,10 +61,9 @@ def fetch(key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping
     Raises:
         SourceError: the disk is full, or the store cannot be written. Errors of `make` pass through. No files are left.
     """
+    if (stored := intact(key)) is not None:  # a damaged one is reported below, under the lock
+        return stored
     folder = STORE.root / key
-    with suppress(SourceError):  # damaged: reported below, under the lock
-        if (notes := _valid_notes(folder)) is not None:
-            return Stored(folder, notes)
     name = title(key, label or {})
     with _disk_errors_as_source_errors(STORE.root, name):
         folder.parent.mkdir(parents=True, exist_ok=True)
@@ -75,6 +74,15 @@ def fetch(key: str, make: Callable[[Path], Mapping[str, Any]], *, label: Mapping
                 print(f"calotype: {damaged}", file=sys.stderr)
                 notes = None
             return Stored(folder, _make(folder, make, label or {}) if notes is None else notes)
+
+
+def intact(key: str) -> Stored | None:
+    """Return an entry, which is then in use until this process ends; None if it does not exist or is damaged."""
+    folder = STORE.root / key
+    with suppress(SourceError):
+        if (notes := _valid_notes(folder)) is not None:
+            return Stored(folder, notes)
+    return None
 
 
 def has(key: str) -> bool:
