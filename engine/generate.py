@@ -90,6 +90,9 @@ def _generate(
     image_encoder: Annotated[
         str | None, typer.Option(help="The folder of the IP-Adapters' image encoder.", show_default=False)
     ] = None,
+    t2i_adapter: Annotated[
+        list[str] | None, typer.Option(help="A T2I-Adapter's folder, file or hub id; repeatable.", show_default=False)
+    ] = None,
     vae: Annotated[
         str | None, typer.Option(help="A folder, file or hub id of another VAE.", show_default=False)
     ] = None,
@@ -121,7 +124,7 @@ def _generate(
         raise InputError("pass a prompt or --prompts, not both.", argument="prompts", got=str(prompts))
     lines = [("", {})] if prompts is None else read_prompts(prompts)
     parts = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "textual_inversion": textual_inversion or []}
-    parts |= {"ip_adapter": ip_adapter or [], "image_encoder": image_encoder}
+    parts |= {"ip_adapter": ip_adapter or [], "image_encoder": image_encoder, "t2i_adapter": t2i_adapter or []}
     weights: dict[str, Any] = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
     weights["precision"] = recorded.precision if precision is None else precision
 

@@ -37,6 +37,7 @@ from .sampling.matrix import SamplerRun
 from .sampling.schedulers import takes_eta
 from .stages.batches import parts_of
 from .stages.conditions import with_image
+from .stages.controls import AdapterFeatures
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
@@ -66,6 +67,7 @@ class ImageGenerator:
         self._tokenizers, self._version_note = tokenizers_of(plan), version_drift_note(plan)
         self._prompts = PromptEncoder(plan, components)
         self._image_prompts = ImagePrompter(plan, components)
+        self._features = AdapterFeatures(plan, components)
         self._samplers = SamplerCache(plan.scheduler, plan.samplers)
         self._fewer_calls = FewerCalls(plan, self._samplers)
         self._graph = GraphPipelineManager(plan, components)
@@ -108,11 +110,12 @@ class ImageGenerator:
             self._upscalers = UpscalerCache(self._components.choice)
             self._prompts.clear()
             self._image_prompts.clear()
+            self._features.clear()
 
     @property
     def prompt_bytes(self) -> int:
-        """The bytes of the encoded prompts that are kept."""
-        return self._prompts.kept_bytes + self._image_prompts.kept_bytes
+        """The bytes of the encoded prompts and images that are kept."""
+        return self._prompts.kept_bytes + self._image_prompts.kept_bytes + self._features.kept_bytes
 
     def _sampler(self, request: ResolvedRequest, notes: list[str]) -> BuiltSampler:
         """Return the compiled sampler of a request. An eta that its scheduler lacks changes nothing, and is noted."""
@@ -255,7 +258,7 @@ class ImageGenerator:
             conditioning = self._prompts(call.request, call.loras) | inputs.micro_conditioning
             if self._plan.image_input is not None:
                 conditioning = with_image(self._plan, call.request, conditioning)
-            conditioning |= self._image_prompts(call.request)
+            conditioning |= self._image_prompts(call.request) | self._features(call.request)
         return Unet(self._plan, call, self._components, conditioning, inputs.extra_channels)
 
     def _output(self, call: Generation, latents: Floats, inputs: DenoiseInputs) -> NDArray[Any]:

@@ -33,6 +33,7 @@ def load(
     controlnet: str | Path | Sequence[str | Path] = (),
     ip_adapter: str | Path | Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
+    t2i_adapter: str | Path | Sequence[str | Path] = (),
     lora: LoraLike = None,
     lora_folder: str | Path | None = None,
     vae: str | Path | None = None,
@@ -58,6 +59,8 @@ def load(
             `ip_adapter_image`. A plan contains its own.
         image_encoder: The folder of the IP-Adapters' image encoder. By default it is that of the model's folder, or
             the folder `image_encoder` next to the file, as h94/IP-Adapter at the hub has it.
+        t2i_adapter: A T2I-Adapter's folder, .safetensors file or hub id, or several, for calls with `adapter_image`. By
+            default it is that of the model's folder, if it was saved with one. A plan contains its own.
         lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
         lora_folder: A folder of LoRAs that prompts may name: `<lora:NAME:0.8>` adds NAME.safetensors to the LoRAs of
@@ -79,11 +82,11 @@ def load(
         SourceError: The model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
         BackendError: No requested backend can run, or none computes in the precision.
         BuildError: The model was not built in int8, or a plan lacks the precision. The message has the command.
-        InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `vae`, `unet` or `textual_inversion` is set: a
-            plan contains its own.
+        InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `t2i_adapter`, `vae`, `unet` or
+            `textual_inversion` is set: a plan contains its own.
     """
     parts = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
-    parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder}
+    parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder, "t2i_adapter": t2i_adapter}
     weights: dict[str, Any] = {"lora": lora, "lora_folder": lora_folder, "offline": offline}
     return load_checked(lambda _: None, model, backend, parts, precision=precision, **weights)
 
@@ -102,7 +105,7 @@ def load_checked(
     """Load a model as `load` does. `check` gets the pipeline before its networks are traced and opened."""
     precisions = parse_precision(precision)
     loras = parse_loras(lora)  # a missing file raises before the work
-    extras = {name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "textual_inversion")}
+    extras = {name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "t2i_adapter", "textual_inversion")}
     extras |= {name: parts[name] for name in ("vae", "unet", "image_encoder")}
     if is_plan(model):
         pipe = _load_plan(model, backend, extras, precisions)
@@ -143,7 +146,7 @@ def _trace_model(
     # The only import of the exporter in the engine: it turns a source that is not a plan into one.
     from calotype.export import prepare_lazily
 
-    names = {"controlnet": "controlnets", "ip_adapter": "ip_adapters", "textual_inversion": "words"}
+    names = {name: f"{name}s" for name in ("controlnet", "ip_adapter", "t2i_adapter")} | {"textual_inversion": "words"}
     parts = {names.get(name, name): value for name, value in extras.items()}
     how: dict[str, Any] = {"forms": choice.forms, "choice": choice, "precisions": precisions}
     lazy = prepare_lazily(model, **parts, offline=offline, **how)

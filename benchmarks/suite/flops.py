@@ -21,7 +21,8 @@ from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
-from calotype.backends.torch.modules import ControlNet, ProjectedTextEncoder, TextEncoder, UNet, VaeDecoder, VaeEncoder
+from calotype.backends.torch.controls import ControlNet
+from calotype.backends.torch.modules import ProjectedTextEncoder, TextEncoder, UNet, VaeDecoder, VaeEncoder
 from calotype.errors import InputError
 from calotype.export.sources.source import Source, read_source
 from calotype.plan.family import family_of

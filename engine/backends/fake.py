@@ -31,12 +31,12 @@ class FakeRunner(Runner):
         for pixels, latents in (("height", "latent_height"), ("width", "latent_width")):
             if latents in sizes:
                 sizes.setdefault(pixels, sizes[latents] * Profile.factor)
-                for smaller in (2, 4, 8):  # levels of a U-Net
-                    sizes.setdefault(f"{latents}_{smaller}", sizes[latents] // smaller)
             elif pixels in sizes:
                 sizes.setdefault(latents, sizes[pixels] // Profile.factor)
                 for larger in (1, 2, 3, 4, 8):  # an upscaler's outputs
                     sizes[f"{pixels}_times_{larger}"] = sizes[pixels] * larger
+            for smaller in (2, 4, 8) if latents in sizes else ():  # levels of a U-Net
+                sizes.setdefault(f"{latents}_{smaller}", sizes[latents] // smaller)
         mean = np.sum([_mean(a) for a in inputs.values()], axis=0)  # [B]
         outputs = {}
         for binding in self._component.outputs:

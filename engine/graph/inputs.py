@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..plan.bindings import Array
-from ..plan.networks import controlnets_of
+from ..plan.networks import controlnets_of, t2i_adapters_of
 from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
 from ..sampling.matrix import Sampler, SamplerMatrix, SourceLatents
@@ -43,6 +43,8 @@ def graph_unsupported_reason(plan: Plan, request: ResolvedRequest, sampler: Samp
         return "the parts of its guidance, or its timesteps, are not those of a graph"
     if controlnets_of(plan.components):
         return "the model has ControlNets"
+    if t2i_adapters_of(plan.components):
+        return "the model has T2I-Adapters"
     if plan.image_prompts is not None:
         return "the model has IP-Adapters"
     if request.guided and request.guidance_method != "cfg":

@@ -130,12 +130,12 @@ def read_image(path: str | Path, argument: str = "image") -> Image.Image:
     raise InputError(message, argument=argument, got=size, expected=expected)
 
 
-def load_mask_array(value: Any) -> Pixels:
-    """Convert one mask to gray by luminance; see `load_image_array`.
+def load_mask_array(value: Any, name: str = "mask_image") -> Pixels:
+    """Convert one image or mask to gray by luminance; see `load_image_array`.
 
     # -> [H, W, 3], three equal channels
     """
-    pixels: Pixels = load_image_array("mask_image", value)
+    pixels: Pixels = load_image_array(name, value)
     if (pixels[..., :1] == pixels).all():
         return pixels
     luminance = pixels @ np.array([0.299, 0.587, 0.114])  # ITU-R BT.601, as in PIL

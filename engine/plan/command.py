@@ -38,6 +38,7 @@ _PLACEHOLDERS: Mapping[str, str] = {
         "controlnet": "CONTROLNET",
         "ip_adapter": "IP_ADAPTER",
         "image_encoder": "IMAGE_ENCODER",
+        "t2i_adapter": "T2I_ADAPTER",
         "lora": "LORA",
         "vae": "VAE",
         "unet": "UNET",

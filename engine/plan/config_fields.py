@@ -12,6 +12,7 @@ from typing import Any
 
 from ..errors import SourceError
 from ..errors.schema import Check, SchemaError, integer, list_of, mapping_of, mismatch, nullable, number, one_of, text
+from .controls.t2i_adapter import TYPES
 from .image_prompts.layers import KINDS
 
 
@@ -86,6 +87,13 @@ _IP_ADAPTER: Mapping[str, Check] = {
     "widths": list_of(_SIZE, 1, 4 * _LAYERS),
     "image_embeds": list_of(_SIZE, 1, 2),
 }
+_T2I_ADAPTER: Mapping[str, Check] = {
+    "in_channels": _SIZE,
+    "channels": _SIZES,
+    "num_res_blocks": integer(1, _LAYERS),
+    "downscale_factor": integer(1, 1024),
+    "adapter_type": one_of(*TYPES),
+}
 _VAE: Mapping[str, Check] = {
     **_BLOCKS,
     "encoder_block_out_channels": _SIZES,
@@ -124,7 +132,7 @@ def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
     """
     file = f"{folder}/{'scheduler_config' if name.endswith('scheduler') else 'config'}.json"
     kinds = {"text": _TEXT, "unet": _UNET, "controlnet": _CONTROLNET, "vae": _VAE, "scheduler": _SCHEDULER}
-    kinds |= {"image": _VISION, "low": _SCHEDULER, "ip": _IP_ADAPTER}
+    kinds |= {"image": _VISION, "low": _SCHEDULER, "ip": _IP_ADAPTER, "t2i": _T2I_ADAPTER}
     checks = dict(kinds.get(name.split("_")[0], {}))
     if name == "text_encoder_2":
         checks["projection_dim"] = _SIZE

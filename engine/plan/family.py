@@ -13,9 +13,11 @@ from ..errors import InputError, SourceError
 from ..system.memory import Load
 from . import networks
 from .config_fields import checked
+from .controls.t2i_adapter import STATE as ADAPTER_STATE
+from .controls.t2i_adapter import check_fits
 from .image_input import image_input_of
 from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reason
-from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of
+from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
 from .plan import ModelFields, Prompting
 from .profile import Profile, Range
 
@@ -59,6 +61,7 @@ def family_of(configs: Mapping[str, Config]) -> Family:
 def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     config, vae = configs["unet"], configs.get("vae")
     texts = [networks.text_encoder(name, configs[name]) for name in encoders]
+    steering = _t2i_adapters(configs) if texts else []
     unet = networks.unet(configs, with_text=bool(texts))
     vision = [networks.vision_encoder(configs["image_encoder"])] if "image_encoder" in configs and not texts else []
     encoded = [*texts, *vision]  # what the U-Net attends to
@@ -100,7 +103,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     scale = (vae or {}).get("scaling_factor", default_scale)
     return Family(
         name=_name(configs, texts),
-        components={c.name: c for c in (*encoded, *adapters, unet, *autoencoder, *controls)},
+        components={c.name: c for c in (*encoded, *adapters, *steering, unet, *autoencoder, *controls)},
         profile=replace(profile, tokens=int(texts[0].config["max_position_embeddings"])) if texts else profile,
         prompting=_prompting(configs, texts, kind),
         scaling_factor=_UPSCALER if kind == "pixels" else float(scale),
@@ -186,12 +189,26 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     )
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # without the mask
     inputs = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
-    own = {n for n in shared if "additional_residual" not in n and not n.startswith("image_")}  # not image prompts
+    others = ("image_", ADAPTER_STATE)  # image prompts, T2I-Adapters
+    own = {n for n in shared if "additional_residual" not in n and not n.startswith(others)}
     if not same or inputs != own - {"timestep_cond"}:
         raise _misfit(control.name, config, unet.config)
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
     if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:
         raise SourceError(f"{control.name} does not take RGB images of the output size.", path=control.name)
+
+
+def _t2i_adapters(configs: Mapping[str, Config]) -> list[Component]:
+    """Return the T2I-Adapters. Raises `SourceError` if one does not fit the U-Net."""
+    names = t2i_adapters_of(configs)
+    factor = 2 ** (len(networks.vae_widths(configs["vae"])) - 1)
+    for name in names:
+        check_fits(name, configs[name], configs["unet"], factor)
+    components = [networks.t2i_adapter(name, configs) for name in names]
+    if len({len(each.outputs) for each in components}) > 1:
+        counts = " and ".join(str(len(each.outputs)) for each in components)
+        raise SourceError(f"the T2I-Adapters make {counts} features; expected as many each.", path=names[-1])
+    return components
 
 
 def _image_prompts(configs: Mapping[str, Config]) -> list[Component]:

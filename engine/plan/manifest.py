@@ -7,7 +7,7 @@ converts it into a `Plan`.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ..errors import InputError
@@ -28,9 +28,17 @@ from ..errors.schema import (
 )
 from .command import NAME, SPEC
 from .config_fields import check_scheduler_config
+from .controls.manifest import (
+    adapter_inputs,
+    check_controlnets,
+    check_only,
+    check_t2i_adapters,
+    map_of,
+    residual_inputs,
+)
 from .image_input import check_image_input
 from .image_prompts.manifest import check_image_prompting, check_ip_adapters, image_inputs
-from .networks import controlnets_of, ip_adapters_of
+from .networks import controlnets_of, ip_adapters_of, t2i_adapters_of
 from .profile import Profile, range_from_text
 
 TEXT_FAMILIES = ("sd1", "sd2", "sdxl")
@@ -38,7 +46,6 @@ _FAMILIES = (*TEXT_FAMILIES, "pixels", "latents")
 _MAX_CHANNELS = 65536
 _LATENTS = ("latent_height", "latent_width")
 _PIXELS = ("height", "width")
-_RESIDUAL = re.compile(r"down_block_additional_residual\.\d{1,3}|mid_block_additional_residual")
 
 Fields = Mapping[str, Any]
 Dims = Sequence[Any]
@@ -67,7 +74,7 @@ _SYMBOL = text(r"[a-z]+(_[a-z]+)?(_\d{1,4})?", "a symbol, for example latent_hei
 _DIGEST = text(r"[0-9a-f]{64}", "64 hexadecimal digits")
 _PATH = text(r"[^\x00]{1,4096}", "a path")
 _TEXT = text(r"[\s\S]{0,10000}", "text of at most 10000 characters")
-_NETWORKS = r"unet|vae_decoder|vae_encoder|text_encoder(_2)?|image_encoder|(controlnet|ip_adapter)(_[1-9]\d?)?"
+_NETWORKS = r"unet|vae_(decoder|encoder)|text_encoder(_2)?|image_encoder|(controlnet|(ip|t2i)_adapter)(_[1-9]\d?)?"
 _NETWORK = text(_NETWORKS, "the name of a network")
 # Versions are printed in a command line: `pip install 'onnxruntime>=1.32.0'`.
 _VERSION = text(r"\d[0-9A-Za-z.+_-]{0,99}", "a version")
@@ -163,7 +170,8 @@ def check_manifest(data: Any) -> None:
     states, pooled = _check_prompting(data)
     channels = _check_autoencoder(data)
     _check_unet(data, channels, states, pooled)
-    _check_controlnets(components, channels)
+    check_controlnets(components, channels, controlnets_of(components))
+    check_t2i_adapters(components, t2i_adapters_of(components))
     check_ip_adapters(data)
     build = data["build"]
     if build and build["backend"] not in build["needs"]:
@@ -210,7 +218,8 @@ def _check_networks(data: Fields) -> None:
     texts = {name for name in components if name.startswith("text_encoder")}
     sees = _kind(data) == "vision"
     required |= {"image_encoder"} if sees else set()
-    prompted = {*controlnets_of(components), *(adapters := ip_adapters_of(components)), *texts}
+    prompted = {*controlnets_of(components), *t2i_adapters_of(components), *texts}
+    prompted |= {*(adapters := ip_adapters_of(components))}
     prompted |= {"image_encoder"} if adapters else set()
     others = set(components) - required - (prompted if has_text else set())
     if others:
@@ -230,7 +239,7 @@ def _check_prompting(data: Fields) -> tuple[int, int | None]:
         mismatch("prompting.states", prompting["states"], f"an output of each text encoder: {', '.join(texts)}")
     for name in texts:
         where = f"components.{name}"
-        _check_only(components[name]["inputs"], f"{where}.inputs", {"input_ids": ("batch", tokens)}, dtype="int64")
+        check_only(components[name]["inputs"], f"{where}.inputs", {"input_ids": ("batch", tokens)}, dtype="int64")
         widths = {tuple(b["dims"][1:]) for b in components[name]["outputs"] if len(b["dims"]) != 2}
         if len(widths) > 1 or any(len(dims) != 2 or dims[0] != tokens for dims in widths):
             mismatch(f"{where}.outputs", sorted(map(str, widths)), f"states [batch, {tokens}, W] of one width")
@@ -262,12 +271,12 @@ def _check_autoencoder(data: Fields) -> int:
         decoder, encoder = components["vae_decoder"], components["vae_encoder"]
         dims = decoder["inputs"][0]["dims"]
         channels = dims[1] if len(dims) == 4 and isinstance(dims[1], int) else 0
-        _check_only(decoder["inputs"], "components.vae_decoder.inputs", {"latent_sample": _map(channels)})
-        _check_only(decoder["outputs"], "components.vae_decoder.outputs", {"sample": ("batch", 3, *_PIXELS)})
-        _check_only(encoder["inputs"], "components.vae_encoder.inputs", {"sample": ("batch", 3, *_PIXELS)})
+        check_only(decoder["inputs"], "components.vae_decoder.inputs", {"latent_sample": map_of(channels)})
+        check_only(decoder["outputs"], "components.vae_decoder.outputs", {"sample": ("batch", 3, *_PIXELS)})
+        check_only(encoder["inputs"], "components.vae_encoder.inputs", {"sample": ("batch", 3, *_PIXELS)})
         sampled = encoder["outputs"][0]["name"] == "latent_parameters"  # mean and log-variance
-        encoded = {"latent_parameters": _map(2 * channels)} if sampled else {"latents": _map(channels)}
-        _check_only(encoder["outputs"], "components.vae_encoder.outputs", encoded)
+        encoded = {"latent_parameters": map_of(2 * channels)} if sampled else {"latents": map_of(channels)}
+        check_only(encoder["outputs"], "components.vae_encoder.outputs", encoded)
     for name in ("latents_mean", "latents_std"):
         if len(data[name]) not in (0, channels) or len(data["latents_mean"]) != len(data["latents_std"]):
             mismatch(name, data[name], f"one number per channel ({channels}) in both lists, or two empty lists")
@@ -282,7 +291,7 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
     unet, kind = data["components"]["unet"], _kind(data)
     sample = unet["inputs"][0]
     more = {"mask": channels + 1, "edit": channels, "latents": channels, "depth": 1, "pixels": 3}.get(kind or "", 0)
-    expected: dict[str, Dims] = {"sample": _map(channels + more), "timestep": ("batch",)}
+    expected: dict[str, Dims] = {"sample": map_of(channels + more), "timestep": ("batch",)}
     by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
     where = "components.unet.inputs"
     if kind == "vision":
@@ -299,50 +308,12 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
             width = by_name.get("timestep_cond", [0])[-1]
             even = isinstance(width, int) and not width % 2
             expected["timestep_cond"] = ("batch", width if even else "an even number")
-        expected |= {name: dims for name, dims in by_name.items() if _RESIDUAL.fullmatch(name)}
-        expected |= image_inputs(data["components"])
+        expected |= residual_inputs(by_name) | adapter_inputs(by_name) | image_inputs(data["components"])
     labels = [b for b in unet["inputs"] if b["name"] == "class_labels"] if kind == "pixels" else []
     if kind == "pixels":
-        _check_only(labels, f"{where}.class_labels", {"class_labels": ("batch",)}, dtype="int64")
-    _check_only([b for b in unet["inputs"] if b not in labels], where, expected)
+        check_only(labels, f"{where}.class_labels", {"class_labels": ("batch",)}, dtype="int64")
+    check_only([b for b in unet["inputs"] if b not in labels], where, expected)
     if sample["name"] != "sample":
         mismatch(f"{where}[0].name", sample["name"], "sample")
     out = channels + 1 if kind == "latents" else channels  # the last one is a variance that nothing reads
-    _check_only(unet["outputs"], "components.unet.outputs", {"out_sample": _map(out)})
-
-
-def _check_controlnets(components: Fields, channels: int) -> None:
-    """Check that each ControlNet has the inputs of the U-Net and outputs the residuals that the U-Net adds."""
-    unet = {b["name"]: b["dims"] for b in components["unet"]["inputs"]}
-    added = [dims for name, dims in unet.items() if _RESIDUAL.fullmatch(name)]
-    nets = controlnets_of(components)
-    for dims in added:
-        levels = [re.sub(r"_\d+$", "", str(dim)) for dim in dims[2:]]
-        if len(dims) != 4 or not isinstance(dims[1], int) or levels != list(_LATENTS):
-            mismatch("components.unet.inputs", dims, "residuals [batch, C, latent_height_N, latent_width_N]")
-    if bool(nets) != bool(added):
-        mismatch("components", sorted(components), "a ControlNet if and only if the U-Net has residual inputs")
-    for name in nets:
-        where = f"components.{name}"
-        shared = ("timestep", "encoder_hidden_states", "text_embeds", "time_ids")
-        inputs: dict[str, Dims] = {n: unet[n] for n in shared if n in unet}
-        inputs |= {"sample": _map(channels), "controlnet_cond": ("batch", 3, *_PIXELS)}
-        _check_only(components[name]["inputs"], f"{where}.inputs", {**inputs, "conditioning_scale": ("batch",)})
-        outputs = components[name]["outputs"]
-        if [b["dims"] for b in outputs] != added or any(b["dtype"] != "float32" for b in outputs):
-            mismatch(f"{where}.outputs", [b["dims"] for b in outputs], "the residual inputs of the U-Net")
-
-
-def _map(channels: int) -> tuple[Any, ...]:
-    return "batch", channels, *_LATENTS
-
-
-def _check_only(bindings: Iterable[Fields], where: str, expected: Mapping[str, Dims], dtype: str = "float32") -> None:
-    """Check for exactly the tensors with these names, dimensions and type."""
-    got = {b["name"]: b for b in bindings}
-    if set(got) != set(expected):
-        mismatch(where, sorted(got), f"the tensors {', '.join(sorted(expected))}")
-    for name, dims in expected.items():
-        if list(got[name]["dims"]) != list(dims) or got[name]["dtype"] != dtype:
-            shape = f"{got[name]['dtype']} {got[name]['dims']}"
-            mismatch(f"{where}.{name}", shape, f"{dtype} [{', '.join(map(str, dims))}]")
+    check_only(unet["outputs"], "components.unet.outputs", {"out_sample": map_of(out)})

@@ -42,7 +42,7 @@ def check_network(file: Path, component: str, config: Config, shapes: Shapes) ->
                 f"{file}: {field} is {configured!r:.80}, but the weights have {actual!r:.80}. "
                 "Use config and weights of the same model.",
                 path=file,
-                field=next(word for word in field.split() if "_" in word),
+                field=next((word for word in field.split() if "_" in word), field),
             )
 
 
@@ -87,6 +87,8 @@ def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
         yield from _control_embedding(config, tensors)
     elif component in ("image_encoder", "image_states"):
         yield from _vision(config, tensors)
+    elif component.startswith("t2i_adapter"):
+        yield from _t2i_adapter(config, tensors)
     elif component.startswith("ip_adapter"):
         widths = [tensors.size(f"keys.{i}.weight", 0) for i in range(tensors.layers("keys"))]
         yield "widths", config.get("widths"), widths
@@ -202,6 +204,18 @@ def _control_embedding(config: Config, tensors: _Tensors) -> Iterator[Fact]:
     ends = [f"{start}.blocks.{i}.weight" for i in range(1, tensors.layers(f"{start}.blocks"), 2)]
     widths = [tensors.size(name, 0) for name in (f"{start}.conv_in.weight", *ends)]
     yield "conditioning_embedding_out_channels", config.get("conditioning_embedding_out_channels"), widths
+
+
+def _t2i_adapter(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    light = config.get("adapter_type") == "light_adapter"
+    first = tensors.size(f"adapter.{'body.0.in_conv' if light else 'conv_in'}.weight", 1)
+    pixels = config.get("downscale_factor")
+    if isinstance(pixels, int) and first is not None:
+        yield "in_channels", config.get("in_channels"), first // pixels**2
+    numbers = range(tensors.layers("adapter.body") - light)
+    last = "out_conv" if light else "resnets.0.block2"
+    yield "channels", config.get("channels"), [tensors.size(f"adapter.body.{i}.{last}.weight", 0) for i in numbers]
+    yield "num_res_blocks", config.get("num_res_blocks"), tensors.layers("adapter.body.0.resnets")
 
 
 def _autoencoder(config: Config, tensors: _Tensors) -> Iterator[Fact]:

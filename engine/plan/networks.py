@@ -12,6 +12,8 @@ from typing import Any
 
 from ..errors import SourceError
 from .bindings import Binding, Network, bindings_from_json
+from .controls.t2i_adapter import ADAPTER as T2I_ADAPTER
+from .controls.t2i_adapter import IMAGE, STATE, features_of
 from .image_prompts.layers import ADAPTER, BIAS, SCALE, STATES, image_layers, mask_name, packed_width
 
 Config = Mapping[str, Any]
@@ -49,6 +51,11 @@ def controlnets_of(names: Iterable[str]) -> list[str]:
 def ip_adapters_of(names: Iterable[str]) -> list[str]:
     """Return the names of IP-Adapters: ip_adapter, ip_adapter_1, ..."""
     return [n for n in names if n.startswith(ADAPTER)]
+
+
+def t2i_adapters_of(names: Iterable[str]) -> list[str]:
+    """Return the names of T2I-Adapters: t2i_adapter, t2i_adapter_1, ..."""
+    return [n for n in names if n.startswith(T2I_ADAPTER)]
 
 
 def text_encoder(name: str, config: Config) -> Component:
@@ -119,8 +126,8 @@ def vision_states(config: Config) -> Component:
 
 
 def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
-    """Return the U-Net. If the model has ControlNets, it has an input for each of their residuals, and with IP-Adapters
-    those of `_image_prompts`.
+    """Return the U-Net. With ControlNets it has an input for each of their residuals, with T2I-Adapters one for each of
+    their features, and with IP-Adapters those of `_image_prompts`.
 
     Without text it takes only pixels or latents and the timestep, and with a vision encoder its vector as one token.
     """
@@ -140,6 +147,8 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
             *down, middle = residual_dims(config)
             inputs += (_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down))
             inputs.append(_float("mid_block_additional_residual", *middle))
+        for adapter in t2i_adapters_of(configs)[:1]:  # the features of several are added up
+            inputs += _adapter_states(configs[adapter], configs)
         if ip_adapters_of(configs):
             inputs += _image_prompts(config)
     outputs = (_float("out_sample", "batch", config["out_channels"], *_LATENTS),)
@@ -165,6 +174,20 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
         ),
         config=config,
     )
+
+
+def t2i_adapter(name: str, configs: Mapping[str, Config]) -> Component:
+    """Return a T2I-Adapter, which outputs features for the U-Net (Mou et al. 2023, arXiv 2302.08453)."""
+    config = configs[name]
+    image = _float(IMAGE, "batch", config.get("in_channels", 3), "height", "width")
+    states = _adapter_states(config, configs)
+    return Component(name=name, inputs=(image,), outputs=tuple(states), config=config)
+
+
+def _adapter_states(config: Config, configs: Mapping[str, Config]) -> list[Binding]:
+    factor = 2 ** (len(vae_widths(configs["vae"])) - 1)
+    features = features_of(config, factor)
+    return [_float(f"{STATE}.{i}", *_level_dims(width, level)) for i, (width, level) in enumerate(features)]
 
 
 def vae(config: Config) -> tuple[Component, Component]:

@@ -1,6 +1,6 @@
-"""ControlNet inputs of a request: for each ControlNet an image, a scale, and the steps at which it is active.
+"""Images that steer a request: for each ControlNet or T2I-Adapter an image, a scale, and the steps of its effect.
 
-Knows the number of ControlNets, not the networks.
+Knows the number of networks and the channels of their images, not the networks.
 """
 
 from __future__ import annotations
@@ -13,7 +13,9 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..errors.validation import check_float
-from ..images.arrays import Images, Pixels, as_list, batch, load_image_array
+from ..images.arrays import Images, Pixels, as_list, batch, load_image_array, load_mask_array
+from ..plan.networks import t2i_adapters_of
+from ..plan.plan import Plan
 from .request import OneOrMore, Request
 
 
@@ -27,33 +29,66 @@ class ControlInput:
     end: float
 
 
+@dataclass(frozen=True, kw_only=True, eq=False)
+class AdapterInput:
+    """The input of one T2I-Adapter: its images, its strength, and the fraction of the U-Net calls that it covers."""
+
+    images: NDArray[np.float32]  # [B, C, H, W] in [0, 1]
+    scale: float
+    factor: float
+
+
+def adapter_channels(plan: Plan) -> list[int]:
+    """Return the channels of the image of each T2I-Adapter: 1 for gray, else 3."""
+    return [int(plan.components[name].inputs[0].dims[1]) for name in t2i_adapters_of(plan.components)]
+
+
 def load_control_images(control_image: Images, nets: int, prompts: int) -> list[list[Pixels]]:
     """Return the images [H, W, 3] of each of `nets` ControlNets: one, or one for each of `prompts` prompts.
 
     Raises `InputError`. Without control images the list is empty.
     """
-    if control_image is None:
-        return []
-    if not nets:
+    if control_image is not None and not nets:
         raise InputError(
             "control_image needs a ControlNet. Load one with load(..., controlnet=FOLDER).", argument="control_image"
         )
-    per_net = [control_image] if nets == 1 else as_list(control_image)
+    return _images_of("control_image", control_image, "ControlNets", nets, prompts)
+
+
+def load_adapter_images(adapter_image: Images, channels: Sequence[int], prompts: int) -> list[list[Pixels]]:
+    """Return the images [H, W, 3] of each T2I-Adapter: one, or one for each of `prompts` prompts.
+
+    `channels` has the channels of each adapter's image: 1 for gray. Raises `InputError`.
+    """
+    if adapter_image is not None and not channels:
+        message = "adapter_image needs a T2I-Adapter. Load one with load(..., t2i_adapter=FOLDER)."
+        raise InputError(message, argument="adapter_image")
+    images = _images_of("adapter_image", adapter_image, "T2I-Adapters", len(channels), prompts)
+    return [
+        [load_mask_array(image, "adapter_image") for image in each] if count == 1 else each
+        for each, count in zip(images, channels, strict=bool(images))
+    ]
+
+
+def _images_of(name: str, value: Images, kind: str, nets: int, prompts: int) -> list[list[Pixels]]:
+    if value is None:
+        return []
+    per_net = [value] if nets == 1 else as_list(value)
     if len(per_net) != nets:
         raise InputError(
-            f"control_image must be a list with one image for each of {nets} ControlNets, got {len(per_net)}.",
-            argument="control_image",
+            f"{name} must be a list with one image for each of {nets} {kind}, got {len(per_net)}.",
+            argument=name,
             got=len(per_net),
         )
-    controls = [[load_image_array("control_image", image) for image in as_list(each)] for each in per_net]
-    for images in controls:
-        if len(images) not in (1, prompts):
+    images = [[load_image_array(name, image) for image in as_list(each)] for each in per_net]
+    for each in images:
+        if len(each) not in (1, prompts):
             raise InputError(
-                f"pass one control_image, or one for each of {prompts} prompts; got {len(images)}.",
-                argument="control_image",
-                got=len(images),
+                f"pass one {name}, or one for each of {prompts} prompts; got {len(each)}.",
+                argument=name,
+                got=len(each),
             )
-    return controls
+    return images
 
 
 def control_inputs(
@@ -76,12 +111,31 @@ def control_inputs(
     )
 
 
-def _per_net(name: str, value: OneOrMore, nets: int, limit: float) -> list[float]:
-    """Return a number from 0 to `limit` for each ControlNet; one number serves all."""
+def adapter_inputs(
+    request: Request,
+    channels: Sequence[int],
+    images: Sequence[Sequence[Pixels]],
+    *,
+    count: int,
+    height: int,
+    width: int,
+) -> tuple[AdapterInput, ...]:
+    """Return the input of each T2I-Adapter for a batch of `count` images; empty without images. Raises `InputError`."""
+    nets = len(channels)
+    scales = _per_net("adapter_conditioning_scale", request.adapter_conditioning_scale, nets, 10, "T2I-Adapters")
+    factor = check_float("adapter_conditioning_factor", request.adapter_conditioning_factor, 1)
+    return tuple(
+        AdapterInput(images=batch(each, count, height, width)[:, :depth], scale=scale, factor=factor)
+        for each, depth, scale in zip(images, channels, scales, strict=bool(images))
+    )
+
+
+def _per_net(name: str, value: OneOrMore, nets: int, limit: float, kind: str = "ControlNets") -> list[float]:
+    """Return a number from 0 to `limit` for each network; one number serves all."""
     numbers = list(value) if isinstance(value, (list, tuple)) else [value] * nets
     if len(numbers) != nets:
         raise InputError(
-            f"pass one {name}, or one for each of {nets} ControlNets; got {len(numbers)}.",
+            f"pass one {name}, or one for each of {nets} {kind}; got {len(numbers)}.",
             argument=name,
             got=len(numbers),
         )

@@ -21,7 +21,7 @@ from ..plan.profile import Profile
 from ..sampling.schedule_range import ScheduleRange
 from ..upscaling import LANCZOS, RESAMPLINGS
 from ..upscaling.upscaler import Upscaler
-from .controls import ControlInput, control_inputs
+from .controls import AdapterInput, ControlInput, adapter_channels, adapter_inputs, control_inputs
 from .request import Request
 
 MAX_FACTOR = 8
@@ -41,7 +41,7 @@ class Hires:
         steps: the steps that run, as the caller passed them; None for `strength` of the first pass's.
         upscaler: "latent", "lanczos", or what `load_upscaler` takes or returns.
         schedule_steps: the steps of the schedule, of which `schedule_range` is the part that runs.
-        controls: the inputs of the ControlNets at the larger size.
+        controls: the inputs of the ControlNets at the larger size; adapters: those of the T2I-Adapters.
     """
 
     factor: float
@@ -53,14 +53,22 @@ class Hires:
     schedule_steps: int
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]
+    adapters: tuple[AdapterInput, ...]
 
 
 def hires_of(
-    request: Request, plan: Plan, *, count: int, height: int, width: int, controls: Sequence[Sequence[Pixels]]
+    request: Request,
+    plan: Plan,
+    *,
+    count: int,
+    height: int,
+    width: int,
+    controls: Sequence[Sequence[Pixels]],
+    adapters: Sequence[Sequence[Pixels]],
 ) -> Hires | None:
     """Return the second pass of a request whose first pass has this size; None without `hires`. Raises `InputError`.
 
-    `controls` are the images of each ControlNet.
+    `controls` are the images of each ControlNet, and `adapters` those of each T2I-Adapter.
     """
     if request.hires is None:
         for name in ("hires_strength", "hires_steps", "hires_upscaler"):
@@ -79,7 +87,7 @@ def hires_of(
     if request.hires_strength is not None:
         strength = check_float("hires_strength", request.hires_strength, 1)
     schedule_steps, skipped = _schedule(request, strength)
-    nets = len(controlnets_of(plan.components))
+    nets, channels = len(controlnets_of(plan.components)), adapter_channels(plan)
     return Hires(
         factor=factor,
         strength=strength,
@@ -90,6 +98,7 @@ def hires_of(
         schedule_steps=schedule_steps,
         schedule_range=ScheduleRange(origin="image", skipped=skipped),
         controls=control_inputs(request, nets, controls, count=count, height=tall, width=wide),
+        adapters=adapter_inputs(request, channels, adapters, count=count, height=tall, width=wide),
     )
 
 

@@ -18,7 +18,15 @@ from ..plan.profile import Profile
 from ..sampling.matrix import InpaintMask
 from ..sampling.schedule_range import ScheduleRange
 from .conditions import check_condition, depth_from, noise_level_of, vision_pixels
-from .controls import ControlInput, control_inputs, load_control_images
+from .controls import (
+    AdapterInput,
+    ControlInput,
+    adapter_channels,
+    adapter_inputs,
+    control_inputs,
+    load_adapter_images,
+    load_control_images,
+)
 from .hires import Hires, hires_of
 from .images import (
     check_image_arguments,
@@ -52,6 +60,7 @@ class ImageFields(TypedDict):
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]
+    adapters: tuple[AdapterInput, ...]
     hires: Hires | None
     mask_crop: MaskCrop | None
 
@@ -71,11 +80,15 @@ def image_fields(
     check_image_arguments(request, has_latents=latents is not None, **task)
     nets = len(controlnets_of(plan.components))
     control_images = load_control_images(request.control_image, nets, prompts)
-    flat_controls = [image for net in control_images for image in net]
+    adapters = adapter_channels(plan)
+    adapter_images = load_adapter_images(request.adapter_image, adapters, prompts)
+    flat_controls, flat_adapters = (
+        [image for net in each for image in net] for each in (control_images, adapter_images)
+    )
     padding = crop_padding(request, len(images), len(masks))
     enlarges, sees = (1, False) if takes is None else (takes.enlarges, takes.kind == "vision")
     sizes = [(i.shape[0] * enlarges, i.shape[1] * enlarges) for i in ([] if sees else images)]
-    sizes = [*sizes, *(image.shape[:2] for image in flat_controls)] if padding is None else []
+    sizes = [*sizes, *(image.shape[:2] for image in (*flat_controls, *flat_adapters))] if padding is None else []
     if latents is not None:
         sizes = [(latents.shape[2] * factor * enlarges, latents.shape[3] * factor * enlarges)]
     in_pixels = None if noise is None else (noise.shape[2] * factor, noise.shape[3] * factor)
@@ -95,7 +108,9 @@ def image_fields(
     task["has_image"] = has_image and not starts
     schedule_range, strength = schedule_range_for(request, steps=steps, distilled=is_distilled(plan), **task)
     inpaint_mask = stacked_masks(masks, height, width, soft=request.soft_mask)
-    notes += image_notes([] if sees else images, masks, flat_controls, inpaint_mask, (height, width), small)
+    notes += image_notes(
+        [] if sees else images, masks, (flat_controls, flat_adapters), inpaint_mask, (height, width), small
+    )
     return ImageFields(
         width=width,
         height=height,
@@ -113,7 +128,16 @@ def image_fields(
         schedule_range=schedule_range,
         mask_crop=crop,
         controls=control_inputs(request, nets, control_images, count=count, height=height, width=width),
-        hires=hires_of(request, plan, count=count, height=height, width=width, controls=control_images),
+        adapters=adapter_inputs(request, adapters, adapter_images, count=count, height=height, width=width),
+        hires=hires_of(
+            request,
+            plan,
+            count=count,
+            height=height,
+            width=width,
+            controls=control_images,
+            adapters=adapter_images,
+        ),
     )
 
 

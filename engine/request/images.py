@@ -148,8 +148,9 @@ def crop_padding(request: Request, images: int, masks: int) -> int | None:
         return None
     padding = check_int("padding_mask_crop", request.padding_mask_crop, 0, 2**16)
     reason = "needs image= and mask_image=, one of each" if (images, masks) != (1, 1) else ""
-    if request.control_image is not None:
-        reason = "cannot be combined with control_image"
+    for name in ("control_image", "adapter_image"):
+        if getattr(request, name) is not None:
+            reason = f"cannot be combined with {name}"
     if request.output_type != "pil":
         reason = "gives images of the input's size, and so needs output_type='pil'"
     if reason:
@@ -182,14 +183,15 @@ def stacked_masks(masks: Sequence[Pixels], height: int, width: int, *, soft: boo
 def image_notes(
     images: Sequence[Pixels],
     masks: Sequence[Pixels],
-    controls: Sequence[Pixels],
+    steering: tuple[Sequence[Pixels], Sequence[Pixels]],
     inpaint_mask: InpaintMask | None,
     size: tuple[int, int],
     image_size: tuple[int, int],
 ) -> Iterator[str]:
-    """Yield notes for the report: images resized to `image_size` (height, width), masks and control images to `size`,
-    control images and masks without effect."""
-    kinds = {"image": images, "mask": masks, "control image": controls}
+    """Yield notes for the report: images resized to `image_size` (height, width), masks and the images of ControlNets
+    and T2I-Adapters (`steering`) to `size`, control images and masks without effect."""
+    controls, adapters = steering
+    kinds = {"image": images, "mask": masks, "control image": controls, "adapter image": adapters}
     for name, old in dict.fromkeys((name, image.shape[:2]) for name, each in kinds.items() for image in each):
         if old != (height_width := image_size if name == "image" else size):
             height, width = height_width

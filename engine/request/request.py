@@ -28,8 +28,8 @@ class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
 
     width: int | None = argument(
         "Width in pixels.",
-        "The default is the width of `image`, or else of `control_image`, rounded down to the model's multiple; "
-        "without both, the model's.",
+        "The default is the width of `image`, or else of `control_image` or `adapter_image`, rounded down to the "
+        "model's multiple; without these, the model's.",
         default=None,
         option=int,
         shown_default="the model's",

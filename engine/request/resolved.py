@@ -21,7 +21,7 @@ from .arguments.sampling import GuidanceMethod
 from .callback import check_callback
 from .conditioning import PrecomputedStates, SizeConditioning, check_counts, precomputed_states, sizes_of
 from .conditions import image_guidance_of
-from .controls import ControlInput
+from .controls import AdapterInput, ControlInput
 from .guidance import guidance_method_of
 from .hires import Hires
 from .image_fields import image_fields, is_distilled
@@ -78,6 +78,7 @@ class ResolvedRequest:
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
+    adapters: tuple[AdapterInput, ...]  # one for each T2I-Adapter, or none
     image_prompts: tuple[ImagePrompt, ...]  # one for each IP-Adapter, or none
     ip_adapter_scale: Any  # as the call has it: a number, a mapping, or a list of these
     hires: Hires | None  # the second pass
@@ -109,6 +110,9 @@ class ResolvedRequest:
             values["controlnet_conditioning_scale"] = [each.scale for each in self.controls]
             values["control_guidance_start"] = [each.start for each in self.controls]
             values["control_guidance_end"] = [each.end for each in self.controls]
+        if self.adapters:
+            values["adapter_conditioning_scale"] = [each.scale for each in self.adapters]
+            values["adapter_conditioning_factor"] = self.adapters[0].factor
         if (hires := self.hires) is not None:
             values |= {"hires": hires.factor, "hires_strength": hires.strength, "hires_steps": hires.steps}
             values["hires_upscaler"] = str(hires.upscaler)
@@ -126,6 +130,7 @@ class ResolvedRequest:
             schedule_range=replace(hires.schedule_range, eta=self.schedule_range.eta),
             strength=hires.strength,
             controls=hires.controls,
+            adapters=hires.adapters,
             calls=None,
             min_psnr=None,
             image=None,

@@ -14,7 +14,7 @@ from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession, NetworkCall, NetworkCalls, completed
 from ..plan.plan import Plan
 from .conditions import network_timesteps
-from .controlnet import ControlNets, no_residuals, span_of
+from .controls import ControlNets, has_features, no_features, no_residuals, span_of
 from .generation import Generation
 
 Floats = NDArray[np.float32]
@@ -44,7 +44,8 @@ class Unet:
         self.conditioning, self._extra_channels = dict(conditioning), extra_channels
         self._timesteps = network_timesteps(call.sampler) if plan.takes("latents") else call.sampler.timesteps
         self._channels = int(plan.latents.dims[1])
-        self._sessions: dict[bool, tuple[DenoisingSession, ControlNets | None]] = {}  # guided -> its sessions
+        # whether it is guided, and steered by T2I-Adapters -> its sessions
+        self._sessions: dict[tuple[bool, bool], tuple[DenoisingSession, ControlNets | None]] = {}
 
     def __call__(self, call: int, sample: Floats) -> Floats:
         """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [N, C, h, w] with the unconditional part first"""
@@ -55,9 +56,10 @@ class Unet:
         request, sampler = self._call.request, self._call.sampler
         start, end = request.guidance_interval
         guided = request.guided and self._call.guidance_scale > 1 and start <= span_of(sampler, call)[0] < end
-        if guided not in self._sessions:
-            self._sessions[guided] = self._open(guided)
-        session, controls = self._sessions[guided]
+        kind = guided, has_features(request.adapters, sampler, call)
+        if kind not in self._sessions:
+            self._sessions[kind] = self._open(*kind)
+        session, controls = self._sessions[kind]
         residuals = {} if controls is None else (yield from controls.calls(call, sample))
         if self._extra_channels is not None:
             extra = self._extra_channels if guided else self._extra_channels[-len(sample) :]
@@ -78,11 +80,12 @@ class Unet:
         self.conditioning[name] = rows
         self._sessions.clear()
 
-    def _open(self, guided: bool) -> tuple[DenoisingSession, ControlNets | None]:
+    def _open(self, guided: bool, steered: bool) -> tuple[DenoisingSession, ControlNets | None]:
         plan, request, timesteps = self._plan, self._call.request, self._timesteps
         rows = request.rows if guided else 1
         unneeded = len(request.seeds) * (request.rows - rows)  # rows of the unconditional parts
         conditioning = {name: array[unneeded:] for name, array in self.conditioning.items()}
+        conditioning |= {} if steered else no_features(plan, request, rows)
         controls, constants = None, conditioning
         if any(control.scale != 0 for control in request.controls):
             controls = ControlNets(plan, self._call, self._component, conditioning, rows=rows)

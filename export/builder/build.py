@@ -35,6 +35,7 @@ from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
 from ..sources.ip_adapter.read import add_ip_adapters
 from ..sources.lora import fuse
 from ..sources.source import read_source
+from ..sources.t2i_adapter.read import add_t2i_adapters
 from ..sources.textual_inversion import add_embeddings
 from ..steps.progress import Display, Progress
 from ..steps.subprocess_task import run_in_subprocess
@@ -118,6 +119,7 @@ def check_backend(spec: BuildSpec) -> None:
 def _prepared(spec: BuildSpec) -> Work:
     source = read_source(spec.model, spec.controlnet, spec.vae, unet=spec.unet, offline=spec.offline)
     source = add_ip_adapters(source, spec.ip_adapter, spec.image_encoder, offline=spec.offline)
+    source = add_t2i_adapters(source, spec.t2i_adapter, offline=spec.offline)
     source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile

@@ -19,6 +19,7 @@ from calotype.plan.profile import Profile
 from ..onnx.trace_step import trace_step, traced
 from ..sources.ip_adapter.read import add_ip_adapters
 from ..sources.source import Source, read_source
+from ..sources.t2i_adapter.read import add_t2i_adapters
 from ..sources.textual_inversion import add_embeddings
 from ..tensorrt.engines import default_profile, engines_for
 from .precision_choice import PrecisionChoice
@@ -32,6 +33,7 @@ def prepare(
     unet: str | Path | None = None,
     ip_adapters: Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
+    t2i_adapters: Sequence[str | Path] = (),
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str] = ("onnx",),
@@ -44,6 +46,7 @@ def prepare(
     Args:
         model: a folder in diffusers' layout, a checkpoint file, a hub id, or "demo".
         ip_adapters: files of IP-Adapters, with the folder of their `image_encoder`.
+        t2i_adapters: the T2I-Adapters, as folders, files or hub ids.
         words: textual-inversion files.
         forms: "onnx", "diffusers", or backends that compile engines.
 
@@ -51,6 +54,7 @@ def prepare(
         SourceError: the model cannot be read.
     """
     parts: dict[str, Any] = {"controlnets": controlnets, "ip_adapters": ip_adapters, "image_encoder": image_encoder}
+    parts["t2i_adapters"] = t2i_adapters
     source, family = _described(model, vae=vae, unet=unet, words=words, offline=offline, forms=forms, **parts)
     components = {c.name: planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
@@ -137,12 +141,14 @@ def _described(
     unet: str | Path | None = None,
     ip_adapters: Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
+    t2i_adapters: Sequence[str | Path] = (),
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str],
 ) -> tuple[Source, Family]:
     source = read_source(model, controlnets, vae, unet=unet, offline=offline)
-    source = add_embeddings(add_ip_adapters(source, ip_adapters, image_encoder, offline=offline), words)
+    source = add_ip_adapters(source, ip_adapters, image_encoder, offline=offline)
+    source = add_embeddings(add_t2i_adapters(source, t2i_adapters, offline=offline), words)
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
         family = replace(family, profile=default_profile(family.profile))

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from calotype import backends
 from calotype.plan.family import Family
+from calotype.plan.networks import controlnets_of, t2i_adapters_of
 
 from ..onnx.capture import ImageSet, embedding_sizes, groups
 from ..quality.prompts import Prompts
@@ -59,7 +60,8 @@ class Work:
             steps=20 if calibrates else steps,
             height=height,
             width=width,
-            controls=len(self.spec.controlnet),
+            controls=len(controlnets_of(self.family.components)),
+            adapters=len(t2i_adapters_of(self.family.components)),
             prompted=embedding_sizes(self.family),
             takes=takes.kind if takes else None,
             enlarges=takes.enlarges if takes else 1,

@@ -57,6 +57,7 @@ class ImageSet:
     width: int
     first_seed: int = 0
     controls: int = 0  # number of ControlNets; each gets an outline image
+    adapters: int = 0  # number of T2I-Adapters, in the same way
     prompted: tuple[tuple[int, ...], ...] = ()  # for each IP-Adapter the sizes of its embeddings, or none for images
     takes: str | None = None  # the kind of the model's image input: it also gets an image, and a mask or a depth map
     enlarges: int = 1  # the sides of the images to generate are those of the input image times this
@@ -71,7 +72,8 @@ class ImageSet:
         """Return the keyword arguments of the pipeline's call for image i."""
         call: dict[str, Any] = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
         call |= {"height": self.height, "width": self.width, **({"prompt": None} if self.takes == "vision" else {})}
-        outlines = {"control_image": [self._outline(i, c) for c in range(self.controls)]} if self.controls else {}
+        counts = {"control_image": self.controls, "adapter_image": self.adapters}
+        outlines = {name: [self._outline(i, c) for c in range(count)] for name, count in counts.items() if count}
         return {**call, **outlines, **self._image_prompts(i), **(self._seen(i) if self.takes else {})}
 
     @property
@@ -200,7 +202,7 @@ def groups(names: Sequence[str], *, encoded: bool) -> list[tuple[str, ...]]:
     If images are `encoded`, the VAE encoder runs first. Else it is recorded last, on the decoded images.
     """
     stepwise = tuple(n for n in names if n.startswith(("controlnet", "unet")))
-    text = [(n,) for n in names if n.startswith(("text_encoder", "image_encoder", "ip_adapter"))]
+    text = [(n,) for n in names if n.startswith(("text_encoder", "image_encoder", "ip_adapter", "t2i_adapter"))]
     decoder, encoder = ([(n,)] if n in names else [] for n in ("vae_decoder", "vae_encoder"))
     return [*encoder, *text, stepwise, *decoder] if encoded else [*text, stepwise, *decoder, *encoder]
 

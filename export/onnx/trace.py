@@ -93,7 +93,7 @@ def sample_inputs(component: Component, sizes: Mapping[str, int], seed: int) -> 
             return torch.randint(0, int(component.config[numbers]), shape, generator=generator)
         if binding.name in ("timestep", "time_ids"):
             return torch.randint(0, 1000, shape, generator=generator).float()
-        if binding.name in ("controlnet_cond", "conditioning_scale"):
+        if binding.name in ("controlnet_cond", "conditioning_scale", "adapter_image"):
             return torch.rand(shape, generator=generator)
         return torch.randn(shape, generator=generator)
 
@@ -141,6 +141,7 @@ def _exported(component: Component, module: nn.Module, inputs: tuple[Tensor, ...
     dynamic = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in symbols)
     exported = torch.export.export(module, inputs, dynamic_shapes=(dynamic,), strict=False)
     _translatable_casts(exported.graph_module)
+    _without_sums_in_place(exported.graph_module)
     decompose = exported.run_decompositions
     try:
         exported.run_decompositions = lambda _table=None: exported
@@ -176,6 +177,26 @@ def _translatable_casts(graph_module: torch.fx.GraphModule) -> None:
                 replacement = graph.call_function(aten._to_copy.default, (tensor,), {"dtype": dtype})
             replacement.meta = dict(node.meta)
         node.replace_all_uses_with(replacement)
+        graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _without_sums_in_place(graph_module: torch.fx.GraphModule) -> None:
+    """Replace the sums in place of a U-Net that adds a T2I-Adapter's features: the exporter would decompose for them.
+
+    Only sums into the output of an operator that never returns a view, so that nothing else changes.
+    """
+    aten, graph = torch.ops.aten, graph_module.graph
+    fresh = (aten.conv2d.default, aten.add.Tensor, aten.div.Tensor)
+    for node in graph.find_nodes(op="call_function", target=aten.add_.Tensor):
+        target = node.args[0]
+        if target.target not in fresh:
+            continue
+        with graph.inserting_before(node):
+            total = graph.call_function(aten.add.Tensor, node.args, node.kwargs)
+        total.meta = dict(node.meta)
+        node.replace_all_uses_with(total)
+        target.replace_all_uses_with(total, delete_user_cb=lambda user, node=node: user > node)
         graph.erase_node(node)
     graph_module.recompile()
 

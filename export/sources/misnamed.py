@@ -14,6 +14,7 @@ from .weight_files import EXPORTED, EXPORTS, check_safetensors
 
 # diffusers' class -> the argument that takes its folder
 _ARGUMENTS = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae", "AutoencoderTiny": "vae"}
+_ARGUMENTS |= {"T2IAdapter": "t2i_adapter"}
 _MODEL = (
     "a model is a folder in diffusers' layout, which has a model_index.json and the folders unet, vae, text_encoder, "
     "tokenizer and scheduler"
@@ -38,7 +39,7 @@ def describe_other_folder(folder: Path, named_as: str = "model") -> str | None:
         if kind := str(value[0] if isinstance(value, list) else value or "")[:80]:
             parent = folder.absolute().parent
             if argument := _ARGUMENTS.get(kind):
-                remedy = f"Pass it as {argument}= (--{argument}), together with a model"
+                remedy = f"Pass it as {argument}= (--{argument.replace('_', '-')}), together with a model"
             elif (parent / "model_index.json").is_file():
                 remedy = f"Pass the model's folder: {parent}"
             else:

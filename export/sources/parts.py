@@ -41,6 +41,7 @@ _OPTIONAL: tuple[str, ...] = (
     "scheduler",
     "watermark",
     "controlnet",
+    "adapter",
     "depth_estimator",
     *SETTINGS,
 )

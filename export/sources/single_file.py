@@ -44,7 +44,7 @@ _MARKS = {
     "control_model": _CONTROLNET,
     "input_hint_block": _CONTROLNET,
     "controlnet_cond_embedding": _CONTROLNET,
-    "adapter": ("a T2I-Adapter", None),
+    "adapter": ("a T2I-Adapter", "t2i_adapter"),
     "image_proj": ("an IP-Adapter", "ip_adapter"),
     "quantize": ("an autoencoder of a codebook", None),
 }

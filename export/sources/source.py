@@ -50,6 +50,7 @@ _KINDS = {  # argument -> its forms, and diffusers' class that reads it from one
     "vae": ("an autoencoder is a {}, a .safetensors file, or a hub id", "AutoencoderKL"),
     "unet": ("a U-Net is a {}, a .safetensors or .gguf file, or a hub id", "UNet2DConditionModel"),
     "controlnet": ("a ControlNet is a {}, a .safetensors file, a hub id, or demo-canny", "ControlNetModel"),
+    "t2i_adapter": ("a T2I-Adapter is a {}, a .safetensors file, or a hub id", "T2IAdapter"),
     "ip_adapter": ("an IP-Adapter is a .safetensors file, or its address at the hub", "IPAdapter"),
     "image_encoder": ("an image encoder is a {}", "CLIPVisionModelWithProjection"),
 }

@@ -21,23 +21,17 @@ from ...plan.network_check import check_network
 from ...weights.folder import check_weights_folder
 from ...weights.safetensors import TensorFile
 from ...weights.types import check_types
+from .controls import ControlNet, T2IAdapter, adapter_states, index_of
 from .image_prompts import image_prompts, load_ip_adapter, take_image_prompts
 from .on_meta import on_meta
 from .upscalers import load_upscaler
+from .wrapper import Wrapper
 
 UPSCALER = "upscaler"
 _ADDED = ("text_embeds", "time_ids")
 
 
-class _Wrapper(nn.Module):
-    """A network with a signature of tensors."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
-
-
-class TextEncoder(_Wrapper):
+class TextEncoder(Wrapper):
     """CLIP's text transformer.
 
     Outputs: the last state (normed), the pooled state, every layer's state, and the same normed in reverse order.
@@ -51,7 +45,7 @@ class TextEncoder(_Wrapper):
         return out.last_hidden_state, out.pooler_output, *out.hidden_states, *skipped
 
 
-class ProjectedTextEncoder(_Wrapper):
+class ProjectedTextEncoder(Wrapper):
     """SDXL's second text encoder.
 
     Outputs: the projected pooled state, the last state (normed), and every layer's state.
@@ -63,7 +57,7 @@ class ProjectedTextEncoder(_Wrapper):
         return out.text_embeds, out.last_hidden_state, *out.hidden_states
 
 
-class VisionEncoder(_Wrapper):
+class VisionEncoder(Wrapper):
     """CLIP's vision transformer. Outputs the projected vector of each image, and its states before the last layer."""
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, Tensor]:
@@ -72,7 +66,7 @@ class VisionEncoder(_Wrapper):
         return out.image_embeds, out.hidden_states[-2]
 
 
-class VisionStates(_Wrapper):
+class VisionStates(Wrapper):
     """CLIP's vision transformer. Outputs the projected vector of each image, the last state, and every layer's."""
 
     def forward(self, pixel_values: Tensor) -> tuple[Tensor, ...]:
@@ -81,11 +75,12 @@ class VisionStates(_Wrapper):
         return out.image_embeds, out.last_hidden_state, *out.hidden_states
 
 
-class UNet(_Wrapper):
+class UNet(Wrapper):
     """The denoiser.
 
     `others` are named inputs: SDXL's `text_embeds` and `time_ids`, a latent consistency model's `timestep_cond`, the
-    `class_labels` of an upscaler, the residuals of ControlNets, and the keys and values of image prompts.
+    `class_labels` of an upscaler, the residuals of ControlNets, the features of T2I-Adapters, and the keys and values
+    of image prompts.
     """
 
     def __init__(self, model: Any) -> None:
@@ -96,7 +91,7 @@ class UNet(_Wrapper):
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor
     ) -> tuple[Tensor]:
         """# [B, 4, h, w], [B], [B, T, W], [B, P], [B, 6], N x [B, C, h / level, w / level] -> [B, 4, h, w]"""
-        down = tuple(others[n] for n in sorted(others, key=_index) if n.startswith("down_block"))
+        down = tuple(others[n] for n in sorted(others, key=index_of) if n.startswith("down_block"))
         with image_prompts(others):
             out: Tensor = self.model(
                 sample,
@@ -107,47 +102,19 @@ class UNet(_Wrapper):
                 added_cond_kwargs={n: others[n] for n in _ADDED if n in others} or None,
                 down_block_additional_residuals=down or None,
                 mid_block_additional_residual=others.get("mid_block_additional_residual"),
+                down_intrablock_additional_residuals=adapter_states(others),
                 return_dict=False,
             )[0]
         return (out,)
 
 
-class UnconditionalUNet(_Wrapper):
+class UnconditionalUNet(Wrapper):
     """A denoiser without conditioning: its inputs are the sample and the timestep."""
 
     def forward(self, sample: Tensor, timestep: Tensor) -> tuple[Tensor]:
         """# [B, C, H, W], [B] -> [B, C, H, W]"""
         out: Tensor = self.model(sample, timestep, return_dict=False)[0]
         return (out,)
-
-
-def _index(name: str) -> int:
-    return int(name.rpartition(".")[2]) if "." in name else -1
-
-
-class ControlNet(_Wrapper):
-    """A ControlNet: residuals for the U-Net from a control image. `added` are SDXL's `text_embeds` and `time_ids`."""
-
-    def forward(
-        self,
-        sample: Tensor,
-        timestep: Tensor,
-        encoder_hidden_states: Tensor,
-        controlnet_cond: Tensor,
-        conditioning_scale: Tensor,
-        **added: Tensor,
-    ) -> tuple[Tensor, ...]:
-        """# [B, 4, h, w], [B], [B, T, W], [B, 3, H, W], [B], [B, P], [B, 6] -> N x [B, C, h / level, w / level]"""
-        down, middle = self.model(
-            sample,
-            timestep,
-            encoder_hidden_states,
-            controlnet_cond=controlnet_cond,
-            conditioning_scale=conditioning_scale[:, None, None, None],
-            added_cond_kwargs=added or None,
-            return_dict=False,
-        )
-        return *down, middle
 
 
 class VaeDecoder(nn.Module):
@@ -164,7 +131,7 @@ class VaeDecoder(nn.Module):
         return (self.decoder(latents),)
 
 
-class QuantizingDecoder(_Wrapper):
+class QuantizingDecoder(Wrapper):
     """Rounds latents, already divided by the scaling factor, to the nearest codebook entries and decodes them."""
 
     def forward(self, latent_sample: Tensor) -> tuple[Tensor]:
@@ -253,6 +220,7 @@ _LOADERS: dict[str, tuple[Loader, type[nn.Module]]] = {
     "image_states": (_transformers("CLIPVisionModelWithProjection"), VisionStates),
     "unet": (_by_config("UNet2DConditionModel", "UNet2DModel"), UNet),
     "controlnet": (_by_config("ControlNetModel"), ControlNet),
+    "t2i_adapter": (_by_config("T2IAdapter"), T2IAdapter),
     "vae_decoder": (_AUTOENCODER, VaeDecoder),
     "vae_encoder": (_AUTOENCODER, VaeEncoder),
 }
@@ -306,7 +274,8 @@ def load_module(component: str, folder: Path, dtype: torch.dtype | None = None) 
         _check(component, folder)
         return load_ip_adapter(folder)
     check_weights_folder(folder)
-    load, wrapper = _LOADERS["controlnet" if component.startswith("controlnet") else component]
+    several = next((kind for kind in ("controlnet", "t2i_adapter") if component.startswith(kind)), component)
+    load, wrapper = _LOADERS[several]
     _check(component, folder)
     try:
         model, info = load(folder, dtype)

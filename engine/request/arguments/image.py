@@ -1,4 +1,4 @@
-"""The arguments of a call that pass images: of image-to-image, inpainting and ControlNets."""
+"""The arguments of a call that pass images: of image-to-image, inpainting, ControlNets and adapters."""
 
 from __future__ import annotations
 
@@ -125,6 +125,27 @@ class ImageArguments:
         option=list[float],
         key="control_ends",
         read=numbers_from,
+    )
+    adapter_image: Images = argument(
+        "An input image for each T2I-Adapter: edges, a sketch, depth, a pose.",
+        "For each T2I-Adapter one image, or one for each prompt, in the types of `image`; an adapter of one channel "
+        "gets it in gray. None turns the T2I-Adapters off. The networks see each image once, not at every step.",
+        default=None,
+        option=list[Path],
+    )
+    adapter_conditioning_scale: OneOrMore = argument(
+        "Strength of each T2I-Adapter, 0 to 10, or one for all.",
+        default=1.0,
+        option=list[float],
+        key="adapter_scales",
+        read=numbers_from,
+    )
+    adapter_conditioning_factor: float = argument(
+        "Fraction of the U-Net calls, from the first one on, in which the T2I-Adapters have an effect, 0 to 1.",
+        default=1.0,
+        option=float,
+        key="adapter_factor",
+        read=float,
     )
     ip_adapter_image: Any = argument(
         "Image prompt: an image for each IP-Adapter, or several.",

@@ -12,7 +12,7 @@ from calotype.errors import InputError, SamplerError
 from calotype.images.png import settings_of
 from calotype.sampling.compile import compile_sampler
 from calotype.sampling.fewer_calls import forecast
-from calotype.stages.controlnet import span_of
+from calotype.stages.controls import span_of
 from tests.helpers.fits import fit_for, store
 from tests.helpers.tiny_models import save_lora
 

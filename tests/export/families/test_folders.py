@@ -52,10 +52,10 @@ def test_a_class_of_the_community_opens(demo_folder, tmp_path):
 
 
 def test_parts_without_a_use_are_named(demo_folder, model_copy, capsys):
-    edit_index(model_copy, adapter=["diffusers", "T2IAdapter"], safety_checker=["a", "Checker"])
+    edit_index(model_copy, prior=["diffusers", "PriorTransformer"], safety_checker=["a", "Checker"])
     calotype.load(model_copy, backend="fake")
     printed = capsys.readouterr().err
-    assert "adapter (T2IAdapter)" in printed
+    assert "prior (PriorTransformer)" in printed
     assert "Checker" not in printed
 
 

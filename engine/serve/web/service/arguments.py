@@ -30,9 +30,11 @@ FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("negative_original_size", "negative_target_size"), "numbers"),
     **dict.fromkeys(("negative_crops_coords_top_left", "timesteps", "sigmas", "guidance_interval", "seed"), "numbers"),
     **dict.fromkeys(("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"), "numbers"),
-    **dict.fromkeys(("image", "mask_image", "control_image", "depth_map"), "images"),
+    **dict.fromkeys(("image", "mask_image", "control_image", "depth_map", "adapter_image"), "images"),
     **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask"), "images"),
     "ip_adapter_scale": "numbers",
+    "adapter_conditioning_scale": "numbers",
+    "adapter_conditioning_factor": "number",
     "soft_mask": "flag",
 }
 # Fields of a Python call that a client has no use for, or must not set.

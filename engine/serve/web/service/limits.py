@@ -40,7 +40,7 @@ def _sides(arguments: Any) -> Iterator[tuple[str, float]]:
     enlarged = arguments.get("hires") or 1
     for i, name in enumerate(("width", "height")):
         deciding, side = name, arguments.get(name)
-        for source in ("image", "control_image") if side is None else ():
+        for source in ("image", "control_image", "adapter_image") if side is None else ():
             images = [each for each in _listed(arguments.get(source)) if isinstance(each, Image.Image)]
             if images and side is None:
                 deciding, side = source, images[0].size[i]
