@@ -35,7 +35,7 @@ from calotype.export.quality.metrics import psnr
 ROOT_VARIABLE = "DIFFUSERS_TESTS"
 # diffusers' names of arguments -> ours. Arguments without an entry change nothing at these values.
 _NAMES = {"num_inference_steps": "steps", "num_images_per_prompt": "num_images"}
-_IMAGES = ("image", "mask_image", "control_image")
+_IMAGES = ("image", "mask_image", "control_image", "adapter_image")
 # Arguments whose defaults differ between the classes of diffusers: the call names them.
 _DEFAULTS = ("strength", "guidance_scale", "guidance_rescale", "num_inference_steps", "controlnet_conditioning_scale")
 
@@ -87,7 +87,7 @@ def our_inputs(pipe: Any, inputs: Mapping[str, Any]) -> dict[str, Any]:
     if getattr(pipe, "controlnet", None) is not None and "control_image" not in inputs:
         ours["control_image"] = ours.pop("image")
     if getattr(pipe, "adapter", None) is not None:
-        ours.pop("image")
+        ours["adapter_image"] = ours.pop("image")
     known = inspect.signature(Request).parameters
     return {name: value for name, value in ours.items() if name in known} | {"output_type": "np"}
 
@@ -164,9 +164,9 @@ def row_of(tester: Any, backend: str) -> Row:
         return Row(name=name, decibels=None, reason=f"not made: {first_line(failed)}")
     for unused in ("generator", "output_type", "return_dict"):
         inputs.pop(unused, None)
-    # What Calotype does not run is compared without effect: perturbed attention, T2I adapters.
+    # What Calotype does not run is compared without effect: perturbed attention.
     takes = inspect.signature(tester.pipeline_class.__call__).parameters
-    inputs |= {name: 0.0 for name in ("pag_scale", "adapter_conditioning_scale") if name in takes}
+    inputs |= {name: 0.0 for name in ("pag_scale",) if name in takes}
     if "mask_image" in inputs:  # a masked image of one color makes the autoencoder divide by a variance of almost 0
         inputs["mask_image"] = _half_mask(_as_images(inputs["mask_image"]))
     try:

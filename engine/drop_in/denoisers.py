@@ -9,6 +9,7 @@ from torch import Tensor
 
 from ..plan import networks
 from ..plan.bindings import Binding
+from ..plan.controls.t2i_adapter import STATE, places_of
 from .calls import SIDES, Arguments, Call, Outputs, Reader, Unsupported, float_output, refuse
 
 
@@ -76,16 +77,32 @@ def _add_residuals(reader: Reader, arguments: Arguments, config: Any) -> None:
     reader.add("mid_block_additional_residual", middle, *mid[1:])
 
 
+def _add_features(reader: Reader, arguments: Arguments, config: Any) -> None:
+    """Add the features of T2I-Adapters, each of which has the channels and the size of its place in the U-Net."""
+    features = arguments.get("down_intrablock_additional_residuals")
+    if features is None:
+        return
+    try:
+        places = places_of(config)
+    except ValueError as reason:
+        raise Unsupported(f"the U-Net cannot take features of a T2I-Adapter: {reason}") from None
+    if not 0 < len(features) <= len(places):
+        raise Unsupported(f"there are {len(features)} features of a T2I-Adapter, expected 1 to {len(places)}")
+    for i, (each, place) in enumerate(zip(features, places, strict=False)):
+        reader.add(f"{STATE}.{i}", each, *networks.level_dims(*place)[1:])
+
+
 def read_unet(module: Any, arguments: Arguments) -> Call:
     """Read a call of `UNet2DConditionModel` or `UNet2DModel`."""
     config = module.config
     reader, with_text = _latents(arguments, config), "encoder_hidden_states" in arguments
     timestep = reader.timestep(arguments["timestep"])
     if with_text:
-        refuse(arguments, "attention_mask", "encoder_attention_mask", "down_intrablock_additional_residuals")
+        refuse(arguments, "attention_mask", "encoder_attention_mask")
         reader.add("encoder_hidden_states", arguments["encoder_hidden_states"], "tokens", _text_width(config))
         _add_conditions(reader, arguments, config)
         _add_residuals(reader, arguments, config)
+        _add_features(reader, arguments, config)
     else:
         refuse(arguments, "class_labels")
     dtype, device = arguments["sample"].dtype, arguments["sample"].device

@@ -14,7 +14,7 @@ from ..system.memory import Load
 from . import networks
 from .config_fields import checked
 from .controls.t2i_adapter import STATE as ADAPTER_STATE
-from .controls.t2i_adapter import check_fits
+from .controls.t2i_adapter import check_adapter, features_of, taken_of
 from .image_input import image_input_of
 from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reason
 from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
@@ -203,12 +203,12 @@ def _t2i_adapters(configs: Mapping[str, Config]) -> list[Component]:
     names = t2i_adapters_of(configs)
     factor = 2 ** (len(networks.vae_widths(configs["vae"])) - 1)
     for name in names:
-        check_fits(name, configs[name], configs["unet"], factor)
-    components = [networks.t2i_adapter(name, configs) for name in names]
-    if len({len(each.outputs) for each in components}) > 1:
-        counts = " and ".join(str(len(each.outputs)) for each in components)
-        raise SourceError(f"the T2I-Adapters make {counts} features; expected as many each.", path=names[-1])
-    return components
+        check_adapter(name, configs[name], configs["unet"], factor)
+    counts = [len(taken_of(features_of(configs[name], factor), configs["unet"])) for name in names]
+    if len(set(counts)) > 1:
+        numbers = " and ".join(map(str, counts))
+        raise SourceError(f"the T2I-Adapters make {numbers} features; expected as many each.", path=names[-1])
+    return [networks.t2i_adapter(name, configs) for name in names]
 
 
 def _image_prompts(configs: Mapping[str, Config]) -> list[Component]:

@@ -13,7 +13,7 @@ from typing import Any
 from ..errors import SourceError
 from .bindings import Binding, Network, bindings_from_json
 from .controls.t2i_adapter import ADAPTER as T2I_ADAPTER
-from .controls.t2i_adapter import IMAGE, STATE, features_of
+from .controls.t2i_adapter import IMAGE, STATE, Feature, features_of, taken_of
 from .image_prompts.layers import ADAPTER, BIAS, SCALE, STATES, image_layers, mask_name, packed_width
 
 Config = Mapping[str, Any]
@@ -148,7 +148,7 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
             inputs += (_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down))
             inputs.append(_float("mid_block_additional_residual", *middle))
         for adapter in t2i_adapters_of(configs)[:1]:  # the features of several are added up
-            inputs += _adapter_states(configs[adapter], configs)
+            inputs += _adapter_states(taken_of(_features(configs[adapter], configs), config))
         if ip_adapters_of(configs):
             inputs += _image_prompts(config)
     outputs = (_float("out_sample", "batch", config["out_channels"], *_LATENTS),)
@@ -180,14 +180,16 @@ def t2i_adapter(name: str, configs: Mapping[str, Config]) -> Component:
     """Return a T2I-Adapter, which outputs features for the U-Net (Mou et al. 2023, arXiv 2302.08453)."""
     config = configs[name]
     image = _float(IMAGE, "batch", config.get("in_channels", 3), "height", "width")
-    states = _adapter_states(config, configs)
+    states = _adapter_states(_features(config, configs))
     return Component(name=name, inputs=(image,), outputs=tuple(states), config=config)
 
 
-def _adapter_states(config: Config, configs: Mapping[str, Config]) -> list[Binding]:
-    factor = 2 ** (len(vae_widths(configs["vae"])) - 1)
-    features = features_of(config, factor)
-    return [_float(f"{STATE}.{i}", *_level_dims(width, level)) for i, (width, level) in enumerate(features)]
+def _features(config: Config, configs: Mapping[str, Config]) -> list[Feature]:
+    return features_of(config, 2 ** (len(vae_widths(configs["vae"])) - 1))
+
+
+def _adapter_states(features: Sequence[Feature]) -> list[Binding]:
+    return [_float(f"{STATE}.{i}", *level_dims(width, level)) for i, (width, level) in enumerate(features)]
 
 
 def vae(config: Config) -> tuple[Component, Component]:
@@ -277,21 +279,21 @@ def _image_prompts(config: Config) -> list[Binding]:
         _float(STATES, *groups, "image_tokens", packed_width(layers)),
         _float(BIAS, *groups, "image_tokens"),  # 0, and a large negative number for a token that a group lacks
         _float(SCALE, *groups, len(layers)),
-        *(_float(mask_name(level), *groups, *_level_dims(0, level)[2:]) for level in levels),
+        *(_float(mask_name(level), *groups, *level_dims(0, level)[2:]) for level in levels),
     ]
 
 
 def residual_dims(config: Config) -> list[tuple[int | str, ...]]:
     """Return the shapes of the residuals: first convolution, each layer and each halving, and last the middle."""
     widths, layers = config["block_out_channels"], config["layers_per_block"]
-    dims = [_level_dims(widths[0], 0)]
+    dims = [level_dims(widths[0], 0)]
     for level, width in enumerate(widths):
-        dims += [_level_dims(width, level)] * (layers if isinstance(layers, int) else layers[level])
+        dims += [level_dims(width, level)] * (layers if isinstance(layers, int) else layers[level])
         if level + 1 < len(widths):
-            dims.append(_level_dims(width, level + 1))
-    return [*dims, _level_dims(widths[-1], len(widths) - 1)]
+            dims.append(level_dims(width, level + 1))
+    return [*dims, level_dims(widths[-1], len(widths) - 1)]
 
 
-def _level_dims(width: int, level: int) -> tuple[int | str, ...]:
+def level_dims(width: int, level: int) -> tuple[int | str, ...]:
     """Return the shape of a level. A symbol names the factor to the latents: latent_height_2 is half their height."""
     return "batch", width, *(f"{side}_{2**level}" if level else side for side in _LATENTS)

@@ -56,7 +56,9 @@ def check_t2i_adapters(components: Fields, adapters: Sequence[str]) -> None:
         where, inputs = f"components.{name}", components[name]["inputs"]
         gray = [b["dims"][1:2] for b in inputs] == [[1]]
         check_only(inputs, f"{where}.inputs", {IMAGE: ("batch", 1 if gray else 3, *_PIXELS)})
-        check_only(components[name]["outputs"], f"{where}.outputs", added)
+        outputs = {b["name"]: b["dims"] for b in components[name]["outputs"]}
+        more = {f"{STATE}.{i}": outputs.get(f"{STATE}.{i}", ()) for i in range(len(added), len(outputs))}
+        check_only(components[name]["outputs"], f"{where}.outputs", added | more)
 
 
 def _check_maps(inputs: Iterable[Dims]) -> None:

@@ -6,7 +6,7 @@ An adapter runs once an image, and not at every step as a ControlNet does. Knows
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...errors import SourceError
@@ -49,18 +49,25 @@ def features_of(config: Mapping[str, Any], factor: int) -> list[Feature]:
     return [(width, first + i) for i, width in enumerate(widths)]
 
 
-def check_fits(name: str, config: Mapping[str, Any], unet: Mapping[str, Any], factor: int) -> None:
+def taken_of(features: Sequence[Feature], unet: Mapping[str, Any]) -> list[Feature]:
+    """Return the features that a U-Net takes: as in diffusers, one that does not fit the middle is left out."""
+    places = places_of(unet)
+    last = len(places) - 1
+    return [*features[: last + (list(features[last : last + 1]) == places[last:])]]
+
+
+def check_adapter(name: str, config: Mapping[str, Any], unet: Mapping[str, Any], factor: int) -> None:
     """Check that a U-Net takes the features of an adapter. Raises `SourceError`."""
     try:
-        places, features = places_of(unet), features_of(config, factor)
+        places, taken = places_of(unet), taken_of(features_of(config, factor), unet)
     except ValueError as reason:
         raise SourceError(f"the U-Net cannot take the {name}: {reason}.", path=name) from None
     if config.get("in_channels", 3) not in (1, 3):
         message = f"the {name} takes images of {config['in_channels']} channels; expected 1 (gray) or 3 (RGB)."
         raise SourceError(message, path=name, field="in_channels")
-    if features != places[: len(features)]:
+    if taken != places[: len(taken)]:
         raise SourceError(
-            f"the {name} does not match this U-Net: its features are {_shown(features)}, and the U-Net adds "
+            f"the {name} does not match this U-Net: its features are {_shown(taken)}, and the U-Net adds "
             f"{_shown(places)}. Use a T2I-Adapter of the same model family.",
             path=name,
             field="channels",

@@ -88,7 +88,6 @@ def test_what_does_not_fit_is_refused(folders, demo_folder, tmp_path):
     "change",
     [
         {"channels": [32, 64, 32]},
-        {"channels": [32, 64]},
         {"channels": "wide"},
         {"num_res_blocks": 3},
         {"in_channels": 1},

@@ -13,7 +13,10 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import calotype
+from calotype.backends.torch.modules import UNet
 from calotype.cli import app
+from calotype.drop_in.calls import Unsupported
+from calotype.drop_in.denoisers import read_unet
 from calotype.errors import InputError, SourceError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
@@ -221,3 +224,24 @@ def test_the_command_line(built, tmp_path):
     first, second = (np.asarray(Image.open(tmp_path / name)) for name in ("out.png", "b.png"))
     assert first.shape == (64, 96, 3)  # the size of the image
     np.testing.assert_array_equal(first, second)
+
+
+def test_an_accelerated_unet_takes_the_features(model):
+    unet = model.reference("XL", ((XL_KIND,),)).unet
+    draw = torch.Generator().manual_seed(0)
+    sizes = [(32, 4, 6), (64, 4, 6), (64, 2, 3), (64, 2, 3)]
+    states = [torch.randn(2, *size, generator=draw) for size in sizes]
+    text, pooled = torch.randn(2, 77, 176, generator=draw), torch.randn(2, 24, generator=draw)
+    arguments = {"timestep": torch.tensor(7), "encoder_hidden_states": text, "return_dict": False}
+    arguments |= {"sample": torch.randn(2, 4, 8, 12, generator=draw)}
+    arguments |= {"added_cond_kwargs": {"text_embeds": pooled, "time_ids": torch.ones(2, 6)}}
+    call = read_unet(unet, arguments | {"down_intrablock_additional_residuals": states})
+    component = calotype.load(model.folders["XL"], t2i_adapter=model.folder(XL_KIND), backend="fake").plan.components
+    assert set(call.inputs) == set(component["unet"].inputs)
+    with torch.no_grad():
+        expected = unet(**arguments, down_intrablock_additional_residuals=[*states])[0]
+        (got,) = UNet(unet)(**{name: torch.from_numpy(array) for name, array in call.arrays.items()})
+    torch.testing.assert_close(got, expected)
+    for odd in ([], states[:1] * 2, [*states, states[0]]):
+        with pytest.raises(Unsupported):
+            read_unet(unet, arguments | {"down_intrablock_additional_residuals": odd})
