@@ -185,7 +185,7 @@ def test_a_plan_generates_what_the_model_generates(model, built):
     "change",
     [
         lambda components: components.pop("t2i_adapter"),
-        lambda components: components["unet"]["inputs"].pop(),
+        lambda components: components["unet"]["inputs"][-1].update(dims=["batch", 32, "latent_height", "latent_width"]),
         lambda components: components["t2i_adapter"]["outputs"][0].update(dims=["batch", 7, "height", "width"]),
         lambda components: components["t2i_adapter"]["inputs"][0].update(dims=["batch", 2, "height", "width"]),
     ],
