@@ -26,7 +26,7 @@ from ..sources.source import Source
 from .preflight import small_size
 
 _IMAGES, _STEPS = 2, 4
-_OPTIONAL = ("controlnet", "ip_adapter", "image_encoder", "vae_encoder")
+_OPTIONAL = ("controlnet", "t2i_adapter", "ip_adapter", "image_encoder", "vae_encoder")
 
 
 class Model(Protocol):
@@ -112,14 +112,19 @@ def _images(model: Model, requested: Iterable[str]) -> ImageSet:
     else:
         prompts = no_prompts(model.source.model, file=None, calibration=0, held_out=_IMAGES).held_out
     height, width = small_size(family.profile)
-    controls = sum(name.startswith("controlnet") for name in family.components)
+    steering = {
+        kind: sum(name.startswith(kind) for name in family.components)
+        for kind in ("controlnet", "t2i_adapter")
+        if any(name.startswith(kind) for name in requested)
+    }
     adapted = any(name.startswith(("ip_adapter", "image_encoder")) for name in requested)
     return ImageSet(
         prompts=prompts,
         steps=_STEPS,
         height=height,
         width=width,
-        controls=controls if any(name.startswith("controlnet") for name in requested) else 0,
+        controls=steering.get("controlnet", 0),
+        adapters=steering.get("t2i_adapter", 0),
         prompted=embedding_sizes(family) if adapted else (),
         takes=takes.kind if takes else None,
         enlarges=takes.enlarges if takes else 1,
