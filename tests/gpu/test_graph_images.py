@@ -37,7 +37,7 @@ def pipe(device, gpu, recorder, monkeypatch):
         for module in (cuda, graph_runner):
             monkeypatch.setattr(module, "Gpu", lambda: gpu)
             monkeypatch.setattr(module, "CudaGraphCapturer", lambda: recorder)
-    return calotype.load("demo", backend="cuda")
+    return calotype.load("demo", backend="cuda", precision="fp32")
 
 
 def max_difference(got, expected) -> int:
@@ -108,7 +108,7 @@ def test_a_lora_is_set_and_removed(pipe, recorder, tmp_path):
 def test_many_random_images_do_not_grow_memory(device, gpu, recorder, monkeypatch):
     """Graphs stay within their limit: there are 300 sizes, and the limit holds some ten."""
     monkeypatch.setattr(graph_runner, "_MEMORY_SHARE", gpu.total_bytes() // 2**30)  # 1 GiB
-    pipe, draw, peak = calotype.load("demo", backend="cuda"), random.Random(0), 0
+    pipe, draw, peak = calotype.load("demo", backend="cuda", precision="fp32"), random.Random(0), 0
     for i in range(100):
         sides = {name: 64 + 16 * draw.randint(0, 4) for name in ("width", "height")}
         pipe(RED, seed=i, steps=draw.randint(1, 4), num_images=draw.randint(1, 3), **sides)

@@ -34,7 +34,7 @@ def pipe(device, gpu, recorder, monkeypatch):
         monkeypatch.setattr(graph_runner, "Gpu", lambda: gpu)
     monkeypatch.setattr(cuda, "CudaGraphCapturer", lambda: recorder)
     monkeypatch.setattr(graph_runner, "CudaGraphCapturer", lambda: recorder)
-    return calotype.load("demo", backend="cuda")
+    return calotype.load("demo", backend="cuda", precision="fp32")
 
 
 def near(got, expected, device) -> bool:
