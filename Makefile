@@ -85,7 +85,7 @@ train-demo: install
 	PYTHONPATH=export/tools $(BIN)/python -m demo_training train clip
 
 # uv installs in a tenth of pip's time. Where it cannot reach what pip is configured to use, pip installs.
-PACKAGES := --quiet -c constraints.txt -e '.[build,cpu,dev,docs,ray,serve,tensorrt-rtx]'
+PACKAGES := --quiet -c constraints.txt -e '.[build,cpu,dev,docs,ray,serve,tensorrt-rtx,video]'
 install: .venv/.installed
 
 .venv/.installed: pyproject.toml constraints.txt $(ROOMS)

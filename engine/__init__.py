@@ -35,6 +35,7 @@ if TYPE_CHECKING:
     from .drop_in.report import AccelerateReport, ModuleReport
     from .images import preprocess
     from .images.clip import Clip, clip_score
+    from .images.video import Video
     from .loading import load
     from .pipeline import Pipeline
     from .report.report import Report
@@ -65,6 +66,7 @@ __all__ = [
     "SamplerError",
     "SourceError",
     "Upscaler",
+    "Video",
     "__version__",
     "accelerate",
     "accelerate_report",
@@ -87,6 +89,7 @@ _MODULES = {
     "Report": "calotype.report.report",
     "Result": "calotype.report.result",
     "Upscaler": "calotype.upscaling.upscaler",
+    "Video": "calotype.images.video",
     "accelerate": "calotype.drop_in.accelerate",
     "accelerate_report": "calotype.drop_in.accelerate",
     "accelerated": "calotype.drop_in.accelerate",

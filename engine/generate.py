@@ -15,7 +15,7 @@ from .errors import InputError, SamplerError
 from .errors.printable import printable
 from .files.known_models import SHIPPED, remember_model
 from .files.prompt_file import Line, read_prompts
-from .images.output import QUALITY, check_output, contact_sheet, write
+from .images.output import QUALITY, check_output, contact_sheet, is_clip_only, write
 from .report.like import Like, read_like
 from .request.arguments.argument import Argument, table
 from .request.request import Request
@@ -51,10 +51,18 @@ def _generate(
     prompt: Annotated[str | None, typer.Argument(help="Text that describes the image.", show_default=False)] = None,
     *,
     output: Annotated[
-        Path, typer.Option("--output", "-o", help="A .png, .jpg or .webp file; several images get -0, -1, ... added.")
-    ] = Path("out.png"),
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            help="A .png, .jpg or .webp file; of a video model .mp4, .webm, .webp or .gif. Several get -0, -1, ... "
+            "added.  [default: out.png; out.webp]",
+            show_default=False,
+        ),
+    ] = None,
     image_quality: Annotated[
-        int | None, typer.Option(min=1, max=100, help=f"Quality of a .jpg or .webp file.  [default: {QUALITY}]")
+        int | None,
+        typer.Option(min=1, max=100, help=f"Quality of a .jpg or .webp file, or of a clip.  [default: {QUALITY}; 80]"),
     ] = None,
     prompts: Annotated[
         Path | None,
@@ -112,9 +120,10 @@ def _generate(
     offline: Annotated[bool, typer.Option("--offline", help="Read hub ids from the cache only.")] = False,
     **options: Any,
 ) -> None:
-    """Generate images from a prompt, and from input images."""
+    """Generate images from a prompt, and from input images; clips of an input image with a video model."""
     passed = {name: value for name, value in {"prompt": prompt, **options}.items() if value not in (None, [])}
-    check_output(output, image_quality)
+    if output is not None and not is_clip_only(output):  # the others are checked when the model is known
+        check_output(output, image_quality)
     recorded = read_like(like, passed, loras_named=bool(lora), model_named=model is not None) if like else Like()
     arguments = {**recorded.arguments, **_values(passed)}
     which = recorded.model if model is None else model
@@ -132,6 +141,9 @@ def _generate(
         """Raise what is wrong with the arguments before the networks are traced."""
         if prompts is None and "prompt" not in arguments and pipe.plan.prompting.states:
             raise _no_prompt()
+        from .images.video import check_output_of
+
+        check_output_of(pipe.plan.takes("video"), output, image_quality, grid=grid)
         for place, line in lines:
             with _at(place):
                 pipe.stream(**{**arguments, **line})  # checks its arguments, and does no work
@@ -149,9 +161,10 @@ def _generate(
         arguments.pop("clip_skip", None)  # the web UI skips no layers of such a model
     _echo_notes(recorded.notes)
     images: list[Any] = []
+    output = output or Path("out.webp" if pipe.plan.takes("video") else "out.png")
     for result in _results(pipe, arguments, lines):
-        several = len(lines) > 1 or len(result.images) > 1
-        for image, used in zip(result.images, result.seeds, strict=True):
+        several = len(lines) > 1 or len(result.seeds) > 1
+        for image, used in zip(result.videos or result.images, result.seeds, strict=True):
             path = output.with_stem(f"{output.stem}-{len(images)}") if several else output
             write(image, path, image_quality)
             images.append(image)

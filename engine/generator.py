@@ -32,6 +32,7 @@ from .request.callback import REASON as CALLBACK
 from .request.images import SOFT_MASK
 from .request.prompts import tokenizers_of
 from .request.resolved import ResolvedRequest, resolve
+from .request.video.memory import check_clip_memory
 from .sampling.cache import BuiltSampler, SamplerCache
 from .sampling.matrix import SamplerRun
 from .sampling.schedulers import takes_eta
@@ -86,8 +87,13 @@ class ImageGenerator:
             size = {"height": largest.height, "width": largest.width}
             loads = [load for load in self._plan.loads if load.guided]  # the VAE splits its work to fit
             batch = self._plan.profile.batches(len(resolved.seeds))[0]
-            need = peak_bytes(loads, batch=batch * resolved.rows, **size, guided=False)
-            check_memory(need, available_bytes())
+            if resolved.clip is not None:
+                more: dict[str, Any] = {"free": available_bytes(), "scores": not self._components.runs_eagerly}
+                more |= {"clips": batch, "rows": resolved.rows, **size}
+                check_clip_memory(self._plan, resolved.clip, **more)
+            else:
+                need = peak_bytes(loads, batch=batch * resolved.rows, **size, guided=False)
+                check_memory(need, available_bytes())
         notes = [] if self._version_note is None else [self._version_note]
         with forks.running():
             spec, sampler = self._sampler(resolved, notes)

@@ -160,13 +160,14 @@ class Pipeline(Fitting, Resources, Described, KnownAttributes):
         """Decode latents of the U-Net to images.
 
         Args:
-            latents: float32 [B, C, h, w], an array or a tensor.
+            latents: float32 [B, C, h, w], an array or a tensor; of a video model [B, F, C, h, w].
             output_type: "pil" or "np".
             tile: As in `encode`.
             sliced: As in `encode`.
 
         Returns:
-            A list of PIL images, or for "np" float32 [B, H, W, 3] in [0, 1].
+            A list of PIL images, or for "np" float32 [B, H, W, 3] in [0, 1]; of a video model a list of the frames of
+            all clips, or [B, F, H, W, 3].
 
         Raises:
             InputError: An argument is invalid.
@@ -191,7 +192,10 @@ def _decoded(codec: Codec, latents: Floats, output_type: str, sliced: bool, tile
     if output_type not in ("pil", "np"):
         raise InputError(f"output_type must be pil or np, got {output_type!r}.", argument="output_type")
     pixels = codec.decode(codec.check_latents(latents), codec.tiling_from(sliced, tile))
-    return to_unit_range(pixels) if output_type == "np" else [image_from_pixels(p, {}) for p in to_uint8(pixels)]
+    if output_type == "np":
+        return to_unit_range(pixels)
+    images = to_uint8(pixels)
+    return [image_from_pixels(each, {}) for each in images.reshape(-1, *images.shape[-3:])]
 
 
 def _pixels(images: Images, factor: int) -> Floats:

@@ -58,9 +58,8 @@ class Components:
     def open_used(self, plan: Plan) -> None:
         """Open the components that every call uses. The first call that needs another one opens it."""
         encodes = ("vae_encoder",) if plan.image_input is not None and plan.image_input.encodes else ()
-        sees = (
-            ("image_encoder",) if plan.takes("vision") else ()
-        )  # that of an IP-Adapter opens when a call has an image
+        # That of an IP-Adapter opens when a call has an image.
+        sees = ("image_encoder",) if plan.takes("vision", "video") else ()
         for name in (*plan.tokenizers, *sees, "unet", "vae_decoder", *encodes):
             if name in plan.components:
                 self(name)
@@ -74,6 +73,12 @@ class Components:
     def opened(self) -> tuple[LoadedComponent, ...]:
         """The components that are open."""
         return tuple(self._opened.values())
+
+    @property
+    def runs_eagerly(self) -> bool:
+        """Whether PyTorch runs the U-Net, which keeps no attention scores."""
+        name = self._opened["unet"].runner.backend if "unet" in self._opened else self.choice.names[0]
+        return name in _TORCH_BACKENDS
 
     @property
     def on_gpu(self) -> bool:

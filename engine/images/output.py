@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 _LOSSY = (".jpg", ".jpeg", ".webp")
 SUFFIXES = (".png", *_LOSSY)
 QUALITY = 95  # of a JPEG or a WebP, from 1 to 100
+MOVIES = (".mp4", ".webm")  # of clips, by PyAV
 
 
 def check_output(path: Path, quality: int | None) -> None:
@@ -34,6 +35,11 @@ def check_output(path: Path, quality: int | None) -> None:
 def _fault(path: Path) -> str | None:
     if path.suffix.lower() not in SUFFIXES:
         return f"cannot write {path}: images are written as {', '.join(SUFFIXES)}."
+    return folder_fault(path)
+
+
+def folder_fault(path: Path) -> str | None:
+    """Return why a file cannot be written at this place, or None."""
     if path.is_dir():
         return f"cannot write {path}: it is a folder. Pass the name of a file."
     if not path.parent.is_dir():
@@ -43,8 +49,16 @@ def _fault(path: Path) -> str | None:
     return None
 
 
-def write(image: Image.Image, path: Path, quality: int | None) -> None:
-    """Write an image in the format of the suffix. Raises `InputError`."""
+def is_clip_only(path: Path) -> bool:
+    """Tell whether the suffix is that of clips, and not of images."""
+    return path.suffix.lower() in (*MOVIES, ".gif")
+
+
+def write(image: Any, path: Path, quality: int | None) -> None:
+    """Write a PIL image, or a `Video`, in the format of the suffix. Raises `InputError`."""
+    if not hasattr(image, "mode"):  # a clip
+        image.save(path, quality=quality)
+        return
     options: dict[str, Any] = {"quality": quality or QUALITY} if path.suffix.lower() in _LOSSY else {}
     try:
         image.save(path, **options)

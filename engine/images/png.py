@@ -81,12 +81,12 @@ def texts_of(image: Image.Image) -> dict[str, str]:
 
 
 def to_unit_range(pixels: NDArray[np.float32]) -> NDArray[np.float32]:
-    """Map the VAE's pixels to the range of 0 to 1.  # [B, 3, H, W] in about [-1, 1] -> [B, H, W, 3]"""
-    return (pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1).transpose(0, 2, 3, 1)
+    """Map the VAE's pixels to the range of 0 to 1.  # [..., 3, H, W] in about [-1, 1] -> [..., H, W, 3]"""
+    return np.moveaxis((pixels * np.float32(0.5) + np.float32(0.5)).clip(0, 1), -3, -1)
 
 
 def to_uint8(pixels: NDArray[np.float32]) -> NDArray[np.uint8]:
-    """Convert the VAE's pixels to bytes, rounded as in diffusers.  # [B, 3, H, W] in [-1, 1] -> [B, H, W, 3]"""
+    """Convert the VAE's pixels to bytes, rounded as in diffusers.  # [..., 3, H, W] in [-1, 1] -> [..., H, W, 3]"""
     rounded: NDArray[np.uint8] = np.rint(to_unit_range(pixels) * 255).astype(np.uint8)
     return rounded
 

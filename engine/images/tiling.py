@@ -15,8 +15,10 @@ Floats = NDArray[np.float32]
 OVERLAP = 0.25  # of a tile's side, as in diffusers
 
 
-def tiled(run: Callable[[Floats], Floats], inputs: Floats, side: int, ratio: float) -> Floats:
-    """Call `run` for each tile of each image and blend the results.
+def tiled(
+    run: Callable[[Floats], Floats], inputs: Floats, side: int, ratio: float, *, together: bool = False
+) -> Floats:
+    """Call `run` for each tile of each image and blend the results. `together` runs the tile of all images at once.
 
     `side` is a tile's size in pixels of `inputs`; a ratio below 1 divides it. The output is `ratio` times as large.
     # [B, C, h, w] -> [B, D, H, W]
@@ -27,7 +29,7 @@ def tiled(run: Callable[[Floats], Floats], inputs: Floats, side: int, ratio: flo
     for top in _starts(height, side, ratio):
         for left in _starts(width, side, ratio):
             part = np.ascontiguousarray(inputs[:, :, top : top + side, left : left + side])
-            tile = np.concatenate([run(part[i : i + 1]) for i in range(batch)])
+            tile = run(part) if together else np.concatenate([run(part[i : i + 1]) for i in range(batch)])
             if blended is None or weights is None:
                 blended = np.zeros((batch, tile.shape[1], round(height * ratio), round(width * ratio)), np.float32)
                 weights = np.zeros(blended.shape[2:], np.float32)

@@ -14,6 +14,7 @@ from ..errors import SourceError
 from ..errors.schema import Check, SchemaError, integer, list_of, mapping_of, mismatch, nullable, number, one_of, text
 from .controls.t2i_adapter import TYPES
 from .image_prompts.layers import KINDS
+from .video.model import is_video
 
 
 class Fields(dict[str, Any]):
@@ -66,6 +67,13 @@ _UNET: Mapping[str, Check] = {
     "addition_time_embed_dim": nullable(_SIZE),
     "projection_class_embeddings_input_dim": nullable(_SIZE),
     "num_class_embeds": nullable(_SIZE),
+}
+_VIDEO: Mapping[str, Check] = {
+    **_UNET,
+    "sample_size": nullable(integer(1, 4096)),
+    "num_frames": integer(1, 4096),
+    "addition_time_embed_dim": _SIZE,
+    "projection_class_embeddings_input_dim": _SIZE,
 }
 _VISION: Mapping[str, Check] = {
     "num_hidden_layers": integer(1, _LAYERS),
@@ -133,7 +141,7 @@ def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
     file = f"{folder}/{'scheduler_config' if name.endswith('scheduler') else 'config'}.json"
     kinds = {"text": _TEXT, "unet": _UNET, "controlnet": _CONTROLNET, "vae": _VAE, "scheduler": _SCHEDULER}
     kinds |= {"image": _VISION, "low": _SCHEDULER, "ip": _IP_ADAPTER, "t2i": _T2I_ADAPTER}
-    checks = dict(kinds.get(name.split("_")[0], {}))
+    checks = dict(_VIDEO if name == "unet" and is_video(config) else kinds.get(name.split("_")[0], {}))
     if name == "text_encoder_2":
         checks["projection_dim"] = _SIZE
     for field, check in checks.items():

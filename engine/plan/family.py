@@ -20,6 +20,7 @@ from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reas
 from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
 from .plan import ModelFields, Prompting
 from .profile import Profile, Range
+from .video.model import HEIGHT, MAX_FRAMES, WIDTH, check_video, decodes_clips, is_video, loads_of_frame, usual_frames
 
 __all__ = ["Component", "Family", "family_of", "folder_of"]
 
@@ -32,7 +33,7 @@ _TEXT_ENCODERS = ("text_encoder", "text_encoder_2")
 class Family(ModelFields):
     """The description of a model, computed from its configs."""
 
-    name: str  # sd1, sd2, sdxl; pixels or latents for a model without text
+    name: str  # sd1, sd2, sdxl; pixels or latents for a model without text; video
     components: Mapping[str, Component]
 
 
@@ -60,6 +61,9 @@ def family_of(configs: Mapping[str, Config]) -> Family:
 
 def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     config, vae = configs["unet"], configs.get("vae")
+    video = is_video(config)
+    if video:
+        check_video(configs)
     texts = [networks.text_encoder(name, configs[name]) for name in encoders]
     steering = _t2i_adapters(configs) if texts else []
     unet = networks.unet(configs, with_text=bool(texts))
@@ -76,6 +80,9 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     if (of_attention := config.get("attention_type", "default")) != "default":
         problem = f"is {of_attention!r:.80} (GLIGEN), which Calotype does not support. Use diffusers"
         raise _unet_error("attention_type", problem)
+    if not video and decodes_clips(vae or {}):
+        message = "the autoencoder decodes clips, and the U-Net makes images. Use parts of the same model."
+        raise SourceError(message, path="vae/config.json", field="_class_name")
     if vae is not None and (vae.get("in_channels", 3), vae.get("out_channels", 3)) != (3, 3):
         channels = vae.get("in_channels", 3)
         message = f"the autoencoder takes images of {channels} channels; expected 3. Use diffusers for such models."
@@ -88,6 +95,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
         _check_control(control, unet, configs["vae"])
     mean, std = _latents_scale(configs["vae"]) if encoded else ((), ())
     factor = 1 if vae is None else 2 ** (len(networks.vae_widths(vae)) - 1)
+    loads = loads_of_frame if video else _loads if encoded else _loads_without_text
     # Every size that a traced component serves. Exports have dynamic sizes, so that memory is the limit.
     side = _side(config, factor, largest=1024 if vae is None else 2048)
     profile = Profile(batch=Range(min=1, opt=1, max=32), height=side, width=side, multiple=side.min, factor=factor)
@@ -95,6 +103,10 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     if any(block.startswith("K") for block in config.get("up_block_types", ())):  # they pad by reflection
         side = replace(side, min=2 * side.min, opt=max(2 * side.min, side.opt))
         profile = replace(profile, height=side, width=side)
+    if video:
+        height, width = (replace(side, opt=max(side.min, size // side.min * side.min)) for size in (HEIGHT, WIDTH))
+        frames = Range(min=1, opt=usual_frames(config), max=MAX_FRAMES)
+        profile = replace(profile, frames=frames, height=height, width=width)
     if adapters:
         tokens = max(int(str(each.outputs[0].dims[1])) for each in adapters if each.name != "image_encoder")
         profile = replace(profile, images=(max(2, len(ip_adapters_of(configs))), _IMAGES * tokens))
@@ -109,13 +121,15 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
         scaling_factor=_UPSCALER if kind == "pixels" else float(scale),
         latents_mean=mean,
         latents_std=std,
-        loads=(*_loads_of_vae(vae, factor), *(_loads if encoded else _loads_without_text)(config, factor)),
+        loads=(*_loads_of_vae(vae, factor), *loads(config, factor)),
         image_input=takes,
         image_prompts=_image_prompting(configs) if adapters else None,
     )
 
 
 def _name(configs: Mapping[str, Config], texts: Sequence[Component]) -> str:
+    if is_video(configs["unet"]):
+        return "video"
     if not texts:
         return "sd1" if "image_encoder" in configs else "latents" if "vae" in configs else "pixels"
     if "text_encoder_2" in configs:
@@ -288,7 +302,8 @@ def _latents_scale(vae: Config) -> tuple[tuple[float, ...], tuple[float, ...]]:
 
 def _side(unet: Config, factor: int, largest: int) -> Range:
     """Return the range of heights and widths in pixels. Every level of a U-Net but the last halves its sample."""
-    smallest, size = 2 ** (len(unet["block_out_channels"]) - 1), unet["sample_size"]
+    smallest = 2 ** (len(unet["block_out_channels"]) - 1)
+    size = smallest if is_video(unet) else unet["sample_size"]  # clips have a size of their own
     if size < smallest:
         levels = len(unet["block_out_channels"])
         expected = f"expected at least {smallest}, which its {levels} levels (block_out_channels) halve to 1"

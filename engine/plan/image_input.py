@@ -6,17 +6,18 @@ Knows configs, not files. `calotype.request` checks the images of a call, `calot
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
 from ..errors import SourceError
 from ..errors.schema import integer, list_of, mismatch, number, one_of, record
+from .video.model import is_video
 
 Config = Mapping[str, Any]
 
-IMAGE_KINDS = ("mask", "edit", "depth", "pixels", "latents", "vision")
+IMAGE_KINDS = ("mask", "edit", "depth", "pixels", "latents", "vision", "video")
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 
 
@@ -28,12 +29,13 @@ class ImageInput:
         kind: one of `IMAGE_KINDS`. Further channels of the sample: "mask" is a mask and the latents of the masked image
             (inpainting), "edit" the latents of the image (InstructPix2Pix: Brooks et al. 2023, arXiv 2211.09800),
             "depth" a depth map, "pixels" a small image in pixels with noise of a level that is an input, "latents" the
-            latents of a small image. In place of text: "vision" is the vector of a vision encoder.
+            latents of a small image. In place of text: "vision" is the vector of a vision encoder; "video" is that
+            vector, and as further channels of each frame the latents of the image with noise.
         enlarges: the sides of the output are those of the image times this.
         scale: the factor of the image's latents, of kind "edit".
         signal: the variance that an image keeps at each noise level, of kind "pixels".
         shortest: the side to which the shorter side is resized, of kind "vision".
-        mean: of each color of the resized image, of kind "vision".
+        mean: of each color of the resized image, for a vision encoder.
         std: the deviation of each color.
     """
 
@@ -54,12 +56,17 @@ class ImageInput:
     @property
     def encodes(self) -> bool:
         """Whether every call encodes the image by the VAE."""
-        return self.kind in ("mask", "edit", "latents")
+        return self.kind in ("mask", "edit", "latents", "video")
 
     @property
     def replaces_start(self) -> bool:
         """Whether the image is only a condition: the denoising starts from noise."""
-        return self.kind in ("edit", "pixels", "latents", "vision")
+        return self.kind in ("edit", "pixels", "latents", "vision", "video")
+
+    @property
+    def sees(self) -> bool:
+        """Whether a vision encoder's vector of the image stands in place of text."""
+        return self.kind in ("vision", "video")
 
 
 _COLORS = list_of(number(-1e3, 1e3), max_length=3)
@@ -79,7 +86,9 @@ def check_image_input(data: Any, where: str) -> None:
     _RECORD(data, where)
     if data["kind"] == "pixels" and not data["signal"]:
         mismatch(f"{where}.signal", data["signal"], "a number for each noise level")
-    if data["kind"] == "vision" and (not len(data["mean"]) == len(data["std"]) == 3 or min(data["std"]) <= 0):
+    if data["kind"] in ("vision", "video") and (
+        not len(data["mean"]) == len(data["std"]) == 3 or min(data["std"]) <= 0
+    ):
         mismatch(f"{where}.std", data["std"], "a number above 0 for each of three colors, and three in mean")
 
 
@@ -94,6 +103,8 @@ def image_input_of(configs: Mapping[str, Config], latents: int) -> ImageInput | 
         SourceError: the U-Net has other inputs, or a config has an invalid value.
     """
     unet, index = configs["unet"], configs.get("model_index", {})
+    if is_video(unet):
+        return replace(_vision(configs), kind="video", shortest=0)
     more, labeled = unet["in_channels"] - latents, unet.get("num_class_embeds") is not None
     if labeled != (more == 3) or unet.get("class_embed_type") is not None:
         field = "class_embed_type" if unet.get("class_embed_type") is not None else "num_class_embeds"
@@ -130,7 +141,7 @@ def _vision(configs: Mapping[str, Config]) -> ImageInput:
     size = settings.get("size", configs["image_encoder"]["image_size"])
     shortest = size.get("shortest_edge", 0) if isinstance(size, dict) else size
     mean, std = settings.get("image_mean", CLIP_MEAN), settings.get("image_std", CLIP_STD)
-    crop = int(configs["image_encoder"]["image_size"])
+    crop = 0 if is_video(configs["unet"]) else int(configs["image_encoder"]["image_size"])
     try:
         vision = ImageInput(
             kind="vision", shortest=int(shortest), mean=tuple(map(float, mean)), std=tuple(map(float, std))

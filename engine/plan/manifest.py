@@ -10,9 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from ..errors import InputError
 from ..errors.schema import (
-    Check,
     SchemaError,
     boolean,
     figure,
@@ -39,10 +37,11 @@ from .controls.manifest import (
 from .image_input import check_image_input
 from .image_prompts.manifest import check_image_prompting, check_ip_adapters, image_inputs
 from .networks import controlnets_of, ip_adapters_of, t2i_adapters_of
-from .profile import Profile, range_from_text
+from .profile import Profile, check_profile, size_range
+from .video.model import IDS, MAX_FRAMES
 
 TEXT_FAMILIES = ("sd1", "sd2", "sdxl")
-_FAMILIES = (*TEXT_FAMILIES, "pixels", "latents")
+_FAMILIES = (*TEXT_FAMILIES, "pixels", "latents", "video")
 _MAX_CHANNELS = 65536
 _LATENTS = ("latent_height", "latent_width")
 _PIXELS = ("height", "width")
@@ -51,20 +50,8 @@ Fields = Mapping[str, Any]
 Dims = Sequence[Any]
 
 
-def _size_range(largest: int) -> Check:
-    def check(value: Any, where: str) -> None:
-        try:
-            valid = isinstance(value, str) and len(value) < 40 and range_from_text(value).max <= largest
-        except InputError:
-            valid = False
-        if not valid:
-            mismatch(where, value, f"min:opt:max from 1 to {largest}, for example 512:768:1024")
-
-    return check
-
-
 def _dims(value: Any, where: str) -> None:
-    list_of(lambda dim, at: _SYMBOL(dim, at) if isinstance(dim, str) else _CHANNELS(dim, at), 1, 4)(value, where)
+    list_of(lambda dim, at: _SYMBOL(dim, at) if isinstance(dim, str) else _CHANNELS(dim, at), 1, 5)(value, where)
     if value[0] != "batch":
         mismatch(f"{where}[0]", value[0], "batch")
 
@@ -80,11 +67,11 @@ _NETWORK = text(_NETWORKS, "the name of a network")
 _VERSION = text(r"\d[0-9A-Za-z.+_-]{0,99}", "a version")
 _PROFILE = record(
     {
-        **{"batch": _size_range(65536), "height": _size_range(16384), "width": _size_range(16384)},
+        **{"batch": size_range(65536), "height": size_range(16384), "width": size_range(16384)},
         **{"multiple": integer(1, 4096), "factor": integer(1, 64), "tokens": integer(3, 4096), "rows": integer(2, 3)},
-        "images": list_of(integer(1, 4096), 2, 2),
+        **{"images": list_of(integer(1, 4096), 2, 2), "frames": size_range(MAX_FRAMES)},
     },
-    optional=("images",),
+    optional=("images", "frames"),
 )
 _BINDING = record(
     {
@@ -161,7 +148,7 @@ _MANIFEST = record(
 def check_manifest(data: Any) -> None:
     """Check the manifest of a plan, without its digest. Raises `SchemaError` that names the field."""
     _MANIFEST(data, "")
-    _check_profile(data["profile"])
+    check_profile(data["profile"])
     components = data["components"]
     for name, component in components.items():
         for side in ("inputs", "outputs"):
@@ -182,17 +169,6 @@ def _stamp(value: Any, where: str) -> None:
     list_of(lambda entry, at: None, 2, 2)(value, where)
     integer(0, 1 << 62)(value[0], f"{where}[0]")
     _DIGEST(value[1], f"{where}[1]")
-
-
-def _check_profile(profile: Fields) -> None:
-    """Check that the multiple is the factor times a power of two: one halving per level of the U-Net."""
-    levels, rest = divmod(profile["multiple"], profile["factor"])
-    for name, value in (("factor", profile["factor"]), ("multiple", levels)):
-        if rest or value.bit_count() != 1:
-            mismatch(f"profile.{name}", profile[name], "a power of two (multiple: a power of two times factor)")
-    for side in _PIXELS:
-        if range_from_text(profile[side]).min < profile["multiple"]:
-            mismatch(f"profile.{side}", profile[side], f"sizes of at least {profile['multiple']}, the multiple")
 
 
 def _check_names(bindings: Sequence[Fields], where: str, profile: Fields) -> None:
@@ -216,7 +192,9 @@ def _check_networks(data: Fields) -> None:
         if name not in components:
             raise SchemaError(f"components.{name}", f"is missing; the family {data['family']} requires it")
     texts = {name for name in components if name.startswith("text_encoder")}
-    sees = _kind(data) == "vision"
+    sees = _kind(data) in ("vision", "video")
+    if ("frames" in data["profile"]) != (data["family"] == "video") or (data["family"] == "video") != bool(_clip(data)):
+        mismatch("profile.frames", data["profile"].get("frames"), "frames, if the family and the image input are video")
     required |= {"image_encoder"} if sees else set()
     prompted = {*controlnets_of(components), *t2i_adapters_of(components), *texts}
     prompted |= {*(adapters := ip_adapters_of(components))}
@@ -269,10 +247,10 @@ def _check_autoencoder(data: Fields) -> int:
     channels = 3
     if "vae_decoder" in components:
         decoder, encoder = components["vae_decoder"], components["vae_encoder"]
-        dims = decoder["inputs"][0]["dims"]
-        channels = dims[1] if len(dims) == 4 and isinstance(dims[1], int) else 0
-        check_only(decoder["inputs"], "components.vae_decoder.inputs", {"latent_sample": map_of(channels)})
-        check_only(decoder["outputs"], "components.vae_decoder.outputs", {"sample": ("batch", 3, *_PIXELS)})
+        dims, clip = decoder["inputs"][0]["dims"], _clip(data)
+        channels = dims[-3] if len(dims) == 4 + len(clip) and isinstance(dims[-3], int) else 0
+        check_only(decoder["inputs"], "components.vae_decoder.inputs", {"latent_sample": map_of(channels, *clip)})
+        check_only(decoder["outputs"], "components.vae_decoder.outputs", {"sample": ("batch", *clip, 3, *_PIXELS)})
         check_only(encoder["inputs"], "components.vae_encoder.inputs", {"sample": ("batch", 3, *_PIXELS)})
         sampled = encoder["outputs"][0]["name"] == "latent_parameters"  # mean and log-variance
         encoded = {"latent_parameters": map_of(2 * channels)} if sampled else {"latents": map_of(channels)}
@@ -290,11 +268,13 @@ def _kind(data: Fields) -> str | None:
 def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) -> None:
     unet, kind = data["components"]["unet"], _kind(data)
     sample = unet["inputs"][0]
-    more = {"mask": channels + 1, "edit": channels, "latents": channels, "depth": 1, "pixels": 3}.get(kind or "", 0)
-    expected: dict[str, Dims] = {"sample": map_of(channels + more), "timestep": ("batch",)}
+    doubled = dict.fromkeys(("edit", "latents", "video"), channels)
+    more = {**doubled, "mask": channels + 1, "depth": 1, "pixels": 3}.get(kind or "", 0)
+    expected: dict[str, Dims] = {"sample": map_of(channels + more, *_clip(data)), "timestep": ("batch",)}
     by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
     where = "components.unet.inputs"
-    if kind == "vision":
+    expected |= {"added_time_ids": ("batch", IDS)} if kind == "video" else {}
+    if kind in ("vision", "video"):
         vector = data["components"]["image_encoder"]["outputs"][0]
         expected["encoder_hidden_states"] = ("batch", 1, vector["dims"][-1])
     if states:
@@ -316,4 +296,9 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
     if sample["name"] != "sample":
         mismatch(f"{where}[0].name", sample["name"], "sample")
     out = channels + 1 if kind == "latents" else channels  # the last one is a variance that nothing reads
-    check_only(unet["outputs"], "components.unet.outputs", {"out_sample": map_of(out)})
+    check_only(unet["outputs"], "components.unet.outputs", {"out_sample": map_of(out, *_clip(data))})
+
+
+def _clip(data: Fields) -> tuple[str, ...]:
+    """Return the dimension of a video model's tensors that counts frames."""
+    return ("frames",) if _kind(data) == "video" else ()

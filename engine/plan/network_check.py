@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import SourceError
+from .video.model import is_video
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, Sequence[int]]
@@ -98,6 +99,9 @@ def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
         yield from _network(config, tensors)
         table = (("out_channels", "conv_out.weight", 0), ("num_class_embeds", "class_embedding.weight", 0))
         yield from _sizes(config, tensors, table)
+        if is_video(config):
+            added = ("projection_class_embeddings_input_dim", "add_embedding.linear_1.weight", 1)
+            yield from _sizes(config, tensors, [added])
     elif config.get("_class_name") == "AutoencoderTiny":
         yield from _tiny(config, tensors)
     else:
@@ -165,7 +169,8 @@ def _half(config: Config, tensors: _Tensors, side: str, more: int = 0) -> Iterat
     yield f"the length of {field}", len(kinds) if isinstance(kinds, list) else kinds, levels
     order = range(levels) if side.endswith("down_blocks") else range(levels)[::-1]
     if side.endswith("down_blocks"):
-        widths = [tensors.size(f"{side}.{i}.resnets.0.conv1.weight", 0) for i in order]
+        inner = ".spatial_res_block" if is_video(config) else ""
+        widths = [tensors.size(f"{side}.{i}.resnets.0{inner}.conv1.weight", 0) for i in order]
         yield "block_out_channels", config.get("block_out_channels"), widths
     layers = config.get("layers_per_block")
     if isinstance(kinds, list) and kinds and str(kinds[0]).startswith("K"):  # k-diffusion's blocks have no more

@@ -15,6 +15,7 @@ from .bindings import Binding, Network, bindings_from_json
 from .controls.t2i_adapter import ADAPTER as T2I_ADAPTER
 from .controls.t2i_adapter import IMAGE, STATE, Feature, features_of, taken_of
 from .image_prompts.layers import ADAPTER, BIAS, SCALE, STATES, image_layers, mask_name, packed_width
+from .video.model import IDS, decodes_clips, is_video
 
 Config = Mapping[str, Any]
 
@@ -132,6 +133,8 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
     Without text it takes only pixels or latents and the timestep, and with a vision encoder its vector as one token.
     """
     config = configs["unet"]
+    if is_video(config):
+        return _video_unet(config)
     inputs = _latents(config)
     if not with_text and "image_encoder" in configs:
         inputs.append(_float("encoder_hidden_states", "batch", 1, config["cross_attention_dim"]))
@@ -153,6 +156,21 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
             inputs += _image_prompts(config)
     outputs = (_float("out_sample", "batch", config["out_channels"], *_LATENTS),)
     return Component(name="unet", inputs=tuple(inputs), outputs=outputs, config=config)
+
+
+def _video_unet(config: Config) -> Component:
+    """Return the U-Net of Stable Video Diffusion, which sees all frames of a clip (arXiv 2311.15127)."""
+    return Component(
+        name="unet",
+        inputs=(
+            _float("sample", "batch", "frames", config["in_channels"], *_LATENTS),
+            _float("timestep", "batch"),
+            _float("encoder_hidden_states", "batch", 1, config["cross_attention_dim"]),
+            _float("added_time_ids", "batch", IDS),
+        ),
+        outputs=(_float("out_sample", "batch", "frames", config["out_channels"], *_LATENTS),),
+        config=config,
+    )
 
 
 def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
@@ -193,12 +211,16 @@ def _adapter_states(features: Sequence[Feature]) -> list[Binding]:
 
 
 def vae(config: Config) -> tuple[Component, Component]:
-    """Return decoder and encoder. Tiny and quantizing autoencoders output latents, others a distribution of them."""
+    """Return decoder and encoder. Tiny and quantizing autoencoders output latents, others a distribution of them.
+
+    A decoder of clips mixes the frames of each clip in its batch.
+    """
     pixels, channels = ("batch", 3, "height", "width"), latent_channels(config)
+    clip = ("batch", "frames") if decodes_clips(config) else ("batch",)
     decoder = Component(
         name="vae_decoder",
-        inputs=(_float("latent_sample", "batch", channels, *_LATENTS),),
-        outputs=(_float("sample", *pixels),),
+        inputs=(_float("latent_sample", *clip, channels, *_LATENTS),),
+        outputs=(_float("sample", *clip, *pixels[1:]),),
         config=config,
     )
     # Mean and log-variance of the posterior, concatenated.

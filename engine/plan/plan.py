@@ -118,6 +118,11 @@ class ModelFields:
         return self.components.get("vae_decoder", self.components["unet"]).inputs[0]
 
     @property
+    def latent_channels(self) -> int:
+        """The channels of the denoised tensor. A video model has frames before them."""
+        return int(self.latents.dims[-3])
+
+    @property
     def inpaints(self) -> bool:
         """Tell whether the U-Net is an inpainting model: it also takes a mask and the latents of the masked image."""
         return self.takes("mask")

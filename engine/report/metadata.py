@@ -11,10 +11,12 @@ from numpy.typing import NDArray
 
 from ..backends import LoadedComponent
 from ..images.png import CHUNK, PARAMETERS, GeneratedImage, image_from_pixels
+from ..images.video import Video
 from ..plan.plan import Plan
 from ..request.arguments.argument import to_settings
 from ..request.request import Request
 from ..request.resolved import ResolvedRequest
+from ..request.video.clip import ClipSettings
 from ..stages.generation import Generation
 from ..system.version import __version__
 from .infotext import infotext_of
@@ -26,22 +28,39 @@ def build_result(plan: Plan, call: Generation, output: NDArray[Any], opened: Seq
     """Return the result of a call on these components. `output` is what it returns; bytes become images."""
     report = _build_report(plan, call, opened)
     images: Any = to_images(plan, call, output, opened) if output.dtype == np.uint8 else output
+    videos = () if call.request.clip is None else _videos(call.request.clip, call.request.output_type, images)
     if call.request.output_type == "pt":
         import torch
 
-        images = torch.from_numpy(np.ascontiguousarray(output.transpose(0, 3, 1, 2)))
-    return Result(images=images, seeds=call.request.seeds, report=report)
+        images = torch.from_numpy(np.ascontiguousarray(np.moveaxis(output, -1, -3)))
+    return Result(images=images, seeds=call.request.seeds, report=report, videos=videos)
+
+
+def _videos(clip: ClipSettings, output_type: str, images: Any) -> tuple[Video, ...]:
+    """Return the clips of a call, from its frames in one list or from arrays in [0, 1]; none from latents."""
+    if output_type == "latent":
+        return ()
+    if output_type != "pil":
+        pixels = np.rint(images * 255).astype(np.uint8)  # [N, F, H, W, 3]
+        images = [image_from_pixels(each, {}) for each in pixels.reshape(-1, *pixels.shape[2:])]
+    starts = range(0, len(images), clip.frames)
+    return tuple(Video(frames=tuple(images[i : i + clip.frames]), fps=clip.fps) for i in starts)
 
 
 def to_images(
     plan: Plan, call: Generation, pixels: NDArray[np.uint8], opened: Sequence[LoadedComponent]
 ) -> list[GeneratedImage]:
-    """Return the images of a call, each with the settings that generate it again.  # [B, H, W, 3]"""
+    """Return the images of a call, or the frames of its clips, each with the settings that generate it again.
+
+    # [B, H, W, 3], or [B, F, H, W, 3]
+    """
+    each = 1 if call.request.clip is None else call.request.clip.frames
+    pixels = pixels.reshape(-1, *pixels.shape[-3:])
     backend = next((each.runner.backend for each in opened if each.component.name == "unet"), "")
     ran = {"backend": backend, "precision": _precisions(opened)}
     crop = call.request.mask_crop
-    full = [each if crop is None else crop.overlay(each) for each in pixels]
-    return [image_from_pixels(each, _settings(plan, call, i) | ran) for i, each in enumerate(full)]
+    full = pixels if crop is None else [crop.overlay(image) for image in pixels]
+    return [image_from_pixels(pixels, _settings(plan, call, i // each) | ran) for i, pixels in enumerate(full)]
 
 
 def _settings(plan: Plan, call: Generation, i: int) -> dict[str, str]:

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from ..images.png import GeneratedImage
+from ..images.video import Video
 from .report import Report
 
 
@@ -22,23 +23,32 @@ class Result:
             float32 [N, C, h, w] ("latent").
         seeds: The seed of each image.
         report: What the call did.
+        videos: The clips of a video model, one for each seed. `images` then has their frames: "pil" in one list, "np"
+            as float32 [N, F, H, W, 3], "pt" [N, F, 3, H, W], "latent" [N, F, C, h, w].
     """
 
     images: Any
     seeds: tuple[int, ...]
     report: Report
+    videos: tuple[Video, ...] = ()
+
+    @property
+    def frames(self) -> Any:
+        """The frames of each clip, as diffusers names them: lists of PIL images, or the array of `images`."""
+        return [list(video.frames) for video in self.videos] if isinstance(self.images, list) else self.images
 
     def __repr__(self) -> str:
         count, seeds = len(self.seeds), ", ".join(map(str, self.seeds[:8])) + (", ..." if len(self.seeds) > 8 else "")
         kind = f"{type(self.images).__name__} {list(self.images.shape)}" if hasattr(self.images, "shape") else ""
         size = kind or " x ".join(map(str, self.images[0].size)) + " pixels"
-        total = sum(self.report.seconds.values())
-        return f"Result({count} image{'s' * (count > 1)}, {size}, seed{'s' * (count > 1)} {seeds}, {total:.2f} s)"
+        total, noun = sum(self.report.seconds.values()), "clip" if self.videos else "image"
+        return f"Result({count} {noun}{'s' * (count > 1)}, {size}, seed{'s' * (count > 1)} {seeds}, {total:.2f} s)"
 
     def _repr_html_(self) -> str:
         from .notebook import images_as_html, report_as_html
 
         shown = images_as_html(self.images, self.seeds) if isinstance(self.images, list) else repr(self)
+        shown = "".join(video._repr_html_() for video in self.videos) or shown
         return f"{shown}<details><summary>report</summary>{report_as_html(self.report)}</details>"
 
 
@@ -47,12 +57,13 @@ def joined(results: Sequence[Result]) -> Result:
     images, report = [each.images for each in results], results[-1].report
     seeds = tuple(seed for each in results for seed in each.seeds)
     sizes = [len(each.seeds) for each in results]
-    note = f"{len(seeds)} images ran in {len(results)} batches of at most {max(sizes)}"
+    videos = tuple(video for each in results for video in each.videos)
+    note = f"{len(seeds)} {'clips' if videos else 'images'} ran in {len(results)} batches of at most {max(sizes)}"
     calls = sum(each.report.network_calls for each in results)
     notes = dict.fromkeys([note, *(note for each in results for note in each.report.notes)])
     report = replace(report, network_calls=calls, notes=tuple(notes))
     every = list(chain.from_iterable(images)) if isinstance(images[0], list) else _concatenated(images)
-    return Result(images=every, seeds=seeds, report=report)
+    return Result(images=every, seeds=seeds, report=report, videos=videos)
 
 
 def _concatenated(arrays: Sequence[Any]) -> Any:

@@ -6,6 +6,7 @@ For models with a `calotype.plan.image_input.ImageInput`. Does not know networks
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ from PIL import Image
 from ..errors import InputError
 from ..errors.validation import check_float, check_int
 from ..images.arrays import Pixels, as_list, load_mask_array, read_image, to_array
-from ..images.resample import bicubic_matrix, vision_crop
+from ..images.resample import bicubic_matrix, vision_crop, vision_squeeze
 from ..plan.image_input import ImageInput
 from ..plan.plan import Plan
+from .arguments.video import VideoArguments
 from .request import Request
 
 Floats = NDArray[np.float32]
@@ -28,6 +30,7 @@ _NEEDS = {
     "image_guidance_scale": ("edit", "a model that edits images by instructions (InstructPix2Pix)"),
     "noise_level": ("pixels", "an upscaler whose U-Net takes the small image's pixels"),
     "depth_map": ("depth", "a depth model, whose U-Net takes a depth map"),
+    **{each.name: ("video", "a model that makes videos of an image") for each in fields(VideoArguments)},
 }
 _DEPTHS = "a file, a PIL image, or numbers [H, W] or [N, H, W], finite and not all equal"
 
@@ -43,7 +46,7 @@ def check_condition(request: Request, plan: Plan, *, has_image: bool, has_latent
     if request.hires is not None and takes.kind != "vision":
         message = "hires needs a model that takes no image as a condition. Pass the result to an upscaler instead."
         raise InputError(message, argument="hires")
-    if takes.kind in ("pixels", "vision") and has_latents:
+    if takes.kind in ("pixels", "vision", "video") and has_latents:
         raise InputError("this model takes pixels as image=, got latents. Decode them first.", argument="image")
     if takes.kind == "depth" and request.depth_map is None:
         if not has_image or has_latents:
@@ -133,6 +136,12 @@ def _depth_array(value: Any) -> NDArray[np.float64]:
 
 
 def vision_pixels(images: Sequence[Pixels], takes: ImageInput, side: int, count: int) -> Floats:
-    """Resize, crop and scale images as CLIP's processor does.  # n x [H, W, 3] -> float32 [count, 3, side, side]"""
-    crops = [vision_crop(pixels, takes.shortest, side, takes.mean, takes.std) for pixels in images]
+    """Resize, crop and scale images as CLIP's processor does, or as Stable Video Diffusion does.
+
+    # n x [H, W, 3] -> float32 [count, 3, side, side]
+    """
+    if takes.kind == "video":
+        crops = [vision_squeeze(pixels, side, takes.mean, takes.std) for pixels in images]
+    else:
+        crops = [vision_crop(pixels, takes.shortest, side, takes.mean, takes.std) for pixels in images]
     return np.stack(crops).repeat(count // len(crops), axis=0)

@@ -65,6 +65,8 @@ def _with_masks(arguments: Mapping[str, Any]) -> Mapping[str, Any]:
 ALIASES: Mapping[str, Alias] = {
     "num_inference_steps": Alias(name="steps"),
     "num_images_per_prompt": Alias(name="num_images"),
+    "num_videos_per_prompt": Alias(name="num_images"),
+    "num_frames": Alias(name="frames"),
     "cross_attention_kwargs": Alias(name="lora_scale", read=_lora_scale),
 }
 

@@ -66,11 +66,15 @@ class ImageFields(TypedDict):
 
 
 def image_fields(
-    request: Request, plan: Plan, steps: int, *, prompts: int, count: int, notes: list[str]
+    request: Request, plan: Plan, steps: int, *, prompts: int, count: int, notes: list[str], frames: int | None = None
 ) -> ImageFields:
-    """Load the images, masks and control images, and bring them to one size. Append to `notes` what that changed."""
-    channels, factor = int(plan.latents.dims[1]), plan.profile.factor
-    latents, noise = latents_from(request.image, channels, prompts, count), latents_argument(request, channels, count)
+    """Load the images, masks and control images, and bring them to one size. Append to `notes` what that changed.
+
+    `frames` are those of a clip.
+    """
+    channels, factor = plan.latent_channels, plan.profile.factor
+    latents = latents_from(request.image, channels, prompts, count)
+    noise = latents_argument(request, channels, count, frames=frames)
     images = load_images("image", None if latents is not None else request.image, prompts)
     masks = load_images("mask_image", request.mask_image, prompts)
     has_image = bool(images) or latents is not None
@@ -86,12 +90,13 @@ def image_fields(
         [image for net in each for image in net] for each in (control_images, adapter_images)
     )
     padding = crop_padding(request, len(images), len(masks))
-    enlarges, sees = (1, False) if takes is None else (takes.enlarges, takes.kind == "vision")
-    sizes = [(i.shape[0] * enlarges, i.shape[1] * enlarges) for i in ([] if sees else images)]
+    enlarges, only_seen = (1, False) if takes is None else (takes.enlarges, takes.kind == "vision")
+    decides = [] if takes is not None and takes.sees else images  # whose size is that of the output
+    sizes = [(i.shape[0] * enlarges, i.shape[1] * enlarges) for i in decides]
     sizes = [*sizes, *(image.shape[:2] for image in (*flat_controls, *flat_adapters))] if padding is None else []
     if latents is not None:
         sizes = [(latents.shape[2] * factor * enlarges, latents.shape[3] * factor * enlarges)]
-    in_pixels = None if noise is None else (noise.shape[2] * factor, noise.shape[3] * factor)
+    in_pixels = None if noise is None else (noise.shape[-2] * factor, noise.shape[-1] * factor)
     height, width = _size(request, sizes[0] if sizes else in_pixels, plan.profile)
     small, latents_size = (height // enlarges, width // enlarges), (height // factor, width // factor)
     for size in set(plan.profile.batches(count)):
@@ -109,20 +114,20 @@ def image_fields(
     schedule_range, strength = schedule_range_for(request, steps=steps, distilled=is_distilled(plan), **task)
     inpaint_mask = stacked_masks(masks, height, width, soft=request.soft_mask)
     notes += image_notes(
-        [] if sees else images, masks, (flat_controls, flat_adapters), inpaint_mask, (height, width), small
+        [] if only_seen else images, masks, (flat_controls, flat_adapters), inpaint_mask, (height, width), small
     )
     return ImageFields(
         width=width,
         height=height,
         noise=None if noise is None else noise.repeat(count // len(noise), axis=0),
         image=batch(images, len(images) if takes is None or plan.inpaints else count, *small)
-        if images and not sees
+        if images and not only_seen
         else None,
         image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
         inpaint_mask=inpaint_mask,
         soft_mask=request.soft_mask,
         depth=depth_from(request.depth_map, prompts, count, latents_size),
-        vision=vision_pixels(images, takes, _vision_side(plan), count) if takes and sees else None,
+        vision=vision_pixels(images, takes, _vision_side(plan), count) if takes and takes.sees else None,
         noise_level=noise_level_of(request, takes),
         strength=strength,
         schedule_range=schedule_range,

@@ -74,12 +74,13 @@ def texts_of(request: Request, plan: Plan, precomputed: PrecomputedStates) -> Te
     absent: list[str | None] = [None]
     if not plan.prompting.states:
         if request.prompt not in (None, "") or request.negative_prompt not in (None, ""):
-            kind = "shows variations of image=" if plan.takes("vision") else "is unconditional"
+            kind = "makes videos of image=" if plan.takes("video") else "is unconditional"
+            kind = "shows variations of image=" if plan.takes("vision") else kind
             raise InputError(
                 f"this model {kind} and takes no prompt. Use num_images= to generate several images.",
                 argument="prompt",
             )
-        several = len(as_list(request.image)) if plan.takes("vision") else 1
+        several = len(as_list(request.image)) if plan.takes("vision", "video") else 1
         absent = absent if plan.prompting.zero_negative else [""]
         empty, absent = [""] * several, absent * several
         return _texts_from(empty, absent, empty, absent)

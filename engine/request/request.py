@@ -1,6 +1,6 @@
 """`Request`: the arguments of a call, with their defaults. `resolve` checks them against a plan.
 
-Their table has four parts by topic, and the size and type of the output, which are here.
+Their table has five parts by topic, and the size and type of the output, which are here.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from .arguments.hires import HiresArguments
 from .arguments.image import ImageArguments, OneOrMore
 from .arguments.sampling import CallsFrom, SamplingArguments
 from .arguments.text import TextArguments
+from .arguments.video import VideoArguments
 from .diffusers_names import OF_CALLS, with_our_names
 
 __all__ = ["CallsFrom", "OneOrMore", "OutputType", "Request", "parse_request"]
@@ -23,7 +24,7 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
+class Request(VideoArguments, HiresArguments, ImageArguments, SamplingArguments, TextArguments):
     """Arguments of one call, as the caller passed them. The reference page lists them; each field has its text."""
 
     width: int | None = argument(
@@ -55,7 +56,8 @@ class Request(HiresArguments, ImageArguments, SamplingArguments, TextArguments):
     )
     output_type: OutputType = argument(
         '"pil" for PIL images, "np" for float32 [N, H, W, 3] in [0, 1], "latent" for float32 [N, C, h, w].',
-        '"pt" is a tensor of torch, float32 [N, 3, H, W] in [0, 1].',
+        '"pt" is a tensor of torch, float32 [N, 3, H, W] in [0, 1]. Arrays of a video model have the frames as second '
+        "axis, [N, F, ...].",
         default="pil",
     )
     progress: bool = argument(

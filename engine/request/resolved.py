@@ -30,6 +30,7 @@ from .image_prompts.scales import plain_scale
 from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, steps_of
 from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize
 from .request import CallsFrom, OutputType, Request, parse_request
+from .video.clip import ClipSettings, check_no_text_guidance, clip_of
 
 Floats = NDArray[np.float32]
 MAX_IMAGES = 1000  # of a call
@@ -75,6 +76,8 @@ class ResolvedRequest:
     depth: Floats | None  # [B, 1, h, w] from -1 to 1, if the request passes a depth map
     vision: Floats | None  # [B, 3, S, S], normalized, for a vision encoder
     noise_level: int | None  # of an upscaler's small image
+    clip: ClipSettings | None  # of a video model
+    sources: int  # different input images of a video model
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
@@ -102,6 +105,7 @@ class ResolvedRequest:
         seconds = {"prompt_2": self.prompts_2[i], "negative_prompt_2": self.negative_prompts_2[i]}
         values |= {name: text for name, text in seconds.items() if text != values[name.removesuffix("_2")]}
         values |= {} if self.sizes is None else vars(self.sizes)
+        values |= {} if self.clip is None else {**vars(self.clip), "guidance_scale": Request.guidance_scale}
         values |= {"seed": self.seeds[i], "denoising_start": self.schedule_range.begin}
         values["denoising_end"] = self.schedule_range.end
         values |= {"timesteps": self.schedule_range.timesteps, "sigmas": self.schedule_range.sigmas}
@@ -152,7 +156,8 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     Raises:
         InputError: an argument is unknown or wrong.
     """
-    request = parse_request(prompt, arguments)
+    request = parse_request(*_image_in_place(prompt, arguments, plan))
+    clip = clip_of(plan, request) if plan.takes("video") else None
     _check_output_type(request.output_type)
     notes: list[str] = []
     precomputed, sizes = precomputed_states(request, plan), sizes_of(request, plan)
@@ -166,7 +171,8 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         raise InputError(message, argument="num_images", got=count, expected=f"at most {MAX_IMAGES}")
     generators = generators_of(request, count)
     seeds = seeds_of(request, generators, count)
-    images = image_fields(request, plan, steps, prompts=prompts, count=count, notes=notes)
+    frames = None if clip is None else clip.frames
+    images = image_fields(request, plan, steps, prompts=prompts, count=count, notes=notes, frames=frames)
     if any(custom.values()):
         images["schedule_range"] = replace(images["schedule_range"], **custom)
     unstored = {"generator": generators and not is_seed_only(generators, count), "latents": images["noise"] is not None}
@@ -175,6 +181,9 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     unstored["ip_adapter_image_embeds"] = request.ip_adapter_image_embeds is not None
     _check_hires(request)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
+    if clip is not None:
+        check_no_text_guidance(scale, Request.guidance_scale, request.guidance_method)
+        scale = clip.guidance_scale
     by_image = image_guidance_of(request, plan)
     guided = scale > 1 and _takes_guidance(plan)  # 1 or less skips the unconditional half, as in diffusers
     guided = guided and (by_image is None or by_image >= 1)
@@ -203,6 +212,8 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         callback=request.callback_on_step_end,
         callback_tensors=_callback_tensors(request, plan),
         output_type=request.output_type,
+        clip=clip,
+        sources=0 if clip is None else prompts,
         **images,
         image_prompts=image_prompts_of(plan, **prompted, guided=guided),
         ip_adapter_scale=plain_scale(request.ip_adapter_scale),
@@ -212,9 +223,16 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     )
 
 
+def _image_in_place(prompt: Any, arguments: Mapping[str, Any], plan: Plan) -> tuple[Any, Mapping[str, Any]]:
+    """Return a call's prompt and arguments; the first argument of a video model is its image, as in diffusers."""
+    if not plan.takes("video") or prompt is None or isinstance(prompt, str) or "image" in arguments:
+        return prompt, arguments
+    return None, {**arguments, "image": prompt}
+
+
 def _takes_guidance(plan: Plan) -> bool:
     """Return whether guidance runs the U-Net twice."""
-    return bool(plan.prompting.states or plan.takes("vision")) and not is_distilled(plan)
+    return bool(plan.prompting.states or plan.takes("vision", "video")) and not is_distilled(plan)
 
 
 def _fewer_calls(request: Request, steps: int) -> dict[str, Any]:

@@ -29,20 +29,23 @@ def guide_by_image(output: Floats, guidance_scale: float, image_scale: float, re
     return rescaled(guided, cond, rescale)
 
 
-def guide(output: Floats, guidance_scale: float, rescale: float = 0.0) -> Floats:
+def guide(output: Floats, guidance_scale: float | Floats, rescale: float = 0.0) -> Floats:
     """Compute uncond + scale * (cond - uncond).  # [2B, C, H, W], unconditional half first -> [B, C, H, W]
+
+    An array of scales has one for each frame of a clip.  # [F, 1, 1, 1], with [2B, F, C, H, W] -> [B, F, C, H, W]
 
     `rescale`, 0 to 1, moves the standard deviation of the result towards that of the conditional half (Lin et al. 2023,
     arXiv 2305.08891, section 3.4).
     """
     half = len(output) // 2
     uncond, cond = output[:half], output[half:]
-    return rescaled(uncond + np.float32(guidance_scale) * (cond - uncond), cond, rescale)
+    return rescaled(uncond + np.asarray(guidance_scale, np.float32) * (cond - uncond), cond, rescale)
 
 
 def rescaled(guided: Floats, cond: Floats, rescale: float) -> Floats:
     """Move the standard deviation of a guided output towards that of the conditional one.  # [B, C, H, W]"""
     if rescale == 0:
         return guided
-    std, guided_std = (each.std(axis=(1, 2, 3), ddof=1, keepdims=True, dtype=np.float64) for each in (cond, guided))
+    axes = tuple(range(1, cond.ndim))
+    std, guided_std = (each.std(axis=axes, ddof=1, keepdims=True, dtype=np.float64) for each in (cond, guided))
     return np.asarray(guided * (rescale * std / np.maximum(guided_std, 1e-12) + 1 - rescale), dtype=np.float32)

@@ -25,7 +25,7 @@ class BatchNoise:
     """Streams of normal numbers, one for each image of a batch."""
 
     def __init__(self, seeds: Sequence[int], shape: tuple[int, ...]) -> None:
-        """`shape` is that of one image's latents, (channels, height, width), with at least sixteen numbers."""
+        """`shape` is that of one image's latents, (channels, height, width), or of a clip's; at least 16 numbers."""
         if int(np.prod(shape)) < 16:
             message = f"Cannot draw noise: got the shape {list(shape)}; expected at least sixteen numbers."
             raise InputError(message, argument="shape", got=shape)
@@ -44,6 +44,11 @@ class BatchNoise:
         """Return the noise for encoding `count` input images: that of each generated image.  # [B, C, H, W]"""
         del count, each
         return self()
+
+    def on_inputs(self, count: int, shape: tuple[int, ...]) -> Floats:
+        """Return noise for the pixels of `count` input images: that of each generated clip.  # -> [B, *shape]"""
+        del count
+        return self.of(shape)
 
 
 class GeneratorNoise:
@@ -77,6 +82,12 @@ class GeneratorNoise:
         there is one for each input image.  # [count or B, C, H, W]
         """
         return self._draw(self._batch if each and len(self._generators) > 1 else count)
+
+    def on_inputs(self, count: int, shape: tuple[int, ...]) -> Floats:
+        """Return noise for the pixels of `count` input images: one for all, or that of each.  # -> [B, *shape]"""
+        if len(self._generators) > 1:
+            return self.of(shape)
+        return self._draw(count, shape).repeat(self._batch // count, axis=0)
 
     def _draw(self, count: int, shape: tuple[int, ...] | None = None) -> Floats:
         import torch

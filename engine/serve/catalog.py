@@ -47,6 +47,8 @@ class ModelCatalog:
         folders = [each.folder for each in tags if each is not None]
         named = {name: file for folder in folders for name, file in loras_in(folder).items()}
         self._loras = named if loras is None else dict(loras)
+        for name, pipe in self._open.items():
+            _check_makes_images(name, pipe)
         self._own = {name: _own_loras(pipe) for name, pipe in self._open.items()}
         self._guard, self._opening = threading.Lock(), {name: threading.Lock() for name in models}
         self._used_at = dict.fromkeys(models, 0.0)
@@ -108,6 +110,7 @@ class ModelCatalog:
             if pipe is None:
                 assert not isinstance(loader, Pipeline)
                 pipe = loader()
+                _check_makes_images(name, pipe)
                 self._own[name] = _own_loras(pipe)
                 self._open[name] = pipe
             self._used_at[name] = time.monotonic()
@@ -182,6 +185,13 @@ def loras_in(folder: Path) -> dict[str, Path]:
             message = f"{folder} has several LoRAs named {path.stem!r}. Rename one of them."
             raise InputError(message, argument="lora_folder", got=path.stem)
     return files
+
+
+def _check_makes_images(name: str, pipe: Pipeline) -> None:
+    """Raise `InputError` for a model of videos: a server's jobs, files and APIs are those of images."""
+    if pipe.plan.takes("video"):
+        message = f"{name} makes videos, and a server makes images. Use calotype.load, or calotype generate."
+        raise InputError(message, argument="model", got=name)
 
 
 def _own_loras(pipe: Pipeline) -> Loras:

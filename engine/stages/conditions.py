@@ -25,7 +25,8 @@ _LEVEL_WIDTH = 64  # of each half of the latent upscaler's embedding of a noise 
 def image_channels(plan: Plan, request: ResolvedRequest, codec: Codec, draw: Noise) -> Floats | None:
     """Return the channels that the U-Net takes besides the noisy latents; None if they are none, or a mask.
 
-    They are those of all rows under guidance of three parts: only the first part has no image.  # [B or N, C, h, w]
+    They are those of all rows under guidance by the image: the first part has no image.
+    # [B or N, C, h, w], of a clip [B or N, F, C, h, w]
     """
     takes = plan.image_input
     if takes is None or takes.kind in ("mask", "vision"):
@@ -34,6 +35,8 @@ def image_channels(plan: Plan, request: ResolvedRequest, codec: Codec, draw: Noi
         return _depth(plan, request)
     if takes.kind == "pixels":
         return _noisy_pixels(request, takes.signal, draw)
+    if takes.kind == "video":
+        return _of_each_frame(request, codec, draw)
     small = takes.kind == "latents"
     latents = request.image_latents
     if latents is None:
@@ -54,6 +57,20 @@ def _depth(plan: Plan, request: ResolvedRequest) -> Floats:
     height, width = (side // plan.profile.factor for side in (request.height, request.width))
     unique, places = np.unique(request.image, axis=0, return_inverse=True)
     return normalized_depths(estimate_depth(plan.depth_estimator, unique), height, width)[places.reshape(-1)]
+
+
+def _of_each_frame(request: ResolvedRequest, codec: Codec, draw: Noise) -> Floats:
+    """Return the latents of the image with noise, for each frame of a clip; zeros first under guidance.
+
+    # [N, F, C, h, w]
+    """
+    assert request.image is not None  # `check_condition`
+    assert request.clip is not None
+    noise = draw.on_inputs(request.sources, request.image.shape[1:])
+    strength = np.float32(request.clip.noise_aug_strength / 2)  # the noise of pixels from -1 to 1
+    latents = codec.unscaled(codec.encode(request.image + strength * noise))
+    latents = latents[:, None].repeat(request.clip.frames, axis=1)
+    return np.concatenate([np.zeros_like(latents), latents]) if request.guided else latents
 
 
 def _noisy_pixels(request: ResolvedRequest, signal: tuple[float, ...], draw: Noise) -> Floats:

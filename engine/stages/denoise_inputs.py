@@ -29,13 +29,13 @@ class DenoiseInputs:
     """A batch of B images. N is 2B under guidance, the unconditional half first; else B.
 
     Attributes:
-        noise: the initial noise.  # [B, C, h, w]
+        noise: the initial noise.  # [B, C, h, w], of a clip [B, F, C, h, w]
         draw: returns the noise after it.
         source: the latents of the input images, and the area to generate anew; None if the schedule starts from noise.
         extra_channels: further channels of every sample: for an inpainting U-Net the mask and the latents of the masked
             image, for others what `conditions` makes of the image.  # [B or N, C, h, w]
-        micro_conditioning: further inputs of the U-Net of some families: `time_ids`, `timestep_cond` and
-            `class_labels`.  # [N, ...]
+        micro_conditioning: further inputs of the U-Net of some families: `time_ids`, `timestep_cond`, `class_labels`
+            and `added_time_ids`.  # [N, ...]
         tiling: how the VAE takes the batch.
     """
 
@@ -50,10 +50,10 @@ class DenoiseInputs:
 def prepare(plan: Plan, request: ResolvedRequest, codec: Codec, watch: Stopwatch) -> DenoiseInputs:
     """Encode the input images, and draw the noise."""
     count = len(request.seeds)
-    tiling = codec.tiling(count, request.height, request.width)
-    sizes = plan.profile.sizes(batch=count, height=request.height, width=request.width)
-    _, channels, height, width = plan.latents.shape(sizes)
-    shape = (channels, height, width)
+    tiling = codec.tiling_for(request)
+    frames = 1 if request.clip is None else request.clip.frames
+    sizes = plan.profile.sizes(batch=count, height=request.height, width=request.width, frames=frames)
+    shape = plan.latents.shape(sizes)[1:]
     draw = GeneratorNoise(request.generators, count, shape) if request.generators else BatchNoise(request.seeds, shape)
     with watch.stage("encode") if request.image is not None else nullcontext():
         of_image = image_channels(plan, request, codec, draw) if plan.image_input else None  # draws its noise first
@@ -113,7 +113,7 @@ def _mask_of_latents(inpaint_mask: InpaintMask, factor: int) -> InpaintMask:
 
 
 def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, NDArray[Any]]:
-    """Return the inputs of some families: SDXL's `time_ids`, and the guidance embedding of a distilled U-Net."""
+    """Return the inputs of some families, as SDXL's `time_ids`, or the guidance embedding of a distilled U-Net."""
     count, inputs = len(request.seeds), {b.name: b for b in plan.components["unet"].inputs}
     negatives = count if request.guided else 0
     arrays: dict[str, NDArray[Any]] = {}
@@ -123,6 +123,8 @@ def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, NDArr
         is_refiner = inputs["time_ids"].dims[1] == 5
         positive, negative = request.sizes.time_ids(request.height, request.width, is_refiner=is_refiner)
         arrays["time_ids"] = np.array([*[negative] * negatives, *[positive] * count], dtype=np.float32)
+    if request.clip is not None:
+        arrays["added_time_ids"] = np.tile(np.array(request.clip.added_time_ids, np.float32), (negatives + count, 1))
     if "timestep_cond" in inputs and not plan.takes("latents"):
         embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"].dims[1]))
         arrays["timestep_cond"] = np.tile(embedding, (negatives + count, 1))

@@ -60,6 +60,8 @@ def guidance_of(call: Generation) -> Guidance:
             return guide_by_image(output, scale, by_image, rescale)
         if request.guidance_method != "cfg":
             return _by_method(projected, x, output, call, i)
+        if request.clip is not None and scale == request.clip.guidance_scale:  # a callback may set one for all
+            return guide(output, request.clip.guidance_scales, rescale)
         return guide(output, scale, rescale)
 
     return combine

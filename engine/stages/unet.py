@@ -43,7 +43,7 @@ class Unet:
         self._plan, self._call, self._component = plan, call, component
         self.conditioning, self._extra_channels = dict(conditioning), extra_channels
         self._timesteps = network_timesteps(call.sampler) if plan.takes("latents") else call.sampler.timesteps
-        self._channels = int(plan.latents.dims[1])
+        self._channels = plan.latent_channels
         # whether it is guided, and steered by T2I-Adapters -> its sessions
         self._sessions: dict[tuple[bool, bool], tuple[DenoisingSession, ControlNets | None]] = {}
 
@@ -63,8 +63,8 @@ class Unet:
         residuals = {} if controls is None else (yield from controls.calls(call, sample))
         if self._extra_channels is not None:
             extra = self._extra_channels if guided else self._extra_channels[-len(sample) :]
-            repeats = len(extra) // len(sample)  # 3 if the parts of guidance differ in these channels
-            sample = np.concatenate([np.concatenate([sample] * repeats), extra], axis=1)
+            repeats = len(extra) // len(sample)  # 2 or 3 if the parts of guidance differ in these channels
+            sample = np.concatenate([np.concatenate([sample] * repeats), extra], axis=-3)
         output: Floats = (yield NetworkCall(session, call, sample, residuals))["out_sample"]
         # The latent upscaler outputs the negative velocity, and a variance that nothing reads.
         return -output[:, : self._channels] if self._plan.takes("latents") else output
@@ -92,6 +92,7 @@ class Unet:
         else:
             constants = conditioning | no_residuals(plan, request, rows)
         cache_interval, unet = request.cache_interval, self._component("unet")
-        halves = rows == 2  # which share the sample; three parts differ in their channels of the image
+        # Two halves share the sample, unless they differ in their channels of the image, as three parts do.
+        halves = rows == 2 and not self._plan.takes("video")
         session = DenoisingSession(unet, constants, timesteps, guided=halves, cache_interval=cache_interval)
         return session, controls

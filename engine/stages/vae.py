@@ -7,7 +7,7 @@ single images, and then into tiles. Does not know steps or prompts.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -17,6 +17,8 @@ from ..errors import InputError
 from ..images.arrays import to_array
 from ..images.tiling import tiled
 from ..plan.plan import Plan
+from ..request.resolved import ResolvedRequest
+from ..request.video.memory import largest_chunk
 from ..sampling.matrix import Draw
 from ..system.memory import available_bytes, in_words, peak_bytes
 
@@ -34,12 +36,14 @@ class VaeTiling:
     Attributes:
         sliced: run one image at a time.
         tile: side of a tile in pixels; None is the full image. Tiles also run one image at a time.
+        frames: frames of a clip that the decoder takes at once; None is all of them.
         note: the reason, for the report; empty if it was requested, or if the batch runs at once.
     """
 
     sliced: bool = False
     tile: int | None = None
     note: str = ""
+    frames: int | None = None
 
 
 UNTILED = VaeTiling()
@@ -65,7 +69,8 @@ class Codec:
         """
         self._network, self._device_bytes = network, device_bytes
         self.factor = plan.profile.factor
-        self.channels = int(plan.latents.dims[1])
+        self.channels = plan.latent_channels
+        self._decodes_clips = plan.takes("video")
         self._has_vae = "vae_decoder" in plan.components  # a model without a VAE denoises pixels
         self._loads = [load for load in plan.loads if not load.guided]  # those of the VAE
         # Whether the encoder returns a distribution, from which latents are drawn.
@@ -90,6 +95,23 @@ class Codec:
         reason = f"the full image needs about {in_words(need)} of memory, and {in_words(free or 0)} are free"
         return VaeTiling(tile=tile, note=f"the VAE worked in tiles of {tile} pixels: {reason}")
 
+    def tiling_for(self, request: ResolvedRequest) -> VaeTiling:
+        """Choose the tiling for a request: for a clip the chunks of its frames, and tiles if no frame fits."""
+        height, width, clip = request.height, request.width, request.clip
+        if clip is None:
+            return self.tiling(len(request.seeds), height, width)
+        on_device, asks_for = self._device_bytes(), min(clip.decode_chunk_size or clip.frames, clip.frames)
+        free = available_bytes() if on_device is None else on_device
+        room_for = asks_for if free is None else largest_chunk(self._loads, asks_for, height, width, free)
+        if room_for == asks_for:
+            return VaeTiling(frames=asks_for)
+        frames = -(-clip.frames // -(-clip.frames // max(room_for, 1)))  # no short chunk at the end
+        one = self.tiling(1, height, width) if room_for == 0 else UNTILED
+        need = peak_bytes(self._loads, batch=clip.frames, height=height, width=width, guided=False)
+        reason = f"all {clip.frames} need about {in_words(need)} of memory, and {in_words(free or 0)} are free"
+        note = f"the VAE decoded in chunks of {frames} frames: {reason}"
+        return replace(one, frames=frames, note="; ".join(filter(None, [note, one.note])))
+
     def encode(self, pixels: Floats, draw: Draw | None = None, tiling: VaeTiling | None = None) -> Floats:
         """Encode pixels as latents: the mean of the posterior, or with `draw`, a sample that uses its noise.
 
@@ -110,10 +132,32 @@ class Codec:
         return np.asarray(latents * self._scale + self._shift, dtype=np.float32)
 
     def decode(self, latents: Floats, tiling: VaeTiling | None = None) -> Floats:
-        """Decode latents to pixels.  # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]"""
+        """Decode latents to pixels.
+
+        # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]; of clips [B, F, C, h, w] -> [B, F, 3, H, W]
+        """
+        if self._decodes_clips:
+            return self._decode_clips(self.unscaled(latents), tiling or UNTILED)
         count, _, height, width = latents.shape
         tiling = tiling or self.tiling(count, height * self.factor, width * self.factor)
         return self._run("vae_decoder", "latent_sample", self.unscaled(latents), tiling, self.factor)
+
+    def _decode_clips(self, latents: Floats, tiling: VaeTiling) -> Floats:
+        """Decode each clip in chunks of its frames.  # [B, F, C, h, w] -> [B, F, 3, H, W]"""
+        network = self._network("vae_decoder")
+
+        def run(chunk: Floats) -> Floats:
+            (output,) = network(latent_sample=np.ascontiguousarray(chunk[None])).values()
+            pixels: Floats = output[0]
+            return pixels
+
+        def decoded(chunk: Floats) -> Floats:
+            side = None if tiling.tile is None else tiling.tile // self.factor
+            return run(chunk) if side is None else tiled(run, chunk, side, self.factor, together=True)
+
+        size = latents.shape[1] if tiling.frames is None else tiling.frames
+        starts = range(0, latents.shape[1], size)
+        return np.stack([np.concatenate([decoded(clip[i : i + size]) for i in starts]) for clip in latents])
 
     def _run(self, name: str, input_name: str, array: Floats, tiling: VaeTiling, ratio: float) -> Floats:
         if not self._has_vae:
@@ -132,14 +176,16 @@ class Codec:
         return run(array)
 
     def check_latents(self, latents: Any) -> Floats:
-        """Return latents from a caller. Raises `InputError` unless they are [B, C, h, w] of numbers."""
+        """Return latents from a caller. Raises `InputError` unless they are [B, C, h, w] of numbers, or of clips
+        [B, F, C, h, w]."""
         latents = to_array(latents)
-        is_array = isinstance(latents, np.ndarray)
-        is_batch = is_array and latents.ndim == 4 and latents.shape[1] == self.channels and 0 not in latents.shape
+        is_array, clip = isinstance(latents, np.ndarray), "F, " if self._decodes_clips else ""
+        rank = 5 if self._decodes_clips else 4
+        is_batch = is_array and latents.ndim == rank and latents.shape[-3] == self.channels and 0 not in latents.shape
         if not is_batch or latents.dtype.kind not in "biuf":
             got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
             raise InputError(
-                f"latents must be an array [B, {self.channels}, h, w] of numbers, got {got}.", argument="latents"
+                f"latents must be an array [B, {clip}{self.channels}, h, w] of numbers, got {got}.", argument="latents"
             )
         return np.asarray(latents)
 

@@ -123,7 +123,7 @@ def _prepared(spec: BuildSpec) -> Work:
     source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
     family = family_of(source.configs)
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile
-    ranges = {name: getattr(spec, name) or getattr(defaults, name) for name in ("batch", "height", "width")}
+    ranges = {name: getattr(spec, name) or getattr(defaults, name) for name in ("batch", "height", "width", "frames")}
     profile = family.profile.narrowed(**ranges)
     for name in (*spec.scheduler, *(fit_spec_from(text).scheduler for text in spec.fit)):
         spec_from(name, source.configs["scheduler"])  # report an unknown name before the work

@@ -23,6 +23,7 @@ _BASE_BYTES = 700 << 20  # an interpreter with torch, diffusers and the exporter
 _MODULE = 1.6  # times a component's float32 weights: the module, and the file that it is read from
 _SESSIONS = 1.1  # times the weights of all components: the backend's copies
 _ACTIVATIONS = 2.2  # times the largest arrays of a run: the backend's arena keeps several
+_FRAMES = 4  # of a recorded clip
 _BYTES = {"fp32": 4.0, "fp16": 2.0, "bf16": 4.0, "int8": 1.0, "fp8": 1.0, "auto": 4.0}
 
 
@@ -89,7 +90,8 @@ def _free(folder: Path) -> int:
 def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: tuple[Load, ...]) -> Need:
     height, width = image_size(spec, profile)
     count, largest = sum(weights.values()), 4 * max(weights.values())
-    working = peak_bytes(loads, batch=1, height=height, width=width, guided=True) * profile.rows // 2
+    frames = recorded_frames(profile) or 1
+    working = peak_bytes(loads, batch=frames, height=height, width=width, guided=True) * profile.rows // 2
     held = max(_MODULE * largest, _SESSIONS * 4 * count) + _ACTIVATIONS * working
     trials = 4 * count if spec.precision in ("int8", "fp8", "auto", "fp16") else 0
     kept = count * (_BYTES[spec.precision] + (4 if spec.fallback else 0))
@@ -97,8 +99,11 @@ def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: 
 
 
 def image_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:
-    """Return height and width of the recorded images: the profile's usual size if bounds apply, else a small one."""
-    if spec.gated:
+    """Return height and width of the recorded images: the profile's usual size if bounds apply, else a small one.
+
+    Clips are always small: a build runs several.
+    """
+    if spec.gated and profile.frames is None:
         return profile.height.opt, profile.width.opt
     return small_size(profile)
 
@@ -108,6 +113,12 @@ def small_size(profile: Profile) -> tuple[int, int]:
     small = -(-256 // profile.multiple) * profile.multiple
     height, width = (max(r.min, min(r.opt, small)) for r in (profile.height, profile.width))
     return height, width
+
+
+def recorded_frames(profile: Profile) -> int | None:
+    """Return the frames of the recorded clips, of a video model."""
+    frames = profile.frames
+    return None if frames is None else max(frames.min, min(frames.opt, _FRAMES))
 
 
 def _smaller(spec: BuildSpec, profile: Profile) -> Iterator[tuple[str, BuildSpec, Profile]]:

@@ -182,7 +182,7 @@ def _scheduler_of(source: Source, family: Family) -> dict[str, Any]:
     if family.takes("latents"):  # its output times -1 is a velocity (`calotype.stages.conditions`)
         config["prediction_type"] = "v_prediction"
     # A model that denoises pixels clips samples unless its scheduler says otherwise: the class's own default.
-    return config if family.prompting.states or family.takes("vision") else {"clip_sample": True, **config}
+    return config if family.prompting.states or family.takes("vision", "video") else {"clip_sample": True, **config}
 
 
 def reference(component: Component, source: Source) -> PlannedComponent:

@@ -92,6 +92,7 @@ class BuildSpec:
     height: Range | None = _option(_range, "Pixels: one size, or min:opt:max.", None)
     width: Range | None = _option(_range, "Pixels: one size, or min:opt:max.", None)
     batch: Range | None = _option(_range, "Images per call: one number, or min:opt:max.", None)
+    frames: Range | None = _option(_range, "Frames of a clip, of a video model: one number, or min:opt:max.", None)
     controlnet: tuple[str, ...] = _option(_texts, "A ControlNet's folder, file or hub id; repeatable.", ())
     ip_adapter: tuple[str, ...] = _option(_texts, "An IP-Adapter's file; repeatable.", ())
     image_encoder: str | None = _option(_text, "The folder of the IP-Adapters' image encoder.", None)

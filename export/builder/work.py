@@ -12,7 +12,7 @@ from ..onnx.capture import ImageSet, embedding_sizes, groups
 from ..quality.prompts import Prompts
 from ..sources.source import Source
 from ..steps.progress import Stage
-from .preflight import image_size
+from .preflight import image_size, recorded_frames
 from .spec import BuildSpec
 from .tuning import TUNABLE_COMPONENTS
 
@@ -65,6 +65,7 @@ class Work:
             prompted=embedding_sizes(self.family),
             takes=takes.kind if takes else None,
             enlarges=takes.enlarges if takes else 1,
+            frames=recorded_frames(self.family.profile),
             first_seed=1_000_000 if calibrates else 0,
         )
 

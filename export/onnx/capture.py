@@ -61,6 +61,7 @@ class ImageSet:
     prompted: tuple[tuple[int, ...], ...] = ()  # for each IP-Adapter the sizes of its embeddings, or none for images
     takes: str | None = None  # the kind of the model's image input: it also gets an image, and a mask or a depth map
     enlarges: int = 1  # the sides of the images to generate are those of the input image times this
+    frames: int | None = None  # of the clips, if the model makes videos
 
     @classmethod
     def from_json(cls, data: Mapping[str, Any]) -> ImageSet:
@@ -71,7 +72,9 @@ class ImageSet:
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the keyword arguments of the pipeline's call for image i."""
         call: dict[str, Any] = {"prompt": self.prompts[i], "seed": self.first_seed + i, "steps": self.steps}
-        call |= {"height": self.height, "width": self.width, **({"prompt": None} if self.takes == "vision" else {})}
+        call |= {"height": self.height, "width": self.width}
+        call |= {"prompt": None} if self.takes in ("vision", "video") else {}
+        call |= {} if self.frames is None else {"frames": self.frames}
         counts = {"control_image": self.controls, "adapter_image": self.adapters}
         outlines = {name: [self._outline(i, c) for c in range(count)] for name, count in counts.items() if count}
         return {**call, **outlines, **self._image_prompts(i), **(self._seen(i) if self.takes else {})}

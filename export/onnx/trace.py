@@ -91,7 +91,7 @@ def sample_inputs(component: Component, sizes: Mapping[str, int], seed: int) -> 
         if binding.dtype == "int64":  # token ids, or the levels of noise
             numbers = "num_class_embeds" if binding.name == "class_labels" else "vocab_size"
             return torch.randint(0, int(component.config[numbers]), shape, generator=generator)
-        if binding.name in ("timestep", "time_ids"):
+        if binding.name in ("timestep", "time_ids", "added_time_ids"):
             return torch.randint(0, 1000, shape, generator=generator).float()
         if binding.name in ("controlnet_cond", "conditioning_scale", "adapter_image"):
             return torch.rand(shape, generator=generator)
@@ -142,6 +142,7 @@ def _exported(component: Component, module: nn.Module, inputs: tuple[Tensor, ...
     exported = torch.export.export(module, inputs, dynamic_shapes=(dynamic,), strict=False)
     _translatable_casts(exported.graph_module)
     _without_sums_in_place(exported.graph_module)
+    _translatable_repeats(exported.graph_module)
     decompose = exported.run_decompositions
     try:
         exported.run_decompositions = lambda _table=None: exported
@@ -199,6 +200,31 @@ def _without_sums_in_place(graph_module: torch.fx.GraphModule) -> None:
         target.replace_all_uses_with(total, delete_user_cb=lambda user, node=node: user > node)
         graph.erase_node(node)
     graph_module.recompile()
+
+
+def _translatable_repeats(graph_module: torch.fx.GraphModule) -> None:
+    """Replace `repeat_interleave` by a count that is a size: onnxscript 0.7 expands the wrong axis."""
+    aten, graph = torch.ops.aten, graph_module.graph
+    nodes = graph.find_nodes(op="call_function", target=aten.repeat_interleave.self_int)
+    for node in (each for each in nodes if len(each.args) == 3):
+        tensor, count, axis = node.args
+        sizes = [-1] * (tensor.meta["val"].ndim + 1)
+        sizes[axis + 1] = count
+        with graph.inserting_before(node):
+            apart = _called(graph, aten.unsqueeze.default, tensor, axis + 1)
+            repeated = _called(graph, aten.expand.default, apart, sizes)
+            joined = _called(graph, aten.flatten.using_ints, repeated, axis, axis + 1)
+        node.replace_all_uses_with(joined)
+        graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _called(graph: torch.fx.Graph, operator: Any, *arguments: Any) -> torch.fx.Node:
+    """Return a new node of the graph, with the shape of its result."""
+    node = graph.call_function(operator, arguments)
+    values = torch.fx.node.map_arg(arguments, lambda each: each.meta["val"])
+    node.meta["val"] = operator(*values)
+    return node
 
 
 class _ByPosition(nn.Module):

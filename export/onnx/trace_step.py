@@ -78,8 +78,8 @@ def _template_step(component: Component, sizes: Mapping[str, int], model: str) -
 def _trace_and_check(component: Component, source: WeightsSource, profile: Profile, folder: Path) -> Mapping[str, Any]:
     began = time.monotonic()
     # Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations.
-    traced_at = _sizes(profile, 2, 2, 3, images=(2, 4))
-    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2, images=(3, 5))]
+    traced_at = _sizes(profile, 2, 2, 3, images=(2, 4), frames=5)
+    sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2, images=(3, 5), frames=4)]
     template = _template_step(component, traced_at, source.model)
     stored = template.stored()
 
@@ -150,4 +150,4 @@ def _sizes(
     profile: Profile, batch: int, rows: int, columns: int, chunks: int = 1, images: tuple[int, int] = (1, 1)
 ) -> dict[str, int]:
     height, width = rows * profile.multiple, columns * profile.multiple
-    return profile.sizes(batch=batch, height=height, width=width, chunks=chunks, images=images)
+    return profile.sizes(batch=batch, height=height, width=width, **more)

@@ -56,7 +56,7 @@ def evaluate_plan(
     began = time.perf_counter()
     if decoder_only:
         decoder = pipe.component("vae_decoder")
-        batches = [to_uint8(decoder(**call.inputs)["sample"]) for call in calls]
+        batches = [_flat(to_uint8(decoder(**call.inputs)["sample"])) for call in calls]
         notes = decoder.retried
     else:
         for i in range(len(config.prompts)):
@@ -65,9 +65,15 @@ def evaluate_plan(
             notes = result.report.notes
     pixels = np.concatenate(batches)
     seconds = (time.perf_counter() - began) / len(pixels)
-    expected = np.concatenate([to_uint8(call.outputs["sample"]) for call in calls])
-    values = figures(pixels, expected, config.prompts, metrics, Path(clip_model) if clip_model else None)
+    expected = np.concatenate([_flat(to_uint8(call.outputs["sample"])) for call in calls])
+    prompts = [prompt for prompt in config.prompts for _ in range(config.frames or 1)]
+    values = figures(pixels, expected, prompts, metrics, Path(clip_model) if clip_model else None)
     return {**values, "seconds": seconds, "notes": list(notes)}
+
+
+def _flat(pixels: Pixels) -> Pixels:
+    """Return images, and the frames of clips, along one axis.  # [B, H, W, 3] or [B, F, H, W, 3] -> [N, H, W, 3]"""
+    return pixels.reshape(-1, *pixels.shape[-3:])
 
 
 def compare_speed(*, plan: str, baseline: str, name: str, backend: str, recording: str) -> dict[str, float]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import SourceError
+from calotype.plan.video.model import UNET, VAE
 
 from .misnamed import describe_export
 
@@ -27,9 +28,9 @@ SETTINGS: Mapping[str, str] = {
 }
 # name of a network -> the classes of diffusers that its config may name
 CLASSES: Mapping[str, tuple[str, ...]] = {
-    "unet": ("UNet2DConditionModel", "UNet2DModel"),
+    "unet": ("UNet2DConditionModel", "UNet2DModel", UNET),
     "controlnet": ("ControlNetModel",),
-    "vae": ("AutoencoderKL", "AutoencoderTiny", "VQModel"),
+    "vae": ("AutoencoderKL", "AutoencoderTiny", "VQModel", VAE),
 }
 _AUTOENCODERS = ("vae", "vqvae")
 _CLIP = ("clip_text_model", "clip")  # the model_type of text encoders
@@ -132,8 +133,9 @@ def other_model(folder: Path, index: Config, reason: str) -> SourceError:
     """Return the error for a model that Calotype does not run: `reason` says what it has or lacks."""
     kind = f"{index.get('_class_name', 'model')!s:.80}"
     message = (
-        f"{folder} holds {kind}, which {reason}; Calotype runs the U-Nets of Stable Diffusion 1.x, 2.x and XL, and "
-        f"U-Nets without text. Use diffusers for it: diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})."
+        f"{folder} holds {kind}, which {reason}; Calotype runs the U-Nets of Stable Diffusion 1.x, 2.x and XL, "
+        f"of Stable Video Diffusion, and U-Nets without text. Use diffusers for it: "
+        f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})."
     )
     return SourceError(message, path=folder, field="_class_name")
 

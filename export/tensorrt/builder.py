@@ -45,9 +45,13 @@ def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, ch
     halves = profile.rows if component.startswith(_MULTIPLIED) else 1
     rows = chunks if component.startswith("text_encoder") else 1
 
+    clips = component == "vae_decoder" and profile.frames is not None  # it decodes one clip, or a part of it
+
     def sizes(end: str, times: int, images: tuple[int, int], parts: int = 1) -> dict[str, int]:
         batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
-        return profile.sizes(batch=batch * times, height=height, width=width, chunks=parts, images=images)
+        batch, frames = 1 if clips else batch, 1 if profile.frames is None else getattr(profile.frames, end)
+        more: dict[str, Any] = {"chunks": parts, "images": images, "frames": 1 if clips and end == "min" else frames}
+        return profile.sizes(batch=batch * times, height=height, width=width, **more)
 
     groups, tokens = profile.images
     low, usual = sizes("min", 1, (1, 1)), sizes("opt", halves, (1, max(1, tokens // 4)))

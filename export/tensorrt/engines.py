@@ -125,7 +125,7 @@ def engines_for(
 
 
 def default_profile(profile: Profile) -> Profile:
-    """Return the default profile of an engine: 1 to 4 images, 0.5 to 1.5 times the model's own size.
+    """Return the default profile of an engine: 1 to 4 images or one clip, 0.5 to 1.5 times the model's own size.
 
     A wider profile costs speed and memory at every size.
     """
@@ -134,8 +134,10 @@ def default_profile(profile: Profile) -> Profile:
         low, high = (max(1, side.opt * n // 2 // profile.multiple) * profile.multiple for n in (1, 3))
         return Range(min=max(side.min, low), opt=side.opt, max=min(side.max, max(high, side.opt)))
 
-    batch = Range(min=1, opt=1, max=min(4, profile.batch.max))
-    return replace(profile, batch=batch, height=about(profile.height), width=about(profile.width))
+    batch, frames = Range(min=1, opt=1, max=min(4, profile.batch.max)), profile.frames
+    if frames is not None:  # one clip of up to the usual length
+        batch, frames = Range(min=1, opt=1, max=1), replace(frames, max=frames.opt)
+    return replace(profile, batch=batch, frames=frames, height=about(profile.height), width=about(profile.width))
 
 
 def parse_engine_options(backend: str, words: Sequence[str]) -> EngineOptions:

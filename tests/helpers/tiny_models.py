@@ -204,16 +204,16 @@ def save_latents(folder: Path, demo: Path) -> Path:
     return save_model(folder, demo, "StableDiffusionLatentUpscalePipeline", parts)
 
 
-def vision_encoder() -> CLIPVisionModelWithProjection:
-    """Return a tiny encoder of images of 32 pixels: vectors of 48 numbers, 17 states of 32."""
+def vision_encoder(side: int = 32) -> CLIPVisionModelWithProjection:
+    """Return a tiny encoder of images of 32 pixels, or another side: vectors of 48 numbers, 17 states of 32."""
     config = CLIPVisionConfig(
         hidden_size=32,
         projection_dim=48,
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=37,
-        patch_size=8,
-        image_size=32,
+        patch_size=side // 4,
+        image_size=side,
     )
     return CLIPVisionModelWithProjection(config)
 
@@ -244,4 +244,49 @@ def save_edit_xl(folder: Path, sdxl: Path) -> Path:
     index = json.loads((folder / "model_index.json").read_text())
     index["_class_name"] = "StableDiffusionXLInstructPix2PixPipeline"
     (folder / "model_index.json").write_text(json.dumps(index))
+    return folder
+
+
+def save_video(folder: Path, *, side: int = 32, levels: int = 2) -> Path:
+    """Stable Video Diffusion: networks over the frames of a clip, and a vision encoder of `side` pixels.
+
+    The autoencoder has `levels` levels. The factors that mix frames have random values, and the sigmas are published.
+    """
+    torch.manual_seed(27)
+    unet = diffusers.UNetSpatioTemporalConditionModel(
+        block_out_channels=(32, 64),
+        layers_per_block=1,
+        sample_size=32,
+        in_channels=8,
+        out_channels=4,
+        down_block_types=("CrossAttnDownBlockSpatioTemporal", "DownBlockSpatioTemporal"),
+        up_block_types=("UpBlockSpatioTemporal", "CrossAttnUpBlockSpatioTemporal"),
+        cross_attention_dim=48,
+        num_attention_heads=(2, 4),
+        addition_time_embed_dim=8,
+        projection_class_embeddings_input_dim=24,
+        num_frames=4,
+    )
+    vae = diffusers.AutoencoderKLTemporalDecoder(
+        block_out_channels=(32,) * levels,
+        down_block_types=("DownEncoderBlock2D",) * levels,
+        latent_channels=4,
+        scaling_factor=0.18215,
+    )
+    for name, weight in [*unet.named_parameters(), *vae.named_parameters()]:
+        if name.endswith("mix_factor"):
+            torch.nn.init.normal_(weight)
+    scheduler = diffusers.EulerDiscreteScheduler(
+        **{"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "use_karras_sigmas": True},
+        **{"sigma_min": 0.002, "sigma_max": 700.0, "prediction_type": "v_prediction"},
+        **{"timestep_spacing": "leading", "timestep_type": "continuous", "steps_offset": 1},
+    )
+    parts = {
+        "vae": vae,
+        "unet": unet,
+        "image_encoder": vision_encoder(side),
+        "scheduler": scheduler,
+        "feature_extractor": CLIPImageProcessorPil(size=side, crop_size=side),
+    }
+    diffusers.StableVideoDiffusionPipeline(**parts).save_pretrained(folder)
     return folder

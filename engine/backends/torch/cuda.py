@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 _TYPES = {"fp32": "float32", "fp16": "float16", "bf16": "bfloat16"}
 _CAPTURED = ("unet", "controlnet", "vae")
-_WIDE = ("timestep", "time_ids")  # stay in float32: half types have too few digits for them
+_WIDE = ("timestep", "time_ids", "added_time_ids")  # stay in float32: half types have too few digits for them
 _BF16_CAPABILITY = (8, 0)
 _GRAPHS_SHARE = 4  # the graphs of one network may take a quarter of the device's memory
 

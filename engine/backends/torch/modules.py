@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from ...errors import SourceError, first_line
 from ...files.json_file import read_json
 from ...plan.network_check import check_network
+from ...plan.video.model import UNET, VAE
 from ...weights.folder import check_weights_folder
 from ...weights.safetensors import TensorFile
 from ...weights.types import check_types
@@ -25,6 +26,7 @@ from .controls import ControlNet, T2IAdapter, adapter_states, index_of
 from .image_prompts import image_prompts, load_ip_adapter, take_image_prompts
 from .on_meta import on_meta
 from .upscalers import load_upscaler
+from .video import ClipDecoder, VideoUNet
 from .wrapper import Wrapper
 
 UPSCALER = "upscaler"
@@ -212,13 +214,20 @@ def _by_config(usual: str, *others: str) -> Loader:
     return load
 
 
-_AUTOENCODER = _by_config("AutoencoderKL", "AutoencoderTiny", "VQModel")
+_AUTOENCODER = _by_config("AutoencoderKL", "AutoencoderTiny", "VQModel", VAE)
+# Classes whose tensors are not those of the usual one, by class and component.
+_OTHER_WRAPPERS: dict[tuple[str, str], type[nn.Module]] = {
+    ("UNet2DModel", "unet"): UnconditionalUNet,
+    (UNET, "unet"): VideoUNet,
+    ("VQModel", "vae_decoder"): QuantizingDecoder,
+    (VAE, "vae_decoder"): ClipDecoder,
+}
 _LOADERS: dict[str, tuple[Loader, type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
     "image_encoder": (_transformers("CLIPVisionModelWithProjection"), VisionEncoder),
     "image_states": (_transformers("CLIPVisionModelWithProjection"), VisionStates),
-    "unet": (_by_config("UNet2DConditionModel", "UNet2DModel"), UNet),
+    "unet": (_by_config("UNet2DConditionModel", "UNet2DModel", UNET), UNet),
     "controlnet": (_by_config("ControlNetModel"), ControlNet),
     "t2i_adapter": (_by_config("T2IAdapter"), T2IAdapter),
     "vae_decoder": (_AUTOENCODER, VaeDecoder),
@@ -292,8 +301,5 @@ def load_module(component: str, folder: Path, dtype: torch.dtype | None = None) 
             f"another shape, such as {wrong[0]}. Use the config and weights of the same model.",
             path=folder,
         )
-    if type(model).__name__ == "UNet2DModel":
-        wrapper = UnconditionalUNet
-    if type(model).__name__ == "VQModel" and component == "vae_decoder":
-        wrapper = QuantizingDecoder
+    wrapper = _OTHER_WRAPPERS.get((type(model).__name__, component), wrapper)
     return wrapper(model).eval().requires_grad_(False)

@@ -68,9 +68,9 @@ def _check_maps(inputs: Iterable[Dims]) -> None:
             mismatch("components.unet.inputs", dims, "maps [batch, C, latent_height_N, latent_width_N]")
 
 
-def map_of(channels: int) -> tuple[Any, ...]:
-    """Return the dimensions of a tensor of the latents' size."""
-    return "batch", channels, *_LATENTS
+def map_of(channels: int, *clip: str) -> tuple[Any, ...]:
+    """Return the dimensions of a tensor of the latents' size; `clip` counts the frames of a clip."""
+    return "batch", *clip, channels, *_LATENTS
 
 
 def check_only(bindings: Iterable[Fields], where: str, expected: Mapping[str, Dims], dtype: str = "float32") -> None:

@@ -1,0 +1,77 @@
+"""The arguments of a call that make a clip of an input image: its frames, their motion and their guidance."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from .argument import argument
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoArguments:
+    """A clip of a video model. Each field has its text."""
+
+    frames: int | None = argument(
+        "Frames of the clip, for a model that makes videos of an image.",
+        "1 to 128. diffusers names it num_frames.",
+        default=None,
+        option=int,
+        shown_default="the model's",
+        key="frames",
+        read=int,
+    )
+    fps: int | None = argument(
+        "Frames per second: an input of the model, and the rate of a saved file.",
+        "1 to 1000. Stable Video Diffusion was trained with 6 and more.",
+        default=None,
+        option=int,
+        shown_default="7",
+        key="fps",
+        read=int,
+    )
+    motion_bucket_id: int | None = argument(
+        "How much moves in the clip: higher is more.",
+        "0 to 1023. Stable Video Diffusion was trained with 1 to 255.",
+        default=None,
+        option=int,
+        shown_default="127",
+        key="motion_bucket_id",
+        read=int,
+    )
+    noise_aug_strength: float | None = argument(
+        "Noise on the input image: more noise gives more motion, and less of the image.",
+        "0 to 10.",
+        default=None,
+        option=float,
+        shown_default="0.02",
+        key="noise_aug_strength",
+        read=float,
+    )
+    min_guidance_scale: float | None = argument(
+        "Guidance of the first frame of a clip; it changes evenly to that of the last one.",
+        "0 to 100. A video model takes it in place of `guidance_scale`.",
+        default=None,
+        option=float,
+        shown_default="1",
+        key="min_guidance_scale",
+        read=float,
+    )
+    max_guidance_scale: float | None = argument(
+        "Guidance of the last frame of a clip.",
+        "0 to 100. If neither scale is above 1, the U-Net runs once a step.",
+        default=None,
+        option=float,
+        shown_default="3",
+        key="max_guidance_scale",
+        read=float,
+    )
+    decode_chunk_size: int | None = argument(
+        "Frames that the VAE decodes at once.",
+        "1 or more. The decoder mixes the frames that it sees, so smaller chunks flicker more and take less memory. By "
+        "default all frames, or as many as the free memory allows.",
+        default=None,
+        option=int,
+        shown_default="by the free memory",
+        key="decode_chunk_size",
+        read=int,
+    )

@@ -1,0 +1,1 @@
+"""The arguments of a video model: frames, motion, guidance for each frame, and chunks of the decoder."""
