@@ -22,7 +22,7 @@ from tests.helpers.tiny_models import save_video
 
 pytestmark = pytest.mark.slow
 STEPS = 2
-MODEL, TASK = "Stable Video Diffusion", "image to video"
+MODEL, TASK = "Stable Video Diffusion", "image to video, frame by frame"
 
 
 def picture(seed: int, width: int, height: int) -> Image.Image:
