@@ -146,8 +146,6 @@ def _move_files(folder: Path, out: Path) -> Mapping[str, Any]:
     return {}
 
 
-def _sizes(
-    profile: Profile, batch: int, rows: int, columns: int, chunks: int = 1, images: tuple[int, int] = (1, 1)
-) -> dict[str, int]:
+def _sizes(profile: Profile, batch: int, rows: int, columns: int, **more: Any) -> dict[str, int]:
     height, width = rows * profile.multiple, columns * profile.multiple
     return profile.sizes(batch=batch, height=height, width=width, **more)
