@@ -7,6 +7,7 @@ run at every step or on full images. A text encoder runs once per prompt and is 
 from __future__ import annotations
 
 import threading
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from ...cuda.device import Gpu, run_or_device_full
@@ -42,6 +43,7 @@ class CudaRunner(Runner):
         from ...cuda.fused.fuse import fuse
         from ...cuda.vae_scale import scale_residuals
         from .modules import load_module
+        from .video import mixes_frames
         from .weights import fused_weights, layers_of
 
         if artifact.precision not in _TYPES:
@@ -56,7 +58,7 @@ class CudaRunner(Runner):
         if artifact.precision == "fp16" and component.name.startswith("vae"):
             scale_residuals(module)  # SDXL's states would overflow
         layers = layers_of(module)
-        self.replaced = fuse(module)
+        self.replaced = Counter() if mixes_frames(module) else fuse(module)  # kernels know images, not clips
         size = sum(p.numel() * dtype.itemsize for p in module.parameters())
         what = f"the weights of the {component.name} ({in_words(size)} in {artifact.precision})"
         fix = "load it in a lower precision: calotype.load(MODEL, precision='fp16'), or --precision fp16"

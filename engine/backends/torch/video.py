@@ -35,3 +35,8 @@ class ClipDecoder(nn.Module):
         only_images = latent_sample.new_zeros(count, frames)
         pixels: Tensor = self.decoder(latent_sample.flatten(0, 1), only_images, num_frames=frames)
         return (pixels.reshape(count, frames, *pixels.shape[1:]),)
+
+
+def mixes_frames(module: nn.Module) -> bool:
+    """Tell whether a network has layers over the frames of a clip."""
+    return any(isinstance(each, nn.Conv3d) for each in module.modules())

@@ -1,7 +1,7 @@
 """Stable Video Diffusion: the frames of diffusers' pipeline with the same weights and seeds, plans, and an engine."""
 
 from dataclasses import replace
-from functools import cache
+from functools import cache, partial
 
 import diffusers
 import numpy as np
@@ -10,12 +10,17 @@ import torch
 from PIL import Image
 
 import calotype
+from calotype.backends import choose
+from calotype.backends.components import Components
+from calotype.backends.torch.cuda import CudaRunner
 from calotype.errors import Cancelled
 from calotype.export import build, prepare
 from calotype.export.quality.metrics import psnr
 from calotype.export.tensorrt.builder import build_engine, shapes_of
 from calotype.export.tensorrt.options import EngineOptions
+from calotype.pipeline import Pipeline
 from calotype.plan.profile import Range
+from tests.helpers.gpu_standins import Calls, Host
 from tests.helpers.parity import MIN_DB
 from tests.helpers.small_builds import small_spec
 from tests.helpers.tiny_models import save_video
@@ -91,6 +96,16 @@ def test_frames_on_other_backends(backend, cases, folder, expected_of, figures):
     pipe = calotype.load(folder, backend=backend)
     for case in cases:
         hold(figures, backend, ours(pipe, case).images, expected_of(case))
+
+
+def test_networks_on_cuda_stay_in_pytorch(eager, expected_of, monkeypatch):
+    opens = partial(CudaRunner, gpu=Host(), recorder=Calls(), limit_bytes=1 << 30)
+    pipe = Pipeline(eager.plan, Components(eager.plan, choose("eager")))
+    for name in ("unet", "vae_decoder"):
+        component = eager.plan.components[name]
+        monkeypatch.setattr(pipe.component(name), "runner", opens(component, component.artifact("diffusers")))
+        assert not pipe.component(name).runner.replaced
+    assert psnr(ours(pipe, 0).images[0], expected_of(0)[0]) >= MIN_DB["eager"]
 
 
 def test_another_scheduler(eager, folder, expected_of):
