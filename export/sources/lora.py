@@ -5,7 +5,7 @@ The fused weights are entries of the store. The runtime (`calotype.lora.lora`) r
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import versions
 from ..store.store import key_of
 from .parts import stem_of
-from .source import Source, read_source
+from .source import Source
 from .weight_files import check_safetensors, weight_files
 
 FUSER = 2  # increased when fusing produces other weights
@@ -38,10 +38,10 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
     for lora in parsed:  # checks only the headers: a large file that does not fit is not hashed
         matching_keys(lora, shapes)
     task, function = "fusing the LoRAs", f"{__name__}:fuse_into"
-    model = str(source.folder)  # not `source.model`, which may be a hub id or a checkpoint
+    folders = {name: str(source.folders[name]) for name in names}
     idle = [[str(lora.path), lora.weight] for lora in parsed if not lora.weight]
     if idle:  # they must fit as well, but are not saved
-        run_in_subprocess(task, function, out=".", model=model, loras=idle)
+        run_in_subprocess(task, function, out=".", folders=folders, loras=idle)
     loras = [lora for lora in parsed if lora.weight]
     if not loras:
         return source
@@ -54,7 +54,8 @@ def fuse(source: Source, files: Sequence[str | Path]) -> Source:
         },
         label={"component": ", ".join(names), "kind": "fused LoRAs", "model": source.model},
     )
-    stored = step.run_in_child(task, function, model=model, loras=[[str(lora.path), lora.weight] for lora in loras])
+    files_with_weights = [[str(lora.path), lora.weight] for lora in loras]
+    stored = step.run_in_child(task, function, folders=folders, loras=files_with_weights)
     changed = {name: stored.folder / name for name in stored.notes["changed"]}
     digests = {name: key_of({stored.folder.name: name}) for name in changed}
     return replace(
@@ -79,14 +80,14 @@ def _networks(source: Source) -> list[str]:
     return [*source.tokenizers, "unet"]
 
 
-def fuse_into(*, out: str, model: str, loras: Sequence[tuple[str, float]]) -> dict[str, list[str]]:
+def fuse_into(*, out: str, folders: Mapping[str, str], loras: Sequence[tuple[str, float]]) -> dict[str, list[str]]:
     """Save the networks that the LoRAs change into `out`, in a child process; return their names as "changed"."""
     from calotype.backends.torch.modules import load_module
     from calotype.backends.torch.weights import ModuleWeights
 
-    source, read = read_source(model), parse_loras([(path, weight) for path, weight in loras])
+    read = parse_loras([(path, weight) for path, weight in loras])
     needed = {"unet"}.union(*map(components_in, read))  # the U-Net shows the model's family
-    modules: dict[str, Any] = {n: load_module(n, source.folders[n]) for n in _networks(source) if n in needed}
+    modules: dict[str, Any] = {name: load_module(name, Path(f)) for name, f in folders.items() if name in needed}
     weights = {name: ModuleWeights.of(module) for name, module in modules.items()}
     deltas = weight_deltas_of(read, {name: each.shapes() for name, each in weights.items()})
     for name, added in deltas.items():

@@ -198,6 +198,21 @@ def test_fused_files_change_only_the_fingerprint_and_the_unet(sd21_folder, tmp_p
 
 
 @pytest.mark.usefixtures("fuse_in_this_process")
+def test_a_replaced_unet_gets_the_files(sd21_folder, tmp_path):
+    torch.manual_seed(8)
+    other = load_module("unet", sd21_folder / "unet").model
+    for weight in other.parameters():
+        nn.init.normal_(weight)
+    other.save_pretrained(tmp_path / "unet")
+    path = save_lora(sd21_folder, tmp_path / "a.safetensors")
+    source = read_source(sd21_folder, unet=tmp_path / "unet")
+    got = load_module("unet", fuse(source, [path]).folders["unet"]).model.state_dict()
+    expected = {name: weight.clone() for name, weight in other.state_dict().items()}
+    changed = {name for name, weight in expected.items() if not torch.equal(got[name], weight)}
+    assert 10 <= len(changed) < len(expected) / 2
+
+
+@pytest.mark.usefixtures("fuse_in_this_process")
 def test_files_of_weight_0_must_fit_a_build_as_well(sd21_folder, sdxl_folder, tmp_path):
     fits, other = save_lora(sd21_folder, tmp_path / "a.safetensors"), tmp_path / "b.safetensors"
     save_lora(sdxl_folder, other, ["text_encoder_2"], "kohya")
