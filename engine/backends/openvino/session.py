@@ -55,7 +55,9 @@ class CompiledPartition(Compiled):
             return [{} for _ in groups]
         if len(self._per_image) < len(groups):
             shapes = {name: array.shape for name, array in groups[0].items() if name in self._key["constants"]}
-            key = {"part": "per_image", "shapes": shapes, "outputs": names}
+            # Of clips, values have a row for each position of the sample, which is no constant.
+            outputs = {name: self.per_step[0].inputs[name].shape for name in names}
+            key = {"part": "per_image", "shapes": shapes, "outputs": outputs}
             self._per_image = self._network.compiled(key, lambda: self._graphs().per_image, streams=len(groups))
         values = {
             n: np.split(array, len(groups)) for n, array in run(self._per_image[: len(groups)], groups, names).items()

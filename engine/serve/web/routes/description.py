@@ -10,11 +10,10 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from ....request.arguments.argument import table
-from ....request.diffusers_names import ALIASES
 from ....request.request import Request as Call
 from ....system.version import __version__
 from ..service import Service
-from ..service.arguments import FIELDS
+from ..service.arguments import FIELDS, OTHER_NAMES
 
 Schema = dict[str, Any]
 _TEXT, _NUMBER, _FLAG = {"type": "string"}, {"type": "number"}, {"type": "boolean"}
@@ -108,7 +107,7 @@ def describe() -> Schema:
 def _fields() -> Schema:
     help_of = {name: about.help for name, _, about in table(Call)}
     schemas = {name: {**_KINDS[kind], "description": help_of[name]} for name, kind in FIELDS.items()}
-    other = {name: schemas[alias.name] for name, alias in ALIASES.items() if name != "cross_attention_kwargs"}
+    other = {name: schemas[alias.name] for name, alias in OTHER_NAMES.items() if name != "cross_attention_kwargs"}
     return {**schemas, **other, "cross_attention_kwargs": {"type": "object", "properties": {"scale": _NUMBER}}}
 
 

@@ -5,6 +5,7 @@ Fields outside of this table are refused. In a Python call, some of them would b
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Literal
@@ -13,9 +14,11 @@ from PIL import Image
 
 from ....errors import InputError
 from ....errors.validation import check_float, check_int, check_names
+from ....request.arguments.video import VideoArguments
 from ....request.diffusers_names import ALIASES, OF_CALLS, with_our_names
 from ...job import JobRequest
 
+_CLIPS = "A server makes images. For clips, use calotype.load or calotype generate."
 Kind = Literal["text", "texts", "number", "numbers", "flag", "images"]
 FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("prompt", "negative_prompt", "prompt_2", "negative_prompt_2"), "texts"),
@@ -37,8 +40,11 @@ FIELDS: Mapping[str, Kind] = {
     "adapter_conditioning_factor": "number",
     "soft_mask": "flag",
 }
+# Other names of these fields, which diffusers' pipelines use.
+OTHER_NAMES = {name: alias for name, alias in ALIASES.items() if alias.name != "frames"}
 # Fields of a Python call that a client has no use for, or must not set.
 REFUSED = {
+    **{each.name: _CLIPS for each in dataclasses.fields(VideoArguments)},
     **dict.fromkeys(("prompt_embeds", "negative_prompt_embeds"), "Pass prompt."),
     **dict.fromkeys(("pooled_prompt_embeds", "negative_pooled_prompt_embeds"), "Pass prompt."),
     **dict.fromkeys(("generator", "latents"), "Pass seed."),
@@ -65,7 +71,7 @@ def job_from(body: Mapping[str, Any], image: Callable[[Any, str], Image.Image]) 
     """
     own = {name: body[name] for name in OWN if body.get(name) is not None}
     fields = {name: value for name, value in body.items() if name not in OWN and value is not None}
-    check_names(fields, [*FIELDS, *ALIASES, *OWN], OF_CALLS | REFUSED)
+    check_names(fields, [*FIELDS, *OTHER_NAMES, *OWN], OF_CALLS | REFUSED | {"num_frames": _CLIPS})
     arguments = {name: _value(name, value, image) for name, value in with_our_names(fields).items()}
     model, timeout = own.get("model"), own.get("timeout_s")
     return JobRequest(
