@@ -146,6 +146,7 @@ def _generate(
         check_output_of(pipe.plan.takes("video"), output, image_quality, grid=grid)
         for place, line in lines:
             with _at(place):
+                _check_image("controlnet", controlnet, "control_image", {**arguments, **line})
                 pipe.stream(**{**arguments, **line})  # checks its arguments, and does no work
 
     pipe = _load(check, which, recorded.backend if backend is None else backend, parts, weights)
@@ -180,6 +181,14 @@ def _generate(
 
 def _no_prompt() -> typer.BadParameter:
     return typer.BadParameter("pass a prompt, or --like with an image that has one.", param_hint="PROMPT")
+
+
+def _check_image(option: str, values: Any, argument: str, arguments: Mapping[str, Any]) -> None:
+    """Raise `InputError` if an option has no effect, because the image that belongs to it is missing."""
+    if values and arguments.get(argument) is None:
+        name, own = argument.replace("_", "-"), option.replace("_", "-")
+        message = f"--{own} has no effect without an image. Pass --{name} FILE."
+        raise InputError(message, argument=argument, expected="a file")
 
 
 def _echo_notes(notes: Iterable[str]) -> None:

@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 from .backends import choose
 from .backends.compatibility import incompatibility_reason
 from .backends.components import Components
-from .backends.precision import Precisions, parse_precision, plan_in, selection_for
+from .backends.precision import plan_in, selection_for
 from .errors import InputError
 from .errors.validation import with_known_names
 from .files.json_file import read_json
@@ -20,6 +20,7 @@ from .plan.config_fields import checked
 from .plan.plan import is_plan, read_plan
 from .request.diffusers_names import OF_LOADING
 from .text.tokenizer import check_token_ids
+from .weights.precisions import Precisions, parse_precision
 
 PrecisionLike: TypeAlias = "str | Mapping[str, str]"
 
@@ -150,7 +151,7 @@ def _trace_model(
     parts = {names.get(name, name): value for name, value in extras.items()}
     how: dict[str, Any] = {"forms": choice.forms, "choice": choice, "precisions": precisions}
     lazy = prepare_lazily(model, **parts, offline=offline, **how)
-    return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component), opens=False)
+    return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component, lazy.opening), opens=False)
 
 
 def _as_list(paths: str | Path | Sequence[str | Path]) -> list[str | Path]:

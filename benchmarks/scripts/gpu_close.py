@@ -100,6 +100,7 @@ def main(arguments: Sequence[str]) -> int:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--model", default="demo", help="demo, a folder or a plan")
     parser.add_argument("--backend", default="cuda")
+    parser.add_argument("--precision", default="auto", help="as for load")
     parser.add_argument("--device", default="cuda", choices=("cuda", "cpu"))
     for name, default in (("steps", 20), ("size", 0), ("batch", 1), ("rounds", 10)):
         parser.add_argument(f"--{name}", type=int, default=default)
@@ -109,7 +110,7 @@ def main(arguments: Sequence[str]) -> int:
     if (options.backend in ON_GPU) != on_gpu:
         message = f"the backend {options.backend} does not run on {options.device}."
         raise InputError(message, argument="backend", got=options.backend)
-    pipe = calotype.load(options.model, backend=options.backend)
+    pipe = calotype.load(options.model, backend=options.backend, precision=options.precision)
     side = options.size or pipe.plan.profile.height.opt
     request = {"prompt": "a large red circle on a blue background", "seed": 1, "steps": options.steps}
     request |= {"height": side, "width": side, "guidance_scale": options.guidance, "num_images": options.batch}

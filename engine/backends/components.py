@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 from ..errors import BackendError
 from ..plan.plan import Plan, PlannedComponent
@@ -18,9 +19,21 @@ class Components:
     """The opened components of a plan. Threads may share it."""
 
     def __init__(
-        self, plan: Plan, choice: BackendSelection, planned: Callable[[str], PlannedComponent] | None = None
+        self,
+        plan: Plan,
+        choice: BackendSelection,
+        planned: Callable[[str], PlannedComponent] | None = None,
+        opening: Callable[[Sequence[str]], AbstractContextManager[None]] | None = None,
     ) -> None:
-        """`planned` returns a component with its artifacts when it is opened; the default is the plan's components."""
+        """Open nothing yet.
+
+        Args:
+            plan: the plan.
+            choice: the backends.
+            planned: returns a component with its artifacts when it is opened; the default is the plan's components.
+            opening: shows the progress while several components are opened.
+        """
+        self._show_opening = opening or (lambda names: nullcontext())
         self.choice = choice
         self._planned = planned or plan.components.__getitem__
         self._opened: dict[str, LoadedComponent] = {}
@@ -60,8 +73,10 @@ class Components:
         encodes = ("vae_encoder",) if plan.image_input is not None and plan.image_input.encodes else ()
         # That of an IP-Adapter opens when a call has an image.
         sees = ("image_encoder",) if plan.takes("vision", "video") else ()
-        for name in (*plan.tokenizers, *sees, "unet", "vae_decoder", *encodes):
-            if name in plan.components:
+        used = (*plan.tokenizers, *sees, "unet", "vae_decoder", *encodes)
+        names = [name for name in used if name in plan.components]
+        with self._show_opening(names):
+            for name in names:
                 self(name)
 
     @property

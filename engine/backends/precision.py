@@ -1,4 +1,4 @@
-"""The precision in which each component computes, as a caller requests it.
+"""Which backends compute a model or a plan in the precision that a caller requests.
 
 It is apart from the precision of files: some backends compute float32 weights in bf16 or fp16 (`Backend.computes`).
 The exporter chooses what `auto` takes, because it compares outputs.
@@ -6,79 +6,17 @@ The exporter chooses what `auto` takes, because it compares outputs.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from ..errors import BackendError, BuildError, InputError
-from ..errors.validation import nearest
+from ..errors import BackendError, BuildError
 from ..plan.command import rebuild_command
 from ..plan.plan import Artifact, Plan, PlannedComponent
+from ..weights.precisions import Precisions
 from .base import Backend
 from .registry import BackendSelection, backend_of
-
-PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
-_EXPECTED = f"one of {', '.join(PRECISIONS)}, or one for each component: {{'unet': 'bf16', 'vae_decoder': 'fp32'}}"
-_HALF = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Precisions:
-    """A precision for each component: of `PRECISIONS`.
-
-    Attributes:
-        default: that of components which are not listed.
-        components: those of listed components, by name.
-        checks_names: whether a name that the model lacks is an error.
-    """
-
-    default: str = "auto"
-    components: Mapping[str, str] = field(default_factory=dict)
-    checks_names: bool = True
-
-    def of(self, component: str) -> str:
-        """Return the precision of a component."""
-        return self.components.get(component, self.default)
-
-    @property
-    def requested(self) -> frozenset[str]:
-        """All precisions that a caller requested by name."""
-        return frozenset({self.default, *self.components.values()}) - {"auto"}
-
-    def check_components(self, known: Iterable[str]) -> None:
-        """Raise `InputError` for a component that the model lacks."""
-        names = list(known)
-        for name in self.components if self.checks_names else ():
-            if name not in names:
-                message = f"precision names {name!r:.80}, which the model lacks. {nearest(name, names)}"
-                raise InputError(message, argument="precision", got=name, expected=", ".join(names))
-
-
-def parse_precision(value: Any) -> Precisions:
-    """Return the precisions in "bf16", "unet=bf16,vae_decoder=fp32", or a mapping. Raises `InputError`."""
-    if isinstance(value, Precisions):
-        return value
-    if isinstance(value, str) and "=" in value:
-        pairs = [part.partition("=") for part in value.split(",") if part.strip()]
-        value = {name.strip(): precision.strip() for name, _, precision in pairs}
-    if isinstance(value, Mapping):
-        for name in value:
-            if not isinstance(name, str) or not name:
-                raise InputError(
-                    f"precision must be {_EXPECTED}; got the component {name!r:.80}.", argument="precision", got=name
-                )
-        return Precisions(components={name: _checked(each, f" for {name}") for name, each in value.items()})
-    return Precisions(default=_checked(value, ""))
-
-
-def _checked(value: Any, where: str) -> str:
-    if isinstance(value, str) and value in PRECISIONS:
-        return value
-    name = str(value).removeprefix("torch.")
-    fix = f" Use {_HALF[name]!r}." if name in _HALF else ""
-    message = f"precision{where} must be {_EXPECTED}; got {value!r:.80}.{fix}"
-    raise InputError(message, argument="precision", got=repr(value)[:80], expected=", ".join(PRECISIONS))
 
 
 def unable(backend: Backend, precision: str) -> str | None:

@@ -12,7 +12,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from ..backends.precision import PRECISIONS, Precisions
 from ..errors import InputError
 from ..errors.schema import Check, list_of, number, text
 from ..files.digest import file_digest
@@ -20,6 +19,7 @@ from ..files.known_models import SHIPPED, is_known
 from ..request.arguments.argument import from_settings
 from ..request.request import Request
 from ..upscaling import LANCZOS, RESAMPLINGS
+from ..weights.precisions import PRECISIONS, Precisions
 
 _IMAGES = (
     *(("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image")),

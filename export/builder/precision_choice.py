@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import json
 import shlex
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
 from calotype.backends import ON_GPU, BackendSelection
 from calotype.backends.base import Backend
 from calotype.backends.compatibility import installed
-from calotype.backends.precision import Precisions, in_precision
+from calotype.backends.precision import in_precision
 from calotype.backends.registry import backend_of
 from calotype.errors import BackendError, BuildError, CalotypeError, first_line
 from calotype.files.cache import PRECISIONS
 from calotype.plan.plan import PlannedComponent
+from calotype.weights.precisions import Precisions
 
 from ..store.store import key_of
 from .built import built_artifact
@@ -50,6 +51,13 @@ class PrecisionChoice:
             return self._built(component)
         return component.with_artifacts(*in_precision(component, precision, self._choice))
 
+    def unchecked(self, names: Iterable[str]) -> list[str]:
+        """Return the components for which "auto" has a precision to check first."""
+        backend = backend_of(self._choice.names[0])
+        native = [p for p in _lower(backend) if backend.unsupported(p) is None][:1]
+        automatic = [name for name in names if self._precisions.of(name) == "auto"]
+        return [n for n in automatic for p in native if PRECISIONS.read(self._key(n, p, backend)) is None]
+
     def _built(self, component: PlannedComponent) -> PlannedComponent:
         for name in self._choice.names:
             artifact = built_artifact(self._model.family.components[component.name], self._model.source, name)
@@ -78,7 +86,7 @@ class PrecisionChoice:
         if own is None or own.precision != "fp32":
             return component
         reasons = []
-        for precision in backend.computes[: backend.computes.index("fp32")]:
+        for precision in _lower(backend):
             if (reason := backend.unsupported(precision)) is not None:
                 reasons.append(f"{precision}: {reason}")
                 continue
@@ -98,8 +106,10 @@ class PrecisionChoice:
         if kept is not None:
             verdict: Mapping[str, Any] = json.loads(bytes(kept))
             return verdict
+        line = f"calotype: comparing {precision} with float32 on real inputs of {self._model.source.model} (once)"
         try:
-            errors = self._errors(name, precision, backend)
+            with self._model.progress.stage("check precision", line):
+                errors = self._errors(name, precision, backend)
         except CalotypeError as failed:
             return {"passed": False, "why": f"the check against float32 failed: {first_line(failed)}"}
         for each, error in errors.items():
@@ -131,6 +141,11 @@ class PrecisionChoice:
                 "backend": [backend.name, installed(backend.name), backend.hardware()],
             }
         )
+
+
+def _lower(backend: Backend) -> tuple[str, ...]:
+    """Return the precisions below float32 that a backend computes, the fastest first."""
+    return backend.computes[: backend.computes.index("fp32")]
 
 
 def _because(artifact: Any, reason: str) -> Any:

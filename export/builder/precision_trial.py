@@ -23,6 +23,7 @@ from ..onnx.capture import Arrays, Call, ImageSet, Tape, Tapes, embedding_sizes,
 from ..onnx.check import KEPT_CALLS, relative_l2
 from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
 from ..sources.source import Source
+from ..steps.progress import OpeningProgress
 from .preflight import small_size
 
 _IMAGES, _STEPS = 2, 4
@@ -45,6 +46,11 @@ class Model(Protocol):
     @property
     def family(self) -> Family:
         """The model's components."""
+        ...
+
+    @property
+    def progress(self) -> OpeningProgress:
+        """What shows the stages."""
         ...
 
     def float32(self, name: str) -> PlannedComponent:

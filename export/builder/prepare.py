@@ -2,25 +2,27 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Collection, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 from calotype.backends import COMPILED, BackendSelection
-from calotype.backends.precision import Precisions
 from calotype.errors import BuildError, CheckError
-from calotype.errors.printable import printable
 from calotype.plan.family import Component, Family, family_of
 from calotype.plan.plan import Artifact, Plan, PlannedComponent
 from calotype.plan.profile import Profile
+from calotype.weights.precisions import Precisions
 
-from ..onnx.trace_step import trace_step, traced
+from ..onnx.trace_step import trace_guess_s, trace_step, traced
 from ..sources.ip_adapter.read import add_ip_adapters
 from ..sources.source import Source, read_source
 from ..sources.t2i_adapter.read import add_t2i_adapters
 from ..sources.textual_inversion import add_embeddings
+from ..steps.progress import OpeningProgress, Stage
 from ..tensorrt.engines import default_profile, engines_for
 from .precision_choice import PrecisionChoice
 
@@ -72,6 +74,15 @@ class LazyPlan:
     traced: dict[str, PlannedComponent]  # with float32 artifacts; the others are traced at their first use
     choice: BackendSelection | None = None
     precisions: Precisions = field(default_factory=Precisions)
+    progress: OpeningProgress = field(default_factory=OpeningProgress)
+
+    def opening(self, names: Sequence[str]) -> AbstractContextManager[None]:
+        """Show a bar on a terminal while these components are opened, if that takes long."""
+        missing = [name for name in names if name not in self.traced]
+        guesses = {f"trace {name}": trace_guess_s(self.source.weights_count(name)) for name in missing}
+        if self._precision is not None and (unchecked := self._precision.unchecked(names)):
+            guesses["check precision"] = 10 + sum(4e-8 * self.source.weights_count(name) for name in unchecked)
+        return self.progress.over([Stage(name=name, guess_s=guess) for name, guess in guesses.items()])
 
     def component(self, name: str) -> PlannedComponent:
         """Return a component with all its artifacts, traced at the call, in the precision that is chosen for it.
@@ -81,8 +92,8 @@ class LazyPlan:
             BuildError: it has no artifact in a requested precision.
         """
         component = self.float32(name)
-        if self.choice is not None:
-            component = PrecisionChoice(self.precisions, self.choice, self).of(component)
+        if self._precision is not None:
+            component = self._precision.of(component)
         self.components[name] = component  # the plan then says what runs
         return component
 
@@ -93,8 +104,13 @@ class LazyPlan:
         described = self.family.components[name]
         if not trace_step(described, self.source).is_stored:
             self.source.check_unchanged(name)
-        self.traced[name] = component = planned(described, self.source, self.family.profile, self.forms)
+        component = planned(described, self.source, self.family.profile, self.forms, self.progress)
+        self.traced[name] = component
         return component
+
+    @functools.cached_property
+    def _precision(self) -> PrecisionChoice | None:
+        return None if self.choice is None else PrecisionChoice(self.precisions, self.choice, self)
 
 
 def prepare_lazily(
@@ -192,16 +208,25 @@ def reference(component: Component, source: Source) -> PlannedComponent:
     return PlannedComponent(name=name, inputs=inputs, outputs=outputs, artifacts=(weights,), refused={})
 
 
-def planned(component: Component, source: Source, profile: Profile, forms: Collection[str]) -> PlannedComponent:
+def planned(
+    component: Component,
+    source: Source,
+    profile: Profile,
+    forms: Collection[str],
+    progress: OpeningProgress | None = None,
+) -> PlannedComponent:
     """Return a component with its reference and its artifact in the first of the forms that is built."""
     eager = reference(component, source)
     engines = next((engines_for(form, profile) for form in forms if form in COMPILED), None)
     if "onnx" not in forms and engines is None:
         return eager
+    shown: AbstractContextManager[None] = nullcontext()
     if not trace_step(component, source).is_stored:
-        print(printable(f"calotype: tracing the {component.name} of {source.model} (once)"), file=sys.stderr)
+        line = f"calotype: tracing the {component.name} of {source.model} (once)"
+        shown = (progress or OpeningProgress()).stage(f"trace {component.name}", line)
     try:
-        graph = traced(component, source, profile)
+        with shown:
+            graph = traced(component, source, profile)
         if engines is None:
             return eager.with_artifacts(graph, *eager.artifacts)
         print(f"calotype: building the engine of the {component.name} for {engines.backend}", file=sys.stderr)

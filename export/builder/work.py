@@ -9,6 +9,7 @@ from calotype.plan.family import Family
 from calotype.plan.networks import controlnets_of, t2i_adapters_of
 
 from ..onnx.capture import ImageSet, embedding_sizes, groups
+from ..onnx.trace_step import trace_guess_s
 from ..quality.prompts import Prompts
 from ..sources.source import Source
 from ..steps.progress import Stage
@@ -74,7 +75,7 @@ class Work:
         sizes = {name: 4 * count / 1e9 for name, count in self.weights.items()}
         stages: dict[str, float] = {}  # name -> seconds
         if self.traces:
-            stages |= {f"trace {n}": 14 + 25 * gb for n, gb in sizes.items()}
+            stages |= {f"trace {n}": trace_guess_s(count) for n, count in self.weights.items()}
         if self.compiles_float32:
             stages |= {f"engine {n}": 20 + 60 * gb for n, gb in sizes.items()}
         for purpose in ("proof", "calibration")[: 1 + self.spec.gated]:

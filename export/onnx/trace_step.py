@@ -55,6 +55,11 @@ def trace_step(component: Component, source: WeightsSource) -> StoredStep:
     )
 
 
+def trace_guess_s(weights_count: int) -> float:
+    """Return a guess of the seconds that a trace takes, from the number of weights."""
+    return 14 + 100 * weights_count / 1e9
+
+
 def traced(component: Component, source: WeightsSource, profile: Profile) -> Artifact:
     """Return the component's float32 ONNX. Raises `CheckError` if tracing fails or the graph differs from eager."""
 

@@ -2,18 +2,19 @@
 
 Three displays: bars on a terminal, lines in a pipe, JSON lines for machines. Each stage has a guess of its seconds. The
 remaining time is the sum of the guesses for the stages ahead, scaled by measured time / guess of the finished stages.
-This module does not know what the stages do.
+`OpeningProgress` shows a bar for a model that is loaded. This module does not know what the stages do.
 """
 
 from __future__ import annotations
 
 import json
 import sys
+import threading
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Self
+from typing import Any, Self
 
 from calotype.errors.printable import printable
 
@@ -31,7 +32,7 @@ class Stage:
 
 @dataclass(frozen=True, kw_only=True)
 class State:
-    """The state of a build. `eta_s` is None until one stage has been timed."""
+    """The state of a build. `eta_s` is None until one stage has been timed, unless guesses count as times."""
 
     event: str  # "start", "done", "found" (in the store), "note", "step" (within a stage, about once a second)
     stage: str
@@ -58,9 +59,10 @@ class Display:
 class Progress:
     """Tracks the stages of a build and reports each change to `display`."""
 
-    def __init__(self, stages: Sequence[Stage], display: Display) -> None:
-        self._stages, self._display = list(stages), display
-        self._began = time.monotonic()
+    def __init__(self, stages: Sequence[Stage], display: Display, *, trusts_guesses: bool = False) -> None:
+        """`trusts_guesses`: give a remaining time before one stage has been timed."""
+        self._stages, self._display, self._trusts_guesses = list(stages), display, trusts_guesses
+        self._began = self._stage_began = time.monotonic()
         self._done = 0
         self._last_step = self._began
         self._timed: list[tuple[float, float]] = []  # guess, taken
@@ -70,14 +72,15 @@ class Progress:
     def stage(self, name: str, *, cached: bool = False) -> Iterator[None]:
         """Run the block as the stage `name`. `cached`: the store has the result, so the stage is not timed."""
         self._current = name
+        began = self._stage_began = time.monotonic()
         if not cached:
             self._report("start")
-        began = time.monotonic()
         yield
-        guess = next((s.guess_s for s in self._stages if s.name == name), 0.0)
+        guess = self._guess_s(name)
         if not cached and guess:
             self._timed.append((guess, time.monotonic() - began))
         self._done += 1
+        self._stage_began = time.monotonic()
         self._report("found" if cached else "done")
 
     def note(self, text: str) -> None:
@@ -90,18 +93,26 @@ class Progress:
             self._last_step = time.monotonic()
             self._report("step", text)
 
+    def _guess_s(self, name: str) -> float:
+        return next((s.guess_s for s in self._stages if s.name == name), 0.0)
+
+    def _eta_s(self) -> float | None:
+        if not self._timed and not self._trusts_guesses:
+            return None
+        pace = sum(taken for _, taken in self._timed) / sum(guess for guess, _ in self._timed) if self._timed else 1.0
+        ahead = self._stages[self._done :]
+        current = self._guess_s(self._current) if any(s.name == self._current for s in ahead) else 0.0
+        gone = min(time.monotonic() - self._stage_began, pace * current)
+        return round(pace * sum(s.guess_s for s in ahead) - gone, 1)
+
     def _report(self, event: str, text: str = "") -> None:
-        eta_s = None
-        if self._timed:
-            pace = sum(taken for _, taken in self._timed) / sum(guess for guess, _ in self._timed)
-            eta_s = round(pace * sum(s.guess_s for s in self._stages[self._done :]), 1)
         state = State(
             event=event,
             stage=self._current,
             done=self._done,
             of=len(self._stages),
             elapsed_s=round(time.monotonic() - self._began, 1),
-            eta_s=eta_s,
+            eta_s=self._eta_s(),
             text=printable(text),
         )
         self._display.show(state)
@@ -146,14 +157,29 @@ class Bars(Display):
 
     def __enter__(self) -> Self:
         from rich.console import Console
-        from rich.progress import BarColumn, MofNCompleteColumn, SpinnerColumn, TextColumn, TimeElapsedColumn
+        from rich.progress import (
+            BarColumn,
+            MofNCompleteColumn,
+            ProgressColumn,
+            SpinnerColumn,
+            TextColumn,
+            TimeElapsedColumn,
+        )
         from rich.progress import Progress as LiveBars
+        from rich.text import Text
+
+        class Left(ProgressColumn):
+            """Counts the remaining time down between two events."""
+
+            def render(self, task: Any) -> Text:
+                ends_s = task.fields["ends_s"]
+                return Text("" if ends_s is None else f"about {clock(max(ends_s - time.monotonic(), 1))} left")
 
         columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn())
-        more = (TimeElapsedColumn(), TextColumn("{task.fields[left]}"))
+        more = (TimeElapsedColumn(), Left())
         self._live = LiveBars(*columns, *more, console=Console(stderr=True), transient=True)
         self._live.start()
-        self._task = self._live.add_task("", total=None, left="")
+        self._task = self._live.add_task("", total=None, ends_s=None)
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -161,9 +187,40 @@ class Bars(Display):
 
     def show(self, state: State) -> None:
         """Update the bar, and print a line for a finished stage or a note."""
-        left = "" if state.eta_s is None else f"about {clock(state.eta_s)} left"
+        ends_s = None if state.eta_s is None else time.monotonic() + state.eta_s
         at = f"{state.stage}: {state.text}" if state.event == "step" else state.stage
-        self._live.update(self._task, description=at, completed=state.done, total=state.of, left=left)
+        self._live.update(self._task, description=at, completed=state.done, total=state.of, ends_s=ends_s)
         lines = {"done": "[green]✓[/] {}", "found": "[dim]=[/] {} [dim](in the cache)[/]", "note": "  {}: {}"}
         if state.event in lines:
             self._live.console.print(lines[state.event].format(state.stage, state.text), highlight=False)
+
+
+class OpeningProgress:
+    """Shows the stages of a model that is loaded: a bar on a terminal, else a line for each stage."""
+
+    def __init__(self) -> None:
+        self._progress: Progress | None = None
+
+    @contextmanager
+    def over(self, stages: Sequence[Stage]) -> Iterator[None]:
+        """Show a bar with these stages inside the block, if there are any, and this is a terminal's main thread."""
+        main = threading.current_thread() is threading.main_thread()
+        if not stages or not main or sys.stderr is None or not sys.stderr.isatty():
+            yield
+            return
+        with Bars() as shown:
+            self._progress = Progress(stages, shown, trusts_guesses=True)
+            try:
+                yield
+            finally:
+                self._progress = None
+
+    @contextmanager
+    def stage(self, name: str, line: str) -> Iterator[None]:
+        """Run the block as a stage. Without a bar, print the line."""
+        if self._progress is None:
+            print(printable(line), file=sys.stderr)
+            yield
+        else:
+            with self._progress.stage(name):
+                yield

@@ -121,6 +121,8 @@ FAULTS = [
     (["generate", "x", "--image", __file__], "Cannot read"),
     (["generate", "x", "--strength", "0.5"], "strength"),
     (["generate", "x", "--controlnet", "nowhere"], "nowhere"),
+    (["generate", "x", "--controlnet", "demo-canny"], "--control-image"),
+    (["generate", "x", "--precision", "float16"], "fp16"),
     (["generate", "x", "--lora", "nothing.safetensors:0.8"], "nothing.safetensors"),
     (["generate", "x", "--textual-inversion", "nothing.safetensors"], "nothing.safetensors"),
     (["generate", "x", "--model", "some-one/nothing", "--offline"], "offline"),
@@ -238,11 +240,12 @@ def test_options_of_load(monkeypatch, fake, tmp_path):
     monkeypatch.setattr("calotype.loading.load_checked", load)
     more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--vae", "tiny"]
     more += ["--textual-inversion", "b.safetensors:<b>", "--offline", "--t2i-adapter", "sketch"]
-    more += ["--ip-adapter", "plus.safetensors", "--image-encoder", "encoder"]
+    more += ["--ip-adapter", "plus.safetensors", "--image-encoder", "encoder", "--precision", "unet=bf16"]
     cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
     arguments = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
     arguments |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True, "unet": None, "lora_folder": None}
     arguments |= {"ip_adapter": ["plus.safetensors"], "image_encoder": "encoder", "t2i_adapter": ["sketch"]}
+    arguments |= {"precision": "unet=bf16"}
     assert loads == [("demo", arguments)]
 
 

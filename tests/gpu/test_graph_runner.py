@@ -12,6 +12,7 @@ from calotype.backends.torch import cuda
 from calotype.cuda.fused import fuse as fused
 from calotype.cuda.graphs import CudaGraphCache
 from calotype.errors import Cancelled
+from calotype.export.quality.metrics import psnr
 from calotype.graph import runner as graph_runner
 from tests.helpers.backends import change_backend
 
@@ -51,6 +52,14 @@ def test_images_of_one_graph_equal_the_loops(pipe, eager, device, recorder):
         assert set(got.report.seconds) == {"graph"}
     assert recorder.count == 2  # for one image and for two
     assert got.images[0].info["backend"] == "cuda"
+
+
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_images_in_half_precision_are_close(precision, pipe, eager):
+    half = calotype.load("demo", backend="cuda", precision=precision)  # with the stand-ins of `pipe`
+    got, expected = half(RED, seed=3, **SMALL), eager(RED, seed=3, **SMALL)
+    assert {component.precision for component in got.report.components} == {precision}
+    assert psnr(np.asarray(got.images[0]), np.asarray(expected.images[0]), 255.0) >= 28
 
 
 @pytest.mark.parametrize(

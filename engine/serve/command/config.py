@@ -16,9 +16,9 @@ from pathlib import Path
 from types import NoneType
 from typing import Any, get_args, get_origin, get_type_hints
 
-from ...backends.precision import parse_precision
 from ...errors import InputError
 from ...errors.validation import check_names
+from ...weights.precisions import parse_precision
 from ..ray_settings import RaySettings
 from ..service_settings import ServiceSettings
 from ..settings import EngineSettings

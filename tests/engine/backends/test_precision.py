@@ -6,11 +6,12 @@ import pytest
 
 import calotype
 from calotype.backends import choose
-from calotype.backends.precision import parse_precision, plan_in
+from calotype.backends.precision import plan_in
 from calotype.errors import BackendError, BuildError, InputError
 from calotype.images.png import settings_of
 from calotype.plan.plan import Artifact
 from calotype.report.like import read_like
+from calotype.weights.precisions import parse_precision
 from tests.helpers.backends import change_backend
 
 SMALL = {"steps": 1, "height": 64, "width": 64, "seed": 1}

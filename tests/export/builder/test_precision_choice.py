@@ -10,11 +10,12 @@ import calotype
 from calotype.backends.fake import FakeRunner
 from calotype.benchmarks.scripts.half_precision import RoundingRunner
 from calotype.errors import BackendError, BuildError
-from calotype.export.builder import precision_choice
+from calotype.export.builder import built, precision_choice
 from calotype.export.builder.built import keep_built
 from calotype.export.builder.prepare import prepare_lazily
 from calotype.export.quality.metrics import psnr
 from calotype.export.steps.stored_step import StoredStep
+from calotype.export.store.store import key_of
 from calotype.plan.plan import Artifact
 from tests.helpers.backends import change_backend
 
@@ -160,7 +161,9 @@ def test_onnx_files_compute_in_bf16_where_openvino_has_it(gpu, pipe, monkeypatch
     assert precisions_of(calotype.load("demo", precision={"unet": "fp32"}))["unet"] == "fp32"
 
 
-def test_int8_opens_what_a_build_left_in_the_cache(pipe, tmp_path):
+def test_int8_opens_what_a_build_left_in_the_cache(pipe, tmp_path, monkeypatch):
+    own = {"test": str(tmp_path)}  # other tests build in int8
+    monkeypatch.setattr(built, "key_of", lambda parts: key_of({**parts, **own}))
     with pytest.raises(BuildError, match="--precision int8") as raised:
         calotype.load("demo", backend="openvino", precision="int8")
     assert raised.value.hint.startswith("calotype build demo --backend openvino")

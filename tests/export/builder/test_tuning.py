@@ -14,6 +14,7 @@ from calotype.export.onnx.capture import ImageSet
 from calotype.export.precision.variants import Calibration, Group, check_precision, form_for, not_tried, tuned_as
 from calotype.export.quality.bounds import parse_bounds
 from calotype.export.steps.progress import Display, Progress, Stage
+from calotype.export.store.store import STORE
 from calotype.plan.plan import Artifact, read_plan
 from tests.helpers.backends import change_backend
 from tests.helpers.small_builds import small_spec
@@ -167,4 +168,7 @@ def test_a_real_build_in_int8_passes_its_bounds_and_lists_its_trials(saved_plan,
     result = calotype.load(tmp_path / "plan")("a red ring on a white background", steps=2, seed=1)
     used = {c.name: c.precision for c in result.report.components}
     assert {n for n, p in used.items() if p == "int8"} == {r["component"] for r in table if r["chosen"]}
+    cached = calotype.load("demo", backend="onnxruntime", precision="int8").component("unet")
+    assert cached.artifact.path.parent.parent == STORE.root
+    assert cached.runner.precision == plan.components["unet"].artifacts[0].precision
     assert replace(plan, model="") == replace(read_plan(tmp_path / "plan"), model="")

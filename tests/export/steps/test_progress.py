@@ -3,7 +3,7 @@
 import json
 import time
 
-from calotype.export.steps.progress import Bars, Display, JsonLines, PlainLines, Progress, Stage, clock
+from calotype.export.steps.progress import Bars, Display, JsonLines, OpeningProgress, PlainLines, Progress, Stage, clock
 
 
 class Seen(Display):
@@ -93,3 +93,31 @@ def test_bars_show_finished_stages_above_a_live_bar(monkeypatch, capsys):
     err = capsys.readouterr().err
     for words in ("(in the cache)", "some words", "✓"):
         assert words in err
+
+
+def test_a_guess_counts_before_a_stage_is_timed_and_the_rest_counts_down(monkeypatch):
+    now, seen = [0.0], Seen()
+    monkeypatch.setattr("calotype.export.steps.progress.time.monotonic", lambda: now[0])
+    progress = Progress(STAGES, seen, trusts_guesses=True)
+    with progress.stage("a"):
+        now[0] += 4
+        progress.note("on the way")
+        now[0] += 16
+        progress.note("longer than its guess")
+    assert [s.eta_s for s in seen.states] == [40.0, 36.0, 30.0, 60.0]
+
+
+def test_a_model_that_opens_shows_a_bar_on_a_terminal_only(monkeypatch, capsys):
+    opening = OpeningProgress()
+    with opening.over(STAGES), opening.stage("a", "tracing a (once)"):
+        pass
+    assert capsys.readouterr().err == "tracing a (once)\n"
+    monkeypatch.setattr("sys.stderr.isatty", lambda: True, raising=False)
+    with opening.over(STAGES), opening.stage("a", "tracing a (once)"):
+        pass
+    shown = capsys.readouterr().err
+    assert "tracing a (once)" not in shown
+    assert "a" in shown
+    with opening.over([]), opening.stage("b", "tracing b (once)"):  # nothing takes long
+        pass
+    assert capsys.readouterr().err == "tracing b (once)\n"
