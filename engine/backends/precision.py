@@ -71,10 +71,16 @@ def in_precision(component: PlannedComponent, precision: str, choice: BackendSel
             if each.precision.partition("+")[0] == precision and each.precision in backend.precisions:
                 computed = each
             elif precision in backend.computes and holds_float32(each):
-                computed = replace(each, precision=precision, check={})
+                computed = computed_in(each, precision)
             if computed is not None:
                 artifacts.setdefault((computed.path, computed.precision), computed)
     return tuple(artifacts.values())
+
+
+def computed_in(artifact: Artifact, precision: str) -> Artifact:
+    """Return an artifact that computes in another precision. Of its check, only the backends that refuse it count."""
+    kept = {name: value for name, value in artifact.check.items() if name == "others"}
+    return replace(artifact, precision=precision, check=kept)
 
 
 def holds_float32(artifact: Artifact) -> bool:

@@ -16,11 +16,11 @@ from typing import Any
 from calotype.backends import ON_GPU, BackendSelection
 from calotype.backends.base import Backend
 from calotype.backends.compatibility import installed
-from calotype.backends.precision import in_precision
+from calotype.backends.precision import computed_in, in_precision
 from calotype.backends.registry import backend_of
-from calotype.errors import BackendError, BuildError, CalotypeError, first_line
+from calotype.errors import BackendError, BuildError, first_line
 from calotype.files.cache import PRECISIONS
-from calotype.plan.plan import PlannedComponent
+from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.weights.precisions import Precisions
 
 from ..store.store import key_of
@@ -29,7 +29,6 @@ from .precision_trial import Model, errors_of
 
 CHECK = 1  # increment when the check changes
 LIMIT = 3e-2  # of the relative L2 difference from float32
-_INEXACT = "fp32"
 
 
 class PrecisionChoice:
@@ -38,18 +37,30 @@ class PrecisionChoice:
     def __init__(self, precisions: Precisions, choice: BackendSelection, model: Model) -> None:
         self._precisions, self._choice, self._model = precisions, choice, model
 
-    def of(self, component: PlannedComponent) -> PlannedComponent:
-        """Return a component whose first artifact has the chosen precision.
+    def of(self, name: str) -> PlannedComponent:
+        """Return a component whose first artifact has the chosen precision. It is traced if that needs a trace.
 
         Raises:
             BuildError: its int8 is not in the cache.
         """
-        precision = self._precisions.of(component.name)
+        precision = self._precisions.of(name)
+        if precision == "int8":
+            artifact = self._built(name)
+            if artifact.precision.startswith("int8"):
+                return self._model.plan.components[name].with_artifacts(artifact)
+            component = self._model.float32(name)
+            kept = in_precision(component, "fp32", self._choice)
+            return component.with_artifacts(*(_because(each, "the int8 build left it in fp32") for each in kept))
+        component = self._model.float32(name)
         if precision == "auto":
             return self._auto(component)
-        if precision == "int8":
-            return self._built(component)
         return component.with_artifacts(*in_precision(component, precision, self._choice))
+
+    def check_built(self) -> None:
+        """Raise `BuildError` if int8 is requested, and the cache lacks it."""
+        for name in self._model.family.components:
+            if self._precisions.of(name) == "int8":
+                self._built(name)
 
     def unchecked(self, names: Iterable[str]) -> list[str]:
         """Return the components for which "auto" has a precision to check first."""
@@ -58,32 +69,30 @@ class PrecisionChoice:
         automatic = [name for name in names if self._precisions.of(name) == "auto"]
         return [n for n in automatic for p in native if PRECISIONS.read(self._key(n, p, backend)) is None]
 
-    def _built(self, component: PlannedComponent) -> PlannedComponent:
-        for name in self._choice.names:
-            artifact = built_artifact(self._model.family.components[component.name], self._model.source, name)
-            if artifact is None:
-                continue
-            if artifact.precision.startswith("int8"):
-                return component.with_artifacts(artifact)
-            if component.name not in self._precisions.components:  # a build may leave a component in float32
-                kept = in_precision(component, _INEXACT, self._choice)
-                return component.with_artifacts(*(_because(each, "the int8 build left it in fp32") for each in kept))
-        command = self._command("int8")
+    def _built(self, name: str) -> Artifact:
+        """Return what a build in int8 chose. It may leave a component in float32, unless that one is requested."""
+        model = self._model.source.model
+        for backend in self._choice.names:
+            artifact = built_artifact(self._model.family.components[name], self._model.source, backend)
+            if artifact is not None and (
+                artifact.precision.startswith("int8") or name not in self._precisions.components
+            ):
+                refused = {"refused": f"its int8 was built for {backend}", "crashes": True}
+                others = {other: refused for other in self._choice.names if other != backend}
+                return replace(artifact, check={**artifact.check, "others": others})
+        command = shlex.join(
+            ["calotype", "build", model, "--backend", self._choice.names[0], "--precision", "int8", "-o", "PLAN"]
+        )
         raise BuildError(
-            f"the cache has no {component.name} of {self._model.source.model} in int8 for "
-            f"{' or '.join(self._choice.names)}. Build it: {command}",
+            f"the cache has no {name} of {model} in int8 for {' or '.join(self._choice.names)}. Build it: {command}",
+            component=name,
             hint=command,
         )
-
-    def _command(self, precision: str) -> str:
-        backend = next((n for n in self._choice.names if "int8" in backend_of(n).precisions), self._choice.names[0])
-        words = ["calotype", "build", self._model.source.model, "--backend", backend, "--precision", precision]
-        return shlex.join([*words, "-o", "PLAN"])
 
     def _auto(self, component: PlannedComponent) -> PlannedComponent:
         backend = backend_of(self._choice.names[0])
         own = next((a for a in component.artifacts if a.form == backend.form), None)
-        if own is None or own.precision != "fp32":
+        if own is None or own.precision != "fp32" or own.check.get("others", {}).get(backend.name, {}).get("refused"):
             return component
         reasons = []
         for precision in _lower(backend):
@@ -92,7 +101,7 @@ class PrecisionChoice:
                 continue
             verdict = self._verdict(component.name, precision, backend)
             if verdict["passed"]:
-                chosen = replace(own, precision=precision, check={})
+                chosen = computed_in(own, precision)
                 return component.with_artifacts(
                     _because(chosen, f"{precision}: {verdict['why']}"), *component.artifacts
                 )
@@ -110,16 +119,14 @@ class PrecisionChoice:
         try:
             with self._model.progress.stage("check precision", line):
                 errors = self._errors(name, precision, backend)
-        except CalotypeError as failed:
+        except Exception as failed:  # also of a library: float32 may run where the check does not
             return {"passed": False, "why": f"the check against float32 failed: {first_line(failed)}"}
+        verdicts: dict[str, Mapping[str, Any]] = {}
         for each, error in errors.items():
-            passed = error <= LIMIT
-            against = f"relative error {error:.1e} against float32 on real inputs"
-            verdict = {"passed": passed, "why": f"{against}, limit {LIMIT:.0e}", "error": str(error)}
-            PRECISIONS.write(self._key(each, precision, backend), json.dumps(verdict).encode())
-            if each == name:
-                answer = verdict
-        return answer
+            why = f"relative error {error:.1e} against float32 on real inputs, limit {LIMIT:.0e}"
+            verdicts[each] = {"passed": error <= LIMIT, "why": why}
+            PRECISIONS.write(self._key(each, precision, backend), json.dumps(verdicts[each]).encode())
+        return verdicts.get(name) or {"passed": False, "why": "the check did not call it"}
 
     def _errors(self, name: str, precision: str, backend: Backend) -> Mapping[str, float]:
         first = replace(self._choice, names=(backend.name,), requested=(backend.name,), explicit=True)

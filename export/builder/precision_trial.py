@@ -8,12 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from contextlib import closing
-from dataclasses import replace
 from typing import Protocol
 
 import numpy as np
 
-from calotype.backends import BackendSelection, LoadedComponent, open_component
+from calotype.backends import BackendSelection, open_component
+from calotype.backends.precision import computed_in
 from calotype.errors import NotFiniteError
 from calotype.pipeline import Pipeline
 from calotype.plan.family import Family
@@ -92,11 +92,10 @@ def _required(model: Model) -> list[str]:
 def _record(model: Model, names: Iterable[str], reference: BackendSelection) -> dict[str, list[Call]]:
     """Generate images, and return the calls of each of these components."""
     requested = set(names)
-    open_now: list[LoadedComponent] = []
 
     def opens(component: PlannedComponent) -> Callable[[Arrays], Arrays]:
         full = [a for a in model.float32(component.name).artifacts if a.precision == "fp32"]
-        open_now.append(loaded := open_component(component.with_artifacts(*full), reference))
+        loaded = open_component(component.with_artifacts(*full), reference)
         return lambda inputs: loaded(**inputs)
 
     tapes = {n: Tape(c, (), records=True, opens=opens) for n, c in model.plan.components.items()}
@@ -139,7 +138,7 @@ def _images(model: Model, requested: Iterable[str]) -> ImageSet:
 
 def _error(component: PlannedComponent, precision: str, choice: BackendSelection, calls: Iterable[Call]) -> float:
     """Return the largest error of a component; infinite if an output is not finite."""
-    halves = [replace(a, precision=precision, check={}) for a in component.artifacts if a.precision == "fp32"]
+    halves = [computed_in(a, precision) for a in component.artifacts if a.precision == "fp32"]
     opened = open_component(component.with_artifacts(*halves), choice)
     worst = 0.0
     for call in calls:

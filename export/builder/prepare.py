@@ -91,9 +91,7 @@ class LazyPlan:
             SourceError: the model's files are missing or have changed.
             BuildError: it has no artifact in a requested precision.
         """
-        component = self.float32(name)
-        if self._precision is not None:
-            component = self._precision.of(component)
+        component = self.float32(name) if self._precision is None else self._precision.of(name)
         self.components[name] = component  # the plan then says what runs
         return component
 
@@ -110,6 +108,7 @@ class LazyPlan:
 
     @functools.cached_property
     def _precision(self) -> PrecisionChoice | None:
+        """What chooses the precisions; None without backends."""
         return None if self.choice is None else PrecisionChoice(self.precisions, self.choice, self)
 
 
@@ -131,7 +130,8 @@ def prepare_lazily(
         precisions: what they compute in.
 
     Raises:
-        InputError: `precisions` names a component that the model lacks. Else as `prepare`.
+        InputError: `precisions` names a component that the model lacks.
+        BuildError: a component has no int8 in the cache. Else as `prepare`.
     """
     source, family = _described(model, forms=forms, **parts)
     precisions = precisions or Precisions()
@@ -146,7 +146,10 @@ def prepare_lazily(
     plan = plan_of(source, family, components)
     traced = {name: component for name, component in components.items() if name not in later}
     named: dict[str, Any] = {"components": components, "source": source, "family": family, "traced": traced}
-    return LazyPlan(plan=plan, forms=forms, choice=choice, precisions=precisions, **named)
+    lazy = LazyPlan(plan=plan, forms=forms, choice=choice, precisions=precisions, **named)
+    if choice is not None:
+        PrecisionChoice(precisions, choice, lazy).check_built()
+    return lazy
 
 
 def _described(

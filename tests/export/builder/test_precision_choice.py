@@ -13,6 +13,7 @@ from calotype.errors import BackendError, BuildError
 from calotype.export.builder import built, precision_choice
 from calotype.export.builder.built import keep_built
 from calotype.export.builder.prepare import prepare_lazily
+from calotype.export.onnx import trace_step as tracing
 from calotype.export.quality.metrics import psnr
 from calotype.export.steps.stored_step import StoredStep
 from calotype.export.store.store import key_of
@@ -182,8 +183,12 @@ def test_int8_opens_what_a_build_left_in_the_cache(pipe, tmp_path, monkeypatch):
         keep_built(lazy.family.components[name], lazy.source, "onnxruntime", traced.with_artifacts(artifact))
     loaded = calotype.load("demo", backend="onnxruntime", precision="int8")
     assert precisions_of(loaded) == {"text_encoder": "fp32", "unet": "int8", "vae_decoder": "int8"}
-    with pytest.raises(BuildError):
+    listed = calotype.load("demo", backend=["openvino", "onnxruntime"], precision="int8").component("unet")
+    assert (listed.runner.backend, listed.runner.precision) == ("onnxruntime", "int8")  # for which it was built
+    monkeypatch.setattr(tracing, "_trace_and_check", lambda *_: pytest.fail("traced"))
+    with pytest.raises(BuildError) as raised:
         calotype.load("demo", backend="onnxruntime", precision={"text_encoder": "int8"})
+    assert raised.value.component == "text_encoder"
 
 
 @pytest.mark.parametrize("precision", ["fp16", "bf16"])
