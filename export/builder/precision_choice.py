@@ -36,6 +36,7 @@ class PrecisionChoice:
 
     def __init__(self, precisions: Precisions, choice: BackendSelection, model: Model) -> None:
         self._precisions, self._choice, self._model = precisions, choice, model
+        self._failed: dict[str, Mapping[str, Any]] = {}  # precision -> its verdict, if the check itself failed
 
     def of(self, name: str) -> PlannedComponent:
         """Return a component whose first artifact has the chosen precision. It is traced if that needs a trace.
@@ -115,12 +116,16 @@ class PrecisionChoice:
         if kept is not None:
             verdict: Mapping[str, Any] = json.loads(bytes(kept))
             return verdict
+        if precision in self._failed:
+            return self._failed[precision]
         line = f"calotype: comparing {precision} with float32 on real inputs of {self._model.source.model} (once)"
         try:
             with self._model.progress.stage("check precision", line):
                 errors = self._errors(name, precision, backend)
         except Exception as failed:  # also of a library: float32 may run where the check does not
-            return {"passed": False, "why": f"the check against float32 failed: {first_line(failed)}"}
+            why = f"the check against float32 failed: {first_line(failed)}"
+            self._failed[precision] = {"passed": False, "why": why}
+            return self._failed[precision]
         verdicts: dict[str, Mapping[str, Any]] = {}
         for each, error in errors.items():
             why = f"relative error {error:.1e} against float32 on real inputs, limit {LIMIT:.0e}"
