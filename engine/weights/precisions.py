@@ -52,7 +52,10 @@ def parse_precision(value: Any) -> Precisions:
         return value
     if isinstance(value, str) and "=" in value:
         pairs = [part.partition("=") for part in value.split(",") if part.strip()]
-        value = {name.strip(): precision.strip() for name, _, precision in pairs}
+        text, value = value, {name.strip(): precision.strip() for name, _, precision in pairs}
+        if len(value) < len(pairs):
+            message = f"precision names a component twice: {text!r:.80}. Name each once."
+            raise InputError(message, argument="precision", got=text)
     if isinstance(value, Mapping):
         for name in value:
             if not isinstance(name, str) or not name:

@@ -35,7 +35,7 @@ def test_a_precision_is_one_for_all_or_one_for_each(value, expected):
     assert {name: parsed.of(name) for name in expected} == expected
 
 
-BAD = [None, "", 16, "bf17", "float16", ["bf16"], {"unet": None}, {3: "bf16"}, "unet=", "=bf16"]
+BAD = [None, "", 16, "bf17", "float16", ["bf16"], {"unet": None}, {3: "bf16"}, "unet=", "=bf16", "unet=bf16,unet=fp32"]
 
 
 @pytest.mark.parametrize("value", BAD, ids=repr)
