@@ -11,7 +11,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from calotype.backends import ON_GPU, BackendSelection
 from calotype.backends.base import Backend
@@ -25,7 +25,9 @@ from calotype.weights.precisions import Precisions
 
 from ..store.store import key_of
 from .built import built_artifact
-from .precision_trial import Model, errors_of
+
+if TYPE_CHECKING:
+    from .precision_trial import Model
 
 CHECK = 1  # increment when the check changes
 LIMIT = 3e-2  # of the relative L2 difference from float32
@@ -134,6 +136,8 @@ class PrecisionChoice:
         return verdicts.get(name) or {"passed": False, "why": "the check did not call it"}
 
     def _errors(self, name: str, precision: str, backend: Backend) -> Mapping[str, float]:
+        from .precision_trial import errors_of  # with the exporter's libraries, which a model without a check lacks
+
         first = replace(self._choice, names=(backend.name,), requested=(backend.name,), explicit=True)
         try:
             return errors_of(self._model, name, precision, first, first)

@@ -24,7 +24,7 @@ from ..onnx.check import KEPT_CALLS, relative_l2
 from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
 from ..sources.source import Source
 from ..steps.progress import OpeningProgress
-from .preflight import small_size
+from .preflight import recorded_frames, small_size
 
 _IMAGES, _STEPS = 2, 4
 _OPTIONAL = ("controlnet", "t2i_adapter", "ip_adapter", "image_encoder", "vae_encoder")
@@ -133,6 +133,7 @@ def _images(model: Model, requested: Iterable[str]) -> ImageSet:
         prompted=embedding_sizes(family) if adapted else (),
         takes=takes.kind if takes else None,
         enlarges=takes.enlarges if takes else 1,
+        frames=recorded_frames(family.profile),
     )
 
 

@@ -9,7 +9,7 @@ import pytest
 import calotype
 from calotype.backends.fake import FakeRunner
 from calotype.errors import BackendError, BuildError
-from calotype.export.builder import built, precision_choice
+from calotype.export.builder import built, precision_choice, precision_trial
 from calotype.export.builder.built import keep_built
 from calotype.export.builder.prepare import prepare_lazily
 from calotype.export.onnx import trace_step as tracing
@@ -73,7 +73,7 @@ def test_half_is_the_default_and_is_checked_once(gpu, monkeypatch):
     assert precisions_of(pipe) == dict.fromkeys(USED, "fp16")
     reasons = {c.precision_reason.partition(" ")[0] for c in pipe("x", **SMALL).report.components}
     assert reasons == {"fp16:"}
-    monkeypatch.setattr(precision_choice, "errors_of", lambda *_: pytest.fail("checked again"))
+    monkeypatch.setattr(precision_trial, "errors_of", lambda *_: pytest.fail("checked again"))
     assert precisions_of(load()) == precisions_of(pipe)
     assert set(precisions_of(load(precision="fp32")).values()) == {"fp32"}
 
@@ -110,7 +110,7 @@ def test_a_check_that_fails_leaves_float32_and_is_not_kept(gpu, monkeypatch):
         raise BackendError("no driver")
 
     with monkeypatch.context() as patch:
-        patch.setattr(precision_choice, "errors_of", broken)
+        patch.setattr(precision_trial, "errors_of", broken)
         unet = load().component("unet")
         assert len(calls) == 2  # one for each precision, not for each component
         assert unet.runner.precision == "fp32"
@@ -127,7 +127,7 @@ def test_a_gpu_too_small_for_float32_is_compared_with_pytorch(gpu, monkeypatch):
             raise BackendError("the GPU has no room")
         return {name: 1e-3}
 
-    monkeypatch.setattr(precision_choice, "errors_of", errors_of)
+    monkeypatch.setattr(precision_trial, "errors_of", errors_of)
     monkeypatch.setattr(precision_choice, "ON_GPU", ("fake",))
     assert load().component("unet").runner.precision == "fp16"
     assert references[:2] == [("fake",), ("eager",)]
