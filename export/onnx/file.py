@@ -13,7 +13,6 @@ from onnx_ir.passes import common as passes
 
 from calotype.errors import SourceError, first_line
 
-MODEL = "model.onnx"
 # Tensors up to this size stay inside the graph's file. Shapes, axes and resize scales must: ONNX Runtime's shape
 # inference does not read them from external data.
 INLINE_BYTES = 256

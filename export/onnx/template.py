@@ -21,7 +21,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .file import INLINE_BYTES, MODEL
+from .file import INLINE_BYTES
+from .trace_step import MODEL
 
 WEIGHTS = "weights.json"
 _MANTISSA = 0x7FFFF  # its lower bits: numbers stay finite and near themselves

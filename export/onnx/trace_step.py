@@ -18,8 +18,8 @@ from ..steps.stored_step import StoredStep
 from ..steps.subprocess_task import Outcome, run_in_subprocess
 from ..steps.versions import versions
 from . import check
-from .file import MODEL
 
+MODEL = "model.onnx"
 REFERENCE, TEMPLATE = "reference.npz", "template"  # what a trace leaves next to its graph
 _OF_ITS_ORIGIN = ("_diffusers_version", "_name_or_path", "dtype", "torch_dtype", "transformers_version")
 TRACER = 5  # increased when tracing produces other graphs
