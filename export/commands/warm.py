@@ -33,6 +33,9 @@ def _warm(
     ip_adapter: Annotated[
         list[str] | None, typer.Option(help="An IP-Adapter's file; repeatable.", show_default=False)
     ] = None,
+    t2i_adapter: Annotated[
+        list[str] | None, typer.Option(help="A T2I-Adapter; repeatable.", show_default=False)
+    ] = None,
     image_encoder: Annotated[
         str | None, typer.Option(help="The folder of the IP-Adapters' image encoder.", show_default=False)
     ] = None,
@@ -51,12 +54,13 @@ def _warm(
     began = time.perf_counter()
     names = [name.strip() for name in backend.split(",")]
     parts: dict[str, Any] = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "image_encoder": image_encoder}
-    parts |= {"ip_adapter": ip_adapter or [], "textual_inversion": textual_inversion or []}
+    adapters = {"ip_adapter": ip_adapter or [], "t2i_adapter": t2i_adapter or []}
+    parts |= {**adapters, "textual_inversion": textual_inversion or []}
 
     def check(pipe: Pipeline) -> None:
         """Raise what is wrong with a size before the networks are traced."""
         for each in sizes:
-            pipe.stream(**_call(pipe, controlnet or [], ip_adapter or []), **each)  # does no work
+            pipe.stream(**_call(pipe, controlnet or [], **adapters), **each)  # does no work
 
     weights: dict[str, Any] = {"precision": precision, "lora": lora or None, "lora_folder": None, "offline": offline}
     pipe = load_checked(check, model, names[0] if len(names) == 1 else names, parts, **weights)
@@ -65,7 +69,7 @@ def _warm(
     typer.echo(f"opened {', '.join(pipe.plan.components)} in {time.perf_counter() - began:.1f} s")
     for each in sizes:
         began = time.perf_counter()
-        result = pipe(**_call(pipe, controlnet or [], ip_adapter or []), **each)
+        result = pipe(**_call(pipe, controlnet or [], **adapters), **each)
         width, height = result.images[0].size
         typer.echo(f"compiled {width} x {height} pixels in {time.perf_counter() - began:.1f} s")
 
@@ -77,7 +81,7 @@ def _parsed(text: str) -> dict[str, int]:
     return {"width": int(match[1]), "height": int(match[2] or match[1])}
 
 
-def _call(pipe: Pipeline, controlnets: list[str], adapters: list[str]) -> dict[str, Any]:
+def _call(pipe: Pipeline, controlnets: list[str], ip_adapter: list[str], t2i_adapter: list[str]) -> dict[str, Any]:
     from PIL import Image
 
     gray = Image.new("RGB", (512, 512), "gray")
@@ -86,6 +90,8 @@ def _call(pipe: Pipeline, controlnets: list[str], adapters: list[str]) -> dict[s
         arguments["image"] = gray
     if controlnets:
         arguments["control_image"] = [gray] * len(controlnets) if len(controlnets) > 1 else gray
-    if adapters and "image_encoder" in pipe.plan.components:
-        arguments["ip_adapter_image"] = [gray] * len(adapters)
+    if ip_adapter and "image_encoder" in pipe.plan.components:
+        arguments["ip_adapter_image"] = [gray] * len(ip_adapter)
+    if t2i_adapter:
+        arguments["adapter_image"] = [gray] * len(t2i_adapter) if len(t2i_adapter) > 1 else gray
     return {**arguments, "steps": 1, "seed": 0}
