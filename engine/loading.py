@@ -53,8 +53,8 @@ def load(
             others are "auto". "auto" is the fastest of fp16, bf16 and fp32 that the hardware computes natively, and
             whose outputs on real inputs are close to float32; for a plan, it is what the plan was built in. bf16 and
             fp16 are computed from the model's own weights. "int8" opens what `calotype build` left in the cache.
-        controlnet: "demo-canny", a ControlNet folder, .safetensors file or hub id, or several, for calls with
-            `control_image`. A plan contains its own.
+        controlnet: "demo-canny", a folder, .safetensors file or hub id of a ControlNet or a ControlNet-Union, or
+            several, for calls with `control_image`. A plan contains its own.
         ip_adapter: An IP-Adapter's .safetensors file (plain, Plus, Plus-Face, full or FaceID, of Stable Diffusion 1.x
             or XL, in the original or diffusers' layout), or its address at the hub, or several, for calls with
             `ip_adapter_image`. A plan contains its own.

@@ -17,9 +17,13 @@ from .session import NetworkCall, Outputs
 
 
 def batch_key(call: NetworkCall) -> tuple[object, ...]:
-    """Return what must agree in calls that run together: the network, and the shapes of its inputs besides the rows."""
+    """Return what must agree in calls that run together: the network, and the shapes of its inputs besides the rows.
+
+    A network whose rows see each other runs alone.
+    """
     session, changing = call.session, tuple((name, array.shape[1:]) for name, array in call.changing.items())
-    return id(session.component), session.cache_interval, call.sample.shape[1:], changing, session.constant_shapes
+    network = id(session if any(name == "control_type" for name, _ in session.constant_shapes) else session.component)
+    return network, session.cache_interval, call.sample.shape[1:], changing, session.constant_shapes
 
 
 def run_together(calls: Sequence[NetworkCall]) -> tuple[list[Outputs | Exception], str]:

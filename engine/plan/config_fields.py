@@ -87,6 +87,8 @@ _CONTROLNET: Mapping[str, Check] = {
     **{name: field for name, field in _UNET.items() if name != "sample_size"},
     "conditioning_channels": _SIZE,
     "conditioning_embedding_out_channels": _SIZES,
+    **dict.fromkeys(("num_control_type", "num_trans_channel", "num_trans_head", "num_proj_channel"), _SIZE),
+    "num_trans_layer": integer(1, _LAYERS),
 }
 _IP_ADAPTER: Mapping[str, Check] = {
     "kind": one_of(*KINDS),

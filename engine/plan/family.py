@@ -13,6 +13,7 @@ from ..errors import InputError, SourceError
 from ..system.memory import Load
 from . import networks
 from .config_fields import checked
+from .controls.manifest import UNION_INPUTS
 from .controls.t2i_adapter import STATE as ADAPTER_STATE
 from .controls.t2i_adapter import check_adapter, features_of, taken_of
 from .image_input import image_input_of
@@ -100,6 +101,8 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     side = _side(config, factor, largest=1024 if vae is None else 2048)
     profile = Profile(batch=Range(min=1, opt=1, max=32), height=side, width=side, multiple=side.min, factor=factor)
     profile = replace(profile, rows=3 if kind == "edit" else 2)  # with text and image, with the image, without both
+    types = max((c.config.get("num_control_type", 6) for c in controls if networks.is_union(c.config)), default=0)
+    profile = replace(profile, images=(max(profile.images[0], types), profile.images[1]))
     if any(block.startswith("K") for block in config.get("up_block_types", ())):  # they pad by reflection
         side = replace(side, min=2 * side.min, opt=max(2 * side.min, side.opt))
         profile = replace(profile, height=side, width=side)
@@ -109,7 +112,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
         profile = replace(profile, frames=frames, height=height, width=width)
     if adapters:
         tokens = max(int(str(each.outputs[0].dims[1])) for each in adapters if each.name != "image_encoder")
-        profile = replace(profile, images=(max(2, len(ip_adapters_of(configs))), _IMAGES * tokens))
+        profile = replace(profile, images=(max(2, types, len(ip_adapters_of(configs))), _IMAGES * tokens))
     # The configs of the first Stable Diffusion lack the scaling factor.
     default_scale = 1.0 if vae is None or networks.is_tiny(vae) else 0.18215
     scale = (vae or {}).get("scaling_factor", default_scale)
@@ -202,12 +205,12 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
         b == shared.get(b.name, b) for b in control.inputs if b.name != "sample"
     )
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # without the mask
-    inputs = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale"}
+    inputs = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale", *UNION_INPUTS}
     others = ("image_", ADAPTER_STATE)  # image prompts, T2I-Adapters
     own = {n for n in shared if "additional_residual" not in n and not n.startswith(others)}
     if not same or inputs != own - {"timestep_cond"}:
         raise _misfit(control.name, config, unet.config)
-    halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
+    halvings = len(config.get("conditioning_embedding_out_channels", range(4))) - 1
     if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:
         raise SourceError(f"{control.name} does not take RGB images of the output size.", path=control.name)
 

@@ -205,6 +205,8 @@ def _like(configured: Any, actual: list[int]) -> Any:
 
 def _control_embedding(config: Config, tensors: _Tensors) -> Iterator[Fact]:
     start = "controlnet_cond_embedding"
+    union = (("num_control_type", "task_embedding", 0), ("num_trans_channel", "task_embedding", 1))
+    yield from _sizes(config, tensors, (*union, ("num_proj_channel", "spatial_ch_projs.weight", 0)))
     yield from _sizes(config, tensors, [("conditioning_channels", f"{start}.conv_in.weight", 1)])
     ends = [f"{start}.blocks.{i}.weight" for i in range(1, tensors.layers(f"{start}.blocks"), 2)]
     widths = [tensors.size(name, 0) for name in (f"{start}.conv_in.weight", *ends)]

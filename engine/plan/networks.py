@@ -19,6 +19,7 @@ from .video.model import IDS, decodes_clips, is_video
 
 Config = Mapping[str, Any]
 
+UNION_MARK = "task_embedding"  # a weight that only a ControlNet-Union has
 _LATENTS = ("latent_height", "latent_width")
 _TIME_IDS = (6, 5)  # SDXL: original size, crop, target size; refiner: an aesthetic score for the target size
 
@@ -174,15 +175,24 @@ def _video_unet(config: Config) -> Component:
 
 
 def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
-    """Return a ControlNet, which outputs residuals for the U-Net (Zhang et al. 2023, arXiv 2302.05543)."""
+    """Return a ControlNet, which outputs residuals for the U-Net (Zhang et al. 2023, arXiv 2302.05543).
+
+    A ControlNet-Union (https://github.com/xinsir6/ControlNetPlus) takes a group of control images, each with its type.
+    """
     config = configs[name]
     *down, middle = residual_dims(config)
+    image = (config.get("conditioning_channels", 3), "height", "width")
+    conditions = [_float("controlnet_cond", "batch", *image)]
+    if is_union(config):
+        types, groups = config.get("num_control_type", 6), ("batch", "image_groups")
+        conditions = [_float("controlnet_cond", *groups, *image), _float("control_task", *groups, types)]
+        conditions += [_float("control_type", "batch", types), _float("condition_scale", *groups)]
     return Component(
         name=name,
         inputs=(
             *_latents(config),
             *_text(config),
-            _float("controlnet_cond", "batch", config.get("conditioning_channels", 3), "height", "width"),
+            *conditions,
             _float("conditioning_scale", "batch"),
             *_added(config, configs),
         ),
@@ -192,6 +202,11 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
         ),
         config=config,
     )
+
+
+def is_union(config: Config) -> bool:
+    """Tell whether it is a ControlNet-Union."""
+    return config.get("_class_name") == "ControlNetUnionModel"
 
 
 def t2i_adapter(name: str, configs: Mapping[str, Config]) -> Component:

@@ -12,21 +12,26 @@ import numpy as np
 from numpy.typing import NDArray
 
 from ..errors import InputError
-from ..errors.validation import check_float
+from ..errors.validation import check_float, check_int
 from ..images.arrays import Images, Pixels, as_list, batch, load_image_array, load_mask_array
-from ..plan.networks import t2i_adapters_of
+from ..plan.networks import controlnets_of, t2i_adapters_of
 from ..plan.plan import Plan
 from .request import OneOrMore, Request
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
 class ControlInput:
-    """The input of one ControlNet: its images, its strength, and the fractions of the U-Net calls that it covers."""
+    """One input of a ControlNet: its images, its strength, and the fractions of the U-Net calls that it covers.
+
+    A ControlNet-Union has one for each type of control image, `mode`.
+    """
 
     images: NDArray[np.float32]  # [B, 3, H, W] in [0, 1]
     scale: float
     start: float
     end: float
+    net: int  # the number of the ControlNet
+    mode: int | None
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -43,8 +48,43 @@ def adapter_channels(plan: Plan) -> list[int]:
     return [int(plan.components[name].inputs[0].dims[1]) for name in t2i_adapters_of(plan.components)]
 
 
+Slot = tuple[int, int | None]  # the number of a ControlNet, and of a Union the type of an image
+
+
+def control_slots(request: Request, plan: Plan) -> list[Slot]:
+    """Return what takes a control image each: a ControlNet, or a type of image of a ControlNet-Union.
+
+    Raises `InputError`.
+    """
+    nets = controlnets_of(plan.components)
+    inputs = [{b.name: b.dims[-1] for b in plan.components[name].inputs} for name in nets]
+    types = [int(each["control_type"]) if "control_type" in each else 0 for each in inputs]
+    given = request.control_mode
+    if given is None or not any(types):
+        if given is not None:
+            message = "control_mode needs a ControlNet-Union. Omit it, or load one with load(..., controlnet=FOLDER)."
+            raise InputError(message, argument="control_mode", got=given)
+        if any(types) and request.control_image is not None:
+            message = f"a ControlNet-Union needs control_mode, the type of its image: 0 to {max(types) - 1}."
+            raise InputError(message, argument="control_mode")
+        return [(net, None) for net in range(len(nets))]
+    entries = [given] if len(nets) == 1 else list(given) if isinstance(given, (list, tuple)) else [given]
+    if len(entries) != len(nets):
+        message = f"control_mode must have an entry for each of {len(nets)} ControlNets, got {len(entries)}."
+        raise InputError(message, argument="control_mode", got=given)
+    slots: list[Slot] = []
+    for net, (entry, count) in enumerate(zip(entries, types, strict=True)):
+        modes = list(entry) if isinstance(entry, (list, tuple)) else [entry]
+        if (entry is None) != (count == 0) or not modes or len(set(map(str, modes))) < len(modes):
+            expected = f"different numbers from 0 to {count - 1}" if count else "None"
+            message = f"control_mode of ControlNet {net} must be {expected}, got {entry!r:.80}."
+            raise InputError(message, argument="control_mode", got=entry)
+        slots += [(net, None if mode is None else check_int("control_mode", mode, 0, count - 1)) for mode in modes]
+    return slots
+
+
 def load_control_images(control_image: Images, nets: int, prompts: int) -> list[list[Pixels]]:
-    """Return the images [H, W, 3] of each of `nets` ControlNets: one, or one for each of `prompts` prompts.
+    """Return the images [H, W, 3] of each of `nets` slots: one, or one for each of `prompts` prompts.
 
     Raises `InputError`. Without control images the list is empty.
     """
@@ -92,9 +132,16 @@ def _images_of(name: str, value: Images, kind: str, nets: int, prompts: int) -> 
 
 
 def control_inputs(
-    request: Request, nets: int, images: Sequence[Sequence[Pixels]], *, count: int, height: int, width: int
+    request: Request,
+    slots: Sequence[Slot],
+    images: Sequence[Sequence[Pixels]],
+    *,
+    count: int,
+    height: int,
+    width: int,
 ) -> tuple[ControlInput, ...]:
-    """Return the input of each ControlNet for a batch of `count` images; empty without images. Raises `InputError`."""
+    """Return the input of each slot for a batch of `count` images; empty without images. Raises `InputError`."""
+    nets = len(slots)
     scales = _per_net("controlnet_conditioning_scale", request.controlnet_conditioning_scale, nets, 10)
     starts = _per_net("control_guidance_start", request.control_guidance_start, nets, 1)
     ends = _per_net("control_guidance_end", request.control_guidance_end, nets, 1)
@@ -106,8 +153,8 @@ def control_inputs(
                 got=start,
             )
     return tuple(
-        ControlInput(images=batch(each, count, height, width), scale=scale, start=start, end=end)
-        for each, scale, start, end in zip(images, scales, starts, ends, strict=bool(images))
+        ControlInput(images=batch(each, count, height, width), scale=scale, start=start, end=end, net=net, mode=mode)
+        for each, scale, start, end, (net, mode) in zip(images, scales, starts, ends, slots, strict=bool(images))
     )
 
 

@@ -15,13 +15,12 @@ from typing import Any
 from ..errors import InputError
 from ..errors.validation import check_float, check_int
 from ..images.arrays import Pixels
-from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
 from ..plan.profile import Profile
 from ..sampling.schedule_range import ScheduleRange
 from ..upscaling import LANCZOS, RESAMPLINGS
 from ..upscaling.upscaler import Upscaler
-from .controls import AdapterInput, ControlInput, adapter_channels, adapter_inputs, control_inputs
+from .controls import AdapterInput, ControlInput, adapter_channels, adapter_inputs, control_inputs, control_slots
 from .request import Request
 
 MAX_FACTOR = 8
@@ -87,7 +86,7 @@ def hires_of(
     if request.hires_strength is not None:
         strength = check_float("hires_strength", request.hires_strength, 1)
     schedule_steps, skipped = _schedule(request, strength)
-    nets, channels = len(controlnets_of(plan.components)), adapter_channels(plan)
+    slots, channels = control_slots(request, plan), adapter_channels(plan)
     return Hires(
         factor=factor,
         strength=strength,
@@ -97,7 +96,7 @@ def hires_of(
         height=tall,
         schedule_steps=schedule_steps,
         schedule_range=ScheduleRange(origin="image", skipped=skipped),
-        controls=control_inputs(request, nets, controls, count=count, height=tall, width=wide),
+        controls=control_inputs(request, slots, controls, count=count, height=tall, width=wide),
         adapters=adapter_inputs(request, channels, adapters, count=count, height=tall, width=wide),
     )
 

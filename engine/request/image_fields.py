@@ -12,7 +12,6 @@ from ..errors import InputError
 from ..errors.validation import check_int
 from ..images.arrays import batch
 from ..images.mask_crop import MaskCrop
-from ..plan.networks import controlnets_of
 from ..plan.plan import Plan
 from ..plan.profile import Profile
 from ..sampling.matrix import InpaintMask
@@ -24,6 +23,7 @@ from .controls import (
     adapter_channels,
     adapter_inputs,
     control_inputs,
+    control_slots,
     load_adapter_images,
     load_control_images,
 )
@@ -82,8 +82,8 @@ def image_fields(
     takes = plan.image_input
     check_condition(request, plan, has_image=has_image, has_latents=latents is not None, has_mask=bool(masks))
     check_image_arguments(request, has_latents=latents is not None, **task)
-    nets = len(controlnets_of(plan.components))
-    control_images = load_control_images(request.control_image, nets, prompts)
+    slots = control_slots(request, plan)
+    control_images = load_control_images(request.control_image, len(slots), prompts)
     adapters = adapter_channels(plan)
     adapter_images = load_adapter_images(request.adapter_image, adapters, prompts)
     flat_controls, flat_adapters = (
@@ -132,7 +132,7 @@ def image_fields(
         strength=strength,
         schedule_range=schedule_range,
         mask_crop=crop,
-        controls=control_inputs(request, nets, control_images, count=count, height=height, width=width),
+        controls=control_inputs(request, slots, control_images, count=count, height=height, width=width),
         adapters=adapter_inputs(request, adapters, adapter_images, count=count, height=height, width=width),
         hires=hires_of(
             request,

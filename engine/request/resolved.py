@@ -114,6 +114,8 @@ class ResolvedRequest:
             values["controlnet_conditioning_scale"] = [each.scale for each in self.controls]
             values["control_guidance_start"] = [each.start for each in self.controls]
             values["control_guidance_end"] = [each.end for each in self.controls]
+        if any(each.mode is not None for each in self.controls):
+            values["control_mode"] = _modes(self.controls)
         if self.adapters:
             values["adapter_conditioning_scale"] = [each.scale for each in self.adapters]
             values["adapter_conditioning_factor"] = self.adapters[0].factor
@@ -228,6 +230,15 @@ def _image_in_place(prompt: Any, arguments: Mapping[str, Any], plan: Plan) -> tu
     if not plan.takes("video") or prompt is None or isinstance(prompt, str) or "image" in arguments:
         return prompt, arguments
     return None, {**arguments, "image": prompt}
+
+
+def _modes(controls: Sequence[ControlInput]) -> list[Any]:
+    """Return `control_mode` as a call has it: of one ControlNet its modes, of several an entry for each."""
+    nets: dict[int, list[int | None]] = {}
+    for each in controls:
+        nets.setdefault(each.net, []).append(each.mode)
+    entries = [None if modes == [None] else modes for modes in nets.values()]
+    return entries[0] or [] if len(entries) == 1 else entries
 
 
 def _takes_guidance(plan: Plan) -> bool:

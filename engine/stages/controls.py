@@ -7,7 +7,7 @@ steps, prompts or backends.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,6 +48,11 @@ def span_of(sampler: Sampler, call: int) -> tuple[float, float]:
     return place / total, (place + 1) / total
 
 
+def is_group(controls: Sequence[ControlInput]) -> bool:
+    """Return whether a ControlNet-Union sees several images: then it has an effect whatever their scales."""
+    return len({control.net for control in controls}) < len(controls)
+
+
 class ControlNets:
     """The ControlNets of one batch. The U-Net calls them at every step."""
 
@@ -60,7 +65,7 @@ class ControlNets:
         *,
         rows: int,
     ) -> None:
-        """Open the ControlNets that the call uses; `component` returns one by its name.
+        """Prepare the ControlNets that the call uses; `component` returns one by its name.
 
         `conditioning` are the other inputs of the U-Net, with `rows` rows for each image: 2 or 3 under guidance. As in
         diffusers, start and end are fractions of the U-Net calls.
@@ -68,19 +73,13 @@ class ControlNets:
         self._residuals = [b.name for b in residuals_of(plan)]
         self._components, self._sampler = plan.components, call.sampler
         self._copies = rows if rows == 3 else 1  # a session repeats the sample for two halves itself
-        self._nets: list[tuple[str, DenoisingSession, ControlInput]] = []
-        for name, control in zip(controlnets_of(plan.components), call.request.controls, strict=True):
-            if control.scale == 0:
-                continue
-            arrays = {
-                **conditioning,
-                "controlnet_cond": np.concatenate([control.images] * rows),
-                "conditioning_scale": np.full(len(control.images) * rows, control.scale, dtype=np.float32),
-            }
-            inputs = {b.name: arrays[b.name] for b in plan.components[name].inputs if b.name in arrays}
-            self._nets.append(
-                (name, DenoisingSession(component(name), inputs, call.sampler.timesteps, guided=rows == 2), control)
-            )
+        self._conditioning, self._component, self._rows = conditioning, component, rows
+        self._nets: list[tuple[str, list[ControlInput]]] = []
+        for number, name in enumerate(controlnets_of(plan.components)):
+            inputs = [control for control in call.request.controls if control.net == number]
+            if len(inputs) > 1 or inputs[0].scale != 0:
+                self._nets.append((name, inputs))
+        self._sessions: dict[tuple[str, tuple[bool, ...]], DenoisingSession] = {}
         self._zeros = no_residuals(plan, call.request, rows)
 
     def calls(self, call: int, sample: Floats) -> NetworkCalls[dict[str, Floats]]:
@@ -88,12 +87,48 @@ class ControlNets:
         sums: list[Floats] = []
         sample = np.concatenate([sample] * self._copies)
         start, end = span_of(self._sampler, call)
-        for name, session, control in self._nets:
-            if control.start <= start and end <= control.end:
-                outputs = yield NetworkCall(session, call, sample, {})
+        for name, controls in self._nets:
+            active = tuple(control.start <= start and end <= control.end for control in controls)
+            # As in diffusers, a ControlNet-Union with several images runs at every step, if at scale 0.
+            if any(active) or len(controls) > 1:
+                outputs = yield NetworkCall(self._session(name, controls, active), call, sample, {})
                 residuals = [outputs[b.name] for b in self._components[name].outputs]
                 sums = [a + b for a, b in zip(sums, residuals, strict=True)] if sums else residuals
         return dict(zip(self._residuals, sums, strict=True)) if sums else self._zeros
+
+    def _session(self, name: str, controls: Sequence[ControlInput], active: tuple[bool, ...]) -> DenoisingSession:
+        """Return the session of a network in which these of its images count."""
+        if (name, active) not in self._sessions:
+            rows = self._rows
+            scales = [control.scale * counts for control, counts in zip(controls, active, strict=True)]
+            images = [np.concatenate([control.images] * rows) for control in controls]
+            component = self._components[name]
+            arrays = {"controlnet_cond": images[0], "conditioning_scale": np.full(len(images[0]), scales[0])}
+            if any(b.name == "control_type" for b in component.inputs):
+                arrays = _union_arrays(component.inputs, controls, images, scales)
+            arrays = {**self._conditioning, **{n: array.astype(np.float32) for n, array in arrays.items()}}
+            inputs = {b.name: arrays[b.name] for b in component.inputs if b.name in arrays}
+            session = DenoisingSession(self._component(name), inputs, self._sampler.timesteps, guided=rows == 2)
+            self._sessions[name, active] = session
+        return self._sessions[name, active]
+
+
+def _union_arrays(
+    bindings: Sequence[Binding], controls: Sequence[ControlInput], images: Sequence[Floats], scales: Sequence[float]
+) -> dict[str, Floats]:
+    """Return the inputs of a ControlNet-Union: as in diffusers, the scale of one image multiplies the residuals, and
+    scales of several multiply what each of them adds.  # images: G x [N, 3, H, W]"""
+    types, rows = next(int(b.dims[-1]) for b in bindings if b.name == "control_type"), len(images[0])
+    tasks = np.eye(types, dtype=np.float32)[[control.mode or 0 for control in controls]]
+    one = len(controls) == 1
+    inner, outer = ([1.0], scales[0]) if one else (scales, 1.0)
+    return {
+        "controlnet_cond": np.stack(images, axis=1),
+        "control_task": np.tile(tasks, (rows, 1, 1)),
+        "control_type": np.tile(tasks.sum(axis=0), (rows, 1)),
+        "condition_scale": np.tile(np.array(inner, np.float32), (rows, 1)),
+        "conditioning_scale": np.full(rows, outer, np.float32),
+    }
 
 
 class AdapterFeatures:

@@ -14,7 +14,7 @@ from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession, NetworkCall, NetworkCalls, completed
 from ..plan.plan import Plan
 from .conditions import network_timesteps
-from .controls import ControlNets, has_features, no_features, no_residuals, span_of
+from .controls import ControlNets, has_features, is_group, no_features, no_residuals, span_of
 from .generation import Generation
 
 Floats = NDArray[np.float32]
@@ -87,7 +87,7 @@ class Unet:
         conditioning = {name: array[unneeded:] for name, array in self.conditioning.items()}
         conditioning |= {} if steered else no_features(plan, request, rows)
         controls, constants = None, conditioning
-        if any(control.scale != 0 for control in request.controls):
+        if any(control.scale != 0 for control in request.controls) or is_group(request.controls):
             controls = ControlNets(plan, self._call, self._component, conditioning, rows=rows)
         else:
             constants = conditioning | no_residuals(plan, request, rows)

@@ -19,7 +19,7 @@ from calotype.pipeline import Pipeline
 from calotype.plan.family import Family
 from calotype.plan.plan import Plan, PlannedComponent
 
-from ..onnx.capture import Arrays, Call, ImageSet, Tape, Tapes, embedding_sizes, evenly, generate_images
+from ..onnx.capture import Arrays, Call, ImageSet, Tape, Tapes, control_types, embedding_sizes, evenly, generate_images
 from ..onnx.check import KEPT_CALLS, relative_l2
 from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
 from ..sources.source import Source
@@ -129,6 +129,7 @@ def _images(model: Model, requested: Iterable[str]) -> ImageSet:
         height=height,
         width=width,
         controls=steering.get("controlnet", 0),
+        types=control_types(family),
         adapters=steering.get("t2i_adapter", 0),
         prompted=embedding_sizes(family) if adapted else (),
         takes=takes.kind if takes else None,

@@ -8,7 +8,7 @@ from calotype import backends
 from calotype.plan.family import Family
 from calotype.plan.networks import controlnets_of, t2i_adapters_of
 
-from ..onnx.capture import ImageSet, embedding_sizes, groups
+from ..onnx.capture import ImageSet, control_types, embedding_sizes, groups
 from ..onnx.trace_step import trace_guess_s
 from ..quality.prompts import Prompts
 from ..sources.source import Source
@@ -62,6 +62,7 @@ class Work:
             height=height,
             width=width,
             controls=len(controlnets_of(self.family.components)),
+            types=control_types(self.family),
             adapters=len(t2i_adapters_of(self.family.components)),
             prompted=embedding_sizes(self.family),
             takes=takes.kind if takes else None,

@@ -25,7 +25,7 @@ from calotype.files.digest import file_digest
 from calotype.pipeline import Pipeline
 from calotype.plan.family import Family
 from calotype.plan.image_input import ImageInput
-from calotype.plan.networks import ip_adapters_of
+from calotype.plan.networks import controlnets_of, ip_adapters_of, is_union
 from calotype.plan.plan import Plan, PlannedComponent, read_plan, write_plan
 from calotype.text.tokenizer import tokenizer_files
 
@@ -57,6 +57,7 @@ class ImageSet:
     width: int
     first_seed: int = 0
     controls: int = 0  # number of ControlNets; each gets an outline image
+    types: tuple[int, ...] = ()  # of control images, for each ControlNet; 0 but for a ControlNet-Union, which gets two
     adapters: int = 0  # number of T2I-Adapters, in the same way
     prompted: tuple[tuple[int, ...], ...] = ()  # for each IP-Adapter the sizes of its embeddings, or none for images
     takes: str | None = None  # the kind of the model's image input: it also gets an image, and a mask or a depth map
@@ -67,6 +68,7 @@ class ImageSet:
     def from_json(cls, data: Mapping[str, Any]) -> ImageSet:
         """Return the images of `dataclasses.asdict`, after JSON."""
         lists = {"prompts": tuple(data["prompts"]), "prompted": tuple(map(tuple, data["prompted"]))}
+        lists["types"] = tuple(data["types"])
         return cls(**{**data, **lists})
 
     def arguments(self, i: int) -> dict[str, Any]:
@@ -75,7 +77,11 @@ class ImageSet:
         call |= {"height": self.height, "width": self.width}
         call |= {"prompt": None} if self.takes in ("vision", "video") else {}
         call |= {} if self.frames is None else {"frames": self.frames}
-        counts = {"control_image": self.controls, "adapter_image": self.adapters}
+        modes = [list(range(min(types, 2))) or None for types in self.types[: self.controls]]
+        images = sum(len(each or (0,)) for each in modes) + self.controls - len(modes)
+        if any(modes):
+            call["control_mode"] = modes[0] if len(modes) == 1 else modes
+        counts = {"control_image": images, "adapter_image": self.adapters}
         outlines = {name: [self._outline(i, c) for c in range(count)] for name, count in counts.items() if count}
         return {**call, **outlines, **self._image_prompts(i), **(self._seen(i) if self.takes else {})}
 
@@ -188,6 +194,12 @@ def _record(
             earlier={name: str(path) for name, path in earlier.items()},
             images=asdict(images),
         ).folder
+
+
+def control_types(family: Family) -> tuple[int, ...]:
+    """Return for each ControlNet how many types of images it knows: 0 but for a ControlNet-Union."""
+    nets = [family.components[name].config for name in controlnets_of(family.components)]
+    return tuple(int(config.get("num_control_type", 6)) if is_union(config) else 0 for config in nets)
 
 
 def embedding_sizes(family: Family) -> tuple[tuple[int, ...], ...]:

@@ -29,7 +29,7 @@ SETTINGS: Mapping[str, str] = {
 # name of a network -> the classes of diffusers that its config may name
 CLASSES: Mapping[str, tuple[str, ...]] = {
     "unet": ("UNet2DConditionModel", "UNet2DModel", UNET),
-    "controlnet": ("ControlNetModel",),
+    "controlnet": ("ControlNetModel", "ControlNetUnionModel"),
     "vae": ("AutoencoderKL", "AutoencoderTiny", "VQModel", VAE),
 }
 _AUTOENCODERS = ("vae", "vqvae")

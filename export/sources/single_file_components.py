@@ -17,6 +17,7 @@ from typing import Any, NoReturn
 from calotype.errors import SourceError
 from calotype.files.digest import file_digest
 from calotype.files.json_file import read_json
+from calotype.plan.networks import UNION_MARK
 from calotype.weights.types import check_types
 
 from .configs import MODELS
@@ -177,7 +178,9 @@ def controlnet_in(path: Path, header: Header, unet: Mapping[str, Any]) -> Networ
         names = ["conv_in", *(f"blocks.{i}" for i in numbers)]
         hints = [f"controlnet_cond_embedding.{name}.weight" for name in names]
     first = f"{start}input_blocks.0.0.weight" if original else "conv_in.weight"
-    if not {first, *hints} <= convolutions.keys() or not _OTHERS.isdisjoint(header.shapes):
+    union = not original and UNION_MARK in header.shapes
+    others = _OTHERS - {UNION_MARK} if union else _OTHERS
+    if not {first, *hints} <= convolutions.keys() or not others.isdisjoint(header.shapes):
         _unknown(path, header, "controlnet")
     own = {name.removeprefix(start): shape for name, shape in header.shapes.items() if name.startswith(start)}
     _check_family(path, own, convolutions[first][0], unet)
@@ -186,18 +189,28 @@ def controlnet_in(path: Path, header: Header, unet: Mapping[str, Any]) -> Networ
             f"{path} is a ControlNet that pools its conditions (shuffle), which is not supported.", path=path
         )
     return NetworkFile(
-        what="a ControlNet",
+        what="a ControlNet-Union" if union else "a ControlNet",
         original=original,
         prefix=start,
-        class_name="ControlNetModel",
+        class_name="ControlNetUnionModel" if union else "ControlNetModel",
         config={
             **_public_fields(unet),
             **({} if original else _attention(header, unet)),
             "in_channels": convolutions[first][1],  # an inpainting model's U-Net has more
             "conditioning_channels": convolutions[hints[0]][1],
             "conditioning_embedding_out_channels": [convolutions[name][0] for name in hints],
+            **(_union_fields(header) if union else {}),
         },
     )
+
+
+def _union_fields(header: Header) -> dict[str, int]:
+    """Return the sizes of a ControlNet-Union. The published ones have eight heads."""
+    types, width = header.shapes[UNION_MARK]
+    layers = len({name.split(".")[1] for name in header.shapes if name.startswith("transformer_layes.")})
+    projected = header.shapes["spatial_ch_projs.weight"][0]
+    sizes = {"num_control_type": types, "num_trans_channel": width}
+    return sizes | {"num_trans_layer": layers, "num_proj_channel": projected}
 
 
 def _check_family(path: Path, shapes: Mapping[str, Sequence[int]], width: int, unet: Mapping[str, Any]) -> None:

@@ -24,7 +24,7 @@ from calotype.files.digest import file_digest
 from calotype.files.json_file import read_json
 from calotype.plan.family import folder_of
 from calotype.plan.network_check import check_network, token_rows
-from calotype.plan.networks import controlnets_of
+from calotype.plan.networks import UNION_MARK, controlnets_of
 from calotype.text.tokenizer import MARKS, check_token_ids, tokenizer_files
 from calotype.weights.types import check_not_quantized, check_types
 
@@ -147,6 +147,7 @@ def read_source(
     nets = [_network_folder(net, "controlnet", folders, offline) for net in controlnets] or parts.controlnets
     folders |= {f"controlnet_{i}" if i else "controlnet": net for i, net in enumerate(nets)}
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
+    configs |= {name: _control_config(configs[name], folders[name]) for name in controlnets_of(configs)}
     for name in (*controlnets_of(configs), *replaced):
         classes = [each for each in CLASSES[name.partition("_")[0]] if each != "VQModel"]
         if (other := configs[name].get("_class_name")) not in classes:
@@ -172,6 +173,15 @@ def read_source(
         tokenizers=parts.tokenizers,
         depth_estimator=parts.depth_estimator,
     )
+
+
+def _control_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """Return the config of a ControlNet. That of a published ControlNet-Union names another class."""
+    headers = [check_safetensors(file) for file in weight_files(folder, stem_of("controlnet"))]
+    tasks = next((header.shapes[UNION_MARK] for header in headers if UNION_MARK in header.shapes), None)
+    if tasks is None or config.get("_class_name") not in CLASSES["controlnet"]:
+        return dict(config)
+    return {"num_control_type": tasks[0], **config, "_class_name": "ControlNetUnionModel"}
 
 
 def digests_of(

@@ -18,11 +18,12 @@ from torch import Tensor, nn
 from ...errors import SourceError, first_line
 from ...files.json_file import read_json
 from ...plan.network_check import check_network
+from ...plan.networks import UNION_MARK
 from ...plan.video.model import UNET, VAE
 from ...weights.folder import check_weights_folder
 from ...weights.safetensors import TensorFile
 from ...weights.types import check_types
-from .controls import ControlNet, T2IAdapter, adapter_states, index_of
+from .controls import ControlNet, ControlNetUnion, T2IAdapter, adapter_states, index_of
 from .image_prompts import image_prompts, load_ip_adapter, take_image_prompts
 from .on_meta import on_meta
 from .upscalers import load_upscaler
@@ -214,6 +215,12 @@ def _by_config(usual: str, *others: str) -> Loader:
     return load
 
 
+def _controlnet(folder: Path, dtype: torch.dtype | None) -> Loaded:
+    """Load a ControlNet, or a ControlNet-Union, whose published config does not name its class."""
+    union = any(UNION_MARK in file for file in _weights_in(folder, "diffusion_pytorch_model"))
+    return _diffusers(folder, "ControlNetUnionModel" if union else "ControlNetModel", dtype)
+
+
 _AUTOENCODER = _by_config("AutoencoderKL", "AutoencoderTiny", "VQModel", VAE)
 # Classes whose tensors are not those of the usual one, by class and component.
 _OTHER_WRAPPERS: dict[tuple[str, str], type[nn.Module]] = {
@@ -221,6 +228,7 @@ _OTHER_WRAPPERS: dict[tuple[str, str], type[nn.Module]] = {
     (UNET, "unet"): VideoUNet,
     ("VQModel", "vae_decoder"): QuantizingDecoder,
     (VAE, "vae_decoder"): ClipDecoder,
+    ("ControlNetUnionModel", "controlnet"): ControlNetUnion,
 }
 _LOADERS: dict[str, tuple[Loader, type[nn.Module]]] = {
     "text_encoder": (_transformers("CLIPTextModel"), TextEncoder),
@@ -228,7 +236,7 @@ _LOADERS: dict[str, tuple[Loader, type[nn.Module]]] = {
     "image_encoder": (_transformers("CLIPVisionModelWithProjection"), VisionEncoder),
     "image_states": (_transformers("CLIPVisionModelWithProjection"), VisionStates),
     "unet": (_by_config("UNet2DConditionModel", "UNet2DModel", UNET), UNet),
-    "controlnet": (_by_config("ControlNetModel"), ControlNet),
+    "controlnet": (_controlnet, ControlNet),
     "t2i_adapter": (_by_config("T2IAdapter"), T2IAdapter),
     "vae_decoder": (_AUTOENCODER, VaeDecoder),
     "vae_encoder": (_AUTOENCODER, VaeEncoder),
@@ -301,5 +309,5 @@ def load_module(component: str, folder: Path, dtype: torch.dtype | None = None) 
             f"another shape, such as {wrong[0]}. Use the config and weights of the same model.",
             path=folder,
         )
-    wrapper = _OTHER_WRAPPERS.get((type(model).__name__, component), wrapper)
+    wrapper = _OTHER_WRAPPERS.get((type(model).__name__, several), wrapper)
     return wrapper(model).eval().requires_grad_(False)

@@ -15,6 +15,7 @@ Dims = Sequence[Any]
 _LATENTS = ("latent_height", "latent_width")
 _PIXELS = ("height", "width")
 _RESIDUAL = re.compile(r"down_block_additional_residual\.\d{1,3}|mid_block_additional_residual")
+UNION_INPUTS = ("control_task", "control_type", "condition_scale")  # of a ControlNet-Union only
 _STATE = re.compile(rf"{STATE}\.\d{{1,3}}")
 
 
@@ -40,10 +41,25 @@ def check_controlnets(components: Fields, channels: int, nets: Sequence[str]) ->
         shared = ("timestep", "encoder_hidden_states", "text_embeds", "time_ids")
         inputs: dict[str, Dims] = {n: unet[n] for n in shared if n in unet}
         inputs |= {"sample": map_of(channels), "controlnet_cond": ("batch", 3, *_PIXELS)}
+        inputs |= _union_inputs(components[name]["inputs"])
         check_only(components[name]["inputs"], f"{where}.inputs", {**inputs, "conditioning_scale": ("batch",)})
         outputs = components[name]["outputs"]
         if [b["dims"] for b in outputs] != added or any(b["dtype"] != "float32" for b in outputs):
             mismatch(f"{where}.outputs", [b["dims"] for b in outputs], "the residual inputs of the U-Net")
+
+
+def _union_inputs(inputs: Iterable[Fields]) -> dict[str, Dims]:
+    """Return the inputs of a ControlNet-Union that another ControlNet lacks, or that have another shape there."""
+    types = next((b["dims"][-1] for b in inputs if b["name"] == "control_type"), None)
+    if not isinstance(types, int):
+        return {}
+    groups = ("batch", "image_groups")
+    return {
+        "controlnet_cond": (*groups, 3, *_PIXELS),
+        "control_task": (*groups, types),
+        "control_type": ("batch", types),
+        "condition_scale": groups,
+    }
 
 
 def check_t2i_adapters(components: Fields, adapters: Sequence[str]) -> None:

@@ -105,8 +105,18 @@ class ImageArguments:
         default=None,
         option=list[Path],
     )
+    control_mode: Any = argument(
+        "The type of each control image of a ControlNet-Union, as a number; several make it see several images.",
+        "A number, or a list with one for each image: 0 pose, 1 depth, 2 soft edges, 3 canny, 4 normals, 5 "
+        "segmentation, and in newer networks 6 tiles, 7 repainting. With several ControlNets, a list with an entry for "
+        "each: a number, a list, or None for a usual ControlNet.",
+        default=None,
+        option=list[int],
+        key="control_modes",
+        read=json.loads,
+    )
     controlnet_conditioning_scale: OneOrMore = argument(
-        "Strength of each ControlNet, 0 to 10, or one for all.",
+        "Strength of each ControlNet, 0 to 10, or one for all; of a ControlNet-Union, of each control image.",
         default=1.0,
         option=list[float],
         key="control_scales",

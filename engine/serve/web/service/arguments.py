@@ -36,7 +36,7 @@ FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("image", "mask_image", "control_image", "depth_map", "adapter_image"), "images"),
     **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask"), "images"),
     "ip_adapter_scale": "numbers",
-    "adapter_conditioning_scale": "numbers",
+    **dict.fromkeys(("adapter_conditioning_scale", "control_mode"), "numbers"),
     "adapter_conditioning_factor": "number",
     "soft_mask": "flag",
 }
