@@ -59,19 +59,19 @@ def control_slots(request: Request, plan: Plan) -> list[Slot]:
     nets = controlnets_of(plan.components)
     inputs = [{b.name: b.dims[-1] for b in plan.components[name].inputs} for name in nets]
     types = [int(each["control_type"]) if "control_type" in each else 0 for each in inputs]
-    given = request.control_mode
-    if given is None or not any(types):
-        if given is not None:
+    value = request.control_mode
+    if value is None or not any(types):
+        if value is not None:
             message = "control_mode needs a ControlNet-Union. Omit it, or load one with load(..., controlnet=FOLDER)."
-            raise InputError(message, argument="control_mode", got=given)
+            raise InputError(message, argument="control_mode", got=value)
         if any(types) and request.control_image is not None:
             message = f"a ControlNet-Union needs control_mode, the type of its image: 0 to {max(types) - 1}."
             raise InputError(message, argument="control_mode")
         return [(net, None) for net in range(len(nets))]
-    entries = [given] if len(nets) == 1 else list(given) if isinstance(given, (list, tuple)) else [given]
+    entries = [value] if len(nets) == 1 else list(value) if isinstance(value, (list, tuple)) else [value]
     if len(entries) != len(nets):
         message = f"control_mode must have an entry for each of {len(nets)} ControlNets, got {len(entries)}."
-        raise InputError(message, argument="control_mode", got=given)
+        raise InputError(message, argument="control_mode", got=value)
     slots: list[Slot] = []
     for net, (entry, count) in enumerate(zip(entries, types, strict=True)):
         modes = list(entry) if isinstance(entry, (list, tuple)) else [entry]

@@ -99,7 +99,7 @@ class ControlNetUnion(Wrapper):
 def attention_over_rows(attention: nn.MultiheadAttention, tokens: Tensor) -> Tensor:
     """Compute what diffusers' module computes, whose sequences are along the batch.  # [B, L, C] -> the same"""
     q, k, v = (
-        part.unflatten(-1, (attention.num_heads, -1)).permute(1, 2, 0, 3)  # [L, heads, B, D]
+        part.reshape(*part.shape[:2], attention.num_heads, -1).permute(1, 2, 0, 3)  # [L, heads, B, D]
         for part in nn.functional.linear(tokens, attention.in_proj_weight, attention.in_proj_bias).chunk(3, dim=-1)
     )
     mixed = nn.functional.scaled_dot_product_attention(q, k, v)
