@@ -14,8 +14,7 @@ from ..system.memory import Load
 from . import networks
 from .config_fields import checked
 from .controls.manifest import UNION_INPUTS
-from .controls.t2i_adapter import STATE as ADAPTER_STATE
-from .controls.t2i_adapter import check_adapter, features_of, taken_of
+from .controls.t2i_adapter import STATE, check_adapter, features_of, taken_of
 from .image_input import image_input_of
 from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reason
 from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
@@ -101,8 +100,8 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     side = _side(config, factor, largest=1024 if vae is None else 2048)
     profile = Profile(batch=Range(min=1, opt=1, max=32), height=side, width=side, multiple=side.min, factor=factor)
     profile = replace(profile, rows=3 if kind == "edit" else 2)  # with text and image, with the image, without both
-    types = max((c.config.get("num_control_type", 6) for c in controls if networks.is_union(c.config)), default=0)
-    profile = replace(profile, images=(max(profile.images[0], types), profile.images[1]))
+    types = max((networks.control_types(c.config) for c in controls), default=0)
+    profile = replace(profile, images=(max(1, types), 1))
     if any(block.startswith("K") for block in config.get("up_block_types", ())):  # they pad by reflection
         side = replace(side, min=2 * side.min, opt=max(2 * side.min, side.opt))
         profile = replace(profile, height=side, width=side)
@@ -206,8 +205,7 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     )
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # without the mask
     inputs = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale", *UNION_INPUTS}
-    others = ("image_", ADAPTER_STATE)  # image prompts, T2I-Adapters
-    own = {n for n in shared if "additional_residual" not in n and not n.startswith(others)}
+    own = {n for n in shared if "additional_residual" not in n and not n.startswith(("image_", STATE))}
     if not same or inputs != own - {"timestep_cond"}:
         raise _misfit(control.name, config, unet.config)
     halvings = len(config.get("conditioning_embedding_out_channels", range(4))) - 1

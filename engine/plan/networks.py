@@ -183,8 +183,8 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
     *down, middle = residual_dims(config)
     image = (config.get("conditioning_channels", 3), "height", "width")
     conditions = [_float("controlnet_cond", "batch", *image)]
-    if is_union(config):
-        types, groups = config.get("num_control_type", 6), ("batch", "image_groups")
+    if types := control_types(config):
+        groups = ("batch", "image_groups")
         conditions = [_float("controlnet_cond", *groups, *image), _float("control_task", *groups, types)]
         conditions += [_float("control_type", "batch", types), _float("condition_scale", *groups)]
     return Component(
@@ -204,9 +204,9 @@ def controlnet(name: str, configs: Mapping[str, Config]) -> Component:
     )
 
 
-def is_union(config: Config) -> bool:
-    """Tell whether it is a ControlNet-Union."""
-    return config.get("_class_name") == "ControlNetUnionModel"
+def control_types(config: Config) -> int:
+    """Return how many types of control images a ControlNet-Union knows; 0 for another ControlNet."""
+    return int(config.get("num_control_type", 6)) if config.get("_class_name") == "ControlNetUnionModel" else 0
 
 
 def t2i_adapter(name: str, configs: Mapping[str, Config]) -> Component:

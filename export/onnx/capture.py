@@ -23,9 +23,10 @@ from calotype.backends.components import Components
 from calotype.backends.torch.eager import EagerRunner
 from calotype.files.digest import file_digest
 from calotype.pipeline import Pipeline
+from calotype.plan import networks
 from calotype.plan.family import Family
 from calotype.plan.image_input import ImageInput
-from calotype.plan.networks import controlnets_of, ip_adapters_of, is_union
+from calotype.plan.networks import controlnets_of, ip_adapters_of
 from calotype.plan.plan import Plan, PlannedComponent, read_plan, write_plan
 from calotype.text.tokenizer import tokenizer_files
 
@@ -198,8 +199,7 @@ def _record(
 
 def control_types(family: Family) -> tuple[int, ...]:
     """Return for each ControlNet how many types of images it knows: 0 but for a ControlNet-Union."""
-    nets = [family.components[name].config for name in controlnets_of(family.components)]
-    return tuple(int(config.get("num_control_type", 6)) if is_union(config) else 0 for config in nets)
+    return tuple(networks.control_types(family.components[n].config) for n in controlnets_of(family.components))
 
 
 def embedding_sizes(family: Family) -> tuple[tuple[int, ...], ...]:
