@@ -47,7 +47,7 @@ class Peer:
         os.environ[DISABLE_VARIABLE] = ",".join(self._settings.get("without", ()))
         source = job["plan"] or job["model"]
         controlnets = () if job["plan"] else job["controlnets"]
-        precision = "auto" if job["plan"] else job["precision"]  # a plan has its own
+        precision = "auto" if job["plan"] else "fp32"  # a plan has its own; only float32 has none
         self._pipe = calotype.load(source, backend=job["backend"], precision=precision, controlnet=controlnets)
         self._arguments = _arguments(job) | self._settings.get("arguments", {})
         if "calls" in self._arguments:
