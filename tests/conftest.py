@@ -18,6 +18,7 @@ _PROVIDED = os.environ.get("CALOTYPE_TEST_HOME") or os.environ.get("CALOTYPE_TES
 _HOME = _PROVIDED or tempfile.mkdtemp(prefix="calotype-tests-")
 os.environ["CALOTYPE_HOME"] = os.environ["CALOTYPE_TESTS_OF_ONE_RUN"] = _HOME
 os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CALOTYPE_PRECISION"] = "fp32"  # on every CPU: images are compared with float32
 
 import pytest  # noqa: E402
 

@@ -71,6 +71,14 @@ def use(path: Path) -> bool:
     return True
 
 
+def release(path: Path) -> None:
+    """End the use of a file by this process, all threads included."""
+    with _guard:
+        descriptor = _in_use.pop(path, None)
+        if descriptor is not None:
+            os.close(descriptor)
+
+
 def share(path: Path) -> int | None:
     """Open a file with a shared lock, until the descriptor and its copies are closed.
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -10,6 +11,7 @@ from ..errors import InputError
 from ..errors.validation import nearest
 
 PRECISIONS = ("auto", "fp32", "bf16", "fp16", "int8")
+VARIABLE = "CALOTYPE_PRECISION"  # the only precision besides fp32 that "auto" may take
 _EXPECTED = f"one of {', '.join(PRECISIONS)}, or one for each component: {{'unet': 'bf16', 'vae_decoder': 'fp32'}}"
 _HALF = {"float16": "fp16", "half": "fp16", "bfloat16": "bf16", "float32": "fp32", "float": "fp32"}
 
@@ -64,6 +66,18 @@ def parse_precision(value: Any) -> Precisions:
                 )
         return Precisions(components={name: _checked(each, f" for {name}") for name, each in value.items()})
     return Precisions(default=_checked(value, ""))
+
+
+def precision_of_auto() -> str:
+    """Return the precision that CALOTYPE_PRECISION allows "auto" besides fp32: "auto" if the variable is not set.
+
+    Raises `InputError` for another value than "auto", "fp32", "bf16" and "fp16".
+    """
+    value, known = os.environ.get(VARIABLE) or "auto", PRECISIONS[:-1]
+    if value not in known:
+        message = f"{VARIABLE} must be one of {', '.join(known)}; got {value!r:.80}."
+        raise InputError(message, argument=VARIABLE, got=value[:80], expected=", ".join(known))
+    return value
 
 
 def _checked(value: Any, where: str) -> str:

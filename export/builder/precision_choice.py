@@ -21,7 +21,7 @@ from calotype.backends.registry import backend_of
 from calotype.errors import BackendError, BuildError, first_line
 from calotype.files.cache import PRECISIONS
 from calotype.plan.plan import Artifact, PlannedComponent
-from calotype.weights.precisions import Precisions
+from calotype.weights.precisions import VARIABLE, Precisions, precision_of_auto
 
 from ..store.store import key_of
 from .built import built_artifact
@@ -68,7 +68,7 @@ class PrecisionChoice:
     def unchecked(self, names: Iterable[str]) -> list[str]:
         """Return the components for which "auto" has a precision to check first."""
         backend = backend_of(self._choice.names[0])
-        native = [p for p in _lower(backend) if backend.unsupported(p) is None][:1]
+        native = [p for p in _lower(backend) if _excluded(backend, p) is None][:1]
         automatic = [name for name in names if self._precisions.of(name) == "auto"]
         return [n for n in automatic for p in native if PRECISIONS.read(self._key(n, p, backend)) is None]
 
@@ -99,7 +99,7 @@ class PrecisionChoice:
             return component
         reasons = []
         for precision in _lower(backend):
-            if (reason := backend.unsupported(precision)) is not None:
+            if (reason := _excluded(backend, precision)) is not None:
                 reasons.append(f"{precision}: {reason}")
                 continue
             verdict = self._verdict(component.name, precision, backend)
@@ -162,6 +162,12 @@ class PrecisionChoice:
 def _lower(backend: Backend) -> tuple[str, ...]:
     """Return the precisions below float32 that a backend computes, the fastest first."""
     return backend.computes[: backend.computes.index("fp32")]
+
+
+def _excluded(backend: Backend, precision: str) -> str | None:
+    """Return why "auto" does not try a precision, or None if it does."""
+    only = precision_of_auto()
+    return f"{VARIABLE} is {only}" if only not in ("auto", precision) else backend.unsupported(precision)
 
 
 def _because(artifact: Any, reason: str) -> Any:

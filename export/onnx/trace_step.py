@@ -101,6 +101,7 @@ def _trace_and_check(component: Component, source: WeightsSource, profile: Profi
         )
 
     tracing = trace(None if stored is None else stored.folder)
+    template.release()
     checking = _check(component, "onnxruntime", folder)
     if "refused" in checking.value and tracing.value:  # the template depends on the weights of its own network
         tracing = trace(None)
@@ -115,6 +116,7 @@ def _trace_and_check(component: Component, source: WeightsSource, profile: Profi
         )
     if (graph := folder / TEMPLATE).exists():
         template.run(lambda out: _move_files(graph, out))
+        template.release()
         shutil.rmtree(graph)
     others = {}
     if unavailable("openvino") is None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from ..store.store import Stored, fetch, has, intact, key_of
+from ..store.store import Stored, fetch, has, intact, key_of, release
 from .subprocess_task import ProgressHandler, run_in_subprocess
 
 
@@ -31,6 +31,10 @@ class StoredStep:
     def stored(self) -> Stored | None:
         """Return the files if the store has them undamaged."""
         return intact(key_of(self.depends_on))
+
+    def release(self) -> None:
+        """End the use of the files by this process: each use holds an open file."""
+        release(key_of(self.depends_on))
 
     def run(self, make: Callable[[Path], Mapping[str, Any]]) -> Stored:
         """Return the files, and make them first if the store does not have them. Raises as `fetch`."""

@@ -85,6 +85,11 @@ def intact(key: str) -> Stored | None:
     return None
 
 
+def release(key: str) -> None:
+    """End the use of an entry by this process: others may remove it."""
+    locks.release(STORE.root / key / ENTRY)
+
+
 def has(key: str) -> bool:
     """Return whether an entry of this key exists. `fetch` checks whether it is intact."""
     return (STORE.root / key / ENTRY).is_file()

@@ -8,7 +8,7 @@ import pytest
 
 import calotype
 from calotype.backends.fake import FakeRunner
-from calotype.errors import BackendError, BuildError
+from calotype.errors import BackendError, BuildError, InputError
 from calotype.export.builder import built, precision_choice, precision_trial
 from calotype.export.builder.built import keep_built
 from calotype.export.builder.prepare import prepare_lazily
@@ -54,6 +54,7 @@ class Inexact(FakeRunner):
 
 @pytest.fixture
 def gpu(monkeypatch, tmp_path):
+    monkeypatch.delenv("CALOTYPE_PRECISION")
     hardware = Hardware()
     more = {"unsupported": hardware.unsupported, "hardware": lambda: str(tmp_path), "open": hardware.open}
     change_backend(monkeypatch, "fake", computes=("fp16", "bf16", "fp32"), **more)
@@ -100,6 +101,17 @@ def test_hardware_without_half_stays_in_float32_and_checks_nothing(gpu):
     pipe = load()
     assert gpu.opened == [(name, "fp32") for name in USED]
     assert "it has no bf16" in pipe.component("unet").precision_reason
+
+
+@pytest.mark.parametrize("only", ["fp32", "bf16"])
+def test_the_environment_limits_what_auto_takes(gpu, monkeypatch, only):
+    monkeypatch.setenv("CALOTYPE_PRECISION", only)
+    assert set(precisions_of(load()).values()) == {only}
+    assert precisions_of(load(precision={"unet": "fp16"}))["unet"] == "fp16"
+    monkeypatch.setenv("CALOTYPE_PRECISION", "half")
+    with pytest.raises(InputError) as refused:
+        load()
+    assert refused.value.got == "half"
 
 
 def test_a_check_that_fails_leaves_float32_and_is_not_kept(gpu, monkeypatch):

@@ -3,6 +3,7 @@
 import copy
 import filecmp
 import importlib
+from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
@@ -142,6 +143,10 @@ def test_a_second_checkpoint_is_not_traced(traces, tmp_path):
     errors = [trace_step.traced(*decoder(tmp_path / str(seed), seed)).check["max_relative_error"] for seed in (0, 1)]
     assert len(traces) == 1
     assert max(errors) < 1e-5
+    store = tmp_path / "home" / "store"
+    in_use = {path.resolve().parent for path in Path("/proc/self/fd").iterdir() if path.resolve().is_relative_to(store)}
+    assert len(list(store.iterdir())) == 3  # two traces, and their graph
+    assert len(in_use) == 2  # each use is an open file
 
 
 def test_a_filled_graph_that_differs_from_its_network_is_traced(traces, tmp_path, monkeypatch):
