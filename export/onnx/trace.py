@@ -143,6 +143,7 @@ def _exported(component: Component, module: nn.Module, inputs: tuple[Tensor, ...
     _translatable_casts(exported.graph_module)
     _without_sums_in_place(exported.graph_module)
     _translatable_repeats(exported.graph_module)
+    _translatable_differences(exported.graph_module)
     decompose = exported.run_decompositions
     try:
         exported.run_decompositions = lambda _table=None: exported
@@ -215,6 +216,18 @@ def _translatable_repeats(graph_module: torch.fx.GraphModule) -> None:
             repeated = _called(graph, aten.expand.default, apart, sizes)
             joined = _called(graph, aten.flatten.using_ints, repeated, axis, axis + 1)
         node.replace_all_uses_with(joined)
+        graph.erase_node(node)
+    graph_module.recompile()
+
+
+def _translatable_differences(graph_module: torch.fx.GraphModule) -> None:
+    """Replace a number minus a tensor, as Stable Video Diffusion blends: the exporter would decompose for it."""
+    aten, graph = torch.ops.aten, graph_module.graph
+    nodes = graph.find_nodes(op="call_function", target=aten.rsub.Scalar)
+    for node in (each for each in nodes if len(each.args) == 2):
+        with graph.inserting_before(node):
+            difference = _called(graph, aten.add.Scalar, _called(graph, aten.neg.default, node.args[0]), node.args[1])
+        node.replace_all_uses_with(difference)
         graph.erase_node(node)
     graph_module.recompile()
 
