@@ -37,6 +37,11 @@ if worker := os.environ.get("PYTEST_XDIST_WORKER"):
 # others have files that need none of these, because workers wait for each other's traces.
 SLOWEST = (
     *("kernels/test_interpreter.py", "export/builder/test_tuning.py", "export/families/test_parity.py"),
+    *(
+        "export/video/test_parity.py",
+        "export/t2i_adapters/test_parity.py",
+        "export/control_unions/test_control_unions.py",
+    ),
     *("test_package.py", "kernels/test_resources.py", "export/builder/test_build.py", "export/tools/test_steering.py"),
     *("export/families/test_sd15_shape.py", "export/families/test_auto.py", "export/families/test_set_lora.py"),
     *("export/tensorrt/test_rtx.py", "test_readme.py", "tensorrt/test_precisions.py", "export/tools/test_train.py"),
@@ -53,6 +58,7 @@ SLOW = (
     "engine/drop_in",
     "test_notebooks.py",
     "export/builder",
+    "export/control_unions",
     "export/families",
     "export/precision",
     "export/tools",
@@ -61,7 +67,9 @@ SLOW += (
     "export/lora",
     "export/sources",
     "export/store/test_kills.py",
+    "export/t2i_adapters",
     "export/tensorrt",
+    "export/video",
     "gpu",
     "kernels",
     "tensorrt",
