@@ -188,7 +188,7 @@ def _place(files, numbers) -> None:
     """Give the files these numbers, which other files may have now."""
     import fcntl
 
-    above = [fcntl.fcntl(file, fcntl.F_DUPFD, 256) for file in files]
+    above = [fcntl.fcntl(file, fcntl.F_DUPFD, max(numbers) + 1) for file in files]
     for file in files:
         os.close(file)
     for file, number in zip(above, numbers, strict=True):
