@@ -144,9 +144,10 @@ def _generate(
         from .images.video import check_output_of
 
         check_output_of(pipe.plan.takes("video"), output, image_quality, grid=grid)
+        steering = {"control_image": controlnet, "adapter_image": t2i_adapter, "ip_adapter_image": ip_adapter}
+        _check_images(steering, [{**arguments, **line} for _, line in lines])
         for place, line in lines:
             with _at(place):
-                _check_image("controlnet", controlnet, "control_image", {**arguments, **line})
                 pipe.stream(**{**arguments, **line})  # checks its arguments, and does no work
 
     pipe = _load(check, which, recorded.backend if backend is None else backend, parts, weights)
@@ -167,7 +168,10 @@ def _generate(
         several = len(lines) > 1 or len(result.seeds) > 1
         for image, used in zip(result.videos or result.images, result.seeds, strict=True):
             path = output.with_stem(f"{output.stem}-{len(images)}") if several else output
-            write(image, path, image_quality)
+            if result.videos:
+                image.save(path, quality=image_quality)
+            else:
+                write(image, path, image_quality)
             images.append(image)
             typer.echo(printable(f"{path}  seed {used}"))
         _echo_notes(result.report.notes)
@@ -183,12 +187,16 @@ def _no_prompt() -> typer.BadParameter:
     return typer.BadParameter("pass a prompt, or --like with an image that has one.", param_hint="PROMPT")
 
 
-def _check_image(option: str, values: Any, argument: str, arguments: Mapping[str, Any]) -> None:
-    """Raise `InputError` if an option has no effect, because the image that belongs to it is missing."""
-    if values and arguments.get(argument) is None:
-        name, own = argument.replace("_", "-"), option.replace("_", "-")
-        message = f"--{own} has no effect without an image. Pass --{name} FILE."
-        raise InputError(message, argument=argument, expected="a file")
+def _check_images(named: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> None:
+    """Raise `InputError` if an option has no effect, because no call has the image that belongs to it.
+
+    `named` are the values of the options by the arguments of these images.
+    """
+    for argument, values in named.items():
+        if values and all(call.get(argument) is None for call in calls):
+            option = argument.replace("_", "-")
+            message = f"{', '.join(map(str, values))} has no effect without an image. Pass --{option} FILE."
+            raise InputError(message, argument=argument, expected="a file")
 
 
 def _echo_notes(notes: Iterable[str]) -> None:

@@ -88,8 +88,16 @@ def load(
     """
     parts = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
     parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder, "t2i_adapter": t2i_adapter}
-    weights: dict[str, Any] = {"lora": lora, "lora_folder": lora_folder, "offline": offline}
-    return load_checked(lambda _: None, model, backend, parts, precision=precision, **weights)
+    return load_checked(
+        lambda _: None,
+        model,
+        backend,
+        parts,
+        precision=precision,
+        lora=lora,
+        lora_folder=lora_folder,
+        offline=offline,
+    )
 
 
 def load_checked(
@@ -149,8 +157,7 @@ def _trace_model(
 
     names = {name: f"{name}s" for name in ("controlnet", "ip_adapter", "t2i_adapter")} | {"textual_inversion": "words"}
     parts = {names.get(name, name): value for name, value in extras.items()}
-    how: dict[str, Any] = {"forms": choice.forms, "choice": choice, "precisions": precisions}
-    lazy = prepare_lazily(model, **parts, offline=offline, **how)
+    lazy = prepare_lazily(model, **parts, offline=offline, forms=choice.forms, choice=choice, precisions=precisions)
     return Pipeline(lazy.plan, Components(lazy.plan, choice, lazy.component, lazy.opening), opens=False)
 
 

@@ -166,7 +166,7 @@ def row_of(tester: Any, backend: str) -> Row:
         inputs.pop(unused, None)
     # What Calotype does not run is compared without effect: perturbed attention.
     takes = inspect.signature(tester.pipeline_class.__call__).parameters
-    inputs |= {name: 0.0 for name in ("pag_scale",) if name in takes}
+    inputs |= {"pag_scale": 0.0} if "pag_scale" in takes else {}
     if "mask_image" in inputs:  # a masked image of one color makes the autoencoder divide by a variance of almost 0
         inputs["mask_image"] = _half_mask(_as_images(inputs["mask_image"]))
     try:

@@ -72,7 +72,7 @@ class Components:
         """Open the components that every call uses. The first call that needs another one opens it."""
         encodes = ("vae_encoder",) if plan.image_input is not None and plan.image_input.encodes else ()
         # That of an IP-Adapter opens when a call has an image.
-        sees = ("image_encoder",) if plan.takes("vision", "video") else ()
+        sees = ("image_encoder",) if plan.sees else ()
         used = (*plan.tokenizers, *sees, "unet", "vae_decoder", *encodes)
         names = [name for name in used if name in plan.components]
         with self._show_opening(names):

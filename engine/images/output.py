@@ -50,15 +50,12 @@ def folder_fault(path: Path) -> str | None:
 
 
 def is_clip_only(path: Path) -> bool:
-    """Tell whether the suffix is that of clips, and not of images."""
+    """Return whether the suffix is that of clips, and not of images."""
     return path.suffix.lower() in (*MOVIES, ".gif")
 
 
-def write(image: Any, path: Path, quality: int | None) -> None:
-    """Write a PIL image, or a `Video`, in the format of the suffix. Raises `InputError`."""
-    if not hasattr(image, "mode"):  # a clip
-        image.save(path, quality=quality)
-        return
+def write(image: Image.Image, path: Path, quality: int | None) -> None:
+    """Write an image in the format of the suffix. Raises `InputError`."""
     options: dict[str, Any] = {"quality": quality or QUALITY} if path.suffix.lower() in _LOSSY else {}
     try:
         image.save(path, **options)

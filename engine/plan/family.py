@@ -208,7 +208,7 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     own = {n for n in shared if "additional_residual" not in n and not n.startswith(("image_", STATE))}
     if not same or inputs != own - {"timestep_cond"}:
         raise _misfit(control.name, config, unet.config)
-    halvings = len(config.get("conditioning_embedding_out_channels", range(4))) - 1
+    halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
     if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:
         raise SourceError(f"{control.name} does not take RGB images of the output size.", path=control.name)
 

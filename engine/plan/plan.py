@@ -131,6 +131,11 @@ class ModelFields:
         """Tell whether the U-Net takes an image in one of these ways (`ImageInput.kind`)."""
         return self.image_input is not None and self.image_input.kind in kinds
 
+    @property
+    def sees(self) -> bool:
+        """Whether a vision encoder's vector of the image stands in place of text."""
+        return self.image_input is not None and self.image_input.sees
+
 
 @dataclass(frozen=True, kw_only=True)
 class Plan(ModelFields):

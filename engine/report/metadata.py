@@ -54,13 +54,13 @@ def to_images(
 
     # [B, H, W, 3], or [B, F, H, W, 3]
     """
-    each = 1 if call.request.clip is None else call.request.clip.frames
+    frames = 1 if call.request.clip is None else call.request.clip.frames
     pixels = pixels.reshape(-1, *pixels.shape[-3:])
     backend = next((each.runner.backend for each in opened if each.component.name == "unet"), "")
     ran = {"backend": backend, "precision": _precisions(opened)}
     crop = call.request.mask_crop
     full = pixels if crop is None else [crop.overlay(image) for image in pixels]
-    return [image_from_pixels(pixels, _settings(plan, call, i // each) | ran) for i, pixels in enumerate(full)]
+    return [image_from_pixels(image, _settings(plan, call, i // frames) | ran) for i, image in enumerate(full)]
 
 
 def _settings(plan: Plan, call: Generation, i: int) -> dict[str, str]:
@@ -83,9 +83,9 @@ def _settings(plan: Plan, call: Generation, i: int) -> dict[str, str]:
 def _precisions(opened: Sequence[LoadedComponent]) -> str:
     """Return the precision of all components, or of each: "unet=bf16,vae_decoder=fp32"."""
     each = {component.component.name: component.runner.precision.partition("+")[0] for component in opened}
-    return (
-        next(iter(each.values())) if len(set(each.values())) == 1 else ",".join(f"{name}={each[name]}" for name in each)
-    )
+    if len(set(each.values())) == 1:
+        return next(iter(each.values()))
+    return ",".join(f"{name}={precision}" for name, precision in each.items())
 
 
 def _build_report(plan: Plan, call: Generation, opened: Sequence[LoadedComponent]) -> Report:

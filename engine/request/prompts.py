@@ -80,7 +80,7 @@ def texts_of(request: Request, plan: Plan, precomputed: PrecomputedStates) -> Te
                 f"this model {kind} and takes no prompt. Use num_images= to generate several images.",
                 argument="prompt",
             )
-        several = len(as_list(request.image)) if plan.takes("vision", "video") else 1
+        several = len(as_list(request.image)) if plan.sees else 1
         absent = absent if plan.prompting.zero_negative else [""]
         empty, absent = [""] * several, absent * several
         return _texts_from(empty, absent, empty, absent)

@@ -243,7 +243,7 @@ def _modes(controls: Sequence[ControlInput]) -> list[Any]:
 
 def _takes_guidance(plan: Plan) -> bool:
     """Return whether guidance runs the U-Net twice."""
-    return bool(plan.prompting.states or plan.takes("vision", "video")) and not is_distilled(plan)
+    return bool(plan.prompting.states or plan.sees) and not is_distilled(plan)
 
 
 def _fewer_calls(request: Request, steps: int) -> dict[str, Any]:

@@ -32,11 +32,6 @@ from ..precision.variants import check_precision, half, small_weights
 from ..quality.bounds import failed
 from ..quality.metrics import require
 from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
-from ..sources.ip_adapter.read import add_ip_adapters
-from ..sources.lora import fuse
-from ..sources.source import read_source
-from ..sources.t2i_adapter.read import add_t2i_adapters
-from ..sources.textual_inversion import add_embeddings
 from ..steps.progress import Display, Progress
 from ..steps.subprocess_task import run_in_subprocess
 from ..steps.versions import tool_versions
@@ -46,7 +41,7 @@ from ..tensorrt.options import EngineOptions
 from .assembly import assemble, check_output, staging
 from .built import keep_built
 from .preflight import Need, check_room
-from .prepare import plan_of, reference
+from .prepare import plan_of, reference, source_with
 from .samplers import fill_samplers
 from .spec import BuildSpec
 from .tuning import PlanEvaluator, Tuning, part_of
@@ -117,10 +112,18 @@ def check_backend(spec: BuildSpec) -> None:
 
 
 def _prepared(spec: BuildSpec) -> Work:
-    source = read_source(spec.model, spec.controlnet, spec.vae, unet=spec.unet, offline=spec.offline)
-    source = add_ip_adapters(source, spec.ip_adapter, spec.image_encoder, offline=spec.offline)
-    source = add_t2i_adapters(source, spec.t2i_adapter, offline=spec.offline)
-    source = add_embeddings(fuse(source, spec.lora), spec.textual_inversion)
+    source = source_with(
+        spec.model,
+        controlnets=spec.controlnet,
+        vae=spec.vae,
+        unet=spec.unet,
+        ip_adapters=spec.ip_adapter,
+        image_encoder=spec.image_encoder,
+        t2i_adapters=spec.t2i_adapter,
+        loras=spec.lora,
+        words=spec.textual_inversion,
+        offline=spec.offline,
+    )
     family = family_of(source.configs)
     defaults = default_profile(family.profile) if spec.backend in backends.COMPILED else family.profile
     ranges = {name: getattr(spec, name) or getattr(defaults, name) for name in ("batch", "height", "width", "frames")}

@@ -3,17 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from pathlib import Path
-from typing import Any
 
-from calotype.errors import CalotypeError, SourceError
 from calotype.files.cache import BUILT
 from calotype.plan.family import Component
 from calotype.plan.plan import Artifact, PlannedComponent
 
 from ..onnx.trace_step import WeightsSource, trace_step
-from ..store.store import STORE, fetch, key_of
+from ..store.store import STORE, intact, key_of
 
 
 def keep_built(component: Component, source: WeightsSource, backend: str, planned: PlannedComponent) -> None:
@@ -32,16 +28,14 @@ def built_artifact(component: Component, source: WeightsSource, backend: str) ->
         return None
     try:
         record = json.loads(bytes(kept))
-        folder = fetch(record["entry"], _missing).folder
+        stored = intact(record["entry"])
+        if stored is None:
+            return None
         check = {**record["check"], "precision_reason": "from a build in the cache"}
-        return Artifact(form="onnx", path=folder / record["file"], precision=record["precision"], check=check)
-    except (CalotypeError, LookupError, TypeError, ValueError):
+        return Artifact(form="onnx", path=stored.folder / record["file"], precision=record["precision"], check=check)
+    except (LookupError, TypeError, ValueError):
         return None
 
 
 def _key(component: Component, source: WeightsSource, backend: str) -> str:
     return key_of({"int8": dict(trace_step(component, source).depends_on), "backend": backend})
-
-
-def _missing(folder: Path) -> Mapping[str, Any]:
-    raise SourceError(f"{folder} is no longer in the cache.", path=folder)

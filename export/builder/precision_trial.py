@@ -81,7 +81,7 @@ def _used(model: Model, name: str) -> bool:
     """Return whether every call uses an optional component."""
     takes = model.family.image_input
     return (name == "vae_encoder" and takes is not None and takes.encodes) or (
-        name == "image_encoder" and model.plan.takes("vision", "video")
+        name == "image_encoder" and model.plan.sees
     )
 
 

@@ -19,6 +19,7 @@ from calotype.weights.precisions import Precisions
 
 from ..onnx.trace_step import trace_guess_s, trace_step, traced
 from ..sources.ip_adapter.read import add_ip_adapters
+from ..sources.lora import fuse
 from ..sources.source import Source, read_source
 from ..sources.t2i_adapter.read import add_t2i_adapters
 from ..sources.textual_inversion import add_embeddings
@@ -144,11 +145,18 @@ def prepare_lazily(
         for name, c in family.components.items()
     }
     plan = plan_of(source, family, components)
-    traced = {name: component for name, component in components.items() if name not in later}
-    named: dict[str, Any] = {"components": components, "source": source, "family": family, "traced": traced}
-    lazy = LazyPlan(plan=plan, forms=forms, choice=choice, precisions=precisions, **named)
-    if choice is not None:
-        PrecisionChoice(precisions, choice, lazy).check_built()
+    lazy = LazyPlan(
+        plan=plan,
+        components=components,
+        source=source,
+        family=family,
+        forms=forms,
+        traced={name: component for name, component in components.items() if name not in later},
+        choice=choice,
+        precisions=precisions,
+    )
+    if lazy._precision is not None:
+        lazy._precision.check_built()
     return lazy
 
 
@@ -165,13 +173,41 @@ def _described(
     offline: bool = False,
     forms: Collection[str],
 ) -> tuple[Source, Family]:
-    source = read_source(model, controlnets, vae, unet=unet, offline=offline)
-    source = add_ip_adapters(source, ip_adapters, image_encoder, offline=offline)
-    source = add_embeddings(add_t2i_adapters(source, t2i_adapters, offline=offline), words)
+    source = source_with(
+        model,
+        controlnets=controlnets,
+        vae=vae,
+        unet=unet,
+        ip_adapters=ip_adapters,
+        image_encoder=image_encoder,
+        t2i_adapters=t2i_adapters,
+        words=words,
+        offline=offline,
+    )
     family = family_of(source.configs)
     if set(forms) & set(COMPILED):
         family = replace(family, profile=default_profile(family.profile))
     return source, family
+
+
+def source_with(
+    model: str | Path,
+    *,
+    controlnets: Sequence[str | Path],
+    vae: str | Path | None,
+    unet: str | Path | None,
+    ip_adapters: Sequence[str | Path],
+    image_encoder: str | Path | None,
+    t2i_adapters: Sequence[str | Path],
+    loras: Sequence[str | Path] = (),
+    words: Sequence[str | Path],
+    offline: bool,
+) -> Source:
+    """Return the source of a model with all its parts, and with LoRAs in its weights. Raises `SourceError`."""
+    source = read_source(model, controlnets, vae, unet=unet, offline=offline)
+    source = add_ip_adapters(source, ip_adapters, image_encoder, offline=offline)
+    source = add_t2i_adapters(source, t2i_adapters, offline=offline)
+    return add_embeddings(fuse(source, loras) if loras else source, words)
 
 
 def plan_of(source: Source, family: Family, components: dict[str, PlannedComponent]) -> Plan:
@@ -201,7 +237,7 @@ def _scheduler_of(source: Source, family: Family) -> dict[str, Any]:
     if family.takes("latents"):  # its output times -1 is a velocity (`calotype.stages.conditions`)
         config["prediction_type"] = "v_prediction"
     # A model that denoises pixels clips samples unless its scheduler says otherwise: the class's own default.
-    return config if family.prompting.states or family.takes("vision", "video") else {"clip_sample": True, **config}
+    return config if family.prompting.states or family.sees else {"clip_sample": True, **config}
 
 
 def reference(component: Component, source: Source) -> PlannedComponent:

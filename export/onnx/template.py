@@ -55,13 +55,14 @@ def find_weights(model: ir.Model, weights: Mapping[str, Tensor]) -> Places | Non
         if value.const_value is not None and value.const_value.dtype == ir.DataType.FLOAT:
             unknown.setdefault(_content(value.const_value.numpy()), []).append(name)
     places: Places = {}
-    for weight, tensor in _floats(weights).items():
+    weights = _floats(weights)
+    for weight, tensor in weights.items():
         ways = (tensor, tensor.t()) if tensor.ndim == 2 else (tensor,)
         names = [(name, way is not tensor) for way in ways for name in unknown.get(_content(way.numpy()), ())]
         if len(names) != 1:
             return None
         places[names[0][0]] = (weight, names[0][1])
-    return places if len(places) == len(_floats(weights)) else None
+    return places if len(places) == len(weights) else None
 
 
 def fill(model: ir.Model, places: Places, weights: Mapping[str, Tensor]) -> bool:

@@ -6,13 +6,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .wrapper import Wrapper
 
-class VideoUNet(nn.Module):
+
+class VideoUNet(Wrapper):
     """The denoiser of Stable Video Diffusion, over all frames of a clip."""
-
-    def __init__(self, model: Any) -> None:
-        super().__init__()
-        self.model = model
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, added_time_ids: Tensor
@@ -38,5 +36,5 @@ class ClipDecoder(nn.Module):
 
 
 def mixes_frames(module: nn.Module) -> bool:
-    """Tell whether a network has layers over the frames of a clip."""
+    """Return whether a network has layers over the frames of a clip."""
     return any(isinstance(each, nn.Conv3d) for each in module.modules())

@@ -226,6 +226,13 @@ def test_the_command_line(built, tmp_path):
     np.testing.assert_array_equal(first, second)
 
 
+def test_an_adapter_without_an_image_is_an_error(model):
+    words = ["generate", "x", "--model", str(model.folders["SD"]), "--backend", "fake"]
+    refused = CliRunner().invoke(app, [*words, "--t2i-adapter", str(model.folder("light_adapter"))])
+    assert isinstance(refused.exception, InputError)
+    assert refused.exception.argument == "adapter_image"
+
+
 def test_an_accelerated_unet_takes_the_features(model):
     unet = model.reference("XL", ((XL_KIND,),)).unet
     draw = torch.Generator().manual_seed(0)
