@@ -17,6 +17,7 @@ from calotype.backends.precision import computed_in
 from calotype.errors import NotFiniteError
 from calotype.pipeline import Pipeline
 from calotype.plan.family import Family
+from calotype.plan.networks import t2i_adapters_of
 from calotype.plan.plan import Plan, PlannedComponent
 
 from ..onnx.capture import Arrays, Call, ImageSet, Tape, Tapes, control_types, embedding_sizes, evenly, generate_images
@@ -117,20 +118,16 @@ def _images(model: Model, requested: Iterable[str]) -> ImageSet:
     else:
         prompts = no_prompts(model.source.model, file=None, calibration=0, held_out=_IMAGES).held_out
     height, width = small_size(family.profile)
-    steering = {
-        kind: sum(name.startswith(kind) for name in family.components)
-        for kind in ("controlnet", "t2i_adapter")
-        if any(name.startswith(kind) for name in requested)
-    }
+    requested = list(requested)
+    steers = {kind: any(name.startswith(kind) for name in requested) for kind in ("controlnet", "t2i_adapter")}
     adapted = any(name.startswith(("ip_adapter", "image_encoder")) for name in requested)
     return ImageSet(
         prompts=prompts,
         steps=_STEPS,
         height=height,
         width=width,
-        controls=steering.get("controlnet", 0),
-        types=control_types(family),
-        adapters=steering.get("t2i_adapter", 0),
+        controls=control_types(family) if steers["controlnet"] else (),
+        adapters=len(t2i_adapters_of(family.components)) if steers["t2i_adapter"] else 0,
         prompted=embedding_sizes(family) if adapted else (),
         takes=takes.kind if takes else None,
         enlarges=takes.enlarges if takes else 1,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 from calotype import backends
 from calotype.plan.family import Family
-from calotype.plan.networks import controlnets_of, t2i_adapters_of
+from calotype.plan.networks import t2i_adapters_of
 
 from ..onnx.capture import ImageSet, control_types, embedding_sizes, groups
 from ..onnx.trace_step import trace_guess_s
@@ -61,8 +61,7 @@ class Work:
             steps=20 if calibrates else steps,
             height=height,
             width=width,
-            controls=len(controlnets_of(self.family.components)),
-            types=control_types(self.family),
+            controls=control_types(self.family),
             adapters=len(t2i_adapters_of(self.family.components)),
             prompted=embedding_sizes(self.family),
             takes=takes.kind if takes else None,

@@ -57,9 +57,9 @@ class ImageSet:
     height: int
     width: int
     first_seed: int = 0
-    controls: int = 0  # number of ControlNets; each gets an outline image
-    types: tuple[int, ...] = ()  # of control images, for each ControlNet; 0 but for a ControlNet-Union, which gets two
-    adapters: int = 0  # number of T2I-Adapters, in the same way
+    # For each ControlNet the types of images that it knows: a ControlNet-Union gets images of two, others (0) one.
+    controls: tuple[int, ...] = ()
+    adapters: int = 0  # number of T2I-Adapters; each gets an outline image
     prompted: tuple[tuple[int, ...], ...] = ()  # for each IP-Adapter the sizes of its embeddings, or none for images
     takes: str | None = None  # the kind of the model's image input: it also gets an image, and a mask or a depth map
     enlarges: int = 1  # the sides of the images to generate are those of the input image times this
@@ -69,7 +69,7 @@ class ImageSet:
     def from_json(cls, data: Mapping[str, Any]) -> ImageSet:
         """Return the images of `dataclasses.asdict`, after JSON."""
         lists = {"prompts": tuple(data["prompts"]), "prompted": tuple(map(tuple, data["prompted"]))}
-        lists["types"] = tuple(data["types"])
+        lists["controls"] = tuple(data["controls"])
         return cls(**{**data, **lists})
 
     def arguments(self, i: int) -> dict[str, Any]:
@@ -78,11 +78,10 @@ class ImageSet:
         call |= {"height": self.height, "width": self.width}
         call |= {"prompt": None} if self.takes in ("vision", "video") else {}
         call |= {} if self.frames is None else {"frames": self.frames}
-        modes = [list(range(min(types, 2))) or None for types in self.types[: self.controls]]
-        images = sum(len(each or (0,)) for each in modes) + self.controls - len(modes)
+        modes = [list(range(min(types, 2))) or None for types in self.controls]
         if any(modes):
             call["control_mode"] = modes[0] if len(modes) == 1 else modes
-        counts = {"control_image": images, "adapter_image": self.adapters}
+        counts = {"control_image": sum(len(each or [0]) for each in modes), "adapter_image": self.adapters}
         outlines = {name: [self._outline(i, c) for c in range(count)] for name, count in counts.items() if count}
         return {**call, **outlines, **self._image_prompts(i), **(self._seen(i) if self.takes else {})}
 

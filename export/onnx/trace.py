@@ -26,6 +26,7 @@ from .capture import Call, write_calls
 from .exporter_shortcuts import exporter_shortcuts
 from .template import distinct_weights, fill, fill_template, find_weights, save_filled, save_template
 from .trace_step import REFERENCE, TEMPLATE
+from .translatable import make_translatable
 
 
 def trace_component(
@@ -140,10 +141,7 @@ def _exported(component: Component, module: nn.Module, inputs: tuple[Tensor, ...
     symbols = tuple({axis: d for axis, d in enumerate(b.dims) if isinstance(d, str)} for b in component.inputs)
     dynamic = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in symbols)
     exported = torch.export.export(module, inputs, dynamic_shapes=(dynamic,), strict=False)
-    _translatable_casts(exported.graph_module)
-    _without_sums_in_place(exported.graph_module)
-    _translatable_repeats(exported.graph_module)
-    _translatable_differences(exported.graph_module)
+    make_translatable(exported.graph_module)
     decompose = exported.run_decompositions
     try:
         exported.run_decompositions = lambda _table=None: exported
@@ -165,79 +163,6 @@ def _translated(component: Component, exported: torch.export.ExportedProgram, sy
     )
     assert program is not None
     return program
-
-
-def _translatable_casts(graph_module: torch.fx.GraphModule) -> None:
-    """Replace `Tensor.to`, which the exporter knows only as the operator that it decomposes to."""
-    aten, graph = torch.ops.aten, graph_module.graph
-    overloads = (aten.to.dtype, aten.to.device, aten.to.dtype_layout)
-    for node in [n for target in overloads for n in graph.find_nodes(op="call_function", target=target)]:
-        tensor, dtype = node.args[0], node.meta["val"].dtype
-        replacement = tensor
-        if tensor.meta["val"].dtype != dtype:
-            with graph.inserting_before(node):
-                replacement = graph.call_function(aten._to_copy.default, (tensor,), {"dtype": dtype})
-            replacement.meta = dict(node.meta)
-        node.replace_all_uses_with(replacement)
-        graph.erase_node(node)
-    graph_module.recompile()
-
-
-def _without_sums_in_place(graph_module: torch.fx.GraphModule) -> None:
-    """Replace the sums in place of a U-Net that adds a T2I-Adapter's features: the exporter would decompose for them.
-
-    Only sums into the output of an operator that never returns a view, so that nothing else changes.
-    """
-    aten, graph = torch.ops.aten, graph_module.graph
-    fresh = (aten.conv2d.default, aten.add.Tensor, aten.div.Tensor)
-    for node in graph.find_nodes(op="call_function", target=aten.add_.Tensor):
-        target = node.args[0]
-        if target.target not in fresh:
-            continue
-        with graph.inserting_before(node):
-            total = graph.call_function(aten.add.Tensor, node.args, node.kwargs)
-        total.meta = dict(node.meta)
-        node.replace_all_uses_with(total)
-        target.replace_all_uses_with(total, delete_user_cb=lambda user, node=node: user > node)
-        graph.erase_node(node)
-    graph_module.recompile()
-
-
-def _translatable_repeats(graph_module: torch.fx.GraphModule) -> None:
-    """Replace `repeat_interleave` by a count that is a size: onnxscript 0.7 expands the wrong axis."""
-    aten, graph = torch.ops.aten, graph_module.graph
-    nodes = graph.find_nodes(op="call_function", target=aten.repeat_interleave.self_int)
-    for node in (each for each in nodes if len(each.args) == 3):
-        tensor, count, axis = node.args
-        sizes = [-1] * (tensor.meta["val"].ndim + 1)
-        sizes[axis + 1] = count
-        with graph.inserting_before(node):
-            apart = _called(graph, aten.unsqueeze.default, tensor, axis + 1)
-            repeated = _called(graph, aten.expand.default, apart, sizes)
-            joined = _called(graph, aten.flatten.using_ints, repeated, axis, axis + 1)
-        node.replace_all_uses_with(joined)
-        graph.erase_node(node)
-    graph_module.recompile()
-
-
-def _translatable_differences(graph_module: torch.fx.GraphModule) -> None:
-    """Replace a number minus a tensor, as Stable Video Diffusion blends: the exporter would decompose for it."""
-    aten, graph = torch.ops.aten, graph_module.graph
-    nodes = graph.find_nodes(op="call_function", target=aten.rsub.Scalar)
-    for node in (each for each in nodes if len(each.args) == 2):
-        with graph.inserting_before(node):
-            difference = _called(graph, aten.add.Scalar, _called(graph, aten.neg.default, node.args[0]), node.args[1])
-        node.replace_all_uses_with(difference)
-        graph.erase_node(node)
-    graph_module.recompile()
-
-
-def _called(graph: torch.fx.Graph, operator: Any, *arguments: Any) -> torch.fx.Node:
-    """Return a new node of the graph, with the shape of its result."""
-    node = graph.call_function(operator, arguments)
-    values = torch.fx.node.map_arg(arguments, lambda each: each.meta["val"])
-    node.meta["val"] = operator(*values)
-    return node
 
 
 class _ByPosition(nn.Module):

@@ -13,7 +13,7 @@ import math
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -69,6 +69,15 @@ class Source:
     tokenizers: Mapping[str, Path]  # text encoder -> folder of its tokenizer
     depth_estimator: Path | None = None
     generated: frozenset[str] = frozenset()  # folders of the cache, whose digest is their key
+
+    def with_parts(self, folders: Mapping[str, Path], configs: Mapping[str, Mapping[str, Any]]) -> Source:
+        """Return the source with more networks: their folders and configs by component."""
+        return replace(
+            self,
+            folders={**self.folders, **folders},
+            configs={**self.configs, **configs},
+            digests={**self.digests, **_digests_of(folders, configs, {})},
+        )
 
     def weights_folder(self, component: str) -> Path:
         """Return the folder of the component's config and weights."""
@@ -162,7 +171,7 @@ def read_source(
     settings = {name: read_json(file, f"the {name}'s config") for name, file in parts.settings.items()}
     for vocabulary in parts.tokenizers.values():
         tokenizer_files(vocabulary)
-    digests = digests_of(folders, configs, parts.tokenizers)
+    digests = _digests_of(folders, configs, parts.tokenizers)
     fields = {name: index[name] for name in _INDEX_FIELDS if name in index}
     return Source(
         model=str(model),
@@ -184,7 +193,7 @@ def _control_config(config: Mapping[str, Any], folder: Path) -> dict[str, Any]:
     return {"num_control_type": tasks[0], **config, "_class_name": "ControlNetUnionModel"}
 
 
-def digests_of(
+def _digests_of(
     folders: Mapping[str, Path], configs: Mapping[str, Mapping[str, Any]], tokenizers: Mapping[str, Path]
 ) -> dict[str, str]:
     """Check the files of networks, and return the SHA-256 of each one's weights, by the names of the networks.

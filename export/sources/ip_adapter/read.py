@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,7 @@ from calotype.errors import SourceError
 from calotype.files.json_file import read_json
 from calotype.plan.image_prompts.layers import ADAPTER
 
-from ..source import Source, digests_of, located
+from ..source import Source, located
 from .file import open_ip_adapter
 
 ENCODER = "image_encoder"
@@ -41,13 +40,7 @@ def add_ip_adapters(
     encoder = None if image_encoder is None else located(image_encoder, ENCODER, offline)
     folders = adapter_folders([located(each, ADAPTER, offline) for each in files], encoder, source.folder)
     configs = {name: read_json(path / "config.json", f"the {name}'s config") for name, path in folders.items()}
-    digests = digests_of(folders, configs, {})
-    return replace(
-        source,
-        folders={**source.folders, **folders},
-        configs={**source.configs, **configs},
-        digests={**source.digests, **digests},
-    )
+    return source.with_parts(folders, configs)
 
 
 def adapter_folders(paths: Sequence[Path], encoder: Path | None, model: Path) -> dict[str, Path]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from calotype.plan.controls.t2i_adapter import ADAPTER
 
 from ..misnamed import describe_other_folder
 from ..parts import stem_of
-from ..source import Source, digests_of, located
+from ..source import Source, located
 from .file import open_t2i_adapter
 
 _CLASS, _SEVERAL = "T2IAdapter", "MultiAdapter"
@@ -42,13 +41,7 @@ def add_t2i_adapters(source: Source, adapters: Sequence[str | Path], *, offline:
         if (kind := config.get("_class_name")) != _CLASS:
             other = describe_other_folder(folders[name], ADAPTER) or f"{folders[name]} holds {kind!s:.80}."
             raise SourceError(f"{other} Expected a {_CLASS}.", path=folders[name], field="_class_name")
-    digests = digests_of(folders, configs, {})
-    return replace(
-        source,
-        folders={**source.folders, **folders},
-        configs={**source.configs, **configs},
-        digests={**source.digests, **digests},
-    )
+    return source.with_parts(folders, configs)
 
 
 def own_adapters(model: Path) -> list[Path]:

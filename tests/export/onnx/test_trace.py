@@ -29,7 +29,7 @@ def test_a_cast_is_translated_with_and_without_decompositions(monkeypatch, tmp_p
 
     monkeypatch.setattr(tracing, "_translated", counted)
     if not replaced:
-        monkeypatch.setattr(tracing, "_translatable_casts", lambda graph_module: None)
+        monkeypatch.setattr(tracing, "make_translatable", lambda program: None)
     binding = Binding(name="sample", dtype="float32", dims=("batch", 4))
     outputs = (Binding(name="out_sample", dtype="float32", dims=("batch", 4)),)
     component = Component(name="unet", inputs=(binding,), outputs=outputs, config={})
