@@ -110,15 +110,15 @@ def test_a_build_passes_words_autoencoder_and_offline_on(words, demo_folder, mon
     assert spec.command() == f"calotype build demo --vae {vae} --textual-inversion '{words[0]}:<x>' --offline"
     passed = {}
 
-    def read(model, nets, autoencoder, *, unet, offline):
+    def read(model, _controlnets, autoencoder, *, unet, offline):
         passed.update(vae=autoencoder, unet=unet, offline=offline)
         return read_source(model)
 
     def add(source, files):
         raise SourceError(f"adding {files[0]}")
 
-    monkeypatch.setattr("calotype.export.builder.build.read_source", read)
-    monkeypatch.setattr("calotype.export.builder.build.add_embeddings", add)
+    monkeypatch.setattr("calotype.export.builder.prepare.read_source", read)
+    monkeypatch.setattr("calotype.export.builder.prepare.add_embeddings", add)
     with pytest.raises(SourceError, match=r"adding .*:<x>"):
         build(spec)
     assert passed == {"vae": vae, "unet": None, "offline": True}
