@@ -12,7 +12,9 @@ import torch
 from torch import nn
 
 from ..backends import BackendSelection, choose
+from ..backends.precision import selection_for
 from ..errors import InputError
+from ..weights.precisions import Precisions, parse_precision
 from . import image_check
 from .forward import Forward
 from .kinds import CLASSES, Kind, kinds_of, networks_of
@@ -27,6 +29,7 @@ def accelerate(
     target: T,
     *,
     backend: str | Sequence[str] = "auto",
+    precision: str | Mapping[str, str] = "auto",
     verify: bool = True,
     keep_eager: bool = True,
     warm: Mapping[str, Any] | None = None,
@@ -43,6 +46,10 @@ def accelerate(
             `AutoencoderKL`, `AutoencoderTiny`, or transformers' `CLIPTextModel`, `CLIPTextModelWithProjection` or
             `CLIPVisionModelWithProjection`.
         backend: "auto", a name, or a list of names by preference, as for `load`. With "eager" all stays in PyTorch.
+        precision: "auto", "fp32", "bf16", "fp16" or "int8", or one for each network, as for `load`: `{"unet": "bf16"}`,
+            where the others are "auto". Networks have the names of the report: vae.decoder, or vae_decoder as in
+            `load`. "auto" compares with float32 on the inputs of the first call. "int8" opens what `calotype build`
+            left in the cache for the same weights; without one, the first call raises `BuildError`.
         verify: Compare the first call of each network, also after each change of its weights, with eager PyTorch, and
             the pipeline's first image, for which its first call runs a second time in PyTorch. A network or an image
             that differs too much stays in eager PyTorch.
@@ -55,8 +62,9 @@ def accelerate(
         `target` itself.
 
     Raises:
-        BackendError: no requested backend can run here.
-        InputError: `target` is neither a pipeline nor a network, or an argument has the wrong type.
+        BackendError: no requested backend can run here, or none computes in the precision.
+        InputError: `target` is neither a pipeline nor a network, an argument has the wrong type, or `precision` names
+            a network that `target` lacks.
         SourceError: the cache cannot be written (`keep_eager=False`).
     """
     for name, value in (("verify", verify), ("keep_eager", keep_eager)):
@@ -67,11 +75,12 @@ def accelerate(
         message = f"warm must be a mapping of a call's arguments, got {warm!r:.40}. Try warm={{'prompt': ''}}."
         raise InputError(message, argument="warm", got=repr(warm), expected="a mapping")
     networks = _networks(target)
-    choice = _compiled_only(choose(backend))
+    precisions = _precisions(precision, target, networks)
+    choice = _compiled_only(selection_for(choose(backend), precisions))
     restore(target)
     if choice is not None:
         for name, owner in networks:
-            _install(name, owner, choice, verify)
+            _install(name, owner, choice, precisions, verify)
     if not keep_eager:
         for _, owner in networks:
             move_to_file(owner, type(owner).__name__)
@@ -174,9 +183,23 @@ def _compiled_only(choice: BackendSelection) -> BackendSelection | None:
     return replace(choice, names=names, requested=requested)
 
 
-def _install(name: str, owner: nn.Module, choice: BackendSelection, verify: bool) -> None:
+def _precisions(value: Any, target: Any, networks: Sequence[tuple[str, nn.Module]]) -> Precisions:
+    """Return the precisions by the names of the report. Raises `InputError` for a name that `target` lacks."""
+    titles: dict[str, str] = {}
+    for name, owner in networks:
+        for kind in kinds_of(owner):
+            title = _title(name, kind)
+            as_loaded = kind.name if target is owner else title.removesuffix(".0").replace(".", "_")
+            titles |= {title: title, as_loaded: title}
+    precisions = parse_precision(value)
+    precisions.check_components(titles)
+    return replace(precisions, components={titles[name]: each for name, each in precisions.components.items()})
+
+
+def _install(name: str, owner: nn.Module, choice: BackendSelection, precisions: Precisions, verify: bool) -> None:
     for kind in kinds_of(owner):
-        Forward(_title(name, kind), owner, kind, choice, verify=verify).install()
+        title = _title(name, kind)
+        Forward(title, owner, kind, choice, precision=precisions.of(title), verify=verify).install()
 
 
 def _title(name: str, kind: Kind) -> str:

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from ..backends import BackendSelection, LoadedComponent, open_component
-from ..errors import BackendError
+from ..backends.component import all_finite
+from ..errors import BackendError, NotFiniteError
 from ..plan.family import Component
 from .calls import Call
 from .kinds import Kind, config_of, profile_of
@@ -31,14 +32,19 @@ class _Opened:
 class Artifacts:
     """Opens the artifacts of a module, and changes their weights. The caller holds a lock."""
 
-    def __init__(self, owner: Any, kind: Kind, choice: BackendSelection) -> None:
-        self._owner, self._kind, self._choice = owner, kind, choice
+    def __init__(self, owner: Any, kind: Kind, choice: BackendSelection, precision: str) -> None:
+        self._owner, self._kind, self._choice, self._precision = owner, kind, choice, precision
         self._opened: dict[Any, _Opened] = {}
 
     @property
     def loaded(self) -> tuple[LoadedComponent, ...]:
         """The opened artifacts."""
         return tuple(each.loaded for each in self._opened.values())
+
+    def precision_of(self, call: Call) -> str:
+        """Return the precision of the artifact that ran a call."""
+        opened = self._opened.get((call.name, call.inputs))
+        return "fp32" if opened is None else opened.loaded.runner.precision
 
     def ready(self, call: Call, structure: Structure, state: State) -> LoadedComponent:
         """Return the artifact for a call, with these weights. It is traced and opened if there is none yet.
@@ -80,6 +86,8 @@ class Artifacts:
         return True
 
     def _open(self, call: Call, structure: Structure, state: State) -> _Opened:
+        if not all_finite(call.arrays):  # a precision is checked on them
+            raise NotFiniteError(f"the {call.name} got inputs that are not finite.", component=call.name)
         # The exporter turns a module into an artifact, as it does for the sources of `load`.
         from calotype.export import ModuleSource, prepare_module
 
@@ -93,7 +101,10 @@ class Artifacts:
             save_weights(tensors, folder / f"{stem}.safetensors")
 
         source = ModuleSource(model=type(self._owner).__name__, digest=digest_of_weights(tensors), write=write)
-        planned = prepare_module(component, source, profile_of(call.name, config), self._choice.forms)
+        profile = profile_of(call.name, config)
+        planned = prepare_module(
+            component, source, profile, self._choice, precision=self._precision, inputs=call.arrays
+        )
         return _Opened(loaded=open_component(planned, self._choice), traced=dict(state.sums), state=None)
 
     def _tensors(self, structure: Structure) -> dict[str, Tensor]:

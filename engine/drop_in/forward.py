@@ -16,22 +16,20 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from ..backends import BackendSelection
-from ..errors import CalotypeError, DeviceFullError, InputError, NotFiniteError
+from ..errors import BuildError, CalotypeError, DeviceFullError, InputError, NotFiniteError
 from ..system import forks
 from .artifacts import Artifacts
 from .calls import Call, Unsupported, as_tensors
+from .differences import difference, limit_of
 from .kinds import Kind
 from .report import ModuleReport
 from .structure import Structure, inspect_module
 from .weights import State, counters, state_of
 
-# The largest ||compiled - eager|| / ||eager||, by the type of eager's weights, whose own rounding is most of it.
-TOLERANCES = {torch.float64: 1e-3, torch.float32: 1e-3, torch.float16: 3e-2, torch.bfloat16: 1e-1}
 _CHECKS = 64  # the checks that a report keeps
 
 _eager_only: ContextVar[bool] = ContextVar("eager_only", default=False)
@@ -50,8 +48,11 @@ def eager_only() -> Iterator[None]:
 class Forward:
     """The `forward` of one accelerated module. Threads may share it."""
 
-    def __init__(self, name: str, owner: nn.Module, kind: Kind, choice: BackendSelection, *, verify: bool) -> None:
-        self.name, self.owner, self.kind, self.choice, self.verify = name, owner, kind, choice, verify
+    def __init__(
+        self, name: str, owner: nn.Module, kind: Kind, choice: BackendSelection, *, precision: str, verify: bool
+    ) -> None:
+        self.name, self.owner, self.kind, self.choice = name, owner, kind, choice
+        self.precision, self.verify = precision, verify
         self.module: nn.Module = getattr(owner, kind.part) if kind.part else owner
         self.own = self.module.__dict__.get("forward")  # of another library, which replaced it before
         if getattr(self.own, "__func__", None) is type(self.module).forward:  # a pickled module, or a removed hook
@@ -64,7 +65,7 @@ class Forward:
         self.updates = 0
         self.reasons: Counter[str] = Counter()
         self.checks: dict[str, float] = {}
-        self._artifacts = Artifacts(owner, kind, choice)
+        self._artifacts = Artifacts(owner, kind, choice, precision)
         self._lock = forks.Lock(threading.RLock)
         self._local = threading.local()
         self._seen: tuple[list[Any], Structure, State] | None = None
@@ -114,18 +115,25 @@ class Forward:
         """Run all later calls in eager PyTorch."""
         self._refusal = reason
 
+    @property
+    def precisions(self) -> set[str]:
+        """The precisions of the opened artifacts."""
+        return {each.runner.precision for each in self._artifacts.loaded}
+
     def report(self, name: str) -> ModuleReport:
         """Return what ran where, and why, under this name."""
         loaded = self._artifacts.loaded
         backend = self.choice.names[0] if not self.reasons else "eager"  # of a network that was not called yet
-        if loaded and self.compiled_calls:
-            backend = loaded[-1].runner.backend
+        running = loaded[-1] if loaded and self.compiled_calls else None
+        if running is not None:
+            backend = running.runner.backend
         notes = [note for each in loaded for note in (*each.runner.notes, *each.retried)]
         return ModuleReport(
             name=name,
             class_name=type(self.module).__name__,
             backend=backend,
-            precision=loaded[-1].runner.precision if loaded and self.compiled_calls else None,
+            precision=running.runner.precision if running else None,
+            precision_reason=running.precision_reason if running else "",
             compiled_calls=self.compiled_calls,
             eager_calls=sum(self.reasons.values()),
             reasons=dict(self.reasons),
@@ -176,6 +184,8 @@ class Forward:
         except (InputError, NotFiniteError, DeviceFullError) as failed:  # of this call
             raise Unsupported(str(failed)) from failed
         except (CalotypeError, Unsupported) as failed:  # of these weights
+            if self.precision == "int8" and isinstance(failed, BuildError):
+                raise
             self._refused[key] = str(failed)
             raise Unsupported(str(failed)) from failed
 
@@ -202,7 +212,8 @@ class Forward:
         """Compare an output with eager's. Raise `Unsupported` if it differs too much."""
         expected = self.original(*args, **kwargs)
         error = difference(result, expected)
-        limit = TOLERANCES.get(next((p.dtype for p in self.module.parameters()), torch.float32), 1e-3)
+        dtype = next((p.dtype for p in self.module.parameters()), torch.float32)
+        limit = limit_of(dtype, self._artifacts.precision_of(call))
         if len(self.checks) < _CHECKS:
             self.checks[f"{call.name} {len(self.checks)}"] = error
         if not error <= limit:
@@ -211,28 +222,6 @@ class Forward:
             print(f"calotype: the {self.name} stays in eager PyTorch: {reason}", file=sys.stderr)
             raise Unsupported(reason)
         self._verified.add(key)
-
-
-def difference(result: Any, expected: Any) -> float:
-    """Return ||result - expected|| / ||expected|| over all tensors; infinite if they do not match or are not finite."""
-    ours, theirs = list(_tensors_in(result)), list(_tensors_in(expected))
-    if [t.shape for t in ours] != [t.shape for t in theirs]:
-        return float("inf")
-    pairs = [(a.detach().double().cpu(), b.detach().double().cpu()) for a, b in zip(ours, theirs, strict=True)]
-    apart = sum(float((a - b).square().sum()) for a, b in pairs)
-    size = sum(float(b.square().sum()) for _, b in pairs)
-    return float(np.sqrt(apart / max(size, 1e-24))) if np.isfinite(apart + size) else float("inf")
-
-
-def _tensors_in(value: Any) -> Iterator[Tensor]:
-    if isinstance(value, Tensor):
-        yield value
-    elif isinstance(value, Mapping):
-        for each in value.values():
-            yield from _tensors_in(each)
-    elif isinstance(value, (tuple, list)):
-        for each in value:
-            yield from _tensors_in(each)
 
 
 def _plain_forward(module: nn.Module) -> Any:

@@ -18,29 +18,31 @@ class Kind:
     """A kind of module.
 
     Attributes:
+        name: of the component, for `precision` of a network without a pipeline.
         read: reads a call of it.
         part: the submodule of the owner whose `forward` runs compiled; "" for the owner.
     """
 
+    name: str
     read: Callable[[Any, Arguments], Call]
     part: str = ""
 
 
 _KINDS: Mapping[str, tuple[Kind, ...]] = {
-    "diffusers.UNet2DConditionModel": (Kind(read=denoisers.read_unet),),
-    "diffusers.UNet2DModel": (Kind(read=denoisers.read_unet),),
-    "diffusers.ControlNetModel": (Kind(read=denoisers.read_controlnet),),
+    "diffusers.UNet2DConditionModel": (Kind(name="unet", read=denoisers.read_unet),),
+    "diffusers.UNet2DModel": (Kind(name="unet", read=denoisers.read_unet),),
+    "diffusers.ControlNetModel": (Kind(name="controlnet", read=denoisers.read_controlnet),),
     "diffusers.AutoencoderKL": (
-        Kind(read=encoders.read_vae_encoder, part="encoder"),
-        Kind(read=encoders.read_vae_decoder, part="decoder"),
+        Kind(name="vae_encoder", read=encoders.read_vae_encoder, part="encoder"),
+        Kind(name="vae_decoder", read=encoders.read_vae_decoder, part="decoder"),
     ),
     "diffusers.AutoencoderTiny": (
-        Kind(read=encoders.read_vae_encoder, part="encoder"),
-        Kind(read=encoders.read_vae_decoder, part="decoder"),
+        Kind(name="vae_encoder", read=encoders.read_vae_encoder, part="encoder"),
+        Kind(name="vae_decoder", read=encoders.read_vae_decoder, part="decoder"),
     ),
-    "transformers.CLIPTextModel": (Kind(read=encoders.read_text_encoder),),
-    "transformers.CLIPTextModelWithProjection": (Kind(read=encoders.read_text_encoder),),
-    "transformers.CLIPVisionModelWithProjection": (Kind(read=encoders.read_vision_encoder),),
+    "transformers.CLIPTextModel": (Kind(name="text_encoder", read=encoders.read_text_encoder),),
+    "transformers.CLIPTextModelWithProjection": (Kind(name="text_encoder_2", read=encoders.read_text_encoder),),
+    "transformers.CLIPVisionModelWithProjection": (Kind(name="image_encoder", read=encoders.read_vision_encoder),),
 }
 CLASSES = tuple(name.partition(".")[2] for name in _KINDS)
 

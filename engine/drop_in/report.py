@@ -15,6 +15,7 @@ class ModuleReport:
         class_name: its class.
         backend: the backend that runs it, or would run its first call; or "eager".
         precision: the precision of its artifacts, or None before the first one is opened.
+        precision_reason: why it is that precision; "" if it was requested.
         compiled_calls: the number of calls that an artifact ran.
         eager_calls: the number of calls that PyTorch ran.
         reasons: why PyTorch ran calls -> how many.
@@ -27,6 +28,7 @@ class ModuleReport:
     class_name: str
     backend: str
     precision: str | None = None
+    precision_reason: str = ""
     compiled_calls: int = 0
     eager_calls: int = 0
     reasons: Mapping[str, int] = field(default_factory=dict)
@@ -39,6 +41,7 @@ class ModuleReport:
         called = f"{self.compiled_calls} calls compiled, {self.eager_calls} eager"
         called = called if self.compiled_calls + self.eager_calls else "not called yet"
         lines = [f"{self.name} ({self.class_name}): {where}, {called}"]
+        lines += [f"  {self.precision_reason}"] if self.precision_reason else []
         lines += [f"  eager {count}x: {reason}" for reason, count in self.reasons.items()]
         if self.checks:
             lines.append(f"  differs from eager by at most {max(self.checks.values()):.1e} ({len(self.checks)} checks)")

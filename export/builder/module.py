@@ -10,15 +10,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from calotype.backends import COMPILED
+from calotype.backends import COMPILED, BackendSelection, open_component
+from calotype.backends.base import Arrays
 from calotype.errors.printable import printable
 from calotype.plan.family import Component
 from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.plan.profile import Profile
+from calotype.weights.precisions import Precisions
 
 from ..onnx.trace_step import trace_step, traced
+from ..steps.progress import OpeningProgress
 from ..steps.stored_step import StoredStep
 from ..tensorrt.engines import default_profile, engines_for
+from .precision_choice import PrecisionChoice
 
 
 @dataclass(kw_only=True)
@@ -54,42 +58,87 @@ class ModuleSource:
             self._folder = None
 
 
+@dataclass(kw_only=True)
+class _OneModule:
+    """A module in memory as a model of one component. Its precision is checked on the inputs of one call."""
+
+    component: Component
+    source: ModuleSource
+    profile: Profile
+    forms: Collection[str]
+    inputs: Arrays
+    progress: OpeningProgress = field(default_factory=OpeningProgress)
+
+    @property
+    def described(self) -> Mapping[str, Component]:
+        """The component by its name."""
+        return {self.component.name: self.component}
+
+    def float32(self, name: str) -> PlannedComponent:
+        """Return the component with its artifact, traced if the store lacks it."""
+        return _float32(self.component, self.source, self.profile, self.forms)
+
+    def errors(
+        self, name: str, precision: str, choice: BackendSelection, reference: BackendSelection
+    ) -> Mapping[str, float]:
+        """Return the error of the component in a precision, on the inputs of the call."""
+        from ..onnx.capture import Call  # libraries that a module without a check does not need
+        from .precision_trial import error_of
+
+        planned = self.float32(name)
+        outputs = open_component(planned, reference)(**self.inputs)
+        return {name: error_of(planned, precision, choice, [Call(inputs=dict(self.inputs), outputs=outputs)])}
+
+
 def prepare_module(
-    component: Component, source: ModuleSource, profile: Profile, forms: Collection[str]
+    component: Component,
+    source: ModuleSource,
+    profile: Profile,
+    choice: BackendSelection,
+    *,
+    precision: str,
+    inputs: Arrays,
 ) -> PlannedComponent:
-    """Return a component with its artifact in the first of the forms, which is traced if the store lacks it.
+    """Return a component with its artifact, which is traced if the store lacks it.
 
     Args:
         component: the tensors and the config of the module.
         source: its weights, which are written only if something is traced or built.
         profile: the sizes of the symbols in the tensors.
-        forms: "onnx", "diffusers", or backends that compile engines.
+        choice: the backends. The first one says the form of the artifact.
+        precision: one of `calotype.weights.precisions.PRECISIONS`.
+        inputs: those of a call, on which "auto" compares a lower precision with float32.
 
     Raises:
         CheckError: the module cannot be traced, or the graph differs from it.
-        BuildError: an engine cannot be built, or a step of the work failed.
+        BuildError: an engine cannot be built, a step of the work failed, or the cache has no int8.
         SourceError: the weights do not fit the config, or the store cannot be written.
     """
+    model = _OneModule(component=component, source=source, profile=profile, forms=choice.forms, inputs=inputs)
+    try:
+        return PrecisionChoice(Precisions(default=precision), choice, model).of(component.name)
+    finally:
+        source.close()
+
+
+def _float32(component: Component, source: ModuleSource, profile: Profile, forms: Collection[str]) -> PlannedComponent:
     bare = PlannedComponent(
         name=component.name, inputs=component.inputs, outputs=component.outputs, artifacts=(), refused={}
     )
     compiled = next((form for form in forms if form in COMPILED), None)
-    try:
-        if compiled is None and "onnx" not in forms:
-            kept = keep_weights("float", source.digest, source.model, source.write)
-            return bare.with_artifacts(Artifact(form="diffusers", path=kept, precision="fp32", check={}))
-        if not trace_step(component, source).is_stored:
-            name = component.name
-            print(printable(f"calotype: tracing the {name} of {source.model} (once)"), file=sys.stderr)
-        graph = traced(component, source, profile)
-        if compiled is None:
-            return bare.with_artifacts(graph)
-        engines = engines_for(compiled, default_profile(profile))
-        assert engines is not None  # a form in COMPILED has a builder
-        print(f"calotype: building the engine of the {component.name} for {compiled}", file=sys.stderr)
-        return bare.with_artifacts(engines.of(bare, graph))
-    finally:
-        source.close()
+    if compiled is None and "onnx" not in forms:
+        kept = keep_weights("float", source.digest, source.model, source.write)
+        return bare.with_artifacts(Artifact(form="diffusers", path=kept, precision="fp32", check={}))
+    if not trace_step(component, source).is_stored:
+        name = component.name
+        print(printable(f"calotype: tracing the {name} of {source.model} (once)"), file=sys.stderr)
+    graph = traced(component, source, profile)
+    if compiled is None:
+        return bare.with_artifacts(graph)
+    engines = engines_for(compiled, default_profile(profile))
+    assert engines is not None  # a form in COMPILED has a builder
+    print(f"calotype: building the engine of the {component.name} for {compiled}", file=sys.stderr)
+    return bare.with_artifacts(engines.of(bare, graph))
 
 
 def keep_weights(kind: str, digest: str, model: str, write: Callable[[Path], None]) -> Path:

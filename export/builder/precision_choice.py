@@ -11,7 +11,7 @@ import json
 import shlex
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 from calotype.backends import ON_GPU, BackendSelection
 from calotype.backends.base import Backend
@@ -20,17 +20,56 @@ from calotype.backends.precision import computed_in, in_precision
 from calotype.backends.registry import backend_of
 from calotype.errors import BackendError, BuildError, first_line
 from calotype.files.cache import PRECISIONS
+from calotype.plan.family import Component
 from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.weights.precisions import VARIABLE, Precisions, precision_of_auto
 
+from ..onnx.trace_step import WeightsSource
+from ..steps.progress import OpeningProgress
 from ..store.store import key_of
 from .built import built_artifact
 
-if TYPE_CHECKING:
-    from .precision_trial import Model
-
 CHECK = 1  # increment when the check changes
 LIMIT = 3e-2  # of the relative L2 difference from float32
+
+
+class Model(Protocol):
+    """What has components whose precision is chosen: a model's files, or a module in memory."""
+
+    @property
+    def described(self) -> Mapping[str, Component]:
+        """The components by name."""
+        ...
+
+    @property
+    def source(self) -> WeightsSource:
+        """The weights."""
+        ...
+
+    @property
+    def progress(self) -> OpeningProgress:
+        """What shows the stages."""
+        ...
+
+    def float32(self, name: str) -> PlannedComponent:
+        """Return a component with its float32 artifacts, traced if necessary."""
+        ...
+
+    def errors(
+        self, name: str, precision: str, choice: BackendSelection, reference: BackendSelection
+    ) -> Mapping[str, float]:
+        """Return the largest relative L2 difference from float32 of a component, and of others that were recorded.
+
+        Args:
+            name: the component.
+            precision: the lower precision.
+            choice: the backend that computes in it.
+            reference: the backend that computes in float32.
+
+        Raises:
+            CalotypeError: the model cannot run in float32, or the component cannot run in the precision.
+        """
+        ...
 
 
 class PrecisionChoice:
@@ -50,7 +89,11 @@ class PrecisionChoice:
         if precision == "int8":
             artifact = self._built(name)
             if artifact.precision.startswith("int8"):
-                return self._model.plan.components[name].with_artifacts(artifact)
+                described = self._model.described[name]
+                bare = PlannedComponent(
+                    name=name, inputs=described.inputs, outputs=described.outputs, artifacts=(), refused={}
+                )
+                return bare.with_artifacts(artifact)
             component = self._model.float32(name)
             kept = in_precision(component, "fp32", self._choice)
             return component.with_artifacts(*(_because(each, "the int8 build left it in fp32") for each in kept))
@@ -61,7 +104,7 @@ class PrecisionChoice:
 
     def check_built(self) -> None:
         """Raise `BuildError` if int8 is requested, and the cache lacks it."""
-        for name in self._model.family.components:
+        for name in self._model.described:
             if self._precisions.of(name) == "int8":
                 self._built(name)
 
@@ -76,7 +119,7 @@ class PrecisionChoice:
         """Return what a build in int8 chose. It may leave a component in float32, unless that one is requested."""
         model = self._model.source.model
         for backend in self._choice.names:
-            artifact = built_artifact(self._model.family.components[name], self._model.source, backend)
+            artifact = built_artifact(self._model.described[name], self._model.source, backend)
             if artifact is not None and (
                 artifact.precision.startswith("int8") or name not in self._precisions.components
             ):
@@ -136,22 +179,20 @@ class PrecisionChoice:
         return verdicts.get(name) or {"passed": False, "why": "the check did not call it"}
 
     def _errors(self, name: str, precision: str, backend: Backend) -> Mapping[str, float]:
-        from .precision_trial import errors_of  # with the exporter's libraries, which a model without a check lacks
-
         first = replace(self._choice, names=(backend.name,), requested=(backend.name,), explicit=True)
         try:
-            return errors_of(self._model, name, precision, first, first)
+            return self._model.errors(name, precision, first, first)
         except BackendError:  # float32 takes twice the memory, which a GPU may lack: compare with PyTorch on the CPU
             if backend.name not in ON_GPU:
                 raise
             eager = replace(first, names=("eager",), requested=("eager",))
-            return errors_of(self._model, name, precision, first, eager)
+            return self._model.errors(name, precision, first, eager)
 
     def _key(self, name: str, precision: str, backend: Backend) -> str:
         return key_of(
             {
                 "check": [CHECK, LIMIT],
-                "component": self._model.family.components[name].to_json(),
+                "component": self._model.described[name].to_json(),
                 "weights": self._model.source.weights_digest(name),
                 "precision": precision,
                 "backend": [backend.name, installed(backend.name), backend.hardware()],

@@ -24,7 +24,6 @@ from ..onnx.capture import Arrays, Call, ImageSet, Tape, Tapes, control_types, e
 from ..onnx.check import KEPT_CALLS, relative_l2
 from ..quality.prompts import knows_captions_only, no_prompts, prompts_for
 from ..sources.source import Source
-from ..steps.progress import OpeningProgress
 from .preflight import recorded_frames, small_size
 
 _IMAGES, _STEPS = 2, 4
@@ -49,11 +48,6 @@ class Model(Protocol):
         """The model's components."""
         ...
 
-    @property
-    def progress(self) -> OpeningProgress:
-        """What shows the stages."""
-        ...
-
     def float32(self, name: str) -> PlannedComponent:
         """Return a component with its float32 artifacts, traced if necessary."""
         ...
@@ -75,7 +69,7 @@ def errors_of(
     """
     names = [name] if name.startswith(_OPTIONAL) and not _used(model, name) else _required(model)
     recorded = _record(model, names, reference)
-    return {each: _error(model.float32(each), precision, choice, recorded[each]) for each in names if recorded[each]}
+    return {each: error_of(model.float32(each), precision, choice, recorded[each]) for each in names if recorded[each]}
 
 
 def _used(model: Model, name: str) -> bool:
@@ -135,8 +129,8 @@ def _images(model: Model, requested: Iterable[str]) -> ImageSet:
     )
 
 
-def _error(component: PlannedComponent, precision: str, choice: BackendSelection, calls: Iterable[Call]) -> float:
-    """Return the largest error of a component; infinite if an output is not finite."""
+def error_of(component: PlannedComponent, precision: str, choice: BackendSelection, calls: Iterable[Call]) -> float:
+    """Return the largest relative L2 difference of a component from float32; infinite if an output is not finite."""
     halves = [computed_in(a, precision) for a in component.artifacts if a.precision == "fp32"]
     opened = open_component(component.with_artifacts(*halves), choice)
     worst = 0.0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import sys
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -106,6 +106,19 @@ class LazyPlan:
         component = planned(described, self.source, self.family.profile, self.forms, self.progress)
         self.traced[name] = component
         return component
+
+    @property
+    def described(self) -> Mapping[str, Component]:
+        """The components by name."""
+        return self.family.components
+
+    def errors(
+        self, name: str, precision: str, choice: BackendSelection, reference: BackendSelection
+    ) -> Mapping[str, float]:
+        """Compare components with float32 on the inputs of small images, as `precision_trial.errors_of`."""
+        from .precision_trial import errors_of  # with the exporter's libraries, which a model without a check lacks
+
+        return errors_of(self, name, precision, choice, reference)
 
     @functools.cached_property
     def _precision(self) -> PrecisionChoice | None:

@@ -10,7 +10,7 @@ import torch
 from transformers import CLIPVisionConfig, CLIPVisionModelWithProjection
 
 import calotype
-from calotype.drop_in.forward import TOLERANCES, difference
+from calotype.drop_in.differences import difference, limit_of
 from calotype.drop_in.image_check import psnr_db
 from tests.helpers.pipelines.accelerated import MIN_DB, against_eager, generate, reasons
 
@@ -40,7 +40,7 @@ def test_half_precision_of_the_pipeline(pipe):
     with torch.no_grad():
         result, expected = encoder(ids), type(encoder).forward(encoder, ids)
     assert result.last_hidden_state.dtype == torch.bfloat16
-    assert difference(result, expected) < TOLERANCES[torch.bfloat16]
+    assert difference(result, expected) < limit_of(torch.bfloat16, "fp32")
     (module,) = calotype.accelerate_report(encoder).modules
     assert module.compiled_calls == 1
     assert not module.reasons
