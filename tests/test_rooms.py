@@ -57,6 +57,7 @@ ORDER = (
         "engine/lora",
         "engine/request",
         "engine/request/video",
+        "engine/request/regions",
         "engine/request/arguments",
         "engine/request/image_prompts",
         "engine/upscaling",

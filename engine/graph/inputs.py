@@ -49,6 +49,8 @@ def graph_unsupported_reason(plan: Plan, request: ResolvedRequest, sampler: Samp
         return "the model has IP-Adapters"
     if request.guided and request.guidance_method != "cfg":
         return f"a graph has classifier-free guidance, and guidance_method is {request.guidance_method}"
+    if request.regions is not None:
+        return "the call has regional prompts"
     if request.precomputed:
         return "the caller gave the states of the text encoders"
     if request.cache_interval > 1 or (request.guided and request.guidance_interval != (0, 1)):

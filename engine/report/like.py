@@ -23,7 +23,7 @@ from ..weights.precisions import PRECISIONS, Precisions
 
 _IMAGES = (
     *(("strength", "image"), ("masked", "mask_image"), ("control_scales", "control_image")),
-    ("adapter_scales", "adapter_image"),
+    *(("adapter_scales", "adapter_image"), ("region_prompts", "region_masks")),
     *(("image_guidance_scale", "image"), ("noise_level", "image")),
 )
 _NAME, _WEIGHT, _DIGEST = text(r"[^\x00]{1,4096}", "a path"), number(-10, 10), text(r"[0-9a-f]{64}", "a SHA-256")

@@ -12,6 +12,7 @@ from ..text.foreign_syntax import syntax_notes
 from ..text.prompt_weights import parse_weighted_prompt
 from ..text.tokenizer import ClipTokenizer, Tokens
 from .conditioning import PrecomputedStates
+from .regions.regions import Regions
 from .request import Request
 
 Tokenizers = Mapping[str, ClipTokenizer]
@@ -51,11 +52,12 @@ def repeated(texts: Texts, each: int) -> Texts:
     )
 
 
-def _of_encoder(texts: Texts, name: str, *, guided: bool) -> list[str]:
-    """Return the N texts of an encoder, under guidance the negative prompts first."""
+def _of_encoder(texts: Texts, name: str, regions: Regions | None, *, guided: bool) -> list[str]:
+    """Return the N texts of an encoder: under guidance the negative prompts, those of regions, and the prompts."""
     negatives = texts["negative_prompts_2" if name == SECOND else "negative_prompts"]
     return [
         *((text or "" for text in negatives) if guided else ()),
+        *(text for text in (regions.prompts if regions else ()) for _ in negatives),
         *texts["prompts_2" if name == SECOND else "prompts"],
     ]
 
@@ -122,9 +124,16 @@ def _texts(name: str, value: str | Sequence[str] | None) -> list[str]:
 
 
 def tokenize(
-    plan: Plan, tokenizers: Tokenizers, texts: Texts, precomputed: PrecomputedStates, *, guided: bool, notes: list[str]
+    plan: Plan,
+    tokenizers: Tokenizers,
+    texts: Texts,
+    precomputed: PrecomputedStates,
+    *,
+    guided: bool,
+    notes: list[str],
+    regions: Regions | None = None,
 ) -> TokensByEncoder:
-    """Tokenize the prompts for every text encoder, under guidance the negative prompts first.
+    """Tokenize the prompts for every text encoder: under guidance the negative ones first, then those of regions.
 
     A missing negative prompt gets the tokens of the empty one. All encoders get the same number of chunks, so that
     their states can be joined, also with the states that the caller gives. Append what the report says about the
@@ -136,23 +145,25 @@ def tokenize(
     if not plan.prompting.states:
         return {}
     negatives = dict.fromkeys(filter(None, [*texts["negative_prompts"], *texts["negative_prompts_2"]]))
-    for text in negatives:
-        try:
-            parse_weighted_prompt(text)  # text without effect is checked as well
-        except InputError as error:
-            error.argument = "negative_prompt"
-            raise
+    of_regions = regions.prompts if regions else ()
+    for argument, texts_of_it in {"negative_prompt": negatives, "region_prompts": of_regions}.items():
+        for text in texts_of_it:
+            try:
+                parse_weighted_prompt(text)  # text without effect is checked as well
+            except InputError as error:
+                error.argument = argument
+                raise
     states = next(b for b in plan.components["unet"].inputs if b.name == "encoder_hidden_states")
     limit = 1 if isinstance(states.dims[1], int) else MAX_CHUNKS  # a network may accept one chunk only
     fixed = precomputed.chunks(next(iter(tokenizers.values())).length, texts["negative_prompts"], guided=guided)
     tokens = {}
     for name, tokenizer in tokenizers.items():
-        rows = _of_encoder(texts, name, guided=guided)
+        rows = _of_encoder(texts, name, regions, guided=guided)
         unique = {text: i for i, text in enumerate(dict.fromkeys(rows))}
         tokens[name] = tokenizer(list(unique), fixed or limit).of([unique[text] for text in rows])
     chunks = fixed or max(t.ids.shape[1] for t in tokens.values())
     tokens = {name: t.with_chunks(chunks, tokenizers[name].empty) for name, t in tokens.items()}
-    notes += syntax_notes(list(dict.fromkeys([*texts["prompts"], *texts["prompts_2"], *negatives])))
+    notes += syntax_notes(list(dict.fromkeys([*texts["prompts"], *texts["prompts_2"], *of_regions, *negatives])))
     notes += _left_out(tokens)
     if not guided and negatives:
         notes.append("the negative prompt has no effect: it needs guidance_scale > 1")

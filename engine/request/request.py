@@ -1,6 +1,6 @@
 """`Request`: the arguments of a call, with their defaults. `resolve` checks them against a plan.
 
-Their table has five parts by topic, and the size and type of the output, which are here.
+Their table has six parts by topic, and the size and type of the output, which are here.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from ..errors.validation import check_names
 from .arguments.argument import argument
 from .arguments.hires import HiresArguments
 from .arguments.image import ImageArguments, OneOrMore
+from .arguments.regions import RegionArguments
 from .arguments.sampling import CallsFrom, SamplingArguments
 from .arguments.text import TextArguments
 from .arguments.video import VideoArguments
@@ -24,7 +25,7 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(VideoArguments, HiresArguments, ImageArguments, SamplingArguments, TextArguments):
+class Request(VideoArguments, HiresArguments, ImageArguments, SamplingArguments, RegionArguments, TextArguments):
     """Arguments of one call, as the caller passed them. The reference page lists them; each field has its text."""
 
     width: int | None = argument(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..plan.plan import Plan, skipping
 from ..sampling.matrix import InpaintMask
 from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
+from .arguments.regions import RegionArguments
 from .arguments.sampling import GuidanceMethod
 from .callback import check_callback
 from .conditioning import PrecomputedStates, SizeConditioning, check_counts, precomputed_states, sizes_of
@@ -29,11 +30,13 @@ from .image_prompts.prompts import ImagePrompt, image_prompts_of
 from .image_prompts.scales import plain_scale
 from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, steps_of
 from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize
+from .regions.regions import Regions, regions_of
 from .request import CallsFrom, OutputType, Request, parse_request
 from .video.clip import ClipSettings, check_no_text_guidance, clip_of
 
 Floats = NDArray[np.float32]
 MAX_IMAGES = 1000  # of a call
+_WITHOUT_REGIONS = ("prompt_embeds", "negative_prompt_embeds", "padding_mask_crop", "callback_on_step_end")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -42,9 +45,10 @@ class ResolvedRequest:
 
     prompts: tuple[str, ...]
     negative_prompts: tuple[str | None, ...]  # None: zeros in place of text
-    tokens: TokensByEncoder  # [N, ...]: 2B rows if guided, the negative prompts first; else B
+    tokens: TokensByEncoder  # [N, ...]: the negative prompts if guided, those of regions, the prompts
     precomputed: PrecomputedStates  # of B images, in place of tokens
     prompts_2: tuple[str, ...]
+    regions: Regions | None  # areas with a prompt of their own
     negative_prompts_2: tuple[str | None, ...]
     sizes: SizeConditioning | None  # of SDXL
     seeds: tuple[int, ...]
@@ -96,8 +100,16 @@ class ResolvedRequest:
 
     @property
     def rows(self) -> int:
-        """The rows of the U-Net for each image: three if guidance also compares with the prompt left out."""
-        return (2 if self.image_guidance_scale is None else 3) if self.guided else 1
+        """The rows of the U-Net for each image: without the prompt, those of its regions, and with the prompt.
+
+        A model that edits has a row with the image, and without the prompt, in place of regions.
+        """
+        return (0 if self.regions is None else len(self.regions.prompts)) + self.unprompted_rows + 1
+
+    @property
+    def unprompted_rows(self) -> int:
+        """The rows of the U-Net for each image that guidance compares with."""
+        return (1 if self.image_guidance_scale is None else 2) if self.guided else 0
 
     def arguments(self, i: int) -> dict[str, Any]:
         """Return the values of the arguments that generate image i again, by their names in `Request`."""
@@ -119,6 +131,8 @@ class ResolvedRequest:
         if self.adapters:
             values["adapter_conditioning_scale"] = [each.scale for each in self.adapters]
             values["adapter_conditioning_factor"] = self.adapters[0].factor
+        if self.regions is not None:
+            values |= {"region_prompts": list(self.regions.prompts), "region_strength": self.regions.strength}
         if (hires := self.hires) is not None:
             values |= {"hires": hires.factor, "hires_strength": hires.strength, "hires_steps": hires.steps}
             values["hires_upscaler"] = str(hires.upscaler)
@@ -182,6 +196,10 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     unstored["prompt_embeds"] = bool(precomputed)
     unstored["ip_adapter_image_embeds"] = request.ip_adapter_image_embeds is not None
     _check_hires(request)
+    regions = None
+    if any(getattr(request, each.name) is not each.default for each in fields(RegionArguments)):
+        others = {name: getattr(request, name) for name in _WITHOUT_REGIONS}
+        regions = regions_of(request, plan, height=images["height"], width=images["width"], others=others)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
     if clip is not None:
         check_no_text_guidance(scale, Request.guidance_scale, request.guidance_method)
@@ -193,8 +211,9 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     prompted |= {"masks": request.ip_adapter_mask, "scale": request.ip_adapter_scale}
     return ResolvedRequest(
         **texts,
-        tokens=tokenize(plan, tokenizers, texts, precomputed, guided=guided, notes=notes),
+        tokens=tokenize(plan, tokenizers, texts, precomputed, guided=guided, notes=notes, regions=regions),
         precomputed=precomputed,
+        regions=regions,
         sizes=sizes,
         seeds=seeds,
         generators=generators,

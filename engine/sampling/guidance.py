@@ -29,6 +29,27 @@ def guide_by_image(output: Floats, guidance_scale: float, image_scale: float, re
     return rescaled(guided, cond, rescale)
 
 
+def join_regions(output: Floats, shares: Floats, count: int) -> Floats:
+    """Join the outputs of regional prompts and of the prompt by the regions' shares of each latent pixel.
+
+    The optimum of MultiDiffusion (Bar-Tal et al. 2023, arXiv 2302.08113, equation 5) for views that are the image.
+
+    Args:
+        output: the unconditional part under guidance, the part of each region, that of the prompt.  # [N, C, H, W]
+        shares: those of each region; their sum is at most 1, and the prompt has the rest.  # [regions, H, W]
+        count: the images of each part, B.
+
+    Returns:
+        The unconditional part under guidance, and the joined one.  # [B or 2B, C, H, W]
+    """
+    parts = output.reshape(-1, count, *output.shape[1:])
+    weights = np.concatenate([shares, 1 - shares.sum(axis=0, keepdims=True)])[
+        :, None, None
+    ]  # [regions + 1, 1, 1, H, W]
+    joined = (parts[-len(weights) :] * weights).sum(axis=0, keepdims=True)
+    return np.concatenate([*parts[: -len(weights)], *joined])
+
+
 def guide(output: Floats, guidance_scale: float | Floats, rescale: float = 0.0) -> Floats:
     """Compute uncond + scale * (cond - uncond).  # [2B, C, H, W], unconditional half first -> [B, C, H, W]
 

@@ -46,7 +46,7 @@ def image_channels(plan: Plan, request: ResolvedRequest, codec: Codec, draw: Noi
     if small:  # nearest neighbors
         return latents.repeat(2, axis=2).repeat(2, axis=3)
     latents = codec.unscaled(latents) * np.float32(takes.scale)
-    return np.concatenate([np.zeros_like(latents), latents, latents]) if request.rows == 3 else latents
+    return np.concatenate([np.zeros_like(latents), latents, latents]) if request.unprompted_rows == 2 else latents
 
 
 def _depth(plan: Plan, request: ResolvedRequest) -> Floats:
@@ -95,7 +95,7 @@ def with_image(plan: Plan, request: ResolvedRequest, conditioning: Mapping[str, 
         pooled = arrays.pop("text_embeds")
         level = np.repeat(np.array([[1, 0]], dtype=np.float32), _LEVEL_WIDTH, axis=1).repeat(len(pooled), axis=0)
         arrays["timestep_cond"] = np.concatenate([level, pooled.astype(np.float32)], axis=1)
-    if request.rows == 3:
+    if request.unprompted_rows == 2:
         count = len(request.seeds)
         arrays = {name: np.concatenate([array[:count], array]) for name, array in arrays.items()}
     return arrays

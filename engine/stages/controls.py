@@ -36,7 +36,7 @@ def residuals_of(plan: Plan) -> list[Binding]:
 
 
 def no_residuals(plan: Plan, request: ResolvedRequest, rows: int) -> dict[str, Floats]:
-    """Return these inputs while no ControlNet is active: zeros. `rows` is 2 or 3 under guidance.  # [N, C, h, w]"""
+    """Return these inputs while no ControlNet is active: zeros. `rows` are those of each image.  # [N, C, h, w]"""
     sizes = plan.profile.sizes(batch=len(request.seeds) * rows, height=request.height, width=request.width)
     return {b.name: np.zeros(b.shape(sizes), np.float32) for b in residuals_of(plan)}
 
@@ -67,12 +67,12 @@ class ControlNets:
     ) -> None:
         """Prepare the ControlNets that the call uses; `component` returns one by its name.
 
-        `conditioning` are the other inputs of the U-Net, with `rows` rows for each image: 2 or 3 under guidance. As in
+        `conditioning` are the other inputs of the U-Net, with `rows` rows for each image. As in
         diffusers, start and end are fractions of the U-Net calls.
         """
         self._residuals = [b.name for b in residuals_of(plan)]
         self._components, self._sampler = plan.components, call.sampler
-        self._copies = rows if rows == 3 else 1  # a session repeats the sample for two halves itself
+        self._copies = rows if rows > 2 else 1  # a session repeats the sample for two halves itself
         self._conditioning, self._component, self._rows = conditioning, component, rows
         self._nets: list[tuple[str, list[ControlInput]]] = []
         for number, name in enumerate(controlnets_of(plan.components)):
@@ -182,7 +182,7 @@ def states_of(plan: Plan) -> list[Binding]:
 
 
 def no_features(plan: Plan, request: ResolvedRequest, rows: int) -> dict[str, Floats]:
-    """Return these inputs while no T2I-Adapter is active: zeros. `rows` is 2 or 3 under guidance.  # [N, C, h, w]"""
+    """Return these inputs while no T2I-Adapter is active: zeros. `rows` are those of each image.  # [N, C, h, w]"""
     sizes = plan.profile.sizes(batch=len(request.seeds) * rows, height=request.height, width=request.width)
     return {b.name: np.zeros(b.shape(sizes), np.float32) for b in states_of(plan)}
 

@@ -116,16 +116,17 @@ def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, NDArr
     """Return the inputs of some families, as SDXL's `time_ids`, or the guidance embedding of a distilled U-Net."""
     count, inputs = len(request.seeds), {b.name: b for b in plan.components["unet"].inputs}
     negatives = count if request.guided else 0
+    rows = count * request.rows  # a region has those of the prompt
     arrays: dict[str, NDArray[Any]] = {}
     if request.noise_level is not None:
-        arrays["class_labels"] = np.full(negatives + count, request.noise_level, dtype=np.int64)
+        arrays["class_labels"] = np.full(rows, request.noise_level, dtype=np.int64)
     if request.sizes is not None:  # [N, 6] or [N, 5]
         is_refiner = inputs["time_ids"].dims[1] == 5
         positive, negative = request.sizes.time_ids(request.height, request.width, is_refiner=is_refiner)
-        arrays["time_ids"] = np.array([*[negative] * negatives, *[positive] * count], dtype=np.float32)
+        arrays["time_ids"] = np.array([*[negative] * negatives, *[positive] * (rows - negatives)], dtype=np.float32)
     if request.clip is not None:
-        arrays["added_time_ids"] = np.tile(np.array(request.clip.added_time_ids, np.float32), (negatives + count, 1))
+        arrays["added_time_ids"] = np.tile(np.array(request.clip.added_time_ids, np.float32), (rows, 1))
     if "timestep_cond" in inputs and not plan.takes("latents"):
         embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"].dims[1]))
-        arrays["timestep_cond"] = np.tile(embedding, (negatives + count, 1))
+        arrays["timestep_cond"] = np.tile(embedding, (rows, 1))
     return arrays

@@ -86,7 +86,8 @@ class ImagePrompter:
             return tuple(_padded(each, tokens) for each in (group.without, group.states))  # type: ignore[return-value]
 
         halves = [np.stack(half) for half in zip(*map(packed, groups), strict=True)]  # each [G, T, W]
-        parts = [halves[0]] * (count * (rows - 1)) + [halves[1]] * count
+        unprompted = request.unprompted_rows
+        parts = [halves[0]] * (count * unprompted) + [halves[1]] * (count * (rows - unprompted))
         bias = np.stack([np.where(np.arange(tokens) < len(g.states), np.float32(0), _ABSENT) for g in groups])
         arrays = {STATES: np.stack(parts)}
         for name, array in {

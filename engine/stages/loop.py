@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from ..backends.session import NetworkCalls
 from ..errors import Cancelled, NotFiniteError
 from ..request.resolved import ResolvedRequest
-from ..sampling.guidance import guide, guide_by_image, rescaled
+from ..sampling.guidance import guide, guide_by_image, join_regions, rescaled
 from ..sampling.guidance_methods import ProjectedGuidance, guide_projected, zero_star
 from ..sampling.matrix import SamplerRun
 from .generation import Generation
@@ -54,6 +54,8 @@ def guidance_of(call: Generation) -> Guidance:
 
     def combine(i: int, x: Floats, output: Floats) -> Floats:
         scale, by_image, rescale = call.guidance_scale, request.image_guidance_scale, request.guidance_rescale
+        if request.regions is not None:
+            output = join_regions(output, request.regions.shares_at(*x.shape[2:]), len(x))
         if len(output) == len(x):
             return output
         if len(output) == 3 * len(x) and by_image is not None:

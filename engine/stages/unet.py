@@ -44,8 +44,8 @@ class Unet:
         self.conditioning, self._extra_channels = dict(conditioning), extra_channels
         self._timesteps = network_timesteps(call.sampler) if plan.takes("latents") else call.sampler.timesteps
         self._channels = plan.latent_channels
-        # whether it is guided, and steered by T2I-Adapters -> its sessions
-        self._sessions: dict[tuple[bool, bool], tuple[DenoisingSession, ControlNets | None]] = {}
+        # whether it is guided, and steered by T2I-Adapters -> its sessions, and how often the U-Net's gets a sample
+        self._sessions: dict[tuple[bool, bool], tuple[DenoisingSession, ControlNets | None, int]] = {}
 
     def __call__(self, call: int, sample: Floats) -> Floats:
         """Run one call.  # [B, C, h, w] -> [B, C, h, w], or [N, C, h, w] with the unconditional part first"""
@@ -59,13 +59,14 @@ class Unet:
         kind = guided, has_features(request.adapters, sampler, call)
         if kind not in self._sessions:
             self._sessions[kind] = self._open(*kind)
-        session, controls = self._sessions[kind]
+        session, controls, copies = self._sessions[kind]
         residuals = {} if controls is None else (yield from controls.calls(call, sample))
+        samples = np.concatenate([sample] * copies)
         if self._extra_channels is not None:
             extra = self._extra_channels if guided else self._extra_channels[-len(sample) :]
-            repeats = len(extra) // len(sample)  # 2 or 3 if the parts of guidance differ in these channels
-            sample = np.concatenate([np.concatenate([sample] * repeats), extra], axis=-3)
-        output: Floats = (yield NetworkCall(session, call, sample, residuals))["out_sample"]
+            extra = np.concatenate([extra] * (len(samples) // len(extra)))  # unless parts of guidance have their own
+            samples = np.concatenate([samples, extra], axis=-3)
+        output: Floats = (yield NetworkCall(session, call, samples, residuals))["out_sample"]
         # The latent upscaler outputs the negative velocity, and a variance that nothing reads.
         return -output[:, : self._channels] if self._plan.takes("latents") else output
 
@@ -80,9 +81,9 @@ class Unet:
         self.conditioning[name] = rows
         self._sessions.clear()
 
-    def _open(self, guided: bool, steered: bool) -> tuple[DenoisingSession, ControlNets | None]:
+    def _open(self, guided: bool, steered: bool) -> tuple[DenoisingSession, ControlNets | None, int]:
         plan, request, timesteps = self._plan, self._call.request, self._timesteps
-        rows = request.rows if guided else 1
+        rows = request.rows - (0 if guided else request.unprompted_rows)
         unneeded = len(request.seeds) * (request.rows - rows)  # rows of the unconditional parts
         conditioning = {name: array[unneeded:] for name, array in self.conditioning.items()}
         conditioning |= {} if steered else no_features(plan, request, rows)
@@ -92,7 +93,7 @@ class Unet:
         else:
             constants = conditioning | no_residuals(plan, request, rows)
         cache_interval, unet = request.cache_interval, self._component("unet")
-        # Two halves share the sample, unless they differ in their channels of the image, as three parts do.
+        # A session repeats the sample for two halves itself, unless they differ in their channels of the image.
         halves = rows == 2 and not self._plan.takes("video")
         session = DenoisingSession(unet, constants, timesteps, guided=halves, cache_interval=cache_interval)
-        return session, controls
+        return session, controls, 1 if halves else rows

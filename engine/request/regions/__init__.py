@@ -1,0 +1,1 @@
+"""The regions of a call: areas of the image with a prompt of their own."""
