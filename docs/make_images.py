@@ -38,6 +38,15 @@ def text_to_image(pipe: Any) -> Rows:
     }
 
 
+def regions(pipe: Any) -> Rows:
+    """The image of a prompt, the mask of a region, and the image with a prompt for it."""
+    right = Image.new("L", (128, 128), 0)
+    right.paste(255, (64, 0, 128, 128))
+    prompts = ["a large green circle on a blue background"]
+    joined = pipe(CIRCLE, region_prompts=prompts, region_masks=[right], seed=2).images[0]
+    return {"regions": [pipe(CIRCLE, seed=2).images[0], right, joined]}
+
+
 def image_to_image(pipe: Any) -> Rows:
     """One image at rising strengths."""
     circle = pipe(CIRCLE, seed=7).images[0]
@@ -127,6 +136,7 @@ def schedulers(pipe: Any) -> Rows:
 
 GUIDES = (
     text_to_image,
+    regions,
     image_to_image,
     hires,
     inpainting,
