@@ -101,6 +101,10 @@ def _generate(
     t2i_adapter: Annotated[
         list[str] | None, typer.Option(help="A T2I-Adapter's folder, file or hub id; repeatable.", show_default=False)
     ] = None,
+    motion_adapter: Annotated[
+        str | None,
+        typer.Option(help="A folder, file or hub id of motion modules, for clips.", show_default=False),
+    ] = None,
     vae: Annotated[
         str | None, typer.Option(help="A folder, file or hub id of another VAE.", show_default=False)
     ] = None,
@@ -120,7 +124,7 @@ def _generate(
     offline: Annotated[bool, typer.Option("--offline", help="Read hub ids from the cache only.")] = False,
     **options: Any,
 ) -> None:
-    """Generate images from a prompt, and from input images; clips of an input image with a video model."""
+    """Generate images from a prompt, and from input images; clips with motion modules or a video model."""
     passed = {name: value for name, value in {"prompt": prompt, **options}.items() if value not in (None, [])}
     if output is not None and not is_clip_only(output):  # the others are checked when the model is known
         check_output(output, image_quality)
@@ -134,6 +138,7 @@ def _generate(
     lines = [("", {})] if prompts is None else read_prompts(prompts)
     parts = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "textual_inversion": textual_inversion or []}
     parts |= {"ip_adapter": ip_adapter or [], "image_encoder": image_encoder, "t2i_adapter": t2i_adapter or []}
+    parts["motion_adapter"] = motion_adapter
     weights: dict[str, Any] = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
     weights["precision"] = recorded.precision if precision is None else precision
 
@@ -143,7 +148,7 @@ def _generate(
             raise _no_prompt()
         from .images.video import check_output_of
 
-        check_output_of(pipe.plan.takes("video"), output, image_quality, grid=grid)
+        check_output_of(pipe.plan.makes_clips, output, image_quality, grid=grid)
         steering = {"control_image": controlnet, "adapter_image": t2i_adapter, "ip_adapter_image": ip_adapter}
         _check_images(steering, [{**arguments, **line} for _, line in lines])
         for place, line in lines:
@@ -163,7 +168,7 @@ def _generate(
         arguments.pop("clip_skip", None)  # the web UI skips no layers of such a model
     _echo_notes(recorded.notes)
     images: list[Any] = []
-    output = output or Path("out.webp" if pipe.plan.takes("video") else "out.png")
+    output = output or Path("out.webp" if pipe.plan.makes_clips else "out.png")
     for result in _results(pipe, arguments, lines):
         several = len(lines) > 1 or len(result.seeds) > 1
         for image, used in zip(result.videos or result.images, result.seeds, strict=True):

@@ -35,6 +35,7 @@ def load(
     ip_adapter: str | Path | Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
     t2i_adapter: str | Path | Sequence[str | Path] = (),
+    motion_adapter: str | Path | None = None,
     lora: LoraLike = None,
     lora_folder: str | Path | None = None,
     vae: str | Path | None = None,
@@ -62,6 +63,9 @@ def load(
             the folder `image_encoder` next to the file, as h94/IP-Adapter at the hub has it.
         t2i_adapter: A T2I-Adapter's folder, .safetensors file or hub id, or several, for calls with `adapter_image`. By
             default it is that of the model's folder, if it was saved with one. A plan contains its own.
+        motion_adapter: Motion modules for a model of Stable Diffusion 1.x, which then makes clips (AnimateDiff): the
+            folder or hub id of a MotionAdapter, or a .safetensors file or pickle (.ckpt) in the original layout. By
+            default those of the model's folder, if it was saved with some. A plan contains its own.
         lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
         lora_folder: A folder of LoRAs that prompts may name: `<lora:NAME:0.8>` adds NAME.safetensors to the LoRAs of
@@ -83,11 +87,12 @@ def load(
         SourceError: The model, or a file that belongs to it, cannot be read; or a LoRA does not fit the model.
         BackendError: No requested backend can run, or none computes in the precision.
         BuildError: The model was not built in int8, or a plan lacks the precision. The message has the command.
-        InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `t2i_adapter`, `vae`, `unet` or
-            `textual_inversion` is set: a plan contains its own.
+        InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `t2i_adapter`, `motion_adapter`, `vae`, `unet`
+            or `textual_inversion` is set: a plan contains its own.
     """
     parts = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
     parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder, "t2i_adapter": t2i_adapter}
+    parts["motion_adapter"] = motion_adapter
     return load_checked(
         lambda _: None,
         model,
@@ -115,7 +120,7 @@ def load_checked(
     precisions = parse_precision(precision)
     loras = parse_loras(lora)  # a missing file raises before the work
     extras = {name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "t2i_adapter", "textual_inversion")}
-    extras |= {name: parts[name] for name in ("vae", "unet", "image_encoder")}
+    extras |= {name: parts[name] for name in ("vae", "unet", "image_encoder", "motion_adapter")}
     if is_plan(model):
         pipe = _load_plan(model, backend, extras, precisions)
     else:

@@ -39,7 +39,7 @@ def graph_unsupported_reason(plan: Plan, request: ResolvedRequest, sampler: Samp
         return "the model has no text encoder, or no VAE"
     if not isinstance(sampler, SamplerMatrix):
         return f"{sampler.name} is not a sampler matrix ({sampler.reason})"
-    if plan.takes("edit", "latents", "video"):
+    if plan.makes_clips or plan.takes("edit", "latents"):
         return "the parts of its guidance, or its timesteps, are not those of a graph"
     if controlnets_of(plan.components):
         return "the model has ControlNets"

@@ -39,6 +39,7 @@ _PLACEHOLDERS: Mapping[str, str] = {
         "ip_adapter": "IP_ADAPTER",
         "image_encoder": "IMAGE_ENCODER",
         "t2i_adapter": "T2I_ADAPTER",
+        "motion_adapter": "MOTION_ADAPTER",
         "lora": "LORA",
         "vae": "VAE",
         "unet": "UNET",

@@ -15,6 +15,7 @@ from ..errors.schema import Check, SchemaError, integer, list_of, mapping_of, mi
 from .controls.t2i_adapter import TYPES
 from .image_prompts.layers import KINDS
 from .video.model import is_video
+from .video.motion import has_motion
 
 
 class Fields(dict[str, Any]):
@@ -75,6 +76,7 @@ _VIDEO: Mapping[str, Check] = {
     "addition_time_embed_dim": _SIZE,
     "projection_class_embeddings_input_dim": _SIZE,
 }
+_MOTION: Mapping[str, Check] = {**_UNET, "motion_max_seq_length": integer(1, 4096)}
 _VISION: Mapping[str, Check] = {
     "num_hidden_layers": integer(1, _LAYERS),
     "hidden_size": _SIZE,
@@ -143,7 +145,9 @@ def checked(name: str, folder: str, config: Mapping[str, Any]) -> Fields:
     file = f"{folder}/{'scheduler_config' if name.endswith('scheduler') else 'config'}.json"
     kinds = {"text": _TEXT, "unet": _UNET, "controlnet": _CONTROLNET, "vae": _VAE, "scheduler": _SCHEDULER}
     kinds |= {"image": _VISION, "low": _SCHEDULER, "ip": _IP_ADAPTER, "t2i": _T2I_ADAPTER}
-    checks = dict(_VIDEO if name == "unet" and is_video(config) else kinds.get(name.split("_")[0], {}))
+    checks = dict(kinds.get(name.split("_")[0], {}))
+    if name == "unet" and (is_video(config) or has_motion(config)):
+        checks = dict(_VIDEO if is_video(config) else _MOTION)
     if name == "text_encoder_2":
         checks["projection_dim"] = _SIZE
     for field, check in checks.items():

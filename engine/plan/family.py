@@ -10,17 +10,18 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from ..errors import InputError, SourceError
-from ..system.memory import Load
 from . import networks
 from .config_fields import checked
 from .controls.manifest import UNION_INPUTS
 from .controls.t2i_adapter import STATE, check_adapter, features_of, taken_of
 from .image_input import image_input_of
 from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reason
+from .memory.loads import loads_of_decoder, loads_of_frame, loads_with_text, loads_without_text
 from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
 from .plan import ModelFields, Prompting
 from .profile import Profile, Range
-from .video.model import HEIGHT, MAX_FRAMES, WIDTH, check_video, decodes_clips, is_video, loads_of_frame, usual_frames
+from .video.model import HEIGHT, MAX_FRAMES, WIDTH, check_video, decodes_clips, is_video, usual_frames
+from .video.motion import check_motion, has_motion, positions_of, usual_motion_frames
 
 __all__ = ["Component", "Family", "family_of", "folder_of"]
 
@@ -61,9 +62,11 @@ def family_of(configs: Mapping[str, Config]) -> Family:
 
 def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     config, vae = configs["unet"], configs.get("vae")
-    video = is_video(config)
+    video, motion = is_video(config), has_motion(config)
     if video:
         check_video(configs)
+    if motion:
+        check_motion(configs)
     texts = [networks.text_encoder(name, configs[name]) for name in encoders]
     steering = _t2i_adapters(configs) if texts else []
     unet = networks.unet(configs, with_text=bool(texts))
@@ -95,7 +98,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
         _check_control(control, unet, configs["vae"])
     mean, std = _latents_scale(configs["vae"]) if encoded else ((), ())
     factor = 1 if vae is None else 2 ** (len(networks.vae_widths(vae)) - 1)
-    loads = loads_of_frame if video else _loads if encoded else _loads_without_text
+    loads = loads_of_frame if video or motion else loads_with_text if encoded else loads_without_text
     # Every size that a traced component serves. Exports have dynamic sizes, so that memory is the limit.
     side = _side(config, factor, largest=1024 if vae is None else 2048)
     profile = Profile(batch=Range(min=1, opt=1, max=32), height=side, width=side, multiple=side.min, factor=factor)
@@ -109,12 +112,17 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
         height, width = (replace(side, opt=max(side.min, size // side.min * side.min)) for size in (HEIGHT, WIDTH))
         frames = Range(min=1, opt=usual_frames(config), max=MAX_FRAMES)
         profile = replace(profile, frames=frames, height=height, width=width)
+    if motion:
+        frames = Range(min=1, opt=usual_motion_frames(config), max=positions_of(config))
+        profile = replace(profile, frames=frames)
     if adapters:
         tokens = max(int(str(each.outputs[0].dims[1])) for each in adapters if each.name != "image_encoder")
         profile = replace(profile, images=(max(2, types, len(ip_adapters_of(configs))), _IMAGES * tokens))
     # The configs of the first Stable Diffusion lack the scaling factor.
     default_scale = 1.0 if vae is None or networks.is_tiny(vae) else 0.18215
     scale = (vae or {}).get("scaling_factor", default_scale)
+    attends = vae is not None and not networks.is_tiny(vae) and vae.get("mid_block_add_attention", True)
+    of_decoder = [] if vae is None else loads_of_decoder(networks.vae_widths(vae), factor, attends=attends)
     return Family(
         name=_name(configs, texts),
         components={c.name: c for c in (*encoded, *adapters, *steering, unet, *autoencoder, *controls)},
@@ -123,7 +131,7 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
         scaling_factor=_UPSCALER if kind == "pixels" else float(scale),
         latents_mean=mean,
         latents_std=std,
-        loads=(*_loads_of_vae(vae, factor), *loads(config, factor)),
+        loads=(*of_decoder, *loads(config, factor)),
         image_input=takes,
         image_prompts=_image_prompting(configs) if adapters else None,
     )
@@ -310,41 +318,3 @@ def _side(unet: Config, factor: int, largest: int) -> Range:
         expected = f"expected at least {smallest}, which its {levels} levels (block_out_channels) halve to 1"
         raise _unet_error("sample_size", f"is {size}; {expected}")
     return Range(min=factor * smallest, opt=factor * size, max=max(largest, factor * size))
-
-
-def _loads(unet: Config, factor: int) -> list[Load]:
-    """Return the attention scores of a U-Net with text."""
-    heads = unet.get("num_attention_heads") or unet["attention_head_dim"]  # the second is misnamed in diffusers
-    only_text = unet.get("only_cross_attention", False)  # such a level has no scores between its positions
-    if heads is None:
-        raise _unet_error("attention_head_dim", "is None; expected the number of attention heads")
-    loads = []
-    for level, kind in enumerate(unet["down_block_types"]):
-        count = heads if isinstance(heads, int) else heads[level]
-        last = level + 1 == len(unet["down_block_types"])
-        if kind == "KCrossAttnDownBlock2D":
-            only_text, count = not last, unet["block_out_channels"][level] // count
-        if "CrossAttn" in kind and not (only_text if isinstance(only_text, bool) else only_text[level]):
-            loads.append(Load(pixels=factor * 2**level, width=count, squared=True, guided=True))
-    return loads
-
-
-def _loads_without_text(unet: Config, factor: int) -> list[Load]:
-    """Return the hidden states of a U-Net at full size, and its attention scores."""
-    loads = [Load(pixels=factor, width=unet["block_out_channels"][0], squared=False, guided=True)]
-    for level, (kind, width) in enumerate(zip(unet["down_block_types"], unet["block_out_channels"], strict=True)):
-        if "Attn" in kind:
-            heads = max(1, width // (unet.get("attention_head_dim") or width))
-            loads.append(Load(pixels=factor * 2**level, width=heads, squared=True, guided=True))
-    return loads
-
-
-def _loads_of_vae(vae: Config | None, factor: int) -> list[Load]:
-    """Return the decoder's hidden states at full size, and its attention scores."""
-    if vae is None:
-        return []
-    widest = max(networks.vae_widths(vae)[:2])  # the decoder's last upsampling has the second level's channels
-    loads = [Load(pixels=1, width=widest, squared=False, guided=False)]
-    if not networks.is_tiny(vae) and vae.get("mid_block_add_attention", True):
-        loads.append(Load(pixels=factor, width=1, squared=True, guided=False))
-    return loads

@@ -193,8 +193,12 @@ def _check_networks(data: Fields) -> None:
             raise SchemaError(f"components.{name}", f"is missing; the family {data['family']} requires it")
     texts = {name for name in components if name.startswith("text_encoder")}
     sees = _kind(data) in ("vision", "video")
-    if ("frames" in data["profile"]) != (data["family"] == "video") or (data["family"] == "video") != bool(_clip(data)):
-        mismatch("profile.frames", data["profile"].get("frames"), "frames, if the family and the image input are video")
+    clips = "frames" in data["profile"]
+    if (clips and not (has_text or _clip(data))) or (data["family"] == "video") != bool(_clip(data)):
+        expected = "frames, if the family and the image input are video, or the U-Net has motion modules"
+        mismatch("profile.frames", data["profile"].get("frames"), expected)
+    if (data["family"] == "video" and not clips) or (clips and has_text and data["image_input"]):
+        mismatch("profile.frames", data["profile"].get("frames"), "frames of a video model, or no image input")
     required |= {"image_encoder"} if sees else set()
     prompted = {*controlnets_of(components), *t2i_adapters_of(components), *texts}
     prompted |= {*(adapters := ip_adapters_of(components))}
@@ -271,6 +275,8 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
     doubled = dict.fromkeys(("edit", "latents", "video"), channels)
     more = {**doubled, "mask": channels + 1, "depth": 1, "pixels": 3}.get(kind or "", 0)
     expected: dict[str, Dims] = {"sample": map_of(channels + more, *_clip(data)), "timestep": ("batch",)}
+    animates = "frames" in data["profile"] and not _clip(data)
+    expected |= {"sample": ("batch", channels, "frames", *_LATENTS)} if animates else {}
     by_name = {b["name"]: b["dims"] for b in unet["inputs"]}
     where = "components.unet.inputs"
     expected |= {"added_time_ids": ("batch", IDS)} if kind == "video" else {}
@@ -296,7 +302,8 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
     if sample["name"] != "sample":
         mismatch(f"{where}[0].name", sample["name"], "sample")
     out = channels + 1 if kind == "latents" else channels  # the last one is a variance that nothing reads
-    check_only(unet["outputs"], "components.unet.outputs", {"out_sample": map_of(out, *_clip(data))})
+    output = expected["sample"] if animates else map_of(out, *_clip(data))
+    check_only(unet["outputs"], "components.unet.outputs", {"out_sample": output})
 
 
 def _clip(data: Fields) -> tuple[str, ...]:

@@ -15,6 +15,7 @@ from typing import Any
 
 from ..errors import SourceError
 from .video.model import is_video
+from .video.motion import has_motion
 
 Config = Mapping[str, Any]
 Shapes = Mapping[str, Sequence[int]]
@@ -74,7 +75,8 @@ class _Tensors:
 
     def text_width(self) -> int | None:
         """Return the width of the text states in the first cross-attention."""
-        return next((self.size(name, 1) for name in self._shapes if name.endswith(".attn2.to_k.weight")), None)
+        layers = (name for name in self._shapes if name.endswith(".attn2.to_k.weight") and "motion_modules" not in name)
+        return next((self.size(name, 1) for name in layers), None)
 
 
 def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
@@ -102,6 +104,8 @@ def _facts(component: str, config: Config, tensors: _Tensors) -> Iterator[Fact]:
         if is_video(config):
             added = ("projection_class_embeddings_input_dim", "add_embedding.linear_1.weight", 1)
             yield from _sizes(config, tensors, [added])
+        if has_motion(config):
+            yield from _motion(config, tensors)
     elif config.get("_class_name") == "AutoencoderTiny":
         yield from _tiny(config, tensors)
     else:
@@ -201,6 +205,14 @@ def _depths(config: Config, tensors: _Tensors, side: str, kinds: Mapping[int, An
 def _like(configured: Any, actual: list[int]) -> Any:
     """Return one number if the config has one and all values are equal; else the list."""
     return actual[0] if len(set(actual)) == 1 and not isinstance(configured, list) else actual
+
+
+def _motion(config: Config, tensors: _Tensors) -> Iterator[Fact]:
+    """Yield the fields of motion modules: the positions, and the transformer blocks of the first one."""
+    first = "down_blocks.0.motion_modules.0.transformer_blocks"
+    yield from _sizes(config, tensors, [("motion_max_seq_length", f"{first}.0.pos_embed.pe", 1)])
+    blocks = config.get("temporal_transformer_layers_per_block")
+    yield "temporal_transformer_layers_per_block", blocks, _like(blocks, [tensors.layers(first)])
 
 
 def _control_embedding(config: Config, tensors: _Tensors) -> Iterator[Fact]:

@@ -16,6 +16,7 @@ from .controls.t2i_adapter import ADAPTER as T2I_ADAPTER
 from .controls.t2i_adapter import IMAGE, STATE, Feature, features_of, taken_of
 from .image_prompts.layers import ADAPTER, BIAS, SCALE, STATES, image_layers, mask_name, packed_width
 from .video.model import IDS, decodes_clips, is_video
+from .video.motion import has_motion
 
 Config = Mapping[str, Any]
 
@@ -136,6 +137,8 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
     config = configs["unet"]
     if is_video(config):
         return _video_unet(config)
+    if has_motion(config):
+        return _motion_unet(config)
     inputs = _latents(config)
     if not with_text and "image_encoder" in configs:
         inputs.append(_float("encoder_hidden_states", "batch", 1, config["cross_attention_dim"]))
@@ -170,6 +173,17 @@ def _video_unet(config: Config) -> Component:
             _float("added_time_ids", "batch", IDS),
         ),
         outputs=(_float("out_sample", "batch", "frames", config["out_channels"], *_LATENTS),),
+        config=config,
+    )
+
+
+def _motion_unet(config: Config) -> Component:
+    """Return a U-Net with motion modules. All frames of a clip have the same text (arXiv 2307.04725)."""
+    clip = ("batch", config["in_channels"], "frames", *_LATENTS)
+    return Component(
+        name="unet",
+        inputs=(_float("sample", *clip), _float("timestep", "batch"), *_text(config)),
+        outputs=(_float("out_sample", *clip),),
         config=config,
     )
 

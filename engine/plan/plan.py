@@ -114,13 +114,27 @@ class ModelFields:
 
     @property
     def latents(self) -> Binding:
-        """The binding of the denoised tensor: latents, or pixels for a model without an autoencoder."""
-        return self.components.get("vae_decoder", self.components["unet"]).inputs[0]
+        """The binding of the denoised tensor: latents, or pixels for a model without an autoencoder.
+
+        A clip has frames: before the channels in a video model, after them with motion modules, as in diffusers.
+        """
+        unet = self.components["unet"]
+        return unet.inputs[0] if self.animates else self.components.get("vae_decoder", unet).inputs[0]
 
     @property
     def latent_channels(self) -> int:
-        """The channels of the denoised tensor. A video model has frames before them."""
-        return int(self.latents.dims[-3])
+        """The channels of the denoised tensor."""
+        return int(self.latents.dims[1 if self.animates else -3])
+
+    @property
+    def makes_clips(self) -> bool:
+        """Whether a call generates clips: of an image with a video model, or of a prompt with motion modules."""
+        return self.profile.frames is not None
+
+    @property
+    def animates(self) -> bool:
+        """Whether the U-Net has motion modules, which make a clip of a prompt (AnimateDiff)."""
+        return self.makes_clips and bool(self.prompting.states)
 
     @property
     def inpaints(self) -> bool:

@@ -121,6 +121,7 @@ OF_PIPELINES = {
     "vae": "Use load(MODEL, vae=...).",
     "controlnet": "Use load(MODEL, controlnet=...).",
     "adapter": "Use load(MODEL, t2i_adapter=...).",
+    "motion_adapter": "Use load(MODEL, motion_adapter=...).",
     "load_ip_adapter": "Use load(MODEL, ip_adapter=FILE).",
     "unload_ip_adapter": "Omit it: a call without ip_adapter_image does not use the adapters.",
     "set_ip_adapter_scale": "Pass ip_adapter_scale= in a call: pipe(prompt, ip_adapter_scale=0.6).",

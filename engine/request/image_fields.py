@@ -74,7 +74,8 @@ def image_fields(
     """
     channels, factor = plan.latent_channels, plan.profile.factor
     latents = latents_from(request.image, channels, prompts, count)
-    noise = latents_argument(request, channels, count, frames=frames)
+    clip = () if frames is None else (frames,)
+    noise = latents_argument(request, (channels, *clip) if plan.animates else (*clip, channels), count)
     images = load_images("image", None if latents is not None else request.image, prompts)
     masks = load_images("mask_image", request.mask_image, prompts)
     has_image = bool(images) or latents is not None

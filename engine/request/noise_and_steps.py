@@ -82,15 +82,14 @@ def is_seed_only(generators: Sequence[Any], count: int) -> bool:
     return all(torch.equal(each.get_state(), state) for each, state in zip(generators, new, strict=True))
 
 
-def latents_argument(request: Request, channels: int, count: int, *, frames: int | None = None) -> Floats | None:
-    """Return `latents` as an array: one for all of `count` images, or one for each, with the `frames` of a clip.
+def latents_argument(request: Request, middle: tuple[int, ...], count: int) -> Floats | None:
+    """Return `latents` as an array: one for all of `count` images, or one for each.
 
-    Raises `InputError`.  # -> [1 or count, C, h, w] or [1 or count, F, C, h, w]
+    `middle` are the channels, and of a clip also its frames. Raises `InputError`.  # -> [1 or count, *middle, h, w]
     """
     if request.latents is None:
         return None
     array = to_array(request.latents)
-    middle = (channels,) if frames is None else (frames, channels)
     expected = f"an array of numbers [1 or {count}, {', '.join(map(str, middle))}, h, w]"
     is_batch = isinstance(array, np.ndarray) and array.size and array.dtype.kind in "iuf"
     if not is_batch or array.shape[1:-2] != middle or array.shape[0] not in (1, count):

@@ -32,7 +32,7 @@ from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, s
 from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize
 from .regions.regions import Regions, regions_of
 from .request import CallsFrom, OutputType, Request, parse_request
-from .video.clip import ClipSettings, check_no_text_guidance, clip_of
+from .video.clip import ClipSettings, ImageClip, check_no_text_guidance, clip_of
 
 Floats = NDArray[np.float32]
 MAX_IMAGES = 1000  # of a call
@@ -80,8 +80,8 @@ class ResolvedRequest:
     depth: Floats | None  # [B, 1, h, w] from -1 to 1, if the request passes a depth map
     vision: Floats | None  # [B, 3, S, S], normalized, for a vision encoder
     noise_level: int | None  # of an upscaler's small image
-    clip: ClipSettings | None  # of a video model
-    sources: int  # different input images of a video model
+    clip: ClipSettings | None  # of a model that makes clips
+    sources: int  # different input images, or prompts, of clips
     strength: float | None
     schedule_range: ScheduleRange
     controls: tuple[ControlInput, ...]  # one for each ControlNet, or none
@@ -117,7 +117,8 @@ class ResolvedRequest:
         seconds = {"prompt_2": self.prompts_2[i], "negative_prompt_2": self.negative_prompts_2[i]}
         values |= {name: text for name, text in seconds.items() if text != values[name.removesuffix("_2")]}
         values |= {} if self.sizes is None else vars(self.sizes)
-        values |= {} if self.clip is None else {**vars(self.clip), "guidance_scale": Request.guidance_scale}
+        values |= {} if self.clip is None else vars(self.clip)
+        values |= {"guidance_scale": Request.guidance_scale} if isinstance(self.clip, ImageClip) else {}
         values |= {"seed": self.seeds[i], "denoising_start": self.schedule_range.begin}
         values["denoising_end"] = self.schedule_range.end
         values |= {"timesteps": self.schedule_range.timesteps, "sigmas": self.schedule_range.sigmas}
@@ -173,7 +174,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         InputError: an argument is unknown or wrong.
     """
     request = parse_request(*_image_in_place(prompt, arguments, plan))
-    clip = clip_of(plan, request) if plan.takes("video") else None
+    clip = clip_of(plan, request) if plan.makes_clips else None
     _check_output_type(request.output_type)
     notes: list[str] = []
     precomputed, sizes = precomputed_states(request, plan), sizes_of(request, plan)
@@ -201,7 +202,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         others = {name: getattr(request, name) for name in _WITHOUT_REGIONS}
         regions = regions_of(request, plan, height=images["height"], width=images["width"], others=others)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
-    if clip is not None:
+    if isinstance(clip, ImageClip):
         check_no_text_guidance(scale, Request.guidance_scale, request.guidance_method)
         scale = clip.guidance_scale
     by_image = image_guidance_of(request, plan)

@@ -189,7 +189,7 @@ def loras_in(folder: Path) -> dict[str, Path]:
 
 def _check_makes_images(name: str, pipe: Pipeline) -> None:
     """Raise `InputError` for a model of videos: a server's jobs, files and APIs are those of images."""
-    if pipe.plan.takes("video"):
+    if pipe.plan.makes_clips:
         message = f"{name} makes videos, and a server makes images. Use calotype.load, or calotype generate."
         raise InputError(message, argument="model", got=name)
 

@@ -14,6 +14,7 @@ from ..images.depth import estimate_depth
 from ..plan.plan import Plan
 from ..request.conditions import normalized_depths
 from ..request.resolved import ResolvedRequest
+from ..request.video.clip import ImageClip
 from ..sampling.matrix import Sampler
 from ..sampling.noise import Noise
 from .vae import Codec
@@ -65,7 +66,7 @@ def _of_each_frame(request: ResolvedRequest, codec: Codec, draw: Noise) -> Float
     # [N, F, C, h, w]
     """
     assert request.image is not None  # `check_condition`
-    assert request.clip is not None
+    assert isinstance(request.clip, ImageClip)
     noise = draw.on_inputs(request.sources, request.image.shape[1:])
     strength = np.float32(request.clip.noise_aug_strength / 2)  # the noise of pixels from -1 to 1
     latents = codec.unscaled(codec.encode(request.image + strength * noise))

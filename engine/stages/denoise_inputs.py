@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 
 from ..plan.plan import Plan
 from ..request.resolved import ResolvedRequest
+from ..request.video.clip import ImageClip
 from ..sampling.guidance import guidance_embedding
 from ..sampling.matrix import Draw, InpaintMask, SourceLatents, is_soft
 from ..sampling.noise import BatchNoise, GeneratorNoise, Noise
@@ -29,7 +30,7 @@ class DenoiseInputs:
     """A batch of B images. N is 2B under guidance, the unconditional half first; else B.
 
     Attributes:
-        noise: the initial noise.  # [B, C, h, w], of a clip [B, F, C, h, w]
+        noise: the initial noise.  # [B, C, h, w], of a clip [B, F, C, h, w], or with motion modules [B, C, F, h, w]
         draw: returns the noise after it.
         source: the latents of the input images, and the area to generate anew; None if the schedule starts from noise.
         extra_channels: further channels of every sample: for an inpainting U-Net the mask and the latents of the masked
@@ -124,7 +125,7 @@ def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, NDArr
         is_refiner = inputs["time_ids"].dims[1] == 5
         positive, negative = request.sizes.time_ids(request.height, request.width, is_refiner=is_refiner)
         arrays["time_ids"] = np.array([*[negative] * negatives, *[positive] * (rows - negatives)], dtype=np.float32)
-    if request.clip is not None:
+    if isinstance(request.clip, ImageClip):
         arrays["added_time_ids"] = np.tile(np.array(request.clip.added_time_ids, np.float32), (rows, 1))
     if "timestep_cond" in inputs and not plan.takes("latents"):
         embedding = guidance_embedding(request.guidance_scale, int(inputs["timestep_cond"].dims[1]))

@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from ..backends.session import NetworkCalls
 from ..errors import Cancelled, NotFiniteError
 from ..request.resolved import ResolvedRequest
+from ..request.video.clip import ImageClip
 from ..sampling.guidance import guide, guide_by_image, join_regions, rescaled
 from ..sampling.guidance_methods import ProjectedGuidance, guide_projected, zero_star
 from ..sampling.matrix import SamplerRun
@@ -62,8 +63,9 @@ def guidance_of(call: Generation) -> Guidance:
             return guide_by_image(output, scale, by_image, rescale)
         if request.guidance_method != "cfg":
             return _by_method(projected, x, output, call, i)
-        if request.clip is not None and scale == request.clip.guidance_scale:  # a callback may set one for all
-            return guide(output, request.clip.guidance_scales, rescale)
+        clip = request.clip
+        if isinstance(clip, ImageClip) and scale == clip.guidance_scale:  # a callback may set one for all
+            return guide(output, clip.guidance_scales, rescale)
         return guide(output, scale, rescale)
 
     return combine

@@ -70,7 +70,7 @@ class Codec:
         self._network, self._device_bytes = network, device_bytes
         self.factor = plan.profile.factor
         self.channels = plan.latent_channels
-        self._decodes_clips = plan.takes("video")
+        self._of_clips, self._animates = plan.makes_clips, plan.animates
         self._has_vae = "vae_decoder" in plan.components  # a model without a VAE denoises pixels
         self._loads = [load for load in plan.loads if not load.guided]  # those of the VAE
         # Whether the encoder returns a distribution, from which latents are drawn.
@@ -134,9 +134,11 @@ class Codec:
     def decode(self, latents: Floats, tiling: VaeTiling | None = None) -> Floats:
         """Decode latents to pixels.
 
-        # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]; of clips [B, F, C, h, w] -> [B, F, 3, H, W]
+        # [B, C, h, w] -> [B, 3, H, W] in about [-1, 1]; of clips [B, F, C, h, w], or with motion modules
+        # [B, C, F, h, w], -> [B, F, 3, H, W]
         """
-        if self._decodes_clips:
+        if self._of_clips:
+            latents = latents.swapaxes(1, 2) if self._animates else latents
             return self._decode_clips(self.unscaled(latents), tiling or UNTILED)
         count, _, height, width = latents.shape
         tiling = tiling or self.tiling(count, height * self.factor, width * self.factor)
@@ -147,8 +149,8 @@ class Codec:
         network = self._network("vae_decoder")
 
         def run(chunk: Floats) -> Floats:
-            (output,) = network(latent_sample=np.ascontiguousarray(chunk[None])).values()
-            pixels: Floats = output[0]
+            (output,) = network(latent_sample=np.ascontiguousarray(chunk if self._animates else chunk[None])).values()
+            pixels: Floats = output if self._animates else output[0]
             return pixels
 
         def decoded(chunk: Floats) -> Floats:
@@ -176,16 +178,17 @@ class Codec:
         return run(array)
 
     def check_latents(self, latents: Any) -> Floats:
-        """Return latents from a caller. Raises `InputError` unless they are [B, C, h, w] of numbers, or of clips
-        [B, F, C, h, w]."""
+        """Return latents from a caller. Raises `InputError` unless they are [B, C, h, w] of numbers, or those of clips
+        as `decode` takes them."""
         latents = to_array(latents)
-        is_array, clip = isinstance(latents, np.ndarray), "F, " if self._decodes_clips else ""
-        rank = 5 if self._decodes_clips else 4
-        is_batch = is_array and latents.ndim == rank and latents.shape[-3] == self.channels and 0 not in latents.shape
+        is_array, dims = isinstance(latents, np.ndarray), [str(self.channels)]
+        dims = dims if not self._of_clips else [*dims, "F"] if self._animates else ["F", *dims]
+        is_batch = is_array and latents.ndim == 3 + len(dims) and 0 not in latents.shape
+        is_batch = is_batch and latents.shape[1 + dims.index(str(self.channels))] == self.channels
         if not is_batch or latents.dtype.kind not in "biuf":
             got = f"{latents.dtype} {list(latents.shape)}" if is_array else type(latents).__name__
             raise InputError(
-                f"latents must be an array [B, {clip}{self.channels}, h, w] of numbers, got {got}.", argument="latents"
+                f"latents must be an array [B, {', '.join(dims)}, h, w] of numbers, got {got}.", argument="latents"
             )
         return np.asarray(latents)
 

@@ -120,6 +120,7 @@ def _prepared(spec: BuildSpec) -> Work:
         ip_adapters=spec.ip_adapter,
         image_encoder=spec.image_encoder,
         t2i_adapters=spec.t2i_adapter,
+        motion_adapter=spec.motion_adapter,
         loras=spec.lora,
         words=spec.textual_inversion,
         offline=spec.offline,

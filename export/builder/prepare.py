@@ -20,6 +20,7 @@ from calotype.weights.precisions import Precisions
 from ..onnx.trace_step import trace_guess_s, trace_step, traced
 from ..sources.ip_adapter.read import add_ip_adapters
 from ..sources.lora import fuse
+from ..sources.motion_adapter.read import add_motion_adapter
 from ..sources.source import Source, read_source
 from ..sources.t2i_adapter.read import add_t2i_adapters
 from ..sources.textual_inversion import add_embeddings
@@ -37,6 +38,7 @@ def prepare(
     ip_adapters: Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
     t2i_adapters: Sequence[str | Path] = (),
+    motion_adapter: str | Path | None = None,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str] = ("onnx",),
@@ -50,6 +52,7 @@ def prepare(
         model: a folder in diffusers' layout, a checkpoint file, a hub id, or "demo".
         ip_adapters: files of IP-Adapters, with the folder of their `image_encoder`.
         t2i_adapters: the T2I-Adapters, as folders, files or hub ids.
+        motion_adapter: motion modules, as a folder, a file or a hub id.
         words: textual-inversion files.
         forms: "onnx", "diffusers", or backends that compile engines.
 
@@ -57,7 +60,7 @@ def prepare(
         SourceError: the model cannot be read.
     """
     parts: dict[str, Any] = {"controlnets": controlnets, "ip_adapters": ip_adapters, "image_encoder": image_encoder}
-    parts["t2i_adapters"] = t2i_adapters
+    parts |= {"t2i_adapters": t2i_adapters, "motion_adapter": motion_adapter}
     source, family = _described(model, vae=vae, unet=unet, words=words, offline=offline, forms=forms, **parts)
     components = {c.name: planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
@@ -182,6 +185,7 @@ def _described(
     ip_adapters: Sequence[str | Path] = (),
     image_encoder: str | Path | None = None,
     t2i_adapters: Sequence[str | Path] = (),
+    motion_adapter: str | Path | None = None,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str],
@@ -194,6 +198,7 @@ def _described(
         ip_adapters=ip_adapters,
         image_encoder=image_encoder,
         t2i_adapters=t2i_adapters,
+        motion_adapter=motion_adapter,
         words=words,
         offline=offline,
     )
@@ -212,6 +217,7 @@ def source_with(
     ip_adapters: Sequence[str | Path],
     image_encoder: str | Path | None,
     t2i_adapters: Sequence[str | Path],
+    motion_adapter: str | Path | None,
     loras: Sequence[str | Path] = (),
     words: Sequence[str | Path],
     offline: bool,
@@ -220,6 +226,7 @@ def source_with(
     source = read_source(model, controlnets, vae, unet=unet, offline=offline)
     source = add_ip_adapters(source, ip_adapters, image_encoder, offline=offline)
     source = add_t2i_adapters(source, t2i_adapters, offline=offline)
+    source = add_motion_adapter(source, motion_adapter, offline=offline)
     return add_embeddings(fuse(source, loras) if loras else source, words)
 
 

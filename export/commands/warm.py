@@ -36,6 +36,7 @@ def _warm(
     t2i_adapter: Annotated[
         list[str] | None, typer.Option(help="A T2I-Adapter; repeatable.", show_default=False)
     ] = None,
+    motion_adapter: Annotated[str | None, typer.Option(help="Motion modules.", show_default=False)] = None,
     image_encoder: Annotated[
         str | None, typer.Option(help="The folder of the IP-Adapters' image encoder.", show_default=False)
     ] = None,
@@ -55,7 +56,7 @@ def _warm(
     names = [name.strip() for name in backend.split(",")]
     parts: dict[str, Any] = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "image_encoder": image_encoder}
     adapters = {"ip_adapter": ip_adapter or [], "t2i_adapter": t2i_adapter or []}
-    parts |= {**adapters, "textual_inversion": textual_inversion or []}
+    parts |= {**adapters, "motion_adapter": motion_adapter, "textual_inversion": textual_inversion or []}
 
     def check(pipe: Pipeline) -> None:
         """Raise what is wrong with a size before the networks are traced."""

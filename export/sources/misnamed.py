@@ -15,6 +15,7 @@ from .weight_files import EXPORTED, EXPORTS, check_safetensors
 # diffusers' class -> the argument that takes its folder
 _ARGUMENTS = {"ControlNetModel": "controlnet", "AutoencoderKL": "vae", "AutoencoderTiny": "vae"}
 _ARGUMENTS |= {"T2IAdapter": "t2i_adapter", "ControlNetUnionModel": "controlnet"}
+_ARGUMENTS["MotionAdapter"] = "motion_adapter"
 _MODEL = (
     "a model is a folder in diffusers' layout, which has a model_index.json and the folders unet, vae, text_encoder, "
     "tokenizer and scheduler"

@@ -14,12 +14,14 @@ from typing import Any
 
 from calotype.errors import SourceError
 from calotype.plan.video.model import UNET, VAE
+from calotype.plan.video.motion import ADAPTER as MOTION_ADAPTER
+from calotype.plan.video.motion import UNET as MOTION_UNET
 
 from .misnamed import describe_export
 
 Config = Mapping[str, Any]
 
-NETWORKS = re.compile(r"text_encoder(_2)?|image_encoder|unet|vae|vqvae|controlnet(_\d+)?")
+NETWORKS = re.compile(r"text_encoder(_2)?|image_encoder|unet|vae|vqvae|motion_adapter|controlnet(_\d+)?")
 TOKENIZERS: Mapping[str, str] = {"text_encoder": "tokenizer", "text_encoder_2": "tokenizer_2"}
 # name of a part -> the file of its config
 SETTINGS: Mapping[str, str] = {
@@ -28,7 +30,7 @@ SETTINGS: Mapping[str, str] = {
 }
 # name of a network -> the classes of diffusers that its config may name
 CLASSES: Mapping[str, tuple[str, ...]] = {
-    "unet": ("UNet2DConditionModel", "UNet2DModel", UNET),
+    "unet": ("UNet2DConditionModel", "UNet2DModel", UNET, MOTION_UNET),
     "controlnet": ("ControlNetModel", "ControlNetUnionModel"),
     "vae": ("AutoencoderKL", "AutoencoderTiny", "VQModel", VAE),
 }
@@ -44,6 +46,7 @@ _OPTIONAL: tuple[str, ...] = (
     "controlnet",
     "adapter",
     "depth_estimator",
+    MOTION_ADAPTER,
     *SETTINGS,
 )
 _OPTIONAL += tuple(TOKENIZERS.values())
@@ -134,7 +137,7 @@ def other_model(folder: Path, index: Config, reason: str) -> SourceError:
     kind = f"{index.get('_class_name', 'model')!s:.80}"
     message = (
         f"{folder} holds {kind}, which {reason}; Calotype runs the U-Nets of Stable Diffusion 1.x, 2.x and XL, "
-        f"of Stable Video Diffusion, and U-Nets without text. Use diffusers for it: "
+        f"of Stable Video Diffusion and AnimateDiff, and U-Nets without text. Use diffusers for it: "
         f"diffusers.DiffusionPipeline.from_pretrained({str(folder)!r})."
     )
     return SourceError(message, path=folder, field="_class_name")

@@ -51,6 +51,7 @@ _KINDS = {  # argument -> its forms, and diffusers' class that reads it from one
     "unet": ("a U-Net is a {}, a .safetensors or .gguf file, or a hub id", "UNet2DConditionModel"),
     "controlnet": ("a ControlNet is a {}, a .safetensors file, a hub id, or demo-canny", "ControlNetModel"),
     "t2i_adapter": ("a T2I-Adapter is a {}, a .safetensors file, or a hub id", "T2IAdapter"),
+    "motion_adapter": ("motion modules are a {}, a .safetensors file, a .ckpt file, or a hub id", "MotionAdapter"),
     "ip_adapter": ("an IP-Adapter is a .safetensors file, or its address at the hub", "IPAdapter"),
     "image_encoder": ("an image encoder is a {}", "CLIPVisionModelWithProjection"),
 }

@@ -45,12 +45,15 @@ def shapes_of(component: str, inputs: Sequence[Binding], profile: Profile, *, ch
     halves = profile.rows if component.startswith(_MULTIPLIED) else 1
     rows = chunks if component.startswith("text_encoder") else 1
 
-    clips = component == "vae_decoder" and profile.frames is not None  # it decodes one clip, or a part of it
+    # The decoder takes one clip, or a part of it: as one row, or as one for each frame.
+    clips = component == "vae_decoder" and profile.frames is not None
+    each = clips and not any("frames" in binding.dims for binding in inputs)
 
     def sizes(end: str, times: int, images: tuple[int, int], parts: int = 1) -> dict[str, int]:
         batch, height, width = (getattr(r, end) for r in (profile.batch, profile.height, profile.width))
-        batch, frames = 1 if clips else batch, 1 if profile.frames is None else getattr(profile.frames, end)
-        more: dict[str, Any] = {"chunks": parts, "images": images, "frames": 1 if clips and end == "min" else frames}
+        frames = 1 if profile.frames is None or (clips and end == "min") else getattr(profile.frames, end)
+        batch = (frames if each else 1) if clips else batch
+        more: dict[str, Any] = {"chunks": parts, "images": images, "frames": frames}
         return profile.sizes(batch=batch * times, height=height, width=width, **more)
 
     groups, tokens = profile.images

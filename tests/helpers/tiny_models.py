@@ -247,6 +247,21 @@ def save_edit_xl(folder: Path, sdxl: Path) -> Path:
     return folder
 
 
+def save_motion(folder: Path, *, positions: int = 8) -> Path:
+    """Motion modules of random numbers for `save_tiny_model`, as a MotionAdapter."""
+    torch.manual_seed(28)
+    modules = diffusers.MotionAdapter(
+        block_out_channels=(32, 64),
+        motion_layers_per_block=1,
+        motion_num_attention_heads=8,
+        motion_norm_num_groups=32,
+        motion_max_seq_length=positions,
+        use_motion_mid_block=True,
+    )
+    modules.save_pretrained(folder)
+    return folder
+
+
 def save_video(folder: Path, *, side: int = 32, levels: int = 2) -> Path:
     """Stable Video Diffusion: networks over the frames of a clip, and a vision encoder of `side` pixels.
 

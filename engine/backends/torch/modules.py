@@ -20,6 +20,7 @@ from ...files.json_file import read_json
 from ...plan.network_check import check_network
 from ...plan.networks import UNION_MARK
 from ...plan.video.model import UNET, VAE
+from ...plan.video.motion import UNET as MOTION_UNET
 from ...weights.folder import check_weights_folder
 from ...weights.safetensors import TensorFile
 from ...weights.types import check_types
@@ -27,7 +28,7 @@ from .controls import ControlNet, ControlNetUnion, T2IAdapter, adapter_states, i
 from .image_prompts import image_prompts, load_ip_adapter, take_image_prompts
 from .on_meta import on_meta
 from .upscalers import load_upscaler
-from .video import ClipDecoder, VideoUNet
+from .video import ClipDecoder, MotionUNet, VideoUNet
 from .wrapper import Wrapper
 
 UPSCALER = "upscaler"
@@ -226,6 +227,7 @@ _AUTOENCODER = _by_config("AutoencoderKL", "AutoencoderTiny", "VQModel", VAE)
 _OTHER_WRAPPERS: dict[tuple[str, str], type[nn.Module]] = {
     ("UNet2DModel", "unet"): UnconditionalUNet,
     (UNET, "unet"): VideoUNet,
+    (MOTION_UNET, "unet"): MotionUNet,
     ("VQModel", "vae_decoder"): QuantizingDecoder,
     (VAE, "vae_decoder"): ClipDecoder,
     ("ControlNetUnionModel", "controlnet"): ControlNetUnion,
@@ -235,7 +237,7 @@ _LOADERS: dict[str, tuple[Loader, type[nn.Module]]] = {
     "text_encoder_2": (_transformers("CLIPTextModelWithProjection"), ProjectedTextEncoder),
     "image_encoder": (_transformers("CLIPVisionModelWithProjection"), VisionEncoder),
     "image_states": (_transformers("CLIPVisionModelWithProjection"), VisionStates),
-    "unet": (_by_config("UNet2DConditionModel", "UNet2DModel", UNET), UNet),
+    "unet": (_by_config("UNet2DConditionModel", "UNet2DModel", UNET, MOTION_UNET), UNet),
     "controlnet": (_controlnet, ControlNet),
     "t2i_adapter": (_by_config("T2IAdapter"), T2IAdapter),
     "vae_decoder": (_AUTOENCODER, VaeDecoder),

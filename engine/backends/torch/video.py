@@ -1,4 +1,4 @@
-"""The networks of a video model as PyTorch modules whose tensors are the bindings'. `modules` loads them."""
+"""The networks of clips as PyTorch modules whose tensors are the bindings'. `modules` loads them."""
 
 from __future__ import annotations
 
@@ -20,6 +20,16 @@ class VideoUNet(Wrapper):
         return (out,)
 
 
+class MotionUNet(Wrapper):
+    """A denoiser of Stable Diffusion with motion modules (AnimateDiff), over all frames of a clip."""
+
+    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
+        """# [B, C, F, h, w], [B], [B, T, W] -> [B, C, F, h, w]"""
+        of_frames = encoder_hidden_states.repeat_interleave(sample.shape[2], dim=0)
+        out: Tensor = self.model(sample, timestep, of_frames, return_dict=False)[0]
+        return (out,)
+
+
 class ClipDecoder(nn.Module):
     """Decodes the latents of clips, already divided by the scaling factor, to pixels in about [-1, 1]."""
 
@@ -37,4 +47,4 @@ class ClipDecoder(nn.Module):
 
 def mixes_frames(module: nn.Module) -> bool:
     """Return whether a network has layers over the frames of a clip."""
-    return any(isinstance(each, nn.Conv3d) for each in module.modules())
+    return isinstance(module, MotionUNet) or any(isinstance(each, nn.Conv3d) for each in module.modules())

@@ -9,7 +9,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from ...errors import SourceError
-from ...system.memory import Load
 
 Config = Mapping[str, Any]
 
@@ -64,15 +63,3 @@ def check_video(configs: Mapping[str, Config]) -> None:
 
 def _error(field: str, problem: str) -> SourceError:
     return SourceError(f"unet/config.json: {field} {problem}.", path="unet/config.json", field=field)
-
-
-def loads_of_frame(unet: Config, factor: int) -> list[Load]:
-    """Return the largest arrays of the U-Net for each frame: hidden states, and attention scores of its levels."""
-    heads, widths = unet.get("num_attention_heads", (5, 10, 20, 20)), unet["block_out_channels"]
-    # The first convolution after a skip connection of the highest level reads twice its channels.
-    loads = [Load(pixels=factor, width=2 * widths[0], squared=False, guided=True)]
-    for level, kind in enumerate(unet["down_block_types"]):
-        if "CrossAttn" in kind:
-            count = heads if isinstance(heads, int) else heads[level]
-            loads.append(Load(pixels=factor * 2**level, width=count, squared=True, guided=True))
-    return loads

@@ -1,4 +1,4 @@
-"""The arguments of a call that make a clip of an input image: its frames, their motion and their guidance."""
+"""The arguments of a call that makes a clip: its frames, their motion and their guidance."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from .argument import argument
 
 @dataclass(frozen=True, kw_only=True)
 class VideoArguments:
-    """A clip of a video model. Each field has its text."""
+    """A clip of a video model, or of one with motion modules. Each field has its text."""
 
     frames: int | None = argument(
-        "Frames of the clip, for a model that makes videos of an image.",
+        "Frames of the clip, for a video model, or one with motion modules.",
         "1 to 128. diffusers names it num_frames.",
         default=None,
         option=int,
@@ -21,8 +21,8 @@ class VideoArguments:
         read=int,
     )
     fps: int | None = argument(
-        "Frames per second: an input of the model, and the rate of a saved file.",
-        "1 to 1000. Stable Video Diffusion was trained with 6 and more.",
+        "Frames per second: an input of a video model, and the rate of a saved file.",
+        "1 to 1000. Stable Video Diffusion was trained with 6 and more. Motion modules do not take it: 8 by default.",
         default=None,
         option=int,
         shown_default="7",
@@ -67,8 +67,8 @@ class VideoArguments:
     )
     decode_chunk_size: int | None = argument(
         "Frames that the VAE decodes at once.",
-        "1 or more. The decoder mixes the frames that it sees, so smaller chunks flicker more and take less memory. By "
-        "default all frames, or as many as the free memory allows.",
+        "1 or more. Smaller chunks take less memory. Those of Stable Video Diffusion, whose decoder mixes the frames that "
+        "it sees, flicker more. By default all frames, or as many as the free memory allows.",
         default=None,
         option=int,
         shown_default="by the free memory",

@@ -17,6 +17,7 @@ from ..arguments.video import VideoArguments
 Floats = NDArray[np.float32]
 
 _MAX_FPS, _MAX_BUCKET, _MAX_NOISE, _MAX_SCALE = 1000, 1023, 10, 100
+_MOTION_FPS = 8  # of AnimateDiff's training
 _DEFAULTS: Mapping[str, Any] = {
     **{"fps": 7, "motion_bucket_id": 127, "noise_aug_strength": 0.02},
     **{"min_guidance_scale": 1.0, "max_guidance_scale": 3.0},
@@ -25,15 +26,21 @@ _DEFAULTS: Mapping[str, Any] = {
 
 @dataclass(frozen=True, kw_only=True)
 class ClipSettings:
-    """The clip of each input image. The attributes are the arguments of these names."""
+    """The clip of a prompt or an input image. The attributes are the arguments of these names."""
 
     frames: int
     fps: int
+    decode_chunk_size: int | None
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageClip(ClipSettings):
+    """The clip of an input image, of a video model."""
+
     motion_bucket_id: int
     noise_aug_strength: float
     min_guidance_scale: float
     max_guidance_scale: float
-    decode_chunk_size: int | None
 
     @property
     def guidance_scale(self) -> float:
@@ -53,20 +60,26 @@ class ClipSettings:
 
 
 def clip_of(plan: Plan, arguments: Any) -> ClipSettings:
-    """Return the clip of a request to a video model, whose fields are `arguments`. Raises `InputError`."""
+    """Return the clip of a request, whose fields are `arguments`, to a model of clips. Raises `InputError`."""
     passed = {field.name: getattr(arguments, field.name) for field in fields(VideoArguments)}
-    assert plan.profile.frames is not None  # `manifest` and `family` keep the two together
+    assert plan.profile.frames is not None  # the plan makes clips
     served, chunk = plan.profile.frames, passed["decode_chunk_size"]
     values: dict[str, Any] = {name: _DEFAULTS.get(name) if value is None else value for name, value in passed.items()}
     frames: Any = served.opt if passed["frames"] is None else passed["frames"]
-    return ClipSettings(
-        frames=check_int("frames", frames, served.min, served.max),
-        fps=check_int("fps", values["fps"], 1, _MAX_FPS),
+    fps = _MOTION_FPS if plan.animates and passed["fps"] is None else values["fps"]
+    common: dict[str, Any] = {
+        "frames": check_int("frames", frames, served.min, served.max),
+        "fps": check_int("fps", fps, 1, _MAX_FPS),
+        "decode_chunk_size": None if chunk is None else check_int("decode_chunk_size", chunk, 1, 1 << 20),
+    }
+    if plan.animates:
+        return ClipSettings(**common)
+    return ImageClip(
+        **common,
         motion_bucket_id=check_int("motion_bucket_id", values["motion_bucket_id"], 0, _MAX_BUCKET),
         noise_aug_strength=check_float("noise_aug_strength", values["noise_aug_strength"], _MAX_NOISE),
         min_guidance_scale=check_float("min_guidance_scale", values["min_guidance_scale"], _MAX_SCALE),
         max_guidance_scale=check_float("max_guidance_scale", values["max_guidance_scale"], _MAX_SCALE),
-        decode_chunk_size=None if chunk is None else check_int("decode_chunk_size", chunk, 1, 1 << 20),
     )
 
 

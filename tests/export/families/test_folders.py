@@ -79,7 +79,7 @@ def edit_index(folder, **changes):
     ("index", "configs", "keyword"),
     [
         ({"unet": ..., "transformer": ["diffusers", "FluxTransformer2DModel"]}, {}, "FluxTransformer2DModel"),
-        ({"unet": ["diffusers", "UNetMotionModel"]}, {"unet": {"_class_name": "UNetMotionModel"}}, "UNetMotionModel"),
+        ({"unet": ["diffusers", "UNet3DConditionModel"]}, {"unet": {"_class_name": "UNet3DConditionModel"}}, "UNet3D"),
         ({}, {"text_encoder": {"model_type": "t5"}}, "t5"),
         ({}, {"vae": {"_class_name": "AsymmetricAutoencoderKL"}}, "AsymmetricAutoencoderKL"),
         ({"text_encoder": None}, {}, "no text_encoder"),

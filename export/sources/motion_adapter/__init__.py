@@ -1,0 +1,1 @@
+"""Motion modules (AnimateDiff) as users have them: folders, a model's own, and files; joined with a U-Net."""
