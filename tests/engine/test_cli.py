@@ -240,16 +240,8 @@ def test_options_of_load(monkeypatch, fake, tmp_path):
     monkeypatch.setattr("calotype.loading.load_checked", load)
     more = ["--controlnet", "canny", "--controlnet", "depth", "--lora", "a.safetensors:0.8", "--vae", "tiny"]
     more += ["--textual-inversion", "b.safetensors:<b>", "--offline", "--t2i-adapter", "sketch"]
-    more += [
-        "--ip-adapter",
-        "plus.safetensors",
-        "--image-encoder",
-        "encoder",
-        "--precision",
-        "unet=bf16",
-        "--motion-adapter",
-        "motion",
-    ]
+    more += ["--ip-adapter", "plus.safetensors", "--image-encoder", "encoder", "--precision", "unet=bf16"]
+    more += ["--motion-adapter", "motion"]
     cli.app(["generate", "x", *more, "--steps", "1", "-o", str(tmp_path / "x.png")], standalone_mode=False)
     arguments = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
     arguments |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True, "unet": None, "lora_folder": None}
