@@ -27,6 +27,8 @@ _FLAT = {
     "lycoris_": "unet",  # of LyCORIS without a trainer
 }
 _DOTTED = ("unet.", "text_encoder.", "text_encoder_2.")
+# Of AnimateDiff's MotionLoRAs in the original layout: what diffusers calls the layers of motion modules.
+_OF_MOTION = {".temporal_transformer.": ".", ".attention_blocks.0.": ".attn1.", ".attention_blocks.1.": ".attn2."}
 _OF_OLDER_ENCODERS = {"to_q": "q_proj", "to_k": "k_proj", "to_v": "v_proj", "to_out": "out_proj"}
 
 # Marks of files whose updates are not read here.
@@ -67,6 +69,8 @@ def tensor_target(key: str) -> TensorTarget | None:
     component = prefix.rstrip(".") or "unet"
     layer = _bare(stem.removeprefix(prefix).replace(".processor.", "."), ".")
     parent, _, last = layer.rpartition(".")
+    for theirs, ours in _OF_MOTION.items():
+        layer = layer.replace(theirs, ours)
     if component != "unet":
         layer = f"{parent}.{_OF_OLDER_ENCODERS.get(last, last)}"
     elif last == "to_out":

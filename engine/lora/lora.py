@@ -256,4 +256,5 @@ def _misfit(
 
 def _text_width(shapes: Shapes) -> int | None:
     """Return the width of the text states in the cross-attention of a U-Net, or None."""
-    return next((shape[1] for name, shape in shapes.items() if name.endswith(("attn2.to_k", "attn2_to_k"))), None)
+    names = (name for name in shapes if name.endswith(("attn2.to_k", "attn2_to_k")) and "motion_modules" not in name)
+    return next((shapes[name][1] for name in names), None)

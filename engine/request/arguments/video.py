@@ -67,8 +67,8 @@ class VideoArguments:
     )
     decode_chunk_size: int | None = argument(
         "Frames that the VAE decodes at once.",
-        "1 or more. Smaller chunks take less memory. Those of Stable Video Diffusion flicker more: its decoder mixes the "
-        "frames that it sees. By default all frames, or as many as the free memory allows.",
+        "1 or more. Smaller chunks take less memory. Those of Stable Video Diffusion flicker more: its decoder mixes "
+        "the frames that it sees. By default all frames, or as many as the free memory allows.",
         default=None,
         option=int,
         shown_default="by the free memory",

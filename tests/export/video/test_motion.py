@@ -1,5 +1,6 @@
 """Motion modules (AnimateDiff): the frames of diffusers' pipeline with the same weights and seeds, and plans."""
 
+import re
 from dataclasses import replace
 from functools import cache, partial
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import save_file
 
 import calotype
 from calotype import cli
@@ -148,6 +150,41 @@ def test_outputs_latents_callback_stream_and_cancel(eager):
     eager.cancel()
     with pytest.raises(Cancelled):
         list(events)
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_motion_loras(original, eager, theirs, tmp_path):
+    """A LoRA of motion modules, in diffusers' names and in AnimateDiff's."""
+    generator, layouts = torch.Generator().manual_seed(0), ({}, {})
+    layers = [name for name, each in theirs.unet.named_modules() if "motion_modules" in name and hasattr(each, "to_q")]
+    for layer in layers:
+        width = theirs.unet.get_submodule(layer).to_q.weight.shape[0]
+        module, block, attention = re.fullmatch(r"(.+)\.transformer_blocks\.(\d)\.attn(\d)", layer).groups()
+        original_name = (
+            f"{module}.temporal_transformer.transformer_blocks.{block}.attention_blocks.{int(attention) - 1}"
+        )
+        for ours, old in (("to_q", "to_q"), ("to_out.0", "to_out")):
+            pair = (torch.randn(2, width, generator=generator), 0.3 * torch.randn(width, 2, generator=generator))
+            for part, tensor in zip(("down", "up"), pair, strict=True):
+                layouts[0][f"unet.{layer}.{ours}.lora.{part}.weight"] = tensor
+                layouts[1][f"{original_name}.processor.{old}_lora.{part}.weight"] = tensor
+    files = [tmp_path / "diffusers.safetensors", tmp_path / "original.safetensors"]
+    for tensors, file in zip(layouts, files, strict=True):
+        save_file(tensors, file)
+    options = {"num_frames": 2, "num_inference_steps": 1, "guidance_scale": 5.0, "output_type": "np", **SIZE}
+    plain = eager("a ring", seed=1, scheduler="euler", **options).images
+    theirs.load_lora_weights(str(files[0]), adapter_name="zoom")
+    try:
+        expected = theirs("a ring", generator=torch.manual_seed(1), **options).frames
+    finally:
+        theirs.unload_lora_weights()
+    eager.set_lora(files[original])
+    try:
+        got = eager("a ring", seed=1, scheduler="euler", **options).images
+    finally:
+        eager.set_lora(None)
+    assert psnr(got[0], expected[0]) >= MIN_DB["eager"]
+    assert psnr(got[0], plain[0]) < 40
 
 
 def test_a_plan(folders, eager, tmp_path):
