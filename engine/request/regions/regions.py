@@ -86,7 +86,7 @@ def _check_companions(plan: Plan, others: Mapping[str, Any]) -> None:
     """Raise `InputError` for a model or an argument that does not go with regional prompts."""
     if not plan.prompting.states:
         raise InputError(f"{PROMPTS} needs a model with text, and this one has none. Omit it.", argument=PROMPTS)
-    if plan.takes("edit", "video", "latents"):
+    if plan.makes_clips or plan.takes("edit", "latents"):
         raise InputError(f"{PROMPTS} needs a text-to-image model.", argument=PROMPTS)
     for name, value in others.items():
         if value is not None:
