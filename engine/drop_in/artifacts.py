@@ -15,6 +15,7 @@ from ..backends.component import all_finite
 from ..errors import BackendError, NotFiniteError
 from ..plan.family import Component
 from .calls import Call
+from .encoders import CONVOLUTIONS, convolution_of
 from .kinds import Kind, config_of, profile_of
 from .structure import Structure
 from .weights import State, deltas_between, digest_of_weights, save_weights
@@ -91,8 +92,12 @@ class Artifacts:
         # The exporter turns a module into an artifact, as it does for the sources of `load`.
         from calotype.export import ModuleSource, prepare_module
 
-        config = config_of(self._owner, self._kind)
-        tensors = self._tensors(structure)
+        config, tensors = config_of(self._owner, self._kind), self._tensors(structure)
+        without = convolution_of(self._owner, self._kind.part) if self._kind.part else None
+        if without is not None and "diffusers" in self._choice.forms:  # a graph is divided after its trace
+            config |= {"use_quant_conv": False, "use_post_quant_conv": False}
+            tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONVOLUTIONS)}
+            without = None
         component = Component(name=call.name, inputs=call.inputs, outputs=call.outputs, config=_plain(config))
 
         def write(folder: Path) -> None:
@@ -103,7 +108,13 @@ class Artifacts:
         source = ModuleSource(model=type(self._owner).__name__, digest=digest_of_weights(tensors), write=write)
         profile = profile_of(call.name, config)
         planned = prepare_module(
-            component, source, profile, self._choice, precision=self._precision, inputs=call.arrays
+            component,
+            source,
+            profile,
+            self._choice,
+            precision=self._precision,
+            inputs=call.arrays,
+            without=without,
         )
         return _Opened(loaded=open_component(planned, self._choice), traced=dict(state.sums), state=None)
 
@@ -114,8 +125,8 @@ class Artifacts:
             return dict(structure.tensors())
         # An autoencoder is saved with both of its networks, because its class has both.
         own = {f"{part}.{name}": tensor for name, tensor in structure.tensors()}
-        state = self._owner.state_dict()
-        return own | {n: t for n, t in state.items() if n.startswith(("encoder.", "decoder.")) and n not in own}
+        state, parts = self._owner.state_dict(), ("encoder.", "decoder.", *CONVOLUTIONS)
+        return own | {name: t for name, t in state.items() if name.startswith(parts) and name not in own}
 
 
 def _plain(config: Mapping[str, Any]) -> dict[str, Any]:

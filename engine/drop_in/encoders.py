@@ -9,6 +9,8 @@ from torch import Tensor
 from ..plan import networks
 from .calls import Arguments, Call, Outputs, Reader, Unsupported, refuse
 
+CONVOLUTIONS = ("quant_conv.", "post_quant_conv.")  # the weights around an autoencoder's latents
+
 
 def read_text_encoder(module: Any, arguments: Arguments) -> Call:
     """Read a call of `CLIPTextModel` or `CLIPTextModelWithProjection`."""
@@ -132,6 +134,11 @@ def _autoencoder_call(vae: Any, name: str, sample: Any) -> Call:
 
 
 def vae_config(vae: Any) -> dict[str, Any]:
-    """Return the config of an autoencoder without the convolutions around its latents, which stay in PyTorch."""
-    config = {**vae.config, "_class_name": type(vae).__name__}
-    return config | ({} if networks.is_tiny(config) else {"use_quant_conv": False, "use_post_quant_conv": False})
+    """Return the config of an autoencoder."""
+    return {**vae.config, "_class_name": type(vae).__name__}
+
+
+def convolution_of(vae: Any, part: str) -> str | None:
+    """Return the convolution of latents next to a network of an autoencoder, or None. PyTorch runs it."""
+    name = "post_quant_conv" if part == "decoder" else "quant_conv"
+    return name if getattr(vae, name, None) is not None else None

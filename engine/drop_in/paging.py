@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from ..files.digest import digest_of
 from .weights import digest_of_weights
 
 FILE = "weights.bin"
@@ -28,14 +29,16 @@ def move_to_file(module: nn.Module, name: str) -> int:
     Raises:
         SourceError: the cache cannot be written.
     """
-    tensors = {n: p for n, p in module.named_parameters() if p.device.type == "cpu" and p.numel() and p.is_contiguous()}
+    floats = {n: p for n, p in module.named_parameters() if p.device.type == "cpu" and p.dtype.is_floating_point}
+    tensors = {name: p for name, p in floats.items() if p.numel() and p.is_contiguous()}
     if not tensors:
         return 0
     # The store keeps an entry that this process uses.
     from calotype.export import keep_weights
 
     offsets, end = _layout(tensors)
-    digest = digest_of_weights(tensors)
+    types = {each: str(tensor.dtype) for each, tensor in tensors.items()}
+    digest = digest_of({"values": digest_of_weights(tensors), "types": types})
     folder = keep_weights("mapped", digest, name, lambda path: _write(path / FILE, tensors, offsets, end))
     with (folder / FILE).open("rb") as file:
         pages = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)

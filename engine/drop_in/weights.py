@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from ..system import threads
+from ..weights.content import content_digest
 from ..weights.delta import WeightDelta, WeightDeltas
 from .calls import Unsupported
 from .structure import Structure
@@ -194,16 +195,9 @@ def _plain(prefix: str, name: str) -> str:
 
 
 def digest_of_weights(tensors: Mapping[str, Tensor]) -> str:
-    """Return the SHA-256 of names, types and values."""
-
-    def one(item: tuple[str, Tensor]) -> bytes:
-        name, tensor = item
-        flat = tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        described = f"{name} {tensor.dtype} {list(tensor.shape)} ".encode()
-        return described + hashlib.sha256(flat.numpy().data).digest()
-
-    with ThreadPoolExecutor(threads.available()) as pool:
-        return hashlib.sha256(b"".join(pool.map(one, sorted(tensors.items())))).hexdigest()
+    """Return the digest of the names and the values of weights that `load` has for a file with them."""
+    floats = {name: tensor.detach() for name, tensor in tensors.items() if tensor.dtype.is_floating_point}
+    return content_digest(floats, lambda name: floats[name].to("cpu", torch.float32).numpy())
 
 
 def save_weights(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -23,6 +23,7 @@ Floats = NDArray[np.float32]
 _HEADER_BYTES = 100_000_000  # the limit of the format
 _MAX_AXES = 32  # of an array of numpy 1
 _TYPES = {"F64": "<f8", "F32": "<f4", "F16": "<f2", "BF16": "<u2"}
+FLOATS = frozenset(_TYPES)  # the types that can be read, by their names in the format
 _INTEGERS = {"I64": "<i8", "I32": "<i4"}
 
 

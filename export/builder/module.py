@@ -67,6 +67,7 @@ class _OneModule:
     profile: Profile
     forms: Collection[str]
     inputs: Arrays
+    without: str | None
     progress: OpeningProgress = field(default_factory=OpeningProgress)
 
     @property
@@ -76,7 +77,7 @@ class _OneModule:
 
     def float32(self, name: str) -> PlannedComponent:
         """Return the component with its artifact, traced if the store lacks it."""
-        return _float32(self.component, self.source, self.profile, self.forms)
+        return _float32(self.component, self.source, self.profile, self.forms, self.without)
 
     def errors(
         self, name: str, precision: str, choice: BackendSelection, reference: BackendSelection
@@ -98,6 +99,7 @@ def prepare_module(
     *,
     precision: str,
     inputs: Arrays,
+    without: str | None = None,
 ) -> PlannedComponent:
     """Return a component with its artifact, which is traced if the store lacks it.
 
@@ -108,20 +110,29 @@ def prepare_module(
         choice: the backends. The first one says the form of the artifact.
         precision: one of `calotype.weights.precisions.PRECISIONS`.
         inputs: those of a call, on which "auto" compares a lower precision with float32.
+        without: the first or last layer of the component, which the caller runs itself, so that it is left out.
 
     Raises:
         CheckError: the module cannot be traced, or the graph differs from it.
         BuildError: an engine cannot be built, a step of the work failed, or the cache has no int8.
         SourceError: the weights do not fit the config, or the store cannot be written.
     """
-    model = _OneModule(component=component, source=source, profile=profile, forms=choice.forms, inputs=inputs)
+    model = _OneModule(
+        component=component, source=source, profile=profile, forms=choice.forms, inputs=inputs, without=without
+    )
     try:
-        return PrecisionChoice(Precisions(default=precision), choice, model).of(component.name)
+        planned = PrecisionChoice(Precisions(default=precision), choice, model).of(component.name)
+        if without is None or precision != "int8":
+            return planned
+        built = [a if a.precision == "fp32" else _divided(a, without, component, source) for a in planned.artifacts]
+        return planned.with_artifacts(*built)
     finally:
         source.close()
 
 
-def _float32(component: Component, source: ModuleSource, profile: Profile, forms: Collection[str]) -> PlannedComponent:
+def _float32(
+    component: Component, source: ModuleSource, profile: Profile, forms: Collection[str], without: str | None
+) -> PlannedComponent:
     bare = PlannedComponent(
         name=component.name, inputs=component.inputs, outputs=component.outputs, artifacts=(), refused={}
     )
@@ -133,12 +144,21 @@ def _float32(component: Component, source: ModuleSource, profile: Profile, forms
         name = component.name
         print(printable(f"calotype: tracing the {name} of {source.model} (once)"), file=sys.stderr)
     graph = traced(component, source, profile)
+    if without is not None:
+        graph = _divided(graph, without, component, source)
     if compiled is None:
         return bare.with_artifacts(graph)
     engines = engines_for(compiled, default_profile(profile))
     assert engines is not None  # a form in COMPILED has a builder
     print(f"calotype: building the engine of the {component.name} for {compiled}", file=sys.stderr)
     return bare.with_artifacts(engines.of(bare, graph))
+
+
+def _divided(graph: Artifact, without: str, component: Component, source: ModuleSource) -> Artifact:
+    from ..onnx.divide import without_layer  # with the exporter's libraries
+
+    label = {"component": component.name, "kind": f"without {without}", "precision": graph.precision}
+    return without_layer(graph, without, {**label, "model": source.model})
 
 
 def keep_weights(kind: str, digest: str, model: str, write: Callable[[Path], None]) -> Path:

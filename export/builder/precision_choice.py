@@ -24,6 +24,7 @@ from calotype.plan.family import Component
 from calotype.plan.plan import Artifact, PlannedComponent
 from calotype.weights.precisions import VARIABLE, Precisions, precision_of_auto
 
+from ..onnx.trace_key import trace_key
 from ..onnx.trace_step import WeightsSource
 from ..steps.progress import OpeningProgress
 from ..store.store import key_of
@@ -192,7 +193,7 @@ class PrecisionChoice:
         return key_of(
             {
                 "check": [CHECK, LIMIT],
-                "component": self._model.described[name].to_json(),
+                "component": trace_key(self._model.described[name]),
                 "weights": self._model.source.weights_digest(name),
                 "precision": precision,
                 "backend": [backend.name, installed(backend.name), backend.hardware()],

@@ -18,10 +18,10 @@ from ..steps.stored_step import StoredStep
 from ..steps.subprocess_task import Outcome, run_in_subprocess
 from ..steps.versions import versions
 from . import check
+from .trace_key import trace_key
 
 MODEL = "model.onnx"
 REFERENCE, TEMPLATE = "reference.npz", "template"  # what a trace leaves next to its graph
-_OF_ITS_ORIGIN = ("_diffusers_version", "_name_or_path", "dtype", "torch_dtype", "transformers_version")
 TRACER = 5  # increased when tracing produces other graphs
 
 
@@ -38,7 +38,7 @@ class WeightsSource(Protocol):
         ...
 
     def weights_digest(self, component: str) -> str:
-        """Return a digest of the component's weights."""
+        """Return a digest of the values of the component's weights."""
         ...
 
 
@@ -46,7 +46,7 @@ def trace_step(component: Component, source: WeightsSource) -> StoredStep:
     """Return the step that traces the component."""
     return StoredStep(
         depends_on={
-            "component": component.to_json(),
+            "component": trace_key(component),
             "weights": source.weights_digest(component.name),
             "tools": versions(),
             "tracer": TRACER,
@@ -70,12 +70,10 @@ def traced(component: Component, source: WeightsSource, profile: Profile) -> Art
     return Artifact(form="onnx", path=stored.folder / MODEL, precision="fp32", check=stored.notes)
 
 
-def _template_step(component: Component, sizes: Mapping[str, int], model: str) -> StoredStep:
+def _template_step(component: Component, model: str) -> StoredStep:
     """Return the step of a graph without weights: it depends on the component's config, and not on its weights."""
-    described = component.to_json()
-    described["config"] = {name: v for name, v in described["config"].items() if name not in _OF_ITS_ORIGIN}
     return StoredStep(
-        depends_on={"template": described, "sizes": sizes, "tools": versions(), "tracer": TRACER},
+        depends_on={"template": trace_key(component), "tools": versions(), "tracer": TRACER},
         label={"component": component.name, "kind": "graph", "model": model},
     )
 
@@ -85,7 +83,7 @@ def _trace_and_check(component: Component, source: WeightsSource, profile: Profi
     # Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations.
     traced_at = _sizes(profile, 2, 2, 3, images=(2, 4), frames=5)
     sizes = [_sizes(profile, 1, 4, 2), _sizes(profile, 3, 3, 5, chunks=2, images=(3, 5), frames=4)]
-    template = _template_step(component, traced_at, source.model)
+    template = _template_step(component, source.model)
     stored = template.stored()
 
     def trace(template: Path | None) -> Outcome:

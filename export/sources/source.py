@@ -20,12 +20,15 @@ from typing import Any
 import calotype
 from calotype.errors import SourceError
 from calotype.errors.printable import printable
-from calotype.files.digest import file_digest
+from calotype.files.cache import DIGESTS
+from calotype.files.digest import digest_of, file_digest
 from calotype.files.json_file import read_json
 from calotype.plan.family import folder_of
 from calotype.plan.network_check import check_network, token_rows
 from calotype.plan.networks import UNION_MARK, controlnets_of
 from calotype.text.tokenizer import MARKS, check_token_ids, tokenizer_files
+from calotype.weights.content import content_digest_of_files
+from calotype.weights.safetensors import TensorFile
 from calotype.weights.types import check_not_quantized, check_types
 
 from .gguf_file import SUFFIX
@@ -85,14 +88,24 @@ class Source:
         return self.folders[folder_of(component)]
 
     def weights_digest(self, component: str) -> str:
-        """Return the SHA-256 of the component's weights."""
-        return self.digests[folder_of(component)]
+        """Return a digest of the values of the component's weights, in whatever files and types they are.
+
+        Raises:
+            SourceError: the weights cannot be read, or changed since the model was read.
+        """
+        key = digest_of({"content of": self.digests[folder_of(component)]})
+        if (kept := DIGESTS.read(key)) is not None:
+            return bytes(kept).decode()
+        digest = content_digest_of_files(map(TensorFile, self._files(component)))
+        self.check_unchanged(component)
+        DIGESTS.write(key, digest.encode())
+        return digest
 
     def check_unchanged(self, component: str) -> None:
         """Raise `SourceError` if the component's weights changed since they were read."""
         if folder_of(component) in self.generated:
             return
-        if _digest(self._files(component)) != self.weights_digest(component):
+        if _digest(self._files(component)) != self.digests[folder_of(component)]:
             folder = self.weights_folder(component)
             raise SourceError(
                 f"the weights in {folder} were changed after the model was loaded. Load it again.", path=folder
