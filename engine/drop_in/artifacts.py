@@ -33,8 +33,8 @@ class _Opened:
 class Artifacts:
     """Opens the artifacts of a module, and changes their weights. The caller holds a lock."""
 
-    def __init__(self, owner: Any, kind: Kind, choice: BackendSelection, precision: str) -> None:
-        self._owner, self._kind, self._choice, self._precision = owner, kind, choice, precision
+    def __init__(self, kind: Kind, choice: BackendSelection, precision: str) -> None:
+        self._kind, self._choice, self._precision = kind, choice, precision
         self._opened: dict[Any, _Opened] = {}
 
     @property
@@ -47,7 +47,7 @@ class Artifacts:
         opened = self._opened.get((call.name, call.inputs))
         return "fp32" if opened is None else opened.loaded.runner.precision
 
-    def ready(self, call: Call, structure: Structure, state: State) -> LoadedComponent:
+    def ready(self, call: Call, owner: Any, structure: Structure, state: State) -> LoadedComponent:
         """Return the artifact for a call, with these weights. It is traced and opened if there is none yet.
 
         Raises:
@@ -60,7 +60,7 @@ class Artifacts:
             return opened.loaded
         if opened is None or not self._updated(opened, structure, state):
             self._opened.pop(key, None)
-            opened = self._open(call, structure, state)
+            opened = self._open(call, owner, structure, state)
             if state.adapters and not self._updated(opened, structure, state):
                 raise BackendError("the adapters cannot become weights of the artifact")
             self._opened[key] = opened
@@ -86,14 +86,14 @@ class Artifacts:
             return False
         return True
 
-    def _open(self, call: Call, structure: Structure, state: State) -> _Opened:
+    def _open(self, call: Call, owner: Any, structure: Structure, state: State) -> _Opened:
         if not all_finite(call.arrays):  # a precision is checked on them
             raise NotFiniteError(f"the {call.name} got inputs that are not finite.", component=call.name)
         # The exporter turns a module into an artifact, as it does for the sources of `load`.
         from calotype.export import ModuleSource, prepare_module
 
-        config, tensors = config_of(self._owner, self._kind), self._tensors(structure)
-        without = convolution_of(self._owner, self._kind.part) if self._kind.part else None
+        config, tensors = config_of(owner, self._kind), self._tensors(owner, structure)
+        without = convolution_of(owner, self._kind.part) if self._kind.part else None
         if without is not None and "diffusers" in self._choice.forms:  # a graph is divided after its trace
             config |= {"use_quant_conv": False, "use_post_quant_conv": False}
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONVOLUTIONS)}
@@ -105,7 +105,7 @@ class Artifacts:
             stem = "diffusion_pytorch_model" if "_class_name" in config else "model"
             save_weights(tensors, folder / f"{stem}.safetensors")
 
-        source = ModuleSource(model=type(self._owner).__name__, digest=digest_of_weights(tensors), write=write)
+        source = ModuleSource(model=type(owner).__name__, digest=digest_of_weights(tensors), write=write)
         profile = profile_of(call.name, config)
         planned = prepare_module(
             component,
@@ -118,14 +118,14 @@ class Artifacts:
         )
         return _Opened(loaded=open_component(planned, self._choice), traced=dict(state.sums), state=None)
 
-    def _tensors(self, structure: Structure) -> dict[str, Tensor]:
+    def _tensors(self, owner: Any, structure: Structure) -> dict[str, Tensor]:
         """Return the weights that the class of the module has, without adapters."""
         part = self._kind.part
         if not part:
             return dict(structure.tensors())
         # An autoencoder is saved with both of its networks, because its class has both.
         own = {f"{part}.{name}": tensor for name, tensor in structure.tensors()}
-        state, parts = self._owner.state_dict(), ("encoder.", "decoder.", *CONVOLUTIONS)
+        state, parts = owner.state_dict(), ("encoder.", "decoder.", *CONVOLUTIONS)
         return own | {name: t for name, t in state.items() if name.startswith(parts) and name not in own}
 
 

@@ -10,8 +10,9 @@ import inspect
 import sys
 import threading
 import types
+import weakref
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -51,13 +52,13 @@ class Forward:
     def __init__(
         self, name: str, owner: nn.Module, kind: Kind, choice: BackendSelection, *, precision: str, verify: bool
     ) -> None:
-        self.name, self.owner, self.kind, self.choice = name, owner, kind, choice
+        self.name, self.kind, self.choice = name, kind, choice
         self.precision, self.verify = precision, verify
-        self.module: nn.Module = getattr(owner, kind.part) if kind.part else owner
+        # The module holds this object: references back would keep its memory until the garbage collector runs.
+        self._owner, self._module = weakref.ref(owner), weakref.ref(getattr(owner, kind.part) if kind.part else owner)
         self.own = self.module.__dict__.get("forward")  # of another library, which replaced it before
         if getattr(self.own, "__func__", None) is type(self.module).forward:  # a pickled module, or a removed hook
             self.own = None
-        self.original = self.module.forward
         self.active = True
         self.__signature__ = inspect.signature(self.original)
         self.__name__, self.__doc__ = "forward", getattr(self.original, "__doc__", None)
@@ -65,7 +66,7 @@ class Forward:
         self.updates = 0
         self.reasons: Counter[str] = Counter()
         self.checks: dict[str, float] = {}
-        self._artifacts = Artifacts(owner, kind, choice, precision)
+        self._artifacts = Artifacts(kind, choice, precision)
         self._lock = forks.Lock(threading.RLock)
         self._local = threading.local()
         self._seen: tuple[list[Any], Structure, State] | None = None
@@ -116,9 +117,29 @@ class Forward:
         self._refusal = reason
 
     @property
-    def precisions(self) -> set[str]:
-        """The precisions of the opened artifacts."""
-        return {each.runner.precision for each in self._artifacts.loaded}
+    def module(self) -> nn.Module:
+        """The accelerated module."""
+        module = self._module()
+        assert module is not None  # it holds this object
+        return module
+
+    @property
+    def owner(self) -> nn.Module | None:
+        """What `kind` describes: the module, or the autoencoder that it is a part of; None after its end."""
+        return self._owner()
+
+    @property
+    def original(self) -> Callable[..., Any]:
+        """The module's own `forward`."""
+        return self.own if self.own is not None else types.MethodType(type(self.module).forward, self.module)
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether eager's weights and all artifacts are in float32."""
+        module = self._module()
+        types = set() if module is None else {p.dtype for p in module.parameters() if p.dtype.is_floating_point}
+        precisions = {each.runner.precision for each in self._artifacts.loaded}
+        return types <= {torch.float32, torch.float64} and precisions <= {"fp32"}
 
     def report(self, name: str) -> ModuleReport:
         """Return what ran where, and why, under this name."""
@@ -161,9 +182,12 @@ class Forward:
         except TypeError as wrong:
             raise Unsupported(str(wrong)) from None  # eager raises it
         bound.apply_defaults()
-        call = self.kind.read(self.owner, bound.arguments)
+        owner = self.owner
+        if owner is None:
+            raise Unsupported("the autoencoder that it is a part of was deleted")
+        call = self.kind.read(owner, bound.arguments)
         with self._lock:
-            structure, state = self._state(call)
+            structure, state = self._state(call, owner)
             if self.module.training and structure.random:
                 raise Unsupported(f"it is in training mode, with dropout in {structure.random}; call eval()")
             if state.adapters and not call.lora_scale:
@@ -171,15 +195,15 @@ class Forward:
             key = call.inputs, state.key
             if key in self._refused:
                 raise Unsupported(self._refused[key])
-            result = self._run(call, structure, state, key)
+            result = self._run(call, owner, structure, state, key)
             if self.verify and key not in self._verified:
                 self._check(call, result, key, args, kwargs)
             self.compiled_calls += 1
         return result
 
-    def _run(self, call: Call, structure: Structure, state: State, key: Any) -> Any:
+    def _run(self, call: Call, owner: nn.Module, structure: Structure, state: State, key: Any) -> Any:
         try:
-            loaded = self._artifacts.ready(call, structure, state)
+            loaded = self._artifacts.ready(call, owner, structure, state)
             return call.finish(as_tensors(loaded(**call.arrays)))
         except (InputError, NotFiniteError, DeviceFullError) as failed:  # of this call
             raise Unsupported(str(failed)) from failed
@@ -189,7 +213,7 @@ class Forward:
             self._refused[key] = str(failed)
             raise Unsupported(str(failed)) from failed
 
-    def _state(self, call: Call) -> tuple[Structure, State]:
+    def _state(self, call: Call, owner: nn.Module) -> tuple[Structure, State]:
         """Return the structure and the state of the module now.
 
         The weights are read in full unless this call goes on with an image: its timestep is not above the last one.
@@ -202,7 +226,7 @@ class Forward:
             if (not state.adapters or state.scale == call.lora_scale) and numbers == counters(structure):
                 return structure, state
         before, self._seen = self._seen, None
-        structure = inspect_module(self.owner, self.kind.part)
+        structure = inspect_module(owner, self.kind.part)
         state = state_of(structure, call.lora_scale)
         self.updates += before is not None and before[2] != state
         self._seen = counters(structure), structure, state

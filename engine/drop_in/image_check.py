@@ -33,14 +33,14 @@ _wrapped: dict[type, Any] = {}  # class -> the __call__ of its own, or None if i
 class ImageCheck:
     """The check of one pipeline: its networks, and the result."""
 
-    forwards: Sequence[Forward]
+    forwards: weakref.WeakSet[Forward]
     psnr_db: float | None = None
     note: str = "not compared with eager yet"
 
 
 def watch(pipe: Any, forwards: Sequence[Forward]) -> ImageCheck:
     """Check the first call of the pipeline."""
-    check = ImageCheck(forwards)
+    check = ImageCheck(weakref.WeakSet(forwards))
     kind = type(pipe)
     if not callable(pipe):
         return check
@@ -104,10 +104,7 @@ def _checking(original: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _accepted(check: ImageCheck, result: Any, expected: Any) -> bool:
-    types = {p.dtype for each in check.forwards for p in each.owner.parameters() if p.dtype.is_floating_point}
-    precisions = {name for each in check.forwards for name in each.precisions}
-    exact = types <= {torch.float32, torch.float64} and precisions <= {"fp32"}
-    limit = MIN_DB if exact else MIN_DB_HALF
+    limit = MIN_DB if all(each.is_exact for each in check.forwards) else MIN_DB_HALF
     check.psnr_db = psnr_db(result, expected)
     check.note = f"{check.psnr_db:.1f} dB from eager's"
     if check.psnr_db >= limit:

@@ -5,7 +5,6 @@ The parameters stay the same objects with the same values. A write, as of a fuse
 
 from __future__ import annotations
 
-import mmap
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -13,6 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.digest import digest_of
+from .checksums import checksums
+from .mapped_pages import mapped
 from .weights import digest_of_weights
 
 FILE = "weights.bin"
@@ -40,8 +41,8 @@ def move_to_file(module: nn.Module, name: str) -> int:
     types = {each: str(tensor.dtype) for each, tensor in tensors.items()}
     digest = digest_of({"values": digest_of_weights(tensors), "types": types})
     folder = keep_weights("mapped", digest, name, lambda path: _write(path / FILE, tensors, offsets, end))
-    with (folder / FILE).open("rb") as file:
-        pages = torch.frombuffer(mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY), dtype=torch.uint8)
+    sums = zip(tensors.items(), checksums(tensors.values()), strict=True)
+    pages = mapped(folder / FILE, {(offsets[each], tensor.nbytes): value for (each, tensor), value in sums})
     for each, parameter in tensors.items():
         values = pages[offsets[each] : offsets[each] + parameter.nbytes]
         parameter.data = values.view(parameter.dtype).view(parameter.shape)

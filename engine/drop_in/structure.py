@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import json
 import sys
+import weakref
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -45,20 +46,29 @@ class Structure:
     """The layers of a module by their names in a fresh one.
 
     Attributes:
-        layers: name -> the layer with its weights; of an adapted layer the original.
+        root: the module itself, which this does not keep alive.
+        layers: name -> the layer with its weights; of an adapted layer the original. Without the module itself.
         adapted: name -> peft's layer around it.
-        modules: all modules, those of adapters too.
+        inner: all modules in it, those of adapters too.
         random: the class of a module that draws random numbers in training mode, or "".
     """
 
+    root: weakref.ref[nn.Module]
     layers: dict[str, nn.Module]
     adapted: dict[str, Any]
-    modules: tuple[nn.Module, ...]
+    inner: tuple[nn.Module, ...]
     random: str
+
+    @property
+    def modules(self) -> tuple[nn.Module, ...]:
+        """All modules, the module itself first."""
+        root = self.root()
+        return self.inner if root is None else (root, *self.inner)
 
     def tensors(self) -> Iterator[tuple[str, Tensor]]:
         """Yield the weights of the layers, and the buffers that belong to them, by their names in a fresh module."""
-        for name, layer in self.layers.items():
+        root = self.root()
+        for name, layer in (*((("", root),) if root is not None else ()), *self.layers.items()):
             dot = f"{name}." if name else ""
             buffers = {n: b for n, b in layer._buffers.items() if n not in layer._non_persistent_buffers_set}
             for own, tensor in (*layer._parameters.items(), *buffers.items()):
@@ -88,8 +98,11 @@ def inspect_module(owner: Any, part: str) -> Structure:
         layers[name] = layer
     if missing := expected.keys() - layers.keys():
         raise Unsupported(f"{min(missing)} is missing")
+    del layers[""]
     modules = tuple(root.modules())
-    structure = Structure(layers=layers, adapted=adapted, modules=modules, random=random_in_training(modules))
+    structure = Structure(
+        root=weakref.ref(root), layers=layers, adapted=adapted, inner=modules[1:], random=random_in_training(modules)
+    )
     for name, tensor in structure.tensors():
         if tensor.is_meta:
             raise Unsupported(f"{name} has no values here (an offload)")

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import zlib
 from collections.abc import Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -20,14 +18,13 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from ..system import threads
 from ..weights.content import content_digest
 from ..weights.delta import WeightDelta, WeightDeltas
 from .calls import Unsupported
+from .checksums import checksum, checksums
 from .structure import Structure
 
 Floats = NDArray[np.float32]
-_SMALL_BYTES = 16 << 20  # of the weights of a network
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -74,13 +71,8 @@ def state_of(structure: Structure, scale: float) -> State:
     """Read all weights, and return their state."""
     adapters = {name: text for name, layer in structure.adapted.items() if (text := _adapters_of(name, layer))}
     tensors = dict(structure.tensors())
-    if sum(tensor.nbytes for tensor in tensors.values()) < _SMALL_BYTES:  # threads would take longer
-        sums = list(map(checksum, tensors.values()))
-    else:
-        with ThreadPoolExecutor(threads.available()) as pool:
-            sums = list(pool.map(checksum, tensors.values()))
     return State(
-        sums=dict(zip(tensors, sums, strict=True)),
+        sums=dict(zip(tensors, checksums(tensors.values()), strict=True)),
         adapters=adapters,
         scale=scale if adapters else 1.0,
     )
@@ -100,17 +92,6 @@ def counters(structure: Structure) -> list[Any]:
         numbers += (layer._disable_adapters, str(layer._active_adapter), *layer.merged_adapters)
         numbers += dict(getattr(layer, "scaling", {})).items()
     return numbers
-
-
-def checksum(tensor: Tensor) -> int:
-    """Return a checksum of the values and their order: a CRC on the CPU, and sums of rows and columns elsewhere."""
-    own = tensor.detach()
-    if own.device.type == "cpu":
-        return zlib.crc32(own.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    rows = own.reshape(len(own), -1) if own.ndim else own.reshape(1, 1)
-    wide = torch.float64 if own.dtype.is_floating_point else torch.int64
-    sums = [rows.sum(dim, dtype=wide).cpu().numpy().tobytes() for dim in (0, 1)]
-    return zlib.crc32(b"".join(sums))
 
 
 def _adapters_of(name: str, layer: Any) -> str:

@@ -1,7 +1,9 @@
 """Weights in a mapped file, half precision, other networks than U-Nets, and other processes."""
 
+import gc
 import multiprocessing
 import pickle
+import weakref
 
 import diffusers
 import numpy as np
@@ -132,3 +134,24 @@ def test_a_forked_process(pipe):
     child.join()
     assert psnr_db(image, expected) > MIN_DB
     assert not why
+
+
+def test_memory_is_free_without_the_garbage_collector(pipe):
+    calotype.accelerate(pipe, backend="onnxruntime")
+    generate(pipe)
+    generate(pipe)
+    ends = [weakref.ref(each) for each in (pipe.unet, pipe.vae, pipe.vae.decoder, pipe.unet.forward._artifacts)]
+    gc.collect()
+    gc.disable()
+    try:
+        del pipe.unet, pipe.vae
+        assert not any(end() for end in ends)
+    finally:
+        gc.enable()
+
+
+def test_a_part_of_a_deleted_autoencoder_runs_in_pytorch(pipe):
+    decoder = calotype.accelerate(pipe.vae, backend="onnxruntime").decoder
+    del pipe.vae
+    with torch.no_grad():
+        assert decoder(torch.zeros(1, 4, 4, 4)).isfinite().all()
