@@ -51,6 +51,7 @@ ORDER = (
         "engine/serve",
         "engine",
         "engine/drop_in",
+        "engine/drop_in/memory",
         "engine/doctor",
         "engine/graph",
         "engine/report",

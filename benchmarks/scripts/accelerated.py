@@ -1,10 +1,12 @@
 """An accelerated pipeline compared with eager diffusers and `calotype.load`: `python -m ...scripts.accelerated`.
 
     python -m calotype.benchmarks.scripts.accelerated [demo | sd15 | FOLDER] [--size 512] [--steps 10] [--compile]
+    python -m calotype.benchmarks.scripts.accelerated [demo | sd15 | FOLDER] --memory
 
 All contenders generate the same image in one process, in turns. The rows have the median seconds of an image, the
 speed against `load`, and the PSNR to eager's image; eager itself runs once. Then comes the time that a call of the
 accelerated U-Net takes besides its artifact. The last line of the output is JSON. `--compile` adds torch.compile.
+`--memory` prints the resident memory after two images, with and without PyTorch's weights in memory (Linux).
 """
 
 from __future__ import annotations
@@ -66,6 +68,27 @@ def measure(model: str, *, size: int | None, steps: int, rounds: int, compiles: 
     for name, each in seconds.items():
         rows[name] = {"seconds": statistics.median(each), "psnr_db": float(psnr(images[name], expected))}
     return {"model": model, "size": size, "steps": steps, "rows": rows, "overhead_s": statistics.median(overheads)}
+
+
+def measure_memory(model: str, *, size: int | None, steps: int, backend: str) -> dict[str, Any]:
+    """Return the resident memory after two images, in MiB: with eager weights, and with them in a mapped file."""
+    side = {} if size is None else {"height": size, "width": size}
+    pipe = _open(_folder(model))
+    figures: dict[str, Any] = {"model": model, "size": size, "steps": steps}
+    for name, keeps in (("keep_eager=True", True), ("keep_eager=False", False)):
+        calotype.accelerate(pipe, backend=backend, verify=False, keep_eager=keeps)
+        for _ in range(2):
+            _image(pipe, steps, side)
+        gc.collect()
+        figures[name] = _resident_mib()
+    return figures
+
+
+def _resident_mib() -> dict[str, int]:
+    """Return the resident memory of this process: its own, and that of files, which the system may drop."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    kib = {line.split(":")[0]: int(line.split()[1]) for line in lines if line.startswith("Rss")}
+    return {"own": kib["RssAnon"] >> 10, "of files": kib["RssFile"] >> 10}
 
 
 def _folder(model: str) -> Path:
@@ -133,7 +156,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--backend", default="openvino")
     parser.add_argument("--compile", action="store_true", help="torch.compile as well, which takes minutes")
+    parser.add_argument("--memory", action="store_true", help="the resident memory in place of the seconds")
     options = parser.parse_args(arguments)
+    if options.memory:
+        print(json.dumps(measure_memory(options.model, size=options.size, steps=2, backend=options.backend)))
+        return
     figures = measure(
         options.model,
         size=options.size,

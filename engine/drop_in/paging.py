@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..files.digest import digest_of
-from .checksums import checksums
-from .mapped_pages import mapped
+from .memory.checksums import checksums
+from .memory.mapped_pages import mapped
 from .weights import digest_of_weights
 
 FILE = "weights.bin"

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from ..weights.content import content_digest
 from ..weights.delta import WeightDelta, WeightDeltas
 from .calls import Unsupported
-from .checksums import checksum, checksums
+from .memory.checksums import checksum, checksums
 from .structure import Structure
 
 Floats = NDArray[np.float32]

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from calotype.drop_in import checksums, mapped_pages
-from calotype.drop_in.checksums import checksum
-from calotype.drop_in.mapped_pages import mapped, unchanged_checksum
+from calotype.drop_in.memory import checksums, mapped_pages
+from calotype.drop_in.memory.checksums import checksum
+from calotype.drop_in.memory.mapped_pages import mapped, unchanged_checksum
 
 
 @pytest.fixture

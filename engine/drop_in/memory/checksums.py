@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from ..system import threads
+from ...system import threads
 from .mapped_pages import unchanged_checksum
 
 # Words of 8 bytes. A prime number, so that rows of weights that swap places come to other columns.
