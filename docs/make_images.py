@@ -91,6 +91,15 @@ def lora(pipe: Any) -> Rows:
     return {"lora": outlined}
 
 
+def style_aligned(pipe: Any) -> Rows:
+    """Five prompts that leave the background open: each by itself, and in the style of the first."""
+    aligned = calotype.load("demo", style_aligned=True)
+    prompts = [f"a yellow {shape}" for shape in ("star", "circle", "square", "heart", "ring")]
+    settings: dict[str, Any] = {"seed": 3, "guidance_scale": 1}
+    apart, together = (aligned(prompts, **settings, style_aligned=on).images for on in (False, True))
+    return {"style-apart": apart, "style-aligned": together}
+
+
 def textual_inversion(pipe: Any) -> Rows:
     """One new word with the vectors of "cyan ring", in three prompts."""
     from safetensors.numpy import load_file, save_file
@@ -142,6 +151,7 @@ GUIDES = (
     inpainting,
     controlnet,
     lora,
+    style_aligned,
     textual_inversion,
     vae,
     clip_score,

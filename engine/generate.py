@@ -136,9 +136,16 @@ def _generate(
     if prompts is not None and prompt is not None:
         raise InputError("pass a prompt or --prompts, not both.", argument="prompts", got=str(prompts))
     lines = [("", {})] if prompts is None else read_prompts(prompts)
-    parts = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "textual_inversion": textual_inversion or []}
+    parts: dict[str, Any] = {
+        "controlnet": controlnet or [],
+        "vae": vae,
+        "unet": unet,
+        "textual_inversion": textual_inversion or [],
+    }
     parts |= {"ip_adapter": ip_adapter or [], "image_encoder": image_encoder, "t2i_adapter": t2i_adapter or []}
     parts["motion_adapter"] = motion_adapter
+    lines = _joined(lines) if arguments.get("style_aligned") else lines
+    parts["style_aligned"] = any({**arguments, **line}.get("style_aligned") is True for _, line in lines)
     weights: dict[str, Any] = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
     weights["precision"] = recorded.precision if precision is None else precision
 
@@ -190,6 +197,17 @@ def _generate(
 
 def _no_prompt() -> typer.BadParameter:
     return typer.BadParameter("pass a prompt, or --like with an image that has one.", param_hint="PROMPT")
+
+
+def _joined(lines: list[Line]) -> list[Line]:
+    """Return the prompts of all lines as those of one call, whose images share a style. Raises `InputError`."""
+    if lines == [("", {})]:
+        return lines
+    for place, line in lines:
+        if line.keys() != {"prompt"}:
+            message = f"{place}: with --style-aligned a line is a prompt, got {', '.join(map(str, line))}."
+            raise InputError(message, argument="prompts", expected="a prompt")
+    return [("", {"prompt": [line["prompt"] for _, line in lines]})]
 
 
 def _check_images(named: Mapping[str, Any], calls: Sequence[Mapping[str, Any]]) -> None:

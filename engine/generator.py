@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from .backends.compatibility import version_drift_note
 from .backends.components import CLOSED, Components
-from .backends.session import NetworkCall, Outputs, run_for
+from .backends.session import NetworkCall, NetworkCalls, Outputs, run_for
 from .cuda.device import free_bytes
 from .errors import BackendError, Cancelled, DeviceFullError
 from .graph.capacity import with_fitting_size
@@ -38,7 +38,7 @@ from .sampling.matrix import SamplerRun
 from .sampling.schedulers import takes_eta
 from .stages.batches import parts_of
 from .stages.conditions import with_image
-from .stages.controls import AdapterFeatures
+from .stages.controls import AdapterFeatures, no_residuals
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
 from .stages.generation import Generation
@@ -47,6 +47,7 @@ from .stages.image_prompts import ImagePrompter
 from .stages.loop import guidance_of, step
 from .stages.prompt_encoder import PromptEncoder
 from .stages.step_callback import StepCallback
+from .stages.style.reference import StyleInputs, alone, inputs_of_reference, style_reference
 from .stages.unet import Unet
 from .stages.vae import Codec
 from .system import forks
@@ -226,6 +227,8 @@ class ImageGenerator:
                     return
             run = each.sampler.run(inputs.noise, inputs.draw, seeds=each.request.seeds, original=inputs.source)
             unet, guidance = self.denoiser(each, inputs), guidance_of(each)
+            if each.request.style is not None and each.request.style.image is not None:
+                yield from self._set_reference(each, inputs, unet)
             callback = None if each.request.callback is None else StepCallback(each, unet)
             for i in range(each.sampler.calls):
                 with each.watch.stage("steps"):
@@ -266,6 +269,23 @@ class ImageGenerator:
                 conditioning = with_image(self._plan, call.request, conditioning)
             conditioning |= self._image_prompts(call.request) | self._features(call.request)
         return Unet(self._plan, call, self._components, conditioning, inputs.extra_channels)
+
+    def _set_reference(self, call: Generation, inputs: DenoiseInputs, unet: Unet) -> NetworkCalls[None]:
+        """Invert the style image of a call, and give its U-Net the reference."""
+        plan, request = self._plan, alone(call.request)
+        with call.watch.stage("style"):
+            text = self._prompts(request, call.loras)
+            reads = StyleInputs(
+                unet=self._components("unet"),
+                inputs=inputs_of_reference(unet.conditioning, text, len(call.request.seeds)),
+                residuals=no_residuals(plan, request, 1),
+                has_mask=plan.inpaints,
+                stops=call.stop.is_set,
+            )
+            timesteps = call.sampler.timesteps
+            unet.reference = yield from style_reference(
+                call.request, plan.scheduler, timesteps, self.codec.encode, reads
+            )
 
     def _output(self, call: Generation, latents: Floats, inputs: DenoiseInputs) -> NDArray[Any]:
         """Return the latents, or pixels: float32 in [0, 1] or uint8, [B, H, W, 3]."""

@@ -11,12 +11,13 @@ from .backends.compatibility import incompatibility_reason
 from .backends.components import Components
 from .backends.precision import plan_in, selection_for
 from .errors import InputError
-from .errors.validation import with_known_names
+from .errors.validation import check_bool, with_known_names
 from .files.json_file import read_json
 from .lora.lora import LoraLike, parse_loras
 from .lora.prompt_tags import PromptTags
 from .pipeline import Pipeline
 from .plan.config_fields import checked
+from .plan.image_prompts.style import takes_style
 from .plan.plan import is_plan, read_plan
 from .request.diffusers_names import OF_LOADING
 from .text.tokenizer import check_token_ids
@@ -36,6 +37,7 @@ def load(
     image_encoder: str | Path | None = None,
     t2i_adapter: str | Path | Sequence[str | Path] = (),
     motion_adapter: str | Path | None = None,
+    style_aligned: bool = False,
     lora: LoraLike = None,
     lora_folder: str | Path | None = None,
     vae: str | Path | None = None,
@@ -66,6 +68,8 @@ def load(
         motion_adapter: Motion modules for a model of Stable Diffusion 1.x, which then makes clips (AnimateDiff): the
             folder or hub id of a MotionAdapter, or a .safetensors file or pickle (.ckpt) in the original layout. By
             default those of the model's folder, if it was saved with some. A plan contains its own.
+        style_aligned: Open the U-Net for calls with `style_aligned=True`, whose images share a style. Other calls give
+            the same images as without it, and their self-attention takes twice the work. A plan contains its own.
         lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
         lora_folder: A folder of LoRAs that prompts may name: `<lora:NAME:0.8>` adds NAME.safetensors to the LoRAs of
@@ -88,11 +92,12 @@ def load(
         BackendError: No requested backend can run, or none computes in the precision.
         BuildError: The model was not built in int8, or a plan lacks the precision. The message has the command.
         InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `t2i_adapter`, `motion_adapter`, `vae`, `unet`
-            or `textual_inversion` is set: a plan contains its own.
+            or `textual_inversion` is set: a plan contains its own; or `style_aligned` is, and it was built without.
     """
-    parts = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
+    parts: dict[str, Any] = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
     parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder, "t2i_adapter": t2i_adapter}
     parts["motion_adapter"] = motion_adapter
+    parts["style_aligned"] = check_bool("style_aligned", style_aligned)
     return load_checked(
         lambda _: None,
         model,
@@ -119,8 +124,10 @@ def load_checked(
     """Load a model as `load` does. `check` gets the pipeline before its networks are traced and opened."""
     precisions = parse_precision(precision)
     loras = parse_loras(lora)  # a missing file raises before the work
-    extras = {name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "t2i_adapter", "textual_inversion")}
-    extras |= {name: parts[name] for name in ("vae", "unet", "image_encoder", "motion_adapter")}
+    extras: dict[str, Any] = {
+        name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "t2i_adapter", "textual_inversion")
+    }
+    extras |= {name: parts.get(name) for name in ("vae", "unet", "image_encoder", "motion_adapter", "style_aligned")}
     if is_plan(model):
         pipe = _load_plan(model, backend, extras, precisions)
     else:
@@ -138,12 +145,13 @@ def load_checked(
 def _load_plan(
     model: str | Path, backend: str | Sequence[str], extras: Mapping[str, Any], precisions: Precisions
 ) -> Pipeline:
-    for name, value in extras.items():
-        if value:
-            message = f"{model} is a plan, which contains its own {name}. Pass {name} when you build the plan."
-            raise InputError(message, argument=name, got=str(value))
     folder = Path(model).expanduser()
     plan = read_plan(folder)
+    is_aligned = takes_style(plan.components["unet"].inputs)
+    for name, value in extras.items():
+        if value and not (name == "style_aligned" and is_aligned):
+            message = f"{model} is a plan, which contains its own {name}. Pass {name} when you build the plan."
+            raise InputError(message, argument=name, got=str(value))
     for name, tokenizer in plan.tokenizers.items():
         config = read_json(folder / name / "config.json", "it contains the vocabulary size of the text encoder")
         check_token_ids(tokenizer, checked(name, name, config)["vocab_size"], folder / name)

@@ -56,6 +56,7 @@ ORDER = (
         "engine/graph",
         "engine/report",
         "engine/stages",
+        "engine/stages/style",
         "engine/lora",
         "engine/request",
         "engine/request/video",

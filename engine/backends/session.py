@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeAlias, TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+from ..plan.image_prompts.style import STYLE
 from .base import Array, Arrays, Runner, Session, inputs_of_call
 from .component import LoadedComponent
 
@@ -35,6 +36,7 @@ class DenoisingSession:
     ) -> None:
         self.component, self._constants = component, dict(constants)
         self._guided, self.cache_interval = guided, cache_interval
+        self.coupled = bool(np.any(self._constants.get(STYLE, 0)))  # whether rows see other rows
         self._timesteps = np.asarray(timesteps, dtype=np.float32)
         self._session: tuple[Runner, Session[Array]] | None = None
         self.constant_shapes = tuple((name, array.shape[1:]) for name, array in sorted(constants.items()))

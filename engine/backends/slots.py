@@ -22,7 +22,8 @@ def batch_key(call: NetworkCall) -> tuple[object, ...]:
     A network whose rows see each other runs alone.
     """
     session, changing = call.session, tuple((name, array.shape[1:]) for name, array in call.changing.items())
-    network = id(session if any(name == "control_type" for name, _ in session.constant_shapes) else session.component)
+    coupled = session.coupled or any(name == "control_type" for name, _ in session.constant_shapes)
+    network = id(session if coupled else session.component)
     return network, session.cache_interval, call.sample.shape[1:], changing, session.constant_shapes
 
 

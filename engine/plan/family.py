@@ -11,11 +11,13 @@ from dataclasses import dataclass, replace
 
 from ..errors import InputError, SourceError
 from . import networks
+from .bindings import Binding
 from .config_fields import checked
 from .controls.manifest import UNION_INPUTS
 from .controls.t2i_adapter import STATE, check_adapter, features_of, taken_of
 from .image_input import image_input_of
 from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reason
+from .image_prompts.style import MARK, STYLE
 from .memory.loads import loads_of_decoder, loads_of_frame, loads_with_text, loads_without_text
 from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
 from .plan import ModelFields, Prompting
@@ -70,6 +72,8 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     texts = [networks.text_encoder(name, configs[name]) for name in encoders]
     steering = _t2i_adapters(configs) if texts else []
     unet = networks.unet(configs, with_text=bool(texts))
+    if configs.get("model_index", {}).get(MARK):
+        unet = replace(unet, inputs=(*unet.inputs, Binding(name=STYLE, dtype="int64", dims=("batch",))))
     vision = [networks.vision_encoder(configs["image_encoder"])] if "image_encoder" in configs and not texts else []
     encoded = [*texts, *vision]  # what the U-Net attends to
     takes = image_input_of(configs, int(configs["vae"]["latent_channels"])) if encoded else None
@@ -214,7 +218,7 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # without the mask
     inputs = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale", *UNION_INPUTS}
     own = {n for n in shared if "additional_residual" not in n and not n.startswith(("image_", STATE))}
-    if not same or inputs != own - {"timestep_cond"}:
+    if not same or inputs != own - {"timestep_cond", STYLE}:
         raise _misfit(control.name, config, unet.config)
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1
     if config.get("conditioning_channels", 3) != 3 or halvings != len(networks.vae_widths(vae)) - 1:

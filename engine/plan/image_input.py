@@ -10,6 +10,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ..errors import SourceError
 from ..errors.schema import integer, list_of, mismatch, number, one_of, record
@@ -160,11 +161,28 @@ def _vision(configs: Mapping[str, Config]) -> ImageInput:
 
 
 def _signal(configs: Mapping[str, Config]) -> tuple[float, ...]:
-    """Return the cumulative product of 1 - beta for each noise level that the model was trained with (Ho et al. 2020).
+    """Return the shares of `low_res_scheduler` for each noise level that the model was trained with."""
+    signal = signal_of(configs["low_res_scheduler"], "low_res_scheduler/scheduler_config.json")
+    levels = min(int(configs["model_index"].get("max_noise_level", 350)), configs["unet"]["num_class_embeds"] - 1)
+    if levels < 0:
+        message = "low_res_scheduler: max_noise_level and num_class_embeds leave no noise level."
+        raise SourceError(message, path="unet/config.json", field="num_class_embeds")
+    return tuple(float(s) for s in signal[: levels + 1])
 
-    The schedule is that of `low_res_scheduler`, in diffusers' fields.
+
+def signal_of(config: Mapping[str, Any], file: str) -> NDArray[np.float64]:
+    """Return the cumulative product of 1 - beta at each timestep, by a scheduler's config (Ho et al. 2020).
+
+    Args:
+        config: the config, in diffusers' fields.
+        file: its name, for errors.
+
+    Returns:
+        The shares of the image in noisy latents, alpha bar.  # [timesteps]
+
+    Raises:
+        SourceError: the schedule of betas is not known, or they are not from 0 to 1.
     """
-    config, file = configs["low_res_scheduler"], "low_res_scheduler/scheduler_config.json"
     steps, kind = config.get("num_train_timesteps", 1000), config.get("beta_schedule", "linear")
     low, high = config.get("beta_start", 0.0001), config.get("beta_end", 0.02)
     if config.get("trained_betas") is not None:
@@ -179,8 +197,7 @@ def _signal(configs: Mapping[str, Config]) -> tuple[float, ...]:
     else:
         message = f"{file}: beta_schedule is {kind!r:.80}; expected linear, scaled_linear or squaredcos_cap_v2."
         raise SourceError(message, path=file, field="beta_schedule")
-    levels = min(int(configs["model_index"].get("max_noise_level", 350)), configs["unet"]["num_class_embeds"] - 1)
-    signal = np.cumprod(1 - betas)[: levels + 1]
-    if levels < 0 or not (np.isfinite(signal).all() and (signal >= 0).all() and (signal <= 1).all()):
+    signal = np.asarray(np.cumprod(1 - betas), np.float64)
+    if not (np.isfinite(signal).all() and (signal >= 0).all() and (signal <= 1).all()):
         raise SourceError(f"{file}: the betas are not from 0 to 1.", path=file, field="beta_end")
-    return tuple(float(s) for s in signal)
+    return signal

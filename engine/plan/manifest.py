@@ -36,6 +36,7 @@ from .controls.manifest import (
 )
 from .image_input import check_image_input
 from .image_prompts.manifest import check_image_prompting, check_ip_adapters, image_inputs
+from .image_prompts.style import STYLE
 from .networks import controlnets_of, ip_adapters_of, t2i_adapters_of
 from .profile import Profile, check_profile, size_range
 from .video.model import IDS, MAX_FRAMES
@@ -296,9 +297,11 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
             expected["timestep_cond"] = ("batch", width if even else "an even number")
         expected |= residual_inputs(by_name) | adapter_inputs(by_name) | image_inputs(data["components"])
     labels = [b for b in unet["inputs"] if b["name"] == "class_labels"] if kind == "pixels" else []
+    style = [b for b in unet["inputs"] if b["name"] == STYLE] if states else []
+    check_only(style, f"{where}.{STYLE}", dict.fromkeys((STYLE,) if style else (), ("batch",)), dtype="int64")
     if kind == "pixels":
         check_only(labels, f"{where}.class_labels", {"class_labels": ("batch",)}, dtype="int64")
-    check_only([b for b in unet["inputs"] if b not in labels], where, expected)
+    check_only([b for b in unet["inputs"] if b not in (*labels, *style)], where, expected)
     if sample["name"] != "sample":
         mismatch(f"{where}[0].name", sample["name"], "sample")
     out = channels + 1 if kind == "latents" else channels  # the last one is a variance that nothing reads

@@ -170,6 +170,37 @@ def tokenize(
     return tokens
 
 
+def tokenize_with(
+    plan: Plan,
+    tokenizers: Tokenizers,
+    texts: Texts,
+    precomputed: PrecomputedStates,
+    *,
+    style_prompt: str | None,
+    guided: bool,
+    notes: list[str],
+    regions: Regions | None,
+) -> tuple[TokensByEncoder, TokensByEncoder]:
+    """Tokenize as `tokenize`, together with the prompt of a style's image, which gets as many chunks.
+
+    Returns:
+        The tokens of the prompts, and those of `style_prompt` with the first negative prompt; empty without it.
+    """
+    if style_prompt is None:
+        return tokenize(plan, tokenizers, texts, precomputed, guided=guided, notes=notes, regions=regions), {}
+    joined = _texts_from(
+        [*texts["prompts"], style_prompt],
+        [*texts["negative_prompts"], texts["negative_prompts"][0]],
+        [*texts["prompts_2"], style_prompt],
+        [*texts["negative_prompts_2"], texts["negative_prompts_2"][0]],
+    )
+    tokens, count = tokenize(plan, tokenizers, joined, precomputed, guided=guided, notes=notes), len(joined["prompts"])
+    rows = range(count * (2 if guided else 1))
+    own = [row for row in rows if row % count != count - 1]
+    style = [row for row in rows if row % count == count - 1]
+    return {name: t.of(own) for name, t in tokens.items()}, {name: t.of(style) for name, t in tokens.items()}
+
+
 def _left_out(tokens: TokensByEncoder) -> Iterator[str]:
     left_out = dict.fromkeys(
         (t.ids.shape[1] * (t.ids.shape[2] - 2), text) for t in tokens.values() for text in t.dropped if text

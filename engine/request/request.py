@@ -15,6 +15,7 @@ from .arguments.hires import HiresArguments
 from .arguments.image import ImageArguments, OneOrMore
 from .arguments.regions import RegionArguments
 from .arguments.sampling import CallsFrom, SamplingArguments
+from .arguments.style import StyleArguments
 from .arguments.text import TextArguments
 from .arguments.video import VideoArguments
 from .diffusers_names import OF_CALLS, with_our_names
@@ -25,7 +26,15 @@ OutputType = Literal["pil", "np", "pt", "latent"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Request(VideoArguments, HiresArguments, ImageArguments, SamplingArguments, RegionArguments, TextArguments):
+class Request(
+    VideoArguments,
+    HiresArguments,
+    StyleArguments,
+    ImageArguments,
+    SamplingArguments,
+    RegionArguments,
+    TextArguments,
+):
     """Arguments of one call, as the caller passed them. The reference page lists them; each field has its text."""
 
     width: int | None = argument(

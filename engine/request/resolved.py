@@ -28,15 +28,16 @@ from .hires import Hires
 from .image_fields import image_fields, is_distilled
 from .image_prompts.prompts import ImagePrompt, image_prompts_of
 from .image_prompts.scales import plain_scale
+from .image_prompts.style import Style, style_of
 from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, steps_of
-from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize
+from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize_with
 from .regions.regions import Regions, regions_of
 from .request import CallsFrom, OutputType, Request, parse_request
 from .video.clip import ClipSettings, ImageClip, check_no_text_guidance, clip_of
 
 Floats = NDArray[np.float32]
 MAX_IMAGES = 1000  # of a call
-_WITHOUT_REGIONS = ("prompt_embeds", "negative_prompt_embeds", "padding_mask_crop", "callback_on_step_end")
+_ALONE = ("prompt_embeds", "negative_prompt_embeds", "padding_mask_crop", "callback_on_step_end", "style_image")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -88,6 +89,7 @@ class ResolvedRequest:
     adapters: tuple[AdapterInput, ...]  # one for each T2I-Adapter, or none
     image_prompts: tuple[ImagePrompt, ...]  # one for each IP-Adapter, or none
     ip_adapter_scale: Any  # as the call has it: a number, a mapping, or a list of these
+    style: Style | None  # that all images share
     hires: Hires | None  # the second pass
     progress: bool
     padding_mask_crop: int | None
@@ -199,7 +201,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     _check_hires(request)
     regions = None
     if any(getattr(request, each.name) is not each.default for each in fields(RegionArguments)):
-        others = {name: getattr(request, name) for name in _WITHOUT_REGIONS}
+        others = {name: getattr(request, name) for name in _ALONE}  # not with regions
         regions = regions_of(request, plan, height=images["height"], width=images["width"], others=others)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
     if isinstance(clip, ImageClip):
@@ -210,9 +212,16 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     guided = guided and (by_image is None or by_image >= 1)
     prompted = {"images": request.ip_adapter_image, "embeds": request.ip_adapter_image_embeds}
     prompted |= {"masks": request.ip_adapter_mask, "scale": request.ip_adapter_scale}
+    shared = {"aligned": request.style_aligned, "image": request.style_image, "prompt": request.style_prompt}
+    style = style_of(plan, **shared, count=count, has_states=bool(precomputed))
+    unstored["style_aligned"] = style is not None
+    described = None if style is None or style.image is None else style.prompt
+    more: dict[str, Any] = {"style_prompt": described, "guided": guided, "notes": notes, "regions": regions}
+    tokens, of_style = tokenize_with(plan, tokenizers, texts, precomputed, **more)
     return ResolvedRequest(
         **texts,
-        tokens=tokenize(plan, tokenizers, texts, precomputed, guided=guided, notes=notes, regions=regions),
+        tokens=tokens,
+        style=None if style is None else replace(style, tokens=of_style),
         precomputed=precomputed,
         regions=regions,
         sizes=sizes,

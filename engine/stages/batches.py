@@ -22,7 +22,7 @@ def parts_of(call: Generation, profile: Profile, largest: int | None = None) -> 
     The parts share the watch and the notes.
     """
     sizes = profile.batches(len(call.request.seeds), largest)
-    if len(sizes) == 1:
+    if len(sizes) == 1 or call.request.style is not None:  # images of one style are one batch
         return [call]
     requests = list(_requests(call.request, sizes))
     seconds = [call.second and replace(call.second, request=each.second_pass()) for each in requests]

@@ -6,16 +6,19 @@ Knows which inputs stay the same for a batch; the backends use that (`backends.s
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession, NetworkCall, NetworkCalls, completed
+from ..plan.image_prompts.style import STYLE, takes_style
 from ..plan.plan import Plan
 from .conditions import network_timesteps
 from .controls import ControlNets, has_features, is_group, no_features, no_residuals, span_of
 from .generation import Generation
+from .style.reference import StyleReference, style_offsets, without_first
 
 Floats = NDArray[np.float32]
 
@@ -44,6 +47,8 @@ class Unet:
         self.conditioning, self._extra_channels = dict(conditioning), extra_channels
         self._timesteps = network_timesteps(call.sampler) if plan.takes("latents") else call.sampler.timesteps
         self._channels = plan.latent_channels
+        self._takes_style = takes_style(plan.components["unet"].inputs)
+        self.reference: StyleReference | None = None  # an image whose style all take
         # whether it is guided, and steered by T2I-Adapters -> its sessions, and how often the U-Net's gets a sample
         self._sessions: dict[tuple[bool, bool], tuple[DenoisingSession, ControlNets | None, int]] = {}
 
@@ -66,7 +71,11 @@ class Unet:
             extra = self._extra_channels if guided else self._extra_channels[-len(sample) :]
             extra = np.concatenate([extra] * (len(samples) // len(extra)))  # unless parts of guidance have their own
             samples = np.concatenate([samples, extra], axis=-3)
+        parts = request.rows - (0 if guided else request.unprompted_rows)
+        if self.reference is not None:
+            samples, residuals = self.reference.sample(samples, call), self.reference.changing(residuals, parts)
         output: Floats = (yield NetworkCall(session, call, samples, residuals))["out_sample"]
+        output = output if self.reference is None else without_first(output, parts)
         # The latent upscaler outputs the negative velocity, and a variance that nothing reads.
         return -output[:, : self._channels] if self._plan.takes("latents") else output
 
@@ -92,8 +101,19 @@ class Unet:
             controls = ControlNets(plan, self._call, self._component, conditioning, rows=rows)
         else:
             constants = conditioning | no_residuals(plan, request, rows)
+        if self._takes_style:
+            constants = self._with_style(constants, rows)
         cache_interval, unet = request.cache_interval, self._component("unet")
         # A session repeats the sample for two halves itself, unless they differ in their channels of the image.
         halves = rows == 2 and not self._plan.takes("video")
         session = DenoisingSession(unet, constants, timesteps, guided=halves, cache_interval=cache_interval)
         return session, controls, 1 if halves else rows
+
+    def _with_style(self, constants: Mapping[str, Floats], parts: int) -> dict[str, NDArray[Any]]:
+        """Return the inputs with the rows whose style each row takes, and with a given reference in front."""
+        count, style = len(self._call.request.seeds), self._call.request.style
+        arrays: dict[str, NDArray[Any]] = dict(constants)
+        if self.reference is not None:
+            arrays, count = self.reference.constants(constants, parts), count + 1
+        offsets = style_offsets(count, parts)
+        return arrays | {STYLE: np.zeros_like(offsets) if style is None else offsets}

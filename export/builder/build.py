@@ -121,6 +121,7 @@ def _prepared(spec: BuildSpec) -> Work:
         image_encoder=spec.image_encoder,
         t2i_adapters=spec.t2i_adapter,
         motion_adapter=spec.motion_adapter,
+        style_aligned=spec.style_aligned,
         loras=spec.lora,
         words=spec.textual_inversion,
         offline=spec.offline,

@@ -39,6 +39,7 @@ def prepare(
     image_encoder: str | Path | None = None,
     t2i_adapters: Sequence[str | Path] = (),
     motion_adapter: str | Path | None = None,
+    style_aligned: bool = False,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str] = ("onnx",),
@@ -53,6 +54,7 @@ def prepare(
         ip_adapters: files of IP-Adapters, with the folder of their `image_encoder`.
         t2i_adapters: the T2I-Adapters, as folders, files or hub ids.
         motion_adapter: motion modules, as a folder, a file or a hub id.
+        style_aligned: give the U-Net the input for images of one style.
         words: textual-inversion files.
         forms: "onnx", "diffusers", or backends that compile engines.
 
@@ -61,6 +63,7 @@ def prepare(
     """
     parts: dict[str, Any] = {"controlnets": controlnets, "ip_adapters": ip_adapters, "image_encoder": image_encoder}
     parts |= {"t2i_adapters": t2i_adapters, "motion_adapter": motion_adapter}
+    parts["style_aligned"] = style_aligned
     source, family = _described(model, vae=vae, unet=unet, words=words, offline=offline, forms=forms, **parts)
     components = {c.name: planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
@@ -186,6 +189,7 @@ def _described(
     image_encoder: str | Path | None = None,
     t2i_adapters: Sequence[str | Path] = (),
     motion_adapter: str | Path | None = None,
+    style_aligned: bool = False,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str],
@@ -199,6 +203,7 @@ def _described(
         image_encoder=image_encoder,
         t2i_adapters=t2i_adapters,
         motion_adapter=motion_adapter,
+        style_aligned=style_aligned,
         words=words,
         offline=offline,
     )
@@ -218,6 +223,7 @@ def source_with(
     image_encoder: str | Path | None,
     t2i_adapters: Sequence[str | Path],
     motion_adapter: str | Path | None,
+    style_aligned: bool = False,
     loras: Sequence[str | Path] = (),
     words: Sequence[str | Path],
     offline: bool,
@@ -227,6 +233,7 @@ def source_with(
     source = add_ip_adapters(source, ip_adapters, image_encoder, offline=offline)
     source = add_t2i_adapters(source, t2i_adapters, offline=offline)
     source = add_motion_adapter(source, motion_adapter, offline=offline)
+    source = source.style_aligned() if style_aligned else source
     return add_embeddings(fuse(source, loras) if loras else source, words)
 
 

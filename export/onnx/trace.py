@@ -20,6 +20,7 @@ from calotype.backends.torch.modules import load_module
 from calotype.errors import CalotypeError, CheckError, first_line
 from calotype.plan.bindings import Binding
 from calotype.plan.family import Component
+from calotype.plan.image_prompts.style import STYLE
 
 from ..steps.versions import OPSET
 from .capture import Call, write_calls
@@ -89,6 +90,8 @@ def sample_inputs(component: Component, sizes: Mapping[str, int], seed: int) -> 
 
     def draw(binding: Binding) -> Tensor:
         shape = binding.shape(sizes)
+        if binding.name == STYLE:  # the first row is the reference of all
+            return -torch.arange(shape[0])
         if binding.dtype == "int64":  # token ids, or the levels of noise
             numbers = "num_class_embeds" if binding.name == "class_labels" else "vocab_size"
             return torch.randint(0, int(component.config[numbers]), shape, generator=generator)

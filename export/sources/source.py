@@ -24,6 +24,7 @@ from calotype.files.cache import DIGESTS
 from calotype.files.digest import digest_of, file_digest
 from calotype.files.json_file import read_json
 from calotype.plan.family import folder_of
+from calotype.plan.image_prompts.style import MARK, no_style_reason
 from calotype.plan.network_check import check_network, token_rows
 from calotype.plan.networks import UNION_MARK, controlnets_of
 from calotype.text.tokenizer import MARKS, check_token_ids, tokenizer_files
@@ -82,6 +83,15 @@ class Source:
             configs={**self.configs, **configs},
             digests={**self.digests, **_digests_of(folders, configs, {})},
         )
+
+    def style_aligned(self) -> Source:
+        """Return the source with a U-Net for images of one style. Raises `SourceError` if it cannot have it."""
+        unet = self.configs["unet"]
+        reason = no_style_reason(unet) if self.tokenizers else "it takes no text"
+        if reason is not None:
+            message = f"the U-Net of {self.model} cannot align styles: {reason}. Omit style_aligned."
+            raise SourceError(message, path=self.folder, field="style_aligned")
+        return replace(self, configs={**self.configs, "model_index": {**self.configs["model_index"], MARK: True}})
 
     def weights_folder(self, component: str) -> Path:
         """Return the folder of the component's config and weights."""

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import InputError, first_line
+from ...plan.image_prompts.style import STYLE
 from ...system.lru_cache import LruCache
 from ...system.switches import disabled_optimizations
 from ..base import Array, Arrays, inputs_of_call
@@ -123,6 +124,7 @@ class OpenVinoSession:
         self._network = network
         self._constants, self._timesteps = constants, timesteps
         self._guided, self._cache_interval = guided, cache_interval
+        self._coupled = np.any(constants.get(STYLE, 0))  # then all rows of the batch are in one stream
         self._half_sample = guided and "shared_guidance" not in disabled_optimizations()
         self._deep_call = 0  # the last call that computed the deep layers
         self._deep: list[Array] = []  # their outputs, for each stream
@@ -153,7 +155,7 @@ class OpenVinoSession:
         return self._network(inputs_of_call(self._constants, timestep, sample, changing, guided=self._guided))
 
     def _run_parts(self, call: int, sample: Array, changing: Arrays) -> dict[str, Array]:
-        count, streams = len(sample), streams_for(len(sample))
+        count, streams = len(sample), 1 if self._coupled else streams_for(len(sample))
         images = np.split(np.arange(count), streams)
         rows = [np.concatenate([some, some + count]) if self._guided else some for some in images]
         inputs = inputs_of_call(self._constants, self._timesteps[call], sample, changing, guided=self._guided)

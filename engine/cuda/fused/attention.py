@@ -27,6 +27,7 @@ class FusedAttention(StepInvariant):
         super().__init__()
         self._heads, self._scale, crossed = attention.heads, attention.scale, attention.is_cross_attention
         self._attend_images = _attends_images(attention)
+        self._share = getattr(attention.processor, "share", None)  # of a U-Net's self-attention: Style Aligned
         self.to_q = attention.to_q if crossed else None
         layers = [*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v]
         self.packed = _packed(*layers)
@@ -57,6 +58,8 @@ class FusedAttention(StepInvariant):
         else:
             parts = (self.to_q(x), *(self.cached or self.packed(text).chunk(2, dim=-1)))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
+        if self._share is not None:
+            q, k, v = self._share(q, k, v)
         mixed = attend(q, k, v, scale=self._scale)
         images = None if self._attend_images is None else self._attend_images(q)
         if isinstance(images, Tensor):  # without image prompts there is nothing to add, and no kernel that adds it
@@ -123,7 +126,8 @@ def fused_attention(attention: Attention) -> nn.Module | None:
 
 def _supported(attention: Attention) -> bool:
     layers = (attention.to_k, attention.to_v) if attention.is_cross_attention else _projections(attention)
-    usual = type(attention.processor) is AttnProcessor2_0 or _attends_images(attention) is not None
+    shares = hasattr(attention.processor, "share")
+    usual = type(attention.processor) is AttnProcessor2_0 or shares or _attends_images(attention) is not None
     return usual and len({layer.bias is None for layer in layers}) == 1
 
 

@@ -22,7 +22,7 @@ _CLIPS = "A server makes images. For clips, use calotype.load or calotype genera
 Kind = Literal["text", "texts", "number", "numbers", "flag", "images"]
 FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "region_prompts"), "texts"),
-    **dict.fromkeys(("calls_from", "guidance_method", "scheduler", "hires_upscaler"), "text"),
+    **dict.fromkeys(("calls_from", "guidance_method", "scheduler", "hires_upscaler", "style_prompt"), "text"),
     **dict.fromkeys(("clip_skip", "aesthetic_score", "negative_aesthetic_score"), "number"),
     **dict.fromkeys(("steps", "eta", "calls", "min_psnr", "guidance_scale", "guidance_rescale"), "number"),
     **dict.fromkeys(("apg_eta", "apg_momentum", "apg_rescale", "cache_interval", "lora_scale"), "number"),
@@ -34,11 +34,11 @@ FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("negative_crops_coords_top_left", "timesteps", "sigmas", "guidance_interval", "seed"), "numbers"),
     **dict.fromkeys(("controlnet_conditioning_scale", "control_guidance_start", "control_guidance_end"), "numbers"),
     **dict.fromkeys(("image", "mask_image", "control_image", "depth_map", "adapter_image", "region_masks"), "images"),
-    **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask"), "images"),
+    **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask", "style_image"), "images"),
     "ip_adapter_scale": "numbers",
     **dict.fromkeys(("adapter_conditioning_scale", "control_mode"), "numbers"),
     **dict.fromkeys(("adapter_conditioning_factor", "region_strength"), "number"),
-    "soft_mask": "flag",
+    **dict.fromkeys(("soft_mask", "style_aligned"), "flag"),
 }
 # Other names of these fields, which diffusers' pipelines use.
 OTHER_NAMES = {name: alias for name, alias in ALIASES.items() if alias.name != "frames"}
