@@ -19,6 +19,7 @@ from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
 from .arguments.regions import RegionArguments
 from .arguments.sampling import GuidanceMethod
+from .arguments.style import StyleArguments
 from .callback import check_callback
 from .conditioning import PrecomputedStates, SizeConditioning, check_counts, precomputed_states, sizes_of
 from .conditions import image_guidance_of
@@ -213,7 +214,9 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     prompted = {"images": request.ip_adapter_image, "embeds": request.ip_adapter_image_embeds}
     prompted |= {"masks": request.ip_adapter_mask, "scale": request.ip_adapter_scale}
     shared = {"aligned": request.style_aligned, "image": request.style_image, "prompt": request.style_prompt}
-    style = style_of(plan, **shared, count=count, has_states=bool(precomputed))
+    style = None
+    if any(getattr(request, each.name) is not each.default for each in fields(StyleArguments)):
+        style = style_of(plan, **shared, count=count, has_states=bool(precomputed))
     unstored["style_aligned"] = style is not None
     described = None if style is None or style.image is None else style.prompt
     more: dict[str, Any] = {"style_prompt": described, "guided": guided, "notes": notes, "regions": regions}
