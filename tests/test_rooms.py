@@ -36,6 +36,7 @@ ORDER = (
     *(
         "export/tensorrt",
         "export/onnx",
+        "export/sources/control_lora",
         "export/sources/ip_adapter",
         "export/sources/motion_adapter",
         "export/sources/t2i_adapter",

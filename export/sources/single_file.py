@@ -25,6 +25,7 @@ from .gguf_file import header_of
 from .weight_files import Header
 
 CONVERTER = 2  # increased when the conversion produces other files
+CONTROL_LORA = "lora_controlnet"  # a tensor that only such files have
 UNET, VAE = "model.diffusion_model.", "first_stage_model."
 _FIRST = f"{UNET}input_blocks.0.0.weight"  # its second dimension: the U-Net's input channels
 _SECOND_TEXT = f"{UNET}label_emb.0.0.weight"  # SDXL's layer for the pooled text
@@ -32,7 +33,7 @@ _LORA, _EMBEDDING = ("a LoRA", "lora"), ("a textual inversion", "textual_inversi
 _CONTROLNET = ("a ControlNet", "controlnet")
 # First part of a tensor's name -> the kind of file, and the argument that takes it.
 _MARKS = {
-    "lora_controlnet": ("a Control-LoRA", None),
+    CONTROL_LORA: ("a Control-LoRA", "controlnet"),
     "lora": _LORA,
     "emb_params": _EMBEDDING,
     "clip_l": _EMBEDDING,

@@ -22,11 +22,11 @@ from calotype.weights.types import check_types
 
 from .configs import MODELS
 from .gguf_file import header_of
-from .single_file import UNET, VAE, convert_once, describe_contents
-from .weight_files import Header, check_safetensors
+from .single_file import CONTROL_LORA, UNET, VAE, convert_once, describe_contents
+from .weight_files import Header, check_safetensors, weight_files
 
 CONTROL = "control_model."
-_OTHERS = {"task_embedding", "difference", "lora_controlnet"}  # files with tensors of a ControlNet that are not one
+_OTHERS = {"task_embedding", "difference"}  # files with tensors of a ControlNet that are not one
 _FAMILIES = {"sd15": "Stable Diffusion 1.x", "sd21": "Stable Diffusion 2.x", "sdxl": "Stable Diffusion XL"}
 _LATENT_FIELDS = ("scaling_factor", "latents_mean", "latents_std")  # values that no shape shows
 _EXPECTED = {
@@ -66,6 +66,8 @@ def open_component(path: Path, name: str, own: Mapping[str, Path]) -> Path:
     unet = read_json(own["unet"] / "config.json", "the config of the model")
     vae_config = own["vae"] / "config.json"
     vae = read_json(vae_config, "the config of the model") if vae_config.is_file() else {}
+    if name == "controlnet" and CONTROL_LORA in header.shapes:
+        return _open_control_lora(path, header, own["unet"], unet)
     try:
         network = (
             controlnet_in(path, header, unet)
@@ -202,6 +204,21 @@ def controlnet_in(path: Path, header: Header, unet: Mapping[str, Any]) -> Networ
             **(_union_fields(header) if union else {}),
         },
     )
+
+
+def _open_control_lora(path: Path, header: Header, folder: Path, unet: Mapping[str, Any]) -> Path:
+    """Return the ControlNet that a Control-LoRA makes of the U-Net in `folder`. Raises `SourceError`."""
+    hints = [header.shapes.get(f"input_hint_block.{i}.weight", ()) for i in (0, 4, 8, 12)]
+    shapes = dict(header.shapes) | {f"{n[:-5]}.weight": s for n, s in header.shapes.items() if n.endswith(".down")}
+    width = next(iter(header.shapes.get("input_blocks.0.0.bias", ())), 0)
+    if not width or not all(len(shape) == 4 for shape in hints):
+        _unknown(path, header, "controlnet")
+    check_types(path, header.types)
+    _check_family(path, shapes, width, unet)
+    sizes = {"conditioning_channels": hints[0][1], "conditioning_embedding_out_channels": [s[0] for s in hints]}
+    base = {str(file): file_digest(file) for file in weight_files(folder, "diffusion_pytorch_model")}
+    into = f"{__package__}.control_lora.convert:convert_control_lora_into"
+    return convert_once(path, "a Control-LoRA", into, "controlnet", unet=base, config=_public_fields(unet) | sizes)
 
 
 def _union_fields(header: Header) -> dict[str, int]:

@@ -32,12 +32,12 @@ SD = "Stable Diffusion"
 KINDS = {"SD": "StableDiffusion", "XL": "StableDiffusionXL"}
 
 
-def strengthen(unet_folder, times=8.0):
+def strengthen(unet_folder, times=4.0):
     """Make the self-attention of a U-Net with random weights as strong as that of a trained one."""
     unet = diffusers.UNet2DConditionModel.from_pretrained(unet_folder, low_cpu_mem_usage=False)
     for name, weight in unet.named_parameters():
         if ".attn1." in name and weight.ndim == 2:
-            weight.data *= times if "to_out" in name else 3.0
+            weight.data *= times if "to_out" in name else 2.0
     unet.save_pretrained(unet_folder)
 
 
