@@ -146,6 +146,7 @@ def _generate(
     parts["motion_adapter"] = motion_adapter
     lines = _joined(lines) if arguments.get("style_aligned") else lines
     parts["style_aligned"] = any({**arguments, **line}.get("style_aligned") is True for _, line in lines)
+    parts["pag"] = any({**arguments, **line}.get("pag_scale") not in (None, 0) for _, line in lines)
     weights: dict[str, Any] = {"lora": lora or recorded.loras, "lora_folder": lora_folder, "offline": offline}
     weights["precision"] = recorded.precision if precision is None else precision
 

@@ -37,7 +37,7 @@ from .sampling.cache import BuiltSampler, SamplerCache
 from .sampling.matrix import SamplerRun
 from .sampling.schedulers import takes_eta
 from .stages.batches import parts_of
-from .stages.conditions import with_image
+from .stages.conditions import with_image, with_perturbed
 from .stages.controls import AdapterFeatures, no_residuals
 from .stages.denoise_inputs import DenoiseInputs, prepare
 from .stages.fewer_calls import FewerCalls
@@ -264,7 +264,8 @@ class ImageGenerator:
     def denoiser(self, call: Generation, inputs: DenoiseInputs) -> Unet:
         """Return the U-Net with the call's text. Runs the text encoders."""
         with call.watch.stage("text"):
-            conditioning = self._prompts(call.request, call.loras) | inputs.micro_conditioning
+            conditioning = with_perturbed(call.request, self._prompts(call.request, call.loras))
+            conditioning |= inputs.micro_conditioning
             if self._plan.image_input is not None:
                 conditioning = with_image(self._plan, call.request, conditioning)
             conditioning |= self._image_prompts(call.request) | self._features(call.request)

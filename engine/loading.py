@@ -17,6 +17,7 @@ from .lora.lora import LoraLike, parse_loras
 from .lora.prompt_tags import PromptTags
 from .pipeline import Pipeline
 from .plan.config_fields import checked
+from .plan.image_prompts.perturbed import skips_of
 from .plan.image_prompts.style import takes_style
 from .plan.plan import is_plan, read_plan
 from .request.diffusers_names import OF_LOADING
@@ -38,6 +39,7 @@ def load(
     t2i_adapter: str | Path | Sequence[str | Path] = (),
     motion_adapter: str | Path | None = None,
     style_aligned: bool = False,
+    pag: bool = False,
     lora: LoraLike = None,
     lora_folder: str | Path | None = None,
     vae: str | Path | None = None,
@@ -70,6 +72,7 @@ def load(
             default those of the model's folder, if it was saved with some. A plan contains its own.
         style_aligned: Open the U-Net for calls with `style_aligned=True`, whose images share a style. Other calls give
             the same images as without it, and their self-attention takes twice the work. A plan contains its own.
+        pag: Open the U-Net for perturbed attention guidance: calls with `pag_scale`. A plan contains its own.
         lora: A LoRA file or folder, or several. For a weight other than 1: "FILE:0.8", (FILE, 0.8) or {FILE: 0.8}.
             `set_lora` takes the same values and changes the LoRAs later.
         lora_folder: A folder of LoRAs that prompts may name: `<lora:NAME:0.8>` adds NAME.safetensors to the LoRAs of
@@ -92,11 +95,12 @@ def load(
         BackendError: No requested backend can run, or none computes in the precision.
         BuildError: The model was not built in int8, or a plan lacks the precision. The message has the command.
         InputError: `model` is a plan, and `controlnet`, `ip_adapter`, `t2i_adapter`, `motion_adapter`, `vae`, `unet`
-            or `textual_inversion` is set: a plan contains its own; or `style_aligned` is, and it was built without.
+            or `textual_inversion` is set: a plan contains its own; or `style_aligned` or `pag` is, and it was built
+            without.
     """
     parts: dict[str, Any] = {"controlnet": controlnet, "vae": vae, "unet": unet, "textual_inversion": textual_inversion}
     parts |= {"ip_adapter": ip_adapter, "image_encoder": image_encoder, "t2i_adapter": t2i_adapter}
-    parts["motion_adapter"] = motion_adapter
+    parts |= {"motion_adapter": motion_adapter, "pag": check_bool("pag", pag)}
     parts["style_aligned"] = check_bool("style_aligned", style_aligned)
     return load_checked(
         lambda _: None,
@@ -127,7 +131,8 @@ def load_checked(
     extras: dict[str, Any] = {
         name: _as_list(parts[name]) for name in ("controlnet", "ip_adapter", "t2i_adapter", "textual_inversion")
     }
-    extras |= {name: parts.get(name) for name in ("vae", "unet", "image_encoder", "motion_adapter", "style_aligned")}
+    extras |= {name: parts.get(name) for name in ("vae", "unet", "image_encoder", "motion_adapter")}
+    extras |= {name: parts.get(name) for name in ("style_aligned", "pag")}
     if is_plan(model):
         pipe = _load_plan(model, backend, extras, precisions)
     else:
@@ -147,9 +152,10 @@ def _load_plan(
 ) -> Pipeline:
     folder = Path(model).expanduser()
     plan = read_plan(folder)
-    is_aligned = takes_style(plan.components["unet"].inputs)
+    inputs = plan.components["unet"].inputs
+    has = {"style_aligned": takes_style(inputs), "pag": bool(skips_of(inputs))}
     for name, value in extras.items():
-        if value and not (name == "style_aligned" and is_aligned):
+        if value and not has.get(name):
             message = f"{model} is a plan, which contains its own {name}. Pass {name} when you build the plan."
             raise InputError(message, argument=name, got=str(value))
     for name, tokenizer in plan.tokenizers.items():

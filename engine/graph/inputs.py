@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..plan.bindings import Array
+from ..plan.image_prompts.perturbed import skips_of
 from ..plan.image_prompts.style import takes_style
 from ..plan.networks import controlnets_of, t2i_adapters_of
 from ..plan.plan import Plan
@@ -50,6 +51,8 @@ def graph_unsupported_reason(plan: Plan, request: ResolvedRequest, sampler: Samp
         return "the model has IP-Adapters"
     if takes_style(plan.components["unet"].inputs):
         return "the model was loaded for Style Aligned"
+    if skips_of(plan.components["unet"].inputs):
+        return "the model was loaded for perturbed attention guidance"
     if request.guided and request.guidance_method != "cfg":
         return f"a graph has classifier-free guidance, and guidance_method is {request.guidance_method}"
     if request.regions is not None:

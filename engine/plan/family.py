@@ -16,7 +16,8 @@ from .config_fields import checked
 from .controls.manifest import UNION_INPUTS
 from .controls.t2i_adapter import STATE, check_adapter, features_of, taken_of
 from .image_input import image_input_of
-from .image_prompts.layers import ImagePrompting, image_layers, unsupported_reason
+from .image_prompts.layers import SKIP, ImagePrompting, image_layers, unsupported_reason
+from .image_prompts.perturbed import PERTURBED, skip_bindings
 from .image_prompts.style import MARK, STYLE
 from .memory.loads import loads_of_decoder, loads_of_frame, loads_with_text, loads_without_text
 from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
@@ -72,8 +73,10 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     texts = [networks.text_encoder(name, configs[name]) for name in encoders]
     steering = _t2i_adapters(configs) if texts else []
     unet = networks.unet(configs, with_text=bool(texts))
-    if configs.get("model_index", {}).get(MARK):
-        unet = replace(unet, inputs=(*unet.inputs, Binding(name=STYLE, dtype="int64", dims=("batch",))))
+    marks = configs.get("model_index", {})
+    of_style = [Binding(name=STYLE, dtype="int64", dims=("batch",))] if marks.get(MARK) else []
+    of_skips = skip_bindings(config) if marks.get(PERTURBED) else []
+    unet = replace(unet, inputs=(*unet.inputs, *of_style, *of_skips))
     vision = [networks.vision_encoder(configs["image_encoder"])] if "image_encoder" in configs and not texts else []
     encoded = [*texts, *vision]  # what the U-Net attends to
     takes = image_input_of(configs, int(configs["vae"]["latent_channels"])) if encoded else None
@@ -217,7 +220,7 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
     )
     same = same and config.get("in_channels", 4) == vae["latent_channels"]  # without the mask
     inputs = {b.name for b in control.inputs} - {"controlnet_cond", "conditioning_scale", *UNION_INPUTS}
-    own = {n for n in shared if "additional_residual" not in n and not n.startswith(("image_", STATE))}
+    own = {n for n in shared if "additional_residual" not in n and not n.startswith(("image_", STATE, SKIP))}
     if not same or inputs != own - {"timestep_cond", STYLE}:
         raise _misfit(control.name, config, unet.config)
     halvings = len(config.get("conditioning_embedding_out_channels", (16, 32, 96, 256))) - 1

@@ -36,6 +36,7 @@ from .controls.manifest import (
 )
 from .image_input import check_image_input
 from .image_prompts.manifest import check_image_prompting, check_ip_adapters, image_inputs
+from .image_prompts.perturbed import skip_inputs
 from .image_prompts.style import STYLE
 from .networks import controlnets_of, ip_adapters_of, t2i_adapters_of
 from .profile import Profile, check_profile, size_range
@@ -296,6 +297,7 @@ def _check_unet(data: Fields, channels: int, states: int, pooled: int | None) ->
             even = isinstance(width, int) and not width % 2
             expected["timestep_cond"] = ("batch", width if even else "an even number")
         expected |= residual_inputs(by_name) | adapter_inputs(by_name) | image_inputs(data["components"])
+        expected |= skip_inputs(by_name)
     labels = [b for b in unet["inputs"] if b["name"] == "class_labels"] if kind == "pixels" else []
     style = [b for b in unet["inputs"] if b["name"] == STYLE] if states else []
     check_only(style, f"{where}.{STYLE}", dict.fromkeys((STYLE,) if style else (), ("batch",)), dtype="int64")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -187,3 +188,12 @@ def _per_net(name: str, value: OneOrMore, nets: int, limit: float, kind: str = "
             got=len(numbers),
         )
     return [check_float(name, each, limit) for each in numbers]
+
+
+def modes_of(controls: Sequence[ControlInput]) -> list[Any]:
+    """Return `control_mode` as a call has it: of one ControlNet its modes, of several an entry for each."""
+    nets: dict[int, list[int | None]] = {}
+    for each in controls:
+        nets.setdefault(each.net, []).append(each.mode)
+    entries = [None if modes == [None] else modes for modes in nets.values()]
+    return entries[0] or [] if len(entries) == 1 else entries

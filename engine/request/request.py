@@ -13,6 +13,7 @@ from ..errors.validation import check_names
 from .arguments.argument import argument
 from .arguments.hires import HiresArguments
 from .arguments.image import ImageArguments, OneOrMore
+from .arguments.perturbed import PerturbedArguments
 from .arguments.regions import RegionArguments
 from .arguments.sampling import CallsFrom, SamplingArguments
 from .arguments.style import StyleArguments
@@ -30,6 +31,7 @@ class Request(
     VideoArguments,
     HiresArguments,
     StyleArguments,
+    PerturbedArguments,
     ImageArguments,
     SamplingArguments,
     RegionArguments,

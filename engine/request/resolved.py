@@ -23,10 +23,11 @@ from .arguments.style import StyleArguments
 from .callback import check_callback
 from .conditioning import PrecomputedStates, SizeConditioning, check_counts, precomputed_states, sizes_of
 from .conditions import image_guidance_of
-from .controls import AdapterInput, ControlInput
+from .controls import AdapterInput, ControlInput, modes_of
 from .guidance import guidance_method_of
 from .hires import Hires
 from .image_fields import image_fields, is_distilled
+from .image_prompts.perturbed import PerturbedGuidance, perturbed_of
 from .image_prompts.prompts import ImagePrompt, image_prompts_of
 from .image_prompts.scales import plain_scale
 from .image_prompts.style import Style, style_of
@@ -91,6 +92,7 @@ class ResolvedRequest:
     image_prompts: tuple[ImagePrompt, ...]  # one for each IP-Adapter, or none
     ip_adapter_scale: Any  # as the call has it: a number, a mapping, or a list of these
     style: Style | None  # that all images share
+    perturbed: PerturbedGuidance | None  # guidance away from an output without self-attention
     hires: Hires | None  # the second pass
     progress: bool
     padding_mask_crop: int | None
@@ -105,9 +107,15 @@ class ResolvedRequest:
     def rows(self) -> int:
         """The rows of the U-Net for each image: without the prompt, those of its regions, and with the prompt.
 
-        A model that edits has a row with the image, and without the prompt, in place of regions.
+        A model that edits has a row with the image, and without the prompt, in place of regions; perturbed attention
+        guidance adds one before the prompt's.
         """
-        return (0 if self.regions is None else len(self.regions.prompts)) + self.unprompted_rows + 1
+        return self.unprompted_rows + (self.perturbed is not None) + self.text_rows
+
+    @property
+    def text_rows(self) -> int:
+        """The rows of the U-Net for each image with a text of their own."""
+        return 1 if self.regions is None else 1 + len(self.regions.prompts)
 
     @property
     def unprompted_rows(self) -> int:
@@ -131,10 +139,13 @@ class ResolvedRequest:
             values["control_guidance_start"] = [each.start for each in self.controls]
             values["control_guidance_end"] = [each.end for each in self.controls]
         if any(each.mode is not None for each in self.controls):
-            values["control_mode"] = _modes(self.controls)
+            values["control_mode"] = modes_of(self.controls)
         if self.adapters:
             values["adapter_conditioning_scale"] = [each.scale for each in self.adapters]
             values["adapter_conditioning_factor"] = self.adapters[0].factor
+        if self.perturbed is not None:
+            values |= {"pag_scale": self.perturbed.scale, "pag_adaptive_scale": self.perturbed.adaptive_scale}
+            values["pag_applied_layers"] = list(self.perturbed.layers)
         if self.regions is not None:
             values |= {"region_prompts": list(self.regions.prompts), "region_strength": self.regions.strength}
         if (hires := self.hires) is not None:
@@ -227,6 +238,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         style=None if style is None else replace(style, tokens=of_style),
         precomputed=precomputed,
         regions=regions,
+        perturbed=perturbed_of(request, plan),
         sizes=sizes,
         seeds=seeds,
         generators=generators,
@@ -262,15 +274,6 @@ def _image_in_place(prompt: Any, arguments: Mapping[str, Any], plan: Plan) -> tu
     if not plan.takes("video") or prompt is None or isinstance(prompt, str) or "image" in arguments:
         return prompt, arguments
     return None, {**arguments, "image": prompt}
-
-
-def _modes(controls: Sequence[ControlInput]) -> list[Any]:
-    """Return `control_mode` as a call has it: of one ControlNet its modes, of several an entry for each."""
-    nets: dict[int, list[int | None]] = {}
-    for each in controls:
-        nets.setdefault(each.net, []).append(each.mode)
-    entries = [None if modes == [None] else modes for modes in nets.values()]
-    return entries[0] or [] if len(entries) == 1 else entries
 
 
 def _takes_guidance(plan: Plan) -> bool:

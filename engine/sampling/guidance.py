@@ -63,6 +63,18 @@ def guide(output: Floats, guidance_scale: float | Floats, rescale: float = 0.0) 
     return rescaled(uncond + np.asarray(guidance_scale, np.float32) * (cond - uncond), cond, rescale)
 
 
+def guide_perturbed(
+    output: Floats, guidance_scale: float, perturbed_scale: float, rescale: float, count: int
+) -> Floats:
+    """Compute classifier-free guidance + scale * (cond - perturbed) (Ahn et al. 2024, arXiv 2403.17377).
+
+    # [2B or 3B, C, H, W], the unconditional part if there is one, without self-attention, with the prompt; B is `count`
+    """
+    perturbed, cond = output[-2 * count : -count], output[-count:]
+    guided = cond if len(output) == 2 * count else guide(np.concatenate([output[:count], cond]), guidance_scale)
+    return rescaled(guided + np.float32(perturbed_scale) * (cond - perturbed), cond, rescale)
+
+
 def rescaled(guided: Floats, cond: Floats, rescale: float) -> Floats:
     """Move the standard deviation of a guided output towards that of the conditional one.  # [B, C, H, W]"""
     if rescale == 0:

@@ -102,6 +102,17 @@ def with_image(plan: Plan, request: ResolvedRequest, conditioning: Mapping[str, 
     return arrays
 
 
+def with_perturbed(request: ResolvedRequest, conditioning: Mapping[str, Floats]) -> dict[str, Floats]:
+    """Return the inputs from text with the rows of perturbed attention guidance, which have the prompt's text.
+
+    # [N - B, ...] -> [N, ...]
+    """
+    if request.perturbed is None:
+        return dict(conditioning)
+    count = len(request.seeds)
+    return {name: np.concatenate([array, array[-count:]]) for name, array in conditioning.items()}
+
+
 def network_timesteps(sampler: Sampler) -> NDArray[np.float64]:
     """Return the timesteps that the latent upscaler takes: log(sigma) / 4 (Karras et al. 2022, table 1).
 

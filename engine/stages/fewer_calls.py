@@ -98,6 +98,8 @@ def _reason_against(request: ResolvedRequest, loras: Sequence[str], fit: FittedS
     part = part_of(request.schedule_range)
     if part not in fit.parts:
         return "it was fitted neither to this strength, nor to a handoff between models, timesteps, sigmas or eta"
+    if request.perturbed is not None:
+        return "it was fitted without perturbed attention guidance"
     if request.regions is not None:
         return "it was fitted without regional prompts"
     if list(loras) != list(fit.settings["loras"]):

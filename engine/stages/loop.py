@@ -16,7 +16,7 @@ from ..backends.session import NetworkCalls
 from ..errors import Cancelled, NotFiniteError
 from ..request.resolved import ResolvedRequest
 from ..request.video.clip import ImageClip
-from ..sampling.guidance import guide, guide_by_image, join_regions, rescaled
+from ..sampling.guidance import guide, guide_by_image, guide_perturbed, join_regions, rescaled
 from ..sampling.guidance_methods import ProjectedGuidance, guide_projected, zero_star
 from ..sampling.matrix import SamplerRun
 from .generation import Generation
@@ -57,6 +57,9 @@ def guidance_of(call: Generation) -> Guidance:
         scale, by_image, rescale = call.guidance_scale, request.image_guidance_scale, request.guidance_rescale
         if request.regions is not None:
             output = join_regions(output, request.regions.shares_at(*x.shape[2:]), len(x))
+        if request.perturbed is not None:
+            away = request.perturbed.scale_at(float(call.sampler.timesteps[i]))
+            return guide_perturbed(output, scale, away, rescale, len(x))
         if len(output) == len(x):
             return output
         if len(output) == 3 * len(x) and by_image is not None:

@@ -99,7 +99,7 @@ class PromptEncoder:
 def has_text(request: ResolvedRequest) -> Floats:
     """Return 0 for a missing negative prompt, which zeros replace, else 1.  # [N]"""
     negatives = request.negative_prompts if request.guided else ()
-    prompted = len(request.prompts) * (request.rows - request.unprompted_rows)
+    prompted = len(request.prompts) * request.text_rows
     return np.array([*(text is not None for text in negatives), *[True] * prompted], dtype=np.float32)
 
 
@@ -108,7 +108,7 @@ def clip_skips(request: ResolvedRequest) -> tuple[int | None, ...]:
 
     Only the prompt skips layers, as in diffusers; in AUTOMATIC1111's web UI the negative prompt does so too.
     """
-    prompted = len(request.prompts) * (request.rows - request.unprompted_rows)
+    prompted = len(request.prompts) * request.text_rows
     return *[None] * (len(request.prompts) if request.guided else 0), *[request.clip_skip] * prompted
 
 

@@ -13,6 +13,7 @@ from numpy.typing import NDArray
 
 from ..backends import LoadedComponent
 from ..backends.session import DenoisingSession, NetworkCall, NetworkCalls, completed
+from ..plan.image_prompts.perturbed import skips_of
 from ..plan.image_prompts.style import STYLE, takes_style
 from ..plan.plan import Plan
 from .conditions import network_timesteps
@@ -101,13 +102,25 @@ class Unet:
             controls = ControlNets(plan, self._call, self._component, conditioning, rows=rows)
         else:
             constants = conditioning | no_residuals(plan, request, rows)
+        constants = dict(constants) | self._skips(rows)
         if self._takes_style:
             constants = self._with_style(constants, rows)
         cache_interval, unet = request.cache_interval, self._component("unet")
         # A session repeats the sample for two halves itself, unless they differ in their channels of the image.
-        halves = rows == 2 and not self._plan.takes("video")
+        halves = rows == 2 and request.perturbed is None and not self._plan.takes("video")
         session = DenoisingSession(unet, constants, timesteps, guided=halves, cache_interval=cache_interval)
         return session, controls, 1 if halves else rows
+
+    def _skips(self, parts: int) -> dict[str, Floats]:
+        """Return the inputs that skip self-attention in the part of perturbed attention guidance.  # [N] each"""
+        count, perturbed = len(self._call.request.seeds), self._call.request.perturbed
+        part = np.zeros((parts, count), np.float32)
+        arrays = {name: part.reshape(-1) for name in skips_of(self._plan.components["unet"].inputs)}
+        if perturbed is None:
+            return arrays
+        part = part.copy()
+        part[-2] = 1
+        return arrays | dict.fromkeys(perturbed.skips, part.reshape(-1))
 
     def _with_style(self, constants: Mapping[str, Floats], parts: int) -> dict[str, NDArray[Any]]:
         """Return the inputs with the rows whose style each row takes, and with a given reference in front."""

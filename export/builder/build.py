@@ -122,6 +122,7 @@ def _prepared(spec: BuildSpec) -> Work:
         t2i_adapters=spec.t2i_adapter,
         motion_adapter=spec.motion_adapter,
         style_aligned=spec.style_aligned,
+        pag=spec.pag,
         loras=spec.lora,
         words=spec.textual_inversion,
         offline=spec.offline,

@@ -40,6 +40,7 @@ def prepare(
     t2i_adapters: Sequence[str | Path] = (),
     motion_adapter: str | Path | None = None,
     style_aligned: bool = False,
+    pag: bool = False,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str] = ("onnx",),
@@ -55,6 +56,7 @@ def prepare(
         t2i_adapters: the T2I-Adapters, as folders, files or hub ids.
         motion_adapter: motion modules, as a folder, a file or a hub id.
         style_aligned: give the U-Net the input for images of one style.
+        pag: give it the inputs for perturbed attention guidance.
         words: textual-inversion files.
         forms: "onnx", "diffusers", or backends that compile engines.
 
@@ -63,7 +65,7 @@ def prepare(
     """
     parts: dict[str, Any] = {"controlnets": controlnets, "ip_adapters": ip_adapters, "image_encoder": image_encoder}
     parts |= {"t2i_adapters": t2i_adapters, "motion_adapter": motion_adapter}
-    parts["style_aligned"] = style_aligned
+    parts |= {"style_aligned": style_aligned, "pag": pag}
     source, family = _described(model, vae=vae, unet=unet, words=words, offline=offline, forms=forms, **parts)
     components = {c.name: planned(c, source, family.profile, forms) for c in family.components.values()}
     return plan_of(source, family, components)
@@ -190,6 +192,7 @@ def _described(
     t2i_adapters: Sequence[str | Path] = (),
     motion_adapter: str | Path | None = None,
     style_aligned: bool = False,
+    pag: bool = False,
     words: Sequence[str | Path] = (),
     offline: bool = False,
     forms: Collection[str],
@@ -204,6 +207,7 @@ def _described(
         t2i_adapters=t2i_adapters,
         motion_adapter=motion_adapter,
         style_aligned=style_aligned,
+        pag=pag,
         words=words,
         offline=offline,
     )
@@ -224,6 +228,7 @@ def source_with(
     t2i_adapters: Sequence[str | Path],
     motion_adapter: str | Path | None,
     style_aligned: bool = False,
+    pag: bool = False,
     loras: Sequence[str | Path] = (),
     words: Sequence[str | Path],
     offline: bool,
@@ -233,7 +238,7 @@ def source_with(
     source = add_ip_adapters(source, ip_adapters, image_encoder, offline=offline)
     source = add_t2i_adapters(source, t2i_adapters, offline=offline)
     source = add_motion_adapter(source, motion_adapter, offline=offline)
-    source = source.style_aligned() if style_aligned else source
+    source = source.with_self_attention(style_aligned=style_aligned, pag=pag)
     return add_embeddings(fuse(source, loras) if loras else source, words)
 
 

@@ -99,6 +99,7 @@ class BuildSpec:
     t2i_adapter: tuple[str, ...] = _option(_texts, "A T2I-Adapter's folder, file or hub id; repeatable.", ())
     motion_adapter: str | None = _option(_text, "Motion modules: a folder, file or hub id; the plan makes clips.", None)
     style_aligned: bool = _option(_bool, "A U-Net for images of one style (Style Aligned).", False)
+    pag: bool = _option(_bool, "A U-Net for perturbed attention guidance (PAG).", False)
     lora: tuple[str, ...] = _option(_texts, "FILE or FILE:SCALE, fused into the weights; repeatable.", ())
     vae: str | None = _option(_text, "An autoencoder's folder, file or hub id, in place of the model's.", None)
     unet: str | None = _option(_text, "A U-Net's folder, file or hub id, in place of the model's.", None)

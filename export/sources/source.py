@@ -24,6 +24,7 @@ from calotype.files.cache import DIGESTS
 from calotype.files.digest import digest_of, file_digest
 from calotype.files.json_file import read_json
 from calotype.plan.family import folder_of
+from calotype.plan.image_prompts.perturbed import PERTURBED
 from calotype.plan.image_prompts.style import MARK, no_style_reason
 from calotype.plan.network_check import check_network, token_rows
 from calotype.plan.networks import UNION_MARK, controlnets_of
@@ -84,14 +85,21 @@ class Source:
             digests={**self.digests, **_digests_of(folders, configs, {})},
         )
 
-    def style_aligned(self) -> Source:
-        """Return the source with a U-Net for images of one style. Raises `SourceError` if it cannot have it."""
-        unet = self.configs["unet"]
+    def with_self_attention(self, *, style_aligned: bool, pag: bool) -> Source:
+        """Return the source with a U-Net whose self-attention takes inputs. Raises `SourceError` if it cannot.
+
+        `style_aligned` is for images of one style, `pag` for perturbed attention guidance.
+        """
+        unet, options = self.configs["unet"], {"style_aligned": style_aligned, "pag": pag}
+        name = next((name for name, is_on in options.items() if is_on), None)
+        if name is None:
+            return self
         reason = no_style_reason(unet) if self.tokenizers else "it takes no text"
         if reason is not None:
-            message = f"the U-Net of {self.model} cannot align styles: {reason}. Omit style_aligned."
-            raise SourceError(message, path=self.folder, field="style_aligned")
-        return replace(self, configs={**self.configs, "model_index": {**self.configs["model_index"], MARK: True}})
+            message = f"the U-Net of {self.model} does not take {name}: {reason}. Omit {name}."
+            raise SourceError(message, path=self.folder, field=name)
+        marks = {mark: True for mark, is_on in {MARK: style_aligned, PERTURBED: pag}.items() if is_on}
+        return replace(self, configs={**self.configs, "model_index": {**self.configs["model_index"], **marks}})
 
     def weights_folder(self, component: str) -> Path:
         """Return the folder of the component's config and weights."""

@@ -27,6 +27,7 @@ from ...weights.types import check_types
 from .controls import ControlNet, ControlNetUnion, T2IAdapter, adapter_states, index_of
 from .image_prompts import image_prompts, load_ip_adapter, take_image_prompts
 from .on_meta import on_meta
+from .perturbed import attention_skips
 from .style_aligned import style_rows, take_style
 from .upscalers import load_upscaler
 from .video import ClipDecoder, MotionUNet, VideoUNet
@@ -85,7 +86,7 @@ class UNet(Wrapper):
 
     `others` are named inputs: SDXL's `text_embeds` and `time_ids`, a latent consistency model's `timestep_cond`, the
     `class_labels` of an upscaler, the residuals of ControlNets, the features of T2I-Adapters, the keys and values of
-    image prompts, and the rows whose style each row takes.
+    image prompts, the rows whose style each row takes, and those that skip self-attention.
     """
 
     def __init__(self, model: Any) -> None:
@@ -98,7 +99,7 @@ class UNet(Wrapper):
     ) -> tuple[Tensor]:
         """# [B, 4, h, w], [B], [B, T, W], [B, P], [B, 6], N x [B, C, h / level, w / level] -> [B, 4, h, w]"""
         down = tuple(others[n] for n in sorted(others, key=index_of) if n.startswith("down_block"))
-        with image_prompts(others), style_rows(others):
+        with image_prompts(others), style_rows(others), attention_skips(others):
             out: Tensor = self.model(
                 sample,
                 timestep,

@@ -16,7 +16,9 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from ...plan.image_prompts.perturbed import skip_name
 from ...plan.image_prompts.style import STYLE, no_style_reason
+from .perturbed import skipped, skips
 
 _EPSILON = 1e-5
 _PLAIN = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
@@ -41,20 +43,30 @@ def _rows(offset: Tensor) -> Tensor:
 
 
 class SharedAttention(AttnProcessor2_0):  # type: ignore[misc]  # diffusers is untyped
-    """The processor of one self-attention: the usual one where rows are not coupled."""
+    """The processor of one self-attention: the usual one where no input couples rows or skips it."""
+
+    def __init__(self, name: str) -> None:
+        """`name` is the attention's name in the U-Net."""
+        super().__init__()
+        self._skip = skip_name(name)
 
     def __call__(
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **more: Any
     ) -> Tensor:
         """Attend to the row's own positions, and to those of its reference.  # [B, P, C] -> [B, P, C]"""
-        if _CURRENT.get() is None or encoder_hidden_states is not None:
+        usual = _CURRENT.get() is None and not skips(self._skip)
+        if usual or encoder_hidden_states is not None:
             plain: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, **more)
             return plain
         parts: tuple[Tensor, ...] = (attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states))
         q, k, v = (p.view(*p.shape[:2], attn.heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
-        mixed = nn.functional.scaled_dot_product_attention(*self.share(q, k, v))
+        mixed = self.skip(nn.functional.scaled_dot_product_attention(*self.share(q, k, v)), v)
         out: Tensor = attn.to_out[0](mixed.transpose(1, 2).flatten(2))
         return out
+
+    def skip(self, mixed: Tensor, values: Tensor) -> Tensor:
+        """Return the values in place of their mix, in rows that skip it.  # 2 x [B, heads, P, D] -> the same"""
+        return skipped(self._skip, mixed, values)
 
     def share(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys with the reference's statistics, and its keys and values after the row's own.
@@ -92,4 +104,4 @@ def take_style(unet: Any) -> None:
             continue
         plain = all(getattr(attention, each, None) is None for each in _PLAIN) and not attention.is_cross_attention
         if plain and not attention.residual_connection and attention.rescale_output_factor == 1:
-            attention.processor = SharedAttention()
+            attention.processor = SharedAttention(name)

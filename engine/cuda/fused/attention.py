@@ -28,6 +28,7 @@ class FusedAttention(StepInvariant):
         self._heads, self._scale, crossed = attention.heads, attention.scale, attention.is_cross_attention
         self._attend_images = _attends_images(attention)
         self._share = getattr(attention.processor, "share", None)  # of a U-Net's self-attention: Style Aligned
+        self._skip = getattr(attention.processor, "skip", None)  # perturbed attention guidance
         self.to_q = attention.to_q if crossed else None
         layers = [*([] if crossed else [attention.to_q]), attention.to_k, attention.to_v]
         self.packed = _packed(*layers)
@@ -58,9 +59,12 @@ class FusedAttention(StepInvariant):
         else:
             parts = (self.to_q(x), *(self.cached or self.packed(text).chunk(2, dim=-1)))
         q, k, v = (p.view(*p.shape[:2], self._heads, -1).transpose(1, 2) for p in parts)  # [B, heads, P, D]
+        own = v
         if self._share is not None:
             q, k, v = self._share(q, k, v)
         mixed = attend(q, k, v, scale=self._scale)
+        if self._skip is not None:
+            mixed = self._skip(mixed, own)
         images = None if self._attend_images is None else self._attend_images(q)
         if isinstance(images, Tensor):  # without image prompts there is nothing to add, and no kernel that adds it
             mixed = mixed + images

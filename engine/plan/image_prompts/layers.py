@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 STATES, BIAS, SCALE, MASK = "image_states", "image_bias", "image_scale", "image_mask"  # inputs of the U-Net
+SKIP = "attention_skip"  # with a block's name an input as well: see `perturbed`
 ADAPTER = "ip_adapter"  # the component of the first adapter; the others are ip_adapter_1, ...
 KINDS = ("plain", "plus", "full", "face_id")  # of adapters: what they make of an image
 

@@ -21,7 +21,9 @@ from ...job import JobRequest
 _CLIPS = "A server makes images. For clips, use calotype.load or calotype generate."
 Kind = Literal["text", "texts", "number", "numbers", "flag", "images"]
 FIELDS: Mapping[str, Kind] = {
-    **dict.fromkeys(("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "region_prompts"), "texts"),
+    **dict.fromkeys(
+        ("prompt", "negative_prompt", "prompt_2", "negative_prompt_2", "region_prompts", "pag_applied_layers"), "texts"
+    ),
     **dict.fromkeys(("calls_from", "guidance_method", "scheduler", "hires_upscaler", "style_prompt"), "text"),
     **dict.fromkeys(("clip_skip", "aesthetic_score", "negative_aesthetic_score"), "number"),
     **dict.fromkeys(("steps", "eta", "calls", "min_psnr", "guidance_scale", "guidance_rescale"), "number"),
@@ -37,7 +39,7 @@ FIELDS: Mapping[str, Kind] = {
     **dict.fromkeys(("ip_adapter_image", "ip_adapter_mask", "style_image"), "images"),
     "ip_adapter_scale": "numbers",
     **dict.fromkeys(("adapter_conditioning_scale", "control_mode"), "numbers"),
-    **dict.fromkeys(("adapter_conditioning_factor", "region_strength"), "number"),
+    **dict.fromkeys(("adapter_conditioning_factor", "region_strength", "pag_scale", "pag_adaptive_scale"), "number"),
     **dict.fromkeys(("soft_mask", "style_aligned"), "flag"),
 }
 # Other names of these fields, which diffusers' pipelines use.
