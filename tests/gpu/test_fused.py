@@ -79,7 +79,10 @@ NETWORKS = {
         lambda: of_unet(text_embeds=torch.randn(2, 24), time_ids=torch.randn(2, 6).abs() * 99),
     ),
     "U-Net with image prompts": (unet, lambda: of_unet(**image_prompts())),
-    "U-Net of one style": (unet, lambda: of_unet(style_offset=torch.tensor([0, -1]))),
+    "U-Net of one style, with attention skipped": (
+        unet,
+        lambda: of_unet(style_offset=torch.tensor([0, -1]), attention_skip_mid_0=torch.tensor([0.0, 1.0])),
+    ),
     "VAE decoder": (lambda: VaeDecoder(vae()), lambda: {"latent_sample": torch.randn(1, 4, 4, 6)}),
     "VAE encoder": (lambda: VaeEncoder(vae()), lambda: {"sample": torch.randn(1, 3, 8, 12)}),
     "tiny decoder": (lambda: VaeDecoder(tiny()), lambda: {"latent_sample": torch.randn(1, 4, 4, 6)}),
@@ -94,7 +97,7 @@ REPLACED = {
     "U-Net": UNET | {"DirectConvolution": 33},
     "U-Net of SDXL": UNET | {"DirectConvolution": 25},
     "U-Net with image prompts": UNET | {"DirectConvolution": 33},
-    "U-Net of one style": UNET | {"DirectConvolution": 33},
+    "U-Net of one style, with attention skipped": UNET | {"DirectConvolution": 33},
     "VAE decoder": {
         **{"MiddleBlock": 1, "AutoencoderBlock": 2, "FusedResnet": 6, "FusedImageAttention": 1, "FusedAttention": 1},
         **{"FusedGroupNorm": 14, "DirectConvolution": 17},

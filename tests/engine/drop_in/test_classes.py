@@ -22,7 +22,7 @@ OPENED = {
     "StableDiffusionXLPipeline": {"guidance_rescale": 0.5, "original_size": (64, 48), "clip_skip": 1},
     "StableDiffusionXLImg2ImgPipeline": {},
     "StableDiffusionXLInpaintPipeline": {},
-    "StableDiffusionPAGPipeline": {},
+    "StableDiffusionPAGPipeline": {"pag_scale": 0.0},
 }
 OTHERS = {
     "StableDiffusionPanoramaPipeline": {"height": 32, "width": 64},

@@ -11,7 +11,7 @@ from calotype.errors import InputError, SourceError
 from calotype.export.quality.metrics import psnr
 from calotype.plan.image_prompts.layers import SKIP
 from calotype.report.like import read_like
-from tests.helpers.tiny_models import save_tiny_model
+from tests.helpers.tiny_models import save_tiny_model, save_vision
 
 PROMPTS = ["a large red circle on a blue background", "a green star"]
 SETTINGS = {"width": 96, "height": 64, "output_type": "np"}
@@ -120,9 +120,9 @@ def test_a_png_repeats_it(ours, tmp_path):
     assert {name: recorded[name] for name in call} == call
 
 
-def test_a_model_without_text_is_refused(unconditional_folder):
+def test_a_model_without_text_is_refused(demo_folder, tmp_path):
     with pytest.raises(SourceError):
-        calotype.load(unconditional_folder, pag=True, backend="eager")
+        calotype.load(save_vision(tmp_path / "variation", demo_folder), pag=True, backend="eager")
 
 
 def test_inputs_are_those_of_its_blocks(ours):

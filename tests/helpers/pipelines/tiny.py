@@ -76,4 +76,4 @@ def inputs_of(kind, nets=1, **changes):
     inputs |= {"mask_image": MASK} if "Inpaint" in name else {}
     inputs |= {} if "Img2Img" in name else {"height": 32, "width": 32}
     inputs |= {"control_image" if "image" in inputs else "image": edges} if "ControlNet" in name else {}
-    return inputs | ({"pag_scale": 0.0} if "PAG" in name else {}) | changes
+    return inputs | ({"pag_scale": 3.0} if "PAG" in name else {}) | changes
