@@ -17,7 +17,7 @@ from .controls.manifest import UNION_INPUTS
 from .controls.t2i_adapter import STATE, check_adapter, features_of, taken_of
 from .image_input import image_input_of
 from .image_prompts.layers import SKIP, ImagePrompting, image_layers, unsupported_reason
-from .image_prompts.perturbed import PERTURBED, skip_bindings
+from .image_prompts.perturbed import PERTURBED, skip_names
 from .image_prompts.style import MARK, STYLE
 from .memory.loads import loads_of_decoder, loads_of_frame, loads_with_text, loads_without_text
 from .networks import Component, Config, controlnets_of, folder_of, ip_adapters_of, t2i_adapters_of
@@ -75,7 +75,8 @@ def _family(configs: Mapping[str, Config], encoders: Sequence[str]) -> Family:
     unet = networks.unet(configs, with_text=bool(texts))
     marks = configs.get("model_index", {})
     of_style = [Binding(name=STYLE, dtype="int64", dims=("batch",))] if marks.get(MARK) else []
-    of_skips = skip_bindings(config) if marks.get(PERTURBED) else []
+    skips = skip_names(config) if marks.get(PERTURBED) else []
+    of_skips = [Binding(name=name, dtype="float32", dims=("batch",)) for name in skips]
     unet = replace(unet, inputs=(*unet.inputs, *of_style, *of_skips))
     vision = [networks.vision_encoder(configs["image_encoder"])] if "image_encoder" in configs and not texts else []
     encoded = [*texts, *vision]  # what the U-Net attends to

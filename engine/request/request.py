@@ -78,6 +78,10 @@ class Request(
         default=False,
     )
 
+    def sets(self, part: Any) -> bool:
+        """Return whether an argument of this part of the table is another object than its default."""
+        return any(getattr(self, each.name) is not each.default for each in fields(part))
+
 
 def parse_request(prompt: Any, arguments: Mapping[str, Any]) -> Request:
     """Return the request of a call's arguments, by our names or diffusers'. Raises `InputError` for an unknown one."""

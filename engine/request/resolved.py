@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from typing import Any, get_args
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..plan.plan import Plan, skipping
 from ..sampling.matrix import InpaintMask
 from ..sampling.schedule_range import ScheduleRange
 from ..sampling.schedulers import SchedulerLike
+from .arguments.perturbed import PerturbedArguments
 from .arguments.regions import RegionArguments
 from .arguments.sampling import GuidanceMethod
 from .arguments.style import StyleArguments
@@ -105,11 +106,7 @@ class ResolvedRequest:
 
     @property
     def rows(self) -> int:
-        """The rows of the U-Net for each image: without the prompt, those of its regions, and with the prompt.
-
-        A model that edits has a row with the image, and without the prompt, in place of regions; perturbed attention
-        guidance adds one before the prompt's.
-        """
+        """The rows of the U-Net for each image: without the prompt, without self-attention, and those of texts."""
         return self.unprompted_rows + (self.perturbed is not None) + self.text_rows
 
     @property
@@ -212,7 +209,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     unstored["ip_adapter_image_embeds"] = request.ip_adapter_image_embeds is not None
     _check_hires(request)
     regions = None
-    if any(getattr(request, each.name) is not each.default for each in fields(RegionArguments)):
+    if request.sets(RegionArguments):
         others = {name: getattr(request, name) for name in _ALONE}  # not with regions
         regions = regions_of(request, plan, height=images["height"], width=images["width"], others=others)
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
@@ -226,7 +223,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     prompted |= {"masks": request.ip_adapter_mask, "scale": request.ip_adapter_scale}
     shared = {"aligned": request.style_aligned, "image": request.style_image, "prompt": request.style_prompt}
     style = None
-    if any(getattr(request, each.name) is not each.default for each in fields(StyleArguments)):
+    if request.sets(StyleArguments):
         style = style_of(plan, **shared, count=count, has_states=bool(precomputed))
     unstored["style_aligned"] = style is not None
     described = None if style is None or style.image is None else style.prompt
@@ -238,7 +235,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         style=None if style is None else replace(style, tokens=of_style),
         precomputed=precomputed,
         regions=regions,
-        perturbed=perturbed_of(request, plan),
+        perturbed=perturbed_of(request, plan) if request.sets(PerturbedArguments) else None,
         sizes=sizes,
         seeds=seeds,
         generators=generators,

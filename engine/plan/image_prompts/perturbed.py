@@ -7,11 +7,11 @@ changes nothing. Knows configs and bindings.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..bindings import Binding
 from .layers import SKIP, image_layers
+from .style import Named
 
 PERTURBED = "perturbed_attention"  # the field of a source's model_index whose U-Net gets the inputs
 _SKIP = re.compile(rf"{SKIP}_(down|up|mid)_\d{{1,2}}")
@@ -24,10 +24,9 @@ def skip_name(module: str) -> str:
     return f"{SKIP}_{block.removesuffix('s').removesuffix('_block')}_{index if block.endswith('s') else 0}"
 
 
-def skip_bindings(config: Mapping[str, Any]) -> list[Binding]:
-    """Return the inputs of a U-Net by its config."""
-    names = dict.fromkeys(skip_name(layer.name) for layer in image_layers(config))
-    return [Binding(name=name, dtype="float32", dims=("batch",)) for name in names]
+def skip_names(config: Mapping[str, Any]) -> list[str]:
+    """Return the names of these inputs of a U-Net by its config, each float32 [batch]."""
+    return list(dict.fromkeys(skip_name(layer.name) for layer in image_layers(config)))
 
 
 def skip_inputs(names: Iterable[str]) -> dict[str, Dims]:
@@ -35,6 +34,6 @@ def skip_inputs(names: Iterable[str]) -> dict[str, Dims]:
     return {name: ("batch",) for name in names if _SKIP.fullmatch(name)}
 
 
-def skips_of(inputs: Sequence[Binding]) -> list[str]:
+def skips_of(inputs: Iterable[Named]) -> list[str]:
     """Return the names of these inputs of a U-Net; empty for one without them."""
     return [binding.name for binding in inputs if _SKIP.fullmatch(binding.name)]
