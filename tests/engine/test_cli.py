@@ -246,7 +246,7 @@ def test_options_of_load(monkeypatch, fake, tmp_path):
     arguments = {"backend": "auto", "controlnet": ["canny", "depth"], "lora": ["a.safetensors:0.8"], "vae": "tiny"}
     arguments |= {"textual_inversion": ["b.safetensors:<b>"], "offline": True, "unet": None, "lora_folder": None}
     arguments |= {"ip_adapter": ["plus.safetensors"], "image_encoder": "encoder", "t2i_adapter": ["sketch"]}
-    arguments |= {"precision": "unet=bf16", "motion_adapter": "motion", "style_aligned": False}
+    arguments |= {"precision": "unet=bf16", "motion_adapter": "motion", "style_aligned": False, "pag": False}
     assert loads == [("demo", arguments)]
 
 
