@@ -258,7 +258,7 @@ def _values(passed: Mapping[str, Any]) -> dict[str, Any]:
     values: dict[str, Any] = {}
     for name, value in passed.items():
         read: Any = value
-        if kinds[name] is Path:
+        if kinds[name] is Path and name != "video":
             read = read_image(value)
         elif kinds[name] == list[Path]:
             read = [read_image(path) for path in value]

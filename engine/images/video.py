@@ -12,15 +12,17 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
+from PIL import Image, ImageSequence
 
 from ..errors import InputError, first_line
 from ..errors.validation import check_float, check_int
+from .arrays import Pixels, as_list, load_image_array
 from .output import MOVIES, folder_fault, is_clip_only
 from .output import SUFFIXES as IMAGES
 from .png import GeneratedImage
@@ -94,6 +96,51 @@ class Video:
             frame.thumbnail((_SHOWN, _SHOWN))
         frames[0].save(small, "WEBP", append_images=frames[1:], **options)
         return f'<img src="data:image/webp;base64,{base64.b64encode(small.getvalue()).decode()}">'
+
+
+def load_frames(value: Any, frames: int | None, most: int) -> list[Pixels]:
+    """Return the frames of an input clip, or the first `frames` of them.
+
+    # a file, a `Video`, a list of images, [F, H, W, 3], or a tensor [F, 3, H, W] -> F x [H, W, 3]
+
+    Raises:
+        InputError: it is no clip, has fewer frames, or has more than `most`.
+    """
+    limit = most + 1 if frames is None else frames
+    images = value.frames if isinstance(value, Video) else value
+    if isinstance(value, (str, Path)):
+        images = _frames_of_file(Path(value).expanduser(), limit)
+    loaded = [load_image_array("video", each) for each in as_list(images)[:limit]]
+    if not loaded or len(loaded) > most or (frames is not None and len(loaded) < frames):
+        expected = f"1 to {most} frames" if frames is None else f"at least {frames} (frames)"
+        got = f"more than {most}" if len(loaded) > most else str(len(loaded))
+        hint = f" Pass frames={most} for the first ones." if len(loaded) > most else ""
+        message = f"video must have {expected}, got {got}.{hint}"
+        raise InputError(message, argument="video", got=got, expected=expected)
+    return loaded
+
+
+def _frames_of_file(path: Path, count: int) -> list[Image.Image]:
+    """Return the first `count` frames of a file. Raises `InputError`."""
+    movie = path.suffix.lower() in MOVIES
+    if movie and importlib.util.find_spec("av") is None:
+        message = (
+            f"cannot read {path}: {path.suffix} needs PyAV (pip install 'calotype[video]'). Or pass .webp or .gif."
+        )
+        raise InputError(message, argument="video")
+    try:
+        if not movie:
+            with Image.open(path) as opened:
+                return [
+                    each.convert("RGB") for each, _ in zip(ImageSequence.Iterator(opened), range(count), strict=False)
+                ]
+        import av
+
+        with av.open(str(path)) as container:
+            return [each.to_image() for each in islice(container.decode(video=0), count)]
+    except Exception as failed:  # PyAV and Pillow raise errors of several types
+        message = f"cannot read the video {path}: {first_line(failed)}."
+        raise InputError(message, argument="video", got=str(path)) from None
 
 
 def check_video_output(path: Path) -> None:

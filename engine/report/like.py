@@ -122,7 +122,8 @@ def _of_web_ui(path: Path, text: str, options: Collection[str], *, loras_named: 
 
 def _check_input_images(path: Path, settings: Mapping[str, str], options: Collection[str]) -> None:
     """Raise `InputError` if the image was generated from input images that no option names."""
-    for mark, option in _IMAGES:
+    for mark, image in _IMAGES:
+        option = "video" if (mark, image) == ("strength", "image") and "frames" in settings else image
         if mark in settings and option not in options:
             name = option.replace("_", "-")
             raise InputError(

@@ -32,6 +32,7 @@ _NEEDS = {
     "depth_map": ("depth", "a depth model, whose U-Net takes a depth map"),
     **{each.name: ("video", "a model that makes videos of an image") for each in fields(VideoArguments)},
     **dict.fromkeys(("frames", "fps", "decode_chunk_size"), ("clips", "a model that makes clips")),
+    "video": ("animates", "motion modules (motion_adapter=)"),
 }
 # What a model that makes clips of a prompt does not take.
 _OF_IMAGES = ("image", "mask_image", "strength", "denoising_start", "hires", "padding_mask_crop")
@@ -42,11 +43,12 @@ def check_condition(request: Request, plan: Plan, *, has_image: bool, has_latent
     """Raise `InputError` if the image arguments do not fit the way in which the model takes an image."""
     takes = plan.image_input
     for name, (kind, needed) in _NEEDS.items():
-        if getattr(request, name) is not None and not (plan.makes_clips if kind == "clips" else plan.takes(kind)):
+        has = plan.takes(kind) or (kind == "clips" and plan.makes_clips) or (kind == "animates" and plan.animates)
+        if getattr(request, name) is not None and not has:
             raise InputError(f"{name} needs {needed}. Omit {name}.", argument=name)
     for name in _OF_IMAGES if plan.animates else ():
-        if getattr(request, name) is not None:
-            message = f"this model makes clips of a prompt and does not take {name}. Omit it."
+        if getattr(request, name) is not None and not (name == "strength" and request.video is not None):
+            message = f"this model makes clips of a prompt, or of video=, and does not take {name}. Omit it."
             raise InputError(message, argument=name)
     if takes is None:
         return

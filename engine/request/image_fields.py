@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TypedDict
 
 import numpy as np
@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from ..errors import InputError
 from ..errors.validation import check_int
-from ..images.arrays import batch
+from ..images.arrays import Pixels, batch
 from ..images.mask_crop import MaskCrop
 from ..plan.plan import Plan
 from ..plan.profile import Profile
@@ -52,6 +52,7 @@ class ImageFields(TypedDict):
     noise: Floats | None
     image: Floats | None
     image_latents: Floats | None
+    video: Floats | None
     inpaint_mask: InpaintMask | None
     soft_mask: bool
     depth: Floats | None
@@ -66,11 +67,19 @@ class ImageFields(TypedDict):
 
 
 def image_fields(
-    request: Request, plan: Plan, steps: int, *, prompts: int, count: int, notes: list[str], frames: int | None = None
+    request: Request,
+    plan: Plan,
+    steps: int,
+    *,
+    prompts: int,
+    count: int,
+    notes: list[str],
+    frames: int | None,
+    video: Sequence[Pixels],
 ) -> ImageFields:
     """Load the images, masks and control images, and bring them to one size. Append to `notes` what that changed.
 
-    `frames` are those of a clip.
+    `frames` are those of a clip, and `video` is an input clip.
     """
     channels, factor = plan.latent_channels, plan.profile.factor
     latents = latents_from(request.image, channels, prompts, count)
@@ -78,7 +87,7 @@ def image_fields(
     noise = latents_argument(request, (channels, *clip) if plan.animates else (*clip, channels), count)
     images = load_images("image", None if latents is not None else request.image, prompts)
     masks = load_images("mask_image", request.mask_image, prompts)
-    has_image = bool(images) or latents is not None
+    has_image = bool(images) or latents is not None or bool(video)
     task = {"has_image": has_image, "has_mask": bool(masks), "inpainting": plan.inpaints}
     takes = plan.image_input
     check_condition(request, plan, has_image=has_image, has_latents=latents is not None, has_mask=bool(masks))
@@ -92,7 +101,7 @@ def image_fields(
     )
     padding = crop_padding(request, len(images), len(masks))
     enlarges, only_seen = (1, False) if takes is None else (takes.enlarges, takes.kind == "vision")
-    decides = [] if takes is not None and takes.sees else images  # whose size is that of the output
+    decides = [] if takes is not None and takes.sees else [*images, *video[:1]]  # whose size is that of the output
     sizes = [(i.shape[0] * enlarges, i.shape[1] * enlarges) for i in decides]
     sizes = [*sizes, *(image.shape[:2] for image in (*flat_controls, *flat_adapters))] if padding is None else []
     if latents is not None:
@@ -125,6 +134,7 @@ def image_fields(
         if images and not only_seen
         else None,
         image_latents=None if latents is None else latents.repeat(count // len(latents), axis=0),
+        video=batch(video, len(video), height, width)[None] if video else None,
         inpaint_mask=inpaint_mask,
         soft_mask=request.soft_mask,
         depth=depth_from(request.depth_map, prompts, count, latents_size),

@@ -36,7 +36,7 @@ from .noise_and_steps import MAX_STEPS, generators_of, is_seed_only, seeds_of, s
 from .prompts import Tokenizers, TokensByEncoder, repeated, texts_of, tokenize_with
 from .regions.regions import Regions, regions_of
 from .request import CallsFrom, OutputType, Request, parse_request
-from .video.clip import ClipSettings, ImageClip, check_no_text_guidance, clip_of
+from .video.clip import ClipSettings, ImageClip, check_no_text_guidance, clip_of, input_clip
 
 Floats = NDArray[np.float32]
 MAX_IMAGES = 1000  # of a call
@@ -78,6 +78,7 @@ class ResolvedRequest:
     scheduler: SchedulerLike
     output_type: OutputType
     image: Floats | None  # [1 or one for each prompt, 3, H, W] in [0, 1]; [B, 3, h, w], small, for an upscaler
+    video: Floats | None  # [1, F, 3, H, W] in [0, 1], an input clip
     image_latents: Floats | None  # [B, C, h, w], if the request passes latents as the image
     inpaint_mask: InpaintMask | None  # [1 or one for each prompt, 1, H, W]
     soft_mask: bool
@@ -185,7 +186,8 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         InputError: an argument is unknown or wrong.
     """
     request = parse_request(*_image_in_place(prompt, arguments, plan))
-    clip = clip_of(plan, request) if plan.makes_clips else None
+    video = input_clip(plan, request)
+    clip = clip_of(plan, request, len(video)) if plan.makes_clips else None
     _check_output_type(request.output_type)
     notes: list[str] = []
     precomputed, sizes = precomputed_states(request, plan), sizes_of(request, plan)
@@ -200,7 +202,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     generators = generators_of(request, count)
     seeds = seeds_of(request, generators, count)
     frames = None if clip is None else clip.frames
-    images = image_fields(request, plan, steps, prompts=prompts, count=count, notes=notes, frames=frames)
+    images = image_fields(request, plan, steps, prompts=prompts, count=count, notes=notes, frames=frames, video=video)
     if any(custom.values()):
         images["schedule_range"] = replace(images["schedule_range"], **custom)
     unstored = {"generator": generators and not is_seed_only(generators, count), "latents": images["noise"] is not None}

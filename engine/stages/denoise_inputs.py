@@ -23,6 +23,7 @@ from .conditions import image_channels
 from .vae import Codec, VaeTiling
 
 Floats = NDArray[np.float32]
+_ENCODED_FRAMES = 16  # of an input clip, with one draw of noise
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -56,7 +57,8 @@ def prepare(plan: Plan, request: ResolvedRequest, codec: Codec, watch: Stopwatch
     sizes = plan.profile.sizes(batch=count, height=request.height, width=request.width, frames=frames)
     shape = plan.latents.shape(sizes)[1:]
     draw = GeneratorNoise(request.generators, count, shape) if request.generators else BatchNoise(request.seeds, shape)
-    with watch.stage("encode") if request.image is not None else nullcontext():
+    encodes = request.image is not None or request.video is not None
+    with watch.stage("encode") if encodes else nullcontext():
         of_image = image_channels(plan, request, codec, draw) if plan.image_input else None  # draws its noise first
         noise, source, extra_channels = _latents(plan, request, codec, draw, tiling)
     return DenoiseInputs(
@@ -73,6 +75,8 @@ def _latents(
     plan: Plan, request: ResolvedRequest, codec: Codec, draw: Noise, tiling: VaeTiling
 ) -> tuple[Floats, SourceLatents | None, Floats | None]:
     """Return the initial noise, the latents of the input images, and the extra channels of an inpainting U-Net."""
+    if request.video is not None:
+        return *_of_video(request.video[0], request, codec, draw), None
     takes_latents, latents = request.schedule_range.takes_latents, request.image_latents
     latents = latents if takes_latents else None
     if request.image is not None and takes_latents:
@@ -95,6 +99,26 @@ def _latents(
     if source is not None and takes_latents and request.schedule_range.preserves_unmasked:
         source = replace(source, inpaint_mask=inpaint_mask)
     return noise, source if takes_latents else None, extra_channels
+
+
+def _of_video(frames: Floats, request: ResolvedRequest, codec: Codec, draw: Noise) -> tuple[Floats, SourceLatents]:
+    """Return the initial noise and the latents of an input clip. As in diffusers, both have frames before channels
+    until the noise is added, and sixteen frames are encoded with one draw.  # [F, 3, H, W] -> twice [B, C, F, h, w]"""
+    height, width = (side // codec.factor for side in frames.shape[2:])
+    parts = []
+    for start in range(0, len(frames), _ENCODED_FRAMES):
+        some = frames[start : start + _ENCODED_FRAMES]
+
+        def drawn(count: int = len(some)) -> Floats:  # the encoder repeats each frame for all clips
+            noise = draw.of((count, codec.channels, height, width)).swapaxes(0, 1)
+            return noise.reshape(-1, *noise.shape[2:])
+
+        latents = codec.encode(some, drawn, VaeTiling(sliced=True))
+        parts.append(latents.reshape(len(some), -1, *latents.shape[1:]).swapaxes(0, 1))
+    latents = np.concatenate(parts, axis=1)
+    latents = latents.repeat(len(request.seeds) // len(latents), axis=0)  # an encoder without a draw gives one clip
+    noise = draw.of(latents.shape[1:]).swapaxes(1, 2) if request.noise is None else request.noise
+    return np.ascontiguousarray(noise), SourceLatents(latents=np.ascontiguousarray(latents.swapaxes(1, 2)))
 
 
 def _encoded(images: Floats, codec: Codec, draw: Noise, tiling: VaeTiling, request: ResolvedRequest) -> Floats:

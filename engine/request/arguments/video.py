@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 from .argument import argument
 
@@ -19,6 +21,13 @@ class VideoArguments:
         shown_default="the model's",
         key="frames",
         read=int,
+    )
+    video: Any = argument(
+        "A clip that motion modules change: video to video, with `strength`.",
+        "A file (.gif, .webp, .mp4, .webm), a `Video`, or its frames: a list of images, or an array [F, H, W, 3] or "
+        "tensor [F, 3, H, W]. They are resized to the output size, by default theirs. `frames` takes the first ones.",
+        default=None,
+        option=Path,
     )
     fps: int | None = argument(
         "Frames per second: an input of a video model, and the rate of a saved file.",

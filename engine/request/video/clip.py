@@ -11,6 +11,8 @@ from numpy.typing import NDArray
 
 from ...errors import InputError
 from ...errors.validation import check_float, check_int
+from ...images.arrays import Pixels
+from ...images.video import load_frames
 from ...plan.plan import Plan
 from ..arguments.video import VideoArguments
 
@@ -59,13 +61,16 @@ class ImageClip(ClipSettings):
         return float(self.fps - 1), float(self.motion_bucket_id), self.noise_aug_strength
 
 
-def clip_of(plan: Plan, arguments: Any) -> ClipSettings:
-    """Return the clip of a request, whose fields are `arguments`, to a model of clips. Raises `InputError`."""
+def clip_of(plan: Plan, arguments: Any, frames_of_input: int = 0) -> ClipSettings:
+    """Return the clip of a request, whose fields are `arguments`, to a model of clips. Raises `InputError`.
+
+    `frames_of_input` are those of an input clip; 0 without one.
+    """
     passed = {field.name: getattr(arguments, field.name) for field in fields(VideoArguments)}
     assert plan.profile.frames is not None  # the plan makes clips
     served, chunk = plan.profile.frames, passed["decode_chunk_size"]
     values: dict[str, Any] = {name: _DEFAULTS.get(name) if value is None else value for name, value in passed.items()}
-    frames: Any = served.opt if passed["frames"] is None else passed["frames"]
+    frames: Any = frames_of_input or (served.opt if passed["frames"] is None else passed["frames"])
     fps = _MOTION_FPS if plan.animates and passed["fps"] is None else values["fps"]
     common: dict[str, Any] = {
         "frames": check_int("frames", frames, served.min, served.max),
@@ -81,6 +86,17 @@ def clip_of(plan: Plan, arguments: Any) -> ClipSettings:
         min_guidance_scale=check_float("min_guidance_scale", values["min_guidance_scale"], _MAX_SCALE),
         max_guidance_scale=check_float("max_guidance_scale", values["max_guidance_scale"], _MAX_SCALE),
     )
+
+
+def input_clip(plan: Plan, arguments: Any) -> list[Pixels]:
+    """Return the frames of the argument `video`, for motion modules; none without it. Raises `InputError`.
+
+    # F x [H, W, 3]
+    """
+    if arguments.video is None or not plan.animates or plan.profile.frames is None:
+        return []
+    most, frames = plan.profile.frames.max, arguments.frames
+    return load_frames(arguments.video, None if frames is None else check_int("frames", frames, 1, most), most)
 
 
 def check_no_text_guidance(guidance_scale: Any, default: float, method: str) -> None:

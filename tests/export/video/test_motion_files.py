@@ -15,6 +15,7 @@ from calotype.errors import InputError, SourceError
 from calotype.export.sources.motion_adapter.read import add_motion_adapter
 from calotype.export.sources.source import read_source
 from calotype.plan.family import family_of
+from calotype.report.like import read_like
 from calotype.request.video.memory import check_clip_memory
 from calotype.serve.catalog import ModelCatalog
 from tests.helpers.tiny_models import save_motion, save_tiny_model
@@ -170,6 +171,14 @@ def test_models_without_one_text_encoder_take_no_motion_modules(folders, sdxl_fo
         ({"decode_chunk_size": 0}, "decode_chunk_size"),
         ({"latents": np.zeros((1, 3, 4, 8, 8), np.float32)}, "latents"),
         ({"latents": np.zeros((1, 4, 3, 8, 8), np.float32) * np.nan}, "latents"),
+        ({"video": [IMAGE] * 9}, "video"),
+        ({"video": [IMAGE]}, "video"),
+        ({"video": []}, "video"),
+        ({"video": "none.webp"}, "video"),
+        ({"video": 3}, "video"),
+        ({"video": [IMAGE] * 3, "frames": float("nan")}, "frames"),
+        ({"video": [IMAGE] * 3, "strength": 1.5}, "strength"),
+        ({"video": [IMAGE] * 3, "strength": 0.0}, "strength"),
         ({"width": 33}, "width"),
         ({"prompt": None}, "prompt"),
     ],
@@ -178,6 +187,26 @@ def test_arguments_that_do_not_fit_are_refused(arguments, name, pipe):
     with pytest.raises(InputError) as raised:
         pipe.stream(**{"prompt": "a ring"} | SMALL | arguments)
     assert raised.value.data["argument"] == name
+
+
+@pytest.mark.parametrize("form", ["webp", "gif", "Video", "array", "tensor"])
+def test_an_input_clip_in_many_forms(form, pipe, tmp_path):
+    frames = [Image.new("RGB", (64, 64), color) for color in ("red", "green", "blue", "black")]
+    array = np.stack([np.asarray(frame) for frame in frames])
+    clip = {"array": array, "tensor": torch.from_numpy(array).permute(0, 3, 1, 2)}.get(form)
+    if clip is None:
+        clip = calotype.Video(frames=tuple(frames), fps=5)
+    if form in ("webp", "gif"):
+        clip.save(tmp_path / f"clip.{form}", quality=None if form == "gif" else 100)
+        clip = tmp_path / f"clip.{form}"
+    request = pipe._start("a ring", {"video": clip, "frames": 3, "steps": 2}).request
+    assert (request.video.shape, request.clip.frames, request.steps) == ((1, 3, 3, 64, 64), 3, 2)
+    assert np.abs(request.video[0] - array[:3].transpose(0, 3, 1, 2) / 255).mean() < 0.02
+    path = tmp_path / "out.png"
+    pipe("a ring", video=frames, steps=2, seed=1).images[0].save(path)
+    with pytest.raises(InputError) as raised:
+        read_like(path, {}, loras_named=False, model_named=True)
+    assert raised.value.data["argument"] == "video"
 
 
 def test_the_plan_the_memory_and_the_settings(pipe, tmp_path):
