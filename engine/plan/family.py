@@ -215,7 +215,7 @@ def _check_control(control: Component, unet: Component, vae: Config) -> None:
         message = f"{control.name} sets global_pool_conditions, which Calotype does not support."
         raise SourceError(message, path=control.name, field="global_pool_conditions")
     shared = {b.name: b for b in unet.inputs}
-    residuals = [b.dims for b in unet.inputs if "additional_residual" in b.name]
+    residuals = [tuple(d for d in b.dims if d != "frames") for b in unet.inputs if "additional_residual" in b.name]
     same = [b.dims for b in control.outputs] == residuals and all(
         b == shared.get(b.name, b) for b in control.inputs if b.name != "sample"
     )

@@ -137,9 +137,8 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
     config = configs["unet"]
     if is_video(config):
         return _video_unet(config)
-    if has_motion(config):
-        return _motion_unet(config)
-    inputs = _latents(config)
+    frames = ("frames",) if has_motion(config) else ()  # all frames of a clip have the same text and image prompts
+    inputs = _latents(config, *frames)
     if not with_text and "image_encoder" in configs:
         inputs.append(_float("encoder_hidden_states", "batch", 1, config["cross_attention_dim"]))
     if with_text:
@@ -147,18 +146,19 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
         if config.get("num_class_embeds") is not None:  # the level of an image's noise (Ho et al. 2021, 2106.15282)
             inputs.append(Binding(name="class_labels", dtype="int64", dims=("batch",)))
         # The guidance of a latent consistency model (Luo et al. 2023, arXiv 2310.04378).
-        if (width := config.get("time_cond_proj_dim")) is not None:
+        if (width := config.get("time_cond_proj_dim")) is not None and not frames:
             inputs.append(_float("timestep_cond", "batch", int(width)))
         inputs += _added(config, configs)
         if controlnets_of(configs):
             *down, middle = residual_dims(config)
-            inputs += (_float(f"down_block_additional_residual.{i}", *dims) for i, dims in enumerate(down))
-            inputs.append(_float("mid_block_additional_residual", *middle))
+            named = [(f"down_block_additional_residual.{i}", dims) for i, dims in enumerate(down)]
+            named.append(("mid_block_additional_residual", middle))
+            inputs += (_float(name, dims[0], *frames, *dims[1:]) for name, dims in named)
         for adapter in t2i_adapters_of(configs)[:1]:  # the features of several are added up
             inputs += _adapter_states(taken_of(_features(configs[adapter], configs), config))
         if ip_adapters_of(configs):
             inputs += _image_prompts(config)
-    outputs = (_float("out_sample", "batch", config["out_channels"], *_LATENTS),)
+    outputs = (_float("out_sample", "batch", config["out_channels"], *frames, *_LATENTS),)
     return Component(name="unet", inputs=tuple(inputs), outputs=outputs, config=config)
 
 
@@ -173,17 +173,6 @@ def _video_unet(config: Config) -> Component:
             _float("added_time_ids", "batch", IDS),
         ),
         outputs=(_float("out_sample", "batch", "frames", config["out_channels"], *_LATENTS),),
-        config=config,
-    )
-
-
-def _motion_unet(config: Config) -> Component:
-    """Return a U-Net with motion modules. All frames of a clip have the same text (arXiv 2307.04725)."""
-    clip = ("batch", config["in_channels"], "frames", *_LATENTS)
-    return Component(
-        name="unet",
-        inputs=(_float("sample", *clip), _float("timestep", "batch"), *_text(config)),
-        outputs=(_float("out_sample", *clip),),
         config=config,
     )
 
@@ -289,9 +278,9 @@ def _float(name: str, *dims: int | str) -> Binding:
     return Binding(name=name, dtype="float32", dims=dims)
 
 
-def _latents(config: Config) -> list[Binding]:
+def _latents(config: Config, *frames: str) -> list[Binding]:
     # One timestep per image: images of a batch may be at different steps.
-    return [_float("sample", "batch", config["in_channels"], *_LATENTS), _float("timestep", "batch")]
+    return [_float("sample", "batch", config["in_channels"], *frames, *_LATENTS), _float("timestep", "batch")]
 
 
 def _text(config: Config) -> list[Binding]:

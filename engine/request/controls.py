@@ -27,7 +27,7 @@ class ControlInput:
     A ControlNet-Union has one for each type of control image, `mode`.
     """
 
-    images: NDArray[np.float32]  # [B, 3, H, W] in [0, 1]
+    images: NDArray[np.float32]  # [B, 3, H, W] in [0, 1]; of clips [1, F, 3, H, W]
     scale: float
     start: float
     end: float
@@ -84,8 +84,8 @@ def control_slots(request: Request, plan: Plan) -> list[Slot]:
     return slots
 
 
-def load_control_images(control_image: Images, nets: int, prompts: int) -> list[list[Pixels]]:
-    """Return the images [H, W, 3] of each of `nets` slots: one, or one for each of `prompts` prompts.
+def load_control_images(control_image: Images, nets: int, prompts: int, noun: str = "prompts") -> list[list[Pixels]]:
+    """Return the images [H, W, 3] of each of `nets` slots: one, or one for each of `prompts` prompts (or frames).
 
     Raises `InputError`. Without control images the list is empty.
     """
@@ -93,7 +93,7 @@ def load_control_images(control_image: Images, nets: int, prompts: int) -> list[
         raise InputError(
             "control_image needs a ControlNet. Load one with load(..., controlnet=FOLDER).", argument="control_image"
         )
-    return _images_of("control_image", control_image, "ControlNets", nets, prompts)
+    return _images_of("control_image", control_image, "ControlNets", nets, prompts, noun)
 
 
 def load_adapter_images(adapter_image: Images, channels: Sequence[int], prompts: int) -> list[list[Pixels]]:
@@ -111,7 +111,9 @@ def load_adapter_images(adapter_image: Images, channels: Sequence[int], prompts:
     ]
 
 
-def _images_of(name: str, value: Images, kind: str, nets: int, prompts: int) -> list[list[Pixels]]:
+def _images_of(
+    name: str, value: Images, kind: str, nets: int, prompts: int, noun: str = "prompts"
+) -> list[list[Pixels]]:
     if value is None:
         return []
     per_net = [value] if nets == 1 else as_list(value)
@@ -125,7 +127,7 @@ def _images_of(name: str, value: Images, kind: str, nets: int, prompts: int) -> 
     for each in images:
         if len(each) not in (1, prompts):
             raise InputError(
-                f"pass one {name}, or one for each of {prompts} prompts; got {len(each)}.",
+                f"pass one {name}, or one for each of {prompts} {noun}; got {len(each)}.",
                 argument=name,
                 got=len(each),
             )
@@ -140,8 +142,10 @@ def control_inputs(
     count: int,
     height: int,
     width: int,
+    frames: int | None = None,
 ) -> tuple[ControlInput, ...]:
-    """Return the input of each slot for a batch of `count` images; empty without images. Raises `InputError`."""
+    """Return the input of each slot for a batch of `count` images, or of clips with `frames` images each; empty without
+    images. Raises `InputError`."""
     nets = len(slots)
     scales = _per_net("controlnet_conditioning_scale", request.controlnet_conditioning_scale, nets, 10)
     starts = _per_net("control_guidance_start", request.control_guidance_start, nets, 1)
@@ -153,9 +157,11 @@ def control_inputs(
                 argument="control_guidance_start",
                 got=start,
             )
+    batches = [batch(each, frames or count, height, width) for each in images]
+    batches = batches if frames is None else [each[None] for each in batches]
     return tuple(
-        ControlInput(images=batch(each, count, height, width), scale=scale, start=start, end=end, net=net, mode=mode)
-        for each, scale, start, end, (net, mode) in zip(images, scales, starts, ends, slots, strict=bool(images))
+        ControlInput(images=each, scale=scale, start=start, end=end, net=net, mode=mode)
+        for each, scale, start, end, (net, mode) in zip(batches, scales, starts, ends, slots, strict=bool(images))
     )
 
 

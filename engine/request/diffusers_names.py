@@ -67,6 +67,7 @@ ALIASES: Mapping[str, Alias] = {
     "num_images_per_prompt": Alias(name="num_images"),
     "num_videos_per_prompt": Alias(name="num_images"),
     "num_frames": Alias(name="frames"),
+    "conditioning_frames": Alias(name="control_image"),
     "cross_attention_kwargs": Alias(name="lora_scale", read=_lora_scale),
 }
 

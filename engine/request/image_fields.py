@@ -93,7 +93,9 @@ def image_fields(
     check_condition(request, plan, has_image=has_image, has_latents=latents is not None, has_mask=bool(masks))
     check_image_arguments(request, has_latents=latents is not None, **task)
     slots = control_slots(request, plan)
-    control_images = load_control_images(request.control_image, len(slots), prompts)
+    of_clip = frames if plan.animates else None  # control images are those of its frames
+    each, noun = (prompts, "prompts") if of_clip is None else (of_clip, "frames")
+    control_images = load_control_images(request.control_image, len(slots), each, noun)
     adapters = adapter_channels(plan)
     adapter_images = load_adapter_images(request.adapter_image, adapters, prompts)
     flat_controls, flat_adapters = (
@@ -143,7 +145,9 @@ def image_fields(
         strength=strength,
         schedule_range=schedule_range,
         mask_crop=crop,
-        controls=control_inputs(request, slots, control_images, count=count, height=height, width=width),
+        controls=control_inputs(
+            request, slots, control_images, count=count, height=height, width=width, frames=of_clip
+        ),
         adapters=adapter_inputs(request, adapters, adapter_images, count=count, height=height, width=width),
         hires=hires_of(
             request,

@@ -36,8 +36,12 @@ def residuals_of(plan: Plan) -> list[Binding]:
 
 
 def no_residuals(plan: Plan, request: ResolvedRequest, rows: int) -> dict[str, Floats]:
-    """Return these inputs while no ControlNet is active: zeros. `rows` are those of each image.  # [N, C, h, w]"""
-    sizes = plan.profile.sizes(batch=len(request.seeds) * rows, height=request.height, width=request.width)
+    """Return these inputs while no ControlNet is active: zeros. There are `rows` rows for each image.
+
+    # [N, C, h, w], of clips [N, F, C, h, w]
+    """
+    more = {"height": request.height, "width": request.width, "frames": request.clip.frames if request.clip else 1}
+    sizes = plan.profile.sizes(batch=len(request.seeds) * rows, **more)
     return {b.name: np.zeros(b.shape(sizes), np.float32) for b in residuals_of(plan)}
 
 
@@ -71,6 +75,8 @@ class ControlNets:
         diffusers, start and end are fractions of the U-Net calls.
         """
         self._residuals = [b.name for b in residuals_of(plan)]
+        self._frames = call.request.clip.frames if call.request.clip else None
+        self._count = len(call.request.seeds)
         self._components, self._sampler = plan.components, call.sampler
         self._copies = rows if rows > 2 else 1  # a session repeats the sample for two halves itself
         self._conditioning, self._component, self._rows = conditioning, component, rows
@@ -86,6 +92,8 @@ class ControlNets:
         """Yield the calls of the active ControlNets, and return the U-Net's residual inputs by name.  # [N, C, h, w]"""
         sums: list[Floats] = []
         sample = np.concatenate([sample] * self._copies)
+        if self._frames is not None:  # a ControlNet takes the frames as images
+            sample = np.ascontiguousarray(sample.swapaxes(1, 2).reshape(-1, sample.shape[1], *sample.shape[3:]))
         start, end = span_of(self._sampler, call)
         for name, controls in self._nets:
             active = tuple(control.start <= start and end <= control.end for control in controls)
@@ -93,6 +101,8 @@ class ControlNets:
             if any(active) or len(controls) > 1:
                 outputs = yield NetworkCall(self._session(name, controls, active), call, sample, {})
                 residuals = [outputs[b.name] for b in self._components[name].outputs]
+                if self._frames is not None:
+                    residuals = [each.reshape(-1, self._frames, *each.shape[1:]) for each in residuals]
                 sums = [a + b for a, b in zip(sums, residuals, strict=True)] if sums else residuals
         return dict(zip(self._residuals, sums, strict=True)) if sums else self._zeros
 
@@ -102,11 +112,15 @@ class ControlNets:
             rows = self._rows
             scales = [control.scale * counts for control, counts in zip(controls, active, strict=True)]
             images = [np.concatenate([control.images] * rows) for control in controls]
+            conditioning = self._conditioning
+            if self._frames is not None:
+                images = [np.concatenate([*control.images] * (rows * self._count)) for control in controls]
+                conditioning = {n: each.repeat(self._frames, axis=0) for n, each in conditioning.items()}
             component = self._components[name]
             arrays = {"controlnet_cond": images[0], "conditioning_scale": np.full(len(images[0]), scales[0])}
             if any(b.name == "control_type" for b in component.inputs):
                 arrays = _union_arrays(component.inputs, controls, images, scales)
-            arrays = {**self._conditioning, **{n: array.astype(np.float32) for n, array in arrays.items()}}
+            arrays = {**conditioning, **{n: array.astype(np.float32) for n, array in arrays.items()}}
             inputs = {b.name: arrays[b.name] for b in component.inputs if b.name in arrays}
             session = DenoisingSession(self._component(name), inputs, self._sampler.timesteps, guided=rows == 2)
             self._sessions[name, active] = session

@@ -6,6 +6,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from .controls import index_of
+from .image_prompts import image_prompts, take_image_prompts
 from .wrapper import Wrapper
 
 
@@ -23,10 +25,31 @@ class VideoUNet(Wrapper):
 class MotionUNet(Wrapper):
     """A denoiser of Stable Diffusion with motion modules (AnimateDiff), over all frames of a clip."""
 
-    def forward(self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor) -> tuple[Tensor]:
-        """# [B, C, F, h, w], [B], [B, T, W] -> [B, C, F, h, w]"""
-        of_frames = encoder_hidden_states.repeat_interleave(sample.shape[2], dim=0)
-        out: Tensor = self.model(sample, timestep, of_frames, return_dict=False)[0]
+    def __init__(self, model: Any) -> None:
+        super().__init__(model)
+        take_image_prompts(model)
+
+    def forward(
+        self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor
+    ) -> tuple[Tensor]:
+        """Return the output; all frames of a clip have the same text and image prompts.
+
+        `others` are the residuals of ControlNets, and the keys and values of image prompts.
+        # [B, C, F, h, w], [B], [B, T, W], N x [B, F, C, h / level, w / level] -> [B, C, F, h, w]
+        """
+        frames = sample.shape[2]
+        residuals = {name: tensor.flatten(0, 1) for name, tensor in others.items() if "additional_residual" in name}
+        down = tuple(residuals[n] for n in sorted(residuals, key=index_of) if n.startswith("down_block"))
+        prompts = {n: each.repeat_interleave(frames, dim=0) for n, each in others.items() if n not in residuals}
+        with image_prompts(prompts):
+            out: Tensor = self.model(
+                sample,
+                timestep,
+                encoder_hidden_states.repeat_interleave(frames, dim=0),
+                down_block_additional_residuals=down or None,
+                mid_block_additional_residual=residuals.get("mid_block_additional_residual"),
+                return_dict=False,
+            )[0]
         return (out,)
 
 

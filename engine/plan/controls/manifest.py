@@ -32,7 +32,11 @@ def adapter_inputs(unet: Mapping[str, Dims]) -> dict[str, Dims]:
 def check_controlnets(components: Fields, channels: int, nets: Sequence[str]) -> None:
     """Check that each ControlNet has the inputs of the U-Net and outputs the residuals that the U-Net adds."""
     unet = {b["name"]: b["dims"] for b in components["unet"]["inputs"]}
-    added = [*residual_inputs(unet).values()]
+    clips = unet.get("sample", ["", ""])[2:3] == ["frames"]  # the U-Net's are those of clips, a ControlNet's of images
+    residuals = [*residual_inputs(unet).values()]
+    if any((list(dims[1:2]) == ["frames"]) != clips for dims in residuals):
+        mismatch("components.unet.inputs", residuals, "residuals with frames, if the sample has frames")
+    added = [[dim for dim in dims if dim != "frames"] for dims in residuals]
     _check_maps(added)
     if bool(nets) != bool(added):
         mismatch("components", sorted(components), "a ControlNet if and only if the U-Net has residual inputs")

@@ -77,11 +77,11 @@ def image_layers(config: Mapping[str, Any]) -> tuple[ImageLayer, ...]:
     up_depths = config.get("reverse_transformer_layers_per_block") or depths[::-1]
     collected: list[ImageLayer] = []
     for i, kind in enumerate(config["down_block_types"]):
-        if kind == "CrossAttnDownBlock2D":
+        if kind in ("CrossAttnDownBlock2D", "CrossAttnDownBlockMotion"):
             collected += _block("down", i, layers[i], depths[i], widths[i], i)
     for i, kind in enumerate(config["up_block_types"]):
         level = len(widths) - 1 - i
-        if kind == "CrossAttnUpBlock2D":
+        if kind in ("CrossAttnUpBlock2D", "CrossAttnUpBlockMotion"):
             collected += _block("up", i, layers[level] + 1, up_depths[i], widths[level], level)
     if config.get("mid_block_type", "UNetMidBlock2DCrossAttn") == "UNetMidBlock2DCrossAttn":
         collected += _block("mid", 0, 1, depths[-1], widths[-1], len(widths) - 1)

@@ -13,7 +13,7 @@ from ...errors import SourceError
 
 Config = Mapping[str, Any]
 
-UNET, ADAPTER = "UNetMotionModel", "motion_adapter"
+UNET, ADAPTER, T2I_ADAPTER = "UNetMotionModel", "motion_adapter", "t2i_adapter"
 _USUAL_FRAMES = 16  # of AnimateDiff's training, and of diffusers' pipeline
 _POSITIONS = 32  # the class's default
 
@@ -39,6 +39,12 @@ def check_motion(configs: Mapping[str, Config]) -> None:
     if "text_encoder" not in configs or "text_encoder_2" in configs:
         message = "motion modules need a model with one text encoder: Stable Diffusion 1.x."
         raise SourceError(message, path="unet/config.json", field="_class_name")
+    if any(name.startswith(T2I_ADAPTER) for name in configs):
+        message = "motion modules cannot be combined with a T2I-Adapter. Omit t2i_adapter, or use a ControlNet."
+        raise SourceError(message, path="unet/config.json", field="t2i_adapter")
+    if any(config.get("_class_name") == "ControlNetUnionModel" for config in configs.values()):
+        message = "motion modules cannot be combined with a ControlNet-Union. Use another ControlNet."
+        raise SourceError(message, path="unet/config.json", field="controlnet")
     if "latent_channels" not in vae:
         message = f"a {UNET} needs an autoencoder of Stable Diffusion as vae."
         raise SourceError(message, path="vae/config.json", field="_class_name")

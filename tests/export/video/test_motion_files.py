@@ -171,7 +171,7 @@ def test_models_without_one_text_encoder_take_no_motion_modules(folders, sdxl_fo
         ({"decode_chunk_size": 0}, "decode_chunk_size"),
         ({"latents": np.zeros((1, 3, 4, 8, 8), np.float32)}, "latents"),
         ({"latents": np.zeros((1, 4, 3, 8, 8), np.float32) * np.nan}, "latents"),
-        ({"video": [IMAGE] * 9}, "video"),
+        ({"video": [IMAGE] * 9, "frames": None}, "video"),
         ({"video": [IMAGE]}, "video"),
         ({"video": []}, "video"),
         ({"video": "none.webp"}, "video"),
