@@ -137,7 +137,8 @@ def _frames_of_file(path: Path, count: int) -> list[Image.Image]:
         import av
 
         with av.open(str(path)) as container:
-            return [each.to_image() for each in islice(container.decode(video=0), count)]
+            frames: Any = islice(container.decode(video=0), count)
+            return [each.to_image() for each in frames]
     except Exception as failed:  # PyAV and Pillow raise errors of several types
         message = f"cannot read the video {path}: {first_line(failed)}."
         raise InputError(message, argument="video", got=str(path)) from None

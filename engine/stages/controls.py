@@ -40,8 +40,8 @@ def no_residuals(plan: Plan, request: ResolvedRequest, rows: int) -> dict[str, F
 
     # [N, C, h, w], of clips [N, F, C, h, w]
     """
-    more = {"height": request.height, "width": request.width, "frames": request.clip.frames if request.clip else 1}
-    sizes = plan.profile.sizes(batch=len(request.seeds) * rows, **more)
+    count, frames = len(request.seeds) * rows, 1 if request.clip is None else request.clip.frames
+    sizes = plan.profile.sizes(batch=count, height=request.height, width=request.width, frames=frames)
     return {b.name: np.zeros(b.shape(sizes), np.float32) for b in residuals_of(plan)}
 
 
