@@ -40,6 +40,7 @@ from .images import (
 )
 from .noise_and_steps import latents_argument
 from .request import Request
+from .video.clip import ClipSettings
 
 Floats = NDArray[np.float32]
 
@@ -74,17 +75,17 @@ def image_fields(
     prompts: int,
     count: int,
     notes: list[str],
-    frames: int | None,
+    clip: ClipSettings | None,
     video: Sequence[Pixels],
 ) -> ImageFields:
     """Load the images, masks and control images, and bring them to one size. Append to `notes` what that changed.
 
-    `frames` are those of a clip, and `video` is an input clip.
+    `clip` is what the call generates, if not images, and `video` an input clip.
     """
+    frames = () if clip is None else (clip.frames,)
     channels, factor = plan.latent_channels, plan.profile.factor
     latents = latents_from(request.image, channels, prompts, count)
-    clip = () if frames is None else (frames,)
-    noise = latents_argument(request, (channels, *clip) if plan.animates else (*clip, channels), count)
+    noise = latents_argument(request, (channels, *frames) if plan.animates else (*frames, channels), count)
     images = load_images("image", None if latents is not None else request.image, prompts)
     masks = load_images("mask_image", request.mask_image, prompts)
     has_image = bool(images) or latents is not None or bool(video)
@@ -93,7 +94,7 @@ def image_fields(
     check_condition(request, plan, has_image=has_image, has_latents=latents is not None, has_mask=bool(masks))
     check_image_arguments(request, has_latents=latents is not None, **task)
     slots = control_slots(request, plan)
-    of_clip = frames if plan.animates else None  # control images are those of its frames
+    of_clip = clip.frames if clip is not None and plan.animates else None  # control images are those of its frames
     each, noun = (prompts, "prompts") if of_clip is None else (of_clip, "frames")
     control_images = load_control_images(request.control_image, len(slots), each, noun)
     adapters = adapter_channels(plan)

@@ -186,7 +186,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         InputError: an argument is unknown or wrong.
     """
     request = parse_request(*_image_in_place(prompt, arguments, plan))
-    video = input_clip(plan, request)
+    video = [] if request.video is None else input_clip(plan, request)
     clip = clip_of(plan, request, len(video)) if plan.makes_clips else None
     _check_output_type(request.output_type)
     notes: list[str] = []
@@ -201,8 +201,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
         raise InputError(message, argument="num_images", got=count, expected=f"at most {MAX_IMAGES}")
     generators = generators_of(request, count)
     seeds = seeds_of(request, generators, count)
-    frames = None if clip is None else clip.frames
-    images = image_fields(request, plan, steps, prompts=prompts, count=count, notes=notes, frames=frames, video=video)
+    images = image_fields(request, plan, steps, prompts=prompts, count=count, notes=notes, clip=clip, video=video)
     if any(custom.values()):
         images["schedule_range"] = replace(images["schedule_range"], **custom)
     unstored = {"generator": generators and not is_seed_only(generators, count), "latents": images["noise"] is not None}
