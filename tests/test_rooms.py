@@ -53,6 +53,7 @@ ORDER = (
         "engine",
         "engine/drop_in",
         "engine/drop_in/memory",
+        "engine/drop_in/reading",
         "engine/doctor",
         "engine/graph",
         "engine/report",

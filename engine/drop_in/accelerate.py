@@ -43,8 +43,9 @@ def accelerate(
 
     Args:
         target: a pipeline of diffusers, or a network: `UNet2DConditionModel`, `UNet2DModel`, `ControlNetModel`,
-            `AutoencoderKL`, `AutoencoderTiny`, or transformers' `CLIPTextModel`, `CLIPTextModelWithProjection` or
-            `CLIPVisionModelWithProjection`.
+            `ControlNetUnionModel`, `T2IAdapter`, `AutoencoderKL`, `AutoencoderTiny`,
+            `UNetSpatioTemporalConditionModel`, `AutoencoderKLTemporalDecoder`, or transformers' `CLIPTextModel`,
+            `CLIPTextModelWithProjection` or `CLIPVisionModelWithProjection`.
         backend: "auto", a name, or a list of names by preference, as for `load`. With "eager" all stays in PyTorch.
         precision: "auto", "fp32", "bf16", "fp16" or "int8", or one for each network, as for `load`: `{"unet": "bf16"}`,
             where the others are "auto". Networks have the names of the report: vae.decoder, or vae_decoder as in

@@ -14,9 +14,9 @@ from ..backends import BackendSelection, LoadedComponent, open_component
 from ..backends.component import all_finite
 from ..errors import BackendError, NotFiniteError
 from ..plan.family import Component
-from .calls import Call
-from .encoders import CONVOLUTIONS, convolution_of
 from .kinds import Kind, config_of, profile_of
+from .reading.calls import Call, Unsupported
+from .reading.encoders import CONVOLUTIONS, convolution_of
 from .structure import Structure
 from .weights import State, deltas_between, digest_of_weights, save_weights
 
@@ -95,6 +95,8 @@ class Artifacts:
         config, tensors = config_of(owner, self._kind), self._tensors(owner, structure)
         without = convolution_of(owner, self._kind.part) if self._kind.part else None
         if without is not None and "diffusers" in self._choice.forms:  # a graph is divided after its trace
+            if "use_quant_conv" not in config:
+                raise Unsupported(f"{self._choice.names[0]} cannot compute a part of a {config['_class_name']}")
             config |= {"use_quant_conv": False, "use_post_quant_conv": False}
             tensors = {name: tensor for name, tensor in tensors.items() if not name.startswith(CONVOLUTIONS)}
             without = None

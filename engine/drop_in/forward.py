@@ -24,9 +24,9 @@ from ..backends import BackendSelection
 from ..errors import BuildError, CalotypeError, DeviceFullError, InputError, NotFiniteError
 from ..system import forks
 from .artifacts import Artifacts
-from .calls import Call, Unsupported, as_tensors
 from .differences import difference, limit_of
 from .kinds import Kind
+from .reading.calls import Call, Unsupported, as_tensors
 from .report import ModuleReport
 from .structure import Structure, inspect_module
 from .weights import State, counters, state_of

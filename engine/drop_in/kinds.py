@@ -9,8 +9,8 @@ from typing import Any
 from torch import nn
 
 from ..plan.profile import Profile, Range
-from . import denoisers, encoders
-from .calls import Arguments, Call
+from .reading import controls, denoisers, encoders, video
+from .reading.calls import Arguments, Call
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,6 +32,13 @@ _KINDS: Mapping[str, tuple[Kind, ...]] = {
     "diffusers.UNet2DConditionModel": (Kind(name="unet", read=denoisers.read_unet),),
     "diffusers.UNet2DModel": (Kind(name="unet", read=denoisers.read_unet),),
     "diffusers.ControlNetModel": (Kind(name="controlnet", read=denoisers.read_controlnet),),
+    "diffusers.ControlNetUnionModel": (Kind(name="controlnet", read=controls.read_control_union),),
+    "diffusers.T2IAdapter": (Kind(name="t2i_adapter", read=controls.read_t2i_adapter),),
+    "diffusers.UNetSpatioTemporalConditionModel": (Kind(name="unet", read=video.read_video_unet),),
+    "diffusers.AutoencoderKLTemporalDecoder": (
+        Kind(name="vae_encoder", read=encoders.read_vae_encoder, part="encoder"),
+        Kind(name="vae_decoder", read=video.read_clip_decoder, part="decoder"),
+    ),
     "diffusers.AutoencoderKL": (
         Kind(name="vae_encoder", read=encoders.read_vae_encoder, part="encoder"),
         Kind(name="vae_decoder", read=encoders.read_vae_decoder, part="decoder"),
@@ -58,9 +65,11 @@ def kinds_of(module: nn.Module) -> tuple[Kind, ...]:
 
 
 def networks_of(name: str, module: Any) -> Iterator[tuple[str, nn.Module]]:
-    """Yield the networks of a part of a pipeline: several ControlNets are one part."""
+    """Yield the networks of a part of a pipeline: several ControlNets, or several T2I-Adapters, are one part."""
     if type(module).__name__ in ("MultiControlNetModel", "MultiControlNetUnionModel"):
         yield from ((f"{name}.{i}", net) for i, net in enumerate(module.nets))
+    elif type(module).__name__ == "MultiAdapter":
+        yield from ((f"{name}.{i}", adapter) for i, adapter in enumerate(module.adapters))
     elif isinstance(module, nn.Module):
         yield name, module
     elif isinstance(module, (list, tuple)):
@@ -96,6 +105,8 @@ def profile_of(component: str, config: Mapping[str, Any]) -> Profile:
     levels, factor, side = len(widths), 8, config.get("sample_size")
     if component.startswith("vae"):
         factor = multiple = 2 ** (levels - 1)
+    elif component == "t2i_adapter":
+        multiple = config["downscale_factor"] * 2 ** (len(config["channels"]) - 1)
     elif component.startswith("controlnet"):
         factor = 2 ** (len(config.get("conditioning_embedding_out_channels") or (16, 32, 96, 256)) - 1)
         multiple = factor * 2 ** (levels - 1)

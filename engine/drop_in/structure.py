@@ -17,9 +17,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .calls import Unsupported
+from .reading.calls import Unsupported
+from .reading.image_prompts import PROCESSORS
 
-_PROCESSORS = ("AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+_PROCESSORS = (*PROCESSORS, "AttnProcessor", "AttnProcessor2_0", "SlicedAttnProcessor", "XFormersAttnProcessor")
+_IP_ADAPTERS = (*PROCESSORS, "MultiIPAdapterImageProjection")
 # Attributes without an effect on the numbers.
 _HARMLESS = frozenset(
     (
@@ -114,6 +116,8 @@ def inspect_module(owner: Any, part: str) -> Structure:
 def _walk(module: nn.Module, name: str = "") -> Iterator[tuple[str, nn.Module, nn.Module]]:
     """Yield name, module and layer, which differ where peft has put a layer of adapters around the original."""
     layer = module
+    if type(module).__name__ in _IP_ADAPTERS:  # its weights make inputs of the artifact
+        return
     tuners = sys.modules.get("peft.tuners.tuners_utils")
     while tuners is not None and isinstance(layer, tuners.BaseTunerLayer):
         layer = layer.get_base_layer()

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..weights.content import content_digest
 from ..weights.delta import WeightDelta, WeightDeltas
-from .calls import Unsupported
 from .memory.checksums import checksum, checksums
+from .reading.calls import Unsupported
 from .structure import Structure
 
 Floats = NDArray[np.float32]

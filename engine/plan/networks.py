@@ -130,7 +130,7 @@ def vision_states(config: Config) -> Component:
 
 def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
     """Return the U-Net. With ControlNets it has an input for each of their residuals, with T2I-Adapters one for each of
-    their features, and with IP-Adapters those of `_image_prompts`.
+    their features, and with IP-Adapters those of `image_prompt_inputs`.
 
     Without text it takes only pixels or latents and the timestep, and with a vision encoder its vector as one token.
     """
@@ -157,7 +157,7 @@ def unet(configs: Mapping[str, Config], *, with_text: bool = True) -> Component:
         for adapter in t2i_adapters_of(configs)[:1]:  # the features of several are added up
             inputs += _adapter_states(taken_of(_features(configs[adapter], configs), config))
         if ip_adapters_of(configs):
-            inputs += _image_prompts(config)
+            inputs += image_prompt_inputs(config)
     outputs = (_float("out_sample", "batch", config["out_channels"], *frames, *_LATENTS),)
     return Component(name="unet", inputs=tuple(inputs), outputs=outputs, config=config)
 
@@ -307,7 +307,7 @@ def _added(config: Config, configs: Mapping[str, Config]) -> list[Binding]:
     return [_float("text_embeds", "batch", pooled), _float("time_ids", "batch", ids)]
 
 
-def _image_prompts(config: Config) -> list[Binding]:
+def image_prompt_inputs(config: Config) -> list[Binding]:
     """Return the U-Net's inputs for image prompts: groups of tokens, of which each has a softmax of its own.
 
     A group is an adapter, or with masks one image of an adapter. All are sizes of a call, so one graph serves any

@@ -18,11 +18,16 @@ OPENED = {
     "StableDiffusionControlNetPipeline": {"controlnet_conditioning_scale": 0.6, "guess_mode": True},
     "StableDiffusionControlNetImg2ImgPipeline": {"control_guidance_end": 0.5},
     "StableDiffusionControlNetInpaintPipeline": {"controlnet_conditioning_scale": 1.7},
+    "StableDiffusionControlNetPAGPipeline": {"pag_scale": 0.0},
     "LatentConsistencyModelPipeline": {},
+    "LatentConsistencyModelImg2ImgPipeline": {"guidance_scale": 3.0},
     "StableDiffusionXLPipeline": {"guidance_rescale": 0.5, "original_size": (64, 48), "clip_skip": 1},
     "StableDiffusionXLImg2ImgPipeline": {},
     "StableDiffusionXLInpaintPipeline": {},
+    "StableDiffusionXLPAGPipeline": {"pag_scale": 0.0},
     "StableDiffusionPAGPipeline": {"pag_scale": 0.0},
+    "StableDiffusionPAGImg2ImgPipeline": {"pag_scale": 0.0},
+    "StableDiffusionPAGInpaintPipeline": {"strength": 0.9, "pag_scale": 0.0},
 }
 OTHERS = {
     "StableDiffusionPanoramaPipeline": {"height": 32, "width": 64},

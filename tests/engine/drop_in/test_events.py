@@ -155,19 +155,37 @@ def test_textual_inversion(fast, tmp_path):
     assert not reasons(calotype.accelerate_report(fast))
 
 
-def test_ip_adapters_run_eager_until_they_are_unloaded(fast, tmp_path):
-    generate(fast)
-    save_file(ip_adapter(fast.unet), tmp_path / "ip.safetensors")
-    fast.load_ip_adapter(str(tmp_path), subfolder="", weight_name="ip.safetensors", image_encoder_folder=None)
-    embeds = [torch.randn(2, 1, 1, 24, generator=torch.Generator().manual_seed(1))]
+def load_adapters(pipe, folder, count):
+    save_file(ip_adapter(pipe.unet), folder / "ip.safetensors")
+    names = {"subfolder": [""] * count, "weight_name": ["ip.safetensors"] * count, "image_encoder_folder": None}
+    pipe.load_ip_adapter([str(folder)] * count, **names)
+
+
+def test_ip_adapters_are_inputs(fast, tmp_path):
+    before = generate(fast)
+    load_adapters(fast, tmp_path, 1)
+    draw = torch.Generator().manual_seed(1)
+    one, three = (torch.randn(2, count, 1, 24, generator=draw) for count in (1, 3))
     images = []
-    for scale in (1.0, 0.3):
+    for scale, embeds in ((1.0, one), (0.3, one), (0.3, three), ({"up": {"block_0": [0.0, 1.0]}}, one), (0.0, one)):
         fast.set_ip_adapter_scale(scale)
-        images.append(generate(fast, ip_adapter_image_embeds=embeds))
-        assert against_eager(fast, ip_adapter_image_embeds=embeds) > MIN_DB
-    assert psnr_db(*images) < MIN_DB
-    (reason,) = calotype.accelerate_report(fast)["unet"].reasons
-    assert "IPAdapter" in reason
+        images.append(generate(fast, ip_adapter_image_embeds=[embeds]))
+        assert against_eager(fast, ip_adapter_image_embeds=[embeds]) > MIN_DB
+        assert all(psnr_db(images[-1], other) < MIN_DB for other in images[:-1])
+    assert psnr_db(images[-1], before) > MIN_DB
+    fast.unet.encoder_hid_proj.image_projection_layers[0].norm.bias.data += 1
+    fast.set_ip_adapter_scale(0.3)
+    assert against_eager(fast, ip_adapter_image_embeds=[one]) > MIN_DB
+    fast.unload_ip_adapter()
+    load_adapters(fast, tmp_path, 2)
+    fast.set_ip_adapter_scale([0.4, 0.9])
+    assert against_eager(fast, ip_adapter_image_embeds=[one, three]) > MIN_DB
+    left = torch.zeros(1, 3, 32, 32)
+    left[:, :, :, :16] = 1
+    masks = {"ip_adapter_masks": [torch.ones(1, 1, 32, 32), left]}
+    fast.set_ip_adapter_scale([[0.4], [0.9, 0.1, 0.5]])
+    assert against_eager(fast, ip_adapter_image_embeds=[one, three], cross_attention_kwargs=masks) > MIN_DB
+    assert not reasons(calotype.accelerate_report(fast))
     fast.unload_ip_adapter()
     compiled(fast)
 

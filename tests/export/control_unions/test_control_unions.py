@@ -77,6 +77,23 @@ def test_one_image_and_several(sdxl_folder, nets, reference, figures):
         assert psnr(got, ours_on(pipe, SCENES[:2], [4, 1], controlnet_conditioning_scale=[0.7, 1.3])) < 40
 
 
+@pytest.mark.parametrize("count", [1, 2])
+def test_accelerated_pipelines_use_the_traces_of_load(reference, count):
+    calls = [
+        (SCENES[:1] * count, [3] * count, {"controlnet_conditioning_scale": [0.7] * count}),
+        (SCENES[:2], [1, 4], {"controlnet_conditioning_scale": [0.7, 1.3]}),
+        (SCENES[:2], [1, 4], {"controlnet_conditioning_scale": [0.7, 1.3], "guess_mode": True, "guidance_scale": 1.0}),
+    ]
+    pipe = reference[count - 1]
+    expected = [generate(pipe, *images, **options) for *images, options in calls]
+    with calotype.accelerated(pipe, backend="onnxruntime", verify=False):
+        for (*images, options), image in zip(calls, expected, strict=True):
+            assert psnr(generate(pipe, *images, **options), image) >= 60
+        report = calotype.accelerate_report(pipe)
+        assert not any(module.reasons for module in report.modules)
+        assert report["controlnet" if count == 1 else "controlnet.1"].compiled_calls
+
+
 def test_a_batch_sees_itself_as_in_diffusers(sdxl_folder, nets, reference):
     """The attention of the network runs over the batch; diffusers takes one image for all of its images."""
     generator = [torch.Generator().manual_seed(5 + i) for i in range(2)]

@@ -15,8 +15,8 @@ from typer.testing import CliRunner
 import calotype
 from calotype.backends.torch.modules import UNet
 from calotype.cli import app
-from calotype.drop_in.calls import Unsupported
-from calotype.drop_in.denoisers import read_unet
+from calotype.drop_in.reading.calls import Unsupported
+from calotype.drop_in.reading.denoisers import read_unet
 from calotype.errors import InputError, SourceError
 from calotype.export import BuildSpec, build, prepare
 from calotype.export.quality.metrics import psnr
@@ -92,6 +92,20 @@ def test_one_adapter_for_two_prompts(model, figures, request, name, kind):
         title, scheduler = (f"{SD} XL", "euler") if name == "XL" else (f"{SD} 1", "dpm++2m-karras")
         figures.hold((f"{title} with a T2I-Adapter, {kind}", "text to image", scheduler), backend, got, expected)
         assert psnr(ours_on(pipe, PROMPTS, **SIZE), expected) < 30  # the adapter changes the result
+
+
+def test_accelerated_pipelines_use_the_traces_of_load(model):
+    kind = "light_adapter"
+    reference, options = model.reference("SD", ((kind,),)), {"adapter_conditioning_scale": 0.7}
+    expected = generate(reference, PROMPTS[:1], SCENES[0], **options)
+    with calotype.accelerated(reference, backend="onnxruntime", verify=False):
+        assert psnr(generate(reference, PROMPTS[:1], SCENES[0], **options), expected) >= 60
+        report = calotype.accelerate_report(reference)
+        assert report["adapter"].compiled_calls
+        assert not any(module.reasons for module in report.modules)
+        with torch.no_grad():
+            reference.adapter(torch.rand(1, 3, 40, 40))
+        assert len(calotype.accelerate_report(reference)["adapter"].reasons) == 1
 
 
 def test_several_adapters_each_with_its_weight(model):

@@ -100,6 +100,20 @@ def test_frames_on_other_backends(backend, cases, folder, expected_of, figures):
     assert not any("as one graph" in note for note in larger.report.notes)
 
 
+def test_accelerated_pipelines_use_the_traces_of_load(folder, expected_of):
+    pipe = diffusers.StableVideoDiffusionPipeline.from_pretrained(folder, low_cpu_mem_usage=False)
+    pipe.set_progress_bar_config(disable=True)
+    calotype.accelerate(pipe, backend="onnxruntime", verify=False)
+    seed, images, options = CASES[0]
+    options = {"num_inference_steps": STEPS, "output_type": "np", **SIZE, **options}
+    frames = pipe(images[0], generator=[torch.Generator().manual_seed(seed)], **options).frames
+    assert psnr(frames[0], expected_of(0)[0]) >= 60
+    report = calotype.accelerate_report(pipe)
+    for name in ("unet", "vae.encoder", "vae.decoder", "image_encoder"):
+        assert report[name].compiled_calls
+        assert not report[name].reasons
+
+
 def test_networks_on_cuda_stay_in_pytorch(eager, expected_of, monkeypatch):
     opens = partial(CudaRunner, gpu=Host(), recorder=Calls(), limit_bytes=1 << 30)
     pipe = Pipeline(eager.plan, Components(eager.plan, choose("eager")))

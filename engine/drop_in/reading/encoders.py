@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from ..plan import networks
+from ...plan import networks
 from .calls import Arguments, Call, Outputs, Reader, Unsupported, refuse
 
 CONVOLUTIONS = ("quant_conv.", "post_quant_conv.")  # the weights around an autoencoder's latents

@@ -7,13 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from ..plan import networks
-from ..plan.bindings import Binding
-from ..plan.controls.t2i_adapter import STATE, places_of
+from ...plan import networks
+from ...plan.bindings import Binding
+from ...plan.controls.t2i_adapter import STATE, places_of
 from .calls import SIDES, Arguments, Call, Outputs, Reader, Unsupported, float_output, refuse
+from .image_prompts import add_image_prompts
 
 
-def _lora_scale(arguments: Arguments) -> float:
+def lora_scale(arguments: Arguments) -> float:
     """Return the LoRAs' scale in `cross_attention_kwargs`. Other entries go to attention processors."""
     others = dict(arguments.get("cross_attention_kwargs") or {})
     scale = others.pop("scale", 1.0)
@@ -24,14 +25,14 @@ def _lora_scale(arguments: Arguments) -> float:
     return float(scale)
 
 
-def _text_width(config: Any) -> int:
+def text_width(config: Any) -> int:
     """Return the width of the text's states that a network takes, or -1 if only the network knows it."""
     projected = config.get("encoder_hid_dim_type") is not None
     width = config.get("encoder_hid_dim") if projected else config.get("cross_attention_dim")
     return width if isinstance(width, int) else -1
 
 
-def _add_conditions(reader: Reader, arguments: Arguments, config: Any) -> None:
+def add_conditions(reader: Reader, arguments: Arguments, config: Any) -> None:
     """Add the inputs that U-Nets and ControlNets share, after the states of the text."""
     if (labels := arguments.get("class_labels")) is not None:
         labels = torch.as_tensor(labels)
@@ -52,7 +53,8 @@ def _add_conditions(reader: Reader, arguments: Arguments, config: Any) -> None:
         raise Unsupported(f"added_cond_kwargs has {', '.join(map(str, added))}")
 
 
-def _latents(arguments: Arguments, config: Any) -> Reader:
+def latents(arguments: Arguments, config: Any) -> Reader:
+    """Return a reader with the sample of a call. Raises `Unsupported` if its sides do not fit the levels."""
     sample = arguments.get("sample")
     if not isinstance(sample, Tensor) or sample.ndim != 4:
         raise Unsupported("sample is no tensor of 4 dimensions")
@@ -92,17 +94,29 @@ def _add_features(reader: Reader, arguments: Arguments, config: Any) -> None:
         reader.add(f"{STATE}.{i}", each, *networks.level_dims(*place)[1:])
 
 
+def _is_adapted(unet: Any) -> bool:
+    """Return whether the U-Net has IP-Adapters: diffusers sets this attribute of the config, and not its item."""
+    return getattr(unet.config, "encoder_hid_dim_type", None) == "ip_image_proj"
+
+
 def read_unet(module: Any, arguments: Arguments) -> Call:
     """Read a call of `UNet2DConditionModel` or `UNet2DModel`."""
     config = module.config
-    reader, with_text = _latents(arguments, config), "encoder_hidden_states" in arguments
+    reader, with_text = latents(arguments, config), "encoder_hidden_states" in arguments
     timestep = reader.timestep(arguments["timestep"])
     if with_text:
         refuse(arguments, "attention_mask", "encoder_attention_mask")
-        reader.add("encoder_hidden_states", arguments["encoder_hidden_states"], "tokens", _text_width(config))
-        _add_conditions(reader, arguments, config)
+        reader.add("encoder_hidden_states", arguments["encoder_hidden_states"], "tokens", text_width(config))
+        added = dict(arguments.get("added_cond_kwargs") or {})
+        adapted = getattr(module, "encoder_hid_proj", None) is not None and _is_adapted(module)
+        embeds = added.pop("image_embeds", None) if adapted else None
+        add_conditions(reader, {**arguments, "added_cond_kwargs": added}, config)
         _add_residuals(reader, arguments, config)
         _add_features(reader, arguments, config)
+        if adapted:
+            attention = dict(arguments.get("cross_attention_kwargs") or {})
+            add_image_prompts(reader, module, embeds, attention.pop("ip_adapter_masks", None))
+            arguments = {**arguments, "cross_attention_kwargs": attention}
     else:
         refuse(arguments, "class_labels")
     dtype, device = arguments["sample"].dtype, arguments["sample"].device
@@ -121,7 +135,7 @@ def read_unet(module: Any, arguments: Arguments) -> Call:
         outputs=(float_output("out_sample", config["out_channels"], *SIDES),),
         arrays=reader.arrays,
         finish=finish,
-        lora_scale=_lora_scale(arguments),
+        lora_scale=lora_scale(arguments),
         timestep=timestep,
     )
 
@@ -130,9 +144,9 @@ def read_controlnet(module: Any, arguments: Arguments) -> Call:
     """Read a call of `ControlNetModel`. The weights of `guess_mode` multiply its outputs afterwards."""
     config = module.config
     refuse(arguments, "attention_mask", "class_labels", "timestep_cond")
-    reader = _latents(arguments, config)
+    reader = latents(arguments, config)
     timestep = reader.timestep(arguments["timestep"])
-    reader.add("encoder_hidden_states", arguments["encoder_hidden_states"], "tokens", _text_width(config))
+    reader.add("encoder_hidden_states", arguments["encoder_hidden_states"], "tokens", text_width(config))
     condition = arguments["controlnet_cond"]
     reader.add("controlnet_cond", condition, config.get("conditioning_channels", 3), "height", "width")
     guesses = bool(arguments.get("guess_mode")) and not config.get("global_pool_conditions")
@@ -141,7 +155,7 @@ def read_controlnet(module: Any, arguments: Arguments) -> Call:
         raise Unsupported(f"conditioning_scale has {scale.numel()} values")
     rows = torch.full((reader.rows,), 1.0 if guesses else float(scale))
     reader.add("conditioning_scale", rows)
-    _add_conditions(reader, {**arguments, "class_labels": None, "timestep_cond": None}, config)
+    add_conditions(reader, {**arguments, "class_labels": None, "timestep_cond": None}, config)
     *down, middle = networks.residual_dims(config)
     if config.get("global_pool_conditions"):
         down, middle = [(*d[:2], 1, 1) for d in down], (*middle[:2], 1, 1)
@@ -167,6 +181,6 @@ def read_controlnet(module: Any, arguments: Arguments) -> Call:
         outputs=tuple(outputs),
         arrays=reader.arrays,
         finish=finish,
-        lora_scale=_lora_scale(arguments),
+        lora_scale=lora_scale(arguments),
         timestep=timestep,
     )

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from ..plan.bindings import Binding
+from ...plan.bindings import Binding
 
 Array = NDArray[Any]
 Arguments = Mapping[str, Any]

@@ -1,0 +1,1 @@
+"""Read the calls of networks as named arrays: what an artifact takes, and what it returns."""
