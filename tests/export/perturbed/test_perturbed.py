@@ -69,7 +69,7 @@ def test_images_match_diffusers(ours, folders, figures, case):
     reference = expected(folders["SD"], "SD", layers, **CASES[case])
     for backend in ("eager", "onnxruntime", "openvino") if layers == "up" else ("eager",):
         got = generated(ours("SD", backend), pag_applied_layers=layers, **CASES[case])
-        figures.hold((f"{SD} 1, perturbed attention", "text to image", case), backend, got, reference)
+        figures.hold((f"{SD} 1, perturbed attention", "text to image", "dpm++2m-karras"), backend, got, reference)
     plain = generated(ours("SD", "eager"), guidance_scale=CASES[case]["guidance_scale"])
     assert psnr(got, plain) < 50  # it has an effect
 
@@ -77,7 +77,7 @@ def test_images_match_diffusers(ours, folders, figures, case):
 def test_xl_matches_diffusers(ours, folders, figures):
     reference = expected(folders["XL"], "XL", **CASES["mid"])
     got = generated(ours("XL", "eager"), **CASES["mid"])
-    figures.hold((f"{SD} XL, perturbed attention", "text to image", "mid"), "eager", got, reference)
+    figures.hold((f"{SD} XL, perturbed attention", "text to image", "euler"), "eager", got, reference)
 
 
 def test_other_calls_are_as_ever(ours, folders):
