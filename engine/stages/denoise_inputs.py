@@ -141,7 +141,7 @@ def _micro_conditioning(plan: Plan, request: ResolvedRequest) -> dict[str, NDArr
     """Return the inputs of some families, as SDXL's `time_ids`, or the guidance embedding of a distilled U-Net."""
     count, inputs = len(request.seeds), {b.name: b for b in plan.components["unet"].inputs}
     negatives = count if request.guided else 0
-    rows = count * request.rows  # a region has those of the prompt
+    rows = negatives + count * (request.rows - request.unprompted_rows)  # `with_image` adds those with the image
     arrays: dict[str, NDArray[Any]] = {}
     if request.noise_level is not None:
         arrays["class_labels"] = np.full(rows, request.noise_level, dtype=np.int64)

@@ -28,7 +28,15 @@ def _compiled_here(tmp_path_factory):
         yield
 
 
-@pytest.mark.parametrize(("name", "target"), [(name, t) for name, launch in CASES.items() for t in targets_of(launch)])
+def some_targets(number: int, launch) -> list[int]:
+    """Return sm_90 and one other target in turn: a change of a kernel changes its resources on every target."""
+    others = [target for target in targets_of(launch) if target != 90]
+    return [90, others[number % len(others)]]
+
+
+@pytest.mark.parametrize(
+    ("name", "target"), [(name, t) for i, (name, launch) in enumerate(CASES.items()) for t in some_targets(i, launch)]
+)
 def test_it_compiles_to_the_committed_resources(name, target):
     measured = resources(CASES[name], target)
     assert measured["spilled_bytes"] == 0
@@ -63,6 +71,8 @@ def test_register_limits():
     for name, of in COMMITTED["kernels"].items():
         limit = EXCEPTIONS.get(name.partition(":")[0], MAX_REGISTERS)
         assert max(entry["registers"] for entry in of.values()) <= limit, name
+        assert all(entry["spilled_bytes"] == 0 for entry in of.values()), name
+        assert set(of) == {f"sm_{target}" for target in targets_of(CASES[name])}, name
 
 
 def test_the_command_lists_changes(tmp_path, monkeypatch, capsys):

@@ -25,7 +25,9 @@ from calotype.weights.onnx import weights_of
 from tests.helpers.loras import MODELS, OPTIONS, PROMPT, SIZE, generate, pipelines_and_loras
 
 BACKENDS = ("eager", "onnxruntime", "openvino")
+# Of two encoders and a larger U-Net, OpenVINO would compile each change again: the demonstration model shows it.
 CASES = [(model, backend) for model in MODELS for backend in BACKENDS]
+CASES.remove(("Stable Diffusion XL", "openvino"))
 
 
 @pytest.fixture(scope="module")
