@@ -53,5 +53,5 @@ def prepare_upscaler(path: Path, *, forms: Collection[str] = ("onnx",)) -> Plann
         scale=scale,
         profile=profile,
         load=Load(pixels=1, width=max(widths), squared=False, guided=False),
-        digest=source.weights_digest(NAME).partition(":")[0],
+        digest=source.digests[NAME].partition(":")[0],
     )

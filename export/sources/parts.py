@@ -144,5 +144,8 @@ def other_model(folder: Path, index: Config, reason: str) -> SourceError:
 
 
 def stem_of(name: str) -> str:
-    """Return the stem of a network's weight file: transformers' for encoders of text and images, else diffusers'."""
-    return "model" if name.startswith(("text", "image")) else "diffusion_pytorch_model"
+    """Return the stem of a network's weight file: transformers' for encoders of text and images, else diffusers'.
+
+    An upscaler's, which `sources.upscaler` writes, is that of transformers.
+    """
+    return "model" if name.startswith(("text", "image", "upscaler")) else "diffusion_pytorch_model"

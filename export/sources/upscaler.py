@@ -75,7 +75,8 @@ def read_upscaler(path: Path) -> tuple[Source, Config]:
     folder = step.run(make).folder
     config: Config = json.loads((folder / "config.json").read_text())
     digests = {NAME: f"{digest}:{READER}"}
-    source = Source(model=str(path), folder=folder, configs={}, folders={NAME: folder}, digests=digests, tokenizers={})
+    parts: dict[str, Any] = {"folders": {NAME: folder}, "digests": digests, "generated": frozenset({NAME})}
+    source = Source(model=str(path), folder=folder, configs={}, tokenizers={}, **parts)
     return source, config
 
 
