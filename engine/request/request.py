@@ -1,6 +1,6 @@
 """`Request`: the arguments of a call, with their defaults. `resolve` checks them against a plan.
 
-Their table has six parts by topic, and the size and type of the output, which are here.
+Their table has parts by topic, and the size and type of the output, which are here.
 """
 
 from __future__ import annotations

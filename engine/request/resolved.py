@@ -40,7 +40,6 @@ from .video.clip import ClipSettings, ImageClip, check_no_text_guidance, clip_of
 
 Floats = NDArray[np.float32]
 MAX_IMAGES = 1000  # of a call
-_ALONE = ("prompt_embeds", "negative_prompt_embeds", "padding_mask_crop", "callback_on_step_end", "style_image")
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
@@ -211,8 +210,7 @@ def resolve(prompt: Any, arguments: Mapping[str, Any], plan: Plan, tokenizers: T
     _check_hires(request)
     regions = None
     if request.sets(RegionArguments):
-        others = {name: getattr(request, name) for name in _ALONE}  # not with regions
-        regions = regions_of(request, plan, height=images["height"], width=images["width"], others=others)
+        regions = regions_of(request, plan, height=images["height"], width=images["width"])
     scale = check_float("guidance_scale", request.guidance_scale, 100, " (1 or less: no guidance)")
     if isinstance(clip, ImageClip):
         check_no_text_guidance(scale, Request.guidance_scale, request.guidance_method)

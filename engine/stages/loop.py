@@ -7,6 +7,7 @@ families or prompts.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import numpy as np
@@ -52,11 +53,12 @@ def guidance_of(call: Generation) -> Guidance:
     """Return the function that combines the parts of the outputs of one batch. It keeps APG's momentum."""
     request = call.request
     projected = _projected(request) if request.guidance_method == "apg" else None
+    shares_at = None if request.regions is None else functools.cache(request.regions.shares_at)
 
     def combine(i: int, x: Floats, output: Floats) -> Floats:
         scale, by_image, rescale = call.guidance_scale, request.image_guidance_scale, request.guidance_rescale
-        if request.regions is not None:
-            output = join_regions(output, request.regions.shares_at(*x.shape[2:]), len(x))
+        if shares_at is not None:
+            output = join_regions(output, shares_at(*x.shape[2:]), len(x))
         if request.perturbed is not None:
             away = request.perturbed.scale_at(float(call.sampler.timesteps[i]))
             return guide_perturbed(output, scale, away, rescale, len(x))

@@ -23,7 +23,7 @@ from ...files.json_file import read_json
 from ...plan.image_prompts.layers import BIAS, SCALE, STATES, ImageLayer, image_layers, mask_name, unsupported_reason
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-_PLAIN = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
+_FURTHER = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
 _CURRENT: ContextVar[Mapping[str, Tensor] | None] = ContextVar("image_prompts", default=None)
 
 
@@ -88,11 +88,15 @@ def take_image_prompts(unet: Any) -> None:
     modules = dict(unet.named_modules())
     for number, layer in enumerate(layers):
         attention = modules[layer.name]
-        plain = type(attention.processor) is AttnProcessor2_0 and all(
-            getattr(attention, name, None) is None for name in _PLAIN
-        )
-        if plain and not attention.residual_connection and attention.rescale_output_factor == 1:
+        if is_plain(attention):
             attention.processor = ImageAttention(layers, number)
+
+
+def is_plain(attention: Any) -> bool:
+    """Return whether an attention has projections only, which diffusers' usual processor computes."""
+    plain = type(getattr(attention, "processor", None)) is AttnProcessor2_0
+    plain = plain and all(getattr(attention, name, None) is None for name in _FURTHER)
+    return plain and not attention.residual_connection and attention.rescale_output_factor == 1
 
 
 class IpAdapter(nn.Module):

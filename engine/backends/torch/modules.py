@@ -27,8 +27,7 @@ from ...weights.types import check_types
 from .controls import ControlNet, ControlNetUnion, T2IAdapter, adapter_states, index_of
 from .image_prompts import image_prompts, load_ip_adapter, take_image_prompts
 from .on_meta import on_meta
-from .perturbed import attention_skips
-from .style_aligned import style_rows, take_style
+from .self_attention import attention_skips, style_rows, take_self_attention
 from .upscalers import load_upscaler
 from .video import ClipDecoder, MotionUNet, VideoUNet
 from .wrapper import Wrapper
@@ -92,7 +91,7 @@ class UNet(Wrapper):
     def __init__(self, model: Any) -> None:
         super().__init__(model)
         take_image_prompts(model)
-        take_style(model)
+        take_self_attention(model)
 
     def forward(
         self, sample: Tensor, timestep: Tensor, encoder_hidden_states: Tensor, **others: Tensor

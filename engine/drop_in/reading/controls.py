@@ -11,7 +11,7 @@ from torch import Tensor
 from ...plan import networks
 from ...plan.controls.t2i_adapter import IMAGE, features_of
 from .calls import Arguments, Call, Outputs, Reader, Unsupported, refuse
-from .denoisers import add_conditions, latents, lora_scale, text_width
+from .denoisers import add_conditions, controlnet_output, latents, lora_scale, text_width
 
 _FACTOR = 8  # the usual pixels of a latent: they give features the names of their sizes, and change no number
 
@@ -50,15 +50,7 @@ def read_control_union(module: Any, arguments: Arguments) -> Call:
 
     def finish(values: Outputs) -> Any:
         residuals = [values[b.name].to(device, dtype) for b in component.outputs]
-        if guesses:
-            shares = torch.logspace(-1, 0, len(residuals), device=device) * factor
-            residuals = [residual * share for residual, share in zip(residuals, shares, strict=True)]
-        *downs, middle = residuals
-        if not arguments["return_dict"]:
-            return downs, middle
-        from diffusers.models.controlnets.controlnet import ControlNetOutput
-
-        return ControlNetOutput(down_block_res_samples=downs, mid_block_res_sample=middle)
+        return controlnet_output(residuals, factor if guesses else None, as_dict=arguments["return_dict"])
 
     return Call(
         name="controlnet",

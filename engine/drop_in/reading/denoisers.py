@@ -140,6 +140,19 @@ def read_unet(module: Any, arguments: Arguments) -> Call:
     )
 
 
+def controlnet_output(residuals: list[Tensor], guess_scale: float | None, *, as_dict: bool) -> Any:
+    """Return what a ControlNet's `forward` returns: in `guess_mode` with residuals that grow from block to block."""
+    if guess_scale is not None:
+        factors = torch.logspace(-1, 0, len(residuals), device=residuals[0].device) * guess_scale
+        residuals = [residual * factor for residual, factor in zip(residuals, factors, strict=True)]
+    *downs, middle = residuals
+    if not as_dict:
+        return downs, middle
+    from diffusers.models.controlnets.controlnet import ControlNetOutput
+
+    return ControlNetOutput(down_block_res_samples=downs, mid_block_res_sample=middle)
+
+
 def read_controlnet(module: Any, arguments: Arguments) -> Call:
     """Read a call of `ControlNetModel`. The weights of `guess_mode` multiply its outputs afterwards."""
     config = module.config
@@ -165,15 +178,7 @@ def read_controlnet(module: Any, arguments: Arguments) -> Call:
 
     def finish(values: Outputs) -> Any:
         residuals = [values[b.name].to(device, dtype) for b in outputs]
-        if guesses:
-            factors = torch.logspace(-1, 0, len(residuals), device=device) * scale.to(device)
-            residuals = [residual * factor for residual, factor in zip(residuals, factors, strict=True)]
-        *downs, mid = residuals
-        if not arguments["return_dict"]:
-            return downs, mid
-        from diffusers.models.controlnets.controlnet import ControlNetOutput
-
-        return ControlNetOutput(down_block_res_samples=downs, mid_block_res_sample=mid)
+        return controlnet_output(residuals, float(scale) if guesses else None, as_dict=arguments["return_dict"])
 
     return Call(
         name="controlnet",

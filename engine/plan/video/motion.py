@@ -19,12 +19,12 @@ _POSITIONS = 32  # the class's default
 
 
 def has_motion(config: Config) -> bool:
-    """Tell whether the config is that of a U-Net with motion modules."""
+    """Return whether the config is that of a U-Net with motion modules."""
     return bool(config.get("_class_name") == UNET)
 
 
 def positions_of(config: Config) -> int:
-    """Return how many frames the motion modules tell apart by their positions."""
+    """Return how many frames the motion modules distinguish by their positions."""
     return int(config.get("motion_max_seq_length", _POSITIONS))
 
 

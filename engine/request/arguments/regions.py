@@ -19,7 +19,7 @@ class RegionArguments:
     """Regional prompts. Each field has its text."""
 
     region_prompts: str | Sequence[str] | None = argument(
-        "A prompt for each region of the image, beside `prompt` for the whole.",
+        "A prompt for each region of the image, in addition to `prompt` for the whole.",
         "A text, or a list with one for each mask of `region_masks`. At each step the U-Net runs with every prompt, "
         "and its outputs are joined by the masks (MultiDiffusion, Bar-Tal et al. 2023, arXiv 2302.08113). With "
         "guidance, n regions cost (2 + n) / 2 of the time. The negative prompt is that of the whole image.",

@@ -5,12 +5,12 @@ Knows a call's arguments and images. Does not know networks or steps.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from PIL import Image
 
 from ...errors import InputError
 from ...errors.validation import check_float
@@ -20,6 +20,7 @@ from ..arguments.regions import RegionArguments
 
 Floats = NDArray[np.float32]
 PROMPTS, MASKS, STRENGTH = "region_prompts", "region_masks", "region_strength"
+_WITHOUT = ("prompt_embeds", "negative_prompt_embeds", "padding_mask_crop", "callback_on_step_end", "style_image")
 _MAX_REGIONS = 16  # each adds a row of the U-Net for every image
 
 
@@ -39,22 +40,15 @@ class Regions:
     shares: Floats
 
     def shares_at(self, height: int, width: int) -> Floats:
-        """Return the shares of latents: the mean of their pixels.  # [regions, height, width]"""
-        planes = self.shares[0]
-        while planes.shape[1] % height or planes.shape[2] % width:  # a second pass may have another size
-            size = height * -(-planes.shape[1] // height), width * -(-planes.shape[2] // width)
-            planes = np.stack([resize_image(np.stack([plane] * 3, -1), *size)[..., 0] for plane in planes])
-        count, rows, columns = planes.shape
-        blocks = planes.reshape(count, height, rows // height, width, columns // width)
-        return np.asarray(blocks.mean(axis=(2, 4), dtype=np.float64), dtype=np.float32)
+        """Return the shares of latents of any size: the mean of their pixels.  # [regions, height, width]"""
+        planes = [Image.fromarray(plane).resize((width, height), Image.Resampling.BOX) for plane in self.shares[0]]
+        return np.stack([np.asarray(plane, np.float32) for plane in planes])
 
 
-def regions_of(
-    request: RegionArguments, plan: Plan, *, height: int, width: int, others: Mapping[str, Any]
-) -> Regions | None:
+def regions_of(request: Any, plan: Plan, *, height: int, width: int) -> Regions | None:
     """Check the regional prompts of a request for an image of `height` x `width`; None without them.
 
-    `others` are the values of the arguments that they cannot be combined with.
+    The request's fields are `RegionArguments` and those that do not go with these.
 
     Raises:
         InputError: prompts and masks do not agree in number, one is not a text or an image, or the model or another
@@ -69,27 +63,27 @@ def regions_of(
         if getattr(request, name) is None:
             raise InputError(f"{other} needs {name}: a text and a mask for each region.", argument=name)
     prompts = _prompts(request.region_prompts)
-    masks = [_mask(each) for each in _entries(request.region_masks)]
+    masks = [load_mask_array(each, MASKS) for each in _entries(request.region_masks)]
     if len(prompts) != len(masks):
         message = f"pass a mask for each of {len(prompts)} regions; got {len(masks)}."
         raise InputError(message, argument=MASKS, got=len(masks), expected=str(len(prompts)))
     if len(prompts) > _MAX_REGIONS:
         message = f"a call takes at most {_MAX_REGIONS} regions, got {len(prompts)}."
         raise InputError(message, argument=PROMPTS, got=len(prompts), expected=f"at most {_MAX_REGIONS}")
-    _check_companions(plan, others)
+    _check_companions(request, plan)
     planes = np.stack([resize_image(mask, height, width)[..., 0] for mask in masks]).clip(0, 1)
     shares = planes * np.float32(strength)
     return Regions(prompts=prompts, strength=strength, shares=(shares / np.maximum(shares.sum(axis=0), 1))[None])
 
 
-def _check_companions(plan: Plan, others: Mapping[str, Any]) -> None:
+def _check_companions(request: Any, plan: Plan) -> None:
     """Raise `InputError` for a model or an argument that does not go with regional prompts."""
     if not plan.prompting.states:
         raise InputError(f"{PROMPTS} needs a model with text, and this one has none. Omit it.", argument=PROMPTS)
     if plan.makes_clips or plan.takes("edit", "latents"):
         raise InputError(f"{PROMPTS} needs a text-to-image model.", argument=PROMPTS)
-    for name, value in others.items():
-        if value is not None:
+    for name in _WITHOUT:
+        if getattr(request, name) is not None:
             raise InputError(f"{PROMPTS} cannot be combined with {name}.", argument=PROMPTS)
 
 
@@ -106,9 +100,3 @@ def _entries(value: Any) -> list[Any]:
     if not entries:
         raise InputError(f"{MASKS} must be a mask, or a list with one for each region.", argument=MASKS, got=value)
     return entries
-
-
-def _mask(value: Any) -> NDArray[Any]:
-    """Return one mask as gray pixels.  # [H, W, 3]"""
-    pixels: NDArray[Any] = load_mask_array(value, MASKS)
-    return pixels

@@ -1,8 +1,9 @@
-"""Self-attention that is shared over a batch: Style Aligned (Hertz et al. 2023, arXiv 2312.02133).
+"""Self-attention of a U-Net that inputs change: shared over a batch, or skipped in some rows.
 
-Every row takes the statistics of the queries and keys of its reference row, and attends to its own positions and to
-those of the reference. A row that is its own reference attends to each position twice, which is plain attention.
-Imports torch and diffusers.
+Style Aligned (Hertz et al. 2023, arXiv 2312.02133): every row takes the statistics of the queries and keys of its
+reference row, and attends to its own positions and to those of the reference. A row that is its own reference attends
+to each position twice, which is plain attention. Perturbed attention guidance (Ahn et al. 2024, arXiv 2403.17377):
+rows that skip attention keep their values. Imports torch and diffusers.
 """
 
 from __future__ import annotations
@@ -16,24 +17,35 @@ import torch
 from diffusers.models.attention_processor import Attention, AttnProcessor2_0
 from torch import Tensor, nn
 
+from ...plan.image_prompts.layers import SKIP
 from ...plan.image_prompts.perturbed import skip_name
 from ...plan.image_prompts.style import STYLE, no_style_reason
-from .perturbed import skipped, skips
+from .image_prompts import is_plain
 
 _EPSILON = 1e-5
-_PLAIN = ("group_norm", "spatial_norm", "norm_cross", "norm_q", "norm_k", "add_k_proj", "add_q_proj")
-_CURRENT: ContextVar[Tensor | None] = ContextVar("style_rows", default=None)
+_STYLE_ROWS: ContextVar[Tensor | None] = ContextVar("style_rows", default=None)
+_SKIPS: ContextVar[Mapping[str, Tensor] | None] = ContextVar("attention_skips", default=None)
 
 
 @contextmanager
 def style_rows(inputs: Mapping[str, Tensor]) -> Iterator[None]:
     """Share the self-attention inside the block, if the inputs of a U-Net say with which rows."""
     offset = inputs.get(STYLE)
-    token = _CURRENT.set(None if offset is None else _rows(offset))
+    token = _STYLE_ROWS.set(None if offset is None else _rows(offset))
     try:
         yield
     finally:
-        _CURRENT.reset(token)
+        _STYLE_ROWS.reset(token)
+
+
+@contextmanager
+def attention_skips(inputs: Mapping[str, Tensor]) -> Iterator[None]:
+    """Skip self-attention inside the block, where the inputs of a U-Net say so."""
+    token = _SKIPS.set({name: rows for name, rows in inputs.items() if name.startswith(SKIP)})
+    try:
+        yield
+    finally:
+        _SKIPS.reset(token)
 
 
 def _rows(offset: Tensor) -> Tensor:
@@ -54,7 +66,7 @@ class SharedAttention(AttnProcessor2_0):  # type: ignore[misc]  # diffusers is u
         self, attn: Attention, hidden_states: Tensor, encoder_hidden_states: Tensor | None = None, **more: Any
     ) -> Tensor:
         """Attend to the row's own positions, and to those of its reference.  # [B, P, C] -> [B, P, C]"""
-        usual = _CURRENT.get() is None and not skips(self._skip)
+        usual = _STYLE_ROWS.get() is None and self._skip not in (_SKIPS.get() or {})
         if usual or encoder_hidden_states is not None:
             plain: Tensor = super().__call__(attn, hidden_states, encoder_hidden_states, **more)
             return plain
@@ -65,15 +77,19 @@ class SharedAttention(AttnProcessor2_0):  # type: ignore[misc]  # diffusers is u
         return out
 
     def skip(self, mixed: Tensor, values: Tensor) -> Tensor:
-        """Return the values in place of their mix, in rows that skip it.  # 2 x [B, heads, P, D] -> the same"""
-        return skipped(self._skip, mixed, values)
+        """Return the values themselves in rows whose input is 1, and their mix by attention in the others.
+
+        # 2 x [B, heads, P, D] -> the same
+        """
+        rows = (_SKIPS.get() or {}).get(self._skip)
+        return mixed if rows is None else mixed + (values - mixed) * rows[:, None, None, None]
 
     def share(self, q: Tensor, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries and keys with the reference's statistics, and its keys and values after the row's own.
 
         # 3 x [B, heads, P, D] -> [B, heads, P, D], 2 x [B, heads, 2P, D]
         """
-        rows = _CURRENT.get()
+        rows = _STYLE_ROWS.get()
         if rows is None:
             return q, k, v
         q, k = _with_statistics(q, rows), _with_statistics(k, rows)
@@ -95,13 +111,10 @@ def _with_statistics(x: Tensor, rows: Tensor) -> Tensor:
     return centered / deviation * deviation.index_select(0, rows) + mean.index_select(0, rows)
 
 
-def take_style(unet: Any) -> None:
-    """Prepare the self-attentions of a U-Net for a shared style, if its kind can take it."""
+def take_self_attention(unet: Any) -> None:
+    """Prepare the self-attentions of a U-Net for these inputs, if its kind can take them."""
     if no_style_reason(unet.config) is not None:
         return
     for name, attention in unet.named_modules():
-        if not name.endswith(".attn1") or type(getattr(attention, "processor", None)) is not AttnProcessor2_0:
-            continue
-        plain = all(getattr(attention, each, None) is None for each in _PLAIN) and not attention.is_cross_attention
-        if plain and not attention.residual_connection and attention.rescale_output_factor == 1:
+        if name.endswith(".attn1") and is_plain(attention) and not attention.is_cross_attention:
             attention.processor = SharedAttention(name)
