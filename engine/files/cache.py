@@ -16,7 +16,8 @@ import re
 import time
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import suppress
+from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,6 +30,22 @@ _FILE = re.compile(r"([0-9a-f]{64})(\.[a-z]+)?")
 _UNFINISHED = re.compile(r"\..+\.\d+-\d+")  # the temporary names of `write_atomic`
 _ABANDONED_S = 60  # a file in progress changes more often than this
 _CLOCKS_S = 2.0  # the clock of a file server may be ahead of ours by this much
+_WRITES: ContextVar[bool] = ContextVar("writes", default=True)
+
+
+@contextmanager
+def only_reading() -> Iterator[None]:
+    """Add no files to the cache in this thread: for work at sizes that nobody asks for again."""
+    token = _WRITES.set(False)
+    try:
+        yield
+    finally:
+        _WRITES.reset(token)
+
+
+def writes() -> bool:
+    """Return whether files are added to the cache."""
+    return _WRITES.get()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,6 +146,8 @@ class FileArea(Area):
 
     def write(self, key: str, content: bytes) -> None:
         """Store the content under the key."""
+        if not writes():
+            return
         with suppress(OSError, SourceError):
             if self.limit_bytes is not None:
                 self.clear_leftovers()

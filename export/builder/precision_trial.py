@@ -15,6 +15,7 @@ import numpy as np
 from calotype.backends import BackendSelection, open_component
 from calotype.backends.precision import computed_in
 from calotype.errors import NotFiniteError
+from calotype.files.cache import only_reading
 from calotype.pipeline import Pipeline
 from calotype.plan.family import Family
 from calotype.plan.networks import t2i_adapters_of
@@ -27,6 +28,7 @@ from ..sources.source import Source
 from .preflight import recorded_frames, small_size
 
 _IMAGES, _STEPS = 2, 4
+_PIXELS = 128  # of each side: errors of rounding do not depend on it
 _OPTIONAL = ("controlnet", "t2i_adapter", "ip_adapter", "image_encoder", "vae_encoder")
 
 
@@ -68,8 +70,12 @@ def errors_of(
         CalotypeError: the model cannot run in float32, or the component cannot run in the precision.
     """
     names = [name] if name.startswith(_OPTIONAL) and not _used(model, name) else _required(model)
-    recorded = _record(model, names, reference)
-    return {each: error_of(model.float32(each), precision, choice, recorded[each]) for each in names if recorded[each]}
+    for each in names:
+        model.float32(each)
+    with only_reading():
+        recorded = _record(model, names, reference)
+        errors = {n: error_of(model.float32(n), precision, choice, recorded[n]) for n in names if recorded[n]}
+    return errors
 
 
 def _used(model: Model, name: str) -> bool:
@@ -111,7 +117,7 @@ def _images(model: Model, requested: Iterable[str]) -> ImageSet:
         prompts = prompts_for(demo=captions, file=None, calibration=0, held_out=_IMAGES).held_out
     else:
         prompts = no_prompts(model.source.model, file=None, calibration=0, held_out=_IMAGES).held_out
-    height, width = small_size(family.profile)
+    height, width = small_size(family.profile, _PIXELS)
     requested = list(requested)
     steers = {kind: any(name.startswith(kind) for name in requested) for kind in ("controlnet", "t2i_adapter")}
     adapted = any(name.startswith(("ip_adapter", "image_encoder")) for name in requested)

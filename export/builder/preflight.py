@@ -108,9 +108,9 @@ def image_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:
     return small_size(profile)
 
 
-def small_size(profile: Profile) -> tuple[int, int]:
-    """Return height and width of images that check numbers, not quality."""
-    small = -(-256 // profile.multiple) * profile.multiple
+def small_size(profile: Profile, pixels: int = 256) -> tuple[int, int]:
+    """Return height and width of images that check numbers, not quality, of at least `pixels` where allowed."""
+    small = -(-pixels // profile.multiple) * profile.multiple
     height, width = (max(r.min, min(r.opt, small)) for r in (profile.height, profile.width))
     return height, width
 

@@ -16,6 +16,8 @@ from calotype.errors import SourceError, first_line
 # Tensors up to this size stay inside the graph's file. Shapes, axes and resize scales must: ONNX Runtime's shape
 # inference does not read them from external data.
 INLINE_BYTES = 256
+WEIGHTED = ("Conv", "Gemm", "MatMul")
+SCOPES = "pkg.torch.onnx.name_scopes"  # note of a node: the modules that it comes from, as the repr of a list
 _GRAPHS = (ir.AttributeType.GRAPH, ir.AttributeType.GRAPHS)
 
 

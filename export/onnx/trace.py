@@ -25,6 +25,7 @@ from calotype.plan.image_prompts.style import STYLE
 from ..steps.versions import OPSET
 from .capture import Call, write_calls
 from .exporter_shortcuts import exporter_shortcuts
+from .file import SCOPES, WEIGHTED
 from .template import distinct_weights, fill, fill_template, find_weights, save_filled, save_template
 from .trace_step import REFERENCE, TEMPLATE
 from .translatable import make_translatable
@@ -132,6 +133,7 @@ def _graph(component: Component, module: nn.Module, sizes: Mapping[str, int]) ->
     inputs = sample_inputs(component, sizes, seed=0)
     program = _exported(component, _ByPosition(module, list(inputs)).eval(), tuple(inputs.values()))
     _allow_one_timestep(program.model)
+    _drop_notes(program.model)
     return program.model
 
 
@@ -166,6 +168,22 @@ def _translated(component: Component, exported: torch.export.ExportedProgram, sy
     )
     assert program is not None
     return program
+
+
+def _drop_notes(model: ir.Model) -> None:
+    """Drop the exporter's notes, four fifths of a file. They name folders of this machine.
+
+    The modules that nodes with weights come from stay: `calotype.export.precision.candidates` reads them.
+    """
+    values: list[ir.Value] = [*model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph.all_nodes():
+        scopes = node.metadata_props.get(SCOPES) if node.op_type in WEIGHTED else None
+        node.metadata_props.clear()
+        if scopes is not None:
+            node.metadata_props[SCOPES] = scopes
+        values += node.outputs
+    for value in values:
+        value.metadata_props.clear()
 
 
 class _ByPosition(nn.Module):

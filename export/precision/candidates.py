@@ -14,6 +14,7 @@ from pathlib import Path
 
 import onnx_ir as ir
 
+from ..onnx.file import SCOPES
 from .activation_stats import FLOATS
 
 
@@ -72,7 +73,7 @@ def _channel_axis(node: ir.Node) -> int | None:
 
 def _block(node: ir.Node) -> str:
     """Return the module's name up to its second number (else its first), from the scopes of torch's exporter."""
-    prop = node.metadata_props.get("pkg.torch.onnx.name_scopes")
+    prop = node.metadata_props.get(SCOPES)
     scopes: list[str] = ast.literal_eval(prop) if prop else []
     module = scopes[-2] if len(scopes) > 1 else str(node.name)  # the last scope is the operator
     match = re.match(r"(.*?\.\d+(?:\..*?\.\d+)?)(?:\.|$)", module)

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 
 from ...errors import SourceError
-from ...files.cache import OPENVINO
+from ...files.cache import OPENVINO, writes
 from ...files.digest import digest_of
 
 _LARGEST_BYTES = 512 << 20  # a blob repeats all weights: for large networks, disk space is worth more than the seconds
@@ -59,7 +59,7 @@ class CompiledCache:
 
     def write(self, key: Mapping[str, Any], settings: Mapping[str, Any], compiled: Any) -> None:
         """Store a compiled graph."""
-        if not self.worth_it:
+        if not self.worth_it or not writes():
             return
         with suppress(OSError, SourceError):
             OPENVINO.root.mkdir(parents=True, exist_ok=True)  # first: without the folder the export is useless

@@ -25,8 +25,9 @@ from ...weights.onnx import OnnxWeights
 from ..base import Array, Arrays
 from .cache import CompiledCache, files_of
 from .graph import element_types, sized
+from .one_graph import OneGraph
 from .pages import releasing_mapped_pages
-from .requests import Compiled, Request, plain, run, streams_for
+from .requests import Request, plain, run, streams_for
 from .rewrites import apply_rewrites, enabled_rewrites
 from .shapes import CompiledShapes
 
@@ -143,11 +144,12 @@ class Network:
         groups = [{name: np.split(array, streams)[i] for name, array in arrays.items()} for i in range(streams)]
         shapes = {name: array.shape for name, array in groups[0].items()}
         with self.lock:
+            precise = self.floats and HINTS[self.precision] != "f32"
             compiled = self.cached(
-                f"{streams} {shapes}",
-                lambda: Compiled(self.compiled({"shapes": shapes}, lambda: self.sized(shapes), streams=streams)),
+                f"{streams} {shapes}", lambda: OneGraph(self, shapes, streams, precise_timesteps=precise)
             )
-            outputs = run(compiled.requests, groups, self.output_names)
+            assert isinstance(compiled, OneGraph)
+            outputs = run(compiled.requests, compiled.inputs(groups), self.output_names)
             if frees_after_run(self.name, (*arrays.values(), *outputs.values())):
                 compiled.release()
         return {name: np.asarray(outputs[name], dtype=dtype) for name, dtype in self._dtypes.items()}

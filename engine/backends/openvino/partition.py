@@ -58,11 +58,8 @@ def partition_graph(
     inputs = {name for port in full.inputs for name in port.get_names()}
     nodes = nodes_of(full)
     kept = [e for e in cut_edges(full, inputs - {*constants}) if nodes[e.node].get_type_name() != "Parameter"]
-    vectors = {name for name in constants if len(full.input(name).get_shape()) <= 2}
-    after = depending_on(full, {"timestep"})
-    timed = [edge for edge in cut_edges(full, inputs - {"timestep", *vectors}) if edge.node in after]
-    if not all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed):
-        timed = []  # a table cannot hold them
+    vectors = _vectors(full, constants)
+    timed = _timed(full, rows, vectors)
     alone = not depending_on(full, vectors) & {edge.node for edge in timed}
     per_image = subgraph(full.clone(), kept, "per_image") if kept else None
     unequal = depending_on(full, different or ())
@@ -75,6 +72,35 @@ def partition_graph(
         per_step = _share_halves(per_step, small, half, unlike)
     per_timestep = subgraph(sizing(1 if alone else rows), timed, "per_timestep") if timed else None
     return Partition(per_image=per_image, per_timestep=per_timestep, per_step=per_step)
+
+
+def split_timesteps(make: Callable[[], Any], rows: int) -> tuple[Any | None, Any]:
+    """Return the graph of all that depends on the timestep alone, and the rest with `ROW_TIME_VALUES` as an input.
+
+    The first graph also takes vectors, such as sizes and pooled text. It is None if the timestep has no such part.
+
+    Args:
+        make: makes the network's graph of known sizes.
+        rows: the rows of the batch.
+    """
+    full = make()
+    inputs = {name for port in full.inputs for name in port.get_names()}
+    timed = _timed(full, rows, _vectors(full, inputs - {"timestep"}))
+    per_timestep = subgraph(make(), timed, "per_timestep") if timed else None
+    return per_timestep, _step_graph(full, [], timed, rows, alone=False)
+
+
+def _vectors(model: Any, names: Collection[str]) -> set[str]:
+    return {name for name in names if len(model.input(name).get_shape()) <= 2}
+
+
+def _timed(model: Any, rows: int, vectors: set[str]) -> list[Edge]:
+    """Return the edges behind which only other inputs than the timestep and the vectors count."""
+    inputs = {name for port in model.inputs for name in port.get_names()}
+    after = depending_on(model, {"timestep"})
+    timed = [edge for edge in cut_edges(model, inputs - {"timestep", *vectors}) if edge.node in after]
+    fits = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed)  # into a table
+    return timed if fits else []
 
 
 def split_deep_layers(per_step: Any) -> tuple[Any, Any]:

@@ -86,6 +86,14 @@ def test_a_filled_graph_has_the_bytes_of_the_trace(tmp_path):
     assert not filecmp.cmp(tmp_path / "first" / FILES[1], tmp_path / "filled" / FILES[1], shallow=False)
 
 
+def test_graphs_name_no_folders(tmp_path):
+    tracing.trace(component(), Network(0).eval(), SIZES, tmp_path)
+    content = (tmp_path / "model.onnx").read_bytes()
+    assert str(Path(__file__).parent).encode() not in content
+    assert b".py" not in content
+    assert b"conv" in content
+
+
 def test_weights_are_restored_bit_for_bit():
     network = Network(0)
     network.norm.weight.data.fill_(1)

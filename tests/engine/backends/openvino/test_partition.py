@@ -1,12 +1,15 @@
 """Sessions of small networks of every kind equal the full network, whatever depends on what."""
 
+from dataclasses import replace
+
 import numpy as np
 import onnx
 import pytest
 from onnx import TensorProto, helper, numpy_helper
 
 from calotype.backends.base import inputs_of_call
-from calotype.backends.openvino import requests
+from calotype.backends.openvino import one_graph, requests
+from calotype.backends.openvino.network import core
 from calotype.backends.openvino.runner import OpenVinoRunner
 from calotype.plan.bindings import Binding
 from calotype.plan.plan import Artifact, PlannedComponent
@@ -35,11 +38,12 @@ KINDS = {
 }
 
 
-def open_model(kind, path):
+def open_model(kind, path, precision="fp32"):
     """Open a network of this kind. Return the runner and the names of its inputs."""
     nodes = KINDS[kind]
     sizes = {"w_time": (1, 4), "w_vector": (5, 4), "w_text": (8, 4), "w_conv": (4, 4, 1, 1)}
-    weights = {name: RNG.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
+    rng = np.random.default_rng(1)  # the same weights at each call
+    weights = {name: rng.standard_normal(size).astype(np.float32) for name, size in sizes.items()}
     weights |= {"one": np.array([1]), "as_pixels": np.array([-1, 4, 1, 1])}
     used = {name for _, names, _ in nodes for name in names}
     tensors = [helper.make_tensor_value_info(n, TensorProto.FLOAT, d) for n, d in SHAPES.items() if n in used]
@@ -56,7 +60,7 @@ def open_model(kind, path):
     component = PlannedComponent(
         name="unet", inputs=tuple(bindings), outputs=(output,), artifacts=(artifact,), refused={}
     )
-    return OpenVinoRunner(component, artifact), {t.name for t in tensors}
+    return OpenVinoRunner(component, replace(artifact, precision=precision)), {t.name for t in tensors}
 
 
 def numbers(*shape):
@@ -82,3 +86,32 @@ def test_a_session_equals_the_full_network(kind, guided, threads, tmp_path, monk
         (got,) = session(call, sample, changing).values()
         np.testing.assert_allclose(got, expected, atol=1e-5)
     assert runner.notes == ()
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("kind", KINDS)
+def test_timesteps_that_are_computed_apart_change_nothing(kind, threads, tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
+    runner, names = open_model(kind, tmp_path / "model.onnx")
+    inputs = {name: numbers(4, *SHAPES[name][1:]) for name in names}  # each row has a timestep of its own
+    shapes = {name: (4 // threads, *array.shape[1:]) for name, array in inputs.items()}
+    groups = [{name: np.split(array, threads)[i] for name, array in inputs.items()} for i in range(threads)]
+    (expected,) = runner(inputs).values()
+    apart = one_graph.OneGraph(runner, shapes, threads, precise_timesteps=True)
+    assert "timestep" not in apart.requests[0].inputs
+    (got,) = requests.run(apart.requests, apart.inputs(groups), runner.output_names).values()
+    np.testing.assert_allclose(got, expected, atol=1e-5)
+
+
+@pytest.mark.skipif(
+    "BF16" not in core().get_property("CPU", "OPTIMIZATION_CAPABILITIES"), reason="this CPU has no bfloat16 arithmetic"
+)
+def test_bfloat16_does_not_round_timesteps(tmp_path, monkeypatch):
+    monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path))
+    wave = [("Sin", ["timestep"], "angle"), ("Unsqueeze", ["angle", "one"], "t"), ("MatMul", ["t", "w_time"], "emb")]
+    monkeypatch.setitem(KINDS, "wave", [*wave, *TEXT, *AS_PIXELS, *STEP])
+    half, names = open_model("wave", tmp_path / "model.onnx", "bf16")
+    exact, _ = open_model("wave", tmp_path / "model.onnx")
+    inputs = {name: numbers(2, *SHAPES[name][1:]) for name in names} | {"timestep": np.float32([751, 751])}
+    (expected,), (got,) = exact(inputs).values(), half(inputs).values()
+    assert 0 < np.abs(got - expected).max() < 0.05 * np.abs(expected).max()
