@@ -21,7 +21,7 @@ from ...errors import SourceError
 from ...files.cache import OPENVINO, writes
 from ...files.digest import digest_of
 
-_LARGEST_BYTES = 512 << 20  # a blob repeats all weights: for large networks, disk space is worth more than the seconds
+_LARGEST_BYTES = 256 << 20  # larger networks are compiled as fast as their blobs, which repeat all weights, are read
 _GRAPHS = 8  # increase it when the partition or the rewrites of a graph change
 
 

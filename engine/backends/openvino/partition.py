@@ -99,8 +99,8 @@ def _timed(model: Any, rows: int, vectors: set[str]) -> list[Edge]:
     inputs = {name for port in model.inputs for name in port.get_names()}
     after = depending_on(model, {"timestep"})
     timed = [edge for edge in cut_edges(model, inputs - {"timestep", *vectors}) if edge.node in after]
-    fits = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed)  # into a table
-    return timed if fits else []
+    tabular = all(edge.element == "f32" and edge.shape[:1] == (rows,) for edge in timed)
+    return timed if tabular else []
 
 
 def split_deep_layers(per_step: Any) -> tuple[Any, Any]:
