@@ -11,14 +11,17 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 from zlib import crc32
 
 import numpy as np
 import onnx_ir as ir
 import torch
 from numpy.typing import NDArray
+from onnxscript import optimizer
 from torch import Tensor
 
 from .file import INLINE_BYTES
@@ -46,6 +49,18 @@ def distinct_weights(weights: Mapping[str, Tensor]) -> Iterator[None]:
         yield
     finally:
         flip()
+
+
+@contextmanager
+def unfolded_sigmoids() -> Iterator[None]:
+    """Keep the sigmoids of weights, by which Stable Video Diffusion blends, in graphs: a folded weight is in none."""
+
+    def should_fold(node: ir.Node) -> bool | None:
+        return False if node.op_type == "Sigmoid" else None  # None: as the optimizer decides
+
+    keeping = partial(optimizer.optimize_ir, should_fold=should_fold)
+    with patch.object(optimizer, "optimize_ir", keeping):
+        yield
 
 
 def find_weights(model: ir.Model, weights: Mapping[str, Tensor]) -> Places | None:

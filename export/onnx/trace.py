@@ -26,7 +26,7 @@ from ..steps.versions import OPSET
 from .capture import Call, write_calls
 from .exporter_shortcuts import exporter_shortcuts
 from .file import SCOPES, WEIGHTED
-from .template import distinct_weights, fill, fill_template, find_weights, save_filled, save_template
+from .template import distinct_weights, fill, fill_template, find_weights, save_filled, save_template, unfolded_sigmoids
 from .trace_step import REFERENCE, TEMPLATE
 from .translatable import make_translatable
 
@@ -66,8 +66,7 @@ def trace_component(
         tensors = {f"module.{name}": tensor for name, tensor in module.state_dict().items()}  # of `_ByPosition`
         if template is not None and fill_template(Path(template), tensors, folder):
             return True
-        if not _trace_template(described, module, sizes, tensors, folder):
-            trace(described, module, sizes, folder)
+        trace_with_template(described, module, sizes, tensors, folder)
         return False
     except (CalotypeError, OSError):
         raise
@@ -110,64 +109,77 @@ def trace(component: Component, module: nn.Module, sizes: Mapping[str, int], fol
 
     `sizes` is one example. Its batch must exceed 1: the exporter would treat a batch of 1 as fixed.
     """
-    with _quiet(), exporter_shortcuts():
-        return save_filled(_graph(component, module, sizes), folder)
+    with _quiet(), exporter_shortcuts(), unfolded_sigmoids():
+        return save_filled(_graph(component, _program(component, module, sizes)), folder)
 
 
-def _trace_template(
+def trace_with_template(
     component: Component, module: nn.Module, sizes: Mapping[str, int], weights: Mapping[str, Tensor], folder: Path
 ) -> bool:
-    """Write the ONNX into `folder`, and its graph without weights into its folder `template`, if it can be one."""
-    with _quiet(), exporter_shortcuts():
+    """Write the ONNX into `folder`, and its graph without weights into its folder `template`, if it can be one.
+
+    Returns:
+        Whether there is a template.
+    """
+    with _quiet(), exporter_shortcuts(), unfolded_sigmoids():
+        program = _program(component, module, sizes)
         with distinct_weights(weights):
-            model = _graph(component, module, sizes)
+            model = _graph(component, program)
             places = find_weights(model, weights)
         if places is None or not fill(model, places, weights):
+            save_filled(_graph(component, program), folder)
             return False
         save_filled(model, folder)
         save_template(model, places, folder / TEMPLATE)
     return True
 
 
-def _graph(component: Component, module: nn.Module, sizes: Mapping[str, int]) -> ir.Model:
+def _program(component: Component, module: nn.Module, sizes: Mapping[str, int]) -> torch.export.ExportedProgram:
+    """Trace the module. The program has the module's weights as they are when it is translated."""
     inputs = sample_inputs(component, sizes, seed=0)
-    program = _exported(component, _ByPosition(module, list(inputs)).eval(), tuple(inputs.values()))
-    _allow_one_timestep(program.model)
-    _drop_notes(program.model)
-    return program.model
+    dynamic = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in _symbols(component))
+    module = _ByPosition(module, list(inputs)).eval()
+    exported = torch.export.export(module, tuple(inputs.values()), dynamic_shapes=(dynamic,), strict=False)
+    make_translatable(exported.graph_module)
+    return exported
 
 
-def _exported(component: Component, module: nn.Module, inputs: tuple[Tensor, ...]) -> torch.onnx.ONNXProgram:
-    """Translate the module to ONNX.
+def _symbols(component: Component) -> tuple[dict[int, str], ...]:
+    """Return the names of each input's dynamic dimensions by axis."""
+    return tuple({axis: d for axis, d in enumerate(b.dims) if isinstance(d, str)} for b in component.inputs)
+
+
+def _graph(component: Component, exported: torch.export.ExportedProgram) -> ir.Model:
+    """Translate the program to ONNX.
 
     The exporter decomposes operators by tracing the program again, which takes half of the time. Our networks use
     operators that it translates as they are. It decomposes only if it meets another one.
     """
-    symbols = tuple({axis: d for axis, d in enumerate(b.dims) if isinstance(d, str)} for b in component.inputs)
-    dynamic = tuple(dict.fromkeys(each, torch.export.Dim.DYNAMIC) for each in symbols)
-    exported = torch.export.export(module, inputs, dynamic_shapes=(dynamic,), strict=False)
-    make_translatable(exported.graph_module)
     decompose = exported.run_decompositions
     try:
         exported.run_decompositions = lambda _table=None: exported
-        return _translated(component, exported, symbols)
+        model = _translated(component, exported)
     except torch.onnx.OnnxExporterError:
         exported.run_decompositions = decompose
-        return _translated(component, exported, symbols)
+        model = _translated(component, exported)
+    exported.run_decompositions = decompose
+    _allow_one_timestep(model)
+    _drop_notes(model)
+    return model
 
 
-def _translated(component: Component, exported: torch.export.ExportedProgram, symbols: Any) -> torch.onnx.ONNXProgram:
+def _translated(component: Component, exported: torch.export.ExportedProgram) -> ir.Model:
     program = torch.onnx.export(
         exported,
         dynamo=True,
         opset_version=OPSET,
         input_names=[b.name for b in component.inputs],
         output_names=[b.name for b in component.outputs],
-        dynamic_shapes=(symbols,),
+        dynamic_shapes=(_symbols(component),),
         verbose=False,
     )
     assert program is not None
-    return program
+    return program.model
 
 
 def _drop_notes(model: ir.Model) -> None:

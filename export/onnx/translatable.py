@@ -16,8 +16,8 @@ _FRESH = (_aten.conv2d.default, _aten.add.Tensor, _aten.div.Tensor)  # their out
 
 
 def make_translatable(program: GraphModule) -> None:
-    """Replace casts, sums in place, repeats and differences in a program. What it computes stays the same."""
-    for rewrite in (_casts, _sums_in_place, _repeats, _differences):
+    """Replace casts, sums in place, repeats, differences and squares in a program. What it computes stays the same."""
+    for rewrite in (_casts, _sums_in_place, _repeats, _differences, _squares):
         rewrite(program.graph)
     program.recompile()
 
@@ -75,6 +75,14 @@ def _differences(graph: Graph) -> None:
             negative = _called(graph, _aten.neg.default, node.args[0])
             difference = _called(graph, _aten.add.Scalar, negative, node.args[1])
         _replace(node, difference)
+
+
+def _squares(graph: Graph) -> None:
+    """Replace squares, as the standard deviations of Style Aligned have."""
+    for node in _calls(graph, _aten.square.default):
+        with graph.inserting_before(node):
+            product = _called(graph, _aten.mul.Tensor, node.args[0], node.args[0])
+        _replace(node, product)
 
 
 def _calls(graph: Graph, *operators: Any) -> list[Any]:

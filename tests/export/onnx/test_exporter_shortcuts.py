@@ -7,6 +7,8 @@ import onnx
 import onnxruntime
 import pytest
 import torch
+from onnxscript._internal.values import TracedOnnxFunction
+from onnxscript.function_libs.torch_lib.registration import default_registry
 from onnxscript.rewriter._rewrite_rule import RewriteRule
 from torch import nn
 
@@ -41,6 +43,14 @@ class Mixed(nn.Module):
         return (sample * places + places / 3 + (sample > 0) * 2,)
 
 
+class Chosen(nn.Module):
+    """Choices by a condition and by an index, whose types promote nothing."""
+
+    def forward(self, sample):
+        other = sample.flip(1)
+        return (torch.where(sample > other, sample, other).index_select(0, torch.arange(2)),)
+
+
 def traced(network, folder, rank):
     binding = Binding(name="sample", dtype="float32", dims=("batch", 4, "h", "w")[:rank])
     outputs = (Binding(name="out_sample", dtype="float32", dims=binding.dims),)
@@ -54,7 +64,7 @@ def nodes(path):
     return [(node.op_type, *node.input) for node in graph.node], {i.name for i in graph.initializer}
 
 
-@pytest.mark.parametrize(("network", "rank"), [(Foldable(), 4), (Mixed(), 2)])
+@pytest.mark.parametrize(("network", "rank"), [(Foldable(), 4), (Mixed(), 2), (Chosen(), 2)])
 def test_the_graphs_are_the_same(network, rank, tmp_path, monkeypatch):
     (tmp_path / "a").mkdir()
     (tmp_path / "b").mkdir()
@@ -69,8 +79,21 @@ def test_operands_of_several_types_are_promoted(tmp_path):
     np.testing.assert_allclose(got, Mixed()(torch.from_numpy(sample))[0], rtol=1e-6)
 
 
-def test_the_exporter_is_as_before_afterwards():
-    before = RewriteRule.try_rewrite
+NAMES = [(RewriteRule, "try_rewrite"), (TracedOnnxFunction, "function_ir")]
+
+
+@pytest.mark.parametrize(("owner", "name"), NAMES)
+def test_the_exporter_is_as_before_afterwards(owner, name):
+    before = getattr(owner, name)
     with exporter_shortcuts():
-        assert RewriteRule.try_rewrite is not before  # onnxscript still has the name that the shortcut replaces
-    assert RewriteRule.try_rewrite is before
+        assert getattr(owner, name) is not before  # onnxscript still has the name that the shortcut replaces
+    assert getattr(owner, name) is before
+
+
+@pytest.mark.parametrize("name", ["aten::cat", "aten::silu"])
+def test_the_domain_of_a_translation_is_the_same(name):
+    (translation, *_) = default_registry[name].overloads
+    assert isinstance(translation, TracedOnnxFunction)
+    domain = translation.function_ir.domain
+    with exporter_shortcuts():
+        assert translation.function_ir.domain == domain

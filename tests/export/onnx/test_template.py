@@ -7,6 +7,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import diffusers
+import onnxruntime
 import pytest
 import torch
 from torch import nn
@@ -48,6 +49,18 @@ class Unused(Network):
         self.other = nn.Linear(4, 4)
 
 
+class Blend(Network):
+    """A network that blends by the sigmoid of a weight, as Stable Video Diffusion does."""
+
+    def __init__(self, seed):
+        super().__init__(seed)
+        self.factor = nn.Parameter(torch.randn(1))
+
+    def forward(self, sample):
+        factor = torch.sigmoid(self.factor)
+        return super().forward(factor * sample + (1.0 - factor) * sample.flip(2))
+
+
 def component(width=8):
     binding = Binding(name="sample", dtype="float32", dims=("batch", 4, "h", "w"))
     outputs = (Binding(name="out_sample", dtype="float32", dims=("batch", "n", width)),)
@@ -67,7 +80,7 @@ def traced(network, folder):
 def template(network, folder) -> bool:
     """Trace a network into `folder`, and its template into the folder `template` there."""
     folder.mkdir()
-    return tracing._trace_template(component(), network.eval(), SIZES, tensors(network), folder)
+    return tracing.trace_with_template(component(), network.eval(), SIZES, tensors(network), folder)
 
 
 def assert_equal(one, other):
@@ -106,8 +119,22 @@ def test_weights_are_restored_bit_for_bit():
 
 
 def test_a_graph_that_lacks_a_weight_is_no_template(tmp_path):
-    assert not template(Unused(0), tmp_path / "first")
-    assert not any((tmp_path / "first").iterdir())
+    network, before = Unused(0), copy.deepcopy(Unused(0).state_dict())
+    assert not template(network, tmp_path / "first")
+    assert {path.name for path in (tmp_path / "first").iterdir()} == set(FILES)
+    assert all(torch.equal(weight, before[name]) for name, weight in network.state_dict().items())
+    traced(network, tmp_path / "again")
+    assert_equal(tmp_path / "first", tmp_path / "again")
+
+
+def test_weights_under_a_sigmoid_are_in_a_template(tmp_path):
+    first, second = Blend(0), Blend(1)
+    assert template(first, tmp_path / "first")
+    (tmp_path / "filled").mkdir()
+    assert fill_template(tmp_path / "first" / "template", tensors(second), tmp_path / "filled")
+    sample = torch.randn(2, 4, 6, 10)
+    got = onnxruntime.InferenceSession(tmp_path / "filled" / "model.onnx").run(None, {"sample": sample.numpy()})[0]
+    torch.testing.assert_close(torch.from_numpy(got), second(sample)[0].detach())
 
 
 @pytest.mark.parametrize("damage", ["", "not a graph"])
