@@ -4,13 +4,14 @@ A fresh interpreter that traces or builds imports torch, diffusers and onnx for 
 is `subprocess.Popen` for `[sys.executable, "-c" or "-m", ...]`, and `run` is `subprocess.run`: the code runs in a fork,
 with its own arguments, environment, folder and files. Tests of what an interpreter imports use `subprocess`.
 
-The server imports and never computes, and leaves out onnxruntime and openvino, which start threads when imported: a
-fork would miss them. It ends with this process.
+The server imports and traces, which starts no threads. It leaves out onnxruntime and openvino, which start threads when
+imported: a fork would miss them. It ends with this process.
 """
 
 import atexit
 import builtins
 import ctypes
+import gc
 import importlib
 import json
 import os
@@ -21,10 +22,12 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import traceback
 import types
 import warnings
+from pathlib import Path
 
 MODULES = (
     *("networkx", "onnx", "onnx_ir", "onnxscript.function_libs.torch_lib.ops", "safetensors.torch", "scipy.stats"),
@@ -129,8 +132,13 @@ def serve(control: socket.socket) -> None:
         warnings.simplefilter("ignore")
         for module in MODULES:
             importlib.import_module(module)
+        threads = len(os.listdir("/proc/self/task"))
+        _trace()
     subprocess_task._die_with = lambda parent: None  # a fork dies with the server, and the server with its parent
     assert threading.active_count() == 1
+    assert len(os.listdir("/proc/self/task")) == threads  # those of the libraries, which start with the imports
+    gc.collect()
+    gc.freeze()  # forks do not look through what the server imported
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)
     while True:
         head, files, _, _ = socket.recv_fds(control, 8, 64)
@@ -144,6 +152,29 @@ def serve(control: socket.socket) -> None:
             _keep(json.loads(data), files)
         for file in files:
             os.close(file)
+
+
+def _trace() -> None:
+    """Trace a network: the first trace of a process compiles operators and fills caches, which forks then have."""
+    import diffusers
+
+    from calotype.backends.torch.modules import UNet
+    from calotype.drop_in.kinds import profile_of
+    from calotype.export.onnx.trace import trace
+    from calotype.plan.networks import unet
+
+    network = diffusers.UNet2DConditionModel(
+        down_block_types=("CrossAttnDownBlock2D",),
+        up_block_types=("CrossAttnUpBlock2D",),
+        block_out_channels=(8,),
+        layers_per_block=1,
+        attention_head_dim=2,
+        cross_attention_dim=8,
+        norm_num_groups=2,
+    )
+    sizes = profile_of("unet", network.config).sizes(batch=2, height=16, width=24)
+    with tempfile.TemporaryDirectory() as folder:
+        trace(unet({"unet": network.config}), UNet(network).eval(), sizes, Path(folder))
 
 
 def _keep(job, files) -> None:
