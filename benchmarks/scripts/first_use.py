@@ -1,4 +1,4 @@
-"""The first use of a model that no cache knows, next to OpenVINO GenAI: `python -m calotype.benchmarks.scripts.first_use`.
+"""The first use of a model that no cache knows, next to GenAI: `python -m calotype.benchmarks.scripts.first_use`.
 
     python -m calotype.benchmarks.scripts.first_use [sd15 | FOLDER] [--size 512] [--build]
 
