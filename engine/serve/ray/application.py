@@ -16,7 +16,6 @@ from .worker import Worker
 
 _MAX_CONNECTIONS, _MAX_QUEUED = 4096, 1024
 _DRAINED_S = 5.0  # after the jobs have ended
-_CHECK_S = 1.0  # within this time, Ray sees that a replica died, and starts another; its default is ten seconds
 
 
 class Ingress:
@@ -42,7 +41,6 @@ def application(config: ServeConfig) -> Any:
         max_queued_requests=_MAX_QUEUED,
         backpressure_config=BackpressureConfig(status_code=429, retry_after_s=1),
         graceful_shutdown_timeout_s=config.drain_s + _DRAINED_S,
-        health_check_period_s=_CHECK_S,
         ray_actor_options={"num_cpus": 0},
     )
     return ingress.bind(workers_of(config), config)
@@ -63,7 +61,6 @@ def workers_of(config: ServeConfig) -> Any:
         Worker,
         max_ongoing_requests=config.max_jobs_per_worker,
         graceful_shutdown_timeout_s=config.max_job_s,
-        health_check_period_s=_CHECK_S,
         autoscaling_config=autoscaling,
         ray_actor_options={"num_cpus": config.cpus_per_worker, "num_gpus": config.gpus_per_worker},
     )
