@@ -1,10 +1,12 @@
 """What bf16 and fp16 cost in fidelity, as a table for the documentation. It needs no hardware with half precision.
 
     python -m calotype.benchmarks.scripts.half_precision [--images 100] [--steps 20]
+    python -m calotype.benchmarks.scripts.half_precision --backend openvino --precision bf16
 
-PyTorch computes the demonstration model in float32 on the CPU, and rounds the weights, the inputs and the result of
-each operator to the lower precision. So do units that multiply in half precision and add in float32. Fused kernels
-round less often. Timesteps stay in float32, and the autoencoder is scaled in fp16, as in the backend `cuda`.
+With `--backend`, a backend computes on this machine's hardware, next to itself in float32. Without it PyTorch computes
+the demonstration model in float32 on the CPU, and rounds the weights, the inputs and the result of each operator to the
+lower precision. So do units that multiply in half precision and add in float32. Fused kernels round less often.
+Timesteps stay in float32, and the autoencoder is scaled in fp16, as in the backend `cuda`.
 """
 
 from __future__ import annotations
@@ -98,13 +100,22 @@ class _Opened(Components):
         return self._opened[name]
 
 
-def measure(precisions: Sequence[str], *, images: int, steps: int, size: int = 128) -> list[Mapping[str, Any]]:
-    """Generate the same images in each precision, and compare them with those in float32."""
-    prompts = prompts_for(demo=True, file=None, calibration=0, held_out=images).held_out
+def _rounded(precision: str) -> Pipeline:
     pipe = calotype.load("demo", backend="eager")
+    return Pipeline(pipe.plan, _Opened(pipe, precision), opens=False)
+
+
+def measure(
+    precisions: Sequence[str], *, images: int, steps: int, size: int = 128, backend: str | None = None
+) -> list[Mapping[str, Any]]:
+    """Generate the same images in each precision, and compare them with those in float32.
+
+    `backend` computes on the hardware; None rounds in PyTorch.
+    """
+    prompts = prompts_for(demo=True, file=None, calibration=0, held_out=images).held_out
     pixels = {}
     for precision in ("fp32", *precisions):
-        runs = Pipeline(pipe.plan, _Opened(pipe, precision), opens=False)
+        runs = calotype.load("demo", backend=backend, precision=precision) if backend else _rounded(precision)
         calls = (runs(p, seed=i, steps=steps, height=size, width=size) for i, p in enumerate(prompts))
         pixels[precision] = np.concatenate([[np.asarray(image) for image in call.images] for call in calls])
     rows: list[Mapping[str, Any]] = []
@@ -120,8 +131,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--images", type=int, default=100)
     parser.add_argument("--steps", type=int, default=20)
+    parser.add_argument("--backend", help="compute on this machine's hardware")
+    parser.add_argument("--precision", action="append", choices=("bf16", "fp16"), help="default: both")
     options = parser.parse_args()
-    rows = measure(("bf16", "fp16"), images=options.images, steps=options.steps)
+    precisions = options.precision or ("bf16", "fp16")
+    rows = measure(precisions, images=options.images, steps=options.steps, backend=options.backend)
     print(f"| {' | '.join(HEADS)} |\n| {' | '.join('---' for _ in HEADS)} |")
     for row in rows:
         print(f"| {' | '.join(f'{v:.3g}' if isinstance(v, float) else str(v) for v in row.values())} |")
