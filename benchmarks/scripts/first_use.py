@@ -23,11 +23,12 @@ from pathlib import Path
 from typing import Any
 
 from calotype.errors import BackendError
+from calotype.export.sources.configs import MODELS
 from calotype.system.memory import proc_bytes
 
 from ..measure.system_load import machine
 from ..run.environments import python_of, worker_file
-from ..suite.models import MODELS, model_folder
+from ..suite.models import model_folder
 
 PEER = "openvino_genai"
 _INTERVAL_S = 0.25
