@@ -40,7 +40,7 @@ RunFolder = Annotated[Path, typer.Argument(help="A run's folder or its run.jsonl
 def run_cases(
     context: typer.Context,
     preset: Annotated[
-        str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu, full or serve.")
+        str, typer.Option(help="quick (two minutes), cpu, ablation, approximate, gpu, full, serve or scale.")
     ] = "quick",
     case: Annotated[list[str] | None, typer.Option(help=f"A case in place of a preset, such as {EXAMPLE}.")] = None,
     backend: Annotated[list[str] | None, typer.Option(help=f"{CONTENDERS}; may be repeated.")] = None,
@@ -58,6 +58,9 @@ def run_cases(
         return
     if preset == "serve" and not case:
         _compare_servers(output, backend)
+        return
+    if preset == "scale" and not case:
+        _measure_scale(output, backend, row_filter)
         return
     cases = _cases(preset, case or [], tuple(backend or ()), row_filter)
     if listed:
@@ -108,13 +111,22 @@ def _compare_servers(output: Path | None, backend: list[str] | None) -> None:
     measure(folder, backend=(backend or ["auto"])[0])
 
 
+def _measure_scale(output: Path | None, backend: list[str] | None, row_filter: str) -> None:
+    folder = output or Path(f"bench-{datetime.datetime.now(datetime.UTC):%Y-%m-%d-%H%M%S}-scale")
+    _check(folder, None)
+    from .scale.measure import measure, table
+
+    measured = measure(folder, backend=(backend or ["openvino"])[0], row_filter=row_filter, show=_log)
+    typer.echo(table(measured["rows"]))
+
+
 def _cases(preset: str, own: list[str], backends: tuple[str, ...], row_filter: str) -> tuple[Case, ...]:
     from .suite.cases import case_from, chosen
     from .suite.presets import PRESETS, usual
 
     if not own and preset not in PRESETS:
         raise InputError(
-            f"unknown preset {preset!r}. Use {', '.join(PRESETS)} or serve.", argument="preset", got=preset
+            f"unknown preset {preset!r}. Use {', '.join(PRESETS)}, serve or scale.", argument="preset", got=preset
         )
     written = [case_from(words) for words in own]
     cases = [replace(case, contenders=case.contenders or usual(case)) for case in written] or PRESETS[preset]

@@ -24,6 +24,7 @@ ORDER = (
     *(
         "benchmarks",
         "benchmarks/serving",
+        "benchmarks/scale",
         "benchmarks/scripts",
         "benchmarks/gpu_check",
         "benchmarks/op_trace",

@@ -18,7 +18,8 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -60,8 +61,8 @@ print(json.dumps({"load_s": loaded - began, "image_s": done - loaded}))
 """
 
 
-def measure(model: str, *, size: int, builds: bool) -> dict[str, Any]:
-    """Return the seconds and the peak memory of each row, by name.
+def measure(model: str, *, size: int, builds: bool, show: Callable[[str], None]) -> dict[str, Any]:
+    """Return the seconds and the peak memory of each row, by name. `show` gets each row when it is there.
 
     Raises:
         BackendError: GenAI's environment does not exist.
@@ -72,20 +73,30 @@ def measure(model: str, *, size: int, builds: bool) -> dict[str, Any]:
     folder = str(model_folder(model)) if model in MODELS else model
     _read_once(Path(folder))
     rows: dict[str, Any] = {}
+
+    def add(name: str, command: Sequence[str], environment: Mapping[str, str]) -> None:
+        rows[name] = _timed(command, environment)
+        show(_line(name, rows[name]))
+
     with tempfile.TemporaryDirectory(prefix="first-use-") as scratch:
         home = {"CALOTYPE_HOME": f"{scratch}/home"}
         own = [sys.executable, "-P", "-c", _CALOTYPE, folder, str(size)]
-        rows["calotype, first process"] = _timed(own, home)
-        rows["calotype, second process"] = _timed(own, home)
+        add("calotype, first process", own, home)
+        add("calotype, second process", own, home)
         converted = f"{scratch}/converted"
         converter = worker_file(PEER).with_name("convert.py")
-        rows["GenAI, conversion"] = _timed([str(peer), str(converter), folder, converted, "fp32"], {})
-        rows["GenAI, load and image"] = _timed([str(peer), "-c", _GENAI, converted, str(size)], {})
+        add("GenAI, conversion", [str(peer), str(converter), folder, converted, "fp32"], {})
+        add("GenAI, load and image", [str(peer), "-c", _GENAI, converted, str(size)], {})
         if builds:
             command = [sys.executable, "-P", "-m", "calotype", "build", folder, "--backend", "openvino"]
             command += ["--precision", "bf16", "-o", f"{scratch}/plan"]
-            rows["calotype build"] = _timed(command, {"CALOTYPE_HOME": f"{scratch}/home of the build"})
+            add("calotype build", command, {"CALOTYPE_HOME": f"{scratch}/home of the build"})
     return {"model": model, "size": size, "machine": machine(), "rows": rows}
+
+
+def _line(name: str, row: Mapping[str, Any]) -> str:
+    parts = [f"{row[key]:.1f}" if key in row else "" for key in ("load_s", "image_s")]
+    return f"| {name} | {row['seconds']:.1f} | {parts[0]} | {parts[1]} | {row['peak_bytes'] / 2**30:.1f} GiB |"
 
 
 def _read_once(folder: Path) -> None:
@@ -147,11 +158,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--size", type=int, default=512, help="pixels of a side")
     parser.add_argument("--build", action="store_true", help="also calotype build")
     options = parser.parse_args(arguments)
-    figures = measure(options.model, size=options.size, builds=options.build)
-    print("| | seconds | load | image | peak memory |\n| --- | ---: | ---: | ---: | ---: |")
-    for name, row in figures["rows"].items():
-        parts = [f"{row[key]:.1f}" if key in row else "" for key in ("load_s", "image_s")]
-        print(f"| {name} | {row['seconds']:.1f} | {parts[0]} | {parts[1]} | {row['peak_bytes'] / 2**30:.1f} GiB |")
+    print("| | seconds | load | image | peak memory |\n| --- | ---: | ---: | ---: | ---: |", flush=True)
+    show = partial(print, flush=True)
+    figures = measure(options.model, size=options.size, builds=options.build, show=show)
     print(json.dumps(figures))
 
 

@@ -39,8 +39,10 @@ _CLASSES: Mapping[str, tuple[str, type[nn.Module]]] = {
 }
 
 
-def component_flops(source: Source | str | Path, name: str, *, batch: int, height: int, width: int) -> int:
-    """Return the operations of one call for images of this size in pixels.
+def component_flops(
+    source: Source | str | Path, name: str, *, batch: int, height: int, width: int, chunks: int = 1
+) -> int:
+    """Return the operations of one call for images of this size in pixels, and a prompt of `chunks` times 77 tokens.
 
     `batch` is the network's own batch: the caller doubles it for guidance. The source decides which components exist.
     With a ControlNet, the U-Net takes its states, which costs only additions.
@@ -51,7 +53,7 @@ def component_flops(source: Source | str | Path, name: str, *, batch: int, heigh
         message = f"{source.model} has no component {name!r}; it has {', '.join(family.components)}."
         raise InputError(message, argument="name", got=name)
     component = family.components[name]
-    sizes = family.profile.sizes(batch=batch, height=height, width=width)
+    sizes = family.profile.sizes(batch=batch, height=height, width=width, chunks=chunks)
     with torch.device("meta"):
         inputs = {b.name: torch.zeros(b.shape(sizes), dtype=getattr(torch, b.dtype)) for b in component.inputs}
     return count(module_of(name, component.config), **inputs)

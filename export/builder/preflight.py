@@ -99,11 +99,11 @@ def _need(spec: BuildSpec, profile: Profile, weights: Mapping[str, int], loads: 
 
 
 def image_size(spec: BuildSpec, profile: Profile) -> tuple[int, int]:
-    """Return height and width of the recorded images: the profile's usual size if bounds apply, else a small one.
+    """Return height and width of the recorded images: small ones, or with `prove` "full" the profile's usual size.
 
     Clips are always small: a build runs several.
     """
-    if spec.gated and profile.frames is None:
+    if spec.prove == "full" and profile.frames is None:
         return profile.height.opt, profile.width.opt
     return small_size(profile)
 
@@ -125,7 +125,9 @@ def _smaller(spec: BuildSpec, profile: Profile) -> Iterator[tuple[str, BuildSpec
     """Yield less demanding builds with their flags, the least intrusive change first."""
     if spec.fallback:
         yield "no --fallback", replace(spec, fallback=False), profile
-    if spec.gated:
+    if spec.prove == "full":
+        yield "--prove small", replace(spec, prove="small"), profile
+    if image_size(spec, profile) == (profile.height.opt, profile.width.opt):
         height, width = (_narrow(side, profile.multiple) for side in (profile.height, profile.width))
         yield f"--height {height} --width {width}", spec, replace(profile, height=height, width=width)
     if spec.precision == "auto":

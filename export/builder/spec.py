@@ -23,6 +23,7 @@ from ..quality.bounds import QualityBound, parse_bounds
 BACKENDS = ("onnxruntime", "openvino", *ON_GPU)
 PRECISIONS = ("fp32", "fp16", "bf16", "int8", "fp8", "auto")
 WEIGHTS = ("int8", "int4")
+PROOFS = ("small", "full")
 
 
 def _range(value: Any) -> Range | None:
@@ -118,8 +119,9 @@ class BuildSpec:
     fallback: bool = _option(_bool, "Also keep float32, for values that overflow.", False)
     prompts: Path | None = _option(_path, "A file with one prompt per line.", None)
     calibration: int = _option(_int, "Number of images that calibrate int8 and fp8.", 16)
-    proof: int | None = _option(_int, "Images of the end-to-end check.  [default: 1, below float32: 8]", None)
-    proof_steps: int | None = _option(_int, "Steps of the end-to-end check.  [default: 4, below float32: 20]", None)
+    prove: str = _option(_text, "small or full: check with small images, or with images of the plan's size.", "small")
+    proof: int | None = _option(_int, "Images of the end-to-end check.  [default: fp32 1, half 2, int8 8]", None)
+    proof_steps: int | None = _option(_int, "Steps of the end-to-end check.  [default: fp32 4, half 10, int8 20]", None)
     clip_model: Path | None = _option(_path, "A CLIP model's folder, for clip_drop.", None)
     scheduler: tuple[str, ...] = _option(_texts, "More schedulers to compile; repeatable.", ())
     fit: tuple[str, ...] = _option(
@@ -131,7 +133,7 @@ class BuildSpec:
         for name in ("output", "prompts", "clip_model"):
             if isinstance(value := getattr(self, name), str):
                 object.__setattr__(self, name, Path(value))
-        for name, known in (("backend", BACKENDS), ("precision", PRECISIONS)):
+        for name, known in (("backend", BACKENDS), ("precision", PRECISIONS), ("prove", PROOFS)):
             if getattr(self, name) not in known:
                 expected = f"one of {', '.join(known)}"
                 message = f"unknown {name} {getattr(self, name)!r}; expected {expected}."
@@ -157,6 +159,8 @@ class BuildSpec:
     def proof_counts(self) -> tuple[int, int]:
         """Number of images and steps of the end-to-end check."""
         images, steps = (8, 20) if self.gated else (1, 4)
+        if self.precision in ("bf16", "fp16") and self.prove != "full":
+            images, steps = (2, 10)
         return self.proof or images, self.proof_steps or steps
 
     def to_json(self) -> dict[str, Any]:

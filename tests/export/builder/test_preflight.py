@@ -31,7 +31,7 @@ def test_a_build_that_fits_returns_what_it_needs():
     [
         ({}, Room(memory=8 * GIB, disk=200 * GIB), "8.0 GiB of memory, 200.0 GiB of disk"),
         ({}, Room(memory=64 * GIB, disk=1 * GIB), "No smaller build"),
-        ({"precision": "fp16"}, Room(memory=30 * GIB, disk=99 * GIB), "--height 64:512:512 --width 64:512:512"),
+        ({"precision": "fp16", "prove": "full"}, Room(memory=30 * GIB, disk=99 * GIB), "--prove small"),
         ({"precision": "int8", "fallback": True}, Room(memory=999 * GIB, disk=25 * GIB), "no --fallback"),
         ({"precision": "auto"}, Room(memory=999 * GIB, disk=25 * GIB), "--precision int8"),
     ],
@@ -42,8 +42,10 @@ def test_a_build_that_does_not_fit_is_rejected(values, room, keyword):
     assert keyword in str(error.value)
 
 
-def test_a_float32_build_is_evaluated_on_small_images():
+def test_a_build_is_evaluated_on_small_images_unless_full_ones_are_requested():
     assert image_size(spec(), PROFILE) == (256, 256)
-    assert image_size(spec(precision="int8"), PROFILE) == (1024, 1024)
+    assert image_size(spec(precision="int8"), PROFILE) == (256, 256)
+    assert image_size(spec(precision="int8", prove="full"), PROFILE) == (1024, 1024)
+    assert spec(precision="bf16").proof_counts < spec(precision="bf16", prove="full").proof_counts
     high = Profile(batch=PROFILE.batch, height=Range(min=512, opt=768, max=1024), width=SIDE, multiple=64)
     assert image_size(spec(), high) == (512, 256)
