@@ -7,7 +7,7 @@ ROOMS := $(shell find engine export kernels benchmarks -type d ! -name __pycache
 # Nothing is compiled at the installation: Python keeps what it compiles at the first import.
 export PYTHONDONTWRITEBYTECODE :=
 
-.PHONY: demo gpu-bundle test check fast-tests pooled-tests coverage lint docs format load install train-demo clean
+.PHONY: demo gpu-bundle test check fast-tests pooled-tests coverage lint docs format load install train-demo graphs clean
 
 demo: install
 	$(BIN)/calotype generate "a large red circle on a blue background" --seed 7 -o demo.png --report
@@ -83,6 +83,11 @@ train-demo: install
 	PYTHONPATH=export/tools $(BIN)/python -m demo_training train model
 	PYTHONPATH=export/tools $(BIN)/python -m demo_training train control
 	PYTHONPATH=export/tools $(BIN)/python -m demo_training train clip
+
+# Graphs without weights, which come with Calotype: after TRACER in export/onnx/trace_step.py is increased.
+MODELS ?= demo demo+demo-canny sd15 sd15+controlnet sd21 sd-turbo-taesd sdxl
+graphs: install
+	$(BIN)/python -P export/tools/known_graphs.py $(MODELS)
 
 # uv installs in a tenth of pip's time. Where it cannot reach what pip is configured to use, pip installs.
 PACKAGES := --quiet -c constraints.txt -e '.[build,cpu,dev,docs,ray,serve,tensorrt-rtx,video]'

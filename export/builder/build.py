@@ -133,8 +133,8 @@ def _prepared(spec: BuildSpec) -> Work:
     profile = family.profile.narrowed(**ranges)
     for name in (*spec.scheduler, *(fit_spec_from(text).scheduler for text in spec.fit)):
         spec_from(name, source.configs["scheduler"])  # report an unknown name before the work
-    count, _ = spec.proof_counts
-    counts = {"calibration": spec.calibration if spec.gated else 0, "held_out": count}
+    (count, _), (calibrating, _) = spec.proof_counts, spec.calibration_counts
+    counts = {"calibration": calibrating, "held_out": count}
     if family.prompting.states:
         prompts = prompts_for(demo=knows_captions_only(source.folder / "tokenizer"), file=spec.prompts, **counts)
     else:
@@ -181,7 +181,7 @@ class _Build:
         plan = self._traced(bare) if work.traces else bare
         proof = self._record(bare, "proof")
         if work.spec.gated:
-            plan = self._lowered(plan, self._record(bare, "calibration"), proof)
+            plan = self._lowered(plan, self._record(bare, "calibration") if work.calibrates else proof, proof)
         plan = self._checked(plan, proof)
         with staging(work.spec.output) as folder:
             self._finish(plan, proof["vae_decoder"], folder)

@@ -158,10 +158,20 @@ class BuildSpec:
     @property
     def proof_counts(self) -> tuple[int, int]:
         """Number of images and steps of the end-to-end check."""
-        images, steps = (8, 20) if self.gated else (1, 4)
-        if self.precision in ("bf16", "fp16") and self.prove != "full":
-            images, steps = (2, 10)
+        images, steps = (2, 10) if self._brief else (8, 20) if self.gated else (1, 4)
         return self.proof or images, self.proof_steps or steps
+
+    @property
+    def calibration_counts(self) -> tuple[int, int]:
+        """Number of images and steps that show the ranges of numbers."""
+        if not self.gated:
+            return 0, 0
+        return (min(4, self.calibration), 10) if self._brief else (self.calibration, 20)
+
+    @property
+    def _brief(self) -> bool:
+        """Whether few small images show what there is to see: half precision has no bounds to search for."""
+        return self.precision in ("bf16", "fp16") and self.prove == "small"
 
     def to_json(self) -> dict[str, Any]:
         """Return the fields that differ from their defaults, as the command line writes them."""

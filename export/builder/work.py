@@ -10,6 +10,7 @@ from calotype.plan.networks import t2i_adapters_of
 
 from ..onnx.capture import ImageSet, control_types, embedding_sizes, groups
 from ..onnx.trace_step import trace_guess_s
+from ..precision.variants import computed_from_float32
 from ..quality.prompts import Prompts
 from ..sources.source import Source
 from ..steps.progress import Stage
@@ -46,6 +47,11 @@ class Work:
         return self.spec.precision in TUNED_PRECISIONS
 
     @property
+    def calibrates(self) -> bool:
+        """Whether the lower precision is made from recorded numbers: not if the backend lowers float32 files itself."""
+        return self.spec.gated and not computed_from_float32(self.spec.precision, self.spec.backend)
+
+    @property
     def compiles_float32(self) -> bool:
         """Whether the backend opens engines in float32: as the plan itself, a baseline, or a fallback."""
         return self.spec.backend in backends.COMPILED and (not self.spec.gated or self.tunes or self.spec.fallback)
@@ -53,12 +59,12 @@ class Work:
     def images(self, purpose: str) -> ImageSet:
         """Return the configuration of the images for the "proof" (held-out prompts) or the "calibration"."""
         height, width = image_size(self.spec, self.family.profile)
-        count, steps = self.spec.proof_counts
         takes = self.family.image_input
         calibrates = purpose == "calibration"
+        count, steps = self.spec.calibration_counts if calibrates else self.spec.proof_counts
         return ImageSet(
-            prompts=self.prompts.calibration if calibrates else self.prompts.held_out[:count],
-            steps=20 if calibrates else steps,
+            prompts=(self.prompts.calibration if calibrates else self.prompts.held_out)[:count],
+            steps=steps,
             height=height,
             width=width,
             controls=control_types(self.family),
@@ -78,7 +84,7 @@ class Work:
             stages |= {f"trace {n}": trace_guess_s(count) for n, count in self.weights.items()}
         if self.compiles_float32:
             stages |= {f"engine {n}": 20 + 60 * gb for n, gb in sizes.items()}
-        for purpose in ("proof", "calibration")[: 1 + self.spec.gated]:
+        for purpose in ("proof", "calibration")[: 1 + self.calibrates]:
             stages |= self._recordings(purpose, sizes)
         image_s = next(s for name, s in self._recordings("proof", sizes).items() if "unet" in name)
         if self.tunes:

@@ -40,6 +40,8 @@ def _warm(
     image_encoder: Annotated[
         str | None, typer.Option(help="The folder of the IP-Adapters' image encoder.", show_default=False)
     ] = None,
+    style_aligned: Annotated[bool, typer.Option("--style-aligned", help="For images of one style.")] = False,
+    pag: Annotated[bool, typer.Option("--pag", help="For perturbed attention guidance.")] = False,
     vae: Annotated[str | None, typer.Option(help="Another VAE.", show_default=False)] = None,
     unet: Annotated[str | None, typer.Option(help="Another U-Net.", show_default=False)] = None,
     lora: Annotated[list[str] | None, typer.Option(help="A LoRA, as FILE or FILE:0.8.", show_default=False)] = None,
@@ -57,6 +59,7 @@ def _warm(
     parts: dict[str, Any] = {"controlnet": controlnet or [], "vae": vae, "unet": unet, "image_encoder": image_encoder}
     adapters = {"ip_adapter": ip_adapter or [], "t2i_adapter": t2i_adapter or []}
     parts |= {**adapters, "motion_adapter": motion_adapter, "textual_inversion": textual_inversion or []}
+    parts |= {"style_aligned": style_aligned, "pag": pag}
 
     def check(pipe: Pipeline) -> None:
         """Raise what is wrong with a size before the networks are traced."""

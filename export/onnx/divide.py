@@ -18,7 +18,7 @@ from calotype.plan.plan import Artifact
 
 from ..steps.stored_step import StoredStep
 from .file import open_graph, save_graph
-from .trace_step import MODEL
+from .known_graphs import MODEL
 
 _VERSION = 1
 

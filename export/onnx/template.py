@@ -25,9 +25,8 @@ from onnxscript import optimizer
 from torch import Tensor
 
 from .file import INLINE_BYTES
-from .trace_step import MODEL
+from .known_graphs import MODEL, WEIGHTS
 
-WEIGHTS = "weights.json"
 _MANTISSA = 0x7FFFF  # its lower bits: numbers stay finite and near themselves
 _SAMPLE = 1024  # numbers by which a weight is recognized: large networks have gigabytes
 

@@ -16,11 +16,11 @@ from calotype.plan.profile import Profile
 
 from ..steps.stored_step import StoredStep
 from ..steps.subprocess_task import Outcome, run_in_subprocess
-from ..steps.versions import versions
+from ..steps.versions import OPSET, versions
 from . import check
+from .known_graphs import MODEL, known_graph
 from .trace_key import trace_key
 
-MODEL = "model.onnx"
 REFERENCE, TEMPLATE = "reference.npz", "template"  # what a trace leaves next to its graph
 TRACER = 7  # increased when tracing produces other graphs
 
@@ -70,6 +70,11 @@ def traced(component: Component, source: WeightsSource, profile: Profile) -> Art
     return Artifact(form="onnx", path=stored.folder / MODEL, precision="fp32", check=stored.notes)
 
 
+def known_key(component: Component) -> dict[str, Any]:
+    """Return what a graph that comes with Calotype depends on: not on versions of tools, as it is checked."""
+    return {"graph": trace_key(component), "opset": OPSET, "tracer": TRACER}
+
+
 def _template_step(component: Component, model: str) -> StoredStep:
     """Return the step of a graph without weights: it depends on the component's config, and not on its weights."""
     return StoredStep(
@@ -98,8 +103,12 @@ def _trace_and_check(component: Component, source: WeightsSource, profile: Profi
             out=str(folder),
         )
 
-    tracing = trace(None if stored is None else stored.folder)
-    template.release()
+    if stored is None:
+        with known_graph(known_key(component)) as known:
+            tracing = trace(known)
+    else:
+        tracing = trace(stored.folder)
+        template.release()
     checking = _check(component, "onnxruntime", folder)
     if "refused" in checking.value and tracing.value:  # the template depends on the weights of its own network
         tracing = trace(None)

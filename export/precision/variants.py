@@ -112,9 +112,14 @@ class Part:
 
 def half(part: Part, precision: str, backend: str) -> Artifact:
     """Return the component in fp16 or bf16. Raise `BuildError` if it cannot be made."""
-    if (backend, precision) == ("openvino", "bf16") or backend == "cuda":
+    if computed_from_float32(precision, backend):
         return replace(part.traced, precision=precision, check={})  # the same file, computed in another type
     return _compiled(part, _halved(part, precision))
+
+
+def computed_from_float32(precision: str, backend: str) -> bool:
+    """Return whether the backend computes in half precision from float32 files, so that nothing is converted."""
+    return (backend, precision) == ("openvino", "bf16") or (backend == "cuda" and precision in ("bf16", "fp16"))
 
 
 def _halved(part: Part, precision: str) -> Artifact:
