@@ -85,7 +85,7 @@ train-demo: install
 	PYTHONPATH=export/tools $(BIN)/python -m demo_training train clip
 
 # Graphs without weights, which come with Calotype: after TRACER in export/onnx/trace_step.py is increased.
-MODELS ?= demo demo+demo-canny sd15 sd15+controlnet sd21 sd-turbo-taesd sdxl
+MODELS ?= demo demo+demo-canny sd15
 graphs: install
 	$(BIN)/python -P export/tools/known_graphs.py $(MODELS)
 

@@ -36,7 +36,8 @@ def test_archives_hold_graphs_without_weights_and_no_others():
 
 
 @pytest.mark.slow
-def test_a_known_graph_is_that_of_a_trace(demo, tmp_path, monkeypatch):
+@pytest.mark.parametrize("name", ["text_encoder", "unet"])
+def test_a_known_graph_is_that_of_a_trace(name, demo, tmp_path, monkeypatch):
     """The graph is used instead of a trace, and has its bytes."""
     traced = []
     run = trace_step.run_in_subprocess
@@ -48,7 +49,7 @@ def test_a_known_graph_is_that_of_a_trace(demo, tmp_path, monkeypatch):
         return outcome
 
     monkeypatch.setattr(trace_step, "run_in_subprocess", counted)
-    component, files = demo.family.components["text_encoder"], []
+    component, files = demo.family.components[name], []
     for folder in (known_graphs.FOLDER, tmp_path / "none"):
         monkeypatch.setattr(known_graphs, "FOLDER", folder)
         monkeypatch.setenv("CALOTYPE_HOME", str(tmp_path / folder.name))
