@@ -85,9 +85,10 @@ def _template_step(component: Component, model: str) -> StoredStep:
 
 def _trace_and_check(component: Component, source: WeightsSource, profile: Profile, folder: Path) -> Mapping[str, Any]:
     began = time.monotonic()
-    # Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations.
+    # Small sizes: the graph is the same, and a full-size trace would hold gigabytes of activations. With one row or
+    # column at the deepest level, group norms of tiny networks divide by almost nothing.
     traced_at = _sizes(profile, 2, 2, 3, images=(2, 4), frames=5)
-    sizes = [_sizes(profile, 1, 2, 1), _sizes(profile, 3, 1, 2, chunks=2, images=(3, 5), frames=4)]
+    sizes = [_sizes(profile, 1, 3, 2), _sizes(profile, 3, 2, 2, chunks=2, images=(3, 5), frames=4)]
     template = _template_step(component, source.model)
     stored = template.stored()
 
