@@ -121,7 +121,7 @@ class BuildSpec:
     calibration: int = _option(_int, "Number of images that calibrate int8 and fp8.", 16)
     prove: str = _option(_text, "small or full: check with small images, or with images of the plan's size.", "small")
     proof: int | None = _option(_int, "Images of the end-to-end check.  [default: fp32 1, half 2, int8 8]", None)
-    proof_steps: int | None = _option(_int, "Steps of the end-to-end check.  [default: fp32 4, half 10, int8 20]", None)
+    proof_steps: int | None = _option(_int, "Steps of the end-to-end check.  [default: fp32 and half 4, int8 20]", None)
     clip_model: Path | None = _option(_path, "A CLIP model's folder, for clip_drop.", None)
     scheduler: tuple[str, ...] = _option(_texts, "More schedulers to compile; repeatable.", ())
     fit: tuple[str, ...] = _option(
@@ -158,7 +158,7 @@ class BuildSpec:
     @property
     def proof_counts(self) -> tuple[int, int]:
         """Number of images and steps of the end-to-end check."""
-        images, steps = (2, 10) if self._brief else (8, 20) if self.gated else (1, 4)
+        images, steps = (2, 4) if self._brief else (8, 20) if self.gated else (1, 4)
         return self.proof or images, self.proof_steps or steps
 
     @property
