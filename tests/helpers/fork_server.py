@@ -89,8 +89,11 @@ class ForkedPopen(subprocess.Popen):
         self._close_pipe_fds(*(options[name] for name in pipes))
 
     def _try_wait(self, wait_flags):
-        if wait_flags & os.WNOHANG and not select.select([self._status], [], [], 0)[0]:
-            return 0, 0
+        if wait_flags & os.WNOHANG:
+            ended = select.poll()  # `select.select` takes no file number above 1023
+            ended.register(self._status, select.POLLIN)
+            if not ended.poll(0):
+                return 0, 0
         with self._status:
             return self.pid, int(self._status.readline() or signal.SIGKILL)  # as `os.waitpid` returns it
 
