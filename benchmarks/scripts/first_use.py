@@ -127,7 +127,7 @@ def _timed(command: Sequence[str], environment: Mapping[str, str]) -> dict[str, 
     done.set()
     watching.join()
     if process.returncode:
-        raise BackendError(f"{command[0]} failed: {err.strip().splitlines()[-1:]}", backend=PEER)
+        raise BackendError(f"{command[0]} failed: {err.strip().rpartition(chr(10))[2]}", backend=PEER)
     last = out.strip().rpartition("\n")[2]
     printed = json.loads(last) if last.startswith("{") else {}
     return {"seconds": seconds, "peak_bytes": peak[0], **printed}
@@ -146,10 +146,7 @@ def _family(pid: int) -> Iterator[int]:
 
 def _shared_bytes(pid: int) -> int:
     """Return the memory of a process, with each shared page divided by the number of its users."""
-    try:
-        return proc_bytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss") or 0
-    except OSError:
-        return 0
+    return proc_bytes(Path(f"/proc/{pid}/smaps_rollup"), "Pss") or 0
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from lzma import LZMAError
 from pathlib import Path
 from typing import Any
 from zipfile import ZIP_LZMA, BadZipFile, ZipFile, ZipInfo
@@ -31,17 +32,15 @@ def known_graph(depends_on: Mapping[str, Any]) -> Iterator[Path | None]:
         try:
             with ZipFile(archive_of(depends_on)) as archive:
                 archive.extractall(folder)
-        except (OSError, BadZipFile):
+        except (OSError, EOFError, BadZipFile, LZMAError):
             yield None
         else:
             yield Path(folder)
 
 
-def pack(template: Path, depends_on: Mapping[str, Any]) -> Path:
-    """Write the archive of a template. The same template gives the same bytes."""
-    path = archive_of(depends_on)
+def pack(template: Path, path: Path) -> None:
+    """Write a template into an archive. The same template gives the same bytes."""
     path.parent.mkdir(exist_ok=True)
     with ZipFile(path, "w", ZIP_LZMA) as archive:
         for name in (MODEL, WEIGHTS):
             archive.writestr(ZipInfo(name), (template / name).read_bytes(), ZIP_LZMA)
-    return path

@@ -75,7 +75,7 @@ def known_key(component: Component) -> dict[str, Any]:
     return {"graph": trace_key(component), "opset": OPSET, "tracer": TRACER}
 
 
-def _template_step(component: Component, model: str) -> StoredStep:
+def template_step(component: Component, model: str) -> StoredStep:
     """Return the step of a graph without weights: it depends on the component's config, and not on its weights."""
     return StoredStep(
         depends_on={"template": trace_key(component), "tools": versions(), "tracer": TRACER},
@@ -89,7 +89,7 @@ def _trace_and_check(component: Component, source: WeightsSource, profile: Profi
     # column at the deepest level, group norms of tiny networks divide by almost nothing.
     traced_at = _sizes(profile, 2, 2, 3, images=(2, 4), frames=5)
     sizes = [_sizes(profile, 1, 3, 2), _sizes(profile, 3, 2, 2, chunks=2, images=(3, 5), frames=4)]
-    template = _template_step(component, source.model)
+    template = template_step(component, source.model)
     stored = template.stored()
 
     def trace(template: Path | None) -> Outcome:

@@ -16,7 +16,7 @@ from pathlib import Path
 from calotype.benchmarks.suite.models import controlnet_folder, model_folder
 from calotype.export.builder.prepare import prepare, source_with
 from calotype.export.onnx import known_graphs
-from calotype.export.onnx.trace_step import _template_step, known_key
+from calotype.export.onnx.trace_step import known_key, template_step
 from calotype.export.sources.configs import MODELS
 from calotype.plan.family import family_of
 
@@ -26,7 +26,6 @@ GRAPHS = Path(__file__).parents[1] / "onnx" / "graphs"
 def main(models: list[str]) -> None:
     """Trace the models, and print each graph with its size."""
     known_graphs.FOLDER = Path(tempfile.gettempdir()) / "no graphs"  # trace even what is known
-    kept = set()
     for model in models:
         name, _, controlnet = model.partition("+")
         folder = str(model_folder(name)) if name in MODELS else name
@@ -37,14 +36,12 @@ def main(models: list[str]) -> None:
             motion_adapter=None, words=(), offline=True,
         )  # fmt: skip
         for component in family_of(source.configs).components.values():
-            stored = _template_step(component, source.model).stored()
+            stored = template_step(component, source.model).stored()
             if stored is None:
                 print(f"{model} {component.name}: its graph depends on its weights")
                 continue
-            known_graphs.FOLDER = GRAPHS
-            path = known_graphs.pack(stored.folder, known_key(component))
-            known_graphs.FOLDER = Path(tempfile.gettempdir()) / "no graphs"
-            kept.add(path.name)
+            path = GRAPHS / known_graphs.archive_of(known_key(component)).name
+            known_graphs.pack(stored.folder, path)
             print(f"{model} {component.name}: {path.name}, {path.stat().st_size} bytes")
 
 

@@ -59,12 +59,14 @@ def test_a_known_graph_is_that_of_a_trace(name, demo, tmp_path, monkeypatch):
     assert files[0] == files[1]
 
 
-@pytest.mark.parametrize("damage", ["missing", "empty", "no archive"])
-def test_a_damaged_archive_is_not_used(damage, tmp_path, monkeypatch):
+@pytest.mark.parametrize("damage", ["missing", "empty", "no archive", "other bytes"])
+def test_a_damaged_archive_is_not_used(damage, demo, tmp_path, monkeypatch):
+    content = bytearray(known_graphs.archive_of(known_key(demo.family.components["unet"])).read_bytes())
+    content[len(content) // 3 : len(content) // 2] = b"x" * (len(content) // 2 - len(content) // 3)
     monkeypatch.setattr(known_graphs, "FOLDER", tmp_path)
     path = known_graphs.archive_of({"a": 1})
     if damage != "missing":
-        path.write_bytes(b"" if damage == "empty" else b"PK not really")
+        path.write_bytes({"empty": b"", "no archive": b"PK not really", "other bytes": content}[damage])
     with known_graph({"a": 1}) as folder:
         assert folder is None
 
@@ -75,9 +77,12 @@ def test_packing_twice_gives_the_same_bytes(tmp_path, monkeypatch):
     template.mkdir()
     (template / known_graphs.MODEL).write_bytes(b"graph")
     (template / known_graphs.WEIGHTS).write_text("{}")
-    first = pack(template, {"a": 1}).read_bytes()
+    path = known_graphs.archive_of({"a": 1})
+    pack(template, path)
+    first = path.read_bytes()
     (template / "entry.json").write_text("of the store")
-    assert pack(template, {"a": 1}).read_bytes() == first
+    pack(template, path)
+    assert path.read_bytes() == first
     with known_graph({"a": 1}) as folder:
         assert (folder / known_graphs.MODEL).read_bytes() == b"graph"
     assert not folder.exists()
