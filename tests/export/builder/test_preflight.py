@@ -3,7 +3,7 @@
 import pytest
 
 from calotype.errors import BuildError
-from calotype.export.builder.preflight import Room, check_room, image_size
+from calotype.export.builder.preflight import Room, _smaller, check_room, image_size
 from calotype.export.builder.spec import spec_from
 from calotype.plan.profile import Profile, Range
 from calotype.system.memory import Load
@@ -49,3 +49,9 @@ def test_a_build_is_evaluated_on_small_images_unless_full_ones_are_requested():
     assert spec(precision="bf16").proof_counts < spec(precision="bf16", prove="full").proof_counts
     high = Profile(batch=PROFILE.batch, height=Range(min=512, opt=768, max=1024), width=SIDE, multiple=64)
     assert image_size(spec(), high) == (512, 256)
+
+
+def test_smaller_images_and_then_a_smaller_plan_are_offered():
+    full = [flag for flag, _, _ in _smaller(spec(precision="int8", prove="full"), PROFILE)]
+    assert full[:2] == ["--prove small", "--height 64:512:512 --width 64:512:512"]
+    assert not any("--height" in flag for flag, _, _ in _smaller(spec(precision="int8"), PROFILE))
